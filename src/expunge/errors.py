@@ -1,0 +1,32 @@
+"""Errors a user can act on. Each message names the file, row or key and the way out.
+
+A stage prints the message and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class ExpungeError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class ConfigError(ExpungeError):
+    """params.yaml has an unknown, missing or impossible key."""
+
+
+class DataError(ExpungeError):
+    """A dataset, a request or a row cannot be used as it is."""
+
+
+class ManifestError(ExpungeError):
+    """A directory has no manifest.json, or its files disagree with it."""
+
+
+class CheckpointError(ExpungeError):
+    """A checkpoint cannot be read safely or does not fit the architecture."""
+
+
+class CollapseError(ExpungeError):
+    """A fitted map would ruin the model; it is refused instead of returned."""
+
+
+class QualityError(ExpungeError):
+    """A quality gate said no."""

@@ -1,0 +1,1 @@
+"""Backbones, heads and checkpoints: a classifier is `x -> z` and `logits = W z + b`."""

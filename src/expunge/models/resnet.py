@@ -1,0 +1,48 @@
+"""A compact pre-activation-free ResNet for small images: widths 32-64-128, one residual block each.
+
+`forward` is split where the cut-layer methods need it: `stem`, `stage1`, `stage2`, `stage3`, then global average pooling.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm and a skip; `stride` halves the picture."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width_out)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or width_in != width_out:
+            self.skip = nn.Sequential(nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.skip(x))
+
+
+class ResNetSmall(nn.Module):
+    """`(n, channels, h, w)` float images to features `(n, 128)`; about 0.3 M parameters."""
+
+    feature_dim = 128
+    # In order: what a cut-layer method may keep (below) and relearn (above).
+    stages = ("stem", "stage1", "stage2", "stage3")
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.stage1 = Block(32, 32, 1)
+        self.stage2 = Block(32, 64, 2)
+        self.stage3 = Block(64, 128, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
