@@ -1,0 +1,106 @@
+"""From stored pixels to a backbone's input: the one preprocessing of training, extraction and serving."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from expunge.errors import DataError
+
+Images = NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]]
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+# ITU-R BT.601, the weights with which Pillow turns colour into grey.
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a backbone expects: picture size, channels, and the mean and deviation of pixels scaled to [0, 1].
+
+    Pictures of another size are stretched to `(height, width)`, without cropping, by an antialiased filter.
+    Grey becomes colour by repetition, colour becomes grey by luma.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
+        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if min(self.height, self.width, self.channels) < 1:
+            raise ValueError(f"picture size {self.height} x {self.width} x {self.channels}: each must be at least 1")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}: one value per channel ({self.channels}), std above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
+
+    def __call__(self, images: Images) -> Tensor:
+        """float32 `(n, channels, height, width)`, channels-last in memory, on the device of `images`.
+
+        `images` is uint8 `(n, h, w)` or `(n, h, w, c)`, or a sequence of `(h, w)` or `(h, w, c)` arrays of any sizes.
+        Raises DataError for another type, or for channels that cannot become the backbone's.
+        """
+        if isinstance(images, np.ndarray | Tensor):
+            return self._batch(_as_batch(images, "images"))
+        sizes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for i, image in enumerate(images):
+            if image.ndim not in (2, 3):
+                raise DataError(f"image {i} has shape {tuple(image.shape)}; expected (h, w) or (h, w, c)")
+            sizes[tuple(image.shape)].append(i)
+        out = torch.empty(len(images), self.channels, self.height, self.width, memory_format=torch.channels_last)
+        for rows in sizes.values():
+            out[rows] = self._batch(_as_batch(np.stack([images[i] for i in rows]), f"image {rows[0]}"))
+        return out
+
+    def _batch(self, x: Tensor) -> Tensor:
+        """`x` is uint8 `(n, h, w, c)`."""
+        x = self._with_channels(x.permute(0, 3, 1, 2).float())
+        if x.shape[2:] != (self.height, self.width):
+            x = F.interpolate(x, (self.height, self.width), mode=self.interpolation, antialias=True, align_corners=False)
+            if self.interpolation == "bicubic":
+                x = x.clamp(0, 255)  # the filter overshoots at edges; no picture holds such values
+        mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return x.div(255 * std).sub_(mean / std).contiguous(memory_format=torch.channels_last)
+
+    def _with_channels(self, x: Tensor) -> Tensor:
+        given = x.shape[1]
+        if given == self.channels:
+            return x
+        if given == 1:
+            return x.expand(-1, self.channels, -1, -1)
+        if given == 3 and self.channels == 1:
+            return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        raise DataError(f"images have {given} channels and the model takes {self.channels}; convert them to grey or RGB")
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Preprocess:
+        return cls(**value)
+
+
+def _as_batch(images: NDArray[np.uint8] | Tensor, name: str) -> Tensor:
+    if isinstance(images, np.ndarray):
+        # torch has no read-only tensors and warns about them; Arrow's zero-copy arrays are read-only.
+        images = torch.from_numpy(images if images.flags.writeable else images.copy())
+    if images.dtype != torch.uint8:
+        raise DataError(f"{name}: pixels are {str(images.dtype).removeprefix('torch.')}; expected uint8 in 0..255")
+    if images.ndim == 3:
+        images = images.unsqueeze(-1)
+    if images.ndim != 4 or images.numel() == 0 and len(images):
+        raise DataError(f"{name}: shape {tuple(images.shape)}; expected (n, h, w) or (n, h, w, c)")
+    return images
