@@ -1,0 +1,67 @@
+# Everything a person types. `make` alone prints this help.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export GX_ANALYTICS_ENABLED := false
+# dvc.yaml says `python`: the environment's own comes first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo test test-all lint bench ui clean lock
+
+help: ## This help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Virtual environment in .venv from the lock file
+
+# torch apart: its wheel differs by platform. First what lies at hand (a wheel on offer locally, or the build that is
+# already installed), else the CPU build where there is no NVIDIA GPU, else the platform's default.
+TORCH := torch==2.13.0
+CPU_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$$(uname)" = Darwin ] || echo --index-url https://download.pytorch.org/whl/cpu)
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run: make PYTHON=python3.12 " or 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index $(TORCH) 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check $(CPU_INDEX) $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	touch $@
+
+run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table and report at the end
+	dvc repro
+	expunge show
+
+demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
+	expunge demo
+
+test: $(READY) ## The tests, under 10 minutes on 2 cores
+	pytest -m 'not slow'
+
+test-all: $(READY) ## The slow tests too
+	pytest
+
+lint: $(READY) ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(READY) ## Every speed claim as a ratio measured now; writes reports/bench.json
+	python -m benchmarks
+
+ui: $(READY) ## MLflow UI on http://127.0.0.1:5000
+	expunge ui
+
+clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
+	rm -rf data/dataset data/split data/features data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+lock: ## Resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra models --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements.full
+	uv pip compile pyproject.toml --extra models --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements.lock \
+		$$(grep -oE '^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' requirements.full | tr -d = | sed 's/^/--no-emit-package /')
+	rm requirements.full

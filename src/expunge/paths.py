@@ -1,0 +1,24 @@
+"""Where the files of a run lie, relative to the root of the repository. Mirrors dvc.yaml."""
+
+from pathlib import Path
+
+DATASET = Path("data/dataset")
+SPLIT = Path("data/split")
+FEATURES = Path("data/features")
+EVALUATION = Path("data/evaluation")
+RAW = Path("data/raw")
+MODELS = Path("models")
+ORIGINAL = "original"
+REPORTS = Path("reports")
+VALIDATION = REPORTS / "validation"
+COST = REPORTS / "cost"
+METRICS = REPORTS / "evaluation"
+SUMMARY = REPORTS / "summary.json"
+REGISTRATION = REPORTS / "registration.json"
+DATA_DOCS = REPORTS / "data_docs"
+WORK = Path(".expunge")  # resumable work in progress; never an output
+
+
+def retrained(seed: int) -> str:
+    """The name of a retrained model, below `models/` and `data/features/`."""
+    return f"retrained/{seed}"

@@ -1,0 +1,31 @@
+"""validate: Great Expectations on the dataset, the split or the features; a failure stops the pipeline."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from expunge.files import write_json
+from expunge.paths import DATA_DOCS, DATASET, FEATURES, ORIGINAL, SPLIT, VALIDATION
+from expunge.progress import say
+from expunge.quality import validate_dataset, validate_features, validate_split
+from expunge.stages import run
+
+CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "dataset": lambda docs: validate_dataset(DATASET, docs),
+    "split": lambda docs: validate_split(SPLIT, DATASET, docs),
+    "features": lambda docs: validate_features(FEATURES / ORIGINAL, DATASET, docs),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=CHECKS)
+    what = parser.parse_args().what
+    result = CHECKS[what](DATA_DOCS / what)
+    write_json(VALIDATION / f"{what}.json", result)
+    say(f"validate {what}: {len(result['checks'])} checks passed; Data Docs in {DATA_DOCS / what}")
+
+
+if __name__ == "__main__":
+    run(main)
