@@ -1,0 +1,1 @@
+"""Datasets: readers of many sources, one canonical Parquet form, and the retain/forget split."""

@@ -1,0 +1,181 @@
+"""Reading the canonical dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge.data.images import decode, raw_stack
+from expunge.data.schema import CLASSES, DIGEST_BYTES, RAW
+from expunge.errors import DataError, ManifestError
+from expunge.files import digest_of, read_json, read_manifest
+
+Images = np.ndarray | list[np.ndarray]
+
+
+class Dataset:
+    """A dataset directory whose manifest was checked.
+
+    `rows` is the number of rows, `class_names` the names by label, `encoding` "raw" or "encoded", `image_shape` the
+    (height, width, channels) that all images share, or None. Images are one uint8 array `(n, h, w, c)` when they
+    share a shape, else a list of `(h, w, c)` arrays.
+    """
+
+    def __init__(self, directory: Path | str, verify: bool = True) -> None:
+        """Raises ManifestError for a directory without a manifest or whose files disagree with it.
+
+        `verify=False` compares sizes only, not every sha256.
+        """
+        self.directory = Path(directory)
+        self.manifest = read_manifest(self.directory, verify=verify)
+        if "encoding" not in self.manifest:
+            raise ManifestError(f"{self.directory}: not a dataset (its producer is {self.manifest.get('producer')!r})")
+        files = self.manifest["files"]
+        self._shards = [self.directory / name for name in sorted(files) if name.startswith("part-")]
+        self.rows = sum(int(files[s.name]["rows"]) for s in self._shards)
+        self.class_names: list[str] = read_json(self.directory / CLASSES)["names"]
+        self.encoding: str = self.manifest["encoding"]
+        shape = self.manifest["image_shape"]
+        self.image_shape: tuple[int, int, int] | None = (shape[0], shape[1], shape[2]) if shape else None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:...` of the content of all files."""
+        return digest_of({name: entry["sha256"] for name, entry in self.manifest["files"].items()})
+
+    @cached_property
+    def columns(self) -> list[str]:
+        return list(pq.read_schema(self._shards[0]).names)
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """The named columns of all rows, in memory."""
+        unknown = [c for c in columns if c not in self.columns]
+        if unknown:
+            raise DataError(f"{self.directory}: no column {unknown[0]!r}; it has {', '.join(self.columns)}")
+        try:
+            return pa.concat_tables([pq.ParquetFile(s).read(columns=list(columns)) for s in self._shards])
+        except (pa.ArrowException, OSError) as e:
+            raise ManifestError(f"{self.directory}: a shard cannot be read ({e}); run prepare again") from e
+
+    def labels(self) -> np.ndarray:
+        """int32 `(rows,)`."""
+        return np.asarray(self.table(["label"])["label"].to_numpy())
+
+    def splits(self) -> np.ndarray:
+        """str `(rows,)`, "train" or "test"."""
+        return np.array(self.table(["split"])["split"].to_pylist(), dtype="U5")
+
+    def sample_ids(self) -> list[str]:
+        ids: list[str] = self.table(["sample_id"])["sample_id"].to_pylist()
+        return ids
+
+    def digests(self) -> np.ndarray:
+        """Row digests as void scalars `(rows,)` of 16 bytes: comparable, sortable, usable in np.isin."""
+        column = self.table(["digest"])["digest"]
+        return np.frombuffer(b"".join(column.to_pylist()), dtype=f"V{DIGEST_BYTES}")
+
+    def iter_batches(
+        self, rows_per_batch: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, Images]]:
+        """Yield `(first row, images)` for rows `start` to `stop`, `rows_per_batch` at a time; the last may be shorter.
+
+        Arrays may be read-only views of a decoded Parquet page. Raises DataError naming the row of a bad image.
+        """
+        if rows_per_batch < 1:
+            raise ValueError(f"rows_per_batch is {rows_per_batch}; give at least 1")
+        stop = self.rows if stop is None else min(stop, self.rows)
+        row = start
+        pending: list[pa.Table] = []
+        for group in self._groups:
+            lo, hi = max(start, group.first), min(stop, group.first + group.rows)
+            if lo >= hi:
+                continue
+            pending.append(self._read_images(group).slice(lo - group.first, hi - lo))
+            table = pa.concat_tables(pending)
+            while len(table) >= rows_per_batch:
+                yield row, self._decode(table.slice(0, rows_per_batch))
+                table = table.slice(rows_per_batch)
+                row += rows_per_batch
+            pending = [table]
+        if pending and len(pending[0]):
+            yield row, self._decode(pending[0])
+
+    def images(self, rows: np.ndarray | None = None) -> Images:
+        """Images of the row positions `rows` `(n,)`, in that order, or of all rows, decoded into memory."""
+        wanted = np.arange(self.rows) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} asked of a dataset with {self.rows} rows")
+        order = np.argsort(wanted, kind="stable")
+        ordered = wanted[order]
+        out: Images
+        out = np.empty((len(wanted), *self.image_shape), dtype=np.uint8) if self.image_shape else [_EMPTY] * len(wanted)
+        for group in self._groups:
+            lo, hi = np.searchsorted(ordered, [group.first, group.first + group.rows])
+            if lo == hi:
+                continue
+            table = self._read_images(group)
+            inside = ordered[lo:hi] - group.first
+            if not np.array_equal(inside, np.arange(group.rows)):
+                table = table.take(pa.array(inside))
+            decoded = self._decode(table)
+            if isinstance(out, np.ndarray):
+                out[order[lo:hi]] = decoded
+            else:
+                for position, image in zip(order[lo:hi], decoded, strict=True):
+                    out[position] = image
+        return out
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        groups, first = [], 0
+        for shard in self._shards:
+            meta = pq.read_metadata(shard)
+            for i in range(meta.num_row_groups):
+                groups.append(_Group(shard, i, first, meta.row_group(i).num_rows))
+                first += groups[-1].rows
+        return groups
+
+    def _read_images(self, group: _Group) -> pa.Table:
+        columns = ["sample_id", "image"]
+        if self.image_shape is None and self.encoding == RAW:
+            columns += ["height", "width", "channels"]
+        try:
+            with pq.ParquetFile(group.shard, memory_map=True) as file:
+                return file.read_row_group(group.index, columns=columns)
+        except (pa.ArrowException, OSError) as e:
+            raise ManifestError(f"{group.shard}: row group {group.index} is unreadable ({e}); prepare again") from e
+
+    def _decode(self, table: pa.Table) -> Images:
+        column = table["image"].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks)
+        if self.encoding == RAW and self.image_shape:
+            return raw_stack(column, self.image_shape)
+        if self.encoding == RAW:
+            shapes = zip(*(table[c].to_pylist() for c in ("height", "width", "channels")), strict=True)
+            return [np.frombuffer(b.as_buffer(), np.uint8).reshape(s) for b, s in zip(column, shapes, strict=True)]
+        ids = table["sample_id"].to_pylist()
+        images = [decode(b.as_py(), f"{self.directory}: {i}") for b, i in zip(column, ids, strict=True)]
+        return np.stack(images) if self.image_shape else images
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One row group of a shard, and the dataset row that it starts at."""
+
+    shard: Path
+    index: int
+    first: int
+    rows: int
+
+
+_EMPTY = np.empty((0, 0, 1), dtype=np.uint8)

@@ -1,0 +1,81 @@
+"""From stored image bytes to uint8 pixels `(h, w, c)` with c in {1, 3}."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from expunge.errors import DataError
+
+# Formats whose decoders are self-contained; Pillow's EPS plug-in, for one, would start an interpreter.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Pixels of one image file as a new `(h, w, c)` uint8 array; `name` is used in messages.
+
+    Grey stays grey (c = 1), everything else becomes RGB. EXIF rotation is applied. Transparent pixels are laid over
+    white. 16-bit grey is scaled to 8 bits. Raises DataError for a corrupt file and for what cannot be converted
+    faithfully: 32-bit integers, floats, CIELAB, several frames.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            frames = getattr(opened, "n_frames", 1)
+            if frames > 1:
+                raise DataError(f"{name}: the image has {frames} frames; keep one of them")
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            return _pixels(image, name)
+    except DataError:
+        raise
+    except Exception as e:  # decoders of broken files raise nearly anything: OSError, SyntaxError, ValueError, KeyError
+        raise DataError(f"{name}: not a readable image ({type(e).__name__}: {e}); replace or remove it") from e
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255 instead of scaling.
+        deep = np.asarray(image).astype(np.uint32)
+        return ((deep * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
+    if mode in ("I", "F", "LAB"):
+        raise DataError(f"{name}: pixel mode {mode!r} has no faithful 8-bit form; convert it to 8-bit grey or RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white.convert("L" if mode in ("LA", "L", "1") else "RGB")
+    elif mode == "1":
+        image = image.convert("L")
+    elif mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    pixels = np.array(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def binary_array(images: np.ndarray) -> pa.Array:
+    """`(n, h, w, c)` uint8 images as a binary Arrow array of n rows, without copying a contiguous input."""
+    images = np.ascontiguousarray(images)
+    n, size = len(images), int(np.prod(images.shape[1:]))
+    offsets = np.arange(n + 1, dtype=np.int64) * size
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise ValueError("one Arrow binary array holds at most 2 GiB; pass fewer images at a time")
+    return pa.Array.from_buffers(
+        pa.binary(), n, [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(images.reshape(-1))]
+    )
+
+
+def raw_stack(column: pa.Array, shape: tuple[int, int, int]) -> np.ndarray:
+    """A read-only `(n, h, w, c)` view of raw images of one shape: no copy, the values buffer is reshaped.
+
+    Raises ValueError when the stored bytes are not n times the size of `shape`.
+    """
+    n, size = len(column), int(np.prod(shape))
+    _, offsets, values = column.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32, count=n + 1, offset=4 * column.offset)
+    if not np.array_equal(np.diff(ends), np.full(n, size)):
+        raise ValueError(f"raw images are not all {size} bytes, as their shape {shape} asks")
+    return np.frombuffer(values, dtype=np.uint8, count=n * size, offset=int(ends[0])).reshape(n, *shape)

@@ -1,0 +1,60 @@
+"""The canonical dataset: its columns, its constants and the digest of a row.
+
+A dataset is a directory of Parquet shards, `classes.json`, `duplicates.parquet` and `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+TRAIN, TEST = "train", "test"
+SPLITS = (TRAIN, TEST)
+
+RETAIN, FORGET, TEST_RETAIN, TEST_FORGET = "retain", "forget", "test_retain", "test_forget"
+PARTS = (RETAIN, FORGET, TEST_RETAIN, TEST_FORGET)
+
+RAW = "raw"  # row-major HWC uint8
+ENCODED = "encoded"  # the original PNG, JPEG, ... file
+
+DIGEST_BYTES = 16
+CLASSES = "classes.json"
+DUPLICATES = "duplicates.parquet"
+
+
+def dataset_schema(has_subject: bool) -> pa.Schema:
+    """Columns of a dataset shard, in order. `subject` may be null in a row, nothing else may."""
+    fields = [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("subject", pa.string()),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("channels", pa.int32(), nullable=False),
+        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
+    ]
+    return pa.schema([f for f in fields if has_subject or f.name != "subject"])
+
+
+ASSIGNMENT_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+    ]
+)
+
+
+def row_digest(image: np.ndarray) -> bytes:
+    """BLAKE2b-128 of the shape and the decoded pixels of one `(h, w, c)` uint8 image.
+
+    Two files with the same pixels have the same digest, whatever their format; a grey image and the same picture
+    stored as colour do not.
+    """
+    h = hashlib.blake2b(np.asarray(image.shape, dtype="<u4").tobytes(), digest_size=DIGEST_BYTES)
+    h.update(np.ascontiguousarray(image).data)
+    return h.digest()

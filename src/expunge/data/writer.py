@@ -1,0 +1,211 @@
+"""Write any source as the canonical Parquet dataset: streamed, whole or not at all, the same bytes every time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from expunge.data.images import binary_array, decode
+from expunge.data.schema import (
+    CLASSES,
+    DIGEST_BYTES,
+    DUPLICATES,
+    ENCODED,
+    SPLITS,
+    dataset_schema,
+    row_digest,
+)
+from expunge.data.source import Batch, Source
+from expunge.errors import DataError
+from expunge.files import staged_dir, write_json, write_manifest
+
+log = logging.getLogger(__name__)
+
+GROUP_ROWS = 4096
+GROUP_BYTES = 32 << 20  # of image bytes; what stays in memory while writing
+SHARD_BYTES = 200 << 20
+
+
+def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) -> dict[str, Any]:
+    """Write `source` to the directory `out_dir` and return its manifest.
+
+    Images are streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
+    rows. Raises DataError naming the row for a corrupt image, a label out of range, an unknown split, a repeated id.
+    """
+    schema = dataset_schema(source.has_subject)
+    kept: list[pa.Table] = []
+    shapes: set[tuple[int, int, int]] = set()
+    with staged_dir(out_dir) as tmp:
+        shards = _Shards(tmp, schema, shard_rows, source.encoding)
+        try:
+            for batch in source.batches:
+                for group in _groups(batch):
+                    table = _table(group, source, schema, shapes)
+                    kept.append(table.select(["sample_id", "label", "split", "digest"]))
+                    shards.add(table)
+        finally:
+            shards.close()
+        if not kept:
+            raise DataError(f"{source.name}: no images found")
+        rows = pa.concat_tables(kept).combine_chunks()
+        _check_rows(rows, source)
+        duplicates, counts = find_duplicates(rows)
+        if counts["rows"]:
+            log.warning("%s: %d images have an exact duplicate (%s)", source.name, counts["rows"], DUPLICATES)
+        pq.write_table(duplicates, tmp / DUPLICATES, compression="zstd")
+        write_json(tmp / CLASSES, {"names": list(source.class_names)})
+        n_train = pc.sum(pc.equal(rows["split"], "train")).as_py()
+        return write_manifest(
+            tmp,
+            "prepare",
+            rows={**shards.rows, DUPLICATES: duplicates.num_rows},
+            source=source.name,
+            encoding=source.encoding,
+            image_shape=list(next(iter(shapes))) if len(shapes) == 1 else None,
+            rows_train=n_train,
+            rows_test=rows.num_rows - n_train,
+            duplicates=counts,
+        )
+
+
+def find_duplicates(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Rows whose pixels occur more than once, and how many there are.
+
+    `rows` holds sample_id, label, split and digest. The table has columns sample_id, group (int32, numbered by first
+    occurrence), label, split, ordered by group; the counts are rows, groups, groups_across_splits and
+    groups_across_labels.
+    """
+    digests = np.frombuffer(b"".join(rows["digest"].to_pylist()), dtype="<u8").reshape(-1, DIGEST_BYTES // 8)
+    order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(new)
+    sizes = np.diff(np.append(starts, len(order)))
+    groups = sorted((order[s : s + n] for s, n in zip(starts, sizes, strict=True) if n > 1), key=lambda g: int(g[0]))
+    index = np.concatenate(groups) if groups else np.empty(0, dtype=np.int64)
+    number = np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups])
+    table = rows.select(["sample_id", "label", "split"]).take(pa.array(index))
+    table = table.add_column(1, "group", pa.array(number, pa.int32()))
+    per_group = table.group_by("group").aggregate([("split", "count_distinct"), ("label", "count_distinct")])
+    return table, {
+        "rows": len(index),
+        "groups": len(groups),
+        "groups_across_splits": int(np.sum(per_group["split_count_distinct"].to_numpy() > 1)),
+        "groups_across_labels": int(np.sum(per_group["label_count_distinct"].to_numpy() > 1)),
+    }
+
+
+class _Shards:
+    """Parquet shards of at most `shard_rows` rows and about SHARD_BYTES of images, one row group per added table."""
+
+    def __init__(self, directory: Path, schema: pa.Schema, shard_rows: int, encoding: str) -> None:
+        if shard_rows < 1:
+            raise DataError(f"shard_rows is {shard_rows}; give at least 1")
+        self.rows: dict[str, int] = {}
+        self._directory, self._schema, self._shard_rows = directory, schema, shard_rows
+        compress = {f.name: "zstd" for f in schema} | ({"image": "none"} if encoding == ENCODED else {})
+        self._options: dict[str, Any] = {
+            "compression": compress,
+            "use_dictionary": [n for n in ("subject", "label", "split") if n in schema.names],
+            "write_statistics": [n for n in ("label", "split") if n in schema.names],
+        }
+        self._writer: pq.ParquetWriter | None = None
+        self._bytes = 0
+        self._name = ""
+
+    def add(self, table: pa.Table) -> None:
+        while table.num_rows:
+            if self._writer is None or self.rows[self._name] >= self._shard_rows or self._bytes >= SHARD_BYTES:
+                self._open()
+            assert self._writer is not None
+            part = table.slice(0, self._shard_rows - self.rows[self._name])
+            self._writer.write_table(part, row_group_size=part.num_rows)
+            self.rows[self._name] += part.num_rows
+            self._bytes += pc.sum(pc.binary_length(part["image"])).as_py()
+            table = table.slice(part.num_rows)
+
+    def _open(self) -> None:
+        self.close()
+        self._name = f"part-{len(self.rows):05d}.parquet"
+        self.rows[self._name] = self._bytes = 0
+        self._writer = pq.ParquetWriter(self._directory / self._name, self._schema, **self._options)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _groups(batch: Batch) -> Iterator[Batch]:
+    """Cut a batch so that each piece fits a row group, by rows and by bytes."""
+    n = len(batch.sample_ids)
+    if not len(batch.labels) == len(batch.splits) == len(batch.images) == n:
+        raise DataError(f"a reader gave {n} ids for {len(batch.images)} images and {len(batch.labels)} labels")
+    encoded = isinstance(batch.images, list)
+    sizes = [len(i) for i in batch.images] if encoded else np.full(n, batch.images[0].size)
+    start = 0
+    while start < n:
+        fits = int(np.searchsorted(np.cumsum(sizes[start : start + GROUP_ROWS]), GROUP_BYTES, side="right"))
+        cut = slice(start, start + max(fits, 1))
+        yield Batch(
+            batch.sample_ids[cut],
+            batch.labels[cut],
+            batch.splits[cut],
+            batch.images[cut],
+            batch.subjects[cut] if batch.subjects is not None else None,
+        )
+        start = cut.stop
+
+
+def _table(batch: Batch, source: Source, schema: pa.Schema, shapes: set[tuple[int, int, int]]) -> pa.Table:
+    n = len(batch.sample_ids)
+    labels = np.asarray(batch.labels)
+    bad = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
+    if len(bad):
+        raise DataError(
+            f"{source.name}: row {batch.sample_ids[bad[0]]!r} has label {labels[bad[0]]}, outside 0 to "
+            f"{len(source.class_names) - 1}; correct it or name all classes"
+        )
+    size = np.empty((n, 3), dtype=np.int32)
+    digests = []
+    for i, image in enumerate(batch.images):
+        pixels = image if isinstance(image, np.ndarray) else decode(image, f"{source.name}: {batch.sample_ids[i]}")
+        size[i] = pixels.shape
+        digests.append(row_digest(pixels))
+    if size.min() < 1 or not np.isin(size[:, 2], (1, 3)).all():
+        raise DataError(f"{source.name}: images are {size[0].tolist()}; (height, width, 1 or 3) is needed")
+    shapes.update((int(h), int(w), int(c)) for h, w, c in np.unique(size, axis=0))
+    images = pa.array(batch.images, pa.binary()) if isinstance(batch.images, list) else binary_array(batch.images)
+    columns = {
+        "sample_id": pa.array(batch.sample_ids, pa.string()),
+        "subject": pa.array(batch.subjects, pa.string()) if batch.subjects is not None else pa.nulls(n, pa.string()),
+        "label": pa.array(labels.astype(np.int32)),
+        "split": pa.array(batch.splits, pa.string()),
+        "image": images,
+        "height": pa.array(size[:, 0]),
+        "width": pa.array(size[:, 1]),
+        "channels": pa.array(size[:, 2]),
+        "digest": pa.array(digests, pa.binary(DIGEST_BYTES)),
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _check_rows(rows: pa.Table, source: Source) -> None:
+    counts = pc.value_counts(rows["sample_id"])
+    repeated = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
+    if repeated:
+        raise DataError(f"{source.name}: {len(repeated)} sample ids occur twice or more, first {repeated[0]!r}")
+    splits = set(pc.unique(rows["split"]).to_pylist())
+    unknown = sorted(splits - set(SPLITS))
+    if unknown:
+        raise DataError(f"{source.name}: split {unknown[0]!r} is neither 'train' nor 'test'; rename or drop those rows")
+    for name in SPLITS:
+        if name not in splits:
+            raise DataError(f"{source.name}: no {name} rows; both train and test are needed (see test_fraction)")
