@@ -68,7 +68,9 @@ def load_classifier(directory: Path | str) -> Classifier:
     read_manifest(directory)
     description = read_json(directory / DESCRIPTION)
     if description.get("schema") != SCHEMA:
-        raise CheckpointError(f"{directory / DESCRIPTION}: schema {description.get('schema')!r}, this version reads {SCHEMA}")
+        raise CheckpointError(
+            f"{directory / DESCRIPTION}: schema {description.get('schema')!r}, this version reads {SCHEMA}"
+        )
     card, preprocess = ModelCard.from_json(description["card"]), Preprocess.from_json(description["preprocess"])
     classifier = rebuild(card, preprocess)
     load_tensors(classifier, read_weights(directory / WEIGHTS), directory / WEIGHTS)
@@ -93,7 +95,9 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
     ]
     if problems:
         kind = type(module).__name__
-        raise CheckpointError(f"{source}: made for another architecture than this {kind}; tensors: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{source}: made for another architecture than this {kind}; tensors: {'; '.join(problems)}"
+        )
     module.load_state_dict({**own, **tensors})
 
 

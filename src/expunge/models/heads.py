@@ -1,0 +1,100 @@
+"""Where a classifier's last linear layer is, and the model cut in two there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import ConfigError
+
+
+class LogitsOf(nn.Module):
+    """A transformers model that returns its logits (or, once cut, its features) as a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=x).logits
+        return logits
+
+
+def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str:
+    """Name of the nn.Linear whose output is the model's output on `pixels (n, c, h, w)`.
+
+    `named` restricts the search to one module. Raises ConfigError if there is no such layer: what follows it,
+    or a head that is not linear, would be lost in `W z + b`.
+    """
+    linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if named is not None and named not in linear:
+        raise ConfigError(f"model.head: {named!r} is not a linear layer of the model; it has {_some(list(linear))}")
+    outputs: dict[str, Tensor] = {}
+
+    def remember(name: str) -> None:
+        def hook(_module: nn.Module, _given: object, out: Tensor) -> None:
+            outputs.pop(name, None)  # so that the order is that of the last calls
+            outputs[name] = out
+
+        handles.append(linear[name].register_forward_hook(hook))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for name in [named] if named is not None else linear:
+        remember(name)
+    try:
+        logits = _run(model, pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in reversed(outputs):
+        if outputs[name].shape == logits.shape and torch.equal(outputs[name], logits):
+            return name
+    if named is not None:
+        raise ConfigError(
+            f"model.head: the output of {named!r} is not the model's output; only the last linear layer can be the head"
+        )
+    raise ConfigError(
+        f"no linear layer gives the model's output unchanged, so it has no linear head; linear layers: {_some(list(linear))}"
+    )
+
+
+def split_at(model: nn.Module, head: str, pixels: Tensor) -> tuple[nn.Module, nn.Linear]:
+    """Cut `model` (changed in place) before the linear layer `head`: backbone (pixels -> z) and head, always with a bias.
+
+    Raises ConfigError unless `head(backbone(pixels))` is what the model gave and z has shape (n, d).
+    """
+    logits = _run(model, pixels)
+    parent, _, leaf = head.rpartition(".")
+    owner = model.get_submodule(parent)
+    linear = model.get_submodule(head)
+    assert isinstance(linear, nn.Linear)
+    setattr(owner, leaf, nn.Identity())
+    z = _run(model, pixels)
+    if z.shape != (len(pixels), linear.in_features):
+        raise ConfigError(
+            f"model.head: the input of {head!r} has shape {tuple(z.shape)}; expected one vector per image"
+        )
+    if linear.bias is None:
+        linear = _with_bias(linear)
+    if not torch.allclose(linear(z), logits, rtol=1e-4, atol=1e-5):
+        raise ConfigError(f"model.head: {head!r} applied to its input does not give the model's output again")
+    return model, linear
+
+
+def _with_bias(linear: nn.Linear) -> nn.Linear:
+    """Folding a map adds to the bias, so there must be one."""
+    out = nn.Linear(linear.in_features, linear.out_features)
+    with torch.no_grad():
+        out.weight.copy_(linear.weight)
+        out.bias.zero_()
+    return out
+
+
+def _run(model: nn.Module, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model.eval()(pixels)
+    return out
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[-5:]) or "none") + (f" (the last 5 of {len(names)})" if len(names) > 5 else "")

@@ -1,0 +1,114 @@
+"""Classifiers by name, cut at their head, with the weights they start from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import ConfigError
+from expunge.models.checkpoint import load_tensors, read_weights
+from expunge.models.classifier import Classifier, ModelCard
+from expunge.models.families import Expects, Headed, Shape, family_of
+from expunge.models.heads import LogitsOf, find_head, split_at
+from expunge.models.preprocess import Preprocess
+
+
+def build(
+    name: str,
+    num_classes: int,
+    image_shape: Shape,
+    *,
+    training: str = "full",
+    saw_forget_data: bool = True,
+    image_size: int | None = None,
+    checkpoint: Path | str | None = None,
+    head: str | None = None,
+    seed: int = 0,
+) -> Classifier:
+    """Build the classifier `name` for images of `image_shape` (h, w, c), in eval mode.
+
+    Weights come from `checkpoint`, else from what the source brings along (EfficientNet-Lite0's package, a transformers
+    directory), else from `seed`. With `training` "none" they must fit tensor by tensor; otherwise a head for another
+    number of classes is left out and starts anew. With "head" there must be weights: a random backbone is not frozen.
+    `image_size`: side of the square the images are resized to; None takes the backbone's own.
+    `head`: name of the last linear layer; None finds it.
+    Raises ConfigError for names and sizes that cannot be, CheckpointError for weights that do not fit.
+    """
+    family, detail = family_of(name)
+    expects = family.expects(detail, image_shape, (image_size, image_size) if image_size else None)
+    weights = Path(checkpoint) if checkpoint is not None else expects.weights
+    if training != "full" and weights is None:
+        raise ConfigError(
+            f"model.checkpoint: {name} comes without weights, and model.training is {training}; name a file of weights"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family.make(detail, num_classes, expects.size, image_shape[2], expects.options)
+    preprocess = _preprocess(expects, model, image_shape[2], name)
+    pixels = _example(preprocess)
+    head = find_head(model, pixels, head and _inner_name(model, head))
+    if weights is not None:
+        _load(model, head, weights, strict=training == "none")
+    return _cut(
+        model,
+        head,
+        pixels,
+        preprocess,
+        ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options),
+    )
+
+
+def rebuild(card: ModelCard, preprocess: Preprocess) -> Classifier:
+    """The architecture a card describes, its weights still to be loaded."""
+    family, detail = family_of(card.name)
+    size = (preprocess.height, preprocess.width)
+    with torch.random.fork_rng(devices=[]):
+        model = family.make(detail, card.num_classes, size, preprocess.channels, card.options)
+    return _cut(model, card.head, _example(preprocess), preprocess, card)
+
+
+def _cut(model: nn.Module, head: str, pixels: Tensor, preprocess: Preprocess, card: ModelCard) -> Classifier:
+    backbone, linear = split_at(model, head, pixels)
+    if linear.out_features != card.num_classes:
+        raise ConfigError(
+            f"model.name: {card.name} gives {linear.out_features} logits, the dataset has {card.num_classes} classes"
+        )
+    if isinstance(backbone, Headed):
+        backbone = backbone.backbone
+    return Classifier(backbone, linear, preprocess, replace(card, feature_dim=linear.in_features)).eval()
+
+
+def _preprocess(expects: Expects, model: nn.Module, image_channels: int, name: str) -> Preprocess:
+    """A model takes as many channels as its first convolution."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else image_channels
+    mean, std = (v * channels if len(v) == 1 else v for v in (expects.mean, expects.std))
+    try:
+        return Preprocess(*expects.size, channels, mean, std, expects.interpolation)
+    except ValueError as e:
+        raise ConfigError(f"model.name: {name}: {e}") from None
+
+
+def _example(preprocess: Preprocess) -> Tensor:
+    """Noise in which two layers will not agree by chance."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, preprocess.channels, preprocess.height, preprocess.width, generator=generator)
+
+
+def _inner_name(model: nn.Module, head: str) -> str:
+    """Users name layers as transformers does, without our wrapper."""
+    return f"model.{head}" if isinstance(model, LogitsOf) else head
+
+
+def _load(model: nn.Module, head: str, path: Path, strict: bool) -> None:
+    target, inner = (model.model, head.removeprefix("model.")) if isinstance(model, LogitsOf) else (model, head)
+    tensors = read_weights(path)
+    own = target.state_dict()
+    if not strict:
+        for key in (f"{inner}.weight", f"{inner}.bias"):
+            if key in own and (key not in tensors or tensors[key].shape != own[key].shape):
+                tensors[key] = own[key]
+    load_tensors(target, tensors, path)
