@@ -1,0 +1,34 @@
+"""The script that MLflow stores with a model and runs to load it: no class of ours is pickled.
+
+Do not import it: it announces a model when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from numpy.typing import NDArray
+
+from expunge.errors import DataError
+from expunge.serving.servable import Servable
+
+
+class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
+    """Raw images, uint8 `(n, h, w)` or `(n, h, w, c)`, to class probabilities, float32 `(n, C)`."""
+
+    def load_context(self, context: Any) -> None:
+        self.servable = Servable.load(context.artifacts["servable"])
+
+    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
+        # model_input has no type hint on purpose: MLflow would take one for the signature.
+        try:
+            return self.servable.probabilities(model_input)
+        except DataError as e:
+            raise MlflowException.invalid_parameter_value(str(e)) from None
+
+
+set_model(UnlearnedClassifier())

@@ -1,0 +1,44 @@
+"""Runs and registered models in MLflow. The one package of this project that imports it, the served script apart."""
+
+import os
+
+# Before the first import of mlflow: nothing leaves the machine, and standard output belongs to the stage.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+from expunge.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    Submission,
+    Version,
+    aliased,
+    find_version,
+    model_name,
+    move_alias,
+    register_model,
+    write_receipt,
+)
+from expunge.tracking.runs import Dataset, Detail, RunIds, log_pipeline_run, metrics_of
+from expunge.tracking.store import connect, preflight, tracking_uri
+
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "Dataset",
+    "Detail",
+    "RunIds",
+    "Submission",
+    "Version",
+    "aliased",
+    "connect",
+    "find_version",
+    "log_pipeline_run",
+    "metrics_of",
+    "model_name",
+    "move_alias",
+    "preflight",
+    "register_model",
+    "tracking_uri",
+    "write_receipt",
+]

@@ -1,0 +1,239 @@
+"""One parent run per pipeline run, one child per reference and method, the same metric names in all of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Metric, Param
+
+from expunge.errors import TrackingError
+from expunge.tracking.store import connect, experiment_of, refusals
+
+# Limits of MLflow's batch call and of its columns.
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+TAG_LENGTH = 8000
+DATASET_DIGEST = 36
+ROW_IDS = {"sample_id", "subject"}
+
+T = TypeVar("T")
+Curve = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A logged input: name, digest (`sha256:...` is cut to the 36 characters MLflow keeps), counts, where it lies."""
+
+    name: str
+    digest: str
+    counts: Mapping[str, int]
+    source: str = "data/dataset"
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a child run holds beside its entry in the summary.
+
+    `curves`: metric name -> `(step, value)` pairs, for what is iterative.
+    `artifacts`: files or directories, logged under their own names.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    artifacts: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class RunIds:
+    experiment: str
+    parent: str
+    children: Mapping[str, str]
+
+
+def metrics_of(candidate: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one candidate of the summary under grouped names.
+
+    `{"divergence": {"forget": {"kl": 0.1}}}` becomes `{"divergence/forget_kl": 0.1}`. Characters that MLflow does
+    not take become `_`. Strings, flags, nulls and lists are left out.
+    """
+    out: dict[str, float] = {}
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, (*path, _plain(str(key))))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            group, rest = path[0], path[1:]
+            out["/".join((group, "_".join(rest))) if rest else group] = float(value)
+
+    walk(candidate, ())
+    return out
+
+
+def log_pipeline_run(
+    summary: Mapping[str, Any],
+    *,
+    experiment: str,
+    run_name: str,
+    description_md: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    dataset: Dataset,
+    per_method: Mapping[str, Detail] | None = None,
+    artifacts: Sequence[Path] = (),
+) -> RunIds:
+    """Log `reports/summary.json` as a parent run and one child per entry of `references` and `methods`.
+
+    The parent carries the description, the parameters, the artifacts, the dataset and the request as inputs
+    (digests and counts), and the selected method's metrics, so that pipeline runs compare with each other.
+    `tags` go to every run; `claim_level` and `failed_gates` are added from each verdict. Runs that were begun
+    are marked FAILED when something goes wrong. Raises TrackingError if the store refuses, or for an artifact
+    that holds ids of rows.
+    """
+    per_method = dict(per_method or {})
+    candidates = {**summary["references"], **summary["methods"]}
+    if unknown := sorted(set(per_method) - set(candidates)):
+        raise ValueError(f"details for {unknown}, which the summary does not hold: {sorted(candidates)}")
+    for path in [*artifacts, *(p for detail in per_method.values() for p in detail.artifacts)]:
+        refuse_row_ids(path)
+
+    request, selected = summary["request"], summary.get("selected")
+    common = {**tags, "request": request["digest"], "model": summary["model"]["name"]}
+    begun: list[str] = []
+    client = connect()
+    with refusals(f"logging {run_name!r}"):
+        experiment_id = experiment_of(client, experiment).experiment_id
+
+        def begin(name: str, run_tags: Mapping[str, str]) -> str:
+            run_id: str = client.create_run(experiment_id, tags=dict(run_tags), run_name=name).info.run_id
+            begun.append(run_id)
+            return run_id
+
+        try:
+            chosen = candidates.get(selected, {})
+            parent = begin(
+                run_name,
+                {
+                    **common,
+                    **_verdict_tags(chosen),
+                    "role": "pipeline",
+                    "selected": selected or "none",
+                    "mlflow.note.content": clip(description_md, TAG_LENGTH),
+                },
+            )
+            client.log_inputs(parent, datasets=_inputs(dataset, request))
+            counts = {f"request/{k}": float(v) for k, v in request.items() if k.endswith("_rows")}
+            _log(client, parent, Detail({**metrics_of(chosen), **counts}, params, {}, artifacts))
+            children = {}
+            # Newest first is how the table shows them: the last one logged, the original, stands on top.
+            for name in reversed(candidates):
+                role = "method" if name in summary["methods"] else "reference"
+                child_tags = {**common, **_verdict_tags(candidates[name]), "role": role, "method": name}
+                children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent})
+                detail = per_method.get(name, Detail())
+                metrics = {**metrics_of(candidates[name]), **detail.metrics}
+                _log(client, children[name], Detail(metrics, detail.params, detail.curves, detail.artifacts))
+        except BaseException:
+            for run_id in begun:
+                client.set_terminated(run_id, "FAILED")
+            raise
+        for run_id in reversed(begun):
+            client.set_terminated(run_id, "FINISHED")
+    return RunIds(experiment_id, parent, children)
+
+
+def clip(text: str, limit: int) -> str:
+    """`text`, or its whole first lines with a note when it is longer than MLflow keeps."""
+    if len(text) <= limit:
+        return text
+    note = "\n\n*The rest is in the run's artifacts.*"
+    return text[: limit - len(note)].rpartition("\n")[0] + note
+
+
+def refuse_row_ids(path: Path) -> None:
+    """Raise TrackingError if a file, or one below a directory, holds ids of rows or people: they stay in the data."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise TrackingError(f"{path}: nothing there to log; run the stage that writes it")
+    for file in files:
+        if file.suffix == ".parquet" or ROW_IDS & _names_in(file):
+            raise TrackingError(
+                f"{file}: holds ids of rows, which are not logged; leave it out or write it without them"
+            )
+
+
+def _names_in(file: Path) -> set[str]:
+    """Column names of a CSV file, keys of a JSON file, nothing of others."""
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8") as f:
+            return set(next(csv.reader(f), []))
+    if file.suffix == ".json":
+        names: set[str] = set()
+        json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: names.update(k for k, _ in pairs))
+        return names
+    return set()
+
+
+def _log(client: MlflowClient, run_id: str, detail: Detail) -> None:
+    now = int(time.time() * 1000)
+    metrics = [Metric(_plain(k), float(v), now, 0) for k, v in detail.metrics.items()]
+    metrics += [Metric(_plain(k), float(v), now, step) for k, curve in detail.curves.items() for step, v in curve]
+    infinite = sorted({m.key for m in metrics if math.isinf(m.value)})
+    if infinite:
+        raise TrackingError(f"metrics {infinite} are infinite; a run keeps finite numbers only")
+    params = [Param(_plain(k), str(v)) for k, v in detail.params.items()]
+    for some in _chunks(metrics, METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=some)
+    for some_params in _chunks(params, PARAMS_PER_CALL):
+        client.log_batch(run_id, params=some_params)
+    for path in detail.artifacts:
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
+
+
+def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:
+    verdict = candidate.get("verdict")
+    if not verdict:
+        return {}
+    return {"claim_level": str(verdict["level"]), "failed_gates": ", ".join(verdict["failed_gates"]) or "none"}
+
+
+def _inputs(dataset: Dataset, request: Mapping[str, Any]) -> list[DatasetInput]:
+    counts = {k: v for k, v in request.items() if k.endswith("_rows")}
+    split = Dataset(f"{dataset.name}, {request['selector']} forgotten", request["digest"], counts, "data/split")
+    return [_input(dataset, "dataset"), _input(split, "erasure request")]
+
+
+def _input(dataset: Dataset, context: str) -> DatasetInput:
+    entity = DatasetEntity(
+        name=dataset.name,
+        digest=dataset.digest.removeprefix("sha256:")[:DATASET_DIGEST],
+        source_type="local",
+        source=json.dumps({"path": dataset.source}),
+        profile=json.dumps(dict(dataset.counts)),
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", context)])
+
+
+def _plain(name: str) -> str:
+    """A name MLflow takes: letters, digits, `_-./` and spaces; the rest becomes `_`."""
+    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some

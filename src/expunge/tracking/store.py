@@ -1,0 +1,133 @@
+"""Where runs go: `MLFLOW_TRACKING_URI`, else SQLite beside the pipeline. The same calls serve both."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException, RestException
+
+from expunge.errors import TrackingError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"
+PREFLIGHT_SECONDS = 5
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or SQLite in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def connect() -> MlflowClient:
+    """A client of the store in use; a database that is not there yet is created.
+
+    Processes that open one SQLite database at the same time wait for the first to finish its tables.
+    Raises TrackingError if the store cannot be opened.
+    """
+    uri = tracking_uri()
+    with refusals("opening the store"), _alone(uri):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def preflight() -> None:
+    """Fail now rather than after the training: raises TrackingError if runs could not be logged.
+
+    A server is given 5 seconds to answer; MLflow's own client retries for minutes.
+    """
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        _ask_server(uri)
+    else:
+        connect()
+
+
+def experiment_of(client: MlflowClient, name: str) -> Experiment:
+    """The experiment `name`, created if need be; on SQLite its artifacts lie in `mlartifacts` beside the database."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        uri = tracking_uri()
+        local = (_database(uri).parent / ARTIFACTS).resolve().as_uri() if uri.startswith(SQLITE) else None
+        try:
+            client.create_experiment(name, artifact_location=local)
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was first
+                raise
+        found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} was deleted; restore it with `mlflow experiments restore -x {found.experiment_id}`, "
+            "or set register.experiment in params.yaml to another name"
+        )
+    return found
+
+
+@contextmanager
+def refusals(doing: str) -> Iterator[None]:
+    """Turn what MLflow refuses into a TrackingError that says what was being done, and where."""
+    try:
+        yield
+    except RestException as e:
+        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {e.message}") from e
+    except MlflowException as e:
+        first = str(e.message).split("\n", 1)[0]
+        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}") from e
+
+
+def shown(uri: str) -> str:
+    """`uri` without the user and password that may stand in it."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE))
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold a lock file beside a SQLite database: creating and stamping its tables is several transactions."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = _database(uri)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(path.name + ".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError as e:
+        raise TrackingError(f"{path}: the run database cannot be opened here ({e.strerror})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _ask_server(uri: str) -> None:
+    way_out = f"start it, or unset MLFLOW_TRACKING_URI to log to {DEFAULT_URI}"
+    try:
+        with urllib.request.urlopen(shown(uri).rstrip("/") + "/health", timeout=PREFLIGHT_SECONDS):
+            return
+    except urllib.error.HTTPError as e:
+        if e.code == 403:
+            raise TrackingError(
+                f"{shown(uri)}: the tracking server refuses this host name; start it with `--allowed-hosts`"
+            ) from None
+        if e.code != 401:  # a server that wants a password is there; MLflow will send it
+            raise TrackingError(
+                f"{shown(uri)}: answers {e.code} instead of a tracking server's health; {way_out}"
+            ) from None
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "reason", e)
+        raise TrackingError(f"{shown(uri)}: no tracking server answers ({reason}); {way_out}") from None

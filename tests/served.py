@@ -1,0 +1,72 @@
+"""A tiny real classifier on disk and what a method makes of it, for the tests of serving and tracking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from expunge.core.head import LinearHead
+from expunge.core.maps import AffineMap, FeatureMap, MlpMap
+from expunge.files import staged_dir, write_manifest
+from expunge.models.checkpoint import save_classifier
+from expunge.models.classifier import Classifier
+from expunge.models.zoo import build
+
+CLASSES = ("ankle boot", "bag", "coat", "dress")
+
+
+def pictures(n: int, shape: tuple[int, ...] = (12, 10), seed: int = 0) -> NDArray[np.uint8]:
+    """Noise under a window that differs in place and brightness from picture to picture."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (n, *shape), dtype=np.uint8)
+    for image in images:
+        y, x = rng.integers(0, shape[0] - 4), rng.integers(0, shape[1] - 4)
+        image[y : y + 6, x : x + 6] += rng.integers(0, 190, dtype=np.uint8)
+    return images
+
+
+def write_model(directory: Path, shape: tuple[int, int, int] = (12, 10, 1)) -> Classifier:
+    classifier = build("resnet-small", len(CLASSES), shape, seed=1)
+    # A random start answers nearly the same to everything; spread the logits out.
+    with torch.no_grad():
+        z = classifier.features(pictures(64, shape, seed=9))
+        classifier.head.weight.div_(classifier.head(z).std(0)[:, None] / 2)
+        classifier.head.bias.copy_(-classifier.head.weight @ z.mean(0))
+    with staged_dir(directory) as tmp:
+        save_classifier(tmp, classifier)
+        write_manifest(tmp, "test")
+    return classifier
+
+
+def affine(dim: int) -> AffineMap:
+    g = torch.Generator().manual_seed(2)
+    return AffineMap(torch.eye(dim) + 0.002 * torch.randn(dim, dim, generator=g), 0.01 * torch.randn(dim, generator=g))
+
+
+def mlp(dim: int) -> MlpMap:
+    g = torch.Generator().manual_seed(3)
+    weights = 0.03 * torch.randn(16, dim, generator=g), 0.03 * torch.randn(dim, 16, generator=g)
+    return MlpMap(weights, (torch.zeros(16), torch.zeros(dim)), residual=True)
+
+
+def write_unlearned(directory: Path, classifier: Classifier, map_: FeatureMap) -> None:
+    """As the fit stage leaves it: an affine map is folded into the head that ships."""
+    head = LinearHead(classifier.head.weight, classifier.head.bias)
+    with staged_dir(directory) as tmp:
+        (map_.fold_into(head) if isinstance(map_, AffineMap) else head).save(tmp / "head.safetensors")
+        map_.save(tmp)
+        write_manifest(tmp, "test")
+
+
+@torch.no_grad()
+def evaluated(classifier: Classifier, map_: FeatureMap, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Probabilities by the textbook, image by image: softmax(W f(z) + b) in float64."""
+    w, b = classifier.head.weight.double(), classifier.head.bias.double()
+    rows = []
+    for image in images:
+        logits = w @ map_(classifier.features(image[None]).double())[0] + b
+        rows.append((logits - logits.max()).exp() / (logits - logits.max()).exp().sum())
+    return torch.stack(rows).numpy()
