@@ -30,3 +30,7 @@ class CollapseError(ExpungeError):
 
 class QualityError(ExpungeError):
     """A quality gate said no."""
+
+
+class TrackingError(ExpungeError):
+    """The tracking server or the model registry is away, or refused what it was given."""
