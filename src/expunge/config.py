@@ -50,7 +50,7 @@ class Train:
 class Features:
     batch_size: int
     shard_rows: int
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,14 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Verdict:
-    accuracy_margin: float
-    kl_margin: float
-    agreement_margin: float
-    membership_margin: float
-    probe_margin: float
+    """Margins: shares in [0, 1], `kl` in nats above the noise floor."""
+
+    accuracy: float
+    kl: float
+    agreement: float
+    loss_auc: float
+    mia: float
+    probe: float
 
 
 @dataclass(frozen=True)

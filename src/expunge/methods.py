@@ -38,7 +38,6 @@ class Request:
     store: FeatureStore
     forget_rows: np.ndarray
     retain_rows: np.ndarray
-    labels: np.ndarray
     head: LinearHead
     forget_classes: list[int]  # classes forgotten as a whole
     saw_forget_data: bool

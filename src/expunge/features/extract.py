@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
+from expunge.config import Features
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
 from expunge.errors import DataError
-from expunge.features.store import CLASS_SUMS, MOMENTS, write_shard
+from expunge.features.store import CLASS_SUMS, MOMENTS, Shards, write_shard
 from expunge.files import digest_of, read_json, sha256, staged_dir, write_json, write_manifest
+from expunge.models.checkpoint import backbone_digest
 from expunge.models.classifier import Classifier
 from expunge.progress import progress, say
 
@@ -28,33 +31,41 @@ READ_AHEAD = 4  # batches decoded while the model computes; bounds memory
 PRODUCER = "expunge.features.extract"
 
 
-def extract(
-    classifier: Classifier, dataset: Dataset, out: Path, work_root: Path, *,
-    backbone_digest: str, batch_size: int, shard_rows: int, bf16: bool = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Settings:
+    """What of params determines the bytes of a store."""
+
+    batch_size: int
+    shard_rows: int
+    bf16: bool
+
+    @classmethod
+    def of(cls, features: Features) -> Settings:
+        return cls(features.batch_size, features.shard_rows, features.precision == "bf16")
+
+
+def extract(classifier: Classifier, dataset: Dataset, out: Path, work_root: Path, settings: Settings) -> dict[str, Any]:
     """Write the feature store `out`; return its manifest with the seconds spent per shard beside it.
 
     Shards are made in a work directory named by what determines their bytes (backbone, dataset, settings). A killed run
     finds its whole shards there, and so does a stage that needed the same features earlier. Raises DataError naming
     the first row whose features are not finite.
     """
-    work = extract_shards(classifier, dataset, work_root, backbone_digest=backbone_digest, batch_size=batch_size, shard_rows=shard_rows, bf16=bf16)
+    work, _ = extract_shards(classifier, dataset, work_root, settings)
     return publish(work, out)
 
 
-def extract_shards(
-    classifier: Classifier, dataset: Dataset, work_root: Path, *,
-    backbone_digest: str, batch_size: int, shard_rows: int, bf16: bool = False,
-) -> Path:
-    """Fill the work directory and return it; whole shards found there are kept."""
+def extract_shards(classifier: Classifier, dataset: Dataset, work_root: Path, settings: Settings) -> tuple[Path, Shards]:
+    """Fill the work directory; return it and its shards. Whole shards found there are kept."""
     plan = {
-        "backbone": backbone_digest, "dataset": dataset.digest,
-        "preprocess": classifier.preprocess.to_json(), "batch_size": batch_size, "shard_rows": shard_rows, "bf16": bf16,
+        "backbone": backbone_digest(classifier),
+        "dataset": dataset.digest,
+        "preprocess": classifier.preprocess.to_json(),
+        **asdict(settings),
     }
     work = work_root / digest_of(plan).removeprefix("sha256:")[:16]
-    work.mkdir(parents=True, exist_ok=True)
     write_json(work / "plan.json", plan)
-    bounds = [*range(0, dataset.rows, shard_rows), dataset.rows]
+    bounds = [*range(0, dataset.rows, settings.shard_rows), dataset.rows]
     todo = [(i, *edge) for i, edge in enumerate(pairwise(bounds)) if not _is_whole(work, i)]
     if len(todo) < len(bounds) - 1:
         say(f"extract: {len(bounds) - 1 - len(todo)} of {len(bounds) - 1} shards are already whole")
@@ -62,23 +73,24 @@ def extract_shards(
     with progress("extract", total, "images") as advance, ThreadPoolExecutor(1) as writer:
         pending: Future[None] | None = None
         for index, start, stop in todo:
-            z, seconds = _forward(classifier, dataset, start, stop, batch_size, bf16, advance)
+            z, seconds = _forward(classifier, dataset, start, stop, settings, advance)
             if pending is not None:
                 pending.result()
             pending = writer.submit(_finish_shard, work, index, dataset, start, z, seconds)
         if pending is not None:
             pending.result()
-    return work
+    shards = Shards([_names(work, i)[0] for i in range(len(bounds) - 1)], classifier.card.feature_dim)
+    return work, shards
 
 
 def _forward(
-    classifier: Classifier, dataset: Dataset, start: int, stop: int, batch_size: int, bf16: bool, advance: Callable[[int], None]
-) -> tuple[np.ndarray[Any, Any], dict[str, float]]:
+    classifier: Classifier, dataset: Dataset, start: int, stop: int, settings: Settings, advance: Callable[[int], None]
+) -> tuple[np.ndarray, dict[str, float]]:
     """Features `(stop - start, d)` float32 of the rows of one shard, and where the time went."""
     z = np.empty((stop - start, classifier.card.feature_dim), np.float32)
     waited = computed = 0.0
-    batches = _read_ahead(dataset.iter_batches(batch_size, start, stop))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    batches = _read_ahead(dataset.iter_batches(settings.batch_size, start, stop))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
         while True:
             tick = time.perf_counter()
             batch = next(batches, None)
@@ -107,7 +119,7 @@ def _read_ahead(batches: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]
             yield item
 
 
-def _finish_shard(work: Path, index: int, dataset: Dataset, start: int, z: np.ndarray[Any, Any], seconds: dict[str, float]) -> None:
+def _finish_shard(work: Path, index: int, dataset: Dataset, start: int, z: np.ndarray, seconds: dict[str, float]) -> None:
     """Write shard, moments and class sums under temporary names; the record that makes them count comes last."""
     tick = time.perf_counter()
     columns = ["sample_id", "label", "split", *(["subject"] if "subject" in dataset.columns else [])]

@@ -7,9 +7,9 @@ request cost what the request is large, however many rows are retained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ def schema(dim: int, subject: bool) -> pa.Schema:
     return pa.schema([*fields, pa.field("z", pa.list_(pa.field("item", pa.float32(), False), dim), False)])
 
 
-def write_shard(path: Path, rows: pa.Table, z: np.ndarray[Any, Any]) -> None:
+def write_shard(path: Path, rows: pa.Table, z: np.ndarray) -> None:
     """Write one shard: `rows` holds the columns beside `z (n, d)` float32. Same input, same bytes."""
     n, dim = z.shape
     target = schema(dim, "subject" in rows.column_names)
@@ -53,7 +53,7 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray[Any, Any]) -> None:
             raise ManifestError(f"{path}: row group {group} is not one plain page; this pyarrow lays Parquet out differently")
 
 
-def _map_shard(path: Path, dim: int) -> list[np.ndarray[Any, Any]]:
+def _map_shard(path: Path, dim: int) -> list[np.ndarray]:
     """Read-only views `(rows, dim)` of the row groups of a shard, without reading them."""
     try:
         meta = pq.read_metadata(path)
@@ -69,11 +69,50 @@ def _map_shard(path: Path, dim: int) -> list[np.ndarray[Any, Any]]:
     return views
 
 
-class FeatureStore:
-    """Read access to a store directory.
+class Shards:
+    """Row access to shard files in dataset order, memory-mapped."""
+
+    def __init__(self, paths: Sequence[Path], dim: int) -> None:
+        self.paths = list(paths)
+        self.dim = dim
+
+    @cached_property
+    def _views(self) -> list[np.ndarray]:
+        return [view for path in self.paths for view in _map_shard(path, self.dim)]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *(len(view) for view in self._views)])
+
+    def z(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Features `(k, d)` float32 of the dataset positions `rows (k,)`, in that order; all rows when None."""
+        if rows is None:
+            return np.concatenate(self._views)
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self._starts[-1]):
+            raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {self._starts[-1]}")
+        out = np.empty((len(rows), self.dim), np.float32)
+        group = np.searchsorted(self._starts, rows, side="right") - 1
+        for g in np.unique(group):
+            mine = np.flatnonzero(group == g)
+            out[mine] = self._views[g][rows[mine] - self._starts[g]]
+        return out
+
+    def iter_z(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield `(first row, z (k, d))` per row group: mapped, so memory stays flat."""
+        yield from zip((int(s) for s in self._starts[:-1]), self._views, strict=True)
+
+    def column(self, name: str) -> np.ndarray:
+        """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
+        return pa.concat_tables([pq.read_table(path, columns=[name]) for path in self.paths])[name].to_numpy()
+
+
+class FeatureStore(Shards):
+    """A store directory.
 
     Opening checks the manifest and file sizes; `verify` also compares every sha256 (the quality gate does that once per
-    extraction). Raises ManifestError naming what is missing, truncated or changed.
+    extraction). A store may say that it is the same as another one: a model whose backbone is frozen has the features
+    of its original. Raises ManifestError naming what is missing, truncated or changed.
     """
 
     def __init__(self, directory: Path | str, verify: bool = False) -> None:
@@ -82,44 +121,11 @@ class FeatureStore:
         if "same_as" in self.manifest:
             self.directory = self.directory / self.manifest["same_as"]
             self.manifest = read_manifest(self.directory, verify=verify)
-        self.dim: int = self.manifest["dim"]
-        self.rows: int = sum(f.get("rows", 0) for f in self.manifest["files"].values())
+        if "dim" not in self.manifest:
+            raise ManifestError(f"{self.directory}: not a feature store (its producer is {self.manifest.get('producer')!r})")
+        files = self.manifest["files"]
+        super().__init__([self.directory / name for name in sorted(files) if name.endswith(".parquet")], self.manifest["dim"])
+        self.rows: int = sum(entry.get("rows", 0) for entry in files.values())
         self.model_digest: str = self.manifest["model_digest"]
-        self.shards = [self.directory / n for n in sorted(self.manifest["files"]) if n.endswith(".parquet")]
-        self._views: list[np.ndarray[Any, Any]] | None = None
-
-    def _groups(self) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
-        if self._views is None:
-            self._views = [view for shard in self.shards for view in _map_shard(shard, self.dim)]
-            self._starts = np.cumsum([0, *(len(v) for v in self._views)])
-            if self._starts[-1] != self.rows:
-                raise ManifestError(f"{self.directory}: shards hold {self._starts[-1]} rows, the manifest says {self.rows}")
-        return self._views, self._starts
-
-    def z(self, rows: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Features `(k, d)` float32 of the dataset positions `rows (k,)`, in that order; all rows when None."""
-        views, starts = self._groups()
-        if rows is None:
-            out = np.empty((self.rows, self.dim), np.float32)
-            for view, start in zip(views, starts, strict=False):
-                out[start : start + len(view)] = view
-            return out
-        rows = np.asarray(rows, np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
-            raise IndexError(f"{self.directory}: rows {rows.min()}..{rows.max()} asked for, the store has {self.rows}")
-        out = np.empty((len(rows), self.dim), np.float32)
-        group = np.searchsorted(starts, rows, side="right") - 1
-        for g in np.unique(group):
-            mine = np.flatnonzero(group == g)
-            out[mine] = views[g][rows[mine] - starts[g]]
-        return out
-
-    def iter_z(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-        """Yield `(first row, z (k, d))` per row group: mapped, so memory stays flat."""
-        views, starts = self._groups()
-        yield from zip((int(s) for s in starts[:-1]), views, strict=True)
-
-    def column(self, name: str) -> np.ndarray[Any, Any]:
-        """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
-        parts = [pq.read_table(shard, columns=[name])[name] for shard in self.shards]
-        return np.asarray(pa.chunked_array([c for part in parts for c in part.chunks]).to_numpy(zero_copy_only=False))
+        if self._starts[-1] != self.rows:
+            raise ManifestError(f"{self.directory}: its shards hold {self._starts[-1]} rows, the manifest says {self.rows}")

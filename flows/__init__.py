@@ -1,0 +1,1 @@
+"""Prefect only: one task per DVC stage. No mathematics here."""

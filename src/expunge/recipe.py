@@ -1,0 +1,95 @@
+"""From params and rows to a classifier: the recipe that trains the original and, on retained rows, its reference."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from expunge.config import Config
+from expunge.core import HeadRefit, LinearHead
+from expunge.data.dataset import Dataset
+from expunge.errors import DataError
+from expunge.features.extract import Settings, extract_shards
+from expunge.features.store import FeatureStore, Shards
+from expunge.files import digest_of, staged_dir, write_manifest
+from expunge.models.checkpoint import save_classifier
+from expunge.models.classifier import Classifier
+from expunge.models.training import train
+from expunge.models.zoo import build
+from expunge.progress import say
+
+PRODUCER = "expunge.recipe"
+
+
+def make_classifier(
+    config: Config, dataset: Dataset, rows: np.ndarray, seed: int, out: Path, work: Path, store: FeatureStore | None = None
+) -> None:
+    """Train as params say on the dataset positions `rows` and write the model directory `out`.
+
+    `store` holds the features of the frozen backbone where they were already fetched. Raises DataError when images of
+    different sizes are to be trained on, and CheckpointError when given weights do not fit.
+    """
+    model = config.model
+    classifier = build(
+        model.name,
+        len(dataset.class_names),
+        example_shape(dataset),
+        training=model.training,
+        saw_forget_data=model.saw_forget_data,
+        image_size=model.image_size,
+        checkpoint=model.checkpoint,
+        head=model.head,
+        seed=seed,
+    )
+    resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
+    if model.training == "full":
+        _train_all(config, classifier, dataset, rows, seed, resume)
+    elif model.training == "head":
+        _train_head(config, classifier, dataset, rows, work, store)
+    with staged_dir(out) as staging:
+        description = save_classifier(staging, classifier)
+        write_manifest(staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"])
+    shutil.rmtree(resume, ignore_errors=True)
+
+
+def example_shape(dataset: Dataset) -> tuple[int, int, int]:
+    """Height, width and channels that a backbone is built for: the dataset's own, or those of its first image."""
+    if dataset.image_shape is not None:
+        return dataset.image_shape
+    height, width, channels = next(iter(dataset.iter_batches(1)))[1][0].shape
+    return height, width, channels
+
+
+def _train_all(config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path) -> None:
+    images = dataset.images(rows)
+    if isinstance(images, list):
+        raise DataError(f"{dataset.directory}: images differ in size, and model.training: full needs one size; resize them or train the head only")
+    settings = config.train
+    history = train(
+        classifier,
+        images,
+        dataset.labels()[rows],
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        precision=settings.precision,
+        seed=seed,
+        resume_dir=resume,
+    )
+    say(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
+
+
+def _train_head(
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, work: Path, store: FeatureStore | None
+) -> None:
+    """Features first, in the work directory where the extract stage will find them; then the head, to its optimum."""
+    shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
+    z = shards.z(rows)
+    start = LinearHead(classifier.head.weight, classifier.head.bias)
+    head = HeadRefit().fit(z, dataset.labels()[rows], start).head_
+    classifier.set_head(head.weight, head.bias)
+    say(f"train: linear head on {len(rows):,} rows of {shards.dim} features")

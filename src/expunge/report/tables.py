@@ -1,0 +1,119 @@
+"""The result table, for the terminal, for Markdown and as flat numbers for DVC."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Heading, dotted path in a block of the summary, and how to print it: percent, number, or seconds.
+COLUMNS = (
+    ("retain", "accuracy.retain", "{:.1%}"),
+    ("forget", "accuracy.forget", "{:.1%}"),
+    ("test retained", "accuracy.test_retain", "{:.1%}"),
+    ("test forgotten", "accuracy.test_forget", "{:.1%}"),
+    ("KL forget", "divergence.forget.kl", "{:.2f}"),
+    ("agreement", "divergence.forget.agreement", "{:.1%}"),
+    ("loss AUC", "membership.loss_auc", "{:.3f}"),
+    ("MIA member", "membership.mia_lr_member", "{:.1%}"),
+    ("probe z'", "representation.probe_z_prime", "{:.1%}"),
+    ("fit", "cost.fit_s", "{:.3g} s"),
+)
+
+
+def lookup(block: Mapping[str, Any] | None, path: str) -> Any:
+    """The value at a dotted path, None where a key is missing."""
+    value: Any = block
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Original, retrained and every method, in the order of the table."""
+    yield "original", summary["references"]["original"]
+    if summary["references"]["retrained"] is not None:
+        yield "retrained", summary["references"]["retrained"]
+    yield from summary["methods"].items()
+
+
+def rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The table as text: a heading row, then one row per candidate. A value that does not exist is a dash."""
+    used = [c for c in COLUMNS if any(lookup(block, c[1]) is not None for _, block in candidates(summary))]
+    table = [["", *(name for name, _, _ in used), "level"]]
+    for name, block in candidates(summary):
+        cells = []
+        for _, path, form in used:
+            value = lookup(block, path)
+            cells.append("–" if value is None else form.format(value))
+        label = f"{name} (control)" if name == "logit-mask" else name
+        table.append([label, *cells, lookup(block, "verdict.level") or ""])
+    return table
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """`reports/results.md`: first what came of it, then the table, then what it does not prove."""
+    head, *body = rows(summary)
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in body)]
+    return f"# Result\n\n{headline(summary)}\n\n" + "\n".join(lines) + f"\n\n{not_proven(summary)}\n"
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """One sentence: the method that would be registered and its level, or why there is none."""
+    request = summary["request"]
+    asked = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows were to be forgotten."
+    selected = summary["selected"]
+    if selected is None:
+        return f"{asked} No method reached a claim level, so nothing is to be registered: {failures(summary)}"
+    verdict = summary["methods"][selected]["verdict"]
+    caution = " The verdict is indicative: it rests on one seed or on no retrained model." if verdict.get("indicative") else ""
+    return f"{asked} **{selected}** reached claim level **{verdict['level']}**.{caution}"
+
+
+def failures(summary: Mapping[str, Any]) -> str:
+    """Per method the gates that it failed and by how much."""
+    parts = []
+    for name, block in summary["methods"].items():
+        first = [g for g in block["verdict"]["failed_gates"] if g["level"] == "a"]
+        gates = ", ".join(f"{g['gate']} {_number(g['value'])} against {_number(g['target'])} ± {g['margin']:g}" for g in first)
+        parts.append(f"{name}: {gates or 'no gate of level a failed'}")
+    return "; ".join(parts) + "."
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def not_proven(summary: Mapping[str, Any]) -> str:
+    """What a reader must not conclude."""
+    lines = ["What this does not prove:"]
+    if summary["model"]["saw_forget_data"]:
+        lines.append("- The backbone was trained on the forgotten rows and is unchanged: its features z still carry them, whatever the head answers.")
+    else:
+        lines.append("- The backbone is said never to have seen the forgotten rows; this rests on `model.saw_forget_data`, not on a measurement.")
+    if summary["references"]["retrained"] is None:
+        lines.append("- Nothing was retrained, so nothing here compares with a model that never saw the rows.")
+    lines.append("- The rows still lie in the dataset, the feature store and their caches until they are deleted there.")
+    return "\n".join(lines)
+
+
+def flat(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`reports/metrics.json`: the numbers of the table per candidate, for `dvc metrics show`."""
+    return {
+        name: {path: lookup(block, path) for _, path, _ in COLUMNS if lookup(block, path) is not None}
+        for name, block in candidates(summary)
+    }
+
+
+def plot_csv(summary: Mapping[str, Any], paths: Mapping[str, str]) -> str:
+    """Long-form CSV `candidate,metric,value` of the metrics in `paths` (name -> dotted path)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["candidate", "metric", "value"])
+    for name, block in candidates(summary):
+        for metric, path in paths.items():
+            value = lookup(block, path)
+            if value is not None:
+                writer.writerow([name, metric, f"{value:.6g}"])
+    return out.getvalue()

@@ -1,0 +1,30 @@
+"""retrain: the same recipe on retained rows only; every metric is read beside this model's."""
+
+import argparse
+
+from expunge.config import load_config
+from expunge.data.assignment import Assignment
+from expunge.data.dataset import Dataset
+from expunge.features.store import FeatureStore
+from expunge.files import staged_dir, write_manifest
+from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
+from expunge.recipe import make_classifier
+from expunge.stages import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seed", type=int)
+    seed = parser.parse_args().seed
+    config = load_config()
+    out = MODELS / retrained(seed)
+    if config.reference == "skip":
+        with staged_dir(out) as staging:
+            write_manifest(staging, "expunge.stages.retrain", skipped=True)
+        return
+    store = FeatureStore(FEATURES / ORIGINAL) if config.model.training == "head" else None
+    make_classifier(config, Dataset(DATASET), Assignment(SPLIT).retain, seed, out, WORK, store)
+
+
+if __name__ == "__main__":
+    run(main)
