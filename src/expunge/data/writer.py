@@ -148,8 +148,10 @@ def _groups(batch: Batch) -> Iterator[Batch]:
     n = len(batch.sample_ids)
     if not len(batch.labels) == len(batch.splits) == len(batch.images) == n:
         raise DataError(f"a reader gave {n} ids for {len(batch.images)} images and {len(batch.labels)} labels")
-    encoded = isinstance(batch.images, list)
-    sizes = [len(i) for i in batch.images] if encoded else np.full(n, batch.images[0].size)
+    if isinstance(batch.images, list):
+        sizes = np.array([len(i) for i in batch.images])
+    else:
+        sizes = np.full(n, int(np.prod(batch.images.shape[1:])))
     start = 0
     while start < n:
         fits = int(np.searchsorted(np.cumsum(sizes[start : start + GROUP_ROWS]), GROUP_BYTES, side="right"))

@@ -1,0 +1,78 @@
+"""A folder of images: one folder per class, optionally below `train/` and `test/`. File bytes are kept as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from expunge.data.images import SUFFIXES
+from expunge.data.schema import ENCODED, SPLITS
+from expunge.data.source import Batch, Source, split_names, stratified_test_rows
+from expunge.errors import DataError
+
+BATCH = 256
+
+
+def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
+    """Images below `root`; a row's id is its path relative to `root`, a class's name is its folder's.
+
+    With both `train` and `test` at the top they are the split, else a seeded stratified `test_fraction` is drawn.
+    Images may lie at any depth below their class folder. Hidden files are passed over; any other file that is not an
+    image is refused by name, as is an image outside a class folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: not a directory; image-folder reads one folder per class")
+    given = all((root / split).is_dir() for split in SPLITS)
+    files: list[tuple[Path, str, str]] = []  # path, class name, split or ""
+    for split in SPLITS if given else ("",):
+        files += [(f, _class_of(f, root / split), split) for f in _images(root / split)]
+    if given:
+        _refuse_strays(root)
+    if not files:
+        raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) below it")
+    names = tuple(sorted({name for _, name, _ in files}))
+    index = {name: i for i, name in enumerate(names)}
+    labels = np.array([index[name] for _, name, _ in files], dtype=np.int32)
+    splits = [s for _, _, s in files] if given else split_names(stratified_test_rows(labels, test_fraction, seed))
+    ids = [f.relative_to(root).as_posix() for f, _, _ in files]
+
+    def batches() -> Iterator[Batch]:
+        for i in range(0, len(files), BATCH):
+            cut = slice(i, i + BATCH)
+            yield Batch(ids[cut], labels[cut], splits[cut], [_read(f) for f, _, _ in files[cut]])
+
+    return Source("image-folder", names, ENCODED, batches())
+
+
+def _images(top: Path) -> list[Path]:
+    """Image files below `top`, in an order that does not depend on the file system."""
+    found = []
+    for file in sorted(top.rglob("*"), key=lambda p: p.relative_to(top).as_posix()):
+        if any(part.startswith(".") for part in file.relative_to(top).parts) or file.is_dir():
+            continue
+        if file.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{file}: not an image ({', '.join(SUFFIXES)}); move it out of the data")
+        found.append(file)
+    return found
+
+
+def _class_of(file: Path, top: Path) -> str:
+    parts = file.relative_to(top).parts
+    if len(parts) < 2:
+        raise DataError(f"{file}: lies in no class folder; expected {top / 'CLASS' / file.name}")
+    return parts[0]
+
+
+def _refuse_strays(root: Path) -> None:
+    for entry in sorted(root.iterdir()):
+        if entry.name not in SPLITS and not entry.name.startswith("."):
+            raise DataError(f"{entry}: beside train/ and test/; move it into one of them or out of the data")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as e:
+        raise DataError(f"{file}: cannot be read ({e.strerror})") from e

@@ -1,0 +1,34 @@
+"""Class labels as sources give them: integers, or names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from expunge.errors import DataError
+
+MAX_CLASSES = 100_000
+
+
+def index_labels(values: Sequence[object] | np.ndarray, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Class names and int32 labels `(n,)`. Names are sorted; integers keep their value and are named by it.
+
+    Raises DataError for anything else, for negative labels and for missing ones.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise DataError(f"{where}: labels have shape {array.shape}; one label a row is needed")
+    if array.dtype.kind in "iu":
+        bad = np.flatnonzero((array < 0) | (array >= MAX_CLASSES))
+        if len(bad):
+            raise DataError(f"{where}: label {array[bad[0]]} of row {bad[0]} is out of range (0 to {MAX_CLASSES - 1})")
+        names = tuple(str(i) for i in range(int(array.max(initial=-1)) + 1))
+        return names, array.astype(np.int32)
+    if array.dtype.kind in "OU" and all(isinstance(v, str) for v in array):
+        unique, inverse = np.unique(array.astype(str), return_inverse=True)
+        return tuple(str(u) for u in unique), inverse.astype(np.int32)
+    missing = [i for i, v in enumerate(values) if v is None]
+    if missing:
+        raise DataError(f"{where}: row {missing[0]} has no label")
+    raise DataError(f"{where}: labels are {array.dtype}; integers or names are needed")

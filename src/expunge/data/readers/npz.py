@@ -1,0 +1,91 @@
+"""A NumPy .npz archive of arrays that are all of one shape. Pickled objects in it are refused."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from expunge.data.readers.labels import index_labels
+from expunge.data.schema import RAW, TEST, TRAIN
+from expunge.data.source import Source, array_batches, split_names, stratified_test_rows
+from expunge.errors import DataError
+
+IMAGES, LABELS = ("x", "images"), ("y", "labels")
+KNOWN = (*IMAGES, *LABELS, "x_train", "y_train", "x_test", "y_test", "ids", "subjects", "split", "class_names")
+
+
+def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
+    """Images `x` or `images`, labels `y` or `labels`; optional `ids`, `subjects`, `split`, `class_names`.
+
+    Images are uint8 `(n, h, w)` or `(n, h, w, c)` with c 1 or 3. The split comes from `split` ("train", "test"), from
+    `x_train`, `y_train`, `x_test`, `y_test` in place of x and y, or is drawn: a seeded stratified `test_fraction`.
+    `ids` and `subjects` then follow the order train, test. The whole archive is held in memory.
+    """
+    arrays = _load(file)
+    unknown = sorted(set(arrays) - set(KNOWN))
+    if unknown:
+        raise DataError(f"{file}: unknown array {unknown[0]!r}; known are {', '.join(KNOWN)}")
+    splits: list[str] | None = None
+    if "x_train" in arrays:
+        parts = [(_one(arrays, (f"x_{s}",), file), _one(arrays, (f"y_{s}",), file), s) for s in (TRAIN, TEST)]
+        for images, labels, _ in parts:
+            _same_rows(file, len(images), y=labels)
+        if len({images.shape[1:] for images, _, _ in parts}) > 1:
+            raise DataError(f"{file}: x_train is {parts[0][0].shape}, x_test is {parts[1][0].shape}")
+        images = np.concatenate([i for i, _, _ in parts])
+        labels = np.concatenate([y for _, y, _ in parts])
+        splits = [s for i, _, s in parts for _ in range(len(i))]
+    else:
+        images, labels = _one(arrays, IMAGES, file), _one(arrays, LABELS, file)
+    images = _as_images(images, file)
+    optional = {k: arrays[k] for k in ("ids", "subjects", "split") if k in arrays}
+    _same_rows(file, len(images), labels=labels, **optional)
+    names, indices = index_labels(labels, str(file))
+    if "class_names" in arrays:
+        names = tuple(str(n) for n in arrays["class_names"])
+    if "split" in arrays:
+        splits = [str(s) for s in arrays["split"]]
+    if splits is None:
+        splits = split_names(stratified_test_rows(indices, test_fraction, seed))
+    width = len(str(len(images) - 1))
+    ids = [str(i) for i in arrays["ids"]] if "ids" in arrays else [f"{i:0{width}d}" for i in range(len(images))]
+    subjects = [str(s) for s in arrays["subjects"]] if "subjects" in arrays else None
+    batches = array_batches(images, indices, splits, ids, subjects)
+    return Source("npz", names, RAW, batches, has_subject=subjects is not None)
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{file}: a single array, not an .npz archive with images and labels")
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise DataError(f"{file}: not a readable .npz archive without pickled objects ({e})") from e
+
+
+def _one(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: Path) -> np.ndarray:
+    found = [n for n in names if n in arrays]
+    if len(found) != 1:
+        raise DataError(f"{file}: needs exactly one array {' or '.join(names)}; it holds {', '.join(sorted(arrays))}")
+    return arrays[found[0]]
+
+
+def _same_rows(file: Path, rows: int, **columns: np.ndarray) -> None:
+    for name, column in columns.items():
+        if len(np.atleast_1d(column)) != rows:
+            raise DataError(f"{file}: {name} has {len(np.atleast_1d(column))} rows, the images {rows}")
+
+
+def _as_images(images: np.ndarray, file: Path) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8:
+        raise DataError(f"{file}: images are {images.dtype}; store them as uint8, 0 to 255")
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"{file}: images are {images.shape}; (n, height, width) or (n, height, width, 1 or 3) is needed"
+        )
+    return images

@@ -1,0 +1,192 @@
+"""The ways to say which training rows are forgotten."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from expunge.data.dataset import Dataset
+from expunge.data.filters import parse_filter
+from expunge.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SELECTORS = ("classes", "random", "ids", "subjects", "filter")
+FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")
+
+
+def select(
+    dataset: Dataset,
+    train: np.ndarray,
+    selector: str,
+    *,
+    classes: Sequence[int | str],
+    fraction: float,
+    file: Path | str | None,
+    filter: str | None,
+    seed: int,
+) -> np.ndarray:
+    """The mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows."""
+    if selector == "classes":
+        return train & np.isin(dataset.labels(), class_indices(dataset.class_names, classes))
+    if selector == "random":
+        return random_rows(train, fraction, seed)
+    if selector == "filter":
+        if not filter:
+            raise DataError("selector filter needs an expression (split.filter in params.yaml)")
+        return _only_train(filter_rows(dataset, filter), train, "the filter")
+    if selector not in SELECTORS:
+        raise DataError(f"unknown selector {selector!r}; known are {', '.join(SELECTORS)}")
+    if file is None:
+        raise DataError(f"selector {selector} needs a file (split.file in params.yaml)")
+    if selector == "ids":
+        return id_rows(dataset, train, Path(file))
+    return _only_train(subject_rows(dataset, Path(file)), train, f"{file}")
+
+
+def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
+    """Label indices of classes given by name or index. Raises DataError listing the known classes."""
+    if not wanted:
+        raise DataError("selector classes needs at least one class (split.classes in params.yaml)")
+    indices = []
+    for item in wanted:
+        if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(names):
+            indices.append(item)
+        elif isinstance(item, str) and item in names:
+            indices.append(names.index(item))
+        else:
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:50]))
+            more = f" and {len(names) - 50} more" if len(names) > 50 else ""
+            raise DataError(f"unknown class {item!r}; this dataset has {known}{more}")
+    repeated = [names[i] for i, count in Counter(indices).items() if count > 1]
+    if repeated:
+        raise DataError(f"class {repeated[0]!r} is listed twice")
+    return indices
+
+
+def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """A seeded `fraction` of the training rows, at least one, drawn without replacement."""
+    if not 0 < fraction < 1:
+        raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
+    rows = np.flatnonzero(train)
+    mask = np.zeros(len(train), dtype=bool)
+    mask[np.random.default_rng(seed).choice(rows, max(round(fraction * len(rows)), 1), replace=False)] = True
+    return mask
+
+
+def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
+    """The rows whose sample_id stands in `file`. Raises DataError for unknown, repeated and test ids."""
+    wanted = read_values(file, "sample_id")
+    position = {sample_id: row for row, sample_id in enumerate(dataset.sample_ids())}
+    _refuse(file, "are not in the dataset", [i for i in wanted if i not in position])
+    rows = np.array([position[i] for i in wanted], dtype=np.int64)
+    _refuse(file, "are test rows, which no model was trained on", [wanted[k] for k in np.flatnonzero(~train[rows])])
+    mask = np.zeros(len(train), dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
+    """The rows, of both splits, whose subject stands in `file`. Raises DataError for unknown and repeated subjects."""
+    if "subject" not in dataset.columns:
+        raise DataError(f"{dataset.directory}: this dataset has no subject column; select by ids instead")
+    wanted = read_values(file, "subject")
+    subjects = dataset.table(["subject"])["subject"].to_pylist()
+    known = set(subjects)
+    _refuse(file, "are subjects of no row", [s for s in wanted if s not in known])
+    chosen = set(wanted)
+    return np.array([s in chosen for s in subjects], dtype=bool)
+
+
+def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
+    """The rows, of both splits, for which the filter holds; see `expunge.data.filters` for its language."""
+    names = [c for c in FILTER_COLUMNS if c in dataset.columns]
+    table = dataset.table(names)
+    class_column = pa.array(dataset.class_names).take(table["label"].combine_chunks())
+    table = table.append_column("class", class_column)
+    types = {name: table.schema.field(name).type for name in FILTER_COLUMNS if name in table.column_names}
+    expression = parse_filter(text, types)
+    numbered = table.append_column("__row", pa.array(np.arange(len(table))))
+    try:
+        rows = pads.dataset(numbered).to_table(columns=["__row"], filter=expression)["__row"].to_numpy()
+    except pa.ArrowException as e:
+        raise DataError(f"filter: {text!r} cannot be applied to the dataset ({e})") from e
+    mask = np.zeros(len(table), dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+def read_values(file: Path, column: str) -> list[str]:
+    """The values of a .txt (one a line), .csv or .parquet file, each once.
+
+    A table must have `column`; a csv of a single column needs no header. Raises DataError for an unreadable file, no
+    values, or values listed twice.
+    """
+    readers = {".txt": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+    if file.suffix.lower() not in readers:
+        raise DataError(f"{file}: expected .txt, .csv or .parquet")
+    try:
+        values = readers[file.suffix.lower()](file, column)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file (split.file in params.yaml)") from None
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
+        raise DataError(f"{file}: cannot be read ({e})") from e
+    if not values:
+        raise DataError(f"{file}: lists nothing to forget")
+    _refuse(file, "are listed twice or more", [v for v, count in Counter(values).items() if count > 1])
+    return values
+
+
+def _read_lines(file: Path, column: str) -> list[str]:
+    lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
+    return [line for line in lines if line]
+
+
+def _read_csv(file: Path, column: str) -> list[str]:
+    with open(file, encoding="utf-8-sig", newline="") as f:
+        rows = [row for row in csv.reader(f) if any(cell.strip() for cell in row)]
+    if not rows:
+        return []
+    if column in rows[0]:
+        at = rows[0].index(column)
+        short = next((i for i, row in enumerate(rows, 1) if len(row) <= at), None)
+        if short is not None:
+            raise DataError(f"{file}: row {short} has no {column}")
+        return [row[at] for row in rows[1:]]
+    if any(len(row) != 1 for row in rows):
+        raise DataError(f"{file}: no column {column!r}; it has {', '.join(rows[0])}")
+    return [row[0] for row in rows]
+
+
+def _read_parquet(file: Path, column: str) -> list[str]:
+    names = pq.read_schema(file).names
+    if column not in names:
+        raise DataError(f"{file}: no column {column!r}; it has {', '.join(names)}")
+    values = pq.read_table(file, columns=[column])[column]
+    if values.null_count:
+        raise DataError(f"{file}: {values.null_count} rows have no {column}")
+    return [str(v) for v in values.to_pylist()]
+
+
+def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:
+    """Keep the training rows of a selection that may also cover test rows."""
+    if mask.any() and not (mask & train).any():
+        raise DataError(
+            f"{what} selects {int(mask.sum())} test rows and no training row; only training rows are forgotten"
+        )
+    selected: np.ndarray = mask & train
+    return selected
+
+
+def _refuse(file: Path, problem: str, values: Sequence[str]) -> None:
+    if values:
+        first = ", ".join(repr(v) for v in values[:3])
+        raise DataError(f"{file}: {len(values)} values {problem}, first {first}")

@@ -1,0 +1,134 @@
+"""Which rows are forgotten: from an erasure request to one part per row of the dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge.data.dataset import Dataset
+from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
+from expunge.data.selectors import select
+from expunge.errors import DataError, ManifestError
+from expunge.files import read_json, read_manifest, staged_dir, write_json, write_manifest
+
+log = logging.getLogger(__name__)
+
+ASSIGNMENT = "assignment.parquet"
+REQUEST = "request.json"
+DUPLICATE_POLICIES = ("warn", "include", "refuse")
+
+
+def split(
+    dataset: Dataset,
+    out_dir: Path | str,
+    *,
+    selector: str,
+    classes: Sequence[int | str] = (),
+    fraction: float = 0.1,
+    file: Path | str | None = None,
+    filter: str | None = None,
+    duplicates: str = "warn",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
+
+    The selector takes its own argument: classes -> `classes` (names or indices), random -> `fraction` of the training
+    rows and `seed`, ids and subjects -> `file`, filter -> `filter`. Only training rows are forgotten. Test rows of a
+    class whose training rows are all forgotten become test_forget, the others test_retain.
+
+    A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
+    it in the request, or to refuse.
+    Raises DataError for a request that names what is not there, nothing, or everything.
+    """
+    if duplicates not in DUPLICATE_POLICIES:
+        raise DataError(f"duplicates is {duplicates!r}; choose one of {', '.join(DUPLICATE_POLICIES)}")
+    train = dataset.splits() == TRAIN
+    forget = select(dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed)
+    left, twins = _duplicates_left(dataset, train, forget)
+    included = 0
+    if left and duplicates == "refuse":
+        raise DataError(f"{left} forgotten rows have an exact duplicate that is retained; set duplicates: include")
+    if left and duplicates == "include":
+        forget |= twins
+        left, included = 0, int(twins.sum())
+    if left:
+        log.warning("%d forgotten rows have an exact duplicate that is retained: this undoes their erasure", left)
+    if not forget.any():
+        raise DataError(f"the request ({selector}) forgets no training row; nothing to do")
+    if not (train & ~forget).any():
+        raise DataError(f"the request ({selector}) forgets every training row; nothing would be left to keep")
+
+    labels = dataset.labels()
+    n = len(dataset.class_names)
+    per_class = np.bincount(labels[train], minlength=n), np.bincount(labels[forget], minlength=n)
+    whole = np.flatnonzero((per_class[1] > 0) & (per_class[0] == per_class[1]))
+    part = np.where(forget, FORGET, RETAIN).astype("U11")  # room for the longest name
+    part[~train] = np.where(np.isin(labels[~train], whole), TEST_FORGET, TEST_RETAIN)
+    ids = dataset.sample_ids()
+    request = {
+        "selector": selector,
+        "forget_rows": int(forget.sum()),
+        "retain_rows": int((train & ~forget).sum()),
+        "digest": request_digest([ids[i] for i in np.flatnonzero(forget)], dataset.digest),
+        "classes": np.flatnonzero(per_class[1]).tolist(),
+        "whole_classes": whole.tolist(),
+        "duplicates_left_in_retain": left,
+        "duplicates_included": included,
+    }
+    rows = pa.array(np.arange(len(part), dtype=np.int64))
+    table = pa.table([pa.array(ids), rows, pa.array(part.tolist())], schema=ASSIGNMENT_SCHEMA)
+    with staged_dir(out_dir) as tmp:
+        pq.write_table(table, tmp / ASSIGNMENT, compression="zstd", use_dictionary=["part"])
+        write_json(tmp / REQUEST, request)
+        counts = {name: int((part == name).sum()) for name in PARTS}
+        write_manifest(tmp, "split", rows={ASSIGNMENT: len(part)}, dataset=dataset.digest, parts=counts)
+    return request
+
+
+def request_digest(sample_ids: Sequence[str], dataset_digest: str) -> str:
+    """`sha256:...` that names a set of forgotten rows: HMAC-SHA256 of the sorted ids, keyed by the dataset's digest."""
+    ids = json.dumps(sorted(sample_ids), ensure_ascii=False, separators=(",", ":")).encode()
+    return "sha256:" + hmac.new(dataset_digest.encode(), ids, hashlib.sha256).hexdigest()
+
+
+def _duplicates_left(dataset: Dataset, train: np.ndarray, forget: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many forgotten rows have the pixels of a retained training row, and the mask of those retained rows."""
+    twins = np.zeros(len(train), dtype=bool)
+    if not dataset.manifest["duplicates"]["rows"]:
+        return 0, twins
+    digests = dataset.digests()
+    twins[train & ~forget] = np.isin(digests[train & ~forget], digests[forget])
+    return int(np.isin(digests[forget], digests[twins]).sum()), twins
+
+
+class Split:
+    """A split directory whose manifest was checked: `request` as written, `parts` by dataset row."""
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = Path(directory)
+        self.manifest = read_manifest(self.directory)
+        if "parts" not in self.manifest:
+            raise ManifestError(f"{self.directory}: not a split (its producer is {self.manifest.get('producer')!r})")
+        self.request: dict[str, Any] = read_json(self.directory / REQUEST)
+
+    @cached_property
+    def parts(self) -> np.ndarray:
+        """str `(rows,)` in dataset order."""
+        table = pq.read_table(self.directory / ASSIGNMENT, columns=["part"])
+        return np.array(table["part"].to_pylist())
+
+    def rows(self, part: str) -> np.ndarray:
+        """int64 dataset positions of one part, ascending."""
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
+        return np.flatnonzero(self.parts == part)
