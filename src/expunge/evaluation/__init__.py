@@ -1,0 +1,1 @@
+"""Metrics, attacks, equivalence tests and the verdict: pure functions of arrays."""

@@ -1,0 +1,91 @@
+"""Accuracies, their distance to the retrained model, per-class damage and calibration. Whole-set averages
+throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation.divergence import check_logits, log_softmax, mean
+
+PARTS = ("retain", "forget", "test_retain", "test_forget")
+
+
+def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the largest of `logits (n, C)` is at `labels (n,)`; the first of equal logits counts as the largest."""
+    x = check_logits(logits)
+    y = np.asarray(labels)
+    if y.shape != (len(x),):
+        raise ValueError(f"labels must have one entry per row of logits: {y.shape}, {x.shape}")
+    if len(y) and (y.min() < 0 or y.max() >= x.shape[1]):
+        raise ValueError(f"labels must lie in [0, {x.shape[1]}), found {y.min()} to {y.max()}")
+    return np.asarray(x.argmax(axis=1) == y)
+
+
+def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float | None:
+    """Share of rows predicted right, in [0, 1]; None without rows. Target: the retrained model's value."""
+    return mean(correct_rows(logits, labels))
+
+
+def accuracies(logits: NDArray[Any], labels: NDArray[Any], part: NDArray[Any]) -> dict[str, float | None]:
+    """Accuracy on each of PARTS; None for a part without rows. `part (n,)` holds the name of each row's part."""
+    correct = correct_rows(logits, labels)
+    return {name: mean(correct[np.asarray(part) == name]) for name in PARTS}
+
+
+def mean_gap(candidate: Mapping[str, float | None], reference: Mapping[str, float | None]) -> float | None:
+    """Mean over the common keys of |candidate - reference|, keys with None left out. Range [0, 1], target 0."""
+    gaps = _gaps(candidate, reference)
+    return float(np.mean(gaps)) if gaps else None
+
+
+def tow(candidate: Mapping[str, float | None], reference: Mapping[str, float | None]) -> float | None:
+    """Tug of war, the product over keys of 1 - |candidate - reference|; Zhao et al. (2024) with keys forget, retain,
+    test.
+
+    Range [0, 1], higher is better, target 1. A model that was never unlearned scores 0.96 on random forgetting,
+    so read it beside the original's. None without a common key.
+    """
+    gaps = _gaps(candidate, reference)
+    return float(np.prod([1.0 - g for g in gaps])) if gaps else None
+
+
+def _gaps(candidate: Mapping[str, float | None], reference: Mapping[str, float | None]) -> list[float]:
+    pairs = [(candidate[k], reference[k]) for k in candidate if k in reference]
+    return [abs(a - b) for a, b in pairs if a is not None and b is not None]
+
+
+def per_class(logits: NDArray[Any], labels: NDArray[Any]) -> list[float | None]:
+    """Recall of each class, `C` entries in [0, 1]; None for a class without rows."""
+    correct = correct_rows(logits, labels)
+    return [mean(correct[np.asarray(labels) == c]) for c in range(np.shape(logits)[1])]
+
+
+def class_damage(
+    logits: NDArray[Any], original_logits: NDArray[Any], labels: NDArray[Any]
+) -> tuple[list[float | None], int | None]:
+    """Recall lost per class, original minus model, `C` entries in [-1, 1], and the class that lost most.
+
+    0 means no damage. Target: the retrained model's own damage. None for a class without rows.
+    """
+    before, after = per_class(original_logits, labels), per_class(logits, labels)
+    lost = [None if a is None or b is None else b - a for b, a in zip(before, after, strict=True)]
+    known = [(value, -c) for c, value in enumerate(lost) if value is not None]
+    return lost, -max(known)[1] if known else None
+
+
+def ece(logits: NDArray[Any], labels: NDArray[Any], bins: int = 15) -> float | None:
+    """Expected calibration error: sum over equal-width confidence bins of share * |accuracy - mean confidence|.
+
+    Source: Guo et al. (2017). Range [0, 1], target the retrained model's value; None without rows.
+    """
+    correct = correct_rows(logits, labels)
+    if not len(correct):
+        return None
+    confidence = np.exp(log_softmax(logits)).max(axis=1)
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are (a, b]
+    excess = np.bincount(index, weights=correct - confidence, minlength=bins)
+    return float(np.abs(excess).sum() / len(correct))

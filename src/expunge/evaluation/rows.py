@@ -1,0 +1,104 @@
+"""Which rows each metric looks at.
+
+Rows are put into an order that depends on their content only and drawn from it with a seed, so the order in which they
+come changes no result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation.accuracy import PARTS
+
+Index = NDArray[np.int64]
+Sides = tuple[Index, Index] | None
+PROBE_TRAIN, PROBE_TEST = 4000, 1000  # rows on each side of a probe
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows each metric looks at; chosen once from labels, parts and seed, and the same for every model.
+
+    `unseen` are the test rows of the forgotten rows' classes. `whole_classes`: no row of a forgotten class is retained;
+    then probes ask for the class, else whether a row was forgotten or never seen.
+    """
+
+    labels: NDArray[Any]
+    parts: dict[str, Index]
+    test: Index
+    unseen: Index
+    whole_classes: bool
+    forgotten_classes: NDArray[Any]
+    probe_train: tuple[Index, Index] | None
+    probe_test: tuple[Index, Index] | None
+    population: Index
+    population_unseen: Index
+    seed: int
+
+    @property
+    def forget(self) -> Index:
+        return self.parts["forget"]
+
+    def rng(self, stream: int) -> np.random.Generator:
+        """An independent generator per purpose, so that adding a metric does not move another."""
+        return np.random.default_rng([self.seed, stream])
+
+    def thin(self, rows: Index, size: int, stream: int) -> Index:
+        """At most `size` of `rows`, in order."""
+        return rows if len(rows) <= size else rows[np.sort(self.rng(stream).choice(len(rows), size, replace=False))]
+
+
+def choose_rows(labels: NDArray[Any], part: NDArray[Any], order_by: NDArray[Any], seed: int) -> Rows:
+    """Plan the evaluation. `labels (n,)` int, `part (n,)` in PARTS, `order_by (n, d)` features that fix the order."""
+    labels, part = np.asarray(labels), np.asarray(part).astype(str)
+    if labels.ndim != 1 or part.shape != labels.shape or len(order_by) != len(labels):
+        raise ValueError(
+            f"labels, part and features must describe the same rows: {labels.shape}, {part.shape}, {len(order_by)}"
+        )
+    unknown = sorted(set(np.unique(part)) - set(PARTS))
+    if unknown:
+        raise ValueError(f"unknown part {unknown[0]!r}, expected one of {', '.join(PARTS)}")
+    keys = [np.asarray(order_by)[:, j] for j in range(min(8, np.shape(order_by)[1]))]
+    order = np.lexsort((*keys, labels))
+    parts = {name: order[part[order] == name] for name in PARTS}
+    test = order[np.char.startswith(part[order], "test")]
+    forgotten = np.unique(labels[parts["forget"]])
+    whole = len(forgotten) > 0 and not np.isin(forgotten, labels[parts["retain"]]).any()
+    unseen = test[np.isin(labels[test], forgotten)]
+    rng = np.random.default_rng([seed, 0])
+    train, held = _probe_rows(parts, unseen, whole, rng)
+    mixed = rng.permutation(len(unseen))
+    population_unseen = unseen if whole else unseen[np.sort(mixed[: len(unseen) // 2])]
+    population = np.setdiff1d(test, np.concatenate([population_unseen, parts["test_forget"]]), assume_unique=False)
+    population = order[np.isin(order, population)]
+    return Rows(labels, parts, test, unseen, whole, forgotten, train, held, population, population_unseen, seed)
+
+
+def _probe_rows(parts: dict[str, Index], unseen: Index, whole: bool, rng: np.random.Generator) -> tuple[Sides, Sides]:
+    """Balanced (positive, negative) rows to learn from and to be scored on; None where a side is empty.
+
+    Whole classes: forgotten against retained training rows, scored on their test rows. Otherwise forgotten against
+    unseen rows, half of each to learn from.
+    """
+
+    def draw(rows: Index, size: int) -> Index:
+        return rows[np.sort(rng.choice(len(rows), size, replace=False))]
+
+    def halves(rows: Index) -> tuple[Index, Index]:
+        mixed = rng.permutation(len(rows))
+        return rows[np.sort(mixed[: len(rows) // 2])], rows[np.sort(mixed[len(rows) // 2 :])]
+
+    forget, retain = parts["forget"], parts["retain"]
+    if whole and len(parts["test_forget"]) and len(parts["test_retain"]):
+        sides = ((forget, parts["test_forget"]), (retain, parts["test_retain"]))
+    else:
+        sides = (halves(forget), halves(retain if whole else unseen))
+    n = min(len(sides[0][0]), len(sides[1][0]), PROBE_TRAIN)
+    m = min(len(sides[0][1]), len(sides[1][1]), PROBE_TEST)
+    if n < 2 or m < 1:
+        return None, None
+    return (draw(sides[0][0], n), draw(sides[1][0], n)), (draw(sides[0][1], m), draw(sides[1][1], m))

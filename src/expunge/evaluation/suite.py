@@ -1,0 +1,265 @@
+"""All metrics of one model, beside the original and the retrained ones: the block that a report shows per method.
+
+Large sets are thinned where a metric would take long on all rows; sizes are the constants below and the choice is
+seeded. Rows are first put into an order that depends on their content only, so the order they come in changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation import accuracy as acc
+from expunge.evaluation import divergence as div
+from expunge.evaluation import membership as mia
+from expunge.evaluation import representation as rep
+from expunge.evaluation.equivalence import Difference, auc_difference, row_difference
+from expunge.evaluation.rows import Index, Rows, choose_rows
+
+KNN_TRAIN = 2000  # rows on each side of kNN's training set
+CKA_ROWS, RELEARN_ROWS, GEOMETRY_ROWS = 4000, 2000, 4000
+RELEARN_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says about every row of the dataset: `logits (n, C)`, its backbone's features `z (n, d)`, and
+    `z_prime`, what its head reads, `(n, d')`; None where the head reads z itself."""
+
+    logits: NDArray[Any]
+    z: NDArray[Any]
+    z_prime: NDArray[Any] | None = None
+
+    @property
+    def head_input(self) -> NDArray[Any]:
+        return self.z if self.z_prime is None else self.z_prime
+
+
+def _probe(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
+    """Per-row success of a linear probe or of kNN on the planned rows."""
+    if rows.probe_train is None or rows.probe_test is None:
+        return None
+    train, test = rows.probe_train, rows.probe_test
+    if kind == "knn":
+        train = (rows.thin(train[0], KNN_TRAIN, 1), rows.thin(train[1], KNN_TRAIN, 2))
+    positive, truth = (np.repeat([True, False], len(side[0])) for side in (train, test))
+    run = rep.linear_probe_rows if kind == "linear" else rep.knn_rows
+    return run(z[np.concatenate(train)], positive, z[np.concatenate(test)], truth)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
+
+    rows: dict[str, NDArray[Any] | None]
+    losses: tuple[NDArray[Any], NDArray[Any]]  # of forgotten and unseen rows
+
+    def value(self, path: str) -> float | None:
+        values = self.rows[path]
+        return None if values is None else div.mean(values)
+
+
+def measure(model: Outputs, rows: Rows) -> Measured:
+    """Everything of one model that a gate compares, kept by row so that differences can be resampled."""
+    logits, y = np.asarray(model.logits), rows.labels
+    out: dict[str, NDArray[Any] | None] = {
+        f"accuracy.{name}": acc.correct_rows(logits[index], y[index]).astype(np.float64)
+        for name, index in rows.parts.items()
+    }
+    out["membership.mia_lr_member"] = mia.mia_lr_rows(
+        logits[rows.parts["retain"]], logits[rows.test], logits[rows.forget]
+    )
+    out["representation.probe_z"] = _probe(model.z, rows, "linear")
+    out["representation.probe_z_prime"] = (
+        out["representation.probe_z"] if model.z_prime is None else _probe(model.z_prime, rows, "linear")
+    )
+    losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
+    return Measured(out, losses)
+
+
+def evaluate(
+    candidate: Outputs,
+    original: Outputs,
+    retrained: Sequence[Outputs],
+    labels: NDArray[Any],
+    part: NDArray[Any],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The metrics block of one model; every value is a JSON scalar, list or dict, None where there is nothing to
+    measure.
+
+    `labels (n,)` int and `part (n,)` str describe the rows of all outputs. `retrained` may be empty: what compares with
+    it is then None. To get a retrained model's own block, give the other retrained models: its divergences are then the
+    noise floor. `intervals` holds 90 % bootstrap intervals of the values that have gates, with the row noise that
+    candidate and retrained models share taken out.
+    """
+    for name, model in [("candidate", candidate), ("original", original), *(("retrained", r) for r in retrained)]:
+        if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
+            raise ValueError(f"the {name} model's outputs must have {len(labels)} rows, like the labels")
+    rows = choose_rows(labels, part, original.z, seed)
+    mine, theirs = measure(candidate, rows), [measure(r, rows) for r in retrained]
+    divergence, divergence_rows = _divergence(candidate, retrained, rows)
+    return {
+        "accuracy": {name: mine.value(f"accuracy.{name}") for name in acc.PARTS},
+        "gap": _gap(mine, theirs, rows),
+        "divergence": divergence,
+        "membership": _membership(candidate, retrained, rows, mine),
+        "representation": _representation(candidate, original, retrained, rows, mine),
+        "relearn": _relearn(candidate, original, rows),
+        "calibration": {"ece_test_retain": _on(acc.ece, candidate, rows.parts["test_retain"], rows.labels)},
+        "per_class": _per_class(candidate, original, rows),
+        "intervals": _intervals(mine, theirs, divergence_rows, rows),
+    }
+
+
+def _on(metric: Callable[..., Any], model: Outputs, index: Index, labels: NDArray[Any]) -> Any:
+    return metric(np.asarray(model.logits)[index], labels[index])
+
+
+def _whole_test(m: Measured, rows: Rows) -> dict[str, float | None]:
+    """Accuracies with the test split as one, as the tug of war wants them."""
+    test = [m.rows[f"accuracy.{name}"] for name in ("test_retain", "test_forget")]
+    pooled = np.concatenate([t for t in test if t is not None])
+    return {"retain": m.value("accuracy.retain"), "forget": m.value("accuracy.forget"), "test": div.mean(pooled)}
+
+
+def _gap(mine: Measured, theirs: list[Measured], rows: Rows) -> dict[str, float | None]:
+    pairs = [(_whole_test(mine, rows), _whole_test(t, rows)) for t in theirs]
+    gaps = [g for a, b in pairs if (g := acc.mean_gap(a, b)) is not None]
+    tows = [t for a, b in pairs if (t := acc.tow(a, b)) is not None]
+    return {"mean": div.mean(np.array(gaps)), "tow": div.mean(np.array(tows))}
+
+
+def _divergence(
+    candidate: Outputs, retrained: Sequence[Outputs], rows: Rows
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Means over rows and seeds, and for the gates the per-row means over seeds on forgotten rows."""
+    block: dict[str, Any] = {}
+    for name, index in (("forget", rows.forget), ("test", rows.test)):
+        each = [div.summary(np.asarray(r.logits)[index], np.asarray(candidate.logits)[index]) for r in retrained]
+        keys = ("kl", "js", "agreement", "activation_distance")
+        block[name] = {k: div.mean(np.array([e[k] for e in each if e[k] is not None])) for k in keys}
+    block["forget"]["zrf_uniform"] = div.zrf(np.asarray(candidate.logits)[rows.forget])
+    if not retrained or not len(rows.forget):
+        return block, {}
+    pairs = [(np.asarray(r.logits)[rows.forget], np.asarray(candidate.logits)[rows.forget]) for r in retrained]
+    return block, {
+        "divergence.forget.kl": np.mean([div.kl_rows(p, q) for p, q in pairs], axis=0),
+        "divergence.forget.agreement": np.mean([div.agreement_rows(p, q) for p, q in pairs], axis=0),
+    }
+
+
+def _membership(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows, mine: Measured) -> dict[str, Any]:
+    logits, y = np.asarray(candidate.logits), rows.labels
+    retain, test_retain = rows.parts["retain"], rows.parts["test_retain"]
+    members, others = -mine.losses[0], -mine.losses[1]
+    near = rows.thin(rows.test, GEOMETRY_ROWS, 3)
+    geometry = None
+    if rows.whole_classes:
+        is_forgotten = np.isin(y[near], rows.forgotten_classes)
+        geometry = mia.class_geometry(logits[near], is_forgotten, rows.forgotten_classes, rows.rng(4))
+    return {
+        "loss_auc": mia.auc(members, others),
+        "tpr_at_fpr_1pct": mia.tpr_at_fpr(members, others, 0.01),
+        "tpr_at_fpr_01pct": mia.tpr_at_fpr(members, others, 0.001),
+        "mia_lr_member": mine.value("membership.mia_lr_member"),
+        "mia_svc": mia.mia_svc(
+            (logits[retain], y[retain]),
+            (logits[rows.test], y[rows.test]),
+            (logits[rows.forget], y[rows.forget]),
+            rows.rng(5),
+        ),
+        "rmia_auc": _rmia(candidate, retrained, rows),
+        "class_geometry": geometry,
+        "retain_loss_auc": mia.loss_auc(logits[retain], y[retain], logits[test_retain], y[test_retain]),
+    }
+
+
+def _rmia(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows) -> float | None:
+    """AUC of RMIA, forgotten against unseen rows; the retrained models are its references, test rows its population."""
+    if not retrained or not len(rows.forget) or not len(rows.population_unseen) or not len(rows.population):
+        return None
+
+    def p(model: Outputs, index: Index) -> NDArray[Any]:
+        return np.asarray(np.exp(-mia.loss(np.asarray(model.logits)[index], rows.labels[index])))
+
+    population = p(candidate, rows.population), np.stack([p(r, rows.population) for r in retrained])
+    scores = [
+        mia.rmia_scores(p(candidate, index), np.stack([p(r, index) for r in retrained]), *population)
+        for index in (rows.forget, rows.population_unseen)
+    ]
+    return mia.auc(*scores)
+
+
+def _representation(
+    candidate: Outputs, original: Outputs, retrained: Sequence[Outputs], rows: Rows, mine: Measured
+) -> dict[str, Any]:
+    index = rows.thin(np.concatenate([rows.forget, rows.test]), CKA_ROWS, 6)
+    seen = np.asarray(candidate.head_input)[index]
+    with_retrained = [c for r in retrained if (c := rep.linear_cka(seen, np.asarray(r.z)[index])) is not None]
+    knn_z = _probe(candidate.z, rows, "knn")
+    knn_prime = knn_z if candidate.z_prime is None else _probe(candidate.z_prime, rows, "knn")
+    return {
+        "target": "forgotten class" if rows.whole_classes else "forgotten or never seen",
+        "probe_z": mine.value("representation.probe_z"),
+        "probe_z_prime": mine.value("representation.probe_z_prime"),
+        "knn_z": None if knn_z is None else div.mean(knn_z),
+        "knn_z_prime": None if knn_prime is None else div.mean(knn_prime),
+        "cka": {
+            "original": rep.linear_cka(seen, np.asarray(original.z)[index]),
+            "retrained": div.mean(np.array(with_retrained)),
+        },
+    }
+
+
+def _relearn(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, Any]:
+    """Steps and prototype samples until RELEARN_SHARE of the original's accuracy on forgotten rows is back."""
+    index = rows.thin(rows.forget, RELEARN_ROWS, 7)
+    before = _on(acc.accuracy, original, index, rows.labels)
+    if before is None:
+        return {"target_accuracy": None, "steps": None, "curve": [], "prototype_samples": None}
+    target = RELEARN_SHARE * before
+    z = np.asarray(candidate.head_input)
+    curve = rep.relearn_curve(np.asarray(candidate.logits)[index], z[index], rows.labels[index])
+    samples = None
+    if rows.whole_classes and len(rows.parts["test_forget"]):
+        sets = [(z[i], rows.labels[i]) for i in (rows.parts["retain"], rows.forget, rows.parts["test_forget"])]
+        samples = rep.prototype_samples(sets[0], sets[1], sets[2], target, rows.rng(8))
+    return {
+        "target_accuracy": target,
+        "steps": rep.steps_to(curve, target),
+        "curve": curve,
+        "prototype_samples": samples,
+    }
+
+
+def _per_class(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, Any]:
+    """Test recall of every class, what it lost against the original, and the retained class that lost most."""
+    index = rows.parts["test_retain"]
+    logits, before = np.asarray(candidate.logits)[index], np.asarray(original.logits)[index]
+    damage, worst = acc.class_damage(logits, before, rows.labels[index])
+    return {"accuracy": acc.per_class(logits, rows.labels[index]), "damage": damage, "worst_class": worst}
+
+
+def _intervals(
+    mine: Measured, theirs: list[Measured], divergences: dict[str, NDArray[Any]], rows: Rows
+) -> dict[str, list[float]]:
+    """[low, high] per gate that has a reference: the retrained mean plus the interval of the paired difference."""
+    found: dict[str, tuple[float, Difference | None]] = {}
+    for path, values in mine.rows.items():
+        others = [o for t in theirs if (o := t.rows[path]) is not None]
+        if values is not None and others and len(values):
+            reference = np.mean(others, axis=0)
+            found[path] = float(reference.mean()), row_difference(values - reference, rows.rng(9))
+    for path, values in divergences.items():
+        found[path] = 0.0, row_difference(values, rows.rng(9))
+    sides = [(-t.losses[0], -t.losses[1]) for t in theirs]
+    paired = auc_difference((-mine.losses[0], -mine.losses[1]), sides, rows.rng(10))
+    reference_auc = div.mean(np.array([v for s in sides if (v := mia.auc(*s)) is not None]))
+    if reference_auc is not None:
+        found["membership.loss_auc"] = reference_auc, paired
+    return {path: [base + d.low, base + d.high] for path, (base, d) in sorted(found.items()) if d is not None}
