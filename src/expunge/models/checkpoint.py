@@ -33,7 +33,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         h.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return "sha256:" + h.hexdigest()
 
 
@@ -43,7 +43,7 @@ def backbone_digest(classifier: Classifier) -> str:
 
 
 def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
-    """Write weights and description into `directory` (being staged; the caller writes the manifest); return the latter."""
+    """Write weights and description into `directory`; return the description. The caller writes the manifest."""
     # contiguous: training keeps convolution weights channels-last, the file has one order.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state_dict().items()}
     save_file(tensors, directory / WEIGHTS)

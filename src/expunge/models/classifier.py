@@ -52,7 +52,8 @@ class Classifier(nn.Module):
         super().__init__()
         if (head.out_features, head.in_features) != (card.num_classes, card.feature_dim):
             raise ValueError(
-                f"head is {head.out_features} x {head.in_features}, its card says {card.num_classes} x {card.feature_dim}"
+                f"head is {head.out_features} x {head.in_features}, its card says "
+                f"{card.num_classes} x {card.feature_dim}"
             )
         self.backbone = backbone
         self.head = head

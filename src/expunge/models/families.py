@@ -23,7 +23,7 @@ HALF = (0.5,)
 
 @dataclass(frozen=True)
 class Expects:
-    """What an architecture takes. One mean or deviation stands for all channels. `weights`: a file that came with it."""
+    """What an architecture takes. One mean or deviation stands for all channels. `weights` came with it."""
 
     size: Size
     mean: tuple[float, ...] = HALF

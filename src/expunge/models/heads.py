@@ -54,12 +54,13 @@ def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str
             f"model.head: the output of {named!r} is not the model's output; only the last linear layer can be the head"
         )
     raise ConfigError(
-        f"no linear layer gives the model's output unchanged, so it has no linear head; linear layers: {_some(list(linear))}"
+        "no linear layer gives the model's output unchanged, so the model has no linear head; "
+        f"linear layers: {_some(list(linear))}"
     )
 
 
 def split_at(model: nn.Module, head: str, pixels: Tensor) -> tuple[nn.Module, nn.Linear]:
-    """Cut `model` (changed in place) before the linear layer `head`: backbone (pixels -> z) and head, always with a bias.
+    """Cut `model`, in place, before the linear layer `head`: backbone (pixels -> z) and head, which gets a bias.
 
     Raises ConfigError unless `head(backbone(pixels))` is what the model gave and z has shape (n, d).
     """
@@ -74,7 +75,7 @@ def split_at(model: nn.Module, head: str, pixels: Tensor) -> tuple[nn.Module, nn
         raise ConfigError(
             f"model.head: the input of {head!r} has shape {tuple(z.shape)}; expected one vector per image"
         )
-    if linear.bias is None:
+    if len(list(linear.parameters())) == 1:
         linear = _with_bias(linear)
     if not torch.allclose(linear(z), logits, rtol=1e-4, atol=1e-5):
         raise ConfigError(f"model.head: {head!r} applied to its input does not give the model's output again")

@@ -107,6 +107,6 @@ def _as_batch(images: NDArray[np.uint8] | Tensor, name: str) -> Tensor:
         raise DataError(f"{name}: pixels are {str(images.dtype).removeprefix('torch.')}; expected uint8 in 0..255")
     if images.ndim == 3:
         images = images.unsqueeze(-1)
-    if images.ndim != 4 or images.numel() == 0 and len(images):
+    if images.ndim != 4 or (images.numel() == 0 and len(images)):
         raise DataError(f"{name}: shape {tuple(images.shape)}; expected (n, h, w) or (n, h, w, c)")
     return images

@@ -1,6 +1,6 @@
 """A compact pre-activation-free ResNet for small images: widths 32-64-128, one residual block each.
 
-`forward` is split where the cut-layer methods need it: `stem`, `stage1`, `stage2`, `stage3`, then global average pooling.
+`forward` is split where the cut-layer methods need it: `stem`, `stage1`, `stage2`, `stage3`, then average pooling.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class _Run:
         # Dropout and the like draw from the global generator: borrow it, set by epoch, and give it back.
         with torch.random.fork_rng(), progress(what, len(order), "images") as advance:
             torch.manual_seed(self.a["seed"] * 1_000_003 + epoch)
-            for i, rows in enumerate(order.split(self.a["batch_size"])):
+            for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
                 rate = one_cycle(epoch * self.batches + i, self.a["epochs"] * self.batches, self.a["lr"])
                 loss, hits = self.step(rows, rate, bf16)
                 loss_sum += loss.cpu().double() * len(rows)
@@ -155,9 +155,7 @@ class _Run:
         if not math.isfinite(loss_mean):
             raise DataError(f"train: the loss is {loss_mean} in epoch {epoch + 1}; lower train.lr (now {self.a['lr']})")
         accuracy = correct.item() / len(order)
-        say(
-            f"train: epoch {epoch + 1}/{self.a['epochs']} loss {loss_mean:.4f} accuracy {accuracy:.4f} in {seconds:.1f} s"
-        )
+        say(f"{what}: loss {loss_mean:.4f}, accuracy {accuracy:.4f}")
         return {
             "epoch": epoch + 1, "loss": loss_mean, "accuracy": accuracy, "lr": rate,
             "seconds": seconds, "images_per_s": len(order) / seconds, "bf16": int(bf16),
@@ -169,7 +167,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.autocast(bf16):
-            logits = self.classifier(self.images[rows])
+            logits = self.classifier(self.images[rows].to(self.device))
         loss = F.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -235,6 +233,6 @@ class _State:
 
 def _digest(images: NDArray[np.uint8], labels: NDArray[np.int32]) -> str:
     h = hashlib.sha256(f"{images.shape} {images.dtype} {labels.dtype}".encode())
-    h.update(np.ascontiguousarray(images))
-    h.update(np.ascontiguousarray(labels))
+    h.update(np.ascontiguousarray(images).data)
+    h.update(np.ascontiguousarray(labels).data)
     return h.hexdigest()

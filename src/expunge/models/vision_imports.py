@@ -40,7 +40,8 @@ def _import_torchvision() -> None:
             raise
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        _declared = torch.library.Library("torchvision", "FRAGMENT")
+        _declared = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for op in ("nms", "qnms"):
-            _declared.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            schema = f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            _declared.define(schema)  # type: ignore[no-untyped-call]
         importlib.import_module("torchvision")
