@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.images import decode, raw_stack
@@ -82,6 +83,11 @@ class Dataset:
         """Row digests as void scalars `(rows,)` of 16 bytes: comparable, sortable, usable in np.isin."""
         column = self.table(["digest"])["digest"]
         return np.frombuffer(b"".join(column.to_pylist()), dtype=f"V{DIGEST_BYTES}")
+
+    def image_bytes(self) -> np.ndarray:
+        """int64 `(rows,)`: the stored size of each image."""
+        tables = (self._read_images(group) for group in self._groups)
+        return np.concatenate([pc.binary_length(t["image"]).to_numpy() for t in tables]).astype(np.int64)
 
     def iter_batches(
         self, rows_per_batch: int, start: int = 0, stop: int | None = None
