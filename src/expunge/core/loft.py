@@ -1,0 +1,136 @@
+"""LOFT: keep the subspace that explains retained features and not forgotten ones (arXiv 2601.22456)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.core.estimator import Estimator
+from expunge.core.maps import AffineMap
+from expunge.core.moments import Moments
+from expunge.core.subspace import Matrix, minimise_subspace_objective
+from expunge.errors import ConfigError, DataError
+
+
+class Loft(Estimator):
+    """Minimise `(1 - tr(U^T Sr U)/tr Sr)^2 + (tr(U^T Sf U)/tr Sf)^2` over `U (d, s)` with `U^T U = I`; ship `z' = U
+    U^T z`.
+
+    `Sr`, `Sf` are the covariances (ddof 1) of retained and forgotten features, each centred on its own mean. [paper,
+    code]
+
+    rank            s, or "auto": the smallest s whose top retained directions hold `energy` of the retained variance
+    solver          "exact": a global optimum with a certificate, see `expunge.core.subspace` [derived];
+                    "riemannian-adam": the published one, geoopt's Riemannian Adam on the canonical Stiefel manifold,
+                    float32, from a random start, `steps` full-batch steps at `lr`
+    second_moment   "centred" as published; "uncentred": forgotten features about the map's fixed point (the origin, or the
+                    retained mean with `restore_mean`), so that the mean of a forgotten class counts as well
+    restore_mean    project about the retained mean: `z' = U U^T (z - m) + m`, instead of about the origin as published
+
+    Fitted: `basis_ (d, s)`, `rank_`, `objective_`, `retained_` and `forgotten_` (the kept shares of variance),
+    `angle_` (radians, `tan = forgotten / (1 - retained)`), `gap_` (exact solver only: no `U` is better by more than
+    this), `map_`.
+    """
+
+    basis_: Tensor
+    rank_: int
+    objective_: float
+    retained_: float
+    forgotten_: float
+    angle_: float
+    gap_: float
+    map_: AffineMap
+
+    def __init__(
+        self,
+        rank: int | Literal["auto"],
+        solver: Literal["exact", "riemannian-adam"] = "exact",
+        steps: int = 100,
+        lr: float = 1.0,
+        seed: int = 0,
+        second_moment: Literal["centred", "uncentred"] = "centred",
+        restore_mean: bool = False,
+        energy: float = 0.99,
+    ) -> None:
+        self.rank = rank
+        self.solver = solver
+        self.steps = steps
+        self.lr = lr
+        self.seed = seed
+        self.second_moment = second_moment
+        self.restore_mean = restore_mean
+        self.energy = energy
+
+    def fit(self, retain: Moments, forget: Moments) -> Loft:
+        """Fit from the moments of retained and forgotten features, at least two rows each."""
+        self._check(retain.dim)
+        mean = retain.mean if self.restore_mean else torch.zeros_like(retain.mean)
+        a = _unit_trace(retain.cov(), "retained")
+        spread = forget.cov() if self.second_moment == "centred" else forget.second_about(mean)
+        b = _unit_trace(spread, "forgotten")
+        self.rank_ = automatic_rank(a, self.energy) if self.rank == "auto" else self.rank
+        if self.solver == "exact":
+            found = minimise_subspace_objective(a, b, self.rank_)
+            basis, self.gap_ = found.basis, found.gap
+        else:
+            basis = riemannian_adam(a, b, self.rank_, self.steps, self.lr, self.seed)
+        self.retained_ = float(np.sum(basis * (a @ basis)))
+        self.forgotten_ = float(np.sum(basis * (b @ basis)))
+        self.objective_ = (1 - self.retained_) ** 2 + self.forgotten_**2
+        self.angle_ = float(np.arctan2(max(self.forgotten_, 0.0), max(1 - self.retained_, 0.0)))
+        self.basis_ = torch.from_numpy(np.ascontiguousarray(basis)).to(retain.device)
+        shift = mean - self.basis_ @ (self.basis_.T @ mean)
+        self.map_ = AffineMap(self.basis_, shift, "keep")
+        return self
+
+    def _check(self, dim: int) -> None:
+        if self.rank != "auto" and not 1 <= self.rank <= dim:
+            raise ConfigError(f"rank must be 'auto' or between 1 and the feature dimension {dim}, got {self.rank!r}")
+        if self.solver not in ("exact", "riemannian-adam"):
+            raise ConfigError(f"solver must be exact or riemannian-adam, got {self.solver!r}")
+        if self.second_moment not in ("centred", "uncentred"):
+            raise ConfigError(f"second_moment must be centred or uncentred, got {self.second_moment!r}")
+        if not 0 < self.energy <= 1:
+            raise ConfigError(f"energy must be in (0, 1], got {self.energy!r}")
+
+
+def automatic_rank(cov: Matrix, energy: float) -> int:
+    """The smallest number of top eigenvalues of `cov` that hold the share `energy` of its trace."""
+    values = np.clip(np.linalg.eigvalsh(cov)[::-1], 0.0, None)
+    return int(np.searchsorted(np.cumsum(values), energy * values.sum() * (1 - 1e-12))) + 1
+
+
+def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed: int) -> Matrix:
+    """The published solver: random orthonormal start, geoopt's RiemannianAdam, canonical metric, float32. [code]
+
+    The published weight decay projects to zero on this manifold and is left out.
+    """
+    import geoopt
+
+    generator = torch.Generator().manual_seed(seed)
+    start, _ = torch.linalg.qr(torch.randn(a.shape[0], rank, generator=generator))
+    basis = geoopt.ManifoldParameter(start, manifold=geoopt.Stiefel(canonical=True))
+    optimiser = geoopt.optim.RiemannianAdam([basis], lr=lr)
+    sr, sf = torch.from_numpy(a).float(), torch.from_numpy(b).float()
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = (1 - (basis * (sr @ basis)).sum()) ** 2 + (basis * (sf @ basis)).sum() ** 2
+        loss.backward()
+        optimiser.step()
+    # float32 steps drift off the manifold by about 1e-6; the result is put back on it.
+    result, _ = torch.linalg.qr(basis.detach().double())
+    orthonormal: Matrix = result.numpy()
+    return orthonormal
+
+
+def _unit_trace(cov: Tensor, which: str) -> Matrix:
+    trace = float(cov.trace())
+    if not trace > 0:
+        raise DataError(
+            f"the {which} features do not vary, so they span no subspace; check that features were extracted"
+        )
+    scaled: Matrix = (cov / trace).cpu().numpy()
+    return scaled

@@ -1,0 +1,40 @@
+"""The control: mask the forgotten classes' logits. It forgets nothing inside, and benchmarks can hardly tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from expunge.core.estimator import Estimator
+from expunge.core.head import LinearHead, class_indices
+from expunge.core.maps import AffineMap, identity
+
+# Finite on purpose: losses of forgotten rows stay finite and can be ranked.
+MASKED_BIAS = -1e4
+
+
+class LogitMask(Estimator):
+    """Zero the head rows of `classes` and set their biases to -1e4; features are left as they are."""
+
+    head_: LinearHead
+    map_: AffineMap
+
+    def __init__(self, classes: int | Sequence[int]) -> None:
+        self.classes = classes
+
+    def fit(self, head: LinearHead) -> LogitMask:
+        """Set `head_`, and `map_`, the identity.
+
+        Raises ValueError for a class the head does not have, or for all of them.
+        """
+        self.head_ = mask_classes(head, self.classes)
+        self.map_ = identity(head.dim)
+        return self
+
+
+def mask_classes(head: LinearHead, classes: int | Sequence[int]) -> LinearHead:
+    """The head with the rows of `classes` masked."""
+    chosen = class_indices(classes, head.num_classes)
+    weight, bias = head.weight.clone(), head.bias.clone()
+    weight[chosen] = 0.0
+    bias[chosen] = MASKED_BIAS
+    return LinearHead(weight, bias)

@@ -1,0 +1,238 @@
+"""Maps `z -> z'` that stand between a backbone and its head: what a method fits and what is shipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import linear
+
+from expunge.core.head import LinearHead
+from expunge.errors import CheckpointError
+from expunge.files import write_json
+
+Form = Literal["dense", "keep", "remove"]
+TENSORS, DESCRIPTION = "map.safetensors", "map.json"
+
+
+class FeatureMap(Protocol):
+    """What every map can do."""
+
+    @property
+    def dim(self) -> int: ...
+    def __call__(self, z: Tensor) -> Tensor: ...
+    def describe(self) -> dict[str, object]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def save(self, directory: Path | str) -> None: ...
+    def compose(self, inner: FeatureMap) -> FeatureMap: ...
+
+
+class _Saved:
+    """Saving and composing, the same for every map."""
+
+    def save(self: FeatureMap, directory: Path | str) -> None:
+        """Write `map.safetensors` and `map.json` into an existing directory; same map, same bytes."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
+        save_file(tensors, str(Path(directory) / TENSORS))
+        write_json(Path(directory) / DESCRIPTION, self.describe())
+
+    def compose(self: FeatureMap, inner: FeatureMap) -> FeatureMap:
+        """The map `z -> self(inner(z))`."""
+        if self.dim != inner.dim:
+            raise ValueError(f"maps of {self.dim} and {inner.dim} dimensions cannot be composed")
+        if isinstance(self, AffineMap) and isinstance(inner, AffineMap):
+            a = self.matrix()
+            return AffineMap(a @ inner.matrix(), a @ inner.bias + self.bias)
+        outers = self.maps if isinstance(self, Chain) else (self,)
+        inners = inner.maps if isinstance(inner, Chain) else (inner,)
+        return Chain(inners + outers)
+
+
+def _compute_dtype(z: Tensor, dim: int) -> torch.dtype:
+    if z.ndim != 2 or z.shape[1] != dim:
+        raise ValueError(f"this map takes features (n, {dim}), got {tuple(z.shape)}")
+    return torch.promote_types(z.dtype, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap(_Saved):
+    """`z' = A z + a`, with `a = bias (d,)` and, by `form`, `A` from `weight`, all float64:
+
+    * "dense": `A = weight`, `(d, d)`;
+    * "keep": `A = U U^T`, `weight = U (d, s)` with orthonormal columns: only `U` is stored and multiplied;
+    * "remove": `A = I - U U^T`, likewise.
+
+    It computes in the dtype of `z`, float32 at least.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    form: Form = "dense"
+
+    def __post_init__(self) -> None:
+        if self.form not in ("dense", "keep", "remove"):
+            raise ValueError(f"form must be dense, keep or remove, got {self.form!r}")
+        d = self.bias.shape[0]
+        if self.bias.ndim != 1 or self.weight.ndim != 2 or self.weight.shape[0] != d:
+            raise ValueError(f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit together")
+        if self.form == "dense" and self.weight.shape[1] != d:
+            raise ValueError(f"a dense weight must be square, got {tuple(self.weight.shape)}")
+        object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))
+        object.__setattr__(self, "bias", self.bias.detach().to(torch.float64))
+
+    @property
+    def dim(self) -> int:
+        return self.bias.shape[0]
+
+    def __repr__(self) -> str:
+        rank = "" if self.form == "dense" else f", rank={self.weight.shape[1]}"
+        return f"AffineMap(dim={self.dim}, form={self.form!r}{rank})"
+
+    def matrix(self) -> Tensor:
+        """`A`, `(d, d)` float64."""
+        if self.form == "dense":
+            return self.weight
+        product = self.weight @ self.weight.T
+        if self.form == "keep":
+            return product
+        return torch.eye(self.dim, dtype=torch.float64, device=product.device) - product
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Tensor:
+        """`(n, d)` -> `(n, d)`."""
+        dtype = _compute_dtype(z, self.dim)
+        z, weight, bias = z.to(dtype), self.weight.to(z.device, dtype), self.bias.to(z.device, dtype)
+        if self.form == "dense":
+            return linear(z, weight, bias)
+        part = (z @ weight) @ weight.T
+        return part + bias if self.form == "keep" else z - part + bias
+
+    def fold_into(self, head: LinearHead) -> LinearHead:
+        """The head whose logits on `z` are `head`'s on this map's output: `W A`, `b + W a`, in float64, then
+        rounded.
+        """
+        if head.dim != self.dim:
+            raise ValueError(f"a head on {head.dim} features cannot take a map of {self.dim}")
+        w, b = head.weight.to(self.weight), head.bias.to(self.weight)
+        if self.form == "dense":
+            folded = w @ self.weight
+        else:
+            part = (w @ self.weight) @ self.weight.T
+            folded = part if self.form == "keep" else w - part
+        return LinearHead(folded, b + w @ self.bias)
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "affine", "form": self.form, "dim": self.dim}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
+
+
+def identity(dim: int) -> AffineMap:
+    """The map that changes nothing, exactly; it stores and multiplies nothing."""
+    return AffineMap(torch.zeros(dim, 0), torch.zeros(dim), "remove")
+
+
+@dataclass(frozen=True, eq=False)
+class MlpMap(_Saved):
+    """`z' = g(z)`, or `z + g(z)` with `residual`; `g` is a ReLU network of weights `(out, in)` and biases `(out,)`."""
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        widths = [self.weights[0].shape[1], *(w.shape[0] for w in self.weights)]
+        inputs = [w.shape[1] for w in self.weights]
+        if inputs != widths[:-1] or [b.shape[0] for b in self.biases] != widths[1:] or widths[0] != widths[-1]:
+            raise ValueError(
+                f"layers of widths {widths} and inputs {inputs} do not make a map of features onto features"
+            )
+        object.__setattr__(self, "weights", tuple(w.detach().to(torch.float32).contiguous() for w in self.weights))
+        object.__setattr__(self, "biases", tuple(b.detach().to(torch.float32).contiguous() for b in self.biases))
+
+    @property
+    def dim(self) -> int:
+        return self.weights[0].shape[1]
+
+    def __repr__(self) -> str:
+        hidden = tuple(w.shape[0] for w in self.weights[:-1])
+        return f"MlpMap(dim={self.dim}, hidden={hidden}, residual={self.residual})"
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Tensor:
+        """`(n, d)` -> `(n, d)`."""
+        dtype = _compute_dtype(z, self.dim)
+        z = z.to(dtype)
+        out = z
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            out = linear(torch.relu(out) if i else out, weight.to(z.device, dtype), bias.to(z.device, dtype))
+        return z + out if self.residual else out
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "mlp", "layers": len(self.weights), "residual": self.residual, "dim": self.dim}
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"weight.{i}": w for i, w in enumerate(self.weights)}
+        return named | {f"bias.{i}": b for i, b in enumerate(self.biases)}
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(_Saved):
+    """Maps applied one after another, the first one first: what composing with an MLP gives."""
+
+    maps: tuple[FeatureMap, ...]
+
+    @property
+    def dim(self) -> int:
+        return self.maps[0].dim
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """`(n, d)` -> `(n, d)`."""
+        for step in self.maps:
+            z = step(z)
+        return z
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "chain", "maps": [m.describe() for m in self.maps]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{i}/{name}": t for i, m in enumerate(self.maps) for name, t in m.tensors().items()}
+
+
+def load_map(directory: Path | str) -> FeatureMap:
+    """Read the map that `save` wrote. Raises CheckpointError naming the directory when there is none, or another
+    thing.
+    """
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
+        return _build(description, load_file(str(directory / TENSORS)))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"{directory}: {DESCRIPTION} and {TENSORS} do not hold a map ({e}); run fit again"
+        ) from None
+
+
+def _build(description: dict[str, object], tensors: dict[str, Tensor]) -> FeatureMap:
+    match description:
+        case {"kind": "affine", "form": ("dense" | "keep" | "remove") as form}:
+            return AffineMap(tensors["weight"], tensors["bias"], form)
+        case {"kind": "mlp", "layers": int(layers), "residual": bool(residual)}:
+            weights = tuple(tensors[f"weight.{i}"] for i in range(layers))
+            return MlpMap(weights, tuple(tensors[f"bias.{i}"] for i in range(layers)), residual)
+        case {"kind": "chain", "maps": list(parts)}:
+            steps = []
+            for i, part in enumerate(parts):
+                prefix = f"{i}/"
+                steps.append(
+                    _build(part, {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+                )
+            return Chain(tuple(steps))
+    raise ValueError(f"unknown kind of map: {description.get('kind')!r}")

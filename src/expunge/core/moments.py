@@ -1,0 +1,192 @@
+"""Moments: the sufficient statistics of a set of features, which add and subtract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.errors import CheckpointError, DataError
+
+# A chunk is converted to float64 before it is multiplied; 2**20 numbers (8 MiB) stay near the cache and bound the
+# memory.
+CHUNK_NUMBERS = 1 << 20
+MIN_CHUNK_ROWS = 512
+
+
+def as_features(z: Tensor | np.ndarray, dim: int | None = None) -> Tensor:
+    """`z` as a floating `(n, d)` tensor. Raises ValueError for another shape or a dtype that is not floating."""
+    z = torch.from_numpy(z) if isinstance(z, np.ndarray) else z
+    if z.ndim != 2 or (dim is not None and z.shape[1] != dim):
+        raise ValueError(f"features must have the shape (n, {'d' if dim is None else dim}), got {tuple(z.shape)}")
+    if not z.is_floating_point():
+        raise ValueError(f"features must be floating point, got {z.dtype}")
+    return z
+
+
+class Moments:
+    """`n`, `s = sum z` and `S = sum z z^T` of rows `z (n, d)`, in float64.
+
+    They can be built shard by shard, on any number of workers, in any order, and an erasure needs no pass over the
+    retained rows: `retained = total - forget`. `update` works in place; `+` and `-` give new objects.
+
+    The products are float64, whatever the precision of the rows: float32 products would lose about 1e-7 of `S`,
+    and with it the small eigenvalues of the covariance and the agreement between merge orders.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        self.n = 0
+        self.s = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.S = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    @classmethod
+    def of(cls, z: Tensor | np.ndarray) -> Moments:
+        """The moments of the rows of `z (n, d)`, on its device."""
+        z = as_features(z)
+        return cls(z.shape[1], z.device).update(z)
+
+    @classmethod
+    def total(cls, parts: Iterable[Moments]) -> Moments:
+        """The sum of at least one Moments, in the order given."""
+        parts = iter(parts)
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
+    @property
+    def dim(self) -> int:
+        return self.s.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.s.device
+
+    def __repr__(self) -> str:
+        return f"Moments(dim={self.dim}, n={self.n})"
+
+    @torch.no_grad()
+    def update(self, z: Tensor | np.ndarray) -> Moments:
+        """Add the rows of `z (n, d)`: fp16, bf16, fp32 or fp64, on any device. Memory beyond `z` does not grow with n.
+
+        Raises DataError, with nothing added, when a value is not finite.
+        """
+        z = as_features(z, self.dim)
+        rows = max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // self.dim)
+        # NaN and infinity survive a sum, so one number per row block finds them before anything is changed.
+        sums = [chunk.sum(dim=0, dtype=torch.float64) for chunk in torch.split(z, rows)]
+        for i, chunk_sum in enumerate(sums):
+            if not bool(torch.isfinite(chunk_sum).all()):
+                bad = (~torch.isfinite(z[i * rows : (i + 1) * rows]).all(dim=1)).nonzero()[0].item() + i * rows
+                raise DataError(f"row {bad} of the features holds NaN or infinity; extract the features again")
+        for chunk, chunk_sum in zip(torch.split(z, rows), sums, strict=True):
+            chunk = chunk.to(self.device, torch.float64)
+            self.s += chunk_sum.to(self.device)
+            self.S.addmm_(chunk.T, chunk)
+        self.n += z.shape[0]
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of rows together."""
+        self._check_dim(other)
+        return self._like(self.n + other.n, self.s + other.s.to(self.device), self.S + other.S.to(self.device))
+
+    def downdate(self, other: Moments) -> Moments:
+        """The moments of the rows of `self` without those of `other`, which must be among them.
+
+        Raises DataError when that cannot be: the count would be negative, or the covariance left over would not be
+        positive semi-definite beyond rounding. (Rows that lie inside the cloud can pass; it is a check, no proof.)
+        """
+        self._check_dim(other)
+        left = self._like(self.n - other.n, self.s - other.s.to(self.device), self.S - other.S.to(self.device))
+        if left.n < 0:
+            raise DataError(
+                f"cannot take {other.n} rows from the moments of {self.n}; check which rows were removed before"
+            )
+        # Entries of S carry rounding errors of about eps times the largest sum of squares that they were taken from.
+        eps = torch.finfo(torch.float64).eps
+        tolerance = 16 * eps * self.dim * max(float(self.S.diagonal().max()), torch.finfo(torch.float64).tiny)
+        if left.n == 0:
+            fits = float(left.S.abs().max()) <= tolerance
+        else:
+            scatter = left.S - torch.outer(left.s, left.s) / left.n
+            scatter.diagonal().add_(tolerance)
+            fits = int(torch.linalg.cholesky_ex(scatter).info) == 0
+        if not fits:
+            raise DataError(
+                f"the {other.n} rows to remove are not among the {self.n} rows of these moments: "
+                "the covariance left over is not positive semi-definite. Check the ids, and that one model made both"
+            )
+        return left
+
+    __add__ = merge
+    __sub__ = downdate
+
+    @property
+    def mean(self) -> Tensor:
+        """`(d,)` float64."""
+        self._check_rows(1)
+        return self.s / self.n
+
+    def second(self, augmented: bool = False) -> Tensor:
+        """`E[z z^T]`, `(d, d)` float64; augmented: `E[h h^T]` of `h = [z; 1]`, `(d + 1, d + 1)`."""
+        self._check_rows(1)
+        if not augmented:
+            return self.S / self.n
+        m = self.mean
+        top = torch.cat([self.S / self.n, m[:, None]], dim=1)
+        return torch.cat([top, torch.cat([m, m.new_ones(1)])[None]], dim=0)
+
+    def second_about(self, point: Tensor) -> Tensor:
+        """`E[(z - point)(z - point)^T]`, `(d, d)` float64."""
+        point = point.to(self.S)
+        cross = torch.outer(self.mean, point)
+        return self.second() - cross - cross.T + torch.outer(point, point)
+
+    def cov(self, ddof: int = 1) -> Tensor:
+        """The covariance, centred on the rows' own mean, `(d, d)` float64; the sums are divided by `n - ddof`."""
+        self._check_rows(ddof + 1)
+        m = self.mean
+        return (self.S - self.n * torch.outer(m, m)) / (self.n - ddof)
+
+    def to(self, device: torch.device | str) -> Moments:
+        return self._like(self.n, self.s.to(device), self.S.to(device))
+
+    def save(self, path: Path | str) -> None:
+        """Write `n`, `s` and `S` as one safetensors file; the same moments give the same bytes."""
+        tensors = {"n": torch.tensor([self.n]), "s": self.s.cpu().contiguous(), "S": self.S.cpu().contiguous()}
+        save_file(tensors, str(path))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Moments:
+        """Read what `save` wrote. Raises CheckpointError naming the file when it is something else."""
+        try:
+            tensors = load_file(str(path))
+            n, s, big = int(tensors["n"].item()), tensors["s"], tensors["S"]
+        except (OSError, SafetensorError, KeyError, RuntimeError) as e:
+            raise CheckpointError(f"{path}: no moments in it ({e}); run extract again") from None
+        if s.ndim != 1 or big.shape != (s.shape[0], s.shape[0]) or s.dtype != torch.float64 or n < 0:
+            raise CheckpointError(f"{path}: its tensors do not have the shapes of moments; run extract again")
+        moments = cls(s.shape[0])
+        moments.n, moments.s, moments.S = n, s, big
+        return moments
+
+    def _like(self, n: int, s: Tensor, big: Tensor) -> Moments:
+        result = Moments.__new__(Moments)
+        result.n, result.s, result.S = n, s, big
+        return result
+
+    def _check_dim(self, other: Moments) -> None:
+        if self.dim != other.dim:
+            raise ValueError(f"moments of {self.dim} and {other.dim} dimensions do not fit together")
+
+    def _check_rows(self, needed: int) -> None:
+        if self.n < needed:
+            raise DataError(f"this needs the moments of at least {needed} rows, there are {self.n}")

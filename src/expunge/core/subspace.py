@@ -1,0 +1,182 @@
+"""The exact minimum of `(1 - tr U^T A U)^2 + (tr U^T B U)^2` over orthonormal `U (d, s)`, with a certificate. [derived]
+
+With `r = tr U^T A U` and `f = tr U^T B U` the objective is the squared distance of `(r, f)` from `(1, 0)`. For every
+angle `t` in `[0, pi/2]`, with `C(t) = cos t A - sin t B` and `E(t)` the sum of its s largest eigenvalues,
+
+    sqrt(objective) >= (1 - r) cos t + f sin t >= cos t - E(t)      (Cauchy-Schwarz; Ky Fan),
+
+so every eigendecomposition gives a feasible `U` and a lower bound that holds for all `U`. At the optimum both meet:
+`U` spans top eigenvectors of `C(t)`, and `tan t = f / (1 - r)`. That angle is the root of a decreasing function of one
+variable.
+
+A bracketed secant search finds it. In high dimension each trial would cost a large eigenproblem; there the search runs
+in the span of the eigenvectors found so far (a reduced basis), which two or three large eigenproblems make accurate
+enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+MAX_TRIALS = 80
+ROUNDING = 1e-14
+CROSSING = 1e-10  # a bracket this narrow (radians) with a jump inside is a crossing of eigenvalues
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """`basis (d, s)`, its angle and objective, and `gap`: no other basis has an objective lower by more than this."""
+
+    basis: Matrix
+    angle: float
+    objective: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class _Trial:
+    angle: float  # t
+    basis: Matrix  # top s eigenvectors of C(t)
+    retained: float
+    forgotten: float
+    bound: float  # cos t - E(t), at most sqrt(objective) of any basis
+
+    @property
+    def objective(self) -> float:
+        return (1 - self.retained) ** 2 + self.forgotten**2
+
+    @property
+    def excess(self) -> float:
+        """The angle of this basis' own `(1 - r, f)`, less `angle`: zero at the optimum."""
+        return float(np.arctan2(max(self.forgotten, 0.0), max(1 - self.retained, 0.0))) - self.angle
+
+
+def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: float = 1e-9) -> Subspace:
+    """The optimum for positive semi-definite `a`, `b` `(d, d)` of unit trace, to `gap <= tolerance * objective +
+    1e-14`.
+    """
+    dim = a.shape[0]
+    if 6 * rank > dim:
+        return _search(a, b, rank, tolerance, start=np.pi / 4)
+    return _search_in_reduced_basis(a, b, rank, tolerance)
+
+
+def _search_in_reduced_basis(a: Matrix, b: Matrix, rank: int, tolerance: float) -> Subspace:
+    # The first large eigenproblem only opens the reduced basis: float32 is enough, and no bound is taken from it.
+    angle = np.pi / 4
+    basis = _top_eigenvectors(_mix(a, b, angle).astype(np.float32), 2 * rank)[1].astype(np.float64)
+    best = _search_in_span(a, b, rank, tolerance, basis, angle)
+    bound = 0.0
+    for _ in range(MAX_TRIALS):
+        trial = _trial(a, b, rank, best.angle)
+        bound = max(bound, trial.bound)
+        basis = np.linalg.qr(np.hstack([trial.basis, basis[:, : 2 * rank]]))[0]
+        best = _search_in_span(a, b, rank, tolerance, basis, best.angle)
+        best = replace(best, gap=max(best.objective - bound**2, 0.0))
+        if best.gap <= tolerance * best.objective + ROUNDING:
+            break
+    return best
+
+
+def _search_in_span(a: Matrix, b: Matrix, rank: int, tolerance: float, basis: Matrix, start: float) -> Subspace:
+    """The optimum among bases `basis @ W`; its gap is against these only."""
+    reduced = _search(basis.T @ (a @ basis), basis.T @ (b @ basis), rank, 0.1 * tolerance, start)
+    return replace(reduced, basis=basis @ reduced.basis)
+
+
+def _search(a: Matrix, b: Matrix, rank: int, tolerance: float, start: float) -> Subspace:
+    """Bracketed search over the angle by inverse interpolation, one eigendecomposition a trial."""
+    trials: list[_Trial] = []
+    low = high = None
+    bound, angle, best = 0.0, start, None
+    for _ in range(MAX_TRIALS):
+        trial = _trial(a, b, rank, angle)
+        trials.append(trial)
+        bound = max(bound, trial.bound)
+        if best is None or trial.objective < best.objective:
+            best = trial
+        if best.objective - bound**2 <= tolerance * best.objective + ROUNDING:
+            break
+        low, high = (trial, high) if trial.excess > 0 else (low, trial)
+        if low and high and high.angle - low.angle < CROSSING:
+            best = min(best, _best_between(a, b, low, high), key=lambda t: t.objective)
+            break
+        angle = _next_angle(trials, low, high)
+    assert best is not None
+    return Subspace(best.basis, best.angle + best.excess, best.objective, max(best.objective - bound**2, 0.0))
+
+
+def _next_angle(trials: list[_Trial], low: _Trial | None, high: _Trial | None) -> float:
+    """Where the excess should vanish, by the last trials; the bracket's middle when that leaves it or converges
+    slowly.
+    """
+    # The implied angle decreases in the angle: the root also lies between both of any trial.
+    left = max([t.angle if t.excess > 0 else t.angle + t.excess for t in trials])
+    right = min([t.angle if t.excess <= 0 else t.angle + t.excess for t in trials])
+    middle = 0.5 * (left + right)
+    last = trials[-3:]
+    if len(trials) == 1 or (len(trials) > 12 and len(trials) % 2):
+        return middle
+    x, y = [t.angle for t in last], [t.excess for t in last]
+    if len(set(y)) < len(y):
+        return middle
+    guess = 0.0
+    for i in range(len(last)):  # Lagrange's polynomial of angle as a function of excess, at zero
+        guess += x[i] * float(np.prod([y[j] / (y[j] - y[i]) for j in range(len(last)) if j != i]))
+    return guess if left < guess < right else middle
+
+
+def _best_between(a: Matrix, b: Matrix, low: _Trial, high: _Trial) -> _Trial:
+    """The optimum on the geodesic between two bases that are both optimal at (nearly) one angle.
+
+    Where eigenvalues cross, `(r, f)` jumps along a line on which the bound is constant; a rotation from one basis to
+    the other passes through every point between.
+    """
+    left, cosines, right = np.linalg.svd(low.basis.T @ high.basis)
+    start, end = low.basis @ left, high.basis @ right.T
+    angles = np.arccos(np.clip(cosines, -1.0, 1.0))
+    normal = end - start * np.cos(angles)
+    norms = np.linalg.norm(normal, axis=0)
+    normal = np.divide(normal, norms, out=np.zeros_like(normal), where=norms > 1e-12)
+
+    def at(share: float) -> _Trial:
+        basis = np.linalg.qr(start * np.cos(share * angles) + normal * np.sin(share * angles))[0]
+        return _evaluate(a, b, basis, low.angle, low.bound)
+
+    if at(0.0).excess <= 0 or at(1.0).excess >= 0:
+        return min(at(0.0), at(1.0), key=lambda t: t.objective)
+    return at(float(scipy.optimize.brentq(lambda share: at(share).excess, 0.0, 1.0, xtol=1e-14)))
+
+
+def _trial(a: Matrix, b: Matrix, rank: int, angle: float) -> _Trial:
+    values, basis = _top_eigenvectors(_mix(a, b, angle), rank)
+    return _evaluate(a, b, basis, angle, max(float(np.cos(angle) - values.sum()), 0.0))
+
+
+def _evaluate(a: Matrix, b: Matrix, basis: Matrix, angle: float, bound: float) -> _Trial:
+    retained, forgotten = float(np.vdot(basis, a @ basis)), float(np.vdot(basis, b @ basis))
+    return _Trial(angle, basis, retained, forgotten, bound)
+
+
+def _mix(a: Matrix, b: Matrix, angle: float) -> Matrix:
+    mixed: Matrix = np.cos(angle) * a - np.sin(angle) * b
+    return mixed
+
+
+def _top_eigenvectors(c: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The `count` largest eigenvalues, in ascending order, and their eigenvectors `(d, count)`."""
+    dim = c.shape[0]
+    if count > dim // 3:
+        values, vectors = np.linalg.eigh(c)
+        return values[-count:], vectors[:, -count:]
+    top = [dim - count, dim - 1]
+    values, vectors = scipy.linalg.eigh(c, subset_by_index=top, driver="evr", check_finite=False, overwrite_a=True)
+    return values, vectors
