@@ -1,0 +1,208 @@
+"""Per-row attacks over many models: U-LiRA, RMIA over an ensemble, KLoM and the NeurIPS-2023 forgetting score.
+
+They compare, for each row, the scores of models that had the row (and then unlearned it) with those of models that
+never had it. Scores are margins `log p_y - log(1 - p_y)`, clipped to [-MARGIN_LIMIT, MARGIN_LIMIT]. A pair of
+distributions that cannot be told apart is the target: AUC 0.5, epsilon 0, KLoM as between two halves of the retrained
+models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation.divergence import Floats, check_logits
+from expunge.evaluation.membership import auc, rmia_scores, tpr_at_fpr
+
+MARGIN_LIMIT = 100.0
+FPRS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_01pct": 0.001}
+CHUNK = 2048  # rows at a time, so that memory does not grow with rows
+
+
+def margins(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
+    """log(p_y / (1 - p_y)) = logit_y - logsumexp of the other logits, per row `(n,)`, from logits `(n, C)`, C >= 2."""
+    x = check_logits(logits)
+    rows, y = np.arange(len(x)), np.asarray(labels)
+    if x.shape[1] < 2:
+        raise ValueError("a margin needs at least two classes")
+    own = x[rows, y]
+    others = x.copy()
+    others[rows, y] = -np.inf
+    rest = np.logaddexp.reduce(others, axis=1)
+    return np.asarray(np.clip(own - rest, -MARGIN_LIMIT, MARGIN_LIMIT))
+
+
+def _check(scores: NDArray[Any], member: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    s, m = np.asarray(scores), np.asarray(member, dtype=bool)
+    if s.ndim != 2 or s.shape != m.shape:
+        raise ValueError(f"scores and member must both be (models, rows), got {s.shape} and {m.shape}")
+    if not np.isfinite(s).all():
+        raise ValueError("scores must be finite; clip margins first")
+    return s, m
+
+
+def lira_scores(scores: NDArray[Any], member: NDArray[Any]) -> NDArray[np.float32]:
+    """Log likelihood ratio `(models, rows)`: how much more likely each score is among the models that had the row.
+
+    `scores (m, n)`; `member (m, n)` bool: model i had row j (and unlearned it). Each side of a row is a Gaussian
+    fitted to the other models' scores, the scored one left out, so that a score is never judged by a fit to itself.
+    NaN for rows with fewer than 3 models on a side. Variances are at least 1e-6 of the mean variance. Source: Carlini
+    et al. (2022), online LiRA; Hayes et al. (2024) for unlearned against retrained models.
+    """
+    s, m = _check(scores, member)
+    ratio = np.full(s.shape, np.nan, dtype=np.float32)
+    floor = 1e-6 * float(np.mean(s.var(axis=0))) + 1e-12
+    for start in range(0, s.shape[1], CHUNK):
+        x, inside = s[:, start : start + CHUNK].astype(np.float64), m[:, start : start + CHUNK]
+        x = x - x.mean(axis=0)  # keeps the sums of squares below accurate
+        log_likelihood = []
+        for side in (inside, ~inside):
+            # Leave-one-out sums: a model on this side is taken out of its own fit.
+            n = side.sum(axis=0) - side
+            total = np.where(side, x, 0.0).sum(axis=0) - np.where(side, x, 0.0)
+            squares = np.where(side, x * x, 0.0).sum(axis=0) - np.where(side, x * x, 0.0)
+            mean = total / np.maximum(n, 1)
+            variance = np.maximum(squares / np.maximum(n, 1) - mean * mean, floor)
+            log_likelihood.append(-0.5 * (np.log(variance) + (x - mean) ** 2 / variance))
+        known = np.minimum(inside.sum(axis=0), (~inside).sum(axis=0)) >= 3
+        ratio[:, start : start + CHUNK] = np.where(known, log_likelihood[0] - log_likelihood[1], np.nan)
+    return ratio
+
+
+def _attack(scores: NDArray[Any], member: NDArray[np.bool_]) -> dict[str, float | None]:
+    inside, outside = scores[member], scores[~member]
+    inside, outside = inside[~np.isnan(inside)], outside[~np.isnan(outside)]
+    result = {"auc": auc(inside, outside)}
+    return result | {name: tpr_at_fpr(inside, outside, fpr) for name, fpr in FPRS.items()}
+
+
+def ulira(scores: NDArray[Any], member: NDArray[Any]) -> dict[str, float | None]:
+    """U-LiRA: AUC and TPR at 1 % and 0.1 % FPR of `lira_scores`, over all models and rows; None without usable rows.
+
+    Range [0, 1]; target 0.5, 0.01 and 0.001. For unlearned against retrained models stack their scores and mark the
+    unlearned ones as members.
+    """
+    s, m = _check(scores, member)
+    return _attack(lira_scores(s, m), m)
+
+
+def rmia(
+    probability: NDArray[Any], member: NDArray[Any], population: NDArray[Any], gamma: float = 1.0
+) -> dict[str, float | None]:
+    """RMIA over an ensemble: every model in turn is the target and all others are its references.
+
+    True-class probabilities of rows `(m, n)` and of population rows that no model had `(m, k)`; result as `ulira`.
+    """
+    p, m = _check(probability, member)
+    if len(p) < 2:
+        raise ValueError("RMIA needs a target and at least one reference model")
+    q = np.asarray(population)
+    sums = p.sum(axis=0, dtype=np.float64), q.sum(axis=0, dtype=np.float64)
+    scores = np.empty(p.shape, dtype=np.float32)
+    for i in range(len(p)):
+        others = [((total - x[i]) / (len(p) - 1))[None] for total, x in zip(sums, (p, q), strict=True)]
+        scores[i] = rmia_scores(p[i], others[0], q[i], others[1], gamma)
+    return _attack(scores, m)
+
+
+def klom_rows(unlearned: NDArray[Any], retrained: NDArray[Any], bins: int = 20) -> Floats:
+    """KL(unlearned || retrained) of the two margin histograms per row `(n,)`, nats, from margins `(m, n)` and `(m',
+    n)`.
+
+    `bins` equal bins between the smallest and largest margin of both, empty retrained bins counted as 1e-5, as in the
+    code published with Georgiev et al. (2024). Range [0, 11.6]. Histograms of few models are far apart by chance:
+    compare with the value between two halves of the retrained models.
+    """
+    a, b = (np.clip(np.asarray(x, np.float64), -MARGIN_LIMIT, MARGIN_LIMIT) for x in (unlearned, retrained))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
+        raise ValueError(f"margins must be (models, rows) of the same rows, got {a.shape} and {b.shape}")
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("margins must not be NaN")
+    result = []
+    for start in range(0, a.shape[1], CHUNK):
+        x, y = a[:, start : start + CHUNK], b[:, start : start + CHUNK]
+        low = np.minimum(x.min(axis=0), y.min(axis=0))
+        width = np.maximum(np.maximum(x.max(axis=0), y.max(axis=0)) - low, 1e-12) / bins
+        p, q = (_histogram(v, low, width, bins) for v in (x, y))
+        result.append((p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(q, 1e-5)))).sum(axis=1))
+    return np.maximum(np.concatenate(result), 0.0) if result else np.empty(0)
+
+
+def _histogram(x: Floats, low: Floats, width: Floats, bins: int) -> Floats:
+    index = np.clip(((x - low) / width).astype(np.int64), 0, bins - 1) + bins * np.arange(x.shape[1])
+    return np.bincount(index.ravel(), minlength=bins * x.shape[1]).reshape(-1, bins) / len(x)
+
+
+def klom(unlearned: NDArray[Any], retrained: NDArray[Any]) -> dict[str, float | None]:
+    """50th, 95th and 99th percentile over rows of `klom_rows`; None without rows. Lower is better."""
+    rows = klom_rows(unlearned, retrained)
+    return {f"p{q}": float(np.percentile(rows, q)) if len(rows) else None for q in (50, 95, 99)}
+
+
+def epsilon_rows(unlearned: NDArray[Any], retrained: NDArray[Any], delta: float = 1e-5) -> Floats:
+    """Per row `(n,)`, the largest epsilon that an attack proves between unlearned and retrained models; may be inf.
+
+    For each attack with rates FPR, FNR: max(log(1 - delta - FPR) - log FNR, log(1 - delta - FNR) - log FPR); attacks
+    where exactly one rate is 0 are left out, and one that separates perfectly gives inf; at least 0. Attacks: every
+    single threshold on the margin, both directions, and every interval between two thresholds, at the midpoints of the
+    observed margins. Source: Triantafillou et al. (2024), Algorithm 1, from margins `(m, n)` and `(m', n)`.
+    """
+    a, b = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
+        raise ValueError(f"margins must be (models, rows) of the same rows, got {a.shape} and {b.shape}")
+    return np.array(
+        [
+            max((_epsilon(fpr, fnr, delta) for fpr, fnr in _attacks(x, y)), default=0.0)
+            for x, y in zip(a.T, b.T, strict=True)
+        ]
+    )
+
+
+def _attacks(x: Floats, y: Floats) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """(FPR, FNR) of all threshold and interval attacks that call x positive and y negative."""
+    levels = np.unique(np.concatenate([x, y]))
+    below_x = np.concatenate([[0], np.searchsorted(np.sort(x), levels, side="right")]) / len(x)
+    below_y = np.concatenate([[0], np.searchsorted(np.sort(y), levels, side="right")]) / len(y)
+    # An interval (t_i, t_j] with t_0 = -inf and t_last = +inf holds the single thresholds in both directions.
+    i, j = np.triu_indices(len(below_x), k=1)
+    yield below_y[j] - below_y[i], 1.0 - (below_x[j] - below_x[i])
+
+
+def _epsilon(fpr: NDArray[Any], fnr: NDArray[Any], delta: float) -> float:
+    fpr, fnr = np.where(fpr < 1e-12, 0.0, fpr), np.where(fnr < 1e-12, 0.0, fnr)
+    if ((fpr == 0) & (fnr == 0)).any():
+        return float("inf")
+    use = (fpr > 0) & (fnr > 0)
+    f, g = fpr[use], fnr[use]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        both = np.stack([np.log(1 - delta - f) - np.log(g), np.log(1 - delta - g) - np.log(f)])
+    both = both[np.isfinite(both)]
+    return max(float(both.max()), 0.0) if len(both) else 0.0
+
+
+def forgetting_score(epsilons: NDArray[Any], bin_width: float = 0.5, bins: int = 13) -> float | None:
+    """Forgetting quality of the NeurIPS-2023 challenge: mean over rows of 2 / 2^k, k = 1 + floor(epsilon / bin_width)
+    at most `bins`.
+
+    Range (0, 1], higher is better, 1 when every epsilon is below `bin_width`. None without rows.
+    Source: Triantafillou et al. (2024), section 4.
+    """
+    eps = np.asarray(epsilons, np.float64)
+    if np.isnan(eps).any() or (eps < 0).any():
+        raise ValueError("epsilons must be non-negative")
+    index = np.clip(np.digitize(eps, np.arange(bins) * bin_width), 1, bins)
+    return float(np.mean(2.0 / 2.0**index)) if len(eps) else None
+
+
+def challenge_score(forgetting: float, unlearned: tuple[float, float], retrained: tuple[float, float]) -> float:
+    """Forgetting score times the ratios of retained and test accuracy, `(retain, test)`, to the retrained model's.
+
+    The NeurIPS-2023 challenge's final score. At least 0; 1 for a retrained model. Raises where a retrained accuracy is
+    0.
+    """
+    if min(retrained) <= 0:
+        raise ValueError("the retrained model's accuracies must be positive")
+    return forgetting * unlearned[0] / retrained[0] * unlearned[1] / retrained[1]
