@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,12 @@ def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) 
     kept: list[pa.Table] = []
     shapes: set[tuple[int, int, int]] = set()
     with staged_dir(out_dir) as tmp:
-        shards = _Shards(tmp, schema, shard_rows, source.encoding)
-        try:
+        with closing(_Shards(tmp, schema, shard_rows, source.encoding)) as shards:
             for batch in source.batches:
-                for group in _groups(batch):
-                    table = _table(group, source, schema, shapes)
+                for piece in _pieces(batch):
+                    table = _table(piece, source, schema, shapes)
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
                     shards.add(table)
-        finally:
-            shards.close()
         if not kept:
             raise DataError(f"{source.name}: no images found")
         rows = pa.concat_tables(kept).combine_chunks()
@@ -103,7 +101,7 @@ def find_duplicates(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
 
 
 class _Shards:
-    """Parquet shards of at most `shard_rows` rows and about SHARD_BYTES of images, one row group per added table."""
+    """Parquet shards of at most `shard_rows` rows and about SHARD_BYTES of images, in bounded row groups."""
 
     def __init__(self, directory: Path, schema: pa.Schema, shard_rows: int, encoding: str) -> None:
         if shard_rows < 1:
@@ -117,34 +115,50 @@ class _Shards:
             "write_statistics": [n for n in ("label", "split") if n in schema.names],
         }
         self._writer: pq.ParquetWriter | None = None
+        self._pending = schema.empty_table()
         self._bytes = 0
         self._name = ""
 
     def add(self, table: pa.Table) -> None:
-        while table.num_rows:
+        """Take rows; they are written as soon as they fill a row group, however they came in batches."""
+        self._pending = pa.concat_tables([self._pending, table])
+        self._write(last=False)
+
+    def close(self) -> None:
+        """Write what is pending and finish the last shard."""
+        self._write(last=True)
+        self._finish()
+
+    def _write(self, last: bool) -> None:
+        while rows := self._pending.num_rows:
             if self._writer is None or self.rows[self._name] >= self._shard_rows or self._bytes >= SHARD_BYTES:
+                self._finish()
                 self._open()
             assert self._writer is not None
-            part = table.slice(0, self._shard_rows - self.rows[self._name])
-            self._writer.write_table(part, row_group_size=part.num_rows)
-            self.rows[self._name] += part.num_rows
-            self._bytes += pc.sum(pc.binary_length(part["image"])).as_py()
-            table = table.slice(part.num_rows)
+            ends = np.cumsum(pc.binary_length(self._pending["image"]).to_numpy(), dtype=np.int64)
+            fits = max(int(np.searchsorted(ends, GROUP_BYTES, side="right")), 1)
+            take = min(fits, GROUP_ROWS, self._shard_rows - self.rows[self._name])
+            if take >= rows and not last:
+                return
+            take = min(take, rows)
+            self._writer.write_table(self._pending.slice(0, take), row_group_size=take)
+            self.rows[self._name] += take
+            self._bytes += int(ends[take - 1])
+            self._pending = self._pending.slice(take)
 
     def _open(self) -> None:
-        self.close()
         self._name = f"part-{len(self.rows):05d}.parquet"
         self.rows[self._name] = self._bytes = 0
         self._writer = pq.ParquetWriter(self._directory / self._name, self._schema, **self._options)
 
-    def close(self) -> None:
+    def _finish(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
-def _groups(batch: Batch) -> Iterator[Batch]:
-    """Cut a batch so that each piece fits a row group, by rows and by bytes."""
+def _pieces(batch: Batch) -> Iterator[Batch]:
+    """Cut a batch that is larger than a row group: an Arrow array of images holds at most 2 GiB."""
     n = len(batch.sample_ids)
     if not len(batch.labels) == len(batch.splits) == len(batch.images) == n:
         raise DataError(f"a reader gave {n} ids for {len(batch.images)} images and {len(batch.labels)} labels")

@@ -12,7 +12,7 @@ from expunge.data.schema import ENCODED, SPLITS
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
 from expunge.errors import DataError
 
-BATCH = 256
+BATCH = 64
 
 
 def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:

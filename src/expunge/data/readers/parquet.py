@@ -16,7 +16,7 @@ from expunge.data.schema import ENCODED
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
 from expunge.errors import DataError
 
-BATCH = 256
+BATCH = 64
 NAMES = {
     "image": ("image",),
     "label": ("label",),
@@ -31,7 +31,7 @@ def read_parquet(path: Path, test_fraction: float = 0.2, seed: int = 0) -> Sourc
     `sample_id` or `id`, `subject`, `split` ("train" or "test").
 
     Without ids a row is called by its number, without a split column a seeded stratified `test_fraction` is drawn.
-    Images are streamed a few hundred at a time; the label column is read first.
+    Images are streamed a few at a time; the label column is read first.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:

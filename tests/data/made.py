@@ -1,0 +1,28 @@
+"""A small colour dataset with subjects, for the tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from expunge.data.schema import RAW
+from expunge.data.source import Source, array_batches
+
+ROWS = 60
+CLASSES = ("ant", "bee", "cat")
+
+
+def arrays(rows: int = ROWS, seed: int = 0) -> dict:
+    """Random colour images of 5 x 4; every fourth row is a test row; labels and subjects cycle."""
+    rng = np.random.default_rng(seed)
+    return {
+        "images": rng.integers(0, 256, (rows, 5, 4, 3), dtype=np.uint8),
+        "labels": np.arange(rows, dtype=np.int32) % 3,
+        "splits": ["test" if i % 4 == 3 else "train" for i in range(rows)],
+        "ids": [f"row-{i:03d}" for i in range(rows)],
+        "subjects": [None if i % 10 == 9 else f"person-{i % 6}" for i in range(rows)],
+    }
+
+
+def source_of(data: dict, batch: int = 7, names: tuple[str, ...] = CLASSES) -> Source:
+    batches = array_batches(data["images"], data["labels"], data["splits"], data["ids"], data["subjects"], rows=batch)
+    return Source("made", names, RAW, batches, has_subject=True)
