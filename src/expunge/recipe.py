@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from expunge.config import Config
-from expunge.core import HeadRefit, LinearHead
+from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
 from expunge.errors import DataError
 from expunge.features.extract import Settings, extract_shards
@@ -25,8 +27,8 @@ PRODUCER = "expunge.recipe"
 
 def make_classifier(
     config: Config, dataset: Dataset, rows: np.ndarray, seed: int, out: Path, work: Path, store: FeatureStore | None = None
-) -> None:
-    """Train as params say on the dataset positions `rows` and write the model directory `out`.
+) -> dict[str, Any]:
+    """Train as params say on the dataset positions `rows`, write the model directory `out`, and return what it cost.
 
     `store` holds the features of the frozen backbone where they were already fetched. Raises DataError when images of
     different sizes are to be trained on, and CheckpointError when given weights do not fit.
@@ -44,14 +46,16 @@ def make_classifier(
         seed=seed,
     )
     resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
+    cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}
     if model.training == "full":
-        _train_all(config, classifier, dataset, rows, seed, resume)
+        cost = _train_all(config, classifier, dataset, rows, seed, resume)
     elif model.training == "head":
-        _train_head(config, classifier, dataset, rows, work, store)
+        cost = _train_head(config, classifier, dataset, rows, work, store)
     with staged_dir(out) as staging:
         description = save_classifier(staging, classifier)
         write_manifest(staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"])
     shutil.rmtree(resume, ignore_errors=True)
+    return cost
 
 
 def example_shape(dataset: Dataset) -> tuple[int, int, int]:
@@ -62,7 +66,7 @@ def example_shape(dataset: Dataset) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _train_all(config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path) -> None:
+def _train_all(config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path) -> dict[str, Any]:
     images = dataset.images(rows)
     if isinstance(images, list):
         raise DataError(f"{dataset.directory}: images differ in size, and model.training: full needs one size; resize them or train the head only")
@@ -81,15 +85,20 @@ def _train_all(config: Config, classifier: Classifier, dataset: Dataset, rows: n
         resume_dir=resume,
     )
     say(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
+    return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
 
 
 def _train_head(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, work: Path, store: FeatureStore | None
-) -> None:
+) -> dict[str, Any]:
     """Features first, in the work directory where the extract stage will find them; then the head, to its optimum."""
     shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
+    from expunge.core import HeadRefit
+
+    start_time = time.perf_counter()
     z = shards.z(rows)
     start = LinearHead(classifier.head.weight, classifier.head.bias)
     head = HeadRefit().fit(z, dataset.labels()[rows], start).head_
     classifier.set_head(head.weight, head.bias)
     say(f"train: linear head on {len(rows):,} rows of {shards.dim} features")
+    return {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.config import Verdict
-from expunge.evaluation.verdict import verdict
+import numpy as np
+
+from expunge.evaluation.verdict import Margins, verdict
 
 SCHEMA = 1
 CONTROL = "logit-mask"
@@ -19,26 +20,52 @@ def build_summary(
     references: Mapping[str, Any],
     evaluations: Mapping[str, dict[str, Any]],
     costs: Mapping[str, Mapping[str, Any]],
-    margins: Verdict,
+    margins: Margins,
 ) -> dict[str, Any]:
     """Join what the stages wrote and judge every method.
 
-    `references` holds `original`, `retrained` (None when skipped) and `noise_floor`; `evaluations` and `costs` are keyed by
-    method. The control is judged like the others, shown among the references, and never selected.
+    `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by method.
+    The control is judged like the others, shown among the references, and never selected.
     """
-    judged = {}
-    for name, evaluation in evaluations.items():
-        level = verdict(evaluation, references, request, margins)
-        judged[name] = {**evaluation, "cost": dict(costs[name]), "verdict": level}
+    original, retrained = references["original"], references["retrained"]
+    whole = bool(request["classes"]) and request["classes"] == request["whole_classes"]
+    methods = {
+        name: {**block, "cost": dict(costs[name]), "verdict": verdict(block, original, retrained, margins, whole)}
+        for name, block in evaluations.items()
+    }
     return {
         "schema": SCHEMA,
         "request": dict(request),
         "model": dict(model),
-        "references": {"original": references["original"], "retrained": references["retrained"], "logit_mask": judged[CONTROL]},
-        "noise_floor": references.get("noise_floor"),
-        "methods": judged,
-        "selected": select(judged),
+        "references": {
+            "original": original,
+            "retrained": {**mean_of(retrained), "seeds": len(retrained), "spread": spread_of(retrained)} if retrained else None,
+            "logit_mask": methods[CONTROL],
+        },
+        "methods": methods,
+        "selected": select(methods),
     }
+
+
+def mean_of(blocks: Sequence[Any]) -> Any:
+    """The mean of equally shaped blocks, number by number; what is not a number comes from the first."""
+    return _join(blocks, lambda values: float(np.mean(values)))
+
+
+def spread_of(blocks: Sequence[Any]) -> Any:
+    """The standard deviation over seeds (ddof 1), number by number; null with one seed."""
+    return _join(blocks, lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def _join(blocks: Sequence[Any], statistic: Any) -> Any:
+    first = blocks[0]
+    if isinstance(first, Mapping):
+        return {key: _join([block[key] for block in blocks], statistic) for key in first}
+    if isinstance(first, list):
+        same = len({len(block) for block in blocks}) == 1
+        return [_join(list(items), statistic) for items in zip(*blocks, strict=True)] if same else first
+    known = [b for b in blocks if isinstance(b, int | float) and not isinstance(b, bool)]
+    return statistic(known) if known else first
 
 
 def select(methods: Mapping[str, Any]) -> str | None:
@@ -51,8 +78,7 @@ def select(methods: Mapping[str, Any]) -> str | None:
         return None
 
     def rank(name: str) -> tuple[int, float, str]:
-        method = reached[name]
-        kl = (method["divergence"] or {}).get("forget", {}).get("kl")
-        return -LEVELS.index(method["verdict"]["level"]), float("inf") if kl is None else kl, name
+        kl = reached[name]["divergence"]["forget"]["kl"]
+        return -LEVELS.index(reached[name]["verdict"]["level"]), float("inf") if kl is None else kl, name
 
     return min(reached, key=rank)

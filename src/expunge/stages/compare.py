@@ -1,7 +1,11 @@
 """compare: verdicts, the summary, the table and the plots."""
 
-from expunge.config import load_config
-from expunge.data.assignment import REQUEST
+from dataclasses import asdict
+from typing import Any
+
+from expunge.config import Config, load_config
+from expunge.data.split import REQUEST
+from expunge.evaluation.verdict import Margins
 from expunge.files import read_json, read_manifest, write_json, write_text
 from expunge.paths import COST, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
 from expunge.progress import say
@@ -14,6 +18,16 @@ PLOTS = {
     "divergence": {"KL on forgotten rows (nats)": "divergence.forget.kl", "JS on forgotten rows (nats)": "divergence.forget.js"},
     "membership": {"loss AUC": "membership.loss_auc", "MIA member share": "membership.mia_lr_member"},
 }
+
+
+def cost_of(name: str, config: Config) -> dict[str, Any]:
+    """Seconds and memory of fit and evaluation, and how many times faster than retraining the fit was."""
+    cost = {**read_json(COST / f"fit-{name}.json"), **read_json(COST / f"evaluate-{name}.json")}
+    if config.reference == "retrain":
+        retrain = [read_json(COST / f"retrain-{seed}.json")["train_s"] for seed in config.retrain.seeds]
+        cost["retrain_s"] = sum(retrain) / len(retrain)
+        cost["speedup_vs_retrain"] = cost["retrain_s"] / max(cost["fit_s"], 1e-4)
+    return cost
 
 
 def main() -> None:
@@ -31,8 +45,8 @@ def main() -> None:
         model,
         read_json(METRICS / "references.json"),
         {name: read_json(METRICS / f"{name}.json") for name in config.methods},
-        {name: read_json(COST / f"fit-{name}.json") for name in config.methods},
-        config.verdict,
+        {name: cost_of(name, config) for name in config.methods},
+        Margins(**asdict(config.verdict)),
     )
     write_json(SUMMARY, summary)
     write_json(REPORTS / "metrics.json", flat(summary))

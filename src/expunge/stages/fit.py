@@ -7,7 +7,7 @@ import psutil
 
 from expunge.config import load_config
 from expunge.core import LinearHead
-from expunge.data.assignment import Assignment
+from expunge.data.split import Split
 from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_json, write_manifest
 from expunge.methods import Request, fit
@@ -22,15 +22,15 @@ def main() -> None:
     parser.add_argument("method")
     name = parser.parse_args().method
     settings = load_config().fit.get(name, {})
-    assignment = Assignment(SPLIT)
+    split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
     classifier = load_classifier(MODELS / ORIGINAL)
     request = Request(
         store=store,
-        forget_rows=assignment.forget,
-        retain_rows=assignment.retain,
+        forget_rows=split.rows("forget"),
+        retain_rows=split.rows("retain"),
         head=LinearHead(classifier.head.weight, classifier.head.bias),
-        forget_classes=assignment.request["classes"] if assignment.request["whole_classes"] else [],
+        forget_classes=split.request["whole_classes"],
         saw_forget_data=classifier.card.saw_forget_data,
     )
     start = time.perf_counter()

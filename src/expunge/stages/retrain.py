@@ -3,11 +3,11 @@
 import argparse
 
 from expunge.config import load_config
-from expunge.data.assignment import Assignment
 from expunge.data.dataset import Dataset
+from expunge.data.split import Split
 from expunge.features.store import FeatureStore
-from expunge.files import staged_dir, write_manifest
-from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
+from expunge.files import staged_dir, write_json, write_manifest
+from expunge.paths import COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
 from expunge.recipe import make_classifier
 from expunge.stages import run
 
@@ -18,12 +18,14 @@ def main() -> None:
     seed = parser.parse_args().seed
     config = load_config()
     out = MODELS / retrained(seed)
+    cost = {}
     if config.reference == "skip":
         with staged_dir(out) as staging:
             write_manifest(staging, "expunge.stages.retrain", skipped=True)
-        return
-    store = FeatureStore(FEATURES / ORIGINAL) if config.model.training == "head" else None
-    make_classifier(config, Dataset(DATASET), Assignment(SPLIT).retain, seed, out, WORK, store)
+    else:
+        store = FeatureStore(FEATURES / ORIGINAL) if config.model.training == "head" else None
+        cost = make_classifier(config, Dataset(DATASET), Split(SPLIT).rows("retain"), seed, out, WORK, store)
+    write_json(COST / f"retrain-{seed}.json", cost)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import numpy as np
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.paths import DATASET, MODELS, ORIGINAL, WORK
+from expunge.files import write_json
+from expunge.paths import COST, DATASET, MODELS, ORIGINAL, WORK
 from expunge.recipe import make_classifier
 from expunge.stages import run
 
@@ -13,7 +14,8 @@ def main() -> None:
     config = load_config()
     dataset = Dataset(DATASET)
     rows = np.flatnonzero(dataset.splits() == "train")
-    make_classifier(config, dataset, rows, config.train.seed, MODELS / ORIGINAL, WORK)
+    cost = make_classifier(config, dataset, rows, config.train.seed, MODELS / ORIGINAL, WORK)
+    write_json(COST / "train.json", cost)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""The `expunge` command: what a person asks for beside `dvc repro`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.errors import ExpungeError
+from expunge.stages import QUIET
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def main() -> None:
+    """Entry point: an ExpungeError becomes one clear line and exit status 2."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except ExpungeError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@app.command()
+def show() -> None:
+    """The result table of the last run, and where its report and its registered version are."""
+    from expunge.report.terminal import print_result
+
+    print_result()
+
+
+@app.command()
+def demo(keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False) -> None:
+    """The whole pipeline on scikit-learn's digits, in a workspace of its own; its outputs are left here."""
+    from expunge.demo import run_demo
+    from expunge.report.terminal import print_result
+
+    run_demo(Path.cwd(), keep)
+    print_result()
+
+
+@app.command()
+def ui(port: int = 5000) -> None:
+    """MLflow's UI on loopback. Choose "Model training" at the top left to see runs and models."""
+    from expunge.tracking.store import tracking_uri
+
+    uri = tracking_uri()
+    print(f"MLflow UI: http://127.0.0.1:{port}  (store: {uri}; choose 'Model training'; Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The result of the last run on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from expunge.errors import ManifestError
+from expunge.files import read_json
+from expunge.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
+from expunge.report.tables import headline, not_proven, rows
+
+
+def print_result() -> None:
+    """Print the table, the verdict and where to look next. Raises ManifestError when nothing has run yet."""
+    if not SUMMARY.is_file():
+        raise ManifestError(f"{SUMMARY}: no result yet; run `make run`, or `make demo` for a minute's worth")
+    summary = read_json(SUMMARY)
+    console = Console()
+    head, *body = rows(summary)
+    table = Table(title="Forgotten rows beside the original and the retrained model")
+    for i, name in enumerate(head):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in body:
+        table.add_row(*row, style="bold" if row[0] == summary["selected"] else None)
+    console.print(table)
+    console.print(headline(summary).replace("**", ""))
+    console.print(not_proven(summary), highlight=False)
+    console.print()
+    for what, path in (("Table", REPORTS / "results.md"), ("Data", SUMMARY), ("Data Docs", DATA_DOCS), ("Registration", REGISTRATION)):
+        if path.exists():
+            console.print(f"{what + ':':<14}{path}", highlight=False)
+    console.print("Runs and models: make ui, then http://127.0.0.1:5000, Model training", highlight=False)

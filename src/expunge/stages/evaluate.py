@@ -1,0 +1,86 @@
+"""evaluate: every metric of one method, or without a name of the references, beside original and retrained."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from expunge.config import Config, load_config
+from expunge.core import LinearHead
+from expunge.data.split import Split
+from expunge.evaluation.suite import Outputs, evaluate
+from expunge.features.store import FeatureStore
+from expunge.files import staged_dir, write_json, write_manifest
+from expunge.methods import Unlearned
+from expunge.models.checkpoint import load_classifier
+from expunge.paths import COST, EVALUATION, FEATURES, METRICS, MODELS, ORIGINAL, SPLIT, retrained
+from expunge.progress import say
+from expunge.stages import run
+
+REFERENCES = "references"
+
+
+def of_classifier(name: str) -> Outputs:
+    """A trained classifier: its head on its own features."""
+    head = load_classifier(MODELS / name).head
+    z = FeatureStore(FEATURES / name).z()
+    return Outputs(LinearHead(head.weight, head.bias).logits(torch.from_numpy(z)).numpy(), z)
+
+
+def of_method(name: str, original: Outputs) -> Outputs:
+    """An unlearned classifier: the original's features, its map and the head as it is shipped."""
+    unlearned = Unlearned.load(MODELS / "unlearned" / name)
+    z = torch.from_numpy(original.z)
+    return Outputs(unlearned.logits(z).numpy(), original.z, unlearned.map(z).float().numpy())
+
+
+def retrained_models(config: Config) -> list[Outputs]:
+    return [] if config.reference == "skip" else [of_classifier(retrained(seed)) for seed in config.retrain.seeds]
+
+
+def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.ndarray, ids: np.ndarray) -> None:
+    """`data/evaluation/NAME`: one file per model, one row per row of the dataset, none left out."""
+    with staged_dir(EVALUATION / name) as staging:
+        for model, outputs in models.items():
+            logits = pa.FixedSizeListArray.from_arrays(pa.array(outputs.logits.astype(np.float32).reshape(-1)), outputs.logits.shape[1])
+            columns = {"sample_id": ids, "part": split.parts, "label": labels, "logits": logits}
+            pq.write_table(pa.table(columns), staging / f"{model}.parquet", compression="zstd")
+        write_manifest(staging, "expunge.stages.evaluate", rows={f"{model}.parquet": len(labels) for model in models})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("method", nargs="?", default=REFERENCES)
+    name = parser.parse_args().method
+    config = load_config()
+    split = Split(SPLIT)
+    store = FeatureStore(FEATURES / ORIGINAL)
+    labels, seed = store.column("label"), config.evaluate.seed
+    original, references = of_classifier(ORIGINAL), retrained_models(config)
+    start = time.perf_counter()
+    block: dict[str, Any]
+    if name == REFERENCES:
+        models = {ORIGINAL: original, **{f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}}
+        block = {
+            "original": evaluate(original, original, references, labels, split.parts, seed),
+            "retrained": [
+                evaluate(r, original, [o for o in references if o is not r], labels, split.parts, seed) for r in references
+            ],
+        }
+    else:
+        models = {name: of_method(name, original)}
+        block = evaluate(models[name], original, references, labels, split.parts, seed)
+    seconds = time.perf_counter() - start
+    write_rows(name, models, split, labels, store.column("sample_id"))
+    write_json(METRICS / f"{name}.json", block)
+    write_json(COST / f"evaluate-{name}.json", {"evaluate_s": round(seconds, 3)})
+    say(f"evaluate {name}: {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,154 @@
+"""register: runs and the selected method's classifier into MLflow; the alias moves once the version was checked."""
+
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from expunge.config import Config, load_config
+from expunge.data.dataset import Dataset
+from expunge.data.split import Split
+from expunge.evaluation.divergence import log_softmax
+from expunge.files import digest_of, read_json, read_manifest
+from expunge.paths import DATASET, EVALUATION, MODELS, ORIGINAL, REGISTRATION, REPORTS, SPLIT, SUMMARY
+from expunge.progress import say
+from expunge.report.tables import failures, headline, markdown
+from expunge.stages import run
+from expunge.tracking import Dataset as LoggedDataset
+from expunge.tracking import (
+    Detail,
+    Submission,
+    log_pipeline_run,
+    model_name,
+    preflight,
+    register_model,
+    write_receipt,
+)
+
+CHECKED_ROWS = 256  # test rows on which the loaded version must repeat the evaluation
+ARTIFACTS = ("results.md", "summary.json", "metrics.json", "plots", "validation", "report.html")
+
+
+def lock_digest() -> str:
+    """Digest of what dvc.lock says of every stage upstream of this one: HEAD is the commit before this lock."""
+    lock = Path("dvc.lock")
+    stages = (yaml.safe_load(lock.read_text()) if lock.is_file() else {}).get("stages", {})
+    return digest_of({name: entry for name, entry in stages.items() if name != "register"})
+
+
+def git_state() -> dict[str, str]:
+    """Commit and whether the work tree differs from it; empty outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "--porcelain", "-uno"))).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def content_digest(method: str, summary: dict[str, Any]) -> str:
+    """What a version is made from: weights, map and head, request and claim. Times and run ids do not count."""
+    return digest_of(
+        {
+            "model": summary["model"]["digest"],
+            "unlearned": read_manifest(MODELS / "unlearned" / method)["files"],
+            "request": summary["request"]["digest"],
+            "level": summary["methods"][method]["verdict"]["level"],
+        }
+    )
+
+
+def evaluated(method: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Test images of retained classes, uint8 `(n, h, w[, c])`, and the probabilities the evaluation had for them."""
+    rows = Split(SPLIT).rows("test_retain")
+    if dataset.image_shape is None:
+        shapes = dataset.table(["height", "width", "channels"]).take(rows).to_pylist()
+        rows = rows[[shape == shapes[0] for shape in shapes]]
+    rows = rows[:CHECKED_ROWS]
+    images = np.stack(dataset.images(rows))
+    logits = pq.read_table(EVALUATION / method / f"{method}.parquet", columns=["logits"])["logits"].take(rows).combine_chunks()
+    probabilities = np.exp(log_softmax(logits.flatten().to_numpy().reshape(len(rows), -1)))
+    return images[..., 0] if images.shape[-1] == 1 else images, probabilities
+
+
+def main() -> None:
+    preflight()
+    config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET)
+    name = config.register.name or model_name(config.data.source, config.model.name)
+    selected = summary["selected"]
+    level = summary["methods"][selected]["verdict"]["level"] if selected else "none"
+    tags = {**git_state(), "dvc_lock": lock_digest()}
+    ids = log_pipeline_run(
+        summary,
+        experiment=config.register.experiment or f"{config.data.source}/{config.model.name}",
+        run_name=f"forget {describe(summary, dataset)} · {selected or 'nothing'} · level {level}",
+        description_md=markdown(summary),
+        params=flat_params(config),
+        tags=tags,
+        dataset=LoggedDataset(config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}),
+        per_method={method: Detail(params=config.fit.get(method, {})) for method in config.methods},
+        artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
+    )
+    if selected is None:
+        write_receipt(REGISTRATION, content=digest_of(summary["request"]), name=name, method=None, tags=tags)
+        say(f"register: nothing registered. {failures(summary)}")
+        return
+    verdict = summary["methods"][selected]["verdict"]
+    tags |= {
+        "verdict": headline(summary).replace("**", ""),
+        "claim_level": level,
+        "failed_gates": ", ".join(gate["gate"] for gate in verdict["failed_gates"]) or "none",
+        "request": summary["request"]["digest"],
+    }
+    images, probabilities = evaluated(selected, dataset)
+    content = content_digest(selected, summary)
+    version = register_model(
+        Submission(
+            name=name,
+            content=content,
+            run_id=ids.children[selected],
+            method=selected,
+            model_dir=MODELS / ORIGINAL,
+            unlearned_dir=MODELS / "unlearned" / selected,
+            classes=dataset.class_names,
+            images=images,
+            expected=probabilities,
+            tags=tags,
+            description_md=markdown(summary),
+            documents=[REPORTS / "results.md"],
+            any_size=dataset.image_shape is None,
+        )
+    )
+    write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=tags)
+    say(f"register: {selected} is {'version' if version.new else 'already version'} {version.version} of {name}, alias challenger, claim level {level}")
+
+
+def describe(summary: dict[str, Any], dataset: Dataset) -> str:
+    """The request in a few words, without ids."""
+    request = summary["request"]
+    if request["selector"] == "classes":
+        return ", ".join(dataset.class_names[c] for c in request["classes"])
+    return f"{request['forget_rows']:,} rows ({request['selector']})"
+
+
+def flat_params(config: Config) -> dict[str, Any]:
+    """params.yaml as `section.key`, as MLflow shows it. File names of requests stay out: they may name people."""
+    out: dict[str, Any] = {}
+    for section, value in asdict(config).items():
+        if section == "fit":
+            continue
+        if isinstance(value, dict):
+            out |= {f"{section}.{key}": v for key, v in value.items() if (section, key) not in {("split", "file"), ("split", "filter")}}
+        else:
+            out[section] = value
+    return out
+
+
+if __name__ == "__main__":
+    run(main)
