@@ -23,8 +23,10 @@ class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
     def load_context(self, context: Any) -> None:
         self.servable = Servable.load(context.artifacts["servable"])
 
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
-        # model_input has no type hint on purpose: MLflow would take one for the signature.
+    # A bare array is the one hint that MLflow does not turn into a schema of its own: the signature is given.
+    def predict(
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> NDArray[np.float32]:
         try:
             return self.servable.probabilities(model_input)
         except DataError as e:

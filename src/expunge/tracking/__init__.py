@@ -2,10 +2,11 @@
 
 import os
 
-# Before the first import of mlflow: nothing leaves the machine, and standard output belongs to the stage.
+# Before the first import of mlflow: nothing leaves the machine, and the terminal belongs to the stage.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from expunge.tracking.registry import (
     CHALLENGER,

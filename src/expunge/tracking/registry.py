@@ -25,7 +25,7 @@ from expunge.errors import TrackingError
 from expunge.files import write_json
 from expunge.serving.servable import Contract, write_servable
 from expunge.tracking.runs import clip, refuse_row_ids
-from expunge.tracking.store import connect, refusals, tracking_uri
+from expunge.tracking.store import connect, fluent, refusals
 
 # The only two aliases: what was registered last and checked, and what people serve.
 CHALLENGER = "challenger"
@@ -113,8 +113,7 @@ def register_model(submission: Submission) -> Version:
     for path in s.documents:
         refuse_row_ids(path)
     client = connect()
-    mlflow.set_tracking_uri(tracking_uri())  # the two calls below that have no client
-    with refusals(f"registering {s.method!r} as {s.name!r}"):
+    with refusals(f"registering {s.method!r} as {s.name!r}"), fluent():
         version = find_version(client, s.name, s.content) or _create(client, s)
         try:
             difference = _difference(version.uri, s)

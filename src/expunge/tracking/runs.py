@@ -208,7 +208,8 @@ def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:
     verdict = candidate.get("verdict")
     if not verdict:
         return {}
-    return {"claim_level": str(verdict["level"]), "failed_gates": ", ".join(verdict["failed_gates"]) or "none"}
+    failed = ", ".join(gate["gate"] for gate in verdict["failed_gates"])
+    return {"claim_level": str(verdict["level"]), "failed_gates": failed or "none"}
 
 
 def _inputs(dataset: Dataset, request: Mapping[str, Any]) -> list[DatasetInput]:

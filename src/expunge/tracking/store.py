@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
-from mlflow.exceptions import MlflowException, RestException
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from expunge.errors import TrackingError
 
@@ -74,14 +76,25 @@ def experiment_of(client: MlflowClient, name: str) -> Experiment:
 
 
 @contextmanager
+def fluent() -> Iterator[None]:
+    """For MLflow's functions that take no client: they follow a global address, which is put back afterwards."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # which also removes the variable
+        if given is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = given
+
+
+@contextmanager
 def refusals(doing: str) -> Iterator[None]:
     """Turn what MLflow refuses into a TrackingError that says what was being done, and where."""
     try:
         yield
-    except RestException as e:
-        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {e.message}") from e
-    except MlflowException as e:
-        first = str(e.message).split("\n", 1)[0]
+    except (MlflowException, SQLAlchemyError) as e:
+        first = str(e).split("\n", 1)[0]  # SQL statements and stack traces follow
         raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}") from e
 
 

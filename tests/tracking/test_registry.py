@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+
+from expunge.errors import TrackingError
+from expunge.tracking import (
+    CHALLENGER,
+    CHAMPION,
+    Submission,
+    aliased,
+    connect,
+    find_version,
+    model_name,
+    move_alias,
+    register_model,
+    write_receipt,
+)
+from expunge.tracking.store import experiment_of
+from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+
+NAME = "expunge-test"
+
+
+def submission(home: Path, kind: str = "affine", content: str = "sha256:aa") -> Submission:
+    """A method's output on disk and the run it belongs to, as the register stage finds them."""
+    classifier = write_model(home / "models/original")
+    map_ = {"affine": affine, "mlp": mlp}[kind](classifier.card.feature_dim)
+    write_unlearned(home / "models/unlearned" / kind, classifier, map_)
+    client = connect()
+    run = client.create_run(experiment_of(client, "test/small").experiment_id, run_name=kind)
+    (home / "card.md").write_text("# Card\n")
+    images = pictures(7)
+    return Submission(
+        name=NAME,
+        content=content,
+        run_id=run.info.run_id,
+        method=kind,
+        model_dir=home / "models/original",
+        unlearned_dir=home / "models/unlearned" / kind,
+        classes=CLASSES,
+        images=images,
+        expected=evaluated(classifier, map_, images),
+        tags={"verdict": "level a", "claim_level": "a", "failed_gates": "kl", "request": "sha256:rr", "dvc_lock": "ll"},
+        description_md="Forgets *bag*.",
+        documents=[home / "card.md"],
+    )
+
+
+@pytest.mark.parametrize("kind", ["affine", "mlp"])
+def test_the_registered_version_answers_as_evaluated(kind, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    s = submission(tmp_path, kind)
+    version = register_model(s)
+    client = connect()
+    assert version.new and aliased(client, NAME, CHALLENGER).version == version.version
+    assert aliased(client, NAME, CHAMPION) is None
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@{CHALLENGER}")
+    np.testing.assert_allclose(model.predict(s.images), s.expected, atol=1e-5)
+    tags = client.get_model_version(NAME, version.version).tags
+    assert {**s.tags, "method": kind, "content": "sha256:aa"}.items() <= tags.items()
+    assert float(tags["parity"]) <= 1e-5
+    assert model.metadata.signature.inputs.to_dict()[0]["tensor-spec"] == {"dtype": "uint8", "shape": (-1, 12, 10)}
+    assert model.metadata.signature.outputs.to_dict()[0]["tensor-spec"] == {"dtype": "float32", "shape": (-1, 4)}
+    assert model.metadata.metadata["classes"] == list(CLASSES)
+
+
+def test_no_pickle_and_no_old_head_in_what_is_stored(store, tmp_path):
+    version = register_model(submission(tmp_path))
+    files = sorted(p.name for p in Path(mlflow.artifacts.download_artifacts(version.uri)).rglob("*") if p.is_file())
+    assert not [f for f in files if f.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+    assert files.count("model.safetensors") == 1 and "map.safetensors" not in files
+    assert "card.md" in files and "input_example.json" in files
+
+
+def test_the_same_content_is_registered_once(store, tmp_path):
+    first = register_model(submission(tmp_path))
+    again = register_model(submission(tmp_path))
+    assert (again.version, again.new) == (first.version, False)
+    other = register_model(submission(tmp_path, content="sha256:bb"))
+    assert other.new and other.version != first.version
+    client = connect()
+    assert aliased(client, NAME, CHALLENGER).version == other.version
+    register_model(submission(tmp_path))  # going back to the first request moves the alias back, and nothing else
+    assert aliased(client, NAME, CHALLENGER).version == first.version
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+
+
+def test_another_registry_registers_anew(store, tmp_path, monkeypatch, new_database):
+    register_model(submission(tmp_path))
+    (tmp_path / "other.db").write_bytes(new_database.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    assert find_version(connect(), NAME, "sha256:aa") is None
+    assert register_model(submission(tmp_path)).new
+
+
+def test_a_mismatch_leaves_alias_and_versions_alone(store, tmp_path):
+    good = register_model(submission(tmp_path))
+    bad = submission(tmp_path, content="sha256:bb")
+    off = bad.expected.copy()
+    off[3, 1] += 2e-5
+    client = connect()
+    for expected in (off, np.full_like(off, np.nan)):
+        with pytest.raises(TrackingError, match="was not moved"):
+            register_model(replace(bad, expected=expected))
+        assert aliased(client, NAME, CHALLENGER).version == good.version
+        assert [v.version for v in client.search_model_versions(f"name = '{NAME}'")] == [int(good.version)]
+
+
+def test_only_the_two_aliases_can_be_moved(store, tmp_path):
+    version = register_model(submission(tmp_path))
+    client = connect()
+    move_alias(client, NAME, CHAMPION, version.version)
+    assert aliased(client, NAME, CHAMPION) == aliased(client, NAME, CHALLENGER)
+    with pytest.raises(ValueError, match="challenger"):
+        move_alias(client, NAME, "Champion", version.version)
+    assert aliased(client, "no-such-model", CHAMPION) is None
+
+
+def test_documents_with_row_ids_are_refused_before_anything_is_registered(store, tmp_path):
+    s = submission(tmp_path)
+    (tmp_path / "rows.csv").write_text("sample_id,label\na,1\n")
+    with pytest.raises(TrackingError, match=r"rows\.csv: holds ids"):
+        register_model(replace(s, documents=[tmp_path / "rows.csv"]))
+    assert connect().search_registered_models() == []
+
+
+def test_bad_requests_are_refused_by_the_loaded_model(store, tmp_path):
+    model = mlflow.pyfunc.load_model(register_model(submission(tmp_path)).uri)
+    for images, message in (
+        (pictures(2).astype(np.float32), "float32"),
+        (pictures(2, (10, 12)), "shape"),
+        ((pictures(2) / 255).astype(np.uint8), "scaled"),
+    ):
+        with pytest.raises(MlflowException, match=message) as e:
+            model.predict(images)
+        assert e.value.get_http_status_code() == 400 or "enforce schema" in e.value.message
+
+
+ISOLATED = """
+import json, sys
+sys.path = [p for p in sys.path if p != sys.argv[2]]  # as where expunge is not installed
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import expunge
+print(json.dumps({"where": expunge.__file__, "answer": model.predict(np.load(sys.argv[3])).tolist(),
+                  "loaded": sorted(m for m in sys.modules if m.startswith("expunge"))}))
+"""
+
+
+def test_it_loads_where_expunge_is_not_installed(store, tmp_path):
+    import expunge
+
+    s = submission(tmp_path)
+    version = register_model(s)
+    local = mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "elsewhere"))
+    np.save(tmp_path / "images.npy", s.images)
+    source = str(Path(expunge.__file__).parents[1])
+    command = [sys.executable, "-c", ISOLATED, local, source, str(tmp_path / "images.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["where"].startswith(str(tmp_path / "elsewhere"))
+    np.testing.assert_allclose(answer["answer"], s.expected, atol=1e-5)
+    assert not [m for m in answer["loaded"] if m.startswith(("expunge.tracking", "expunge.core"))]
+    pins = (Path(local) / "requirements.txt").read_text().split()
+    assert [p.split("==")[0] for p in pins] == ["mlflow", "numpy", "safetensors", "torch"]
+    assert not [p for p in pins if "+" in p]
+
+
+def test_names_are_fit_for_a_registry():
+    assert model_name("fashion-mnist", "timm:resnet18/a b") == "expunge-fashion-mnist-timm-resnet18-a-b"
+
+
+def test_the_receipt_holds_content_only(store, tmp_path):
+    version = register_model(submission(tmp_path))
+    for file in ("one.json", "two.json"):
+        write_receipt(tmp_path / file, content=version.content, name=NAME, method="affine", tags={"claim_level": "a"})
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    receipt = json.loads((tmp_path / "one.json").read_text())
+    assert version.run_id not in json.dumps(receipt)
+    assert find_version(connect(), receipt["model"], receipt["content"]).version == version.version
+
+
+def test_expected_rows_must_match_the_images(store, tmp_path):
+    s = submission(tmp_path)
+    with pytest.raises(ValueError, match="one row per image"):
+        replace(s, expected=s.expected[:-1])

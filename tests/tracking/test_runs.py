@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import ViewType
+
+from expunge.errors import TrackingError
+from expunge.tracking import Dataset, Detail, connect, log_pipeline_run, metrics_of
+from expunge.tracking.runs import TAG_LENGTH, clip
+
+
+def candidate(level: str | None = None, kl: float = 0.5, failed: tuple[str, ...] = ()) -> dict:
+    entry: dict = {
+        "accuracy": {"retain": 0.96, "forget": 0.01},
+        "divergence": {"forget": {"kl": kl, "js": 0.1}, "test": {"kl": 0.2}},
+        "membership": {"loss_auc": 0.51, "note": "text", "missing": None, "flag": True},
+        "cost": {"fit_s": 0.25},
+    }
+    return (
+        entry
+        if level is None
+        else {**entry, "verdict": {"level": level, "failed_gates": [{"gate": g} for g in failed]}}
+    )
+
+
+SUMMARY = {
+    "schema": 1,
+    "request": {"selector": "classes", "forget_rows": 60, "retain_rows": 540, "digest": "sha256:" + "f" * 64},
+    "model": {"name": "resnet-small", "feature_dim": 128, "saw_forget_data": True, "digest": "sha256:00"},
+    "references": {"original": candidate(kl=9.0), "retrained": candidate(kl=0.0), "logit_mask": candidate("none")},
+    "methods": {"loft": candidate("none", failed=("kl", "accuracy")), "ru-linear": candidate("a")},
+    "selected": "ru-linear",
+}
+DATASET = Dataset("digits", "sha256:" + "0123456789abcdef" * 4, {"rows_train": 600, "rows_test": 100})
+
+
+def log(summary: dict = SUMMARY, **changes):
+    arguments = {
+        "experiment": "digits/resnet-small",
+        "run_name": "forget class 5",
+        "description_md": "# Verdict\n\nlevel a",
+        "params": {"fit.ru-linear.beta_d": 1.0, "split.selector": "classes"},
+        "tags": {"git_commit": "abc", "git_dirty": "false", "dvc_lock": "sha256:1"},
+        "dataset": DATASET,
+    }
+    return log_pipeline_run(summary, **{**arguments, **changes})
+
+
+def test_metric_names_are_grouped():
+    assert metrics_of(candidate("a")) == {
+        "accuracy/retain": 0.96,
+        "accuracy/forget": 0.01,
+        "divergence/forget_kl": 0.5,
+        "divergence/forget_js": 0.1,
+        "divergence/test_kl": 0.2,
+        "membership/loss_auc": 0.51,
+        "cost/fit_s": 0.25,
+    }
+    assert metrics_of({"ulira": {"tpr@0.1%": 0.2}, "n": 3}) == {"ulira/tpr_0.1_": 0.2, "n": 3.0}
+
+
+def test_a_parent_and_a_child_for_every_candidate(store):
+    ids = log(per_method={"loft": Detail(params={"rank": 32}, curves={"fit/loss": [(0, 2.0), (10, 1.0)]})})
+    client = connect()
+    runs = {r.info.run_id: r for r in client.search_runs([ids.experiment])}
+    assert len(runs) == 6 and {r.info.status for r in runs.values()} == {"FINISHED"}
+    parent = runs[ids.parent]
+    assert parent.info.run_name == "forget class 5"
+    assert parent.data.params == {"fit.ru-linear.beta_d": "1.0", "split.selector": "classes"}
+    assert parent.data.metrics == {
+        **metrics_of(SUMMARY["methods"]["ru-linear"]),
+        "request/forget_rows": 60,
+        "request/retain_rows": 540,
+    }
+    wanted = {
+        "mlflow.note.content": "# Verdict\n\nlevel a",
+        "git_commit": "abc",
+        "dvc_lock": "sha256:1",
+        "request": SUMMARY["request"]["digest"],
+        "claim_level": "a",
+        "failed_gates": "none",
+        "selected": "ru-linear",
+        "role": "pipeline",
+    }
+    assert wanted.items() <= parent.data.tags.items()
+    assert list(reversed(ids.children)) == ["original", "retrained", "logit_mask", "loft", "ru-linear"]
+    keys = {frozenset(runs[i].data.metrics) - {"fit/loss"} for i in ids.children.values()}
+    assert keys == {frozenset(metrics_of(candidate()))}  # the compare view needs the same names everywhere
+    loft = runs[ids.children["loft"]]
+    assert loft.data.tags["mlflow.parentRunId"] == ids.parent and loft.info.run_name == "loft"
+    assert (loft.data.tags["claim_level"], loft.data.tags["failed_gates"]) == ("none", "kl, accuracy")
+    assert loft.data.params == {"rank": "32"}
+    assert [(m.step, m.value) for m in client.get_metric_history(loft.info.run_id, "fit/loss")] == [(0, 2.0), (10, 1.0)]
+    assert runs[ids.children["original"]].data.tags["role"] == "reference"
+
+
+def test_dataset_and_request_are_inputs_by_digest_and_count(store):
+    ids = log()
+    inputs = connect().get_run(ids.parent).inputs.dataset_inputs
+    found = {i.tags[0].value: i.dataset for i in inputs}
+    assert found["dataset"].digest == ("0123456789abcdef" * 4)[:36]
+    assert json.loads(found["dataset"].profile) == {"rows_train": 600, "rows_test": 100}
+    assert found["erasure request"].digest == "f" * 36
+    assert json.loads(found["erasure request"].profile) == {"forget_rows": 60, "retain_rows": 540}
+
+
+def test_artifacts_of_parent_and_child(store, tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots/relearn.csv").write_text("step,accuracy\n0,0.1\n")
+    (tmp_path / "results.md").write_text("# Results\n")
+    ids = log(
+        artifacts=[tmp_path / "plots", tmp_path / "results.md"],
+        per_method={"loft": Detail(artifacts=[tmp_path / "results.md"])},
+    )
+    client = connect()
+    assert {a.path for a in client.list_artifacts(ids.parent)} == {"plots", "results.md"}
+    read = mlflow.artifacts.download_artifacts(run_id=ids.parent, artifact_path="plots/relearn.csv")
+    assert Path(read).read_text() == "step,accuracy\n0,0.1\n"
+    assert [a.path for a in client.list_artifacts(ids.children["loft"])] == ["results.md"]
+    assert (tmp_path / "mlartifacts").is_dir() and not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", "label,sample_id\n1,a\n"),
+        ("rows.json", '{"worst": [{"subject": "p7", "loss": 3.0}]}'),
+        ("rows.parquet", "anything"),
+    ],
+)
+def test_ids_of_rows_and_people_are_not_logged(name, text, store, tmp_path):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / name).write_text(text)
+    with pytest.raises(TrackingError, match="holds ids of rows"):
+        log(artifacts=[tmp_path / "reports"])
+    assert connect().search_runs(["0", "1"]) == []
+
+
+def test_nothing_selected(store):
+    ids = log({**SUMMARY, "selected": None})
+    parent = connect().get_run(ids.parent)
+    assert parent.data.tags["selected"] == "none" and "claim_level" not in parent.data.tags
+    assert set(parent.data.metrics) == {"request/forget_rows", "request/retain_rows"}
+
+
+def test_more_than_one_call_takes(store):
+    many = {f"m/{i}": float(i) for i in range(1200)}
+    params = {f"p{i}": i for i in range(250)}
+    ids = log(per_method={"loft": Detail(metrics=many, params=params)})
+    run = connect().get_run(ids.children["loft"])
+    assert many.items() <= run.data.metrics.items() and len(run.data.params) == 250
+
+
+def test_a_failure_marks_the_runs_that_were_begun(store, tmp_path):
+    with pytest.raises(TrackingError, match=r"relearn/steps.*infinite"):
+        log(per_method={"ru-linear": Detail(metrics={"relearn/steps": float("inf")})})
+    client = connect()
+    experiment = client.get_experiment_by_name("digits/resnet-small")
+    statuses = [r.info.status for r in client.search_runs([experiment.experiment_id])]
+    assert statuses and set(statuses) == {"FAILED"}
+
+
+def test_missing_artifacts_and_unknown_methods_are_named(store, tmp_path):
+    with pytest.raises(TrackingError, match=r"gone\.md: nothing there"):
+        log(artifacts=[tmp_path / "gone.md"])
+    with pytest.raises(ValueError, match="salun"):
+        log(per_method={"salun": Detail()})
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(store):
+    ids = log()
+    connect().delete_experiment(ids.experiment)
+    with pytest.raises(TrackingError, match=f"mlflow experiments restore -x {ids.experiment}"):
+        log()
+
+
+def test_a_long_description_is_cut_at_a_line():
+    text = "\n".join(f"line {i}" for i in range(2000))
+    cut = clip(text, TAG_LENGTH)
+    assert len(cut) <= TAG_LENGTH and cut.endswith("*The rest is in the run's artifacts.*")
+    assert text.startswith(cut.rpartition("\n\n")[0]) and text[len(cut.rpartition("\n\n")[0])] == "\n"
+    assert clip("short", TAG_LENGTH) == "short"
+
+
+def test_every_pipeline_run_has_runs_of_its_own(store):
+    first = log()
+    second = log()
+    assert first.experiment == second.experiment and first.parent != second.parent
+    assert len(connect().search_runs([first.experiment], run_view_type=ViewType.ALL)) == 12

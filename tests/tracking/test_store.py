@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import http.server
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from expunge.errors import TrackingError
+from expunge.tracking import CHALLENGER, aliased, connect, find_version, preflight, register_model, tracking_uri
+from expunge.tracking.store import shown
+from tests.tracking.conftest import free_port
+from tests.tracking.test_registry import submission
+from tests.tracking.test_runs import log
+
+
+def test_default_is_sqlite_in_the_working_directory(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri() == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri() == "sqlite:///mlflow.db"
+
+
+def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    preflight()
+    (tmp_path / "results.md").write_text("# Results\n")
+    ids = log(artifacts=[tmp_path / "results.md"])
+    read = mlflow.artifacts.download_artifacts(run_id=ids.parent, artifact_path="results.md")
+    assert Path(read).read_text() == "# Results\n"
+    s = submission(tmp_path, "mlp")
+    version = register_model(s)
+    assert version.new and not register_model(s).new
+    client = connect()
+    assert aliased(client, s.name, CHALLENGER).version == version.version
+    assert find_version(client, s.name, "sha256:else") is None and aliased(client, "no-such-model", CHALLENGER) is None
+    given = mlflow.pyfunc.load_model(f"models:/{s.name}@{CHALLENGER}").predict(s.images)
+    np.testing.assert_allclose(given, s.expected, atol=1e-5)
+    assert mlflow.get_tracking_uri() == server  # what MLflow's global address was, it still is
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(("mlflow.db", "mlruns", "mlartifacts"))]
+
+
+def test_a_server_that_is_away_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=r"no tracking server answers.*unset MLFLOW_TRACKING_URI") as e:
+        preflight()
+    assert time.monotonic() - began < 6 and "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize(("status", "message"), [(404, "answers 404"), (403, "--allowed-hosts"), (401, None)])
+def test_what_answers_may_not_be_a_usable_server(status, message, monkeypatch):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{other.server_port}")
+        if message is None:
+            preflight()  # it asks for a password, which is MLflow's to send
+        else:
+            with pytest.raises(TrackingError, match=message):
+                preflight()
+        other.shutdown()
+
+
+def test_a_database_that_cannot_be_opened(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(TrackingError, match="cannot be opened here"):
+        preflight()
+    (tmp_path / "mlflow.db").write_text("not a database " * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(TrackingError, match=r"mlflow\.db: opening the store"):
+        preflight()
+
+
+@pytest.mark.slow
+def test_several_processes_may_open_a_new_database(tmp_path):
+    code = "from expunge.tracking.store import connect, experiment_of; print(experiment_of(connect(), 'x').name)"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in started:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and out.split() == [b"x"], err.decode()[-2000:]
+    assert (tmp_path / "mlflow.db").is_file()
+
+
+def test_passwords_are_not_shown():
+    assert shown("https://me:secret@host:5000/x") == "https://host:5000/x"
+    assert shown("sqlite:////tmp/a@b.db") == "sqlite:////tmp/a@b.db"
