@@ -124,7 +124,7 @@ def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
     table = pq.read_table(split.directory / ASSIGNMENT)
     reference = dataset.table(["sample_id", "split"])
     frame: pd.DataFrame = table.select(["sample_id", "part"]).to_pandas()
-    in_order = np.array_equal(table["row"].to_numpy(), np.arange(len(table)))
+    in_order = table["row"].to_numpy() == np.arange(len(table))
     frame["matches_dataset"] = _agrees(table["sample_id"], reference["sample_id"]) * in_order
     allowed = {"train": (RETAIN, FORGET), "test": (TEST_RETAIN, TEST_FORGET)}
     splits = reference["split"].to_pylist()[: len(table)]

@@ -23,6 +23,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     faithfully: 32-bit integers, floats, CIELAB, several frames.
     """
     try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as checked:
+            checked.verify()  # PNG checksums and the end of the file, which loading alone passes over
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             frames = getattr(opened, "n_frames", 1)
             if frames > 1:

@@ -58,9 +58,10 @@ def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
 
 def _load(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{file}: a single array, not an .npz archive with images and labels")
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{file}: a single array, not an .npz archive with images and labels")
+        with archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DataError(f"{file}: not a readable .npz archive without pickled objects ({e})") from e
