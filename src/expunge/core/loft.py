@@ -16,18 +16,16 @@ from expunge.errors import ConfigError, DataError
 
 
 class Loft(Estimator):
-    """Minimise `(1 - tr(U^T Sr U)/tr Sr)^2 + (tr(U^T Sf U)/tr Sf)^2` over `U (d, s)` with `U^T U = I`; ship `z' = U
-    U^T z`.
+    """Minimise `(1 - tr(U^T Sr U)/tr Sr)^2 + (tr(U^T Sf U)/tr Sf)^2` over orthonormal `U (d, s)`; ship `z' = U U^T z`.
 
-    `Sr`, `Sf` are the covariances (ddof 1) of retained and forgotten features, each centred on its own mean. [paper,
-    code]
+    `Sr`, `Sf` are the covariances (ddof 1) of retained and forgotten features, each about its own mean. [paper, code]
 
     rank            s, or "auto": the smallest s whose top retained directions hold `energy` of the retained variance
     solver          "exact": a global optimum with a certificate, see `expunge.core.subspace` [derived];
                     "riemannian-adam": the published one, geoopt's Riemannian Adam on the canonical Stiefel manifold,
                     float32, from a random start, `steps` full-batch steps at `lr`
-    second_moment   "centred" as published; "uncentred": forgotten features about the map's fixed point (the origin, or the
-                    retained mean with `restore_mean`), so that the mean of a forgotten class counts as well
+    second_moment   "centred" as published; "uncentred": forgotten features about the map's fixed point (the origin, or
+                    the retained mean with `restore_mean`), so that the mean of a forgotten class counts as well
     restore_mean    project about the retained mean: `z' = U U^T (z - m) + m`, instead of about the origin as published
 
     Fitted: `basis_ (d, s)`, `rank_`, `objective_`, `retained_` and `forgotten_` (the kept shares of variance),

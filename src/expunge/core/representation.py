@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,18 +22,18 @@ Loss = Literal["per-dimension", "published"]
 class RepresentationLinear(Estimator):
     """Map forgotten features to the global mean and leave retained ones where they are, in least squares.
 
-    L = 1/d E_r ||f(z + e) - z||^2 + beta k E_f E_ref ||f(z + e) - z_ref||^2,   e ~ N(0, noise_scale^2 I), z_ref from
-    all rows
+    L = 1/d E_r ||f(z + e) - z||^2 + beta k E_f E_ref ||f(z + e) - z_ref||^2,  e ~ N(0, noise_scale^2 I), z_ref of all
+    rows
 
-    loss            "per-dimension": k = 1/d, so beta weighs like with like; "published": k = 1, which weighs d times more
+    loss            "per-dimension": k = 1/d, so beta weighs like with like; "published": k = 1, d times the weight
     solver          "exact": the minimum in closed form [derived]; "adam": full-batch Adam on the same loss
     steps           of Adam: a number, or "published": `epochs` passes over the forget set in batches of `batch_size`,
                     which is few steps for small requests
     max_distortion  the collapse guard: refuse a map with E_r ||f(z) - z||^2 / tr Cov_r above it (through the head's
                     contrasts when `fit` gets the head); None turns it off
 
-    `RepresentationLinear.published(beta)` is the published configuration: that loss, Adam 1e-3 from the identity, that
-    number of steps, no guard. Its mini-batches are replaced by their expectation, which moments give exactly.
+    `RepresentationLinear.published(beta)` is the published configuration: that loss, Adam 1e-3 from the identity,
+    that number of steps, no guard. Its mini-batches are replaced by their expectation, which moments give exactly.
 
     Fitted: `map_`, `objective_` (the loss without the constant tr Cov of z_ref), `distortion_`, `steps_`.
     """
@@ -71,14 +72,10 @@ class RepresentationLinear(Estimator):
 
     def fit(self, retain: Moments, forget: Moments, head: LinearHead | None = None) -> RepresentationLinear:
         """Fit from the moments of retained and forgotten features. Raises CollapseError, see `max_distortion`."""
-        check_choices(self.solver, self.loss, self.beta)
-        weight = self.beta * (retain.dim if self.loss == "published" else 1)
-        problem = LeastSquares(retain, forget, weight, self.noise_scale)
-        if self.solver == "exact":
-            m, self.steps_ = problem.solve(), 0
-        else:
-            self.steps_ = step_count(self.steps, self.epochs, forget.n, self.batch_size)
-            m = problem.adam(self.steps_, self.lr)
+        check_choice("solver", self.solver, ("exact", "adam"))
+        problem = two_set_problem(retain, forget, forget_weight(self.beta, self.loss, retain.dim), self.noise_scale)
+        self.steps_ = 0 if self.solver == "exact" else step_count(self.steps, self.epochs, forget.n, self.batch_size)
+        m = problem.solve() if self.solver == "exact" else problem.adam(self.steps_, self.lr)
         fitted = AffineMap(m[:, :-1], m[:, -1])
         self.objective_ = problem.objective(m) / retain.dim
         self.distortion_ = distortion_from_moments(fitted, retain, head)
@@ -87,29 +84,24 @@ class RepresentationLinear(Estimator):
         return self
 
 
+@dataclass(frozen=True)
 class LeastSquares:
-    """`E_r ||M h(e) - z||^2 + w E_f ||M h(e) - mu||^2` over `M (d, d + 1)`, `h(e) = [z + e; 1]`, `mu` the mean of all
-    rows.
+    """`floor + 2 <D, gradient> + <D gram, D>` for `D = M - [I 0]`, over affine maps `M (d, d + 1)`; all float64.
 
-    The mean over reference rows only adds the constant `w tr Cov(z_ref)`: E ||f - z_ref||^2 = E ||f - mu||^2 + tr Cov.
-    [derived]
+    `gradient` is half the loss' gradient at the identity, `floor` its value there.
     """
 
-    def __init__(self, retain: Moments, forget: Moments, weight: float, noise_scale: float) -> None:
-        d = retain.dim
-        mean = (retain.s + forget.s) / (retain.n + forget.n)
-        second_f = forget.second(augmented=True)
-        ridge = noise_scale**2 * (1 + weight)
-        self.start = torch.cat([torch.eye(d), torch.zeros(d, 1)], dim=1).to(mean)
-        self.gram = retain.second(augmented=True) + weight * second_f
-        self.gram[:d, :d].diagonal().add_(ridge)
-        # Half the gradient at the identity: w E_f[(z - mu) h^T] + ridge [I 0].
-        self.gradient = weight * (second_f[:d] - torch.outer(mean, second_f[d])) + ridge * self.start
-        # The loss at the identity: nothing on retained rows.
-        self.floor = ridge * d + weight * float(forget.second_about(mean).trace())
+    gram: Tensor
+    gradient: Tensor
+    floor: float
+
+    @property
+    def start(self) -> Tensor:
+        d = self.gradient.shape[0]
+        return torch.eye(d, d + 1, dtype=torch.float64, device=self.gram.device)
 
     def objective(self, m: Tensor) -> float:
-        """The loss, a sum over dimensions."""
+        """The loss, summed over dimensions."""
         change = m - self.start
         return self.floor + float(2 * (change * self.gradient).sum() + ((change @ self.gram) * change).sum())
 
@@ -118,13 +110,36 @@ class LeastSquares:
         return self.start - solve_gram(self.gram, self.gradient.T).T
 
     def adam(self, steps: int, lr: float) -> Tensor:
-        """`steps` of full-batch Adam from the identity, on the mean over dimensions."""
-        m = self.start.clone().requires_grad_()
+        """`steps` of full-batch Adam from the identity. Adam does not see a constant factor of the loss."""
+        start = self.start
+        m = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([m], lr=lr)
         for _ in range(steps):
-            m.grad = (2 / m.shape[0]) * ((m.detach() - self.start) @ self.gram + self.gradient)
+            m.grad = (2 / m.shape[0]) * ((m.detach() - start) @ self.gram + self.gradient)
             optimiser.step()
         return m.detach()
+
+
+def two_set_problem(retain: Moments, forget: Moments, weight: float, noise_scale: float) -> LeastSquares:
+    """`E_r ||M h(e) - z||^2 + w E_f ||M h(e) - mu||^2`, with `h(e) = [z + e; 1]` and `mu` the mean of all rows.
+
+    The reference rows only add the constant `w tr Cov(z_ref)`: E ||f - z_ref||^2 = E ||f - mu||^2 + tr Cov. [derived]
+    """
+    d = retain.dim
+    mean = (retain.s + forget.s) / (retain.n + forget.n)
+    second = forget.second(augmented=True)
+    gradient = weight * (second[:d] - torch.outer(mean, second[d]))
+    floor = weight * float(forget.second_about(mean).trace())
+    problem = LeastSquares(retain.second(augmented=True) + weight * second, gradient, floor)
+    return with_noise(problem, noise_scale**2 * (1 + weight))
+
+
+def with_noise(problem: LeastSquares, ridge: float) -> LeastSquares:
+    """Noise on the input of `M = [A a]` adds `ridge ||A||^2` to the expected loss."""
+    d = problem.gradient.shape[0]
+    ridged = torch.zeros_like(problem.gram)
+    ridged[:d, :d].diagonal().fill_(ridge)
+    return LeastSquares(problem.gram + ridged, problem.gradient + ridged[:d], problem.floor + ridge * d)
 
 
 def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
@@ -137,7 +152,8 @@ def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     keep = values > gram.shape[0] * torch.finfo(gram.dtype).eps * values[-1]
     vectors = vectors[:, keep]
-    return vectors @ ((vectors.T @ right) / values[keep, None])
+    solution = vectors @ ((vectors.T @ right) / values[keep, None])
+    return solution
 
 
 def step_count(steps: int | Literal["published"], epochs: int, forget_rows: int, batch_size: int) -> int:
@@ -145,10 +161,15 @@ def step_count(steps: int | Literal["published"], epochs: int, forget_rows: int,
     return epochs * math.ceil(forget_rows / batch_size) if steps == "published" else steps
 
 
-def check_choices(solver: str, loss: str, beta: float) -> None:
-    if solver not in ("exact", "adam"):
-        raise ConfigError(f"solver must be exact or adam, got {solver!r}")
-    if loss not in ("per-dimension", "published"):
-        raise ConfigError(f"loss must be per-dimension or published, got {loss!r}")
+def forget_weight(beta: float, loss: str, dim: int) -> float:
+    """What the forget loss weighs against the retain loss, both summed over dimensions."""
+    check_choice("loss", loss, ("per-dimension", "published"))
     if not beta >= 0:
         raise ConfigError(f"beta must not be negative, got {beta!r}")
+    return beta * (dim if loss == "published" else 1)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError, naming the argument and its choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

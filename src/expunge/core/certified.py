@@ -1,0 +1,178 @@
+"""Certified removal for a linear head (Guo, Goldstein, Hannun, van der Maaten, arXiv 1911.03030)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from expunge.core.convex import LinearProblem, PointLoss, minimise, one_vs_rest_logistic, one_vs_rest_squared
+from expunge.core.estimator import Estimator
+from expunge.core.head import LinearHead
+from expunge.core.maps import AffineMap, identity
+from expunge.core.moments import Moments, as_features
+from expunge.core.representation import check_choice
+from expunge.errors import DataError, QualityError
+
+# The largest |l'''|: how fast the curvature of the loss changes along a logit. (The paper uses 1/4 for the logistic.)
+LIPSCHITZ = {"logistic": 1 / (6 * math.sqrt(3)), "squared": 0.0}
+
+
+class CertifiedRemoval(Estimator):
+    """One-vs-rest heads trained with objective perturbation, from which rows are removed by one Newton step.
+
+    Training minimises, for every class, `sum l(w . x, y) + l2 n / 2 ||w||^2 + b . w` with `b ~ N(0, sigma^2 I)` and
+    `x = [z / radius; 1] / sqrt 2`, at most of length 1. A removal subtracts `H^-1 grad`; what is left of the gradient
+    is bounded and added up over requests. While the sum is at most `sigma epsilon / sqrt(2 ln(1.5 / delta))`, the head
+    is (epsilon, delta)-indistinguishable from one trained on the rows that are left [paper, theorem 3, over all classes
+    together]. Beyond it a removal is refused: train again.
+
+    The bound per step is `lipschitz / 2 ||X|| ||(x_i . v)^2||` over retained rows, v the step [derived, as the paper's
+    corollary 2 but with the fourth power of the changes of logits, so never above it], plus what conjugate gradients
+    leave over. `loss="squared"` has no curvature to change: its removal is exact up to rounding.
+
+    The certificate is about the head alone. It says nothing about a backbone that has seen the rows, so `fit` refuses
+    that case. `radius` should be a constant known beforehand (longer rows are shortened to it when training); None
+    takes the longest row of the training features.
+
+    Fitted: `head_`, `map_` (the identity), `budget_`, `spent_` (gradient norms), `epsilon_spent_`, `removed_`.
+    """
+
+    head_: LinearHead
+    map_: AffineMap
+    budget_: float
+    spent_: float
+    removed_: int
+    radius_: float
+
+    def __init__(
+        self,
+        l2: float = 1e-4,
+        sigma: float = 1.0,
+        epsilon: float = 1.0,
+        delta: float = 1e-4,
+        loss: Literal["logistic", "squared"] = "logistic",
+        radius: float | None = None,
+        seed: int = 0,
+        tol: float = 1e-10,
+        steps: int = 1000,
+    ) -> None:
+        self.l2 = l2
+        self.sigma = sigma
+        self.epsilon = epsilon
+        self.delta = delta
+        self.loss = loss
+        self.radius = radius
+        self.seed = seed
+        self.tol = tol
+        self.steps = steps
+
+    @property
+    def epsilon_spent_(self) -> float:
+        """The epsilon that the head has used up so far, at the given delta."""
+        return self.epsilon * self.spent_ / self.budget_
+
+    def fit(self, head: LinearHead, z: Tensor, labels: Tensor, *, saw_forget_data: bool) -> CertifiedRemoval:
+        """Train on all rows `z (n, d)`, `labels (n,)`; `head` only gives the classes.
+
+        Raises DataError where the backbone saw the rows.
+        """
+        if saw_forget_data:
+            raise DataError(
+                "certified removal covers the head alone, and this backbone was trained on the rows to be forgotten; "
+                "use a backbone that never saw them, or another method"
+            )
+        check_choice("loss", self.loss, ("logistic", "squared"))
+        z = as_features(z, head.dim)
+        self.radius_ = float(z.double().norm(dim=1).max()) if self.radius is None else self.radius
+        x, n = self._inputs(z), len(z)
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(head.num_classes, head.dim + 1, generator=generator, dtype=torch.float64).to(x.device)
+        ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=x.device)
+        problem = LinearProblem(x, labels.long(), self._point_loss, ridge, self.sigma * noise / n)
+        second = Moments.of(x).second()
+        found = minimise(problem, torch.zeros_like(noise), second, 0.25, self.tol, self.steps)
+        self._w = found.p
+        # Rows only leave, so the norm of the training inputs stays an upper bound.
+        self._norm = math.sqrt(n * float(torch.linalg.eigvalsh(second)[-1]))
+        self.budget_ = self.sigma * self.epsilon / math.sqrt(2 * math.log(1.5 / self.delta))
+        self.spent_ = n * found.gradient_norm
+        self.removed_ = 0
+        self.map_ = identity(head.dim)
+        self.head_ = self._head()
+        return self
+
+    def remove(
+        self, z_retain: Tensor, labels_retain: Tensor, z_forget: Tensor, labels_forget: Tensor
+    ) -> CertifiedRemoval:
+        """Remove `z_forget (m, d)` from the head; `z_retain (n - m, d)` are all rows that stay.
+
+        Raises QualityError, changing nothing, when the budget does not cover it.
+        """
+        x, x_f = self._inputs(z_retain), self._inputs(z_forget)
+        ridge = self.l2 * len(x)
+        _, slope = self._point_loss(x_f @ self._w.T, labels_forget.long())
+        gradient = slope.T @ x_f + self.l2 * len(x_f) * self._w
+        curvature = self._curvature(x @ self._w.T)
+        step, left = conjugate_gradients(x, curvature, ridge, gradient, self.tol)
+        change = (x @ step.T).square().norm(dim=0)
+        bound = float((0.5 * LIPSCHITZ[self.loss] * self._norm * change + left).norm())
+        if self.spent_ + bound > self.budget_:
+            raise QualityError(
+                f"removing {len(x_f)} rows would raise the gradient residual to {self.spent_ + bound:.3g}, above the "
+                f"{self.budget_:.3g} that epsilon {self.epsilon:g}, delta {self.delta:g}, sigma {self.sigma:g} allow; "
+                "train the head again on the rows that are left"
+            )
+        self._w = self._w + step
+        self.spent_ += bound
+        self.removed_ += len(x_f)
+        self.head_ = self._head()
+        return self
+
+    def _inputs(self, z: Tensor) -> Tensor:
+        """`x (n, d + 1)` float64."""
+        z = z.double() / self.radius_
+        z = z / z.norm(dim=1, keepdim=True).clamp_min(1.0)
+        return torch.cat([z, z.new_ones(len(z), 1)], dim=1) / math.sqrt(2)
+
+    def _head(self) -> LinearHead:
+        return LinearHead(self._w[:, :-1] / (self.radius_ * math.sqrt(2)), self._w[:, -1] / math.sqrt(2))
+
+    @property
+    def _point_loss(self) -> PointLoss:
+        return one_vs_rest_logistic if self.loss == "logistic" else one_vs_rest_squared
+
+    def _curvature(self, logits: Tensor) -> Tensor:
+        """The second derivative of the loss, `(n, C)`; both losses have the same for either sign."""
+        return torch.ones_like(logits) if self.loss == "squared" else torch.sigmoid(logits) * torch.sigmoid(-logits)
+
+
+def conjugate_gradients(
+    x: Tensor, curvature: Tensor, ridge: float, right: Tensor, tol: float, max_steps: int = 500
+) -> tuple[Tensor, Tensor]:
+    """Solve `(sum_i curvature_ic x_i x_i^T + ridge I) v_c = right_c` for every class c without forming the matrices.
+
+    Preconditioned with the mean curvature's matrix. Returns `v (C, p)` and the norms of the residuals `(C,)`.
+    """
+    eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    factor = torch.linalg.cholesky(float(curvature.mean()) * (x.T @ x) + ridge * eye)
+
+    def apply(v: Tensor) -> Tensor:
+        return (curvature * (x @ v.T)).T @ x + ridge * v
+
+    v, residual = torch.zeros_like(right), right.clone()
+    direction = torch.zeros_like(right)
+    last = torch.ones(len(right), dtype=x.dtype, device=x.device)
+    tiny = torch.finfo(x.dtype).tiny
+    for _ in range(max_steps):
+        if bool((residual.norm(dim=1) <= tol * right.norm(dim=1)).all()):
+            break
+        preconditioned = torch.cholesky_solve(residual.T, factor).T
+        rho = (residual * preconditioned).sum(dim=1)
+        direction = preconditioned + (rho / last.clamp_min(tiny))[:, None] * direction
+        image = apply(direction)
+        share = (rho / (direction * image).sum(dim=1).clamp_min(tiny))[:, None]
+        v, residual, last = v + share * direction, residual - share * image, rho
+    return v, (right - apply(v)).norm(dim=1)

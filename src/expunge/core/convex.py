@@ -1,0 +1,112 @@
+"""Convex losses of a linear head over feature rows, minimised to the optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK_ROWS = 16384
+
+# logits (n, C), labels (n,) -> the loss summed over rows, its gradient in the logits (n, C)
+PointLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """`1/n sum loss(P x, y) + 1/2 sum ridge_j P_ij^2 + <linear, P>` over `P (C, p)`.
+
+    `x (n, p)`; products in its dtype, sums in float64. `ridge (p,)` and `linear (C, p)` are float64.
+    """
+
+    x: Tensor
+    labels: Tensor
+    loss: PointLoss
+    ridge: Tensor
+    linear: Tensor | float = 0.0
+
+    def value_and_gradient(self, p: Tensor) -> tuple[float, Tensor]:
+        """At `p (C, p)` float64; the gradient likewise."""
+        n, weight = self.x.shape[0], p.to(self.x.dtype)
+        value, gradient = torch.zeros((), dtype=torch.float64, device=p.device), torch.zeros_like(p)
+        for x, labels in zip(torch.split(self.x, CHUNK_ROWS), torch.split(self.labels, CHUNK_ROWS), strict=True):
+            chunk_value, slope = self.loss(x @ weight.T, labels)
+            value += chunk_value
+            gradient += slope.T @ x
+        penalty = 0.5 * (self.ridge * p.square()).sum() + (self.linear * p).sum()
+        return float(value / n + penalty), gradient / n + self.ridge * p + self.linear
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """`p (C, p)` float64, the Euclidean norm of the gradient there, and the number of L-BFGS steps."""
+
+    p: Tensor
+    gradient_norm: float
+    steps: int
+
+
+def minimise(
+    problem: LinearProblem, start: Tensor, second: Tensor, curvature: float, tol: float, steps: int
+) -> Minimum:
+    """L-BFGS in coordinates where `curvature second + diag(ridge)`, about the Hessian, is the identity.
+
+    `second (p, p)` is E[x x^T]. Stops when no entry of the preconditioned gradient exceeds `tol`.
+    """
+    metric = curvature * second + torch.diag(problem.ridge)
+    # Directions without features and without ridge would make it singular; they have no gradient either.
+    metric.diagonal().add_(1e-10 * float(metric.diagonal().max()))
+    factor = torch.linalg.cholesky(metric)
+
+    def to_p(q: Tensor) -> Tensor:
+        solved: Tensor = torch.linalg.solve_triangular(factor.T, q.T, upper=True)
+        return solved.T
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        p = to_p(torch.from_numpy(flat).view_as(start).to(start.device))
+        value, gradient = problem.value_and_gradient(p)
+        gradient = torch.linalg.solve_triangular(factor, gradient.T, upper=False).T
+        return value, gradient.cpu().contiguous().numpy().ravel()
+
+    found = scipy.optimize.minimize(
+        objective,
+        (start @ factor).cpu().contiguous().numpy().ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": steps, "maxfun": 2 * steps, "maxcor": 20, "gtol": tol, "ftol": 0.0},
+    )
+    p = to_p(torch.from_numpy(found.x).view_as(start).to(start.device))
+    return Minimum(p, float(problem.value_and_gradient(p)[1].norm()), int(found.nit))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy, summed over rows."""
+    log_p = torch.log_softmax(logits, dim=1)
+    rows = torch.arange(len(labels), device=logits.device)
+    slope = log_p.exp()
+    slope[rows, labels] -= 1
+    return -log_p[rows, labels].sum(dtype=torch.float64), slope
+
+
+def signs(labels: Tensor, like: Tensor) -> Tensor:
+    """+1 for a row's own class, -1 for the others, `(n, C)`."""
+    targets = torch.full_like(like, -1.0)
+    targets[torch.arange(len(labels), device=like.device), labels] = 1.0
+    return targets
+
+
+def one_vs_rest_logistic(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """One binary logistic loss a class, summed over rows and classes."""
+    y = signs(labels, logits)
+    return torch.nn.functional.softplus(-y * logits).sum(dtype=torch.float64), -y * torch.sigmoid(-y * logits)
+
+
+def one_vs_rest_squared(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the squared distance to the targets +1 and -1, summed over rows and classes."""
+    residual = logits - signs(labels, logits)
+    return 0.5 * residual.square().sum(dtype=torch.float64), residual
