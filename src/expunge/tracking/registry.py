@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 import shutil
 import tempfile
@@ -166,9 +167,25 @@ def write_receipt(path: Path | str, *, content: str, name: str, method: str | No
 
 def requirements(architecture: str) -> list[str]:
     """Exact versions, as installed and therefore as checked here, of what serving `architecture` imports."""
-    packages = (*RUNTIME, *BUILDERS.get(architecture.partition(":")[0], ()))
+    packages = (*RUNTIME, *BUILDERS.get(architecture.partition(":")[0], ()), *_own_builder(architecture)[0])
     # A local part such as +cpu names one machine's build.
     return [f"{p}=={importlib.metadata.version(p).partition('+')[0]}" for p in packages]
+
+
+def _own_builder(architecture: str) -> tuple[list[str], list[Path]]:
+    """For `package.module:function`: the distributions that install it, else its source, stored with the model."""
+    source, colon, _ = architecture.partition(":")
+    top = source.partition(".")[0]
+    if not colon or source in BUILDERS or top == expunge.__name__:
+        return [], []
+    if installed := importlib.metadata.packages_distributions().get(top):
+        return sorted(set(installed)), []
+    spec = importlib.util.find_spec(top)
+    if spec is None or not (spec.submodule_search_locations or spec.origin):
+        raise TrackingError(
+            f"model.name: {source!r} cannot be imported here, so its source cannot be stored with the model"
+        )
+    return [], [Path(next(iter(spec.submodule_search_locations or []), spec.origin or ""))]
 
 
 def _create(client: MlflowClient, s: Submission) -> Version:
@@ -182,7 +199,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
                 name=re.sub(r"[^A-Za-z0-9_-]+", "-", s.method),
                 python_model=str(Path(expunge.__file__).parent / "serving" / "pyfunc.py"),
                 artifacts={"servable": str(servable), **{p.stem: str(p) for p in s.documents}},
-                code_paths=[str(_served_code(Path(tmp)))],
+                code_paths=[str(p) for p in (_served_code(Path(tmp)), *_own_builder(card.name)[1])],
                 pip_requirements=requirements(card.name),
                 signature=ModelSignature(
                     Schema([TensorSpec(np.dtype("uint8"), (-1, *contract.shape))]),

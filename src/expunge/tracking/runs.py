@@ -81,6 +81,15 @@ def metrics_of(candidate: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
+def curves_of(candidate: Mapping[str, Any]) -> dict[str, Curve]:
+    """The lists called `curve`, one value per step from 0: `{"relearn": {"curve": [...]}}` is `relearn/curve`."""
+    return {
+        f"{_plain(group)}/curve": list(enumerate(block["curve"]))
+        for group, block in candidate.items()
+        if isinstance(block, Mapping) and isinstance(block.get("curve"), list)
+    }
+
+
 def log_pipeline_run(
     summary: Mapping[str, Any],
     *,
@@ -93,7 +102,7 @@ def log_pipeline_run(
     per_method: Mapping[str, Detail] | None = None,
     artifacts: Sequence[Path] = (),
 ) -> RunIds:
-    """Log `reports/summary.json` as a parent run and one child per entry of `references` and `methods`.
+    """Log `reports/summary.json` as a parent run and one child per reference and method.
 
     The parent carries the description, the parameters, the artifacts, the dataset and the request as inputs
     (digests and counts), and the selected method's metrics, so that pipeline runs compare with each other.
@@ -102,7 +111,10 @@ def log_pipeline_run(
     that holds ids of rows.
     """
     per_method = dict(per_method or {})
-    candidates = {**summary["references"], **summary["methods"]}
+    methods = summary["methods"]
+    # The control stands in both blocks where it is also asked for as a method; one run is enough.
+    repeated = {name.replace("-", "_") for name in methods}
+    candidates = {k: v for k, v in summary["references"].items() if k.replace("-", "_") not in repeated} | methods
     if unknown := sorted(set(per_method) - set(candidates)):
         raise ValueError(f"details for {unknown}, which the summary does not hold: {sorted(candidates)}")
     for path in [*artifacts, *(p for detail in per_method.values() for p in detail.artifacts)]:
@@ -138,12 +150,13 @@ def log_pipeline_run(
             children = {}
             # Newest first is how the table shows them: the last one logged, the original, stands on top.
             for name in reversed(candidates):
-                role = "method" if name in summary["methods"] else "reference"
+                role = "method" if name in methods else "reference"
                 child_tags = {**common, **_verdict_tags(candidates[name]), "role": role, "method": name}
                 children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent})
                 detail = per_method.get(name, Detail())
                 metrics = {**metrics_of(candidates[name]), **detail.metrics}
-                _log(client, children[name], Detail(metrics, detail.params, detail.curves, detail.artifacts))
+                curves = {**curves_of(candidates[name]), **detail.curves}
+                _log(client, children[name], Detail(metrics, detail.params, curves, detail.artifacts))
         except BaseException:
             for run_id in begun:
                 client.set_terminated(run_id, "FAILED")
