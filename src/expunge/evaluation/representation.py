@@ -32,7 +32,7 @@ def check_features(z: NDArray[Any], name: str = "features") -> NDArray[Any]:
 def _standardise(train: NDArray[Any], *others: NDArray[Any]) -> list[Floats]:
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     # A constant column has a standard deviation of rounding size: it must not be blown up into noise.
-    scale = np.where(scale > 1e-6 * (np.abs(centre) + scale.max()), scale, np.inf)
+    scale = np.where(scale > 1e-6 * np.abs(centre) + 1e-7 * scale.max(), scale, np.inf)
     return [np.asarray((x - centre) / scale, dtype=np.float64) for x in (train, *others)]
 
 
@@ -176,7 +176,7 @@ def relearn_curve(logits: NDArray[Any], z: NDArray[Any], labels: NDArray[Any], s
     start, x, y = check_logits(logits), check_features(z), np.asarray(labels)
     if not len(y):
         return []
-    start = np.maximum(start, start.max(axis=1, keepdims=True) - 20.0)
+    start = np.maximum(start, start.max(axis=1, keepdims=True) - 10.0)
     h = np.concatenate([np.asarray(x, np.float64), np.ones((len(x), 1))], axis=1)
     rate = 1.0 / float((h * h).sum(axis=1).mean())
     change = np.zeros((h.shape[1], start.shape[1]))

@@ -61,7 +61,7 @@ def choose_rows(labels: NDArray[Any], part: NDArray[Any], order_by: NDArray[Any]
         )
     unknown = sorted(set(np.unique(part)) - set(PARTS))
     if unknown:
-        raise ValueError(f"unknown part {unknown[0]!r}, expected one of {', '.join(PARTS)}")
+        raise ValueError(f"unknown part {str(unknown[0])!r}, expected one of {', '.join(PARTS)}")
     keys = [np.asarray(order_by)[:, j] for j in range(min(8, np.shape(order_by)[1]))]
     order = np.lexsort((*keys, labels))
     parts = {name: order[part[order] == name] for name in PARTS}

@@ -1,0 +1,205 @@
+"""Metamorphic tests of the whole evaluation on a small world: Gaussian classes, one of them forgotten."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expunge.evaluation.rows import choose_rows
+from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.verdict import Margins, verdict
+
+MARGINS = Margins(accuracy=0.03, kl=0.1, agreement=0.1, loss_auc=0.05, mia=0.1, probe=0.05)
+CLASSES, DIM, ROWS, GONE = 5, 12, 4000, 2
+
+
+class World:
+    """Train and test rows, and models that differ by what they learned and by a seed."""
+
+    def __init__(self, whole_class: bool = True) -> None:
+        rng = np.random.default_rng(0)
+        self.centres = rng.normal(size=(CLASSES, DIM)) * 0.7
+        self.labels = rng.integers(0, CLASSES, ROWS)
+        self.x = self.centres[self.labels] + rng.normal(size=(ROWS, DIM))
+        train = np.arange(ROWS) < ROWS * 3 // 4
+        gone = self.labels == GONE if whole_class else rng.random(ROWS) < 0.2
+        self.forget = train & gone
+        self.part = np.where(train, np.where(gone, "forget", "retain"), "test_retain")
+        if whole_class:
+            self.part[~train & gone] = "test_forget"
+        self.original = self.model(1, np.zeros(CLASSES))
+        without = np.where(np.arange(CLASSES) == GONE, -12.0, 0.0) if whole_class else np.zeros(CLASSES)
+        self.retrained = [self.model(s, without) for s in (2, 3, 4)]
+
+    def model(self, seed: int, bias: np.ndarray) -> Outputs:
+        noise = np.random.default_rng(seed).normal(size=(ROWS, DIM)) * 0.03
+        z = (self.x + noise).astype(np.float32)
+        logits = z @ self.centres.T - 0.5 * (self.centres**2).sum(axis=1) + bias
+        return Outputs(logits.astype(np.float32), z)
+
+    def evaluate(self, candidate: Outputs, retrained: list[Outputs], seed: int = 0) -> dict[str, Any]:
+        return evaluate(candidate, self.original, retrained, self.labels, self.part, seed)
+
+    @cache  # noqa: B019 (the world lives as long as the module)
+    def references(self, count: int) -> list[dict[str, Any]]:
+        """Blocks of the original and of each retrained model against the others."""
+        models = self.retrained[:count]
+        retrained = [self.evaluate(m, models[:i] + models[i + 1 :]) for i, m in enumerate(models)]
+        return [self.evaluate(self.original, models), *retrained]
+
+    def judge(self, candidate: Outputs, count: int = 3) -> dict[str, Any]:
+        mine = self.evaluate(candidate, self.retrained[:count])
+        original, *retrained = self.references(count)
+        return verdict(mine, original, retrained, MARGINS, whole_classes=True)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def failed(result: dict[str, Any]) -> set[str]:
+    return {f["gate"] for f in result["failed_gates"]}
+
+
+def test_identical_models_are_no_distance_apart(world: World) -> None:
+    got = world.evaluate(world.retrained[0], [world.retrained[0]])
+    for name in ("forget", "test"):
+        divergence = {k: got["divergence"][name][k] for k in ("kl", "js", "agreement", "activation_distance")}
+        assert divergence == {"kl": 0.0, "js": 0.0, "agreement": 1.0, "activation_distance": 0.0}
+    assert got["gap"] == {"mean": 0.0, "tow": 1.0}
+    assert got["representation"]["cka"]["retrained"] == 1.0
+    assert got["membership"]["rmia_auc"] == 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_retrained_against_retrained_passes_every_gate(world: World, count: int) -> None:
+    result = world.judge(world.retrained[0], count)
+    assert (result["level"], failed(result)) == ("d", set())
+    assert result["indicative"] == (count == 1)
+
+
+def test_a_further_retrained_model_passes_against_the_others(world: World) -> None:
+    fresh = world.model(9, np.where(np.arange(CLASSES) == GONE, -12.0, 0.0))
+    assert world.judge(fresh)["level"] == "d"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_original_fails(world: World, count: int) -> None:
+    result = world.judge(world.original, count)
+    assert result["level"] == "none"
+    assert {"accuracy.forget", "accuracy.test_forget"} <= failed(result)
+
+
+def test_flattened_outputs_on_forgotten_inputs_fail_as_over_forgetting(world: World) -> None:
+    good = world.retrained[0]
+    logits = np.where((world.labels == GONE)[:, None], 0.01 * good.logits, good.logits)
+    result = world.judge(Outputs(logits, good.z))
+    assert result["level"] == "a"
+    assert {"divergence.forget.kl", "membership.mia_lr_member"} <= failed(result)
+
+
+def test_features_that_tell_more_or_less_than_a_retrained_models_fail_where_they_lie(world: World) -> None:
+    good = world.retrained[0]
+    telling = good.z + 20.0 * np.outer(world.labels == GONE, np.eye(DIM)[0]).astype(np.float32)
+    silent = np.random.default_rng(0).permutation(good.z)
+    for z_prime in (telling, silent):
+        result = world.judge(Outputs(good.logits, good.z, z_prime))
+        assert (result["level"], failed(result)) == ("b", {"representation.probe_z_prime"})
+        result = world.judge(Outputs(good.logits, z_prime, good.z))
+        assert (result["level"], failed(result)) == ("c", {"representation.probe_z"})
+
+
+def test_shuffling_the_rows_changes_nothing(world: World) -> None:
+    order = np.random.default_rng(1).permutation(ROWS)
+
+    def shuffled(m: Outputs) -> Outputs:
+        return Outputs(m.logits[order], m.z[order], None if m.z_prime is None else m.z_prime[order])
+
+    candidate = Outputs(world.original.logits, world.original.z, world.original.z * 0.5)
+    expected = world.evaluate(candidate, world.retrained[:2])
+    got = evaluate(
+        shuffled(candidate),
+        shuffled(world.original),
+        [shuffled(r) for r in world.retrained[:2]],
+        world.labels[order],
+        world.part[order],
+    )
+    assert got == expected
+
+
+def test_the_block_is_json_without_nan_and_deterministic(world: World) -> None:
+    a, b = (json.dumps(world.evaluate(world.original, world.retrained[:1]), allow_nan=False) for _ in range(2))
+    assert a == b
+
+
+def test_relearning_is_instant_for_the_original_and_not_for_the_mask(world: World) -> None:
+    masked = world.original.logits.copy()
+    masked[:, GONE] = -np.inf
+    relearn = [
+        world.evaluate(m, [])["relearn"] for m in (world.original, Outputs(masked, world.original.z, world.original.z))
+    ]
+    assert relearn[0]["steps"] == 0
+    assert relearn[1]["steps"] is None or relearn[1]["steps"] > 0
+    assert relearn[0]["prototype_samples"] == relearn[1]["prototype_samples"]
+
+
+def test_random_rows_are_probed_for_membership(world: World) -> None:
+    rows = World(whole_class=False)
+    got = rows.evaluate(rows.original, rows.retrained[:1])
+    assert got["representation"]["target"] == "forgotten or never seen"
+    assert got["representation"]["probe_z"] == pytest.approx(0.5, abs=0.1)
+    assert got["accuracy"]["test_forget"] is None
+    assert got["membership"]["class_geometry"] is None
+    assert got["membership"]["loss_auc"] == pytest.approx(0.5, abs=0.06)
+    assert got["relearn"]["prototype_samples"] is None
+
+
+def test_memorised_rows_show_in_every_attack_on_random_forgetting() -> None:
+    rows = World(whole_class=False)
+    m = rows.original
+    leaking = m.logits + 6.0 * np.eye(CLASSES)[rows.labels] * np.isin(rows.part, ["forget", "retain"])[:, None]
+    got = rows.evaluate(Outputs(leaking.astype(np.float32), m.z), rows.retrained[:1])["membership"]
+    assert got["loss_auc"] > 0.7
+    assert got["rmia_auc"] > 0.7
+    assert got["mia_lr_member"] > 0.6
+    assert got["retain_loss_auc"] > 0.7
+
+
+@pytest.mark.parametrize("missing", ["forget", "test_forget", "test_retain", "retain"])
+def test_a_part_without_rows_gives_none_and_no_error(world: World, missing: str) -> None:
+    keep = world.part != missing
+
+    def cut(m: Outputs) -> Outputs:
+        return Outputs(m.logits[keep], m.z[keep])
+
+    got = evaluate(
+        cut(world.original), cut(world.original), [cut(world.retrained[0])], world.labels[keep], world.part[keep]
+    )
+    assert got["accuracy"][missing] is None
+    json.dumps(got, allow_nan=False)
+
+
+def test_one_seeded_plan_serves_all_models_and_its_sides_do_not_overlap(world: World) -> None:
+    plan = choose_rows(world.labels, world.part, world.original.z, seed=3)
+    again = choose_rows(world.labels, world.part, world.original.z, seed=3)
+    other = choose_rows(world.labels, world.part, world.original.z, seed=4)
+    assert plan.probe_train is not None and plan.probe_test is not None
+    assert again.probe_train is not None and other.probe_train is not None
+    np.testing.assert_array_equal(plan.probe_train[0], again.probe_train[0])
+    assert not np.array_equal(plan.probe_train[1], other.probe_train[1])
+    learned, scored = np.concatenate(plan.probe_train), np.concatenate(plan.probe_test)
+    assert not np.intersect1d(learned, scored).size
+    assert (world.labels[plan.probe_test[0]] == GONE).all() and (world.labels[plan.probe_test[1]] != GONE).all()
+    assert plan.whole_classes
+
+
+def test_wrong_input_is_refused(world: World) -> None:
+    with pytest.raises(ValueError, match="candidate model's outputs must have 4000 rows"):
+        world.evaluate(Outputs(world.original.logits[:5], world.original.z), [])
+    with pytest.raises(ValueError, match="unknown part 'train'"):
+        choose_rows(np.zeros(2, int), np.array(["train", "forget"]), np.zeros((2, 1)), 0)
