@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,28 +119,34 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as f:
-        start = f.read(4)
-    if start[:1] == b"\x80" or start == b"PK\x03\x04":
-        raise CheckpointError(
-            f"{path}: a pickle named .safetensors; it was not opened. Save the weights with safetensors.torch.save_file"
-        )
     try:
         return load_file(path)
     except SafetensorError as e:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({e}); copy or write it again") from None
+        error = e
+    with path.open("rb") as f:
+        start = f.read(4)
+    # Only now: a header of 128 bytes starts with the first byte of a pickle.
+    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        raise CheckpointError(
+            f"{path}: a pickle named .safetensors, so it was refused; save the weights with safetensors.torch.save_file"
+        )
+    raise CheckpointError(f"{path}: not a complete safetensors file ({error}); copy or write it again")
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, before it refuses them
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds more than tensors (a pickle could run code), so it was refused. "
             "Save only model.state_dict(), best with safetensors.torch.save_file"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
-        raise CheckpointError(f"{path}: cannot be read as a torch checkpoint ({str(e).splitlines()[0]})") from None
+        raise CheckpointError(
+            f"{path}: cannot be read as a torch checkpoint ({type(e).__name__}: {str(e).partition(chr(10))[0]})"
+        ) from None
     for key in NESTED:
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]

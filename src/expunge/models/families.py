@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from expunge.errors import ConfigError
 from expunge.models.heads import LogitsOf
@@ -167,6 +168,28 @@ def _transformers(_detail: str, num_classes: int, _size: Size, _channels: int, o
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     config.num_labels = num_classes
     return LogitsOf(transformers.AutoModelForImageClassification.from_config(config))
+
+
+def transformers_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of a checkpoint under the names that `model` gives them: transformers renames layers between versions.
+
+    What does not fit stays in the answer, to be refused by whoever loads it.
+    """
+    quiet = import_vision("transformers.utils.logging")
+    verbosity = quiet.get_verbosity()
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+            None, config=model.config, state_dict=dict(tensors), output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        quiet.set_verbosity(verbosity)
+        quiet.enable_progress_bar()
+    misshapen = {name: torch.empty(shape, device="meta") for name, shape, _ in info["mismatched_keys"]}
+    left_out = set(info["missing_keys"]) | set(misshapen)
+    fitting = {k: v for k, v in loaded.state_dict().items() if k not in left_out}
+    return fitting | misshapen | {k: torch.empty(0) for k in info["unexpected_keys"]}
 
 
 def _function_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:

@@ -1,13 +1,13 @@
 """Importing torchvision, and what imports it, beside a torch build that its compiled operators do not fit.
 
 A torchvision wheel built for CUDA fails on a CPU torch with `operator torchvision::nms does not exist`, and takes timm
-with it. Models need none of its compiled operators: declaring the two that it asks for lets the import pass.
-`torchvision.ops.nms` and `torchvision.io` then do not work; nothing here uses them.
+and transformers with it. Models need none of its compiled operators: declaring the two that it asks for
+lets the import pass. `torchvision.ops.nms` and `torchvision.io` then do not work; nothing here uses them.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from types import ModuleType
 
@@ -22,7 +22,7 @@ _declared: torch.library.Library | None = None
 def import_vision(name: str) -> ModuleType:
     """Import module `name` of timm, torchvision or transformers. Raises ConfigError where it is not installed."""
     try:
-        if name.partition(".")[0] in ("timm", "torchvision"):
+        if importlib.util.find_spec("torchvision") is not None:  # transformers imports it where it is
             _import_torchvision()
         return importlib.import_module(name)
     except ModuleNotFoundError as e:

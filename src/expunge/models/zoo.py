@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.errors import ConfigError
 from expunge.models.checkpoint import load_tensors, read_weights
 from expunge.models.classifier import Classifier, ModelCard
-from expunge.models.families import Expects, Headed, Shape, family_of
+from expunge.models.families import Expects, Headed, Shape, family_of, transformers_names
 from expunge.models.heads import LogitsOf, find_head, split_at
 from expunge.models.preprocess import Preprocess
 
@@ -104,8 +104,10 @@ def _inner_name(model: nn.Module, head: str) -> str:
 
 
 def _load(model: nn.Module, head: str, path: Path, strict: bool) -> None:
-    target, inner = (model.model, head.removeprefix("model.")) if isinstance(model, LogitsOf) else (model, head)
-    tensors = read_weights(path)
+    target, inner, tensors = model, head, read_weights(path)
+    if isinstance(model, LogitsOf):
+        target, inner = model.model, head.removeprefix("model.")
+        tensors = transformers_names(target, tensors)
     own = target.state_dict()
     if not strict:
         for key in (f"{inner}.weight", f"{inner}.bias"):
