@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from expunge.data.dataset import Dataset
+from expunge.data.prepare import prepare
 from expunge.data.schema import RAW
 from expunge.data.source import Source, array_batches
+from expunge.errors import DataError
 
 ROWS = 60
 CLASSES = ("ant", "bee", "cat")
@@ -26,3 +32,14 @@ def arrays(rows: int = ROWS, seed: int = 0) -> dict:
 def source_of(data: dict, batch: int = 7, names: tuple[str, ...] = CLASSES) -> Source:
     batches = array_batches(data["images"], data["labels"], data["splits"], data["ids"], data["subjects"], rows=batch)
     return Source("made", names, RAW, batches, has_subject=True)
+
+
+def prepared(tmp_path: Path, source: str, **options) -> Dataset:
+    prepare(source, tmp_path / "dataset", **options)
+    return Dataset(tmp_path / "dataset")
+
+
+def refused(tmp_path: Path, message: str, source: str, path: Path | None) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(source, tmp_path / "dataset", path=path)
+    assert not (tmp_path / "dataset").exists()

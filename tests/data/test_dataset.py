@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,25 @@ def test_a_changed_byte_is_named(dataset: Dataset) -> None:
 def test_a_missing_file_is_named(dataset: Dataset, name: str) -> None:
     (dataset.directory / name).unlink()
     with pytest.raises(ManifestError, match=name):
+        Dataset(dataset.directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["files"]["part-00001.parquet"].update(rows=24), r"part-00001\.parquet: holds 25 rows, .* says 24"),
+        (lambda m: m["files"]["part-00001.parquet"].pop("rows"), "says None"),
+        (lambda m: m["files"].pop("part-00001.parquet"), r"part-00001\.parquet: is not in the manifest"),
+        (lambda m: m.pop("duplicates"), "has no duplicates"),
+        (lambda m: m.update(schema=99), "schema 99"),
+    ],
+)
+def test_a_manifest_that_disagrees_is_refused(dataset: Dataset, change, message: str) -> None:
+    file = dataset.directory / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ManifestError, match=message):
         Dataset(dataset.directory)
 
 

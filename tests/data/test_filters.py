@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.data.filters import MAX_LENGTH, parse_filter
+from expunge.data.filters import MAX_LENGTH, names_individuals, parse_filter
 from expunge.errors import DataError
 
 TABLE = pa.table(
@@ -122,6 +122,20 @@ def test_errors_point_at_the_token(text: str, message: str, token: str) -> None:
 def test_what_cannot_be_parsed_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="not a filter expression"):
         rows(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("subject == 'a' and label == 1", True),
+        ("'a' != sample_id", True),
+        ("label == 1 or not sample_id in ['a', 'b']", True),
+        ("subject is not null and class == 'ant'", False),
+        ("label == 1", False),
+    ],
+)
+def test_filters_that_name_individuals_are_told(text: str, named: bool) -> None:
+    assert names_individuals(text) is named
 
 
 def test_size_is_bounded() -> None:

@@ -109,6 +109,7 @@ def test_corrupt_files_are_refused_by_name(data: bytes) -> None:
         decode(data, "cat/1.png")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow says of damaged files
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]), st.data())
 def test_any_damage_is_an_image_or_a_data_error(kind: str, draw: st.DataObject) -> None:

@@ -18,6 +18,7 @@ from expunge.errors import DataError, ManifestError
 from expunge.files import digest_of, read_json, read_manifest
 
 Images = np.ndarray | list[np.ndarray]
+MANIFEST_KEYS = ("encoding", "image_shape", "rows_train", "rows_test", "duplicates")
 
 
 class Dataset:
@@ -35,11 +36,17 @@ class Dataset:
         """
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory, verify=verify)
-        if "encoding" not in self.manifest:
-            raise ManifestError(f"{self.directory}: not a dataset (its producer is {self.manifest.get('producer')!r})")
+        missing = [k for k in MANIFEST_KEYS if k not in self.manifest]
+        if missing:
+            producer = self.manifest.get("producer")
+            raise ManifestError(f"{self.directory}: not a dataset: its manifest, by {producer!r}, has no {missing[0]}")
         files = self.manifest["files"]
         self._shards = [self.directory / name for name in sorted(files) if name.startswith("part-")]
-        self.rows = sum(int(files[s.name]["rows"]) for s in self._shards)
+        self.rows = sum(group.rows for group in self._groups)
+        for shard in self._shards:
+            held = sum(group.rows for group in self._groups if group.shard == shard)
+            if files[shard.name].get("rows") != held:
+                raise ManifestError(f"{shard}: holds {held} rows, its manifest says {files[shard.name].get('rows')}")
         self.class_names: list[str] = read_json(self.directory / CLASSES)["names"]
         self.encoding: str = self.manifest["encoding"]
         shape = self.manifest["image_shape"]
@@ -144,7 +151,10 @@ class Dataset:
     def _groups(self) -> list[_Group]:
         groups, first = [], 0
         for shard in self._shards:
-            meta = pq.read_metadata(shard)
+            try:
+                meta = pq.read_metadata(shard)
+            except (pa.ArrowException, OSError) as e:
+                raise ManifestError(f"{shard}: not a whole Parquet file ({e}); prepare again") from e
             for i in range(meta.num_row_groups):
                 groups.append(_Group(shard, i, first, meta.row_group(i).num_rows))
                 first += groups[-1].rows

@@ -35,6 +35,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
 }
 MAX_DEPTH = 50
+INDIVIDUAL_COLUMNS = ("sample_id", "subject")
 MAX_LENGTH = 4000
 
 
@@ -54,6 +55,18 @@ def parse_filter(text: str, columns: Mapping[str, pa.DataType]) -> pc.Expression
         hint = "; equality is written ==" if "=" in text.replace("==", "") else ""
         raise _error(text, at, 1, f"not a filter expression{hint}") from None
     return _Parser(text, columns).condition(tree, 0)
+
+
+def names_individuals(text: str) -> bool:
+    """Whether a filter that parses compares sample_id or subject with given texts."""
+    tree = ast.parse(_hide_class(text.strip()), mode="eval")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            inside = list(ast.walk(node))
+            texts = any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in inside)
+            if texts and any(isinstance(n, ast.Name) and n.id in INDIVIDUAL_COLUMNS for n in inside):
+                return True
+    return False
 
 
 def _hide_class(text: str) -> str:

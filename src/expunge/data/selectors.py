@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
-from expunge.data.filters import parse_filter
+from expunge.data.filters import names_individuals, parse_filter
 from expunge.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
     table = table.append_column("class", class_column)
     types = {name: table.schema.field(name).type for name in FILTER_COLUMNS if name in table.column_names}
     expression = parse_filter(text, types)
+    if names_individuals(text):
+        log.warning("the filter names rows or people; select by ids or subjects, whose file stays out of git and logs")
     numbered = table.append_column("__row", pa.array(np.arange(len(table))))
     try:
         rows = pads.dataset(numbered).to_table(columns=["__row"], filter=expression)["__row"].to_numpy()
