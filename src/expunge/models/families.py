@@ -46,9 +46,9 @@ class Family:
 class Headed(nn.Module):
     """ResNetSmall with a linear head; once cut, only the backbone is kept."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, stem_stride: int, num_classes: int) -> None:
         super().__init__()
-        self.backbone = ResNetSmall(channels)
+        self.backbone = ResNetSmall(channels, stem_stride)
         self.head = nn.Linear(ResNetSmall.feature_dim, num_classes)
 
     def forward(self, x: Any) -> Any:
@@ -59,8 +59,8 @@ def _small_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
     return Expects(size or shape[:2])
 
 
-def _small(_detail: str, num_classes: int, _size: Size, channels: int, _options: Mapping[str, Any]) -> nn.Module:
-    return Headed(channels, num_classes)
+def _small(_detail: str, num_classes: int, size: Size, channels: int, _options: Mapping[str, Any]) -> nn.Module:
+    return Headed(channels, 2 if min(size) >= 16 else 1, num_classes)
 
 
 LITE0_SMALLEST, LITE0_LARGEST = 64, 224
