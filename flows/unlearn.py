@@ -35,7 +35,14 @@ class StageFailedError(RuntimeError):
 
 def stage_names(workspace: Path) -> list[str]:
     """All stages of dvc.yaml, matrix stages expanded, in file order, which is an order they can run in."""
-    out = subprocess.run(_dvc("stage", "list", "--name-only"), cwd=workspace, env=_environment(), text=True, capture_output=True, check=True)
+    out = subprocess.run(
+        _dvc("stage", "list", "--name-only"),
+        cwd=workspace,
+        env=_environment(),
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     return out.stdout.split()
 
 
@@ -45,7 +52,12 @@ def _dvc(*arguments: str) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """dvc.yaml says `python`; let it be the one that runs the flow, whatever PATH says."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def _may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
@@ -53,13 +65,21 @@ def _may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obj
     return BUSY in (state.message or "") or any(run.name.startswith(name) for name in OUTSIDE)
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=exponential_backoff(backoff_factor=5), retry_condition_fn=_may_pass_by_itself, task_run_name="{stage}")
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_condition_fn=_may_pass_by_itself,
+    task_run_name="{stage}",
+)
 def run_stage(stage: str, workspace: str, force: bool = False) -> str:
     """Run one stage with `dvc repro --single-item`, its output streamed into the log. Returns its entry of dvc.lock."""
     logger = get_run_logger()
     command = _dvc("repro", "--single-item", *(["--force"] if force else []), stage)
     tail: deque[str] = deque(maxlen=TAIL)
-    with subprocess.Popen(command, cwd=workspace, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        command, cwd=workspace, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
@@ -96,7 +116,11 @@ def publish(root: Path) -> None:
         "- Data Docs: `reports/data_docs/*/index.html`\n"
         "- MLflow: `make ui`, then Experiments (Model training)\n"
     )
-    create_markdown_artifact(key="unlearning-result", markdown=results.read_text(encoding="utf-8") + links, description="Every method beside original and retrained")
+    create_markdown_artifact(
+        key="unlearning-result",
+        markdown=results.read_text(encoding="utf-8") + links,
+        description="Every method beside original and retrained",
+    )
 
 
 if __name__ == "__main__":

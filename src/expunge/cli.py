@@ -36,7 +36,9 @@ def show() -> None:
 
 
 @app.command()
-def demo(keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False) -> None:
+def demo(
+    keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False,
+) -> None:
     """The whole pipeline on scikit-learn's digits, in a workspace of its own; its outputs are left here."""
     from expunge.demo import run_demo
     from expunge.report.terminal import print_result
@@ -52,7 +54,18 @@ def ui(port: int = 5000) -> None:
 
     uri = tracking_uri()
     print(f"MLflow UI: http://127.0.0.1:{port}  (store: {uri}; choose 'Model training'; Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 

@@ -134,7 +134,9 @@ def _section(cls: type[Any], raw: Any, path: str, prefix: str) -> Any:
     values = {}
     for name in [f.name for f in dataclasses.fields(cls)]:
         if name not in raw:
-            raise ConfigError(f"{path}: missing key {prefix}{name}; add it (see the comments in the repository's params.yaml)")
+            raise ConfigError(
+                f"{path}: missing key {prefix}{name}; add it (see the comments in the repository's params.yaml)"
+            )
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             values[name] = _section(typing.cast(type[Any], hint), raw[name], path, f"{prefix}{name}.")
@@ -175,15 +177,43 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     rules = [
-        (config.data.source in ("fashion-mnist", "digits") or config.data.path is not None, "data.path", "must name the input of this source"),
+        (
+            config.data.source in ("fashion-mnist", "digits") or config.data.path is not None,
+            "data.path",
+            "must name the input of this source",
+        ),
         (0 < config.data.test_fraction < 1, "data.test_fraction", "must lie between 0 and 1"),
         (0 < config.split.fraction < 1, "split.fraction", "must lie between 0 and 1"),
-        (config.split.selector not in ("ids", "subjects") or config.split.file is not None, "split.file", "must name the file of ids or subjects"),
-        (config.split.selector != "filter" or config.split.filter is not None, "split.filter", "must be an expression for selector: filter"),
-        (config.model.training != "none" or config.model.checkpoint is not None, "model.checkpoint", "must name the weights when model.training is none"),
-        (config.model.training != "none" or config.reference == "skip", "reference", "must be skip when model.training is none: there is no recipe to retrain by"),
-        (config.model.training != "full" or config.model.saw_forget_data, "model.saw_forget_data", "must be true when model.training is full: the backbone is trained on every row"),
-        (len(set(config.retrain.seeds)) == len(config.retrain.seeds) > 0, "retrain.seeds", "must be a list of different seeds, at least one"),
+        (
+            config.split.selector not in ("ids", "subjects") or config.split.file is not None,
+            "split.file",
+            "must name the file of ids or subjects",
+        ),
+        (
+            config.split.selector != "filter" or config.split.filter is not None,
+            "split.filter",
+            "must be an expression for selector: filter",
+        ),
+        (
+            config.model.training != "none" or config.model.checkpoint is not None,
+            "model.checkpoint",
+            "must name the weights when model.training is none",
+        ),
+        (
+            config.model.training != "none" or config.reference == "skip",
+            "reference",
+            "must be skip when model.training is none: there is no recipe to retrain by",
+        ),
+        (
+            config.model.training != "full" or config.model.saw_forget_data,
+            "model.saw_forget_data",
+            "must be true when model.training is full: the backbone is trained on every row",
+        ),
+        (
+            len(set(config.retrain.seeds)) == len(config.retrain.seeds) > 0,
+            "retrain.seeds",
+            "must be a list of different seeds, at least one",
+        ),
         (config.train.epochs > 0, "train.epochs", "must be positive"),
         (config.train.batch_size > 0, "train.batch_size", "must be positive"),
         (config.features.batch_size > 0, "features.batch_size", "must be positive"),
@@ -196,7 +226,9 @@ def _check(config: Config, path: str) -> None:
             raise ConfigError(f"{path}: {key} {problem}")
     for name in config.methods:
         if name not in config.fit:
-            raise ConfigError(f"{path}: methods names {name!r}, but fit.{name} is missing; add it ({{}} takes the defaults)")
+            raise ConfigError(
+                f"{path}: methods names {name!r}, but fit.{name} is missing; add it ({{}} takes the defaults)"
+            )
     for name, value in dataclasses.asdict(config.verdict).items():
         if value < 0:
             raise ConfigError(f"{path}: verdict.{name} must not be negative")

@@ -89,7 +89,9 @@ def replace_dir(new: Path, path: Path) -> None:
         os.replace(new, path)
 
 
-def write_manifest(directory: Path, producer: str, rows: Mapping[str, int] | None = None, **fields: Any) -> dict[str, Any]:
+def write_manifest(
+    directory: Path, producer: str, rows: Mapping[str, int] | None = None, **fields: Any
+) -> dict[str, Any]:
     """Describe every file of `directory` and write `manifest.json`, last.
 
     `rows` gives the row count of the files that have one. `fields` are stored beside them as they are.
@@ -113,10 +115,14 @@ def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
-        raise ManifestError(f"{directory}: no {MANIFEST}, so it is incomplete or not ours; run the stage that writes it")
+        raise ManifestError(
+            f"{directory}: no {MANIFEST}, so it is incomplete or not ours; run the stage that writes it"
+        )
     manifest: dict[str, Any] = read_json(directory / MANIFEST)
     if manifest.get("schema") != MANIFEST_SCHEMA:
-        raise ManifestError(f"{directory / MANIFEST}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}")
+        raise ManifestError(
+            f"{directory / MANIFEST}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}"
+        )
     present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(present ^ set(manifest["files"])):
         state = "is missing" if name in manifest["files"] else "is not in the manifest"
@@ -124,5 +130,7 @@ def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         file = directory / name
         if file.stat().st_size != entry["bytes"] or (verify and sha256(file) != entry["sha256"]):
-            raise ManifestError(f"{file}: differs from its manifest (truncated or changed); run the stage that writes {directory} again")
+            raise ManifestError(
+                f"{file}: differs from its manifest (truncated or changed); run the stage that writes {directory} again"
+            )
     return manifest

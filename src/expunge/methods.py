@@ -1,12 +1,14 @@
-"""The table of methods: a name in params.yaml to what fits it. Adding a method is one function and one line at the end."""
+"""The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line.
+
+`fit.NAME` holds the settings of `methods: [NAME]`. Two keys are ours: `method` lets several settings of one method
+stand beside each other under names of their own, and `after` fits another entry first and goes on from its result.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,32 +17,49 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from expunge.core import (
-    AffineMap,
+    CertifiedRemoval,
+    Esc,
+    HeadRefit,
+    Leace,
     LinearHead,
     Loft,
     LogitMask,
     Moments,
+    PourP,
     RepresentationLinear,
-    load_map,
+    RepresentationMlp,
+    RepresentationZeroShot,
+    identity,
 )
-from expunge.core.maps import FeatureMap, identity
-from expunge.errors import ConfigError
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TRAIN
+from expunge.errors import ConfigError, DataError
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
-from expunge.files import read_json, read_manifest, write_json
+from expunge.models.classifier import Classifier
+from expunge.unlearned import Unlearned
 
-HEAD = "head.safetensors"
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a method may look at: the store, the rows, the head. Test rows and retrained models are out of reach."""
+    """What a method may look at. Test rows and retrained models are out of its reach."""
 
     store: FeatureStore
+    dataset: Dataset
+    classifier: Classifier
     forget_rows: np.ndarray
     retain_rows: np.ndarray
-    head: LinearHead
     forget_classes: list[int]  # classes forgotten as a whole
-    saw_forget_data: bool
+
+    @cached_property
+    def head(self) -> LinearHead:
+        return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int32, by dataset row."""
+        return self.store.column("label")
 
     @cached_property
     def z_forget(self) -> Tensor:
@@ -52,7 +71,7 @@ class Request:
 
     @cached_property
     def forget(self) -> Moments:
-        return Moments(self.store.dim).update(self.z_forget)
+        return Moments.of(self.z_forget)
 
     @cached_property
     def total(self) -> Moments:
@@ -72,79 +91,125 @@ class Request:
     @cached_property
     def class_means(self) -> Tensor:
         """Mean training feature per class, `(C, d)` float64."""
-        tensors = load_file(self.store.directory / CLASS_SUMS)
-        return tensors["sums"] / tensors["counts"].clamp(min=1)[:, None]
+        return load_file(self.store.directory / CLASS_SUMS)["sums"] / self.class_counts.clamp(min=1)[:, None]
 
-    def classes_to_forget(self, method: str) -> list[int]:
+    def images(self) -> np.ndarray:
+        """All images, uint8 `(n, h, w, c)`, in memory, for methods that train. Raises DataError for mixed sizes."""
+        images = self.dataset.images()
+        if isinstance(images, list):
+            raise DataError(
+                f"{self.dataset.directory}: images differ in size; methods that train weights need one size"
+            )
+        return images
+
+    def whole_classes(self, name: str) -> list[int]:
         if not self.forget_classes:
-            raise ConfigError(f"params.yaml: methods: {method} forgets whole classes, but this request names rows; take it out of the list")
+            raise ConfigError(
+                f"params.yaml: methods: {name} forgets whole classes, but this request names rows; remove it there"
+            )
         return self.forget_classes
 
 
-@dataclass(frozen=True)
-class Unlearned:
-    """The result of a method: `logits = head(map(z))`, and what the fit has to say about itself."""
-
-    map: FeatureMap
-    head: LinearHead
-    info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def shipped_head(self) -> LinearHead:
-        """The head on z that gives the same logits, where the map is affine; else the head on z'."""
-        return self.map.fold_into(self.head) if isinstance(self.map, AffineMap) else self.head
-
-    def logits(self, z: Tensor) -> Tensor:
-        """`(n, d) -> (n, C)`, computed as it is shipped."""
-        return self.shipped_head.logits(z if isinstance(self.map, AffineMap) else self.map(z))
-
-    def save(self, directory: Path) -> None:
-        """Write the map, the head as it is shipped and `fit.json` into a directory that is being staged."""
-        self.map.save(directory)
-        self.head.save(directory / "head_on_map.safetensors")
-        self.shipped_head.save(directory / HEAD)
-        write_json(directory / "fit.json", self.info)
-
-    @classmethod
-    def load(cls, directory: Path | str) -> Unlearned:
-        directory = Path(directory)
-        read_manifest(directory)
-        return cls(load_map(directory), LinearHead.load(directory / "head_on_map.safetensors"), read_json(directory / "fit.json"))
-
-
-def _loft(request: Request, settings: dict[str, Any]) -> Unlearned:
-    loft = _make("loft", Loft, settings).fit(request.retain, request.forget)
-    return Unlearned(loft.map_, request.head, {"rank": loft.basis_.shape[1], "objective": float(loft.objective_), "angle": float(loft.angle_)})
-
-
-def _ru_linear(request: Request, settings: dict[str, Any]) -> Unlearned:
-    ru = _make("ru-linear", RepresentationLinear, settings).fit(request.retain, request.forget, head=request.head)
-    return Unlearned(ru.map_, request.head, {})
-
-
-def _logit_mask(request: Request, settings: dict[str, Any]) -> Unlearned:
-    if not request.forget_classes:  # nothing to mask: the control is the original itself, and the table shows that
+def _logit_mask(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    if not request.forget_classes:  # nothing to mask: the control is the original itself, and the table shows it
         return Unlearned(identity(request.store.dim), request.head, {"masked": []})
-    mask = _make("logit-mask", LogitMask, {"classes": request.forget_classes, **settings}).fit(request.head)
-    return Unlearned(identity(request.store.dim), mask.head_, {"masked": request.forget_classes})
+    fitted = _make(name, LogitMask, {"classes": request.forget_classes, **settings}).fit(request.head)
+    return Unlearned(fitted.map_, fitted.head_, {"masked": request.forget_classes})
 
 
-def _make(name: str, method: Callable[..., Any], settings: dict[str, Any]) -> Any:
+def _loft(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    fitted = _make(name, Loft, settings).fit(request.retain, request.forget)
+    info = {
+        "rank": fitted.rank_,
+        "objective": fitted.objective_,
+        "retained": fitted.retained_,
+        "forgotten": fitted.forgotten_,
+    }
+    return Unlearned(fitted.map_, request.head, info)
+
+
+def _ru_linear(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    fitted = _make(name, RepresentationLinear, settings).fit(request.retain, request.forget, head=request.head)
+    return Unlearned(fitted.map_, request.head, {"objective": fitted.objective_, "distortion": fitted.distortion_})
+
+
+def _ru_mlp(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    fitted = _make(name, RepresentationMlp, settings).fit(request.z_retain, request.z_forget, head=request.head)
+    return Unlearned(fitted.map_, request.head, {"steps": fitted.steps_, "distortion": fitted.distortion_})
+
+
+def _ru_zero_shot(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    """Retained features stay out of it, as published; class means were kept when the features were fetched."""
+    method = _make(name, RepresentationZeroShot, settings)
+    forget = request.forget if method.kind == "linear" else request.z_forget
+    fitted = method.fit(
+        forget, request.head, request.class_counts, request.forget_classes or None, class_means=request.class_means
+    )
+    return Unlearned(fitted.map_, request.head, {"steps": fitted.steps_, "distortion": fitted.distortion_})
+
+
+def _leace(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    return Unlearned(_make(name, Leace, settings).fit(request.retain, request.forget).map_, request.head)
+
+
+def _pour_p(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    fitted = _make(name, PourP, settings).fit(request.head, request.whole_classes(name))
+    return Unlearned(fitted.map_, request.head)
+
+
+def _esc(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    fitted = _make(name, Esc, settings).fit(request.forget)
+    return Unlearned(fitted.map_, request.head, {"directions": fitted.rank_})
+
+
+def _head_refit(name: str, request: Request, settings: Settings, before: Unlearned | None) -> Unlearned:
+    map_ = before.map if before is not None else None
+    labels = torch.from_numpy(request.labels[request.retain_rows])
+    fitted = _make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)
+    return Unlearned(fitted.map_, fitted.head_, {"steps": fitted.steps_, "gradient_norm": fitted.gradient_norm_})
+
+
+def _certified_removal(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    """Train the noisy head on every training row, then remove the request from it."""
+    rows = np.flatnonzero(request.store.column("split") == TRAIN)
+    labels = torch.from_numpy(request.labels)
+    method = _make(name, CertifiedRemoval, settings)
+    z = torch.from_numpy(request.store.z(rows))
+    fitted = method.fit(request.head, z, labels[rows], saw_forget_data=request.classifier.card.saw_forget_data)
+    fitted.remove(request.z_retain, labels[request.retain_rows], request.z_forget, labels[request.forget_rows])
+    info = {"epsilon_spent": fitted.epsilon_spent_, "epsilon": fitted.epsilon, "delta": fitted.delta}
+    return Unlearned(fitted.map_, fitted.head_, info)
+
+
+def _make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
     try:
         return method(**settings)
     except (TypeError, ValueError) as e:
         raise ConfigError(f"params.yaml: fit.{name}: {e}") from None
 
 
-METHODS: dict[str, Callable[[Request, dict[str, Any]], Unlearned]] = {
+Fit = Callable[[str, Request, Settings, Unlearned | None], Unlearned]
+METHODS: dict[str, Fit] = {
     "logit-mask": _logit_mask,
     "loft": _loft,
     "ru-linear": _ru_linear,
+    "ru-mlp": _ru_mlp,
+    "ru-zero-shot": _ru_zero_shot,
+    "leace": _leace,
+    "pour-p": _pour_p,
+    "esc": _esc,
+    "head-refit": _head_refit,
+    "certified-removal": _certified_removal,
 }
 
 
-def fit(name: str, request: Request, settings: dict[str, Any]) -> Unlearned:
-    """Fit one method of the table. Raises ConfigError for an unknown name or setting."""
-    if name not in METHODS:
-        raise ConfigError(f"params.yaml: methods: unknown method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name](request, settings)
+def fit(name: str, request: Request, table: Mapping[str, Settings]) -> Unlearned:
+    """Fit the entry `name` of `table`, the `fit` section of params. Raises ConfigError for what it does not know."""
+    if name not in table:
+        raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
+    settings = dict(table[name] or {})
+    method, after = settings.pop("method", name), settings.pop("after", None)
+    if method not in METHODS:
+        raise ConfigError(f"params.yaml: fit.{name}: unknown method {method!r}; known: {', '.join(METHODS)}")
+    before = fit(after, request, table) if after is not None else None
+    return METHODS[method](name, request, settings, before)

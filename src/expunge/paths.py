@@ -9,6 +9,7 @@ EVALUATION = Path("data/evaluation")
 RAW = Path("data/raw")
 MODELS = Path("models")
 ORIGINAL = "original"
+UNLEARNED = MODELS / "unlearned"
 REPORTS = Path("reports")
 VALIDATION = REPORTS / "validation"
 COST = REPORTS / "cost"

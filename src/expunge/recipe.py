@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from expunge.config import Config
-from expunge.core import LinearHead
+from expunge.core import HeadRefit, LinearHead
 from expunge.data.dataset import Dataset
 from expunge.errors import DataError
 from expunge.features.extract import Settings, extract_shards
@@ -26,7 +27,13 @@ PRODUCER = "expunge.recipe"
 
 
 def make_classifier(
-    config: Config, dataset: Dataset, rows: np.ndarray, seed: int, out: Path, work: Path, store: FeatureStore | None = None
+    config: Config,
+    dataset: Dataset,
+    rows: np.ndarray,
+    seed: int,
+    out: Path,
+    work: Path,
+    store: FeatureStore | None = None,
 ) -> dict[str, Any]:
     """Train as params say on the dataset positions `rows`, write the model directory `out`, and return what it cost.
 
@@ -53,7 +60,9 @@ def make_classifier(
         cost = _train_head(config, classifier, dataset, rows, work, store)
     with staged_dir(out) as staging:
         description = save_classifier(staging, classifier)
-        write_manifest(staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"])
+        write_manifest(
+            staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"]
+        )
     shutil.rmtree(resume, ignore_errors=True)
     return cost
 
@@ -66,10 +75,12 @@ def example_shape(dataset: Dataset) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def _train_all(config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path) -> dict[str, Any]:
+def _train_all(
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path
+) -> dict[str, Any]:
     images = dataset.images(rows)
     if isinstance(images, list):
-        raise DataError(f"{dataset.directory}: images differ in size, and model.training: full needs one size; resize them or train the head only")
+        raise DataError(f"{dataset.directory}: images differ in size; resize them, or set model.training: head")
     settings = config.train
     history = train(
         classifier,
@@ -93,12 +104,10 @@ def _train_head(
 ) -> dict[str, Any]:
     """Features first, in the work directory where the extract stage will find them; then the head, to its optimum."""
     shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
-    from expunge.core import HeadRefit
-
     start_time = time.perf_counter()
     z = shards.z(rows)
     start = LinearHead(classifier.head.weight, classifier.head.bias)
-    head = HeadRefit().fit(z, dataset.labels()[rows], start).head_
+    head = HeadRefit().fit(start, torch.from_numpy(z), torch.from_numpy(dataset.labels()[rows])).head_
     classifier.set_head(head.weight, head.bias)
     say(f"train: linear head on {len(rows):,} rows of {shards.dim} features")
     return {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}

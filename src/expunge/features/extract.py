@@ -55,7 +55,9 @@ def extract(classifier: Classifier, dataset: Dataset, out: Path, work_root: Path
     return publish(work, out)
 
 
-def extract_shards(classifier: Classifier, dataset: Dataset, work_root: Path, settings: Settings) -> tuple[Path, Shards]:
+def extract_shards(
+    classifier: Classifier, dataset: Dataset, work_root: Path, settings: Settings
+) -> tuple[Path, Shards]:
     """Fill the work directory; return it and its shards. Whole shards found there are kept."""
     plan = {
         "backbone": backbone_digest(classifier),
@@ -106,7 +108,10 @@ def _forward(
     bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
     if len(bad):
         row = start + int(bad[0])
-        raise DataError(f"{dataset.directory}: the features of {len(bad)} rows are not finite, first sample_id {dataset.sample_ids()[row]!r}; check that image and the model's weights")
+        raise DataError(
+            f"{dataset.directory}: the features of {len(bad)} rows are not finite, first sample_id "
+            f"{dataset.sample_ids()[row]!r}; check that image and the model's weights"
+        )
     return z, {"waited_for_decode_s": round(waited, 3), "forward_s": round(computed, 3)}
 
 
@@ -119,7 +124,9 @@ def _read_ahead(batches: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]
             yield item
 
 
-def _finish_shard(work: Path, index: int, dataset: Dataset, start: int, z: np.ndarray, seconds: dict[str, float]) -> None:
+def _finish_shard(
+    work: Path, index: int, dataset: Dataset, start: int, z: np.ndarray, seconds: dict[str, float]
+) -> None:
     """Write shard, moments and class sums under temporary names; the record that makes them count comes last."""
     tick = time.perf_counter()
     columns = ["sample_id", "label", "split", *(["subject"] if "subject" in dataset.columns else [])]
@@ -127,7 +134,9 @@ def _finish_shard(work: Path, index: int, dataset: Dataset, start: int, z: np.nd
     train = np.flatnonzero(np.asarray(rows["split"]) == "train")
     labels = torch.from_numpy(np.asarray(rows["label"], np.int64)[train])
     z_train = torch.from_numpy(z[train])
-    sums = torch.zeros(len(dataset.class_names), z.shape[1], dtype=torch.float64).index_add_(0, labels, z_train.double())
+    sums = torch.zeros(len(dataset.class_names), z.shape[1], dtype=torch.float64).index_add_(
+        0, labels, z_train.double()
+    )
     shard, moments, classes, record = _names(work, index)
     tmp = shard.with_suffix(".tmp")
     write_shard(tmp, rows, z)
@@ -135,12 +144,19 @@ def _finish_shard(work: Path, index: int, dataset: Dataset, start: int, z: np.nd
     Moments(z.shape[1]).update(z_train).save(moments)
     save_file({"sums": sums, "counts": torch.bincount(labels, minlength=len(dataset.class_names))}, classes)
     seconds = {**seconds, "write_s": round(time.perf_counter() - tick, 3)}
-    write_json(record, {"rows": len(z), "files": {p.name: sha256(p) for p in (shard, moments, classes)}, "seconds": seconds})
+    write_json(
+        record, {"rows": len(z), "files": {p.name: sha256(p) for p in (shard, moments, classes)}, "seconds": seconds}
+    )
 
 
 def _names(work: Path, index: int) -> tuple[Path, Path, Path, Path]:
     stem = work / f"part-{index:05d}"
-    return stem.with_suffix(".parquet"), stem.with_suffix(".moments"), stem.with_suffix(".classes"), stem.with_suffix(".json")
+    return (
+        stem.with_suffix(".parquet"),
+        stem.with_suffix(".moments"),
+        stem.with_suffix(".classes"),
+        stem.with_suffix(".json"),
+    )
 
 
 def _is_whole(work: Path, index: int) -> bool:

@@ -25,7 +25,11 @@ CLASS_SUMS = "class_sums.safetensors"
 
 def schema(dim: int, subject: bool) -> pa.Schema:
     """Columns `sample_id`, `label`, `split`, optional `subject`, and `z` as `fixed_size_list<float32>[dim]`."""
-    fields = [pa.field("sample_id", pa.string(), False), pa.field("label", pa.int32(), False), pa.field("split", pa.string(), False)]
+    fields = [
+        pa.field("sample_id", pa.string(), False),
+        pa.field("label", pa.int32(), False),
+        pa.field("split", pa.string(), False),
+    ]
     if subject:
         fields.append(pa.field("subject", pa.string()))
     return pa.schema([*fields, pa.field("z", pa.list_(pa.field("item", pa.float32(), False), dim), False)])
@@ -33,9 +37,11 @@ def schema(dim: int, subject: bool) -> pa.Schema:
 
 def write_shard(path: Path, rows: pa.Table, z: np.ndarray) -> None:
     """Write one shard: `rows` holds the columns beside `z (n, d)` float32. Same input, same bytes."""
-    n, dim = z.shape
+    dim = z.shape[1]
     target = schema(dim, "subject" in rows.column_names)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(z, np.float32).reshape(-1)), type=target.field("z").type)
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(z, np.float32).reshape(-1)), type=target.field("z").type
+    )
     table = pa.table([*(rows[f.name].combine_chunks() for f in target if f.name != "z"), column], schema=target)
     with pq.ParquetWriter(
         path,
@@ -49,8 +55,13 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray) -> None:
         writer.write_table(table, row_group_size=ROW_GROUP)
     for group, mapped in enumerate(_map_shard(path, dim)):
         start = group * ROW_GROUP
-        if mapped[:1].tobytes() != z[start : start + 1].tobytes() or mapped[-1:].tobytes() != z[: start + len(mapped)][-1:].tobytes():
-            raise ManifestError(f"{path}: row group {group} is not one plain page; this pyarrow lays Parquet out differently")
+        if (
+            mapped[:1].tobytes() != z[start : start + 1].tobytes()
+            or mapped[-1:].tobytes() != z[: start + len(mapped)][-1:].tobytes()
+        ):
+            raise ManifestError(
+                f"{path}: row group {group} is not one plain page; this pyarrow lays Parquet out differently"
+            )
 
 
 def _map_shard(path: Path, dim: int) -> list[np.ndarray]:
@@ -104,7 +115,8 @@ class Shards:
 
     def column(self, name: str) -> np.ndarray:
         """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
-        return pa.concat_tables([pq.read_table(path, columns=[name]) for path in self.paths])[name].to_numpy()
+        table = pa.concat_tables([pq.read_table(path, columns=[name]) for path in self.paths])
+        return np.asarray(table[name].to_numpy())
 
 
 class FeatureStore(Shards):
@@ -122,10 +134,16 @@ class FeatureStore(Shards):
             self.directory = self.directory / self.manifest["same_as"]
             self.manifest = read_manifest(self.directory, verify=verify)
         if "dim" not in self.manifest:
-            raise ManifestError(f"{self.directory}: not a feature store (its producer is {self.manifest.get('producer')!r})")
+            raise ManifestError(
+                f"{self.directory}: not a feature store (its producer is {self.manifest.get('producer')!r})"
+            )
         files = self.manifest["files"]
-        super().__init__([self.directory / name for name in sorted(files) if name.endswith(".parquet")], self.manifest["dim"])
+        super().__init__(
+            [self.directory / name for name in sorted(files) if name.endswith(".parquet")], self.manifest["dim"]
+        )
         self.rows: int = sum(entry.get("rows", 0) for entry in files.values())
         self.model_digest: str = self.manifest["model_digest"]
         if self._starts[-1] != self.rows:
-            raise ManifestError(f"{self.directory}: its shards hold {self._starts[-1]} rows, the manifest says {self.rows}")
+            raise ManifestError(
+                f"{self.directory}: its shards hold {self._starts[-1]} rows, the manifest says {self.rows}"
+            )

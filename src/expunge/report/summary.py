@@ -24,8 +24,8 @@ def build_summary(
 ) -> dict[str, Any]:
     """Join what the stages wrote and judge every method.
 
-    `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by method.
-    The control is judged like the others, shown among the references, and never selected.
+    `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by
+    method. The control is judged like the others, shown among the references, and never selected.
     """
     original, retrained = references["original"], references["retrained"]
     whole = bool(request["classes"]) and request["classes"] == request["whole_classes"]
@@ -39,7 +39,9 @@ def build_summary(
         "model": dict(model),
         "references": {
             "original": original,
-            "retrained": {**mean_of(retrained), "seeds": len(retrained), "spread": spread_of(retrained)} if retrained else None,
+            "retrained": {**mean_of(retrained), "seeds": len(retrained), "spread": spread_of(retrained)}
+            if retrained
+            else None,
             "logit_mask": methods[CONTROL],
         },
         "methods": methods,

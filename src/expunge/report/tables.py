@@ -7,16 +7,18 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from expunge.report.summary import CONTROL
+
 # Heading, dotted path in a block of the summary, and how to print it: percent, number, or seconds.
 COLUMNS = (
     ("retain", "accuracy.retain", "{:.1%}"),
     ("forget", "accuracy.forget", "{:.1%}"),
-    ("test retained", "accuracy.test_retain", "{:.1%}"),
-    ("test forgotten", "accuracy.test_forget", "{:.1%}"),
-    ("KL forget", "divergence.forget.kl", "{:.2f}"),
-    ("agreement", "divergence.forget.agreement", "{:.1%}"),
+    ("test ret.", "accuracy.test_retain", "{:.1%}"),
+    ("test forg.", "accuracy.test_forget", "{:.1%}"),
+    ("KL", "divergence.forget.kl", "{:.2f}"),
+    ("agree", "divergence.forget.agreement", "{:.1%}"),
     ("loss AUC", "membership.loss_auc", "{:.3f}"),
-    ("MIA member", "membership.mia_lr_member", "{:.1%}"),
+    ("MIA", "membership.mia_lr_member", "{:.1%}"),
     ("probe z'", "representation.probe_z_prime", "{:.1%}"),
     ("fit", "cost.fit_s", "{:.3g} s"),
 )
@@ -31,11 +33,12 @@ def lookup(block: Mapping[str, Any] | None, path: str) -> Any:
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Original, retrained and every method, in the order of the table."""
+    """Original, retrained, the control and every method, in the order of the table."""
     yield "original", summary["references"]["original"]
     if summary["references"]["retrained"] is not None:
         yield "retrained", summary["references"]["retrained"]
-    yield from summary["methods"].items()
+    yield CONTROL, summary["references"]["logit_mask"]
+    yield from ((name, block) for name, block in summary["methods"].items() if name != CONTROL)
 
 
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -47,7 +50,7 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
         for _, path, form in used:
             value = lookup(block, path)
             cells.append("–" if value is None else form.format(value))
-        label = f"{name} (control)" if name == "logit-mask" else name
+        label = f"{name} (control)" if name == CONTROL else name
         table.append([label, *cells, lookup(block, "verdict.level") or ""])
     return table
 
@@ -62,12 +65,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def headline(summary: Mapping[str, Any]) -> str:
     """One sentence: the method that would be registered and its level, or why there is none."""
     request = summary["request"]
-    asked = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows were to be forgotten."
+    forget, total = request["forget_rows"], request["forget_rows"] + request["retain_rows"]
+    asked = f"{forget:,} of {total:,} training rows were to be forgotten."
     selected = summary["selected"]
     if selected is None:
         return f"{asked} No method reached a claim level, so nothing is to be registered: {failures(summary)}"
     verdict = summary["methods"][selected]["verdict"]
-    caution = " The verdict is indicative: it rests on one seed or on no retrained model." if verdict.get("indicative") else ""
+    caution = (
+        " The verdict is indicative: it rests on one seed or on no retrained model."
+        if verdict.get("indicative")
+        else ""
+    )
     return f"{asked} **{selected}** reached claim level **{verdict['level']}**.{caution}"
 
 
@@ -76,7 +84,9 @@ def failures(summary: Mapping[str, Any]) -> str:
     parts = []
     for name, block in summary["methods"].items():
         first = [g for g in block["verdict"]["failed_gates"] if g["level"] == "a"]
-        gates = ", ".join(f"{g['gate']} {_number(g['value'])} against {_number(g['target'])} ± {g['margin']:g}" for g in first)
+        gates = ", ".join(
+            f"{g['gate']} {_number(g['value'])} against {_number(g['target'])} ± {g['margin']:g}" for g in first
+        )
         parts.append(f"{name}: {gates or 'no gate of level a failed'}")
     return "; ".join(parts) + "."
 
@@ -89,12 +99,20 @@ def not_proven(summary: Mapping[str, Any]) -> str:
     """What a reader must not conclude."""
     lines = ["What this does not prove:"]
     if summary["model"]["saw_forget_data"]:
-        lines.append("- The backbone was trained on the forgotten rows and is unchanged: its features z still carry them, whatever the head answers.")
+        lines.append(
+            "- The backbone was trained on the forgotten rows and is unchanged: its features z still carry them, "
+            "whatever the head answers."
+        )
     else:
-        lines.append("- The backbone is said never to have seen the forgotten rows; this rests on `model.saw_forget_data`, not on a measurement.")
+        lines.append(
+            "- The backbone is said never to have seen the forgotten rows; this rests on `model.saw_forget_data`, "
+            "not on a measurement."
+        )
     if summary["references"]["retrained"] is None:
         lines.append("- Nothing was retrained, so nothing here compares with a model that never saw the rows.")
-    lines.append("- The rows still lie in the dataset, the feature store and their caches until they are deleted there.")
+    lines.append(
+        "- The rows still lie in the dataset, the feature store and their caches until they are deleted there."
+    )
     return "\n".join(lines)
 
 

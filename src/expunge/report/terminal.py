@@ -17,8 +17,13 @@ def print_result() -> None:
         raise ManifestError(f"{SUMMARY}: no result yet; run `make run`, or `make demo` for a minute's worth")
     summary = read_json(SUMMARY)
     console = Console()
+    if not console.is_terminal:  # behind a pipe rich assumes 80 columns and would cut every number
+        console = Console(width=140)
     head, *body = rows(summary)
-    table = Table(title="Forgotten rows beside the original and the retrained model")
+    table = Table(
+        title="Every method beside the original and the retrained model",
+        caption="KL and agree: with the retrained model on forgotten rows, in nats and as a share",
+    )
     for i, name in enumerate(head):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in body:
@@ -27,7 +32,12 @@ def print_result() -> None:
     console.print(headline(summary).replace("**", ""))
     console.print(not_proven(summary), highlight=False)
     console.print()
-    for what, path in (("Table", REPORTS / "results.md"), ("Data", SUMMARY), ("Data Docs", DATA_DOCS), ("Registration", REGISTRATION)):
+    for what, path in (
+        ("Table", REPORTS / "results.md"),
+        ("Data", SUMMARY),
+        ("Data Docs", DATA_DOCS),
+        ("Registration", REGISTRATION),
+    ):
         if path.exists():
             console.print(f"{what + ':':<14}{path}", highlight=False)
     console.print("Runs and models: make ui, then http://127.0.0.1:5000, Model training", highlight=False)

@@ -20,7 +20,7 @@ QUIET = {
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage: an ExpungeError becomes one clear line and exit status 2; anything else is a bug and is shown whole."""
+    """Run a stage: an ExpungeError becomes one clear line and exit status 2; anything else is a bug, shown whole."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

@@ -14,8 +14,16 @@ from expunge.report.tables import flat, headline, markdown, plot_csv
 from expunge.stages import run
 
 PLOTS = {
-    "accuracy": {"retain": "accuracy.retain", "forget": "accuracy.forget", "test retained": "accuracy.test_retain", "test forgotten": "accuracy.test_forget"},
-    "divergence": {"KL on forgotten rows (nats)": "divergence.forget.kl", "JS on forgotten rows (nats)": "divergence.forget.js"},
+    "accuracy": {
+        "retain": "accuracy.retain",
+        "forget": "accuracy.forget",
+        "test retained": "accuracy.test_retain",
+        "test forgotten": "accuracy.test_forget",
+    },
+    "divergence": {
+        "KL on forgotten rows (nats)": "divergence.forget.kl",
+        "JS on forgotten rows (nats)": "divergence.forget.js",
+    },
     "membership": {"loss AUC": "membership.loss_auc", "MIA member share": "membership.mia_lr_member"},
 }
 

@@ -1,8 +1,8 @@
 """evaluate: every metric of one method, or without a name of the references, beside original and retrained."""
 
 import argparse
+import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,29 @@ import torch
 
 from expunge.config import Config, load_config
 from expunge.core import LinearHead
+from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.suite import Outputs, evaluate
+from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_json, write_manifest
-from expunge.methods import Unlearned
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import COST, EVALUATION, FEATURES, METRICS, MODELS, ORIGINAL, SPLIT, retrained
+from expunge.paths import (
+    COST,
+    DATASET,
+    EVALUATION,
+    FEATURES,
+    METRICS,
+    MODELS,
+    ORIGINAL,
+    SPLIT,
+    UNLEARNED,
+    WORK,
+    retrained,
+)
 from expunge.progress import say
 from expunge.stages import run
+from expunge.unlearned import Unlearned
 
 REFERENCES = "references"
 
@@ -32,11 +46,16 @@ def of_classifier(name: str) -> Outputs:
     return Outputs(LinearHead(head.weight, head.bias).logits(torch.from_numpy(z)).numpy(), z)
 
 
-def of_method(name: str, original: Outputs) -> Outputs:
-    """An unlearned classifier: the original's features, its map and the head as it is shipped."""
-    unlearned = Unlearned.load(MODELS / "unlearned" / name)
+def of_method(name: str, original: Outputs, config: Config) -> Outputs:
+    """An unlearned classifier: the original's features, or those of its own backbone, its map and its shipped head."""
+    unlearned = Unlearned.load(UNLEARNED / name)
     z = torch.from_numpy(original.z)
-    return Outputs(unlearned.logits(z).numpy(), original.z, unlearned.map(z).float().numpy())
+    if unlearned.classifier is not None:
+        settings = Settings.of(config.features)
+        work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
+        z = torch.from_numpy(shards.z())
+        shutil.rmtree(work)
+    return Outputs(unlearned.logits(z).numpy(), z.numpy(), unlearned.map(z).float().numpy())
 
 
 def retrained_models(config: Config) -> list[Outputs]:
@@ -47,7 +66,9 @@ def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.n
     """`data/evaluation/NAME`: one file per model, one row per row of the dataset, none left out."""
     with staged_dir(EVALUATION / name) as staging:
         for model, outputs in models.items():
-            logits = pa.FixedSizeListArray.from_arrays(pa.array(outputs.logits.astype(np.float32).reshape(-1)), outputs.logits.shape[1])
+            logits = pa.FixedSizeListArray.from_arrays(
+                pa.array(outputs.logits.astype(np.float32).reshape(-1)), outputs.logits.shape[1]
+            )
             columns = {"sample_id": ids, "part": split.parts, "label": labels, "logits": logits}
             pq.write_table(pa.table(columns), staging / f"{model}.parquet", compression="zstd")
         write_manifest(staging, "expunge.stages.evaluate", rows={f"{model}.parquet": len(labels) for model in models})
@@ -65,15 +86,19 @@ def main() -> None:
     start = time.perf_counter()
     block: dict[str, Any]
     if name == REFERENCES:
-        models = {ORIGINAL: original, **{f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}}
+        models = {
+            ORIGINAL: original,
+            **{f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)},
+        }
         block = {
             "original": evaluate(original, original, references, labels, split.parts, seed),
             "retrained": [
-                evaluate(r, original, [o for o in references if o is not r], labels, split.parts, seed) for r in references
+                evaluate(r, original, [o for o in references if o is not r], labels, split.parts, seed)
+                for r in references
             ],
         }
     else:
-        models = {name: of_method(name, original)}
+        models = {name: of_method(name, original, config)}
         block = evaluate(models[name], original, references, labels, split.parts, seed)
     seconds = time.perf_counter() - start
     write_rows(name, models, split, labels, store.column("sample_id"))

@@ -25,7 +25,10 @@ def main() -> None:
     if model.get("skipped"):
         with staged_dir(out) as staging:
             write_manifest(staging, PRODUCER, skipped=True)
-    elif name != ORIGINAL and model["backbone_digest"] == read_manifest(FEATURES / ORIGINAL, verify=False)["model_digest"]:
+    elif (
+        name != ORIGINAL
+        and model["backbone_digest"] == read_manifest(FEATURES / ORIGINAL, verify=False)["model_digest"]
+    ):
         say(f"extract: {name} has the original's frozen backbone, so its features too")
         with staged_dir(out) as staging:
             write_manifest(staging, PRODUCER, same_as=os.path.relpath(FEATURES / ORIGINAL, out))

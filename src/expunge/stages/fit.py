@@ -6,13 +6,13 @@ import time
 import psutil
 
 from expunge.config import load_config
-from expunge.core import LinearHead
+from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_json, write_manifest
 from expunge.methods import Request, fit
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import COST, FEATURES, MODELS, ORIGINAL, SPLIT
+from expunge.paths import COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.progress import say
 from expunge.stages import run
 
@@ -21,24 +21,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method")
     name = parser.parse_args().method
-    settings = load_config().fit.get(name, {})
+    table = load_config().fit
     split = Split(SPLIT)
-    store = FeatureStore(FEATURES / ORIGINAL)
-    classifier = load_classifier(MODELS / ORIGINAL)
     request = Request(
-        store=store,
+        store=FeatureStore(FEATURES / ORIGINAL),
+        dataset=Dataset(DATASET, verify=False),
+        classifier=load_classifier(MODELS / ORIGINAL),
         forget_rows=split.rows("forget"),
         retain_rows=split.rows("retain"),
-        head=LinearHead(classifier.head.weight, classifier.head.bias),
         forget_classes=split.request["whole_classes"],
-        saw_forget_data=classifier.card.saw_forget_data,
     )
     start = time.perf_counter()
-    unlearned = fit(name, request, settings)
+    unlearned = fit(name, request, table)
     seconds = time.perf_counter() - start
-    with staged_dir(MODELS / "unlearned" / name) as staging:
+    with staged_dir(UNLEARNED / name) as staging:
         unlearned.save(staging)
-        write_manifest(staging, "expunge.stages.fit", method=name, settings=settings)
+        write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name])
     peak = psutil.Process().memory_info().rss / 2**20
     write_json(COST / f"fit-{name}.json", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak, 1)})
     say(f"fit {name}: {seconds:.3f} s")

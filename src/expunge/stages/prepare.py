@@ -9,7 +9,9 @@ from expunge.stages import run
 
 def main() -> None:
     data = load_config().data
-    manifest = prepare(data.source, DATASET, path=data.path, test_fraction=data.test_fraction, seed=data.seed, raw_dir=RAW)
+    manifest = prepare(
+        data.source, DATASET, path=data.path, test_fraction=data.test_fraction, seed=data.seed, raw_dir=RAW
+    )
     say(f"prepare: {manifest['rows_train']:,} training and {manifest['rows_test']:,} test rows of {data.source}")
 
 

@@ -14,7 +14,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.divergence import log_softmax
 from expunge.files import digest_of, read_json, read_manifest
-from expunge.paths import DATASET, EVALUATION, MODELS, ORIGINAL, REGISTRATION, REPORTS, SPLIT, SUMMARY
+from expunge.paths import DATASET, EVALUATION, MODELS, ORIGINAL, REGISTRATION, REPORTS, SPLIT, SUMMARY, UNLEARNED
 from expunge.progress import say
 from expunge.report.tables import failures, headline, markdown
 from expunge.stages import run
@@ -47,7 +47,10 @@ def git_state() -> dict[str, str]:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": str(bool(git("status", "--porcelain", "-uno"))).lower()}
+        return {
+            "git_commit": git("rev-parse", "HEAD"),
+            "git_dirty": str(bool(git("status", "--porcelain", "-uno"))).lower(),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {}
 
@@ -57,7 +60,7 @@ def content_digest(method: str, summary: dict[str, Any]) -> str:
     return digest_of(
         {
             "model": summary["model"]["digest"],
-            "unlearned": read_manifest(MODELS / "unlearned" / method)["files"],
+            "unlearned": read_manifest(UNLEARNED / method)["files"],
             "request": summary["request"]["digest"],
             "level": summary["methods"][method]["verdict"]["level"],
         }
@@ -71,8 +74,12 @@ def evaluated(method: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         shapes = dataset.table(["height", "width", "channels"]).take(rows).to_pylist()
         rows = rows[[shape == shapes[0] for shape in shapes]]
     rows = rows[:CHECKED_ROWS]
-    images = np.stack(dataset.images(rows))
-    logits = pq.read_table(EVALUATION / method / f"{method}.parquet", columns=["logits"])["logits"].take(rows).combine_chunks()
+    images = np.stack(list(dataset.images(rows)))
+    logits = (
+        pq.read_table(EVALUATION / method / f"{method}.parquet", columns=["logits"])["logits"]
+        .take(rows)
+        .combine_chunks()
+    )
     probabilities = np.exp(log_softmax(logits.flatten().to_numpy().reshape(len(rows), -1)))
     return images[..., 0] if images.shape[-1] == 1 else images, probabilities
 
@@ -91,7 +98,9 @@ def main() -> None:
         description_md=markdown(summary),
         params=flat_params(config),
         tags=tags,
-        dataset=LoggedDataset(config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}),
+        dataset=LoggedDataset(
+            config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
+        ),
         per_method={method: Detail(params=config.fit.get(method, {})) for method in config.methods},
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
     )
@@ -115,7 +124,7 @@ def main() -> None:
             run_id=ids.children[selected],
             method=selected,
             model_dir=MODELS / ORIGINAL,
-            unlearned_dir=MODELS / "unlearned" / selected,
+            unlearned_dir=UNLEARNED / selected,
             classes=dataset.class_names,
             images=images,
             expected=probabilities,
@@ -126,7 +135,8 @@ def main() -> None:
         )
     )
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=tags)
-    say(f"register: {selected} is {'version' if version.new else 'already version'} {version.version} of {name}, alias challenger, claim level {level}")
+    state = "version" if version.new else "already version"
+    say(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
 
 
 def describe(summary: dict[str, Any], dataset: Dataset) -> str:
@@ -144,7 +154,11 @@ def flat_params(config: Config) -> dict[str, Any]:
         if section == "fit":
             continue
         if isinstance(value, dict):
-            out |= {f"{section}.{key}": v for key, v in value.items() if (section, key) not in {("split", "file"), ("split", "filter")}}
+            out |= {
+                f"{section}.{key}": v
+                for key, v in value.items()
+                if (section, key) not in {("split", "file"), ("split", "filter")}
+            }
         else:
             out[section] = value
     return out

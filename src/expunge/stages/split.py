@@ -11,8 +11,15 @@ from expunge.stages import run
 def main() -> None:
     config = load_config().split
     request = split(
-        Dataset(DATASET), SPLIT, selector=config.selector, classes=config.classes, fraction=config.fraction,
-        file=config.file, filter=config.filter, duplicates=config.duplicates, seed=config.seed,
+        Dataset(DATASET),
+        SPLIT,
+        selector=config.selector,
+        classes=config.classes,
+        fraction=config.fraction,
+        file=config.file,
+        filter=config.filter,
+        duplicates=config.duplicates,
+        seed=config.seed,
     )
     say(f"split: {request['forget_rows']:,} rows to forget, {request['retain_rows']:,} retained")
 
