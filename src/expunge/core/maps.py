@@ -83,8 +83,8 @@ class AffineMap(_Saved):
             raise ValueError(f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit together")
         if self.form == "dense" and self.weight.shape[1] != d:
             raise ValueError(f"a dense weight must be square, got {tuple(self.weight.shape)}")
-        object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))
-        object.__setattr__(self, "bias", self.bias.detach().to(torch.float64))
+        object.__setattr__(self, "weight", self.weight.detach().to(torch.float64).contiguous())
+        object.__setattr__(self, "bias", self.bias.detach().to(torch.float64).contiguous())
 
     @property
     def dim(self) -> int:

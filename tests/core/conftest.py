@@ -1,0 +1,39 @@
+"""One small task for the companions: Gaussian classes, a head at its optimum, class 0 to be forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from expunge.core import HeadRefit, LinearHead, Moments
+
+
+@dataclass(frozen=True)
+class Task:
+    z: torch.Tensor
+    labels: torch.Tensor
+    head: LinearHead
+
+    @property
+    def forgotten(self) -> torch.Tensor:
+        return self.labels == 0
+
+    @property
+    def retain(self) -> Moments:
+        return Moments.of(self.z[~self.forgotten])
+
+    @property
+    def forget(self) -> Moments:
+        return Moments.of(self.z[self.forgotten])
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    means = 1.3 * torch.randn(5, 16, generator=generator, dtype=torch.float64)
+    labels = torch.arange(5).repeat_interleave(240)
+    z = means[labels] + torch.randn(1200, 16, generator=generator, dtype=torch.float64) + 0.5
+    zero = LinearHead(torch.zeros(5, 16), torch.zeros(5))
+    return Task(z, labels, HeadRefit(l2=1e-3).fit(zero, z, labels).head_)

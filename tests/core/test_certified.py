@@ -1,0 +1,141 @@
+"""Certified removal: bounds that hold, exactness for the quadratic, a budget that runs out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from expunge.core import CertifiedRemoval
+from expunge.core.certified import conjugate_gradients
+from expunge.errors import ConfigError, DataError, QualityError
+
+
+def inputs(removal: CertifiedRemoval, z: torch.Tensor) -> torch.Tensor:
+    return torch.cat([z / removal.radius_, torch.ones(len(z), 1, dtype=torch.float64)], dim=1) / math.sqrt(2)
+
+
+def weights(removal: CertifiedRemoval) -> torch.Tensor:
+    head = removal.head_
+    return torch.cat([head.weight.double() * removal.radius_, head.bias.double()[:, None]], dim=1) * math.sqrt(2)
+
+
+def noise(removal: CertifiedRemoval, classes: int, dim: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(removal.seed)
+    return removal.sigma * torch.randn(classes, dim + 1, generator=generator, dtype=torch.float64)
+
+
+def gradient_norm(removal: CertifiedRemoval, z: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> float:
+    """Of the perturbed training loss on these rows, by autograd, from the paper's definition."""
+    w = w.clone().requires_grad_()
+    x = inputs(removal, z)
+    y = torch.full((len(x), len(w)), -1.0, dtype=torch.float64)
+    y[torch.arange(len(x)), labels] = 1.0
+    logits = x @ w.T
+    losses = -torch.nn.functional.logsigmoid(y * logits) if removal.loss == "logistic" else 0.5 * (logits - y) ** 2
+    loss = losses.sum() + removal.l2 * len(x) / 2 * w.square().sum() + (noise(removal, *head_shape(removal)) * w).sum()
+    return float(torch.autograd.grad(loss, w)[0].norm())
+
+
+def head_shape(removal: CertifiedRemoval) -> tuple[int, int]:
+    return removal.head_.num_classes, removal.head_.dim
+
+
+def fitted(task, **options: object) -> CertifiedRemoval:
+    return CertifiedRemoval(l2=1e-3, **options).fit(task.head, task.z, task.labels, saw_forget_data=False)  # type: ignore[arg-type]
+
+
+def without(task, removal: CertifiedRemoval, rows: slice) -> CertifiedRemoval:
+    gone = torch.zeros(len(task.z), dtype=torch.bool)
+    gone[rows] = True
+    return removal.remove(task.z[~gone], task.labels[~gone], task.z[gone], task.labels[gone])
+
+
+def test_training_reaches_the_perturbed_optimum(task) -> None:
+    removal = fitted(task)
+    assert removal.spent_ < 1e-3
+    assert gradient_norm(removal, task.z, task.labels, removal._w) == pytest.approx(removal.spent_, abs=1e-8)
+    torch.testing.assert_close(weights(removal), removal._w, rtol=1e-5, atol=1e-5)
+    accuracy = (removal.head_.logits(task.z).argmax(1) == task.labels).double().mean()
+    assert float(accuracy) > 0.9
+
+
+def test_the_bound_holds_over_several_requests(task) -> None:
+    removal, spent = fitted(task, epsilon=100.0), []
+    for stop in (5, 40, 100):
+        start = 0 if not spent else (5, 40)[len(spent) - 1]
+        gone = slice(start, stop)
+        kept = torch.arange(stop, len(task.z))
+        removal.remove(task.z[kept], task.labels[kept], task.z[gone], task.labels[gone])
+        actual = gradient_norm(removal, task.z[kept], task.labels[kept], removal._w)
+        assert actual <= removal.spent_
+        spent.append(removal.spent_)
+    assert spent == sorted(spent)
+    assert removal.removed_ == 100
+    assert removal.epsilon_spent_ == pytest.approx(removal.spent_ * math.sqrt(2 * math.log(1.5 / 1e-4)))
+
+
+def test_our_bound_is_below_the_papers(task) -> None:
+    removal = fitted(task, epsilon=100.0)
+    before = removal.spent_, removal._w.clone()
+    without(task, removal, slice(0, 30))
+    ours = removal.spent_ - before[0]
+    x = inputs(removal, task.z[30:])
+    step = removal._w - before[1]
+    paper = 0.25 * torch.linalg.matrix_norm(inputs(removal, task.z), 2) * step.norm(dim=1) * (x @ step.T).norm(dim=0)
+    assert ours < float(paper.norm())
+
+
+def test_a_quadratic_loss_is_removed_exactly(task) -> None:
+    removal = without(task, fitted(task, loss="squared"), slice(0, 240))
+    x, c = inputs(removal, task.z[240:]), 5
+    y = torch.full((len(x), c), -1.0, dtype=torch.float64)
+    y[torch.arange(len(x)), task.labels[240:]] = 1.0
+    hessian = x.T @ x + removal.l2 * len(x) * torch.eye(17, dtype=torch.float64)
+    exact = torch.linalg.solve(hessian, (x.T @ y - noise(removal, c, 16).T)).T
+    torch.testing.assert_close(removal._w, exact, rtol=1e-6, atol=1e-7)
+    assert removal.spent_ < 1e-4
+
+
+def test_removal_goes_most_of_the_way_to_retraining(task) -> None:
+    removal = fitted(task, epsilon=100.0)
+    before = removal._w.clone()
+    without(task, removal, slice(0, 30))
+    kept = torch.arange(30, len(task.z))
+    retrained = CertifiedRemoval(l2=1e-3, radius=removal.radius_)
+    retrained.fit(task.head, task.z[kept], task.labels[kept], saw_forget_data=False)
+    assert float((removal._w - retrained._w).norm()) < 0.05 * float((before - retrained._w).norm())
+
+
+def test_an_exhausted_budget_refuses_and_changes_nothing(task) -> None:
+    removal = fitted(task, sigma=0.01)
+    head, spent = removal.head_, removal.spent_
+    with pytest.raises(QualityError, match="train the head again"):
+        without(task, removal, slice(0, 240))
+    assert removal.head_ is head
+    assert (removal.spent_, removal.removed_) == (spent, 0)
+
+
+def test_a_backbone_that_saw_the_rows_is_refused(task) -> None:
+    with pytest.raises(DataError, match="trained on the rows to be forgotten"):
+        CertifiedRemoval().fit(task.head, task.z, task.labels, saw_forget_data=True)
+    with pytest.raises(ConfigError, match="loss"):
+        fitted(task, loss="hinge")
+
+
+def test_rows_longer_than_the_radius_are_shortened(task) -> None:
+    removal = fitted(task, radius=1.0)
+    assert float(removal._inputs(task.z).norm(dim=1).max()) <= 1 + 1e-12
+
+
+def test_conjugate_gradients_solve_each_class(task) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 7, generator=generator, dtype=torch.float64)
+    curvature = torch.rand(60, 3, generator=generator, dtype=torch.float64)
+    right = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    v, left = conjugate_gradients(x, curvature, 0.5, right, 1e-12)
+    for c in range(3):
+        hessian = x.T @ (curvature[:, c, None] * x) + 0.5 * torch.eye(7, dtype=torch.float64)
+        torch.testing.assert_close(v[c], torch.linalg.solve(hessian, right[c]))
+    assert float(left.max()) < 1e-10
