@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import http.server
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def test_a_database_that_cannot_be_opened(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match=r"mlflow\.db: opening the store"):
         preflight()
+
+
+def test_opening_waits_while_another_process_makes_the_tables(store):
+    opened = threading.Event()
+    with store.with_name("mlflow.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Thread(target=lambda: (connect(), opened.set())).start()
+        assert not opened.wait(1.5)  # without the lock it takes 0.1 s
+    assert opened.wait(60)
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def shown(uri: str) -> str:
 
 
 def _database(uri: str) -> Path:
-    return Path(uri.removeprefix(SQLITE))
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
 @contextmanager
