@@ -1,0 +1,122 @@
+"""The Parquet feature store: any reader reads it, ours maps it."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from expunge.errors import ManifestError
+from expunge.features.store import ROW_GROUP, FeatureStore, write_shard
+from expunge.files import read_manifest, staged_dir, write_json, write_manifest
+
+N, DIM, FIRST = ROW_GROUP + 1000, 7, ROW_GROUP + 300
+
+
+def columns(n, subject=False):
+    table = {
+        "sample_id": [f"train-{i}" for i in range(n)],
+        "label": pa.array(np.arange(n) % 10, pa.int32()),
+        "split": ["train"] * n,
+    }
+    return pa.table(table | ({"subject": [f"s{i % 5}" for i in range(n)]} if subject else {}))
+
+
+@pytest.fixture
+def z():
+    return np.random.default_rng(0).normal(size=(N, DIM)).astype(np.float32)
+
+
+@pytest.fixture
+def directory(tmp_path, z):
+    rows = columns(N)
+    with staged_dir(tmp_path / "store") as staging:
+        write_shard(staging / "part-00000.parquet", rows.slice(0, FIRST), z[:FIRST])
+        write_shard(staging / "part-00001.parquet", rows.slice(FIRST), z[FIRST:])
+        write_manifest(
+            staging,
+            "test",
+            rows={"part-00000.parquet": FIRST, "part-00001.parquet": N - FIRST},
+            dim=DIM,
+            model_digest="sha256:x",
+        )
+    return tmp_path / "store"
+
+
+def test_rows_come_back_by_position(directory, z):
+    store = FeatureStore(directory, verify=True)
+    assert (store.rows, store.dim) == (N, DIM)
+    np.testing.assert_array_equal(store.z(), z)
+    rows = np.random.default_rng(1).permutation(N)[:500]
+    np.testing.assert_array_equal(store.z(rows), z[rows])
+    assert store.z(np.array([], np.int64)).shape == (0, DIM)
+
+
+def test_chunks_cover_every_row_in_order(directory, z):
+    at = 0
+    for start, chunk in FeatureStore(directory).iter_z():
+        assert start == at
+        np.testing.assert_array_equal(chunk, z[start : start + len(chunk)])
+        at += len(chunk)
+    assert at == N
+
+
+def test_columns(directory):
+    store = FeatureStore(directory)
+    assert store.column("sample_id")[[0, FIRST, N - 1]].tolist() == ["train-0", f"train-{FIRST}", f"train-{N - 1}"]
+    np.testing.assert_array_equal(store.column("label"), np.arange(N) % 10)
+
+
+def test_parquet_readers_see_the_same(directory, z):
+    table = pq.read_table(directory / "part-00000.parquet")
+    assert table.schema.field("z").type == pa.list_(pa.field("item", pa.float32(), False), DIM)
+    np.testing.assert_array_equal(table["z"].combine_chunks().flatten().to_numpy().reshape(-1, DIM), z[:FIRST])
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path, z):
+    for name in ("a", "b"):
+        write_shard(tmp_path / name, columns(2000, subject=True), z[:2000])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert "subject" in pq.read_schema(tmp_path / "a").names
+
+
+def test_a_position_out_of_range(directory):
+    with pytest.raises(IndexError, match=str(N)):
+        FeatureStore(directory).z(np.array([N]))
+
+
+def test_a_truncated_shard_is_named(directory):
+    shard = directory / "part-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.raises(ManifestError, match=r"part-00001\.parquet"):
+        FeatureStore(directory)
+
+
+def test_a_flipped_byte_is_found_on_request(directory):
+    shard = directory / "part-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    FeatureStore(directory)
+    with pytest.raises(ManifestError, match=r"part-00000\.parquet: differs"):
+        FeatureStore(directory, verify=True)
+
+
+def test_a_manifest_that_miscounts(directory):
+    manifest = read_manifest(directory)
+    manifest["files"]["part-00000.parquet"]["rows"] -= 1
+    write_json(directory / "manifest.json", manifest)
+    with pytest.raises(ManifestError, match="the manifest says"):
+        FeatureStore(directory)
+
+
+def test_a_store_may_point_to_another(directory, z, tmp_path):
+    with staged_dir(tmp_path / "retrained" / "1") as staging:
+        write_manifest(staging, "test", same_as="../../store")
+    np.testing.assert_array_equal(FeatureStore(tmp_path / "retrained" / "1").z(), z)
+
+
+def test_another_directory_is_not_a_store(tmp_path):
+    with staged_dir(tmp_path / "x") as staging:
+        write_manifest(staging, "elsewhere")
+    with pytest.raises(ManifestError, match="not a feature store"):
+        FeatureStore(tmp_path / "x")
