@@ -247,7 +247,7 @@ def _difference(uri: str, s: Submission) -> float:
             f"{uri}: loaded back, it answers {given.shape} where the evaluation had {s.expected.shape}; largest "
             f"difference of a probability {difference:.3g}, allowed {TOLERANCE:g}. "
             f"The alias {CHALLENGER!r} was not moved. "
-            "Run extract, fit and evaluate again, so that all of them see the same weights"
+            "Run extract (with features.precision fp32), fit and evaluate again, so that all see the same numbers"
         )
     return difference
 
