@@ -29,11 +29,13 @@ def test_tost_decision_agrees_with_two_one_sided_tests() -> None:
     assert decisions == {True, False}
 
 
-def test_one_candidate_borrows_the_spread_of_the_retrained_models() -> None:
+def test_one_candidate_is_compared_with_the_mean_of_the_retrained_models() -> None:
     retrained = [0.5, 0.6, 0.7]
-    got = eq.seed_difference([0.6], retrained)
-    half = scipy.stats.t.ppf(0.95, 2) * 0.1 * np.sqrt(1 + 1 / 3)
-    assert (got.low, got.high) == pytest.approx((-half, half))
+    got = eq.seed_difference([0.65], retrained)
+    interval = scipy.stats.ttest_1samp(retrained, 0.0).confidence_interval(0.9)
+    assert (got.low, got.high) == pytest.approx((0.65 - interval.high, 0.65 - interval.low))
+    assert got.value == pytest.approx(0.05)
+    half = got.high
     assert not got.within(half * 0.99) and got.within(half * 1.01)
 
 

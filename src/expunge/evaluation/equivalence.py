@@ -32,19 +32,21 @@ class Difference:
 
 
 def seed_difference(candidate: Sequence[float], retrained: Sequence[float], alpha: float = 0.05) -> Difference:
-    """Difference of means with its pooled-variance t interval of confidence 1 - 2 alpha (TOST, Schuirmann 1987).
+    """Difference of means with its t interval of confidence 1 - 2 alpha (TOST, Schuirmann 1987).
 
-    `candidate` may hold one value: its spread over seeds is then taken to be the retrained models'. Needs at least two
-    values on one side; equal values on both sides give an interval of width zero.
+    One candidate value is that of the very model that would be shipped: it is taken as given, and the interval is that
+    of the retrained models' mean. Several are a method's values over seeds: then it is the pooled two-sample interval.
+    Needs at least two retrained values; equal values on both sides give an interval of width zero.
     """
     from scipy.stats import t
 
     c, r = np.asarray(candidate, np.float64), np.asarray(retrained, np.float64)
+    if not len(c) or len(r) < 2:
+        raise ValueError(f"a t interval needs two retrained values, got {len(r)}; use row_difference")
     df = len(c) + len(r) - 2
-    if not len(c) or not len(r) or df < 1:
-        raise ValueError(f"a t interval needs two values on one side, got {len(c)} and {len(r)}; use row_difference")
     pooled = (((c - c.mean()) ** 2).sum() + ((r - r.mean()) ** 2).sum()) / df
-    half = float(t.ppf(1 - alpha, df)) * float(np.sqrt(pooled * (1 / len(c) + 1 / len(r))))
+    share = 1 / len(r) + (1 / len(c) if len(c) > 1 else 0.0)
+    half = float(t.ppf(1 - alpha, df)) * float(np.sqrt(pooled * share))
     value = float(c.mean() - r.mean())
     return Difference(value, value - half, value + half, indicative=False)
 

@@ -1,0 +1,115 @@
+"""Head ensembles: all heads at once against one after another, same minibatches and steps; and the attacks on them.
+
+python benchmarks/bench_ensembles.py [--small]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.evaluation.ensembles import HeadEnsemble, Recipe, train_heads, whitening
+from expunge.evaluation.ulira import klom, rmia, ulira
+
+CLASSES = 10
+
+
+def features(rows: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian classes through a random mixing matrix, overlapping so that a head is about 90 % right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, rows)
+    centres = rng.normal(size=(CLASSES, dim)) * (3.2 / np.sqrt(2 * dim))
+    mix = rng.normal(size=(dim, dim)) / np.sqrt(dim)
+    return ((centres[labels] + rng.normal(size=(rows, dim))) @ mix).astype(np.float32), labels
+
+
+def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, recipe: Recipe) -> HeadEnsemble:
+    """The reference: a loop without autograd over each head's own rows, gathered once per epoch; buffers are reused."""
+    generator = torch.Generator().manual_seed(seed)
+    member = torch.stack([torch.randperm(len(z), generator=generator) < len(z) // 2 for _ in range(heads)])
+    size = min(recipe.batch, len(z))
+    orders = [torch.randperm(len(z), generator=generator) for _ in range(recipe.epochs)]
+    used = len(z) // size * size
+    steps = recipe.epochs * (used // size)
+    centre, unmix = whitening(z)
+    x, y = torch.from_numpy(((z - centre) @ unmix).astype(np.float32)), torch.from_numpy(labels)
+    weights, biases = torch.zeros(heads, x.shape[1], CLASSES), torch.zeros(heads, CLASSES)
+    buffer, grad, minus = torch.empty(size, CLASSES), torch.empty(x.shape[1], CLASSES), torch.full((size, 1), -1.0)
+    for head in range(heads):
+        weight, bias, step = weights[head], biases[head], 0
+        for order in orders:
+            mine = member[head][order[:used]].view(-1, size)
+            rows = order[:used][mine.view(-1)]
+            ends = mine.sum(dim=1).cumsum(dim=0).tolist()
+            hx, hy, start = x[rows], y[rows, None], 0
+            for end in ends:
+                bx, p = hx[start:end], buffer[: end - start]
+                torch.addmm(bias, bx, weight, out=p)
+                torch.softmax(p, dim=1, out=p)
+                p.scatter_add_(1, hy[start:end], minus[: end - start])
+                torch.mm(bx.T, p, out=grad)
+                rate = recipe.rate * (1.0 - step / steps)
+                weight.mul_(1.0 - rate * recipe.decay).add_(grad, alpha=-2.0 * rate / size)
+                bias.add_(p.sum(dim=0), alpha=-2.0 * rate / size)
+                start, step = end, step + 1
+    w = (torch.from_numpy(unmix.astype(np.float32)) @ weights).transpose(1, 2)
+    b = biases - w @ torch.from_numpy(centre.astype(np.float32))
+    return HeadEnsemble(w.contiguous().numpy(), b.numpy(), member.numpy())
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def case(rows: int, dim: int, heads: int, compare: bool) -> dict[str, Any]:
+    """Seconds of training and attacks for one size, and of the loop beside it."""
+    z, y = features(rows + rows // 6, dim)
+    z, y, fresh, fresh_y = z[:rows], y[:rows], z[rows:], y[rows:]
+    train_s, found = timed(lambda: train_heads(z, y, heads, saw_forget_data=False, seed=0, classes=CLASSES))
+    margins_s, scores = timed(lambda: found.margins(z, y))
+    ulira_s, lira = timed(lambda: ulira(scores, found.member))
+    rmia_s, ratio = timed(lambda: rmia(found.probabilities(z, y), found.member, found.probabilities(fresh, fresh_y)))
+    klom_s, distance = timed(lambda: klom(scores[: heads // 2], scores[heads // 2 :]))
+    accuracy = float(np.mean((fresh @ found.weight[0].T + found.bias[0]).argmax(axis=1) == fresh_y))
+    seconds = {"train": train_s, "margins": margins_s, "ulira": ulira_s, "rmia": rmia_s, "klom": klom_s}
+    result: dict[str, Any] = {
+        "rows": rows,
+        "dim": dim,
+        "heads": heads,
+        "seconds": seconds,
+        "total_s": sum(seconds.values()),
+        "head_accuracy": accuracy,
+        "ulira": lira,
+        "rmia": ratio,
+        "klom_halves": distance,
+    }
+    if compare:
+        loop_s, loop = timed(lambda: train_one_by_one(z, y, heads, 0, Recipe()))
+        result |= {
+            "loop_s": loop_s,
+            "speedup": loop_s / train_s,
+            "largest_margin_difference": float(np.abs(loop.margins(z[:1000], y[:1000]) - scores[:, :1000]).max()),
+        }
+    return result
+
+
+def run(small: bool = False) -> dict[str, Any]:
+    """All cases; `small` shrinks them to seconds. `speedup` is loop / at once, `total_s` includes the attacks."""
+    scale = 10 if small else 1
+    return {
+        "threads": torch.get_num_threads(),
+        "ensembles_d128": case(60_000 // scale, 128, 256 // scale, compare=True),
+        "ensembles_d1280": case(60_000 // scale, 1280, 64 // scale, compare=not small),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run("--small" in sys.argv), indent=2))
