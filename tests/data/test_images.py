@@ -72,7 +72,7 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
-    deep = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
+    deep = np.array([[0, 128, 129, 200, 257, 32768, 65535]], dtype=np.uint16)
     got = decode(encoded(Image.fromarray(deep)), "a")[0, :, 0]
     np.testing.assert_array_equal(got, np.round(deep[0] / 257))
 
