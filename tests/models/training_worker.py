@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.training import train
@@ -23,8 +24,6 @@ RECIPE = {
 
 
 def data(n: int = 640) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     return (digits.images[:n] * 15.9).astype(np.uint8), digits.target[:n].astype(np.int32)
 

@@ -132,7 +132,7 @@ def _transformers_expects(detail: str, _shape: Shape, size: Size | None) -> Expe
     transformers = import_vision("transformers")
     cached_file = import_vision("transformers.utils").cached_file
     try:
-        config = transformers.AutoConfig.from_pretrained(detail)
+        config = transformers.AutoConfig.from_pretrained(detail, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ConfigError(f"model.name: transformers cannot read {detail!r}: {str(e).splitlines()[0]}") from None
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
@@ -167,7 +167,7 @@ def _transformers(_detail: str, num_classes: int, _size: Size, _channels: int, o
     given = dict(options["config"])
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     config.num_labels = num_classes
-    return LogitsOf(transformers.AutoModelForImageClassification.from_config(config))
+    return LogitsOf(transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False))
 
 
 def transformers_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

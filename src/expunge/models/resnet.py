@@ -46,6 +46,17 @@ class ResNetSmall(nn.Module):
         self.stage3 = Block(64, 128, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        for name in self.stages:
+        return self.above(self.below(x, self.stages[0]), self.stages[0])
+
+    def below(self, x: Tensor, cut: str) -> Tensor:
+        """Activations `(n, c, h, w)` that leave the stage `cut`."""
+        for name in self.stages[: self.stages.index(cut) + 1]:
+            x = getattr(self, name)(x)
+        return x
+
+    def above(self, activations: Tensor, cut: str) -> Tensor:
+        """Features `(n, 128)` from the activations that leave `cut`."""
+        x = activations
+        for name in self.stages[self.stages.index(cut) + 1 :]:
             x = getattr(self, name)(x)
         return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
