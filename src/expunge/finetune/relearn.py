@@ -1,0 +1,196 @@
+"""Relearn everything above a cut layer from a fresh start, on activations of retained rows that were fetched once.
+
+Goel et al. (arXiv 2201.06640) call the plain form EU-k: the layers above the cut are retrained from scratch without
+the forgotten data, the layers below stay as they are. The cache makes it cheap: a request runs no picture through the
+lower layers. `targets="original"` is ours: soft targets, see `Relearn`. docs/matched.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from expunge.core.estimator import Estimator
+from expunge.errors import DataError
+from expunge.finetune.cut import Activations, above, layers_above, rows_of
+from expunge.models.classifier import Classifier
+from expunge.models.training import one_cycle
+from expunge.progress import progress
+
+TARGETS = ("labels", "original")
+BATCH_OF_INFERENCE = 1000
+
+
+class Relearn(Estimator):
+    """Retrain the stages above `cut` and the head from a fresh start; the forgotten rows are never looked at.
+
+    `cut`: the last stage that is kept. A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
+    `epochs`: passes over the retained rows; may be a fraction.
+    `targets`: "labels" trains on the labels alone, so what is above the cut is exactly unlearned. "original" trains on
+    the original's own probabilities for the retained rows, with classes that no retained row has taken out and the rest
+    renormalised. It gives a better classifier in the same time, but the original saw the forgotten rows, so its
+    probabilities may carry a trace of them: the layers above are then measured to be clean, not clean by construction.
+    `precision`: "bf16" (autocast) or "fp32".
+
+    After `fit`: `classifier_`, in eval mode, whose tensors below the cut are those of the original bit for bit, and
+    `history_`, a list per pass of pass, loss, accuracy (of batches as they were trained on), seconds.
+    The weights depend on arguments, data, kind of processor and number of threads only.
+    """
+
+    def __init__(
+        self,
+        cut: str = "stage1",
+        epochs: float = 2.0,
+        batch_size: int = 128,
+        lr: float = 0.2,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        targets: str = "original",
+        precision: str = "bf16",
+        seed: int = 0,
+    ) -> None:
+        if targets not in TARGETS:
+            raise ValueError(f"targets {targets!r}: one of {', '.join(TARGETS)}")
+        if precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision {precision!r}: one of bf16, fp32")
+        if epochs <= 0 or batch_size < 2:
+            raise ValueError(f"epochs {epochs} must be above 0 and batch_size {batch_size} at least 2")
+        self.cut = cut
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.targets = targets
+        self.precision = precision
+        self.seed = seed
+
+    def fit(
+        self,
+        classifier: Classifier,
+        activations: Activations,
+        labels: NDArray[np.integer],
+        rows: NDArray[np.integer] | None = None,
+        logits: Tensor | None = None,
+    ) -> Relearn:
+        """Learn above the cut of `classifier`, which is in eval mode and stays as it is.
+
+        From `activations` (n, h, w, c) and `labels` (n,) at `rows` (None: all): the retained rows and no other.
+
+        `logits`: the original's `(len(rows), k)`, where they are known already (`head(z)` of stored features); only
+        for targets="original", and computed from the activations if left out.
+        Raises ConfigError for an unknown cut, DataError for unusable rows or labels or a diverging loss.
+        """
+        chosen = torch.arange(len(labels)) if rows is None else torch.from_numpy(np.asarray(rows, np.int64))
+        y = torch.from_numpy(np.asarray(labels, np.int64))[chosen]
+        if len(activations) != len(labels) or len(y) < 2:
+            raise DataError(
+                f"{len(activations)} activations, {len(labels)} labels, {len(y)} retained rows; need at least 2"
+            )
+        if y.min() < 0 or y.max() >= classifier.card.num_classes:
+            raise DataError(
+                f"labels span {y.min()}..{y.max()}; the model has classes 0..{classifier.card.num_classes - 1}"
+            )
+        layers_above(classifier, self.cut)  # an unknown cut or train mode fails here
+        target = y
+        if self.targets == "original":
+            if logits is None:
+                logits = logits_above(classifier, activations, self.cut, chosen)
+            target = beliefs(logits, y)
+        self.classifier_ = fresh_above(classifier, self.cut, self.seed)
+        self.history_ = self._learn(self.classifier_, activations, chosen, y, target)
+        return self
+
+    def _learn(
+        self, classifier: Classifier, activations: Activations, rows: Tensor, y: Tensor, target: Tensor
+    ) -> list[dict[str, float]]:
+        layers = layers_above(classifier, self.cut)
+        parameters = [p for layer in layers for p in layer.parameters()]
+        # Decay is for weights; on norms and biases it only costs accuracy in so short a training.
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+        size = min(self.batch_size, len(rows))
+        per_pass = len(rows) // size  # the incomplete batch is left out: batch norm needs equal batches
+        steps = max(1, math.floor(self.epochs * per_pass))
+        device = classifier.head.weight.device
+        generator = torch.Generator().manual_seed(self.seed)
+        history: list[dict[str, float]] = []
+        for layer in layers:
+            layer.train()
+        with progress(f"relearn above {self.cut}", steps * size, "rows") as advance:
+            for first in range(0, steps, per_pass):
+                began, loss_sum, hits = time.perf_counter(), 0.0, 0
+                batches = torch.split(torch.randperm(len(rows), generator=generator), size)[
+                    : min(per_pass, steps - first)
+                ]
+                for i, batch in enumerate(batches):
+                    for group in optimizer.param_groups:
+                        group["lr"] = one_cycle(first + i, steps, self.lr)
+                    a = rows_of(activations, rows[batch]).float().to(device)
+                    with self._autocast(device):
+                        logits = classifier.head(above(classifier.backbone, a, self.cut))
+                    loss = F.cross_entropy(logits.float(), target[batch].to(device))
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    loss_sum += loss.item()
+                    hits += int((logits.detach().argmax(1).cpu() == y[batch]).sum())
+                    advance(size)
+                if not math.isfinite(loss_sum):
+                    raise DataError(
+                        f"relearn: the loss is not finite in pass {len(history) + 1}; lower lr (now {self.lr})"
+                    )
+                history.append(
+                    {
+                        "pass": len(history) + 1,
+                        "loss": loss_sum / len(batches),
+                        "accuracy": hits / (len(batches) * size),
+                        "seconds": time.perf_counter() - began,
+                    }
+                )
+        classifier.eval()
+        return history
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def beliefs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities `(n, k)` of `logits` (n, k) over the classes that `labels` (n,) name; 0 for all others."""
+    held = torch.bincount(labels, minlength=logits.shape[1]) > 0
+    return logits.detach().float().cpu().masked_fill(~held, -math.inf).softmax(1)
+
+
+@torch.no_grad()
+def logits_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
+    """The classifier's logits `(len(rows), k)`, fp32, from activations behind `cut`. It must be in eval mode."""
+    device = classifier.head.weight.device
+    parts = [
+        classifier.head(above(classifier.backbone, rows_of(activations, part).float().to(device), cut)).cpu()
+        for part in torch.split(rows, BATCH_OF_INFERENCE)
+    ]
+    return torch.cat(parts)
+
+
+def fresh_above(classifier: Classifier, cut: str, seed: int) -> Classifier:
+    """A copy of `classifier` whose stages above `cut` and head start anew, drawn from `seed`; the rest is the same."""
+    new = copy.deepcopy(classifier)
+    new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.random.fork_rng():  # reset_parameters draws from the global generator: borrow it
+        torch.manual_seed(seed)
+        for layer in layers_above(new, cut):
+            for module in layer.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
+    return new
