@@ -41,10 +41,10 @@ demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
 	expunge demo
 
 test: $(READY) ## The tests, under 10 minutes on 2 cores
-	pytest -m 'not slow'
+	pytest -n 2 --dist loadgroup -m 'not slow'
 
 test-all: $(READY) ## The slow tests too
-	pytest
+	pytest -n 2 --dist loadgroup
 
 lint: $(READY) ## ruff and mypy
 	ruff check .

@@ -6,6 +6,7 @@ stale, so a task whose stage is up to date ends at once. Tasks exchange strings 
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def _may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obj
     task_run_name="{stage}",
 )
 def run_stage(stage: str, workspace: str, force: bool = False) -> str:
-    """Run one stage with `dvc repro --single-item`, its output streamed into the log. Returns its entry of dvc.lock."""
+    """Run one stage with `dvc repro --single-item`, output streamed into the log. Returns "done" or "up to date"."""
     logger = get_run_logger()
     command = _dvc("repro", "--single-item", *(["--force"] if force else []), stage)
     tail: deque[str] = deque(maxlen=TAIL)
@@ -123,5 +124,15 @@ def publish(root: Path) -> None:
     )
 
 
+def main() -> None:
+    """The command line: `python -m flows.unlearn`."""
+    parser = argparse.ArgumentParser(description="Run the pipeline as a Prefect flow, one task per DVC stage.")
+    parser.add_argument("--workspace", default=".", help="folder with dvc.yaml and params.yaml")
+    parser.add_argument("--stages", nargs="+", help="only these, in this order; all when left out")
+    parser.add_argument("--force", action="store_true", help="run stages even where nothing changed")
+    arguments = parser.parse_args()
+    unlearn(arguments.workspace, arguments.stages, arguments.force)
+
+
 if __name__ == "__main__":
-    unlearn()
+    main()

@@ -33,7 +33,6 @@ def run_demo(root: Path, keep: bool = False) -> None:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}"),
-        "EXPUNGE_ARTIFACTS": os.environ.get("EXPUNGE_ARTIFACTS", str(root / "mlartifacts")),
     }
     if subprocess.call([sys.executable, "-m", "dvc", "repro"], cwd=workspace, env=environment) != 0:
         raise ExpungeError(f"a stage of the demo failed, see above; its workspace is {workspace.relative_to(root)}")

@@ -107,7 +107,8 @@ from expunge.models.zoo import build
 dataset = Dataset(sys.argv[1])
 root = Path(sys.argv[2])
 print("ready", flush=True)
-extract(build("resnet-small", 10, dataset.image_shape, seed=1), dataset, root / "out", root / "work", Settings(64, 400, False))
+classifier = build("resnet-small", 10, dataset.image_shape, seed=1)
+extract(classifier, dataset, root / "out", root / "work", Settings(64, 400, False))
 """
 
 

@@ -90,7 +90,7 @@ def main() -> None:
     name = config.register.name or model_name(config.data.source, config.model.name)
     selected = summary["selected"]
     level = summary["methods"][selected]["verdict"]["level"] if selected else "none"
-    tags = {**git_state(), "dvc_lock": lock_digest()}
+    tags = {"dvc_lock": lock_digest(), **git_state()}
     ids = log_pipeline_run(
         summary,
         experiment=config.register.experiment or f"{config.data.source}/{config.model.name}",
@@ -105,7 +105,7 @@ def main() -> None:
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
     )
     if selected is None:
-        write_receipt(REGISTRATION, content=digest_of(summary["request"]), name=name, method=None, tags=tags)
+        write_receipt(REGISTRATION, content=digest_of(summary["request"]), name=name, method=None, tags={"dvc_lock": tags["dvc_lock"]})
         say(f"register: nothing registered. {failures(summary)}")
         return
     verdict = summary["methods"][selected]["verdict"]
@@ -134,7 +134,9 @@ def main() -> None:
             any_size=dataset.image_shape is None,
         )
     )
-    write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=tags)
+    # The commit stays out of the receipt: it is an output, and the same content must give the same bytes.
+    kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claim_level", "failed_gates", "request")}
+    write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
     say(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
 

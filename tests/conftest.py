@@ -1,0 +1,36 @@
+"""One thread per process: tests run beside each other, and two OpenMP pools on two cores collapse."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import dvc, lay_out
+
+# Nothing above imports torch, which reads these once.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share the finished pipeline run on one worker, so that it is made once."""
+    for item in items:
+        if {"finished", "copy"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A workspace in which `dvc repro` ran everything; read only."""
+    workspace = lay_out(tmp_path_factory.mktemp("finished") / "workspace")
+    (workspace / "log.txt").write_text(dvc(workspace, "repro"))
+    return workspace
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of it that a test may change."""
+    workspace = tmp_path / "workspace"
+    shutil.copytree(finished, workspace, symlinks=True)
+    return workspace

@@ -1,0 +1,89 @@
+"""The flow and `dvc repro`: one graph, two doors."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import ENVIRONMENT, change, dvc
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect():
+    """One temporary Prefect server, with its own home."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def workspace(copy, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return copy
+
+
+def test_every_stage_in_an_order_it_can_run_in(workspace):
+    from flows.unlearn import stage_names
+
+    names = stage_names(workspace)
+    graph = dvc(workspace, "dag", "--dot")
+    edges = [
+        tuple(part.strip().strip('";') for part in line.split("->")) for line in graph.splitlines() if "->" in line
+    ]
+    assert edges
+    for before, after in edges:
+        assert names.index(before) < names.index(after)
+
+
+def test_the_flow_writes_the_lock_that_dvc_repro_wrote(workspace):
+    """From the run cache, so that measured times are the same; the first stages are really run again."""
+    from flows.unlearn import unlearn
+
+    lock = workspace / "dvc.lock"
+    by_hand = lock.read_bytes()
+    lock.unlink()
+    outcome = unlearn(str(workspace))
+    assert set(outcome.values()) <= {"done", "up to date"}
+    assert lock.read_bytes() == by_hand
+    assert unlearn(str(workspace), stages=["prepare", "split"], force=True) == {"prepare": "done", "split": "done"}
+    assert lock.read_bytes() == by_hand
+
+
+def test_a_run_without_anything_stale_does_nothing(workspace):
+    from flows.unlearn import unlearn
+
+    assert set(unlearn(str(workspace), stages=["prepare", "train", "compare"]).values()) == {"up to date"}
+
+
+def test_a_failed_stage_fails_the_flow_with_its_last_words(workspace):
+    from flows.unlearn import StageFailedError, unlearn
+
+    change(workspace, lambda p: p["split"].update(classes=["ankle"]))
+    with pytest.raises(StageFailedError, match="ankle"):
+        unlearn(str(workspace), stages=["split"])
+    change(workspace, lambda p: p["split"].update(classes=[5]))
+    assert unlearn(str(workspace), stages=["split"])["split"] in ("done", "up to date")
+
+
+def test_the_result_is_an_artifact(workspace):
+    from prefect.client.orchestration import get_client
+
+    from flows.unlearn import unlearn
+
+    unlearn(str(workspace), stages=["compare"])
+    with get_client(sync_client=True) as client:
+        found = [a for a in client.read_artifacts() if a.key == "unlearning-result"]
+    assert "| original |" in found[-1].data
+
+
+def test_it_runs_as_a_module(tmp_path):
+    root = Path(__file__).parents[2]
+    help_text = subprocess.run(
+        [sys.executable, "-m", "flows.unlearn", "--help"], cwd=root, env=ENVIRONMENT, text=True, capture_output=True
+    )
+    assert help_text.returncode == 0 and "--workspace" in help_text.stdout

@@ -1,0 +1,53 @@
+"""Workspaces in which the real pipeline runs on digits, and the commands that run it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "NO_COLOR": "1",
+    "DVC_NO_ANALYTICS": "1",
+}
+ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
+
+
+def lay_out(workspace: Path) -> Path:
+    """dvc.yaml, params and code as a clone has them; quick training."""
+    (workspace / "data").mkdir(parents=True)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, workspace / name)
+    for name in ("src", "flows", "data/source", "data/requests"):
+        shutil.copytree(
+            ROOT / name, workspace / name, ignore=shutil.ignore_patterns("__pycache__", "*.dvc", ".gitignore")
+        )
+    shutil.copy(ROOT / "params.demo.yaml", workspace / "params.yaml")
+    change(workspace, lambda p: p["train"].update(epochs=3))
+    dvc(workspace, "init", "--no-scm", "--quiet")
+    return workspace
+
+
+def change(workspace: Path, edit: Callable[[dict], object]) -> None:
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    edit(params)
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def dvc(workspace: Path, *arguments: str, ok: bool = True) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    result = subprocess.run(command, cwd=workspace, env=ENVIRONMENT, text=True, capture_output=True)
+    assert not ok or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def stage(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"expunge.stages.{arguments[0]}", *arguments[1:]]
+    return subprocess.run(command, cwd=workspace, env=ENVIRONMENT, text=True, capture_output=True)

@@ -1,0 +1,169 @@
+"""Every mistake gets one clear line, an exit status that is not 0, and leaves nothing half-written."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from expunge.files import read_json, write_json
+from tests.pipeline import ENVIRONMENT, change, stage
+
+
+def refused(workspace, *arguments, says):
+    """The stage fails with status 2 and a line that matches; its temporary files are gone."""
+    result = stage(workspace, *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in says:
+        assert part in line, line
+    assert not [p for p in workspace.rglob(".*.tmp") if ".dvc" not in p.parts]
+
+
+def split_with(workspace, **settings):
+    change(workspace, lambda p: p["split"].update(settings))
+
+
+def test_misspelt_key(copy):
+    change(copy, lambda p: p["train"].update(epoch=1))
+    refused(copy, "train", says=["train.epoch", "did you mean train.epochs?"])
+
+
+def test_unknown_class(copy):
+    split_with(copy, classes=["ankle"])
+    refused(copy, "split", says=["ankle", "0"])
+
+
+def test_empty_forget_set(copy):
+    split_with(copy, selector="filter", filter="label == 3 and label == 4")
+    refused(copy, "split", says=["forgets no training row"])
+
+
+def test_forget_everything(copy):
+    split_with(copy, classes=list(range(10)))
+    refused(copy, "split", says=["every training row"])
+
+
+@pytest.fixture
+def some_ids(copy):
+    table = pq.read_table(copy / "data" / "split" / "assignment.parquet")
+    return [
+        i for i, part in zip(table["sample_id"].to_pylist(), table["part"].to_pylist(), strict=True) if part == "retain"
+    ][:5]
+
+
+def test_unknown_ids(copy, some_ids):
+    (copy / "data" / "requests" / "ids.txt").write_text("\n".join([*some_ids, "nobody"]))
+    split_with(copy, selector="ids", file="data/requests/ids.txt")
+    refused(copy, "split", says=["data/requests/ids.txt", "nobody"])
+
+
+def test_ids_listed_twice(copy, some_ids):
+    (copy / "data" / "requests" / "ids.txt").write_text("\n".join([*some_ids, some_ids[0]]))
+    split_with(copy, selector="ids", file="data/requests/ids.txt")
+    refused(copy, "split", says=["data/requests/ids.txt", some_ids[0]])
+
+
+def test_corrupt_image(copy):
+    for name in ("cat", "dog"):
+        (copy / "data" / "source" / "pets" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(copy / "data" / "source" / "pets" / name / f"{i}.png")
+    bad = copy / "data" / "source" / "pets" / "dog" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    change(copy, lambda p: p["data"].update(source="image-folder", path="data/source/pets"))
+    before = (copy / "data" / "dataset" / "manifest.json").read_bytes()
+    refused(copy, "prepare", says=["dog/2.png"])
+    assert (copy / "data" / "dataset" / "manifest.json").read_bytes() == before
+
+
+def test_labels_out_of_range(copy):
+    np.savez(copy / "data" / "source" / "x.npz", x=np.zeros((20, 8, 8), np.uint8), y=np.arange(20) - 1)
+    change(copy, lambda p: p["data"].update(source="npz", path="data/source/x.npz"))
+    refused(copy, "prepare", says=["x.npz", "label"])
+
+
+def test_nan_features(copy):
+    from expunge.files import staged_dir, write_manifest
+    from expunge.models.checkpoint import load_classifier, save_classifier
+
+    original = copy / "models" / "original"
+    classifier, manifest = load_classifier(original), read_json(original / "manifest.json")
+    with torch.no_grad():
+        classifier.backbone.stem[0].weight.fill_(float("nan"))
+    with staged_dir(original) as staging:
+        save_classifier(staging, classifier)
+        write_manifest(staging, "test", backbone_digest=manifest["backbone_digest"])
+    refused(copy, "extract", "original", says=["not finite", "sample_id"])
+
+
+def test_truncated_shard(copy):
+    shard = copy / "data" / "features" / "original" / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(copy, "validate", "features", says=["part-00000.parquet"])
+    refused(copy, "fit", "loft", says=["part-00000.parquet"])
+
+
+def test_manifest_that_disagrees(copy):
+    path = copy / "data" / "dataset" / "manifest.json"
+    manifest = read_json(path)
+    name = next(n for n in manifest["files"] if n.endswith(".parquet"))
+    manifest["files"][name]["sha256"] = "0" * 64
+    write_json(path, manifest)
+    refused(copy, "validate", "dataset", says=[name])
+
+
+def test_features_of_another_dataset_do_not_pass_the_gate(copy):
+    directory = copy / "data" / "dataset"
+    shard = next(directory.glob("part-*.parquet"))
+    table = pq.read_table(shard)
+    labels = pa.array(np.roll(table["label"].to_numpy(), 1), pa.int32())
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), labels), shard)
+    from expunge.files import MANIFEST, sha256
+
+    manifest = read_json(directory / MANIFEST)
+    manifest["files"][shard.name].update(sha256=sha256(shard), bytes=shard.stat().st_size)
+    write_json(directory / MANIFEST, manifest)
+    refused(copy, "validate", "features", says=["label"])
+
+
+def no_reference(workspace, checkpoint):
+    change(workspace, lambda p: p["model"].update(training="none", checkpoint=str(checkpoint)))
+    change(workspace, lambda p: p.update(reference="skip"))
+
+
+def test_checkpoint_of_another_architecture(copy, tmp_path):
+    torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
+    no_reference(copy, tmp_path / "other.pt")
+    refused(copy, "train", says=["other.pt"])
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_pickle_posing_as_a_checkpoint(copy, tmp_path, name):
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    no_reference(copy, tmp_path / name)
+    refused(copy, "train", says=[name])
+    assert not (copy / "exploded").exists()
+
+
+def test_unknown_method_and_setting(copy):
+    change(copy, lambda p: (p["methods"].append("magic"), p["fit"].update(magic={})))
+    refused(copy, "fit", "magic", says=["unknown method 'magic'", "loft"])
+    change(copy, lambda p: p["fit"].update(loft={"rang": 3}))
+    refused(copy, "fit", "loft", says=["fit.loft", "rang"])
+
+
+def test_a_dead_tracking_server(copy, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    refused(copy, "register", says=["127.0.0.1:9"])

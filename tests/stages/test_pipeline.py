@@ -1,0 +1,111 @@
+"""`dvc repro` from nothing to a registered version, and what a changed request runs again."""
+
+import json
+import re
+
+import mlflow
+import numpy as np
+import pytest
+
+from tests.pipeline import change, dvc
+
+PARTS = {"retain", "forget", "test_retain", "test_forget"}
+
+
+def ran(log: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", log))
+
+
+@pytest.fixture(scope="module")
+def summary(finished):
+    return json.loads((finished / "reports" / "summary.json").read_text())
+
+
+def test_the_summary_keeps_its_contract(summary):
+    assert summary["schema"] == 1
+    assert {"selector", "forget_rows", "retain_rows", "digest"} <= summary["request"].keys()
+    assert {"name", "feature_dim", "saw_forget_data", "digest"} <= summary["model"].keys()
+    assert summary["references"].keys() >= {"original", "retrained", "logit_mask"}
+    for block in [*(v for v in summary["references"].values()), *summary["methods"].values()]:
+        assert block["accuracy"].keys() == PARTS
+        assert all(0 <= v <= 1 for v in block["accuracy"].values())
+    for block in summary["methods"].values():
+        assert block["divergence"]["forget"].keys() >= {"kl", "js", "agreement"}
+        assert block["cost"].keys() >= {"fit_s", "peak_rss_mb", "speedup_vs_retrain"}
+        assert block["verdict"]["level"] in ("none", "a", "b", "c", "d")
+        assert isinstance(block["verdict"]["failed_gates"], list)
+    assert summary["selected"] is None or summary["selected"] in summary["methods"]
+
+
+def test_the_retrained_model_never_saw_the_class(summary):
+    assert summary["references"]["retrained"]["accuracy"]["test_forget"] == 0
+    assert summary["references"]["original"]["accuracy"]["test_forget"] > 0.8
+
+
+def test_a_second_run_does_nothing_and_says_so(copy):
+    log = dvc(copy, "repro")
+    assert ran(log) == set()
+    assert "up to date" in log
+
+
+def test_another_class_trains_and_extracts_nothing_of_the_original(copy):
+    change(copy, lambda p: p["split"].update(classes=[3]))
+    log = dvc(copy, "repro", "compare")
+    again = ran(log)
+    assert {"split", "retrain@1", "fit@loft", "evaluate@loft", "compare"} <= again
+    assert not again & {"prepare", "train", "extract", "validate-dataset", "validate-features"}
+    assert json.loads((copy / "data" / "split" / "request.json").read_text())["classes"] == [3]
+
+
+def test_without_a_reference_a_version_is_still_registered(copy):
+    change(copy, lambda p: p.update(reference="skip"))
+    dvc(copy, "repro")
+    summary = json.loads((copy / "reports" / "summary.json").read_text())
+    assert summary["references"]["retrained"] is None
+    levels = {block["verdict"]["level"] for block in summary["methods"].values()}
+    assert levels <= {"none", "a"}
+    assert {g["reason"] for b in summary["methods"].values() for g in b["verdict"]["not_evaluated"]} == {
+        "no reference value"
+    }
+
+
+def test_the_registered_version_answers_as_evaluated(finished, summary):
+    receipt = json.loads((finished / "reports" / "registration.json").read_text())
+    if summary["selected"] is None:
+        assert receipt["method"] is None
+        return
+    client = mlflow.MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
+    version = client.get_model_version_by_alias(receipt["model"], "challenger")
+    assert version.tags["claim_level"] == summary["methods"][summary["selected"]]["verdict"]["level"]
+    assert float(version.tags["parity"]) <= 1e-5
+
+
+def test_metrics_and_plots_are_shown(copy):
+    assert "retrained.accuracy.test_retain" in dvc(copy, "metrics", "show")
+    page = dvc(copy, "plots", "show")
+    assert "dvc_plots/index.html" in page
+
+
+def test_no_row_id_leaves_the_data(finished):
+    """Ids look like test-00012 or digits-..., whatever prepare wrote; none may stand outside data/."""
+    import pyarrow.parquet as pq
+
+    some = pq.read_table(finished / "data" / "split" / "assignment.parquet")["sample_id"].to_pylist()[::97]
+    texts = [
+        finished / "dvc.lock",
+        finished / "params.yaml",
+        *(p for p in (finished / "reports").rglob("*") if p.is_file()),
+    ]
+    for path in texts:
+        content = path.read_bytes()
+        assert not [i for i in some if i.encode() in content], path
+    assert len(some) > 5
+
+
+def test_every_row_is_accounted_for(finished):
+    import pyarrow.parquet as pq
+
+    for path in (finished / "data" / "evaluation").glob("*/*.parquet"):
+        table = pq.read_table(path)
+        assert len(table) == 1797
+        assert set(np.unique(table["part"].to_pylist())) == PARTS
