@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import cache
 from typing import Any
 
@@ -203,3 +204,19 @@ def test_wrong_input_is_refused(world: World) -> None:
         world.evaluate(Outputs(world.original.logits[:5], world.original.z), [])
     with pytest.raises(ValueError, match="unknown part 'train'"):
         choose_rows(np.zeros(2, int), np.array(["train", "forget"]), np.zeros((2, 1)), 0)
+
+
+@pytest.mark.slow
+def test_seventy_thousand_rows_take_less_than_thirty_seconds() -> None:
+    rng = np.random.default_rng(0)
+    n, d, classes = 70_000, 128, 10
+    labels, centres = rng.integers(0, classes, n), rng.normal(size=(classes, d)).astype(np.float32) * 0.3
+    part = np.where(np.arange(n) < 60_000, "train", "test")
+    part = np.where(
+        part == "train", np.where(labels == 5, "forget", "retain"), np.where(labels == 5, "test_forget", "test_retain")
+    )
+    z = [centres[labels] + rng.standard_normal((n, d), dtype=np.float32) for _ in range(3)]
+    models = [Outputs(x @ centres.T, x) for x in z]
+    start = time.process_time()
+    evaluate(Outputs(models[0].logits, models[0].z, models[0].z * 0.5), models[1], models[2:], labels, part)
+    assert time.process_time() - start < 30.0

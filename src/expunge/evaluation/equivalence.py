@@ -58,7 +58,10 @@ def bootstrap_means(values: NDArray[Any], rng: np.random.Generator, draws: int =
     levels, counts = np.unique(x, return_counts=True)
     if len(levels) <= 64:  # few distinct values, as for right or wrong: draw their counts instead of the rows
         return np.asarray(rng.multinomial(n, counts / n, size=draws) @ levels / n)
-    return np.stack([x[rng.integers(0, n, n)].mean() for _ in range(draws)])
+    block = max(1_000_000 // n, 1)  # draws at a time, to bound memory
+    return np.concatenate(
+        [x[rng.integers(0, n, (min(block, draws - i), n))].mean(axis=1) for i in range(0, draws, block)]
+    )
 
 
 def row_difference(differences: NDArray[Any], rng: np.random.Generator, alpha: float = 0.05) -> Difference | None:

@@ -27,7 +27,11 @@ def auc(members: NDArray[Any], others: NDArray[Any]) -> float | None:
 
     0.5 tells nothing apart. Below 0.5 the members look less like members than strangers do, which leaks as well.
     """
-    a, b = np.sort(_scores(members, "member")), np.sort(_scores(others, "non-member"))
+    return sorted_auc(np.sort(_scores(members, "member")), np.sort(_scores(others, "non-member")))
+
+
+def sorted_auc(a: NDArray[Any], b: NDArray[Any]) -> float | None:
+    """`auc` of scores that are sorted already."""
     if not len(a) or not len(b):
         return None
     below = np.searchsorted(b, a, side="left").sum(dtype=np.int64)
@@ -41,13 +45,17 @@ def tpr_at_fpr(members: NDArray[Any], others: NDArray[Any], fpr: float) -> float
     No interpolation: with fewer than 1/fpr others only a threshold without any false positive is allowed.
     Range [0, 1]; `fpr` itself is what guessing reaches.
     """
-    a, b = _scores(members, "member"), np.sort(_scores(others, "non-member"))
+    return sorted_tpr(np.sort(_scores(members, "member")), np.sort(_scores(others, "non-member")), fpr)
+
+
+def sorted_tpr(a: NDArray[Any], b: NDArray[Any], fpr: float) -> float | None:
+    """`tpr_at_fpr` of scores that are sorted already."""
     if not len(a) or not len(b):
         return None
     allowed = int(np.floor(fpr * len(b) + 1e-9))
     if allowed >= len(b):
         return 1.0
-    return float(np.mean(a > b[len(b) - 1 - allowed]))
+    return float(1.0 - np.searchsorted(a, b[len(b) - 1 - allowed], side="right") / len(a))
 
 
 def loss(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
