@@ -48,6 +48,11 @@ def with_column(name: str, values):
     return change
 
 
+def cats_only_for_testing(table: pa.Table) -> pa.Table:
+    pairs = zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True)
+    return with_column("label", [0 if (label, s) == (2, "train") else label for label, s in pairs])(table)
+
+
 def failed(tmp_path: Path, call, *args) -> str:
     docs = tmp_path / "docs"
     with pytest.raises(QualityError, match="quality gate") as e:
@@ -77,12 +82,13 @@ def test_a_good_dataset_passes_with_the_same_report_twice(tmp_path: Path, datase
         (with_column("label", [3]), "label: column values to be between (1 rows do not)"),
         (with_column("split", ["dev"]), "split: column distinct values to be in set"),
         (with_column("label", [0] * 60), "train_label: column distinct values to equal set"),
+        (cats_only_for_testing, "train_label: column distinct values to equal set"),
         (with_column("height", [0, 0]), "height: column values to be between (2 rows do not)"),
         (with_column("channels", [2]), "channels: column values to be in set"),
         (with_column("image", [b"", b"x"]), "image_bytes, pixels: column pair values to be equal (2 rows do not)"),
         (lambda table: table.slice(0, 9), "table: table row count to equal (expected {'value': 60}, found 27)"),
     ],
-    ids=["ids", "labels", "splits", "classes", "height", "channels", "image", "rows"],
+    ids=["ids", "labels", "splits", "classes", "test-only", "height", "channels", "image", "rows"],
 )
 def test_a_bad_dataset_is_stopped(tmp_path: Path, dataset: Dataset, change, words: str) -> None:
     def only_first(table: pa.Table) -> pa.Table:
@@ -110,6 +116,10 @@ def test_a_good_split_passes(tmp_path: Path, dataset: Dataset) -> None:
             "forget: column sum to be between (expected {'min_value': 15.0, 'max_value': 15.0}, found 16)",
         ),
         (with_column("part", ["kept"]), "part: column values to be in set (1 rows do not)"),
+        (
+            with_column("part", ["retain", "forget", "retain", "retain"]),  # the fourth is a test row
+            "fits_split: column values to be in set (1 rows do not)",
+        ),
         (with_column("part", ["test_retain"]), "fits_split: column values to be in set (1 rows do not)"),
         (with_column("sample_id", ["row-001"]), "sample_id: column values to be unique (2 rows do not)"),
         (
