@@ -46,9 +46,9 @@ def test_the_exact_solver_is_not_beaten_by_a_dense_grid(rank: int) -> None:
     found = minimise_subspace_objective(a, b, rank)
     np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(rank), atol=1e-12)
     assert found.objective == pytest.approx(objective(a, b, found.basis), rel=1e-10, abs=1e-14)
-    assert found.gap <= 1e-9 * found.objective + 1e-13
+    assert found.gap <= 1e-7 * found.objective + 1e-13
     best = grid_minimum(a, b, rank)
-    assert found.objective <= best + 1e-13
+    assert found.objective <= best * (1 + 1e-7) + 1e-13
     assert found.objective >= best * (1 - 1e-4) - 1e-12
 
 
@@ -57,14 +57,24 @@ def test_the_reduced_basis_finds_the_same_optimum(rank: int) -> None:
     a, b = problem(130, seed=rank)
     assert 6 * rank <= 130
     found = minimise_subspace_objective(a, b, rank)
-    assert found.gap <= 1e-9 * found.objective + 1e-13
+    assert found.gap <= 1e-7 * found.objective + 1e-13
     np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(rank), atol=1e-12)
     random = np.linalg.qr(np.random.default_rng(0).standard_normal((130, rank)))[0]
     assert found.objective < objective(a, b, random)
     angles = found.angle + np.array([-1e-3, 0.0, 1e-3])
     nearby = [objective(a, b, np.linalg.eigh(np.cos(t) * a - np.sin(t) * b)[1][:, -rank:]) for t in angles]
-    assert found.objective <= min(nearby) + 1e-13
+    assert found.objective <= min(nearby) * (1 + 1e-7) + 1e-13
     assert found.objective == pytest.approx(nearby[1], rel=1e-7)
+
+
+def test_the_krylov_opening_ends_at_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = problem(520, seed=3)
+    krylov = minimise_subspace_objective(a, b, 4)
+    monkeypatch.setattr("expunge.core.subspace.KRYLOV_DIM", 10_000)
+    lapack = minimise_subspace_objective(a, b, 4)
+    assert max(krylov.gap, lapack.gap) <= 1e-7 * lapack.objective
+    assert krylov.objective == pytest.approx(lapack.objective, rel=1e-7)
+    assert krylov.angle == pytest.approx(lapack.angle, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -75,7 +85,7 @@ def test_crossing_eigenvalues_are_mixed(seed: int) -> None:
     p, q = p / p.sum(), q / q.sum()
     rank = 2
     found = minimise_subspace_objective(np.diag(p), np.diag(q), rank)
-    assert found.gap <= 1e-9
+    assert found.gap <= 1e-7 * found.objective + 1e-13
     # With diagonal matrices (r, f) covers the hull of the points of all index subsets: project (1, 0) onto it.
     points = np.array([[p[list(i)].sum(), q[list(i)].sum()] for i in itertools.combinations(range(6), rank)])
     best = min(

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from expunge.errors import CheckpointError, DataError
 
-# A chunk is converted to float64 before it is multiplied; 2**20 numbers (8 MiB) stay near the cache and bound the
+# A chunk is converted to float64 before it is multiplied; 2**18 numbers (2 MiB) stay in the cache and bound the
 # memory.
-CHUNK_NUMBERS = 1 << 20
-MIN_CHUNK_ROWS = 512
+CHUNK_NUMBERS = 1 << 18
+MIN_CHUNK_ROWS = 256
 
 
 def as_features(z: Tensor | np.ndarray, dim: int | None = None) -> Tensor:
@@ -80,16 +80,17 @@ class Moments:
         """
         z = as_features(z, self.dim)
         rows = max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // self.dim)
-        # NaN and infinity survive a sum, so one number per row block finds them before anything is changed.
-        sums = [chunk.sum(dim=0, dtype=torch.float64) for chunk in torch.split(z, rows)]
-        for i, chunk_sum in enumerate(sums):
-            if not bool(torch.isfinite(chunk_sum).all()):
-                bad = (~torch.isfinite(z[i * rows : (i + 1) * rows]).all(dim=1)).nonzero()[0].item() + i * rows
-                raise DataError(f"row {bad} of the features holds NaN or infinity; extract the features again")
-        for chunk, chunk_sum in zip(torch.split(z, rows), sums, strict=True):
+        # NaN and infinity survive a sum: one look at the end finds them, before anything is added to `self`.
+        new_s, new_big = torch.zeros_like(self.s), torch.zeros_like(self.S)
+        for chunk in torch.split(z, rows):
             chunk = chunk.to(self.device, torch.float64)
-            self.s += chunk_sum.to(self.device)
-            self.S.addmm_(chunk.T, chunk)
+            new_s += chunk.sum(dim=0)
+            new_big.addmm_(chunk.T, chunk)
+        if not bool(torch.isfinite(new_s).all()):
+            bad = int((~torch.isfinite(z).all(dim=1)).nonzero()[0])
+            raise DataError(f"row {bad} of the features holds NaN or infinity; extract the features again")
+        self.s += new_s
+        self.S += new_big
         self.n += z.shape[0]
         return self
 

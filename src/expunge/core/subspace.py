@@ -9,9 +9,8 @@ so every eigendecomposition gives a feasible `U` and a lower bound that holds fo
 `U` spans top eigenvectors of `C(t)`, and `tan t = f / (1 - r)`. That angle is the root of a decreasing function of one
 variable.
 
-A bracketed secant search finds it. In high dimension each trial would cost a large eigenproblem; there the search runs
-in the span of the eigenvectors found so far (a reduced basis), which two or three large eigenproblems make accurate
-enough.
+A bracketed search finds it. In high dimension each trial would cost a large eigenproblem; there the search runs in the
+span of the vectors found so far (a reduced basis), and one or two large eigenproblems correct and certify the result.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 
 MAX_TRIALS = 80
+KRYLOV_DIM = 512
 ROUNDING = 1e-14
 CROSSING = 1e-10  # a bracket this narrow (radians) with a jump inside is a crossing of eigenvalues
 
@@ -59,7 +59,7 @@ class _Trial:
         return float(np.arctan2(max(self.forgotten, 0.0), max(1 - self.retained, 0.0))) - self.angle
 
 
-def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: float = 1e-9) -> Subspace:
+def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: float = 1e-7) -> Subspace:
     """The optimum for positive semi-definite `a`, `b` `(d, d)` of unit trace, to `gap <= tolerance * objective +
     1e-14`.
     """
@@ -70,25 +70,40 @@ def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: floa
 
 
 def _search_in_reduced_basis(a: Matrix, b: Matrix, rank: int, tolerance: float) -> Subspace:
-    # The first large eigenproblem only opens the reduced basis: float32 is enough, and no bound is taken from it.
-    angle = np.pi / 4
-    basis = _top_eigenvectors(_mix(a, b, angle).astype(np.float32), 2 * rank)[1].astype(np.float64)
-    best = _search_in_span(a, b, rank, tolerance, basis, angle)
+    best, basis = _open_reduced_basis(a, b, rank)
     bound = 0.0
     for _ in range(MAX_TRIALS):
         trial = _trial(a, b, rank, best.angle)
         bound = max(bound, trial.bound)
-        basis = np.linalg.qr(np.hstack([trial.basis, basis[:, : 2 * rank]]))[0]
-        best = _search_in_span(a, b, rank, tolerance, basis, best.angle)
+        basis = np.linalg.qr(np.hstack([trial.basis, basis]))[0]
+        best = _search_in_span(a, b, rank, 0.1 * tolerance, basis, best.angle)
         best = replace(best, gap=max(best.objective - bound**2, 0.0))
         if best.gap <= tolerance * best.objective + ROUNDING:
             break
+        basis = np.hstack([best.basis, trial.basis])
     return best
+
+
+def _open_reduced_basis(a: Matrix, b: Matrix, rank: int) -> tuple[Subspace, Matrix]:
+    """A first angle, and vectors for the reduced basis. Nothing is certified from them, so they may be rough."""
+    dim, angle = a.shape[0], np.pi / 4
+    if dim < KRYLOV_DIM or 32 * rank > dim:
+        basis = _top_eigenvectors(_mix(a, b, angle).astype(np.float32), 2 * rank)[1].astype(np.float64)
+        return _search_in_span(a, b, rank, 1e-3, basis, angle), basis
+    # Few vectors in many dimensions: two rounds of a block Krylov space cost a fraction of an eigendecomposition.
+    block = np.random.default_rng(0).standard_normal((dim, rank))
+    for _ in range(2):
+        c, blocks = _mix(a, b, angle), [block]
+        for _ in range(4):
+            blocks.append(np.linalg.qr(c @ blocks[-1])[0])
+        best = _search_in_span(a, b, rank, 1e-6, np.linalg.qr(np.hstack(blocks))[0], angle)
+        block, angle = best.basis, best.angle
+    return best, block
 
 
 def _search_in_span(a: Matrix, b: Matrix, rank: int, tolerance: float, basis: Matrix, start: float) -> Subspace:
     """The optimum among bases `basis @ W`; its gap is against these only."""
-    reduced = _search(basis.T @ (a @ basis), basis.T @ (b @ basis), rank, 0.1 * tolerance, start)
+    reduced = _search(basis.T @ (a @ basis), basis.T @ (b @ basis), rank, tolerance, start)
     return replace(reduced, basis=basis @ reduced.basis)
 
 
