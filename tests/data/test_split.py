@@ -209,10 +209,8 @@ def test_duplicates_left_in_retain_are_counted(
         request = split(twins, tmp_path / "s", selector="classes", classes=["ant"])
     assert request["duplicates_left_in_retain"] == 2
     assert "2 forgotten rows have an exact duplicate" in caplog.text
-    assert (
-        split(twins, tmp_path / "n", selector="filter", filter='sample_id == "row-001"')["duplicates_left_in_retain"]
-        == 0
-    )
+    alone = write_values(tmp_path / "ids.txt", "sample_id", ["row-001"])
+    assert split(twins, tmp_path / "n", selector="ids", file=alone)["duplicates_left_in_retain"] == 0
 
 
 def test_duplicates_can_be_included_or_refused(tmp_path: Path, twins: Dataset) -> None:
@@ -239,3 +237,10 @@ def test_unknown_part_is_a_programming_error(tmp_path: Path, dataset: Dataset) -
     with pytest.raises(ValueError, match="unknown part"):
         Split(tmp_path / "s").rows("kept")
     assert np.concatenate([Split(tmp_path / "s").rows(p) for p in ("retain", "forget")]).size == 45
+
+
+def test_a_filter_that_names_a_row_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    some = dataset.sample_ids()[0]
+    with pytest.raises(DataError, match="names rows or people"):
+        split(dataset, tmp_path / "split", selector="filter", filter=f'sample_id == "{some}"')
+    assert not (tmp_path / "split").exists()

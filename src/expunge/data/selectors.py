@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,6 @@ import pyarrow.parquet as pq
 from expunge.data.dataset import Dataset
 from expunge.data.filters import names_individuals, parse_filter
 from expunge.errors import DataError
-
-log = logging.getLogger(__name__)
 
 SELECTORS = ("classes", "random", "ids", "subjects", "filter")
 FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")
@@ -115,7 +112,10 @@ def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
     types = {name: table.schema.field(name).type for name in FILTER_COLUMNS if name in table.column_names}
     expression = parse_filter(text, types)
     if names_individuals(text):
-        log.warning("the filter names rows or people; select by ids or subjects, whose file stays out of git and logs")
+        raise DataError(
+            f"filter: {text!r} names rows or people, and params.yaml is kept in git for good; list them in a file in "
+            "data/requests, track it with dvc add, and use selector: ids or subjects"
+        )
     numbered = table.append_column("__row", pa.array(np.arange(len(table))))
     try:
         rows = pads.dataset(numbered).to_table(columns=["__row"], filter=expression)["__row"].to_numpy()

@@ -93,7 +93,7 @@ def main() -> None:
     tags = {"dvc_lock": lock_digest(), **git_state()}
     ids = log_pipeline_run(
         summary,
-        experiment=config.register.experiment or f"{config.data.source}/{config.model.name}",
+        experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
         run_name=f"forget {describe(summary, dataset)} · {selected or 'nothing'} · level {level}",
         description_md=markdown(summary),
         params=flat_params(config),
