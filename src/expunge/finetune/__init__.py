@@ -1,0 +1,36 @@
+"""Methods that change weights below the head: comparators, and the way to seal a map into the backbone."""
+
+from expunge.core.estimator import Estimator
+from expunge.finetune.bad_teacher import BadTeacher
+from expunge.finetune.delete import Delete
+from expunge.finetune.neggrad import NegGradPlus
+from expunge.finetune.relabel import RandomLabels, SalUn
+from expunge.finetune.retained import FineTune
+from expunge.finetune.scrub import Scrub
+from expunge.finetune.seal import Seal
+from expunge.finetune.ssd import Ssd
+
+# All share `fit(classifier, images, labels, retain_rows, forget_rows)`, and `classifier_` and `history_` afterwards.
+METHODS: dict[str, type[Estimator]] = {
+    "fine-tune": FineTune,
+    "neggrad-plus": NegGradPlus,
+    "random-labels": RandomLabels,
+    "salun": SalUn,
+    "ssd": Ssd,
+    "scrub": Scrub,
+    "bad-teacher": BadTeacher,
+    "delete": Delete,
+}
+
+__all__ = [
+    "METHODS",
+    "BadTeacher",
+    "Delete",
+    "FineTune",
+    "NegGradPlus",
+    "RandomLabels",
+    "SalUn",
+    "Scrub",
+    "Seal",
+    "Ssd",
+]

@@ -1,0 +1,45 @@
+"""DELETE: the original's own opinion of forgotten rows, their class struck out, distilled from forgotten rows alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softmax
+
+from expunge.errors import DataError
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Delete(Updater):
+    """KL(softmax(mask(original logits)) || student) on forgotten rows; Zhou et al., arXiv 2503.23751.
+
+    The mask sets the row's own class to -inf, so the target is the original's distribution over the other classes,
+    renormalised. Classes that keep no retained row are struck out too [derived: with several forgotten classes one
+    would else be taught as the other]. An epoch is a pass over the forgotten rows; retained rows are not looked at and
+    `retain_share` has no effect. Made for whole classes: for rows of retained classes it teaches a wrong answer.
+    Batch norm: running statistics. Other arguments as in Updater.
+    """
+
+    epochs: int = 2
+
+    def phases(self, run: Run) -> list[Phase]:
+        keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)
+        keep[run.retained_classes] = True
+        if not np.all([np.any(run.retained_classes != c) for c in np.unique(run.labels[run.forget])]):
+            raise DataError("DELETE needs retained rows of another class than the forgotten ones")
+
+        def loss(rows: Index) -> Terms:
+            target = masked_target(run.ask(run.original, rows), run.y(rows), keep)
+            return {"forget": kl(target, run.logits(rows, frozen_norm=True))}
+
+        return [Phase(epoch, "forgotten", single(run.forgotten(epoch)), loss) for epoch in range(self.epochs)]
+
+
+def masked_target(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    """Probabilities `(b, C)` of `logits` without each row's own class and the classes outside `keep (C,)`."""
+    out = logits.masked_fill(~keep, -torch.inf)
+    return softmax(out.scatter(1, labels[:, None], -torch.inf), 1)

@@ -1,0 +1,289 @@
+"""What methods that change weights share: a copy of the classifier, the order of rows, and SGD over phases.
+
+Batches that hold retained rows are normalised by their own statistics and move batch norm's running ones. Batches of
+forgotten rows alone are normalised by the running statistics and leave them: those describe what the shipped model
+will see. A method that does otherwise says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from expunge.core.estimator import Estimator
+from expunge.errors import CollapseError, DataError
+from expunge.models.classifier import Classifier
+from expunge.progress import progress
+
+Index = NDArray[np.int64]
+# What a loss returns: its terms by name. Their sum is minimised, each is reported.
+Terms = dict[str, Tensor]
+RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent streams of one seed
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Part of an epoch: `loss(*batch)` for every batch, a tuple of row indices."""
+
+    epoch: int
+    name: str
+    batches: Sequence[tuple[Index, ...]]
+    loss: Callable[..., Terms]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Updater(Estimator):
+    """Base of the methods that take SGD steps on a copy of the classifier.
+
+    epochs         passes; over which rows, each method says
+    lr             rate of the first step; it falls to zero along a cosine
+    momentum       of Nesterov's kind where it is above 0
+    weight_decay   added to the gradient
+    batch_size     rows of a batch; the last batches of a pass are evened out
+    retain_share   share of the retained rows that an epoch looks at, drawn anew for each
+    precision      "fp32", or "bf16": autocast of the forward pass; losses are float32 either way
+    seed           of orders, draws and dropout: same arguments, data and machine, same weights
+
+    Fitted: `classifier_`, a new classifier in eval mode; `history_`, per epoch the means of the loss terms.
+    """
+
+    epochs: int = 1
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    retain_share: float = 1.0
+    precision: str = "fp32"
+    seed: int = 0
+    classifier_: Classifier = field(init=False)
+    history_: list[dict[str, float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not 0 < self.retain_share <= 1:
+            raise ValueError(
+                f"epochs {self.epochs} and batch_size {self.batch_size} must be at least 1, "
+                f"and retain_share {self.retain_share} in (0, 1]"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {self.precision!r}: one of fp32, bf16")
+
+    def fit(
+        self,
+        classifier: Classifier,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        retain_rows: NDArray[Any],
+        forget_rows: NDArray[Any],
+    ) -> Self:
+        """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is left as it is.
+
+        Raises DataError for rows or labels that cannot be used, CollapseError when the loss is no longer finite.
+        """
+        run = Run(self, classifier, images, labels, retain_rows, forget_rows)
+        self.history_ = self._descend(run)
+        self.classifier_ = run.student.eval()
+        return self
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        return run.train(self.phases(run))
+
+    def phases(self, run: Run) -> list[Phase]:
+        """What to do, in order."""
+        raise NotImplementedError
+
+
+class Run:
+    """One fit: the student, which starts as a copy of the given classifier, the original to ask, and the rows."""
+
+    def __init__(
+        self,
+        options: Updater,
+        classifier: Classifier,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        retain_rows: NDArray[Any],
+        forget_rows: NDArray[Any],
+    ) -> None:
+        self.options = options
+        self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        self.images = images
+        self.original = copy.deepcopy(classifier).eval().requires_grad_(False)
+        student = copy.deepcopy(classifier).requires_grad_(True)
+        self.student: Classifier = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.norms = [m for m in self.student.modules() if isinstance(m, _BatchNorm)]
+        self.device = classifier.head.weight.device
+
+    # Which rows come when.
+
+    def rng(self, stream: int, epoch: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.options.seed, stream, epoch])
+
+    def split(self, rows: Index) -> list[Index]:
+        """Batches of at most `batch_size`, as even as can be: batch norm dislikes a last batch of one."""
+        return np.array_split(rows, max(1, math.ceil(len(rows) / self.options.batch_size)))
+
+    def retained(self, epoch: int) -> list[Index]:
+        return self.split(self._retained_rows(epoch))
+
+    def forgotten(self, epoch: int) -> list[Index]:
+        return self.split(self.rng(FORGET, epoch).permutation(self.forget))
+
+    def pairs(self, epoch: int) -> list[tuple[Index, Index]]:
+        """A retained and a forgotten batch each; the side with fewer batches goes round again."""
+        retained, forgotten = self.retained(epoch), self.forgotten(epoch)
+        n = max(len(retained), len(forgotten))
+        return list(zip(islice(cycle(retained), n), islice(cycle(forgotten), n), strict=True))
+
+    def mixed(self, epoch: int) -> list[Index]:
+        """Retained and forgotten rows shuffled together."""
+        rows = np.concatenate([self._retained_rows(epoch), self.forget])
+        return self.split(self.rng(MIXED, epoch).permutation(rows))
+
+    def _retained_rows(self, epoch: int) -> Index:
+        size = max(1, round(self.options.retain_share * len(self.retain)))
+        return self.rng(RETAIN, epoch).permutation(self.retain)[:size]
+
+    @property
+    def retained_classes(self) -> Index:
+        return np.unique(self.labels[self.retain])
+
+    # What the models say about them.
+
+    def y(self, rows: Index) -> Tensor:
+        return torch.from_numpy(self.labels[rows]).to(self.device)
+
+    def logits(self, rows: Index, frozen_norm: bool = False) -> Tensor:
+        """The student's logits `(b, C)` float32; `frozen_norm`: batch norm uses running statistics, and keeps them."""
+        self._freeze_norm(frozen_norm)
+        with self.autocast():
+            out: Tensor = self.student(self.images[rows])
+        return out.float()
+
+    def features(self, rows: Index, frozen_norm: bool = False) -> Tensor:
+        """The student's z `(b, d)` float32."""
+        self._freeze_norm(frozen_norm)
+        with self.autocast():
+            z = self.student.features(self.images[rows])
+        return z.float()
+
+    @torch.no_grad()
+    def ask(self, teacher: Classifier, rows: Index) -> Tensor:
+        """Logits `(b, C)` float32 of a model in eval mode."""
+        with self.autocast():
+            out: Tensor = teacher(self.images[rows])
+        return out.float()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.options.precision == "bf16" else nullcontext()
+
+    def _freeze_norm(self, frozen: bool) -> None:
+        for module in self.norms:
+            module.train(not frozen)
+
+    # Descent.
+
+    def train(
+        self,
+        phases: Sequence[Phase],
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        movable: Mapping[str, Tensor] | None = None,
+    ) -> list[dict[str, float]]:
+        """SGD on `parameters` (default all of the student's) through the phases; per epoch the means of the terms.
+
+        `movable` holds a boolean mask per name: a weight outside it keeps its bits, decay and momentum included.
+        """
+        parameters = dict(self.student.named_parameters()) if parameters is None else parameters
+        o = self.options
+        optimizer = torch.optim.SGD(parameters.values(), lr=o.lr, momentum=o.momentum, nesterov=o.momentum > 0)
+        steps, step = sum(len(phase.batches) for phase in phases), 0
+        history: dict[int, dict[str, float]] = {}
+        self.student.train()
+        # Dropout and the like draw from the global generator: borrow it, and give it back.
+        with torch.random.fork_rng():
+            torch.manual_seed(o.seed)
+            for phase in phases:
+                means: dict[str, float] = {}
+                rows = sum(len(batch[0]) for batch in phase.batches)
+                what = f"{type(o).__name__} epoch {phase.epoch + 1}/{o.epochs}, {phase.name}"
+                with progress(what, rows, "images") as advance:
+                    for batch in phase.batches:
+                        for group in optimizer.param_groups:
+                            group["lr"] = o.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+                        terms = phase.loss(*batch)
+                        optimizer.zero_grad(set_to_none=True)
+                        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+                        self._decay_and_mask(parameters, movable)
+                        optimizer.step()
+                        for name, value in terms.items():
+                            means[name] = means.get(name, 0.0) + value.item() * len(batch[0]) / rows
+                        step += 1
+                        advance(len(batch[0]))
+                self._refuse_divergence(means, phase)
+                history.setdefault(phase.epoch, {"epoch": phase.epoch + 1}).update(means)
+        return list(history.values())
+
+    def _decay_and_mask(self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None) -> None:
+        """Decay joins the gradient before the mask, so that neither it nor momentum reaches a weight outside."""
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.grad is None:
+                    continue
+                parameter.grad.add_(parameter, alpha=self.options.weight_decay)
+                if movable is not None:
+                    parameter.grad.masked_fill_(~movable[name], 0.0)
+
+    def _refuse_divergence(self, means: Mapping[str, float], phase: Phase) -> None:
+        if not all(map(math.isfinite, means.values())):
+            raise CollapseError(
+                f"{type(self.options).__name__}: the loss is {means} in epoch {phase.epoch + 1}; "
+                f"lower lr (now {self.options.lr})"
+            )
+
+
+def single(batches: Iterable[Index]) -> list[tuple[Index]]:
+    return [(rows,) for rows in batches]
+
+
+def kl(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(target || softmax(logits)) in nats, a sum over classes and a mean over rows. `target (b, C)`: probabilities.
+
+    Never `reduction="mean"`, which divides by the number of classes too.
+    """
+    return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
+
+
+def checked(
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    labels: NDArray[Any],
+    retain_rows: NDArray[Any],
+    forget_rows: NDArray[Any],
+) -> tuple[Index, Index, Index]:
+    """Labels and rows as int64. Raises DataError for what cannot be used."""
+    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, forget_rows))
+    if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:
+        raise DataError(
+            f"images {images.shape} {images.dtype} and labels {y.shape}: there must be one label per uint8 image"
+        )
+    for name, rows in (("retain_rows", retain), ("forget_rows", forget)):
+        if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(y):
+            raise DataError(f"{name}: {len(rows)} rows; there must be some, within 0..{len(y) - 1}")
+    both = np.intersect1d(retain, forget)
+    if len(both):
+        raise DataError(f"row {both[0]} ({len(both)} rows in all) is to be retained and forgotten at once")
+    used = y[np.concatenate([retain, forget])]
+    if used.min() < 0 or used.max() >= classifier.card.num_classes:
+        raise DataError(f"labels span {used.min()}..{used.max()}; the model has {classifier.card.num_classes} classes")
+    return y, retain, forget

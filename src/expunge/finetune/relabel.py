@@ -1,0 +1,84 @@
+"""Random labels for forgotten rows, on all weights or on those that matter most for them (SalUn)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from expunge.errors import DataError
+from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class RandomLabels(Updater):
+    """Cross-entropy on retained rows with their labels and forgotten rows with wrong ones, shuffled together.
+
+    A forgotten row gets, once, a class other than its own among those that still have retained rows, all equally
+    likely (Graves et al., arXiv 2010.10981). An epoch is a pass over both. Arguments as in Updater.
+    """
+
+    def phases(self, run: Run) -> list[Phase]:
+        labels = run.labels.copy()
+        labels[run.forget] = random_labels(run)
+
+        def loss(rows: Index) -> Terms:
+            return {"loss": cross_entropy(run.logits(rows), torch.from_numpy(labels[rows]).to(run.device))}
+
+        return [Phase(epoch, "all rows", single(run.mixed(epoch)), loss) for epoch in range(self.epochs)]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SalUn(RandomLabels):
+    """Random labels, but only the weights with the largest gradient on forgotten rows may move; arXiv 2310.12508.
+
+    density   share of the weights, over all layers together, that may move: largest |dL/dw|, L the mean
+              cross-entropy of forgotten rows under the original in eval mode (the paper's sparsity of 50 %)
+
+    The others keep their bits: neither weight decay nor momentum reaches them. Batch norm's running statistics are no
+    weights, and move. Other arguments as in Updater. Fitted besides: `mask_`, name -> boolean tensor.
+    """
+
+    density: float = 0.5
+    mask_: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density {self.density} must lie in (0, 1]")
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        self.mask_ = saliency_mask(run, self.density)
+        return run.train(self.phases(run), movable=self.mask_)
+
+
+def random_labels(run: Run) -> Index:
+    """A retained class other than its own for each forgotten row, `(n_f,)` int64."""
+    own, classes = run.labels[run.forget], run.retained_classes
+    if not np.all([np.any(classes != c) for c in np.unique(own)]):
+        raise DataError("random labels need retained rows of another class than the forgotten ones")
+    # Draw among the others: a draw at or beyond the own class's place moves one further.
+    place = np.searchsorted(classes, own)
+    present = np.isin(own, classes)
+    draw = run.rng(RELABEL).integers(0, len(classes) - present)
+    return classes[draw + (present & (draw >= place))]
+
+
+def saliency_mask(run: Run, density: float) -> dict[str, Tensor]:
+    """True for the share `density` of all weights whose gradient on forgotten rows is largest in absolute value."""
+    model = run.student.eval()
+    model.zero_grad(set_to_none=True)
+    for rows in run.split(run.forget):
+        with run.autocast():
+            logits = model(run.images[rows])
+        loss = cross_entropy(logits.float(), run.y(rows), reduction="sum") / len(run.forget)
+        loss.backward()  # type: ignore[no-untyped-call]
+    sizes = {name: torch.zeros_like(p) if p.grad is None else p.grad.abs() for name, p in model.named_parameters()}
+    flat = torch.cat([s.reshape(-1) for s in sizes.values()])
+    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    chosen[flat.topk(max(1, round(density * len(flat)))).indices] = True
+    parts = torch.split(chosen, [s.numel() for s in sizes.values()])
+    return {name: part.view(s.shape) for (name, s), part in zip(sizes.items(), parts, strict=True)}

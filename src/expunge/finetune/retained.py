@@ -1,0 +1,25 @@
+"""Fine-tuning on retained rows: the baseline that forgets by not being reminded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.nn.functional import cross_entropy
+
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class FineTune(Updater):
+    """Cross-entropy on retained rows; an epoch is a pass over them. Forgotten rows are never looked at.
+
+    A large first `lr` forgets more (Golatkar et al., arXiv 1911.04933). Arguments as in Updater.
+    """
+
+    lr: float = 0.1
+
+    def phases(self, run: Run) -> list[Phase]:
+        def loss(rows: Index) -> Terms:
+            return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
+
+        return [Phase(epoch, "retained", single(run.retained(epoch)), loss) for epoch in range(self.epochs)]

@@ -1,0 +1,53 @@
+"""SCRUB: a student that obeys the original on retained rows and disobeys it on forgotten ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy, softmax
+
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Scrub(Updater):
+    """Kurmanji et al., arXiv 2302.09880, equation 3 and its alternation.
+
+    Each of the first `max_epochs` epochs begins with a pass over forgotten rows that maximises
+    KL(original || student); every epoch then passes over retained rows and minimises
+    alpha KL(original || student) + gamma CE. KL is taken at `temperature` T and multiplied by T^2.
+    Without `max_epochs` it is distillation on retained rows. Batch norm: the pass that maximises goes by running
+    statistics. The rewound variant, which needs held-out rows of the forgotten kind, is not part of this.
+    Other arguments as in Updater.
+    """
+
+    epochs: int = 2
+    max_epochs: int = 1
+    alpha: float = 0.5
+    gamma: float = 1.0
+    temperature: float = 4.0
+    lr: float = 0.01
+    retain_share: float = 0.5
+
+    def phases(self, run: Run) -> list[Phase]:
+        def distance(rows: Index, logits: Tensor) -> Tensor:
+            t = self.temperature
+            return kl(softmax(run.ask(run.original, rows) / t, 1), logits / t) * t * t
+
+        def disobey(rows: Index) -> Terms:
+            return {"forget": -distance(rows, run.logits(rows, frozen_norm=True))}
+
+        def obey(rows: Index) -> Terms:
+            logits = run.logits(rows)
+            return {
+                "retain_kl": self.alpha * distance(rows, logits),
+                "retain_ce": self.gamma * cross_entropy(logits, run.y(rows)),
+            }
+
+        phases = []
+        for epoch in range(self.epochs):
+            if epoch < self.max_epochs:
+                phases.append(Phase(epoch, "forgotten", single(run.forgotten(epoch)), disobey))
+            phases.append(Phase(epoch, "retained", single(run.retained(epoch)), obey))
+        return phases
