@@ -1,0 +1,117 @@
+"""reports/model_card.md: the selected classifier in the model-index format of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.report import words
+from expunge.report.tables import COLUMNS, candidates, lookup
+
+METRICS = (
+    ("accuracy", "Accuracy on retained test rows", "test", "accuracy.test_retain"),
+    ("accuracy", "Accuracy on test rows of forgotten classes", "test", "accuracy.test_forget"),
+    ("accuracy", "Accuracy on forgotten training rows", "train", "accuracy.forget"),
+    ("kl_divergence", "KL from a retrained model on forgotten rows, nats", "train", "divergence.forget.kl"),
+    ("roc_auc", "Loss attack, forgotten against unseen rows", "train", "membership.loss_auc"),
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a card says of the dataset; its digest names the content."""
+
+    name: str
+    digest: str
+    rows_train: int
+    rows_test: int
+
+
+def model_card(summary: Mapping[str, Any], data: TrainingData, classes: Sequence[str]) -> str:
+    """YAML front matter with a model-index, then Markdown. Without a selected method the card says so and lists no
+    results."""
+    import yaml
+
+    method = summary["selected"]
+    front: dict[str, Any] = {
+        "tags": ["image-classification", "machine-unlearning", "expunge"],
+        "pipeline_tag": "image-classification",
+    }
+    if method is not None:
+        front["model-index"] = [_index(summary, method, data)]
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)
+    parts = [f"---\n{text}---", *_body(summary, method, data, classes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _index(summary: Mapping[str, Any], method: str, data: TrainingData) -> dict[str, Any]:
+    block = summary["methods"][method]
+    results = []
+    for split in ("test", "train"):
+        metrics = [
+            {"type": kind, "name": name, "value": round(float(value), 6)}
+            for kind, name, where, path in METRICS
+            if where == split and (value := lookup(block, path)) is not None
+        ]
+        if metrics:
+            dataset = {"type": data.name, "name": data.name, "split": split, "revision": data.digest}
+            task = {"type": "image-classification", "name": "Image classification"}
+            results.append({"task": task, "dataset": dataset, "metrics": metrics})
+    return {"name": f"{summary['model']['name']}-{method}", "results": results}
+
+
+def _body(
+    summary: Mapping[str, Any], method: str | None, data: TrainingData, classes: Sequence[str]
+) -> list[str]:
+    model = summary["model"]
+    asked = _escape(words.request_words(summary, classes))
+    name = words.focus(summary)
+    verdict = summary["methods"][name]["verdict"]
+    if method is None:
+        title = f"# {model['name']}: no model to ship"
+        use = f"No method reached a claim level, so this run has no model to use. The nearest was {name}."
+    else:
+        title = f"# {model['name']} after {method}"
+        use = (
+            f"Image classification over {len(classes)} classes ({', '.join(_escape(c) for c in classes)}), where the rows "
+            "named below must no longer shape the answers. Judge it by the claim level; do not use it as proof that data "
+            "was deleted."
+        )
+    status = " (indicative)" if verdict["indicative"] else ""
+    claim = [f"Level **{verdict['level']}**{status}. {words.claim(verdict['level'], summary)}"]
+    if verdict["indicative"]:
+        claim.append(words.why_indicative(summary))
+    failed = [
+        f"- {g['gate']} (level {g['level']}): {g['value']}, wanted {g['wanted']}" for g in words.failed_gates(verdict)
+    ]
+    saw = "saw" if model["saw_forget_data"] else "is said not to have seen"
+    return [
+        title,
+        f"## Intended use\n\n{use}",
+        f"## What was forgotten\n\n{asked[0].upper()}{asked[1:]}.\n\nRequest `{summary['request']['digest']}`.",
+        "## Claim level\n\n" + "\n\n".join(claim),
+        "## Failed gates\n\n" + ("\n".join(failed) or "None."),
+        "## What is not claimed\n\n" + "\n".join(f"- {line}" for line in words.not_claimed(summary)),
+        f"## Metrics\n\n{_table(summary)}\n\nMore in `summary.json`, `results.csv` and `report.html`.",
+        f"## Training data\n\n{data.name}: {data.rows_train:,} training and {data.rows_test:,} test rows, "
+        f"`{data.digest}`. The original's backbone {saw} the forgotten rows. Original weights `{model['digest']}`.",
+    ]
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    """Original, retrained and the method the card is about, one metric a line."""
+    shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", words.focus(summary))]
+    lines = ["| metric | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for heading, path, form in COLUMNS:
+        values = [lookup(block, path) for _, block in shown]
+        if any(v is not None for v in values):
+            cells = ("–" if v is None else form.format(v) for v in values)
+            lines.append(f"| {words.GATES.get(path, heading)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """A class name inside Markdown: nothing in it is markup, and it stays on its line."""
+    text = " ".join(text.split())
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)

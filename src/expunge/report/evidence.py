@@ -1,0 +1,108 @@
+"""What the plots need beside summary.json: outputs per row of every model, on rows drawn with a seed. No ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN
+from expunge.errors import ManifestError
+
+ROWS = 20_000  # at most so many rows of each part
+VIEW_ROWS = {"retained": 360, "unseen": 120, "forgotten": 240}  # points of a 2-D view, drawn in this order
+BATCH = 65_536
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """`labels (n,)` int, `parts (n,)` str, and per candidate `logits (n, C)`, all of the same drawn rows.
+
+    `views`: title -> features `(k, d)` of the rows whose group (forgotten, unseen, retained) is `view_groups (k,)`.
+    `drawn` says in words which rows these are.
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[Any]
+    parts: NDArray[Any]
+    logits: Mapping[str, NDArray[Any]]
+    views: Mapping[str, NDArray[Any]]
+    view_groups: NDArray[Any]
+    drawn: str
+
+    @cached_property
+    def groups(self) -> dict[str, Index]:
+        """Positions of forgotten, unseen (test rows of the same classes) and retained rows, and of the other test
+        rows."""
+        return groups_of(self.labels, self.parts)
+
+
+def groups_of(labels: NDArray[Any], parts: NDArray[Any]) -> dict[str, Index]:
+    test = np.char.startswith(parts, "test")
+    same = np.isin(labels, np.unique(labels[parts == FORGET]))
+    return {
+        "forgotten": np.flatnonzero(parts == FORGET),
+        "unseen": np.flatnonzero(test & same),
+        "retained": np.flatnonzero(parts == RETAIN),
+        "retained test": np.flatnonzero(parts == TEST_RETAIN),
+    }
+
+
+def draw_rows(parts: NDArray[Any], seed: int, limit: int = ROWS) -> Index:
+    """At most `limit` rows of each part, in dataset order."""
+    rng = np.random.default_rng([seed, 101])
+    drawn = [_thin(np.flatnonzero(parts == part), limit, rng) for part in np.unique(parts)]
+    return np.sort(np.concatenate(drawn))
+
+
+def draw_view(labels: NDArray[Any], parts: NDArray[Any], seed: int) -> tuple[Index, NDArray[Any]]:
+    """Rows of a 2-D view `(k,)` and the group of each."""
+    rng = np.random.default_rng([seed, 102])
+    groups = groups_of(labels, parts)
+    drawn = {name: _thin(groups[name], size, rng) for name, size in VIEW_ROWS.items()}
+    return np.concatenate(list(drawn.values())), np.repeat(list(drawn), [len(rows) for rows in drawn.values()])
+
+
+def _thin(rows: Index, limit: int, rng: np.random.Generator) -> Index:
+    return rows if len(rows) <= limit else np.sort(rng.choice(rows, limit, replace=False))
+
+
+def drawn_words(kept: int, total: int, seed: int) -> str:
+    """Which rows the plots are made from."""
+    if kept == total:
+        return f"All {total:,} rows are counted."
+    return f"{kept:,} of {total:,} rows are counted: at most {ROWS:,} of each part, drawn with seed {seed}."
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Scalar columns of an evaluation file as numpy arrays."""
+    try:
+        table = pq.read_table(path, columns=list(columns))
+    except (pa.ArrowException, OSError) as e:
+        raise ManifestError(f"{path}: cannot be read ({e}); run the evaluate stage again") from None
+    return {name: np.array(table[name].to_pylist()) for name in columns}
+
+
+def read_logits(path: Path, rows: Index) -> NDArray[Any]:
+    """Logits `(k, C)` float32 of ascending dataset positions, read in batches: the file may be larger than memory."""
+    picked, start = [], 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=["logits"]):
+            here = rows[(rows >= start) & (rows < start + len(batch))] - start
+            column = batch.column(0).take(pa.array(here))
+            picked.append(column.flatten().to_numpy(zero_copy_only=False).reshape(len(here), -1))
+            start += len(batch)
+    except (pa.ArrowException, OSError) as e:
+        raise ManifestError(f"{path}: cannot be read ({e}); run the evaluate stage again") from None
+    if len(rows) and rows[-1] >= start:
+        raise ManifestError(f"{path}: holds {start} rows, row {rows[-1]} was asked for; run the evaluate stage again")
+    return np.concatenate([p for p in picked if len(p)])

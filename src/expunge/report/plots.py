@@ -1,0 +1,175 @@
+"""Panels drawn from outputs per row: predictions of the forgotten rows, histograms, ROC curves, 2-D views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation.divergence import log_softmax
+from expunge.evaluation.membership import loss
+from expunge.report.evidence import Evidence
+from expunge.report.style import BLUE, GREEN, INK, VERMILION, Panel, looks, panel
+
+GROUPS = {"forgotten": (VERMILION, "-"), "unseen": (BLUE, "--"), "retained": (GREEN, "-.")}
+SHOWN_CLASSES = 20
+FLOOR = 1e-4  # nats; smaller losses are drawn here
+CONFIDENCE_BINS = np.linspace(0, 1, 26)
+LOSS_BINS = np.geomspace(FLOOR, 30, 28)
+
+
+def short(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def confusion_shift(e: Evidence) -> list[Panel]:
+    """Share of the forgotten rows that each model predicts as each class, beside their true labels."""
+    rows, n = e.groups["forgotten"], len(e.classes)
+    if not len(rows):
+        return []
+    columns = {"true label": np.bincount(e.labels[rows], minlength=n)}
+    columns |= {name: np.bincount(logits[rows].argmax(axis=1), minlength=n) for name, logits in e.logits.items()}
+    share = np.stack(list(columns.values()), axis=1) / len(rows)
+    names = [short(c) for c in e.classes]
+    if n > SHOWN_CLASSES:
+        top = np.sort(np.argsort(-share.max(axis=1), kind="stable")[: SHOWN_CLASSES - 1])
+        share = np.vstack([share[top], share[np.setdiff1d(np.arange(n), top)].sum(axis=0)])
+        names = [*(names[c] for c in top), f"{n - len(top)} others"]
+
+    def draw(axes: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        for (row, column), value in np.ndenumerate(share):
+            cell = Rectangle((column - 0.5, row - 0.5), 0.96, 0.94, facecolor=BLUE, alpha=0.08 + 0.72 * value, lw=0)
+            axes.add_patch(cell)
+            if value >= 0.005:
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5)
+        axes.set_xlim(-0.5, share.shape[1] - 0.5)
+        axes.set_ylim(len(share) - 0.5, -0.5)
+        axes.set_xticks(range(share.shape[1]), list(columns), rotation=35, ha="left", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+    height = 1.1 + 0.24 * len(names)
+    return [panel("Forgotten rows by predicted class, % of rows", draw, height=height, grid=None)]
+
+
+def histograms(e: Evidence, models: Sequence[str]) -> list[Panel]:
+    """Per model the confidence (largest probability) and the loss of the true label, for each group of rows."""
+    values = {m: _confidence_and_loss(e.logits[m], e.labels) for m in models}
+    tallest = max(
+        _shares(values[m][1][e.groups[g]], LOSS_BINS).max() for m in models for g in GROUPS if len(e.groups[g])
+    )
+    out = []
+    for model in models:
+        confidence, losses = values[model]
+        out.append(_histogram(e, f"{model}: confidence", confidence, CONFIDENCE_BINS, "confidence", 1.0))
+        label = f"loss, nats ({FLOOR:g} or less at the left edge)"
+        out.append(_histogram(e, f"{model}: loss", losses, LOSS_BINS, label, tallest))
+    return out
+
+
+def _confidence_and_loss(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    return np.exp(log_softmax(logits).max(axis=1)), loss(logits, labels)
+
+
+def _shares(values: NDArray[Any], bins: NDArray[Any]) -> NDArray[Any]:
+    counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
+    return np.asarray(counts / len(values))
+
+
+def _histogram(e: Evidence, title: str, values: NDArray[Any], bins: NDArray[Any], x: str, top: float) -> Panel:
+    def draw(axes: Any) -> None:
+        for group, (color, line) in GROUPS.items():
+            rows = e.groups[group]
+            if len(rows):
+                share = _shares(values[rows], bins)
+                axes.stairs(share, bins, color=color, ls=line, lw=1.5, label=group)
+                axes.stairs(share, bins, color=color, alpha=0.12, fill=True)
+        if bins is LOSS_BINS:
+            axes.set_xscale("log")
+        axes.set_ylim(0, 1.04 * top)
+
+    return panel(title, draw, x=x, y="share of rows", height=2.3, legend=3)
+
+
+def attack_curves(e: Evidence) -> list[Panel]:
+    """ROC of the loss attack, both axes logarithmic: forgotten against unseen rows, retained against other test
+    rows."""
+    sides = [
+        ("Forgotten rows against unseen rows of their classes", "forgotten", "unseen"),
+        ("Retained rows against retained test rows", "retained", "retained test"),
+    ]
+    return [_roc(e, title, a, b) for title, a, b in sides if len(e.groups[a]) and len(e.groups[b])]
+
+
+def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
+    from sklearn.metrics import roc_curve
+
+    rows = np.concatenate([e.groups[members], e.groups[others]])
+    truth = np.repeat([1, 0], [len(e.groups[members]), len(e.groups[others])])
+    low = 1 / max(len(e.groups[others]), 100)
+
+    def draw(axes: Any) -> None:
+        for name, look in looks(list(e.logits)).items():
+            fpr, tpr, _ = roc_curve(truth, -loss(e.logits[name][rows], e.labels[rows]))
+            grid = np.unique(np.concatenate([np.geomspace(low, 1, 200), fpr[fpr >= low]]))
+            grid = grid[np.linspace(0, len(grid) - 1, min(len(grid), 400)).astype(int)]
+            reached = tpr[np.searchsorted(fpr, grid, side="right") - 1]
+            axes.plot(grid, np.maximum(reached, low / 2), color=look.color, ls=look.line, label=name)
+        axes.plot([low, 1], [low, 1], color=INK, alpha=0.4, lw=0.8, label="guessing")
+        axes.set(xscale="log", yscale="log", xlim=(low, 1), ylim=(low / 2, 1.1))
+
+    x, y = "false-positive rate", "true-positive rate"
+    return panel(title, draw, x=x, y=y, height=3.3, legend=3)
+
+
+def views(e: Evidence) -> list[Panel]:
+    """Two dimensions of each set of features, by PCA and by t-SNE (of at most 50 principal components, seed 0)."""
+    out = []
+    for title, features in e.views.items():
+        x = np.asarray(features, np.float64)
+        if len(x) < 12 or not np.ptp(x, axis=0).any():
+            continue
+        linear, explained = _pca(x)
+        a, b = (f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(explained[:2]))
+        out.append(_scatter(f"{title}, PCA", linear[:, :2], e.view_groups, a, b))
+        out.append(_scatter(f"{title}, t-SNE", _tsne(linear[:, :50]), e.view_groups, "t-SNE 1", "t-SNE 2"))
+    return out
+
+
+def _pca(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(50, *x.shape), svd_solver="full")
+    points = pca.fit_transform(x)
+    missing = max(0, 2 - points.shape[1])  # features of one dimension
+    return np.pad(points, ((0, 0), (0, missing))), np.pad(pca.explained_variance_ratio_, (0, missing))
+
+
+def _tsne(x: NDArray[Any]) -> NDArray[Any]:
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # one order of summation, one picture
+        perplexity = min(30.0, (len(x) - 1) / 3)
+        model = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0, n_jobs=1)
+        return np.asarray(model.fit_transform(x))
+
+
+def _scatter(title: str, points: NDArray[Any], groups: NDArray[Any], x: str, y: str) -> Panel:
+    styles = {"retained": (INK, ".", 9, 0.3), "unseen": (BLUE, "^", 11, 0.8), "forgotten": (VERMILION, "o", 9, 0.7)}
+
+    def draw(axes: Any) -> None:
+        for group, (color, marker, size, alpha) in styles.items():
+            mine = points[groups == group]
+            if len(mine):
+                axes.scatter(*mine.T, s=size, marker=marker, color=color, alpha=alpha, lw=0, label=group)
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    return panel(title, draw, x=x, y=y, height=3.1, grid=None, legend=3)

@@ -1,0 +1,125 @@
+"""One panel of a report: a Matplotlib drawing as inline SVG that takes its text colour from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import cycle
+from typing import Any
+
+from expunge.report.summary import CONTROL
+
+INK = "#010203"  # stands for the page's text colour, in light and dark
+# Okabe and Ito's palette, readable with every common colour blindness. Yellow is left out: it drowns on white.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+GREY = "#8a8a8a"
+WIDTH = 4.6  # inches; near the width of a phone, so that text keeps its size there
+
+SETTINGS = {
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "text.parse_math": False,  # a class may be called $x$
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.8,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A drawing and the title that stands above it and is read aloud for it."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one candidate is drawn in every panel."""
+
+    color: str
+    line: str
+    marker: str
+
+
+def looks(candidates: Sequence[str]) -> dict[str, Look]:
+    """References keep their look in every report; methods take colour, line and marker in the order of the table."""
+    fixed = {
+        "original": Look(ORANGE, (0, (1, 1)), "s"),  # type: ignore[arg-type]
+        "retrained": Look(INK, "-", "*"),
+        CONTROL: Look(GREY, "--", "X"),
+    }
+    colors, lines, markers = cycle((BLUE, VERMILION, GREEN, PURPLE, SKY)), cycle(("-", "--", "-.")), cycle("o^Dv<>Pph")
+    out = {}
+    for name in candidates:
+        out[name] = fixed[name] if name in fixed else Look(next(colors), next(lines), next(markers))
+    return out
+
+
+def panel(
+    title: str,
+    draw: Callable[[Any], None],
+    *,
+    x: str = "",
+    y: str = "",
+    height: float = 2.9,
+    grid: str | None = "both",
+    legend: int = 0,
+) -> Panel:
+    """Draw on fresh axes with labels `x` and `y` and return the SVG; `legend` is its number of columns, 0 for none.
+
+    The same drawing gives the same bytes: ids come from the title, and no date is written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font draws the text
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_axisbelow(True)
+        if grid:
+            axes.grid(True, axis=grid)
+        draw(axes)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if legend:
+            figure.legend(loc="outside upper left", ncols=legend)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"), None))
+    return Panel(title, _inline(out.getvalue(), title))
+
+
+def _inline(svg: str, title: str) -> str:
+    """The SVG element alone, without what only a file of its own needs."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<[^>]*>", _tag, svg)  # tags only: a class may be called anything
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None  # Matplotlib always writes one
+    return f'<svg role="img" aria-label="{escape(title, quote=True)}" {box[0]}>{svg[svg.index(">") + 1 :]}'
+
+
+def _tag(match: re.Match[str]) -> str:
+    tag = match[0].replace("xlink:href=", "href=").replace(INK, "currentColor")
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)  # names of groups, which nothing refers to
+    tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
+    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
+    return re.sub(r"(\.\d\d)\d+", r"\1", tag)

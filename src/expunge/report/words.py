@@ -1,0 +1,108 @@
+"""What the summary means, in plain words: levels, gates, and what a reader must not conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.report.summary import CONTROL, LEVELS
+from expunge.report.tables import lookup, not_proven
+
+CLAIMS = {
+    "none": "Not even its accuracies are those of a retrained model.",
+    "a": "Its accuracies are those of a retrained model, within the margins.",
+    "b": "Its predictions are those of a retrained model, within the margins.",
+    "c": "The features z' that its head reads say no more about the forgotten rows than a retrained model's.",
+    "d": "Its backbone's own features z say no more about the forgotten rows than a retrained model's.",
+}
+WITHOUT_REFERENCE = {
+    "none": "Not even its accuracies are as they should be after forgetting.",
+    "a": "Its accuracy on what was kept is that of the original; forgotten classes, if any, are no longer named.",
+}
+GATES = {
+    "accuracy.retain": "accuracy on retained rows",
+    "accuracy.forget": "accuracy on forgotten rows",
+    "accuracy.test_retain": "accuracy on retained test rows",
+    "accuracy.test_forget": "accuracy on forgotten test rows",
+    "divergence.forget.kl": "KL from the retrained model on forgotten rows, nats",
+    "divergence.forget.agreement": "agreement with the retrained model on forgotten rows",
+    "membership.loss_auc": "AUC of the loss attack",
+    "membership.mia_lr_member": "share of forgotten rows called members (MIA-LR)",
+    "representation.probe_z_prime": "linear probe on z'",
+    "representation.probe_z": "linear probe on z",
+}
+
+
+def seed_count(summary: Mapping[str, Any]) -> int:
+    """How many models were retrained; 0 without a reference."""
+    return int(lookup(summary, "references.retrained.seeds") or 0)
+
+
+def focus(summary: Mapping[str, Any]) -> str:
+    """The method the report looks at closely: the selected one, else the nearest to the retrained model, else the
+    control."""
+    if summary["selected"] is not None:
+        return str(summary["selected"])
+    others = [name for name in summary["methods"] if name != CONTROL]
+
+    def distance(name: str) -> float:
+        kl = lookup(summary["methods"][name], "divergence.forget.kl")
+        return float("inf") if kl is None else float(kl)
+
+    return min(others, key=distance, default=CONTROL)
+
+
+def claim(level: str, summary: Mapping[str, Any]) -> str:
+    """What reaching `level` says."""
+    return CLAIMS[level] if seed_count(summary) else WITHOUT_REFERENCE.get(level, CLAIMS[level])
+
+
+def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """What was asked for, without ids: the classes where whole classes go, else a count."""
+    request = summary["request"]
+    rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows"
+    whole = [classes[c] for c in request["whole_classes"]]
+    if whole and request["classes"] == request["whole_classes"]:
+        return f"{'class' if len(whole) == 1 else 'classes'} {', '.join(whole)}: {rows}"
+    return f"{rows}, chosen by {request['selector']}"
+
+
+def why_indicative(summary: Mapping[str, Any]) -> str:
+    """Why the verdict is not firm."""
+    if seed_count(summary) == 0:
+        return "Indicative: nothing was retrained, so there is no model to compare with."
+    if seed_count(summary) == 1:
+        return (
+            "Indicative: there is one retrained model, so how much models differ from seed to seed is not known. "
+            "The intervals come from resampling rows."
+        )
+    return "Indicative: for some gates only one retrained model has a value."
+
+
+def not_claimed(summary: Mapping[str, Any]) -> list[str]:
+    """What this report does not claim about the method it looks at."""
+    level = summary["methods"][focus(summary)]["verdict"]["level"]
+    above = LEVELS[LEVELS.index(level) + 1 :]
+    lines = [f"Level {name}: {CLAIMS[name][0].lower()}{CLAIMS[name][1:]}" for name in above]
+    lines += [line[2:].replace("`", "") for line in not_proven(summary).splitlines() if line.startswith("- ")]
+    return [*lines, "The attacks are those listed here; a stronger one may find more."]
+
+
+def failed_gates(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The failed gates as text: gate, value, what was wanted, and how far the interval lies beyond the margin."""
+    return [
+        {
+            "level": gate["level"],
+            "gate": GATES.get(gate["gate"], gate["gate"]),
+            "value": number(gate["value"]),
+            "wanted": f"{number(gate['target'])} ± {gate['margin']:g}",
+            "excess": number(gate["excess"]),
+            "margins": f"{gate['excess'] / gate['margin']:.1f}" if gate["excess"] and gate["margin"] else "–",
+        }
+        for gate in verdict["failed_gates"]
+    ]
+
+
+def number(value: float | None) -> str:
+    """Three decimals, a dash for what does not exist."""
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,89 @@
+"""report: one HTML file, the numbers as CSV, and a model card."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from expunge.config import Config, load_config
+from expunge.data.dataset import Dataset
+from expunge.features.store import FeatureStore
+from expunge.files import read_json, read_manifest, write_text
+from expunge.paths import DATASET, EVALUATION, FEATURES, ORIGINAL, REPORTS, SUMMARY, UNLEARNED, retrained
+from expunge.progress import say
+from expunge.report.card import TrainingData, model_card
+from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
+from expunge.report.export import results_csv
+from expunge.report.html import render
+from expunge.report.summary import CONTROL
+from expunge.report.words import focus
+from expunge.stages import run
+from expunge.stages.evaluate import REFERENCES
+from expunge.unlearned import Unlearned
+
+
+def outputs(config: Config) -> dict[str, Path]:
+    """Where the outputs per row of every candidate lie, in the order of the table; of the retrained the first seed's."""
+    files = {"original": EVALUATION / REFERENCES / f"{ORIGINAL}.parquet"}
+    if config.reference == "retrain":
+        files["retrained"] = EVALUATION / REFERENCES / f"retrained-{config.retrain.seeds[0]}.parquet"
+    for method in (CONTROL, *(m for m in config.methods if m != CONTROL)):
+        files[method] = EVALUATION / method / f"{method}.parquet"
+    for directory in sorted({path.parent for path in files.values()}):
+        read_manifest(directory, verify=False)
+    return files
+
+
+def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
+    """Features of the drawn rows in dataset order: z of the original, what the method's head reads, z of the first
+    retrained model."""
+    z = FeatureStore(FEATURES / ORIGINAL).z(rows)
+    unlearned = Unlearned.load(UNLEARNED / name)
+    own = torch.from_numpy(z)
+    if unlearned.classifier is not None:
+        unlearned.classifier.eval()
+        with torch.inference_mode():
+            own = torch.cat(
+                [
+                    unlearned.classifier.features(dataset.images(part)).float()
+                    for part in np.array_split(rows, max(1, len(rows) // config.features.batch_size))
+                ]
+            )
+    views = {"z of the original": z, f"z' of {name}": unlearned.map(own).float().numpy()}
+    if config.reference == "retrain":
+        views["z of the retrained model"] = FeatureStore(FEATURES / retrained(config.retrain.seeds[0])).z(rows)
+    return views
+
+
+def gather(name: str, dataset: Dataset, config: Config) -> Evidence:
+    """Read what the plots need of the drawn rows."""
+    files, seed = outputs(config), config.evaluate.seed
+    columns = read_columns(files["original"], ["label", "part"])
+    labels, parts = columns["label"], columns["part"]
+    rows, (shown, groups) = draw_rows(parts, seed), draw_view(labels, parts, seed)
+    order = np.argsort(shown, kind="stable")
+    return Evidence(
+        classes=tuple(dataset.class_names),
+        labels=labels[rows],
+        parts=parts[rows],
+        logits={candidate: read_logits(path, rows) for candidate, path in files.items()},
+        views=view(name, shown[order], dataset, config),
+        view_groups=groups[order],
+        drawn=drawn_words(len(rows), len(parts), seed),
+    )
+
+
+def main() -> None:
+    config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
+    evidence = gather(focus(summary), dataset, config)
+    data = TrainingData(
+        config.data.source, dataset.digest, dataset.manifest["rows_train"], dataset.manifest["rows_test"]
+    )
+    write_text(REPORTS / "report.html", render(summary, evidence))
+    write_text(REPORTS / "results.csv", results_csv(summary))
+    write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))
+    say(f"report: {REPORTS / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run(main)
