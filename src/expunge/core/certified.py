@@ -93,7 +93,7 @@ class CertifiedRemoval(Estimator):
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=x.device)
         problem = LinearProblem(x, labels.long(), self._point_loss, ridge, self.sigma * noise / n)
         second = Moments.of(x).second()
-        found = minimise(problem, torch.zeros_like(noise), second, 0.25, self.tol, self.steps)
+        found = minimise(problem, torch.zeros_like(noise), 0.25 * second + torch.diag(ridge), self.tol, self.steps)
         self._w = found.p
         # Rows only leave, so the norm of the training inputs stays an upper bound.
         self._norm = math.sqrt(n * float(torch.linalg.eigvalsh(second)[-1]))

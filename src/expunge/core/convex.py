@@ -51,15 +51,13 @@ class Minimum:
     steps: int
 
 
-def minimise(
-    problem: LinearProblem, start: Tensor, second: Tensor, curvature: float, tol: float, steps: int
-) -> Minimum:
-    """L-BFGS in coordinates where `curvature second + diag(ridge)`, about the Hessian, is the identity.
+def minimise(problem: LinearProblem, start: Tensor, metric: Tensor, tol: float, steps: int) -> Minimum:
+    """L-BFGS in coordinates where `metric (p, p)`, a guess of the Hessian of every class, is the identity.
 
-    `second (p, p)` is E[x x^T]. Stops when no entry of the preconditioned gradient exceeds `tol`.
+    Stops when no entry of the gradient in these coordinates exceeds `tol`, or after `steps`.
     """
-    metric = curvature * second + torch.diag(problem.ridge)
     # Directions without features and without ridge would make it singular; they have no gradient either.
+    metric = metric.clone()
     metric.diagonal().add_(1e-10 * float(metric.diagonal().max()))
     factor = torch.linalg.cholesky(metric)
 
