@@ -89,7 +89,7 @@ class Updater(Estimator):
     ) -> Self:
         """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is left as it is.
 
-        Raises DataError for rows or labels that cannot be used, CollapseError when the loss is no longer finite.
+        Raises DataError for rows or labels that cannot be used, CollapseError when loss or weights stop being finite.
         """
         run = Run(self, classifier, images, labels, retain_rows, forget_rows)
         self.history_ = self._descend(run)
@@ -232,6 +232,7 @@ class Run:
                         advance(len(batch[0]))
                 self._refuse_divergence(means, phase)
                 history.setdefault(phase.epoch, {"epoch": phase.epoch + 1}).update(means)
+        self._refuse_ruin()
         return list(history.values())
 
     def _decay_and_mask(self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None) -> None:
@@ -248,6 +249,13 @@ class Run:
         if not all(map(math.isfinite, means.values())):
             raise CollapseError(
                 f"{type(self.options).__name__}: the loss is {means} in epoch {phase.epoch + 1}; "
+                f"lower lr (now {self.options.lr})"
+            )
+
+    def _refuse_ruin(self) -> None:
+        if not all(bool(torch.isfinite(t).all()) for t in self.student.state_dict().values()):
+            raise CollapseError(
+                f"{type(self.options).__name__}: weights are not finite after the last step; "
                 f"lower lr (now {self.options.lr})"
             )
 

@@ -1,0 +1,147 @@
+"""What every method promises: same seed same bytes, the given classifier untouched, and forgetting."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.errors import CollapseError, DataError
+from expunge.finetune import METHODS, BadTeacher, Delete, FineTune, NegGradPlus, RandomLabels, SalUn, Scrub, Ssd
+from expunge.models.checkpoint import digest_of_tensors
+from expunge.models.classifier import Classifier
+
+# Settings under which each does its work on a few hundred digits; the defaults are for larger sets.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fine-tune": {"lr": 0.5, "epochs": 6, "batch_size": 64},
+    "neggrad-plus": {"alpha": 0.9, "lr": 0.2, "retain_share": 1.0, "epochs": 4, "batch_size": 64},
+    "random-labels": {"lr": 0.05, "batch_size": 64},
+    "salun": {"lr": 0.05, "batch_size": 64},
+    "ssd": {"alpha": 5.0, "batch_size": 64},
+    "scrub": {"lr": 0.05, "max_epochs": 2, "epochs": 4, "retain_share": 1.0, "batch_size": 64},
+    "bad-teacher": {"lr": 0.05, "batch_size": 64},
+    "delete": {"lr": 0.0003, "epochs": 20, "weight_decay": 0.0, "batch_size": 64},
+}
+
+
+def digest(model: Classifier) -> str:
+    return digest_of_tensors(model.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_forgets_and_retains_and_repeats_itself(name: str, digits: Any) -> None:
+    model = digits.fresh()
+    before, mode = digest(model), [m.training for m in model.modules()]
+    torch.manual_seed(5)
+    global_state = torch.random.get_rng_state()
+    fits = [
+        METHODS[name](**SETTINGS[name]).fit(model, digits.images, digits.labels, *digits.rows)  # type: ignore[attr-defined]
+        for _ in range(2)
+    ]
+    assert digest(fits[0].classifier_) == digest(fits[1].classifier_) != before
+    assert fits[0].history_ == fits[1].history_
+    assert digest(model) == before and [m.training for m in model.modules()] == mode
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), global_state)
+
+    result = fits[0].classifier_
+    assert not any(m.training for m in result.modules())
+    others = digits.test[digits.labels[digits.test] != 5]
+    assert digits.accuracy(model, digits.forget) > 0.99
+    # Fine-tuning is known to forget little; the others are made to lose the class.
+    assert digits.accuracy(result, digits.forget) < (0.95 if name == "fine-tune" else 0.15)
+    assert digits.accuracy(result, others) > 0.9
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_arguments_are_kept_under_their_names(name: str) -> None:
+    method = METHODS[name](**SETTINGS[name])
+    params = method.get_params()
+    assert set(params) == set(inspect.signature(type(method)).parameters) and params.items() >= SETTINGS[name].items()
+    assert type(method)(**params).get_params() == params
+    with pytest.raises(AttributeError, match="call fit first"):
+        method.classifier_  # noqa: B018
+
+
+def test_another_seed_gives_another_model(digits: Any) -> None:
+    fits = [
+        RandomLabels(seed=s, batch_size=64).fit(digits.model, digits.images, digits.labels, *digits.rows)
+        for s in (1, 2)
+    ]
+    assert digest(fits[0].classifier_) != digest(fits[1].classifier_)
+
+
+def test_bf16_is_near_fp32_and_not_the_same(digits: Any) -> None:
+    fits = [
+        FineTune(lr=0.01, precision=p, batch_size=256).fit(digits.model, digits.images, digits.labels, *digits.rows)
+        for p in ("fp32", "bf16")
+    ]
+    a, b = (torch.cat([p.detach().flatten() for p in f.classifier_.parameters()]) for f in fits)
+    assert not torch.equal(a, b)
+    assert torch.linalg.norm(a - b) < 0.05 * torch.linalg.norm(a)
+    assert all(p.dtype == torch.float32 for p in fits[1].classifier_.parameters())
+
+
+def test_rows_of_all_classes_can_be_forgotten(digits: Any) -> None:
+    """Sample-wise requests: the classes stay, the rows are relabelled and lose accuracy against the retained ones."""
+    rows = np.random.default_rng(0).permutation(np.concatenate(digits.rows))
+    forget, retain = rows[:140], rows[140:]
+    method = RandomLabels(lr=0.2, epochs=12, batch_size=64, weight_decay=0.0)
+    model = method.fit(digits.model, digits.images, digits.labels, retain, forget).classifier_
+    assert digits.accuracy(model, forget) < 0.85 < 0.98 < digits.accuracy(model, retain)
+
+
+def test_unusable_rows_are_named(digits: Any) -> None:
+    images, labels, (retain, forget) = digits.images, digits.labels, digits.rows
+    with pytest.raises(DataError, match=f"row {retain[0]} .* retained and forgotten"):
+        FineTune().fit(digits.model, images, labels, retain, retain[:1])
+    with pytest.raises(DataError, match="forget_rows: 0 rows"):
+        Ssd().fit(digits.model, images, labels, retain, forget[:0])
+    with pytest.raises(DataError, match=rf"within 0\.\.{len(labels) - 1}"):
+        FineTune().fit(digits.model, images, labels, retain, np.array([len(labels)]))
+    with pytest.raises(DataError, match="one label per uint8 image"):
+        FineTune().fit(digits.model, images, labels[:-1], retain, forget)
+    with pytest.raises(DataError, match="the model has 10 classes"):
+        FineTune().fit(digits.model, images, labels + 1, retain, forget)
+    for method in (RandomLabels(), Delete()):
+        with pytest.raises(DataError, match="retained rows of another class"):
+            method.fit(digits.model, images, np.full_like(labels, 5), retain, forget)
+
+
+def test_a_loss_that_runs_off_is_refused(digits: Any) -> None:
+    arguments = (digits.model, digits.images, digits.labels, *digits.rows)
+    with pytest.raises(CollapseError, match=r"NegGradPlus: the loss is .* epoch 1; lower lr \(now 1e\+20\)"):
+        NegGradPlus(alpha=0.5, cap=None, lr=1e20).fit(*arguments)
+    # One step: its loss is that of the start, and what it left behind is not finite.
+    with pytest.raises(CollapseError, match=r"FineTune: weights are not finite .* lower lr"):
+        FineTune(lr=3e38, weight_decay=1e4, batch_size=10_000).fit(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        (FineTune, {"epochs": 0}),
+        (FineTune, {"batch_size": 0}),
+        (Scrub, {"retain_share": 0.0}),
+        (BadTeacher, {"precision": "fp16"}),
+        (SalUn, {"density": 1.5}),
+        (Ssd, {"fisher": "exact"}),
+        (Ssd, {"alpha": 0.0}),
+    ],
+)
+def test_impossible_arguments_are_refused(method: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        method(**wrong)
+
+
+def test_a_network_without_batch_norm_works(digits: Any) -> None:
+    flat = digits.fresh()
+    flat.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.ReLU())
+    flat.card = replace(flat.card, name="flat")
+    for name in METHODS:
+        settings = {**SETTINGS[name], "lr": 0.001} if name != "ssd" else {"alpha": 1.5, "batch_size": 64}
+        METHODS[name](**settings).fit(flat, digits.images, digits.labels, *digits.rows)  # type: ignore[attr-defined]

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from expunge.core import Moments, RepresentationLinear, identity
+from expunge.core.maps import AffineMap
+from expunge.evaluation.representation import knn, linear_cka
+from expunge.finetune import Seal
+from expunge.models.checkpoint import digest_of_tensors
+
+
+@pytest.fixture(scope="module")
+def collapsing_map(digits: Any) -> AffineMap:
+    """Forgotten features onto the overall mean, retained ones left alone."""
+    retain, forget = (Moments.of(digits.z(digits.model, rows)) for rows in digits.rows)
+    return RepresentationLinear(beta=1.0).fit(retain, forget).map_
+
+
+def probe(digits: Any, z_of: Any) -> float:
+    """kNN for the forgotten class: balanced training rows, all test rows of the class and as many others."""
+    rng = np.random.default_rng(0)
+    test_forget = digits.test[digits.labels[digits.test] == 5]
+    others = rng.choice(digits.test[digits.labels[digits.test] != 5], len(test_forget), replace=False)
+    retain = rng.choice(digits.retain, len(digits.forget), replace=False)
+    train, test = np.r_[digits.forget, retain], np.r_[test_forget, others]
+    return knn(
+        z_of(train).numpy(), np.arange(len(train)) < len(retain), z_of(test).numpy(), np.arange(len(test)) < len(others)
+    )
+
+
+def test_the_sealed_backbone_behaves_like_the_map(digits: Any, collapsing_map: AffineMap) -> None:
+    model, before = digits.fresh(), digest_of_tensors(digits.model.state_dict())
+    fits = [
+        Seal(collapsing_map, epochs=12, lr=0.2, batch_size=64, weight_decay=0.0).fit(
+            model, digits.images, digits.labels, *digits.rows
+        )
+        for _ in range(2)
+    ]
+    sealed = fits[0].classifier_
+    assert digest_of_tensors(model.state_dict()) == before
+    assert digest_of_tensors(sealed.state_dict()) == digest_of_tensors(fits[1].classifier_.state_dict()) != before
+    assert torch.equal(sealed.head.weight, model.head.weight) and torch.equal(sealed.head.bias, model.head.bias)
+
+    def z(rows: np.ndarray) -> torch.Tensor:
+        return digits.z(model, rows)
+
+    def mapped(rows: np.ndarray) -> torch.Tensor:
+        return collapsing_map(z(rows))
+
+    def new(rows: np.ndarray) -> torch.Tensor:
+        return digits.z(sealed, rows)
+
+    before_probe, target, after = (probe(digits, f) for f in (z, mapped, new))
+    assert before_probe > 0.97 and target < 0.85 and abs(after - target) < 0.5 * (before_probe - target)
+    near, far = (linear_cka(f(digits.test).numpy(), mapped(digits.test).numpy()) for f in (new, z))
+    assert near is not None and far is not None and near > 0.92 > 0.87 > far
+    others = digits.test[digits.labels[digits.test] != 5]
+    assert digits.accuracy(sealed, digits.forget) < 0.5 and digits.accuracy(sealed, others) > 0.95
+
+
+def test_forgotten_inputs_alone_are_enough_to_seal_and_retained_ones_are_not_read(
+    digits: Any, collapsing_map: AffineMap
+) -> None:
+    images = digits.images.copy()
+
+    def fit() -> Seal:
+        seal = Seal(collapsing_map, inputs="forget", epochs=20, lr=0.05, batch_size=64)
+        return seal.fit(digits.model, images, digits.labels, *digits.rows)
+
+    sealed = fit()
+    assert [set(epoch) for epoch in sealed.history_] == [{"epoch", "forget"}] * 20
+    assert sealed.history_[-1]["forget"] < 0.3 * sealed.history_[0]["forget"]
+    assert digits.accuracy(sealed.classifier_, digits.forget) < 0.6
+    assert digits.accuracy(sealed.classifier_, digits.retain) > 0.8
+
+
+def test_the_loss_is_the_share_of_the_features_variance(digits: Any) -> None:
+    """The first step's value, before anything moved, from features and map alone."""
+    z = digits.z(digits.model, np.concatenate(digits.rows)).double()
+    zero = AffineMap(torch.zeros(128, 128), z.mean(0))
+    seal = Seal(zero, epochs=1, batch_size=10_000, lr=0.0).fit(digits.model, digits.images, digits.labels, *digits.rows)
+    variance = z.var(0, correction=0).sum()
+    for part, rows in (("retain", digits.retain), ("forget", digits.forget)):
+        miss = (digits.z(digits.model, rows).double() - z.mean(0)).square().sum(1).mean()
+        assert seal.history_[0][part] == pytest.approx(float(miss / variance), rel=1e-4)
+
+
+def test_sealing_the_identity_changes_nothing(digits: Any) -> None:
+    seal = Seal(identity(128), weight_decay=0.0, batch_size=256).fit(
+        digits.model, digits.images, digits.labels, *digits.rows
+    )
+    assert max(seal.history_[0]["retain"], seal.history_[0]["forget"]) < 1e-9
+    old, new = (m(digits.images[digits.test]) for m in (digits.model, seal.classifier_))
+    torch.testing.assert_close(new, old, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        linear(digits.z(seal.classifier_, digits.test), digits.model.head.weight, digits.model.head.bias), new
+    )
+
+
+def test_other_inputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="one of both, forget"):
+        Seal(identity(3), inputs="retain")  # type: ignore[arg-type]
