@@ -20,7 +20,7 @@ STEPS = 100
 
 def run() -> dict[str, Any]:
     """One row a case; `ratio` is exact time / published time. Targets: 1/20 at d = 128, 1/10 at d = 1280."""
-    Loft(2, solver="riemannian-adam", steps=1).fit(*_moments(8)[:2])  # geoopt's import is not timed
+    Loft(2, solver="riemannian-adam", steps=1).fit(*_moments(16)[:2])  # geoopt's import is not timed
     rows = []
     for dim in sorted({d for d, _ in CASES}):
         retain, forget, source = _moments(dim)

@@ -20,9 +20,8 @@ SAMPLE_ROWS = 8192
 class HeadRefit(Estimator):
     """Minimise `mean cross-entropy + l2/2 ||W||^2` over the retained rows, started from the present head.
 
-    The optimum is one point (the loss is strictly convex for l2 > 0, up to a common shift of the biases), so the result
-    does not depend, beyond `tol`, on what the head was: unlearning of the head that is exact to that tolerance, when the
-    backbone never saw the forgotten rows.
+    For l2 > 0 the optimum is one point (up to a common shift of the biases), so the result does not depend on the
+    present head beyond `tol`: exact unlearning of the head, to that tolerance, if the backbone never saw the rows.
     Classes without a retained row are masked: row zero, bias -1e4, as the unpenalised optimum would be minus infinity.
 
     l2      as scikit-learn's LogisticRegression with C = 1 / (l2 n)
