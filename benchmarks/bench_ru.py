@@ -26,10 +26,21 @@ def run() -> dict[str, Any]:
         z_r, z_f = z[labels != 5], z[labels == 5]
         linear.append(linear_case(Moments.of(z_r), Moments.of(z_f)) | {"features": source})
         network.append(step_case(z_r, z_f, hidden) | {"features": source})
-    table = Table("d", "ours ms", "theirs ms", "ratio", "ours", "theirs", title="RU linear: exact, 1,000 Adam steps")
+    table = Table(
+        "d",
+        "exact ms",
+        "Adam ms",
+        "ratio",
+        "exact loss",
+        "Adam loss",
+        "after steps",
+        title="RU linear: exact, 1,000 Adam steps",
+    )
     for r in linear:
         times = (f"{1e3 * r['exact_s']:.2f}", f"{1e3 * r['adam_s']:.0f}", f"1/{1 / r['ratio']:.0f}")
-        table.add_row(str(r["dim"]), *times, f"{r['exact_objective']:.6g}", f"{r['adam_objective']:.6g}")
+        table.add_row(
+            str(r["dim"]), *times, f"{r['exact_objective']:.6g}", f"{r['adam_objective']:.6g}", str(r["adam_steps_run"])
+        )
     steps = Table("d", "hidden", "ours ms", "pairwise ms", "ratio", title="RU network: one step")
     for r in network:
         times = (f"{1e3 * r['mean_s']:.2f}", f"{1e3 * r['pairwise_s']:.1f}", f"1/{1 / r['ratio']:.0f}")
