@@ -54,6 +54,11 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Activations:
+    cuts: list[str]
+
+
+@dataclass(frozen=True)
 class Split:
     selector: Literal["classes", "random", "ids", "subjects", "filter"]
     classes: list[int | str]
@@ -71,6 +76,16 @@ class Retrain:
 
 @dataclass(frozen=True)
 class Evaluate:
+    seed: int
+
+
+@dataclass(frozen=True)
+class Ensembles:
+    """Models per side, for attacks that need many of them; 0 is off."""
+
+    heads: int
+    full: int
+    epochs: int | None
     seed: int
 
 
@@ -98,12 +113,14 @@ class Config:
     model: Model
     train: Train
     features: Features
+    activations: Activations
     split: Split
     reference: Literal["retrain", "skip"]
     retrain: Retrain
     methods: list[str]
     fit: dict[str, dict[str, Any]]
     evaluate: Evaluate
+    ensembles: Ensembles
     verdict: Verdict
     register: Register
 
@@ -217,6 +234,17 @@ def _check(config: Config, path: str) -> None:
         (config.train.epochs > 0, "train.epochs", "must be positive"),
         (config.train.batch_size > 0, "train.batch_size", "must be positive"),
         (config.features.batch_size > 0, "features.batch_size", "must be positive"),
+        (
+            config.ensembles.heads == 0 or config.ensembles.heads >= 8,
+            "ensembles.heads",
+            "must be 0 (off) or at least 8: half of the heads had a row",
+        ),
+        (
+            config.ensembles.full == 0 or config.ensembles.full >= 4,
+            "ensembles.full",
+            "must be 0 (off) or at least 4: an attack fits a distribution to each side",
+        ),
+        (config.ensembles.epochs is None or config.ensembles.epochs > 0, "ensembles.epochs", "must be positive or null"),
         (config.features.shard_rows > 0, "features.shard_rows", "must be positive"),
         ("logit-mask" in config.methods, "methods", "must hold logit-mask: the control is always in the table"),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),

@@ -6,9 +6,11 @@ stand beside each other under names of their own, and `after` fits another entry
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,10 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
 from expunge.errors import ConfigError, DataError
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
+from expunge.files import read_manifest
+from expunge.finetune import METHODS as FINETUNE
+from expunge.finetune import Seal
+from expunge.finetune.relearn import Relearn
 from expunge.models.classifier import Classifier
 from expunge.unlearned import Unlearned
 
@@ -46,6 +52,7 @@ class Request:
     """What a method may look at. Test rows and retrained models are out of its reach."""
 
     store: FeatureStore
+    activations_dir: Path
     dataset: Dataset
     classifier: Classifier
     forget_rows: np.ndarray
@@ -101,6 +108,14 @@ class Request:
                 f"{self.dataset.directory}: images differ in size; methods that train weights need one size"
             )
         return images
+
+    def activations(self, cut: str) -> np.ndarray:
+        """Activations `(train rows, h, w, c)` float16 behind a cut, memory-mapped."""
+        manifest = read_manifest(self.activations_dir, verify=False)
+        if f"{cut}.npy" not in manifest["files"]:
+            raise ConfigError(f"params.yaml: activations.cuts has no {cut!r}; add it, so that they are fetched once")
+        mapped: np.ndarray = np.load(self.activations_dir / f"{cut}.npy", mmap_mode="r")
+        return mapped
 
     def whole_classes(self, name: str) -> list[int]:
         if not self.forget_classes:
@@ -181,6 +196,36 @@ def _certified_removal(name: str, request: Request, settings: Settings, _: Unlea
     return Unlearned(fitted.map_, fitted.head_, info)
 
 
+def _relearn(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
+    """Activations are of training rows only, in dataset order; the head's logits on retained rows are known from z."""
+    method = _make(name, Relearn, settings)
+    train = np.flatnonzero(request.store.column("split") == TRAIN)
+    rows = np.searchsorted(train, request.retain_rows)
+    logits = request.head.logits(request.z_retain)
+    fitted = method.fit(request.classifier, request.activations(method.cut), request.labels[train], rows, logits)
+    info = {"kept_up_to": method.cut, "targets": method.targets, "history": fitted.history_}
+    return Unlearned.of_classifier(fitted.classifier_, info)
+
+
+def _finetune(name: str, request: Request, settings: Settings, _: Unlearned | None, method: str) -> Unlearned:
+    fitted = _make(name, FINETUNE[method], settings)
+    fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
+    return Unlearned.of_classifier(fitted.classifier_, {"history": fitted.history_})
+
+
+def _seal(name: str, request: Request, settings: Settings, before: Unlearned | None) -> Unlearned:
+    if before is None:
+        raise ConfigError(f"params.yaml: fit.{name}: seal needs `after`, the entry whose map goes into the backbone")
+    if before.classifier is not None:
+        raise ConfigError(
+            f"params.yaml: fit.{name}: `after` changes the backbone itself, so there is no map to seal in"
+        )
+    fitted = _make(name, Seal, {"map": before.map, **settings})
+    fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
+    sealed = Unlearned.of_classifier(fitted.classifier_, {"history": fitted.history_})
+    return dataclasses.replace(sealed, head=before.head)
+
+
 def _make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
     try:
         return method(**settings)
@@ -200,6 +245,9 @@ METHODS: dict[str, Fit] = {
     "esc": _esc,
     "head-refit": _head_refit,
     "certified-removal": _certified_removal,
+    "relearn": _relearn,
+    "seal": _seal,
+    **{name: partial(_finetune, method=name) for name in FINETUNE},
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 DATASET = Path("data/dataset")
 SPLIT = Path("data/split")
 FEATURES = Path("data/features")
+ACTIVATIONS = Path("data/activations")
 EVALUATION = Path("data/evaluation")
 RAW = Path("data/raw")
 MODELS = Path("models")
@@ -13,6 +14,8 @@ UNLEARNED = MODELS / "unlearned"
 REPORTS = Path("reports")
 VALIDATION = REPORTS / "validation"
 COST = REPORTS / "cost"
+ENSEMBLES = Path("data/ensembles")
+ENSEMBLE_REPORT = REPORTS / "ensembles.json"
 METRICS = REPORTS / "evaluation"
 SUMMARY = REPORTS / "summary.json"
 REGISTRATION = REPORTS / "registration.json"

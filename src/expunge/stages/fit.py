@@ -1,9 +1,9 @@
 """fit: one method of the table, from Moments and forget rows to a map or a head."""
 
 import argparse
+import resource
+import sys
 import time
-
-import psutil
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
@@ -12,9 +12,15 @@ from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_json, write_manifest
 from expunge.methods import Request, fit
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
+from expunge.paths import ACTIVATIONS, COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.progress import say
 from expunge.stages import run
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MiB; Linux counts KiB, macOS bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:
@@ -25,6 +31,7 @@ def main() -> None:
     split = Split(SPLIT)
     request = Request(
         store=FeatureStore(FEATURES / ORIGINAL),
+        activations_dir=ACTIVATIONS,
         dataset=Dataset(DATASET, verify=False),
         classifier=load_classifier(MODELS / ORIGINAL),
         forget_rows=split.rows("forget"),
@@ -37,8 +44,7 @@ def main() -> None:
     with staged_dir(UNLEARNED / name) as staging:
         unlearned.save(staging)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name])
-    peak = psutil.Process().memory_info().rss / 2**20
-    write_json(COST / f"fit-{name}.json", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak, 1)})
+    write_json(COST / f"fit-{name}.json", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak_rss_mb(), 1)})
     say(f"fit {name}: {seconds:.3f} s")
 
 

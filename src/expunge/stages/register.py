@@ -14,6 +14,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.divergence import log_softmax
 from expunge.files import digest_of, read_json, read_manifest
+from expunge.models.checkpoint import DESCRIPTION
 from expunge.paths import DATASET, EVALUATION, MODELS, ORIGINAL, REGISTRATION, REPORTS, SPLIT, SUMMARY, UNLEARNED
 from expunge.progress import say
 from expunge.report.tables import failures, headline, markdown
@@ -105,7 +106,13 @@ def main() -> None:
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
     )
     if selected is None:
-        write_receipt(REGISTRATION, content=digest_of(summary["request"]), name=name, method=None, tags={"dvc_lock": tags["dvc_lock"]})
+        write_receipt(
+            REGISTRATION,
+            content=digest_of(summary["request"]),
+            name=name,
+            method=None,
+            tags={"dvc_lock": tags["dvc_lock"]},
+        )
         say(f"register: nothing registered. {failures(summary)}")
         return
     verdict = summary["methods"][selected]["verdict"]
@@ -117,13 +124,15 @@ def main() -> None:
     }
     images, probabilities = evaluated(selected, dataset)
     content = content_digest(selected, summary)
+    own = UNLEARNED / selected
+    model_dir = own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL
     version = register_model(
         Submission(
             name=name,
             content=content,
             run_id=ids.children[selected],
             method=selected,
-            model_dir=MODELS / ORIGINAL,
+            model_dir=model_dir,
             unlearned_dir=UNLEARNED / selected,
             classes=dataset.class_names,
             images=images,
