@@ -61,9 +61,7 @@ def _index(summary: Mapping[str, Any], method: str, data: TrainingData) -> dict[
     return {"name": f"{summary['model']['name']}-{method}", "results": results}
 
 
-def _body(
-    summary: Mapping[str, Any], method: str | None, data: TrainingData, classes: Sequence[str]
-) -> list[str]:
+def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, classes: Sequence[str]) -> list[str]:
     model = summary["model"]
     asked = _escape(words.request_words(summary, classes))
     name = words.focus(summary)
@@ -73,10 +71,10 @@ def _body(
         use = f"No method reached a claim level, so this run has no model to use. The nearest was {name}."
     else:
         title = f"# {model['name']} after {method}"
+        named = ", ".join(_escape(c) for c in classes)
         use = (
-            f"Image classification over {len(classes)} classes ({', '.join(_escape(c) for c in classes)}), where the rows "
-            "named below must no longer shape the answers. Judge it by the claim level; do not use it as proof that data "
-            "was deleted."
+            f"Image classification over {len(classes)} classes ({named}), where the rows named below must no longer "
+            "shape the answers. Judge it by the claim level; do not use it as proof that data was deleted."
         )
     status = " (indicative)" if verdict["indicative"] else ""
     claim = [f"Level **{verdict['level']}**{status}. {words.claim(verdict['level'], summary)}"]

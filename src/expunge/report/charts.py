@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from expunge.report.plots import SHOWN_CLASSES, short
-from expunge.report.style import BLUE, INK, VERMILION, Panel, looks, panel
+from expunge.report.style import BLUE, INK, SHOWN_CLASSES, VERMILION, Panel, heatmap, log_scale, looks, panel, short
 from expunge.report.tables import candidates, lookup
 
 Summary = Mapping[str, Any]
@@ -53,19 +52,20 @@ def _probe(summary: Summary, title: str, key: str) -> Panel | None:
     target = values.get("retrained", [None])[0]
 
     def draw(axes: Any) -> None:
-        for side, (color, label) in enumerate(((VERMILION, "z, of the backbone"), (BLUE, "z', read by the head"))):
+        for side, (fill, label) in enumerate(((VERMILION, "z, of the backbone"), (BLUE, "z', read by the head"))):
             at = [i + 0.19 * (2 * side - 1) for i in range(len(values))]
             widths = [100 * (pair[side] if pair[side] is not None else 0.5) - 50 for pair in values.values()]
-            axes.barh(at, widths, 0.34, left=50, color=color, label=label)
+            axes.barh(at, widths, 0.34, left=50, color=fill, label=label)
             for y, pair in zip(at, values.values(), strict=True):
                 if pair[side] is not None:
-                    end = max(100 * pair[side], 50.0)
-                    axes.text(end, y, f" {100 * pair[side]:.1f}", va="center", fontsize=7.5)
+                    inside = pair[side] > 0.6
+                    at_x, color = (50.7, "white") if inside else (max(100 * pair[side], 50.0) + 0.7, INK)
+                    axes.text(at_x, y, f"{100 * pair[side]:.1f}", va="center", fontsize=7.5, color=color)
         if target is not None:
-            axes.axvline(100 * target, color=INK, lw=1.0, ls="--", label="retrained")
+            axes.axvline(100 * target, color=INK, lw=1.2, ls=(0, (2, 2)), label="z of the retrained")
         axes.set_yticks(range(len(values)), [short(name) for name in values])
         axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.set_xlim(min(45.0, *known) - 1, 109)
+        axes.set_xlim(min(48.0, *known) - 1, 101)
         axes.set_xticks([50, 60, 70, 80, 90, 100])
 
     height = 1.0 + 0.42 * len(values)
@@ -85,25 +85,18 @@ def damage(summary: Summary, classes: Sequence[str]) -> list[Panel]:
     if len(kept) > SHOWN_CLASSES:
         worst = np.nanmax(np.abs(table[:, kept]), axis=0)
         kept = kept[np.sort(np.argsort(-worst, kind="stable")[:SHOWN_CLASSES])]
-    title = "Recall lost per class, test rows"
+    title = "Recall lost per class, percentage points of test rows"
     if len(kept) < len(classes) and len(kept) == SHOWN_CLASSES:
         title += f" (the {SHOWN_CLASSES} classes that changed most)"
 
-    def draw(axes: Any) -> None:
-        shown = looks([name for name, _ in candidates(summary)])
-        spread = np.linspace(-0.27, 0.27, len(lost)) if len(lost) > 1 else np.zeros(1)
-        for offset, (name, row) in zip(spread, zip(lost, table, strict=True), strict=True):
-            at = np.arange(len(kept)) + offset
-            axes.plot(row[kept], at, shown[name].marker, color=shown[name].color, ms=5, mew=0, label=name, clip_on=False)
-        axes.axvline(0, color=INK, lw=0.8)
-        for i in range(len(kept) - 1):
-            axes.axhline(i + 0.5, color=INK, alpha=0.12, lw=0.6)
-        axes.set_yticks(range(len(kept)), [short(classes[c]) for c in kept])
-        axes.set_ylim(len(kept) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
+    shown = table[:, kept].T
+    scale = max(float(np.nanmax(np.abs(shown))), 1.0)
+    texts = [["" if abs(v) < 0.05 else f"{v:+.1f}" for v in line] for line in shown]
 
-    x, height = "recall lost, percentage points (right is worse)", 1.1 + 0.28 * len(kept)
-    return [panel(title, draw, x=x, height=height, grid="x", legend=3)]
+    def draw(axes: Any) -> None:
+        heatmap(axes, -shown / scale, [short(classes[int(c)]) for c in kept], [short(name) for name in lost], texts)
+
+    return [panel(title, draw, height=1.1 + 0.24 * len(kept), grid=None)]
 
 
 def cost(summary: Summary) -> list[Panel]:
@@ -126,9 +119,9 @@ def cost(summary: Summary) -> list[Panel]:
             at, look = float(np.mean(seconds)), shown["retrained"]
             label = "retraining, by definition 0" if floor is None else "retraining, against another seed"
             axes.plot(at, floor or 0.0, look.marker, color=look.color, ms=11, mew=0, label=label, ls="", clip_on=False)
-        axes.set_xscale("log")
+        log_scale(axes.xaxis)
         axes.set_ylim(0, 1.15 * max(kl for _, kl in points.values()) + 0.02)
         axes.margins(x=0.12)
 
     x, y = "seconds to fit", "KL on forgotten rows, nats"
-    return [panel("Cost against quality", draw, x=x, y=y, height=3.2, legend=2)]
+    return [panel("Distance to the retrained model and time", draw, x=x, y=y, height=3.2, legend=2)]

@@ -17,7 +17,7 @@ from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN
 from expunge.errors import ManifestError
 
 ROWS = 20_000  # at most so many rows of each part
-VIEW_ROWS = {"retained": 360, "unseen": 120, "forgotten": 240}  # points of a 2-D view, drawn in this order
+VIEW_ROWS = {"retained": 300, "unseen": 100, "forgotten": 200}  # points of a 2-D view, drawn in this order
 BATCH = 65_536
 
 Index = NDArray[np.int64]

@@ -198,8 +198,8 @@ def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
         ),
         Section(
             "Damage per class",
-            "What forgetting cost the classes that stay. Points right of zero lost recall against the original; "
-            "the retrained model shows what is unavoidable or chance.",
+            "What forgetting cost the classes that stay, against the original: plus is recall lost, minus recall won. "
+            "The retrained column shows what is unavoidable or chance.",
             charts.damage(summary, e.classes),
         ),
         Section(

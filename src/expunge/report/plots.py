@@ -11,17 +11,24 @@ from numpy.typing import NDArray
 from expunge.evaluation.divergence import log_softmax
 from expunge.evaluation.membership import loss
 from expunge.report.evidence import Evidence
-from expunge.report.style import BLUE, GREEN, INK, VERMILION, Panel, looks, panel
+from expunge.report.style import (
+    BLUE,
+    GREEN,
+    INK,
+    SHOWN_CLASSES,
+    VERMILION,
+    Panel,
+    heatmap,
+    log_scale,
+    looks,
+    panel,
+    short,
+)
 
 GROUPS = {"forgotten": (VERMILION, "-"), "unseen": (BLUE, "--"), "retained": (GREEN, "-.")}
-SHOWN_CLASSES = 20
 FLOOR = 1e-4  # nats; smaller losses are drawn here
 CONFIDENCE_BINS = np.linspace(0, 1, 26)
 LOSS_BINS = np.geomspace(FLOOR, 30, 28)
-
-
-def short(name: str, length: int = 18) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def confusion_shift(e: Evidence) -> list[Panel]:
@@ -38,21 +45,10 @@ def confusion_shift(e: Evidence) -> list[Panel]:
         share = np.vstack([share[top], share[np.setdiff1d(np.arange(n), top)].sum(axis=0)])
         names = [*(names[c] for c in top), f"{n - len(top)} others"]
 
-    def draw(axes: Any) -> None:
-        from matplotlib.patches import Rectangle
+    texts = [[f"{100 * v:.0f}" if v >= 0.005 else "" for v in line] for line in share]
 
-        for (row, column), value in np.ndenumerate(share):
-            cell = Rectangle((column - 0.5, row - 0.5), 0.96, 0.94, facecolor=BLUE, alpha=0.08 + 0.72 * value, lw=0)
-            axes.add_patch(cell)
-            if value >= 0.005:
-                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=8.5)
-        axes.set_xlim(-0.5, share.shape[1] - 0.5)
-        axes.set_ylim(len(share) - 0.5, -0.5)
-        axes.set_xticks(range(share.shape[1]), list(columns), rotation=35, ha="left", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
-        axes.xaxis.tick_top()
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    def draw(axes: Any) -> None:
+        heatmap(axes, share, names, [short(column) for column in columns], texts)
 
     height = 1.1 + 0.24 * len(names)
     return [panel("Forgotten rows by predicted class, % of rows", draw, height=height, grid=None)]
@@ -91,7 +87,7 @@ def _histogram(e: Evidence, title: str, values: NDArray[Any], bins: NDArray[Any]
                 axes.stairs(share, bins, color=color, ls=line, lw=1.5, label=group)
                 axes.stairs(share, bins, color=color, alpha=0.12, fill=True)
         if bins is LOSS_BINS:
-            axes.set_xscale("log")
+            log_scale(axes.xaxis)
         axes.set_ylim(0, 1.04 * top)
 
     return panel(title, draw, x=x, y="share of rows", height=2.3, legend=3)
@@ -101,8 +97,8 @@ def attack_curves(e: Evidence) -> list[Panel]:
     """ROC of the loss attack, both axes logarithmic: forgotten against unseen rows, retained against other test
     rows."""
     sides = [
-        ("Forgotten rows against unseen rows of their classes", "forgotten", "unseen"),
-        ("Retained rows against retained test rows", "retained", "retained test"),
+        ("Forgotten against unseen rows", "forgotten", "unseen"),
+        ("Retained against retained test rows", "retained", "retained test"),
     ]
     return [_roc(e, title, a, b) for title, a, b in sides if len(e.groups[a]) and len(e.groups[b])]
 
@@ -122,7 +118,9 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
             reached = tpr[np.searchsorted(fpr, grid, side="right") - 1]
             axes.plot(grid, np.maximum(reached, low / 2), color=look.color, ls=look.line, label=name)
         axes.plot([low, 1], [low, 1], color=INK, alpha=0.4, lw=0.8, label="guessing")
-        axes.set(xscale="log", yscale="log", xlim=(low, 1), ylim=(low / 2, 1.1))
+        log_scale(axes.xaxis)
+        log_scale(axes.yaxis)
+        axes.set(xlim=(low, 1), ylim=(low / 2, 1.1))
 
     x, y = "false-positive rate", "true-positive rate"
     return panel(title, draw, x=x, y=y, height=3.3, legend=3)
@@ -130,39 +128,41 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
 
 def views(e: Evidence) -> list[Panel]:
     """Two dimensions of each set of features, by PCA and by t-SNE (of at most 50 principal components, seed 0)."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     out = []
-    for title, features in e.views.items():
-        x = np.asarray(features, np.float64)
-        if len(x) < 12 or not np.ptp(x, axis=0).any():
-            continue
-        linear, explained = _pca(x)
-        a, b = (f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(explained[:2]))
-        out.append(_scatter(f"{title}, PCA", linear[:, :2], e.view_groups, a, b))
-        out.append(_scatter(f"{title}, t-SNE", _tsne(linear[:, :50]), e.view_groups, "t-SNE 1", "t-SNE 2"))
+    with threadpool_limits(1):  # one order of summation, one picture
+        for title, features in e.views.items():
+            x = np.asarray(features, np.float64)
+            if len(x) < 12 or not np.ptp(x, axis=0).any():
+                continue
+            linear, explained = _pca(x)
+            a, b = (f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(explained[:2]))
+            out.append(_scatter(f"{title}, PCA", linear[:, :2], e.view_groups, a, b))
+            out.append(_scatter(f"{title}, t-SNE", _tsne(linear), e.view_groups, "t-SNE 1", "t-SNE 2"))
     return out
 
 
 def _pca(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """At most 50 principal components of `x (k, d)` and their shares of the variance; at least two columns."""
     from sklearn.decomposition import PCA
 
-    pca = PCA(min(50, *x.shape), svd_solver="full")
+    pca = PCA(min(50, *x.shape), svd_solver="randomized", random_state=0)
     points = pca.fit_transform(x)
-    missing = max(0, 2 - points.shape[1])  # features of one dimension
+    missing = max(0, 2 - points.shape[1])
     return np.pad(points, ((0, 0), (0, missing))), np.pad(pca.explained_variance_ratio_, (0, missing))
 
 
 def _tsne(x: NDArray[Any]) -> NDArray[Any]:
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # one order of summation, one picture
-        perplexity = min(30.0, (len(x) - 1) / 3)
-        model = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0, n_jobs=1)
-        return np.asarray(model.fit_transform(x))
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    model = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0, n_jobs=1)
+    return np.asarray(model.fit_transform(x))
 
 
 def _scatter(title: str, points: NDArray[Any], groups: NDArray[Any], x: str, y: str) -> Panel:
-    styles = {"retained": (INK, ".", 9, 0.3), "unseen": (BLUE, "^", 11, 0.8), "forgotten": (VERMILION, "o", 9, 0.7)}
+    styles = {"retained": (INK, "o", 7, 0.3), "unseen": (BLUE, "^", 17, 0.9), "forgotten": (VERMILION, "o", 12, 0.7)}
 
     def draw(axes: Any) -> None:
         for group, (color, marker, size, alpha) in styles.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 from expunge.report.summary import CONTROL
 
@@ -18,6 +18,7 @@ INK = "#010203"  # stands for the page's text colour, in light and dark
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 GREY = "#8a8a8a"
 WIDTH = 4.6  # inches; near the width of a phone, so that text keeps its size there
+SHOWN_CLASSES = 20  # a heatmap shows no more
 
 SETTINGS = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
@@ -73,6 +74,11 @@ def looks(candidates: Sequence[str]) -> dict[str, Look]:
     return out
 
 
+def short(name: str, length: int = 18) -> str:
+    """`name`, cut where it would not fit beside an axis."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def panel(
     title: str,
     draw: Callable[[Any], None],
@@ -80,7 +86,7 @@ def panel(
     x: str = "",
     y: str = "",
     height: float = 2.9,
-    grid: str | None = "both",
+    grid: Literal["both", "x", "y"] | None = "both",
     legend: int = 0,
 ) -> Panel:
     """Draw on fresh axes with labels `x` and `y` and return the SVG; `legend` is its number of columns, 0 for none.
@@ -101,10 +107,42 @@ def panel(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if legend:
-            figure.legend(loc="outside upper left", ncols=legend)
+            figure.legend(loc="outside upper left", ncols=legend, markerscale=1.3)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"), None))
     return Panel(title, _inline(out.getvalue(), title))
+
+
+def heatmap(
+    axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]
+) -> None:
+    """Cells with their texts; `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; NaN is left
+    open."""
+    from matplotlib.patches import Rectangle
+
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            if value == value:
+                color, shade = (VERMILION if value < 0 else BLUE), 0.07 + 0.7 * min(abs(value), 1.0)
+                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 0.96, 0.94, facecolor=color, alpha=shade, lw=0))
+                axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=8)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def log_scale(axis: Any) -> None:
+    """Decades as plain numbers on a logarithmic axis, without minor ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _inline(svg: str, title: str) -> str:

@@ -83,7 +83,7 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
     """What this report does not claim about the method it looks at."""
     level = summary["methods"][focus(summary)]["verdict"]["level"]
     above = LEVELS[LEVELS.index(level) + 1 :]
-    lines = [f"Level {name}: {CLAIMS[name][0].lower()}{CLAIMS[name][1:]}" for name in above]
+    lines = [f"Level{'s' * (len(above) > 1)} {', '.join(above)}."] if above else []
     lines += [line[2:].replace("`", "") for line in not_proven(summary).splitlines() if line.startswith("- ")]
     return [*lines, "The attacks are those listed here; a stronger one may find more."]
 
@@ -95,12 +95,23 @@ def failed_gates(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
             "level": gate["level"],
             "gate": GATES.get(gate["gate"], gate["gate"]),
             "value": number(gate["value"]),
-            "wanted": f"{number(gate['target'])} ± {gate['margin']:g}",
+            "wanted": wanted(gate, verdict["reference"] == "original only"),
             "excess": number(gate["excess"]),
             "margins": f"{gate['excess'] / gate['margin']:.1f}" if gate["excess"] and gate["margin"] else "–",
         }
         for gate in verdict["failed_gates"]
     ]
+
+
+def wanted(gate: Mapping[str, Any], alone: bool) -> str:
+    """The values that would have passed; `alone` without a retrained model, where every gate has one side."""
+    target, margin = gate["target"], gate["margin"]
+    path = gate["gate"]
+    if path == "divergence.forget.kl" or (alone and path.endswith("forget")):
+        return f"at most {number(target + margin)}"
+    if path == "divergence.forget.agreement" or (alone and path.endswith("retain")):
+        return f"at least {number(target - margin)}"
+    return f"{number(target)} ± {margin:g}"
 
 
 def number(value: float | None) -> str:

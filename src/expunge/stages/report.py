@@ -23,7 +23,7 @@ from expunge.unlearned import Unlearned
 
 
 def outputs(config: Config) -> dict[str, Path]:
-    """Where the outputs per row of every candidate lie, in the order of the table; of the retrained the first seed's."""
+    """Where every candidate's outputs per row lie, in the order of the table; of the retrained the first seed's."""
     files = {"original": EVALUATION / REFERENCES / f"{ORIGINAL}.parquet"}
     if config.reference == "retrain":
         files["retrained"] = EVALUATION / REFERENCES / f"retrained-{config.retrain.seeds[0]}.parquet"
