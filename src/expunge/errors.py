@@ -34,3 +34,11 @@ class QualityError(ExpungeError):
 
 class TrackingError(ExpungeError):
     """The tracking server or the model registry is away, or refused what it was given."""
+
+
+class LedgerError(ExpungeError):
+    """The ledger was changed, cut or cannot be written."""
+
+
+class PromotionError(ExpungeError):
+    """A version may not be served: a gate said no, or it remembers what was to be forgotten."""
