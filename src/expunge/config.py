@@ -105,6 +105,7 @@ class Verdict:
 class Register:
     name: str | None
     experiment: str | None
+    promote_level: Literal["a", "b", "c", "d"]
 
 
 @dataclass(frozen=True)

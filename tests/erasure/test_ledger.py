@@ -156,7 +156,8 @@ def test_processes_append_one_after_another(tmp_path):
 def test_a_full_disk_adds_nothing(ledger, monkeypatch):
     """The kernel's own limit on the size of a file stands in for the full disk."""
     code = (
-        "import resource, signal, sys; from expunge.erasure.ledger import Ledger; from expunge.errors import LedgerError;"
+        "import resource, signal, sys; from expunge.erasure.ledger import Ledger;"
+        "from expunge.errors import LedgerError;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); size = int(sys.argv[2]) + 40;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
         "try: Ledger(sys.argv[1]).append('note', {'text': 'x' * 200})\n"
