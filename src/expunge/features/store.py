@@ -116,7 +116,7 @@ class Shards:
     def column(self, name: str) -> np.ndarray:
         """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
         table = pa.concat_tables([pq.read_table(path, columns=[name]) for path in self.paths])
-        return np.asarray(table[name].to_numpy())
+        return np.array(table[name].to_numpy())  # a copy: Arrow's memory is read-only
 
 
 class FeatureStore(Shards):
