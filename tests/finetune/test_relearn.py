@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from expunge.errors import ConfigError, DataError
 from expunge.finetune.cut import cuts, fetch_activations, rows_of
-from expunge.finetune.relearn import Relearn, beliefs, fresh_above, logits_above
+from expunge.finetune.relearn import Relearn, beliefs, fresh_above, logits_above, rate
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
-from expunge.models.training import START, train
+from expunge.models.training import train
 from expunge.models.zoo import build
 
 DIGITS = load_digits()
@@ -133,7 +133,7 @@ def test_known_logits_spare_a_pass_and_change_nothing(original: Classifier, acti
 def test_one_step_is_nesterov_sgd_from_the_fresh_start(original: Classifier, activations: np.ndarray) -> None:
     """The first update of a parameter p is -lr (1 + momentum) (gradient + decay p), decay on weights only."""
     n = len(RETAINED)
-    lr, momentum, decay = 0.3, 0.8, 0.01
+    lr, momentum, decay = 0.03, 0.8, 0.01
     new = Relearn(
         epochs=1.0, batch_size=n, lr=lr, momentum=momentum, weight_decay=decay, targets="labels", precision="fp32"
     ).fit(original, activations, LABELS, RETAINED)
@@ -147,7 +147,7 @@ def test_one_step_is_nesterov_sgd_from_the_fresh_start(original: Classifier, act
         if name.startswith(("backbone.stem", "backbone.stage1")):
             continue
         gradient = p.grad + (decay * p if p.ndim > 1 else 0)
-        torch.testing.assert_close(moved[name], p - lr * START * (1 + momentum) * gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(moved[name], p - lr * (1 + momentum) * gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_beliefs_are_the_softmax_over_the_classes_that_remain() -> None:
@@ -156,6 +156,13 @@ def test_beliefs_are_the_softmax_over_the_classes_that_remain() -> None:
     e = np.exp(logits.numpy()[:, [0, 2]].astype(np.float64))
     np.testing.assert_allclose(p[:, [0, 2]], e / e.sum(1, keepdims=True), rtol=1e-6)
     assert (p[:, [1, 3]] == 0).all()
+
+
+def test_the_rate_rises_and_falls_in_straight_lines() -> None:
+    rates = [rate(step, 100, 2.0) for step in range(100)]
+    np.testing.assert_allclose(rates[:15], 2.0 * np.arange(1, 16) / 15)
+    np.testing.assert_allclose(rates[15:], 2.0 * (1 - np.arange(85) / 85))
+    assert rate(0, 1, 2.0) == 2.0
 
 
 def test_a_fraction_of_a_pass_is_that_many_steps(original: Classifier, activations: np.ndarray) -> None:

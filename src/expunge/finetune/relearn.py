@@ -22,11 +22,11 @@ from expunge.core.estimator import Estimator
 from expunge.errors import DataError
 from expunge.finetune.cut import Activations, above, layers_above, rows_of
 from expunge.models.classifier import Classifier
-from expunge.models.training import one_cycle
 from expunge.progress import progress
 
 TARGETS = ("labels", "original")
 BATCH_OF_INFERENCE = 1000
+WARM_UP = 0.15  # share of the steps in which the learning rate rises
 
 
 class Relearn(Estimator):
@@ -136,7 +136,7 @@ class Relearn(Estimator):
                 ]
                 for i, batch in enumerate(batches):
                     for group in optimizer.param_groups:
-                        group["lr"] = one_cycle(first + i, steps, self.lr)
+                        group["lr"] = rate(first + i, steps, self.lr)
                     a = rows_of(activations, rows[batch]).float().to(device)
                     with self._autocast(device):
                         logits = classifier.head(above(classifier.backbone, a, self.cut))
@@ -164,6 +164,12 @@ class Relearn(Estimator):
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[None]:
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def rate(step: int, steps: int, lr: float) -> float:
+    """Learning rate of `step` in [0, steps): a linear rise to `lr`, then a linear fall towards 0."""
+    rise = max(1, int(WARM_UP * steps))
+    return lr * ((step + 1) / rise if step < rise else (steps - step) / (steps - rise))
 
 
 def beliefs(logits: Tensor, labels: Tensor) -> Tensor:
