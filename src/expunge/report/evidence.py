@@ -98,11 +98,12 @@ def read_logits(path: Path, rows: Index) -> NDArray[Any]:
     try:
         for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=["logits"]):
             here = rows[(rows >= start) & (rows < start + len(batch))] - start
-            column = batch.column(0).take(pa.array(here))
-            picked.append(column.flatten().to_numpy(zero_copy_only=False).reshape(len(here), -1))
+            if len(here):
+                column = batch.column(0).take(pa.array(here))
+                picked.append(column.flatten().to_numpy(zero_copy_only=False).reshape(len(here), -1))
             start += len(batch)
     except (pa.ArrowException, OSError) as e:
         raise ManifestError(f"{path}: cannot be read ({e}); run the evaluate stage again") from None
     if len(rows) and rows[-1] >= start:
         raise ManifestError(f"{path}: holds {start} rows, row {rows[-1]} was asked for; run the evaluate stage again")
-    return np.concatenate([p for p in picked if len(p)])
+    return np.concatenate(picked)

@@ -75,7 +75,8 @@ def looks(candidates: Sequence[str]) -> dict[str, Look]:
 
 
 def short(name: str, length: int = 18) -> str:
-    """`name`, cut where it would not fit beside an axis."""
+    """`name` on one line, cut where it would not fit beside an axis."""
+    name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

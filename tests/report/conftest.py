@@ -1,0 +1,80 @@
+"""A small run: Gaussian classes, real metrics, real verdicts; what the stages would have left for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.verdict import Margins
+from expunge.report.evidence import Evidence, draw_view
+from expunge.report.summary import build_summary
+
+HOSTILE = ("$x^2$ | *b*", '"><img src=x onerror=y>', "<script>alert(1)</script>", "#010203", "a & b\n# c")
+CLASSES, DIM, ROWS, GONE = 5, 6, 700, 2
+MARGINS = Margins(accuracy=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, probe=0.2)
+Run = tuple[dict[str, Any], Evidence]
+
+
+@cache
+def make(whole: bool, seeds: int) -> Run:
+    rng = np.random.default_rng(0)
+    centres = 1.3 * rng.normal(size=(CLASSES, DIM))
+    labels = rng.integers(0, CLASSES, ROWS)
+    x = centres[labels] + 0.8 * rng.normal(size=(ROWS, DIM))
+    train = np.arange(ROWS) < ROWS * 3 // 4
+    gone = labels == GONE if whole else rng.random(ROWS) < 0.2
+    parts = np.where(train, np.where(gone, "forget", "retain"), "test_retain").astype("U11")
+    if whole:
+        parts[~train & gone] = "test_forget"
+
+    def model(seed: int, bias: float, prime: float | None = None) -> Outputs:
+        z = (x + 0.02 * np.random.default_rng(seed).normal(size=x.shape)).astype(np.float32)
+        logits = (3 * (z @ centres.T - 0.5 * (centres**2).sum(axis=1))).astype(np.float32)
+        logits[:, GONE] += bias
+        return Outputs(logits, z, None if prime is None else z * np.float32(prime))
+
+    forgets = -60.0 if whole else 0.0
+    original = model(1, 0.0)
+    retrained = [model(10 + s, forgets) for s in range(seeds)]
+    methods = {"logit-mask": model(1, -np.inf if whole else 0.0), "loft": model(2, forgets, 0.5), "keep": model(1, 0.0)}
+
+    def block(candidate: Outputs, others: list[Outputs]) -> dict[str, Any]:
+        return evaluate(candidate, original, others, labels, parts, 0)
+
+    cost = {"fit_s": 0.01, "evaluate_s": 1.0, "peak_rss_mb": 300.0}
+    cost |= {"retrain_s": 5.0, "speedup_vs_retrain": 500.0} if seeds else {}
+    summary = build_summary(
+        {
+            "selector": "classes" if whole else "random",
+            "classes": np.unique(labels[parts == "forget"]).tolist(),
+            "whole_classes": [GONE] if whole else [],
+            "forget_rows": int((parts == "forget").sum()),
+            "retain_rows": int((parts == "retain").sum()),
+            "digest": "sha256:" + "a" * 64,
+        },
+        {"name": "gauss", "feature_dim": DIM, "saw_forget_data": True, "digest": "sha256:" + "b" * 64},
+        {
+            "original": block(original, retrained),
+            "retrained": [block(r, [o for o in retrained if o is not r]) for r in retrained],
+        },
+        {name: block(m, retrained) for name, m in methods.items()},
+        dict.fromkeys(methods, cost),
+        MARGINS,
+    )
+    shown, groups = (array[::8] for array in draw_view(labels, parts, 0))  # few points: t-SNE takes its time
+    logits = {"original": original.logits, **({"retrained": retrained[0].logits} if seeds else {})}
+    logits |= {name: m.logits for name, m in methods.items()}
+    views = {"z of the original": original.z[shown], "z' of loft": methods["loft"].head_input[shown]}
+    evidence = Evidence(HOSTILE, labels, parts, logits, views, groups, "All rows are counted.")
+    return summary, evidence
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., Run]:
+    """`run(whole=True, seeds=2)`: summary and evidence of a run; shared, so copy before changing."""
+    return lambda whole=True, seeds=2: make(whole, seeds)

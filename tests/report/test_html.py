@@ -1,0 +1,146 @@
+"""The page: self-contained, the same bytes twice, safe with any class name, complete without a reference."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from expunge.report.html import ladder, main_table, render, sections
+from tests.report.conftest import HOSTILE
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html(run) -> str:
+    return render(*run())
+
+
+def svgs(html: str) -> list[str]:
+    return re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
+
+
+def test_the_same_input_gives_the_same_bytes(run, html):
+    assert render(*copy.deepcopy(run())) == html
+
+
+def test_nothing_is_fetched(html):
+    page = Page(html)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    assert not {name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "src"}
+    assert all((attrs.get("href") or "#").startswith("#") for _, attrs in page.tags)
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+    assert "http" not in html and "@import" not in html and "://" not in html
+
+
+def test_hostile_class_names_are_text(html):
+    page = Page(html)
+    assert "<script>alert" in page.text and '"><img src=x' in page.text
+    assert HOSTILE[3] in page.text and "a & b # c" in page.text
+    assert "$x^2$" in page.text  # not read as mathematics
+
+
+def test_every_drawing_is_whole_and_refers_to_itself_only(html):
+    drawings = svgs(html)
+    assert len(drawings) >= 12
+    for svg in drawings:
+        root = ElementTree.fromstring(svg)
+        ids = [e.attrib["id"] for e in root.iter() if "id" in e.attrib]
+        used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+        assert len(ids) == len(set(ids)) and used <= set(ids)
+        assert root.attrib["role"] == "img" and root.attrib["aria-label"]
+    ids = [i for svg in drawings for i in re.findall(r' id="([^"]+)"', svg)]
+    assert len(ids) == len(set(ids)), "an id of one drawing would be found in another"
+
+
+def test_text_takes_the_colour_and_font_of_the_page(html):
+    for svg in svgs(html):
+        texts = re.findall(r"<text [^>]*>", svg)
+        assert texts and all("font-family: inherit" in t for t in texts)
+        assert all("currentColor" in t or "white" in t or "#ffffff" in t for t in texts)
+
+
+def test_verdict_comes_first_then_the_table_then_plots(run, html):
+    summary, _ = run(seeds=1)
+    page = render(summary, run(seeds=1)[1])
+    level = summary["methods"][summary["selected"]]["verdict"]["level"]
+    places = [
+        page.index(t) for t in (f"reached level {level}", ">indicative<", "What is not claimed", "<table", "<svg")
+    ]
+    assert places == sorted(places)
+    assert "Indicative: there is one retrained model" in page
+
+
+def test_failed_gates_say_by_how_much(run, html):
+    verdict = run()[0]["methods"]["keep"]["verdict"]
+    gate = next(g for g in verdict["failed_gates"] if g["gate"] == "accuracy.forget")
+    text = " ".join(Page(html).text.split())
+    assert "accuracy on forgotten rows" in text
+    assert f"{gate['excess']:.3f}" in text and f"{gate['value']:.3f}" in text
+
+
+def test_the_retrained_row_shows_its_spread(run):
+    summary, _ = run()
+    retrained = next(r for r in main_table(summary)["rows"] if r["name"] == "retrained")
+    spread = summary["references"]["retrained"]["spread"]["accuracy"]["test_retain"]
+    column = main_table(summary)["head"].index("test ret.")
+    assert retrained["cells"][column]["spread"] == f"{spread:.1%}"
+    alone = next(r for r in main_table(run(seeds=1)[0])["rows"] if r["name"] == "retrained")
+    assert not any(cell["spread"] for cell in alone["cells"])
+
+
+def test_without_a_reference_the_page_is_complete_and_says_so(run):
+    page = render(*run(seeds=0))
+    assert "nothing was retrained" in page
+    assert "not evaluated" in page
+    assert "Cost against quality" not in page  # no distance to a retrained model
+    assert "Where the forgotten rows go" in page
+
+
+def test_a_random_request_names_no_class_as_forgotten(run):
+    summary, evidence = run(whole=False)
+    page = render(summary, evidence)
+    assert "chosen by random" in page
+    assert summary["methods"]["loft"]["accuracy"]["test_forget"] is None
+    assert not any("test forg." in head for head in main_table(summary)["head"])
+
+
+def test_no_selected_method_is_the_first_thing_said(run):
+    summary, evidence = copy.deepcopy(run())
+    summary["selected"] = None
+    for block in summary["methods"].values():
+        block["verdict"]["level"] = "none"
+    page = render(summary, evidence)
+    assert page.index("No method reached a claim level.") < page.index("What is not claimed")
+    assert "Levels a, b, c, d." in page
+
+
+def test_the_ladder_tells_failed_from_held_back():
+    gate = {"level": "b"}
+    verdict = {"level": "a", "failed_gates": [gate], "not_evaluated": [{"level": "d"}]}
+    states = [step["state"] for step in ladder({"references": {"retrained": {"seeds": 2}}}, verdict)]
+    assert states == ["reached", "failed", "passed, but a lower level failed", "not evaluated"]
+
+
+def test_every_section_has_words_and_panels(run):
+    found = sections(*run())
+    assert len(found) == 8
+    assert all(section.panels and section.reading.endswith(".") for section in found)

@@ -1,0 +1,38 @@
+"""The report stage on a finished run."""
+
+import yaml
+from tests.stages.conftest import stage
+
+FILES = ("report.html", "results.csv", "model_card.md")
+
+
+def test_the_report_is_made_of_a_finished_run_and_is_the_same_twice(copy):
+    reports = copy / "reports"
+    for name in FILES:
+        (reports / name).unlink(missing_ok=True)
+    written = []
+    for _ in range(2):
+        result = stage(copy, "report")
+        assert result.returncode == 0, result.stderr
+        written.append([(reports / name).read_bytes() for name in FILES])
+    assert written[0] == written[1]
+    page = written[0][0].decode()
+    assert page.count("<svg ") >= 12 and "t-SNE" in page
+    assert yaml.safe_load((reports / "model_card.md").read_text().split("---\n")[1])["pipeline_tag"]
+
+
+def test_no_sample_id_leaves_the_data(copy):
+    import pyarrow.parquet as pq
+
+    assert stage(copy, "report").returncode == 0
+    ids = pq.read_table(copy / "data" / "split" / "assignment.parquet", columns=["sample_id"])["sample_id"].to_pylist()
+    for name in FILES:
+        text = (copy / "reports" / name).read_text()
+        assert not [i for i in ids if i in text]
+
+
+def test_a_missing_evaluation_is_named(copy):
+    (copy / "data" / "evaluation" / "loft" / "loft.parquet").unlink()
+    result = stage(copy, "report")
+    assert result.returncode == 2
+    assert "data/evaluation/loft/loft.parquet: is missing" in result.stderr
