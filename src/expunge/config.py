@@ -236,16 +236,20 @@ def _check(config: Config, path: str) -> None:
         (config.train.batch_size > 0, "train.batch_size", "must be positive"),
         (config.features.batch_size > 0, "features.batch_size", "must be positive"),
         (
-            config.ensembles.heads == 0 or config.ensembles.heads >= 8,
+            config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),
             "ensembles.heads",
-            "must be 0 (off) or at least 8: half of the heads had a row",
+            "must be 0 (off) or an even number of at least 8: half of the heads had a row",
         ),
         (
             config.ensembles.full == 0 or config.ensembles.full >= 4,
             "ensembles.full",
             "must be 0 (off) or at least 4: an attack fits a distribution to each side",
         ),
-        (config.ensembles.epochs is None or config.ensembles.epochs > 0, "ensembles.epochs", "must be positive or null"),
+        (
+            config.ensembles.epochs is None or config.ensembles.epochs > 0,
+            "ensembles.epochs",
+            "must be positive or null",
+        ),
         (config.features.shard_rows > 0, "features.shard_rows", "must be positive"),
         ("logit-mask" in config.methods, "methods", "must hold logit-mask: the control is always in the table"),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),

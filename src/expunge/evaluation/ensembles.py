@@ -70,8 +70,10 @@ def train_heads(
     seed: int,
     classes: int | None = None,
     recipe: Recipe | None = None,
+    member: NDArray[np.bool_] | None = None,
 ) -> HeadEnsemble:
-    """Train `heads` softmax heads on features `z (n, d)`, each on its own random half of the rows.
+    """Train `heads` softmax heads on features `z (n, d)`, each on its own random half of the rows, or as `member
+    (heads, n)` says.
 
     All heads walk through the same minibatches; a mask takes out the rows that a head must not see. One matrix product
     serves all of them. Same input and seed give the same heads. Raises ValueError where the backbone saw the
@@ -92,13 +94,30 @@ def train_heads(
     if y.min() < 0 or y.max() >= count:
         raise ValueError(f"labels must lie in [0, {count})")
     generator = torch.Generator().manual_seed(seed)
-    member = torch.stack([torch.randperm(len(x), generator=generator) < len(x) // 2 for _ in range(heads)])
+    if member is None:
+        halves = torch.stack([torch.randperm(len(x), generator=generator) < len(x) // 2 for _ in range(heads)])
+    elif member.shape == (heads, len(x)):
+        halves = torch.from_numpy(np.ascontiguousarray(member, dtype=bool))
+    else:
+        raise ValueError(f"member must be (heads, rows) = {(heads, len(x))}, got {member.shape}")
     centre, unmix = whitening(x)
     white = torch.from_numpy(((x - centre) @ unmix).astype(np.float32))
-    weight, bias = _descend(white, torch.from_numpy(y), member, count, recipe, generator)
+    weight, bias = _descend(white, torch.from_numpy(y), halves, count, recipe, generator)
     w = (torch.from_numpy(unmix.astype(np.float32)) @ weight).view(-1, count, heads).permute(2, 1, 0)
     b = bias.view(count, heads).T - w @ torch.from_numpy(centre.astype(np.float32))
-    return HeadEnsemble(w.contiguous().numpy(), b.contiguous().numpy(), member.numpy())
+    return HeadEnsemble(w.contiguous().numpy(), b.contiguous().numpy(), halves.numpy())
+
+
+def complementary_halves(rows: int, heads: int, seed: int) -> NDArray[np.bool_]:
+    """`(heads, rows)` bool for an even number of heads: a random half and the other half, in turn.
+
+    Every row is in exactly half of the heads, so the scores of the heads that had a row form a full matrix.
+    """
+    if heads % 2 or heads < 2:
+        raise ValueError(f"halves come in pairs, got {heads} heads")
+    rng = np.random.default_rng(seed)
+    first = np.stack([rng.permutation(rows) < rows // 2 for _ in range(heads // 2)])
+    return np.stack([first, ~first], axis=1).reshape(heads, rows)
 
 
 def whitening(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

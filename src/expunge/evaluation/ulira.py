@@ -91,11 +91,16 @@ def ulira(scores: NDArray[Any], member: NDArray[Any]) -> dict[str, float | None]
 
 
 def rmia(
-    probability: NDArray[Any], member: NDArray[Any], population: NDArray[Any], gamma: float = 1.0
+    probability: NDArray[Any],
+    member: NDArray[Any],
+    population: NDArray[Any],
+    gamma: float = 1.0,
+    scored: NDArray[Any] | None = None,
 ) -> dict[str, float | None]:
     """RMIA over an ensemble: every model in turn is the target and all others are its references.
 
     True-class probabilities of rows `(m, n)` and of population rows that no model had `(m, k)`; result as `ulira`.
+    `scored (m, n)` bool: which pairs of model and row count in the result, all of them where it is None.
     """
     p, m = _check(probability, member)
     if len(p) < 2:
@@ -106,6 +111,8 @@ def rmia(
     for i in range(len(p)):
         others = [((total - x[i]) / (len(p) - 1))[None] for total, x in zip(sums, (p, q), strict=True)]
         scores[i] = rmia_scores(p[i], others[0], q[i], others[1], gamma)
+    if scored is not None:
+        scores[~np.asarray(scored, dtype=bool)] = np.nan
     return _attack(scores, m)
 
 

@@ -1,18 +1,54 @@
 """ensembles: attacks that need many models, on heads or on whole networks, as far as params ask and it is valid."""
 
-from expunge.config import load_config
+import time
+from typing import Any
+
+from expunge.config import Config, load_config
 from expunge.ensembles import plan
 from expunge.files import write_json
-from expunge.paths import COST, ENSEMBLE_REPORT, ENSEMBLES
+from expunge.paths import COST, DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
+from expunge.progress import say
 from expunge.stages import run
+
+
+def of_heads(config: Config) -> dict[str, Any]:
+    from expunge.data.dataset import Dataset
+    from expunge.data.split import Split
+    from expunge.ensembles.heads import Entry, Rows, attack_heads
+    from expunge.features.store import FeatureStore
+    from expunge.unlearned import Unlearned
+
+    asked = config.ensembles
+    classes = len(Dataset(DATASET, verify=False).class_names)
+    entries = {name: Entry.of(name, config.fit, Unlearned.load(UNLEARNED / name)) for name in config.methods}
+    rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
+    return attack_heads(rows, entries, asked.heads, classes, asked.epochs, asked.seed)
+
+
+def of_networks(config: Config) -> dict[str, Any]:
+    from expunge.data.dataset import Dataset
+    from expunge.data.split import Split
+    from expunge.ensembles.full import Job, attack_networks
+
+    job = Job.of(config, Dataset(DATASET), Split(SPLIT), ENSEMBLES, WORK)
+    return attack_networks(job, config.ensembles.full)
 
 
 def main() -> None:
     config = load_config()
     decided = plan(config.model, config.ensembles)
-    write_json(ENSEMBLES / "members.json", {"kind": decided.kind})
-    write_json(ENSEMBLE_REPORT, decided.to_json())
-    write_json(COST / "ensembles.json", {"ensembles_s": 0.0})
+    start = time.perf_counter()
+    found: dict[str, Any] = {}
+    if decided.kind == "heads":
+        found = of_heads(config)
+    elif decided.kind == "full":
+        found = of_networks(config)
+    seconds = time.perf_counter() - start
+    if decided.refused_because is not None:
+        say(f"ensembles: refused: {decided.refused_because}")
+    write_json(ENSEMBLES / "members.json", {"kind": decided.kind, "models": found.get("models")})
+    write_json(ENSEMBLE_REPORT, {**decided.to_json(), **found})
+    write_json(COST / "ensembles.json", {"ensembles_s": round(seconds, 3)})
 
 
 if __name__ == "__main__":
