@@ -21,25 +21,37 @@ def build_summary(
     evaluations: Mapping[str, dict[str, Any]],
     costs: Mapping[str, Mapping[str, Any]],
     margins: Margins,
+    ensembles: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Join what the stages wrote and judge every method.
 
     `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by
-    method. The control is judged like the others, shown among the references, and never selected.
+    method. The control is judged like the others, shown among the references, and never selected. `ensembles` is what
+    the stage of that name wrote: its numbers go into the blocks they belong to, the rest stands beside them.
     """
+    many = dict(ensembles or {"kind": "off"})
+    attacked, floors = many.pop("methods", {}), many.pop("references", {})
     original, retrained = references["original"], references["retrained"]
     whole = bool(request["classes"]) and request["classes"] == request["whole_classes"]
     methods = {
         name: {**block, "cost": dict(costs[name]), "verdict": verdict(block, original, retrained, margins, whole)}
         for name, block in evaluations.items()
     }
+    for name, block in attacked.items():
+        methods[name]["ensembles"] = block
     return {
         "schema": SCHEMA,
         "request": dict(request),
         "model": dict(model),
+        "ensembles": many,
         "references": {
-            "original": original,
-            "retrained": {**mean_of(retrained), "seeds": len(retrained), "spread": spread_of(retrained)}
+            "original": {**original, "ensembles": floors.get("original")},
+            "retrained": {
+                **mean_of(retrained),
+                "seeds": len(retrained),
+                "spread": spread_of(retrained),
+                "ensembles": floors.get("retrained"),
+            }
             if retrained
             else None,
             "logit_mask": methods[CONTROL],

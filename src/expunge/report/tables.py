@@ -23,6 +23,17 @@ COLUMNS = (
     ("fit", "cost.fit_s", "{:.3g} s"),
 )
 
+# Attacks that need many models; filled where the stage `ensembles` ran.
+MANY_MODELS = (
+    ("U-LiRA AUC", "ensembles.ulira.auc", "{:.3f}"),
+    ("TPR at 1 % FPR", "ensembles.ulira.tpr_at_fpr_1pct", "{:.1%}"),
+    ("TPR at 0.1 % FPR", "ensembles.ulira.tpr_at_fpr_01pct", "{:.2%}"),
+    ("RMIA AUC", "ensembles.rmia.auc", "{:.3f}"),
+    ("KLoM median", "ensembles.klom.p50", "{:.2f}"),
+    ("KLoM 95 %", "ensembles.klom.p95", "{:.2f}"),
+    ("forgetting score", "ensembles.forgetting_score", "{:.3f}"),
+)
+
 
 def lookup(block: Mapping[str, Any] | None, path: str) -> Any:
     """The value at a dotted path, None where a key is missing."""
@@ -59,7 +70,34 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """`reports/results.md`: first what came of it, then the table, then what it does not prove."""
     head, *body = rows(summary)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in body)]
-    return f"# Result\n\n{headline(summary)}\n\n" + "\n".join(lines) + f"\n\n{not_proven(summary)}\n"
+    parts = [f"# Result\n\n{headline(summary)}", "\n".join(lines), many_models(summary), not_proven(summary)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def many_models(summary: Mapping[str, Any]) -> str:
+    """The attacks that need many models, as a table and what it may be read as; empty where they are off."""
+    state = summary.get("ensembles", {"kind": "off"})
+    if state["kind"] == "off":
+        return ""
+    refused = f"Refused: {state['refused_because']}." if "refused_because" in state else ""
+    if state["kind"] == "refused":
+        return f"## Attacks with many models\n\n{refused}"
+    models, rows = state["models"], state["rows"]["forget"]
+    what = {"heads": "heads on cached features", "full": "whole networks"}[state["kind"]]
+    reading = (
+        f"{models['trained']} {what} learned from the forgotten rows and unlearned them, {models['retrained']} never "
+        f"had them; every one of {rows:,} rows was in {models['had_each_row']} of the former. Valid because "
+        f"{state['valid_because']}. The target is the row of the retrained models."
+    )
+    lines = ["| | " + " | ".join(name for name, _, _ in MANY_MODELS) + " |", "|---" * (len(MANY_MODELS) + 1) + "|"]
+    for name, block in candidates(summary):
+        values = [lookup(block, path) for _, path, _ in MANY_MODELS]
+        if any(v is not None for v in values):
+            cells = ("–" if v is None else form.format(v) for v, (_, _, form) in zip(values, MANY_MODELS, strict=True))
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    left_out = "\n".join(f"- Not covered: {name}: {why}." for name, why in state["not_covered"].items())
+    parts = ["## Attacks with many models", reading, refused, "\n".join(lines), left_out]
+    return "\n\n".join(part for part in parts if part)
 
 
 def headline(summary: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
 from expunge.evaluation.verdict import Margins
 from expunge.files import read_json, read_manifest, write_json, write_text
-from expunge.paths import COST, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
+from expunge.paths import COST, ENSEMBLE_REPORT, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
 from expunge.progress import say
 from expunge.report.summary import build_summary
 from expunge.report.tables import flat, headline, markdown, plot_csv
@@ -55,6 +55,7 @@ def main() -> None:
         {name: read_json(METRICS / f"{name}.json") for name in config.methods},
         {name: cost_of(name, config) for name in config.methods},
         Margins(**asdict(config.verdict)),
+        read_json(ENSEMBLE_REPORT),
     )
     write_json(SUMMARY, summary)
     write_json(REPORTS / "metrics.json", flat(summary))
