@@ -20,6 +20,8 @@ METRICS = REPORTS / "evaluation"
 SUMMARY = REPORTS / "summary.json"
 REGISTRATION = REPORTS / "registration.json"
 DATA_DOCS = REPORTS / "data_docs"
+FORGOTTEN = Path("data/forgotten")  # which rows promoted versions had forgotten; no stage's output
+LEDGER = Path("ledger.jsonl")
 WORK = Path(".expunge")  # resumable work in progress; never an output
 
 

@@ -70,7 +70,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """`reports/results.md`: first what came of it, then the table, then what it does not prove."""
     head, *body = rows(summary)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in body)]
-    parts = [f"# Result\n\n{headline(summary)}", "\n".join(lines), many_models(summary), not_proven(summary)]
+    refused = "\n".join(f"- {name} was refused: {why}" for name, why in summary.get("refused", {}).items())
+    parts = [f"# Result\n\n{headline(summary)}", "\n".join(lines), refused, many_models(summary), not_proven(summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

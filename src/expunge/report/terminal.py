@@ -30,6 +30,8 @@ def print_result() -> None:
         table.add_row(*row, style="bold" if row[0] == summary["selected"] else None)
     console.print(table)
     console.print(headline(summary).replace("**", ""))
+    for name, why in summary.get("refused", {}).items():
+        console.print(f"{name} was refused: {why}", highlight=False)
     console.print(not_proven(summary), highlight=False)
     console.print()
     for what, path in (

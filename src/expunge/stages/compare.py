@@ -48,15 +48,19 @@ def main() -> None:
         "saw_forget_data": card["saw_forget_data"],
         "digest": "sha256:" + read_manifest(MODELS / ORIGINAL)["files"]["model.safetensors"]["sha256"],
     }
+    evaluations = {name: read_json(METRICS / f"{name}.json") for name in config.methods}
+    refused = {name: block["refused"] for name, block in evaluations.items() if "refused" in block}
+    judged = {name: block for name, block in evaluations.items() if name not in refused}
     summary = build_summary(
         read_json(SPLIT / REQUEST),
         model,
         read_json(METRICS / "references.json"),
-        {name: read_json(METRICS / f"{name}.json") for name in config.methods},
-        {name: cost_of(name, config) for name in config.methods},
+        judged,
+        {name: cost_of(name, config) for name in judged},
         Margins(**asdict(config.verdict)),
         read_json(ENSEMBLE_REPORT),
     )
+    summary["refused"] = refused
     write_json(SUMMARY, summary)
     write_json(REPORTS / "metrics.json", flat(summary))
     write_text(REPORTS / "results.md", markdown(summary))

@@ -17,7 +17,7 @@ from expunge.data.split import Split
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore
-from expunge.files import staged_dir, write_json, write_manifest
+from expunge.files import read_manifest, staged_dir, write_json, write_manifest
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import (
     COST,
@@ -78,6 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", nargs="?", default=REFERENCES)
     name = parser.parse_args().method
+    refused = None if name == REFERENCES else read_manifest(UNLEARNED / name).get("refused")
+    if refused:
+        with staged_dir(EVALUATION / name) as staging:
+            write_manifest(staging, "expunge.stages.evaluate", refused=refused)
+        write_json(METRICS / f"{name}.json", {"refused": refused})
+        write_json(COST / f"evaluate-{name}.json", {"evaluate_s": 0.0})
+        return
     config = load_config()
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)

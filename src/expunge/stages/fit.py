@@ -8,6 +8,7 @@ import time
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
+from expunge.errors import CollapseError, QualityError
 from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_json, write_manifest
 from expunge.methods import Request, fit
@@ -38,14 +39,18 @@ def main() -> None:
         retain_rows=split.rows("retain"),
         forget_classes=split.request["whole_classes"],
     )
+    refused, seconds = None, 0.0
     start = time.perf_counter()
-    unlearned = fit(name, request, table)
-    seconds = time.perf_counter() - start
     with staged_dir(UNLEARNED / name) as staging:
-        unlearned.save(staging)
-        write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name])
+        try:
+            unlearned = fit(name, request, table)
+            seconds = time.perf_counter() - start
+            unlearned.save(staging)
+        except (CollapseError, QualityError) as e:  # a result about this method, not a fault of the run
+            refused = str(e)
+        write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
     write_json(COST / f"fit-{name}.json", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak_rss_mb(), 1)})
-    say(f"fit {name}: {seconds:.3f} s")
+    say(f"fit {name}: refused: {refused}" if refused else f"fit {name}: {seconds:.3f} s")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main() -> None:
         dataset=LoggedDataset(
             config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
         ),
-        per_method={method: Detail(params=config.fit.get(method, {})) for method in config.methods},
+        per_method={method: Detail(params=config.fit.get(method, {})) for method in summary["methods"]},
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
     )
     if selected is None:
