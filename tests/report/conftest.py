@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expunge.evaluation.sides import Side, against, floor
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.evaluation.verdict import Margins
 from expunge.report.evidence import Evidence, draw_view
@@ -72,6 +73,29 @@ def make(whole: bool, seeds: int) -> Run:
     views = {"z of the original": original.z[shown], "z' of loft": methods["loft"].head_input[shown]}
     evidence = Evidence(HOSTILE, labels, parts, logits, views, groups, "All rows are counted.")
     return summary, evidence
+
+
+OFF = {"kind": "off"}
+
+
+@pytest.fixture(scope="session")
+def ensembles() -> dict[str, Any]:
+    """reports/ensembles.json of a run whose backbone never saw the rows, from margins drawn here."""
+    rng = np.random.default_rng(0)
+
+    def side(shift: float) -> Side:
+        return Side(rng.normal(shift, 1, (16, 40)), rng.normal(0, 1, (16, 50)))
+
+    retrained = side(0.0)
+    return {
+        "kind": "heads",
+        "valid_because": "the backbone never saw the rows",
+        "models": {"trained": 16, "retrained": 16, "had_each_row": 8, "per_group": 8},
+        "rows": {"forget": 40, "population": 50},
+        "references": {"original": against(side(2.0), retrained, 8, 0), "retrained": floor(retrained, 0)},
+        "methods": {"loft": {"unlearned_by": "its map", **against(side(0.1), retrained, 8, 0)}},
+        "not_covered": {"keep": "it changes the backbone"},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 
+import pytest
+
 from expunge.report.export import results_csv
 from expunge.report.tables import candidates, lookup
+from tests.report.conftest import OFF
 
 
 def leaves(value, path=()):
@@ -22,7 +25,7 @@ def leaves(value, path=()):
 
 def test_every_number_is_there_once(run):
     summary, _ = run()
-    rows = list(csv.DictReader(io.StringIO(results_csv(summary))))
+    rows = list(csv.DictReader(io.StringIO(results_csv(summary, OFF))))
     found = {(row["candidate"], row["metric"]): float(row["value"]) for row in rows}
     assert len(found) == len(rows)
     expected = {
@@ -38,10 +41,18 @@ def test_every_number_is_there_once(run):
 
 def test_spread_and_intervals_stand_beside_their_value(run):
     summary, _ = run()
-    rows = {(r["candidate"], r["metric"]): r for r in csv.DictReader(io.StringIO(results_csv(summary)))}
+    rows = {(r["candidate"], r["metric"]): r for r in csv.DictReader(io.StringIO(results_csv(summary, OFF)))}
     path = "accuracy.test_retain"
     spread = lookup(summary["references"]["retrained"]["spread"], path)
     assert abs(float(rows["retrained", path]["spread"]) - spread) < 1e-9
     low, high = summary["methods"]["loft"]["intervals"][path]
     assert abs(float(rows["loft", path]["low"]) - low) < 1e-9 and abs(float(rows["loft", path]["high"]) - high) < 1e-9
     assert rows["loft", path]["spread"] == "" and rows["loft", "cost.fit_s"]["low"] == ""
+
+
+def test_attacks_with_many_models_are_there_too(run, ensembles):
+    rows = {(r["candidate"], r["metric"]): r for r in csv.DictReader(io.StringIO(results_csv(run()[0], ensembles)))}
+    assert float(rows["loft", "ensembles.ulira.auc"]["value"]) == pytest.approx(
+        ensembles["methods"]["loft"]["ulira"]["auc"]
+    )
+    assert ("retrained", "ensembles.klom.p95") in rows

@@ -48,6 +48,17 @@ MORE = (
     ("peak memory of the fit, MB", "cost.peak_rss_mb", "{:,.0f}", "low"),
     ("seconds to evaluate", "cost.evaluate_s", "{:.1f}", "low"),
 )
+ENSEMBLE = (
+    ("U-LiRA, AUC", "ulira.auc", "{:.3f}", "0.5"),
+    ("U-LiRA, TPR at 1 % FPR", "ulira.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
+    ("U-LiRA, TPR at 0.1 % FPR", "ulira.tpr_at_fpr_01pct", "{:.2%}", "0.1 %"),
+    ("RMIA, AUC", "rmia.auc", "{:.3f}", "0.5"),
+    ("RMIA, TPR at 1 % FPR", "rmia.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
+    ("KLoM, median row", "klom.p50", "{:.2f}", "retrained"),
+    ("KLoM, 95th percentile", "klom.p95", "{:.2f}", "retrained"),
+    ("KLoM, 99th percentile", "klom.p99", "{:.2f}", "retrained"),
+    ("forgetting score (NeurIPS 2023)", "forgetting_score", "{:.3f}", "retrained, at most 1"),
+)
 COLUMN_HELP = {
     "retain": "accuracy on the training rows that stay",
     "forget": "accuracy on the training rows to be forgotten",
@@ -74,8 +85,9 @@ class Section:
     more_label: str = ""
 
 
-def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
-    """The whole page. `evidence.logits` are keyed as the table's rows, in its order."""
+def render(summary: Mapping[str, Any], evidence: Evidence, ensembles: Mapping[str, Any]) -> str:
+    """The whole page. `evidence.logits` are keyed as the table's rows, in its order; `ensembles` is
+    reports/ensembles.json."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -101,6 +113,8 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
         table=main_table(summary),
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
         more=more_table(summary),
+        ensembles=ensembles,
+        attacks=ensemble_table(ensembles),
         seeds=words.seed_count(summary),
         sections=[section for section in sections(summary, evidence) if section.panels],
         drawn=evidence.drawn,
@@ -138,14 +152,23 @@ def main_table(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The other metrics, one row each, with a column per candidate and where a good value lies."""
-    blocks = list(candidates(summary))
+    """The metrics that the result table leaves out."""
+    return _upright(MORE, dict(candidates(summary)))
+
+
+def ensemble_table(ensembles: Mapping[str, Any]) -> dict[str, Any]:
+    """The attacks over many models; no rows where none were trained."""
+    return _upright(ENSEMBLE, {**ensembles.get("references", {}), **ensembles.get("methods", {})})
+
+
+def _upright(metrics: Sequence[tuple[str, str, str, str]], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One row per metric that somebody has, a column per candidate, and where a good value lies."""
     body = [
-        {"label": label, "target": target, "cells": [_cell(block, path, form) for _, block in blocks]}
-        for label, path, form, target in MORE
-        if any(lookup(block, path) is not None for _, block in blocks)
+        {"label": label, "target": target, "cells": [_cell(block, path, form) for block in blocks.values()]}
+        for label, path, form, target in metrics
+        if any(lookup(block, path) is not None for block in blocks.values())
     ]
-    return {"head": [name for name, _ in blocks], "rows": body}
+    return {"head": list(blocks), "rows": body}
 
 
 def _cell(block: Mapping[str, Any], path: str, form: str) -> dict[str, str]:

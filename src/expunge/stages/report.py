@@ -9,7 +9,17 @@ from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.features.store import FeatureStore
 from expunge.files import read_json, read_manifest, write_text
-from expunge.paths import DATASET, EVALUATION, FEATURES, ORIGINAL, REPORTS, SUMMARY, UNLEARNED, retrained
+from expunge.paths import (
+    DATASET,
+    ENSEMBLE_REPORT,
+    EVALUATION,
+    FEATURES,
+    ORIGINAL,
+    REPORTS,
+    SUMMARY,
+    UNLEARNED,
+    retrained,
+)
 from expunge.progress import say
 from expunge.report.card import TrainingData, model_card
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
@@ -74,13 +84,14 @@ def gather(name: str, dataset: Dataset, config: Config) -> Evidence:
 
 
 def main() -> None:
-    config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
+    config, dataset = load_config(), Dataset(DATASET, verify=False)
+    summary, ensembles = read_json(SUMMARY), read_json(ENSEMBLE_REPORT)
     evidence = gather(focus(summary), dataset, config)
     data = TrainingData(
         config.data.source, dataset.digest, dataset.manifest["rows_train"], dataset.manifest["rows_test"]
     )
-    write_text(REPORTS / "report.html", render(summary, evidence))
-    write_text(REPORTS / "results.csv", results_csv(summary))
+    write_text(REPORTS / "report.html", render(summary, evidence, ensembles))
+    write_text(REPORTS / "results.csv", results_csv(summary, ensembles))
     write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))
     say(f"report: {REPORTS / 'report.html'}")
 
