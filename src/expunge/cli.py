@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from expunge.commands import registry
 from expunge.errors import ExpungeError
 from expunge.stages import QUIET
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+registry.register(app)
 
 
 def main() -> None:

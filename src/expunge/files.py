@@ -33,13 +33,18 @@ def digest_of(value: Any) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_text(path: Path | str, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_text(text, encoding="utf-8")
+    tmp.write_bytes(content)
     os.replace(tmp, path)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file as UTF-8 under a temporary name, then rename it."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:

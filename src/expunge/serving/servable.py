@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.errors import DataError
-from expunge.files import read_json, write_json, write_manifest
+from expunge.files import digest_of, read_json, read_manifest, write_json, write_manifest
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.classifier import Classifier, ModelCard
+from expunge.models.preprocess import Images
 
 CONTRACT = "serving.json"
 MAP = "map"
@@ -102,12 +103,16 @@ class Servable:
         """
         raw = self.contract.check(images)
         out = np.empty((len(raw), len(self.contract.classes)), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(raw), BATCH):
-                z = self.classifier.features(raw[start : start + BATCH])
-                logits = self.classifier.head(self.map_(z) if self.map_ else z)
-                out[start : start + BATCH] = torch.softmax(logits.float(), dim=1).numpy()
+        for start in range(0, len(raw), BATCH):
+            out[start : start + BATCH] = torch.softmax(self.logits(raw[start : start + BATCH]), dim=1).numpy()
         return out
+
+    def logits(self, images: Images) -> Tensor:
+        """Logits float32 `(n, C)` of one batch that is known to be good: uint8, of any sizes where it is a list."""
+        with torch.inference_mode():
+            z = self.classifier.features(images)
+            logits: Tensor = self.classifier.head(self.map_(z) if self.map_ else z)
+        return logits.float()
 
 
 def write_servable(directory: Path, model_dir: Path | str, unlearned_dir: Path | str, contract: Contract) -> ModelCard:
@@ -132,3 +137,9 @@ def write_servable(directory: Path, model_dir: Path | str, unlearned_dir: Path |
     write_json(directory / CONTRACT, asdict(contract))
     write_manifest(directory, "expunge.serving")
     return classifier.card
+
+
+def servable_digest(directory: Path | str) -> str:
+    """`sha256:...` of what is served: every file of a servable directory, checked against its manifest."""
+    files = read_manifest(directory)["files"]
+    return digest_of({name: entry["sha256"] for name, entry in files.items()})

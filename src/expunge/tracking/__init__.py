@@ -8,6 +8,8 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+from mlflow import MlflowClient
+
 from expunge.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -18,28 +20,36 @@ from expunge.tracking.registry import (
     model_name,
     move_alias,
     register_model,
+    version_of,
     write_receipt,
 )
 from expunge.tracking.runs import Dataset, Detail, RunIds, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
+from expunge.tracking.versions import entries_kept, evaluation_of, keep_entry, servable_of
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "Dataset",
     "Detail",
+    "MlflowClient",
     "RunIds",
     "Submission",
     "Version",
     "aliased",
     "connect",
+    "entries_kept",
+    "evaluation_of",
     "find_version",
+    "keep_entry",
     "log_pipeline_run",
     "metrics_of",
     "model_name",
     "move_alias",
     "preflight",
     "register_model",
+    "servable_of",
     "tracking_uri",
+    "version_of",
     "write_receipt",
 ]

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import expunge
 from expunge.errors import TrackingError
 from expunge.files import write_json
-from expunge.serving.servable import Contract, write_servable
+from expunge.serving.servable import Contract, servable_digest, write_servable
 from expunge.tracking.runs import clip, refuse_row_ids
 from expunge.tracking.store import connect, fluent, refusals
 
@@ -57,6 +57,7 @@ class Version:
     run_id: str
     content: str
     new: bool
+    tags: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def uri(self) -> str:
@@ -134,14 +135,22 @@ def find_version(client: MlflowClient, name: str, content: str) -> Version | Non
     return None if newest is None else _version(newest, content, new=False)
 
 
+def version_of(client: MlflowClient, name: str, number: str) -> Version:
+    """The version `number` of `name`. Raises TrackingError if the registry has none, or only a deleted one."""
+    with refusals(f"reading version {number} of {name!r}"):
+        found = client.get_model_version(name, number)
+    return _version(found, found.tags.get("content", ""), new=False)
+
+
 def aliased(client: MlflowClient, name: str, alias: str) -> Version | None:
     """The version of `name` that `alias` points to, or None."""
-    try:
-        found = client.get_model_version_by_alias(name, alias)
-    except MlflowException as e:
-        if e.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+    with refusals(f"reading the alias {alias!r} of {name!r}"):
+        try:
+            found = client.get_model_version_by_alias(name, alias)
+        except MlflowException as e:
+            if e.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
     return _version(found, found.tags.get("content", ""), new=False)
 
 
@@ -151,7 +160,8 @@ def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> Non
         raise ValueError(f"alias {alias!r}: one of {CHALLENGER!r}, {CHAMPION!r}")
     now = aliased(client, name, alias)
     if now is None or now.version != str(version):
-        client.set_registered_model_alias(name, alias, version)
+        with refusals(f"moving the alias {alias!r} of {name!r}"):
+            client.set_registered_model_alias(name, alias, version)
 
 
 def write_receipt(path: Path | str, *, content: str, name: str, method: str | None, tags: Mapping[str, str]) -> None:
@@ -194,6 +204,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         servable = Path(tmp) / "servable"
         servable.mkdir()
         card = write_servable(servable, s.model_dir, s.unlearned_dir, contract)
+        weights = servable_digest(servable)
         with mlflow.start_run(run_id=s.run_id):
             logged = mlflow.pyfunc.log_model(
                 name=re.sub(r"[^A-Za-z0-9_-]+", "-", s.method),
@@ -220,7 +231,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         source=logged.model_uri,
         run_id=s.run_id,
         model_id=logged.model_id,
-        tags={**s.tags, "method": s.method, "content": s.content},
+        tags={**s.tags, "method": s.method, "content": s.content, "servable": weights},
         description=clip(s.description_md, DESCRIPTION_LENGTH),
     )
     return _version(made, s.content, new=True)
@@ -253,4 +264,4 @@ def _difference(uri: str, s: Submission) -> float:
 
 
 def _version(found: ModelVersion, content: str, new: bool) -> Version:
-    return Version(found.name, str(found.version), found.run_id, content, new)
+    return Version(found.name, str(found.version), found.run_id, content, new, dict(found.tags))

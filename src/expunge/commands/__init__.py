@@ -1,0 +1,1 @@
+"""Sub-commands of `expunge`, one module per matter."""

@@ -1,0 +1,152 @@
+"""review, promote, rollback, audit, export and the ledger: what people do with registered versions."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.errors import PromotionError
+from expunge.paths import LEDGER
+
+Model = Annotated[
+    str | None, typer.Option("--model", help="Registered model; the one that the last run registered when left out.")
+]
+Version = Annotated[str, typer.Option("--version", help="Number of a version, or an alias.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the ledger for good. Name no people.")]
+LedgerPath = Annotated[Path, typer.Option("--ledger", help="The file that decisions are written to.")]
+
+ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of who served what, and why.")
+
+
+class Format(StrEnum):
+    torch = "torch"
+    onnx = "onnx"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (review, promote, rollback, audit, export, preflight):
+        app.command()(command)
+    app.add_typer(ledger_app, name="ledger")
+
+
+def review(version: Version = "challenger", model: Model = None, ledger: LedgerPath = LEDGER) -> None:
+    """The challenger beside the champion: metrics with intervals, changed predictions, what becomes of forgotten rows.
+
+    Where nothing was promoted yet, the original classifier stands in the champion's place.
+    """
+    from expunge.promotion.shown import console, show
+    from expunge.promotion.workspace import Workspace
+
+    show(Workspace(model, ledger).review(version), console())
+
+
+def promote(
+    reason: Reason,
+    version: Version = "challenger",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    model: Model = None,
+    ledger: LedgerPath = LEDGER,
+) -> None:
+    """Make a version the champion: check the gates, show what changes, write the ledger, move the alias.
+
+    A version below `register.promote_level`, one whose files changed, or one that remembers rows which a promoted
+    version had forgotten is refused.
+    """
+    from expunge.promotion.shown import console, show
+    from expunge.promotion.side_by_side import counts
+    from expunge.promotion.workspace import Workspace
+
+    workspace = Workspace(model, ledger)
+    head = workspace.desk.history().head
+    seen = workspace.review(version)
+    show(seen, console())
+    if not seen.failed and not yes:
+        typer.confirm(f"Make version {seen.challenger.version} of {workspace.name} the champion?", abort=True)
+    entry = workspace.desk.promote(seen.challenger, reason, head, counts(seen.parts))
+    typer.echo(f"Version {seen.challenger.version} of {workspace.name} is the champion. Ledger entry {entry.seq}.")
+
+
+def rollback(reason: Reason, model: Model = None, ledger: LedgerPath = LEDGER) -> None:
+    """Restore the champion before the present one, unless it remembers rows that were forgotten since.
+
+    Where the alias was moved by hand, the champion on record is restored.
+    """
+    from expunge.promotion.workspace import Workspace
+
+    workspace = Workspace(model, ledger)
+    entry = workspace.desk.rollback(reason)
+    typer.echo(f"Version {entry.facts['version']} of {workspace.name} is the champion again. Ledger entry {entry.seq}.")
+
+
+def audit(model: Model = None, ledger: LedgerPath = LEDGER) -> None:
+    """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand."""
+    from expunge.promotion.workspace import Workspace
+
+    workspace = Workspace(model, ledger)
+    if findings := workspace.desk.audit():
+        raise PromotionError(f"{workspace.name}: " + "\n- ".join(findings))
+    champion = workspace.desk.champion()
+    state = "has no champion yet" if champion is None else f"serves version {champion.version}, as the ledger says"
+    typer.echo(f"{workspace.name} {state}.")
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="File to write: NAME.pt2 or NAME.onnx.")],
+    format: Annotated[Format, typer.Option(help="torch: torch.export. onnx: needs the extra `export`.")] = Format.torch,
+    version: Version = "champion",
+    model: Model = None,
+) -> None:
+    """A version as one file, raw uint8 images in, logits out; its logits are compared with the version's first."""
+    from expunge.promotion.workspace import Workspace
+    from expunge.serving.export import export_onnx, export_torch
+    from expunge.tracking import servable_of
+
+    workspace = Workspace(model)
+    chosen = workspace.desk.version(version)
+    write = {Format.torch: export_torch, Format.onnx: export_onnx}[format]
+    servable, digest = servable_of(chosen)
+    difference = write(servable, out, {"version": chosen.uri, "servable": digest})
+    typer.echo(f"{out}: {chosen.uri}, largest difference of a logit {difference:.1e}")
+
+
+def preflight() -> None:
+    """Fail before long work rather than after it: params, tracking store, ledger."""
+    from expunge.config import load_config
+    from expunge.erasure.ledger import Ledger
+    from expunge.tracking import preflight as reach_the_store
+
+    load_config()
+    Ledger(LEDGER).verify()
+    reach_the_store()
+
+
+@ledger_app.command("show")
+def show_ledger(ledger: LedgerPath = LEDGER) -> None:
+    """Every decision, oldest first."""
+    from rich.table import Table
+
+    from expunge.erasure.ledger import Ledger
+    from expunge.promotion.shown import console
+
+    table = Table("", "time (UTC)", "what", "model", "version", "instead of", "level", "reason", "hash")
+    for e in Ledger(ledger).entries():
+        f = e.facts
+        cells = (str(f.get(key) or "–") for key in ("model", "version", "instead_of", "claim_level", "reason"))
+        by_hand = " (by hand)" if f.get("by_hand") else ""
+        table.add_row(str(e.seq), e.time.removesuffix("+00:00"), e.kind + by_hand, *cells, e.hash[7:19])
+    console().print(table)
+
+
+@ledger_app.command("verify")
+def verify_ledger(
+    ledger: LedgerPath = LEDGER,
+    known: Annotated[list[str] | None, typer.Option(help="Hash of an entry that was kept elsewhere.")] = None,
+) -> None:
+    """Check the chain: an entry that was changed, dropped or moved is named, and the exit status is 2."""
+    from expunge.erasure.ledger import Ledger
+
+    typer.echo(f"{ledger}: {Ledger(ledger).verify(known or [])} entries, the chain is whole.")

@@ -1,0 +1,1 @@
+"""Which version people serve: gates, promotion, rollback, and the champion beside the challenger."""

@@ -1,0 +1,79 @@
+"""What must hold before a version is served. Each failure is a sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.erasure.forgotten import ForgottenRows
+from expunge.report.summary import LEVELS
+from expunge.serving.servable import Contract
+from expunge.tracking import Version
+
+
+def failed_gates(
+    version: Version,
+    evaluation: Mapping[str, Any] | None,
+    *,
+    stored: str,
+    contract: Contract,
+    level: str,
+    champion: Contract | None,
+    forgotten: ForgottenRows,
+    to_cover: Mapping[str, str],
+) -> list[str]:
+    """Why `version` may not be served; empty when it may.
+
+    `evaluation`: its block of the summary, where its run still has one. `stored`: digest of what the registry holds
+    for it now. `level`: the least claim level. `champion`: what clients of the present champion send and get.
+    `to_cover`: requests that promoted versions had forgotten -> that version.
+    """
+    tags = version.tags
+    failed = []
+    claimed = tags.get("claim_level", "none")
+    if claimed not in LEVELS or LEVELS.index(claimed) < LEVELS.index(level):
+        gates = tags.get("failed_gates", "none known")
+        failed.append(f"its claim level is {claimed!r}, register.promote_level asks for {level!r}; failed: {gates}")
+    if evaluation is None:
+        failed.append("its evaluation is gone from its run; register it anew")
+    elif evaluation["verdict"]["level"] != claimed:
+        failed.append(
+            f"its tag says claim level {claimed!r}, its evaluation {evaluation['verdict']['level']!r}: "
+            "the tag was changed by hand"
+        )
+    if "parity" not in tags:
+        failed.append("it was never compared with what the evaluation saw; run the register stage again")
+    if tags.get("servable") != stored:
+        failed.append("what the registry holds is not what was registered; register it anew")
+    if champion is not None and (contract.shape, contract.classes) != (champion.shape, champion.classes):
+        failed.append(
+            f"it takes images {contract.shape} and answers {len(contract.classes)} classes, the champion "
+            f"{champion.shape} and {len(champion.classes)} classes or other names; register it under a name of its own"
+        )
+    return failed + remembered(version, forgotten, to_cover)
+
+
+def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str, str]) -> list[str]:
+    """Which requests of promoted versions `version` does not cover: it would bring back what they had forgotten."""
+    own = version.tags.get("request")
+    if own is None:
+        return ["nothing says what it forgot (no tag `request`): the original model, or one of another origin"]
+    failed = []
+    for request, by in to_cover.items():
+        covered = forgotten.covers(own, request)
+        if covered is None:
+            failed.append(
+                f"whether it forgot what version {by} forgot cannot be shown: the rows of {short(request)} or of "
+                f"{short(own)} are not in {forgotten.directory}; bring that folder from where version {by} was promoted"
+            )
+        elif not covered:
+            failed.append(
+                f"it remembers rows that version {by} had forgotten (request {short(request)}); "
+                "make one request that holds both, and fit anew"
+            )
+    return failed
+
+
+def short(digest: str) -> str:
+    """The first characters of a digest, enough to tell two apart."""
+    return digest.removeprefix("sha256:")[:12]

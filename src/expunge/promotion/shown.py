@@ -1,0 +1,135 @@
+"""A review on the terminal: champion and challenger in two columns, then what changes for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from expunge.promotion.gates import short
+from expunge.promotion.side_by_side import PARTS, Interval, Part
+from expunge.report.tables import lookup
+from expunge.report.words import GATES
+from expunge.tracking import Version
+
+NOBODY = "original"
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a reviewer is shown. `champion` is None where nothing was promoted: then the original stands in its place.
+
+    `evaluations`: blocks of the summary, champion's and challenger's, each as registered. `failed`: gates of the
+    challenger. `retrained`: part -> what a retrained model predicts for its rows; empty without one.
+    """
+
+    champion: Version | None
+    challenger: Version
+    evaluations: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]
+    parts: Mapping[str, Part]
+    retrained: Mapping[str, NDArray[np.int64]]
+    classes: Sequence[str]
+    failed: Sequence[str]
+    findings: Sequence[str]
+
+
+def console() -> Console:
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(width=120, highlight=False)  # behind a pipe rich assumes 80 columns
+
+
+def show(review: Review, out: Console) -> None:
+    """Print the whole review."""
+    for finding in review.findings:
+        out.print(f"[bold red]Attention:[/] {finding}")
+    before = NOBODY if review.champion is None else f"champion: version {review.champion.version}"
+    after = f"challenger: version {review.challenger.version}"
+    out.print(versions(review, before, after))
+    out.print(evaluated(review, before, after))
+    out.print(same_rows(review, before, after))
+    for part, table in changes(review, before, after):
+        out.print(f"\n[bold]{part}[/]")
+        out.print(table)
+    out.print()
+    if review.failed:
+        out.print(f"[bold red]Version {review.challenger.version} does not pass the gates:[/]")
+        for failed in review.failed:
+            out.print(f"- {failed}", markup=False)
+    else:
+        out.print(f"[bold green]Version {review.challenger.version} passes the gates.[/]")
+
+
+def versions(review: Review, before: str, after: str) -> Table:
+    table = Table("", before, after, title=f"{review.challenger.name}")
+    for label, tag in (("method", "method"), ("claim level", "claim_level"), ("gates it failed", "failed_gates")):
+        cells = ("–" if v is None else v.tags.get(tag, "–") for v in (review.champion, review.challenger))
+        table.add_row(label, *cells)
+    requests = ("–" if v is None else short(v.tags.get("request", "–")) for v in (review.champion, review.challenger))
+    table.add_row("request", *requests)
+    return table
+
+
+def evaluated(review: Review, before: str, after: str) -> Table:
+    """The numbers of the verdict, each with its interval, as they were when the version was registered."""
+    table = Table("evaluated when registered", before, after, caption="in brackets: the interval that the verdict used")
+    for path, label in GATES.items():
+        cells = [_measured(block, path) for block in review.evaluations]
+        if any(cell != "–" for cell in cells):
+            table.add_row(label, *cells)
+    return table
+
+
+def _measured(block: Mapping[str, Any] | None, path: str) -> str:
+    value = lookup(block, path)
+    if value is None:
+        return "–"
+    interval = (block or {}).get("intervals", {}).get(path)
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def same_rows(review: Review, before: str, after: str) -> Table:
+    table = Table(
+        "asked now, on the same rows", "rows", before, after, "difference", "changed", "right → wrong", "wrong → right"
+    )
+    for part, p in review.parts.items():
+        gap = p.difference()
+        table.add_row(
+            f"accuracy on {PARTS[part]}",
+            f"{len(p.labels):,}",
+            *(_interval(i) for i in p.accuracies()),
+            "–" if gap is None else f"{gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]",
+            f"{p.changed.sum():,}",
+            f"{p.lost:,}",
+            f"{p.gained:,}",
+        )
+    return table
+
+
+def _interval(i: Interval) -> str:
+    return "–" if i.value is None else f"{i.value:.1%} [{i.low:.1%}, {i.high:.1%}]"
+
+
+def changes(review: Review, before: str, after: str) -> list[tuple[str, Table]]:
+    """Retained test rows: the most frequent changes. Forgotten rows: what each says of them now."""
+    out = []
+    for part, p in review.parts.items():
+        if part == "test_retain":
+            table = Table(before, after, "rows")
+            for a, b, n in p.moves():
+                table.add_row(review.classes[a], review.classes[b], f"{n:,}")
+            if p.changed.any():
+                out.append(("Changed predictions on retained test rows, the most frequent", table))
+        else:
+            columns = {before: p.before, after: p.after}
+            if part in review.retrained:
+                columns["retrained"] = review.retrained[part]
+            table = Table("predicted", *columns)
+            for c in np.unique(np.concatenate(list(columns.values()))):
+                table.add_row(review.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values()))
+            out.append((f"What they say of {PARTS[part]}", table))
+    return out

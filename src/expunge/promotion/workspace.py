@@ -1,0 +1,76 @@
+"""From the files of a run to a desk and a review: the data at hand, the registry in use, the ledger."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.config import load_config
+from expunge.data.dataset import Dataset
+from expunge.data.split import Split
+from expunge.erasure.forgotten import ForgottenRows
+from expunge.erasure.ledger import Ledger
+from expunge.errors import PromotionError
+from expunge.files import read_json
+from expunge.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, SPLIT
+from expunge.promotion.decide import Desk
+from expunge.promotion.shown import Review
+from expunge.promotion.side_by_side import Part, original, predictor, side_by_side
+from expunge.report.evidence import read_logits
+from expunge.tracking import CHALLENGER, connect, evaluation_of, servable_of
+
+
+class Workspace:
+    """The working directory after a run. Raises ManifestError or PromotionError where something is not there."""
+
+    def __init__(self, model: str | None = None, ledger: Path = LEDGER) -> None:
+        """`model`: name of the registered model; the one the last run registered when left out."""
+        self.name = model or self._registered()
+        self.dataset = Dataset(DATASET, verify=False)
+        self.split = Split(SPLIT)
+        self._ledger = ledger
+
+    @cached_property
+    def desk(self) -> Desk:
+        ids = self.dataset.sample_ids()
+        forgotten = ForgottenRows(
+            FORGOTTEN, self.split.request["digest"], (ids[i] for i in self.split.rows("forget").tolist())
+        )
+        return Desk(connect(), self.name, Ledger(self._ledger), forgotten, load_config().register.promote_level)
+
+    def review(self, which: str = CHALLENGER) -> Review:
+        """The version `which` beside the champion, or beside the original where nothing was promoted yet."""
+        desk = self.desk
+        challenger, champion = desk.version(which), desk.champion()
+        before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
+        parts = side_by_side(before, predictor(servable_of(challenger)[0]), self.dataset, self.split)
+        return Review(
+            champion=champion,
+            challenger=challenger,
+            evaluations=(
+                None if champion is None else evaluation_of(desk.client, champion),
+                evaluation_of(desk.client, challenger),
+            ),
+            parts=parts,
+            retrained=_retrained(parts),
+            classes=self.dataset.class_names,
+            failed=desk.check(challenger),
+            findings=desk.audit(),
+        )
+
+    def _registered(self) -> str:
+        if not REGISTRATION.is_file():
+            raise PromotionError(f"{REGISTRATION}: nothing was registered here; run the pipeline, or give --model")
+        name: str = read_json(REGISTRATION)["model"]
+        return name
+
+
+def _retrained(parts: dict[str, Part]) -> dict[str, NDArray[np.int64]]:
+    """What the first retrained model says of the same rows, from the evaluation's own outputs."""
+    found = sorted((EVALUATION / "references").glob("retrained-*.parquet"))
+    if not found:
+        return {}
+    return {part: read_logits(found[0], p.rows).argmax(1).astype(np.int64) for part, p in parts.items()}

@@ -1,0 +1,64 @@
+"""What lies behind a registered version: the classifier it serves, and the evaluation it was registered with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from expunge.errors import TrackingError
+from expunge.files import read_json
+from expunge.serving.servable import Servable, servable_digest
+from expunge.tracking.registry import Version
+from expunge.tracking.store import fluent, refusals
+
+SERVABLE = Path("artifacts") / "servable"
+SUMMARY = "summary.json"
+LEDGER_TAG = "ledger"
+
+
+def servable_of(version: Version) -> tuple[Servable, str]:
+    """The classifier that `version` serves and the digest of its files, as they lie in the artifact store now.
+
+    Raises TrackingError if it is no servable of ours, ManifestError or CheckpointError if a file was changed.
+    """
+    with refusals(f"reading version {version.version} of {version.name!r}"), fluent():
+        directory = Path(mlflow.artifacts.download_artifacts(version.uri)) / SERVABLE
+    if not directory.is_dir():
+        raise TrackingError(f"{version.uri}: holds no {SERVABLE.as_posix()}; it was not registered by this pipeline")
+    return Servable.load(directory), servable_digest(directory)
+
+
+def evaluation_of(client: MlflowClient, version: Version) -> Mapping[str, Any] | None:
+    """The version's block of the summary that its pipeline run logged: metrics, intervals, verdict. None without."""
+    method = version.tags.get("method")
+    try:
+        with refusals(f"reading the evaluation of version {version.version} of {version.name!r}"), fluent():
+            parent = client.get_run(version.run_id).data.tags.get("mlflow.parentRunId")
+            if parent is None or SUMMARY not in {f.path for f in client.list_artifacts(parent)}:
+                return None
+            summary = read_json(mlflow.artifacts.download_artifacts(run_id=parent, artifact_path=SUMMARY))
+    except TrackingError as e:
+        # A run that was deleted leaves its versions behind; any other refusal is not ours to swallow.
+        if isinstance(e.__cause__, MlflowException) and e.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    block: Mapping[str, Any] | None = summary["methods"].get(method)
+    return block
+
+
+def entries_kept(client: MlflowClient, name: str) -> list[str]:
+    """Hashes of ledger entries that the registry keeps, one on each version that was ever made champion here."""
+    with refusals(f"reading the versions of {name!r}"):
+        found = client.search_model_versions(f"name = '{name}'")
+    return [v.tags[LEDGER_TAG] for v in found if LEDGER_TAG in v.tags]
+
+
+def keep_entry(client: MlflowClient, version: Version, hash_: str) -> None:
+    """Keep the hash of the ledger entry that made `version` the champion, so that a cut ledger is noticed."""
+    with refusals(f"tagging version {version.version} of {version.name!r}"):
+        client.set_model_version_tag(version.name, version.version, LEDGER_TAG, hash_)
