@@ -139,8 +139,8 @@ def not_proven(summary: Mapping[str, Any]) -> str:
     lines = ["What this does not prove:"]
     if summary["model"]["saw_forget_data"]:
         lines.append(
-            "- The backbone was trained on the forgotten rows and is unchanged: its features z still carry them, "
-            "whatever the head answers."
+            "- The original's backbone was trained on the forgotten rows. Where a method leaves it as it is, its "
+            "features z still carry them, whatever the head answers."
         )
     else:
         lines.append(
