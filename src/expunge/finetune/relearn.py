@@ -34,10 +34,10 @@ class Relearn(Estimator):
 
     `cut`: the last stage that is kept. A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
     `epochs`: passes over the retained rows; may be a fraction.
-    `targets`: "labels" trains on the labels alone, so what is above the cut is exactly unlearned. "original" trains on
-    the original's own probabilities for the retained rows, with classes that no retained row has taken out and the rest
-    renormalised. It gives a better classifier in the same time, but the original saw the forgotten rows, so its
-    probabilities may carry a trace of them: the layers above are then measured to be clean, not clean by construction.
+    `targets`: "labels" trains on the labels alone: forgotten rows reach what is above the cut only through the layers
+    below. "original" trains on the original's own probabilities for the retained rows, with classes that no retained
+    row has taken out and the rest renormalised. It is the better classifier in the same time, but the original saw the
+    forgotten rows, so its probabilities may carry a trace of them: what is above is then measured, not clean by design.
     `precision`: "bf16" (autocast) or "fp32".
 
     After `fit`: `classifier_`, in eval mode, whose tensors below the cut are those of the original bit for bit, and
