@@ -21,8 +21,27 @@ MARGINS = Margins(accuracy=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, p
 Run = tuple[dict[str, Any], Evidence]
 
 
+def many_models() -> dict[str, Any]:
+    """reports/ensembles.json of a run whose backbone never saw the rows, from margins drawn here."""
+    rng = np.random.default_rng(0)
+
+    def side(shift: float) -> Side:
+        return Side(rng.normal(shift, 1, (16, 40)), rng.normal(0, 1, (16, 50)))
+
+    retrained = side(0.0)
+    return {
+        "kind": "heads",
+        "valid_because": "the backbone never saw the rows",
+        "models": {"trained": 16, "retrained": 16, "had_each_row": 8, "per_group": 8},
+        "rows": {"forget": 40, "population": 50},
+        "references": {"original": against(side(2.0), retrained, 8, 0), "retrained": floor(retrained, 0)},
+        "methods": {"loft": {"unlearned_by": "its map", **against(side(0.1), retrained, 8, 0)}},
+        "not_covered": {"keep": "it changes the backbone"},
+    }
+
+
 @cache
-def make(whole: bool, seeds: int) -> Run:
+def make(whole: bool, seeds: int, ensembles: bool = False) -> Run:
     rng = np.random.default_rng(0)
     centres = 1.3 * rng.normal(size=(CLASSES, DIM))
     labels = rng.integers(0, CLASSES, ROWS)
@@ -66,7 +85,9 @@ def make(whole: bool, seeds: int) -> Run:
         {name: block(m, retrained) for name, m in methods.items()},
         dict.fromkeys(methods, cost),
         MARGINS,
+        many_models() if ensembles else None,
     )
+    summary["refused"] = {"ru-mlp": "it would collapse <i>the features</i>"}
     shown, groups = (array[::8] for array in draw_view(labels, parts, 0))  # few points: t-SNE takes its time
     logits = {"original": original.logits, **({"retrained": retrained[0].logits} if seeds else {})}
     logits |= {name: m.logits for name, m in methods.items()}
@@ -75,30 +96,7 @@ def make(whole: bool, seeds: int) -> Run:
     return summary, evidence
 
 
-OFF = {"kind": "off"}
-
-
-@pytest.fixture(scope="session")
-def ensembles() -> dict[str, Any]:
-    """reports/ensembles.json of a run whose backbone never saw the rows, from margins drawn here."""
-    rng = np.random.default_rng(0)
-
-    def side(shift: float) -> Side:
-        return Side(rng.normal(shift, 1, (16, 40)), rng.normal(0, 1, (16, 50)))
-
-    retrained = side(0.0)
-    return {
-        "kind": "heads",
-        "valid_because": "the backbone never saw the rows",
-        "models": {"trained": 16, "retrained": 16, "had_each_row": 8, "per_group": 8},
-        "rows": {"forget": 40, "population": 50},
-        "references": {"original": against(side(2.0), retrained, 8, 0), "retrained": floor(retrained, 0)},
-        "methods": {"loft": {"unlearned_by": "its map", **against(side(0.1), retrained, 8, 0)}},
-        "not_covered": {"keep": "it changes the backbone"},
-    }
-
-
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Run]:
-    """`run(whole=True, seeds=2)`: summary and evidence of a run; shared, so copy before changing."""
-    return lambda whole=True, seeds=2: make(whole, seeds)
+    """`run(whole=True, seeds=2, ensembles=False)`: summary and evidence of a run; shared, so copy before changing."""
+    return lambda whole=True, seeds=2, ensembles=False: make(whole, seeds, ensembles)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from expunge.report.html import ladder, main_table, render
-from tests.report.conftest import HOSTILE, OFF
+from tests.report.conftest import HOSTILE
 
 
 class Page(HTMLParser):
@@ -31,7 +31,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(run) -> str:
-    return render(*run(seeds=1), OFF)
+    return render(*run(seeds=1))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def svgs(html: str) -> list[str]:
 
 
 def test_the_same_input_gives_the_same_bytes(run, html):
-    assert render(*copy.deepcopy(run(seeds=1)), OFF) == html
+    assert render(*copy.deepcopy(run(seeds=1))) == html
 
 
 def test_nothing_is_fetched(html):
@@ -113,35 +113,34 @@ def test_the_retrained_row_shows_its_spread(run):
 
 
 def test_without_a_reference_the_page_is_complete_and_says_so(run):
-    page = render(*run(seeds=0), OFF)
+    page = render(*run(seeds=0))
     assert "nothing was retrained" in page
     assert "not evaluated" in page
     assert "Cost against quality" not in page  # no distance to a retrained model
     assert "Where the forgotten rows go" in page
 
 
-def test_attacks_with_many_models_say_why_they_are_valid(run, undrawn, ensembles):
-    text = " ".join(Page(render(*run(seeds=1), ensembles)).text.split())
+def test_attacks_with_many_models_say_why_they_are_valid(run, undrawn):
+    summary, evidence = run(ensembles=True)
+    text = " ".join(Page(render(summary, evidence)).text.split())
     assert "16 linear heads that unlearned the rows against 16" in text
     assert "Valid because the backbone never saw the rows." in text
     assert "keep is not covered: it changes the backbone." in text
-    assert f"{ensembles['methods']['loft']['ulira']['auc']:.3f}" in text
+    assert f"{summary['methods']['loft']['ensembles']['ulira']['auc']:.3f}" in text
+    assert "not measured" in render(*run())
 
 
-@pytest.mark.parametrize(
-    ("ensembles", "expected"),
-    [
-        (OFF, "U-LiRA and KLoM were not measured"),
-        ({"kind": "refused", "refused_because": "it saw"}, "Refused: it saw."),
-    ],
-)
-def test_without_many_models_the_page_says_so(run, undrawn, ensembles, expected):
-    assert expected in render(*run(), ensembles)
+def test_refused_attacks_and_refused_methods_are_told(run, undrawn):
+    summary, evidence = copy.deepcopy(run())
+    summary["ensembles"] = {"kind": "refused", "refused_because": "it saw <b>the rows</b>"}
+    page = render(summary, evidence)
+    assert "Refused: it saw &lt;b&gt;the rows&lt;/b&gt;." in page
+    assert "ru-mlp was refused: it would collapse &lt;i&gt;" in page
 
 
 def test_a_random_request_names_no_class_as_forgotten(run):
     summary, evidence = run(whole=False)
-    page = render(summary, evidence, OFF)
+    page = render(summary, evidence)
     assert "chosen by random" in page
     assert summary["methods"]["loft"]["accuracy"]["test_forget"] is None
     assert not any("test forg." in head for head in main_table(summary)["head"])
@@ -152,7 +151,7 @@ def test_no_selected_method_is_the_first_thing_said(run, undrawn):
     summary["selected"] = None
     for block in summary["methods"].values():
         block["verdict"]["level"] = "none"
-    page = render(summary, evidence, OFF)
+    page = render(summary, evidence)
     assert page.index("No method reached a claim level.") < page.index("What is not claimed")
     assert "Levels a, b, c, d." in page
 

@@ -1,4 +1,4 @@
-"""reports/results.csv: every number of the summary and of the ensembles, one per line."""
+"""reports/results.csv: every number of the summary, one per line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from expunge.report.tables import candidates, lookup
 
 
-def results_csv(summary: Mapping[str, Any], ensembles: Mapping[str, Any]) -> str:
+def results_csv(summary: Mapping[str, Any]) -> str:
     """Columns `candidate,metric,value,spread,low,high`.
 
     `metric` is the dotted path of the summary, with an index where a metric has one value per class or step. `spread`
     is the standard deviation over retrained models, `low` and `high` the bootstrap interval; both are empty where there
-    is none. Units as in the summary: shares in [0, 1], nats, seconds. Attacks with many models follow as `ensembles.…`.
+    is none. Units as in the summary: shares in [0, 1], nats, seconds.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -26,8 +26,6 @@ def results_csv(summary: Mapping[str, Any], ensembles: Mapping[str, Any]) -> str
         for path, value in _numbers(shown):
             low, high = lookup(block, "intervals").get(path, ("", "")) if block.get("intervals") else ("", "")
             writer.writerow([name, path, *(_text(v) for v in (value, spreads.get(path, ""), low, high))])
-    for name, block in {**ensembles.get("references", {}), **ensembles.get("methods", {})}.items():
-        writer.writerows([name, path, _text(value), "", "", ""] for path, value in _numbers(block, "ensembles"))
     return out.getvalue()
 
 

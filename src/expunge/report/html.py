@@ -39,25 +39,20 @@ MORE = (
     ("calibration error on retained test rows", "calibration.ece_test_retain", "{:.3f}", "0"),
     ("steps to relearn", "relearn.steps", "{:.0f}", "retrained"),
     ("samples per class to relearn by prototypes", "relearn.prototype_samples", "{:.0f}", "retrained"),
-    ("U-LiRA over many models, AUC", "ensembles.ulira.auc", "{:.3f}", "0.5"),
-    ("U-LiRA, TPR at 0.1 % FPR", "ensembles.ulira.tpr_at_fpr_01pct", "{:.2%}", "0.1 %"),
-    ("RMIA over many models, AUC", "ensembles.rmia.auc", "{:.3f}", "0.5"),
-    ("KLoM, 95th percentile, nats", "ensembles.klom.p95", "{:.2f}", "retrained"),
-    ("NeurIPS-2023 forgetting score", "ensembles.forgetting_score", "{:.3f}", "retrained"),
     ("times faster than retraining", "cost.speedup_vs_retrain", "{:,.0f}", "high"),
     ("peak memory of the fit, MB", "cost.peak_rss_mb", "{:,.0f}", "low"),
     ("seconds to evaluate", "cost.evaluate_s", "{:.1f}", "low"),
 )
 ENSEMBLE = (
-    ("U-LiRA, AUC", "ulira.auc", "{:.3f}", "0.5"),
-    ("U-LiRA, TPR at 1 % FPR", "ulira.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
-    ("U-LiRA, TPR at 0.1 % FPR", "ulira.tpr_at_fpr_01pct", "{:.2%}", "0.1 %"),
-    ("RMIA, AUC", "rmia.auc", "{:.3f}", "0.5"),
-    ("RMIA, TPR at 1 % FPR", "rmia.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
-    ("KLoM, median row", "klom.p50", "{:.2f}", "retrained"),
-    ("KLoM, 95th percentile", "klom.p95", "{:.2f}", "retrained"),
-    ("KLoM, 99th percentile", "klom.p99", "{:.2f}", "retrained"),
-    ("forgetting score (NeurIPS 2023)", "forgetting_score", "{:.3f}", "retrained, at most 1"),
+    ("U-LiRA, AUC", "ensembles.ulira.auc", "{:.3f}", "0.5"),
+    ("U-LiRA, TPR at 1 % FPR", "ensembles.ulira.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
+    ("U-LiRA, TPR at 0.1 % FPR", "ensembles.ulira.tpr_at_fpr_01pct", "{:.2%}", "0.1 %"),
+    ("RMIA, AUC", "ensembles.rmia.auc", "{:.3f}", "0.5"),
+    ("RMIA, TPR at 1 % FPR", "ensembles.rmia.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
+    ("KLoM, median row", "ensembles.klom.p50", "{:.2f}", "retrained"),
+    ("KLoM, 95th percentile", "ensembles.klom.p95", "{:.2f}", "retrained"),
+    ("KLoM, 99th percentile", "ensembles.klom.p99", "{:.2f}", "retrained"),
+    ("forgetting score (NeurIPS 2023)", "ensembles.forgetting_score", "{:.3f}", "retrained, at most 1"),
 )
 COLUMN_HELP = {
     "retain": "accuracy on the training rows that stay",
@@ -85,9 +80,8 @@ class Section:
     more_label: str = ""
 
 
-def render(summary: Mapping[str, Any], evidence: Evidence, ensembles: Mapping[str, Any]) -> str:
-    """The whole page. `evidence.logits` are keyed as the table's rows, in its order; `ensembles` is
-    reports/ensembles.json."""
+def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
+    """The whole page. `evidence.logits` are keyed as the table's rows, in its order."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -113,8 +107,7 @@ def render(summary: Mapping[str, Any], evidence: Evidence, ensembles: Mapping[st
         table=main_table(summary),
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
         more=more_table(summary),
-        ensembles=ensembles,
-        attacks=ensemble_table(ensembles),
+        attacks=ensemble_table(summary),
         seeds=words.seed_count(summary),
         sections=[section for section in sections(summary, evidence) if section.panels],
         drawn=evidence.drawn,
@@ -156,9 +149,9 @@ def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     return _upright(MORE, dict(candidates(summary)))
 
 
-def ensemble_table(ensembles: Mapping[str, Any]) -> dict[str, Any]:
-    """The attacks over many models; no rows where none were trained."""
-    return _upright(ENSEMBLE, {**ensembles.get("references", {}), **ensembles.get("methods", {})})
+def ensemble_table(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The attacks over many models, for the candidates that they cover; no rows where none were trained."""
+    return _upright(ENSEMBLE, {name: block for name, block in candidates(summary) if block.get("ensembles")})
 
 
 def _upright(metrics: Sequence[tuple[str, str, str, str]], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

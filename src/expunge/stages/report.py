@@ -1,6 +1,7 @@
 """report: one HTML file, the numbers as CSV, and a model card."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from expunge.features.store import FeatureStore
 from expunge.files import read_json, read_manifest, write_text
 from expunge.paths import (
     DATASET,
-    ENSEMBLE_REPORT,
     EVALUATION,
     FEATURES,
     ORIGINAL,
@@ -25,20 +25,23 @@ from expunge.report.card import TrainingData, model_card
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
 from expunge.report.export import results_csv
 from expunge.report.html import render
-from expunge.report.summary import CONTROL
+from expunge.report.tables import candidates
 from expunge.report.words import focus
 from expunge.stages import run
 from expunge.stages.evaluate import REFERENCES
 from expunge.unlearned import Unlearned
 
 
-def outputs(config: Config) -> dict[str, Path]:
+def outputs(summary: dict[str, Any], config: Config) -> dict[str, Path]:
     """Where every candidate's outputs per row lie, in the order of the table; of the retrained the first seed's."""
-    files = {"original": EVALUATION / REFERENCES / f"{ORIGINAL}.parquet"}
-    if config.reference == "retrain":
-        files["retrained"] = EVALUATION / REFERENCES / f"retrained-{config.retrain.seeds[0]}.parquet"
-    for method in (CONTROL, *(m for m in config.methods if m != CONTROL)):
-        files[method] = EVALUATION / method / f"{method}.parquet"
+    files = {}
+    for name, _ in candidates(summary):
+        if name == ORIGINAL:
+            files[name] = EVALUATION / REFERENCES / f"{ORIGINAL}.parquet"
+        elif name == "retrained":
+            files[name] = EVALUATION / REFERENCES / f"retrained-{config.retrain.seeds[0]}.parquet"
+        else:
+            files[name] = EVALUATION / name / f"{name}.parquet"
     for directory in sorted({path.parent for path in files.values()}):
         read_manifest(directory, verify=False)
     return files
@@ -65,9 +68,9 @@ def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[
     return views
 
 
-def gather(name: str, dataset: Dataset, config: Config) -> Evidence:
+def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidence:
     """Read what the plots need of the drawn rows."""
-    files, seed = outputs(config), config.evaluate.seed
+    files, seed = outputs(summary, config), config.evaluate.seed
     columns = read_columns(files["original"], ["label", "part"])
     labels, parts = columns["label"], columns["part"]
     rows, (shown, groups) = draw_rows(parts, seed), draw_view(labels, parts, seed)
@@ -77,21 +80,20 @@ def gather(name: str, dataset: Dataset, config: Config) -> Evidence:
         labels=labels[rows],
         parts=parts[rows],
         logits={candidate: read_logits(path, rows) for candidate, path in files.items()},
-        views=view(name, shown[order], dataset, config),
+        views=view(focus(summary), shown[order], dataset, config),
         view_groups=groups[order],
         drawn=drawn_words(len(rows), len(parts), seed),
     )
 
 
 def main() -> None:
-    config, dataset = load_config(), Dataset(DATASET, verify=False)
-    summary, ensembles = read_json(SUMMARY), read_json(ENSEMBLE_REPORT)
-    evidence = gather(focus(summary), dataset, config)
+    config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
+    evidence = gather(summary, dataset, config)
     data = TrainingData(
         config.data.source, dataset.digest, dataset.manifest["rows_train"], dataset.manifest["rows_test"]
     )
-    write_text(REPORTS / "report.html", render(summary, evidence, ensembles))
-    write_text(REPORTS / "results.csv", results_csv(summary, ensembles))
+    write_text(REPORTS / "report.html", render(summary, evidence))
+    write_text(REPORTS / "results.csv", results_csv(summary))
     write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))
     say(f"report: {REPORTS / 'report.html'}")
 
