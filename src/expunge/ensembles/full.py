@@ -59,15 +59,19 @@ class Job:
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset, split: Split, out: Path, work: Path) -> Job:
+        """One precision for all: where params leave the choice to a measurement, networks could differ by it."""
         rng = np.random.default_rng(config.ensembles.seed)
 
         def thin(rows: np.ndarray, size: int) -> np.ndarray:
             return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
 
         epochs = config.ensembles.epochs or config.train.epochs
-        trained_so = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+        precision = "fp32" if config.train.precision == "auto" else config.train.precision
+        recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
         forget, population = thin(split.rows(FORGET), FORGET_ROWS), thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
-        return cls(trained_so, dataset, split, forget, population, out, work / "ensembles")
+        return cls(
+            dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "ensembles"
+        )
 
     def model_key(self, side: str, seed: int) -> str:
         rows = self.split.request["digest"] if side == "retrained" else "all"
@@ -162,8 +166,9 @@ def _score(job: Job, directory: Path, side: str) -> None:
     found: dict[str, np.ndarray] = {}
 
     def add(name: str, logits: Callable[[np.ndarray], torch.Tensor]) -> None:
-        for what, rows in (("forget", job.forget), ("population", job.population)):
-            found[f"{name}/{what}"] = margins(logits(rows).numpy(), labels[rows]).astype(np.float32)
+        with torch.no_grad():
+            for what, rows in (("forget", job.forget), ("population", job.population)):
+                found[f"{name}/{what}"] = margins(logits(rows).numpy(), labels[rows]).astype(np.float32)
 
     add("network", lambda rows: classifier.head(_features(classifier, job, rows)))
     if side == "trained":
@@ -209,6 +214,6 @@ def _z(unlearned: Unlearned, store: FeatureStore, job: Job, rows: np.ndarray) ->
 def _features(classifier: Classifier, job: Job, rows: np.ndarray) -> torch.Tensor:
     size = job.config.features.batch_size
     classifier.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         parts = [classifier.features(job.dataset.images(rows[i : i + size])).float() for i in range(0, len(rows), size)]
         return torch.cat(parts)

@@ -1,0 +1,60 @@
+"""python -m expunge.results: run the experiments of docs/results.md and write the page."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from expunge.config import load_config
+from expunge.errors import ExpungeError
+from expunge.evaluation.verdict import Margins
+from expunge.files import write_text
+from expunge.progress import say
+from expunge.results.page import page
+from expunge.results.pooled import pool
+from expunge.results.variants import HOME, VARIANTS, Variant, finished, run_variants
+from expunge.stages import run
+
+PAGE = Path("docs/results.md")
+
+
+def write_page(root: Path, variants: Sequence[Variant]) -> None:
+    """Write docs/results.md from the runs that are finished. Raises ExpungeError when there are none."""
+    parts = []
+    for variant in variants:
+        workspaces = finished(root, variant)
+        if workspaces:
+            params = next(iter(workspaces.values())) / "params.yaml"
+            parts.append((variant, pool(workspaces), Margins(**asdict(load_config(params).verdict))))
+    if not parts:
+        raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results")
+    write_text(root / PAGE, page(parts))
+    say(f"results: {PAGE}")
+
+
+def main() -> None:
+    named = "\n".join(
+        f"  {v.name:<8} {v.title}; {len(v.seeds)} training seed{'s' * (len(v.seeds) > 1)}" for v in VARIANTS
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m expunge.results",
+        description="Run every experiment of docs/results.md and write the page. Each runs in a workspace below "
+        f"{HOME}; what is finished there and still up to date is not run again, so a run that was ended goes on.\n\n"
+        f"experiments:\n{named}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("only", nargs="*", metavar="NAME", help="these experiments; all when left out")
+    parser.add_argument("--collect", action="store_true", help="run nothing, write the page from what is finished")
+    arguments = parser.parse_args()
+    unknown = set(arguments.only) - {v.name for v in VARIANTS}
+    if unknown:
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; known: {', '.join(v.name for v in VARIANTS)}")
+    if not arguments.collect:
+        run_variants(Path.cwd(), [v for v in VARIANTS if not arguments.only or v.name in arguments.only])
+    write_page(Path.cwd(), VARIANTS)
+
+
+if __name__ == "__main__":
+    run(main)

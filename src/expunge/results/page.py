@@ -1,0 +1,162 @@
+"""docs/results.md as text: per experiment a table over seeds, and what it means in plain words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from expunge.evaluation.verdict import Margins
+from expunge.report.summary import CONTROL, LEVELS
+from expunge.report.tables import COLUMNS, MANY_MODELS
+from expunge.report.words import GATES
+from expunge.results.pooled import Judged, Pooled, judge
+from expunge.results.variants import Variant
+
+KL, FORGET, MEMBER = "divergence.forget.kl", "accuracy.forget", "membership.mia_lr_member"
+FIT, RETRAIN = "cost.fit_s", "cost.retrain_s"
+
+HEAD = """# Results
+
+Written by `python -m expunge.results`, which runs every experiment below and is the only author of this page. A cell is
+the mean over training seeds ± their standard deviation. Every seed has an original model of its own and a model
+retrained without the forgotten rows, with a seed of its own; the target of every column is the row of the retrained
+models. KL (nats) and agreement compare with the retrained model of the same seed on forgotten rows; in the row of the
+retrained models they compare the seeds with each other, which is as near as two models trained without the rows come.
+
+A claim level over seeds is earned when, for every gate up to it, the 90 % t interval of the difference to the retrained
+models lies inside the margin of params.yaml, on both sides. Behind it, in brackets, stand the levels of the single
+runs, each judged on one retrained model and its own rows. {seconds}
+"""
+LEVEL_WORDS = """Levels: (a) accuracies like a retrained model's; (b) predictions and attacks on them too; (c) the
+features that the head reads as well; (d) the backbone's own features as well. "none" says that not even the accuracies
+are equivalent."""
+
+
+def page(parts: Sequence[tuple[Variant, Pooled, Margins]]) -> str:
+    """The whole page; experiments without a finished run are not in it."""
+    seconds = f"Seconds were measured on {os.cpu_count()} cores with {torch.get_num_threads()} threads."
+    sections = [_section(*part) for part in parts]
+    return "\n\n".join([HEAD.format(seconds=seconds).strip(), LEVEL_WORDS, *sections]) + "\n"
+
+
+def _section(variant: Variant, pooled: Pooled, margins: Margins) -> str:
+    judged = {name: judge(pooled, name, margins) for name in pooled.blocks if name not in ("original", "retrained")}
+    request = pooled.summaries[0]["request"]
+    rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows go."
+    of = f" of {len(variant.seeds)}" if len(variant.seeds) > len(pooled.seeds) else ""
+    seeds = f"Training seeds: {', '.join(map(str, pooled.seeds))}{of}."
+    parts = [
+        f"## {variant.title}",
+        f"{rows} {seeds}",
+        table(pooled, COLUMNS, judged),
+        "\n".join(f"- {line}" for line in meaning(pooled, judged)),
+    ]
+    if pooled.summaries[0]["ensembles"]["kind"] in ("heads", "full"):
+        parts += [
+            "### Attacks with many models",
+            f"Valid because {pooled.summaries[0]['ensembles']['valid_because']}. U-LiRA and RMIA try to tell unlearned "
+            "models from models that never had the rows, row by row; 0.5 is a guess. The row of "
+            "the retrained models compares them with each other: so equal models look.",
+            table(pooled, MANY_MODELS, {}),
+        ]
+    return "\n\n".join(parts)
+
+
+def table(pooled: Pooled, columns: Sequence[tuple[str, str, str]], judged: dict[str, Judged]) -> str:
+    """Markdown, one row per candidate; a candidate without any value is left out."""
+    head = ["", *(heading for heading, _, _ in columns), *(["level"] if judged else [])]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in pooled.blocks:
+        values = [pooled.values(name, path) for _, path, _ in columns]
+        if not any(values):
+            continue
+        cells = [_cell(form, value) for (_, _, form), value in zip(columns, values, strict=True)]
+        if judged:
+            cells.append(f"{judged[name].level} ({' '.join(judged[name].single)})" if name in judged else "")
+        label = f"{name} (control)" if name == CONTROL else name
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(form: str, values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = form.format(np.mean(values))
+    return mean if len(values) == 1 else f"{mean} ± {form.format(np.std(values, ddof=1))}"
+
+
+def meaning(pooled: Pooled, judged: dict[str, Judged]) -> list[str]:
+    """What the table says, in sentences made from its numbers."""
+    before, without = np.mean(pooled.values("original", FORGET)), np.mean(pooled.values("retrained", FORGET))
+    lines = [
+        f"The original is right on {before:.1%} of the forgotten rows, a model that never saw them on {without:.1%}."
+    ]
+    floor = pooled.values("retrained", KL)
+    if floor:
+        lines.append(
+            f"Two retrained models differ by {np.mean(floor):.2f} nats on them: nearer no method can be asked to come."
+        )
+    lines += [*_levels(pooled, judged), *_nearness(pooled), *_over_forgetting(pooled)]
+    return lines
+
+
+def _levels(pooled: Pooled, judged: dict[str, Judged]) -> list[str]:
+    lines = []
+    for level in reversed(LEVELS[1:]):
+        names = [name for name, j in judged.items() if j.level == level]
+        if names:
+            lines.append(f"Level {level}: {', '.join(_with_cost(pooled, name) for name in names)}.")
+    failed = [
+        f"{name} at {GATES.get(j.failed[0], j.failed[0])}"
+        for name, j in judged.items()
+        if j.level == "none" and j.failed
+    ]
+    if failed:
+        lines.append(f"No level, for the first gate in the way: {'; '.join(failed)}.")
+    if len(pooled.seeds) == 1:
+        lines.append(
+            "One seed: these levels are indicative, because how much models differ from seed to seed is not in them."
+        )
+    return lines
+
+
+def _with_cost(pooled: Pooled, name: str) -> str:
+    fit, retrain = pooled.values(name, FIT), pooled.values(name, RETRAIN)
+    if not fit or not retrain or not min(fit):
+        return name
+    return f"{name} ({np.mean(retrain) / np.mean(fit):,.0f} times faster than retraining)"
+
+
+def _nearness(pooled: Pooled) -> list[str]:
+    """Which methods come nearer to the retrained model than the control, which removes nothing."""
+    control = pooled.values(CONTROL, KL)
+    if not control:
+        return []
+    others = {name: pooled.values(name, KL) for name in pooled.blocks if name not in ("original", "retrained", CONTROL)}
+    nearer = sorted((float(np.mean(kl)), name) for name, kl in others.items() if kl and np.mean(kl) < np.mean(control))
+    if not nearer:
+        return [f"No method comes nearer to the retrained model than the control ({np.mean(control):.2f} nats)."]
+    named = ", ".join(f"{name} ({kl:.2f})" for kl, name in nearer)
+    return [f"Nearer to the retrained model than the control ({np.mean(control):.2f} nats): {named}."]
+
+
+def _over_forgetting(pooled: Pooled) -> list[str]:
+    """Methods whose forgotten rows look less like training rows than unseen ones do: that gives them away too."""
+    target = pooled.values("retrained", MEMBER)
+    if not target:
+        return []
+    low = float(np.mean(target)) - 0.1
+    names = [
+        name
+        for name in pooled.blocks
+        if name not in ("original", "retrained") and (v := pooled.values(name, MEMBER)) and np.mean(v) < low
+    ]
+    if not names:
+        return []
+    return [
+        f"Over-forgetting: an attack calls {np.mean(target):.0%} of the forgotten rows training rows of the retrained "
+        f"models, and at least 10 points fewer after {', '.join(names)}; that gives the rows away as well."
+    ]

@@ -1,0 +1,95 @@
+"""The experiments: each is params.yaml with a few changes, run once per training seed in a workspace of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.errors import ConfigError
+from expunge.paths import SUMMARY
+from expunge.progress import say
+from expunge.workspace import lay_out, reproduce
+
+HOME = Path(".expunge/results")
+RETRAIN_SEEDS = 100  # the retrained model of training seed s has seed 100 + s: no pair shares its start
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`changes` go over the file `params`, section by section; `without` are methods that do not apply."""
+
+    name: str
+    title: str
+    seeds: tuple[int, ...]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    params: str = "params.yaml"
+
+    def params_text(self, root: Path, seed: int) -> str:
+        """The params.yaml of one seed. Raises ConfigError for a change of a key that the file does not have."""
+        params = yaml.safe_load((root / self.params).read_text(encoding="utf-8"))
+        _change(params, self.changes, self.params)
+        params["methods"] = [name for name in params["methods"] if name not in self.without]
+        params["train"]["seed"] = seed
+        params["retrain"]["seeds"] = [RETRAIN_SEEDS + seed]
+        return yaml.safe_dump(params, sort_keys=False)
+
+    def workspace(self, root: Path, seed: int) -> Path:
+        return root / HOME / self.name / str(seed)
+
+
+VARIANTS = (
+    Variant("class", "Fashion-MNIST, small ResNet, forget class 5 (sandal)", (1, 2, 3)),
+    Variant(
+        "random",
+        "Fashion-MNIST, small ResNet, forget a random 10 % of the training rows",
+        (1, 2, 3),
+        {"split": {"selector": "random", "fraction": 0.1}},
+        without=("pour-p",),
+    ),
+    Variant(
+        "frozen",
+        "Fashion-MNIST, EfficientNet-Lite0 of ImageNet with a linear head, forget class 5 (sandal)",
+        (1,),  # head and reference are the one optimum of a convex problem: a seed changes nothing
+        {
+            "model": {"name": "efficientnet-lite0", "training": "head", "saw_forget_data": False},
+            "activations": {"cuts": []},
+            "methods": ["logit-mask", "loft", "ru-linear", "leace", "pour-p", "head-refit"],
+            "fit": {"loft": {"rank": 400}},
+            "ensembles": {"heads": 64},
+        },
+    ),
+)
+
+
+def run_variants(root: Path, variants: Sequence[Variant]) -> None:
+    """Run what is missing or out of date; DVC knows. Raises ExpungeError when a stage fails; a next run goes on."""
+    for variant, seed in _runs(variants):
+        say(f"results: {variant.name}, training seed {seed}")
+        workspace = variant.workspace(root, seed)
+        lay_out(root, workspace, variant.params_text(root, seed), cache=root / HOME / "cache")
+        reproduce(root, workspace, "compare")
+
+
+def finished(root: Path, variant: Variant) -> dict[int, Path]:
+    """Training seed -> workspace of the runs that have a summary."""
+    workspaces = {seed: variant.workspace(root, seed) for seed in variant.seeds}
+    return {seed: path for seed, path in workspaces.items() if (path / SUMMARY).is_file()}
+
+
+def _runs(variants: Sequence[Variant]) -> Iterator[tuple[Variant, int]]:
+    return ((variant, seed) for variant in variants for seed in variant.seeds)
+
+
+def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> None:
+    for key, value in changes.items():
+        if key not in params:
+            raise ConfigError(f"{file}: has no key {key}, which an experiment wants to change")
+        if isinstance(value, Mapping):
+            _change(params[key], value, file)
+        else:
+            params[key] = value

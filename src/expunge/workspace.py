@@ -1,0 +1,51 @@
+"""A workspace of its own below `.expunge`: the pipeline runs there, params.yaml and dvc.lock of the repository stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from expunge.errors import ExpungeError
+
+# What the graph reads: the stages run in the workspace, the code is found through these links.
+LINKED = ("src", "flows")
+COPIED = ("dvc.yaml", ".dvcignore")
+
+
+def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None) -> None:
+    """Fill `workspace` with the graph of `root` and `params` as params.yaml; what earlier runs made there stays.
+
+    Workspaces with one `cache` share it, and what one of them made another takes from there instead of making it again.
+    """
+    (workspace / "data").mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        shutil.copy(root / name, workspace / name)
+    (workspace / "params.yaml").write_text(params, encoding="utf-8")
+    for name in ("data/source", "data/requests"):
+        shutil.copytree(root / name, workspace / name, dirs_exist_ok=True)
+    for name in LINKED:
+        if not (workspace / name).exists():
+            (workspace / name).symlink_to(root / name)
+    if not (workspace / ".dvc").exists():
+        _dvc(workspace, "init", "--no-scm", "--quiet")
+        if cache is not None:
+            _dvc(workspace, "cache", "dir", str(cache.resolve()))
+
+
+def reproduce(root: Path, workspace: Path, *targets: str) -> None:
+    """`dvc repro` in the workspace; MLflow runs go to the store of `root`. Raises ExpungeError when a stage fails."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}"),
+    }
+    command = [sys.executable, "-m", "dvc", "repro", *targets]
+    if subprocess.call(command, cwd=workspace, env=environment) != 0:
+        raise ExpungeError(f"a stage failed, see above; its workspace is {workspace.relative_to(root)}")
+
+
+def _dvc(workspace: Path, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=workspace, check=True)
