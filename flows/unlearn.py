@@ -26,12 +26,17 @@ from prefect.tasks import Task, exponential_backoff
 
 BUSY = "is busy"
 # What may pass by itself: fetching a source, reaching a tracking server.
-OUTSIDE = ("prepare", "register")
+REGISTER = "register"
+OUTSIDE = ("prepare", REGISTER)
 TAIL = 40
 
 
 class StageFailedError(RuntimeError):
     """A DVC stage exited with a status other than 0; the message ends with its last lines."""
+
+
+class PreflightError(RuntimeError):
+    """The run could not end well: params are wrong, or the tracking server is away. Nothing was started."""
 
 
 def stage_names(workspace: Path) -> list[str]:
@@ -45,6 +50,15 @@ def stage_names(workspace: Path) -> list[str]:
         check=True,
     )
     return out.stdout.split()
+
+
+def preflight(workspace: Path) -> None:
+    """Raise PreflightError now if the last stage could not log and register what the stages before it take long to
+    make."""
+    command = [sys.executable, "-m", "expunge.cli", "preflight"]
+    done = subprocess.run(command, cwd=workspace, env=_environment(), text=True, capture_output=True)
+    if done.returncode != 0:
+        raise PreflightError(done.stderr.strip() or f"{' '.join(command)}: exit status {done.returncode}")
 
 
 def _dvc(*arguments: str) -> list[str]:
@@ -102,6 +116,8 @@ def unlearn(workspace: str = ".", stages: list[str] | None = None, force: bool =
     """
     root = Path(workspace).resolve()
     names = stages or stage_names(root)
+    if REGISTER in names:
+        preflight(root)
     outcome = {name: run_stage(name, str(root), force) for name in names}
     publish(root)
     return outcome

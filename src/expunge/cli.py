@@ -15,7 +15,6 @@ from expunge.errors import ExpungeError
 from expunge.stages import QUIET
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-registry.register(app)
 
 
 def main() -> None:
@@ -70,6 +69,8 @@ def ui(port: int = 5000) -> None:
     ]
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
+
+registry.register(app)
 
 if __name__ == "__main__":
     main()

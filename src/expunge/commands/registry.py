@@ -101,12 +101,12 @@ def export(
     model: Model = None,
 ) -> None:
     """A version as one file, raw uint8 images in, logits out; its logits are compared with the version's first."""
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.decide import find
+    from expunge.promotion.workspace import registered_name
     from expunge.serving.export import export_onnx, export_torch
-    from expunge.tracking import servable_of
+    from expunge.tracking import connect, servable_of
 
-    workspace = Workspace(model)
-    chosen = workspace.desk.version(version)
+    chosen = find(connect(), model or registered_name(), version)
     write = {Format.torch: export_torch, Format.onnx: export_onnx}[format]
     servable, digest = servable_of(chosen)
     difference = write(servable, out, {"version": chosen.uri, "servable": digest})

@@ -33,6 +33,17 @@ from expunge.tracking import (
 RECORDED = ("method", "request", "claim_level", "failed_gates", "content", "servable", "dvc_lock")
 
 
+def find(client: MlflowClient, name: str, which: str) -> Version:
+    """A version by number or alias. Raises PromotionError for an alias that points nowhere, TrackingError for a number
+    that is not registered."""
+    if which not in (CHALLENGER, CHAMPION):
+        return version_of(client, name, which)
+    found = aliased(client, name, which)
+    if found is None:
+        raise PromotionError(f"{name!r} has no {which} in this registry; run the pipeline, promote, or give a number")
+    return found
+
+
 @dataclass(frozen=True)
 class Desk:
     """Where decisions about the registered model `name` are made. `level` is the least claim level to be served."""
@@ -50,14 +61,7 @@ class Desk:
         return aliased(self.client, self.name, CHAMPION)
 
     def version(self, which: str) -> Version:
-        """By number, or an alias. Raises PromotionError for an alias that points nowhere, TrackingError for a number
-        that is not registered."""
-        if which not in (CHALLENGER, CHAMPION):
-            return version_of(self.client, self.name, which)
-        found = aliased(self.client, self.name, which)
-        if found is None:
-            raise PromotionError(f"{self.name!r} has no {which} in this registry; run the pipeline, or give a number")
-        return found
+        return find(self.client, self.name, which)
 
     def check(self, version: Version) -> list[str]:
         """Why `version` may not be served; empty when it may. Reads it from the artifact store, checksums included."""
@@ -65,7 +69,7 @@ class Desk:
         champion = self.champion()
         return failed_gates(
             version,
-            evaluation_of(self.client, version),
+            evaluation_of(self.client, version).own,
             stored=stored,
             contract=servable.contract,
             level=self.level,

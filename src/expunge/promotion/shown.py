@@ -22,15 +22,17 @@ NOBODY = "original"
 
 @dataclass(frozen=True)
 class Review:
-    """What a reviewer is shown. `champion` is None where nothing was promoted: then the original stands in its place.
+    """What a reviewer is shown.
 
-    `evaluations`: blocks of the summary, champion's and challenger's, each as registered. `failed`: gates of the
-    challenger. `retrained`: part -> what a retrained model predicts for its rows; empty without one.
+    `champion` is None where nothing was promoted: then the original stands in its place. `evaluations`: blocks of the
+    summary: the champion's and the challenger's, each as registered, and the retrained models' beside the challenger.
+    `retrained`: part -> what a retrained model predicts for its rows; empty without one. `failed`: gates of the
+    challenger. `findings`: what the audit found.
     """
 
     champion: Version | None
     challenger: Version
-    evaluations: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]
+    evaluations: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, Mapping[str, Any] | None]
     parts: Mapping[str, Part]
     retrained: Mapping[str, NDArray[np.int64]]
     classes: Sequence[str]
@@ -39,33 +41,34 @@ class Review:
 
 
 def console() -> Console:
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(width=120, highlight=False)  # behind a pipe rich assumes 80 columns
+    # Names of classes and reasons are text, not markup. Behind a pipe rich assumes 80 columns.
+    out = Console(highlight=False, markup=False)
+    return out if out.is_terminal else Console(width=140, highlight=False, markup=False)
 
 
 def show(review: Review, out: Console) -> None:
     """Print the whole review."""
     for finding in review.findings:
-        out.print(f"[bold red]Attention:[/] {finding}")
+        out.print(f"Attention: {finding}", style="bold red")
     before = NOBODY if review.champion is None else f"champion: version {review.champion.version}"
     after = f"challenger: version {review.challenger.version}"
     out.print(versions(review, before, after))
     out.print(evaluated(review, before, after))
     out.print(same_rows(review, before, after))
     for part, table in changes(review, before, after):
-        out.print(f"\n[bold]{part}[/]")
+        out.print(f"\n{part}", style="bold")
         out.print(table)
     out.print()
     if review.failed:
-        out.print(f"[bold red]Version {review.challenger.version} does not pass the gates:[/]")
+        out.print(f"Version {review.challenger.version} does not pass the gates:", style="bold red")
         for failed in review.failed:
-            out.print(f"- {failed}", markup=False)
+            out.print(f"- {failed}")
     else:
-        out.print(f"[bold green]Version {review.challenger.version} passes the gates.[/]")
+        out.print(f"Version {review.challenger.version} passes the gates.", style="bold green")
 
 
 def versions(review: Review, before: str, after: str) -> Table:
-    table = Table("", before, after, title=f"{review.challenger.name}")
+    table = Table("", before, after, title=review.challenger.name)
     for label, tag in (("method", "method"), ("claim level", "claim_level"), ("gates it failed", "failed_gates")):
         cells = ("–" if v is None else v.tags.get(tag, "–") for v in (review.champion, review.challenger))
         table.add_row(label, *cells)
@@ -76,7 +79,13 @@ def versions(review: Review, before: str, after: str) -> Table:
 
 def evaluated(review: Review, before: str, after: str) -> Table:
     """The numbers of the verdict, each with its interval, as they were when the version was registered."""
-    table = Table("evaluated when registered", before, after, caption="in brackets: the interval that the verdict used")
+    table = Table(
+        "evaluated when registered",
+        before,
+        after,
+        "retrained",
+        caption="in brackets: the interval that the verdict used",
+    )
     for path, label in GATES.items():
         cells = [_measured(block, path) for block in review.evaluations]
         if any(cell != "–" for cell in cells):
@@ -94,12 +103,20 @@ def _measured(block: Mapping[str, Any] | None, path: str) -> str:
 
 def same_rows(review: Review, before: str, after: str) -> Table:
     table = Table(
-        "asked now, on the same rows", "rows", before, after, "difference", "changed", "right → wrong", "wrong → right"
+        "accuracy, asked now on the same rows",
+        "rows",
+        before.partition(":")[0],
+        after.partition(":")[0],
+        "difference",
+        "changed",
+        "lost",
+        "gained",
+        caption="lost: right before, wrong now; gained: the reverse. Intervals over rows: 95 %, of the difference 90 %",
     )
     for part, p in review.parts.items():
         gap = p.difference()
         table.add_row(
-            f"accuracy on {PARTS[part]}",
+            PARTS[part],
             f"{len(p.labels):,}",
             *(_interval(i) for i in p.accuracies()),
             "–" if gap is None else f"{gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]",

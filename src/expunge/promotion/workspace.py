@@ -28,7 +28,7 @@ class Workspace:
 
     def __init__(self, model: str | None = None, ledger: Path = LEDGER) -> None:
         """`model`: name of the registered model; the one the last run registered when left out."""
-        self.name = model or self._registered()
+        self.name = model or registered_name()
         self.dataset = Dataset(DATASET, verify=False)
         self.split = Split(SPLIT)
         self._ledger = ledger
@@ -47,12 +47,14 @@ class Workspace:
         challenger, champion = desk.version(which), desk.champion()
         before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
         parts = side_by_side(before, predictor(servable_of(challenger)[0]), self.dataset, self.split)
+        evaluated = evaluation_of(desk.client, challenger)
         return Review(
             champion=champion,
             challenger=challenger,
             evaluations=(
-                None if champion is None else evaluation_of(desk.client, champion),
-                evaluation_of(desk.client, challenger),
+                evaluated.original if champion is None else evaluation_of(desk.client, champion).own,
+                evaluated.own,
+                evaluated.retrained,
             ),
             parts=parts,
             retrained=_retrained(parts),
@@ -61,11 +63,13 @@ class Workspace:
             findings=desk.audit(),
         )
 
-    def _registered(self) -> str:
-        if not REGISTRATION.is_file():
-            raise PromotionError(f"{REGISTRATION}: nothing was registered here; run the pipeline, or give --model")
-        name: str = read_json(REGISTRATION)["model"]
-        return name
+
+def registered_name() -> str:
+    """The model that the last run registered. Raises PromotionError where none did."""
+    if not REGISTRATION.is_file():
+        raise PromotionError(f"{REGISTRATION}: nothing was registered here; run the pipeline, or give --model")
+    name: str = read_json(REGISTRATION)["model"]
+    return name
 
 
 def _retrained(parts: dict[str, Part]) -> dict[str, NDArray[np.int64]]:

@@ -25,13 +25,14 @@ from expunge.tracking.registry import (
 )
 from expunge.tracking.runs import Dataset, Detail, RunIds, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
-from expunge.tracking.versions import entries_kept, evaluation_of, keep_entry, servable_of
+from expunge.tracking.versions import Evaluation, entries_kept, evaluation_of, keep_entry, servable_of
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "Dataset",
     "Detail",
+    "Evaluation",
     "MlflowClient",
     "RunIds",
     "Submission",

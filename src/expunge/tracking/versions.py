@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ SERVABLE = Path("artifacts") / "servable"
 SUMMARY = "summary.json"
 LEDGER_TAG = "ledger"
 
+Block = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Blocks of the summary that a version was registered with: its own, the original's, the retrained models' mean."""
+
+    own: Block | None
+    original: Block | None
+    retrained: Block | None
+
 
 def servable_of(version: Version) -> tuple[Servable, str]:
     """The classifier that `version` serves and the digest of its files, as they lie in the artifact store now.
@@ -33,22 +45,24 @@ def servable_of(version: Version) -> tuple[Servable, str]:
     return Servable.load(directory), servable_digest(directory)
 
 
-def evaluation_of(client: MlflowClient, version: Version) -> Mapping[str, Any] | None:
-    """The version's block of the summary that its pipeline run logged: metrics, intervals, verdict. None without."""
-    method = version.tags.get("method")
+def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
+    """What the pipeline run of `version` logged of it and of its references; all None where the run has none."""
+    nothing = Evaluation(None, None, None)
     try:
         with refusals(f"reading the evaluation of version {version.version} of {version.name!r}"), fluent():
             parent = client.get_run(version.run_id).data.tags.get("mlflow.parentRunId")
             if parent is None or SUMMARY not in {f.path for f in client.list_artifacts(parent)}:
-                return None
+                return nothing
             summary = read_json(mlflow.artifacts.download_artifacts(run_id=parent, artifact_path=SUMMARY))
     except TrackingError as e:
         # A run that was deleted leaves its versions behind; any other refusal is not ours to swallow.
         if isinstance(e.__cause__, MlflowException) and e.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
+            return nothing
         raise
-    block: Mapping[str, Any] | None = summary["methods"].get(method)
-    return block
+    references = summary["references"]
+    return Evaluation(
+        summary["methods"].get(version.tags.get("method")), references["original"], references["retrained"]
+    )
 
 
 def entries_kept(client: MlflowClient, name: str) -> list[str]:
