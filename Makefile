@@ -23,13 +23,14 @@ setup: $(READY) ## Virtual environment in .venv from the lock file
 # already installed), else the CPU build where there is no NVIDIA GPU, else the platform's default.
 TORCH := torch==2.13.0
 CPU_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || [ "$$(uname)" = Darwin ] || echo --index-url https://download.pytorch.org/whl/cpu)
+# --no-compile: what is imported is compiled then, which is a third of what lies there.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run: make PYTHON=python3.12 " or 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index $(TORCH) 2>/dev/null || \
-		$(BIN)/python -m pip install --disable-pip-version-check $(CPU_INDEX) $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --no-deps --require-hashes -r requirements.lock
+	$(PIP) --no-index $(TORCH) 2>/dev/null || $(PIP) $(CPU_INDEX) $(TORCH)
+	$(PIP) --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $@
 
