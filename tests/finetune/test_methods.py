@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random-labels": {"lr": 0.05, "batch_size": 64},
     "salun": {"lr": 0.05, "batch_size": 64},
     "ssd": {"alpha": 5.0, "batch_size": 64},
-    "scrub": {"lr": 0.05, "max_epochs": 2, "epochs": 4, "retain_share": 1.0, "batch_size": 64},
+    "scrub": {"lr": 0.01, "max_epochs": 1, "epochs": 3, "retain_share": 1.0, "batch_size": 64},
     "bad-teacher": {"lr": 0.05, "batch_size": 64},
     "delete": {"lr": 0.0003, "epochs": 20, "weight_decay": 0.0, "batch_size": 64},
 }

@@ -17,9 +17,12 @@ class Scrub(Updater):
     Each of the first `max_epochs` epochs begins with a pass over forgotten rows that maximises
     KL(original || student); every epoch then passes over retained rows and minimises
     alpha KL(original || student) + gamma CE. KL is taken at `temperature` T and multiplied by T^2.
-    Without `max_epochs` it is distillation on retained rows. Batch norm: the pass that maximises goes by running
-    statistics. The rewound variant, which needs held-out rows of the forgotten kind, is not part of this.
-    Other arguments as in Updater.
+    Without `max_epochs` it is distillation on retained rows. The rewound variant, which needs held-out rows of the
+    forgotten kind, is not part of this.
+
+    Batch norm: every batch by its own statistics, as in the published code. By running statistics student and original
+    would agree at the start, where the gradient of KL vanishes, and then part without bound. The pass over retained
+    rows that follows brings the running statistics back. Other arguments as in Updater.
     """
 
     epochs: int = 2
@@ -36,7 +39,7 @@ class Scrub(Updater):
             return kl(softmax(run.ask(run.original, rows) / t, 1), logits / t) * t * t
 
         def disobey(rows: Index) -> Terms:
-            return {"forget": -distance(rows, run.logits(rows, frozen_norm=True))}
+            return {"forget": -distance(rows, run.logits(rows))}
 
         def obey(rows: Index) -> Terms:
             logits = run.logits(rows)
