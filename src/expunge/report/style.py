@@ -108,6 +108,8 @@ def panel(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         if legend:
+            lines = -(-len(axes.get_legend_handles_labels()[0]) // legend)
+            figure.set_size_inches(WIDTH, height + 0.17 * (lines - 1))  # a long legend takes no room from the drawing
             figure.legend(loc="outside upper left", ncols=legend, markerscale=1.3)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"), None))

@@ -35,6 +35,7 @@ def print_result() -> None:
     console.print(not_proven(summary), highlight=False)
     console.print()
     for what, path in (
+        ("Report", REPORTS / "report.html"),
         ("Table", REPORTS / "results.md"),
         ("Data", SUMMARY),
         ("Data Docs", DATA_DOCS),

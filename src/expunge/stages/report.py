@@ -88,6 +88,8 @@ def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidenc
 
 def main() -> None:
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
+    found = summary["methods"]  # JSON sorts its keys; the order of params is that of every other table
+    summary["methods"] = {name: found[name] for name in config.methods if name in found}
     evidence = gather(summary, dataset, config)
     data = TrainingData(
         config.data.source, dataset.digest, dataset.manifest["rows_train"], dataset.manifest["rows_test"]
