@@ -70,6 +70,16 @@ def test_a_failed_stage_fails_the_flow_with_its_last_words(workspace):
     assert unlearn(str(workspace), stages=["split"])["split"] in ("done", "up to date")
 
 
+def test_a_tracking_server_that_is_away_is_found_before_the_work_starts(workspace, monkeypatch):
+    from flows.unlearn import PreflightError, unlearn
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    lock = (workspace / "dvc.lock").read_bytes()
+    with pytest.raises(PreflightError, match=r"error: http://127\.0\.0\.1:9: no tracking server answers"):
+        unlearn(str(workspace), force=True)
+    assert (workspace / "dvc.lock").read_bytes() == lock
+
+
 def test_the_result_is_an_artifact(workspace):
     from prefect.client.orchestration import get_client
 

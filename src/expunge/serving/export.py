@@ -52,11 +52,12 @@ def export_torch(servable: Servable, path: Path, facts: Mapping[str, str]) -> fl
 
     def write(target: Path) -> None:
         program = _program(servable)
+        program.example_inputs = None  # the one thing in the archive that would be pickled
         torch.export.save(program, target, extra_files={FACTS: _facts(servable, facts)})
 
     def read(target: Path) -> Logits:
         module = torch.export.load(target).module()
-        return lambda images: module(torch.from_numpy(images)).detach().numpy()
+        return lambda images: module(torch.from_numpy(images)).numpy()
 
     return _checked(servable, path, ".pt2", write, read)
 
@@ -91,8 +92,8 @@ def export_onnx(servable: Servable, path: Path, facts: Mapping[str, str]) -> flo
 def _program(servable: Servable) -> Any:
     """The traced program, with the number of images left open."""
     example = torch.from_numpy(_images(_shape(servable), 2))
-    with torch.no_grad():
-        return torch.export.export(Exportable(servable), (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    module = Exportable(servable).requires_grad_(False)
+    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
 
 
 def _shape(servable: Servable) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ from expunge.tracking import (
 )
 
 CHECKED_ROWS = 256  # test rows on which the loaded version must repeat the evaluation
-ARTIFACTS = ("results.md", "summary.json", "metrics.json", "plots", "validation", "report.html")
+ARTIFACTS = ("report.html", "results.md", "results.csv", "model_card.md", "summary.json", "metrics.json", "plots", "validation")
 
 
 def lock_digest() -> str:
@@ -96,7 +96,7 @@ def main() -> None:
         summary,
         experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
         run_name=f"forget {describe(summary, dataset)} · {selected or 'nothing'} · level {level}",
-        description_md=markdown(summary),
+        description_md=description(summary),
         params=flat_params(config),
         tags=tags,
         dataset=LoggedDataset(
@@ -138,8 +138,8 @@ def main() -> None:
             images=images,
             expected=probabilities,
             tags=tags,
-            description_md=markdown(summary),
-            documents=[REPORTS / "results.md"],
+            description_md=description(summary),
+            documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
             any_size=dataset.image_shape is None,
         )
     )
@@ -148,6 +148,11 @@ def main() -> None:
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
     say(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
+
+
+def description(summary: dict[str, Any]) -> str:
+    """The result table for MLflow, whose lists show the first line: the verdict, not a heading."""
+    return markdown(summary).removeprefix("# Result\n\n")
 
 
 def describe(summary: dict[str, Any], dataset: Dataset) -> str:

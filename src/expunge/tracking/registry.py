@@ -221,7 +221,11 @@ def _create(client: MlflowClient, s: Submission) -> Version:
             )
     try:
         client.create_registered_model(
-            s.name, description="Classifiers that were made to forget. Read a version's verdict before you promote it."
+            s.name,
+            description="Classifiers that were made to forget; raw images in, class probabilities out.\n\n"
+            "`challenger` is what was registered last and checked, `champion` what people serve. Promote with "
+            "`expunge promote`, after `expunge review`: it checks the gates and writes down why. An alias moved by "
+            "hand is found by `expunge audit`.",
         )
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -231,7 +235,14 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         source=logged.model_uri,
         run_id=s.run_id,
         model_id=logged.model_id,
-        tags={**s.tags, "method": s.method, "content": s.content, "servable": weights},
+        # The list of versions shows them in this order: first what a reviewer asks for.
+        tags={
+            **{key: s.tags[key] for key in ("claim_level", "failed_gates") if key in s.tags},
+            "method": s.method,
+            **s.tags,
+            "content": s.content,
+            "servable": weights,
+        },
         description=clip(s.description_md, DESCRIPTION_LENGTH),
     )
     return _version(made, s.content, new=True)

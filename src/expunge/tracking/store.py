@@ -23,6 +23,15 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
 PREFLIGHT_SECONDS = 5
+EXPERIMENT_TAGS = {
+    # Else the UI opens it among the pages for language models.
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "One run per run of the pipeline; below it one run each for the original, the retrained reference and every "
+        "method, with the same metrics. Select runs and choose *Compare*. Read metrics beside the retrained model's: "
+        "its values are the target."
+    ),
+}
 
 
 def tracking_uri() -> str:
@@ -62,7 +71,7 @@ def experiment_of(client: MlflowClient, name: str) -> Experiment:
         uri = tracking_uri()
         local = (_database(uri).parent / ARTIFACTS).resolve().as_uri() if uri.startswith(SQLITE) else None
         try:
-            client.create_experiment(name, artifact_location=local)
+            client.create_experiment(name, artifact_location=local, tags=EXPERIMENT_TAGS)
         except MlflowException as e:
             if e.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was first
                 raise

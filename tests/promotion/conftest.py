@@ -1,0 +1,113 @@
+"""A registry with real versions, made once; every test gets a database of its own and shares the artifacts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from expunge.erasure.forgotten import ForgottenRows
+from expunge.erasure.ledger import Ledger
+from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+
+NAME = "expunge-test"
+# Requests by what they forget: B holds A, C does not.
+REQUESTS = {name: "sha256:" + name.lower() * 64 for name in "ABC"}
+ROWS = {"A": ["r1", "r2"], "B": ["r1", "r2", "r3"], "C": ["r2", "r9"]}
+
+
+@dataclass(frozen=True)
+class Shelf:
+    home: Path
+    database: Path
+
+
+def summary(request: str, method: str, level: str) -> dict:
+    block = {"accuracy": {"retain": 0.9, "forget": 0.1}}
+    failed = [{"gate": "divergence.forget.kl", "level": "b"}]
+    return {
+        "request": {"selector": "ids", "digest": REQUESTS[request], "forget_rows": len(ROWS[request])},
+        "model": {"name": "resnet-small"},
+        "references": {"original": block, "retrained": block, "logit_mask": block},
+        "methods": {method: {**block, "verdict": {"level": level, "failed_gates": failed}}},
+        "selected": method,
+    }
+
+
+def put(home: Path, request: str, kind: str = "affine", level: str = "a", name: str = NAME):
+    """Log a run and register its version, through the same functions as the register stage."""
+    from expunge.files import write_json
+    from expunge.tracking import Dataset, Submission, log_pipeline_run, register_model
+
+    shape = (12, 10, 3) if kind == "colour" else (12, 10, 1)
+    classifier = write_model(home / "models" / kind, shape)
+    map_ = (mlp if kind == "mlp" else affine)(classifier.card.feature_dim)
+    write_unlearned(home / "models/unlearned" / kind, classifier, map_)
+    found = summary(request, kind, level)
+    write_json(home / "summary.json", found)
+    ids = log_pipeline_run(
+        found,
+        experiment="test/small",
+        run_name=f"forget {request}",
+        description_md="",
+        params={},
+        tags={},
+        dataset=Dataset("pictures", "sha256:dd", {}),
+        artifacts=[home / "summary.json"],
+    )
+    images = pictures(4, shape[: 2 if shape[2] == 1 else 3])
+    return register_model(
+        Submission(
+            name=name,
+            content=f"sha256:{request}{kind}{level}",
+            run_id=ids.children[kind],
+            method=kind,
+            model_dir=home / "models" / kind,
+            unlearned_dir=home / "models/unlearned" / kind,
+            classes=CLASSES,
+            images=images,
+            expected=evaluated(classifier, map_, images),
+            tags={"claim_level": level, "failed_gates": "divergence.forget.kl", "request": REQUESTS[request]},
+            description_md="",
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory) -> Shelf:
+    """Versions 1 to 5: forgets A; A by another method; B; C; A at no claim level."""
+    home = tmp_path_factory.mktemp("shelf")
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
+    try:
+        for request, kind, level in (
+            ("A", "affine", "a"),
+            ("A", "mlp", "a"),
+            ("B", "affine", "b"),
+            ("C", "affine", "d"),
+            ("A", "affine", "none"),
+        ):
+            put(home, request, kind, level)
+    finally:
+        os.environ.pop("MLFLOW_TRACKING_URI")
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+    return Shelf(home, home / "mlflow.db")
+
+
+@pytest.fixture
+def desk(shelf, tmp_path, monkeypatch):
+    """Where decisions are made; every request's rows are known."""
+    from expunge.promotion.decide import Desk
+    from expunge.tracking import connect
+
+    shutil.copy(shelf.database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    for name, rows in ROWS.items():
+        ForgottenRows(tmp_path / "forgotten", REQUESTS[name], rows).keep(REQUESTS[name])
+    forgotten = ForgottenRows(tmp_path / "forgotten")
+    return Desk(connect(), NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")
