@@ -11,7 +11,7 @@ from expunge.data.split import Split
 from expunge.errors import CollapseError, QualityError
 from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_json, write_manifest
-from expunge.methods import Request, fit
+from expunge.methods import Request, fit, warm_up
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import ACTIVATIONS, COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.progress import say
@@ -39,6 +39,7 @@ def main() -> None:
         retain_rows=split.rows("retain"),
         forget_classes=split.request["whole_classes"],
     )
+    warm_up(name, table)
     refused, seconds = None, 0.0
     start = time.perf_counter()
     with staged_dir(UNLEARNED / name) as staging:

@@ -31,7 +31,16 @@ from expunge.tracking import (
 )
 
 CHECKED_ROWS = 256  # test rows on which the loaded version must repeat the evaluation
-ARTIFACTS = ("report.html", "results.md", "results.csv", "model_card.md", "summary.json", "metrics.json", "plots", "validation")
+ARTIFACTS = (
+    "report.html",
+    "results.md",
+    "results.csv",
+    "model_card.md",
+    "summary.json",
+    "metrics.json",
+    "plots",
+    "validation",
+)
 
 
 def lock_digest() -> str:
@@ -95,8 +104,8 @@ def main() -> None:
     ids = log_pipeline_run(
         summary,
         experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
-        run_name=f"forget {describe(summary, dataset)} · {selected or 'nothing'} · level {level}",
-        description_md=description(summary),
+        run_name=f"forget {describe(summary, dataset)} · {level} · {selected or 'nothing'}",
+        description_md=description(summary, dataset),
         params=flat_params(config),
         tags=tags,
         dataset=LoggedDataset(
@@ -138,7 +147,7 @@ def main() -> None:
             images=images,
             expected=probabilities,
             tags=tags,
-            description_md=description(summary),
+            description_md=description(summary, dataset),
             documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
             any_size=dataset.image_shape is None,
         )
@@ -150,9 +159,11 @@ def main() -> None:
     say(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
 
 
-def description(summary: dict[str, Any]) -> str:
-    """The result table for MLflow, whose lists show the first line: the verdict, not a heading."""
-    return markdown(summary).removeprefix("# Result\n\n")
+def description(summary: dict[str, Any], dataset: Dataset) -> str:
+    """The result for MLflow, whose lists show the beginning: what came of it, then the table."""
+    selected = summary["selected"]
+    came = f"{selected}, level {summary['methods'][selected]['verdict']['level']}" if selected else "Nothing qualified"
+    return f"{came}: forget {describe(summary, dataset)}.\n\n" + markdown(summary).removeprefix("# Result\n\n")
 
 
 def describe(summary: dict[str, Any], dataset: Dataset) -> str:
