@@ -42,7 +42,16 @@ PRODUCER = "expunge.ensembles.full"
 MARGINS, KEY = "margins.safetensors", "key.json"
 RETRAINED_SEEDS = 100_000  # first seed of the retrained models, behind those of all trained ones
 TRAINING_CODE = ("recipe.py", "models")
-FITTING_CODE = (*TRAINING_CODE, "methods.py", "unlearned.py", "core", "finetune", "features", "ensembles")
+FITTING_CODE = (
+    *TRAINING_CODE,
+    "methods.py",
+    "unlearned.py",
+    "core",
+    "finetune",
+    "features",
+    "ensembles",
+    "evaluation/ulira.py",
+)
 
 
 @dataclass(frozen=True)

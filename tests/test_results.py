@@ -1,0 +1,171 @@
+"""The experiments over seeds: two real runs on digits, the page they make, and what a second command runs again."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from expunge.errors import ConfigError, ExpungeError
+from expunge.evaluation.divergence import agreement_rows, kl_rows
+from expunge.evaluation.verdict import Margins
+from expunge.results.__main__ import PAGE, write_page
+from expunge.results.page import page
+from expunge.results.pooled import Pooled, judge, pool
+from expunge.results.variants import VARIANTS, Variant, finished, run_variants
+from tests.pipeline import ROOT
+
+DIGITS = Variant(
+    "digits",
+    "Digits, small ResNet, forget class 5",
+    (1, 2),
+    {
+        "train": {"epochs": 2},
+        "activations": {"cuts": []},
+        "methods": ["logit-mask", "ru-linear", "pour-p"],
+    },
+    without=("pour-p",),
+    params="params.demo.yaml",
+)
+WIDE = Margins(accuracy=1.0, kl=50.0, agreement=1.0, loss_auc=1.0, mia=1.0, probe=1.0)
+
+
+def clone(root):
+    """What of the repository an experiment reads."""
+    (root / "data").mkdir(parents=True)
+    for name in ("dvc.yaml", ".dvcignore", "params.yaml", "params.demo.yaml"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("src", "flows", "data/source", "data/requests"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.dvc", ".gitignore"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    root = clone(tmp_path_factory.mktemp("results") / "root")
+    run_variants(root, [DIGITS])
+    return root
+
+
+@pytest.fixture(scope="module")
+def pooled(ran):
+    return pool(finished(ran, DIGITS))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_every_experiment_has_params_that_the_pipeline_takes(variant, tmp_path):
+    from expunge.config import load_config
+
+    path = tmp_path / "params.yaml"
+    for seed in variant.seeds:
+        path.write_text(variant.params_text(ROOT, seed))
+        config = load_config(path)
+        assert config.train.seed == seed and config.retrain.seeds == [100 + seed]
+        assert not set(variant.without) & set(config.methods)
+
+
+def test_a_change_of_an_unknown_key_is_refused():
+    with pytest.raises(ConfigError, match=r"params\.yaml: has no key epoch"):
+        Variant("x", "x", (1,), {"train": {"epoch": 3}}).params_text(ROOT, 1)
+
+
+@pytest.mark.slow
+def test_a_second_command_runs_nothing_and_the_page_is_the_same(ran, capfd):
+    write_page(ran, [DIGITS])
+    first = (ran / PAGE).read_text()
+    capfd.readouterr()
+    run_variants(ran, [DIGITS])
+    out, _ = capfd.readouterr()
+    assert "Running stage" not in out and out.count("up to date") == 2
+    write_page(ran, [DIGITS])
+    assert (ran / PAGE).read_text() == first
+
+
+@pytest.mark.slow
+def test_seeds_differ_in_training_and_share_what_does_not_depend_on_it(ran, pooled):
+    originals = [s["model"]["digest"] for s in pooled.summaries]
+    assert len(set(originals)) == 2
+    assert len({s["request"]["digest"] for s in pooled.summaries}) == 1
+    assert len(list((ran / ".expunge/results/cache").iterdir())) > 0
+
+
+@pytest.mark.slow
+def test_the_noise_floor_is_that_of_the_two_retrained_models(ran, pooled):
+    tables = [
+        pq.read_table(DIGITS.workspace(ran, s) / f"data/evaluation/references/retrained-{100 + s}.parquet")
+        for s in DIGITS.seeds
+    ]
+    a, b = (np.array([r["logits"] for r in t.to_pylist() if r["part"] == "forget"]) for t in tables)
+    floor = pooled.values("retrained", "divergence.forget.kl")
+    assert floor == pytest.approx([kl_rows(b, a).mean(), kl_rows(a, b).mean()], rel=1e-5)
+    assert pooled.values("retrained", "divergence.forget.agreement") == pytest.approx([agreement_rows(a, b).mean()] * 2)
+
+
+@pytest.mark.slow
+def test_the_page_holds_mean_and_spread_of_the_summaries(ran, pooled):
+    text = page([(DIGITS, pooled, WIDE)])
+    for name in ("original", "logit-mask", "ru-linear"):
+        blocks = [s["references"]["original"] if name == "original" else s["methods"][name] for s in pooled.summaries]
+        values = [100 * block["accuracy"]["test_retain"] for block in blocks]
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
+        assert f"{np.mean(values):.1f}% ± {np.std(values, ddof=1):.1f}%" in row
+    assert "pour-p" not in text
+    assert yaml.safe_load((DIGITS.workspace(ran, 2) / "params.yaml").read_text())["train"]["seed"] == 2
+
+
+def made(retrained, method, seeds=3):
+    """Runs whose every gate has the target's value, but for the accuracy on forgotten rows and KL."""
+
+    def block(forget, kl):
+        return {
+            "accuracy": {"retain": 0.9, "forget": forget, "test_retain": 0.9, "test_forget": 0.0},
+            "divergence": {"forget": {"kl": kl, "agreement": 0.8}},
+            "membership": {"loss_auc": 0.5, "mia_lr_member": 0.4},
+            "representation": {"probe_z_prime": 0.8, "probe_z": 0.8},
+        }
+
+    summaries = [{"methods": {"m": {"verdict": {"level": "b", "failed_gates": []}}}}] * seeds
+    blocks = {"retrained": [block(v, 0.3) for v in retrained], "m": [block(v, 0.3) for v in method]}
+    return Pooled(tuple(range(seeds)), summaries, blocks)
+
+
+def test_the_level_over_seeds_needs_the_whole_interval_inside_the_margin():
+    margins = Margins(accuracy=0.02, kl=0.1, agreement=0.05, loss_auc=0.05, mia=0.1, probe=0.02)
+    same = judge(made([0.50, 0.501, 0.499], [0.50, 0.501, 0.499]), "m", margins)
+    assert same.level == "d" and same.failed == ()
+    # The same means, but seeds that differ too much to show equivalence.
+    noisy = judge(made([0.45, 0.50, 0.55], [0.55, 0.45, 0.50]), "m", margins)
+    assert noisy.level == "none" and noisy.failed == ("accuracy.forget",)
+    off = judge(made([0.50, 0.501, 0.499], [0.47, 0.471, 0.469]), "m", margins)
+    assert off.level == "none"
+
+
+def test_the_page_of_one_run_says_that_its_levels_are_indicative(finished):
+    pooled = pool({1: finished})
+    text = page([(Variant("digits", "Digits", (1, 2, 3)), pooled, WIDE)])
+    assert "Training seeds: 1 of 3." in text and "these levels are indicative" in text
+    for name, block in pooled.summaries[0]["methods"].items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
+        assert f"{block['accuracy']['test_retain']:.1%}" in row
+        assert row.endswith(f"{block['verdict']['level']} ({block['verdict']['level']}) |")
+
+
+def test_one_seed_takes_the_verdict_of_its_run():
+    assert judge(made([0.5], [0.9], seeds=1), "m", WIDE).level == "b"
+
+
+def test_without_a_finished_run_there_is_no_page(tmp_path):
+    with pytest.raises(ExpungeError, match="no finished experiment"):
+        write_page(tmp_path, [DIGITS])
+
+
+def test_help_names_the_experiments():
+    out = subprocess.run(
+        [sys.executable, "-m", "expunge.results", "--help"], capture_output=True, text=True, check=True
+    )
+    for variant in VARIANTS:
+        assert re.search(rf"^  {variant.name} +{re.escape(variant.title[:20])}", out.stdout, re.M)
