@@ -1,5 +1,8 @@
 """Methods that change weights below the head: comparators, and the way to seal a map into the backbone."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from expunge.core.estimator import Estimator
 from expunge.finetune.bad_teacher import BadTeacher
 from expunge.finetune.delete import Delete
@@ -22,7 +25,16 @@ METHODS: dict[str, type[Estimator]] = {
     "delete": Delete,
 }
 
+# The defaults are for whole classes. Where rows of classes that stay are forgotten, these forget less and damage less.
+FOR_SAMPLES: dict[str, Mapping[str, Any]] = {
+    "neggrad-plus": {"alpha": 0.95, "cap": 1.0},
+    "random-labels": {"lr": 0.005},
+    "salun": {"lr": 0.005},
+    "ssd": {"alpha": 6.0},
+}
+
 __all__ = [
+    "FOR_SAMPLES",
     "METHODS",
     "BadTeacher",
     "Delete",

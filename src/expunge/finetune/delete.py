@@ -25,6 +25,7 @@ class Delete(Updater):
     """
 
     epochs: int = 2
+    lr: float = 3e-5
 
     def phases(self, run: Run) -> list[Phase]:
         keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)

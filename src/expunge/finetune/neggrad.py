@@ -23,6 +23,7 @@ class NegGradPlus(Updater):
 
     alpha: float = 0.98
     cap: float | None = 6.0
+    lr: float = 0.03
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:

@@ -21,6 +21,8 @@ class RandomLabels(Updater):
     likely (Graves et al., arXiv 2010.10981). An epoch is a pass over both. Arguments as in Updater.
     """
 
+    retain_share: float = 0.3
+
     def phases(self, run: Run) -> list[Phase]:
         labels = run.labels.copy()
         labels[run.forget] = random_labels(run)

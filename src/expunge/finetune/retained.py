@@ -16,7 +16,7 @@ class FineTune(Updater):
     A large first `lr` forgets more (Golatkar et al., arXiv 1911.04933). Arguments as in Updater.
     """
 
-    lr: float = 0.1
+    lr: float = 0.2
 
     def phases(self, run: Run) -> list[Phase]:
         def loss(rows: Index) -> Terms:

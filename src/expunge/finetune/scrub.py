@@ -30,7 +30,7 @@ class Scrub(Updater):
     alpha: float = 0.5
     gamma: float = 1.0
     temperature: float = 4.0
-    lr: float = 0.01
+    lr: float = 0.002
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:

@@ -41,10 +41,10 @@ class Ssd(Estimator):
     of weights selected; `history_`, one entry. Raises ConfigError when nothing is selected, naming the largest ratio.
     """
 
-    alpha: float = 10.0
+    alpha: float = 20.0
     dampening: float = 1.0
     fisher: Fisher = "batch"
-    fisher_rows: int | None = 8192
+    fisher_rows: int | None = 4096
     batch_size: int = 256
     seed: int = 0
     classifier_: Classifier = field(init=False)
