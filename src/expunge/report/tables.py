@@ -34,6 +34,8 @@ MANY_MODELS = (
     ("forgetting score", "ensembles.forgetting_score", "{:.3f}"),
 )
 
+IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl", "divergence.forget.agreement")
+
 
 def lookup(block: Mapping[str, Any] | None, path: str) -> Any:
     """The value at a dotted path, None where a key is missing."""
@@ -156,9 +158,9 @@ def not_proven(summary: Mapping[str, Any]) -> str:
 
 
 def flat(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """`reports/metrics.json`: the numbers of the table per candidate, for `dvc metrics show`."""
+    """`reports/metrics.json`: per candidate the few numbers that `dvc metrics` and `dvc exp show` put side by side."""
     return {
-        name: {path: lookup(block, path) for _, path, _ in COLUMNS if lookup(block, path) is not None}
+        name: {path: value for path in IN_DVC if (value := lookup(block, path)) is not None}
         for name, block in candidates(summary)
     }
 
