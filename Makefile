@@ -12,7 +12,7 @@ export GX_ANALYTICS_ENABLED := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-all lint bench ui clean lock
+.PHONY: help setup run demo test test-all lint bench results ui clean lock
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,11 +55,14 @@ lint: $(READY) ## ruff and mypy
 bench: $(READY) ## Every speed claim as a ratio measured now; writes reports/bench.json
 	python -m benchmarks
 
+results: $(READY) ## docs/results.md: every experiment over its seeds; goes on where it was ended
+	python -m expunge.results
+
 ui: $(READY) ## MLflow UI on http://127.0.0.1:5000
 	expunge ui
 
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
-	rm -rf data/dataset data/split data/features data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf data/dataset data/split data/features data/activations data/ensembles data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra models --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements.full

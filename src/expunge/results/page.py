@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from expunge.evaluation.verdict import Margins
 from expunge.report.summary import CONTROL, LEVELS
@@ -37,7 +36,7 @@ are equivalent."""
 
 def page(parts: Sequence[tuple[Variant, Pooled, Margins]]) -> str:
     """The whole page; experiments without a finished run are not in it."""
-    seconds = f"Seconds were measured on {os.cpu_count()} cores with {torch.get_num_threads()} threads."
+    seconds = f"Seconds were measured on {os.cpu_count()} cores."
     sections = [_section(*part) for part in parts]
     return "\n\n".join([HEAD.format(seconds=seconds).strip(), LEVEL_WORDS, *sections]) + "\n"
 
@@ -124,6 +123,8 @@ def _levels(pooled: Pooled, judged: dict[str, Judged]) -> list[str]:
 
 
 def _with_cost(pooled: Pooled, name: str) -> str:
+    if name == CONTROL:
+        return f"{name}, the control, which hides and removes nothing"
     fit, retrain = pooled.values(name, FIT), pooled.values(name, RETRAIN)
     if not fit or not retrain or not min(fit):
         return name

@@ -15,6 +15,7 @@ from expunge.evaluation.equivalence import seed_difference
 from expunge.evaluation.verdict import LEVELS, Gate, Margins, gates, lookup
 from expunge.files import read_json
 from expunge.paths import EVALUATION, SUMMARY
+from expunge.report.summary import CONTROL
 
 Block = Mapping[str, Any]
 
@@ -48,7 +49,8 @@ def pool(workspaces: Mapping[int, Path]) -> Pooled:
     if len(workspaces) > 1:
         retrained = _with_floor(retrained, [_forgotten_logits(path) for path in workspaces.values()])
     blocks = {"original": [s["references"]["original"] for s in summaries], "retrained": retrained}
-    blocks |= {name: [s["methods"][name] for s in summaries] for name in summaries[0]["methods"]}
+    names = [CONTROL, *(name for name in summaries[0]["methods"] if name != CONTROL)]
+    blocks |= {name: [s["methods"][name] for s in summaries] for name in names}
     return Pooled(tuple(workspaces), tuple(summaries), blocks)
 
 
