@@ -31,7 +31,7 @@ DIGITS = Variant(
     without=("pour-p",),
     params="params.demo.yaml",
 )
-WIDE = Margins(accuracy=1.0, kl=50.0, agreement=1.0, loss_auc=1.0, mia=1.0, probe=1.0)
+WIDE = Margins(accuracy=1.0, retain=1.0, kl=50.0, agreement=1.0, loss_auc=1.0, mia=1.0, probe=1.0)
 
 
 def clone(root):
@@ -134,7 +134,7 @@ def made(retrained, method, seeds=3):
 
 
 def test_the_level_over_seeds_needs_the_whole_interval_inside_the_margin():
-    margins = Margins(accuracy=0.02, kl=0.1, agreement=0.05, loss_auc=0.05, mia=0.1, probe=0.02)
+    margins = Margins(accuracy=0.02, retain=0.02, kl=0.1, agreement=0.05, loss_auc=0.05, mia=0.1, probe=0.02)
     same = judge(made([0.50, 0.501, 0.499], [0.50, 0.501, 0.499]), "m", margins)
     assert same.level == "d" and same.failed == ()
     # The same means, but seeds that differ too much to show equivalence.

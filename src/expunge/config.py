@@ -94,6 +94,7 @@ class Verdict:
     """Margins: shares in [0, 1], `kl` in nats above the noise floor."""
 
     accuracy: float
+    retain: float
     kl: float
     agreement: float
     loss_auc: float

@@ -7,7 +7,7 @@ import pytest
 
 from expunge.evaluation.verdict import Margins, lookup, verdict
 
-MARGINS = Margins(accuracy=0.02, kl=0.1, agreement=0.05, loss_auc=0.03, mia=0.1, probe=0.02)
+MARGINS = Margins(accuracy=0.02, retain=0.02, kl=0.1, agreement=0.05, loss_auc=0.03, mia=0.1, probe=0.02)
 
 
 def block(**changes: float | None) -> dict[str, Any]:

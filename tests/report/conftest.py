@@ -17,7 +17,7 @@ from expunge.report.summary import build_summary
 
 HOSTILE = ("$x^2$ | *b*", '"><img src=x onerror=y>', "<script>alert(1)</script>", "#010203", "a & b\n# c")
 CLASSES, DIM, ROWS, GONE = 5, 6, 700, 2
-MARGINS = Margins(accuracy=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, probe=0.2)
+MARGINS = Margins(accuracy=0.15, retain=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, probe=0.2)
 Run = tuple[dict[str, Any], Evidence]
 
 
