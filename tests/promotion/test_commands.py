@@ -2,62 +2,82 @@
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from tests.pipeline import ENVIRONMENT
+import pytest
+
+from tests.pipeline import change
 
 
-def expunge(workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "expunge.cli", *arguments]
-    return subprocess.run(command, cwd=workspace, env=ENVIRONMENT, text=True, capture_output=True)
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
 
 
-def test_from_review_to_ledger(copy):
+@pytest.fixture
+def expunge(copy, monkeypatch, capsys) -> Callable[..., Done]:
+    """The command in this process: a new one would import torch and MLflow each time."""
+    from expunge.cli import main
+
+    monkeypatch.chdir(copy)
+    # MLflow keeps stores by their address, so a relative one would be that of the first test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy / 'mlflow.db'}")
+
+    def run(*arguments: str, answer: str = "") -> Done:
+        monkeypatch.setattr(sys, "argv", ["expunge", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def test_from_review_to_ledger(copy, expunge):
     registered = json.loads((copy / "reports/registration.json").read_text())
-    reviewed = expunge(copy, "review")
-    assert reviewed.returncode == 0, reviewed.stderr
+    reviewed = expunge("review")
+    assert reviewed.status == 0, reviewed.err
     for said in ("original", "challenger: version 1", registered["method"], "forgotten training rows", "retrained"):
-        assert said in reviewed.stdout
+        assert said in reviewed.out
     assert not (copy / "ledger.jsonl").exists() and not (copy / "data/forgotten").exists()
 
-    asked = subprocess.run(
-        [sys.executable, "-m", "expunge.cli", "promote", "--reason", "no"],
-        cwd=copy, env=ENVIRONMENT, text=True, capture_output=True, input="n\n",
-    )  # fmt: skip
-    assert asked.returncode == 1 and not (copy / "ledger.jsonl").exists()
+    asked = expunge("promote", "--reason", "no", answer="n\n")
+    assert asked.status == 1 and not (copy / "ledger.jsonl").exists()
 
-    done = expunge(copy, "promote", "--reason", "as good as retrained [bold]here[/bold]", "--yes")
-    assert done.returncode == 0 and "is the champion. Ledger entry 1." in done.stdout, done.stderr
+    done = expunge("promote", "--reason", "good [bold]enough[/bold]", "--yes")
+    assert done.status == 0 and "is the champion. Ledger entry 1." in done.out, done.err
     entry = json.loads((copy / "ledger.jsonl").read_text())
     assert entry["facts"]["request"] == registered["tags"]["request"]
     assert entry["facts"]["seen"]["forget"]["of"] > 0
-    shown = expunge(copy, "ledger", "show").stdout
-    assert "as good as retrained [bold]here[/bold]" in " ".join(shown.split())
-    assert "as the ledger says" in expunge(copy, "audit").stdout
+    shown = expunge("ledger", "show").out
+    assert "good [bold]enough[/bold]" in shown
+    assert "as the ledger says" in expunge("audit").out
 
-    refused = expunge(copy, "rollback", "--reason", "why")
-    assert refused.returncode == 2 and refused.stderr.startswith("error: version 1 is the only champion")
-    changed = (copy / "ledger.jsonl").read_text().replace("as good", "as bad")
+    refused = expunge("rollback", "--reason", "why")
+    assert refused.status == 2 and refused.err.startswith("error: version 1 is the only champion")
+    changed = (copy / "ledger.jsonl").read_text().replace("good", "bad")
     (copy / "ledger.jsonl").write_text(changed)
-    verified = expunge(copy, "ledger", "verify")
-    assert verified.returncode == 2 and "line 1" in verified.stderr
+    verified = expunge("ledger", "verify")
+    assert verified.status == 2 and "line 1" in verified.err
 
 
-def test_a_higher_level_in_params_refuses(copy):
-    from tests.pipeline import change
-
+def test_a_higher_level_in_params_refuses(copy, expunge):
     change(copy, lambda p: p["register"].update(promote_level="d"))
-    refused = expunge(copy, "promote", "--reason", "try", "--yes")
-    assert refused.returncode == 2 and "asks for 'd'" in refused.stderr
+    refused = expunge("promote", "--reason", "try", "--yes")
+    assert refused.status == 2 and "asks for 'd'" in refused.err
     assert not (copy / "ledger.jsonl").exists()
 
 
-def test_export_and_what_is_missing(copy, tmp_path):
-    no_champion = expunge(copy, "export", str(tmp_path / "m.pt2"))
-    assert no_champion.returncode == 2 and "has no champion" in no_champion.stderr
-    written = expunge(copy, "export", "--version", "1", str(tmp_path / "m.pt2"))
-    assert written.returncode == 0 and "difference of a logit" in written.stdout, written.stderr
+def test_export_and_what_is_missing(copy, expunge, tmp_path):
+    no_champion = expunge("export", str(tmp_path / "m.pt2"))
+    assert no_champion.status == 2 and "has no champion" in no_champion.err
+    written = expunge("export", "--version", "1", str(tmp_path / "m.pt2"))
+    assert written.status == 0 and "difference of a logit" in written.out, written.err
     (copy / "reports/registration.json").unlink()
-    assert "nothing was registered here" in expunge(copy, "review").stderr
+    assert "nothing was registered here" in expunge("review").err
