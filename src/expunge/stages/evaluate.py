@@ -3,12 +3,12 @@
 import argparse
 import shutil
 import time
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from threadpoolctl import threadpool_limits
 
 from expunge.config import Config, load_config
 from expunge.core import LinearHead
@@ -90,24 +90,19 @@ def main() -> None:
     store = FeatureStore(FEATURES / ORIGINAL)
     labels, seed = store.column("label"), config.evaluate.seed
     original, references = of_classifier(ORIGINAL), retrained_models(config)
-    start = time.perf_counter()
-    block: dict[str, Any]
+    models = {name: of_method(name, original, config)} if name != REFERENCES else {ORIGINAL: original}
     if name == REFERENCES:
-        models = {
-            ORIGINAL: original,
-            **{f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)},
-        }
-        block = {
-            "original": evaluate(original, original, references, labels, split.parts, seed),
-            "retrained": [
-                evaluate(r, original, [o for o in references if o is not r], labels, split.parts, seed)
-                for r in references
-            ],
-        }
-    else:
-        models = {name: of_method(name, original, config)}
-        block = evaluate(models[name], original, references, labels, split.parts, seed)
+        models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
+    start = time.perf_counter()
+    # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        blocks = [
+            evaluate(m, original, [r for r in references if r is not m], labels, split.parts, seed)
+            for m in models.values()
+        ]
     seconds = time.perf_counter() - start
+    block = blocks[0] if name != REFERENCES else {"original": blocks[0], "retrained": blocks[1:]}
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
     write_json(COST / f"evaluate-{name}.json", {"evaluate_s": round(seconds, 3)})
