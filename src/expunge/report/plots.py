@@ -128,7 +128,7 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
 
 def views(e: Evidence) -> list[Panel]:
     """Two dimensions of each set of features, by PCA and by t-SNE (of at most 50 principal components, seed 0)."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     out = []
     with threadpool_limits(1):  # one order of summation, one picture
