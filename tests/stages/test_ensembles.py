@@ -85,7 +85,8 @@ def test_heads(copy):
         p["ensembles"].update(heads=32)
 
     change(copy, edit)
-    run(copy, "fit", "head-refit")
+    for name in ("pour-p", "head-refit", "matched-fast"):
+        run(copy, "fit", name)
     run(copy)
     first, found = (copy / "reports" / "ensembles.json").read_bytes(), report(copy)
     assert found["kind"] == "heads" and found["models"]["had_each_row"] == 16

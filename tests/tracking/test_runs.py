@@ -200,3 +200,8 @@ def test_every_pipeline_run_has_runs_of_its_own(store):
     second = log()
     assert first.experiment == second.experiment and first.parent != second.parent
     assert len(connect().search_runs([first.experiment], run_view_type=ViewType.ALL)) == 12
+
+
+def test_a_skipped_reference_has_no_run(store):
+    ids = log({**SUMMARY, "references": {**SUMMARY["references"], "retrained": None}})
+    assert set(ids.children) == {"original", "logit_mask", "loft", "ru-linear"}

@@ -114,7 +114,8 @@ def log_pipeline_run(
     methods = summary["methods"]
     # The control stands in both blocks where it is also asked for as a method; one run is enough.
     repeated = {name.replace("-", "_") for name in methods}
-    candidates = {k: v for k, v in summary["references"].items() if k.replace("-", "_") not in repeated} | methods
+    references = {k: v for k, v in summary["references"].items() if v and k.replace("-", "_") not in repeated}
+    candidates = references | methods
     if unknown := sorted(set(per_method) - set(candidates)):
         raise ValueError(f"details for {unknown}, which the summary does not hold: {sorted(candidates)}")
     for path in [*artifacts, *(p for detail in per_method.values() for p in detail.artifacts)]:
