@@ -126,7 +126,7 @@ def main(wanted: list[str]) -> None:
     if bench.whole_classes and (not wanted or "seal" in wanted):
         for name, map_ in bench.maps().items():
             bench.line(f"{name}, map", bench.outputs(bench.original, map_))
-            for inputs, settings in (("both", {}), ("forget", {"lr": 1e-3, "epochs": 2})):
+            for inputs, settings in (("both", {}), ("forget", {"lr": 3e-4, "epochs": 3})):
                 model, seconds = bench.fit(Seal(map_, inputs=inputs, precision="bf16", **settings))  # type: ignore[arg-type]
                 bench.line(f"{name}, sealed on {inputs}", bench.outputs(model), seconds)
 
