@@ -42,3 +42,15 @@ class LedgerError(ExpungeError):
 
 class PromotionError(ExpungeError):
     """A version may not be served: a gate said no, or it remembers what was to be forgotten."""
+
+
+class RequestError(ExpungeError):
+    """An erasure request cannot be taken in, found, or moved on as asked."""
+
+
+class KeyFileError(ExpungeError):
+    """A key cannot be read, or others can read it."""
+
+
+class CertificateError(ExpungeError):
+    """A certificate was changed, or was signed by another key."""

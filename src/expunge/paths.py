@@ -22,6 +22,10 @@ REGISTRATION = REPORTS / "registration.json"
 DATA_DOCS = REPORTS / "data_docs"
 FORGOTTEN = Path("data/forgotten")  # which rows promoted versions had forgotten; no stage's output
 LEDGER = Path("ledger.jsonl")
+REQUESTS = Path("data/requests")  # files of ids and subjects, tracked by DVC
+RECORDS = Path("records")  # requests, keys and certificates; nobody's output
+KEYS = RECORDS / "keys"
+CERTIFICATES = RECORDS / "certificates"
 WORK = Path(".expunge")  # resumable work in progress; never an output
 
 
