@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +17,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.images import decode, raw_stack
-from expunge.data.schema import CLASSES, DIGEST_BYTES, RAW
+from expunge.data.schema import CLASSES, DIGEST_BYTES, RAW, TEXT, content_column
 from expunge.errors import DataError, ManifestError
 from expunge.files import digest_of, read_json, read_manifest
 
 Images = np.ndarray | list[np.ndarray]
+Inputs = Images | list[str]
 MANIFEST_KEYS = ("encoding", "image_shape", "rows_train", "rows_test", "duplicates")
 
 
 class Dataset:
     """A dataset directory whose manifest was checked.
 
-    `rows` is the number of rows, `class_names` the names by label, `encoding` "raw" or "encoded", `image_shape` the
-    (height, width, channels) that all images share, or None. Images are one uint8 array `(n, h, w, c)` when they
-    share a shape, else a list of `(h, w, c)` arrays.
+    `rows` is the number of rows, `class_names` the names by label, `encoding` "raw", "encoded" or "text",
+    `image_shape` the (height, width, channels) that all images share, or None. Images are one uint8 array
+    `(n, h, w, c)` when they share a shape, else a list of `(h, w, c)` arrays; texts are a list of str.
     """
 
     def __init__(self, directory: Path | str, verify: bool = True) -> None:
@@ -43,12 +48,16 @@ class Dataset:
         files = self.manifest["files"]
         self._shards = [self.directory / name for name in sorted(files) if name.startswith("part-")]
         self.rows = sum(group.rows for group in self._groups)
+        rows_of: Counter[Path] = Counter()
+        for group in self._groups:
+            rows_of[group.shard] += group.rows
         for shard in self._shards:
-            held = sum(group.rows for group in self._groups if group.shard == shard)
+            held = rows_of[shard]
             if files[shard.name].get("rows") != held:
                 raise ManifestError(f"{shard}: holds {held} rows, its manifest says {files[shard.name].get('rows')}")
         self.class_names: list[str] = read_json(self.directory / CLASSES)["names"]
         self.encoding: str = self.manifest["encoding"]
+        self._content = content_column(self.encoding)
         shape = self.manifest["image_shape"]
         self.image_shape: tuple[int, int, int] | None = (shape[0], shape[1], shape[2]) if shape else None
 
@@ -64,15 +73,24 @@ class Dataset:
     def columns(self) -> list[str]:
         return list(pq.read_schema(self._shards[0]).names)
 
-    def table(self, columns: Sequence[str]) -> pa.Table:
-        """The named columns of all rows, in memory."""
+    def table(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
+        """The named columns of the rows `start` to `stop`, in memory; all rows by default."""
+        stop = self.rows if stop is None else min(stop, self.rows)
         unknown = [c for c in columns if c not in self.columns]
         if unknown:
             raise DataError(f"{self.directory}: no column {unknown[0]!r}; it has {', '.join(self.columns)}")
-        try:
-            return pa.concat_tables([pq.ParquetFile(s).read(columns=list(columns)) for s in self._shards])
-        except (pa.ArrowException, OSError) as e:
-            raise ManifestError(f"{self.directory}: a shard cannot be read ({e}); run prepare again") from e
+        tables = []
+        for shard, groups in groupby(self._groups_between(start, stop), key=lambda g: g.shard):
+            mine = list(groups)
+            try:
+                with pq.ParquetFile(shard) as file:
+                    table = file.read_row_groups([g.index for g in mine], columns=list(columns))
+            except (pa.ArrowException, OSError) as e:
+                raise ManifestError(f"{shard}: cannot be read ({e}); run prepare again") from e
+            tables.append(table.slice(max(0, start - mine[0].first)))
+        if not tables:
+            return pa.table({name: [] for name in columns})
+        return pa.concat_tables(tables).slice(0, stop - start)
 
     def labels(self) -> np.ndarray:
         """int32 `(rows,)`."""
@@ -91,61 +109,77 @@ class Dataset:
         column = self.table(["digest"])["digest"]
         return np.frombuffer(b"".join(column.to_pylist()), dtype=f"V{DIGEST_BYTES}")
 
-    def image_bytes(self) -> np.ndarray:
-        """int64 `(rows,)`: the stored size of each image."""
-        tables = (self._read_images(group) for group in self._groups)
-        return np.concatenate([pc.binary_length(t["image"]).to_numpy() for t in tables]).astype(np.int64)
+    def content_bytes(self) -> np.ndarray:
+        """int64 `(rows,)`: the stored size of each image or text."""
+        tables = (self._read_content(group) for group in self._groups)
+        return np.concatenate([pc.binary_length(t[self._content]).to_numpy() for t in tables]).astype(np.int64)
 
     def iter_batches(
         self, rows_per_batch: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, Images]]:
-        """Yield `(first row, images)` for rows `start` to `stop`, `rows_per_batch` at a time; the last may be shorter.
+    ) -> Iterator[tuple[int, Inputs]]:
+        """Yield `(first row, images or texts)` for rows `start` to `stop`, `rows_per_batch` at a time; the last may be shorter.
 
         Arrays may be read-only views of a decoded Parquet page. Raises DataError naming the row of a bad image.
         """
+        for row, table in self.iter_tables(rows_per_batch, start, stop):
+            yield row, self.decode(table)
+
+    def iter_tables(
+        self, rows_per_batch: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Yield `(first row, table)` as `iter_batches` does, its images not yet decoded: `decode` does that."""
         if rows_per_batch < 1:
             raise ValueError(f"rows_per_batch is {rows_per_batch}; give at least 1")
         stop = self.rows if stop is None else min(stop, self.rows)
         row = start
         pending: list[pa.Table] = []
-        for group in self._groups:
+        for group in self._groups_between(start, stop):
             lo, hi = max(start, group.first), min(stop, group.first + group.rows)
-            if lo >= hi:
-                continue
-            pending.append(self._read_images(group).slice(lo - group.first, hi - lo))
+            pending.append(self._read_content(group).slice(lo - group.first, hi - lo))
             table = pa.concat_tables(pending)
             while len(table) >= rows_per_batch:
-                yield row, self._decode(table.slice(0, rows_per_batch))
+                yield row, table.slice(0, rows_per_batch)
                 table = table.slice(rows_per_batch)
                 row += rows_per_batch
             pending = [table]
         if pending and len(pending[0]):
-            yield row, self._decode(pending[0])
+            yield row, pending[0]
 
     def images(self, rows: np.ndarray | None = None) -> Images:
-        """Images of the row positions `rows` `(n,)`, in that order, or of all rows, decoded into memory."""
+        """`inputs` for those who need pixels. Raises DataError where the dataset holds texts."""
+        if self.encoding == TEXT:
+            raise DataError(
+                f"{self.directory}: holds texts; methods that train a backbone, or relearn above a cut, work on images: "
+                "set model.training: head and activations.cuts: [], and leave out methods that train weights"
+            )
+        return cast(Images, self.inputs(rows))
+
+    def inputs(self, rows: np.ndarray | None = None) -> Inputs:
+        """Images or texts of the row positions `rows` `(n,)`, in that order, or of all rows, in memory."""
         wanted = np.arange(self.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} asked of a dataset with {self.rows} rows")
         order = np.argsort(wanted, kind="stable")
         ordered = wanted[order]
-        out: Images
-        out = np.empty((len(wanted), *self.image_shape), dtype=np.uint8) if self.image_shape else [_EMPTY] * len(wanted)
+        out: Any = [None] * len(wanted)
+        if self.image_shape:
+            out = np.empty((len(wanted), *self.image_shape), dtype=np.uint8)
         for group in self._groups:
             lo, hi = np.searchsorted(ordered, [group.first, group.first + group.rows])
             if lo == hi:
                 continue
-            table = self._read_images(group)
+            table = self._read_content(group)
             inside = ordered[lo:hi] - group.first
             if not np.array_equal(inside, np.arange(group.rows)):
                 table = table.take(pa.array(inside))
-            decoded = self._decode(table)
+            decoded = self.decode(table)
             if isinstance(out, np.ndarray):
                 out[order[lo:hi]] = decoded
             else:
-                for position, image in zip(order[lo:hi], decoded, strict=True):
-                    out[position] = image
-        return out
+                for position, item in zip(order[lo:hi], decoded, strict=True):
+                    out[position] = item
+        inputs: Inputs = out
+        return inputs
 
     @cached_property
     def _groups(self) -> list[_Group]:
@@ -160,8 +194,15 @@ class Dataset:
                 first += groups[-1].rows
         return groups
 
-    def _read_images(self, group: _Group) -> pa.Table:
-        columns = ["sample_id", "image"]
+    def _groups_between(self, start: int, stop: int) -> list[_Group]:
+        """The row groups that hold any of the rows `start` to `stop`."""
+        if start >= stop:
+            return []
+        first = bisect_right(self._groups, start, key=lambda g: g.first) - 1
+        return self._groups[first : bisect_left(self._groups, stop, key=lambda g: g.first)]
+
+    def _read_content(self, group: _Group) -> pa.Table:
+        columns = ["sample_id", self._content]
         if self.image_shape is None and self.encoding == RAW:
             columns += ["height", "width", "channels"]
         try:
@@ -170,7 +211,11 @@ class Dataset:
         except (pa.ArrowException, OSError) as e:
             raise ManifestError(f"{group.shard}: row group {group.index} is unreadable ({e}); prepare again") from e
 
-    def _decode(self, table: pa.Table) -> Images:
+    def decode(self, table: pa.Table) -> Inputs:
+        """Images or texts of a table of `iter_tables`, or of a slice of one. Threads may decode slices side by side."""
+        if self.encoding == TEXT:
+            texts: list[str] = table["text"].to_pylist()
+            return texts
         column = table["image"].combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks)
@@ -193,5 +238,3 @@ class _Group:
     first: int
     rows: int
 
-
-_EMPTY = np.empty((0, 0, 1), dtype=np.uint8)
