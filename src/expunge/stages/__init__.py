@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from expunge.errors import ExpungeError
+from expunge.files import write_json
+from expunge.paths import COST
+from expunge.usage import Usage
 
 # No tool that a stage imports may report home, and every seed is explicit.
 QUIET = {
@@ -19,12 +23,24 @@ QUIET = {
 }
 
 
+_usage: Usage | None = None
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a stage: an ExpungeError becomes one clear line and exit status 2; anything else is a bug, shown whole."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    global _usage
+    _usage = Usage().start()
     try:
         main()
     except ExpungeError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def write_cost(name: str, cost: Mapping[str, Any]) -> None:
+    """`reports/cost/NAME.json`: what a stage measured of itself, and, where it took long, its samples of processor and
+    memory. They are an output, so a run whose stages come from the cache has them too."""
+    usage = _usage.series() if _usage else {}
+    write_json(COST / f"{name}.json", {**cost, **({"usage": usage} if usage else {})})

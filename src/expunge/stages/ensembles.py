@@ -6,9 +6,9 @@ from typing import Any
 from expunge.config import Config, load_config
 from expunge.ensembles import plan
 from expunge.files import write_json
-from expunge.paths import COST, DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
+from expunge.paths import DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
 from expunge.progress import say
-from expunge.stages import run
+from expunge.stages import run, write_cost
 
 
 def of_heads(config: Config) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def main() -> None:
         say(f"ensembles: refused: {decided.refused_because}")
     write_json(ENSEMBLES / "members.json", {"kind": decided.kind, "models": found.get("models")})
     write_json(ENSEMBLE_REPORT, {**decided.to_json(), **found})
-    write_json(COST / "ensembles.json", {"ensembles_s": round(seconds, 3)})
+    write_cost("ensembles", {"ensembles_s": round(seconds, 3)})
 
 
 if __name__ == "__main__":

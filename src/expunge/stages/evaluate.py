@@ -20,7 +20,6 @@ from expunge.features.store import FeatureStore
 from expunge.files import read_manifest, staged_dir, write_json, write_manifest
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import (
-    COST,
     DATASET,
     EVALUATION,
     FEATURES,
@@ -33,7 +32,7 @@ from expunge.paths import (
     retrained,
 )
 from expunge.progress import say
-from expunge.stages import run
+from expunge.stages import run, write_cost
 from expunge.unlearned import Unlearned
 
 REFERENCES = "references"
@@ -83,7 +82,7 @@ def main() -> None:
         with staged_dir(EVALUATION / name) as staging:
             write_manifest(staging, "expunge.stages.evaluate", refused=refused)
         write_json(METRICS / f"{name}.json", {"refused": refused})
-        write_json(COST / f"evaluate-{name}.json", {"evaluate_s": 0.0})
+        write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
         return
     config = load_config()
     split = Split(SPLIT)
@@ -105,7 +104,7 @@ def main() -> None:
     block = blocks[0] if name != REFERENCES else {"original": blocks[0], "retrained": blocks[1:]}
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
-    write_json(COST / f"evaluate-{name}.json", {"evaluate_s": round(seconds, 3)})
+    write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})
     say(f"evaluate {name}: {seconds:.1f} s")
 
 

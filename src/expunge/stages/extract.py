@@ -6,11 +6,11 @@ import os
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.features.extract import Settings, extract
-from expunge.files import read_manifest, staged_dir, write_json, write_manifest
+from expunge.files import read_manifest, staged_dir, write_manifest
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import COST, DATASET, FEATURES, MODELS, ORIGINAL, WORK
+from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, WORK
 from expunge.progress import say
-from expunge.stages import run
+from expunge.stages import run, write_cost
 
 PRODUCER = "expunge.stages.extract"
 
@@ -35,7 +35,7 @@ def main() -> None:
     else:
         settings = Settings.of(load_config().features)
         cost = extract(load_classifier(MODELS / name), Dataset(DATASET), out, WORK / "features", settings)["seconds"]
-    write_json(COST / f"extract-{name.replace('/', '-')}.json", {"shards": cost})
+    write_cost(f"extract-{name.replace('/', '-')}", {"shards": cost})
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.errors import CollapseError, QualityError
 from expunge.features.store import FeatureStore
-from expunge.files import staged_dir, write_json, write_manifest
+from expunge.files import staged_dir, write_manifest
 from expunge.methods import Request, fit, warm_up
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import ACTIVATIONS, COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
+from expunge.paths import ACTIVATIONS, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.progress import say
-from expunge.stages import run
+from expunge.stages import run, write_cost
 
 
 def peak_rss_mb() -> float:
@@ -50,7 +50,7 @@ def main() -> None:
         except (CollapseError, QualityError) as e:  # a result about this method, not a fault of the run
             refused = str(e)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
-    write_json(COST / f"fit-{name}.json", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak_rss_mb(), 1)})
+    write_cost(f"fit-{name}", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak_rss_mb(), 1)})
     say(f"fit {name}: refused: {refused}" if refused else f"fit {name}: {seconds:.3f} s")
 
 

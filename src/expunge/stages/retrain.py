@@ -6,10 +6,10 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
-from expunge.files import staged_dir, write_json, write_manifest
-from expunge.paths import COST, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
+from expunge.files import staged_dir, write_manifest
+from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
 from expunge.recipe import make_classifier
-from expunge.stages import run
+from expunge.stages import run, write_cost
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     else:
         store = FeatureStore(FEATURES / ORIGINAL) if config.model.training == "head" else None
         cost = make_classifier(config, Dataset(DATASET), Split(SPLIT).rows("retain"), seed, out, WORK, store)
-    write_json(COST / f"retrain-{seed}.json", cost)
+    write_cost(f"retrain-{seed}", cost)
 
 
 if __name__ == "__main__":

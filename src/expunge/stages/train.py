@@ -4,10 +4,9 @@ import numpy as np
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.files import write_json
-from expunge.paths import COST, DATASET, MODELS, ORIGINAL, WORK
+from expunge.paths import DATASET, MODELS, ORIGINAL, WORK
 from expunge.recipe import make_classifier
-from expunge.stages import run
+from expunge.stages import run, write_cost
 
 
 def main() -> None:
@@ -15,7 +14,7 @@ def main() -> None:
     dataset = Dataset(DATASET)
     rows = np.flatnonzero(dataset.splits() == "train")
     cost = make_classifier(config, dataset, rows, config.train.seed, MODELS / ORIGINAL, WORK)
-    write_json(COST / "train.json", cost)
+    write_cost("train", cost)
 
 
 if __name__ == "__main__":
