@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.erasure.ledger import GENESIS, Ledger
+from expunge.erasure.head import HeadFiles
+from expunge.erasure.keys import public_key, signing_key
+from expunge.erasure.ledger import GENESIS, Entry, Ledger
 from expunge.errors import LedgerError
 
 
@@ -94,13 +96,79 @@ def test_one_forged_entry_with_a_right_hash_breaks_the_next(ledger):
         ledger.verify()
 
 
-def test_a_cut_end_is_found_by_a_hash_kept_elsewhere(ledger):
-    kept = ledger.entries()[-1].hash
-    assert ledger.verify([kept]) == 4
-    ledger.path.write_text("".join(ledger.path.read_text(encoding="utf-8").splitlines(True)[:3]), encoding="utf-8")
-    assert ledger.verify() == 3
+def test_a_cut_end_is_found_by_the_signed_head_and_by_a_hash_kept_elsewhere(ledger):
+    """The head alone cannot tell a ledger that was put back together with an older head; what others keep can."""
+    head = ledger.path.with_name("ledger.head.json")
+    before, kept_head = ledger.path.read_bytes(), head.read_bytes()
+    kept = ledger.append("note", {}).hash
+    assert ledger.verify([kept]) == 5
+    ledger.path.write_bytes(before)
+    with pytest.raises(LedgerError, match="cut off: the signed head names entry 5, the last one here is 4"):
+        ledger.verify()
     with pytest.raises(LedgerError, match="cut off"):
+        ledger.append("note", {})
+    head.write_bytes(kept_head)
+    assert ledger.verify() == 4
+    with pytest.raises(LedgerError, match="cut off, or this is another ledger"):
         ledger.verify([kept])
+
+
+def test_a_ledger_that_was_emptied_or_removed_is_noticed(ledger):
+    ledger.path.write_bytes(b"")
+    with pytest.raises(LedgerError, match="cut off"):
+        ledger.verify()
+    ledger.path.unlink()
+    with pytest.raises(LedgerError, match="cut off"):
+        ledger.verify()
+
+
+def test_what_was_written_past_the_door_is_not_signed(ledger):
+    """Someone without the key appends an entry whose hashes are all right."""
+    forged = Entry.after(ledger.entries()[-1], "promotion", {"version": "9"}, "2026-01-01T00:00:00+00:00")
+    with ledger.path.open("a") as file:
+        file.write(forged.line)
+    assert len(ledger.entries()) == 5
+    for act in (ledger.verify, lambda: ledger.append("note", {})):
+        with pytest.raises(LedgerError, match="past the ledger's own door"):
+            act()
+
+
+def test_another_key_and_a_missing_head_are_noticed(ledger, tmp_path):
+    key = public_key(ledger.path.parent)
+    other = signing_key(tmp_path / "other")
+    assert ledger.verify(key=key) == 4
+    with pytest.raises(LedgerError, match="not signed by the key"):
+        ledger.verify(key=other.public)
+    files = HeadFiles(ledger.path)
+    kept = files.path.read_bytes()
+    files.announce(ledger.entries()[-1], other)
+    files.confirm()
+    with pytest.raises(LedgerError, match="not signed by the key"):
+        ledger.verify()
+    files.path.write_bytes(kept)
+    assert ledger.verify() == 4
+    files.path.unlink()
+    with pytest.raises(LedgerError, match="nothing shows that"):
+        ledger.verify()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_process_that_dies_between_head_and_entry_leaves_a_good_ledger(written, ledger):
+    key = signing_key(ledger.path.parent)
+    entry = Entry.after(ledger.entries()[-1], "note", {"n": 5}, "2026-01-01T00:00:00+00:00")
+    HeadFiles(ledger.path).announce(entry, key)
+    if written:
+        with ledger.path.open("a") as file:
+            file.write(entry.line)
+    assert ledger.verify() == 4 + written
+    ledger.append("note", {"n": 6})
+    assert ledger.verify() == 5 + written
+
+
+def test_an_event_is_written_once(ledger):
+    first = ledger.append("intake", {"n": 1}, event="r/1")
+    assert ledger.append("intake", {"n": 1}, event="r/1") == first and ledger.verify() == 5
+    assert ledger.append("intake", {"n": 1}, event="r/2").seq == 6
 
 
 def test_a_torn_last_line_is_named(ledger):

@@ -3,8 +3,8 @@
     {"seq": 2, "time": "...", "kind": "promotion", "facts": {...}, "previous": "sha256:...", "hash": "sha256:..."}
 
 `hash` covers every other field, `previous` is the hash of the entry before: an entry that is changed, dropped, moved or
-put in between breaks the chain. A chain alone cannot show that its newest entries were cut off; whoever keeps a hash
-elsewhere (the registry does, see `Ledger.verify`) can. A signature would sign `hash` and stand in a field of its own.
+put in between breaks the chain. A chain alone cannot show that its newest entries were cut off: a signed head beside it
+does (`expunge.erasure.head`), and so do hashes kept elsewhere (`Ledger.verify`).
 
 No ids of rows or people: an entry is kept for good.
 """
@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from expunge.erasure.head import HeadFiles
+from expunge.erasure.keys import PublicKey, public_key, signing_key
 from expunge.errors import LedgerError
 from expunge.files import digest_of
 
@@ -51,24 +53,30 @@ class Entry:
 
 
 class Ledger:
-    """The ledger in one file, which need not exist yet. Several processes may read and append."""
+    """The ledger in one file, which need not exist yet. Several processes may read and append.
+
+    It is signed with the key of the workspace that it lies in (`expunge.erasure.keys`).
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._head = HeadFiles(self.path)
 
     def entries(self) -> list[Entry]:
         """All entries, oldest first, after checking the chain; [] without a file. Raises LedgerError."""
-        try:
-            with self.path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)
-                return self._read(file.read())
-        except FileNotFoundError:
-            return []
+        with self._reading() as content:
+            return self._read(content)
 
-    def verify(self, known: Sequence[str] = ()) -> int:
-        """How many entries there are. Raises LedgerError for a broken chain, or if an entry whose hash is in `known`,
-        kept elsewhere when it was written, is gone."""
-        entries = self.entries()
+    def verify(self, known: Sequence[str] = (), key: PublicKey | None = None) -> int:
+        """How many entries there are. Raises LedgerError for a broken chain, for an end that is not the one in the
+        signed head, or if an entry whose hash is in `known`, kept elsewhere when it was written, is gone.
+
+        `key`: who must have signed; the workspace's own key when left out.
+        """
+        with self._reading() as content:
+            entries = self._read(content)
+            if entries or self._head.path.exists():
+                self._head.check(entries, key or public_key(self.path.parent))
         hashes = {entry.hash for entry in entries}
         for hash_ in known:
             if hash_ not in hashes:
@@ -78,23 +86,48 @@ class Ledger:
                 )
         return len(entries)
 
-    def append(self, kind: str, facts: Mapping[str, Any], *, after: str | None = None) -> Entry:
+    def append(
+        self, kind: str, facts: Mapping[str, Any], *, after: str | None = None, event: str | None = None
+    ) -> Entry:
         """Write one entry and return it once it is on the disk; on failure the file is as it was.
 
         `after`: hash that must still be that of the last entry (GENESIS for an empty ledger), so that a decision is
-        not written on top of one that it does not know of. Raises LedgerError.
+        not written on top of one that it does not know of. `event`: a name that stands in the facts; where an entry
+        has it already, that one is returned and nothing is written. Raises LedgerError.
         """
         _refuse_personal(facts)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        key = signing_key(self.path.parent)
         with self._alone() as descriptor:
             entries = self._read(_content(descriptor))
             last = entries[-1] if entries else None
+            self._head.check(entries, key.public)
+            self._head.settle(last)
+            if event is not None:
+                for entry in entries:
+                    if entry.facts.get("event") == event:
+                        return entry
+                facts = {**facts, "event": event}
             head = last.hash if last else GENESIS
             if after is not None and after != head:
                 raise LedgerError(f"{self.path}: something was written meanwhile; look again before you decide")
             entry = Entry.after(last, kind, facts, datetime.now(UTC).isoformat(timespec="seconds"))
+            self._head.announce(entry, key)
             _write(descriptor, entry.line.encode())
+            self._head.confirm()
         return entry
+
+    @contextmanager
+    def _reading(self) -> Iterator[bytes]:
+        """The content while nobody writes; b"" without a file."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            yield b""
+            return
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield file.read()
 
     @contextmanager
     def _alone(self) -> Iterator[int]:

@@ -55,6 +55,6 @@ def due_date(received: date, months: int) -> date:
 
 
 def urgency(due: date, today: date, soon: int) -> str:
-    """"overdue", "due soon" (within `soon` days) or ""."""
+    """ "overdue", "due soon" (within `soon` days) or ""."""
     left = (due - today).days
     return "overdue" if left < 0 else "due soon" if left <= soon else ""
