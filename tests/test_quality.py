@@ -85,7 +85,7 @@ def test_a_good_dataset_passes_with_the_same_report_twice(tmp_path: Path, datase
         (cats_only_for_testing, "train_label: column distinct values to equal set"),
         (with_column("height", [0, 0]), "height: column values to be between (2 rows do not)"),
         (with_column("channels", [2]), "channels: column values to be in set"),
-        (with_column("image", [b"", b"x"]), "image_bytes, pixels: column pair values to be equal (2 rows do not)"),
+        (with_column("image", [b"", b"x"]), "content_bytes, pixels: column pair values to be equal (2 rows do not)"),
         (lambda table: table.slice(0, 9), "table: table row count to equal (expected {'value': 60}, found 27)"),
     ],
     ids=["ids", "labels", "splits", "classes", "test-only", "height", "channels", "image", "rows"],

@@ -19,7 +19,7 @@ PARAMS = Path("params.yaml")
 
 @dataclass(frozen=True)
 class Data:
-    source: Literal["fashion-mnist", "digits", "image-folder", "parquet", "npz"]
+    source: Literal["fashion-mnist", "digits", "image-folder", "parquet", "npz", "text"]
     path: str | None
     test_fraction: float
     seed: int

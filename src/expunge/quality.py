@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
-from expunge.data.schema import FORGET, PARTS, RAW, RETAIN, SPLITS, TEST_FORGET, TEST_RETAIN, TRAIN
+from expunge.data.schema import FORGET, PARTS, RAW, RETAIN, SPLITS, TEST_FORGET, TEST_RETAIN, TEXT, TRAIN
 from expunge.data.split import ASSIGNMENT, Split
 from expunge.errors import QualityError
 from expunge.features.store import FeatureStore
@@ -34,7 +34,7 @@ ALL_ZERO_SHARE = 0.99  # a few all-zero feature rows may come from a ReLU; many 
 
 
 def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Ids unique, labels and splits known, images there with the size they claim, every class among the training rows.
+    """Ids unique, labels and splits known, images of the size they claim or texts, every class in the training rows.
 
     Returns `{"success", "suite", "rows", "checks"}`. Raises QualityError naming the failed checks, after the Data Docs
     were written to `docs_dir`; ManifestError when the directory disagrees with its manifest.
@@ -51,13 +51,16 @@ def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, A
         gxe.ExpectColumnValuesToBeBetween(column="label", min_value=0, max_value=n_classes - 1),
         gxe.ExpectColumnDistinctValuesToBeInSet(column="split", value_set=list(SPLITS)),
         gxe.ExpectColumnDistinctValuesToEqualSet(column="train_label", value_set=list(range(n_classes))),
-        gxe.ExpectColumnValuesToBeBetween(column="height", min_value=1),
-        gxe.ExpectColumnValuesToBeBetween(column="width", min_value=1),
-        gxe.ExpectColumnValuesToBeInSet(column="channels", value_set=[1, 3]),
-        gxe.ExpectColumnValuesToBeBetween(column="image_bytes", min_value=1),
+        gxe.ExpectColumnValuesToBeBetween(column="content_bytes", min_value=1),
     ]
+    if dataset.encoding != TEXT:
+        suite += [
+            gxe.ExpectColumnValuesToBeBetween(column="height", min_value=1),
+            gxe.ExpectColumnValuesToBeBetween(column="width", min_value=1),
+            gxe.ExpectColumnValuesToBeInSet(column="channels", value_set=[1, 3]),
+        ]
     if dataset.encoding == RAW:
-        suite.append(gxe.ExpectColumnPairValuesToBeEqual(column_A="image_bytes", column_B="pixels"))
+        suite.append(gxe.ExpectColumnPairValuesToBeEqual(column_A="content_bytes", column_B="pixels"))
     return _check("dataset", frame, suite, Path(docs_dir))
 
 
@@ -110,12 +113,14 @@ def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: 
 
 
 def dataset_frame(dataset: Dataset) -> pd.DataFrame:
-    """One row per sample: ids, label, split, train_label (missing for test rows), sizes, image_bytes, pixels."""
-    columns = ["sample_id", "label", "split", "height", "width", "channels"]
-    frame: pd.DataFrame = dataset.table(columns).to_pandas()
+    """One row per sample: sample_id, label, split, train_label (missing for test rows), content_bytes; height, width,
+    channels and pixels of images."""
+    sizes = [] if dataset.encoding == TEXT else ["height", "width", "channels"]
+    frame: pd.DataFrame = dataset.table(["sample_id", "label", "split", *sizes]).to_pandas()
     frame["train_label"] = frame["label"].where(frame["split"] == TRAIN)
-    frame["image_bytes"] = dataset.image_bytes()
-    frame["pixels"] = frame["height"].astype("int64") * frame["width"] * frame["channels"]
+    frame["content_bytes"] = dataset.content_bytes()
+    if sizes:
+        frame["pixels"] = frame["height"].astype("int64") * frame["width"] * frame["channels"]
     return frame
 
 

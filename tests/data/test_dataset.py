@@ -50,7 +50,7 @@ def test_columns(dataset: Dataset, data: dict) -> None:
     np.testing.assert_array_equal(dataset.splits(), data["splits"])
     assert dataset.sample_ids() == data["ids"]
     assert dataset.table(["subject"])["subject"].to_pylist() == data["subjects"]
-    assert dataset.image_bytes().tolist() == [60] * 60
+    assert dataset.content_bytes().tolist() == [60] * 60
     with pytest.raises(DataError, match="no column 'age'"):
         dataset.table(["age"])
 

@@ -161,5 +161,5 @@ def test_a_failed_write_keeps_the_dataset_that_was_there(tmp_path: Path, data: d
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no images found"):
+    with pytest.raises(DataError, match="no rows found"):
         write_dataset(tmp_path / "d", Source("made", ("x",), RAW, iter(())))

@@ -117,7 +117,8 @@ class Dataset:
     def iter_batches(
         self, rows_per_batch: int, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, Inputs]]:
-        """Yield `(first row, images or texts)` for rows `start` to `stop`, `rows_per_batch` at a time; the last may be shorter.
+        """Yield `(first row, images or texts)` of rows `start` to `stop`, `rows_per_batch` at a time, the last perhaps
+        shorter.
 
         Arrays may be read-only views of a decoded Parquet page. Raises DataError naming the row of a bad image.
         """
@@ -149,7 +150,7 @@ class Dataset:
         """`inputs` for those who need pixels. Raises DataError where the dataset holds texts."""
         if self.encoding == TEXT:
             raise DataError(
-                f"{self.directory}: holds texts; methods that train a backbone, or relearn above a cut, work on images: "
+                f"{self.directory}: holds texts, and methods that train a backbone or relearn above a cut take images; "
                 "set model.training: head and activations.cuts: [], and leave out methods that train weights"
             )
         return cast(Images, self.inputs(rows))
@@ -237,4 +238,3 @@ class _Group:
     index: int
     first: int
     rows: int
-

@@ -9,7 +9,7 @@ from expunge.data.source import Source
 from expunge.data.writer import write_dataset
 from expunge.errors import DataError
 
-SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz")
+SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz", "text")
 
 
 def prepare(
@@ -23,7 +23,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
-    `path` is the input of image-folder, parquet and npz, and optionally a directory with Fashion-MNIST's files.
+    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with Fashion-MNIST's files.
     `test_fraction` and `seed` are used where the source has no test split of its own. Raises DataError.
     """
     return write_dataset(out_dir, open_source(source, path, test_fraction, seed, raw_dir))
@@ -55,6 +55,10 @@ def open_source(
         from expunge.data.readers.parquet import read_parquet
 
         return read_parquet(Path(path), test_fraction, seed)
+    if source == "text":
+        from expunge.data.readers.text import read_text
+
+        return read_text(Path(path), test_fraction, seed)
     from expunge.data.readers.npz import read_npz
 
     return read_npz(Path(path), test_fraction, seed)

@@ -18,23 +18,34 @@ PARTS = (RETAIN, FORGET, TEST_RETAIN, TEST_FORGET)
 
 RAW = "raw"  # row-major HWC uint8
 ENCODED = "encoded"  # the original PNG, JPEG, ... file
+TEXT = "text"  # a text, as the source has it
 
 DIGEST_BYTES = 16
 CLASSES = "classes.json"
 DUPLICATES = "duplicates.parquet"
 
 
-def dataset_schema(has_subject: bool) -> pa.Schema:
+def content_column(encoding: str) -> str:
+    """The column that holds what a model looks at."""
+    return "text" if encoding == TEXT else "image"
+
+
+def dataset_schema(has_subject: bool, encoding: str) -> pa.Schema:
     """Columns of a dataset shard, in order. `subject` may be null in a row, nothing else may."""
+    content = [
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("channels", pa.int32(), nullable=False),
+    ]
+    if encoding == TEXT:
+        content = [pa.field("text", pa.string(), nullable=False)]
     fields = [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("subject", pa.string()),
         pa.field("label", pa.int32(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("channels", pa.int32(), nullable=False),
+        *content,
         pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
     ]
     return pa.schema([f for f in fields if has_subject or f.name != "subject"])
@@ -58,3 +69,8 @@ def row_digest(image: np.ndarray) -> bytes:
     h = hashlib.blake2b(np.asarray(image.shape, dtype="<u4").tobytes(), digest_size=DIGEST_BYTES)
     h.update(np.ascontiguousarray(image).data)
     return h.digest()
+
+
+def text_digest(text: str) -> bytes:
+    """BLAKE2b-128 of the UTF-8 bytes of one text."""
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()

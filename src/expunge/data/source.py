@@ -13,12 +13,12 @@ from expunge.errors import DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a source, in order. `images` is `(n, h, w, c)` uint8 (raw) or n encoded files."""
+    """Rows of a source, in order. `content` is `(n, h, w, c)` uint8 images (raw), n encoded files, or n texts."""
 
     sample_ids: Sequence[str]
     labels: np.ndarray
     splits: Sequence[str]
-    images: np.ndarray | list[bytes]
+    content: np.ndarray | list[bytes] | list[str]
     subjects: Sequence[str | None] | None = None
 
 

@@ -20,8 +20,11 @@ from expunge.data.schema import (
     DUPLICATES,
     ENCODED,
     SPLITS,
+    TEXT,
+    content_column,
     dataset_schema,
     row_digest,
+    text_digest,
 )
 from expunge.data.source import Batch, Source
 from expunge.errors import DataError
@@ -30,17 +33,18 @@ from expunge.files import staged_dir, write_json, write_manifest
 log = logging.getLogger(__name__)
 
 GROUP_ROWS = 4096
-GROUP_BYTES = 32 << 20  # of image bytes; what stays in memory while writing
+GROUP_BYTES = 32 << 20  # of images or texts; what stays in memory while writing
 SHARD_BYTES = 200 << 20
 
 
 def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) -> dict[str, Any]:
     """Write `source` to the directory `out_dir` and return its manifest.
 
-    Images are streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
-    rows. Raises DataError naming the row for a corrupt image, a label out of range, an unknown split, a repeated id.
+    Content is streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
+    rows. Raises DataError naming the row for a corrupt image, a blank text, a label out of range, an unknown split, a
+    repeated id.
     """
-    schema = dataset_schema(source.has_subject)
+    schema = dataset_schema(source.has_subject, source.encoding)
     kept: list[pa.Table] = []
     shapes: set[tuple[int, int, int]] = set()
     with staged_dir(out_dir) as tmp:
@@ -51,12 +55,12 @@ def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) 
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
                     shards.add(table)
         if not kept:
-            raise DataError(f"{source.name}: no images found")
+            raise DataError(f"{source.name}: no rows found")
         rows = pa.concat_tables(kept).combine_chunks()
         _check_rows(rows, source)
         duplicates, counts = find_duplicates(rows)
         if counts["rows"]:
-            log.warning("%s: %d images have an exact duplicate (%s)", source.name, counts["rows"], DUPLICATES)
+            log.warning("%s: %d rows have an exact duplicate (%s)", source.name, counts["rows"], DUPLICATES)
         pq.write_table(duplicates, tmp / DUPLICATES, compression="zstd")
         write_json(tmp / CLASSES, {"names": list(source.class_names)})
         n_train = pc.sum(pc.equal(rows["split"], "train")).as_py()
@@ -74,7 +78,7 @@ def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) 
 
 
 def find_duplicates(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Rows whose pixels occur more than once, and how many there are.
+    """Rows whose content occurs more than once, and how many there are.
 
     `rows` holds sample_id, label, split and digest. The table has columns sample_id, group (int32, numbered by first
     occurrence), label, split, ordered by group; the counts are rows, groups, groups_across_splits and
@@ -101,13 +105,14 @@ def find_duplicates(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
 
 
 class _Shards:
-    """Parquet shards of at most `shard_rows` rows and about SHARD_BYTES of images, in bounded row groups."""
+    """Parquet shards of at most `shard_rows` rows and about SHARD_BYTES of content, in bounded row groups."""
 
     def __init__(self, directory: Path, schema: pa.Schema, shard_rows: int, encoding: str) -> None:
         if shard_rows < 1:
             raise DataError(f"shard_rows is {shard_rows}; give at least 1")
         self.rows: dict[str, int] = {}
         self._directory, self._schema, self._shard_rows = directory, schema, shard_rows
+        self._content = content_column(encoding)
         compress = {f.name: "zstd" for f in schema} | ({"image": "none"} if encoding == ENCODED else {})
         self._options: dict[str, Any] = {
             "compression": compress,
@@ -135,7 +140,7 @@ class _Shards:
                 self._finish()
                 self._open()
             assert self._writer is not None
-            ends = np.cumsum(pc.binary_length(self._pending["image"]).to_numpy(), dtype=np.int64)
+            ends = np.cumsum(pc.binary_length(self._pending[self._content]).to_numpy(), dtype=np.int64)
             fits = max(int(np.searchsorted(ends, GROUP_BYTES, side="right")), 1)
             take = min(fits, GROUP_ROWS, self._shard_rows - self.rows[self._name])
             if take >= rows and not last:
@@ -158,14 +163,14 @@ class _Shards:
 
 
 def _pieces(batch: Batch) -> Iterator[Batch]:
-    """Cut a batch that is larger than a row group: an Arrow array of images holds at most 2 GiB."""
+    """Cut a batch that is larger than a row group: an Arrow array holds at most 2 GiB."""
     n = len(batch.sample_ids)
-    if not len(batch.labels) == len(batch.splits) == len(batch.images) == n:
-        raise DataError(f"a reader gave {n} ids for {len(batch.images)} images and {len(batch.labels)} labels")
-    if isinstance(batch.images, list):
-        sizes = np.array([len(i) for i in batch.images])
+    if not len(batch.labels) == len(batch.splits) == len(batch.content) == n:
+        raise DataError(f"a reader gave {n} ids for {len(batch.content)} rows and {len(batch.labels)} labels")
+    if isinstance(batch.content, list):
+        sizes = np.array([len(i) for i in batch.content])
     else:
-        sizes = np.full(n, int(np.prod(batch.images.shape[1:])))
+        sizes = np.full(n, int(np.prod(batch.content.shape[1:])))
     start = 0
     while start < n:
         fits = int(np.searchsorted(np.cumsum(sizes[start : start + GROUP_ROWS]), GROUP_BYTES, side="right"))
@@ -174,7 +179,7 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
             batch.sample_ids[cut],
             batch.labels[cut],
             batch.splits[cut],
-            batch.images[cut],
+            batch.content[cut],
             batch.subjects[cut] if batch.subjects is not None else None,
         )
         start = cut.stop
@@ -189,28 +194,44 @@ def _table(batch: Batch, source: Source, schema: pa.Schema, shapes: set[tuple[in
             f"{source.name}: row {batch.sample_ids[bad[0]]!r} has label {labels[bad[0]]}, outside 0 to "
             f"{len(source.class_names) - 1}; correct it or name all classes"
         )
-    size = np.empty((n, 3), dtype=np.int32)
+    content = _texts(batch, source) if source.encoding == TEXT else _images(batch, source, shapes)
+    columns = {
+        "sample_id": pa.array(batch.sample_ids, pa.string()),
+        "subject": pa.array(batch.subjects, pa.string()) if batch.subjects is not None else pa.nulls(n, pa.string()),
+        "label": pa.array(labels.astype(np.int32)),
+        "split": pa.array(batch.splits, pa.string()),
+        **content,
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _texts(batch: Batch, source: Source) -> dict[str, pa.Array]:
     digests = []
-    for i, image in enumerate(batch.images):
+    for sample_id, text in zip(batch.sample_ids, batch.content, strict=True):
+        if not text.strip():
+            raise DataError(f"{source.name}: the text of row {sample_id!r} is blank; write one, or leave the row out")
+        digests.append(text_digest(text))
+    return {"text": pa.array(batch.content, pa.string()), "digest": pa.array(digests, pa.binary(DIGEST_BYTES))}
+
+
+def _images(batch: Batch, source: Source, shapes: set[tuple[int, int, int]]) -> dict[str, pa.Array]:
+    size = np.empty((len(batch.content), 3), dtype=np.int32)
+    digests = []
+    for i, image in enumerate(batch.content):
         pixels = image if isinstance(image, np.ndarray) else decode(image, f"{source.name}: {batch.sample_ids[i]}")
         size[i] = pixels.shape
         digests.append(row_digest(pixels))
     if size.min() < 1 or not np.isin(size[:, 2], (1, 3)).all():
         raise DataError(f"{source.name}: images are {size[0].tolist()}; (height, width, 1 or 3) is needed")
     shapes.update((int(h), int(w), int(c)) for h, w, c in np.unique(size, axis=0))
-    images = pa.array(batch.images, pa.binary()) if isinstance(batch.images, list) else binary_array(batch.images)
-    columns = {
-        "sample_id": pa.array(batch.sample_ids, pa.string()),
-        "subject": pa.array(batch.subjects, pa.string()) if batch.subjects is not None else pa.nulls(n, pa.string()),
-        "label": pa.array(labels.astype(np.int32)),
-        "split": pa.array(batch.splits, pa.string()),
+    images = pa.array(batch.content, pa.binary()) if isinstance(batch.content, list) else binary_array(batch.content)
+    return {
         "image": images,
         "height": pa.array(size[:, 0]),
         "width": pa.array(size[:, 1]),
         "channels": pa.array(size[:, 2]),
         "digest": pa.array(digests, pa.binary(DIGEST_BYTES)),
     }
-    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _check_rows(rows: pa.Table, source: Source) -> None:

@@ -1,0 +1,160 @@
+"""Files of rows (Parquet, CSV, TSV) with one image or text each: one file, or a directory read in name order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from expunge.data.readers.labels import index_labels
+from expunge.data.schema import content_column
+from expunge.data.source import Batch, Source, split_names, stratified_test_rows
+from expunge.errors import DataError
+
+BATCH = 64
+CSV_BLOCK = 1 << 20  # bytes read at once; a row must fit
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+ROLES = {
+    "label": ("label",),
+    "id": ("sample_id", "id"),
+    "subject": ("subject",),
+    "split": ("split",),
+}
+
+
+def read_table(
+    path: Path, source: str, encoding: str, suffixes: tuple[str, ...], test_fraction: float, seed: int
+) -> Source:
+    """Rows of files with one of `suffixes`; the column of content is named as in the dataset.
+
+    Without ids a row is called by its number, without a split column a seeded stratified `test_fraction` is drawn.
+    Content is streamed a few rows at a time; the label column is read first. Raises DataError naming file and row.
+    """
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
+    elif path.suffix.lower() in suffixes:
+        files = [path]
+    else:
+        raise DataError(f"{path}: source {source} reads {' or '.join(suffixes)}")
+    if not files:
+        raise DataError(f"{path}: no {' or '.join(suffixes)} files in it")
+    content = content_column(encoding)
+    columns = _roles(files, content)
+    names, labels = index_labels([v for f in files for v in _labels(f, columns["label"])], str(path))
+    drawn = None if "split" in columns else split_names(stratified_test_rows(labels, test_fraction, seed))
+    width = len(str(len(labels) - 1))
+
+    def batches() -> Iterator[Batch]:
+        row = 0
+        for file in files:
+            for table in _stream(file, list(columns.values())):
+                n = table.num_rows
+                cut = slice(row, row + n)
+                get = {role: table[name] for role, name in columns.items()}
+                ids = [f"{i:0{width}d}" for i in range(row, row + n)]
+                if "id" in get:
+                    ids = [str(v) for v in _present(get["id"], file, columns["id"], row)]
+                splits = drawn[cut] if drawn is not None else _present(get["split"], file, columns["split"], row)
+                subjects = None
+                if "subject" in get:
+                    subjects = [None if v is None else str(v) for v in get["subject"].to_pylist()]
+                yield Batch(ids, labels[cut], splits, _present(get[content], file, content, row), subjects)
+                row += n
+
+    return Source(source, names, encoding, batches(), has_subject="subject" in columns)
+
+
+def _roles(files: list[Path], content: str) -> dict[str, str]:
+    """Which column of the files plays which role; all files must have the same."""
+    columns: dict[str, str] = {}
+    for file in files:
+        known = _column_names(file)
+        found = {}
+        for role, names in {content: (content,), **ROLES}.items():
+            name = next((n for n in names if n in known), None)
+            if name is not None:
+                found[role] = name
+            elif role in (content, "label"):
+                raise DataError(f"{file}: no column {role!r}; it has {', '.join(known)}")
+        if columns and found != columns:
+            raise DataError(f"{file}: its columns differ from those of {files[0]}; give all files the same")
+        columns = found
+    return columns
+
+
+def _column_names(file: Path) -> list[str]:
+    try:
+        if file.suffix.lower() in DELIMITERS:
+            with _open_csv(file, None) as reader:
+                return list(reader.schema.names)
+        return list(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError) as e:
+        kind = "table" if file.suffix.lower() in DELIMITERS else "whole Parquet file"
+        raise DataError(f"{file}: not a {kind} ({e}); write or fetch it again") from e
+
+
+def _labels(file: Path, name: str) -> list[Any]:
+    """Labels of one file; a CSV file's are numbers where each of them is one."""
+    values = []
+    for table in _stream(file, [name]):
+        column = table[name]
+        if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+            raise DataError(f"{file}: column {name!r} is {column.type}; integers or names are needed")
+        values += column.to_pylist()
+    if file.suffix.lower() in DELIMITERS and all(v is not None and v.isascii() and v.isdigit() for v in values):
+        return [int(v) for v in values]
+    return values
+
+
+def _stream(file: Path, columns: list[str]) -> Iterator[pa.Table]:
+    try:
+        if file.suffix.lower() in DELIMITERS:
+            with _open_csv(file, columns) as reader:
+                for batch in reader:
+                    yield pa.Table.from_batches([batch])
+            return
+        with pq.ParquetFile(file) as reader:
+            for batch in reader.iter_batches(batch_size=BATCH, columns=columns):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as e:
+        kind = "table" if file.suffix.lower() in DELIMITERS else "Parquet file"
+        raise DataError(f"{file}: damaged {kind} ({e}); write or fetch it again") from e
+
+
+def _open_csv(file: Path, columns: list[str] | None) -> pacsv.CSVStreamingReader:
+    """Every column as text, an empty cell as missing. CSV quotes with "; TSV has no quotes, as IANA defines it."""
+    quoted = DELIMITERS[file.suffix.lower()] == ","
+    convert: dict[str, Any] = {"strings_can_be_null": True, "null_values": [""]}
+    if columns is not None:
+        convert |= {"include_columns": columns, "column_types": dict.fromkeys(columns, pa.string())}
+    return pacsv.open_csv(
+        file,
+        read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
+        parse_options=pacsv.ParseOptions(
+            delimiter=DELIMITERS[file.suffix.lower()], quote_char='"' if quoted else False, newlines_in_values=quoted
+        ),
+        convert_options=pacsv.ConvertOptions(**convert),
+    )
+
+
+def _present(column: pa.ChunkedArray, file: Path, name: str, first: int) -> list[Any]:
+    """The values of a column that must not be missing; image structs give their bytes."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    missing = np.flatnonzero(column.is_null().to_numpy())
+    if len(missing):
+        raise DataError(f"{file}: row {first + missing[0]} has no {name}")
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

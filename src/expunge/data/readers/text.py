@@ -1,0 +1,15 @@
+"""Parquet, CSV or TSV files with one text a row: one file, or a directory of files read in name order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from expunge.data.readers.tables import DELIMITERS, read_table
+from expunge.data.schema import TEXT
+from expunge.data.source import Source
+
+
+def read_text(path: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
+    """Columns `text`, `label` (integer or name), and optionally `sample_id` or `id`, `subject`, `split` ("train" or
+    "test"). The first line of CSV and TSV files names the columns."""
+    return read_table(path, "text", TEXT, (".parquet", *DELIMITERS), test_fraction, seed)
