@@ -1,1 +1,16 @@
-"""Prefect only: one task per DVC stage. No mathematics here."""
+"""Prefect only: one task per DVC stage, and the decisions around them. No mathematics here."""
+
+import os
+import sys
+from pathlib import Path
+
+# Flows and library live in one repository: flows of a clone use the clone's own library, whatever is installed.
+_LIBRARY = str(Path(__file__).absolute().parents[1] / "src")
+if _LIBRARY not in sys.path:
+    sys.path.insert(0, _LIBRARY)
+
+# Before the first import of Prefect.
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+# A cold start of the temporary server takes longer than Prefect's 20 seconds on a small machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -54,3 +54,7 @@ class KeyFileError(ExpungeError):
 
 class CertificateError(ExpungeError):
     """A certificate was changed, or was signed by another key."""
+
+
+class CloneError(ExpungeError):
+    """A workspace cannot be brought from git and its DVC remote, or its results cannot be pushed there."""

@@ -1,0 +1,124 @@
+"""What a run leaves for people and for automations: table, links, an event, and from a clone a branch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.tasks import exponential_backoff
+
+from expunge.files import read_json
+from expunge.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
+from flows.naming import branch_of
+from flows.stages import DONE, REGISTER
+
+VERDICT, PROMOTED = "expunge.verdict", "expunge.promoted"
+
+
+def publish(root: Path, outcome: dict[str, str]) -> None:
+    """The result as a table and as Markdown with links, and the verdict as an event where it was made just now."""
+    if not (root / SUMMARY).is_file():
+        return
+    from expunge.report.tables import headline, markdown, rows
+
+    summary = read_json(root / SUMMARY)
+    head, *body = rows(summary)
+    head[0] = "method"
+    create_table_artifact(
+        key="unlearning-table",
+        table=[dict(zip(head, row, strict=True)) for row in body],
+        description=headline(summary).replace("**", ""),
+    )
+    create_markdown_artifact(
+        key="unlearning-result",
+        markdown=f"{markdown(summary)}\n## Where to look\n\n{where_to_look(root)}\n",
+        description="Every method beside original and retrained, and where to look",
+    )
+    if DONE in (outcome.get("compare"), outcome.get(REGISTER)):
+        tell_verdict(root, summary)
+
+
+def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
+    """Emit `expunge.verdict` about the registered model; numbers and names of methods only."""
+    receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
+    selected = summary["selected"]
+    verdict = summary["methods"][selected]["verdict"] if selected else {"level": "none", "failed_gates": []}
+    name = receipt.get("model", "unregistered")
+    emit_event(
+        VERDICT,
+        resource={
+            "prefect.resource.id": f"expunge.model.{name}",
+            "prefect.resource.name": name,
+            "expunge.level": str(verdict["level"]),
+            "expunge.registered": str(receipt.get("method") == selected and selected is not None).lower(),
+        },
+        payload={
+            "method": selected,
+            "level": verdict["level"],
+            "failed_gates": [gate["gate"] for gate in verdict["failed_gates"]],
+            "forget_rows": summary["request"]["forget_rows"],
+            "request": summary["request"]["digest"],
+        },
+    )
+
+
+def where_to_look(root: Path, run_id: str | None = None) -> str:
+    """A Markdown list: the run in MLflow, the report, Data Docs. Local files are given as paths: browsers do not follow
+    links from a server's page to them."""
+    lines = [f"- {what}: {link}" for what, link in mlflow_links(root, run_id)]
+    report, docs = root / REPORTS / "report.html", sorted((root / DATA_DOCS).glob("**/index.html"))
+    if report.is_file():
+        lines.append(f"- HTML report on the worker: `{report}`")
+    lines += [f"- Data Docs on the worker: `{path}`" for path in docs]
+    return "\n".join(lines)
+
+
+def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]:
+    """The pipeline run of what was registered last, or of `run_id`, in the UI of the MLflow server in use.
+
+    `EXPUNGE_MLFLOW_URL` is the server's address for browsers, where it is another than the worker's.
+    """
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    base = os.environ.get("EXPUNGE_MLFLOW_URL") or tracking
+    if not tracking.startswith(("http://", "https://")):
+        return [("MLflow", "`make ui` on the worker, then *Model training*")]
+    from expunge.tracking import connect, find_version
+    from expunge.tracking.store import shown
+
+    client, base = connect(), shown(base).rstrip("/")
+    if run_id is None:
+        receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
+        version = find_version(client, receipt["model"], receipt["content"]) if receipt.get("method") else None
+        if version is None:
+            return [("MLflow", f"[{base}]({base})")]
+        run_id = version.run_id
+    run = client.get_run(run_id)
+    parent = run.data.tags.get("mlflow.parentRunId", run_id)
+    page = f"{base}/#/experiments/{run.info.experiment_id}/runs/{parent}"
+    return [("MLflow run", f"[{page}]({page})"), ("HTML report", f"[report.html]({page}/artifacts/report.html)")]
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=10),
+    task_run_name="push",
+)
+def push_run(workspace: str) -> str:
+    """Push data to the DVC remote and dvc.lock to a branch named by the flow run. Returns the branch."""
+    from expunge.clones import push
+
+    branch = branch_of(flow_run.get_name() or "run")
+    push(Path(workspace), branch)
+    create_markdown_artifact(
+        key="unlearning-branch",
+        markdown=f"`git fetch origin {branch}` brings dvc.lock, and then `dvc pull` the data of this run.",
+        description=f"Branch {branch}",
+    )
+    return branch

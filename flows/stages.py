@@ -1,0 +1,146 @@
+"""Stages of dvc.yaml as tasks: DVC decides what is stale, Prefect streams, retries and shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+
+from flows.progress import Progress
+
+# What may pass by itself: another process in the workspace, a source to be fetched, a tracking server.
+BUSY = "is busy"
+REGISTER = "register"
+OUTSIDE = ("prepare", REGISTER)
+OUTSIDE_TRIES, BUSY_TRIES = 3, 6
+TAIL = 40
+UP_TO_DATE, DONE = "up to date", "done"
+
+
+class StageFailedError(RuntimeError):
+    """A DVC stage exited with a status other than 0; the message ends with its last lines."""
+
+
+class PreflightError(RuntimeError):
+    """The run could not end well: params are wrong, or the tracking server is away. Nothing was started."""
+
+
+def environment(workspace: Path) -> dict[str, str]:
+    """dvc.yaml says `python`; let it be the one that runs the flow, and let it import the workspace's own code."""
+    own = [str(workspace / "src")] if (workspace / "src" / "expunge").is_dir() else []
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def dvc(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def expunge(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "expunge.cli", *arguments]
+
+
+def ask(command: list[str], workspace: Path) -> str:
+    """Output of a command that is quick. Raises StageFailedError with its last words."""
+    done = subprocess.run(command, cwd=workspace, env=environment(workspace), text=True, capture_output=True)
+    if done.returncode != 0:
+        raise StageFailedError(f"{' '.join(command[1:])}: exit status {done.returncode}\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def stage_names(workspace: Path) -> list[str]:
+    """All stages of dvc.yaml, matrix stages expanded, in file order, which is an order they can run in."""
+    return ask(dvc("stage", "list", "--name-only"), workspace).split()
+
+
+def stale_stages(workspace: Path) -> list[str]:
+    """Stages whose inputs, parameters or outputs are not as dvc.lock says; what lies after them is not in the list."""
+    return [name for name in json.loads(ask(dvc("status", "--json"), workspace)) if not name.endswith(".dvc")]
+
+
+def preflight(workspace: Path) -> None:
+    """Raise PreflightError now if the last stage could not log and register what the stages before it take long to
+    make."""
+    try:
+        ask(expunge("preflight"), workspace)
+    except StageFailedError as e:
+        raise PreflightError(str(e).split("\n", 1)[1] or str(e)) from None
+
+
+@contextmanager
+def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str], subprocess.Popen[str]]]:
+    """A process and its lines, stdout and stderr together. It ends with us, the processes below it included."""
+    process = subprocess.Popen(
+        command,
+        cwd=workspace,
+        env=environment(workspace),
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    try:
+        yield (line.rstrip() for line in process.stdout if line.strip()), process
+        process.wait()
+    except BaseException:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.terminate()
+        process.wait()
+        raise
+    finally:
+        process.stdout.close()
+
+
+def stream(command: list[str], workspace: Path, what: str) -> list[str]:
+    """Run a command, every line into the log of the task as it comes. Returns its last lines.
+
+    Raises StageFailedError where it exits with another status than 0.
+    """
+    logger, tail, progress = get_run_logger(), deque[str](maxlen=TAIL), Progress(what)
+    with lines_of(command, workspace) as (lines, process):
+        for line in lines:
+            logger.info(line)
+            tail.append(line)
+            progress.see(line)
+    if process.returncode != 0:
+        raise StageFailedError(f"{what} exited with status {process.returncode}:\n" + "\n".join(tail))
+    progress.end()
+    return list(tail)
+
+
+def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
+    """Retry for minutes when another process held the workspace, twice when the stage talks to the world outside."""
+    if BUSY in (state.message or ""):
+        return run.run_count < BUSY_TRIES
+    return run.run_count < OUTSIDE_TRIES and any(run.name.startswith(name) for name in OUTSIDE)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=BUSY_TRIES - 1,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_condition_fn=may_pass_by_itself,
+    task_run_name="{stage}",
+)
+def run_stage(stage: str, workspace: str, force: bool = False) -> str:
+    """Run one stage with `dvc repro --single-item`, output streamed into the log. Returns "done" or "up to date"."""
+    command = dvc("repro", "--single-item", *(["--force"] if force else []), stage)
+    tail = stream(command, Path(workspace), f"stage {stage}")
+    return UP_TO_DATE if any("didn't change, skipping" in line for line in tail) else DONE
