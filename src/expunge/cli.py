@@ -11,21 +11,14 @@ from typing import Annotated
 import typer
 
 from expunge.commands import registry
-from expunge.errors import ExpungeError
-from expunge.stages import QUIET
+from expunge.stages import guarded
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
 def main() -> None:
     """Entry point: an ExpungeError becomes one clear line and exit status 2."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        app()
-    except ExpungeError as e:
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(2) from None
+    guarded(app)
 
 
 @app.command()

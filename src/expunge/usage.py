@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
+
+from expunge.files import write_json
+from expunge.paths import COST
 
 INTERVAL = 0.5  # seconds between samples at first; doubled whenever there are too many
 MOST = 120
@@ -32,6 +37,7 @@ class Usage:
         self._lock = threading.Lock()
 
     def start(self) -> Usage:
+        """Begin; the thread ends with the process."""
         threading.Thread(target=self._run, name="usage", daemon=True).start()
         return self
 
@@ -97,3 +103,26 @@ class Usage:
                 sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count()))) / 1e6
             )
         return sample
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MiB; Linux counts KiB, macOS bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+_running: Usage | None = None
+
+
+def start() -> None:
+    """Begin to sample this process, once."""
+    global _running
+    _running = _running or Usage().start()
+
+
+def write_cost(name: str, cost: Mapping[str, Any]) -> None:
+    """`reports/cost/NAME.json`: what a stage measured of itself, its peak memory, and, where it took long, its samples.
+    They are an output, so a run whose stages come from the cache has them too."""
+    usage = _running.series() if _running else {}
+    more = {"peak_rss_mb": round(peak_rss_mb(), 1), **({"usage": usage} if usage else {})}
+    write_json(COST / f"{name}.json", {**cost, **more})

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -70,6 +69,8 @@ def minimise(problem: LinearProblem, start: Tensor, metric: Tensor, tol: float, 
         value, gradient = problem.value_and_gradient(p)
         gradient = torch.linalg.solve_triangular(factor, gradient.T, upper=False).T
         return value, gradient.cpu().contiguous().numpy().ravel()
+
+    import scipy.optimize  # a quarter of a second that only these fits need
 
     found = scipy.optimize.minimize(
         objective,

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
@@ -162,7 +161,9 @@ def _best_between(a: Matrix, b: Matrix, low: _Trial, high: _Trial) -> _Trial:
 
     if at(0.0).excess <= 0 or at(1.0).excess >= 0:
         return min(at(0.0), at(1.0), key=lambda t: t.objective)
-    return at(float(scipy.optimize.brentq(lambda share: at(share).excess, 0.0, 1.0, xtol=1e-14)))
+    from scipy.optimize import brentq  # an eighth of a second to import
+
+    return at(float(brentq(lambda share: at(share).excess, 0.0, 1.0, xtol=1e-14)))
 
 
 def _trial(a: Matrix, b: Matrix, rank: int, angle: float) -> _Trial:

@@ -124,7 +124,7 @@ class Split:
     @cached_property
     def parts(self) -> np.ndarray:
         """str `(rows,)` in dataset order."""
-        table = pq.read_table(self.directory / ASSIGNMENT, columns=["part"])
+        table = pq.ParquetFile(self.directory / ASSIGNMENT).read(["part"])  # pq.read_table would import pandas
         return np.array(table["part"].to_pylist())
 
     def rows(self, part: str) -> np.ndarray:

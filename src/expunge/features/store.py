@@ -115,7 +115,7 @@ class Shards:
 
     def column(self, name: str) -> np.ndarray:
         """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
-        table = pa.concat_tables([pq.read_table(path, columns=[name]) for path in self.paths])
+        table = pa.concat_tables([pq.ParquetFile(path).read([name]) for path in self.paths])
         return np.array(table[name].to_numpy())  # a copy: Arrow's memory is read-only
 
 

@@ -86,7 +86,7 @@ def drawn_words(kept: int, total: int, seed: int) -> str:
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Scalar columns of an evaluation file as numpy arrays."""
     try:
-        table = pq.read_table(path, columns=list(columns))
+        table = pq.ParquetFile(path).read(list(columns))
     except (pa.ArrowException, OSError) as e:
         raise ManifestError(f"{path}: cannot be read ({e}); run the evaluate stage again") from None
     return {name: np.array(table[name].to_pylist()) for name in columns}

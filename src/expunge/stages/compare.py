@@ -30,7 +30,7 @@ PLOTS = {
 
 def cost_of(name: str, config: Config) -> dict[str, Any]:
     """Seconds and memory of fit and evaluation, and how many times faster than retraining the fit was."""
-    cost = {**read_json(COST / f"fit-{name}.json"), **read_json(COST / f"evaluate-{name}.json")}
+    cost = {**read_json(COST / f"evaluate-{name}.json"), **read_json(COST / f"fit-{name}.json")}
     cost.pop("usage", None)  # samples over time: for whoever looks into a run
     if config.reference == "retrain":
         retrain = [read_json(COST / f"retrain-{seed}.json")["train_s"] for seed in config.retrain.seeds]

@@ -1,8 +1,6 @@
 """fit: one method of the table, from Moments and forget rows to a map or a head."""
 
 import argparse
-import resource
-import sys
 import time
 
 from expunge.config import load_config
@@ -15,13 +13,8 @@ from expunge.methods import Request, fit, warm_up
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import ACTIVATIONS, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.progress import say
-from expunge.stages import run, write_cost
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MiB; Linux counts KiB, macOS bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+from expunge.stages import run
+from expunge.usage import write_cost
 
 
 def main() -> None:
@@ -50,7 +43,7 @@ def main() -> None:
         except (CollapseError, QualityError) as e:  # a result about this method, not a fault of the run
             refused = str(e)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
-    write_cost(f"fit-{name}", {"fit_s": round(seconds, 4), "peak_rss_mb": round(peak_rss_mb(), 1)})
+    write_cost(f"fit-{name}", {"fit_s": round(seconds, 4)})
     say(f"fit {name}: refused: {refused}" if refused else f"fit {name}: {seconds:.3f} s")
 
 
