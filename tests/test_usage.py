@@ -32,7 +32,7 @@ def test_a_long_stage_keeps_few_samples():
 
 def test_a_stage_keeps_its_samples_with_its_cost(tmp_path):
     code = (
-        "import time; from expunge.stages import run, write_cost\n"
+        "import time; from expunge.stages import run; from expunge.usage import write_cost\n"
         "run(lambda: (time.sleep({}), write_cost('train', {{'train_s': 1.0}})))"
     )
     for seconds, sampled in ((1.3, True), (0.0, False)):

@@ -27,8 +27,7 @@ QUIET = {
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage, its use of the machine sampled; see `guarded`."""
-    global _usage
-    _usage = Usage().start()
+    usage.start()
     guarded(main)
 
 
@@ -37,7 +36,6 @@ def guarded(main: Callable[[], object]) -> None:
     whole."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    usage.start()
     try:
         main()
     except ExpungeError as e:
@@ -45,11 +43,3 @@ def guarded(main: Callable[[], object]) -> None:
         raise SystemExit(2) from None
     finally:
         gc.freeze()
-
-
-def write_cost(name: str, cost: Mapping[str, Any]) -> None:
-    """`reports/cost/NAME.json`: what a stage measured of itself, its peak of resident memory, and, where it took long,
-    samples of processor and memory. They are an output, so a run whose stages come from the cache has them too."""
-    usage = _usage.series() if _usage else {}
-    measured = {**cost, "peak_rss_mb": round(peak_rss_mb(), 1)}
-    write_json(COST / f"{name}.json", {**measured, **({"usage": usage} if usage else {})})

@@ -8,7 +8,8 @@ from expunge.ensembles import plan
 from expunge.files import write_json
 from expunge.paths import DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
 from expunge.progress import say
-from expunge.stages import run, write_cost
+from expunge.stages import run
+from expunge.usage import write_cost
 
 
 def of_heads(config: Config) -> dict[str, Any]:

@@ -32,8 +32,9 @@ from expunge.paths import (
     retrained,
 )
 from expunge.progress import say
-from expunge.stages import run, write_cost
+from expunge.stages import run
 from expunge.unlearned import Unlearned
+from expunge.usage import write_cost
 
 REFERENCES = "references"
 

@@ -10,7 +10,8 @@ from expunge.files import read_manifest, staged_dir, write_manifest
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, WORK
 from expunge.progress import say
-from expunge.stages import run, write_cost
+from expunge.stages import run
+from expunge.usage import write_cost
 
 PRODUCER = "expunge.stages.extract"
 

@@ -9,7 +9,8 @@ from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_manifest
 from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
 from expunge.recipe import make_classifier
-from expunge.stages import run, write_cost
+from expunge.stages import run
+from expunge.usage import write_cost
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.paths import DATASET, MODELS, ORIGINAL, WORK
 from expunge.recipe import make_classifier
-from expunge.stages import run, write_cost
+from expunge.stages import run
+from expunge.usage import write_cost
 
 
 def main() -> None:
