@@ -1,0 +1,174 @@
+"""Where requests are kept: SQLite in the workspace, or any PostgreSQL by URL. The same statements serve both.
+
+Every change is one transaction that says which state it found: of two operators at once one is first, and the other is
+told. An event is written in the transaction of the change that it tells of, and goes into the ledger afterwards, once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Date,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from expunge.errors import RequestError
+from expunge.paths import RECORDS
+
+ENV = "EXPUNGE_REQUESTS_URL"
+DEFAULT_URL = f"sqlite:///{RECORDS / 'requests.db'}"
+BUSY_SECONDS = 30
+
+METADATA = MetaData()
+REQUESTS = Table(
+    "erasure_requests",
+    METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("kind", String(10), nullable=False),  # ids | subjects | classes
+    Column("state", String(20), nullable=False),
+    Column("version", Integer, nullable=False),  # grows with every change
+    Column("received", Date, nullable=False),
+    Column("months", Integer, nullable=False),  # until it is due
+    Column("due", Date, nullable=False),
+    Column("verified", Boolean, nullable=False),
+    Column("basis", Text, nullable=False),
+    Column("asked", Integer, nullable=False),  # values in the file, or classes
+    Column("classes", JSON, nullable=False),
+    Column("file", Text),
+    Column("digest", String(100), nullable=False),
+    Column("batch", String(40)),
+    Column("reason", Text, nullable=False),
+    Column("told", Boolean, nullable=False),  # whether the recipients know that it is final
+)
+KEYS = Table(
+    "erasure_keys",
+    METADATA,
+    Column("request", String(40), ForeignKey(REQUESTS.c.id), primary_key=True),
+    Column("key", LargeBinary, nullable=False),
+)
+SUBJECTS = Table(
+    "erasure_subjects",
+    METADATA,
+    Column("request", String(40), ForeignKey(REQUESTS.c.id), primary_key=True),
+    Column("hmac", String(64), primary_key=True),
+)
+BATCHES = Table(
+    "erasure_batches",
+    METADATA,
+    Column("id", String(40), primary_key=True),
+    Column("open", Boolean, unique=True),  # true or null, so that at most one is open
+    Column("step", String(20), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("owner", String(200)),
+    Column("until", Float, nullable=False),  # seconds since 1970: the owner is taken for dead afterwards
+    Column("facts", JSON, nullable=False),
+)
+EVENTS = Table(
+    "erasure_events",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("about", String(40), nullable=False),  # a request or a batch
+    Column("number", Integer, nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("who", Text, nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("state", String(20)),  # of the request afterwards
+    Column("reason", Text, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Column("entry", String(80)),  # hash of its entry in the ledger, once it is there
+    UniqueConstraint("about", "number"),
+)
+PERSONAL = (KEYS, SUBJECTS)
+
+
+def connect(url: str | None = None) -> Engine:
+    """The store at `url`, else at `EXPUNGE_REQUESTS_URL`, else in the workspace; its tables are made if need be.
+
+    Raises RequestError where it cannot be opened.
+    """
+    given = url or os.environ.get(ENV) or DEFAULT_URL
+    try:
+        parsed = make_url(given)
+    except ArgumentError:
+        raise RequestError(f"{ENV}: not the URL of a database; for example postgresql://HOST/NAME") from None
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS} if sqlite else {})
+        if sqlite:
+            event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        _create_tables(engine)
+    except (SQLAlchemyError, ImportError, NoSuchModuleError) as e:
+        why = str(getattr(e, "orig", None) or e).split("\n", 1)[0]
+        raise RequestError(f"{parsed.render_as_string()}: the request store cannot be opened ({why})") from None
+    if sqlite and parsed.database:
+        os.chmod(parsed.database, 0o600)
+    return engine
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """All or nothing. Raises RequestError where the database is away."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as e:
+        if e.connection_invalidated or type(e).__name__ == "OperationalError":
+            first = str(e.orig).split("\n", 1)[0]
+            raise RequestError(f"{engine.url.render_as_string()}: the request store does not answer ({first})") from e
+        raise
+
+
+def overwrite_deleted(engine: Engine) -> None:
+    """Take deleted keys and HMACs out of the database's files. SQLite overwrites as it deletes; PostgreSQL keeps old
+    versions of rows until their table is written anew, and its write-ahead log for as long as it is told to."""
+    if engine.dialect.name != "postgresql":
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for table in PERSONAL:
+            connection.execute(text(f"VACUUM FULL {table.name}"))
+        connection.execute(text("CHECKPOINT"))
+
+
+def _create_tables(engine: Engine) -> None:
+    """Two processes may find the tables missing at once; the second then finds them there."""
+    try:
+        METADATA.create_all(engine)
+    except SQLAlchemyError:
+        METADATA.create_all(engine)
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
+    for pragma in ("secure_delete = ON", "foreign_keys = ON", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at once: a transaction that reads first and writes later may find that it cannot."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

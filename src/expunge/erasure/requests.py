@@ -1,0 +1,302 @@
+"""Erasure requests: what was asked, when it is due, where it stands, and everything that happened to it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
+
+from expunge.erasure import database
+from expunge.erasure.database import EVENTS, KEYS, REQUESTS, SUBJECTS, transaction
+from expunge.erasure.ledger import Ledger
+from expunge.erasure.states import FINAL, MOST_MONTHS, OPEN, State, check_move, due_date
+from expunge.errors import RequestError
+
+Kind = Literal["ids", "subjects", "classes"]
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. `asked`: how many ids, subjects or classes. `digest`: HMAC-SHA256 of what was asked, under a key of
+    its own that is destroyed when the request is final: from then on nobody can test a guess against it."""
+
+    id: str
+    kind: Kind
+    state: State
+    version: int
+    received: date
+    months: int
+    due: date
+    verified: bool
+    basis: str
+    asked: int
+    classes: tuple[int | str, ...]
+    file: str | None
+    digest: str
+    batch: str | None
+    reason: str
+    told: bool
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Request:
+        values = {f.name: row[f.name] for f in fields(cls)}
+        return cls(**{**values, "state": State(row["state"]), "classes": tuple(row["classes"])})
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a request or a batch. `entry`: hash of its entry in the ledger."""
+
+    about: str
+    number: int
+    at: str
+    who: str
+    kind: str
+    state: str | None
+    reason: str
+    facts: Mapping[str, Any]
+    entry: str | None
+
+
+class Store:
+    """The requests in one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def open(cls, url: str | None = None) -> Store:
+        return cls(database.connect(url))
+
+    def add(
+        self,
+        id_: str,
+        kind: Kind,
+        values: Sequence[str],
+        *,
+        received: date,
+        basis: str,
+        who: str,
+        file: str | None = None,
+        classes: Sequence[int | str] = (),
+    ) -> Request:
+        """Take a request in, due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
+
+        Raises RequestError where an open request asks for the same.
+        """
+        wanted = [str(c) for c in classes] if kind == "classes" else values
+        key = secrets.token_bytes(KEY_BYTES)
+        with transaction(self.engine) as c:
+            for other in self._all(c):
+                other_key = self._key(c, other.id)
+                if other.state in OPEN and other_key and digest_of_values(wanted, other_key) == other.digest:
+                    raise RequestError(
+                        f"request {other.id}, received {other.received}, asks for the same and is {other.state}; "
+                        "nothing was added"
+                    )
+            row = {
+                "id": id_, "kind": kind, "state": State.received, "version": 1, "received": received, "months": 1,
+                "due": due_date(received, 1), "verified": False, "basis": basis, "asked": len(wanted),
+                "classes": list(classes), "file": file, "digest": digest_of_values(wanted, key), "batch": None,
+                "reason": "", "told": False,
+            }  # fmt: skip
+            c.execute(insert(REQUESTS).values(**row))
+            c.execute(insert(KEYS).values(request=id_, key=key))
+            if kind == "subjects":
+                c.execute(insert(SUBJECTS), [{"request": id_, "hmac": _hmac(v, key)} for v in values])
+            facts = {"digest": row["digest"], "kind": kind, "asked": len(wanted), "received": received.isoformat()}
+            write_event(c, id_, 1, "intake", who, basis, facts, State.received)
+        return self.get(id_)
+
+    def get(self, id_: str) -> Request:
+        """Raises RequestError where there is none of that name."""
+        with transaction(self.engine) as c:
+            return self._get(c, id_)
+
+    def all(self, states: Iterable[State] = State) -> list[Request]:
+        """By the day on which they are due."""
+        with transaction(self.engine) as c:
+            return [r for r in self._all(c) if r.state in set(states)]
+
+    def holding(self, values: Sequence[str]) -> dict[str, int]:
+        """Open requests -> how many of these subjects they hold."""
+        out = {}
+        with transaction(self.engine) as c:
+            for request in self._all(c):
+                key = self._key(c, request.id)
+                if key and request.kind == "subjects":
+                    rows = c.execute(select(SUBJECTS.c.hmac).where(SUBJECTS.c.request == request.id))
+                    count = len({_hmac(v, key) for v in values} & {r.hmac for r in rows})
+                    if count:
+                        out[request.id] = count
+        return out
+
+    def matches(self, request: Request, values: Sequence[str]) -> bool:
+        """Whether `values` are what was asked; false once the key is destroyed."""
+        with transaction(self.engine) as c:
+            key = self._key(c, request.id)
+        return key is not None and hmac.compare_digest(digest_of_values(values, key), request.digest)
+
+    def has_key(self, id_: str) -> bool:
+        with transaction(self.engine) as c:
+            return self._key(c, id_) is not None
+
+    def verify(self, id_: str, who: str, reason: str, facts: Mapping[str, Any]) -> Request:
+        """The requester is who they say they are, and what they ask for is there."""
+        return self.change(id_, State.verified, "verification", who, reason, facts, verified=True)
+
+    def refuse(self, id_: str, who: str, reason: str) -> Request:
+        """Final. Its key is destroyed."""
+        _need(reason, "a refusal needs its reasons: the requester must be told them")
+        with transaction(self.engine) as c:
+            request = self._get(c, id_)
+            if request.state in (State.running, State.awaiting_approval):
+                raise RequestError(f"request {id_} is {request.state}; reject the run first")
+            refused = move(c, request, State.refused, "refusal", who, reason, {})
+            destroy_key(c, id_)
+        database.overwrite_deleted(self.engine)
+        return refused
+
+    def extend(self, id_: str, months: int, who: str, reason: str, today: date) -> Request:
+        """Due `months` after receipt, 2 or 3. The requester must be told before the first deadline passes."""
+        _need(reason, "an extension needs its reasons: the requester must be told them")
+        request = self.get(id_)
+        if not request.months < months <= MOST_MONTHS:
+            raise RequestError(
+                f"request {id_}: {months} months after receipt; it has {request.months} now and can have "
+                f"{MOST_MONTHS} at most"
+            )
+        if today > request.due:
+            raise RequestError(f"request {id_} was due on {request.due}: it can only be extended before that day")
+        due = due_date(request.received, months)
+        facts = {"due": due.isoformat(), "months": months}
+        return self.change(id_, State.extended, "extension", who, reason, facts, months=months, due=due)
+
+    def change(
+        self, id_: str, new: State, kind: str, who: str, reason: str, facts: Mapping[str, Any], **columns: Any
+    ) -> Request:
+        """Move a request on, in a transaction of its own. Raises RequestError."""
+        with transaction(self.engine) as c:
+            return move(c, self._get(c, id_), new, kind, who, reason, facts, **columns)
+
+    def events(self, about: str) -> list[Event]:
+        """Everything that happened to a request or a batch, oldest first."""
+        names = [f.name for f in fields(Event)]
+        with transaction(self.engine) as c:
+            rows = c.execute(select(EVENTS).where(EVENTS.c.about == about).order_by(EVENTS.c.number)).mappings()
+            return [Event(**{name: row[name] for name in names}) for row in rows]
+
+    def entries(self) -> list[str]:
+        """Hashes of ledger entries that this store knows of."""
+        with transaction(self.engine) as c:
+            return [r.entry for r in c.execute(select(EVENTS.c.entry).where(EVENTS.c.entry.is_not(None)))]
+
+    def publish(self, ledger: Ledger) -> int:
+        """Write into the ledger what happened and is not there yet, in order; how many entries. Each once, whoever
+        calls and whatever was killed."""
+        with transaction(self.engine) as c:
+            waiting = c.execute(select(EVENTS).where(EVENTS.c.entry.is_(None)).order_by(EVENTS.c.id)).mappings().all()
+        for row in waiting:
+            facts = {"about": row["about"], "who": row["who"], "reason": row["reason"], "at": row["at"], **row["facts"]}
+            entry = ledger.append(row["kind"], facts, event=f"{row['about']}/{row['number']}")
+            with transaction(self.engine) as c:
+                c.execute(update(EVENTS).where(EVENTS.c.id == row["id"]).values(entry=entry.hash))
+        return len(waiting)
+
+    def tell(self, id_: str) -> None:
+        """The recipients know."""
+        with transaction(self.engine) as c:
+            c.execute(update(REQUESTS).where(REQUESTS.c.id == id_).values(told=True))
+
+    def _all(self, c: Connection) -> list[Request]:
+        rows = c.execute(select(REQUESTS).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
+        return [Request.of(row) for row in rows]
+
+    def _get(self, c: Connection, id_: str) -> Request:
+        row = c.execute(select(REQUESTS).where(REQUESTS.c.id == id_)).mappings().first()
+        if row is None:
+            raise RequestError(f"no request {id_!r}; `expunge request list --all` shows them")
+        return Request.of(row)
+
+    def _key(self, c: Connection, id_: str) -> bytes | None:
+        row = c.execute(select(KEYS.c.key).where(KEYS.c.request == id_)).first()
+        return None if row is None else bytes(row.key)
+
+
+def new_id(received: date) -> str:
+    """A name that says nothing of who asked."""
+    return f"R-{received:%Y%m%d}-{secrets.token_hex(3)}"
+
+
+def move(
+    c: Connection,
+    request: Request,
+    new: State,
+    kind: str,
+    who: str,
+    reason: str,
+    facts: Mapping[str, Any],
+    **columns: Any,
+) -> Request:
+    """Within a transaction: compare and set, and the event beside it. Raises RequestError for a move that is not
+    allowed, and where somebody else was first."""
+    check_move(request.id, request.state, new)
+    if new == State.scheduled and not request.verified:
+        raise RequestError(f"request {request.id} was never verified; `expunge request verify {request.id}` first")
+    if new in (State.refused, State.extended):
+        columns["reason"] = reason
+    version = request.version + 1
+    mine = (REQUESTS.c.id == request.id) & (REQUESTS.c.version == request.version)
+    done = c.execute(update(REQUESTS).where(mine).values(state=new, version=version, **columns))
+    if done.rowcount != 1:
+        raise RequestError(f"request {request.id} was changed by somebody else meanwhile; look again")
+    write_event(c, request.id, version, kind, who, reason, facts, new)
+    row = c.execute(select(REQUESTS).where(REQUESTS.c.id == request.id)).mappings().one()
+    return Request.of(row)
+
+
+def write_event(
+    c: Connection,
+    about: str,
+    number: int,
+    kind: str,
+    who: str,
+    reason: str,
+    facts: Mapping[str, Any],
+    state: State | None = None,
+) -> None:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    values = {"about": about, "number": number, "at": at, "who": who, "kind": kind, "reason": reason}
+    c.execute(insert(EVENTS).values(**values, state=state, facts=dict(facts)))
+
+
+def destroy_key(c: Connection, id_: str) -> None:
+    """Within a transaction; `database.overwrite_deleted` comes after it."""
+    c.execute(delete(SUBJECTS).where(SUBJECTS.c.request == id_))
+    c.execute(delete(KEYS).where(KEYS.c.request == id_))
+
+
+def digest_of_values(values: Iterable[str], key: bytes) -> str:
+    """`hmac-sha256:...` of a set of ids, subjects or classes."""
+    return "hmac-sha256:" + _hmac(json.dumps(sorted(values), ensure_ascii=False, separators=(",", ":")), key)
+
+
+def is_final(request: Request) -> bool:
+    return request.state in FINAL
+
+
+def _hmac(value: str, key: bytes) -> str:
+    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
+
+
+def _need(reason: str, message: str) -> None:
+    if not reason.strip():
+        raise RequestError(message)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+
+from expunge.erasure import database
+from expunge.erasure.database import EVENTS, KEYS, SUBJECTS, transaction
+from expunge.erasure.ledger import Ledger
+from expunge.erasure.requests import Request, Store, new_id
+from expunge.erasure.states import State, due_date, urgency
+from expunge.errors import RequestError
+
+RECEIVED = date(2026, 1, 31)
+
+
+def add(store: Store, values=("p1", "p2"), kind="subjects", received=RECEIVED, **more) -> Request:
+    return store.add(
+        new_id(received), kind, list(values), received=received, basis="GDPR Art. 17(1)(b)", who="ann", **more
+    )
+
+
+def test_a_request_comes_back_as_it_was_taken_in(store):
+    made = add(store, file="data/requests/x.csv")
+    assert made.state == State.received and made.due == date(2026, 2, 28) and made.asked == 2
+    assert store.get(made.id) == made and store.all() == [made]
+    event = store.events(made.id)[0]
+    assert (event.kind, event.who, event.state, event.reason) == ("intake", "ann", "received", "GDPR Art. 17(1)(b)")
+    with pytest.raises(RequestError, match="no request 'R-0'"):
+        store.get("R-0")
+
+
+def test_the_whole_life_leaves_who_when_and_why(store):
+    id_ = add(store).id
+    store.verify(id_, "ben", "passport seen", {"found": 2})
+    store.change(id_, State.scheduled, "scheduling", "nightly", "due soon", {})
+    store.change(id_, State.running, "run", "nightly", "", {})
+    store.change(id_, State.awaiting_approval, "verdict", "nightly", "", {"level": "b"})
+    store.change(id_, State.running, "approval", "cem", "as good as retrained", {})
+    store.change(id_, State.completed, "completion", "nightly", "", {})
+    events = store.events(id_)
+    assert [e.number for e in events] == [1, 2, 3, 4, 5, 6, 7]
+    assert [e.state for e in events] == [
+        "received", "verified", "scheduled", "running", "awaiting approval", "running", "completed",
+    ]  # fmt: skip
+    assert events[5].who == "cem" and events[5].reason == "as good as retrained"
+    assert all(e.at.endswith("+00:00") for e in events)
+
+
+@pytest.mark.parametrize("new", [State.scheduled, State.running, State.awaiting_approval, State.completed])
+def test_steps_cannot_be_left_out(new, store):
+    id_ = add(store).id
+    with pytest.raises(RequestError, match=f"is received and cannot become {new}; it can become verified, refused"):
+        store.change(id_, new, "x", "ann", "", {})
+    assert store.get(id_).version == 1 and len(store.events(id_)) == 1
+
+
+def test_an_extended_request_still_has_to_be_verified(store):
+    id_ = add(store).id
+    store.extend(id_, 2, "ann", "many records", date(2026, 2, 1))
+    with pytest.raises(RequestError, match="never verified"):
+        store.change(id_, State.scheduled, "scheduling", "ann", "", {})
+    store.verify(id_, "ann", "", {})
+    store.extend(id_, 3, "ann", "more", date(2026, 2, 1))
+    assert store.change(id_, State.scheduled, "scheduling", "ann", "", {}).verified
+
+
+def test_deadlines_are_calendar_months(store):
+    assert due_date(date(2026, 1, 31), 1) == date(2026, 2, 28) and due_date(date(2027, 11, 30), 3) == date(2028, 2, 29)
+    assert due_date(date(2026, 12, 15), 1) == date(2027, 1, 15)
+    id_ = add(store).id
+    extended = store.extend(id_, 3, "ann", "complex", date(2026, 2, 28))
+    assert extended.due == date(2026, 4, 30) and extended.state == State.extended and extended.reason == "complex"
+    for months in (1, 3, 4):
+        with pytest.raises(RequestError, match="3 at most"):
+            store.extend(id_, months, "ann", "again", date(2026, 2, 28))
+    late = add(store, ["p9"]).id
+    with pytest.raises(RequestError, match="only be extended before"):
+        store.extend(late, 2, "ann", "late", date(2026, 3, 1))
+    with pytest.raises(RequestError, match="needs its reasons"):
+        store.extend(late, 2, "ann", " ", date(2026, 2, 1))
+
+
+def test_overdue_and_due_soon():
+    due = date(2026, 2, 28)
+    days = (date(2026, 3, 1), due, date(2026, 2, 21), date(2026, 2, 20))
+    assert [urgency(due, day, 7) for day in days] == ["overdue", "due soon", "due soon", ""]
+
+
+def test_subjects_are_kept_as_hmacs_under_a_key_of_the_request(store):
+    one, two = add(store), add(store, ["p2", "p3"])
+    with transaction(store.engine) as c:
+        keys = {r.request: bytes(r.key) for r in c.execute(select(KEYS))}
+        kept = {(r.request, r.hmac) for r in c.execute(select(SUBJECTS))}
+    assert len(keys[one.id]) == 32 and keys[one.id] != keys[two.id]
+    wanted = {
+        (r.id, hmac.new(keys[r.id], p.encode(), hashlib.sha256).hexdigest())
+        for r, people in ((one, ("p1", "p2")), (two, ("p2", "p3")))
+        for p in people
+    }
+    assert kept == wanted
+    assert store.holding(["p2"]) == {one.id: 1, two.id: 1} and store.holding(["p4"]) == {}
+    assert store.matches(one, ["p2", "p1"]) and not store.matches(one, ["p1"])
+
+
+def test_the_same_request_is_not_taken_in_twice(store):
+    first = add(store)
+    with pytest.raises(RequestError, match=f"{first.id}, received 2026-01-31, asks for the same"):
+        add(store, ["p2", "p1"])
+    store.refuse(first.id, "ann", "not them")
+    assert add(store).state == State.received
+
+
+def test_a_refusal_is_final_gives_reasons_and_destroys_the_key(store):
+    id_ = add(store).id
+    with pytest.raises(RequestError, match="needs its reasons"):
+        store.refuse(id_, "ann", "")
+    refused = store.refuse(id_, "ann", "a legal duty to keep them")
+    assert refused.reason == "a legal duty to keep them" and not store.has_key(id_)
+    assert not store.matches(refused, ["p1", "p2"]) and store.holding(["p1"]) == {}
+    with pytest.raises(RequestError, match="nothing: this is final"):
+        store.verify(id_, "ann", "", {})
+
+
+def files_of(store: Store) -> bytes:
+    """Every byte that the database keeps, its write-ahead log apart."""
+    if store.engine.dialect.name == "sqlite":
+        return Path(store.engine.url.database).read_bytes()
+    with store.engine.connect() as c:
+        home = Path(c.execute(text("SHOW data_directory")).scalar_one())
+    return b"".join(p.read_bytes() for p in sorted((home / "base").rglob("*")) if p.is_file())
+
+
+def test_a_destroyed_key_is_in_no_file(store):
+    """The rest of the request shows that the search finds what is there."""
+    id_ = add(store, ["someone-secret"]).id
+    with transaction(store.engine) as c:
+        key = bytes(c.execute(select(KEYS.c.key)).scalar_one())
+        own = c.execute(select(SUBJECTS.c.hmac)).scalar_one().encode()
+    if store.engine.dialect.name == "postgresql":
+        database.overwrite_deleted(store.engine)  # the checkpoint writes it all to the files
+    before = files_of(store)
+    assert key in before and own in before and b"someone-secret" not in before
+    store.refuse(id_, "ann", "no")
+    after = files_of(store)
+    assert key not in after and own not in after and id_.encode() in after
+
+
+def test_a_change_on_an_old_state_is_refused(store):
+    from expunge.erasure.requests import move
+
+    old = add(store)
+    store.verify(old.id, "ann", "", {})
+    stale = Request(**{**old.__dict__, "state": State.verified, "verified": True})  # version 1, as it was
+    with pytest.raises(RequestError, match="somebody else meanwhile"), transaction(store.engine) as c:
+        move(c, stale, State.scheduled, "scheduling", "ben", "", {})
+    assert store.get(old.id).state == State.verified and len(store.events(old.id)) == 2
+
+
+def test_two_operators_at_once_lose_nothing(url, at_once):
+    """Each adds ten requests; the tables are made by whoever comes first."""
+    code = """
+store = Store.open(sys.argv[1])
+import os
+for i in range(10):
+    made = store.add(new_id(date.today()), "subjects", [f"{os.getpid()}-{i}"], received=date.today(), basis="", who="x")
+    store.verify(made.id, "x", "", {})
+"""
+    at_once(code, url)
+    store = Store.open(url)
+    assert len(store.all([State.verified])) == 20
+    with transaction(store.engine) as c:
+        assert len(c.execute(select(EVENTS)).all()) == 40
+    store.engine.dispose()
+
+
+def test_two_operators_at_once_do_nothing_twice(url, at_once):
+    """Both verify the same twelve; each is verified by one of them, and the other is told."""
+    store = Store.open(url)
+    ids = [add(store, [f"p{i}"]).id for i in range(12)]
+    code = """
+store, won = Store.open(sys.argv[1]), []
+for id_ in sys.argv[2:]:
+    try:
+        store.verify(id_, "x", "", {})
+        won.append(id_)
+    except RequestError as e:
+        assert "meanwhile" in str(e) or "cannot become verified" in str(e), e
+print(*won)
+"""
+    won = [out.split() for out in at_once(code, url, *ids)]
+    assert sorted(won[0] + won[1]) == sorted(ids)
+    assert [len(store.events(id_)) for id_ in ids] == [2] * 12
+    store.engine.dispose()
+
+
+def test_the_ledger_gets_every_event_once(url, at_once, tmp_path):
+    store = Store.open(url)
+    for i in range(6):
+        store.verify(add(store, [f"p{i}"]).id, "ann", "seen", {"found": 1})
+    code = "store = Store.open(sys.argv[1]); store.publish(Ledger(sys.argv[2]))"
+    at_once(code, url, str(tmp_path / "ledger.jsonl"))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    entries = ledger.entries()
+    assert len({e.facts["event"] for e in entries}) == len(entries) == 12
+    assert store.publish(ledger) == 0 and ledger.verify(store.entries()) == 12
+    first = store.all()[0]
+    kinds = [e.kind for e in entries if e.facts["about"] == first.id]
+    assert kinds == ["intake", "verification"]
+    content = json.dumps([e.facts for e in entries])
+    assert first.digest in content and "p1" not in content
+    store.engine.dispose()
+
+
+def test_a_store_that_is_away_is_named_without_its_password(tmp_path):
+    with pytest.raises(RequestError, match="cannot be opened") as e:
+        Store.open("postgresql://me:geheim@127.0.0.1:1/none")
+    assert "geheim" not in str(e.value)
+    with pytest.raises(RequestError, match="not the URL"):
+        Store.open("nothing")
+    (tmp_path / "text.db").write_text("no database, and long enough to be taken for one" * 10)
+    with pytest.raises(RequestError, match="cannot be opened"):
+        Store.open(f"sqlite:///{tmp_path / 'text.db'}")
