@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from expunge.data.images import decode, raw_stack
 from expunge.data.schema import CLASSES, DIGEST_BYTES, RAW, TEXT, content_column
+from expunge.data.tombstones import Tombstones, refuse
 from expunge.errors import DataError, ManifestError
 from expunge.files import digest_of, read_json, read_manifest
 
@@ -34,8 +35,11 @@ class Dataset:
     `(n, h, w, c)` when they share a shape, else a list of `(h, w, c)` arrays; texts are a list of str.
     """
 
-    def __init__(self, directory: Path | str, verify: bool = True) -> None:
-        """Raises ManifestError for a directory without a manifest or whose files disagree with it.
+    def __init__(
+        self, directory: Path | str, verify: bool = True, erased: Literal["refuse", "allow"] = "refuse"
+    ) -> None:
+        """Raises ManifestError for a directory without a manifest or whose files disagree with it, DataError where an
+        erased row is back in it; only the sweep, which takes such rows out, reads them (`erased="allow"`).
 
         `verify=False` compares sizes only, not every sha256.
         """
@@ -60,6 +64,9 @@ class Dataset:
         self._content = content_column(self.encoding)
         shape = self.manifest["image_shape"]
         self.image_shape: tuple[int, int, int] | None = (shape[0], shape[1], shape[2]) if shape else None
+        if erased == "refuse" and (tombstones := Tombstones.near(self.directory)) is not None:
+            rows = self.table(["sample_id", "digest"])
+            refuse(tombstones, self.directory, rows["sample_id"].to_pylist(), rows["digest"].to_pylist())
 
     def __len__(self) -> int:
         return self.rows

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.source import Source
+from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
 from expunge.errors import DataError
 
@@ -26,7 +27,8 @@ def prepare(
     `path` is the input of image-folder, parquet, npz and text, and optionally a directory with Fashion-MNIST's files.
     `test_fraction` and `seed` are used where the source has no test split of its own. Raises DataError.
     """
-    return write_dataset(out_dir, open_source(source, path, test_fraction, seed, raw_dir))
+    opened = open_source(source, path, test_fraction, seed, raw_dir)
+    return write_dataset(out_dir, opened, tombstones=Tombstones.near(out_dir))
 
 
 def open_source(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
 from expunge.data.filters import names_individuals, parse_filter
+from expunge.data.tombstones import Tombstones
 from expunge.errors import DataError
 
 SELECTORS = ("classes", "random", "ids", "subjects", "filter")
@@ -79,10 +80,14 @@ def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
-    """The rows whose sample_id stands in `file`. Raises DataError for unknown, repeated and test ids."""
+    """The rows whose sample_id stands in `file`. Raises DataError for unknown, repeated and test ids.
+
+    Rows that were erased already are passed over: a request that names them is met.
+    """
     wanted = read_values(file, "sample_id")
     position = {sample_id: row for row, sample_id in enumerate(dataset.sample_ids())}
-    _refuse(file, "are not in the dataset", [i for i in wanted if i not in position])
+    _refuse(file, "are not in the dataset", _never_there(dataset, [i for i in wanted if i not in position]))
+    wanted = [i for i in wanted if i in position]
     rows = np.array([position[i] for i in wanted], dtype=np.int64)
     _refuse(file, "are test rows, which no model was trained on", [wanted[k] for k in np.flatnonzero(~train[rows])])
     mask = np.zeros(len(train), dtype=bool)
@@ -97,7 +102,7 @@ def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
     wanted = read_values(file, "subject")
     subjects = dataset.table(["subject"])["subject"].to_pylist()
     known = set(subjects)
-    _refuse(file, "are subjects of no row", [s for s in wanted if s not in known])
+    _refuse(file, "are subjects of no row", _never_there(dataset, [s for s in wanted if s not in known]))
     chosen = set(wanted)
     return np.array([s in chosen for s in subjects], dtype=bool)
 
@@ -177,6 +182,15 @@ def _read_parquet(file: Path, column: str) -> list[str]:
     if values.null_count:
         raise DataError(f"{file}: {values.null_count} rows have no {column}")
     return [str(v) for v in values.to_pylist()]
+
+
+def _never_there(dataset: Dataset, missing: list[str]) -> list[str]:
+    """Those of `missing` that are not there because they were erased are left out."""
+    tombstones = Tombstones.near(dataset.directory)
+    if tombstones is None or not missing:
+        return missing
+    erased = tombstones.hits(missing).any
+    return [value for value, gone in zip(missing, erased, strict=True) if not gone]
 
 
 def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:

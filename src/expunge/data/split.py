@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from expunge.data.dataset import Dataset
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.data.selectors import select
+from expunge.data.tombstones import Tombstones, refuse
 from expunge.errors import DataError, ManifestError
 from expunge.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 
@@ -115,11 +116,15 @@ class Split:
     """A split directory whose manifest was checked: `request` as written, `parts` by dataset row."""
 
     def __init__(self, directory: Path | str) -> None:
+        """Raises ManifestError for what is no split, DataError where an erased row is back in it."""
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory)
         if "parts" not in self.manifest:
             raise ManifestError(f"{self.directory}: not a split (its producer is {self.manifest.get('producer')!r})")
         self.request: dict[str, Any] = read_json(self.directory / REQUEST)
+        if (tombstones := Tombstones.near(self.directory)) is not None:
+            ids = pq.ParquetFile(self.directory / ASSIGNMENT).read(["sample_id"])["sample_id"].to_pylist()
+            refuse(tombstones, self.directory, ids, None)
 
     @cached_property
     def parts(self) -> np.ndarray:

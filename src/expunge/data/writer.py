@@ -27,6 +27,7 @@ from expunge.data.schema import (
     text_digest,
 )
 from expunge.data.source import Batch, Source
+from expunge.data.tombstones import Tombstones
 from expunge.errors import DataError
 from expunge.files import staged_dir, write_json, write_manifest
 
@@ -37,7 +38,9 @@ GROUP_BYTES = 32 << 20  # of images or texts; what stays in memory while writing
 SHARD_BYTES = 200 << 20
 
 
-def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) -> dict[str, Any]:
+def write_dataset(
+    out_dir: Path | str, source: Source, shard_rows: int = 16384, tombstones: Tombstones | None = None
+) -> dict[str, Any]:
     """Write `source` to the directory `out_dir` and return its manifest.
 
     Content is streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
@@ -51,7 +54,7 @@ def write_dataset(out_dir: Path | str, source: Source, shard_rows: int = 16384) 
         with closing(_Shards(tmp, schema, shard_rows, source.encoding)) as shards:
             for batch in source.batches:
                 for piece in _pieces(batch):
-                    table = _table(piece, source, schema, shapes)
+                    table = _without_erased(_table(piece, source, schema, shapes), source, tombstones)
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
                     shards.add(table)
         if not kept:
@@ -232,6 +235,21 @@ def _images(batch: Batch, source: Source, shapes: set[tuple[int, int, int]]) -> 
         "channels": pa.array(size[:, 2]),
         "digest": pa.array(digests, pa.binary(DIGEST_BYTES)),
     }
+
+
+def _without_erased(table: pa.Table, source: Source, tombstones: Tombstones | None) -> pa.Table:
+    """Drop rows that were erased and that the source still holds: installed packages cannot be rewritten, nor can
+    inputs that are read only. Ids and the split of the others were given before, so nothing else changes."""
+    if tombstones is None:
+        return table
+    hits = tombstones.hits(table["sample_id"].to_pylist(), table["digest"].to_pylist())
+    altered = int((hits.ids & ~hits.contents).sum())
+    if altered:
+        raise DataError(
+            f"{source.name}: {altered} rows have the ids of erased rows, but other content. Altered copies of them may "
+            "not return; rows that are new need ids of their own"
+        )
+    return table.filter(pa.array(~hits.contents)) if hits.contents.any() else table
 
 
 def _check_rows(rows: pa.Table, source: Source) -> None:

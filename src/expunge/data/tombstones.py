@@ -1,0 +1,171 @@
+"""Tombstones: keyed digests of erased rows, so that an old commit or a restored backup cannot bring them back.
+
+    data/tombstones/key                   32 random bytes, mode 0600
+    data/tombstones/rows.safetensors      `ids` and `contents`, uint8 (n, 16): keyed BLAKE2b of each, sorted
+
+Without the key nobody can test whether a row was ever here; with it one can, and no more: neither an id nor a picture
+can be computed from a digest. The folder is nobody's output: neither git nor DVC restores an older state of it.
+`EXPUNGE_TOMBSTONES` names another place, for clones that share one, or to keep it apart from what backups restore.
+
+An id alone is a weaker sign than content: sources without ids number their rows. See `hits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from expunge.errors import DataError
+from expunge.files import write_bytes
+
+VARIABLE = "EXPUNGE_TOMBSTONES"
+FOLDER, KEY, ROWS = "tombstones", "key", "rows.safetensors"
+KEY_BYTES, BYTES = 32, 16
+
+Digests = NDArray[np.void]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Masks `(n,)` over rows. `contents`: what the row holds was erased. `ids`: its id was that of an erased row."""
+
+    contents: Mask
+    ids: Mask
+
+    @property
+    def any(self) -> Mask:
+        return self.contents | self.ids
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """A folder's tombstones. `ids` and `contents`: sorted void scalars of 16 bytes."""
+
+    directory: Path
+    key: bytes
+    ids: Digests
+    contents: Digests
+
+    @classmethod
+    def read(cls, directory: Path) -> Tombstones | None:
+        """What `directory` holds; None where nothing was erased yet. Raises DataError for a damaged folder."""
+        if not (directory / ROWS).is_file():
+            return None
+        key = _key(directory)
+        try:
+            held = load_file(directory / ROWS)
+            ids, contents = (
+                held[name].reshape(-1, BYTES).view(f"V{BYTES}").reshape(-1) for name in ("ids", "contents")
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as e:
+            raise DataError(
+                f"{directory / ROWS}: no tombstones in it ({e}); restore it: erased rows could return"
+            ) from e
+        return cls(directory, key, ids, contents)
+
+    @classmethod
+    def near(cls, path: Path | str) -> Tombstones | None:
+        """Those that hold for the data at `path`: of the nearest folder above it that has any."""
+        if named := os.environ.get(VARIABLE):
+            return cls.read(Path(named))
+        for parent in Path(path).resolve().parents:
+            if (parent / FOLDER / ROWS).is_file():
+                return cls.read(parent / FOLDER)
+        return None
+
+    @classmethod
+    def open(cls, directory: Path) -> Tombstones:
+        """As `read`, with a new key and no rows where there are none yet."""
+        empty = np.empty(0, f"V{BYTES}")
+        return cls.read(directory) or cls(directory, _key(directory, make=True), empty, empty)
+
+    def plus(self, ids: Iterable[str], contents: Iterable[bytes]) -> Tombstones:
+        """These and more rows; nothing is written."""
+        return Tombstones(
+            self.directory,
+            self.key,
+            np.union1d(self.ids, self._digests(i.encode() for i in ids)),
+            np.union1d(self.contents, self._digests(contents)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_bytes(self) -> bytes:
+        """The file of the rows; the same rows and key give the same bytes."""
+        return save({name: getattr(self, name).view(np.uint8).reshape(-1, BYTES) for name in ("ids", "contents")})
+
+    def write(self) -> None:
+        write_bytes(self.directory / ROWS, self.to_bytes())
+
+    def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Hits:
+        """Which rows were erased, by id and, where their 16-byte content digests are given, by content."""
+        known = np.zeros(len(ids), bool) if contents is None else self._known(contents, self._contents)
+        return Hits(known, self._known((i.encode() for i in ids), self._ids))
+
+    @cached_property
+    def _ids(self) -> frozenset[bytes]:
+        return frozenset(d.tobytes() for d in self.ids)
+
+    @cached_property
+    def _contents(self) -> frozenset[bytes]:
+        return frozenset(d.tobytes() for d in self.contents)
+
+    def _known(self, values: Iterable[bytes], erased: frozenset[bytes]) -> Mask:
+        return np.array([self._mac(value) in erased for value in values], bool)
+
+    def _mac(self, value: bytes) -> bytes:
+        return hashlib.blake2b(value, key=self.key, digest_size=BYTES).digest()
+
+    def _digests(self, values: Iterable[bytes]) -> Digests:
+        return np.frombuffer(b"".join(self._mac(value) for value in values), f"V{BYTES}")
+
+
+def home(root: Path) -> Path:
+    """Where the tombstones of the workspace `root` lie."""
+    return Path(os.environ.get(VARIABLE) or root / "data" / FOLDER)
+
+
+def refuse(tombstones: Tombstones | None, what: Path, ids: Sequence[str], contents: Sequence[bytes] | None) -> None:
+    """Raise DataError if `what` holds a row that was erased.
+
+    Dropping rows here would shift every later row against features and splits; so nothing is read until the data were
+    swept again.
+    """
+    if tombstones is None:
+        return
+    back = int(tombstones.hits(ids, contents).any.sum())
+    if back:
+        raise DataError(
+            f"{what}: {back} erased rows are back in it (an old commit, a restored backup, or a sweep that was "
+            "interrupted); run `expunge sweep --apply`, which takes them out"
+        )
+
+
+def _key(directory: Path, make: bool = False) -> bytes:
+    path = directory / KEY
+    if make and not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(descriptor)
+    try:
+        key = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"{path}: the key of the tombstones cannot be read ({e.strerror}); restore it") from None
+    if len(key) != KEY_BYTES:
+        raise DataError(f"{path}: {len(key)} bytes where a key has {KEY_BYTES}; restore it")
+    return key
