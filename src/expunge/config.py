@@ -51,6 +51,11 @@ class Features:
     batch_size: int
     shard_rows: int
     precision: Literal["fp32", "bf16"]
+    layers: str | list[str]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
 
 
 @dataclass(frozen=True)
@@ -252,6 +257,17 @@ def _check(config: Config, path: str) -> None:
             "must be positive or null",
         ),
         (config.features.shard_rows > 0, "features.shard_rows", "must be positive"),
+        (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
+        (
+            config.features.modules == ("penultimate",) or config.model.training == "head",
+            "features.layers",
+            "other than penultimate need model.training: head: a new head is trained on them",
+        ),
+        (
+            (config.data.source == "text") == config.model.name.startswith("sentence:"),
+            "model.name",
+            "must be sentence:NAME-OR-DIR for data.source text, and only there",
+        ),
         ("logit-mask" in config.methods, "methods", "must hold logit-mask: the control is always in the table"),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),
     ]

@@ -13,6 +13,7 @@ import torch
 from expunge.config import Config
 from expunge.core import HeadRefit, LinearHead
 from expunge.data.dataset import Dataset
+from expunge.data.schema import TEXT
 from expunge.errors import DataError
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore, Shards
@@ -50,6 +51,7 @@ def make_classifier(
         image_size=model.image_size,
         checkpoint=model.checkpoint,
         head=model.head,
+        layers=config.features.modules,
         seed=seed,
     )
     resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
@@ -67,11 +69,14 @@ def make_classifier(
     return cost
 
 
-def example_shape(dataset: Dataset) -> tuple[int, int, int]:
-    """Height, width and channels that a backbone is built for: the dataset's own, or those of its first image."""
+def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:
+    """Height, width and channels that a backbone is built for: the dataset's own, or those of its first image. None
+    for texts."""
+    if dataset.encoding == TEXT:
+        return None
     if dataset.image_shape is not None:
         return dataset.image_shape
-    height, width, channels = next(iter(dataset.iter_batches(1)))[1][0].shape
+    height, width, channels = dataset.images(np.array([0]))[0].shape
     return height, width, channels
 
 

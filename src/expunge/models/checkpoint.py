@@ -1,6 +1,7 @@
 """Weights on disk: our own checkpoints, and files of others read without executing anything in them.
 
-A checkpoint directory holds `model.safetensors` (`backbone.*`, `head.*`), `model.json` and, last, `manifest.json`.
+A checkpoint directory holds `model.safetensors` (`backbone.*`, `head.*`), `model.json`, `tokenizer.json` where the
+model reads texts, and, last, `manifest.json`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import CheckpointError
-from expunge.files import read_json, read_manifest, write_json
+from expunge.files import digest_of, read_json, read_manifest, write_json
 from expunge.models.classifier import Classifier, ModelCard
+from expunge.models.layers import PENULTIMATE
 from expunge.models.preprocess import Preprocess
+from expunge.models.tokens import Tokens
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 SCHEMA = 1
@@ -39,8 +42,10 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def backbone_digest(classifier: Classifier) -> str:
-    """Digest of what makes z: the backbone's tensors. A new head on the same backbone leaves it as it is."""
-    return digest_of_tensors(classifier.backbone.state_dict())
+    """Digest of what makes z: the backbone's tensors and, where they were chosen, the layers that z is read from. A new
+    head on the same backbone leaves it as it is."""
+    tensors, layers = digest_of_tensors(classifier.backbone.state_dict()), classifier.card.layers
+    return tensors if layers == (PENULTIMATE,) else digest_of({"tensors": tensors, "layers": list(layers)})
 
 
 def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
@@ -54,6 +59,8 @@ def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
         "preprocess": classifier.preprocess.to_json(),
         "backbone_digest": backbone_digest(classifier),
     }
+    if isinstance(classifier.preprocess, Tokens):
+        classifier.preprocess.save(directory)
     write_json(directory / DESCRIPTION, description)
     return description
 
@@ -72,8 +79,9 @@ def load_classifier(directory: Path | str) -> Classifier:
         raise CheckpointError(
             f"{directory / DESCRIPTION}: schema {description.get('schema')!r}, this version reads {SCHEMA}"
         )
-    card, preprocess = ModelCard.from_json(description["card"]), Preprocess.from_json(description["preprocess"])
-    classifier = rebuild(card, preprocess)
+    given = description["preprocess"]
+    preprocess = Tokens.load(directory, given) if "tokenizer" in given else Preprocess.from_json(given)
+    classifier = rebuild(ModelCard.from_json(description["card"]), preprocess)
     load_tensors(classifier, read_weights(directory / WEIGHTS), directory / WEIGHTS)
     return classifier.eval()
 

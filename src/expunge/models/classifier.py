@@ -1,4 +1,4 @@
-"""A classifier cut at its head: pictures -> z (the backbone) -> logits = W z + b (the head)."""
+"""A classifier cut at its head: pictures or texts -> z (the backbone) -> logits = W z + b (the head)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.models.preprocess import Images, Preprocess
+from expunge.models.layers import PENULTIMATE
+from expunge.models.preprocess import Inputs, Preprocess
+from expunge.models.tokens import Tokens
 
 TRAINING = ("full", "head", "none")
 
@@ -23,6 +25,8 @@ class ModelCard:
     done to the head alone can equal retraining.
     `head`: the name the head had in the original model.
     `options`: what rebuilding the architecture needs besides its name, such as a transformers configuration.
+    `layers`: the modules whose pooled outputs are z, side by side; what the head of the original model reads if only
+    PENULTIMATE.
     """
 
     name: str
@@ -32,8 +36,10 @@ class ModelCard:
     saw_forget_data: bool
     head: str = "head"
     options: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[str, ...] = (PENULTIMATE,)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
         if self.training not in TRAINING:
             raise ValueError(f"training {self.training!r}: one of {', '.join(TRAINING)}")
 
@@ -46,9 +52,9 @@ class ModelCard:
 
 
 class Classifier(nn.Module):
-    """`head(backbone(preprocess(images)))`. Mode (train or eval) and gradients are the caller's affair."""
+    """`head(backbone(preprocess(inputs)))`. Mode (train or eval) and gradients are the caller's affair."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear, preprocess: Preprocess, card: ModelCard) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Linear, preprocess: Preprocess | Tokens, card: ModelCard) -> None:
         super().__init__()
         if (head.out_features, head.in_features) != (card.num_classes, card.feature_dim):
             raise ValueError(
@@ -60,14 +66,15 @@ class Classifier(nn.Module):
         self.preprocess = preprocess
         self.card = card
 
-    def features(self, images: Images) -> Tensor:
-        """z `(n, feature_dim)` of uint8 images (see Preprocess), or of a float tensor that is already preprocessed."""
-        z: Tensor = self.backbone(self._pixels(images))
+    def features(self, inputs: Inputs) -> Tensor:
+        """z `(n, feature_dim)` of uint8 images (see Preprocess) or texts (see Tokens), or of a tensor that is already
+        preprocessed."""
+        z: Tensor = self.backbone(self._prepared(inputs))
         return z
 
-    def forward(self, images: Images) -> Tensor:
-        """Logits `(n, num_classes)`; `images` as in `features`."""
-        logits: Tensor = self.head(self.features(images))
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits `(n, num_classes)`; `inputs` as in `features`."""
+        logits: Tensor = self.head(self.features(inputs))
         return logits
 
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
@@ -80,7 +87,7 @@ class Classifier(nn.Module):
             self.head.weight.copy_(weight)
             self.head.bias.copy_(bias)
 
-    def _pixels(self, images: Images) -> Tensor:
-        if isinstance(images, Tensor) and images.is_floating_point():
-            return images
-        return self.preprocess(images).to(self.head.weight.device, non_blocking=True)
+    def _prepared(self, inputs: Inputs) -> Tensor:
+        if isinstance(inputs, Tensor) and inputs.is_floating_point():
+            return inputs
+        return self.preprocess(inputs).to(self.head.weight.device, non_blocking=True)

@@ -128,27 +128,31 @@ def _torchvision(detail: str, num_classes: int, size: Size, _channels: int, _opt
     return model
 
 
-def _transformers_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
-    transformers = import_vision("transformers")
-    cached_file = import_vision("transformers.utils").cached_file
+def transformers_file(detail: str, name: str) -> Path | None:
+    """A file of a transformers directory or of a model in its cache, None where it has no such file."""
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = import_vision("transformers.utils").cached_file(detail, name, **optional)
+    return Path(found) if found else None
+
+
+def transformers_config(detail: str) -> tuple[dict[str, Any], Path | None]:
+    """What rebuilds an architecture, and its weights if there are any. Raises ConfigError for what cannot be read."""
     try:
-        config = transformers.AutoConfig.from_pretrained(detail, trust_remote_code=False)
+        config = import_vision("transformers").AutoConfig.from_pretrained(detail, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ConfigError(f"model.name: transformers cannot read {detail!r}: {str(e).splitlines()[0]}") from None
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    weights = cached_file(detail, "model.safetensors", **optional)
+    own: dict[str, Any] = config.to_dict()
+    for key in ("_name_or_path", "transformers_version", "id2label", "label2id"):  # of that checkpoint, or this machine
+        own.pop(key, None)
+    return own, transformers_file(detail, "model.safetensors")
+
+
+def _transformers_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
+    own, weights = transformers_config(detail)
     processor: dict[str, Any] = {}
-    if cached_file(detail, "preprocessor_config.json", **optional):
+    if transformers_file(detail, "preprocessor_config.json"):
         base = import_vision("transformers.image_processing_base").ImageProcessingMixin
         processor, _ = base.get_image_processor_dict(detail)
-    own = config.to_dict()
-    for key in (
-        "_name_or_path",
-        "transformers_version",
-        "id2label",
-        "label2id",
-    ):  # of that checkpoint, or of this machine
-        own.pop(key, None)
     given = processor.get("size") or own.get("image_size") or 224
     if isinstance(given, dict):
         given = given.get("shortest_edge") or (given["height"], given["width"])
@@ -159,7 +163,7 @@ def _transformers_expects(detail: str, _shape: Shape, size: Size | None) -> Expe
     # 3 is bicubic in Pillow's numbering, which processors use.
     interpolation = "bicubic" if processor.get("resample") == 3 else "bilinear"
     mean, std = tuple(processor.get("image_mean") or HALF), tuple(processor.get("image_std") or HALF)
-    return Expects(size, mean, std, interpolation, {"config": own}, Path(weights) if weights else None)
+    return Expects(size, mean, std, interpolation, {"config": own}, weights)
 
 
 def _transformers(_detail: str, num_classes: int, _size: Size, _channels: int, options: Mapping[str, Any]) -> nn.Module:
@@ -233,5 +237,5 @@ def family_of(name: str) -> tuple[Family, str]:
         return FAMILIES["function"], name
     raise ConfigError(
         f"model.name: unknown model {name!r}; known: resnet-small, efficientnet-lite0, timm:NAME, torchvision:NAME, "
-        "transformers:NAME-OR-DIR, package.module:function"
+        "transformers:NAME-OR-DIR, package.module:function; for texts sentence:NAME-OR-DIR"
     )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from expunge.errors import DataError
 
 Images = NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]]
+Inputs = Images | Sequence[str]
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 # ITU-R BT.601, the weights with which Pillow turns colour into grey.
@@ -49,7 +50,7 @@ class Preprocess:
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
 
-    def __call__(self, images: Images) -> Tensor:
+    def __call__(self, images: Inputs) -> Tensor:
         """float32 `(n, channels, height, width)`, channels-last in memory, on the device of `images`.
 
         `images` is uint8 `(n, h, w)` or `(n, h, w, c)`, or a sequence of `(h, w)` or `(h, w, c)` arrays of any sizes.
@@ -57,14 +58,16 @@ class Preprocess:
         """
         if isinstance(images, np.ndarray | Tensor):
             return self._batch(_as_batch(images, "images"))
+        pictures: list[Any] = list(images)
         sizes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, image in enumerate(images):
-            if image.ndim not in (2, 3):
-                raise DataError(f"image {i} has shape {tuple(image.shape)}; expected (h, w) or (h, w, c)")
+        for i, image in enumerate(pictures):
+            if isinstance(image, str) or image.ndim not in (2, 3):
+                given = "is a text" if isinstance(image, str) else f"has shape {tuple(image.shape)}"
+                raise DataError(f"image {i} {given}; expected (h, w) or (h, w, c)")
             sizes[tuple(image.shape)].append(i)
-        out = torch.empty(len(images), self.channels, self.height, self.width, memory_format=torch.channels_last)
+        out = torch.empty(len(pictures), self.channels, self.height, self.width, memory_format=torch.channels_last)
         for rows in sizes.values():
-            out[rows] = self._batch(_as_batch(np.stack([images[i] for i in rows]), f"image {rows[0]}"))
+            out[rows] = self._batch(_as_batch(np.stack([pictures[i] for i in rows]), f"image {rows[0]}"))
         return out
 
     def _batch(self, x: Tensor) -> Tensor:

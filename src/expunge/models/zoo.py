@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,30 +14,50 @@ from expunge.models.checkpoint import load_tensors, read_weights
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.families import Expects, Headed, Shape, family_of, transformers_names
 from expunge.models.heads import LogitsOf, find_head, split_at
+from expunge.models.layers import PENULTIMATE, Layers
 from expunge.models.preprocess import Preprocess
+from expunge.models.sentence import PREFIX, build_sentence, rebuild_sentence
+from expunge.models.tokens import Tokens
 
 
 def build(
     name: str,
     num_classes: int,
-    image_shape: Shape,
+    image_shape: Shape | None,
     *,
     training: str = "full",
     saw_forget_data: bool = True,
     image_size: int | None = None,
     checkpoint: Path | str | None = None,
     head: str | None = None,
+    layers: Sequence[str] = (PENULTIMATE,),
     seed: int = 0,
 ) -> Classifier:
-    """Build the classifier `name` for images of `image_shape` (h, w, c), in eval mode.
+    """Build the classifier `name` for images of `image_shape` (h, w, c), or for texts (None), in eval mode.
 
     Weights come from `checkpoint`, else from what the source brings along (EfficientNet-Lite0's package, a transformers
     directory), else from `seed`. With `training` "none" they must fit tensor by tensor; otherwise a head for another
     number of classes is left out and starts anew. With "head" there must be weights: a random backbone is not frozen.
     `image_size`: side of the square the images are resized to; None takes the backbone's own.
     `head`: name of the last linear layer; None finds it.
+    `layers`: modules whose pooled outputs, side by side, are the features (see Layers); the head is then a new one.
     Raises ConfigError for names and sizes that cannot be, CheckpointError for weights that do not fit.
     """
+    if (image_shape is None) != name.startswith(PREFIX):
+        kinds = "images, the dataset holds texts" if image_shape is None else "texts, the dataset holds images"
+        raise ConfigError(f"model.name: {name} takes {kinds}; sentence:NAME-OR-DIR is for texts")
+    if image_shape is None:
+        if image_size or head:
+            raise ConfigError("model.image_size and model.head: must be null for texts")
+        return build_sentence(
+            name,
+            num_classes,
+            training=training,
+            saw_forget_data=saw_forget_data,
+            checkpoint=checkpoint,
+            layers=tuple(layers),
+            seed=seed,
+        )
     family, detail = family_of(name)
     expects = family.expects(detail, image_shape, (image_size, image_size) if image_size else None)
     weights = Path(checkpoint) if checkpoint is not None else expects.weights
@@ -52,22 +73,21 @@ def build(
     head = find_head(model, pixels, head and _inner_name(model, head))
     if weights is not None:
         _load(model, head, weights, strict=training == "none")
-    return _cut(
-        model,
-        head,
-        pixels,
-        preprocess,
-        ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options),
-    )
+    card = ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options, tuple(layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _cut(model, head, pixels, preprocess, card)
 
 
-def rebuild(card: ModelCard, preprocess: Preprocess) -> Classifier:
+def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
     """The architecture a card describes, its weights still to be loaded."""
+    if isinstance(preprocess, Tokens):
+        return rebuild_sentence(card, preprocess)
     family, detail = family_of(card.name)
     size = (preprocess.height, preprocess.width)
     with torch.random.fork_rng(devices=[]):
         model = family.make(detail, card.num_classes, size, preprocess.channels, card.options)
-    return _cut(model, card.head, _example(preprocess), preprocess, card)
+        return _cut(model, card.head, _example(preprocess), preprocess, card)
 
 
 def _cut(model: nn.Module, head: str, pixels: Tensor, preprocess: Preprocess, card: ModelCard) -> Classifier:
@@ -78,6 +98,11 @@ def _cut(model: nn.Module, head: str, pixels: Tensor, preprocess: Preprocess, ca
         )
     if isinstance(backbone, Headed):
         backbone = backbone.backbone
+    if card.layers != (PENULTIMATE,):
+        names = [n if n == PENULTIMATE else _inner_name(model, n) for n in card.layers]
+        backbone = Layers(backbone, names, pixels)
+        with torch.no_grad():
+            linear = nn.Linear(backbone(pixels).shape[1], card.num_classes)
     return Classifier(backbone, linear, preprocess, replace(card, feature_dim=linear.in_features)).eval()
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.errors import CheckpointError, ExpungeError
+from expunge.models.tokens import Tokens
 from expunge.serving.servable import ANY, Servable
 
 TOLERANCE = 1e-4  # of a logit, relative to the largest: kernels differ in the order of their sums
@@ -98,8 +99,10 @@ def _program(servable: Servable) -> Any:
 
 def _shape(servable: Servable) -> tuple[int, ...]:
     """Of an image. Where any size is taken, the file takes the backbone's own: resizing is left to whoever asks."""
-    own = (servable.classifier.preprocess.height, servable.classifier.preprocess.width)
-    shape = servable.contract.shape
+    preprocess, shape = servable.classifier.preprocess, servable.contract.shape
+    if isinstance(preprocess, Tokens):
+        raise ExpungeError("a model that reads texts is not one file: its tokenizer is no tensor program; serve it")
+    own = (preprocess.height, preprocess.width)
     return tuple(own[i] if s == ANY else s for i, s in enumerate(shape))
 
 

@@ -1,0 +1,130 @@
+"""A transformer that reads texts: masked mean of its last hidden states, and a linear head on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import ConfigError
+from expunge.models.checkpoint import load_tensors, read_weights
+from expunge.models.classifier import Classifier, ModelCard
+from expunge.models.families import transformers_config, transformers_file, transformers_names
+from expunge.models.layers import PENULTIMATE, Layers, masked_mean
+from expunge.models.tokens import Tokens
+from expunge.models.vision_imports import import_vision
+
+PREFIX = "sentence:"
+LONGEST = 512  # tokens, where neither tokenizer nor encoder names fewer
+ROWS = 32  # texts of similar length that go through the encoder together
+
+
+class SentenceEncoder(nn.Module):
+    """Token ids `(n, t)` int64, negative behind the end of a text, to the mean of its last hidden states `(n, d)`."""
+
+    def __init__(self, model: nn.Module, pad: int) -> None:
+        super().__init__()
+        self.model = model
+        self.pad = pad
+
+    def forward(self, ids: Tensor) -> Tensor:
+        inside = ids >= 0
+        out = self.model(input_ids=torch.where(inside, ids, self.pad), attention_mask=inside.long())
+        return masked_mean(out.last_hidden_state, inside)
+
+
+class ByLength(nn.Module):
+    """Runs texts of similar length together: a batch of texts of any length would compute mostly padding."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: Tensor) -> Tensor:
+        lengths = (ids >= 0).sum(1)
+        order = lengths.argsort(stable=True)
+        parts = [self.encoder(ids[rows, : max(int(lengths[rows[-1]]), 1)]) for rows in torch.split(order, ROWS)]
+        z = torch.cat(parts)
+        return torch.empty_like(z).index_copy_(0, order, z)
+
+
+def build_sentence(
+    name: str,
+    num_classes: int,
+    *,
+    training: str,
+    saw_forget_data: bool,
+    checkpoint: Path | str | None,
+    layers: tuple[str, ...],
+    seed: int,
+) -> Classifier:
+    """`sentence:DIR-OR-NAME`: a transformers encoder with its tokenizer and a new linear head, in eval mode.
+
+    Weights come from `checkpoint`, else from the directory. Whatever pooling the directory names, it is the masked
+    mean. Raises ConfigError for what transformers cannot read, CheckpointError for weights that do not fit.
+    """
+    if training != "head":
+        raise ConfigError(f"model.training: {training}: text encoders stay frozen; set model.training: head")
+    detail = name.removeprefix(PREFIX)
+    config, weights = transformers_config(detail)
+    source = Path(checkpoint) if checkpoint is not None else weights
+    if source is None:
+        raise ConfigError(f"model.checkpoint: {name} comes without model.safetensors; name a file of weights")
+    tokens, pad = _tokens(detail, config)
+    card = ModelCard(
+        name, num_classes, 0, training, saw_forget_data, options={"config": config, "pad": pad}, layers=layers
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = _encoder(card)
+        # What the encoder lacks, such as the head of its pretraining, is of no use here; what it needs must be there.
+        own = encoder.model.state_dict()
+        tensors = transformers_names(encoder.model, read_weights(source))
+        load_tensors(encoder.model, {k: v for k, v in tensors.items() if k in own}, source)
+        return _classifier(encoder, tokens, card)
+
+
+def rebuild_sentence(card: ModelCard, tokens: Tokens) -> Classifier:
+    """The architecture a card describes, its weights still to be loaded."""
+    with torch.random.fork_rng(devices=[]):
+        return _classifier(_encoder(card), tokens, card)
+
+
+def _encoder(card: ModelCard) -> SentenceEncoder:
+    transformers = import_vision("transformers")
+    given = dict(card.options["config"])
+    config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
+    model = transformers.AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # reads the first token only; not every checkpoint has it
+    return SentenceEncoder(model, card.options["pad"]).eval()
+
+
+def _classifier(encoder: SentenceEncoder, tokens: Tokens, card: ModelCard) -> Classifier:
+    example = torch.tensor([[1, 2, 3], [3, 1, -1]])
+    inner: nn.Module = encoder
+    if card.layers != (PENULTIMATE,):
+        inner = Layers(encoder, [n if n == PENULTIMATE else f"model.{n}" for n in card.layers], example)
+    with torch.no_grad():
+        dim = inner(example).shape[1]
+    head = nn.Linear(dim, card.num_classes)
+    return Classifier(ByLength(inner), head, tokens, replace(card, feature_dim=dim)).eval()
+
+
+def _tokens(detail: str, config: dict[str, Any]) -> tuple[Tokens, int]:
+    """The tokenizer with the longest text that the encoder takes, and the id of its padding."""
+    transformers = import_vision("transformers")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(detail, trust_remote_code=False)
+        text = tokenizer.backend_tokenizer.to_str()
+    except (OSError, ValueError, AttributeError) as e:
+        raise ConfigError(f"model.name: no tokenizer can be read from {detail!r}: {str(e).splitlines()[0]}") from None
+    limits = [tokenizer.model_max_length, config.get("max_position_embeddings") or LONGEST, LONGEST]
+    if said := transformers_file(detail, "sentence_bert_config.json"):
+        limits.append(json.loads(said.read_text(encoding="utf-8")).get("max_seq_length") or LONGEST)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Tokens(text, int(min(limits))), int(pad)

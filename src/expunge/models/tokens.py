@@ -1,0 +1,75 @@
+"""From texts to a backbone's input: the one tokenising of extraction and serving."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.errors import CheckpointError, ConfigError, DataError
+from expunge.files import write_text
+from expunge.models.preprocess import Inputs
+
+TOKENIZER = "tokenizer.json"  # stands beside the model; the description only names it
+ENDED = -1  # in place of a token behind the end of a text
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer as its JSON, and the tokens that an encoder takes; what a longer text has beyond is cut off."""
+
+    tokenizer: str
+    max_length: int
+
+    @cached_property
+    def _encoder(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError:
+            raise ConfigError("tokenizers is not installed; pip install 'expunge[models]' brings it") from None
+        encoder = Tokenizer.from_str(self.tokenizer)
+        encoder.no_padding()
+        encoder.enable_truncation(self.max_length)
+        return encoder
+
+    def __call__(self, texts: Inputs) -> Tensor:
+        """Token ids int64 `(n, t)`, t the longest text's, ENDED behind the end of a text; a tensor passes as it is.
+
+        Raises DataError for anything but texts.
+        """
+        if isinstance(texts, Tensor):
+            return texts
+        wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if isinstance(texts, str) or wrong is not None:
+            kind = "one text" if isinstance(texts, str) else f"a {type(texts[wrong or 0]).__name__} at {wrong}"
+            raise DataError(f"expected a list of texts, got {kind}")
+        rows = [encoding.ids for encoding in self._encoder.encode_batch(list(texts))]
+        ids = torch.full((len(rows), max((len(r) for r in rows), default=1) or 1), ENDED)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return ids
+
+    def to_json(self) -> dict[str, Any]:
+        """Names the tokenizer by its digest; `save` writes it."""
+        return {"max_length": self.max_length, "tokenizer": self.digest}
+
+    @cached_property
+    def digest(self) -> str:
+        return "sha256:" + hashlib.sha256(self.tokenizer.encode()).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        write_text(directory / TOKENIZER, self.tokenizer)
+
+    @classmethod
+    def load(cls, directory: Path, value: Mapping[str, Any]) -> Tokens:
+        """Raises CheckpointError where the tokenizer is not the one that `value` names."""
+        tokens = cls((directory / TOKENIZER).read_text(encoding="utf-8"), value["max_length"])
+        if tokens.digest != value["tokenizer"]:
+            raise CheckpointError(f"{directory / TOKENIZER}: not the tokenizer that the model was made with")
+        return tokens
