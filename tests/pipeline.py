@@ -30,7 +30,13 @@ def lay_out(workspace: Path) -> Path:
             ROOT / name, workspace / name, ignore=shutil.ignore_patterns("__pycache__", "*.dvc", ".gitignore")
         )
     shutil.copy(ROOT / "params.demo.yaml", workspace / "params.yaml")
-    change(workspace, lambda p: p["train"].update(epochs=3))
+
+    def edit(params: dict) -> None:
+        params["train"].update(epochs=3)
+        params["methods"].append("matched")
+        params["activations"]["cuts"] = ["stage1", "stage2"]
+
+    change(workspace, edit)
     dvc(workspace, "init", "--no-scm", "--quiet")
     return workspace
 
