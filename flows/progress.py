@@ -46,7 +46,9 @@ class Progress:
         description, percent = f"{self._what}: {found[0]}", round(100 * found[1], 1)
         if self._artifact is None:
             key = re.sub(r"[^a-z0-9]+", "-", f"progress {self._what}".lower()).strip("-")
-            self._artifact = create_progress_artifact(percent, key=key, description=description)
+            made = create_progress_artifact(percent, key=key, description=description)
+            assert isinstance(made, UUID)  # a coroutine only where there is an event loop
+            self._artifact = made
         else:
             update_progress_artifact(self._artifact, percent, description=description)
 

@@ -48,7 +48,9 @@ def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
     """Emit `expunge.verdict` about the registered model; numbers and names of methods only."""
     receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
     selected = summary["selected"]
-    verdict = summary["methods"][selected]["verdict"] if selected else {"level": "none", "failed_gates": []}
+    verdict: dict[str, Any] = (
+        summary["methods"][selected]["verdict"] if selected else {"level": "none", "failed_gates": []}
+    )
     name = receipt.get("model", "unregistered")
     emit_event(
         VERDICT,

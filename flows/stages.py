@@ -15,6 +15,7 @@ import psutil
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from flows.progress import Progress
@@ -37,10 +38,12 @@ class PreflightError(RuntimeError):
 
 
 def environment(workspace: Path) -> dict[str, str]:
-    """dvc.yaml says `python`; let it be the one that runs the flow, and let it import the workspace's own code."""
+    """dvc.yaml says `python`; let it be the one that runs the flow, and let it import the workspace's own code. The
+    stage that logs the run is told which flow run it belongs to."""
     own = [str(workspace / "src")] if (workspace / "src" / "expunge").is_dir() else []
     return {
         **os.environ,
+        **({"EXPUNGE_FLOW_RUN": str(flow_run.id)} if flow_run.id else {}),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "DVC_NO_ANALYTICS": "1",
@@ -100,8 +103,9 @@ def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str
         yield (line.rstrip() for line in process.stdout if line.strip()), process
         process.wait()
     except BaseException:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.terminate()
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.terminate()
+        process.terminate()
         process.wait()
         raise
     finally:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import registry
+from expunge.commands import attack, deploy, registry
 from expunge.stages import guarded
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -63,7 +63,8 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-registry.register(app)
+for commands in (registry, attack, deploy):
+    commands.register(app)
 
 if __name__ == "__main__":
     main()

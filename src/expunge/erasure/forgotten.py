@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,22 @@ DIGEST_BYTES = 16
 class ForgottenRows:
     """A folder of sets of row ids, one per request, and beside it the set of the request that is being worked on."""
 
-    def __init__(self, directory: Path | str, request: str | None = None, sample_ids: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        request: str | None = None,
+        sample_ids: Iterable[str] = (),
+        present: Iterable[str] | None = None,
+    ) -> None:
+        """`sample_ids`: what `request`, which is being worked on, forgets. `present`: all ids that the original was
+        trained on, where that is known: what was forgotten before and is not among them, it never saw."""
         self.directory = Path(directory)
-        self._at_hand = {} if request is None else {request: _digests(sample_ids)}
+        self._at_hand: dict[str, bytes] = {}
+        if request is not None:
+            own = _split(_digests(sample_ids))
+            if present is not None:
+                own |= self._kept() - _split(_digests(present))
+            self._at_hand[request] = b"".join(sorted(own))
 
     def knows(self, request: str) -> bool:
         return self._read(request) is not None
@@ -42,6 +55,23 @@ class ForgottenRows:
             return True
         own, other = self._read(later), self._read(earlier)
         return None if own is None or other is None else bool(np.isin(other, own).all())
+
+    def mask(self, request: str, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of `sample_ids` belong to a request that `knows` said is known here: bool `(n,)`."""
+        own = self._read(request)
+        digests = np.frombuffer(b"".join(_digest(i) for i in sample_ids), dtype=f"V{DIGEST_BYTES}")
+        return np.zeros(len(digests), dtype=bool) if own is None else np.isin(digests, own)
+
+    def among(self, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Mask `(n,)` of the rows that any kept set holds."""
+        kept = self._kept()
+        return np.array([_digest(i) in kept for i in sample_ids], dtype=bool)
+
+    def _kept(self) -> set[bytes]:
+        """Every digest in the folder."""
+        requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))
+        sets = (self._read(request) for request in requests)
+        return set().union(*(_split(s.tobytes()) for s in sets if s is not None))
 
     def _read(self, request: str) -> NDArray[np.void] | None:
         path = self._path(request)
@@ -61,4 +91,12 @@ class ForgottenRows:
 
 
 def _digests(sample_ids: Iterable[str]) -> bytes:
-    return b"".join(sorted({hashlib.blake2b(i.encode(), digest_size=DIGEST_BYTES).digest() for i in sample_ids}))
+    return b"".join(sorted({_digest(i) for i in sample_ids}))
+
+
+def _digest(sample_id: str) -> bytes:
+    return hashlib.blake2b(sample_id.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _split(digests: bytes) -> set[bytes]:
+    return {digests[i : i + DIGEST_BYTES] for i in range(0, len(digests), DIGEST_BYTES)}

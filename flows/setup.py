@@ -1,0 +1,150 @@
+"""`expunge deploy`: work pool, deployments of prefect.yaml, one concurrency limit per workspace, automations.
+
+Deployments of one workspace share a limit of one run. `promote` takes no part in it: it waits for days, and guards
+itself by the ledger. A run whose process was killed keeps the limit until the automation below finds its heartbeat
+missing and marks it as crashed; a lease ends it after five minutes where there are no automations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.automations import AutomationCore
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.workers.process import ProcessWorker
+
+DEPLOYMENTS = Path("prefect.yaml")
+POOL = "expunge"
+WAITS_FOR_PEOPLE = ("promote",)
+PUSHING = ("pipeline", "nightly")
+CLONES = ".expunge/clones"
+# Heartbeats come every 30 seconds from a worker that `expunge worker` started.
+SILENCE = timedelta(seconds=95)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.setup", description="Deploy; see `expunge deploy --help`.")
+    parser.add_argument("--name")
+    parser.add_argument("--repository")
+    parser.add_argument("--revision", default="main")
+    parser.add_argument("--remote")
+    parser.add_argument("--silence", type=float, default=SILENCE.total_seconds(), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9-]*", given.name):
+        parser.error(f"--name {given.name!r}: small letters, digits and dashes")
+    if given.repository is None and (given.remote is not None or given.name is not None):
+        parser.error("--name and --remote are for a workspace in a clone: give its --repository too")
+    spec = specification(given.name, given.repository, given.revision, given.remote)
+    asyncio.run(pool_and_automation(timedelta(seconds=given.silence)))
+    deploy(spec)
+    asyncio.run(share_limit(spec, given.name or "workspace"))
+
+
+def specification(name: str | None, repository: str | None, revision: str, remote: str | None) -> dict[str, Any]:
+    """prefect.yaml, for the folder of the worker as it stands, for a clone with its own pull step and names."""
+    spec: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
+    if repository is None:
+        return spec
+    workspace = name or "clone"
+    spec["pull"] = [
+        {
+            "expunge.clones.refresh": {
+                "id": "clone",
+                "repository": repository,
+                "directory": "{{ $EXPUNGE_WORKSPACE }}/" + f"{CLONES}/{workspace}",
+                "revision": revision,
+                **({"remote": remote} if remote else {}),
+            }
+        },
+        {"prefect.deployments.steps.set_working_directory": {"directory": "{{ clone.directory }}"}},
+    ]
+    for deployment in spec["deployments"]:
+        if deployment["name"] in PUSHING:
+            deployment["parameters"] = {**(deployment.get("parameters") or {}), "push": True}
+        deployment["name"] = f"{workspace}-{deployment['name']}"
+    return spec
+
+
+async def pool_and_automation(silence: timedelta) -> None:
+    async with get_client() as client:
+        template = ProcessWorker.get_default_base_job_template()
+        with contextlib.suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        await replace_automation(client, killed_runs(silence))
+
+
+def killed_runs(silence: timedelta) -> AutomationCore:
+    """A run that sent a heartbeat, and then for `silence` neither another one nor the event of an end."""
+    return AutomationCore(
+        name="expunge: mark killed runs as crashed",
+        description="Their worker is gone. The next run of the workspace completes their work.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{s}" for s in ENDS)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=silence,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name="Killed",
+                force=False,
+                message="No heartbeat: its process was killed. The next run of the workspace completes the work.",
+            )
+        ],
+    )
+
+
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Paused", "Suspended")
+
+
+async def replace_automation(client: PrefectClient, automation: AutomationCore) -> None:
+    for old in await client.read_automations_by_name(automation.name):
+        await client.delete_automation(old.id)
+    await client.create_automation(automation)
+
+
+def deploy(spec: dict[str, Any]) -> None:
+    """`prefect deploy --all` on the specification, from the root of the repository, where its entrypoints are."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=".", prefix=".prefect-", encoding="utf-8") as file:
+        yaml.safe_dump(spec, file, sort_keys=False)
+        file.flush()
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name]
+        if status := subprocess.call(command):
+            raise SystemExit(status)
+
+
+async def share_limit(spec: dict[str, Any], workspace: str) -> None:
+    """One limit of one run for all deployments of the workspace that work in it."""
+    name = f"expunge: {workspace}"
+    async with get_client() as client:
+        await client.upsert_global_concurrency_limit_by_name(name, limit=1)
+        limit = await client.read_global_concurrency_limit_by_name(name)
+        for deployment in spec["deployments"]:
+            if deployment["name"].endswith(WAITS_FOR_PEOPLE):
+                continue
+            flow = deployment["entrypoint"].rpartition(":")[2]
+            found = await client.read_deployment_by_name(f"{flow}/{deployment['name']}")
+            await client._client.patch(f"/deployments/{found.id}", json={"global_concurrency_limit_id": str(limit.id)})
+
+
+if __name__ == "__main__":
+    main()

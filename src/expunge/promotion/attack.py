@@ -1,0 +1,165 @@
+"""The serving model attacked again: fresh seeds, the file that is served, beside what its report said of it.
+
+Only what has a gate is compared. A value counts by its distance from the retrained models' (as the report has them), so
+a value that moves towards them is no worsening, whichever way it moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from expunge.config import load_config
+from expunge.data.schema import FORGET, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
+from expunge.errors import PromotionError
+from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.verdict import Gate, Margins, gates, lookup
+from expunge.promotion.workspace import Workspace
+from expunge.serving.servable import BATCH, Servable
+from expunge.stages.evaluate import of_classifier, retrained_models
+from expunge.tracking import evaluation_of, servable_of
+
+SCHEMA = 1
+PERFECT = {"divergence.forget.kl": 0.0, "divergence.forget.agreement": 1.0}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One gate: its value when the version was registered, now (mean over seeds) with the spread over seeds, the
+    retrained models' value, and by how much the distance to it grew. `worsened` when that is more than the margin."""
+
+    gate: str
+    then: float
+    now: float
+    spread: float
+    target: float
+    margin: float
+    worse_by: float
+
+    @property
+    def worsened(self) -> bool:
+        return self.worse_by > self.margin
+
+    def __str__(self) -> str:
+        return (
+            f"{self.gate} was {self.then:.3f} and is {self.now:.3f}, the retrained models' is {self.target:.3f}: "
+            f"worse by {self.worse_by:.3f}, allowed {self.margin:.3f}"
+        )
+
+
+def attack_champion(workspace: Workspace, seeds: Sequence[int]) -> dict[str, Any]:
+    """Attack the champion of `workspace` once per seed. Returns what `reports/audit.json` holds: counts and metrics.
+
+    Raises PromotionError where nothing serves, its evaluation is gone, or its request is not known here.
+    """
+    desk, config = workspace.desk, load_config()
+    champion = desk.champion()
+    if champion is None:
+        raise PromotionError(f"{workspace.name} has no champion: nothing to attack; promote a version first")
+    report = evaluation_of(desk.client, champion)
+    if report.own is None or report.retrained is None:
+        raise PromotionError(
+            f"version {champion.version} of {workspace.name}: its evaluation beside a retrained model is gone from its "
+            "run, or never was; register it anew with `reference: retrain`"
+        )
+    parts, same = _parts(workspace, champion.tags.get("request", ""))
+    servable = servable_of(champion)[0]
+    labels, original = workspace.dataset.labels(), of_classifier("original")
+    candidate = outputs(servable, workspace)
+    references = retrained_models(config) if same else []
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        blocks = [evaluate(candidate, original, references, labels, parts, seed) for seed in seeds]
+    compared, left_out = compare(
+        report.own, report.retrained, blocks, gates(Margins(**asdict(config.verdict))), servable.map_ is None
+    )
+    return {
+        "schema": SCHEMA,
+        "model": workspace.name,
+        "version": champion.version,
+        "run_id": champion.run_id,
+        "request": champion.tags.get("request"),
+        "seeds": list(seeds),
+        "rows": {str(name): int(count) for name, count in zip(*np.unique(parts, return_counts=True), strict=True)},
+        "compared": [asdict(c) | {"worsened": c.worsened} for c in compared],
+        "left_out": left_out,
+        "worsened": [str(c) for c in compared if c.worsened],
+        "ledger": desk.audit(),
+    }
+
+
+def compare(
+    then: Mapping[str, Any],
+    retrained: Mapping[str, Any],
+    now: Sequence[Mapping[str, Any]],
+    asked: Sequence[Gate],
+    folded: bool,
+) -> tuple[list[Compared], list[dict[str, str]]]:
+    """Each gate of `asked` between the report (`then`, beside `retrained`) and one block per seed (`now`).
+
+    `folded`: the served head has the map inside, so what the report calls z' is not there to be probed.
+    Gates without a value on either side are returned with the reason.
+    """
+    compared, left_out = [], []
+    for gate in asked:
+        before, target = lookup(then, gate.path), lookup(retrained, gate.path)
+        target = PERFECT.get(gate.path, target)
+        values = [v for block in now if (v := lookup(block, gate.path)) is not None]
+        if gate.path == "representation.probe_z_prime" and folded:
+            left_out.append({"gate": gate.path, "reason": "the served head has the map inside; z' is not shipped"})
+        elif before is None or target is None:
+            left_out.append({"gate": gate.path, "reason": "the report has no value"})
+        elif not values:
+            left_out.append({"gate": gate.path, "reason": "nothing here to measure it with: rows or retrained models"})
+        else:
+            mean = float(np.mean(values))
+            grown = _distance(gate, mean, target) - _distance(gate, before, target)
+            compared.append(Compared(gate.path, before, mean, float(np.ptp(values)), target, gate.margin, grown))
+    return compared, left_out
+
+
+def _distance(gate: Gate, value: float, target: float) -> float:
+    return {"both": abs(value - target), "not above": value - target, "not below": target - value}[gate.side]
+
+
+def outputs(servable: Servable, workspace: Workspace) -> Outputs:
+    """Logits, features and head input of every row of the dataset, computed by the files that serve."""
+    found = list(_batches(servable, workspace))
+    logits, z, prime = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Outputs(logits, z, None if servable.map_ is None else prime)
+
+
+def _batches(servable: Servable, workspace: Workspace) -> Iterator[tuple[NDArray[Any], ...]]:
+    total = len(workspace.dataset)
+    with torch.inference_mode():
+        for start in range(0, total, BATCH):
+            z = servable.classifier.features(workspace.dataset.inputs(np.arange(start, min(start + BATCH, total))))
+            prime = servable.map_(z) if servable.map_ else z
+            logits = servable.classifier.head(prime)
+            yield logits.float().numpy(), z.float().numpy(), prime.float().numpy()
+
+
+def _parts(workspace: Workspace, request: str) -> tuple[NDArray[Any], bool]:
+    """The part of each row for the champion's request, and whether it is that of data/split.
+
+    Otherwise its rows are those kept when it was promoted; no retrained model of that request lies here then.
+    """
+    if workspace.split.request["digest"] == request:
+        return workspace.split.parts, True
+    if not workspace.desk.forgotten.knows(request):
+        raise PromotionError(
+            "what the champion forgot is not known here: data/split is that of another request, and data/forgotten "
+            "does not hold its rows; bring that folder from where it was promoted"
+        )
+    dataset = workspace.dataset
+    train, labels = dataset.splits() == TRAIN, dataset.labels()
+    forget = train & workspace.desk.forgotten.mask(request, dataset.sample_ids())
+    whole = [c for c in np.unique(labels[forget]) if not (train & ~forget & (labels == c)).any()]
+    test = np.where(np.isin(labels, whole), TEST_FORGET, TEST_RETAIN)
+    return np.where(train, np.where(forget, FORGET, RETAIN), test), False
