@@ -50,12 +50,24 @@ class Train:
 class Features:
     batch_size: int
     shard_rows: int
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "fp16", "bf16"]
+    dtype: Literal["fp32", "fp16", "bf16"]
+    device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto", "off"]
     layers: str | list[str]
 
     @property
     def modules(self) -> tuple[str, ...]:
         return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Who computes features; the same bytes whoever does, so no stage of dvc.yaml depends on it."""
+
+    engine: Literal["local", "ray"]
+    address: str | None
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,20 @@ class Register:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Models that remember erased rows."""
+
+    original: Literal["champion", "keep"]
+    versions: Literal["remove", "keep"]
+
+
+@dataclass(frozen=True)
 class Config:
     data: Data
     model: Model
     train: Train
     features: Features
+    extract: Extract
     activations: Activations
     split: Split
     reference: Literal["retrain", "skip"]
@@ -130,6 +151,7 @@ class Config:
     ensembles: Ensembles
     verdict: Verdict
     register: Register
+    sweep: Sweep
 
 
 def load_config(path: Path | str = PARAMS) -> Config:
@@ -257,6 +279,11 @@ def _check(config: Config, path: str) -> None:
             "must be positive or null",
         ),
         (config.features.shard_rows > 0, "features.shard_rows", "must be positive"),
+        (
+            config.extract.workers is None or config.extract.workers > 0,
+            "extract.workers",
+            "must be positive or null",
+        ),
         (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
         (
             config.features.modules == ("penultimate",) or config.model.training == "head",

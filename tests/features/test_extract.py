@@ -22,7 +22,7 @@ from expunge.features.store import FeatureStore
 from expunge.files import read_manifest
 from expunge.models.zoo import build
 
-SETTINGS = Settings(batch_size=64, shard_rows=400, bf16=False)
+SETTINGS = Settings(batch_size=64, shard_rows=400)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ dataset = Dataset(sys.argv[1])
 root = Path(sys.argv[2])
 print("ready", flush=True)
 classifier = build("resnet-small", 10, dataset.image_shape, seed=1)
-extract(classifier, dataset, root / "out", root / "work", Settings(64, 400, False))
+extract(classifier, dataset, root / "out", root / "work", Settings(64, 400))
 """
 
 

@@ -2,200 +2,168 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from safetensors.torch import load_file, save_file
 
-from expunge.config import Features
-from expunge.core import Moments
 from expunge.data.dataset import Dataset
-from expunge.errors import DataError
-from expunge.features.store import CLASS_SUMS, MOMENTS, Shards, write_shard
-from expunge.files import digest_of, read_json, sha256, staged_dir, write_json, write_manifest
-from expunge.models.checkpoint import backbone_digest
+from expunge.features.mapper import Mapper, choose_compiled
+from expunge.features.plan import Plan, Settings, Shard
+from expunge.features.reader import Batch, Reader, cores, one_torch_thread
+from expunge.features.store import Shards
+from expunge.features.writer import CHOICE, ShardWriter, adopt_store, is_whole, publish, shard_path
+from expunge.files import read_json, write_json
 from expunge.models.classifier import Classifier
 from expunge.progress import progress, say
 
-READ_AHEAD = 4  # batches decoded while the model computes; bounds memory
-PRODUCER = "expunge.features.extract"
+__all__ = ["Extraction", "Settings", "extract", "extract_shards"]
+
+Advance = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What of params determines the bytes of a store."""
-
-    batch_size: int
-    shard_rows: int
-    bf16: bool
-
-    @classmethod
-    def of(cls, features: Features) -> Settings:
-        return cls(features.batch_size, features.shard_rows, features.precision == "bf16")
-
-
-def extract(classifier: Classifier, dataset: Dataset, out: Path, work_root: Path, settings: Settings) -> dict[str, Any]:
-    """Write the feature store `out`; return its manifest with the seconds spent per shard beside it.
+def extract(
+    classifier: Classifier,
+    dataset: Dataset,
+    out: Path,
+    work_root: Path,
+    settings: Settings,
+    engine: Callable[[Extraction, Sequence[Shard]], None] | None = None,
+    repair: bool = False,
+) -> dict[str, Any]:
+    """Write the feature store `out`; return its manifest with what each shard cost (`seconds`) beside it.
 
     Shards are made in a work directory named by what determines their bytes (backbone, dataset, settings). A killed run
-    finds its whole shards there, and so does a stage that needed the same features earlier. Raises DataError naming
-    the first row whose features are not finite.
+    finds its whole shards there, and so does a stage that needed the same features earlier. `engine` makes the shards
+    it is given, in other processes; without one they are made here. `repair` keeps the whole shards of the store that
+    is there already. Raises DataError naming the first row whose features are not finite.
     """
-    work, _ = extract_shards(classifier, dataset, work_root, settings)
-    return publish(work, out)
+    extraction = Extraction(classifier, dataset, work_root, settings)
+    if repair:
+        adopt_store(extraction.writer, out)
+    extraction.make(engine)
+    return publish(extraction.plan, extraction.work, out)
 
 
 def extract_shards(
     classifier: Classifier, dataset: Dataset, work_root: Path, settings: Settings
 ) -> tuple[Path, Shards]:
     """Fill the work directory; return it and its shards. Whole shards found there are kept."""
-    plan = {
-        "backbone": backbone_digest(classifier),
-        "dataset": dataset.digest,
-        "preprocess": classifier.preprocess.to_json(),
-        **asdict(settings),
-    }
-    work = work_root / digest_of(plan).removeprefix("sha256:")[:16]
-    write_json(work / "plan.json", plan)
-    bounds = [*range(0, dataset.rows, settings.shard_rows), dataset.rows]
-    todo = [(i, *edge) for i, edge in enumerate(pairwise(bounds)) if not _is_whole(work, i)]
-    if len(todo) < len(bounds) - 1:
-        say(f"extract: {len(bounds) - 1 - len(todo)} of {len(bounds) - 1} shards are already whole")
-    total = sum(stop - start for _, start, stop in todo)
-    with progress("extract", total, "images") as advance, ThreadPoolExecutor(1) as writer:
-        pending: Future[None] | None = None
-        for index, start, stop in todo:
-            z, seconds = _forward(classifier, dataset, start, stop, settings, advance)
-            if pending is not None:
-                pending.result()
-            pending = writer.submit(_finish_shard, work, index, dataset, start, z, seconds)
-        if pending is not None:
-            pending.result()
-    shards = Shards([_names(work, i)[0] for i in range(len(bounds) - 1)], classifier.card.feature_dim)
-    return work, shards
+    extraction = Extraction(classifier, dataset, work_root, settings)
+    extraction.make()
+    files = [shard_path(extraction.work, shard) for shard in extraction.plan.shards]
+    return extraction.work, Shards(files, classifier.card.feature_dim, settings.dtype)
 
 
-def _forward(
-    classifier: Classifier, dataset: Dataset, start: int, stop: int, settings: Settings, advance: Callable[[int], None]
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Features `(stop - start, d)` float32 of the rows of one shard, and where the time went."""
-    z = np.empty((stop - start, classifier.card.feature_dim), np.float32)
-    waited = computed = 0.0
-    batches = _read_ahead(dataset.iter_batches(settings.batch_size, start, stop))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-        while True:
-            tick = time.perf_counter()
-            batch = next(batches, None)
-            tock = time.perf_counter()
-            waited += tock - tick
-            if batch is None:
-                break
-            first, images = batch
-            features = classifier.features(images).float().numpy()
-            z[first - start : first - start + len(features)] = features
-            computed += time.perf_counter() - tock
-            advance(len(features))
-    bad = np.flatnonzero(~np.isfinite(z).all(axis=1))
-    if len(bad):
-        row = start + int(bad[0])
-        raise DataError(
-            f"{dataset.directory}: the features of {len(bad)} rows are not finite, first sample_id "
-            f"{dataset.sample_ids()[row]!r}; check that image and the model's weights"
+class Extraction:
+    """One model on one dataset: its plan, its work directory, and this process's reader, mapper and writer.
+
+    `threads` decode; None takes one per core.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        dataset: Dataset,
+        work_root: Path,
+        settings: Settings,
+        threads: int | None = None,
+    ) -> None:
+        self.classifier, self.dataset, self.settings = classifier, dataset, settings
+        self.plan = Plan.of(classifier, dataset, settings)
+        self.work = self.plan.open(work_root)
+        self.writer = ShardWriter(self.plan, self.work, dataset, classifier.head)
+        self.reader = Reader(
+            dataset, classifier.preprocess, settings.batch_size, threads or cores(), pin=settings.device == "cuda"
         )
-    return z, {"waited_for_decode_s": round(waited, 3), "forward_s": round(computed, 3)}
+        self._mapper: Mapper | None = None
+
+    def missing(self) -> list[Shard]:
+        """The shards still to be made."""
+        todo = [shard for shard in self.plan.shards if not is_whole(self.work, shard)]
+        if len(todo) < len(self.plan.shards):
+            say(f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already whole")
+        return todo
+
+    def make(self, engine: Callable[[Extraction, Sequence[Shard]], None] | None = None) -> None:
+        """Make what is missing, here or by `engine`."""
+        todo = self.missing()
+        if engine is not None:
+            engine(self, todo)
+            return
+        self.choose()
+        with self.progress(todo) as advance:
+            self.run(todo, advance)
+
+    def progress(self, shards: Sequence[Shard]) -> Any:
+        """A progress bar over the rows of `shards`."""
+        return progress("extract", sum(s.stop - s.start for s in shards), "images")
+
+    def choose(self) -> None:
+        """With compile "auto": measure once whether compiling pays, and keep the choice beside the shards."""
+        if self.settings.compile != "auto" or (self.work / CHOICE).is_file():
+            return
+        first = Shard(0, 0, min(self.settings.batch_size, self.plan.rows))
+        images = next(iter(self.reader.batches([first]))).images
+        if images.dtype != torch.int64:  # texts come in many lengths, a compiled model takes one
+            choice = choose_compiled(self.classifier, self.settings, images)
+            write_json(self.work / CHOICE, choice)
+            say(f"extract: {'compiled' if choice['compiled'] else 'plain'} model, by measurement")
+
+    @property
+    def mapper(self) -> Mapper:
+        """Made when it is first needed: an engine's own process needs none."""
+        if self._mapper is None:
+            choice = read_json(self.work / CHOICE) if (self.work / CHOICE).is_file() else {}
+            self._mapper = Mapper(self.classifier, self.settings, bool(choice.get("compiled")))
+        return self._mapper
+
+    def run(self, shards: Sequence[Shard], advance: Advance) -> None:
+        """Make `shards` in this process: reading, decoding, computing and writing run beside each other."""
+        threads = torch.get_num_threads()
+        writing: Future[None] | None = None  # one shard is written while the next is made: memory stays bounded
+        try:
+            with ThreadPoolExecutor(1, initializer=one_torch_thread) as writer:
+                for shard, z, seconds in self.map(shards, advance):
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(self.writer.write, shard, z, seconds)
+                if writing is not None:
+                    writing.result()
+        finally:
+            torch.set_num_threads(threads)
+
+    def map(self, shards: Sequence[Shard], advance: Advance) -> Iterator[tuple[Shard, np.ndarray, dict[str, float]]]:
+        """Yield `shard, z (rows, d) float32, seconds by step`, in order; batches flow on from shard to shard."""
+        waited: dict[int, float] = defaultdict(float)
+        seconds: dict[str, float] = defaultdict(float)
+        z = np.empty(0, np.float32)
+        for mapped in self.mapper.run(_timed(self.reader.batches(list(shards)), waited)):
+            batch, shard = mapped.batch, mapped.batch.shard
+            if batch.first == shard.start:
+                z = np.empty((shard.stop - shard.start, mapped.z.shape[1]), np.float32)
+                seconds = defaultdict(float)
+            at = batch.first - shard.start
+            z[at : at + len(mapped.z)] = mapped.z
+            seconds["read_s"] += batch.read_s
+            seconds["decode_s"] += batch.decode_s
+            seconds["forward_s"] += mapped.forward_s
+            advance(len(mapped.z))
+            if at + len(mapped.z) == len(z):
+                yield shard, z, {**seconds, "waited_for_data_s": waited.pop(shard.index)}
 
 
-def _read_ahead(batches: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Decode the next batches in a thread while the caller computes."""
-    with ThreadPoolExecutor(1) as reader:
-        queue = [reader.submit(next, batches, None) for _ in range(READ_AHEAD)]
-        while (item := queue.pop(0).result()) is not None:
-            queue.append(reader.submit(next, batches, None))
-            yield item
-
-
-def _finish_shard(
-    work: Path, index: int, dataset: Dataset, start: int, z: np.ndarray, seconds: dict[str, float]
-) -> None:
-    """Write shard, moments and class sums under temporary names; the record that makes them count comes last."""
-    tick = time.perf_counter()
-    columns = ["sample_id", "label", "split", *(["subject"] if "subject" in dataset.columns else [])]
-    rows: pa.Table = dataset.table(columns).slice(start, len(z))
-    train = np.flatnonzero(np.asarray(rows["split"]) == "train")
-    labels = torch.from_numpy(np.asarray(rows["label"], np.int64)[train])
-    z_train = torch.from_numpy(z[train])
-    sums = torch.zeros(len(dataset.class_names), z.shape[1], dtype=torch.float64).index_add_(
-        0, labels, z_train.double()
-    )
-    shard, moments, classes, record = _names(work, index)
-    tmp = shard.with_suffix(".tmp")
-    write_shard(tmp, rows, z)
-    os.replace(tmp, shard)
-    Moments(z.shape[1]).update(z_train).save(moments)
-    save_file({"sums": sums, "counts": torch.bincount(labels, minlength=len(dataset.class_names))}, classes)
-    seconds = {**seconds, "write_s": round(time.perf_counter() - tick, 3)}
-    write_json(
-        record, {"rows": len(z), "files": {p.name: sha256(p) for p in (shard, moments, classes)}, "seconds": seconds}
-    )
-
-
-def _names(work: Path, index: int) -> tuple[Path, Path, Path, Path]:
-    stem = work / f"part-{index:05d}"
-    return (
-        stem.with_suffix(".parquet"),
-        stem.with_suffix(".moments"),
-        stem.with_suffix(".classes"),
-        stem.with_suffix(".json"),
-    )
-
-
-def _is_whole(work: Path, index: int) -> bool:
-    record = _names(work, index)[3]
-    if not record.is_file():
-        return False
-    files: dict[str, str] = read_json(record)["files"]
-    damaged = [name for name, digest in files.items() if not (work / name).is_file() or sha256(work / name) != digest]
-    for name in damaged:
-        say(f"extract: {work / name} is damaged; its shard is made again")
-    return not damaged
-
-
-def publish(work: Path, out: Path) -> dict[str, Any]:
-    """Merge the Moments of the shards, move everything to `out`, manifest last, and drop the work directory."""
-    plan = read_json(work / "plan.json")
-    stems = [shard.with_suffix("") for shard in sorted(work.glob("part-*.parquet"))]
-    records = {f"{stem.name}.parquet": read_json(stem.with_suffix(".json")) for stem in stems}
-    moments = Moments.load(stems[0].with_suffix(".moments"))
-    classes = load_file(stems[0].with_suffix(".classes"))
-    for stem in stems[1:]:
-        moments = moments + Moments.load(stem.with_suffix(".moments"))
-        more = load_file(stem.with_suffix(".classes"))
-        classes = {key: classes[key] + more[key] for key in classes}
-    with staged_dir(out) as staging:
-        for stem in stems:
-            os.link(stem.with_suffix(".parquet"), staging / f"{stem.name}.parquet")
-        moments.save(staging / MOMENTS)
-        save_file(classes, staging / CLASS_SUMS)
-        manifest = write_manifest(
-            staging,
-            PRODUCER,
-            rows={name: record["rows"] for name, record in records.items()},
-            dim=moments.dim,
-            dtype="float32",
-            layout="plain pages, one per row group",
-            model_digest=plan["backbone"],
-            dataset_digest=plan["dataset"],
-            settings={key: plan[key] for key in ("batch_size", "shard_rows", "bf16")},
-        )
-    shutil.rmtree(work)
-    return {**manifest, "seconds": {name: record["seconds"] for name, record in records.items()}}
+def _timed(batches: Iterator[Batch], waited: dict[int, float]) -> Iterator[Batch]:
+    """Add up, by shard, how long the model's thread waits for batches."""
+    while True:
+        tick = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        waited[batch.shard.index] += time.perf_counter() - tick
+        yield batch

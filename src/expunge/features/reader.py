@@ -1,0 +1,138 @@
+"""Reader: batches of pictures, read and decoded ahead of the model, in order."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from expunge.data.dataset import Dataset
+from expunge.data.schema import ENCODED
+from expunge.features.plan import Shard
+
+READ_AHEAD = 4  # batches decoded while the model computes; bounds memory
+SLICE = 32  # pictures that one thread decodes at a time
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def one_torch_thread() -> None:
+    """In a helper thread: torch computes there on this thread alone, beside the model's own threads.
+
+    The setting is the thread's own; what the main thread uses does not change.
+    """
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows `first` and on of a shard. `images` is what the model takes: uint8 `(n, h, w, c)`, preprocessed float
+    `(n, channels, height, width)` where pictures differ in size, or tokens `(n, t)` of texts."""
+
+    shard: Shard
+    first: int
+    images: Any
+    read_s: float
+    decode_s: float
+
+
+class Reader:
+    """Reads the rows of shards one after another: one thread reads Parquet, `threads` decode.
+
+    Pillow's decoders release the GIL. `pin` puts arrays into page-locked memory, from which a GPU copies in the
+    background. Errors of a row (DataError, naming it) are raised where its batch is taken.
+    """
+
+    def __init__(
+        self, dataset: Dataset, preprocess: Callable[[Any], Any], batch_size: int, threads: int, pin: bool = False
+    ) -> None:
+        self.dataset, self.preprocess, self.batch_size = dataset, preprocess, batch_size
+        self.threads, self.pin = threads, pin
+
+    def batches(self, shards: list[Shard]) -> Iterator[Batch]:
+        tables = self._tables(shards)
+        with (
+            ThreadPoolExecutor(1, initializer=one_torch_thread) as reader,
+            ThreadPoolExecutor(self.threads, initializer=one_torch_thread) as pool,
+        ):
+            queue: deque[Future[Callable[[], Batch] | None]] = deque()
+            try:
+                queue.extend(reader.submit(self._next, tables, pool) for _ in range(READ_AHEAD))
+                while (finish := queue.popleft().result()) is not None:
+                    queue.append(reader.submit(self._next, tables, pool))
+                    yield finish()
+            finally:  # left early: what is queued need not be decoded
+                reader.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tables(self, shards: list[Shard]) -> Iterator[tuple[Shard, int, pa.Table]]:
+        for shard in shards:
+            for first, table in self.dataset.iter_tables(self.batch_size, shard.start, shard.stop):
+                yield shard, first, table
+
+    def _next(
+        self, tables: Iterator[tuple[Shard, int, pa.Table]], pool: ThreadPoolExecutor
+    ) -> Callable[[], Batch] | None:
+        """Read one batch and start decoding it; the function returned waits for its pixels."""
+        tick = time.perf_counter()
+        item = next(tables, None)
+        if item is None:
+            return None
+        shard, first, table = item
+        read_s = time.perf_counter() - tick
+        if self.dataset.encoding != ENCODED:
+            tick = time.perf_counter()
+            images = self._prepared(self.dataset.decode(table))
+            decode_s = time.perf_counter() - tick
+            return lambda: Batch(shard, first, images, read_s, decode_s)
+        shape = self.dataset.image_shape
+        out = self._empty((len(table), *shape)) if shape else None
+        parts = [
+            pool.submit(self._decode, table.slice(i, SLICE), None if out is None else out[i : i + SLICE])
+            for i in range(0, len(table), SLICE)
+        ]
+
+        def finish() -> Batch:
+            found = [part.result() for part in parts]
+            images = self._together([x for x, _ in found]) if out is None else out
+            return Batch(shard, first, images, read_s, sum(seconds for _, seconds in found))
+
+        return finish
+
+    def _decode(self, table: pa.Table, out: Tensor | None) -> tuple[Any, float]:
+        tick = time.perf_counter()
+        images = self.dataset.decode(table)
+        if out is not None:
+            out.numpy()[:] = images
+            return None, time.perf_counter() - tick
+        # Pictures of different sizes become the model's input here, side by side, not one by one in its thread.
+        return self.preprocess(images), time.perf_counter() - tick
+
+    def _together(self, parts: list[Tensor]) -> Tensor:
+        images = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return images.pin_memory() if self.pin else images
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+
+    def _prepared(self, images: Any) -> Any:
+        """Pictures of one size go to the model as they are, preprocessed on its device; lists are preprocessed here."""
+        if not isinstance(images, np.ndarray):
+            return self._together([self.preprocess(images)])
+        if not self.pin:
+            return images
+        out = self._empty(images.shape)
+        out.numpy()[:] = images
+        return out

@@ -1,0 +1,223 @@
+"""Writer: one shard at a time to disk, with its Moments and class sums, and all of them into a store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.core import Moments
+from expunge.data.dataset import Dataset
+from expunge.errors import DataError
+from expunge.features.plan import PLAN, Plan, Shard
+from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, narrow, widen, write_shard
+from expunge.files import MANIFEST, read_json, sha256, staged_dir, write_json, write_manifest
+from expunge.progress import say
+
+PRODUCER = "expunge.features.extract"
+CHOICE = "choice.json"  # beside the plan: what was measured before the first shard
+# What rounding z to a smaller type may cost in one shard; a type that costs more is refused.
+MAX_LOGIT_DIFFERENCE = 0.1
+MAX_CHANGED = 0.001  # share of rows whose prediction changes; one row is always allowed
+ROWS_AT_ONCE = 16_384
+
+
+class ShardWriter:
+    """Writes shards of one plan into its work directory. `head` measures what rounding costs. Used from one thread."""
+
+    def __init__(self, plan: Plan, work: Path, dataset: Dataset, head: nn.Linear) -> None:
+        self.plan, self.work, self.dataset = plan, work, dataset
+        self._weight, self._bias = head.weight.detach().cpu(), head.bias.detach().cpu()
+        self._device = plan.settings.device
+
+    def write(self, shard: Shard, z: np.ndarray, seconds: Mapping[str, float]) -> None:
+        """Write shard, Moments and class sums under temporary names; the record that makes them count comes last.
+
+        `z` is float32 `(rows, d)`. Raises DataError for features that are not finite, naming the first row, and for a
+        dtype on disk that costs too much.
+        """
+        tick = time.perf_counter()
+        finite = np.isfinite(z).all(axis=1)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
+            first = self._rows(shard)["sample_id"][row].as_py()
+            raise DataError(
+                f"{self.dataset.directory}: the features of {int((~finite).sum())} rows are not finite, "
+                f"first sample_id {first!r}; check that image and the model's weights"
+            )
+        dtype = self.plan.settings.dtype
+        stored = narrow(z, dtype)
+        loss = {} if dtype == "fp32" else self._loss(z, stored, shard)
+        files = _shard_files(self.work, shard)
+        tmp = files[0].with_suffix(".tmp")
+        rows = self._rows(shard)
+        write_shard(tmp, rows, stored, dtype)
+        os.replace(tmp, files[0])
+        self._sums(rows, stored, files)
+        spent = {**seconds, "write_s": time.perf_counter() - tick}
+        write_json(
+            _record(self.work, shard),
+            {
+                "rows": len(z),
+                "files": {p.name: sha256(p) for p in files},
+                "seconds": {name: round(value, 3) for name, value in spent.items()},
+                **({"loss": loss} if loss else {}),
+            },
+        )
+
+    def adopt(self, shard: Shard, file: Path, loss: Mapping[str, Any]) -> None:
+        """Take over a whole shard of a published store: link it and make its sums again from what it holds."""
+        files = _shard_files(self.work, shard)
+        files[0].unlink(missing_ok=True)
+        os.link(file, files[0])
+        dtype = self.plan.settings.dtype
+        z = Shards([files[0]], self._weight.shape[1], dtype).z()
+        self._sums(self._rows(shard), narrow(z, dtype), files)
+        record = {"rows": shard.stop - shard.start, "files": {p.name: sha256(p) for p in files}, "seconds": {}}
+        write_json(_record(self.work, shard), record | ({"loss": dict(loss)} if loss else {}))
+
+    def _rows(self, shard: Shard) -> pa.Table:
+        columns = ["sample_id", "label", "split", *(["subject"] if "subject" in self.dataset.columns else [])]
+        return self.dataset.table(columns, shard.start, shard.stop)
+
+    def _sums(self, rows: pa.Table, stored: np.ndarray, files: tuple[Path, Path, Path]) -> None:
+        """Moments and class sums of the training rows, of z as readers will see it, in an order of their own."""
+        dtype, dim = self.plan.settings.dtype, stored.shape[1]
+        classes = len(self.dataset.class_names)
+        train = np.flatnonzero(np.asarray(rows["split"]) == "train")
+        labels = torch.from_numpy(np.asarray(rows["label"], np.int64)[train])
+        z = torch.from_numpy(widen(stored[train], dtype))
+        sums = torch.zeros(classes, dim, dtype=torch.float64)
+        for at in range(0, len(train), ROWS_AT_ONCE):
+            sums.index_add_(0, labels[at : at + ROWS_AT_ONCE], z[at : at + ROWS_AT_ONCE].double())
+        Moments(dim, self._device).update(z).save(files[1])
+        save_file({"sums": sums, "counts": torch.bincount(labels, minlength=classes)}, files[2])
+
+    def _loss(self, z: np.ndarray, stored: np.ndarray, shard: Shard) -> dict[str, Any]:
+        """Largest logit difference and changed predictions that rounding makes. Raises DataError beyond the bounds."""
+        dtype = self.plan.settings.dtype
+        largest, changed = 0.0, 0
+        for at in range(0, len(z), ROWS_AT_ONCE):
+            whole = self._logits(z[at : at + ROWS_AT_ONCE])
+            rounded = self._logits(widen(stored[at : at + ROWS_AT_ONCE], dtype))
+            # NaN, where a value became infinite, must not pass for the smaller number.
+            largest = max(largest, float((whole - rounded).abs().nan_to_num(nan=torch.inf).max()))
+            changed += int((whole.argmax(1) != rounded.argmax(1)).sum())
+        if largest > MAX_LOGIT_DIFFERENCE or changed > max(1, MAX_CHANGED * len(z)):
+            raise DataError(
+                f"features.dtype: {dtype} changes logits by up to {largest:.3g} and {changed} of {len(z)} predictions "
+                f"in {shard.name}; at most {MAX_LOGIT_DIFFERENCE} and {MAX_CHANGED:.1%} are accepted: take "
+                + ("fp16 or fp32" if dtype == "bf16" else "fp32")
+            )
+        return {"changed_predictions": changed, "max_logit_difference": largest}
+
+    def _logits(self, z: np.ndarray) -> Tensor:
+        return F.linear(torch.from_numpy(z), self._weight, self._bias)
+
+
+def _shard_files(work: Path, shard: Shard) -> tuple[Path, Path, Path]:
+    stem = work / shard.name
+    return stem.with_suffix(".parquet"), stem.with_suffix(".moments"), stem.with_suffix(".classes")
+
+
+def _record(work: Path, shard: Shard) -> Path:
+    return work / f"{shard.name}.json"
+
+
+def shard_path(work: Path, shard: Shard) -> Path:
+    return _shard_files(work, shard)[0]
+
+
+def is_whole(work: Path, shard: Shard) -> bool:
+    """Whether the shard was finished and still has the digests of then."""
+    record = _record(work, shard)
+    if not record.is_file():
+        return False
+    files: dict[str, str] = read_json(record)["files"]
+    damaged = [name for name, digest in files.items() if not (work / name).is_file() or sha256(work / name) != digest]
+    for name in damaged:
+        say(f"extract: {work / name} is damaged; its shard is made again")
+    return not damaged
+
+
+def adopt_store(writer: ShardWriter, store: Path) -> None:
+    """Take the whole shards of a published store of the same plan into the work directory, for its repair."""
+    manifest = read_json(store / MANIFEST)
+    if manifest.get("plan_digest") != writer.plan.digest:
+        say(f"extract: {store} was made by another plan, so nothing in it is kept")
+        return
+    for shard in writer.plan.shards:
+        name = shard_path(writer.work, shard).name
+        file, entry = store / name, manifest["files"][name]
+        if is_whole(writer.work, shard):
+            continue
+        if file.is_file() and sha256(file) == entry["sha256"]:
+            writer.adopt(shard, file, manifest.get("loss", {}).get(name, {}))
+        else:
+            say(f"extract: {file} is damaged; it is made again")
+
+
+def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
+    """Merge the sums of the shards in their order, move everything to `out`, manifest last, drop the work directory.
+
+    Returns the manifest, and beside it what differs from run to run and so stays out of it: `seconds` by shard.
+    """
+    records = {shard_path(work, shard).name: read_json(_record(work, shard)) for shard in plan.shards}
+    moments: Moments | None = None
+    classes: dict[str, Tensor] = {}
+    for shard in plan.shards:
+        _, moments_file, classes_file = _shard_files(work, shard)
+        more, sums = Moments.load(moments_file), load_file(classes_file)
+        moments = more if moments is None else moments + more
+        classes = {key: classes[key] + sums[key] for key in sums} if classes else sums
+    assert moments is not None
+    losses = {name: record["loss"] for name, record in records.items() if "loss" in record}
+    choice = read_json(work / CHOICE) if (work / CHOICE).is_file() else {}
+    settings = {key: plan.description[key] for key in ("batch_size", "shard_rows", "precision", "device")}
+    with staged_dir(out) as staging:
+        for name in records:
+            os.link(work / name, staging / name)
+        moments.save(staging / MOMENTS)
+        save_file(classes, staging / CLASS_SUMS)
+        manifest = write_manifest(
+            staging,
+            PRODUCER,
+            rows={name: record["rows"] for name, record in records.items()},
+            dim=moments.dim,
+            dtype=NUMBERS[plan.settings.dtype].name,
+            layout="plain pages, one per row group",
+            model_digest=plan.description["backbone"],
+            dataset_digest=plan.description["dataset"],
+            plan_digest=plan.digest,
+            settings={**settings, "compiled": bool(choice.get("compiled", False))},
+            **({"loss": losses} if losses else {}),
+        )
+    _drop(work)
+    if losses:
+        largest = max(loss["max_logit_difference"] for loss in losses.values())
+        changed = sum(loss["changed_predictions"] for loss in losses.values())
+        say(
+            f"extract: {manifest['dtype']} on disk changes logits by up to {largest:.2g} "
+            f"and {changed} of {plan.rows:,} predictions"
+        )
+    return {**manifest, "seconds": {name: record["seconds"] for name, record in records.items()}, "choice": choice}
+
+
+def _drop(work: Path) -> None:
+    """Remove a work directory, and those of the same features that it supersedes (of the model before its head)."""
+    mine = read_json(work / PLAN)
+    for other in work.parent.iterdir():
+        if (other / PLAN).is_file():
+            theirs = read_json(other / PLAN)
+            if all(mine.get(key) == theirs.get(key) for key in mine if key != "head"):
+                shutil.rmtree(other)
