@@ -38,8 +38,8 @@ from expunge.data.schema import TRAIN
 from expunge.errors import ConfigError, DataError
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.files import read_manifest
+from expunge.finetune import FOR_SAMPLES, Seal
 from expunge.finetune import METHODS as FINETUNE
-from expunge.finetune import Seal
 from expunge.finetune.relearn import Relearn
 from expunge.models.classifier import Classifier
 from expunge.unlearned import Unlearned
@@ -208,6 +208,8 @@ def _relearn(name: str, request: Request, settings: Settings, _: Unlearned | Non
 
 
 def _finetune(name: str, request: Request, settings: Settings, _: Unlearned | None, method: str) -> Unlearned:
+    if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
+        settings = {**FOR_SAMPLES.get(method, {}), **settings}
     fitted = _make(name, FINETUNE[method], settings)
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
     return Unlearned.of_classifier(fitted.classifier_, {"history": fitted.history_})
