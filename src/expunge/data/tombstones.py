@@ -85,10 +85,16 @@ class Tombstones:
         return None
 
     @classmethod
-    def open(cls, directory: Path) -> Tombstones:
-        """As `read`, with a new key and no rows where there are none yet."""
+    def open(cls, directory: Path, keep: bool = True) -> Tombstones:
+        """As `read`, with no rows and a new key where there are none yet; the key is written unless `keep` is false."""
         empty = np.empty(0, f"V{BYTES}")
-        return cls.read(directory) or cls(directory, _key(directory, make=True), empty, empty)
+        known = cls.read(directory)
+        if known is None:
+            at_hand = keep or (directory / KEY).is_file()
+            known = cls(
+                directory, _key(directory, make=True) if at_hand else secrets.token_bytes(KEY_BYTES), empty, empty
+            )
+        return known
 
     def plus(self, ids: Iterable[str], contents: Iterable[bytes]) -> Tombstones:
         """These and more rows; nothing is written."""

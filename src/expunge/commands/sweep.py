@@ -1,0 +1,80 @@
+"""`expunge sweep`: where erased rows still lie, and, with --apply, out with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.errors import DataError
+
+IdFile = Annotated[Path | None, typer.Option(help="File of sample ids (.txt, .csv, .parquet).")]
+SubjectFile = Annotated[Path | None, typer.Option(help="File of subjects: all their rows, test rows too.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(sweep)
+
+
+def sweep(
+    ids: IdFile = None,
+    subjects: SubjectFile = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Erase. Without it nothing is changed.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Find what is left of forgotten rows in data, caches, remotes, MLflow, Prefect, Data Docs and git; --apply erases.
+
+    Without a file: every row that a promoted version had forgotten. Exit status 2 if something is left at the end.
+    """
+    from expunge.data.selectors import read_values
+    from expunge.erasure import sweep as sweeping
+
+    root = Path.cwd()
+    rows = read_values(ids, "sample_id") if ids else []
+    people = read_values(subjects, "subject") if subjects else []
+    if ids is None and subjects is None:
+        rows = promoted(root)
+    report = sweeping.sweep(root, rows, subjects=people, apply=apply)
+    if json:
+        import json as codec
+
+        typer.echo(codec.dumps(report.as_dict(), indent=2))
+    else:
+        show(report)
+    if report.left:
+        raise DataError(f"{len(report.left)} residues are left, see the report")
+
+
+def promoted(root: Path) -> list[str]:
+    """Ids of the rows, among those still here, that promoted versions had forgotten."""
+    from expunge.data.dataset import Dataset
+    from expunge.erasure.forgotten import ForgottenRows
+    from expunge.paths import DATASET, FORGOTTEN
+
+    ids = Dataset(root / DATASET, erased="allow").sample_ids()
+    found = ForgottenRows(root / FORGOTTEN).among(ids)
+    return [i for i, gone in zip(ids, found.tolist(), strict=True) if gone]
+
+
+def show(report) -> None:  # type: ignore[no-untyped-def]
+    """The report as one table a person can read."""
+    from rich.console import Console
+    from rich.table import Table
+
+    parts = report.as_dict()
+    table = Table("", "where", "what", "count")
+    for title in ("purged" if report.applied else "found", "left"):
+        for entry in parts[title]:
+            table.add_row(title, entry["where"], entry["what"], f"{entry['count']:,}")
+    for entry in parts["not_purgeable"]:
+        table.add_row("not purgeable", entry["where"], f"{entry['what']}. Who must: {entry['who']}", "")
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    if report.applied:
+        console.print("Nothing is left." if report.clean else "Something is left.")
+    elif parts["found"]:
+        console.print("Nothing was changed. `expunge sweep --apply` erases what was found.")
+    else:
+        console.print("Nothing was found.")

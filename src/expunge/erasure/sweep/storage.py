@@ -1,0 +1,204 @@
+"""DVC: the rewritten outputs into dvc.lock, then everything that dvc.lock does not name out of cache, run cache and
+remotes; and a look whether it is gone.
+
+Only stages that were up to date before are committed: a stage whose code or params had changed stays stale, and loses
+its lock entry where that names rewritten outputs, because the entry would keep the old objects alive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.erasure.sweep.report import NotPurgeable, Residue, SweepReport
+from expunge.errors import DataError
+from expunge.files import write_text
+
+LOCK = "dvc.lock"
+OBJECTS, RUNS = Path("files/md5"), Path("runs")
+KEPT_LOCK = Path(".expunge/sweep/dvc.lock")
+SKIPPED = {".git", ".dvc", ".expunge", ".venv"}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """DVC in the workspace `root`, through its command line."""
+
+    root: Path
+
+    @property
+    def in_use(self) -> bool:
+        return (self.root / ".dvc").is_dir() and (self.root / "dvc.yaml").is_file()
+
+    def run(self, *arguments: str) -> str:
+        """Standard output of a dvc command. Raises DataError with its last lines when it fails."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
+        done = subprocess.run(command, cwd=self.root, env=environment, text=True, capture_output=True)
+        if done.returncode != 0:
+            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
+            raise DataError(f"dvc {' '.join(arguments[:2])} failed: {tail}\nMend that, then run the sweep again")
+        return done.stdout
+
+    @cached_property
+    def cache(self) -> Path:
+        return Path(self.run("cache", "dir").strip())
+
+    @cached_property
+    def remotes(self) -> dict[str, Path | None]:
+        """Name -> directory, None where it is not on this file system."""
+        found: dict[str, Path | None] = {}
+        for line in self.run("remote", "list").splitlines():
+            name, _, url = line.removesuffix("(default)").strip().partition("\t")
+            places = [self.root / ".dvc" / url, self.root / url]
+            found[name] = None if "://" in url else next((p for p in places if p.is_dir()), places[0])
+        return found
+
+    def fresh(self) -> list[str]:
+        """Stages and `.dvc` files that are up to date."""
+        stale = json.loads(self.run("status", "--json"))
+        return [name for name in [*self.locked(), *self._tracked()] if name not in stale]
+
+    def locked(self) -> dict[str, Any]:
+        """Stages of dvc.lock."""
+        lock = self.root / LOCK
+        return (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+
+    def _tracked(self) -> list[str]:
+        """`.dvc` files of the workspace."""
+        found = []
+        for file in sorted(self.root.rglob("*.dvc")):
+            parts = file.relative_to(self.root).parts
+            if not SKIPPED & set(parts) and file.is_file():
+                found.append("/".join(parts))
+        return found
+
+    def commit(self, fresh: Iterable[str], rewritten: Iterable[str]) -> None:
+        """Take the outputs as they are now into dvc.lock and the cache, without running a stage."""
+        self._mend()
+        fresh, touched = set(fresh), set(rewritten)
+        locked = self.locked()
+        stale = [
+            name
+            for name, entry in locked.items()
+            if name not in fresh and any(_within(out["path"], touched) for out in entry.get("outs", []))
+        ]
+        if stale:
+            kept = {name: entry for name, entry in locked.items() if name not in stale}
+            write_text(self.root / LOCK, yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
+        targets = [name for name in [*locked, *self._tracked()] if name in fresh]
+        if targets:
+            self.run("commit", "--force", *targets)
+        (self.root / KEPT_LOCK).unlink(missing_ok=True)
+
+    def _mend(self) -> None:
+        """A killed `dvc commit` may leave half a dvc.lock; it only holds hashes, so a copy is kept meanwhile."""
+        lock, kept = self.root / LOCK, self.root / KEPT_LOCK
+        if kept.is_file():
+            try:
+                whole = bool(self.locked())
+            except yaml.YAMLError:
+                whole = False
+            if not whole:
+                shutil.copyfile(kept, lock)
+        elif lock.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, lock.read_text(encoding="utf-8"))
+
+    def referenced(self) -> set[str]:
+        """Hashes that dvc.lock and the `.dvc` files name, and what the directories among them hold."""
+        entries = [out for entry in self.locked().values() for out in entry.get("outs", [])]
+        for name in self._tracked():
+            entries += (yaml.safe_load((self.root / name).read_text(encoding="utf-8")) or {}).get("outs", [])
+        found = {str(out["md5"]) for out in entries if "md5" in out}
+        for listing in [md5 for md5 in found if md5.endswith(".dir")]:
+            file = self.cache / OBJECTS / listing[:2] / listing[2:]
+            if file.is_file():
+                found |= {entry["md5"] for entry in json.loads(file.read_text(encoding="utf-8"))}
+        return found
+
+    def collect(self, report: SweepReport) -> None:
+        """The tools' own garbage collection, then what it leaves: run-cache entries, indexes of paths."""
+        stores = self._stores()
+        before = {where: objects(path) for where, path in stores.items()}
+        self.run("gc", "--workspace", "--force")
+        self._drop_runs("DVC cache", self.cache, report)
+        for name, path in self.remotes.items():
+            if path is None or before[f"DVC remote {name}"]:
+                self.run("push", "--quiet", "--run-cache", "--remote", name)  # a backup stays one, of what is left
+            said = self.run("gc", "--workspace", "--cloud", "--remote", name, "--force")
+            if path is not None:
+                self._drop_runs(f"DVC remote {name}", path, report)
+                continue
+            removed = sum(int(w.split()[1]) for w in said.splitlines() if w.endswith("objects from remote."))
+            report.did([Residue(f"DVC remote {name}", "objects", removed)] if removed else [])
+            what = "run-cache entries (hashes and params), and versions that the storage keeps of what was deleted"
+            report.not_purgeable.append(NotPurgeable(f"DVC remote {name}", what, "whoever administers that storage"))
+        for where, path in stores.items():
+            if gone := len(before[where] - objects(path)):
+                report.did([Residue(where, "objects", gone)])
+        self._forget_paths()
+
+    def _stores(self) -> dict[str, Path]:
+        """The cache and the remotes on this file system, by the name they have in a report."""
+        near = {f"DVC remote {name}": path for name, path in self.remotes.items() if path is not None}
+        return {"DVC cache": self.cache, **near}
+
+    def _drop_runs(self, where: str, store: Path, report: SweepReport) -> None:
+        if dead := list(self._dead_runs(store)):
+            report.did([Residue(where, "run-cache entries", len(dead))])
+            for file in dead:
+                file.unlink()
+
+    def check(self) -> Iterator[Residue]:
+        """What is there that should not be: after `collect` nothing."""
+        for where, path in self._stores().items():
+            if count := len(objects(path) - self.referenced()):
+                yield Residue(where, "objects that dvc.lock does not name", count)
+            if count := len(list(self._dead_runs(path))):
+                yield Residue(where, "run-cache entries of earlier states", count)
+
+    def _dead_runs(self, store: Path) -> Iterator[Path]:
+        """Entries of the run cache that are not the present state of a stage."""
+        present = [_identity(entry) for entry in self.locked().values()]
+        for file in sorted((store / RUNS).glob("*/*/*")):
+            try:
+                if _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) not in present:
+                    yield file
+            except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+                yield file
+
+    def _forget_paths(self) -> None:
+        """DVC's index outside the workspace names every file that it ever saw; it is made again when needed."""
+        for line in self.run("doctor").splitlines():
+            key, _, value = line.partition(": ")
+            if key.strip() == "Repo.site_cache_dir" and Path(value.strip()).is_dir():
+                shutil.rmtree(value.strip(), ignore_errors=True)
+
+
+def objects(store: Path) -> set[str]:
+    """Hashes of the objects in a cache or in a remote on this file system."""
+    return {f.parent.name + f.name for f in (store / OBJECTS).glob("??/*")}
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Command, inputs and outputs of a run."""
+
+    def hashes(kind: str) -> list[tuple[str, str]]:
+        return sorted((str(e["path"]), str(e.get("md5"))) for e in entry.get(kind) or [])
+
+    return str(entry["cmd"]), hashes("deps"), hashes("outs")
+
+
+def _within(path: str, touched: set[str]) -> bool:
+    return any(t == path or t.startswith(path + "/") or path.startswith(t + "/") for t in touched)

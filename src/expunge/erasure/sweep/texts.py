@@ -1,0 +1,118 @@
+"""Places that must never have held an id: reports, Data Docs, Prefect, git. Looked through all the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+from expunge.erasure.sweep.needles import Needles
+from expunge.erasure.sweep.report import NotPurgeable, Residue
+from expunge.erasure.sweep.targets import Targets
+from expunge.paths import DATA_DOCS, REPORTS
+
+Found = Residue | NotPurgeable
+MAINTAINER = "whoever maintains the repository: rewrite its history, here and in every clone"
+MD5 = re.compile(rb"md5: ([0-9a-f]{32}(?:\.dir)?)")
+
+
+def needles(targets: Targets) -> Needles:
+    return Needles([*targets.ids, *targets.subjects])
+
+
+def reports(targets: Targets, apply: bool) -> Iterator[Found]:
+    """Data Docs go and come back with the next validation; a report that holds an id is taken away, too."""
+    for path, _ in needles(targets).below(targets.root / REPORTS):
+        inside = path.is_relative_to(targets.root / DATA_DOCS)
+        yield Residue(str(DATA_DOCS if inside else path.relative_to(targets.root)), "files with ids")
+        if apply:
+            path.unlink()
+
+
+def prefect_home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+
+
+def prefect(targets: Targets, apply: bool) -> Iterator[Found]:
+    """Results that were kept, and the database of a server on this machine. Tasks exchange strings and keep nothing,
+    so a result with an id comes from elsewhere; it goes. Rows of a database go by Prefect's own commands."""
+    wanted = needles(targets)
+    home = prefect_home()
+    storage = Path(os.environ.get("PREFECT_LOCAL_STORAGE_PATH") or home / "storage")
+    for path, _ in wanted.below(storage):
+        yield Residue("Prefect results", "files with ids")
+        if apply:
+            path.unlink()
+    database = home / "prefect.db"
+    if wanted.distinct and database.is_file():
+        for table, count in _rows_with(database, wanted):
+            what = f"{count} rows of the table {table} with ids"
+            yield NotPurgeable("Prefect database", what, "whoever runs the Prefect server: `prefect flow-run delete`")
+    if (url := os.environ.get("PREFECT_API_URL")) and wanted.distinct:
+        del url  # it may hold a password
+        yield NotPurgeable(
+            "Prefect server",
+            "its database was not looked through: flow-run parameters and logs are not meant to hold ids",
+            "whoever runs the Prefect server",
+        )
+
+
+def _rows_with(database: Path, wanted: Needles) -> Iterator[tuple[str, int]]:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        for table in tables:
+            rows = connection.execute(f'select * from "{table}"')
+            count = sum(any(wanted.count(str(v).encode()) for v in row if v is not None) for row in rows)
+            if count:
+                yield table, count
+
+
+def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
+    """Git: commits whose dvc.lock or `.dvc` files name data that is gone (`objects`: hashes that still exist), and
+    blobs with ids. Neither can be removed without rewriting history."""
+    root = targets.root
+    if subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True).returncode != 0:
+        return
+    pointing, blobs = 0, set()
+    listed = _git(root, "log", "--all", "--format=commit %H", "--raw", "--no-abbrev", "--", "*dvc.lock", "*.dvc")
+    gone: dict[str, bool] = {}
+    for block in listed.decode(errors="replace").split("commit ")[1:]:
+        new = [line.split()[3] for line in block.splitlines() if line.startswith(":")]
+        for blob in new:
+            if blob not in gone:
+                content = b"" if set(blob) == {"0"} else _git(root, "cat-file", "blob", blob)
+                gone[blob] = any(md5.decode() not in objects for md5 in MD5.findall(_outs(content)))
+        pointing += any(gone[blob] for blob in new)
+    if pointing:
+        yield NotPurgeable("git", f"{pointing} commits name data that is gone; the data is not in them", MAINTAINER)
+    wanted = needles(targets)
+    if wanted.distinct:
+        for kind, blob, content in _blobs(root):
+            if kind == "blob" and wanted.count(content):
+                blobs.add(blob)
+    if blobs:
+        yield NotPurgeable("git", f"{len(blobs)} versions of files hold ids of erased rows", MAINTAINER)
+
+
+def _outs(lock: bytes) -> bytes:
+    """The outputs only: code and params among the dependencies were never in a cache."""
+    return b"\n".join(re.findall(rb"outs:\n(?:[ -].*\n?)*?(?=\n? *\w+:\n|\Z)", lock)) or lock
+
+
+def _blobs(root: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Kind, name and content of every object that git holds, packed or not, reachable or not."""
+    command = ["git", "cat-file", "--batch", "--batch-all-objects"]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while header := process.stdout.readline():
+            name, kind, size = header.decode().split()
+            content = process.stdout.read(int(size))
+            process.stdout.read(1)
+            yield kind, name, content
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout

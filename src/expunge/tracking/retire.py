@@ -1,0 +1,117 @@
+"""Versions that are superseded: out of the registry, their models out of the artifact store, and a look whether they
+are gone. Runs stay: they hold metrics, and no weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities.logged_model import LoggedModel
+
+from expunge.errors import TrackingError
+from expunge.tracking.registry import Version
+from expunge.tracking.store import refusals, tracking_uri
+
+MODELS = "models"  # MLflow's folder of logged models, in the artifact folder of an experiment
+EXAMPLES = ("input_example.json", "serving_input_example.json")
+
+
+def versions_of(client: MlflowClient, name: str) -> list[Version]:
+    """All versions of `name`, oldest first."""
+    with refusals(f"reading the versions of {name!r}"):
+        found = client.search_model_versions(f"name = '{name}'")
+    versions = [
+        Version(v.name, str(v.version), v.run_id, v.tags.get("content", ""), False, dict(v.tags)) for v in found
+    ]
+    return sorted(versions, key=lambda v: int(v.version))
+
+
+def remove_versions(client: MlflowClient, versions: Collection[Version]) -> None:
+    """Out of the registry, with every alias that points to them."""
+    for version in versions:
+        with refusals(f"removing version {version.version} of {version.name!r}"):
+            client.delete_model_version(version.name, version.version)
+
+
+def unregistered(client: MlflowClient, name: str, besides: Collection[Version] = ()) -> list[LoggedModel]:
+    """Logged models in the experiments of `name` that no registered version, of whatever name, is made from.
+
+    `besides`: versions that count as gone.
+    """
+    gone = {(v.name, v.version) for v in besides}
+    with refusals(f"reading the models of {name!r}"):
+        mine = client.search_model_versions(f"name = '{name}'")
+        # Deleted experiments and runs are the garbage collection's.
+        experiments = sorted({client.get_run(v.run_id).info.experiment_id for v in mine if v.run_id})
+        kept = {
+            part
+            for v in client.search_model_versions()
+            if (v.name, str(v.version)) not in gone
+            for part in (getattr(v, "model_id", None), str(v.source).rpartition("/")[2])
+        }
+        found: list[LoggedModel] = []
+        token = None
+        while experiments:
+            page = client.search_logged_models(experiments, page_token=token)
+            found += [m for m in page if m.model_id not in kept]
+            token = page.token
+            if not token:
+                break
+    return found
+
+
+def remove_models(client: MlflowClient, models: Collection[LoggedModel]) -> None:
+    """Mark them as deleted; `collect_garbage` removes them."""
+    for model in models:
+        with refusals("removing a logged model"):
+            client.delete_logged_model(model.model_id)
+
+
+def collect_garbage() -> bool:
+    """`mlflow gc`: whatever is marked as deleted. False where only the server's administrator can run it."""
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        return False
+    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
+    done = subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, text=True, capture_output=True)
+    if done.returncode != 0:
+        raise TrackingError("mlflow gc failed: " + "\n".join((done.stdout + done.stderr).strip().splitlines()[-3:]))
+    return True
+
+
+def folders_of(models: Collection[LoggedModel]) -> list[Path]:
+    """Where their files lie, as far as that is on this file system."""
+    places = [urlsplit(m.artifact_location) for m in models]
+    return [Path(unquote(p.path)) for p in places if p.scheme in ("", "file")]
+
+
+def remove_folders(folders: Collection[Path]) -> int:
+    """What the garbage collection left of them: removed, and counted."""
+    left = [model for folder in folders if (model := _whole(folder)).exists()]
+    for folder in left:
+        shutil.rmtree(folder)
+    return len(left)
+
+
+def still_there(folders: Collection[Path]) -> int:
+    return sum(_whole(folder).exists() for folder in folders)
+
+
+def examples_of(client: MlflowClient, version: Version) -> Iterator[Path]:
+    """Files with the rows that a version stores as its example, as far as they are on this file system."""
+    with refusals(f"reading version {version.version} of {version.name!r}"):
+        source = client.get_model_version(version.name, version.version).source
+        folders = folders_of([client.get_logged_model(str(source).rpartition("/")[2])])
+    for folder in folders:
+        yield from (folder / name for name in EXAMPLES if (folder / name).is_file())
+
+
+def _whole(folder: Path) -> Path:
+    """The folder of a logged model around its `artifacts`."""
+    return folder.parent if folder.name == "artifacts" and folder.parent.parent.name == MODELS else folder
