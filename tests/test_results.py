@@ -12,7 +12,7 @@ import yaml
 
 from expunge.errors import ConfigError, ExpungeError
 from expunge.evaluation.divergence import agreement_rows, kl_rows
-from expunge.evaluation.verdict import Margins
+from expunge.evaluation.margins import Margins
 from expunge.results.__main__ import PAGE, write_page
 from expunge.results.page import page
 from expunge.results.pooled import Pooled, judge, pool

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from expunge.errors import ConfigError
+from expunge.evaluation.margins import Margins
 
 PARAMS = Path("params.yaml")
 
@@ -107,19 +108,6 @@ class Ensembles:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Margins: shares in [0, 1], `kl` in nats above the noise floor."""
-
-    accuracy: float
-    retain: float
-    kl: float
-    agreement: float
-    loss_auc: float
-    mia: float
-    probe: float
-
-
-@dataclass(frozen=True)
 class Register:
     name: str | None
     experiment: str | None
@@ -149,7 +137,7 @@ class Config:
     fit: dict[str, dict[str, Any]]
     evaluate: Evaluate
     ensembles: Ensembles
-    verdict: Verdict
+    verdict: Margins
     register: Register
     sweep: Sweep
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expunge.evaluation.margins import Margins
 from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import Outputs, evaluate
-from expunge.evaluation.verdict import Margins, verdict
+from expunge.evaluation.verdict import verdict
 
 MARGINS = Margins(accuracy=0.03, retain=0.03, kl=0.1, agreement=0.1, loss_auc=0.05, mia=0.1, probe=0.05)
 CLASSES, DIM, ROWS, GONE = 5, 12, 4000, 2

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from expunge.evaluation.verdict import Margins, lookup, verdict
+from expunge.evaluation.margins import Margins
+from expunge.evaluation.verdict import lookup, verdict
 
 MARGINS = Margins(accuracy=0.02, retain=0.02, kl=0.1, agreement=0.05, loss_auc=0.03, mia=0.1, probe=0.02)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expunge.evaluation.margins import Margins
 from expunge.evaluation.sides import Side, against, floor
 from expunge.evaluation.suite import Outputs, evaluate
-from expunge.evaluation.verdict import Margins
 from expunge.report.evidence import Evidence, draw_view
 from expunge.report.summary import build_summary
 

@@ -18,25 +18,9 @@ import numpy as np
 
 from expunge.evaluation.accuracy import PARTS
 from expunge.evaluation.equivalence import Difference, seed_difference
+from expunge.evaluation.margins import Margins
 
 LEVELS = ("a", "b", "c", "d")
-
-
-@dataclass(frozen=True)
-class Margins:
-    """Largest tolerated difference to the retrained models: shares in [0, 1], `kl` in nats above the noise floor.
-
-    `retain` is for accuracy on retained training rows, which follows how long a model was trained on them; `accuracy`
-    is for forgotten and test rows.
-    """
-
-    accuracy: float
-    retain: float
-    kl: float
-    agreement: float
-    loss_auc: float
-    mia: float
-    probe: float
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from expunge.evaluation.verdict import Margins, verdict
+from expunge.evaluation.margins import Margins
+from expunge.evaluation.verdict import verdict
 
 SCHEMA = 1
 CONTROL = "logit-mask"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from expunge.config import load_config
 from expunge.errors import ExpungeError
-from expunge.evaluation.verdict import Margins
 from expunge.files import write_text
 from expunge.progress import say
 from expunge.results.page import page
@@ -27,7 +25,7 @@ def write_page(root: Path, variants: Sequence[Variant]) -> None:
         workspaces = finished(root, variant)
         if workspaces:
             params = next(iter(workspaces.values())) / "params.yaml"
-            parts.append((variant, pool(workspaces), Margins(**asdict(load_config(params).verdict))))
+            parts.append((variant, pool(workspaces), load_config(params).verdict))
     if not parts:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results")
     write_text(root / PAGE, page(parts))

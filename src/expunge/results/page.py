@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge.evaluation.verdict import Margins
+from expunge.evaluation.margins import Margins
 from expunge.report.summary import CONTROL, LEVELS
 from expunge.report.tables import COLUMNS, MANY_MODELS
 from expunge.report.words import GATES

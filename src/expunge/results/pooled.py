@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from expunge.evaluation.divergence import summary as divergence
 from expunge.evaluation.equivalence import seed_difference
-from expunge.evaluation.verdict import LEVELS, Gate, Margins, gates, lookup
+from expunge.evaluation.margins import Margins
+from expunge.evaluation.verdict import LEVELS, Gate, gates, lookup
 from expunge.files import read_json
 from expunge.paths import EVALUATION, SUMMARY
 from expunge.report.summary import CONTROL

@@ -1,11 +1,9 @@
 """compare: verdicts, the summary, the table and the plots."""
 
-from dataclasses import asdict
 from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
-from expunge.evaluation.verdict import Margins
 from expunge.files import read_json, read_manifest, write_json, write_text
 from expunge.paths import COST, ENSEMBLE_REPORT, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
 from expunge.progress import say
@@ -58,7 +56,7 @@ def main() -> None:
         read_json(METRICS / "references.json"),
         judged,
         {name: cost_of(name, config) for name in judged},
-        Margins(**asdict(config.verdict)),
+        config.verdict,
         read_json(ENSEMBLE_REPORT),
     )
     summary["refused"] = refused
