@@ -27,7 +27,7 @@ class Needles:
         self._longest = max(map(len, encoded), default=0)
 
     def count(self, haystack: bytes) -> int:
-        """How many times any needle occurs in `haystack`, as a word of its own: `row-1` is not in `row-12`."""
+        """How many times any needle occurs in `haystack`, numbers as a whole: `row-0001` is not in `row-00012`."""
         if not self.distinct or len(haystack) < WINDOW:
             return 0
         data = np.frombuffer(haystack, np.uint8)
@@ -39,12 +39,12 @@ class Needles:
         found = 0
         for start in candidates.tolist():
             end = start + WINDOW
-            if end < len(haystack) and haystack[end : end + 1].isalnum():
+            if haystack[end - 1 : end].isdigit() and haystack[end : end + 1].isdigit():
                 continue
             for needle in self._by_end[int(windows[start])]:
                 begin = end - len(needle)
-                if begin >= 0 and haystack[begin:end] == needle and not haystack[max(0, begin - 1) : begin].isalnum():
-                    found += 1
+                cut = needle[:1].isdigit() and haystack[max(0, begin - 1) : begin].isdigit()
+                found += begin >= 0 and haystack[begin:end] == needle and not cut
         return found
 
     def in_file(self, path: Path) -> int:

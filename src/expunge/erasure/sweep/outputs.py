@@ -22,7 +22,7 @@ from expunge.erasure.sweep.journal import Journal, staged
 from expunge.erasure.sweep.report import Residue
 from expunge.erasure.sweep.shards import copy_without, link, renew_manifest
 from expunge.erasure.sweep.targets import Targets
-from expunge.features.store import CLASS_SUMS, MOMENTS, Shards, write_shard
+from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, narrow, write_shard
 from expunge.files import MANIFEST, digest_of, read_json, read_manifest, write_json
 from expunge.paths import ACTIVATIONS, DATASET, ENSEMBLES, EVALUATION, FEATURES, SPLIT
 
@@ -56,7 +56,7 @@ def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
             link(directory / name, place / name)
     left = ~targets.erased
     counted = {"rows_train": int((left & targets.train).sum()), "rows_test": int((left & ~targets.train).sum())}
-    renew_manifest(place, old, {**rows, DUPLICATES: duplicates.num_rows}, duplicates=counts, **counted)
+    renew_manifest(place, directory, old, {**rows, DUPLICATES: duplicates.num_rows}, duplicates=counts, **counted)
 
 
 def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
@@ -81,6 +81,7 @@ def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
     parts = kept["part"].to_pylist()
     renew_manifest(
         place,
+        directory,
         read_manifest(directory, verify=False),
         {ASSIGNMENT: len(kept)},
         parts={name: parts.count(name) for name in PARTS},
@@ -107,12 +108,13 @@ def features(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, found: dict) -> None:  # type: ignore[type-arg]
     place.mkdir()
     moments, sums = Moments.load(directory / MOMENTS), load_file(directory / CLASS_SUMS)
+    dtype = next(n for n, numbers in NUMBERS.items() if numbers.name == old.get("dtype", "float32"))
     rows = {}
     for name, erased in found.items():
         if not erased.any():
             link(directory / name, place / name)
             continue
-        shard = Shards([directory / name], old["dim"])
+        shard = Shards([directory / name], old["dim"], dtype)
         table = pq.read_table(directory / name, columns=[c for c in pq.read_schema(directory / name).names if c != "z"])
         gone = np.flatnonzero(erased & (np.asarray(table["split"]) == TRAIN))
         if len(gone):
@@ -121,12 +123,13 @@ def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, fo
             sums["sums"].index_add_(0, labels, z.double(), alpha=-1)
             sums["counts"] -= torch.bincount(labels, minlength=len(sums["counts"]))
         if not erased.all():
-            write_shard(place / name, table.filter(~erased), shard.z(np.flatnonzero(~erased)))
+            kept = narrow(shard.z(np.flatnonzero(~erased)), dtype)  # as it was stored: rounding twice is rounding once
+            write_shard(place / name, table.filter(~erased), kept, dtype)
             rows[name] = int((~erased).sum())
     sums["sums"][sums["counts"] == 0] = 0.0  # what is left of a class without rows is rounding
     moments.save(place / MOMENTS)
     save_file(sums, place / CLASS_SUMS)
-    renew_manifest(place, old, rows, dataset_digest=_new_dataset(targets))
+    renew_manifest(place, directory, old, rows, dataset_digest=_new_dataset(targets))
 
 
 def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
@@ -157,7 +160,7 @@ def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         for start in range(0, len(kept), COPY_ROWS):
             out[start : start + COPY_ROWS] = array[kept[start : start + COPY_ROWS]]
         out.flush()
-    renew_manifest(place, old, dict.fromkeys(old["files"], len(kept)))
+    renew_manifest(place, directory, old, dict.fromkeys(old["files"], len(kept)))
 
 
 def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
@@ -180,7 +183,7 @@ def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
                 copy_without(directory / name, place / name, found[name])
             else:
                 link(directory / name, place / name)
-        renew_manifest(place, old, {n: int((~m).sum()) for n, m in found.items() if m.any()})
+        renew_manifest(place, directory, old, {n: int((~m).sum()) for n, m in found.items() if m.any()})
 
 
 def ensembles(targets: Targets, journal: Journal | None) -> Iterator[Residue]:

@@ -58,19 +58,21 @@ def link(source: Path, target: Path) -> None:
     os.link(source.resolve(), target)
 
 
-def renew_manifest(directory: Path, old: Mapping[str, Any], rows: Mapping[str, int], **fields: Any) -> dict[str, Any]:
-    """Write the manifest of a directory some of whose files are new: `rows` names these, with their row counts.
+def renew_manifest(
+    directory: Path, source: Path, old: Mapping[str, Any], rows: Mapping[str, int], **fields: Any
+) -> dict[str, Any]:
+    """Write the manifest of a directory that replaces `source`, whose manifest is `old`. `rows`: counts of new files.
 
-    Entries of untouched files are taken over, so a sweep reads only what it writes.
+    Entries of files that were linked are taken over, so a sweep hashes only what it wrote.
     """
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
         name = file.relative_to(directory).as_posix()
-        if name in rows or name not in old["files"] or file.stat().st_size != old["files"][name]["bytes"]:
+        if (source / name).exists() and file.samefile(source / name):
+            files[name] = old["files"][name]
+        else:
             counted = {"rows": rows[name]} if name in rows else {}
             files[name] = {"sha256": sha256(file), "bytes": file.stat().st_size, **counted}
-        else:
-            files[name] = old["files"][name]
     manifest = {**old, **fields, "files": files}
     write_json(directory / MANIFEST, manifest)
     return manifest
