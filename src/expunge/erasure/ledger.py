@@ -27,6 +27,7 @@ from expunge.errors import LedgerError
 from expunge.files import digest_of
 
 GENESIS = "sha256:" + "0" * 64
+SWEEP = "sweep"  # kind of the entry of a sweep; its facts name the original that remembers what was erased
 PERSONAL = frozenset({"sample_id", "sample_ids", "subject", "subjects", "row", "rows"})
 
 

@@ -95,7 +95,7 @@ class Store:
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
         with transaction(self.engine) as c:
-            for other in self._all(c):
+            for other in self.listed(c):
                 other_key = self._key(c, other.id)
                 if other.state in OPEN and other_key and digest_of_values(wanted, other_key) == other.digest:
                     raise RequestError(
@@ -124,13 +124,13 @@ class Store:
     def all(self, states: Iterable[State] = State) -> list[Request]:
         """By the day on which they are due."""
         with transaction(self.engine) as c:
-            return [r for r in self._all(c) if r.state in set(states)]
+            return [r for r in self.listed(c) if r.state in set(states)]
 
     def holding(self, values: Sequence[str]) -> dict[str, int]:
         """Open requests -> how many of these subjects they hold."""
         out = {}
         with transaction(self.engine) as c:
-            for request in self._all(c):
+            for request in self.listed(c):
                 key = self._key(c, request.id)
                 if key and request.kind == "subjects":
                     rows = c.execute(select(SUBJECTS.c.hmac).where(SUBJECTS.c.request == request.id))
@@ -216,7 +216,7 @@ class Store:
         with transaction(self.engine) as c:
             c.execute(update(REQUESTS).where(REQUESTS.c.id == id_).values(told=True))
 
-    def _all(self, c: Connection) -> list[Request]:
+    def listed(self, c: Connection) -> list[Request]:
         rows = c.execute(select(REQUESTS).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
         return [Request.of(row) for row in rows]
 

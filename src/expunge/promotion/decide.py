@@ -14,7 +14,7 @@ from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.ledger import Entry, Ledger
 from expunge.errors import PromotionError
 from expunge.promotion.gates import failed_gates, remembered
-from expunge.promotion.history import PROMOTION, ROLLBACK, WITHDRAWN, History
+from expunge.promotion.history import BY_HAND, PROMOTION, ROLLBACK, WITHDRAWN, History
 from expunge.tracking import (
     CHALLENGER,
     CHAMPION,
@@ -101,6 +101,32 @@ class Desk:
         self.forgotten.keep(request)
         facts = {"by_hand": is_champion, "level_asked": self.level, "seen": dict(seen)}
         return self._move(PROMOTION, version, champion, reason, after, facts)
+
+    def settle(self, version: Version, seen: Mapping[str, Any]) -> Entry | None:
+        """The promotion of `version` that stands and has `seen` in it, its alias moved if the process died before.
+
+        None where the last promotion that stands is another one.
+        """
+        standing = self.history().standing
+        if not standing:
+            return None
+        entry = standing[-1]
+        if entry.facts["version"] != version.version or entry.facts.get("seen") != dict(seen):
+            return None
+        keep_entry(self.client, version, entry.hash)
+        move_alias(self.client, self.name, CHAMPION, version.version)
+        return entry
+
+    def record_by_hand(self) -> Entry | None:
+        """Write down that the alias was moved past the ledger; once for every such move, None where it was not."""
+        history, champion = self.history(), self.champion()
+        recorded = history.champion
+        now, was = champion and champion.version, recorded and recorded["version"]
+        if now == was:
+            return None
+        last = history.standing[-1].hash[7:19] if history.standing else "none"
+        facts = {"model": self.name, "version": now, "instead_of": was, "reason": "the alias was moved by hand"}
+        return self.ledger.append(BY_HAND, facts, event=f"{self.name}/{last}/{now}")
 
     def rollback(self, reason: str) -> Entry:
         """Restore the champion before the present one, or, where the alias was moved by hand, the one on record.

@@ -9,6 +9,7 @@ from typing import Any
 from expunge.erasure.ledger import GENESIS, Entry
 
 PROMOTION, ROLLBACK, WITHDRAWN = "promotion", "rollback", "withdrawn"
+BY_HAND = "moved by hand"  # seen, not decided: it changes nothing of what stands
 
 
 @dataclass(frozen=True)

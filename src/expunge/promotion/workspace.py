@@ -12,9 +12,9 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.erasure.forgotten import ForgottenRows
-from expunge.erasure.ledger import Ledger
+from expunge.erasure.ledger import SWEEP, Ledger
 from expunge.errors import PromotionError
-from expunge.files import read_json
+from expunge.files import read_json, read_manifest
 from expunge.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, SPLIT
 from expunge.promotion.decide import Desk
 from expunge.promotion.shown import Review
@@ -35,11 +35,14 @@ class Workspace:
 
     @cached_property
     def desk(self) -> Desk:
-        ids = self.dataset.sample_ids()
+        ids, ledger = self.dataset.sample_ids(), Ledger(self._ledger)
         forgotten = ForgottenRows(
-            FORGOTTEN, self.split.request["digest"], (ids[i] for i in self.split.rows("forget").tolist())
+            FORGOTTEN,
+            self.split.request["digest"],
+            (ids[i] for i in self.split.rows("forget").tolist()),
+            None if remembers_erased(ledger) else ids,
         )
-        return Desk(connect(), self.name, Ledger(self._ledger), forgotten, load_config().register.promote_level)
+        return Desk(connect(), self.name, ledger, forgotten, load_config().register.promote_level)
 
     def review(self, which: str = CHALLENGER) -> Review:
         """The version `which` beside the champion, or beside the original where nothing was promoted yet."""
@@ -62,6 +65,20 @@ class Workspace:
             failed=desk.check(challenger),
             findings=desk.audit(),
         )
+
+
+def original_digest() -> str:
+    """`sha256:...` of the original's weights; "" where there is none."""
+    from expunge.models.checkpoint import WEIGHTS
+
+    directory = MODELS / ORIGINAL
+    files = read_manifest(directory, verify=False)["files"] if directory.is_dir() else {}
+    return "sha256:" + files[WEIGHTS]["sha256"] if WEIGHTS in files else ""
+
+
+def remembers_erased(ledger: Ledger) -> bool:
+    """Whether the original at hand is one that had been trained on rows before they were erased."""
+    return original_digest() in {e.facts.get("original") for e in ledger.entries() if e.kind == SWEEP}
 
 
 def registered_name() -> str:

@@ -25,11 +25,20 @@ from expunge.tracking.registry import (
 )
 from expunge.tracking.runs import Dataset, Detail, RunIds, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
-from expunge.tracking.versions import Evaluation, entries_kept, evaluation_of, keep_entry, servable_of
+from expunge.tracking.versions import (
+    RETRAINED,
+    Evaluation,
+    entries_kept,
+    evaluation_of,
+    keep_entry,
+    run_of_retrained,
+    servable_of,
+)
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "RETRAINED",
     "Dataset",
     "Detail",
     "Evaluation",
@@ -49,6 +58,7 @@ __all__ = [
     "move_alias",
     "preflight",
     "register_model",
+    "run_of_retrained",
     "servable_of",
     "tracking_uri",
     "version_of",

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from expunge.errors import TrackingError
 from expunge.files import read_json
+from expunge.report.summary import LEVELS
 from expunge.serving.servable import Servable, servable_digest
 from expunge.tracking.registry import Version
 from expunge.tracking.store import fluent, refusals
@@ -20,6 +21,7 @@ from expunge.tracking.store import fluent, refusals
 SERVABLE = Path("artifacts") / "servable"
 SUMMARY = "summary.json"
 LEDGER_TAG = "ledger"
+RETRAINED = "retrained"  # the method of a version that is the retrained model itself
 
 Block = Mapping[str, Any]
 
@@ -59,10 +61,24 @@ def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
         if isinstance(e.__cause__, MlflowException) and e.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
             return nothing
         raise
-    references = summary["references"]
-    return Evaluation(
-        summary["methods"].get(version.tags.get("method")), references["original"], references["retrained"]
-    )
+    references, method = summary["references"], version.tags.get("method")
+    own = summary["methods"].get(method)
+    if method == RETRAINED and references["retrained"] is not None:
+        # It is what every level is measured by.
+        own = {**references["retrained"], "verdict": {"level": LEVELS[-1], "failed_gates": [], "not_evaluated": []}}
+    return Evaluation(own, references["original"], references["retrained"])
+
+
+def run_of_retrained(client: MlflowClient, request: str, dvc_lock: str) -> str:
+    """The newest run of the retrained models beside `request`. Raises TrackingError where none was logged."""
+    wanted = f"tags.method = '{RETRAINED}' and tags.request = '{request}' and tags.dvc_lock = '{dvc_lock}'"
+    with refusals("looking for the run of the retrained models"):
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        found = client.search_runs(experiments, wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    if not found:
+        raise TrackingError("no run of the retrained models is logged for this request; run the register stage again")
+    run_id: str = found[0].info.run_id
+    return run_id
 
 
 def entries_kept(client: MlflowClient, name: str) -> list[str]:

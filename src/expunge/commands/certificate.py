@@ -1,0 +1,38 @@
+"""certificate verify: is a certificate as its issuer signed it? Needs the file and the public key, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+certificate_app = typer.Typer(no_args_is_help=True, help="Certificates of completed erasure requests.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(certificate_app, name="certificate")
+
+
+@certificate_app.callback()
+def _group() -> None:
+    """Certificates of completed erasure requests."""
+
+
+@certificate_app.command("verify")
+def verify_certificate(
+    file: Annotated[Path, typer.Argument(help="certificate.json")],
+    key: Annotated[Path, typer.Option(help="The issuer's public key, PEM.")],
+) -> None:
+    """Check the signature, offline. Exit status 2 where the file was changed or somebody else signed it."""
+    from expunge.erasure.certificate import verify
+    from expunge.erasure.keys import PublicKey
+
+    body = verify(file, PublicKey.read(key))
+    sweep, unlearning = body["sweep"], body["unlearning"]
+    level = f", claim level {unlearning['claim']['level']}" if unlearning else ""
+    typer.echo(
+        f"{file}: signed by this key and unchanged. Request {body['request']['id']}, completed {body['completed']}"
+        f"{level}; residues left: {len(sweep['left'])}; for others to clean: {len(sweep['not_purgeable'])}."
+    )

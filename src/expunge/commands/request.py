@@ -1,0 +1,245 @@
+"""request: erasure requests from intake to completion, on the command line."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.errors import RequestError
+from expunge.paths import LEDGER
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from expunge.erasure.lifecycle import Lifecycle, Outcome
+    from expunge.erasure.requests import Request, Store
+
+SOON = 7
+
+By = Annotated[str, typer.Option("--by", help="Who does this; the user of this machine when left out.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept for good. Name no people.")]
+Id = Annotated[str, typer.Argument(help="As `expunge request list` shows it.")]
+
+request_app = typer.Typer(no_args_is_help=True, help="Erasure requests: intake, deadlines, runs, approval.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(request_app, name="request")
+
+
+@request_app.command()
+def add(
+    ids: Annotated[Path | None, typer.Option(help="File of row ids: .txt, .csv or .parquet.")] = None,
+    subject_file: Annotated[Path | None, typer.Option(help="File of subjects, whose rows all go.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes, by name or index, with commas between.")] = None,
+    basis: Annotated[str, typer.Option(help="On what ground, for example: GDPR Art. 17(1)(b).")] = "",
+    received: Annotated[str | None, typer.Option(help="YYYY-MM-DD; today when left out.")] = None,
+    by: By = "",
+) -> None:
+    """Take a request in. A file is copied into data/requests and tracked by DVC: remove your own copy afterwards."""
+    from expunge.erasure.intake import take_in
+
+    store = _store()
+    made = take_in(
+        store,
+        ids=ids,
+        subjects=subject_file,
+        classes=parse_classes(classes),
+        basis=basis,
+        received=_day(received),
+        today=_today(),
+        who=_who(by),
+    )
+    _publish(store)
+    typer.echo(f"{made.id}: received {made.received}, {made.asked} {made.kind}, due {made.due}")
+
+
+@request_app.command("list")
+def list_requests(
+    all_: Annotated[bool, typer.Option("--all", help="Final ones too.")] = False,
+    soon: Annotated[int, typer.Option(help="Days before the deadline that count as soon.")] = SOON,
+) -> None:
+    """Open requests by deadline; overdue and due soon stand out."""
+    from expunge.erasure.intake import strays
+    from expunge.erasure.states import OPEN, State
+    from expunge.promotion.shown import console
+
+    store = _store()
+    out = console()
+    out.print(table_of(store.all(State if all_ else OPEN), _today(), soon))
+    for stray in strays(store):
+        out.print(f"Attention: {stray} belongs to no request; take it in again, or remove it", style="bold red")
+
+
+@request_app.command()
+def show(id_: Id) -> None:
+    """One request and everything that happened to it."""
+    from rich.table import Table
+
+    from expunge.erasure.states import OPEN
+    from expunge.promotion.shown import console
+
+    store = _store()
+    request = store.get(id_)
+    out = console()
+    out.print(table_of([request], _today(), SOON))
+    if request.basis:
+        out.print(f"basis: {request.basis}")
+    if request.reason:
+        out.print(f"reason: {request.reason}")
+    history = Table("time (UTC)", "what", "state", "by", "reason", "facts")
+    for e in store.events(id_):
+        facts = ", ".join(f"{k}={v}" for k, v in sorted(e.facts.items()))
+        history.add_row(e.at.removesuffix("+00:00"), e.kind, e.state or "", e.who, e.reason, facts)
+    out.print(history)
+    if request.state not in OPEN:
+        out.print("its key is destroyed" if not store.has_key(id_) else "its key is still here")
+
+
+@request_app.command()
+def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
+    """The requester is who they say they are; what they ask for is looked up in the dataset, where it is made."""
+    from expunge.erasure.selection import asked_values, mask_of
+    from expunge.paths import DATASET
+
+    store = _store()
+    request = store.get(id_)
+    asked_values(store, request)
+    facts = {}
+    if DATASET.is_dir():
+        from expunge.data.dataset import Dataset
+
+        facts["found"] = int(mask_of(store, request, Dataset(DATASET, verify=False)).sum())
+    store.verify(id_, _who(by), reason, facts)
+    _publish(store)
+    typer.echo(f"{id_}: verified" + (f", {facts['found']:,} rows" if facts else "; there is no dataset to look in yet"))
+
+
+@request_app.command()
+def refuse(id_: Id, reason: Reason, by: By = "") -> None:
+    """End a request without erasing anything; its list of ids and its key are removed."""
+    from expunge.erasure.intake import remove
+
+    store = _store()
+    request = store.refuse(id_, _who(by), reason)
+    if request.file:
+        remove(Path(request.file))
+    _publish(store)
+    typer.echo(f"{id_}: refused. Tell the requester why, and that they may complain (GDPR Art. 12(4)).")
+
+
+@request_app.command()
+def extend(
+    id_: Id, reason: Reason, months: Annotated[int, typer.Option(help="Months after receipt: 2 or 3.")] = 3, by: By = ""
+) -> None:
+    """Put the deadline off, up to three months after receipt."""
+    store = _store()
+    request = store.extend(id_, months, _who(by), reason, _today())
+    _publish(store)
+    typer.echo(f"{id_}: due {request.due}. Tell the requester why, before the first deadline (GDPR Art. 12(3)).")
+
+
+@request_app.command()
+def run(
+    within: Annotated[int | None, typer.Option(help="Only if a request is due in so many days.")] = None, by: By = ""
+) -> None:
+    """Carry out every verified request in one run, up to the approval; after it, to the certificates.
+
+    Can be ended and called again at any time: it goes on where it was.
+    """
+    report(_lifecycle(_who(by)).advance(_today(), within))
+
+
+@request_app.command()
+def approve(reason: Reason, by: By = "") -> None:
+    """The version that waits may be served, and the rows erased: see it first with `expunge review`."""
+    made = _lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
+    typer.echo(f"approved: {made['model']} version {made['version']}. `expunge request run` carries it out.")
+
+
+@request_app.command()
+def reject(reason: Reason, by: By = "") -> None:
+    """It may not; its requests wait for the next run."""
+    batch = _lifecycle(_who(by)).reject(_who(by), reason)
+    typer.echo(f"{batch.id}: rejected. Its requests are scheduled again and still due.")
+
+
+def parse_classes(text: str | None) -> list[int | str]:
+    """`"3,bag"` is `[3, "bag"]`."""
+    parts = [part.strip() for part in (text or "").split(",")]
+    return [int(part) if part.isdigit() else part for part in parts if part]
+
+
+def table_of(requests: list[Request], today: date, soon: int) -> Table:
+    """What a person looks at every morning."""
+    from rich.table import Table
+
+    from expunge.erasure.states import OPEN, urgency
+
+    table = Table("request", "asks for", "state", "received", "due", "left")
+    style = {"overdue": "bold red", "due soon": "bold yellow", "": ""}
+    for r in requests:
+        mark = urgency(r.due, today, soon) if r.state in OPEN else ""
+        left = f"{(r.due - today).days} days" if r.state in OPEN else ""
+        cells = (r.id, f"{r.asked:,} {r.kind}", r.state, r.received.isoformat(), r.due.isoformat())
+        table.add_row(*cells, f"{left}  {mark}".strip(), style=style[mark])
+    return table
+
+
+def report(outcome: Outcome) -> None:
+    """What came of a run, in a sentence."""
+    if outcome.batch is None:
+        typer.echo(f"{outcome.state}: no verified request is due; `expunge request list` shows what is open")
+        return
+    requests = f"{outcome.batch}: {len(outcome.requests)} requests {outcome.state}"
+    product = outcome.facts.get("product")
+    if outcome.state == "awaiting approval":
+        typer.echo(
+            f"{requests}. {product['model']} version {product['version']} ({product['method']}, claim level "
+            f"{product['level']}): look with `expunge review --version {product['version']}`, then "
+            "`expunge request approve` or `reject` with a reason"
+        )
+    elif outcome.state == "completed":
+        typer.echo(f"{requests}. Certificates: " + ", ".join(f"records/certificates/{id_}" for id_ in outcome.requests))
+    else:
+        typer.echo(f"{requests}; `expunge request show` says why")
+
+
+def _lifecycle(who: str) -> Lifecycle:
+    from expunge.erasure.ledger import Ledger
+    from expunge.erasure.lifecycle import Lifecycle
+    from expunge.erasure.pipeline import reproduce
+
+    return Lifecycle(_store(), Ledger(LEDGER), who=who, pipeline=reproduce, say=typer.echo)
+
+
+def _store() -> Store:
+    from expunge.erasure.requests import Store
+
+    return Store.open()
+
+
+def _publish(store: Store) -> None:
+    from expunge.erasure.ledger import Ledger
+
+    store.publish(Ledger(LEDGER))
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _day(text: str | None) -> date:
+    try:
+        return _today() if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise RequestError(f"received {text!r}: not a day; write YYYY-MM-DD") from None
+
+
+def _who(by: str) -> str:
+    return by or getpass.getuser()

@@ -1,0 +1,217 @@
+"""A batch: the requests that one run carries out together, and how far it is. At most one is open.
+
+Whoever works on it holds it until a time that is put off as long as the process lives. When the process dies, another
+one takes the batch over: at once on the same machine, after the time elsewhere. Every step is written down with the
+version that it found, so that a process that lost the batch can write nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from datetime import date, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from expunge.erasure import database
+from expunge.erasure.database import BATCHES, transaction
+from expunge.erasure.requests import Request, Store, destroy_key, move, write_event
+from expunge.erasure.states import FINAL, WAITING, State
+from expunge.errors import RequestError
+
+LEASE_SECONDS = 600.0
+BEAT_SECONDS = 60.0
+
+
+class Step(StrEnum):
+    """What is done next."""
+
+    prepare = "prepare"
+    run = "run"
+    judge = "judge"
+    approval = "approval"
+    promote = "promote"
+    collect = "collect"
+    sweep = "sweep"
+    certify = "certify"
+    closed = "closed"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`facts`: what its steps found, for later ones and for certificates; JSON, without ids of rows or people."""
+
+    id: str
+    open: bool | None
+    step: Step
+    version: int
+    owner: str | None
+    until: float
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Batch:
+        return cls(**{**{f.name: row[f.name] for f in fields(cls)}, "step": Step(row["step"])})
+
+
+def owner_name() -> str:
+    """Names this process and says where to look whether it lives."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+class Batches:
+    """The batches of a request store, as one process sees them."""
+
+    def __init__(self, store: Store, who: str) -> None:
+        self.store, self.who = store, who
+        self.owner = owner_name()
+
+    def current(self) -> Batch | None:
+        """The open one."""
+        with transaction(self.store.engine) as c:
+            return _current(c)
+
+    def closed(self) -> list[Batch]:
+        with transaction(self.store.engine) as c:
+            rows = c.execute(select(BATCHES).where(BATCHES.c.open.is_(None)).order_by(BATCHES.c.id)).mappings()
+            return [Batch.of(row) for row in rows]
+
+    def requests(self, batch: Batch) -> list[Request]:
+        return [r for r in self.store.all() if r.batch == batch.id]
+
+    def claim(self, today: date, within: int | None = None) -> Batch | None:
+        """Take over the open batch, or open one with every verified request; None where there is nothing to do.
+
+        `within`: only if one of them is due in so many days. Raises RequestError while another process is at it.
+        """
+        try:
+            with transaction(self.store.engine) as c:
+                found = _current(c)
+                if found is None:
+                    return self._open(c, today, within)
+                if found.owner and found.owner != self.owner and found.until > time.time() and not _dead(found.owner):
+                    host = found.owner.partition(":")[0]
+                    raise RequestError(f"run {found.id} is being carried out on {host}, step {found.step}; let it end")
+                values = {"owner": self.owner, "until": time.time() + LEASE_SECONDS, "version": found.version + 1}
+                return self._set(c, found, **values)
+        except IntegrityError:
+            raise RequestError("somebody else started a run at the same moment; nothing was started here") from None
+
+    def at(
+        self,
+        batch: Batch,
+        step: Step,
+        facts: Mapping[str, Any],
+        moves: State | None = None,
+        kind: str = "",
+        reason: str = "",
+        who: str | None = None,
+        told: Mapping[str, Any] | None = None,
+    ) -> Batch:
+        """The batch is now at `step` and knows `facts`. With `moves` its requests move to that state in the same
+        transaction; final ones lose their key. With `kind` an event is written, which tells `told`."""
+        with transaction(self.store.engine) as c:
+            values = {"step": step, "facts": {**batch.facts, **facts}, "version": batch.version + 1}
+            if step == Step.closed:
+                values |= {"open": None, "owner": None}
+            after = self._set(c, batch, **values)
+            if moves is not None:
+                self._move(c, batch, moves, kind, reason, who or self.who, told or {})
+            elif kind:
+                write_event(c, batch.id, after.version, kind, who or self.who, reason, told or {})
+        if moves in FINAL:
+            database.overwrite_deleted(self.store.engine)
+        return after
+
+    def release(self, batch: Batch) -> None:
+        """Others may go on."""
+        with transaction(self.store.engine) as c:
+            c.execute(update(BATCHES).where(_mine(batch)).values(owner=None, version=batch.version + 1))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put the time off, from a thread, for as long as the body runs."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(BEAT_SECONDS):
+                # A database that is away for a moment is asked again before the time is up.
+                with suppress(RequestError), transaction(self.store.engine) as c:
+                    until = time.time() + LEASE_SECONDS
+                    c.execute(update(BATCHES).where(BATCHES.c.owner == self.owner).values(until=until))
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _open(self, c: Connection, today: date, within: int | None) -> Batch | None:
+        waiting = [r for r in self.store.listed(c) if r.state in WAITING and r.verified]
+        if within is not None and not any(r.due <= today + timedelta(days=within) for r in waiting):
+            waiting = []
+        if not waiting:
+            return None
+        id_ = f"B-{today:%Y%m%d}-{secrets.token_hex(3)}"
+        values = {"id": id_, "open": True, "step": Step.prepare, "version": 1, "owner": self.owner, "facts": {}}
+        c.execute(insert(BATCHES).values(**values, until=time.time() + LEASE_SECONDS))
+        for request in waiting:
+            if request.state != State.scheduled:
+                request = move(c, request, State.scheduled, "scheduling", self.who, "", {"batch": id_})
+            move(c, request, State.running, "run", self.who, "", {"batch": id_}, batch=id_)
+        return _current(c)
+
+    def _set(self, c: Connection, batch: Batch, **values: Any) -> Batch:
+        if c.execute(update(BATCHES).where(_mine(batch)).values(**values)).rowcount != 1:
+            raise RequestError(f"run {batch.id} was taken over by somebody else; nothing more is done here")
+        return Batch.of(c.execute(select(BATCHES).where(BATCHES.c.id == batch.id)).mappings().one())
+
+    def _move(
+        self, c: Connection, batch: Batch, new: State, kind: str, reason: str, who: str, told: Mapping[str, Any]
+    ) -> None:
+        own: Sequence[Request] = [r for r in self.store.listed(c) if r.batch == batch.id]
+        for request in own:
+            facts = {"batch": batch.id, **told.get("of", {}).get(request.id, {})}
+            facts |= {k: v for k, v in told.items() if k != "of"}
+            # A request that goes back waits for the next batch.
+            columns = {"batch": None} if new == State.scheduled else {}
+            move(c, request, new, kind, who, reason, facts, **columns)
+            if new in FINAL:
+                destroy_key(c, request.id)
+
+
+def _current(c: Connection) -> Batch | None:
+    row = c.execute(select(BATCHES).where(BATCHES.c.open.is_(True))).mappings().first()
+    return None if row is None else Batch.of(row)
+
+
+def _mine(batch: Batch) -> Any:
+    return (BATCHES.c.id == batch.id) & (BATCHES.c.version == batch.version)
+
+
+def _dead(owner: str) -> bool:
+    """Whether the process is known to be gone: only on its own machine. A process number that is ours now was
+    somebody else's before."""
+    host, pid, _ = owner.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    if int(pid) == os.getpid():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,126 @@
+"""The certificate of a completed request: what was done, what it rests on, what is not claimed; signed.
+
+    {"certificate": {...}, "key": "sha256:...", "signature": "..."}
+
+The signature (Ed25519, base64) covers the JSON of `certificate` with sorted keys and without spaces, in UTF-8 with
+non-ASCII characters escaped. Whoever has the public key can check it offline, with `expunge certificate verify` or in
+a few lines of any language. It names no row and no person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.erasure.batches import Batch
+from expunge.erasure.keys import PublicKey, signing_key
+from expunge.erasure.ledger import SWEEP, Ledger
+from expunge.erasure.requests import Event, Request, Store
+from expunge.errors import CertificateError
+from expunge.files import digest_of, staged_dir, write_manifest, write_text
+from expunge.paths import CERTIFICATES
+
+SCHEMA = 1
+JSON_NAME, HTML_NAME = "certificate.json", "certificate.html"
+
+
+def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Request]) -> dict[str, str]:
+    """One folder per request below `records/certificates`: certificate.json and certificate.html. Returns the digest of
+    every certificate. The same batch gives the same bytes, however often it is written."""
+    from expunge.erasure.certificate_page import page
+
+    key = signing_key(ledger.path.parent)
+    sweep = next(e for e in store.events(batch.id) if e.kind == SWEEP)
+    written = {}
+    for request in requests:
+        body = build(request, store.events(request.id), batch, sweep)
+        document = {"certificate": body, "key": key.public.fingerprint, "signature": key.sign(canonical(body))}
+        with staged_dir(CERTIFICATES / request.id) as tmp:
+            write_text(tmp / JSON_NAME, json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")
+            write_text(tmp / HTML_NAME, page(document))
+            write_manifest(tmp, "expunge.erasure.certificate")
+        written[request.id] = digest_of(body)
+    return written
+
+
+def build(request: Request, events: Sequence[Event], batch: Batch, sweep: Event) -> dict[str, Any]:
+    """The body. Times come from what is written down, not from now."""
+    facts, run = batch.facts, batch.facts.get("run")
+    product = facts.get("product")
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "request": {
+            "id": request.id,
+            "digest": request.digest,
+            "kind": request.kind,
+            "asked": request.asked,
+            "basis": request.basis,
+            "received": request.received.isoformat(),
+            "due": request.due.isoformat(),
+            "history": [{"at": e.at, "what": e.kind, "state": e.state, "by": e.who} for e in events],
+        },
+        "completed": sweep.at,
+        "batch": batch.id,
+        "manifests": {"before": facts["manifests_before"], "after": facts["manifests_after"]},
+        "sweep": facts["sweep"],
+        "ledger": {"previous": sweep.entry},
+    }
+    if run is None or product is None:
+        body["unlearning"] = None  # no trained row was asked for
+        return body
+    body["unlearning"] = {
+        **{k: run[k] for k in ("procedure", "source", "batch_request", "forgotten", "validation", "metrics", "claim")},
+        "this_request": run["each"][request.id],
+        "earlier_requests": run["each"].get("again"),
+        "model": {**product, "instead_of": facts["instead_of"], "promotion": facts["promotion"]},
+        "approval": {"by": facts["approved_by"], "because": facts["approved_because"]},
+    }
+    return body
+
+
+def canonical(body: Mapping[str, Any]) -> bytes:
+    """What is signed."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def verify(path: Path, key: PublicKey) -> dict[str, Any]:
+    """The body of the certificate at `path`. Raises CertificateError unless it is as `key` signed it; asks nobody."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
+        body, signature = document["certificate"], document["signature"]
+        signed_by = document["key"]
+    except OSError as e:
+        raise CertificateError(f"{path}: cannot be read ({e.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise CertificateError(f"{path}: not a certificate") from None
+    if set(document) != {"certificate", "key", "signature"} or not isinstance(body, dict):
+        raise CertificateError(f"{path}: not a certificate")
+    if signed_by != key.fingerprint:
+        raise CertificateError(
+            f"{path}: signed with the key {signed_by}, not with {key.fingerprint}; ask its issuer for their public key"
+        )
+    if not key.signed(canonical(body), str(signature)):
+        raise CertificateError(f"{path}: changed after it was signed; ask its issuer for the original")
+    return body
+
+
+def known_entries(directory: Path = CERTIFICATES) -> list[str]:
+    """Hashes of ledger entries that certificates here name."""
+    found = []
+    for file in sorted(directory.glob(f"*/{JSON_NAME}")):
+        try:
+            previous = json.loads(file.read_text(encoding="utf-8"))["certificate"]["ledger"]["previous"]
+        except (ValueError, KeyError, TypeError):
+            raise CertificateError(f"{file}: not a certificate; restore it") from None
+        found.append(str(previous))
+    return found
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A key that stands twice means one thing to one reader and another to the next."""
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key stands twice")
+    return out

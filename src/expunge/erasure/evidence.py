@@ -1,0 +1,121 @@
+"""What a certificate says of the run behind it, gathered while everything still lies there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.config import load_config
+from expunge.erasure.product import Product
+from expunge.erasure.selection import Selection
+from expunge.evaluation.verdict import gates, lookup
+from expunge.files import MANIFEST, read_json, sha256
+from expunge.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
+from expunge.report import words
+from expunge.report.evidence import read_columns, read_logits
+from expunge.report.tables import not_proven
+
+TOOLS = ("expunge", "torch", "numpy", "pyarrow", "dvc", "prefect", "mlflow", "great-expectations", "cryptography")
+MANIFESTS = (DATASET, SPLIT, FEATURES / ORIGINAL, MODELS / ORIGINAL)
+
+
+def manifests() -> dict[str, str | None]:
+    """`sha256:...` of the manifest of every directory that holds or describes rows; None where there is none."""
+    files = {d.as_posix(): d / MANIFEST for d in MANIFESTS}
+    return {name: f"sha256:{sha256(file)}" if file.is_file() else None for name, file in files.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the result rests on."""
+    return {"python": platform.python_version(), **{tool: importlib.metadata.version(tool) for tool in TOOLS}}
+
+
+def of_run(product: Product, selection: Selection) -> dict[str, Any]:
+    """The run that made `product`: where it stands, what it was held against, what it claims and what it does not."""
+    from expunge.stages.register import git_state, lock_digest
+
+    config, summary = load_config(), read_json(SUMMARY)
+    block = _block(summary, product)
+    retrained, original = summary["references"]["retrained"], summary["references"]["original"]
+    return {
+        "procedure": {"method": product.method, "settings": config.fit.get(product.method, {}), "versions": versions()},
+        "source": {**git_state(), "dvc_lock": lock_digest()},
+        "batch_request": summary["request"]["digest"],
+        "forgotten": {"train": summary["request"]["forget_rows"], "left": summary["request"]["retain_rows"]},
+        "validation": {file.stem: bool(read_json(file)["success"]) for file in sorted(VALIDATION.glob("*.json"))},
+        "metrics": [
+            {
+                "metric": words.GATES.get(gate.path, gate.path),
+                "level": gate.level,
+                "value": lookup(block, gate.path),
+                "original": lookup(original, gate.path),
+                "retrained": lookup(retrained or {}, gate.path),
+                "margin": gate.margin,
+            }
+            for gate in gates(config.verdict)
+        ],
+        "claim": {
+            "level": product.level,
+            "says": words.claim(product.level, summary)
+            if block is not retrained
+            else "It is a model trained without these rows.",
+            "reference": f"{words.seed_count(summary)} retrained",
+            "not_claimed": _not_claimed(product, summary),
+        },
+        "each": each(product, selection),
+    }
+
+
+def each(product: Product, selection: Selection) -> dict[str, dict[str, Any]]:
+    """Every request of the batch, and `again` for what was forgotten earlier, looked at by itself: training rows,
+    accuracies of original, retrained and product on them, and how often product and retrained say the same."""
+    groups = {**selection.of, "again": selection.again & ~selection.erase}
+    files = _logits(product)
+    out = {}
+    for name, mask in groups.items():
+        rows = np.flatnonzero(mask & selection.train)
+        counts: dict[str, Any] = {"train": len(rows), "test": int((mask & ~selection.train).sum())}
+        if len(rows):
+            said = {model: read_logits(file, rows).argmax(1) for model, file in files.items()}
+            labels = read_columns(files["original"], ["label"])["label"][rows]
+            counts |= {"accuracy": {model: _share(answer == labels) for model, answer in said.items()}}
+            if "retrained" in said:
+                counts["agreement"] = _share(said["product"] == said["retrained"])
+        if name != "again" or len(rows):
+            out[name] = counts
+    return out
+
+
+def _logits(product: Product) -> dict[str, Path]:
+    references = EVALUATION / "references"
+    retrained = sorted(references.glob("retrained-*.parquet"))
+    files = {"original": references / "original.parquet"}
+    if retrained:
+        files["retrained"] = retrained[0]
+    own = EVALUATION / product.method / f"{product.method}.parquet"
+    return {**files, "product": own if own.is_file() else files["retrained"]}
+
+
+def _block(summary: Mapping[str, Any], product: Product) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = summary["methods"].get(product.method) or summary["references"]["retrained"]
+    return found
+
+
+def _not_claimed(product: Product, summary: Mapping[str, Any]) -> list[str]:
+    if (UNLEARNED / product.method).is_dir():
+        # Where the rows lie is what the sweep's own findings say.
+        left = not_proven(summary).splitlines()[-1].removeprefix("- ").replace("`", "")
+        lines = [line for line in words.not_claimed(summary) if line != left]
+    else:
+        lines = ["The attacks are those listed here; a stronger one may find more."]
+    return [*lines, "Copies outside this installation, and models that others made from its data, are not covered."]
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    return round(float(hits.mean()), 6)

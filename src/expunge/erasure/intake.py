@@ -1,0 +1,124 @@
+"""Files of ids and subjects: copied into `data/requests`, tracked by DVC, and removed when nobody needs them any more.
+
+Ids stand nowhere else. Git, dvc.lock and the MD5 in a `.dvc` file outlive the file, and the MD5 of a short list can be
+found by trying: a random value in every file keeps that from working.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+from expunge.data.selectors import read_values
+from expunge.erasure.requests import Kind, Request, Store, new_id
+from expunge.errors import DataError, RequestError
+from expunge.files import write_text
+from expunge.paths import REQUESTS
+
+COLUMNS: dict[Kind, str] = {"ids": "sample_id", "subjects": "subject"}
+
+
+def take_in(
+    store: Store,
+    *,
+    ids: Path | None = None,
+    subjects: Path | None = None,
+    classes: Sequence[int | str] = (),
+    basis: str,
+    received: date,
+    today: date,
+    who: str,
+) -> Request:
+    """A new request for the rows in the file `ids`, the people in the file `subjects`, or whole classes: one of them.
+
+    Raises RequestError or DataError, which name no id.
+    """
+    if sum((ids is not None, subjects is not None, bool(classes))) != 1:
+        raise RequestError("a request asks for one thing: a file of ids, a file of subjects, or classes")
+    if received > today:
+        raise RequestError(f"received {received} lies in the future; give the day on which it came in")
+    id_ = new_id(received)
+    if classes:
+        return store.add(id_, "classes", [], classes=classes, received=received, basis=basis, who=who)
+    source, kind = (ids, "ids") if ids is not None else (subjects, "subjects")
+    values = values_of(Path(str(source)), "ids" if kind == "ids" else "subjects")
+    file = REQUESTS / f"{id_}.csv"
+    write_values(file, COLUMNS["ids" if kind == "ids" else "subjects"], values)
+    try:
+        return store.add(
+            id_,
+            "ids" if kind == "ids" else "subjects",
+            values,
+            received=received,
+            basis=basis,
+            who=who,
+            file=file.as_posix(),
+        )
+    except BaseException:
+        remove(file)
+        raise
+
+
+def values_of(file: Path, kind: Kind) -> list[str]:
+    """The ids or subjects in a file. Raises DataError, without the ids that another reader would show."""
+    try:
+        return read_values(file, COLUMNS[kind])
+    except DataError as e:
+        raise DataError(str(e).partition(", first ")[0]) from None
+
+
+def write_values(file: Path, column: str, values: Sequence[str]) -> None:
+    """Write and track a list. The file is its owner's alone; DVC keeps the copy in its cache read-only."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([column, "salt"])
+    for i, value in enumerate(values):
+        writer.writerow([value, "" if i else secrets.token_hex(16)])
+    if file.exists():
+        file.unlink()  # it may be a link into the cache
+    write_text(file, out.getvalue())
+    dvc("add", "--quiet", str(file))
+    os.chmod(file, 0o600)
+
+
+def remove(file: Path) -> None:
+    """Take a list out of the workspace and out of DVC's cache; nothing where it is gone."""
+    tracked = file.with_name(file.name + ".dvc")
+    if tracked.is_file():
+        md5 = yaml.safe_load(tracked.read_text(encoding="utf-8"))["outs"][0]["md5"]
+        cached = Path(dvc("cache", "dir").strip()) / "files" / "md5" / md5[:2] / md5[2:]
+        cached.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
+    tracked.unlink(missing_ok=True)
+    ignored = file.parent / ".gitignore"
+    if ignored.is_file():
+        lines = [line for line in ignored.read_text(encoding="utf-8").splitlines() if line != f"/{file.name}"]
+        write_text(ignored, "".join(f"{line}\n" for line in lines))
+        if not lines:
+            ignored.unlink()
+
+
+def strays(store: Store) -> list[Path]:
+    """Lists that belong to no request: their intake was killed, or they were put here by hand."""
+    known = {r.file for r in store.all()}
+    return [p for p in sorted(REQUESTS.glob("R-*.csv")) if p.as_posix() not in known]
+
+
+def dvc(*arguments: str) -> str:
+    """Run DVC in the working directory; what it printed. Raises RequestError with its last line."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise RequestError(f"dvc {arguments[0]} failed: {' '.join(last)}")
+    return done.stdout

@@ -1,0 +1,278 @@
+"""A batch of requests from verified to completed, one step after another; only the approval is a person's.
+
+Each step finds what an earlier try left and does the rest; what it found is written down with the next step's name in
+one transaction. So a process may die anywhere: whoever comes next goes on, and nothing happens twice.
+
+    prepare   resolve the requests to rows, hand the list to the pipeline
+    run       the pipeline: split, retrain, fit, evaluate, register
+    judge     the version that comes within the gates, else the retrained model, else a refusal with reasons
+    approval  somebody else's: `approve` or `reject`
+    promote   the alias moves
+    collect   which rows the sweep is to erase; lists of ids go
+    sweep     every store, then tombstones
+    certify   certificates, keys destroyed, completed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from expunge.data.dataset import Dataset
+from expunge.erasure import certificate, intake, notify
+from expunge.erasure.batches import Batch, Batches, Step
+from expunge.erasure.forgotten import ForgottenRows
+from expunge.erasure.ledger import SWEEP, Ledger
+from expunge.erasure.requests import Store
+from expunge.erasure.selection import Selection, select, with_split
+from expunge.erasure.states import State
+from expunge.errors import RequestError
+from expunge.files import write_text
+from expunge.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, WORK
+
+PARAMS = Path("params.yaml")
+TWINS = "retained rows with the content"
+FIRST = ("prepare", "validate-dataset")
+
+
+class Pipeline(Protocol):
+    """Runs stages of dvc.yaml in the working directory; all that are stale when `stages` is empty."""
+
+    def __call__(self, stages: Sequence[str] = (), force: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`state`: "nothing to do", or that of the batch's requests. `facts` may be shown: counts, names, verdicts."""
+
+    state: str
+    batch: str | None = None
+    requests: tuple[str, ...] = ()
+    facts: Any = None
+
+
+class Lifecycle:
+    """Works in the current directory, the root of a workspace. `who` is written beside everything it does."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, *, who: str, pipeline: Pipeline, say: Callable[[str], None] = print
+    ) -> None:
+        self.store, self.ledger, self.who = store, ledger, who
+        self.pipeline, self.say = pipeline, say
+        self.batches = Batches(store, who)
+        self.steps: dict[Step, Callable[[Batch], Batch]] = {
+            Step.prepare: self._prepare,
+            Step.run: self._run,
+            Step.judge: self._judge,
+            Step.promote: self._promote,
+            Step.collect: self._collect,
+            Step.sweep: self._sweep,
+            Step.certify: self._certify,
+        }
+
+    def advance(self, today: date, within: int | None = None) -> Outcome:
+        """Go on with the open batch, or open one, as far as it goes without a person.
+
+        Raises RequestError while another process is at it; what a step raises leaves the batch at that step.
+        """
+        self.store.publish(self.ledger)
+        if self.batches.current() is None:  # in the middle of a sweep nothing can be read
+            self._record_by_hand()
+        self._tell()
+        batch = self.batches.claim(today, within)
+        if batch is None:
+            return Outcome("nothing to do")
+        with self.batches.held():
+            while batch.open and batch.step != Step.approval:
+                self.say(f"{batch.id}: {batch.step}")
+                batch = self.steps[batch.step](batch)
+                self.store.publish(self.ledger)
+        requests = self.batches.requests(batch)
+        if batch.open:
+            self.batches.release(batch)
+        self._tell()
+        return Outcome(requests[0].state, batch.id, tuple(r.id for r in requests), batch.facts)
+
+    def approve(self, who: str, reason: str) -> Batch:
+        """The product of the open batch may be served. Raises RequestError where none waits for approval."""
+        batch = self._awaiting(reason)
+        facts = {"approved_by": who, "approved_because": reason.strip()}
+        told = {key: batch.facts["product"][key] for key in ("model", "version")}
+        after = self.batches.at(batch, Step.promote, facts, State.running, "approval", reason.strip(), who, told)
+        self.batches.release(after)
+        self.store.publish(self.ledger)
+        return after
+
+    def reject(self, who: str, reason: str) -> Batch:
+        """It may not. Its requests wait for the next batch, and are still due."""
+        batch = self._awaiting(reason)
+        self._clean_up(batch)
+        after = self.batches.at(batch, Step.closed, {}, State.scheduled, "rejection", reason.strip(), who)
+        self.store.publish(self.ledger)
+        return after
+
+    def _prepare(self, batch: Batch) -> Batch:
+        self.pipeline(FIRST)
+        from expunge.promotion.workspace import remembers_erased
+
+        if remembers_erased(self.ledger):
+            # It was trained on rows that were erased since. What is made from it would remember them.
+            self.say(f"{batch.id}: the original is trained anew, without what was erased")
+            self.pipeline(["train"], force=True)
+        selection = self._selection(batch)
+        if not (selection.erase & selection.train).any():
+            # Only test rows are asked for: no model was trained on them, and only the data are to change.
+            return self.batches.at(batch, Step.collect, {})
+        ids = Dataset(DATASET).sample_ids()
+        intake.write_values(_list(batch), "sample_id", [ids[i] for i in np.flatnonzero(selection.forget)])
+        params = PARAMS.read_text(encoding="utf-8")
+        kept = batch.facts.get("params", params)
+        if "params" not in batch.facts:
+            batch = self.batches.at(batch, Step.prepare, {"params": kept})
+        write_text(PARAMS, with_split(kept, _list(batch)))
+        return self.batches.at(batch, Step.run, {})
+
+    def _run(self, batch: Batch) -> Batch:
+        self.pipeline()
+        return self.batches.at(batch, Step.judge, {})
+
+    def _judge(self, batch: Batch) -> Batch:
+        from expunge.erasure import evidence, product
+
+        chosen = product.choose()
+        if isinstance(chosen, product.Refusal):
+            self._clean_up(batch)
+            self._remove_lists(batch)
+            return self.batches.at(batch, Step.closed, {}, State.refused, "refusal", chosen.reason)
+        run = evidence.of_run(chosen, self._selection(batch))
+        again = run["each"].get("again")
+        made = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "level": chosen.level}
+        told = {**made, "dvc_lock": run["source"]["dvc_lock"], **({"again": again} if again else {})}
+        return self.batches.at(
+            batch, Step.approval, {"product": made, "run": run}, State.awaiting_approval, "verdict", told=told
+        )
+
+    def _promote(self, batch: Batch) -> Batch:
+        from expunge.promotion.workspace import Workspace
+
+        made = batch.facts["product"]
+        desk = Workspace(made["model"], self.ledger.path).desk
+        version = desk.version(made["version"])
+        seen = {"batch": batch.id, "approved_by": batch.facts["approved_by"]}
+        entry = desk.settle(version, seen)
+        if entry is None:
+            entry = desk.promote(version, batch.facts["approved_because"], desk.history().head, seen)
+        facts = {"promotion": entry.hash, "instead_of": entry.facts["instead_of"]}
+        return self.batches.at(batch, Step.collect, facts)
+
+    def _collect(self, batch: Batch) -> Batch:
+        from expunge.promotion.workspace import original_digest
+
+        erase = _erase(batch)
+        if not erase.is_file():
+            selection = self._selection(batch)
+            ids = Dataset(DATASET).sample_ids()
+            rows = [ids[i] for i in np.flatnonzero(selection.erase)]
+            _write_private(erase, json.dumps({"rows": rows, "people": selection.people}))
+        self._remove_lists(batch)
+        self._clean_up(batch)
+        facts = {"original": original_digest(), "manifests_before": _manifests()}
+        return self.batches.at(batch, Step.sweep, facts)
+
+    def _sweep(self, batch: Batch) -> Batch:
+        from expunge.erasure.sweep import sweep
+
+        wanted = json.loads(_erase(batch).read_text(encoding="utf-8"))
+        report = sweep(Path.cwd(), rows=wanted["rows"], subjects=wanted["people"], apply=True)
+        found = report.as_dict()
+        # Rows of others that hold the same content stay where params say so; the certificate lists them.
+        blocking = [r for r in found["left"] if not r["what"].startswith(TWINS)]
+        if blocking:
+            where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
+            raise RequestError(f"{batch.id}: the sweep left residues ({where}); remove what holds them and run again")
+        told = {"original": batch.facts["original"], **{k: len(v) for k, v in found.items()}}
+        facts = {"sweep": found, "manifests_after": _manifests()}
+        return self.batches.at(batch, Step.certify, facts, kind=SWEEP, told=told)
+
+    def _certify(self, batch: Batch) -> Batch:
+        _erase(batch).unlink(missing_ok=True)
+        written = certificate.write(self.store, self.ledger, batch, self.batches.requests(batch))
+        told = {"of": {id_: {"certificate": digest} for id_, digest in written.items()}}
+        return self.batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
+
+    def _selection(self, batch: Batch) -> Selection:
+        return select(self.store, self.batches.requests(batch), Dataset(DATASET), ForgottenRows(FORGOTTEN))
+
+    def _clean_up(self, batch: Batch) -> None:
+        """The pipeline's own list goes, and params.yaml is as it was, unless somebody changed it meanwhile."""
+        before = batch.facts.get("params")
+        if before is not None and PARAMS.read_text(encoding="utf-8") == with_split(before, _list(batch)):
+            write_text(PARAMS, before)
+        intake.remove(_list(batch))
+
+    def _remove_lists(self, batch: Batch) -> None:
+        for request in self.batches.requests(batch):
+            if request.file:
+                intake.remove(Path(request.file))
+
+    def _awaiting(self, reason: str) -> Batch:
+        if not reason.strip():
+            raise RequestError("a reason is needed: it stands in the ledger and in the certificate")
+        found = self.batches.current()
+        if found is None or found.step != Step.approval:
+            raise RequestError("no run waits for approval; `expunge request run` says how far it is")
+        batch = self.batches.claim(date.today())
+        assert batch is not None  # it was open, and only a person closes it here
+        if batch.step != Step.approval:
+            self.batches.release(batch)
+            raise RequestError(f"run {batch.id} was decided by somebody else meanwhile")
+        return batch
+
+    def _record_by_hand(self) -> None:
+        if not REGISTRATION.is_file() or not DATASET.is_dir():
+            return
+        from expunge.promotion.workspace import Workspace
+
+        if entry := Workspace(ledger=self.ledger.path).desk.record_by_hand():
+            self.say(f"the champion was moved by hand to version {entry.facts['version']}: `expunge audit` says more")
+
+    def _tell(self) -> None:
+        """Recipients of requests that are final and of which they do not know yet."""
+        for request in self.store.all([State.completed, State.refused]):
+            if not request.told and notify.send(request, self.say):
+                self.store.tell(request.id)
+
+
+def _manifests() -> dict[str, str | None]:
+    from expunge.erasure.evidence import manifests
+
+    return manifests()
+
+
+def _list(batch: Batch) -> Path:
+    """What the pipeline is given."""
+    return REQUESTS / f"{batch.id}.csv"
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Whole or not at all, and never readable by others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_suffix(".tmp")
+    tmp.unlink(missing_ok=True)
+    with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(tmp, path)
+
+
+def _erase(batch: Batch) -> Path:
+    """What the sweep is given: outlives the rows themselves until the sweep is over."""
+    return WORK / "erasure" / f"{batch.id}.json"

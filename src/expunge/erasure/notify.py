@@ -1,0 +1,48 @@
+"""Tell the recipients that a request is final: a POST of JSON to `EXPUNGE_WEBHOOK_URL`, where that is set.
+
+Delivered at least once: a process may die between the answer and writing it down. `id` tells repetitions apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from expunge.erasure.requests import Request
+
+ENV = "EXPUNGE_WEBHOOK_URL"
+SECONDS = 5.0
+PAUSES = (0.5, 2.0)  # between tries; the next run tries again
+
+
+def message(request: Request) -> dict[str, str]:
+    """What a recipient is told: nothing of who or what was erased."""
+    return {"event": f"request.{request.state}", "id": request.id, "state": request.state, "reason": request.reason}
+
+
+def send(request: Request, say: Callable[[str], None]) -> bool:
+    """Whether the recipients know now; true as well where none are named. A recipient that is away stops nothing."""
+    url = os.environ.get(ENV)
+    if not url:
+        return True
+    body = json.dumps(message(request)).encode()
+    why = ""
+    for pause in (*PAUSES, None):
+        try:
+            post = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
+            with urllib.request.urlopen(post, timeout=SECONDS):
+                return True
+        except urllib.error.HTTPError as e:
+            why = f"it answered {e.code}"
+        except (OSError, ValueError) as e:
+            why = str(getattr(e, "reason", e))
+        if pause is not None:
+            time.sleep(pause)
+    # The address may hold a secret.
+    say(f"{ENV} ({urlsplit(url).hostname}): not told of {request.id}, {why}; the next run tries again")
+    return False
