@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from expunge.data.dataset import Dataset
+from expunge.data.schema import ENCODED, RAW
 from expunge.features.mapper import Mapper, choose_compiled
 from expunge.features.plan import Plan, Settings, Shard
 from expunge.features.reader import Batch, Reader, cores, one_torch_thread
@@ -33,20 +35,20 @@ def extract(
     out: Path,
     work_root: Path,
     settings: Settings,
-    engine: Callable[[Extraction, Sequence[Shard]], None] | None = None,
+    engine: Engine | None = None,
     repair: bool = False,
 ) -> dict[str, Any]:
     """Write the feature store `out`; return its manifest with what each shard cost (`seconds`) beside it.
 
     Shards are made in a work directory named by what determines their bytes (backbone, dataset, settings). A killed run
-    finds its whole shards there, and so does a stage that needed the same features earlier. `engine` makes the shards
-    it is given, in other processes; without one they are made here. `repair` keeps the whole shards of the store that
+    finds its whole shards there, and so does a stage that needed the same features earlier. `engine` makes the missing
+    shards; without one they are made here. `repair` keeps the whole shards of the store that
     is there already. Raises DataError naming the first row whose features are not finite.
     """
     extraction = Extraction(classifier, dataset, work_root, settings)
     if repair:
         adopt_store(extraction.writer, out)
-    extraction.make(engine)
+    (engine or Extraction.make)(extraction)
     return publish(extraction.plan, extraction.work, out)
 
 
@@ -84,25 +86,25 @@ class Extraction:
         self._mapper: Mapper | None = None
 
     def missing(self) -> list[Shard]:
-        """The shards still to be made."""
+        """The shards still to be made. What killed runs left half written is removed."""
+        for leftover in self.work.glob("*.tmp"):
+            leftover.unlink()
         todo = [shard for shard in self.plan.shards if not is_whole(self.work, shard)]
         if len(todo) < len(self.plan.shards):
             say(f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already whole")
         return todo
 
-    def make(self, engine: Callable[[Extraction, Sequence[Shard]], None] | None = None) -> None:
-        """Make what is missing, here or by `engine`."""
+    def make(self) -> None:
+        """The local engine: make what is missing in this process."""
         todo = self.missing()
-        if engine is not None:
-            engine(self, todo)
-            return
         self.choose()
         with self.progress(todo) as advance:
             self.run(todo, advance)
 
-    def progress(self, shards: Sequence[Shard]) -> Any:
-        """A progress bar over the rows of `shards`."""
-        return progress("extract", sum(s.stop - s.start for s in shards), "images")
+    def progress(self, shards: Iterable[Shard], what: str = "extract") -> AbstractContextManager[Advance]:
+        """Shows rows per second and the time left over the rows of `shards`."""
+        unit = "images" if self.dataset.encoding in (RAW, ENCODED) else "rows"
+        return progress(what, sum(s.stop - s.start for s in shards), unit)
 
     def choose(self) -> None:
         """With compile "auto": measure once whether compiling pays, and keep the choice beside the shards."""
@@ -167,3 +169,6 @@ def _timed(batches: Iterator[Batch], waited: dict[int, float]) -> Iterator[Batch
             return
         waited[batch.shard.index] += time.perf_counter() - tick
         yield batch
+
+
+Engine = Callable[[Extraction], None]

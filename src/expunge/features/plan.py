@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +40,15 @@ class Settings:
     compile: str = "off"
 
     @classmethod
-    def of(cls, features: Features) -> Settings:
-        """The settings of params on this machine. Raises ConfigError where a GPU is asked for and there is none."""
+    def of(cls, features: Features, elsewhere: bool = False) -> Settings:
+        """The settings of params. Raises ConfigError where a GPU is asked for and this machine has none.
+
+        `elsewhere`: other machines compute, whose GPUs cannot be seen from here.
+        """
         device = features.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and not torch.cuda.is_available():
+        if device == "cuda" and not elsewhere and not torch.cuda.is_available():
             raise ConfigError("features.device is cuda, and torch finds no NVIDIA GPU here; set it to auto or cpu")
         return cls(
             features.batch_size,
@@ -104,5 +109,10 @@ class Plan:
     def open(self, work_root: Path) -> Path:
         """The work directory of this plan: whoever has the same plan finds the same shards there."""
         work = work_root / self.digest.removeprefix("sha256:")[:16]
-        write_json(work / PLAN, self.description)
+        if not (work / PLAN).is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            # Several processes may open one directory at once: each renames a file of its own.
+            mine = work / f"{PLAN}.{uuid.uuid4().hex}.tmp"
+            write_json(mine, self.description)
+            os.replace(mine, work / PLAN)
         return work

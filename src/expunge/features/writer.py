@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class ShardWriter:
         stored = narrow(z, dtype)
         loss = {} if dtype == "fp32" else self._loss(z, stored, shard)
         files = _shard_files(self.work, shard)
-        tmp = files[0].with_suffix(".tmp")
+        tmp = files[0].with_suffix(f".{uuid.uuid4().hex}.tmp")  # another process may be at the same shard
         rows = self._rows(shard)
         write_shard(tmp, rows, stored, dtype)
         os.replace(tmp, files[0])

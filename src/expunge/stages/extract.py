@@ -2,10 +2,14 @@
 
 import argparse
 import os
+import time
+from pathlib import Path
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import Engine, Extraction, Settings, extract
+from expunge.features.ranks import Ranks
+from expunge.features.reader import cores
 from expunge.files import read_manifest, staged_dir, write_manifest
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, WORK
@@ -19,24 +23,62 @@ PRODUCER = "expunge.stages.extract"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="original, or retrained/SEED")
-    name = parser.parse_args().model
+    parser.add_argument("--repair", action="store_true", help="keep the whole shards of the store that is there")
+    arguments = parser.parse_args()
+    name = arguments.model
     out = FEATURES / name
     model = read_manifest(MODELS / name)
-    cost: dict[str, object] = {}
+    ranks = Ranks.of(os.environ)
+    cost: dict[str, object] = {"shards": {}}
     if model.get("skipped"):
-        with staged_dir(out) as staging:
-            write_manifest(staging, PRODUCER, skipped=True)
+        if ranks.rank == 0:
+            with staged_dir(out) as staging:
+                write_manifest(staging, PRODUCER, skipped=True)
     elif (
         name != ORIGINAL
         and model["backbone_digest"] == read_manifest(FEATURES / ORIGINAL, verify=False)["model_digest"]
     ):
         say(f"extract: {name} has the original's frozen backbone, so its features too")
-        with staged_dir(out) as staging:
-            write_manifest(staging, PRODUCER, same_as=os.path.relpath(FEATURES / ORIGINAL, out))
+        if ranks.rank == 0:
+            with staged_dir(out) as staging:
+                write_manifest(staging, PRODUCER, same_as=os.path.relpath(FEATURES / ORIGINAL, out))
     else:
-        settings = Settings.of(load_config().features)
-        cost = extract(load_classifier(MODELS / name), Dataset(DATASET), out, WORK / "features", settings)["seconds"]
-    write_cost(f"extract-{name.replace('/', '-')}", {"shards": cost})
+        cost = fetch(MODELS / name, out, ranks, arguments.repair)
+    if ranks.rank == 0:
+        write_cost(f"extract-{name.replace('/', '-')}", cost)
+
+
+def fetch(model: Path, out: Path, ranks: Ranks, repair: bool) -> dict[str, object]:
+    """Write the store `out` with the engine that params or torchrun ask for; return what it cost, seconds by shard.
+
+    Times differ from run to run, so they stand beside the store and not in its manifest, whose digest DVC compares.
+    """
+    config = load_config()
+    asked = config.extract
+    engine: Engine | None = None
+    if ranks.world > 1:
+        engine = ranks.make
+    elif asked.engine == "ray":
+        from expunge.features.cluster import on_ray
+
+        engine = on_ray(model, DATASET, asked.address, asked.workers)
+    settings = Settings.of(config.features, elsewhere=asked.engine == "ray")
+    classifier, dataset = load_classifier(model), Dataset(DATASET, verify=ranks.rank == 0)
+    if ranks.rank:
+        ranks.make(Extraction(classifier, dataset, WORK / "features", settings, cores() // ranks.here or 1))
+        return {}
+    tick = time.perf_counter()
+    store = extract(classifier, dataset, out, WORK / "features", settings, engine, repair)
+    seconds = time.perf_counter() - tick
+    return {
+        "engine": f"torchrun, {ranks.world} processes" if ranks.world > 1 else asked.engine,
+        "settings": store["settings"],
+        "choice": store["choice"],
+        "rows": dataset.rows,
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(dataset.rows / seconds, 1),
+        "shards": store["seconds"],
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,183 @@
+"""Ray: shards are tasks of an existing cluster, or of one started on this machine for the run.
+
+All machines see the same files under the same paths, and have the same version of this package. Only numbers of shards
+travel through Ray. Ray is imported here alone, and only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections import Counter, deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge.data.dataset import Dataset
+from expunge.errors import ConfigError, DataError, ExpungeError, ManifestError
+from expunge.features.extract import Engine, Extraction
+from expunge.features.plan import Settings, Shard
+from expunge.features.reader import cores
+from expunge.models.checkpoint import load_classifier
+from expunge.progress import say
+
+IN_FLIGHT = 2  # shards per worker: one is written while the next is computed
+MOST_LOSSES = 3  # workers that one shard may cost
+
+
+class Worker:
+    """One process with the model loaded once. Ray calls `make` in two threads, one of which computes at a time."""
+
+    def __init__(
+        self, model: str, dataset: str, work_root: str, settings: dict[str, Any], digest: str, threads: int
+    ) -> None:
+        self._threads = threads
+        torch.set_num_threads(threads)
+        self._extraction = Extraction(
+            load_classifier(model), Dataset(dataset, verify=False), Path(work_root), Settings(**settings), threads
+        )
+        if self._extraction.plan.digest != digest:
+            raise ManifestError(
+                f"{model} and {dataset} are not the same here as on the machine that started the run; "
+                "all machines must see the same files and have the same version of expunge"
+            )
+        self._computing = threading.Lock()
+
+    def process(self) -> int:
+        """Its process id: it is ready."""
+        return os.getpid()
+
+    def choose(self) -> None:
+        self._extraction.choose()
+
+    def make(self, index: int) -> int:
+        """Make the shard `index`; return its rows."""
+        shard = self._extraction.plan.shards[index]
+        with self._computing:
+            torch.set_num_threads(self._threads)  # of this thread
+            ((_, z, seconds),) = self._extraction.map([shard], lambda rows: None)
+        torch.set_num_threads(1)
+        self._extraction.writer.write(shard, z, seconds)
+        return shard.stop - shard.start
+
+
+def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None) -> Engine:
+    """The engine that makes shards with `workers` processes of the cluster at `address`.
+
+    A lost worker is replaced and its shards are made again. Raises ConfigError where Ray is missing or the cluster has
+    too little, DataError where one shard costs three workers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ConfigError("extract.engine is ray, and Ray is not installed; pip install 'expunge[ray]'") from None
+
+    def engine(extraction: Extraction) -> None:
+        todo = deque(extraction.missing())
+        if not todo:
+            return
+        if address is None:
+            ray.init(num_cpus=max(cores(), workers or 1), include_dashboard=False, logging_level=logging.WARNING)
+        else:
+            _check_address(address)
+            ray.init(address=address, logging_level=logging.WARNING)
+        try:
+            _Cluster(ray, extraction, model, dataset, workers).make(todo)
+        finally:
+            ray.shutdown()
+
+    return engine
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes. Raises ConfigError where nobody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+    except (OSError, ValueError) as e:
+        raise ConfigError(
+            f"extract.address: no Ray cluster answers at {address!r} ({e}); give host:port as 'ray start' says it"
+        ) from None
+
+
+class _Cluster:
+    """The workers of one run, and the shards they are at."""
+
+    def __init__(self, ray: Any, extraction: Extraction, model: Path, dataset: Path, workers: int | None) -> None:
+        self._ray, self._extraction = ray, extraction
+        gpu = extraction.settings.device == "cuda"
+        has, kind = ray.cluster_resources(), "GPU" if gpu else "CPU"
+        most = int(has.get(kind, 0))
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        self._workers = workers or (most if gpu else min(nodes, most))
+        if not 0 < self._workers <= most:
+            raise ConfigError(f"extract.workers: {self._workers} need as many {kind}s, the cluster has {most}")
+        threads = max(1, int(has.get("CPU", 1)) // self._workers)
+        self._arguments = (
+            str(model.resolve()),
+            str(dataset.resolve()),
+            str(extraction.work.parent.resolve()),
+            asdict(extraction.settings),
+            extraction.plan.digest,
+            threads,
+        )
+        options = {"num_cpus": 1, "num_gpus": int(gpu), "max_concurrency": IN_FLIGHT, "scheduling_strategy": "SPREAD"}
+        self._remote = ray.remote(**options)(Worker)
+
+    def make(self, todo: deque[Shard]) -> None:
+        workers = self._start(min(self._workers, len(todo)))
+        if self._extraction.settings.compile == "auto":
+            self._get(workers[0].choose.remote())
+        free, lost = workers * IN_FLIGHT, Counter[int]()
+        running: dict[Any, tuple[Any, Shard]] = {}
+        with self._extraction.progress(todo, f"extract, {len(workers)} Ray workers") as advance:
+            while todo or running:
+                while todo and free:
+                    worker, shard = free.pop(0), todo.popleft()
+                    running[worker.make.remote(shard.index)] = (worker, shard)
+                for done in self._ray.wait(list(running))[0]:
+                    worker, shard = running.pop(done)
+                    try:
+                        advance(self._get(done))
+                        free.append(worker)
+                    except self._ray.exceptions.RayActorError:
+                        self._count_loss(lost, shard)
+                        todo.appendleft(shard)
+                        if worker in workers:  # the first of its shards to be missed
+                            self._ray.kill(worker)
+                            workers[workers.index(worker)], *_ = replacement = self._start(1)
+                            free = [w for w in free if w is not worker] + replacement * IN_FLIGHT
+
+    def _start(self, count: int) -> list[Any]:
+        """That many workers, ready. Raises ManifestError where one cannot be made ready."""
+        workers = [self._remote.remote(*self._arguments) for _ in range(count)]
+        try:
+            pids = self._get([worker.process.remote() for worker in workers])
+        except self._ray.exceptions.RayActorError as e:
+            raise ManifestError(f"a Ray worker could not start: {str(e).strip().splitlines()[-1]}") from None
+        say(f"extract: Ray workers ready, process {', '.join(map(str, pids))}")
+        return workers
+
+    def _count_loss(self, lost: Counter[int], shard: Shard) -> None:
+        lost[shard.index] += 1
+        if lost[shard.index] == MOST_LOSSES:
+            raise DataError(
+                f"extract: {shard.name} was lost with {MOST_LOSSES} workers; is their memory enough? "
+                "Take a smaller features.batch_size or features.shard_rows"
+            )
+        say(f"extract: warning: a worker was lost; {shard.name} is made again")
+
+    def _get(self, reference: Any) -> Any:
+        """The answer of a worker; its own errors as they were raised there."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as e:
+            if isinstance(e.cause, ExpungeError):
+                raise e.cause from None
+            raise

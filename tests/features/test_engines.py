@@ -1,0 +1,187 @@
+"""Engines: whoever makes the shards, and whoever dies meanwhile, the bytes are those of one process."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from expunge.data.dataset import Dataset
+from expunge.data.prepare import prepare
+from expunge.errors import ConfigError
+from expunge.features.cluster import _check_address
+from expunge.features.ranks import Ranks
+from expunge.files import read_json, staged_dir, write_manifest
+from expunge.models.checkpoint import save_classifier
+from expunge.models.zoo import build
+from expunge.stages.extract import main
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+SLOWER = 40  # pixels: a few seconds of work
+STAGE = [sys.executable, "-m", "expunge.stages.extract"]
+
+
+def lay_out(workspace: Path, image_size: int = 8, **extract) -> Path:
+    """A dataset, a model and params with nine small shards. Larger pictures take longer."""
+    prepare("digits", workspace / "data/dataset")
+    classifier = build(
+        "resnet-small", 10, Dataset(workspace / "data/dataset").image_shape, image_size=image_size, seed=1
+    )
+    with staged_dir(workspace / "models/original") as staging:
+        description = save_classifier(staging, classifier)
+        write_manifest(staging, "test", backbone_digest=description["backbone_digest"])
+    params = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
+    params["features"] |= {"batch_size": 50, "shard_rows": 200}
+    params["extract"] |= extract
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+    return workspace
+
+
+def start(workspace: Path, command: list[str], **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*command, "original"],
+        cwd=workspace,
+        env={**ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, out[-3000:]
+    return out
+
+
+def contents(workspace: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (workspace / "data/features/original").iterdir()}
+
+
+def run_here(workspace: Path, *arguments: str) -> None:
+    """The stage in this process: starting one takes longer than the work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        patch.setattr(sys, "argv", ["extract", "original", *arguments])
+        main()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Path:
+    workspace = lay_out(tmp_path_factory.mktemp("local"))
+    run_here(workspace)
+    return workspace
+
+
+def test_the_stage_says_what_it_cost_beside_the_store(local):
+    cost = read_json(local / "reports/cost/extract-original.json")
+    assert cost["rows"] == 1797 and cost["engine"] == "local" and cost["rows_per_s"] > 0
+    assert len(cost["shards"]) == 9
+    steps = {"read_s", "decode_s", "forward_s", "waited_for_data_s", "write_s"}
+    assert all(set(shard) == steps for shard in cost["shards"].values())
+    assert not any(step.encode() in contents(local)["manifest.json"] for step in steps)
+
+
+def test_a_damaged_shard_of_a_store_alone_is_repaired(local, tmp_path, capsys):
+    workspace = tmp_path / "workspace"
+    shutil.copytree(local, workspace)
+    store = workspace / "data/features/original"
+    damaged = store / "part-00003.parquet"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(bytes(data))
+    kept = {p.name: p.stat().st_ino for p in store.glob("*.parquet") if p != damaged}
+    run_here(workspace, "--repair")
+    out = capsys.readouterr().err
+    assert "part-00003.parquet is damaged" in out and "8 of 9 shards are already whole" in out
+    assert contents(workspace) == contents(local)
+    assert kept == {name: (store / name).stat().st_ino for name in kept}
+
+
+def test_torchrun_makes_the_same_bytes(local, tmp_path):
+    workspace = lay_out(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        start(workspace, STAGE, RANK=str(r), WORLD_SIZE="2", LOCAL_RANK=str(r), LOCAL_WORLD_SIZE="2",
+              MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for r in range(2)
+    ]  # fmt: skip
+    outs = [finish(rank) for rank in ranks]
+    assert "rank 0 of 2: 997 images" in outs[0] and "rank 1 of 2: 800 images" in outs[1]
+    assert contents(workspace) == contents(local)
+    assert read_json(workspace / "reports/cost/extract-original.json")["engine"] == "torchrun, 2 processes"
+
+
+def test_a_rank_keeps_one_gpu():
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert Ranks.of(environment) == Ranks(5, 8, 4)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    environment |= {"CUDA_VISIBLE_DEVICES": "4,6", "LOCAL_RANK": "1"}
+    Ranks.of(environment)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "6"
+    alone = {}
+    assert Ranks.of(alone) == Ranks(0, 1, 1) and alone == {}
+
+
+@pytest.fixture(scope="module")
+def slower(tmp_path_factory) -> Path:
+    workspace = lay_out(tmp_path_factory.mktemp("slower"), SLOWER)
+    finish(start(workspace, STAGE))
+    return workspace
+
+
+def kill_a_worker(process: subprocess.Popen) -> tuple[list[int], str]:
+    """Read what the stage says; once its workers are ready, end one in the middle of the work."""
+    lines, killed = [], []
+    for line in process.stdout:
+        lines.append(line)
+        if not killed and (ready := re.search(r"Ray workers ready, process (\d+), (\d+)", line)):
+            killed.append(int(ready[2]))
+            threading.Timer(1.0, os.kill, (killed[0], signal.SIGKILL)).start()
+    process.wait(timeout=60)
+    assert process.returncode == 0, "".join(lines)[-3000:]
+    return killed, "".join(lines)
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_bytes_although_a_worker_is_killed(slower, tmp_path):
+    pytest.importorskip("ray")
+    workspace = lay_out(tmp_path, SLOWER, engine="ray", workers=2)
+    with start(workspace, STAGE) as process:
+        killed, out = kill_a_worker(process)
+    assert len(killed) == 1 and "a worker was lost" in out
+    assert contents(workspace) == contents(slower)
+
+
+@pytest.mark.slow
+def test_ray_joins_a_cluster_that_is_there(local, tmp_path):
+    """Two nodes on loopback, as two machines would be; the second dies with its worker."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        workspace = lay_out(tmp_path, engine="ray", address=cluster.address)
+        out = finish(start(workspace, STAGE))
+        assert "2 Ray workers: 1,797 images" in out
+        assert contents(workspace) == contents(local)
+    finally:
+        cluster.shutdown()
+
+
+def test_a_cluster_that_is_not_there():
+    pytest.importorskip("ray")
+    for address in ("127.0.0.1:1", "nowhere"):
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at '{address}'"):
+            _check_address(address)
