@@ -10,8 +10,9 @@ from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError
 from expunge.features.store import FeatureStore
 from expunge.files import write_manifest
-from expunge.methods import METHODS, Request, fit
+from expunge.methods import METHODS, fit
 from expunge.models.checkpoint import load_classifier
+from expunge.request import Request
 from expunge.unlearned import Unlearned
 
 QUICK = {
@@ -47,6 +48,7 @@ def request_(finished):
         forget_rows=split.rows("forget"),
         retain_rows=split.rows("retain"),
         forget_classes=split.request["whole_classes"],
+        held_rows=np.flatnonzero(split.held),
     )
 
 

@@ -84,6 +84,7 @@ class Split:
     file: str | None
     filter: str | None
     duplicates: Literal["warn", "include", "refuse"]
+    validation: float
     seed: int
 
 
@@ -218,6 +219,7 @@ def _check(config: Config, path: str) -> None:
         ),
         (0 < config.data.test_fraction < 1, "data.test_fraction", "must lie between 0 and 1"),
         (0 < config.split.fraction < 1, "split.fraction", "must lie between 0 and 1"),
+        (0 <= config.split.validation <= 0.5, "split.validation", "must lie between 0 and 0.5"),
         (
             config.split.selector not in ("ids", "subjects") or config.split.file is not None,
             "split.file",

@@ -1,128 +1,43 @@
 """The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line.
 
-`fit.NAME` holds the settings of `methods: [NAME]`. Two keys are ours: `method` lets several settings of one method
-stand beside each other under names of their own, and `after` fits another entry first and goes on from its result.
+`fit.NAME` holds the settings of `methods: [NAME]`. Three keys are ours: `method` lets several settings of one method
+stand beside each other under names of their own, `after` fits another entry first and goes on from its result, and
+`choose` lists values of settings to choose from on held-out rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
+from expunge.choosing import choose_settings
 from expunge.core import (
     CertifiedRemoval,
     Esc,
     HeadRefit,
     Leace,
-    LinearHead,
     Loft,
     LogitMask,
-    Moments,
     PourP,
     RepresentationLinear,
     RepresentationMlp,
     RepresentationZeroShot,
     identity,
 )
-from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
-from expunge.errors import ConfigError, DataError
-from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
-from expunge.files import read_manifest
+from expunge.errors import ConfigError
 from expunge.finetune import FOR_SAMPLES, Seal
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.relearn import Relearn
-from expunge.models.classifier import Classifier
+from expunge.request import Request
 from expunge.unlearned import Unlearned
 
 Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a method may look at. Test rows and retrained models are out of its reach."""
-
-    store: FeatureStore
-    activations_dir: Path
-    dataset: Dataset
-    classifier: Classifier
-    forget_rows: np.ndarray
-    retain_rows: np.ndarray
-    forget_classes: list[int]  # classes forgotten as a whole
-
-    @cached_property
-    def head(self) -> LinearHead:
-        return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """int32, by dataset row."""
-        return self.store.column("label")
-
-    @cached_property
-    def z_forget(self) -> Tensor:
-        return torch.from_numpy(self.store.z(self.forget_rows))
-
-    @cached_property
-    def z_retain(self) -> Tensor:
-        return torch.from_numpy(self.store.z(self.retain_rows))
-
-    @cached_property
-    def forget(self) -> Moments:
-        return Moments.of(self.z_forget)
-
-    @cached_property
-    def total(self) -> Moments:
-        """Of all training rows, accumulated when the features were fetched."""
-        return Moments.load(self.store.directory / MOMENTS)
-
-    @cached_property
-    def retain(self) -> Moments:
-        """`total - forget`: no pass over retained rows."""
-        return self.total - self.forget
-
-    @cached_property
-    def class_counts(self) -> Tensor:
-        """Training rows per class, `(C,)` int64."""
-        return load_file(self.store.directory / CLASS_SUMS)["counts"]
-
-    @cached_property
-    def class_means(self) -> Tensor:
-        """Mean training feature per class, `(C, d)` float64."""
-        return load_file(self.store.directory / CLASS_SUMS)["sums"] / self.class_counts.clamp(min=1)[:, None]
-
-    def images(self) -> np.ndarray:
-        """All images, uint8 `(n, h, w, c)`, in memory, for methods that train. Raises DataError for mixed sizes."""
-        images = self.dataset.images()
-        if isinstance(images, list):
-            raise DataError(
-                f"{self.dataset.directory}: images differ in size; methods that train weights need one size"
-            )
-        return images
-
-    def activations(self, cut: str) -> np.ndarray:
-        """Activations `(train rows, h, w, c)` float16 behind a cut, memory-mapped."""
-        manifest = read_manifest(self.activations_dir, verify=False)
-        if f"{cut}.npy" not in manifest["files"]:
-            raise ConfigError(f"params.yaml: activations.cuts has no {cut!r}; add it, so that they are fetched once")
-        mapped: np.ndarray = np.load(self.activations_dir / f"{cut}.npy", mmap_mode="r")
-        return mapped
-
-    def whole_classes(self, name: str) -> list[int]:
-        if not self.forget_classes:
-            raise ConfigError(
-                f"params.yaml: methods: {name} forgets whole classes, but this request names rows; remove it there"
-            )
-        return self.forget_classes
 
 
 def _logit_mask(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
@@ -269,7 +184,16 @@ def fit(name: str, request: Request, table: Mapping[str, Settings]) -> Unlearned
         raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
     settings = dict(table[name] or {})
     method, after = settings.pop("method", name), settings.pop("after", None)
+    choose = settings.pop("choose", None)
     if method not in METHODS:
         raise ConfigError(f"params.yaml: fit.{name}: unknown method {method!r}; known: {', '.join(METHODS)}")
-    before = fit(after, request, table) if after is not None else None
-    return METHODS[method](name, request, settings, before)
+
+    def fitted(request: Request, settings: Settings) -> Unlearned:
+        before = fit(after, request, table) if after is not None else None
+        return METHODS[method](name, request, settings, before)
+
+    if not choose:
+        return fitted(request, settings)
+    taken, record = choose_settings(name, request, choose, lambda part, more: fitted(part, {**settings, **more}))
+    unlearned = fitted(request, {**settings, **taken})
+    return dataclasses.replace(unlearned, info={**unlearned.info, "chosen": record})

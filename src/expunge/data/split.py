@@ -39,6 +39,7 @@ def split(
     file: Path | str | None = None,
     filter: str | None = None,
     duplicates: str = "warn",
+    validation: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
@@ -48,7 +49,8 @@ def split(
     class whose training rows are all forgotten become test_forget, the others test_retain.
 
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
-    it in the request, or to refuse.
+    it in the request, or to refuse. `validation`: share of the retained and of the forgotten rows by which settings
+    may be chosen and which no metric counts, drawn with `seed`.
     Raises DataError for a request that names what is not there, nothing, or everything.
     """
     if duplicates not in DUPLICATE_POLICIES:
@@ -85,6 +87,7 @@ def split(
         "whole_classes": whole.tolist(),
         "duplicates_left_in_retain": left,
         "duplicates_included": included,
+        "validation": {"share": validation, "seed": seed},
     }
     rows = pa.array(np.arange(len(part), dtype=np.int64))
     table = pa.table([pa.array(ids), rows, pa.array(part.tolist())], schema=ASSIGNMENT_SCHEMA)
@@ -131,6 +134,17 @@ class Split:
         """str `(rows,)` in dataset order."""
         table = pq.ParquetFile(self.directory / ASSIGNMENT).read(["part"])  # pq.read_table would import pandas
         return np.array(table["part"].to_pylist())
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """bool `(rows,)`: training rows held out to choose settings by; fitted to afterwards, and in no metric."""
+        held = np.zeros(len(self.parts), dtype=bool)
+        drawn = self.request["validation"]
+        for stream, part in enumerate((RETAIN, FORGET)):
+            rows = self.rows(part)
+            rng = np.random.default_rng([drawn["seed"], stream])
+            held[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
+        return held
 
     def rows(self, part: str) -> np.ndarray:
         """int64 dataset positions of one part, ascending."""

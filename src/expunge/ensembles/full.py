@@ -31,11 +31,12 @@ from expunge.features.extract import Settings, extract
 from expunge.features.store import FeatureStore
 from expunge.files import digest_of, read_json, read_manifest, staged_dir, write_json, write_manifest
 from expunge.finetune.cut import fetch_activations
-from expunge.methods import Request, fit
+from expunge.methods import fit
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 from expunge.progress import say
 from expunge.recipe import make_classifier
+from expunge.request import Request
 from expunge.unlearned import Unlearned
 
 PRODUCER = "expunge.ensembles.full"
@@ -211,6 +212,7 @@ def _request(job: Job, classifier: Classifier, scratch: Path) -> Request:
         forget_rows=job.split.rows(FORGET),
         retain_rows=job.split.rows(RETAIN),
         forget_classes=job.split.request["whole_classes"],
+        held_rows=np.flatnonzero(job.split.held),
     )
 
 

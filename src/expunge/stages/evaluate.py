@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from expunge.data.split import Split
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore
-from expunge.files import read_manifest, staged_dir, write_json, write_manifest
+from expunge.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import (
     DATASET,
@@ -33,10 +34,11 @@ from expunge.paths import (
 )
 from expunge.progress import say
 from expunge.stages import run
-from expunge.unlearned import Unlearned
+from expunge.unlearned import INFO, Unlearned
 from expunge.usage import write_cost
 
 REFERENCES = "references"
+VALIDATION = "validation"  # the part of rows that settings were chosen by, where outputs are kept per row
 
 
 def of_classifier(name: str) -> Outputs:
@@ -62,6 +64,18 @@ def retrained_models(config: Config) -> list[Outputs]:
     return [] if config.reference == "skip" else [of_classifier(retrained(seed)) for seed in config.retrain.seeds]
 
 
+def settings_of(method: str) -> dict[str, Any]:
+    """Its settings in params.yaml, and where some were chosen on held-out rows, from what and how they fared."""
+    chosen = read_json(UNLEARNED / method / INFO).get("chosen")
+    return {"params": read_manifest(UNLEARNED / method)["settings"] or {}, "chosen": chosen}
+
+
+def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
+    """Those of the rows in `mask`: the others were used to choose settings."""
+    z_prime = None if outputs.z_prime is None else outputs.z_prime[mask]
+    return Outputs(outputs.logits[mask], outputs.z[mask], z_prime)
+
+
 def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.ndarray, ids: np.ndarray) -> None:
     """`data/evaluation/NAME`: one file per model, one row per row of the dataset, none left out."""
     with staged_dir(EVALUATION / name) as staging:
@@ -69,7 +83,12 @@ def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.n
             logits = pa.FixedSizeListArray.from_arrays(
                 pa.array(outputs.logits.astype(np.float32).reshape(-1)), outputs.logits.shape[1]
             )
-            columns = {"sample_id": ids, "part": split.parts, "label": labels, "logits": logits}
+            columns = {
+                "sample_id": ids,
+                "part": np.where(split.held, VALIDATION, split.parts),
+                "label": labels,
+                "logits": logits,
+            }
             pq.write_table(pa.table(columns), staging / f"{model}.parquet", compression="zstd")
         write_manifest(staging, "expunge.stages.evaluate", rows={f"{model}.parquet": len(labels) for model in models})
 
@@ -93,16 +112,27 @@ def main() -> None:
     models = {name: of_method(name, original, config)} if name != REFERENCES else {ORIGINAL: original}
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
+    counted = ~split.held
     start = time.perf_counter()
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
     with threadpool_limits(1):
         blocks = [
-            evaluate(m, original, [r for r in references if r is not m], labels, split.parts, seed)
-            for m in models.values()
+            evaluate(
+                rows_of(model, counted),
+                rows_of(original, counted),
+                [rows_of(r, counted) for r in references if r is not model],
+                labels[counted],
+                split.parts[counted],
+                seed,
+            )
+            for model in models.values()
         ]
     seconds = time.perf_counter() - start
-    block = blocks[0] if name != REFERENCES else {"original": blocks[0], "retrained": blocks[1:]}
+    if name == REFERENCES:
+        block = {"original": blocks[0], "retrained": blocks[1:]}
+    else:
+        block = {**blocks[0], "settings": settings_of(name)}
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})

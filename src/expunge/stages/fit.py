@@ -3,16 +3,19 @@
 import argparse
 import time
 
+import numpy as np
+
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.errors import CollapseError, QualityError
 from expunge.features.store import FeatureStore
 from expunge.files import staged_dir, write_manifest
-from expunge.methods import Request, fit, warm_up
+from expunge.methods import fit, warm_up
 from expunge.models.checkpoint import load_classifier
 from expunge.paths import ACTIVATIONS, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.progress import say
+from expunge.request import Request
 from expunge.stages import run
 from expunge.usage import write_cost
 
@@ -31,6 +34,7 @@ def main() -> None:
         forget_rows=split.rows("forget"),
         retain_rows=split.rows("retain"),
         forget_classes=split.request["whole_classes"],
+        held_rows=np.flatnonzero(split.held),
     )
     warm_up(name, table)
     refused, seconds = None, 0.0

@@ -19,6 +19,7 @@ def main() -> None:
         file=config.file,
         filter=config.filter,
         duplicates=config.duplicates,
+        validation=config.validation,
         seed=config.seed,
     )
     say(f"split: {request['forget_rows']:,} rows to forget, {request['retain_rows']:,} retained")
