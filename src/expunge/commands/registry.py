@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -132,10 +133,12 @@ def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     from expunge.erasure.ledger import Ledger
     from expunge.promotion.shown import console
 
-    table = Table("", "time (UTC)", "what", "model", "version", "instead of", "level", "reason", "hash")
+    table = Table("", "time (UTC)", "what", "about", "version", "instead of", "level", "by", "reason", "hash")
     for e in Ledger(ledger).entries():
         f = e.facts
-        cells = (str(f.get(key) or "–") for key in ("model", "version", "instead_of", "claim_level", "reason"))
+        about, level = f.get("about") or f.get("model"), f.get("claim_level") or f.get("level")
+        found = (about, f.get("version"), f.get("instead_of"), level, f.get("who"), f.get("reason"))
+        cells = (str(value or "–") for value in found)
         by_hand = " (by hand)" if f.get("by_hand") else ""
         table.add_row(str(e.seq), e.time.removesuffix("+00:00"), e.kind + by_hand, *cells, e.hash[7:19])
     console().print(table)
@@ -145,8 +148,22 @@ def show_ledger(ledger: LedgerPath = LEDGER) -> None:
 def verify_ledger(
     ledger: LedgerPath = LEDGER,
     known: Annotated[list[str] | None, typer.Option(help="Hash of an entry that was kept elsewhere.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Public key, PEM, of who keeps it; the workspace's own.")] = None,
 ) -> None:
-    """Check the chain: an entry that was changed, dropped or moved is named, and the exit status is 2."""
-    from expunge.erasure.ledger import Ledger
+    """Check chain and signed head: an entry that was changed, dropped, moved or cut off is named, exit status 2.
 
-    typer.echo(f"{ledger}: {Ledger(ledger).verify(known or [])} entries, the chain is whole.")
+    Hashes that certificates and the request store hold are looked for too.
+    """
+    from expunge.erasure.certificate import known_entries
+    from expunge.erasure.database import DEFAULT_URL, ENV
+    from expunge.erasure.keys import PublicKey
+    from expunge.erasure.ledger import Ledger
+    from expunge.erasure.requests import Store
+
+    kept = [*(known or [])]
+    if ledger == LEDGER:
+        kept += known_entries()
+        if os.environ.get(ENV) or Path(DEFAULT_URL.removeprefix("sqlite:///")).is_file():
+            kept += Store.open().entries()
+    entries = Ledger(ledger).verify(kept, PublicKey.read(key) if key else None)
+    typer.echo(f"{ledger}: {entries} entries, the chain is whole and its head is signed.")

@@ -1,0 +1,211 @@
+"""Every night: the erasure requests that are due, in one run of the pipeline; a person approves; certificates follow.
+
+Everything that counts is in `expunge.erasure.lifecycle`: a run that is killed here is gone on with by the next one.
+"""
+
+from __future__ import annotations
+
+from contextlib import chdir
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from flows.naming import when
+from flows.promote import Decision, form, show
+from flows.unlearn import bring_up_to_date
+
+if TYPE_CHECKING:
+    from expunge.erasure.lifecycle import Outcome
+    from expunge.erasure.requests import Store
+
+FINAL = "expunge.request"  # and the state: expunge.request.completed, expunge.request.refused
+SOON = 7
+
+
+class Approval(Decision):
+    """What the form asks for."""
+
+    approver: str = Field(min_length=1, max_length=200, title="Approver", description="Stands in the certificate.")
+
+
+def run_name() -> str:
+    return f"erasure requests · {when()}"
+
+
+@flow(name="erasure", flow_run_name=run_name, log_prints=True)
+def erasure(
+    workspace: str = ".",
+    ids_file: str | None = None,
+    subject_file: str | None = None,
+    classes: list[str] | None = None,
+    basis: str = "",
+    received: date | None = None,
+    within: Annotated[int | None, Field(ge=0)] = None,
+    wait_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0,
+) -> State[object]:
+    """Carry out every verified erasure request: one run of the pipeline, approval, promotion, sweep, certificates.
+    With a file or classes: take a new request in first; it waits until somebody has verified it.
+
+    Args:
+        workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
+        ids_file: Path, on the worker, of a list of row ids. Never the ids themselves: parameters are kept.
+        subject_file: Path, on the worker, of a list of subjects, whose rows all go.
+        classes: Classes to forget, by name or index.
+        basis: On what ground, for example GDPR Art. 17(1)(b).
+        received: Day on which the request came in; today when left out.
+        within: Start only if a request is due in so many days; every night when left out.
+        wait_hours: How long to wait for the approval. The next run asks again.
+    """
+    root = Path(workspace).resolve()
+    with chdir(root):
+        from expunge.erasure.ledger import Ledger
+        from expunge.erasure.lifecycle import Lifecycle
+        from expunge.erasure.requests import Store
+        from expunge.paths import LEDGER
+
+        store, ledger, today = Store.open(), Ledger(LEDGER), datetime.now(UTC).date()
+        if ids_file or subject_file or classes:
+            take_in(store, ids_file, subject_file, classes, basis, received, today)
+            store.publish(ledger)
+        overview(store, today)
+        told = finals(store)
+        life = Lifecycle(store, ledger, who="erasure deployment", pipeline=stages, say=print)
+        outcome = life.advance(today, within)
+        if outcome.state == "awaiting approval":
+            answer = ask(root, outcome, wait_hours)
+            if answer is None:
+                return Completed(name="AwaitingApproval", message=f"{outcome.batch}: nobody decided; the next run asks")
+            if answer.decision == "refuse":
+                life.reject(answer.approver, answer.reason)
+                return Completed(name="Rejected", message=f"{outcome.batch}: {answer.reason}")
+            life.approve(answer.approver, answer.reason)
+            outcome = life.advance(today)
+        tell(store, told)
+        overview(store, today)
+    return ended(outcome)
+
+
+def stages(stages: Any = (), force: bool = False) -> None:
+    """The pipeline in the working directory, one task per stage."""
+    bring_up_to_date(Path.cwd(), list(stages) or None, force)
+
+
+def take_in(
+    store: Store,
+    ids_file: str | None,
+    subject_file: str | None,
+    classes: list[str] | None,
+    basis: str,
+    received: date | None,
+    today: date,
+) -> None:
+    from expunge.commands.request import parse_classes
+    from expunge.erasure.intake import take_in
+
+    made = take_in(
+        store,
+        ids=Path(ids_file) if ids_file else None,
+        subjects=Path(subject_file) if subject_file else None,
+        classes=parse_classes(",".join(classes or [])),
+        basis=basis,
+        received=received or today,
+        today=today,
+        who="erasure deployment",
+    )
+    print(f"{made.id}: received {made.received}, due {made.due}; verify it with `expunge request verify {made.id}`")
+
+
+def overview(store: Store, today: date) -> None:
+    """Open requests by deadline, as a table; what is overdue or due soon stands in its description."""
+    from expunge.erasure.states import OPEN, urgency
+
+    open_ = store.all(OPEN)
+    marks = [urgency(r.due, today, SOON) for r in open_]
+    rows = [
+        {
+            "due": r.due.isoformat(),
+            "days left": (r.due - today).days,
+            "": mark,
+            "request": r.id,
+            "state": str(r.state),
+            "asks for": f"{r.asked:,} {r.kind}",
+            "received": r.received.isoformat(),
+        }
+        for r, mark in zip(open_, marks, strict=True)
+    ]
+    counts = ", ".join(f"{marks.count(mark)} {mark}" for mark in ("overdue", "due soon") if mark in marks)
+    create_table_artifact(
+        key="erasure-requests",
+        table=rows,
+        description=f"{len(open_)} open requests" + (f": **{counts}**" if counts else ", none of them urgent"),
+    )
+
+
+def ask(root: Path, outcome: Outcome, hours: float) -> Approval | None:
+    """The review, and a form above which it stands; None where nobody answered in time."""
+    from expunge.promotion.workspace import Workspace
+
+    product = outcome.facts["product"]
+    seen = Workspace(product["model"]).review(product["version"])
+    show(root, seen)
+    about = (
+        f"# {outcome.batch}: {len(outcome.requests)} erasure requests\n\n"
+        "Promote: the version serves, and the rows are erased for good. Refuse: the requests wait for another run.\n\n"
+    )
+    try:
+        return pause_flow_run(
+            wait_for_input=Approval.with_initial_data(description=about + form(root, seen)),
+            timeout=int(hours * 3600),
+            poll_interval=5,
+        )
+    except FlowPauseTimeout:
+        return None
+
+
+def finals(store: Store) -> set[str]:
+    from expunge.erasure.states import FINAL as ends
+
+    return {r.id for r in store.all(ends)}
+
+
+def tell(store: Store, before: set[str]) -> None:
+    """An event for every request that became final in this run, and its certificate as an artifact."""
+    from expunge.erasure.notify import message
+    from expunge.paths import CERTIFICATES
+
+    for id_ in sorted(finals(store) - before):
+        request = store.get(id_)
+        emit_event(
+            f"{FINAL}.{request.state}",
+            resource={"prefect.resource.id": f"expunge.request.{id_}", "prefect.resource.name": id_},
+            payload=message(request),
+        )
+        if request.state == "completed":
+            create_markdown_artifact(
+                key="erasure-certificate",
+                markdown=f"Certificate on the worker: `{(CERTIFICATES / id_).resolve()}`",
+                description=f"Request {id_} is completed",
+            )
+
+
+def ended(outcome: Outcome) -> State[object]:
+    if outcome.batch is None:
+        return Completed(name="NothingToDo", message="No verified request is due.")
+    message = f"{outcome.batch}: {len(outcome.requests)} requests {outcome.state}."
+    if outcome.state == "refused":
+        # Somebody must tell the requesters.
+        return Failed(name="Refused", message=message)
+    return Completed(message=message)
+
+
+if __name__ == "__main__":
+    erasure()
