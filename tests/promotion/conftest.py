@@ -68,7 +68,7 @@ def put(home: Path, request: str, kind: str = "affine", level: str = "a", name: 
             model_dir=home / "models" / kind,
             unlearned_dir=home / "models/unlearned" / kind,
             classes=CLASSES,
-            images=images,
+            inputs=images,
             expected=evaluated(classifier, map_, images),
             tags={"claim_level": level, "failed_gates": "divergence.forget.kl", "request": REQUESTS[request]},
             description_md="",

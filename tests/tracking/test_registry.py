@@ -51,7 +51,7 @@ def submission(
         model_dir=home / "models/original",
         unlearned_dir=home / "models/unlearned" / kind,
         classes=CLASSES,
-        images=images,
+        inputs=images,
         expected=evaluated(classifier, map_, images),
         tags={"verdict": "level a", "claim_level": "a", "failed_gates": "kl", "request": "sha256:rr", "dvc_lock": "ll"},
         description_md="Forgets *bag*.",
@@ -68,7 +68,7 @@ def test_the_registered_version_answers_as_evaluated(kind, store, tmp_path, monk
     assert version.new and aliased(client, NAME, CHALLENGER).version == version.version
     assert aliased(client, NAME, CHAMPION) is None
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@{CHALLENGER}")
-    np.testing.assert_allclose(model.predict(s.images), s.expected, atol=1e-5)
+    np.testing.assert_allclose(model.predict(s.inputs), s.expected, atol=1e-5)
     tags = client.get_model_version(NAME, version.version).tags
     assert {**s.tags, "method": kind, "content": "sha256:aa"}.items() <= tags.items()
     assert float(tags["parity"]) <= 1e-5
@@ -180,7 +180,7 @@ def test_it_loads_where_neither_expunge_nor_the_users_architecture_is_installed(
     s = submission(tmp_path, architecture="ward_models.nets:small")
     version = register_model(s)
     local = mlflow.artifacts.download_artifacts(version.uri, dst_path=str(tmp_path / "elsewhere"))
-    np.save(tmp_path / "images.npy", s.images)
+    np.save(tmp_path / "images.npy", s.inputs)
     source = str(Path(expunge.__file__).parents[1])
     command = [sys.executable, "-c", ISOLATED, local, source, str(tmp_path / "images.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -224,5 +224,5 @@ def test_the_receipt_holds_content_only(store, tmp_path):
 
 def test_expected_rows_must_match_the_images(store, tmp_path):
     s = submission(tmp_path)
-    with pytest.raises(ValueError, match="one row per image"):
+    with pytest.raises(ValueError, match="one row per input"):
         replace(s, expected=s.expected[:-1])

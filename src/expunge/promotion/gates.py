@@ -47,8 +47,8 @@ def failed_gates(
         failed.append("what the registry holds is not what was registered; register it anew")
     if champion is not None and (contract.shape, contract.classes) != (champion.shape, champion.classes):
         failed.append(
-            f"it takes images {contract.shape} and answers {len(contract.classes)} classes, the champion "
-            f"{champion.shape} and {len(champion.classes)} classes or other names; register it under a name of its own"
+            f"it takes {contract.takes} and answers {len(contract.classes)} classes, the champion "
+            f"{champion.takes} and {len(champion.classes)} classes or other names; register it under a name of its own"
         )
     return failed + remembered(version, forgotten, to_cover)
 

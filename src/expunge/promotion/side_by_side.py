@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.data.dataset import Dataset, Images
+from expunge.data.dataset import Dataset, Inputs
 from expunge.data.schema import FORGET, TEST_FORGET, TEST_RETAIN
 from expunge.data.split import Split
 from expunge.evaluation.equivalence import Difference, row_difference
@@ -24,14 +24,14 @@ PARTS = {
     FORGET: "forgotten training rows",
 }
 
-Predict = Callable[[Images], NDArray[np.int64]]
+Predict = Callable[[Inputs], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class Part:
     """The same rows as both see them: `labels (n,)` and the predicted classes `before (n,)` and `after (n,)`.
 
-    `rows`: positions in the dataset, for whoever shows the images; never printed or kept.
+    `rows`: positions in the dataset, for whoever shows the rows themselves; never printed or kept.
     """
 
     rows: NDArray[np.int64]
@@ -89,7 +89,7 @@ def share(hits: NDArray[np.bool_]) -> Interval:
 
 
 def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split) -> dict[str, Part]:
-    """Both on the same rows of each part that has any, images read once."""
+    """Both on the same rows of each part that has any, inputs read once."""
     labels = dataset.labels()
     out = {}
     for part in PARTS:
@@ -97,8 +97,8 @@ def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split
         if len(rows) > ROWS:
             rows = np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
         if len(rows):
-            images = dataset.images(rows)
-            out[part] = Part(rows, labels[rows].astype(np.int64), before(images), after(images))
+            inputs = dataset.inputs(rows)
+            out[part] = Part(rows, labels[rows].astype(np.int64), before(inputs), after(inputs))
     return out
 
 
@@ -111,8 +111,8 @@ def counts(parts: Mapping[str, Part]) -> dict[str, Any]:
 
 
 def predictor(servable: Servable) -> Predict:
-    def predict(images: Images) -> NDArray[np.int64]:
-        batches = [servable.logits(images[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(images), BATCH)]
+    def predict(inputs: Inputs) -> NDArray[np.int64]:
+        batches = [servable.logits(inputs[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(inputs), BATCH)]
         return np.concatenate(batches).astype(np.int64)
 
     return predict
@@ -126,9 +126,9 @@ def original(directory: Path) -> Predict:
 
     classifier = load_classifier(directory)
 
-    def predict(images: Images) -> NDArray[np.int64]:
+    def predict(inputs: Inputs) -> NDArray[np.int64]:
         with torch.inference_mode():
-            batches = [classifier(images[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(images), BATCH)]
+            batches = [classifier(inputs[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(inputs), BATCH)]
         return np.concatenate(batches).astype(np.int64)
 
     return predict

@@ -20,12 +20,13 @@ METRICS = (
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a card says of the dataset; its digest names the content."""
+    """What a card says of the dataset; its digest names the content. `kind`: `image` or `text`."""
 
     name: str
     digest: str
     rows_train: int
     rows_test: int
+    kind: str = "image"
 
 
 def model_card(summary: Mapping[str, Any], data: TrainingData, classes: Sequence[str]) -> str:
@@ -35,8 +36,8 @@ def model_card(summary: Mapping[str, Any], data: TrainingData, classes: Sequence
 
     method = summary["selected"]
     front: dict[str, Any] = {
-        "tags": ["image-classification", "machine-unlearning", "expunge"],
-        "pipeline_tag": "image-classification",
+        "tags": [f"{data.kind}-classification", "machine-unlearning", "expunge"],
+        "pipeline_tag": f"{data.kind}-classification",
     }
     if method is not None:
         front["model-index"] = [_index(summary, method, data)]
@@ -56,7 +57,7 @@ def _index(summary: Mapping[str, Any], method: str, data: TrainingData) -> dict[
         ]
         if metrics:
             dataset = {"type": data.name, "name": data.name, "split": split, "revision": data.digest}
-            task = {"type": "image-classification", "name": "Image classification"}
+            task = {"type": f"{data.kind}-classification", "name": f"{data.kind.capitalize()} classification"}
             results.append({"task": task, "dataset": dataset, "metrics": metrics})
     return {"name": f"{summary['model']['name']}-{method}", "results": results}
 
@@ -73,8 +74,9 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
         title = f"# {model['name']} after {method}"
         named = ", ".join(_escape(c) for c in classes)
         use = (
-            f"Image classification over {len(classes)} classes ({named}), where the rows named below must no longer "
-            "shape the answers. Judge it by the claim level; do not use it as proof that data was deleted."
+            f"{data.kind.capitalize()} classification over {len(classes)} classes ({named}), where the rows named "
+            "below must no longer shape the answers. Judge it by the claim level; do not use it as proof that data was "
+            "deleted."
         )
     status = " (indicative)" if verdict["indicative"] else ""
     claim = [f"Level **{verdict['level']}**{status}. {words.claim(verdict['level'], summary)}"]

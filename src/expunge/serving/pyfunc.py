@@ -18,7 +18,8 @@ from expunge.serving.servable import Servable
 
 
 class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
-    """Raw images, uint8 `(n, h, w)` or `(n, h, w, c)`, to class probabilities, float32 `(n, C)`."""
+    """Raw images, uint8 `(n, h, w)` or `(n, h, w, c)`, or a frame with the column `text`, to class probabilities,
+    float32 `(n, C)`."""
 
     def load_context(self, context: Any) -> None:
         self.servable = Servable.load(context.artifacts["servable"])
@@ -27,8 +28,11 @@ class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> NDArray[np.float32]:
+        given: Any = model_input
+        if self.servable.contract.texts:  # MLflow has no tensors of texts, so they come in a frame
+            given = given["text"].to_numpy()
         try:
-            return self.servable.probabilities(model_input)
+            return self.servable.probabilities(given)
         except DataError as e:
             raise MlflowException.invalid_parameter_value(str(e)) from None
 

@@ -2,6 +2,7 @@
 
     model.safetensors, model.json   the backbone and the head that ships
     map/                            only for a map that no linear head can absorb
+    tokenizer.json                  only where texts go in
     serving.json                    shape of an image, class names
     manifest.json
 
@@ -23,7 +24,7 @@ from expunge.errors import DataError
 from expunge.files import digest_of, read_json, read_manifest, write_json, write_manifest
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.classifier import Classifier, ModelCard
-from expunge.models.preprocess import Images
+from expunge.models.preprocess import Inputs
 
 CONTRACT = "serving.json"
 MAP = "map"
@@ -35,7 +36,7 @@ BATCH = 256
 class Contract:
     """What goes in and what comes out.
 
-    `shape`: of one image, `(h, w)` or `(h, w, c)`; -1 stands for any size.
+    `shape`: of one image, `(h, w)` or `(h, w, c)`; -1 stands for any size. `()` where texts go in.
     `classes`: names of the columns of the answer, in order.
     `binary`: whether images with no pixel above 1 are normal here; elsewhere they are taken for a mistake.
     """
@@ -45,8 +46,11 @@ class Contract:
     binary: bool = False
 
     @classmethod
-    def of(cls, example: NDArray[np.uint8], classes: Sequence[str], any_size: bool = False) -> Contract:
-        """From example images `(n, h, w)` or `(n, h, w, c)`, uint8. `any_size` leaves height and width open."""
+    def of(cls, example: NDArray[np.uint8] | list[str], classes: Sequence[str], any_size: bool = False) -> Contract:
+        """From example images `(n, h, w)` or `(n, h, w, c)`, uint8, or from texts. `any_size` leaves height and width
+        open."""
+        if isinstance(example, list):
+            return cls((), tuple(classes))
         if example.dtype != np.uint8 or example.ndim not in (3, 4) or not len(example):
             raise ValueError(
                 f"example images: {example.dtype} {example.shape}; expected uint8 (n, h, w) or (n, h, w, c)"
@@ -54,8 +58,20 @@ class Contract:
         size = (ANY, ANY) if any_size else example.shape[1:3]
         return cls((*size, *example.shape[3:]), tuple(classes), bool(example.max() <= 1))
 
-    def check(self, images: object) -> NDArray[np.uint8]:
-        """`images` as a uint8 array that fits, or DataError saying what was expected."""
+    @property
+    def texts(self) -> bool:
+        return self.shape == ()
+
+    @property
+    def takes(self) -> str:
+        """What goes in, in a word or two."""
+        return "texts" if self.texts else f"images {self.shape}"
+
+    def check(self, inputs: object) -> NDArray[np.uint8] | list[str]:
+        """`inputs` as a uint8 array or a list of texts that fits, or DataError saying what was expected."""
+        return _texts(inputs) if self.texts else self._images(inputs)
+
+    def _images(self, images: object) -> NDArray[np.uint8]:
         wanted = f"a uint8 array (n, {', '.join('any' if s == ANY else str(s) for s in self.shape)})"
         if not isinstance(images, np.ndarray):
             raise DataError(f"images are a {type(images).__name__}; expected {wanted}")
@@ -96,23 +112,36 @@ class Servable:
             map_ = load_map(directory / MAP)
         return cls(classifier, map_, Contract(tuple(contract["shape"]), tuple(contract["classes"]), contract["binary"]))
 
-    def probabilities(self, images: object) -> NDArray[np.float32]:
-        """Class probabilities float32 `(n, C)` of raw images, uint8 `(n, *contract.shape)`; n may be 0.
+    def probabilities(self, inputs: object) -> NDArray[np.float32]:
+        """Class probabilities float32 `(n, C)` of raw images, uint8 `(n, *contract.shape)`, or of n texts; n may be 0.
 
-        Raises DataError for anything else. Worked through in batches of 256 images, without gradients.
+        Raises DataError for anything else. Worked through in batches of 256, without gradients.
         """
-        raw = self.contract.check(images)
+        raw = self.contract.check(inputs)
         out = np.empty((len(raw), len(self.contract.classes)), np.float32)
         for start in range(0, len(raw), BATCH):
             out[start : start + BATCH] = torch.softmax(self.logits(raw[start : start + BATCH]), dim=1).numpy()
         return out
 
-    def logits(self, images: Images) -> Tensor:
-        """Logits float32 `(n, C)` of one batch that is known to be good: uint8, of any sizes where it is a list."""
+    def logits(self, inputs: Inputs) -> Tensor:
+        """Logits float32 `(n, C)` of one batch that is known to be good: uint8 images, of any sizes where it is a list,
+        or texts."""
         with torch.inference_mode():
-            z = self.classifier.features(images)
+            z = self.classifier.features(inputs)
             logits: Tensor = self.classifier.head(self.map_(z) if self.map_ else z)
         return logits.float()
+
+
+def _texts(inputs: object) -> list[str]:
+    wanted = "expected a list or an array (n,) of texts"
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 1:
+        inputs = inputs.tolist()
+    if not isinstance(inputs, list):
+        raise DataError(f"inputs are a {type(inputs).__name__}; {wanted}")
+    for row, text in enumerate(inputs):
+        if not isinstance(text, str):
+            raise DataError(f"input {row} is a {type(text).__name__}; {wanted}")
+    return inputs
 
 
 def write_servable(directory: Path, model_dir: Path | str, unlearned_dir: Path | str, contract: Contract) -> ModelCard:

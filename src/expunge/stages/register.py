@@ -3,7 +3,7 @@
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +11,7 @@ import yaml
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.data.schema import TEXT
 from expunge.data.split import Split
 from expunge.evaluation.divergence import log_softmax
 from expunge.files import digest_of, read_json, read_manifest
@@ -77,20 +78,23 @@ def content_digest(method: str, summary: dict[str, Any]) -> str:
     )
 
 
-def evaluated(method: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Test images of retained classes, uint8 `(n, h, w[, c])`, and the probabilities the evaluation had for them."""
+def evaluated(method: str, dataset: Dataset) -> tuple[np.ndarray | list[str], np.ndarray]:
+    """Test rows of retained classes, images uint8 `(n, h, w[, c])` or texts, and the probabilities that the evaluation
+    had for them."""
     rows = Split(SPLIT).rows("test_retain")
-    if dataset.image_shape is None:
+    if dataset.image_shape is None and dataset.encoding != TEXT:
         shapes = dataset.table(["height", "width", "channels"]).take(rows).to_pylist()
         rows = rows[[shape == shapes[0] for shape in shapes]]
     rows = rows[:CHECKED_ROWS]
-    images = np.stack(list(dataset.images(rows)))
     logits = (
         pq.read_table(EVALUATION / method / f"{method}.parquet", columns=["logits"])["logits"]
         .take(rows)
         .combine_chunks()
     )
     probabilities = np.exp(log_softmax(logits.flatten().to_numpy().reshape(len(rows), -1)))
+    if dataset.encoding == TEXT:
+        return cast(list[str], dataset.inputs(rows)), probabilities
+    images = np.stack(list(dataset.images(rows)))
     return images[..., 0] if images.shape[-1] == 1 else images, probabilities
 
 
@@ -131,7 +135,7 @@ def main() -> None:
         "failed_gates": ", ".join(gate["gate"] for gate in verdict["failed_gates"]) or "none",
         "request": summary["request"]["digest"],
     }
-    images, probabilities = evaluated(selected, dataset)
+    inputs, probabilities = evaluated(selected, dataset)
     content = content_digest(selected, summary)
     own = UNLEARNED / selected
     model_dir = own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL
@@ -144,7 +148,7 @@ def main() -> None:
             model_dir=model_dir,
             unlearned_dir=UNLEARNED / selected,
             classes=dataset.class_names,
-            images=images,
+            inputs=inputs,
             expected=probabilities,
             tags=tags,
             description_md=description(summary, dataset),

@@ -8,6 +8,7 @@ import torch
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.data.schema import TEXT
 from expunge.features.store import FeatureStore
 from expunge.files import read_json, read_manifest, write_text
 from expunge.paths import (
@@ -58,7 +59,7 @@ def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[
         with torch.inference_mode():
             own = torch.cat(
                 [
-                    unlearned.classifier.features(dataset.images(part)).float()
+                    unlearned.classifier.features(dataset.inputs(part)).float()
                     for part in np.array_split(rows, max(1, len(rows) // config.features.batch_size))
                 ]
             )
@@ -92,7 +93,11 @@ def main() -> None:
     summary["methods"] = {name: found[name] for name in config.methods if name in found}
     evidence = gather(summary, dataset, config)
     data = TrainingData(
-        config.data.source, dataset.digest, dataset.manifest["rows_train"], dataset.manifest["rows_test"]
+        config.data.source,
+        dataset.digest,
+        dataset.manifest["rows_train"],
+        dataset.manifest["rows_test"],
+        "text" if dataset.encoding == TEXT else "image",
     )
     write_text(REPORTS / "report.html", render(summary, evidence))
     write_text(REPORTS / "results.csv", results_csv(summary))

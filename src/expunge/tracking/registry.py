@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import expunge
@@ -45,6 +45,7 @@ BUILDERS = {
     "timm": ("timm", "torchvision"),
     "torchvision": ("torchvision",),
     "transformers": ("transformers",),
+    "sentence": ("transformers", "tokenizers"),
 }
 
 
@@ -76,8 +77,9 @@ class Submission:
     `content`: digest of everything it comes from; a version that has it is used again instead of a new one.
     `run_id`: the run that the model is logged to.
     `model_dir`: checkpoint with the backbone; `unlearned_dir`: the method's output, the head that ships and its map.
-    `images`: uint8 `(n, h, w)` or `(n, h, w, c)`, with `expected`, the probabilities `(n, C)` that the evaluation
-    saw for them. The first 4 are stored as the input example, so take test rows that may be shown.
+    `inputs`: images, uint8 `(n, h, w)` or `(n, h, w, c)`, or texts, with `expected`, the probabilities `(n, C)` that
+    the evaluation saw for them. The first 4 images are stored as the input example, so take test rows that may be
+    shown; of texts none is.
     `tags`: `verdict`, `claim_level`, `failed_gates`, `request`, `dvc_lock`.
     `documents`: files stored with the model, such as its card and certificate.
     `any_size`: images of any height and width are taken.
@@ -90,7 +92,7 @@ class Submission:
     model_dir: Path
     unlearned_dir: Path
     classes: Sequence[str]
-    images: NDArray[np.uint8]
+    inputs: NDArray[np.uint8] | list[str]
     expected: NDArray[np.floating[Any]]
     tags: Mapping[str, str]
     description_md: str
@@ -98,10 +100,10 @@ class Submission:
     any_size: bool = False
 
     def __post_init__(self) -> None:
-        if self.expected.shape != (len(self.images), len(self.classes)) or not len(self.images):
+        if self.expected.shape != (len(self.inputs), len(self.classes)) or not len(self.inputs):
             raise ValueError(
-                f"expected probabilities {self.expected.shape} for {len(self.images)} images "
-                f"and {len(self.classes)} classes; one row per image, at least one"
+                f"expected probabilities {self.expected.shape} for {len(self.inputs)} inputs "
+                f"and {len(self.classes)} classes; one row per input, at least one"
             )
 
 
@@ -199,7 +201,7 @@ def _own_builder(architecture: str) -> tuple[list[str], list[Path]]:
 
 
 def _create(client: MlflowClient, s: Submission) -> Version:
-    contract = Contract.of(s.images, s.classes, s.any_size)
+    contract = Contract.of(s.inputs, s.classes, s.any_size)
     with tempfile.TemporaryDirectory() as tmp:
         servable = Path(tmp) / "servable"
         servable.mkdir()
@@ -212,17 +214,14 @@ def _create(client: MlflowClient, s: Submission) -> Version:
                 artifacts={"servable": str(servable), **{p.stem: str(p) for p in s.documents}},
                 code_paths=[str(p) for p in (_served_code(Path(tmp)), *_own_builder(card.name)[1])],
                 pip_requirements=requirements(card.name),
-                signature=ModelSignature(
-                    Schema([TensorSpec(np.dtype("uint8"), (-1, *contract.shape))]),
-                    Schema([TensorSpec(np.dtype("float32"), (-1, len(s.classes)))]),
-                ),
-                input_example=s.images[:EXAMPLES],
+                signature=_signature(contract),
+                input_example=_as_sent(["a text"] if contract.texts else s.inputs[:EXAMPLES]),
                 metadata={"classes": list(s.classes), "method": s.method},
             )
     try:
         client.create_registered_model(
             s.name,
-            description="Classifiers that were made to forget; raw images in, class probabilities out.\n\n"
+            description="Classifiers that were made to forget; raw images or texts in, class probabilities out.\n\n"
             "`challenger` is what was registered last and checked, `champion` what people serve. Promote with "
             "`expunge promote`, after `expunge review`: it checks the gates and writes down why. An alias moved by "
             "hand is found by `expunge audit`.",
@@ -248,6 +247,19 @@ def _create(client: MlflowClient, s: Submission) -> Version:
     return _version(made, s.content, new=True)
 
 
+def _signature(contract: Contract) -> ModelSignature:
+    given = ColSpec("string", "text") if contract.texts else TensorSpec(np.dtype("uint8"), (-1, *contract.shape))
+    answer = TensorSpec(np.dtype("float32"), (-1, len(contract.classes)))
+    return ModelSignature(Schema([given]), Schema([answer]))
+
+
+def _as_sent(inputs: Sequence[str] | NDArray[np.uint8]) -> Any:
+    """What a client hands to MLflow: an array of images, or a frame of texts."""
+    import pandas as pd
+
+    return inputs if isinstance(inputs, np.ndarray) else pd.DataFrame({"text": inputs})
+
+
 def _served_code(directory: Path) -> Path:
     """A copy of the part of this package that a served model imports."""
     source, target = Path(expunge.__file__).parent, directory / "expunge"
@@ -262,7 +274,7 @@ def _served_code(directory: Path) -> Path:
 
 def _difference(uri: str, s: Submission) -> float:
     """Largest difference of a probability from the evaluated one. Raises TrackingError above the tolerance."""
-    given = mlflow.pyfunc.load_model(uri).predict(s.images)
+    given = mlflow.pyfunc.load_model(uri).predict(_as_sent(s.inputs))
     difference = float(np.abs(given - s.expected).max()) if given.shape == s.expected.shape else float("nan")
     if not difference <= TOLERANCE:  # so written, it also catches a probability that is not a number
         raise TrackingError(
