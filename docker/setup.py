@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 
 def buckets(names: list[str]) -> None:
-    """Create what is missing; the endpoint and the key come from AWS_ENDPOINT_URL_S3 and AWS_SHARED_CREDENTIALS_FILE."""
+    """Create what is missing; endpoint and key come from AWS_ENDPOINT_URL_S3 and AWS_SHARED_CREDENTIALS_FILE."""
     s3 = boto3.client("s3")
     there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for name in names:

