@@ -19,6 +19,22 @@ HOSTILE = ("$x^2$ | *b*", '"><img src=x onerror=y>', "<script>alert(1)</script>"
 CLASSES, DIM, ROWS, GONE = 5, 6, 700, 2
 MARGINS = Margins(accuracy=0.15, retain=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, probe=0.2)
 Run = tuple[dict[str, Any], Evidence]
+FARED = {"forgotten_named": 0.0, "retained_lost": 0.004, "retained_kl": 0.1, "refused": None}
+REFUSED = {"forgotten_named": None, "retained_lost": None, "retained_kl": None, "refused": "it collapsed"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "logit-mask": {"params": {}, "chosen": None},
+    "loft": {
+        "params": {"choose": {"rank": [8, 1]}, "solver": "exact"},
+        "chosen": {
+            "taken": {"rank": 8},
+            "candidates": [{"settings": {"rank": 8}, **FARED}, {"settings": {"rank": 1}, **REFUSED}],
+        },
+    },
+    "keep": {
+        "params": {"choose": {"a": [1]}},
+        "chosen": {"taken": {"a": 1}, "candidates": [], "why_first": "the request names rows, not classes"},
+    },
+}
 
 
 def many_models() -> dict[str, Any]:
@@ -76,13 +92,14 @@ def make(whole: bool, seeds: int, ensembles: bool = False) -> Run:
             "forget_rows": int((parts == "forget").sum()),
             "retain_rows": int((parts == "retain").sum()),
             "digest": "sha256:" + "a" * 64,
+            "validation": {"share": 0.1, "seed": 0},
         },
         {"name": "gauss", "feature_dim": DIM, "saw_forget_data": True, "digest": "sha256:" + "b" * 64},
         {
             "original": block(original, retrained),
             "retrained": [block(r, [o for o in retrained if o is not r]) for r in retrained],
         },
-        {name: block(m, retrained) for name, m in methods.items()},
+        {name: {**block(m, retrained), "settings": SETTINGS[name]} for name, m in methods.items()},
         dict.fromkeys(methods, cost),
         MARGINS,
         many_models() if ensembles else None,

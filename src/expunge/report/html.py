@@ -80,8 +80,9 @@ class Section:
     more_label: str = ""
 
 
-def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
-    """The whole page. `evidence.logits` are keyed as the table's rows, in its order."""
+def render(summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None) -> str:
+    """The whole page. `evidence.logits` are keyed as the table's rows, in its order. `drawn`: the page's
+    `sections`, for whoever drew them already."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -91,6 +92,7 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    drawn = sections(summary, evidence) if drawn is None else drawn
     name = words.focus(summary)
     verdict = summary["methods"][name]["verdict"]
     page = environment.get_template("report.html.jinja")
@@ -108,8 +110,9 @@ def render(summary: Mapping[str, Any], evidence: Evidence) -> str:
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
         more=more_table(summary),
         attacks=ensemble_table(summary),
+        settings=words.settings_lines(summary),
         seeds=words.seed_count(summary),
-        sections=[section for section in sections(summary, evidence) if section.panels],
+        sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
     )
 

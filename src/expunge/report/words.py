@@ -114,6 +114,33 @@ def wanted(gate: Mapping[str, Any], alone: bool) -> str:
     return f"{number(target)} ± {margin:g}"
 
 
+def settings_lines(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Per method its settings, and how they came about."""
+    lines = []
+    for method, block in summary["methods"].items():
+        given, chosen = block["settings"]["params"], block["settings"]["chosen"]
+        fixed = {key: value for key, value in given.items() if key not in ("choose", "method")}
+        shown = {**fixed, **(chosen["taken"] if chosen else {})}
+        settings = ", ".join(f"{key} {value}" for key, value in shown.items()) or "defaults of the library"
+        lines.append({"method": method, "settings": settings, "how": how_chosen(chosen)})
+    return lines
+
+
+def how_chosen(chosen: Mapping[str, Any] | None) -> str:
+    """How the settings of one method came about, with what every candidate did on the held-out rows."""
+    if chosen is None:
+        return "set in params.yaml"
+    if not chosen["candidates"]:
+        return f"the first listed in params.yaml, because {chosen['why_first']}"
+    fared = []
+    for c in chosen["candidates"]:
+        name = ", ".join(f"{key} {value}" for key, value in c["settings"].items())
+        if c["refused"] is None:
+            name += f": {c['forgotten_named']:.1%} named, {c['retained_lost']:.2%} lost"
+        fared.append(name + (" (refused)" if c["refused"] else ""))
+    return "chosen on held-out training rows: " + "; ".join(fared)
+
+
 def number(value: float | None) -> str:
     """Three decimals, a dash for what does not exist."""
     return "–" if value is None else f"{value:.3f}"
