@@ -1,5 +1,7 @@
 """The report stage on a finished run."""
 
+from xml.etree import ElementTree
+
 import pyarrow.parquet as pq
 import yaml
 
@@ -19,6 +21,10 @@ def test_the_report_of_a_finished_run_is_the_same_twice_and_names_no_row(copy):
         written.append([(reports / name).read_bytes() for name in FILES])
     assert written[0] == written[1]
     page = written[0][0].decode()
+    figures = sorted((reports / "figures").glob("*.svg"))
+    assert len(figures) == page.count("<svg ")
+    for figure in figures:  # each is a picture of its own
+        assert ElementTree.parse(figure).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert page.count("<svg ") >= 12 and "t-SNE" in page
     ids = pq.read_table(copy / "data" / "split" / "assignment.parquet", columns=["sample_id"])["sample_id"].to_pylist()
     assert not [i for i in ids if any(i.encode() in text for text in written[0])]

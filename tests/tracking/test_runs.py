@@ -102,6 +102,32 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     assert [(m.step, m.value) for m in relearned] == [(0, 0.0), (1, 0.5), (2, 0.96)]
 
 
+def test_each_retrained_seed_has_a_run(store):
+    seeds = {1: candidate(kl=0.2), 2: candidate(kl=0.4)}
+    spread = {"seeds": 2, "spread": candidate(kl=0.1)}
+    references = {**SUMMARY["references"], "retrained": {**candidate(kl=0.3), **spread}}
+    curve = {"training/loss": [(1, 2.0), (2, 0.5)]}
+    ids = log(
+        {**SUMMARY, "references": references}, seeds=seeds, per_method={"retrained, seed 2": Detail(curves=curve)}
+    )
+    client = connect()
+    runs = {name: client.get_run(i) for name, i in ids.children.items()}
+    assert runs["retrained, seed 2"].data.metrics["divergence/forget_kl"] == 0.4
+    assert runs["retrained, seed 2"].data.metrics["training/loss"] == 0.5
+    assert runs["retrained, seed 1"].data.tags["role"] == "seed"
+    assert not [m for m in runs["retrained"].data.metrics if m.startswith(("spread", "seeds"))]
+    # One model is the reference itself: a run of its own would repeat it.
+    assert not [name for name in log(seeds={1: candidate()}).children if "seed" in name]
+
+
+def test_samples_of_the_machine_keep_their_time(store):
+    samples = {"process_memory_megabytes": {"time": [1000.0, 1000.5], "value": [80.0, 90.0]}}
+    ids = log(per_method={"loft": Detail(usage=samples)}, usage=samples)
+    for run in (ids.parent, ids.children["loft"]):
+        history = connect().get_metric_history(run, "system/process_memory_megabytes")
+        assert [(m.timestamp, m.step, m.value) for m in history] == [(1_000_000, 0, 80.0), (1_000_500, 1, 90.0)]
+
+
 def test_a_control_that_is_also_a_method_gets_one_run(store):
     ids = log({**SUMMARY, "methods": {**SUMMARY["methods"], "logit-mask": candidate("none")}})
     assert set(ids.children) == {"original", "retrained", "loft", "ru-linear", "logit-mask"}

@@ -116,6 +116,12 @@ def panel(
     return Panel(title, _inline(out.getvalue(), title))
 
 
+def standalone(drawn: Panel) -> str:
+    """The panel as an SVG file of its own, dark on white, for viewers that show pictures."""
+    style = "background:#fff;color:#20262b;font-family:system-ui,Helvetica,Arial,sans-serif"
+    return drawn.svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" style="{style}" ', 1) + "\n"
+
+
 def heatmap(
     axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]
 ) -> None:

@@ -1,5 +1,6 @@
 """register: runs and the selected method's classifier into MLflow; the alias moves once the version was checked."""
 
+import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -16,20 +17,25 @@ from expunge.data.split import Split
 from expunge.evaluation.divergence import log_softmax
 from expunge.files import digest_of, read_json, read_manifest
 from expunge.models.checkpoint import DESCRIPTION
-from expunge.paths import DATASET, EVALUATION, MODELS, ORIGINAL, REGISTRATION, REPORTS, SPLIT, SUMMARY, UNLEARNED
+from expunge.paths import (
+    DATASET,
+    EVALUATION,
+    METRICS,
+    MODELS,
+    ORIGINAL,
+    REGISTRATION,
+    REPORTS,
+    SPLIT,
+    SUMMARY,
+    UNLEARNED,
+)
 from expunge.progress import say
 from expunge.report.tables import failures, headline, markdown
 from expunge.stages import run
 from expunge.tracking import Dataset as LoggedDataset
-from expunge.tracking import (
-    Detail,
-    Submission,
-    log_pipeline_run,
-    model_name,
-    preflight,
-    register_model,
-    write_receipt,
-)
+from expunge.tracking import Submission, log_pipeline_run, model_name, preflight, register_model, write_receipt
+from expunge.tracking.details import details_of, shared_stages, usage_of
+from expunge.unlearned import INFO
 
 CHECKED_ROWS = 256  # test rows on which the loaded version must repeat the evaluation
 ARTIFACTS = (
@@ -39,9 +45,11 @@ ARTIFACTS = (
     "model_card.md",
     "summary.json",
     "metrics.json",
+    "figures",
     "plots",
     "validation",
 )
+FLOW_RUN = "EXPUNGE_FLOW_RUN"  # set by the flow that runs this stage: the run's id
 
 
 def lock_digest() -> str:
@@ -68,10 +76,11 @@ def git_state() -> dict[str, str]:
 
 def content_digest(method: str, summary: dict[str, Any]) -> str:
     """What a version is made from: weights, map and head, request and claim. Times and run ids do not count."""
+    files = read_manifest(UNLEARNED / method)["files"]
     return digest_of(
         {
             "model": summary["model"]["digest"],
-            "unlearned": read_manifest(UNLEARNED / method)["files"],
+            "unlearned": {name: entry for name, entry in files.items() if name != INFO},
             "request": summary["request"]["digest"],
             "level": summary["methods"][method]["verdict"]["level"],
         }
@@ -105,6 +114,10 @@ def main() -> None:
     selected = summary["selected"]
     level = summary["methods"][selected]["verdict"]["level"] if selected else "none"
     tags = {"dvc_lock": lock_digest(), **git_state()}
+    if flow_run := os.environ.get(FLOW_RUN):
+        tags["flow_run"] = flow_run
+    seeds = [] if summary["references"]["retrained"] is None else list(config.retrain.seeds)
+    retrained = read_json(METRICS / "references.json")["retrained"]
     ids = log_pipeline_run(
         summary,
         experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
@@ -115,7 +128,9 @@ def main() -> None:
         dataset=LoggedDataset(
             config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
         ),
-        per_method={method: Detail(params=config.fit.get(method, {})) for method in summary["methods"]},
+        per_method=details_of(summary, config.fit, seeds),
+        seeds=dict(zip(seeds, retrained, strict=False)),
+        usage=usage_of(shared_stages()),
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
     )
     if selected is None:

@@ -1,5 +1,7 @@
 """report: one HTML file, the numbers as CSV, and a model card."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
 from expunge.features.store import FeatureStore
-from expunge.files import read_json, read_manifest, write_text
+from expunge.files import read_json, read_manifest, staged_dir, write_manifest, write_text
 from expunge.paths import (
     DATASET,
     EVALUATION,
     FEATURES,
+    FIGURES,
     ORIGINAL,
     REPORTS,
     SUMMARY,
@@ -25,7 +28,8 @@ from expunge.progress import say
 from expunge.report.card import TrainingData, model_card
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
 from expunge.report.export import results_csv
-from expunge.report.html import render
+from expunge.report.html import Section, render, sections
+from expunge.report.style import standalone
 from expunge.report.tables import candidates
 from expunge.report.words import focus
 from expunge.stages import run
@@ -87,6 +91,16 @@ def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidenc
     )
 
 
+def write_figures(drawn: Sequence[Section]) -> None:
+    """`reports/figures`: every panel of the page as a file, numbered in its order."""
+    with staged_dir(FIGURES) as staging:
+        for i, section in enumerate(drawn, start=1):
+            for panel in (*section.panels, *section.more):
+                name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {panel.title}".lower()).strip("-")
+                write_text(staging / f"{i:02}-{name[:100]}.svg", standalone(panel))
+        write_manifest(staging, "expunge.stages.report")
+
+
 def main() -> None:
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
     found = summary["methods"]  # JSON sorts its keys; the order of params is that of every other table
@@ -99,7 +113,9 @@ def main() -> None:
         dataset.manifest["rows_test"],
         "text" if dataset.encoding == TEXT else "image",
     )
-    write_text(REPORTS / "report.html", render(summary, evidence))
+    drawn = sections(summary, evidence)
+    write_text(REPORTS / "report.html", render(summary, evidence, drawn))
+    write_figures(drawn)
     write_text(REPORTS / "results.csv", results_csv(summary))
     write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))
     say(f"report: {REPORTS / 'report.html'}")

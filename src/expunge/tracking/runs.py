@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param
 
 from expunge.errors import TrackingError
 from expunge.tracking.store import connect, experiment_of, refusals
+from expunge.usage import Series
 
 # Limits of MLflow's batch call and of its columns.
 METRICS_PER_CALL = 1000
@@ -25,6 +26,8 @@ PARAMS_PER_CALL = 100
 TAG_LENGTH = 8000
 DATASET_DIGEST = 36
 ROW_IDS = {"sample_id", "subject"}
+# Of one candidate only, and no metrics to compare by.
+NOT_COMPARED = {"spread", "seeds"}
 
 T = TypeVar("T")
 Curve = Sequence[tuple[int, float]]
@@ -45,12 +48,14 @@ class Detail:
     """What a child run holds beside its entry in the summary.
 
     `curves`: metric name -> `(step, value)` pairs, for what is iterative.
+    `usage`: samples of processor and memory while it was made, as `expunge.usage` gives them; MLflow shows them apart.
     `artifacts`: files or directories, logged under their own names.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    usage: Mapping[str, Series] = field(default_factory=dict)
     artifacts: Sequence[Path] = ()
 
 
@@ -65,7 +70,7 @@ def metrics_of(candidate: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one candidate of the summary under grouped names.
 
     `{"divergence": {"forget": {"kl": 0.1}}}` becomes `{"divergence/forget_kl": 0.1}`. Characters that MLflow does
-    not take become `_`. Strings, flags, nulls and lists are left out.
+    not take become `_`. Strings, flags, nulls, lists and the spread between retrained models are left out.
     """
     out: dict[str, float] = {}
 
@@ -77,7 +82,7 @@ def metrics_of(candidate: Mapping[str, Any]) -> dict[str, float]:
             group, rest = path[0], path[1:]
             out["/".join((group, "_".join(rest))) if rest else group] = float(value)
 
-    walk(candidate, ())
+    walk({key: value for key, value in candidate.items() if key not in NOT_COMPARED}, ())
     return out
 
 
@@ -100,12 +105,16 @@ def log_pipeline_run(
     tags: Mapping[str, str],
     dataset: Dataset,
     per_method: Mapping[str, Detail] | None = None,
+    seeds: Mapping[int, Mapping[str, Any]] | None = None,
+    usage: Mapping[str, Series] | None = None,
     artifacts: Sequence[Path] = (),
 ) -> RunIds:
-    """Log `reports/summary.json` as a parent run and one child per reference and method.
+    """Log `reports/summary.json` as a parent run and one child per reference, method and retrained seed.
 
     The parent carries the description, the parameters, the artifacts, the dataset and the request as inputs
     (digests and counts), and the selected method's metrics, so that pipeline runs compare with each other.
+    `seeds`: the block of each retrained model, where there are several; `seed_run(seed)` is their name in `per_method`.
+    `usage`: samples of stages that belong to no single candidate.
     `tags` go to every run; `claim_level` and `failed_gates` are added from each verdict. Runs that were begun
     are marked FAILED when something goes wrong. Raises TrackingError if the store refuses, or for an artifact
     that holds ids of rows.
@@ -115,7 +124,8 @@ def log_pipeline_run(
     # The control stands in both blocks where it is also asked for as a method; one run is enough.
     repeated = {name.replace("-", "_") for name in methods}
     references = {k: v for k, v in summary["references"].items() if v and k.replace("-", "_") not in repeated}
-    candidates = references | methods
+    each = {seed_run(seed): block for seed, block in (seeds or {}).items()} if len(seeds or {}) > 1 else {}
+    candidates = references | each | methods
     if unknown := sorted(set(per_method) - set(candidates)):
         raise ValueError(f"details for {unknown}, which the summary does not hold: {sorted(candidates)}")
     for path in [*artifacts, *(p for detail in per_method.values() for p in detail.artifacts)]:
@@ -147,17 +157,17 @@ def log_pipeline_run(
             )
             client.log_inputs(parent, datasets=_inputs(dataset, request))
             counts = {f"request/{k}": float(v) for k, v in request.items() if k.endswith("_rows")}
-            _log(client, parent, Detail({**metrics_of(chosen), **counts}, params, {}, artifacts))
+            _log(client, parent, Detail({**metrics_of(chosen), **counts}, params, {}, usage or {}, artifacts))
             children = {}
             # Newest first is how the table shows them: the last one logged, the original, stands on top.
             for name in reversed(candidates):
-                role = "method" if name in methods else "reference"
+                role = "method" if name in methods else "seed" if name in each else "reference"
                 child_tags = {**common, **_verdict_tags(candidates[name]), "role": role, "method": name}
                 children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent})
                 detail = per_method.get(name, Detail())
                 metrics = {**metrics_of(candidates[name]), **detail.metrics}
                 curves = {**curves_of(candidates[name]), **detail.curves}
-                _log(client, children[name], Detail(metrics, detail.params, curves, detail.artifacts))
+                _log(client, children[name], replace(detail, metrics=metrics, curves=curves))
         except BaseException:
             for run_id in begun:
                 client.set_terminated(run_id, "FAILED")
@@ -165,6 +175,11 @@ def log_pipeline_run(
         for run_id in reversed(begun):
             client.set_terminated(run_id, "FINISHED")
     return RunIds(experiment_id, parent, children)
+
+
+def seed_run(seed: int) -> str:
+    """Name of the run of one retrained model."""
+    return f"retrained, seed {seed}"
 
 
 def clip(text: str, limit: int) -> str:
@@ -203,6 +218,9 @@ def _log(client: MlflowClient, run_id: str, detail: Detail) -> None:
     now = int(time.time() * 1000)
     metrics = [Metric(_plain(k), float(v), now, 0) for k, v in detail.metrics.items()]
     metrics += [Metric(_plain(k), float(v), now, step) for k, curve in detail.curves.items() for step, v in curve]
+    for name, series in detail.usage.items():
+        samples = enumerate(zip(series["time"], series["value"], strict=True))
+        metrics += [Metric(f"system/{_plain(name)}", value, int(at * 1000), step) for step, (at, value) in samples]
     infinite = sorted({m.key for m in metrics if math.isinf(m.value)})
     if infinite:
         raise TrackingError(f"metrics {infinite} are infinite; a run keeps finite numbers only")

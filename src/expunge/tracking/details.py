@@ -1,0 +1,108 @@
+"""What runs show beside the summary, from what the stages left: learning curves, samples over time, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from expunge.errors import ManifestError
+from expunge.files import read_json
+from expunge.paths import COST, ORIGINAL, UNLEARNED
+from expunge.report.tables import lookup
+from expunge.tracking.runs import Curve, Detail, seed_run
+from expunge.unlearned import INFO
+from expunge.usage import Series
+
+# Of a history: what a curve is drawn over, and what says nothing of learning.
+STEPS = ("epoch", "pass")
+NOT_LEARNED = {*STEPS, "seconds", "images_per_s", "bf16"}
+# How a model compares with itself, where it is the only one retrained: else the UI's charts leave it out.
+ITSELF = {
+    "gap/mean": 0.0,
+    "gap/tow": 1.0,
+    "divergence/forget_kl": 0.0,
+    "divergence/forget_js": 0.0,
+    "divergence/forget_agreement": 1.0,
+    "divergence/forget_activation_distance": 0.0,
+    "divergence/test_kl": 0.0,
+    "divergence/test_js": 0.0,
+    "divergence/test_agreement": 1.0,
+    "divergence/test_activation_distance": 0.0,
+    "representation/cka_retrained": 1.0,
+}
+
+
+def details_of(
+    summary: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
+) -> dict[str, Detail]:
+    """Per run what it holds beside its block of the summary. `settings`: of each method. `seeds`: of the retrained
+    models, none where nothing was retrained."""
+    out = {name: _of_method(name, settings.get(name, {})) for name in summary["methods"]}
+    training = {seed: _cost(f"retrain-{seed}") for seed in seeds}
+    retrain_s = fmean(cost["train_s"] for cost in training.values()) if training else None
+    evaluate_s = _cost("evaluate-references").get("evaluate_s", 0.0) / (1 + len(seeds))
+    out[ORIGINAL] = _of_training(_cost("train"), retrain_s, evaluate_s)
+    for seed, cost in training.items():
+        one = _of_training(cost, retrain_s, evaluate_s)
+        if len(training) > 1:
+            out[seed_run(seed)] = one
+        else:
+            out["retrained"] = Detail({**one.metrics, **ITSELF}, {"compared_with": "itself"}, one.curves, one.usage)
+    if len(training) > 1:
+        each = [out[seed_run(seed)].metrics for seed in seeds]
+        mean = {key: fmean(m[key] for m in each) for key in each[0] if all(key in m for m in each)}
+        out["retrained"] = Detail(mean, {"compared_with": "the other seeds"})
+    return out
+
+
+def usage_of(stages: Iterable[str]) -> dict[str, Series]:
+    """Samples of several stages, in the order of time."""
+    joined: dict[str, list[tuple[float, float]]] = {}
+    for stage in stages:
+        for name, series in _cost(stage).get("usage", {}).items():
+            joined.setdefault(name, []).extend(zip(series["time"], series["value"], strict=True))
+    return {
+        name: {"time": [at for at, _ in samples], "value": [value for _, value in samples]}
+        for name, samples in ((name, sorted(samples)) for name, samples in joined.items())
+    }
+
+
+def shared_stages() -> list[str]:
+    """Stages that belong to no single run below the pipeline's."""
+    return [p.stem for p in sorted(COST.glob("*.json")) if p.stem.startswith(("extract-", "ensembles"))]
+
+
+def _of_method(name: str, settings: Mapping[str, Any]) -> Detail:
+    info: Path = UNLEARNED / name / INFO
+    history = read_json(info).get("history", []) if info.is_file() else []
+    return Detail(params=settings, curves=_curves(history), usage=usage_of([f"fit-{name}", f"evaluate-{name}"]))
+
+
+def _of_training(cost: Mapping[str, Any], retrain_s: float | None, evaluate_s: float) -> Detail:
+    metrics = {"cost/fit_s": cost["train_s"], "cost/evaluate_s": evaluate_s}
+    if (peak := lookup(cost, "peak_rss_mb")) is not None:
+        metrics["cost/peak_rss_mb"] = peak
+    if retrain_s is not None:
+        metrics |= {"cost/retrain_s": retrain_s, "cost/speedup_vs_retrain": retrain_s / max(cost["train_s"], 1e-4)}
+    return Detail(metrics, {}, _curves(cost["epochs"]), cost.get("usage", {}))
+
+
+def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
+    """`training/loss` and whatever else a history has, by epoch or pass."""
+    out: dict[str, list[tuple[int, float]]] = {}
+    for i, entry in enumerate(history, start=1):
+        step = next((int(entry[key]) for key in STEPS if key in entry), i)
+        for key, value in entry.items():
+            if key not in NOT_LEARNED:
+                out.setdefault(f"training/{key}", []).append((step, float(value)))
+    return dict(out)
+
+
+def _cost(stage: str) -> dict[str, Any]:
+    try:
+        cost: dict[str, Any] = read_json(COST / f"{stage}.json")
+    except ManifestError:  # a stage that this pipeline's params leave out
+        return {"train_s": 0.0, "epochs": []}
+    return {"train_s": 0.0, "epochs": [], **cost}

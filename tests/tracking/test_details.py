@@ -1,0 +1,62 @@
+"""What a real run leaves for MLflow: the same keys for everybody, curves of what learns, cost of the references."""
+
+import json
+
+import pytest
+import yaml
+
+from expunge.tracking.details import details_of, shared_stages, usage_of
+from expunge.tracking.runs import metrics_of
+
+
+@pytest.fixture
+def details(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    summary = json.loads((finished / "reports/summary.json").read_text())
+    params = yaml.safe_load((finished / "params.yaml").read_text())
+    return summary, details_of(summary, params["fit"], params["retrain"]["seeds"])
+
+
+def test_original_retrained_and_methods_have_the_same_metrics(details):
+    summary, found = details
+    blocks = {**{name: summary["references"][name] for name in ("original", "retrained")}, **summary["methods"]}
+    keys = {name: {*metrics_of(block), *found[name].metrics} for name, block in blocks.items()}
+    every = set.union(*keys.values())
+    assert len(every) > 40
+    for name, mine in keys.items():
+        # One retrained model has no attack with a population; samples are counted only where some sufficed.
+        assert every - mine <= {"membership/rmia_auc", "relearn/prototype_samples"}, name
+
+
+def test_what_learns_has_curves_by_epoch(details):
+    _, found = details
+    for name in ("original", "retrained", "matched"):
+        curve = found[name].curves["training/loss"]
+        assert [step for step, _ in curve] == list(range(1, len(curve) + 1)) and len(curve) > 1
+        assert curve[-1][1] < curve[0][1]
+    assert not found["loft"].curves and not found["original"].curves.keys() & {"training/seconds", "training/bf16"}
+
+
+def test_the_references_have_costs_too(details, finished):
+    _, found = details
+    cost = json.loads((finished / "reports/cost/train.json").read_text())
+    assert found["original"].metrics["cost/fit_s"] == cost["train_s"] > 0
+    assert found["original"].metrics["cost/peak_rss_mb"] > 50
+    assert found["retrained"].metrics["cost/speedup_vs_retrain"] == 1.0
+
+
+def test_without_a_reference_nothing_is_said_of_it(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    summary = json.loads((finished / "reports/summary.json").read_text())
+    found = details_of(summary, {}, [])
+    assert "retrained" not in found and "cost/retrain_s" not in found["original"].metrics
+
+
+def test_samples_of_several_stages_are_in_the_order_of_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports/cost").mkdir(parents=True)
+    for stage, at in (("extract-original", [5.0, 6.0]), ("ensembles", [1.0]), ("train", [0.0])):
+        usage = {"memory": {"time": at, "value": [10 * t for t in at]}}
+        (tmp_path / f"reports/cost/{stage}.json").write_text(json.dumps({"usage": usage}))
+    assert shared_stages() == ["ensembles", "extract-original"]
+    assert usage_of(shared_stages()) == {"memory": {"time": [1.0, 5.0, 6.0], "value": [10.0, 50.0, 60.0]}}
