@@ -14,10 +14,11 @@ def request_words(workspace: Path) -> str:
     try:
         params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
         source, split = params["data"]["source"], params["split"]
-        what = {
-            "classes": ", ".join(str(c) for c in split["classes"]),
-            "random": f"{split['fraction']:.0%} at random",
-        }.get(split["selector"], f"rows by {split['selector']}")
+        what = f"rows by {split['selector']}"
+        if split["selector"] == "classes":
+            what = ", ".join(str(c) for c in split["classes"])
+        elif split["selector"] == "random":
+            what = f"{split['fraction']:.0%} at random"
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return workspace.name  # the run itself will say what is wrong with the file
     return f"{source}, forget {what}"

@@ -1,8 +1,9 @@
 """`expunge deploy`: work pool, deployments of prefect.yaml, one concurrency limit per workspace, automations.
 
-Deployments of one workspace share a limit of one run. `promote` takes no part in it: it waits for days, and guards
-itself by the ledger. A run whose process was killed keeps the limit until the automation below finds its heartbeat
-missing and marks it as crashed; a lease ends it after five minutes where there are no automations.
+Deployments of one workspace share a limit of one run. Those tagged `approval` take no part in it: a run that is paused
+gives its place away and would not get it back. `promote` guards itself by the ledger. A run whose process was killed
+keeps the limit until the automation below finds its heartbeat missing and marks it as crashed; a lease ends it after
+five minutes where there are no automations.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from prefect.workers.process import ProcessWorker
 
 DEPLOYMENTS = Path("prefect.yaml")
 POOL = "expunge"
-WAITS_FOR_PEOPLE = ("promote",)
+APPROVAL = "approval"  # tag of deployments that wait for people
 PUSHING = ("pipeline", "nightly")
 CLONES = ".expunge/clones"
 # Heartbeats come every 30 seconds from a worker that `expunge worker` started.
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--repository")
     parser.add_argument("--revision", default="main")
     parser.add_argument("--remote")
-    parser.add_argument("--silence", type=float, default=SILENCE.total_seconds(), help=argparse.SUPPRESS)
+    parser.add_argument("--silence", type=float, default=SILENCE.total_seconds())
     given = parser.parse_args()
     if given.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9-]*", given.name):
         parser.error(f"--name {given.name!r}: small letters, digits and dashes")
@@ -77,6 +78,9 @@ def specification(name: str | None, repository: str | None, revision: str, remot
         if deployment["name"] in PUSHING:
             deployment["parameters"] = {**(deployment.get("parameters") or {}), "push": True}
         deployment["name"] = f"{workspace}-{deployment['name']}"
+        for trigger in deployment.get("triggers", []):
+            names = trigger["match_related"]["prefect.resource.name"]
+            trigger["match_related"]["prefect.resource.name"] = [f"{workspace}-{name}" for name in names]
     return spec
 
 
@@ -128,22 +132,25 @@ def deploy(spec: dict[str, Any]) -> None:
         yaml.safe_dump(spec, file, sort_keys=False)
         file.flush()
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name]
-        if status := subprocess.call(command):
-            raise SystemExit(status)
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise SystemExit(done.stdout)
 
 
 async def share_limit(spec: dict[str, Any], workspace: str) -> None:
-    """One limit of one run for all deployments of the workspace that work in it."""
+    """One limit of one run for all deployments of the workspace, those that wait for people left out."""
     name = f"expunge: {workspace}"
     async with get_client() as client:
         await client.upsert_global_concurrency_limit_by_name(name, limit=1)
         limit = await client.read_global_concurrency_limit_by_name(name)
         for deployment in spec["deployments"]:
-            if deployment["name"].endswith(WAITS_FOR_PEOPLE):
-                continue
-            flow = deployment["entrypoint"].rpartition(":")[2]
-            found = await client.read_deployment_by_name(f"{flow}/{deployment['name']}")
-            await client._client.patch(f"/deployments/{found.id}", json={"global_concurrency_limit_id": str(limit.id)})
+            full = f"{deployment['entrypoint'].rpartition('.')[2]}/{deployment['name']}"
+            if APPROVAL not in deployment.get("tags", []):
+                found = await client.read_deployment_by_name(full)
+                await client._client.patch(
+                    f"/deployments/{found.id}", json={"global_concurrency_limit_id": str(limit.id)}
+                )
+            print(f"deployed {full}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import deque
@@ -26,6 +27,10 @@ REGISTER = "register"
 OUTSIDE = ("prepare", REGISTER)
 OUTSIDE_TRIES, BUSY_TRIES = 3, 6
 TAIL = 40
+# What DVC says to people at a terminal after every stage.
+HINTS = re.compile(
+    r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
+)
 UP_TO_DATE, DONE = "up to date", "done"
 
 
@@ -100,7 +105,7 @@ def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str
     )
     assert process.stdout is not None
     try:
-        yield (line.rstrip() for line in process.stdout if line.strip()), process
+        yield (line.rstrip() for line in process.stdout if line.strip() and not HINTS.match(line)), process
         process.wait()
     except BaseException:
         for child in psutil.Process(process.pid).children(recursive=True):

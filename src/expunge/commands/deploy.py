@@ -41,6 +41,10 @@ def deploy(
     remote: Annotated[
         str | None, typer.Option(help="Address of the DVC remote, where the repository's .dvc/config names none.")
     ] = None,
+    silence: Annotated[
+        float | None,
+        typer.Option(help="Seconds without a heartbeat, which come every 30, until a run counts as killed."),
+    ] = None,
 ) -> None:
     """Set up work pool, deployments, their concurrency limit and automations on the Prefect server in use.
 
@@ -48,6 +52,7 @@ def deploy(
     """
     _root()
     options = {"--name": name, "--repository": repository, "--remote": remote, "--revision": revision}
+    options["--silence"] = None if silence is None else str(silence)
     arguments = [part for key, value in options.items() if value is not None for part in (key, value)]
     raise SystemExit(subprocess.call([sys.executable, "-m", "flows.setup", *arguments], env=_environment()))
 

@@ -19,7 +19,7 @@ from expunge.config import load_config
 from expunge.data.schema import FORGET, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.errors import PromotionError
 from expunge.evaluation.suite import Outputs, evaluate
-from expunge.evaluation.verdict import Gate, Margins, gates, lookup
+from expunge.evaluation.verdict import Gate, gates, lookup
 from expunge.promotion.workspace import Workspace
 from expunge.serving.servable import BATCH, Servable
 from expunge.stages.evaluate import of_classifier, retrained_models
@@ -76,9 +76,7 @@ def attack_champion(workspace: Workspace, seeds: Sequence[int]) -> dict[str, Any
     torch.set_num_threads(1)
     with threadpool_limits(1):
         blocks = [evaluate(candidate, original, references, labels, parts, seed) for seed in seeds]
-    compared, left_out = compare(
-        report.own, report.retrained, blocks, gates(Margins(**asdict(config.verdict))), servable.map_ is None
-    )
+    compared, left_out = compare(report.own, report.retrained, blocks, gates(config.verdict), servable.map_ is None)
     return {
         "schema": SCHEMA,
         "model": workspace.name,
