@@ -151,3 +151,8 @@ class Split:
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
+
+    def counted(self, part: str) -> np.ndarray:
+        """Like `rows`, without those that settings may have been chosen by."""
+        rows = self.rows(part)
+        return rows[~self.held[rows]]

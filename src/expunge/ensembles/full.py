@@ -78,7 +78,7 @@ class Job:
         epochs = config.ensembles.epochs or config.train.epochs
         precision = "fp32" if config.train.precision == "auto" else config.train.precision
         recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
-        forget, population = thin(split.rows(FORGET), FORGET_ROWS), thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
+        forget, population = thin(split.counted(FORGET), FORGET_ROWS), thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
         return cls(
             dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "ensembles"
         )
