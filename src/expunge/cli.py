@@ -42,6 +42,18 @@ def demo(
 
 
 @app.command()
+def texts(
+    keep: Annotated[bool, typer.Option(help="Keep what an earlier run computed instead of starting anew.")] = False,
+) -> None:
+    """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; its outputs are left here."""
+    from expunge.demo import run_texts
+    from expunge.report.terminal import print_result
+
+    run_texts(Path.cwd(), keep)
+    print_result()
+
+
+@app.command()
 def ui(port: int = 5000) -> None:
     """MLflow's UI on loopback. Choose "Model training" at the top left to see runs and models."""
     from expunge.tracking.store import tracking_uri

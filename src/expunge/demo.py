@@ -1,4 +1,4 @@
-"""`make demo`: the pipeline on digits, in a workspace of its own, so that params.yaml and dvc.lock stay as they are."""
+"""`make demo` and `expunge texts`: the pipeline on small data, in workspaces beside params.yaml and dvc.lock."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
-from expunge.errors import ExpungeError
-from expunge.progress import say
-from expunge.workspace import lay_out, reproduce
+import yaml
 
-PARAMS = "params.demo.yaml"
+from expunge.data.example_texts import fetch_example_texts
+from expunge.errors import ExpungeError
+from expunge.paths import RAW
+from expunge.progress import say
+from expunge.workspace import lay_out, params_with, reproduce
+
+PARAMS, TEXT_PARAMS = "params.demo.yaml", "params.text.yaml"
 OUTPUTS = ("data/dataset", "data/split", "data/features", "data/evaluation", "models", "reports")
 
 
@@ -23,12 +27,31 @@ def run_demo(root: Path, keep: bool = False) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not (root / PARAMS).is_file():
         raise ExpungeError(f"{root / PARAMS}: no such file; run from the root of the repository")
-    workspace = root / ".expunge" / "demo"
+    workspace = _fresh(root / ".expunge" / "demo", keep)
+    lay_out(root, workspace, (root / PARAMS).read_text(encoding="utf-8"))
+    _reproduce(root, workspace)
+
+
+def run_texts(root: Path, keep: bool = False) -> None:
+    """As `run_demo`, on real texts and a sentence encoder that are fetched first; see params.text.yaml."""
+    if not (root / TEXT_PARAMS).is_file():
+        raise ExpungeError(f"{root / TEXT_PARAMS}: no such file; run from the root of the repository")
+    changes = yaml.safe_load((root / TEXT_PARAMS).read_text(encoding="utf-8"))
+    workspace = _fresh(root / ".expunge" / "texts", keep)
+    lay_out(root, workspace, yaml.safe_dump(params_with(root / PARAMS, changes), sort_keys=False))
+    fetch_example_texts(workspace / "data" / "source" / "texts", root / RAW / "texts")
+    _reproduce(root, workspace)
+
+
+def _fresh(workspace: Path, keep: bool) -> Path:
     if not keep:
         shutil.rmtree(workspace, ignore_errors=True)
-    lay_out(root, workspace, (root / PARAMS).read_text(encoding="utf-8"))
+    return workspace
+
+
+def _reproduce(root: Path, workspace: Path) -> None:
     reproduce(root, workspace)
     for name in OUTPUTS:
         shutil.rmtree(root / name, ignore_errors=True)
         shutil.copytree(workspace / name, root / name)
-    say(f"demo: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are untouched")
+    say(f"{workspace.name}: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are untouched")

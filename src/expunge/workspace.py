@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from expunge.errors import ExpungeError
+import yaml
+
+from expunge.errors import ConfigError, ExpungeError
 
 # What the graph reads: the stages run in the workspace, the code is found through these links.
 LINKED = ("src", "flows")
@@ -33,6 +37,26 @@ def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None)
         _dvc(workspace, "init", "--no-scm", "--quiet")
         if cache is not None:
             _dvc(workspace, "cache", "dir", str(cache.resolve()))
+
+
+def params_with(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The params of `file` with `changes` over them, section by section. Raises ConfigError for a key it lacks."""
+    try:
+        params: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; run from the root of the repository") from None
+    _change(params, changes, file.name)
+    return params
+
+
+def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> None:
+    for key, value in changes.items():
+        if key not in params:
+            raise ConfigError(f"{file}: has no key {key}, which an experiment wants to change")
+        if isinstance(value, Mapping):
+            _change(params[key], value, file)
+        else:
+            params[key] = value
 
 
 def reproduce(root: Path, workspace: Path, *targets: str) -> None:

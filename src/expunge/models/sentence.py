@@ -15,7 +15,7 @@ from expunge.models.checkpoint import load_tensors, read_weights
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.families import transformers_config, transformers_file, transformers_names
 from expunge.models.layers import PENULTIMATE, Layers, masked_mean
-from expunge.models.tokens import Tokens
+from expunge.models.tokens import TOKENIZER, Tokens
 from expunge.models.vision_imports import import_vision
 
 PREFIX = "sentence:"
@@ -74,10 +74,8 @@ def build_sentence(
     source = Path(checkpoint) if checkpoint is not None else weights
     if source is None:
         raise ConfigError(f"model.checkpoint: {name} comes without model.safetensors; name a file of weights")
-    tokens, pad = _tokens(detail, config)
-    card = ModelCard(
-        name, num_classes, 0, training, saw_forget_data, options={"config": config, "pad": pad}, layers=layers
-    )
+    tokens = _tokens(detail, config)
+    card = ModelCard(name, num_classes, 0, training, saw_forget_data, options={"config": config}, layers=layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = _encoder(card)
@@ -101,7 +99,7 @@ def _encoder(card: ModelCard) -> SentenceEncoder:
     model = transformers.AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # reads the first token only; not every checkpoint has it
-    return SentenceEncoder(model, card.options["pad"]).eval()
+    return SentenceEncoder(model, config.pad_token_id or 0).eval()
 
 
 def _classifier(encoder: SentenceEncoder, tokens: Tokens, card: ModelCard) -> Classifier:
@@ -115,16 +113,15 @@ def _classifier(encoder: SentenceEncoder, tokens: Tokens, card: ModelCard) -> Cl
     return Classifier(ByLength(inner), head, tokens, replace(card, feature_dim=dim)).eval()
 
 
-def _tokens(detail: str, config: dict[str, Any]) -> tuple[Tokens, int]:
-    """The tokenizer with the longest text that the encoder takes, and the id of its padding."""
-    transformers = import_vision("transformers")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(detail, trust_remote_code=False)
-        text = tokenizer.backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError) as e:
-        raise ConfigError(f"model.name: no tokenizer can be read from {detail!r}: {str(e).splitlines()[0]}") from None
-    limits = [tokenizer.model_max_length, config.get("max_position_embeddings") or LONGEST, LONGEST]
-    if said := transformers_file(detail, "sentence_bert_config.json"):
-        limits.append(json.loads(said.read_text(encoding="utf-8")).get("max_seq_length") or LONGEST)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Tokens(text, int(min(limits))), int(pad)
+def _tokens(detail: str, config: dict[str, Any]) -> Tokens:
+    """The tokenizer, with the longest text that it and the encoder name."""
+    file = transformers_file(detail, TOKENIZER)
+    if file is None:
+        raise ConfigError(
+            f"model.name: no {TOKENIZER} in {detail!r}; write it with transformers.AutoTokenizer, save_pretrained"
+        )
+    limits = [config.get("max_position_embeddings"), LONGEST]
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        if found := transformers_file(detail, name):
+            limits.append(json.loads(found.read_text(encoding="utf-8")).get(key))
+    return Tokens(file.read_text(encoding="utf-8"), int(min(limit for limit in limits if limit)))

@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from expunge.errors import ConfigError
 from expunge.paths import SUMMARY
 from expunge.progress import say
-from expunge.workspace import lay_out, reproduce
+from expunge.workspace import lay_out, params_with, reproduce
 
 HOME = Path(".expunge/results")
 RETRAIN_SEEDS = 100  # the retrained model of training seed s has seed 100 + s: no pair shares its start
@@ -31,8 +30,7 @@ class Variant:
 
     def params_text(self, root: Path, seed: int) -> str:
         """The params.yaml of one seed. Raises ConfigError for a change of a key that the file does not have."""
-        params = yaml.safe_load((root / self.params).read_text(encoding="utf-8"))
-        _change(params, self.changes, self.params)
+        params = params_with(root / self.params, self.changes)
         params["methods"] = [name for name in params["methods"] if name not in self.without]
         params["train"]["seed"] = seed
         params["retrain"]["seeds"] = [RETRAIN_SEEDS + seed]
@@ -83,13 +81,3 @@ def finished(root: Path, variant: Variant) -> dict[int, Path]:
 
 def _runs(variants: Sequence[Variant]) -> Iterator[tuple[Variant, int]]:
     return ((variant, seed) for variant in variants for seed in variant.seeds)
-
-
-def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> None:
-    for key, value in changes.items():
-        if key not in params:
-            raise ConfigError(f"{file}: has no key {key}, which an experiment wants to change")
-        if isinstance(value, Mapping):
-            _change(params[key], value, file)
-        else:
-            params[key] = value
