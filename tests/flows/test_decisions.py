@@ -1,0 +1,123 @@
+"""From a verdict to a champion and its audit, on a real server with a real worker, in a finished workspace."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.flows.service import Service, add_flows, wait
+
+pytestmark = [pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    made = Service(tmp_path_factory.mktemp("service"))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def workspace(service, finished, tmp_path_factory):
+    made = tmp_path_factory.mktemp("deployed") / "workspace"
+    shutil.copytree(finished, made, symlinks=True)
+    add_flows(made)
+    service.deploy(made)
+    service.worker(made)
+    return made
+
+
+def started_by_itself(service, name):
+    """The newest run that an automation started."""
+
+    def ask():
+        with service.client() as client:
+            found = client.read_deployment_by_name(name)
+            runs = [r for r in client.read_flow_runs() if r.deployment_id == found.id and not r.auto_scheduled]
+        return runs[0].id if runs else None
+
+    return wait(f"a run of {name} that a verdict started", 60, ask)
+
+
+def resume(service, run_id, **answer):
+    """What the form's button does."""
+    with service.client() as client:
+        return client._client.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer}).json()
+
+
+def test_a_verdict_asks_a_person_who_promotes_through_the_api(service, workspace):
+    registered = service.until(service.request("unlearn/pipeline", stages=["register"], force=True), "Completed")
+    artifacts = service.artifacts(registered.id)
+    table = json.loads(artifacts["unlearning-table"].data)
+    assert {"original", "retrained", "loft"} <= {row["method"] for row in table}
+    report = workspace / "reports" / "report.html"
+    assert str(report) in artifacts["unlearning-result"].data and "Data Docs" in artifacts["unlearning-result"].data
+
+    run = service.until(started_by_itself(service, "promote/promote"), "Paused")
+    review = service.artifacts(run.id)["promotion-review"].data
+    assert "Claim level: **" in review and "asked now on the same rows" in review
+    assert resume(service, run.id, decision="promote")["status"] == "REJECT"
+    assert resume(service, run.id, decision="promote", reason=" ")["status"] == "REJECT"
+    assert resume(service, run.id, decision="perhaps", reason="seen")["status"] == "REJECT"
+    assert service.run(run.id).state.is_paused()
+    assert resume(service, run.id, decision="promote", reason="as good as retraining")["status"] == "ACCEPT"
+    done = service.until(run.id, "Promoted")
+    entry = json.loads((workspace / "ledger.jsonl").read_text().splitlines()[-1])
+    assert entry["facts"]["reason"] == "as good as retraining"
+    assert f"Version {entry['facts']['version']} is the champion" in done.state.message
+
+
+def test_a_refusal_needs_a_reason_too_and_changes_nothing(service, workspace):
+    from expunge.files import read_json
+
+    name = read_json(workspace / "reports/registration.json")["model"]
+    before = (workspace / "ledger.jsonl").read_bytes()
+    run = service.until(service.request("promote/promote", version="challenger", model=name), "Paused", "Failed")
+    if run.state.name == "Paused":
+        assert resume(service, run.id, decision="refuse", reason="not now")["status"] == "ACCEPT"
+        assert "not now" in service.until(run.id, "Refused").state.message
+    assert (workspace / "ledger.jsonl").read_bytes() == before
+
+
+def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace):
+    run = service.until(service.request("audit/audit", seeds=2, first_seed=5), "Completed", seconds=180)
+    rows = json.loads(service.artifacts(run.id)["audit-table"].data)
+    assert rows and {row["verdict"] for row in rows} == {"holds"}
+    found = json.loads((workspace / "reports/audit.json").read_text())
+    assert found["seeds"] == [5, 6] and not found["worsened"] and not found["ledger"]
+    # The report of a better model than the one that serves.
+    (summary,) = {p.resolve() for p in (workspace / "mlartifacts").rglob("summary.json")} & {
+        p.resolve() for p in (workspace / "mlartifacts").rglob("summary.json") if is_of(p, found)
+    }
+    content = json.loads(summary.read_text())
+    for block in content["methods"].values():
+        block["divergence"]["forget"]["kl"] = 0.0
+    summary.write_text(json.dumps(content))
+    worse = service.until(service.request("audit/audit", seeds=1), "Failed", seconds=180)
+    assert "divergence.forget.kl was 0.000" in worse.state.message and "worse by" in worse.state.message
+    assert "Worse than its report" in service.artifacts(worse.id)["audit-result"].data
+
+
+def is_of(path, found) -> bool:
+    """Whether a summary is of the pipeline run below which the champion was registered."""
+    import sqlite3
+
+    database = path.parents[len(path.parts) - path.parts.index("mlartifacts") - 1].parent / "mlflow.db"
+    with sqlite3.connect(database) as db:
+        tags = dict(db.execute("select key, value from tags where run_uuid = ?", (found["run_id"],)))
+    return tags["mlflow.parentRunId"] in path.parts
+
+
+def test_the_command_says_the_same(service, workspace):
+    done = subprocess.run(
+        [sys.executable, "-m", "expunge.cli", "attack", "--seeds", "1"],
+        cwd=workspace,
+        env=service.environment,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 2 and "worse by" in done.stderr, done.stdout + done.stderr
