@@ -21,6 +21,17 @@ from expunge.erasure.requests import Store
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_prefect(tmp_path_factory):
+    """A sweep looks into Prefect's database: not into that of whoever runs the tests."""
+    given = os.environ.get("PREFECT_HOME")
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("no-prefect"))
+    yield
+    os.environ.pop("PREFECT_HOME")
+    if given is not None:
+        os.environ["PREFECT_HOME"] = given
+
+
 @pytest.fixture(scope="session")
 def postgres():
     """URL of a server of our own; it ends with the session. Root starts it as another user, who must get in."""

@@ -1,0 +1,85 @@
+"""A batch that was judged, approved and promoted, in a small workspace: everything before what is tested here."""
+
+from __future__ import annotations
+
+from contextlib import chdir
+from datetime import date
+from pathlib import Path
+
+from expunge.erasure.batches import Batch, Batches, Step
+from expunge.erasure.intake import COLUMNS
+from expunge.erasure.ledger import Ledger
+from expunge.erasure.lifecycle import Lifecycle
+from expunge.erasure.requests import Request, Store, new_id
+from expunge.erasure.states import State
+from tests.erasure.sweep import small
+
+TODAY = date(2026, 3, 2)
+RECEIVED = date(2026, 2, 20)
+GONE = [2, 3, 17]
+PRODUCT = {"model": "expunge-people", "version": "4", "method": "matched", "level": "b"}
+METRIC = {"metric": "accuracy on forgotten rows", "level": "a", "value": 0.91, "original": 1.0, "retrained": 0.9}
+RUN = {
+    "procedure": {
+        "method": "matched",
+        "settings": {"cut": "stage1"},
+        "versions": {"python": "3.11", "torch": "2.13.0"},
+    },
+    "source": {"git_commit": "0" * 40, "git_dirty": "false", "dvc_lock": "sha256:10c"},
+    "batch_request": "sha256:ba7c4",
+    "forgotten": {"train": 24, "left": 168},
+    "validation": {"dataset": True, "features": True, "split": True},
+    "metrics": [{**METRIC, "margin": 0.03}],
+    "claim": {
+        "level": "b",
+        "says": "As a <retrained> one.",
+        "reference": "1 retrained",
+        "not_claimed": ["Levels c, d."],
+    },
+}
+
+
+def request_for(store: Store, root: Path, people: list[int], received: date = RECEIVED) -> Request:
+    """A verified request of one or more people; its list lies where it belongs, DVC apart."""
+    id_ = new_id(received)
+    file = Path("data/requests") / f"{id_}.csv"
+    names = [small.person(i) for i in people]
+    (root / file).write_text("".join(f"{line}\n" for line in [COLUMNS["subjects"], *names]))
+    made = store.add(
+        id_, "subjects", names, received=received, basis="GDPR Art. 17(1)(b)", who="ann", file=file.as_posix()
+    )
+    return store.verify(made.id, "ben", "letter seen", {"found": 10 * len(people)})
+
+
+def promoted(store: Store, root: Path) -> tuple[Batch, list[Request]]:
+    """Two requests, whose batch is to be collected next. Its process is gone."""
+    requests = [request_for(store, root, GONE[:2]), request_for(store, root, GONE[2:])]
+    batches = Batches(store, "nightly")
+    batch = batches.claim(TODAY)
+    assert batch is not None
+    each = {r.id: {"train": 8, "test": 2, "accuracy": {"original": 1.0, "product": 0.9}} for r in requests}
+    facts = {"product": PRODUCT, "run": {**RUN, "each": each}}
+    batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"level": "b"})
+    approved = {"approved_by": "cem", "approved_because": "as good as retrained"}
+    batch = batches.at(batch, Step.promote, approved, State.running, "approval", "as good as retrained", "cem")
+    batch = batches.at(batch, Step.collect, {"promotion": "sha256:9", "instead_of": "3"})
+    batches.release(batch)
+    return batch, requests
+
+
+def no_pipeline(stages=(), force=False) -> None:
+    raise AssertionError("nothing is to be computed any more")
+
+
+def life(root: Path, store: Store) -> Lifecycle:
+    return Lifecycle(store, Ledger(Path("ledger.jsonl")), who="nightly", pipeline=no_pipeline, say=lambda _: None)
+
+
+def finish(root: Path, url: str) -> str:
+    """Go on with the batch until it ends; its state."""
+    with chdir(root):
+        store = Store.open(url)
+        try:
+            return life(root, store).advance(TODAY).state
+        finally:
+            store.engine.dispose()

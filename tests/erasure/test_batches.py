@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from datetime import date
+
+import pytest
+from sqlalchemy import update
+
+from expunge.erasure.batches import Batches, Step
+from expunge.erasure.database import BATCHES, transaction
+from expunge.erasure.requests import Store, new_id
+from expunge.erasure.states import State
+from expunge.errors import RequestError
+
+TODAY = date(2026, 3, 2)
+
+
+def verified(store: Store, *people: str, received: date = date(2026, 2, 20)) -> str:
+    id_ = store.add(new_id(received), "subjects", list(people), received=received, basis="", who="ann").id
+    return store.verify(id_, "ann", "", {}).id
+
+
+def owned_by(store: Store, owner: str | None) -> None:
+    with transaction(store.engine) as c:
+        c.execute(update(BATCHES).values(owner=owner))
+
+
+def test_verified_requests_go_into_one_batch(store):
+    first, second = verified(store, "p1"), verified(store, "p2")
+    unverified = store.add(new_id(TODAY), "subjects", ["p3"], received=TODAY, basis="", who="ann").id
+    batches = Batches(store, "nightly")
+    batch = batches.claim(TODAY)
+    assert {r.id for r in batches.requests(batch)} == {first, second} and batch.step == Step.prepare
+    assert store.get(first).state == State.running and store.get(unverified).state == State.received
+    assert [e.kind for e in store.events(first)] == ["intake", "verification", "scheduling", "run"]
+    # What comes in meanwhile waits for the next one.
+    late = verified(store, "p4")
+    again = batches.claim(TODAY)
+    assert again.id == batch.id and store.get(late).state == State.verified
+
+
+def test_nothing_is_started_before_something_is_due(store):
+    batches = Batches(store, "nightly")
+    assert batches.claim(TODAY) is None
+    verified(store, "p1")  # due on 20 March, in 18 days
+    assert batches.claim(TODAY, within=17) is None and batches.current() is None
+    verified(store, "p2", received=TODAY)
+    assert len(batches.requests(batches.claim(TODAY, within=18))) == 2  # the other one comes along
+
+
+def test_a_living_owner_keeps_its_batch(store):
+    verified(store, "p1")
+    batch = Batches(store, "nightly").claim(TODAY)
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        owned_by(store, f"{socket.gethostname()}:{living.pid}:1")
+        with pytest.raises(RequestError, match=f"run {batch.id} is being carried out on {socket.gethostname()}"):
+            Batches(store, "ben").claim(TODAY)
+    finally:
+        living.communicate(b"\n")
+    assert Batches(store, "ben").claim(TODAY).id == batch.id  # it is dead: at once
+
+
+def test_another_machine_is_waited_for(store):
+    verified(store, "p1")
+    batch = Batches(store, "nightly").claim(TODAY)
+    owned_by(store, "elsewhere:1:1")
+    with pytest.raises(RequestError, match="carried out on elsewhere"):
+        Batches(store, "ben").claim(TODAY)
+    with transaction(store.engine) as c:
+        c.execute(update(BATCHES).values(until=time.time() - 1))
+    assert Batches(store, "ben").claim(TODAY).id == batch.id
+
+
+def test_who_lost_the_batch_writes_nothing(store):
+    id_ = verified(store, "p1")
+    slow, quick = Batches(store, "slow"), Batches(store, "quick")
+    lost = slow.claim(TODAY)
+    taken = quick.claim(TODAY)  # the same process number: the first owner is taken for dead
+    with pytest.raises(RequestError, match="taken over by somebody else"):
+        slow.at(lost, Step.approval, {}, State.awaiting_approval, "verdict")
+    assert store.get(id_).state == State.running
+    assert quick.at(taken, Step.run, {"a": 1}).facts == {"a": 1}
+
+
+def test_the_time_is_put_off_while_work_goes_on(store, monkeypatch):
+    from expunge.erasure import batches as module
+
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    verified(store, "p1")
+    batches = Batches(store, "nightly")
+    batch = batches.claim(TODAY)
+    with transaction(store.engine) as c:
+        c.execute(update(BATCHES).values(until=0.0))
+    with batches.held():
+        end = time.monotonic() + 10
+        while batches.current().until < time.time() and time.monotonic() < end:
+            time.sleep(0.05)
+    assert batches.current().until > time.time() + 500
+    assert batches.at(batch, Step.run, {}).step == Step.run  # beats do not get into the way of steps
+
+
+def test_a_closed_batch_makes_room_and_destroys_keys(store):
+    id_ = verified(store, "p1")
+    batches = Batches(store, "nightly")
+    batch = batches.claim(TODAY)
+    told = {"of": {id_: {"certificate": "sha256:1"}}}
+    batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
+    assert store.get(id_).state == State.completed and not store.has_key(id_)
+    assert store.events(id_)[-1].facts == {"batch": batch.id, "certificate": "sha256:1"}
+    assert batches.current() is None and [b.id for b in batches.closed()] == [batch.id]
+    verified(store, "p2")
+    assert batches.claim(TODAY).id != batch.id
+
+
+def test_two_that_start_at_once_start_one(url, at_once):
+    """Both find no batch; one opens it, the other is told."""
+    store = Store.open(url)
+    ids = [verified(store, f"p{i}") for i in range(4)]
+    code = """
+from expunge.erasure.batches import Batches
+try:
+    print("started", Batches(Store.open(sys.argv[1]), "x").claim(date(2026, 3, 2)).id)
+except RequestError as e:
+    print("told", e)
+sys.stdout.flush()
+sys.stdin.readline()  # alive until both are done
+"""
+    out = at_once(code, url, processes=3)
+    started = [line for line in out if line.startswith("started")]
+    assert len({line.split()[1] for line in started}) == 1
+    # One that ended early may be taken over; nobody opens a second one.
+    assert [len(store.events(id_)) for id_ in ids] == [4] * 4
+    assert os.getpid() and len(Batches(store, "x").closed()) == 0
+    store.engine.dispose()

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expunge.erasure.certificate import known_entries, verify
+from expunge.erasure.keys import PublicKey, signing_key
+from expunge.erasure.ledger import Ledger
+from expunge.erasure.requests import Store
+from expunge.errors import CertificateError, LedgerError
+from tests.erasure.made import finish, promoted
+from tests.erasure.sweep import small
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A small workspace in which two requests were completed, and these requests."""
+    root = tmp_path_factory.mktemp("certified") / "workspace"
+    small.workspace(root, [5])
+    url = f"sqlite:///{root / 'records/requests.db'}"
+    store = Store.open(url)
+    _, requests = promoted(store, root)
+    assert finish(root, url) == "completed"
+    yield root, store, [store.get(r.id) for r in requests]
+    store.engine.dispose()
+
+
+@pytest.fixture
+def certificate(done, tmp_path):
+    root, _, requests = done
+    copy = tmp_path / "certificate.json"
+    copy.write_bytes((root / "records/certificates" / requests[0].id / "certificate.json").read_bytes())
+    return copy
+
+
+def key_of(done) -> PublicKey:
+    return PublicKey.read(done[0] / "records/keys/signing.pub.pem")
+
+
+def test_it_says_everything_that_it_must(done, certificate):
+    root, _, requests = done
+    body = verify(certificate, key_of(done))
+    assert body["request"]["digest"] == requests[0].digest and body["request"]["basis"] == "GDPR Art. 17(1)(b)"
+    assert [e["what"] for e in body["request"]["history"]] == [
+        "intake", "verification", "scheduling", "run", "verdict", "approval",
+    ]  # fmt: skip
+    u = body["unlearning"]
+    assert u["procedure"]["versions"]["torch"] == "2.13.0" and u["source"]["dvc_lock"] == "sha256:10c"
+    assert u["metrics"][0] == {
+        "metric": "accuracy on forgotten rows", "level": "a", "value": 0.91, "original": 1.0, "retrained": 0.9,
+        "margin": 0.03,
+    }  # fmt: skip
+    assert u["claim"]["level"] == "b" and u["claim"]["not_claimed"] and u["validation"]["split"] is True
+    assert u["approval"] == {"by": "cem", "because": "as good as retrained"}
+    assert u["model"]["version"] == "4" and u["model"]["instead_of"] == "3"
+    before, after = body["manifests"]["before"], body["manifests"]["after"]
+    assert before["data/dataset"] != after["data/dataset"] and before.keys() == after.keys()
+    assert (
+        body["sweep"]["left"] == []
+        and {"where": "data/dataset", "what": "rows", "count": 30} in body["sweep"]["purged"]
+    )
+    assert body["ledger"]["previous"] in {e.hash for e in Ledger(root / "ledger.jsonl").entries()}
+
+
+def test_it_names_nobody(done, certificate):
+    content = certificate.read_text() + (done[0] / "ledger.jsonl").read_text()
+    page = certificate.parent
+    assert "subject-" not in content and "record-" not in content and page.is_dir()
+
+
+def test_the_ledger_holds_its_digest_and_it_holds_the_ledger(done):
+    root, store, requests = done
+    for request in requests:
+        completed = store.events(request.id)[-1]
+        document = json.loads((root / "records/certificates" / request.id / "certificate.json").read_text())
+        text = json.dumps(document["certificate"], sort_keys=True, separators=(",", ":"))
+        assert completed.facts["certificate"] == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    ledger = Ledger(root / "ledger.jsonl")
+    known = known_entries(root / "records/certificates")
+    assert len(known) == 2 and ledger.verify([*known, *store.entries()]) > 10
+    with pytest.raises(LedgerError, match="cut off"):
+        ledger.verify(["sha256:" + "1" * 64])
+
+
+def test_another_program_can_check_it(done, certificate):
+    """From the description alone, with nothing of this package."""
+    code = f"""
+import base64, json, sys
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+d = json.load(open({str(certificate)!r}))
+content = json.dumps(d["certificate"], sort_keys=True, separators=(",", ":")).encode("ascii")
+load_pem_public_key(open({str(done[0] / "records/keys/signing.pub.pem")!r}, "rb").read()).verify(
+    base64.b64decode(d["signature"]), content)
+print("good", [m for m in sys.modules if m.startswith("expunge")])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "good []\n"
+
+
+TAMPERED = {
+    "a value": lambda d: d["certificate"]["sweep"]["left"].append({"where": "x", "what": "rows", "count": 1}),
+    "a claim": lambda d: d["certificate"]["unlearning"]["claim"].update(level="d"),
+    "a field more": lambda d: d["certificate"].update(extra=1),
+    "a field less": lambda d: d["certificate"].pop("ledger"),
+    "the signature": lambda d: d.update(signature=base64.b64encode(b"x" * 64).decode()),
+    "no signature": lambda d: d.pop("signature"),
+    "beside it": lambda d: d.update(note="and more"),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_a_change_is_found(how, done, certificate):
+    document = json.loads(certificate.read_text())
+    TAMPERED[how](document)
+    certificate.write_text(json.dumps(document))
+    with pytest.raises(CertificateError, match=r"changed after it was signed|not a certificate"):
+        verify(certificate, key_of(done))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_flipped_character_is_found_or_means_nothing(done, data):
+    """White space between values says nothing; everything else is signed."""
+    root, _, requests = done
+    path = root / "records/certificates" / requests[1].id / "certificate.json"
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 127))
+    other = root / "changed.json"
+    other.write_bytes(content)
+    with contextlib.suppress(CertificateError):
+        assert verify(other, key_of(done)) == verify(path, key_of(done))
+
+
+def test_a_key_that_stands_twice_is_refused(done, certificate):
+    text = certificate.read_text().replace('"schema": 1,', '"schema": 1, "schema": 1,')
+    certificate.write_text(text)
+    with pytest.raises(CertificateError, match="not a certificate"):
+        verify(certificate, key_of(done))
+
+
+def test_another_key_is_named(done, certificate, tmp_path):
+    with pytest.raises(CertificateError, match="ask its issuer"):
+        verify(certificate, signing_key(tmp_path).public)
+    with pytest.raises(CertificateError, match="cannot be read"):
+        verify(tmp_path / "none.json", key_of(done))
+
+
+def test_the_page_shows_it(done):
+    root, _, requests = done
+    page = (root / "records/certificates" / requests[0].id / "certificate.html").read_text()
+    for said in (
+        requests[0].id, "claim level b", "As a &lt;retrained&gt; one.", "cem", "No residue is left", "Levels c, d.",
+        "data/dataset", "as good as retrained", "0.910", "Ed25519",
+    ):  # fmt: skip
+        assert said in page, said
+    assert "<script" not in page and "http" not in page.replace("https://www.w3.org", "")

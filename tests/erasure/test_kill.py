@@ -1,0 +1,178 @@
+"""kill -9 at seeded moments of a completion: whoever comes next goes on, nothing is lost, nothing happens twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, event
+
+from expunge.data.dataset import Dataset
+from expunge.erasure.certificate import verify
+from expunge.erasure.database import EVENTS, KEYS, SUBJECTS, transaction
+from expunge.erasure.keys import public_key
+from expunge.erasure.ledger import Ledger
+from expunge.erasure.requests import Store
+from expunge.erasure.states import State
+from expunge.errors import ExpungeError
+from expunge.files import digest_of
+from tests.erasure.made import GONE, finish, promoted
+from tests.erasure.sweep import small
+
+ROUNDS = 30
+# What a file system is asked for; statements of the database are counted too.
+ASKED = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
+
+
+def url_of(root: Path) -> str:
+    return f"sqlite:///{root / 'records/requests.db'}"
+
+
+def in_a_child(root: Path, until: int) -> tuple[int, int]:
+    """Finish the batch in a process that is killed at its `until`-th event; its status, and how many it saw."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def count(*_: object) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == until:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def asked(name: str, arguments: tuple) -> None:
+            if name in ASKED and str(root) in os.path.abspath(str(arguments[0])):
+                count()
+
+        import sys
+
+        sys.addaudithook(asked)
+        event.listen(Engine, "before_cursor_execute", count)
+        event.listen(Engine, "commit", count)
+        try:
+            assert finish(root, url_of(root)) == "completed"
+            os.write(write, str(seen).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(read, "rb") as pipe:
+        return status, int(pipe.read() or 0)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory) -> Path:
+    """Two requests, approved and promoted; nothing is erased yet."""
+    root = small.workspace(tmp_path_factory.mktemp("kill") / "workspace", [5])
+    store = Store.open(url_of(root))
+    promoted(store, root)
+    with chdir(root):
+        store.publish(Ledger(Path("ledger.jsonl")))
+    store.engine.dispose()
+    return root
+
+
+@pytest.fixture(scope="module")
+def events(before, tmp_path_factory) -> int:
+    """How many there are in a completion that nobody disturbs."""
+    root = Path(shutil.copytree(before, tmp_path_factory.mktemp("kill") / "undisturbed"))
+    status, count = in_a_child(root, 0)
+    assert status == 0 and count > 300
+    check(root, before)
+    return count
+
+
+def check(root: Path, before: Path) -> None:
+    """Everything that must be so after a completion, whatever happened on the way."""
+    store = Store.open(url_of(root))
+    requests = store.all()
+    assert [r.state for r in requests] == [State.completed] * 2 and all(r.told for r in requests)
+    # Every event once, in the store and in the ledger; the chain is whole and its head signed.
+    with chdir(root):
+        ledger = Ledger(Path("ledger.jsonl"))
+        assert ledger.verify(store.entries()) == len(ledger.entries())
+        names = [e.facts["event"] for e in ledger.entries()]
+        key = public_key()
+    with transaction(store.engine) as c:
+        rows = c.execute(EVENTS.select()).all()
+        assert not c.execute(KEYS.select()).all() and not c.execute(SUBJECTS.select()).all()
+    assert sorted(names) == sorted(f"{r.about}/{r.number}" for r in rows) and len(set(names)) == len(names)
+    kinds = Counter(e.kind for e in ledger.entries())
+    assert kinds == {
+        "intake": 2, "verification": 2, "scheduling": 2, "run": 2, "verdict": 2, "approval": 2, "sweep": 1,
+        "completion": 2,
+    }  # fmt: skip
+    for request in requests:
+        path = root / "records/certificates" / request.id / "certificate.json"
+        body = verify(path, key)
+        assert (
+            body["sweep"]["left"] == []
+            and {"where": "data/dataset", "what": "rows", "count": 30} in body["sweep"]["found"]
+        )
+        assert store.events(request.id)[-1].facts["certificate"] == digest_of(body)
+    # The rows are gone, all others are there as they were; no list is left.
+    old, new = Dataset(before / "data/dataset"), Dataset(root / "data/dataset")
+    gone = {small.person(i) for i in GONE}
+    kept = [
+        i for i, s in zip(old.sample_ids(), old.table(["subject"])["subject"].to_pylist(), strict=True) if s not in gone
+    ]
+    assert new.sample_ids() == kept and new.rows == old.rows - 30
+    left = [p for p in root.rglob("*") if p.is_file() and any(g.encode() in p.read_bytes() for g in gone)]
+    assert (
+        left == []
+        and not list((root / "data/requests").glob("R-*"))
+        and not list((root / ".expunge/erasure").iterdir())
+    )
+    store.engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_killed_at_any_moment(seed, before, events, tmp_path):
+    root = Path(shutil.copytree(before, tmp_path / "workspace"))
+    rng = np.random.default_rng(seed)
+    for _ in range(int(rng.integers(1, 4))):  # up to three processes die one after another
+        status, _ = in_a_child(root, int(rng.integers(1, events + 1)))
+        if not os.WIFSIGNALED(status):  # it had less to do than was left of it
+            assert status == 0
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        # In between, the ledger is good and nothing is called completed that is not.
+        with chdir(root):
+            ledger = Ledger(Path("ledger.jsonl"))
+            ledger.verify()
+            store = Store.open(url_of(root))
+            for request in store.all([State.completed]):
+                assert verify(Path("records/certificates") / request.id / "certificate.json", public_key())
+                assert Dataset("data/dataset").rows == small.ROWS - 30
+            store.engine.dispose()
+    state = finish(root, url_of(root))
+    assert state in ("completed", "nothing to do")
+    check(root, before)
+
+
+def test_the_check_sees_what_is_wrong(before, events, tmp_path):
+    """An event done twice, a certificate that was changed."""
+    root = Path(shutil.copytree(before, tmp_path / "workspace"))
+    assert in_a_child(root, 0)[0] == 0
+    check(root, before)
+    with chdir(root):
+        Ledger(Path("ledger.jsonl")).append("completion", {"event": "R-1/7"})
+    with pytest.raises(AssertionError):
+        check(root, before)
+    other = Path(shutil.copytree(before, tmp_path / "other"))
+    assert in_a_child(other, 0)[0] == 0
+    path = next((other / "records/certificates").glob("*/certificate.json"))
+    document = json.loads(path.read_text())
+    document["certificate"]["sweep"]["found"] = []
+    path.write_text(json.dumps(document))
+    with pytest.raises(ExpungeError):
+        check(other, before)
