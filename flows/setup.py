@@ -79,6 +79,7 @@ def specification(name: str | None, repository: str | None, revision: str, remot
             deployment["parameters"] = {**(deployment.get("parameters") or {}), "push": True}
         deployment["name"] = f"{workspace}-{deployment['name']}"
         for trigger in deployment.get("triggers", []):
+            trigger["name"] += f" ({workspace})"
             names = trigger["match_related"]["prefect.resource.name"]
             trigger["match_related"]["prefect.resource.name"] = [f"{workspace}-{name}" for name in names]
     return spec

