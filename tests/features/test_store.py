@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from expunge.errors import ManifestError
-from expunge.features.store import ROW_GROUP, FeatureStore, write_shard
+from expunge.features.store import NUMBERS, ROW_GROUP, FeatureStore, Shards, narrow, widen, write_shard
 from expunge.files import read_manifest, staged_dir, write_json, write_manifest
 
 N, DIM, FIRST = ROW_GROUP + 1000, 7, ROW_GROUP + 300
@@ -120,3 +121,38 @@ def test_another_directory_is_not_a_store(tmp_path):
         write_manifest(staging, "elsewhere")
     with pytest.raises(ManifestError, match="not a feature store"):
         FeatureStore(tmp_path / "x")
+
+
+TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_smaller_numbers_are_rounded_as_torch_rounds(dtype, z):
+    hard = np.array([0.0, -0.0, 1e-8, -3e-5, 6.1e-5, 65504, 65519, 1e5, -3e38, 1 + 2**-8, 1 + 3 * 2**-8], np.float32)
+    values = np.concatenate([hard, z[:, 0]])
+    expected = torch.from_numpy(values).to(TORCH[dtype])
+    stored = narrow(values, dtype)
+    assert stored.dtype == NUMBERS[dtype].stored and stored.itemsize == 2
+    torch.testing.assert_close(torch.from_numpy(widen(stored, dtype)), expected.float(), rtol=0, atol=0)
+    assert stored.tobytes() == expected.view(torch.int16).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_smaller_numbers_on_disk(tmp_path, z, dtype):
+    path, stored = tmp_path / "part-00000.parquet", narrow(z, dtype)
+    write_shard(path, columns(N), stored, dtype)
+    shards, kept = Shards([path], DIM, dtype), widen(stored, dtype)
+    np.testing.assert_array_equal(shards.z(), kept)
+    rows = np.array([N - 1, 0, ROW_GROUP])
+    np.testing.assert_array_equal(shards.z(rows), kept[rows])
+    assert all(chunk.dtype == np.float32 for _, chunk in shards.iter_z())
+    field = pq.read_schema(path).field("z").type.value_field
+    assert field.type == NUMBERS[dtype].arrow
+    assert (field.metadata or {}).get(b"dtype") == (b"bfloat16, little endian" if dtype == "bf16" else None)
+
+
+def test_a_type_that_is_not_known(directory):
+    manifest = read_manifest(directory)
+    write_json(directory / "manifest.json", manifest | {"dtype": "float8"})
+    with pytest.raises(ManifestError, match="stored as 'float8'"):
+        FeatureStore(directory)

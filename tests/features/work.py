@@ -1,0 +1,23 @@
+"""What a process of the tests does until it is killed. Imported once by the server that forks them."""
+
+from pathlib import Path
+
+import torch
+
+from expunge.data.dataset import Dataset
+from expunge.features.extract import Settings, extract
+from expunge.models.zoo import build
+
+SETTINGS = Settings(batch_size=64, shard_rows=200, dtype="fp16")
+
+
+def run(dataset_directory: str, root: str) -> None:
+    torch.set_num_threads(1)
+    dataset = Dataset(dataset_directory)
+    extract(
+        build("resnet-small", 10, dataset.image_shape, seed=1),
+        dataset,
+        Path(root) / "out",
+        Path(root) / "work",
+        SETTINGS,
+    )
