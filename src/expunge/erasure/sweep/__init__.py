@@ -55,7 +55,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
         if not apply:
             raise DataError(f"{root / JOURNAL}: a sweep was interrupted; run `expunge sweep --apply` to finish it")
         pending.finish()
-        _collect(root, config, pending, report)
+        _collect(Storage(root), config, pending, report)
         report = SweepReport(apply)  # what it had found is reported below, from its notes
         report.did(Residue(*residue) for residue in pending.notes["found"])
     targets = Targets.find(root, rows, subjects, keep=apply)
@@ -71,6 +71,8 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             _say_twins(targets, report)
             return report
         if _changes(targets, config):
+            # Asked before anything is staged: what lies beside an input changes the folder that a stage depends on.
+            fresh = storage.fresh() if storage.in_use else []
             _put(report, _in_texts(targets, registry, True), purged=True)
             journal = Journal(root)
             _put(report, _found(targets, journal, config), purged=True)
@@ -85,15 +87,15 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             # The tombstones first: from then on no stage reads what is not swapped yet.
             journal.swaps.insert(0, journal.swaps.pop())
             journal.notes = {
-                "fresh": storage.fresh() if storage.in_use else [],
+                "fresh": fresh,
                 "covered": covered,
                 "again": again,
                 "found": [[r.where, r.what, r.count] for r in report.purged],
             }
             journal.commit()
             journal.finish()
-            _collect(root, config, journal, report)
-    _look_again(root, config, report)
+            _collect(storage, config, journal, report)
+    _look_again(storage, config, report)
     _say_twins(targets, report)
     return report
 
@@ -115,6 +117,7 @@ def _changes(targets: Targets, config: Config) -> bool:
 def _in_texts(targets: Targets, registry: lineage.Registry | None, apply: bool) -> Iterator[inputs.Found]:
     yield from texts.reports(targets, apply)
     yield from texts.prefect(targets, apply)
+    yield from texts.ids_in_history(targets)
     if registry is not None:
         yield from lineage.examples(targets, registry, apply)
 
@@ -129,9 +132,9 @@ def _of_models(
         yield from lineage.versions(targets, registry, covered, policy)
 
 
-def _collect(root: Path, config: Config, journal: Journal, report: SweepReport) -> None:
+def _collect(storage: Storage, config: Config, journal: Journal, report: SweepReport) -> None:
     """What follows the swaps. Every step may have been done before, in whole or in part."""
-    storage = Storage(root)
+    root = storage.root
     if journal.notes["again"]:
         for stage in AGAIN:
             _run_stage(root, *stage)
@@ -147,10 +150,10 @@ def _collect(root: Path, config: Config, journal: Journal, report: SweepReport) 
     journal.close()
 
 
-def _look_again(root: Path, config: Config, report: SweepReport) -> None:
+def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
     """The same search as at first, over what is there now."""
+    root = storage.root
     targets = Targets.find(root, (), (), keep=False)
-    storage = Storage(root)
     again = SweepReport(False)
     _put(again, _found(targets, None, config))
     if storage.in_use:

@@ -51,18 +51,27 @@ class Storage:
         return done.stdout
 
     @cached_property
+    def _config(self) -> dict[str, str]:
+        return dict(line.partition("=")[::2] for line in self.run("config", "--list").splitlines())
+
+    @cached_property
     def cache(self) -> Path:
-        return Path(self.run("cache", "dir").strip())
+        return self._place(self._config.get("cache.dir", "cache"))
 
     @cached_property
     def remotes(self) -> dict[str, Path | None]:
         """Name -> directory, None where it is not on this file system."""
-        found: dict[str, Path | None] = {}
-        for line in self.run("remote", "list").splitlines():
-            name, _, url = line.removesuffix("(default)").strip().partition("\t")
-            places = [self.root / ".dvc" / url, self.root / url]
-            found[name] = None if "://" in url else next((p for p in places if p.is_dir()), places[0])
-        return found
+        addresses = {
+            key.removeprefix("remote.").removesuffix(".url"): value
+            for key, value in self._config.items()
+            if key.startswith("remote.") and key.endswith(".url")
+        }
+        return {name: None if "://" in url else self._place(url) for name, url in addresses.items()}
+
+    def _place(self, address: str) -> Path:
+        """A relative address counts from the file that names it; DVC may have joined that already."""
+        places = [self.root / ".dvc" / address, self.root / address]
+        return next((p for p in places if p.is_dir()), places[0])
 
     def fresh(self) -> list[str]:
         """Stages and `.dvc` files that are up to date."""
@@ -86,31 +95,33 @@ class Storage:
     def commit(self, fresh: Iterable[str], rewritten: Iterable[str]) -> None:
         """Take the outputs as they are now into dvc.lock and the cache, without running a stage."""
         self._mend()
-        fresh, touched = set(fresh), set(rewritten)
-        locked = self.locked()
+        locked, touched = self.locked(), set(rewritten)
+        fresh = {name for name in fresh if self._has_outputs(locked.get(name, {}))}
         stale = [
             name
             for name, entry in locked.items()
-            if name not in fresh and any(_within(out["path"], touched) for out in entry.get("outs", []))
+            if name not in fresh
+            and (not self._has_outputs(entry) or any(_within(out["path"], touched) for out in entry.get("outs", [])))
         ]
         if stale:
             kept = {name: entry for name, entry in locked.items() if name not in stale}
             write_text(self.root / LOCK, yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
-        targets = [name for name in [*locked, *self._tracked()] if name in fresh]
-        if targets:
-            self.run("commit", "--force", *targets)
+        # Inputs first: their `.dvc` files lie in folders that stages depend on.
+        for names in (self._tracked(), list(locked)):
+            if targets := [name for name in names if name in fresh]:
+                self.run("commit", "--force", *targets)
         (self.root / KEPT_LOCK).unlink(missing_ok=True)
 
+    def _has_outputs(self, entry: Mapping[str, Any]) -> bool:
+        """A report that held an id was taken away: its stage has to run again."""
+        return all((self.root / out["path"]).exists() for out in entry.get("outs", []))
+
     def _mend(self) -> None:
-        """A killed `dvc commit` may leave half a dvc.lock; it only holds hashes, so a copy is kept meanwhile."""
+        """A killed `dvc commit` may leave half a dvc.lock, which may even be valid YAML: begin again from a copy. It
+        holds hashes only."""
         lock, kept = self.root / LOCK, self.root / KEPT_LOCK
         if kept.is_file():
-            try:
-                whole = bool(self.locked())
-            except yaml.YAMLError:
-                whole = False
-            if not whole:
-                shutil.copyfile(kept, lock)
+            shutil.copyfile(kept, lock)
         elif lock.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_text(kept, lock.read_text(encoding="utf-8"))

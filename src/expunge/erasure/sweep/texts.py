@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator, Set
 from pathlib import Path
 
+import yaml
+
 from expunge.erasure.sweep.needles import Needles
 from expunge.erasure.sweep.report import NotPurgeable, Residue
 from expunge.erasure.sweep.targets import Targets
-from expunge.paths import DATA_DOCS, REPORTS
+from expunge.paths import ACTIVATIONS, DATA_DOCS, REPORTS
 
 Found = Residue | NotPurgeable
 MAINTAINER = "whoever maintains the repository: rewrite its history, here and in every clone"
-MD5 = re.compile(rb"md5: ([0-9a-f]{32}(?:\.dir)?)")
 
 
 def needles(targets: Targets) -> Needles:
@@ -71,47 +71,65 @@ def _rows_with(database: Path, wanted: Needles) -> Iterator[tuple[str, int]]:
 
 
 def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
-    """Git: commits whose dvc.lock or `.dvc` files name data that is gone (`objects`: hashes that still exist), and
-    blobs with ids. Neither can be removed without rewriting history."""
-    root = targets.root
-    if subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True).returncode != 0:
+    """Git: commits whose dvc.lock or `.dvc` files name data that is gone; `objects`: hashes of what is still there.
+
+    Only history can be rewritten, and only by people: the data is not in it, its hashes are.
+    """
+    if not _is_repository(targets.root):
         return
-    pointing, blobs = 0, set()
-    listed = _git(root, "log", "--all", "--format=commit %H", "--raw", "--no-abbrev", "--", "*dvc.lock", "*.dvc")
+    command = ("log", "--all", "--format=commit %H", "--raw", "--no-abbrev", "--", "*dvc.lock", "*.dvc")
     gone: dict[str, bool] = {}
-    for block in listed.decode(errors="replace").split("commit ")[1:]:
-        new = [line.split()[3] for line in block.splitlines() if line.startswith(":")]
-        for blob in new:
-            if blob not in gone:
-                content = b"" if set(blob) == {"0"} else _git(root, "cat-file", "blob", blob)
-                gone[blob] = any(md5.decode() not in objects for md5 in MD5.findall(_outs(content)))
-        pointing += any(gone[blob] for blob in new)
+    pointing = 0
+    for block in _git(targets.root, *command).decode(errors="replace").split("commit ")[1:]:
+        blobs = [line.split()[3] for line in block.splitlines() if line.startswith(":")]
+        for blob in set(blobs) - gone.keys():
+            named = set() if set(blob) == {"0"} else _named(_git(targets.root, "cat-file", "blob", blob))
+            gone[blob] = not named <= objects
+        pointing += any(gone[blob] for blob in blobs)
     if pointing:
         yield NotPurgeable("git", f"{pointing} commits name data that is gone; the data is not in them", MAINTAINER)
+
+
+def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
+    """Git: versions of files, reachable or not, that hold an id."""
     wanted = needles(targets)
-    if wanted.distinct:
-        for kind, blob, content in _blobs(root):
-            if kind == "blob" and wanted.count(content):
-                blobs.add(blob)
+    if not wanted.distinct or not _is_repository(targets.root):
+        return
+    blobs = sum(kind == "blob" and wanted.count(content) > 0 for kind, content in _blobs(targets.root))
     if blobs:
-        yield NotPurgeable("git", f"{len(blobs)} versions of files hold ids of erased rows", MAINTAINER)
+        yield NotPurgeable("git", f"{blobs} versions of files hold ids of erased rows", MAINTAINER)
 
 
-def _outs(lock: bytes) -> bytes:
-    """The outputs only: code and params among the dependencies were never in a cache."""
-    return b"\n".join(re.findall(rb"outs:\n(?:[ -].*\n?)*?(?=\n? *\w+:\n|\Z)", lock)) or lock
+def _named(lock: bytes) -> set[str]:
+    """Hashes of cached outputs below data/ in a dvc.lock, or of what a `.dvc` file tracks."""
+    try:
+        held = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        stages = held["stages"].values() if "stages" in held else [held]
+        outs = [out for stage in stages for out in stage.get("outs", [])]
+        return {
+            out["md5"]
+            for out in outs
+            if "md5" in out and ("stages" not in held or str(out["path"]).startswith("data/"))
+            if out["path"] != str(ACTIVATIONS)  # never in a cache
+        }
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return set()
 
 
-def _blobs(root: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Kind, name and content of every object that git holds, packed or not, reachable or not."""
+def _is_repository(root: Path) -> bool:
+    return subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True).returncode == 0
+
+
+def _blobs(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Kind and content of every object that git holds, packed or not."""
     command = ["git", "cat-file", "--batch", "--batch-all-objects"]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while header := process.stdout.readline():
-            name, kind, size = header.decode().split()
+            _, kind, size = header.decode().split()
             content = process.stdout.read(int(size))
             process.stdout.read(1)
-            yield kind, name, content
+            yield kind, content
 
 
 def _git(root: Path, *arguments: str) -> bytes:
