@@ -96,11 +96,9 @@ def check(root: Path, before: Path) -> None:
     requests = store.all()
     assert [r.state for r in requests] == [State.completed] * 2 and all(r.told for r in requests)
     # Every event once, in the store and in the ledger; the chain is whole and its head signed.
-    with chdir(root):
-        ledger = Ledger(Path("ledger.jsonl"))
-        assert ledger.verify(store.entries()) == len(ledger.entries())
-        names = [e.facts["event"] for e in ledger.entries()]
-        key = public_key()
+    ledger, key = Ledger(root / "ledger.jsonl"), public_key(root)
+    assert ledger.verify(store.entries()) == len(ledger.entries())
+    names = [e.facts["event"] for e in ledger.entries()]
     with transaction(store.engine) as c:
         rows = c.execute(EVENTS.select()).all()
         assert not c.execute(KEYS.select()).all() and not c.execute(SUBJECTS.select()).all()
