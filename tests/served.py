@@ -68,11 +68,11 @@ def write_unlearned(directory: Path, classifier: Classifier, map_: FeatureMap) -
 
 
 @torch.no_grad()
-def evaluated(classifier: Classifier, map_: FeatureMap, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Probabilities by the textbook, image by image: softmax(W f(z) + b) in float64."""
+def evaluated(classifier: Classifier, map_: FeatureMap, inputs: NDArray[np.uint8] | list[str]) -> NDArray[np.float64]:
+    """Probabilities by the textbook, row by row: softmax(W f(z) + b) in float64."""
     w, b = classifier.head.weight.double(), classifier.head.bias.double()
     rows = []
-    for image in images:
-        logits = w @ map_(classifier.features(image[None]).double())[0] + b
+    for i in range(len(inputs)):
+        logits = w @ map_(classifier.features(inputs[i : i + 1]).double())[0] + b
         rows.append((logits - logits.max()).exp() / (logits - logits.max()).exp().sum())
     return torch.stack(rows).numpy()
