@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.pipeline import change
 
@@ -46,6 +47,9 @@ def test_from_review_to_ledger(copy, expunge):
     for said in ("original", "challenger: version 1", registered["method"], "forgotten training rows", "retrained"):
         assert said in reviewed.out
     assert not (copy / "ledger.jsonl").exists() and not (copy / "data/forgotten").exists()
+    page = (copy / "reports/review.html").read_text()
+    assert "challenger, version 1 beside the original" in page and "passes the gates" in page
+    assert "reports/review.html" in reviewed.out and 'src="http' not in page
 
     asked = expunge("promote", "--reason", "no", answer="n\n")
     assert asked.status == 1 and not (copy / "ledger.jsonl").exists()
@@ -55,6 +59,9 @@ def test_from_review_to_ledger(copy, expunge):
     entry = json.loads((copy / "ledger.jsonl").read_text())
     assert entry["facts"]["request"] == registered["tags"]["request"]
     assert entry["facts"]["seen"]["forget"]["of"] > 0
+    client = MlflowClient(f"sqlite:///{copy / 'mlflow.db'}")
+    run = client.get_model_version(registered["model"], "1").run_id
+    assert "review.html" in {f.path for f in client.list_artifacts(run)}  # what the reviewer saw, where MLflow shows it
     shown = expunge("ledger", "show").out
     assert "good [bold]enough[/bold]" in shown
     assert "as the ledger says" in expunge("audit").out

@@ -1,5 +1,6 @@
 """The report stage on a finished run."""
 
+import re
 from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
@@ -23,6 +24,8 @@ def test_the_report_of_a_finished_run_is_the_same_twice_and_names_no_row(copy):
     page = written[0][0].decode()
     figures = sorted((reports / "figures").glob("*.svg"))
     assert len(figures) == page.count("<svg ")
+    assert "What changes for whom: the original beside" in page
+    assert set(re.findall(r'<img src="([^,]*),', page)) <= {"data:image/png;base64"}
     for figure in figures:  # each is a picture of its own
         assert ElementTree.parse(figure).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert page.count("<svg ") >= 12 and "t-SNE" in page

@@ -14,7 +14,7 @@ def details(finished, monkeypatch):
     monkeypatch.chdir(finished)
     summary = json.loads((finished / "reports/summary.json").read_text())
     params = yaml.safe_load((finished / "params.yaml").read_text())
-    return summary, details_of(summary, params["fit"], params["retrain"]["seeds"])
+    return summary, details_of(summary, params["retrain"]["seeds"])
 
 
 def test_original_retrained_and_methods_have_the_same_metrics(details):
@@ -37,6 +37,12 @@ def test_what_learns_has_curves_by_epoch(details):
     assert not found["loft"].curves and not found["original"].curves.keys() & {"training/seconds", "training/bf16"}
 
 
+def test_a_method_has_the_settings_it_ran_with(details):
+    summary, found = details
+    taken = summary["methods"]["loft"]["settings"]["chosen"]["taken"]
+    assert taken.items() <= found["loft"].params.items() and "choose" not in found["loft"].params
+
+
 def test_the_references_have_costs_too(details, finished):
     _, found = details
     cost = json.loads((finished / "reports/cost/train.json").read_text())
@@ -48,7 +54,7 @@ def test_the_references_have_costs_too(details, finished):
 def test_without_a_reference_nothing_is_said_of_it(finished, monkeypatch):
     monkeypatch.chdir(finished)
     summary = json.loads((finished / "reports/summary.json").read_text())
-    found = details_of(summary, {}, [])
+    found = details_of(summary, [])
     assert "retrained" not in found and "cost/retrain_s" not in found["original"].metrics
 
 

@@ -86,6 +86,8 @@ def test_a_parent_and_a_child_for_every_candidate(store):
         "failed_gates": "none",
         "selected": "ru-linear",
         "role": "pipeline",
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.source.git.commit": "abc",
     }
     assert wanted.items() <= parent.data.tags.items()
     assert list(reversed(ids.children)) == ["original", "retrained", "logit_mask", "loft", "ru-linear"]

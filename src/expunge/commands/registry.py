@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from expunge.errors import PromotionError
-from expunge.paths import LEDGER
+from expunge.paths import LEDGER, REVIEW
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Registered model; the one that the last run registered when left out.")
@@ -37,12 +37,16 @@ def register(app: typer.Typer) -> None:
 def review(version: Version = "challenger", model: Model = None, ledger: LedgerPath = LEDGER) -> None:
     """The challenger beside the champion: metrics with intervals, changed predictions, what becomes of forgotten rows.
 
-    Where nothing was promoted yet, the original classifier stands in the champion's place.
+    Where nothing was promoted yet, the original classifier stands in the champion's place. The same as a page, with
+    pictures of changed test rows, is written to reports/review.html.
     """
     from expunge.promotion.shown import console, show
     from expunge.promotion.workspace import Workspace
 
-    show(Workspace(model, ledger).review(version), console())
+    workspace = Workspace(model, ledger)
+    seen = workspace.review(version)
+    show(seen, console())
+    typer.echo(f"With pictures: {workspace.write_page(seen)}")
 
 
 def promote(
@@ -60,14 +64,17 @@ def promote(
     from expunge.promotion.shown import console, show
     from expunge.promotion.side_by_side import counts
     from expunge.promotion.workspace import Workspace
+    from expunge.tracking import keep_page
 
     workspace = Workspace(model, ledger)
     head = workspace.desk.history().head
     seen = workspace.review(version)
     show(seen, console())
+    typer.echo(f"With pictures: {workspace.write_page(seen)}")
     if not seen.failed and not yes:
         typer.confirm(f"Make version {seen.challenger.version} of {workspace.name} the champion?", abort=True)
     entry = workspace.desk.promote(seen.challenger, reason, head, counts(seen.parts))
+    keep_page(workspace.desk.client, seen.challenger, REVIEW)
     typer.echo(f"Version {seen.challenger.version} of {workspace.name} is the champion. Ledger entry {entry.seq}.")
 
 

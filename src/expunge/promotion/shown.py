@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.promotion.gates import short
-from expunge.promotion.side_by_side import PARTS, Interval, Part
-from expunge.report.tables import lookup
+from expunge.promotion.page import measure, share
+from expunge.promotion.side_by_side import PARTS, Part
 from expunge.report.words import GATES
 from expunge.tracking import Version
 
@@ -43,7 +43,7 @@ class Review:
 def console() -> Console:
     # Names of classes and reasons are text, not markup. Behind a pipe rich assumes 80 columns.
     out = Console(highlight=False, markup=False)
-    return out if out.is_terminal else Console(width=140, highlight=False, markup=False)
+    return out if out.is_terminal else Console(width=170, highlight=False, markup=False)
 
 
 def show(review: Review, out: Console) -> None:
@@ -87,18 +87,10 @@ def evaluated(review: Review, before: str, after: str) -> Table:
         caption="in brackets: the interval that the verdict used",
     )
     for path, label in GATES.items():
-        cells = [_measured(block, path) for block in review.evaluations]
+        cells = [measure(block, path) for block in review.evaluations]
         if any(cell != "–" for cell in cells):
             table.add_row(label, *cells)
     return table
-
-
-def _measured(block: Mapping[str, Any] | None, path: str) -> str:
-    value = lookup(block, path)
-    if value is None:
-        return "–"
-    interval = (block or {}).get("intervals", {}).get(path)
-    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def same_rows(review: Review, before: str, after: str) -> Table:
@@ -118,17 +110,13 @@ def same_rows(review: Review, before: str, after: str) -> Table:
         table.add_row(
             PARTS[part],
             f"{len(p.labels):,}",
-            *(_interval(i) for i in p.accuracies()),
+            *(share(i) for i in p.accuracies()),
             "–" if gap is None else f"{gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]",
             f"{p.changed.sum():,}",
             f"{p.lost:,}",
             f"{p.gained:,}",
         )
     return table
-
-
-def _interval(i: Interval) -> str:
-    return "–" if i.value is None else f"{i.value:.1%} [{i.low:.1%}, {i.high:.1%}]"
 
 
 def changes(review: Review, before: str, after: str) -> list[tuple[str, Table]]:

@@ -25,6 +25,7 @@ PARTS = {
 }
 
 Predict = Callable[[Inputs], NDArray[np.int64]]
+Answers = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,12 @@ def share(hits: NDArray[np.bool_]) -> Interval:
 
 
 def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split) -> dict[str, Part]:
-    """Both on the same rows of each part that has any, inputs read once."""
+    """Both on the same rows of each part that has any, asked now."""
+    return on_same_rows(lambda r: before(dataset.inputs(r)), lambda r: after(dataset.inputs(r)), dataset, split)
+
+
+def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: Split) -> dict[str, Part]:
+    """What both say of the same rows of each part that has any; they are given ascending positions in the dataset."""
     labels = dataset.labels()
     out = {}
     for part in PARTS:
@@ -97,8 +103,7 @@ def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split
         if len(rows) > ROWS:
             rows = np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
         if len(rows):
-            inputs = dataset.inputs(rows)
-            out[part] = Part(rows, labels[rows].astype(np.int64), before(inputs), after(inputs))
+            out[part] = Part(rows, labels[rows].astype(np.int64), before(rows), after(rows))
     return out
 
 

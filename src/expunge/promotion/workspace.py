@@ -14,9 +14,10 @@ from expunge.data.split import Split
 from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.ledger import SWEEP, Ledger
 from expunge.errors import PromotionError
-from expunge.files import read_json, read_manifest
-from expunge.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, SPLIT
+from expunge.files import read_json, read_manifest, write_text
+from expunge.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, REVIEW, SPLIT
 from expunge.promotion.decide import Desk
+from expunge.promotion.page import page
 from expunge.promotion.shown import Review
 from expunge.promotion.side_by_side import Part, original, predictor, side_by_side
 from expunge.report.evidence import read_logits
@@ -65,6 +66,11 @@ class Workspace:
             failed=desk.check(challenger),
             findings=desk.audit(),
         )
+
+    def write_page(self, review: Review) -> Path:
+        """The review as a page with pictures, `reports/review.html`."""
+        write_text(REVIEW, page(review, self.dataset))
+        return REVIEW
 
 
 def original_digest() -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.report import charts, plots, words
 from expunge.report.evidence import Evidence
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL, LEVELS
 from expunge.report.tables import COLUMNS, candidates, lookup
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # Second table: label, dotted path, format, and where a good value lies.
 MORE = (
@@ -80,22 +83,15 @@ class Section:
     more_label: str = ""
 
 
-def render(summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None) -> str:
-    """The whole page. `evidence.logits` are keyed as the table's rows, in its order. `drawn`: the page's
-    `sections`, for whoever drew them already."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("expunge.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def render(
+    summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None, sides: str = ""
+) -> str:
+    """The whole page. `evidence.logits` are keyed as the table's rows, in its order. `drawn`: the page's `sections`,
+    for whoever drew them already. `sides`: HTML that shows the original beside the method the page is about."""
     drawn = sections(summary, evidence) if drawn is None else drawn
     name = words.focus(summary)
     verdict = summary["methods"][name]["verdict"]
-    page = environment.get_template("report.html.jinja")
+    page = environment().get_template("report.html.jinja")
     return page.render(
         request=words.request_words(summary, evidence.classes),
         summary=summary,
@@ -114,6 +110,20 @@ def render(summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Secti
         seeds=words.seed_count(summary),
         sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
+        sides=sides,
+    )
+
+
+def environment() -> Environment:
+    """Where the pages' templates are; whatever is put into one is text, not markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("expunge.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -14,6 +14,7 @@ from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
 from expunge.data.split import Split
+from expunge.errors import TrackingError
 from expunge.evaluation.divergence import log_softmax
 from expunge.files import digest_of, read_json, read_manifest
 from expunge.models.checkpoint import DESCRIPTION
@@ -108,7 +109,10 @@ def evaluated(method: str, dataset: Dataset) -> tuple[np.ndarray | list[str], np
 
 
 def main() -> None:
-    preflight()
+    try:
+        preflight()
+    except TrackingError as e:
+        raise TrackingError(f"{e}. All that was computed is kept: `dvc repro` logs it when the store is back") from None
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET)
     name = config.register.name or model_name(config.data.source, config.model.name)
     selected = summary["selected"]
@@ -128,7 +132,7 @@ def main() -> None:
         dataset=LoggedDataset(
             config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
         ),
-        per_method=details_of(summary, config.fit, seeds),
+        per_method=details_of(summary, seeds),
         seeds=dict(zip(seeds, retrained, strict=False)),
         usage=usage_of(shared_stages()),
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],

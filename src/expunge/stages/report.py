@@ -1,7 +1,7 @@
 """report: one HTML file, the numbers as CSV, and a model card."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
+from expunge.data.split import Split
 from expunge.features.store import FeatureStore
 from expunge.files import read_json, read_manifest, staged_dir, write_manifest, write_text
 from expunge.paths import (
@@ -20,11 +21,14 @@ from expunge.paths import (
     FIGURES,
     ORIGINAL,
     REPORTS,
+    SPLIT,
     SUMMARY,
     UNLEARNED,
     retrained,
 )
 from expunge.progress import say
+from expunge.promotion.page import Sides, section
+from expunge.promotion.side_by_side import on_same_rows
 from expunge.report.card import TrainingData, model_card
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
 from expunge.report.export import results_csv
@@ -91,6 +95,19 @@ def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidenc
     )
 
 
+def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Config) -> str:
+    """HTML of the original and the method the page is about on the same rows, from what the evaluation kept."""
+    files, name = outputs(summary, config), focus(summary)
+
+    def said(candidate: str) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda rows: read_logits(files[candidate], rows).argmax(1).astype(np.int64)
+
+    parts = on_same_rows(said(ORIGINAL), said(name), dataset, Split(SPLIT))
+    retrained = {part: said("retrained")(p.rows) for part, p in parts.items()} if "retrained" in files else {}
+    blocks = (summary["references"]["original"], summary["methods"][name], summary["references"]["retrained"])
+    return section(Sides(ORIGINAL, name, blocks, parts, retrained, dataset.class_names), dataset)
+
+
 def write_figures(drawn: Sequence[Section]) -> None:
     """`reports/figures`: every panel of the page as a file, numbered in its order."""
     with staged_dir(FIGURES) as staging:
@@ -114,7 +131,7 @@ def main() -> None:
         "text" if dataset.encoding == TEXT else "image",
     )
     drawn = sections(summary, evidence)
-    write_text(REPORTS / "report.html", render(summary, evidence, drawn))
+    write_text(REPORTS / "report.html", render(summary, evidence, drawn, beside_the_original(summary, dataset, config)))
     write_figures(drawn)
     write_text(REPORTS / "results.csv", results_csv(summary))
     write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))

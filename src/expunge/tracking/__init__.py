@@ -31,6 +31,7 @@ from expunge.tracking.versions import (
     entries_kept,
     evaluation_of,
     keep_entry,
+    keep_page,
     run_of_retrained,
     servable_of,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "evaluation_of",
     "find_version",
     "keep_entry",
+    "keep_page",
     "log_pipeline_run",
     "metrics_of",
     "model_name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,12 +35,10 @@ ITSELF = {
 }
 
 
-def details_of(
-    summary: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
-) -> dict[str, Detail]:
-    """Per run what it holds beside its block of the summary. `settings`: of each method. `seeds`: of the retrained
-    models, none where nothing was retrained."""
-    out = {name: _of_method(name, settings.get(name, {})) for name in summary["methods"]}
+def details_of(summary: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Detail]:
+    """Per run what it holds beside its block of the summary. `seeds`: of the retrained models, none where nothing was
+    retrained."""
+    out = {name: _of_method(name, _taken(block)) for name, block in summary["methods"].items()}
     training = {seed: _cost(f"retrain-{seed}") for seed in seeds}
     retrain_s = fmean(cost["train_s"] for cost in training.values()) if training else None
     evaluate_s = _cost("evaluate-references").get("evaluate_s", 0.0) / (1 + len(seeds))
@@ -49,12 +48,19 @@ def details_of(
         if len(training) > 1:
             out[seed_run(seed)] = one
         else:
-            out["retrained"] = Detail({**one.metrics, **ITSELF}, {"compared_with": "itself"}, one.curves, one.usage)
+            alone = {"compared_with": "itself, by definition"}
+            out["retrained"] = replace(one, metrics={**one.metrics, **ITSELF}, tags=alone)
     if len(training) > 1:
         each = [out[seed_run(seed)].metrics for seed in seeds]
         mean = {key: fmean(m[key] for m in each) for key in each[0] if all(key in m for m in each)}
-        out["retrained"] = Detail(mean, {"compared_with": "the other seeds"})
+        out["retrained"] = Detail(mean, tags={"compared_with": "the other seeds"})
     return out
+
+
+def _taken(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings a method ran with: as params have them, and those chosen on held-out rows in place of the choice."""
+    given = {key: value for key, value in block["settings"]["params"].items() if key != "choose"}
+    return {**given, **((block["settings"]["chosen"] or {}).get("taken") or {})}
 
 
 def usage_of(stages: Iterable[str]) -> dict[str, Series]:
@@ -86,7 +92,7 @@ def _of_training(cost: Mapping[str, Any], retrain_s: float | None, evaluate_s: f
         metrics["cost/peak_rss_mb"] = peak
     if retrain_s is not None:
         metrics |= {"cost/retrain_s": retrain_s, "cost/speedup_vs_retrain": retrain_s / max(cost["train_s"], 1e-4)}
-    return Detail(metrics, {}, _curves(cost["epochs"]), cost.get("usage", {}))
+    return Detail(metrics, curves=_curves(cost["epochs"]), usage=cost.get("usage", {}))
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Curve]:

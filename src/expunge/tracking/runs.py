@@ -27,7 +27,7 @@ TAG_LENGTH = 8000
 DATASET_DIGEST = 36
 ROW_IDS = {"sample_id", "subject"}
 # Of one candidate only, and no metrics to compare by.
-NOT_COMPARED = {"spread", "seeds"}
+NOT_COMPARED = {"spread", "seeds", "settings"}
 
 T = TypeVar("T")
 Curve = Sequence[tuple[int, float]]
@@ -56,6 +56,7 @@ class Detail:
     params: Mapping[str, Any] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     usage: Mapping[str, Series] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Sequence[Path] = ()
 
 
@@ -132,7 +133,7 @@ def log_pipeline_run(
         refuse_row_ids(path)
 
     request, selected = summary["request"], summary.get("selected")
-    common = {**tags, "request": request["digest"], "model": summary["model"]["name"]}
+    common = {**tags, "request": request["digest"], "model": summary["model"]["name"], **_source(tags)}
     begun: list[str] = []
     client = connect()
     with refusals(f"logging {run_name!r}"):
@@ -157,14 +158,15 @@ def log_pipeline_run(
             )
             client.log_inputs(parent, datasets=_inputs(dataset, request))
             counts = {f"request/{k}": float(v) for k, v in request.items() if k.endswith("_rows")}
-            _log(client, parent, Detail({**metrics_of(chosen), **counts}, params, {}, usage or {}, artifacts))
+            everything = {**metrics_of(chosen), **counts}
+            _log(client, parent, Detail(everything, params, usage=usage or {}, artifacts=artifacts))
             children = {}
             # Newest first is how the table shows them: the last one logged, the original, stands on top.
             for name in reversed(candidates):
                 role = "method" if name in methods else "seed" if name in each else "reference"
-                child_tags = {**common, **_verdict_tags(candidates[name]), "role": role, "method": name}
-                children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent})
                 detail = per_method.get(name, Detail())
+                child_tags = {**common, **_verdict_tags(candidates[name]), "role": role, "method": name, **detail.tags}
+                children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent})
                 metrics = {**metrics_of(candidates[name]), **detail.metrics}
                 curves = {**curves_of(candidates[name]), **detail.curves}
                 _log(client, children[name], replace(detail, metrics=metrics, curves=curves))
@@ -234,6 +236,12 @@ def _log(client: MlflowClient, run_id: str, detail: Detail) -> None:
             client.log_artifacts(run_id, str(path), path.name)
         else:
             client.log_artifact(run_id, str(path))
+
+
+def _source(tags: Mapping[str, str]) -> dict[str, str]:
+    """What the UI shows as a run's source: the graph, and the commit it was read from."""
+    commit = {"mlflow.source.git.commit": tags["git_commit"]} if "git_commit" in tags else {}
+    return {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "LOCAL", **commit}
 
 
 def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:

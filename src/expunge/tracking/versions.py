@@ -92,3 +92,9 @@ def keep_entry(client: MlflowClient, version: Version, hash_: str) -> None:
     """Keep the hash of the ledger entry that made `version` the champion, so that a cut ledger is noticed."""
     with refusals(f"tagging version {version.version} of {version.name!r}"):
         client.set_model_version_tag(version.name, version.version, LEDGER_TAG, hash_)
+
+
+def keep_page(client: MlflowClient, version: Version, path: Path) -> None:
+    """Store the page that a reviewer saw with the run of `version`, where MLflow shows it."""
+    with refusals(f"storing {path} with version {version.version} of {version.name!r}"):
+        client.log_artifact(version.run_id, str(path))
