@@ -88,16 +88,16 @@ def content_digest(method: str, summary: dict[str, Any]) -> str:
     )
 
 
-def evaluated(method: str, dataset: Dataset) -> tuple[np.ndarray | list[str], np.ndarray]:
+def evaluated(method: str, dataset: Dataset, model: str | None = None) -> tuple[np.ndarray | list[str], np.ndarray]:
     """Test rows of retained classes, images uint8 `(n, h, w[, c])` or texts, and the probabilities that the evaluation
-    had for them."""
+    had for them. `model`: one of several that were evaluated under this name."""
     rows = Split(SPLIT).rows("test_retain")
     if dataset.image_shape is None and dataset.encoding != TEXT:
         shapes = dataset.table(["height", "width", "channels"]).take(rows).to_pylist()
         rows = rows[[shape == shapes[0] for shape in shapes]]
     rows = rows[:CHECKED_ROWS]
     logits = (
-        pq.read_table(EVALUATION / method / f"{method}.parquet", columns=["logits"])["logits"]
+        pq.read_table(EVALUATION / method / f"{model or method}.parquet", columns=["logits"])["logits"]
         .take(rows)
         .combine_chunks()
     )
