@@ -7,6 +7,7 @@ import yaml
 
 from expunge.config import load_config
 from expunge.errors import ConfigError
+from expunge.workspace import params_with
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +59,10 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["methods"].append("loft"), r"methods names a method twice"),
         (lambda p: p["methods"].append("magic"), r"fit\.magic is missing"),
         (lambda p: p["data"].update(source="npz"), r"data\.path must name the input"),
+        (lambda p: p["features"].update(layers=["stage1"]), r"features\.layers other than penultimate need"),
+        (lambda p: p["features"].update(layers=[]), r"features\.layers must name modules"),
+        (lambda p: p["data"].update(source="text", path="x.csv"), r"model\.name must be sentence:NAME-OR-DIR"),
+        (lambda p: p["model"].update(name="sentence:x"), r"model\.name must be sentence:NAME-OR-DIR"),
         (lambda p: p["verdict"].update(kl=-1), r"verdict\.kl must not be negative"),
         (lambda p: p.update(train=[1]), r"train must be a mapping"),
     ],
@@ -77,3 +82,12 @@ def test_a_missing_or_broken_file(tmp_path):
     (tmp_path / "params.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "params.yaml")
+
+
+def test_the_settings_for_texts_fit_over_the_demos(tmp_path):
+    changes = yaml.safe_load((ROOT / "params.text.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params_with(ROOT / "params.demo.yaml", changes)))
+    config = load_config(tmp_path / "params.yaml")
+    assert config.data.source == "text" and config.model.training == "head" and config.activations.cuts == []
+    with pytest.raises(ConfigError, match="has no key modle"):
+        params_with(ROOT / "params.demo.yaml", {"modle": {}})
