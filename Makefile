@@ -75,7 +75,7 @@ up: ## Shared servers and a worker in containers; needs Docker, see docs/docker.
 	docker compose --file docker/compose.yaml up --build --detach
 
 down: ## Ends them; what they keep stays in volumes
-	docker compose --file docker/compose.yaml down
+	docker compose --profile gpu --file docker/compose.yaml down
 
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
 	rm -rf data/dataset data/split data/features data/activations data/ensembles data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis

