@@ -16,7 +16,6 @@ one transaction. So a process may die anywhere: whoever comes next goes on, and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -28,6 +27,7 @@ import numpy as np
 from expunge.data.dataset import Dataset
 from expunge.erasure import certificate, intake, notify
 from expunge.erasure.batches import Batch, Batches, Step
+from expunge.erasure.findings import joined, write_private
 from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.ledger import SWEEP, Ledger
 from expunge.erasure.requests import Store
@@ -180,18 +180,16 @@ class Lifecycle:
             selection = self._selection(batch)
             ids = Dataset(DATASET).sample_ids()
             rows = [ids[i] for i in np.flatnonzero(selection.erase)]
-            _write_private(erase, json.dumps({"rows": rows, "people": selection.people}))
+            write_private(erase, json.dumps({"rows": rows, "people": selection.people}))
         self._remove_lists(batch)
         self._clean_up(batch)
-        facts = {"original": original_digest(), "manifests_before": _manifests()}
+        # Written down before anything goes: a sweep that is killed at its very end finds nothing the next time.
+        looked = self._swept(batch, apply=False)
+        facts = {"original": original_digest(), "manifests_before": _manifests(), "looked": looked}
         return self.batches.at(batch, Step.sweep, facts)
 
     def _sweep(self, batch: Batch) -> Batch:
-        from expunge.erasure.sweep import sweep
-
-        wanted = json.loads(_erase(batch).read_text(encoding="utf-8"))
-        report = sweep(Path.cwd(), rows=wanted["rows"], subjects=wanted["people"], apply=True)
-        found = report.as_dict()
+        found = joined(batch.facts["looked"], self._swept(batch, apply=True))
         # Rows of others that hold the same content stay where params say so; the certificate lists them.
         blocking = [r for r in found["left"] if not r["what"].startswith(TWINS)]
         if blocking:
@@ -206,6 +204,12 @@ class Lifecycle:
         written = certificate.write(self.store, self.ledger, batch, self.batches.requests(batch))
         told = {"of": {id_: {"certificate": digest} for id_, digest in written.items()}}
         return self.batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
+
+    def _swept(self, batch: Batch, apply: bool) -> dict[str, list[dict[str, Any]]]:
+        from expunge.erasure.sweep import sweep
+
+        wanted = json.loads(_erase(batch).read_text(encoding="utf-8"))
+        return sweep(Path.cwd(), rows=wanted["rows"], subjects=wanted["people"], apply=apply).as_dict()
 
     def _selection(self, batch: Batch) -> Selection:
         return select(self.store, self.batches.requests(batch), Dataset(DATASET), ForgottenRows(FORGOTTEN))
@@ -259,18 +263,6 @@ def _manifests() -> dict[str, str | None]:
 def _list(batch: Batch) -> Path:
     """What the pipeline is given."""
     return REQUESTS / f"{batch.id}.csv"
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, and never readable by others."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_suffix(".tmp")
-    tmp.unlink(missing_ok=True)
-    with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)
 
 
 def _erase(batch: Batch) -> Path:

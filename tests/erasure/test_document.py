@@ -1,0 +1,43 @@
+"""docs/erasure.md, run as it stands: from `request add` to a certificate without residues."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import ENVIRONMENT, ROOT, lay_out
+
+CPU_SECONDS = 300  # of all processes together: the wall clock of a busy machine says nothing
+
+
+@pytest.mark.slow
+def test_the_life_of_a_request_as_documented(tmp_path):
+    workspace = lay_out(tmp_path / "workspace")
+    shutil.copy(ROOT / "params.demo.yaml", workspace)
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/erasure.md").read_text(), re.M | re.S)
+    assert len(blocks) == 6
+    environment = {k: v for k, v in ENVIRONMENT.items() if not k.startswith("EXPUNGE_")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
+        cwd=workspace,
+        env={**environment, "PYTHONPATH": str(workspace / "src"), "PREFECT_HOME": str(tmp_path / "prefect")},
+        text=True,
+        capture_output=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < CPU_SECONDS
+    assert "signed by this key and unchanged" in done.stdout and "residues left: 0" in done.stdout
+    certificate = json.loads(next((workspace / "records/certificates").glob("*/certificate.json")).read_text())
+    body = certificate["certificate"]
+    assert body["sweep"]["left"] == [] and body["unlearning"]["approval"]["by"] == "J. Doe"
+    assert body["unlearning"]["this_request"]["train"] > 100
+    params = Path(workspace / "params.yaml").read_text()
+    assert params == (ROOT / "params.demo.yaml").read_text()

@@ -1,0 +1,258 @@
+"""Requests on the command line, in a small workspace with DVC: intake, refusals, and an erasure that needs no model."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from expunge.data.dataset import Dataset
+from expunge.erasure.batches import Step
+from expunge.erasure.keys import public_key
+from expunge.erasure.ledger import Ledger
+from expunge.erasure.lifecycle import Lifecycle
+from expunge.erasure.requests import Store
+from expunge.erasure.states import State
+from expunge.errors import RequestError
+from expunge.files import write_json
+from tests.erasure.made import TODAY
+from tests.erasure.sweep import small
+from tests.pipeline import change, dvc
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    root = small.workspace(tmp_path_factory.mktemp("life") / "workspace", [5])
+    (root / "data/requests/one.txt").unlink()
+    dvc(root, "init", "--no-scm", "--quiet")
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path, monkeypatch) -> Path:
+    root = small.copy(made, tmp_path / "workspace")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def expunge(root, monkeypatch, capsys) -> Callable[..., Done]:
+    from expunge.cli import main
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["expunge", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def bytes_below(root: Path) -> bytes:
+    """Names and bytes of records, ledger, params and what git would see: everything but the data and DVC's cache of
+    them."""
+    places = [root / "records", root / ".dvc", *root.glob("*.*"), *root.glob("data/requests/*.dvc")]
+    found = [p for place in places for p in ([place] if place.is_file() else place.rglob("*")) if p.is_file()]
+    return b"".join(p.name.encode() + p.read_bytes() for p in found if ".dvc/cache" not in p.as_posix())
+
+
+def test_intake_to_refusal(root, expunge, tmp_path):
+    source = tmp_path / "mine.txt"
+    source.write_text(small.person(3) + "\n")
+    assert expunge("request", "add", "--subject-file", str(source), "--received", "2026-13-01").status == 2
+    assert "future" in expunge("request", "add", "--subject-file", str(source), "--received", "2999-01-01").err
+    assert "one thing" in expunge("request", "add").err
+    added = expunge("request", "add", "--subject-file", str(source), "--received", "2026-01-31", "--basis", "Art. 17")
+    assert added.status == 0 and "1 subjects, due 2026-02-28" in added.out, added.err
+    id_ = added.out.partition(":")[0]
+
+    again = expunge("request", "add", "--subject-file", str(source))
+    assert again.status == 2 and f"request {id_}" in again.err and "nothing was added" in again.err
+    lists = sorted(p.name for p in (root / "data/requests").iterdir())
+    assert lists == [f"{id_}.csv", f"{id_}.csv.dvc"]  # the second list is gone again
+    assert (root / "data/requests" / f"{id_}.csv").stat().st_mode & 0o077 == 0
+    shown = expunge("request", "list").out
+    assert id_ in shown and "overdue" in shown
+    late = expunge("request", "extend", id_, "--reason", "too late")
+    assert late.status == 2 and "only be extended before" in late.err
+
+    verified = expunge("request", "verify", id_, "--reason", "letter seen", "--by", "ben")
+    assert verified.status == 0 and "verified, 10 rows" in verified.out, verified.err
+    history = expunge("request", "show", id_).out
+    assert "letter seen" in history and "ben" in history and "found=10" in history
+    assert b"subject-003" not in bytes_below(root)
+
+    assert expunge("request", "refuse", id_, "--reason", " ").status == 2
+    refused = expunge("request", "refuse", id_, "--reason", "a duty to keep them")
+    assert refused.status == 0 and "may complain" in refused.out
+    assert "its key is destroyed" in expunge("request", "show", id_).out
+    assert not (root / "data/requests" / f"{id_}.csv").exists() and b"subject-003" not in bytes_below(root)
+    assert "chain is whole and its head is signed" in expunge("ledger", "verify").out
+    for kind in ("intake", "verification", "refusal"):
+        assert kind in expunge("ledger", "show").out
+    assert expunge("request", "list").out.count("R-") == 0 and id_ in expunge("request", "list", "--all").out
+    assert expunge("request", "run").out.startswith("nothing to do")
+
+
+def test_a_list_that_was_put_there_by_hand_is_noticed(root, expunge):
+    (root / "data/requests/R-20260101-ffffff.csv").write_text("subject\nsubject-003\n")
+    shown = expunge("request", "list").out
+    assert "R-20260101-ffffff.csv belongs to no request" in shown and "subject-003" not in shown
+
+
+def test_the_md5_of_a_list_cannot_be_guessed(root):
+    """The same ids give another file each time."""
+    from expunge.erasure.intake import values_of, write_values
+
+    written = []
+    for name in ("a.csv", "b.csv"):
+        write_values(Path("data/requests") / name, "sample_id", ["record-1", 'a,b\n"c"'])
+        written.append((root / "data/requests" / name).read_bytes())
+        assert values_of(Path("data/requests") / name, "ids") == ["record-1", 'a,b\n"c"']
+    assert written[0] != written[1]
+
+
+def taken_in(store: Store, root: Path, tmp_path: Path, ids: list[str]) -> str:
+    from expunge.erasure.intake import take_in
+
+    (tmp_path / "ids.txt").write_text("".join(f"{i}\n" for i in ids))
+    made = take_in(store, ids=tmp_path / "ids.txt", basis="", received=TODAY, today=TODAY, who="ann")
+    return store.verify(made.id, "ben", "", {}).id
+
+
+def life(store: Store, pipeline) -> Lifecycle:
+    return Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=pipeline, say=lambda _: None)
+
+
+def test_test_rows_alone_need_no_model(root, tmp_path):
+    """Every fifth row is for testing: no model was trained on it, the data change all the same."""
+    from expunge.erasure.certificate import verify
+
+    store = Store.open()
+    id_ = taken_in(store, root, tmp_path, ["record-00004", "record-00009"])
+    asked = []
+    outcome = life(store, lambda stages=(), force=False: asked.append(list(stages))).advance(TODAY)
+    assert outcome.state == "completed" and asked == [["prepare", "validate-dataset"]]
+    ids = Dataset("data/dataset").sample_ids()
+    assert len(ids) == small.ROWS - 2 and "record-00004" not in ids
+    body = verify(Path("records/certificates") / id_ / "certificate.json", public_key())
+    assert body["unlearning"] is None and body["sweep"]["left"] == []
+    page = (root / "records/certificates" / id_ / "certificate.html").read_text()
+    assert "no model had to forget" in page
+    assert not list((root / "data/requests").glob("*")) and not store.has_key(id_)
+
+
+def split_only(stages=(), force=False) -> None:
+    """The pipeline as far as a test needs it: the real split, and a summary in which nothing qualified."""
+    if stages:
+        return
+    from expunge.stages import split
+
+    split.main()
+    block = {"verdict": {"level": "none", "failed_gates": [{"gate": "accuracy.retain", "level": "a", "value": 0.1,
+             "target": 0.9, "margin": 0.03}]}}  # fmt: skip
+    write_json("reports/summary.json", {"selected": None, "methods": {"loft": block}})
+    write_json("reports/registration.json", {"model": "m", "content": "sha256:1", "method": None})
+
+
+@pytest.fixture
+def without_reference(root):
+    change(root, lambda p: p.update(reference="skip"))
+    return root
+
+
+def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_reference, tmp_path):
+    store = Store.open()
+    id_ = taken_in(store, without_reference, tmp_path, ["record-00001", "record-00004"])
+    params = Path("params.yaml").read_bytes()
+    outcome = life(store, split_only).advance(TODAY)
+    assert outcome.state == "refused"
+    request = store.get(id_)
+    assert "no method reached claim level 'a' (loft: accuracy.retain 0.1 against 0.9" in request.reason
+    assert "reference: skip" in request.reason and not store.has_key(id_)
+    assert Path("params.yaml").read_bytes() == params and not list(Path("data/requests").glob("*.csv"))
+    assert Ledger("ledger.jsonl").entries()[-1].kind == "refusal"
+    assert Dataset("data/dataset").rows == small.ROWS
+
+
+def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_path):
+    from expunge.config import load_config
+    from expunge.erasure.intake import values_of
+
+    store = Store.open()
+    taken_in(store, without_reference, tmp_path, ["record-00001", "record-00004", "record-00007"])
+    seen = {}
+
+    def look(stages=(), force=False) -> None:
+        if not stages:
+            config = load_config().split
+            seen.update(selector=config.selector, ids=values_of(Path(config.file), "ids"))
+            raise RequestError("a stage failed")
+
+    runner = life(store, look)
+    with pytest.raises(RequestError, match="a stage failed"):
+        runner.advance(TODAY)
+    assert seen == {"selector": "ids", "ids": ["record-00001", "record-00007"]}
+    batch = runner.batches.current()
+    assert batch.step == Step.run and batch.open
+    # Whoever comes next goes on at that step, with the params of the batch and not of a second one.
+    assert life(store, split_only).advance(TODAY).batch == batch.id
+
+
+def awaiting(store: Store, root: Path, tmp_path: Path):
+    """A batch whose product waits; its facts are those of a judged run."""
+    from tests.erasure.made import PRODUCT, RUN
+
+    id_ = taken_in(store, root, tmp_path, ["record-00001"])
+    runner = life(store, split_only)
+    batch = runner.batches.claim(TODAY)
+    batch = runner._prepare(batch)
+    facts = {"product": PRODUCT, "run": {**RUN, "each": {id_: {"train": 1, "test": 0}}}}
+    runner.batches.release(runner.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
+    return id_, runner
+
+
+def test_a_rejected_run_leaves_its_requests_due(root, tmp_path):
+    store = Store.open()
+    params = Path("params.yaml").read_bytes()
+    id_, runner = awaiting(store, root, tmp_path)
+    assert Path("params.yaml").read_bytes() != params
+    assert runner.advance(TODAY).state == "awaiting approval"  # nothing happens by itself
+    with pytest.raises(RequestError, match="a reason is needed"):
+        runner.reject("cem", " ")
+    runner.reject("cem", "retained accuracy is too low")
+    assert store.get(id_).state == State.scheduled and store.get(id_).batch is None and store.has_key(id_)
+    assert Path("params.yaml").read_bytes() == params and runner.batches.current() is None
+    assert [p.name for p in Path("data/requests").glob("*.csv")] == [f"{id_}.csv"]
+    assert store.events(id_)[-1].kind == "rejection" and store.events(id_)[-1].who == "cem"
+    with pytest.raises(RequestError, match="no run waits"):
+        runner.approve("cem", "after all")
+
+
+def test_an_approval_is_given_once_and_kept(root, tmp_path):
+    store = Store.open()
+    id_, runner = awaiting(store, root, tmp_path)
+    runner.approve("cem", "as good as retrained")
+    with pytest.raises(RequestError, match="no run waits"):
+        runner.approve("dan", "me too")
+    event = store.events(id_)[-1]
+    assert (event.kind, event.who, event.state) == ("approval", "cem", "running")
+    last = Ledger("ledger.jsonl").entries()[-1]
+    assert last.kind == "approval" and last.facts["version"] == "4" and last.facts["reason"] == "as good as retrained"
+    with chdir(root), pytest.raises(RequestError, match="reject the run first"):
+        store.change(id_, State.scheduled, "x", "x", "", {})
+        store.change(id_, State.running, "x", "x", "", {})
+        store.refuse(id_, "ann", "no")
