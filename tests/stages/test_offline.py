@@ -1,0 +1,29 @@
+"""The tracking server is away when `dvc repro` comes to the last stage: nothing is lost, the next one logs it."""
+
+import re
+
+import pytest
+
+from tests.pipeline import ENVIRONMENT, change, dvc
+from tests.tracking.conftest import free_port, new_database, server
+
+__all__ = ["new_database", "server"]  # fixtures
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_and_logged_when_the_server_is_back(copy, server, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    change(copy, lambda p: p["register"].update(experiment="sent later"))
+    away = dvc(copy, "repro", ok=False)
+    assert "no tracking server answers" in away and "All that was computed is kept" in away
+    assert "failed to reproduce 'register'" in away
+
+    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", server)
+    back = dvc(copy, "repro")
+    assert re.findall(r"Running stage '([^']+)'", back) == ["register"]
+    client = MlflowClient(server)
+    found = client.search_runs([client.get_experiment_by_name("sent later").experiment_id])
+    assert {r.info.status for r in found} == {"FINISHED"} and len(found) > 4
+    assert len(client.search_model_versions("")) == 1
