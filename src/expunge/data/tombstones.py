@@ -76,12 +76,13 @@ class Tombstones:
 
     @classmethod
     def near(cls, path: Path | str) -> Tombstones | None:
-        """Those that hold for the data at `path`: of the nearest folder above it that has any."""
+        """Those that hold for the data at `path`: of the nearest workspace around it that has any, so what was erased
+        from a repository stays out of the workspaces below it, too."""
         if named := os.environ.get(VARIABLE):
             return cls.read(Path(named))
         for parent in Path(path).resolve().parents:
-            if (parent / FOLDER / ROWS).is_file():
-                return cls.read(parent / FOLDER)
+            if (home(parent) / ROWS).is_file():
+                return cls.read(home(parent))
         return None
 
     @classmethod

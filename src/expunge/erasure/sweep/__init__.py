@@ -55,9 +55,8 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
         if not apply:
             raise DataError(f"{root / JOURNAL}: a sweep was interrupted; run `expunge sweep --apply` to finish it")
         pending.finish()
-        _collect(Storage(root), config, pending, report)
-        report = SweepReport(apply)  # what it had found is reported below, from its notes
         report.did(Residue(*residue) for residue in pending.notes["found"])
+        _collect(Storage(root), config, pending, report)
     targets = Targets.find(root, rows, subjects, keep=apply)
     storage = Storage(root)
     with lineage.opened(root, config) as registry:
@@ -95,6 +94,8 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             journal.commit()
             journal.finish()
             _collect(storage, config, journal, report)
+        elif len(targets.tombstones):
+            _put(report, _stray(storage, registry, report), purged=True)
     _look_again(storage, config, report)
     _say_twins(targets, report)
     return report
@@ -116,6 +117,7 @@ def _changes(targets: Targets, config: Config) -> bool:
 
 def _in_texts(targets: Targets, registry: lineage.Registry | None, apply: bool) -> Iterator[inputs.Found]:
     yield from texts.reports(targets, apply)
+    yield from texts.mlflow(targets, apply)
     yield from texts.prefect(targets, apply)
     yield from texts.ids_in_history(targets)
     if registry is not None:
@@ -129,7 +131,15 @@ def _of_models(
         yield said
     if registry is not None and targets.erased.any():
         policy = config.sweep.versions if apply or config.sweep.versions == "keep" else "look"
-        yield from lineage.versions(targets, registry, covered, policy)
+        yield from lineage.versions(registry, covered, policy)
+
+
+def _stray(storage: Storage, registry: lineage.Registry | None, report: SweepReport) -> Iterator[inputs.Found]:
+    """Nothing is to be taken out of the data; caches and registry may have got something back all the same."""
+    if storage.in_use and any(True for _ in storage.check()):
+        storage.collect(report)
+    if registry is not None and any(True for _ in lineage.garbage(registry, [], False)):
+        yield from lineage.garbage(registry, [], True)
 
 
 def _collect(storage: Storage, config: Config, journal: Journal, report: SweepReport) -> None:
@@ -141,11 +151,10 @@ def _collect(storage: Storage, config: Config, journal: Journal, report: SweepRe
     if storage.in_use:
         storage.commit(journal.notes["fresh"], [*journal.swaps, *journal.drops])
         storage.collect(report)
-    targets = Targets.find(root, (), (), keep=True)
     with lineage.opened(root, config) as registry:
         if registry is not None:
             covered = journal.notes["covered"]
-            _put(report, lineage.versions(targets, registry, covered, config.sweep.versions), purged=True)
+            _put(report, lineage.versions(registry, covered, config.sweep.versions), purged=True)
             _put(report, lineage.garbage(registry, [], True), purged=True)
     journal.close()
 

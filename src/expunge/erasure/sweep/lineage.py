@@ -79,7 +79,7 @@ def covering(targets: Targets) -> list[str]:
     return sorted(request for request in requests if forgotten.mask(request, needed).all())
 
 
-def versions(targets: Targets, registry: Registry, covered: list[str], policy: str) -> Iterator[Found]:
+def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Found]:
     """Versions that had not forgotten the rows, and what policy does about them; with `policy` "look" nothing."""
     from expunge.tracking import CHAMPION, aliased
     from expunge.tracking.retire import remove_versions, versions_of

@@ -20,28 +20,31 @@ class Needles:
     def __init__(self, strings: Iterable[str]) -> None:
         encoded = {s.encode() for s in strings if len(s.encode()) >= WINDOW and not s.isdigit()}
         self.distinct = len(encoded)
-        self._by_end: dict[int, list[bytes]] = {}
+        self._by_end: dict[bytes, list[bytes]] = {}
+        # Which pairs of bytes a needle can end with, and which can stand before these: two looks at every byte.
+        self._last, self._before = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
         for needle in encoded:  # the end of an id tells more than its beginning, which many share
-            self._by_end.setdefault(_number(needle[-WINDOW:]), []).append(needle)
-        self._ends = np.array(sorted(self._by_end), dtype=np.uint64)
+            self._by_end.setdefault(needle[-WINDOW:], []).append(needle)
+            self._last[_pair(needle[-2:])] = self._before[_pair(needle[-4:-2])] = True
         self._longest = max(map(len, encoded), default=0)
+
+    def _ends(self, haystack: bytes) -> list[int]:
+        """Positions behind which a needle may end."""
+        data = np.frombuffer(haystack, np.uint8)
+        pairs = data[:-1].astype(np.uint16) << 8 | data[1:]
+        last = np.flatnonzero(self._last[pairs[2:]]) + 2
+        ends: list[int] = (last[self._before[pairs[last - 2]]] + 2).tolist()
+        return ends
 
     def count(self, haystack: bytes) -> int:
         """How many times any needle occurs in `haystack`, numbers as a whole: `row-0001` is not in `row-00012`."""
         if not self.distinct or len(haystack) < WINDOW:
             return 0
-        data = np.frombuffer(haystack, np.uint8)
-        windows = np.zeros(len(data) - WINDOW + 1, np.uint64)
-        for i in range(WINDOW):
-            windows = (windows << np.uint64(8)) | data[i : len(data) - WINDOW + 1 + i]
-        at = np.searchsorted(self._ends, windows)
-        candidates = np.flatnonzero(self._ends[np.minimum(at, len(self._ends) - 1)] == windows)
         found = 0
-        for start in candidates.tolist():
-            end = start + WINDOW
+        for end in self._ends(haystack):
             if haystack[end - 1 : end].isdigit() and haystack[end : end + 1].isdigit():
                 continue
-            for needle in self._by_end[int(windows[start])]:
+            for needle in self._by_end.get(haystack[max(0, end - WINDOW) : end], ()):
                 begin = end - len(needle)
                 cut = needle[:1].isdigit() and haystack[max(0, begin - 1) : begin].isdigit()
                 found += begin >= 0 and haystack[begin:end] == needle and not cut
@@ -68,5 +71,5 @@ class Needles:
                     yield path, count
 
 
-def _number(six: bytes) -> int:
-    return int.from_bytes(six, "big")
+def _pair(two: bytes) -> int:
+    return int.from_bytes(two, "big")

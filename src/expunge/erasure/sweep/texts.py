@@ -32,6 +32,20 @@ def reports(targets: Targets, apply: bool) -> Iterator[Found]:
             path.unlink()
 
 
+def mlflow(targets: Targets, apply: bool) -> Iterator[Found]:
+    """Artifacts and the database of the default store; a server's are its administrator's."""
+    wanted = needles(targets)
+    for path, _ in wanted.below(targets.root / "mlartifacts"):
+        yield Residue("MLflow artifacts", "files with ids")
+        if apply:
+            path.unlink()
+    database = targets.root / "mlflow.db"
+    if wanted.distinct and database.is_file():
+        for table, count in _rows_with(database, wanted):
+            what = f"{count} rows of the table {table} with ids"
+            yield NotPurgeable("MLflow database", what, "whoever logged them: delete those runs, then `mlflow gc`")
+
+
 def prefect_home() -> Path:
     return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
 
@@ -51,8 +65,7 @@ def prefect(targets: Targets, apply: bool) -> Iterator[Found]:
         for table, count in _rows_with(database, wanted):
             what = f"{count} rows of the table {table} with ids"
             yield NotPurgeable("Prefect database", what, "whoever runs the Prefect server: `prefect flow-run delete`")
-    if (url := os.environ.get("PREFECT_API_URL")) and wanted.distinct:
-        del url  # it may hold a password
+    if "PREFECT_API_URL" in os.environ and wanted.distinct:
         yield NotPurgeable(
             "Prefect server",
             "its database was not looked through: flow-run parameters and logs are not meant to hold ids",
