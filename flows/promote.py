@@ -70,6 +70,8 @@ def promote(
         seen = Workspace(model).review(version)
     challenger = seen.challenger
     show(root, seen)
+    if seen.champion is not None and seen.champion.version == challenger.version and not seen.findings:
+        return Completed(name="Serves already", message=f"Version {challenger.version} is the champion.")
     if seen.failed:
         raise PromotionError(
             f"version {challenger.version} may not serve:\n" + "\n".join(f"- {f}" for f in seen.failed)

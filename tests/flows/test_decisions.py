@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
-from tests.flows.service import Service, add_flows, wait
+from tests.flows.service import Service, add_flows, free_port, wait
 
 pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    made = Service(tmp_path_factory.mktemp("service"))
+    """Prefect, and the tracking server that its links lead to."""
+    home = tmp_path_factory.mktemp("service")
+    made = Service(home)
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{home / 'mlflow.db'}",
+        "--artifacts-destination",
+        str(home / "files"),
+    ]
+    made.environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    made.start("mlflow", command, home)
+    made.environment |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+    wait("the tracking server", 120, lambda: answers(f"http://127.0.0.1:{port}/health"))
     yield made
     made.end()
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +73,14 @@ def resume(service, run_id, **answer):
         return client._client.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer}).json()
 
 
-def test_a_verdict_asks_a_person_who_promotes_through_the_api(service, workspace):
+def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace):
     registered = service.until(service.request("unlearn/pipeline", stages=["register"], force=True), "Completed")
     artifacts = service.artifacts(registered.id)
     table = json.loads(artifacts["unlearning-table"].data)
     assert {"original", "retrained", "loft"} <= {row["method"] for row in table}
-    report = workspace / "reports" / "report.html"
-    assert str(report) in artifacts["unlearning-result"].data and "Data Docs" in artifacts["unlearning-result"].data
+    result = artifacts["unlearning-result"].data
+    assert str(workspace / "reports" / "report.html") in result and "Data Docs" in result
+    assert_links_lead_somewhere(service, result)
 
     run = service.until(started_by_itself(service, "promote/promote"), "Paused")
     review = service.artifacts(run.id)["promotion-review"].data
@@ -64,22 +89,33 @@ def test_a_verdict_asks_a_person_who_promotes_through_the_api(service, workspace
     assert resume(service, run.id, decision="promote", reason=" ")["status"] == "REJECT"
     assert resume(service, run.id, decision="perhaps", reason="seen")["status"] == "REJECT"
     assert service.run(run.id).state.is_paused()
+    assert resume(service, run.id, decision="refuse", reason="not before Monday")["status"] == "ACCEPT"
+    assert "not before Monday" in service.until(run.id, "Refused").state.message
+    assert not (workspace / "ledger.jsonl").exists()
+
+
+def assert_links_lead_somewhere(service, markdown):
+    """The pipeline's run, and the report among its artifacts."""
+    server = service.environment["MLFLOW_TRACKING_URI"]
+    experiment, run = re.search(rf"\({server}/#/experiments/(\d+)/runs/(\w+)\)", markdown).groups()
+    assert f"({server}/#/experiments/{experiment}/runs/{run}/artifacts/report.html)" in markdown
+    with urllib.request.urlopen(f"{server}/api/2.0/mlflow/runs/get?run_id={run}") as answer:
+        info = json.load(answer)["run"]
+    assert info["info"]["experiment_id"] == experiment
+    assert {"key": "role", "value": "pipeline"} in info["data"]["tags"]
+    with urllib.request.urlopen(f"{server}/get-artifact?path=report.html&run_uuid={run}") as answer:
+        assert b"<html" in answer.read(2000)
+
+
+def test_a_person_promotes_and_is_not_asked_again(service, workspace):
+    run = service.until(service.request("promote/promote"), "Paused")
     assert resume(service, run.id, decision="promote", reason="as good as retraining")["status"] == "ACCEPT"
     done = service.until(run.id, "Promoted")
     entry = json.loads((workspace / "ledger.jsonl").read_text().splitlines()[-1])
     assert entry["facts"]["reason"] == "as good as retraining"
     assert f"Version {entry['facts']['version']} is the champion" in done.state.message
-
-
-def test_a_refusal_needs_a_reason_too_and_changes_nothing(service, workspace):
-    from expunge.files import read_json
-
-    name = read_json(workspace / "reports/registration.json")["model"]
     before = (workspace / "ledger.jsonl").read_bytes()
-    run = service.until(service.request("promote/promote", version="challenger", model=name), "Paused", "Failed")
-    if run.state.name == "Paused":
-        assert resume(service, run.id, decision="refuse", reason="not now")["status"] == "ACCEPT"
-        assert "not now" in service.until(run.id, "Refused").state.message
+    assert service.until(service.request("promote/promote"), "Serves already")
     assert (workspace / "ledger.jsonl").read_bytes() == before
 
 
@@ -90,7 +126,7 @@ def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace)
     found = json.loads((workspace / "reports/audit.json").read_text())
     assert found["seeds"] == [5, 6] and not found["worsened"] and not found["ledger"]
     # The report of a better model than the one that serves.
-    (summary,) = (workspace / "mlartifacts").rglob("summary.json")
+    (summary,) = (service.home / "files").rglob("summary.json")
     content = json.loads(summary.read_text())
     for block in content["methods"].values():
         block["divergence"]["forget"]["kl"] = 0.0

@@ -1,0 +1,104 @@
+"""What may pass by itself is tried again; what would come again is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.flows.service import lay_out_tiny, wait, with_dvc
+from tests.pipeline import ENVIRONMENT, dvc
+
+pytestmark = pytest.mark.slow
+FLAKY = """\
+  prepare:
+    cmd: python flaky.py
+    deps: [flaky.py]
+    outs: [prepared]
+"""
+PASSES_AT = """\
+import pathlib, sys
+tries = pathlib.Path("tries.txt")
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+if len(tries.read_text()) < {at}:
+    sys.exit("the source is away")
+pathlib.Path("prepared").write_text("1")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect():
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    made = with_dvc(lay_out_tiny(tmp_path / "workspace"))
+    (made / "dvc.yaml").write_text((made / "dvc.yaml").read_text() + FLAKY)
+    return made
+
+
+def test_a_source_that_is_away_is_tried_three_times(workspace):
+    from flows.unlearn import StageFailedError, unlearn
+
+    (workspace / "flaky.py").write_text(PASSES_AT.format(at=3))
+    assert unlearn(str(workspace), stages=["prepare"]) == {"prepare": "done"}
+    (workspace / "flaky.py").write_text(PASSES_AT.format(at=9))
+    with pytest.raises(StageFailedError, match="the source is away"):
+        unlearn(str(workspace), stages=["prepare"])
+    assert (workspace / "tries.txt").read_text() == "x" * 6
+
+
+def test_a_busy_workspace_is_waited_for(workspace):
+    from flows.unlearn import unlearn
+
+    (workspace / "hold").touch()
+    dvc(workspace, "repro", "begin")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "long"],
+        cwd=workspace,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    wait("the other process", 60, lambda: "epoch 1/" in other.stdout.readline() or None)
+    began = time.monotonic()
+    (workspace / "release.py").write_text("import pathlib, time\ntime.sleep(4)\npathlib.Path('hold').unlink()\n")
+    subprocess.Popen([sys.executable, "release.py"], cwd=workspace)
+    assert unlearn(str(workspace), stages=["long"]) == {"long": "up to date"}
+    assert other.wait(30) == 0 and time.monotonic() - began > 4
+
+
+def test_a_failure_that_would_come_again_is_not_repeated(workspace):
+    from flows.unlearn import StageFailedError, unlearn
+
+    (workspace / "hold.py").write_text("open('tries.txt', 'a').write('x')\nraise SystemExit('no')\n")
+    with pytest.raises(StageFailedError, match="no"):
+        unlearn(str(workspace), stages=["begin", "long"])
+    assert (workspace / "tries.txt").read_text() == "x"
+
+
+def test_a_flow_that_is_interrupted_takes_its_stage_with_it(workspace):
+    """As cancelling does: nothing goes on in the workspace behind the next run's back."""
+    import psutil
+
+    (workspace / "hold").touch()
+    dvc(workspace, "repro", "begin")
+    code = "from flows.unlearn import unlearn; unlearn('.', stages=['long'])"
+    process = psutil.Popen([sys.executable, "-c", code], cwd=workspace, env={**ENVIRONMENT, "PYTHONPATH": "."})
+
+    def stage():
+        return next((p for p in process.children(recursive=True) if "hold.py" in p.cmdline()), None)
+
+    found = wait("the stage", 90, stage)
+    process.terminate()
+    process.wait(60)
+    wait("the end of the stage", 20, lambda: None if found.is_running() and found.status() != "zombie" else True)
