@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import mlflow
 import pytest
 
 from expunge.commands.beside import changes
@@ -35,24 +35,38 @@ def expunge(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=workspace, env=ENVIRONMENT, text=True, capture_output=True)
 
 
+LAYERS = ["_blocks.4", "_blocks.10", "_blocks.15"]
+LITE0 = [
+    f"features.layers=[{', '.join(LAYERS)}]",
+    "model.name=efficientnet-lite0",
+    "model.training=head",
+    "model.saw_forget_data=false",
+    "activations.cuts=[]",
+    "methods=[logit-mask, ru-linear, loft]",
+    "register.name=beside",
+]
+
+
 @pytest.mark.slow
-def test_another_backbones_features_lie_beside_the_first_ones(copy: Path) -> None:
-    before = {p: p.read_bytes() for p in (copy / "data" / "features").rglob("*") if p.is_file()}
-    layers = ["_blocks.4", "_blocks.10", "_blocks.15"]
-    arguments = [f"features.layers=[{', '.join(layers)}]", "model.name=efficientnet-lite0", "model.training=head"]
-    arguments += ["model.saw_forget_data=false"]
-    done = expunge(copy, "beside", "lite0", *(part for a in arguments for part in ("-S", a)))
+def test_other_layers_of_another_backbone_go_all_the_way_beside_the_first_run(copy: Path) -> None:
+    before = {p: p.read_bytes() for d in ("data", "models", "reports") for p in (copy / d).rglob("*") if p.is_file()}
+    arguments = [part for change in LITE0 for part in ("-S", change)]
+    done = expunge(copy, "beside", "lite0", *arguments, "--target", "register")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert {p: p.read_bytes() for p in before} == before
     home = copy / ".expunge" / "beside" / "lite0"
     store, first = FeatureStore(home / "data/features/original"), FeatureStore(copy / "data/features/original")
     assert (store.dim, first.dim) == (472, 128)
     assert store.column("sample_id").tolist() == first.column("sample_id").tolist()
-    assert np.isfinite(store.z()).all()
     classifier = load_classifier(home / "models" / "original")
-    assert classifier.card.layers == tuple(layers) and classifier.head.in_features == 472
-    history = json.loads((home / "data/features/original/manifest.json").read_text())
-    assert history["dim"] == 472
+    assert classifier.card.layers == tuple(LAYERS) and classifier.head.in_features == 472
+    accuracy = json.loads((home / "reports/summary.json").read_text())["references"]["original"]["accuracy"]
+    assert accuracy["test_retain"] > 0.9
+    receipt = json.loads((home / "reports/registration.json").read_text())
+    assert receipt["method"] is not None
+    mlflow.set_tracking_uri(f"sqlite:///{copy / 'mlflow.db'}")
+    version = mlflow.MlflowClient().get_model_version_by_alias("beside", "challenger")
+    assert float(version.tags["parity"]) <= 1e-5
 
 
 @pytest.mark.slow
