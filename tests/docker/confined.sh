@@ -1,6 +1,7 @@
 #!/bin/sh
 # A command as in its container: another user, no capabilities and no way to new ones, a /tmp of its own, and a file
-# system that is read-only but for that and what the user owns below FOLDER. Needs root, and `unshare --mount` before it.
+# system that is read-only but for that and what the user owns below FOLDER, which has the users' passwd and an empty
+# .hold. Needs root, and `unshare --mount` before it.
 # Usage: confined.sh UID FOLDER TMP SEEN... -- COMMAND...
 set -eu
 uid=$1 folder=$2 tmp=$3
@@ -30,6 +31,7 @@ while [ "$1" != -- ]; do
 done
 shift
 mount --bind "$tmp" /tmp
+mount --bind "$folder/passwd" /etc/passwd
 for above in $(cat "$hold"/*.above 2> /dev/null | sort -u); do
   [ "$above" = /tmp ] || mount -t tmpfs -o mode=755 none "$above"
 done
@@ -40,5 +42,6 @@ while [ "$number" -gt 0 ]; do
   number=$((number - 1))
 done
 mount -o remount,ro,bind /
+cd "$PWD"  # which was below the mounts made here
 exec setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all \
   --ambient-caps=-all "$@"

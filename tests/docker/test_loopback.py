@@ -210,16 +210,19 @@ stages:
 
 
 DEVELOP = """
-set -e
-mkdir developer && cd developer && mkdir data
+set -ex
+mkdir -p developer/data
+cd developer
 cp -r "$CODE/flows" "$CODE/src" "$CODE/prefect.yaml" .
-cp ../step.py ../dvc.yaml ../input.bin data/ && mv data/*.py data/*.yaml . && echo '{}' > params.yaml
+cp ../step.py ../dvc.yaml .
+cp ../input.bin data
+echo '{}' > params.yaml
 echo __pycache__/ > .gitignore
 git init --quiet --initial-branch=main
-python -m dvc init --quiet
+python -m dvc init
 python -m dvc remote add --default storage s3://dvc/code
-python -m dvc add --quiet data/input.bin
-python -m dvc push --quiet
+python -m dvc add data/input.bin
+python -m dvc push
 git add .
 git -c user.name=Developer -c user.email=developer@localhost commit --quiet --message "A pipeline of one stage"
 git clone --quiet --bare . ../code.git
