@@ -67,5 +67,5 @@ def stop_below(folder: Path) -> list[str]:
 
 
 def log(folder: Path) -> str:
-    path = folder / "expunge" / "worker.log"
+    path = folder / "expunge" / ".expunge" / "worker.log"
     return path.read_text()[-4000:] if path.is_file() else ""

@@ -91,6 +91,7 @@ def test_the_form_describes_every_parameter(service, workspace):
                 assert "type" in parameter or "anyOf" in parameter, f"{name}: {key}"
 
 
+@on("sqlite")
 def test_two_runs_at_once_queue(service, workspace):
     """Of whichever deployments: the workspace is one."""
     (workspace / "hold").touch()
