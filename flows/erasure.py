@@ -181,6 +181,7 @@ def tell(store: Store, before: set[str]) -> None:
     """An event for every request that became final in this run, and its certificate as an artifact."""
     from expunge.erasure.notify import message
     from expunge.paths import CERTIFICATES
+    from expunge.promotion.certified import attach
 
     for id_ in sorted(finals(store) - before):
         request = store.get(id_)
@@ -195,6 +196,9 @@ def tell(store: Store, before: set[str]) -> None:
                 markdown=f"Certificate on the worker: `{(CERTIFICATES / id_).resolve()}`",
                 description=f"Request {id_} is completed",
             )
+    for id_ in sorted(finals(store) - before):  # last: without the registry the events are out all the same
+        if store.get(id_).state == "completed":
+            attach(CERTIFICATES / id_)
 
 
 def ended(outcome: Outcome) -> State[object]:

@@ -60,7 +60,6 @@ def promote(
         wait_hours: How long to wait for a decision; the run fails after that.
     """
     from expunge.errors import PromotionError
-    from expunge.promotion.side_by_side import counts
     from expunge.promotion.workspace import Workspace
 
     root = Path(workspace).resolve()
@@ -87,7 +86,7 @@ def promote(
     with chdir(root):
         # A version of its own number: the alias may have moved while the run waited. The ledger's head says whether
         # something was decided meanwhile.
-        entry = Workspace(model).desk.promote(challenger, asked.reason, head, counts(seen.parts))
+        entry = Workspace(model).promote(seen, asked.reason, head)
     emit_event(
         PROMOTED,
         resource={

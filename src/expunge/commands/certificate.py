@@ -1,4 +1,7 @@
-"""certificate verify: is a certificate as its issuer signed it? Needs the file and the public key, and nothing else."""
+"""certificate verify: is a certificate as its issuer signed it? Needs the file and the public key, and nothing else.
+
+certificate attach: store it with the registered version it speaks of.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,17 @@ def register(app: typer.Typer) -> None:
 @certificate_app.callback()
 def _group() -> None:
     """Certificates of completed erasure requests."""
+
+
+@certificate_app.command("attach")
+def attach_certificate(
+    folder: Annotated[Path, typer.Argument(help="records/certificates/REQUEST")],
+) -> None:
+    """Store it with the registered version it speaks of. `expunge request run` does so by itself."""
+    from expunge.promotion.certified import attach
+
+    version = attach(folder)
+    typer.echo(f"{folder}: " + (f"stored with {version.uri}" if version else "no version was made for it"))
 
 
 @certificate_app.command("verify")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from expunge.errors import PromotionError
-from expunge.paths import LEDGER, REVIEW
+from expunge.paths import LEDGER
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Registered model; the one that the last run registered when left out.")
@@ -62,9 +62,7 @@ def promote(
     version had forgotten is refused.
     """
     from expunge.promotion.shown import console, show
-    from expunge.promotion.side_by_side import counts
     from expunge.promotion.workspace import Workspace
-    from expunge.tracking import keep_page
 
     workspace = Workspace(model, ledger)
     head = workspace.desk.history().head
@@ -73,8 +71,7 @@ def promote(
     typer.echo(f"With pictures: {workspace.write_page(seen)}")
     if not seen.failed and not yes:
         typer.confirm(f"Make version {seen.challenger.version} of {workspace.name} the champion?", abort=True)
-    entry = workspace.desk.promote(seen.challenger, reason, head, counts(seen.parts))
-    keep_page(workspace.desk.client, seen.challenger, REVIEW)
+    entry = workspace.promote(seen, reason, head)
     typer.echo(f"Version {seen.challenger.version} of {workspace.name} is the champion. Ledger entry {entry.seq}.")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expunge.errors import RequestError
-from expunge.paths import LEDGER
+from expunge.paths import CERTIFICATES, LEDGER
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -152,7 +152,13 @@ def run(
 
     Can be ended and called again at any time: it goes on where it was.
     """
-    report(_lifecycle(_who(by)).advance(_today(), within))
+    outcome = _lifecycle(_who(by)).advance(_today(), within)
+    report(outcome)
+    if outcome.state == "completed":
+        from expunge.promotion.certified import attach
+
+        for id_ in outcome.requests:
+            attach(CERTIFICATES / id_)
 
 
 @request_app.command()

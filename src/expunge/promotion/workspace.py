@@ -12,16 +12,16 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.erasure.forgotten import ForgottenRows
-from expunge.erasure.ledger import SWEEP, Ledger
+from expunge.erasure.ledger import SWEEP, Entry, Ledger
 from expunge.errors import PromotionError
 from expunge.files import read_json, read_manifest, write_text
 from expunge.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, REVIEW, SPLIT
 from expunge.promotion.decide import Desk
 from expunge.promotion.page import page
 from expunge.promotion.shown import Review
-from expunge.promotion.side_by_side import Part, original, predictor, side_by_side
+from expunge.promotion.side_by_side import Part, counts, original, predictor, side_by_side
 from expunge.report.evidence import read_logits
-from expunge.tracking import CHALLENGER, connect, evaluation_of, servable_of
+from expunge.tracking import CHALLENGER, connect, evaluation_of, keep_page, servable_of
 
 
 class Workspace:
@@ -66,6 +66,13 @@ class Workspace:
             failed=desk.check(challenger),
             findings=desk.audit(),
         )
+
+    def promote(self, seen: Review, reason: str, after: str) -> Entry:
+        """Make the version of a review the champion, and keep the page of that review with its run. `after`: the
+        ledger's head when the reviewer looked. Raises what `Desk.promote` raises."""
+        entry = self.desk.promote(seen.challenger, reason, after, counts(seen.parts))
+        keep_page(self.desk.client, seen.challenger, self.write_page(seen))
+        return entry
 
     def write_page(self, review: Review) -> Path:
         """The review as a page with pictures, `reports/review.html`."""

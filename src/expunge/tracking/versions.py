@@ -94,6 +94,16 @@ def keep_entry(client: MlflowClient, version: Version, hash_: str) -> None:
         client.set_model_version_tag(version.name, version.version, LEDGER_TAG, hash_)
 
 
+def keep_certificate(client: MlflowClient, version: Version, folder: Path, request: str) -> None:
+    """Store a certificate with the model of `version` and with its run, below `certificates/REQUEST`, and say so
+    in the version's tag `certificate`. Storing it again changes nothing."""
+    with refusals(f"storing the certificate of {request} with version {version.version} of {version.name!r}"):
+        client.log_artifacts(version.run_id, str(folder), f"certificates/{request}")
+        source = client.get_model_version(version.name, version.version).source  # models:/m-...
+        client.log_model_artifacts(source.rpartition("/")[2], str(folder), f"certificates/{request}")
+        client.set_model_version_tag(version.name, version.version, "certificate", request)
+
+
 def keep_page(client: MlflowClient, version: Version, path: Path) -> None:
     """Store the page that a reviewer saw with the run of `version`, where MLflow shows it."""
     with refusals(f"storing {path} with version {version.version} of {version.name!r}"):
