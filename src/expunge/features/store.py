@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from expunge.data.tombstones import Tombstones, refuse
 from expunge.errors import ManifestError
+from expunge.features import parquet
 from expunge.files import read_manifest
 
 ROW_GROUP = 16_384
@@ -77,19 +78,17 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
     dim = z.shape[1]
     target = schema(dim, "subject" in rows.column_names, dtype)
     z = np.ascontiguousarray(z, NUMBERS[dtype].stored)
-    values = pa.Array.from_buffers(NUMBERS[dtype].arrow, z.size, [None, pa.py_buffer(z)])
-    column = pa.FixedSizeListArray.from_arrays(values, type=target.field("z").type)
-    table = pa.table([*(rows[f.name].combine_chunks() for f in target if f.name != "z"), column], schema=target)
-    with pq.ParquetWriter(
+    names = [field.name for field in target][:-1]
+    parquet.write(
         path,
+        rows.select(names).cast(pa.schema([target.field(name) for name in names])),
         target,
-        compression={f.name: "zstd" for f in target if f.name != "z"} | {"z.list.element": "none"},
+        z,
+        ROW_GROUP,
+        compression="zstd",
         use_dictionary=False,
         write_statistics=["sample_id", "label", "split"],
-        data_page_size=1 << 30,  # with max_rows_per_page: one page per row group, which `_z_offset` relies on
-        max_rows_per_page=ROW_GROUP,
-    ) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP)
+    )
     for group, mapped in enumerate(_map_shard(path, dim, dtype)):
         start = group * ROW_GROUP
         if (

@@ -1,0 +1,197 @@
+"""Parquet files whose last column is a matrix, written at the speed of the disk.
+
+Parquet encodes lists value by value, and Arrow's writer takes ten times as long for that as for the bytes themselves.
+A column of lists of one length has the same levels in every row, so its page can be laid down in one piece: header,
+levels, values. Arrow writes everything else, the schema and the other columns, and the footers of its files are joined.
+
+Layout and numbers of fields: the Parquet format's parquet.thrift, in Thrift's compact protocol.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MAGIC = b"PAR1"
+# Types of the compact protocol.
+TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
+# Of parquet.thrift: the fields and values used here.
+ROWS, ROW_GROUPS = 3, 4  # of FileMetaData
+COLUMNS, BYTES, GROUP_ROWS, GROUP_OFFSET, GROUP_COMPRESSED = 1, 2, 3, 5, 6  # of RowGroup
+CHUNK_OFFSET, CHUNK_META = 2, 3  # of ColumnChunk
+COMPRESSED, DATA_PAGE, DICTIONARY_PAGE = 7, 9, 11  # of ColumnMetaData
+FLOAT, FIXED, PLAIN, RLE, UNCOMPRESSED, DATA_PAGE_V1 = 4, 7, 0, 3, 0, 0
+
+Struct = dict[int, tuple[int, Any]]  # field -> type, value; a list's value is (type of its elements, elements)
+
+
+def write(path: Path, rows: pa.Table, target: pa.Schema, z: np.ndarray, group_rows: int, **options: Any) -> None:
+    """Write `rows` and then `z (n, d)`, the last field of `target`, a `fixed_size_list<number>[d]` without nulls.
+
+    `options` are pyarrow's for the columns of `rows`. z is stored plain, one page per row group.
+    """
+    others = io.BytesIO()
+    pq.write_table(rows, others, row_group_size=group_rows, **options)
+    content = others.getbuffer()
+    empty = io.BytesIO()
+    pq.write_table(target.empty_table(), empty)
+    footer, theirs = _footer(empty.getbuffer()), _footer(content)
+    groups = []
+    with path.open("wb") as file:
+        file.write(MAGIC)
+        for at, group in enumerate(theirs[ROW_GROUPS][1][1]):
+            part = z[at * group_rows : (at + 1) * group_rows]
+            start = file.tell()
+            first, last = _extent(group)
+            file.write(content[first:last])
+            _move(group, start - first)
+            chunk, header = _page(target.names[-1], part, file.tell())
+            file.write(header)
+            file.write(part.data.cast("B"))
+            size = len(header) + part.nbytes
+            group[COLUMNS][1][1].append(chunk)
+            group[BYTES] = (I64, group[BYTES][1] + size)
+            group[GROUP_COMPRESSED] = (I64, last - first + size)
+            group[GROUP_OFFSET] = (I64, start)
+            groups.append(group)
+        footer[ROWS] = theirs[ROWS]
+        footer[ROW_GROUPS] = (LIST, (STRUCT, groups))
+        end = _struct(footer)
+        file.write(end + len(end).to_bytes(4, "little") + MAGIC)
+
+
+def _extent(group: Struct) -> tuple[int, int]:
+    """Where the chunks of a row group lie: Arrow writes them one behind the other."""
+    metas = [chunk[CHUNK_META][1] for chunk in group[COLUMNS][1][1]]
+    starts = [meta.get(DICTIONARY_PAGE, meta[DATA_PAGE])[1] for meta in metas]
+    return starts[0], starts[-1] + metas[-1][COMPRESSED][1]
+
+
+def _move(group: Struct, by: int) -> None:
+    for chunk in group[COLUMNS][1][1]:
+        meta = chunk[CHUNK_META][1]
+        for struct, field in ((chunk, CHUNK_OFFSET), (meta, DATA_PAGE), (meta, DICTIONARY_PAGE)):
+            if struct.get(field, (I64, 0))[1]:
+                struct[field] = (I64, struct[field][1] + by)
+
+
+def _page(name: str, z: np.ndarray, offset: int) -> tuple[Struct, bytes]:
+    """The column chunk that holds `z` as one page at `offset`, and all of that page but the values."""
+    n, d = z.shape
+    # One list begins (0), its other values go on (1): two runs per row. Every value is there: one run.
+    begin = bytes([1 << 1, 0]) + (_varint((d - 1) << 1) + b"\x01" if d > 1 else b"")
+    there = _varint(n * d << 1) + b"\x01"
+    levels = b"".join(len(runs).to_bytes(4, "little") + runs for runs in (begin * n, there))
+    size = len(levels) + z.nbytes
+    page: Struct = {1: (I32, n * d), 2: (I32, PLAIN), 3: (I32, RLE), 4: (I32, RLE)}
+    header = _struct({1: (I32, DATA_PAGE_V1), 2: (I32, size), 3: (I32, size), 5: (STRUCT, page)}) + levels
+    meta: Struct = {
+        1: (I32, FLOAT if z.dtype == np.float32 else FIXED),
+        2: (LIST, (I32, [PLAIN, RLE])),
+        3: (LIST, (BINARY, [name.encode(), b"list", b"element"])),
+        4: (I32, UNCOMPRESSED),
+        5: (I64, n * d),
+        6: (I64, len(header) + z.nbytes),
+        7: (I64, len(header) + z.nbytes),
+        9: (I64, offset),
+    }
+    return {CHUNK_OFFSET: (I64, 0), CHUNK_META: (STRUCT, meta)}, header
+
+
+def _footer(content: memoryview) -> Struct:
+    length = int.from_bytes(content[-8:-4], "little")
+    return _Reader(content[-8 - length : -8]).struct()
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _zigzag(value: int) -> bytes:
+    return _varint(value << 1 if value >= 0 else ~(value << 1))
+
+
+def _value(kind: int, value: Any) -> bytes:
+    if kind in (I16, I32, I64):
+        return _zigzag(value)
+    if kind == BINARY:
+        return _varint(len(value)) + bytes(value)
+    if kind in (BYTE, DOUBLE):
+        return bytes(value)
+    if kind == STRUCT:
+        return _struct(value)
+    of, elements = value
+    short = len(elements) < 15
+    head = bytes([(len(elements) if short else 15) << 4 | of]) + (b"" if short else _varint(len(elements)))
+    return head + b"".join(bytes([e]) if of in (TRUE, FALSE) else _value(of, e) for e in elements)
+
+
+def _struct(fields: Struct) -> bytes:
+    out, before = bytearray(), 0
+    for field in sorted(fields):
+        kind, value = fields[field]
+        step = field - before
+        out += bytes([step << 4 | kind]) if step < 16 else bytes([kind]) + _zigzag(field)
+        if kind not in (TRUE, FALSE):  # a flag is its own type
+            out += _value(kind, value)
+        before = field
+    return bytes(out) + b"\0"
+
+
+class _Reader:
+    """Reads the compact protocol."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content, self._at = content, 0
+
+    def _take(self, size: int) -> bytes:
+        self._at += size
+        return bytes(self._content[self._at - size : self._at])
+
+    def _varint(self) -> int:
+        value, shift = 0, 0
+        while True:
+            (byte,) = self._take(1)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return value >> 1 if value % 2 == 0 else ~(value >> 1)
+
+    def _value(self, kind: int) -> Any:
+        if kind in (I16, I32, I64):
+            return self._zigzag()
+        if kind == BINARY:
+            return self._take(self._varint())
+        if kind in (BYTE, DOUBLE):
+            return self._take(1 if kind == BYTE else 8)
+        if kind == STRUCT:
+            return self.struct()
+        if kind not in (LIST, SET):
+            raise ValueError(f"type {kind} does not occur in a Parquet footer")
+        (head,) = self._take(1)
+        size, of = head >> 4, head & 15
+        size = self._varint() if size == 15 else size
+        return of, [self._take(1)[0] if of in (TRUE, FALSE) else self._value(of) for _ in range(size)]
+
+    def struct(self) -> Struct:
+        fields: Struct = {}
+        field = 0
+        while head := self._take(1)[0]:
+            step, kind = head >> 4, head & 15
+            field = field + step if step else self._zigzag()
+            fields[field] = (kind, None if kind in (TRUE, FALSE) else self._value(kind))
+        return fields
