@@ -27,7 +27,7 @@ def table_of(n, subject=False):
 def both(directory, n, dim, dtype, subject, group_rows, dictionary=False):
     """The same table written here and by Arrow; the two files."""
     numbers = NUMBERS[dtype]
-    z = np.random.default_rng(n * dim).integers(0, 127, (n, dim, np.dtype(numbers.stored).itemsize), np.uint8)  # no NaN
+    z = np.random.default_rng(n * dim).integers(0, 124, (n, dim, np.dtype(numbers.stored).itemsize), np.uint8)  # no NaN
     z = z.view(numbers.stored).reshape(n, dim)
     rows, target = table_of(n, subject), schema(dim, subject, dtype)
     options = OPTIONS | {"use_dictionary": ["split"] if dictionary else False}
