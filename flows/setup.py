@@ -27,6 +27,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 DEPLOYMENTS = Path("prefect.yaml")
@@ -50,6 +51,11 @@ def main() -> None:
         parser.error(f"--name {given.name!r}: small letters, digits and dashes")
     if given.repository is None and (given.remote is not None or given.name is not None):
         parser.error("--name and --remote are for a workspace in a clone: give its --repository too")
+    if not PREFECT_API_URL.value():
+        raise SystemExit(
+            "error: no Prefect server to deploy to; `prefect server start`, then "
+            "`export PREFECT_API_URL=http://127.0.0.1:4200/api`"
+        )
     spec = specification(given.name, given.repository, given.revision, given.remote)
     asyncio.run(pool_and_automation(timedelta(seconds=given.silence)))
     deploy(spec)
