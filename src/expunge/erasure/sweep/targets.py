@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,19 @@ class Targets:
         )
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Mask:
-        return self.tombstones.hits(ids, contents).any
+        """Which rows of a store are to go. Rows of the dataset were looked up already; keyed digests take time."""
+        if contents is not None:
+            return self.tombstones.hits(ids, contents).any
+        known = [self._known.get(i) for i in ids]
+        strangers = [i for i, state in enumerate(known) if state is None]
+        found = np.array([bool(state) for state in known], bool)
+        if strangers:
+            found[strangers] = self.tombstones.hits([ids[i] for i in strangers]).any
+        return found
+
+    @cached_property
+    def _known(self) -> dict[str, bool]:
+        return dict(zip(self.dataset.sample_ids(), self.erased.tolist(), strict=True))
 
 
 def _refuse_unknown(what: str, unknown: set[str], tombstones: Tombstones, dataset: Dataset) -> None:
