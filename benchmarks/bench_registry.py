@@ -40,7 +40,11 @@ def run() -> dict[str, Any]:
         os.chdir(tmp)
         try:
             prepared = prepare(Path(tmp))
-            rounds = {name: measure(Path(tmp), prepared, name) for name in ("first", "next")}
+            rounds, busy = {}, {}
+            for name in ("first", "next"):
+                start = time.process_time()
+                rounds[name] = measure(Path(tmp), prepared, name)
+                busy[name] = time.process_time() - start
         finally:
             os.chdir(here)
             os.environ.pop("MLFLOW_TRACKING_URI")
@@ -51,8 +55,11 @@ def run() -> dict[str, Any]:
         table.add_row(step, *(f"{seconds[step]:.2f}" for seconds in rounds.values()))
     totals = {name: sum(seconds.values()) for name, seconds in rounds.items()}
     table.add_row("total", *(f"{total:.2f}" for total in totals.values()), style="bold")
+    # Beside the clock, which counts whatever else the machine does.
+    table.add_row("of that, processor", *(f"{seconds:.2f}" for seconds in busy.values()))
     Console().print(table)
-    return {"threads": torch.get_num_threads(), "target_s": TARGET_S, "steps": rounds, "totals": totals}
+    figures = {"steps": rounds, "totals": totals, "processor_s": busy}
+    return {"threads": torch.get_num_threads(), "target_s": TARGET_S, **figures}
 
 
 def prepare(home: Path) -> dict[str, Any]:
@@ -117,7 +124,7 @@ def measure(home: Path, prepared: dict[str, Any], content: str) -> dict[str, flo
                 model_dir=home / "model",
                 unlearned_dir=home / "unlearned",
                 classes=CLASSES,
-                images=prepared["images"],
+                inputs=prepared["images"],
                 expected=prepared["expected"],
                 tags={"claim_level": "a", "failed_gates": "none", "request": REQUEST},
                 description_md="",

@@ -21,9 +21,11 @@ def test_a_run_is_kept_and_logged_when_the_server_is_back(copy, server, monkeypa
     assert "failed to reproduce 'register'" in away
 
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", server)
+    monkeypatch.setitem(ENVIRONMENT, "EXPUNGE_FLOW_RUN", "of-the-flow")  # as the flow sets it
     back = dvc(copy, "repro")
     assert re.findall(r"Running stage '([^']+)'", back) == ["register"]
     client = MlflowClient(server)
     found = client.search_runs([client.get_experiment_by_name("sent later").experiment_id])
     assert {r.info.status for r in found} == {"FINISHED"} and len(found) > 4
+    assert {r.data.tags["flow_run"] for r in found} == {"of-the-flow"}
     assert len(client.search_model_versions("")) == 1
