@@ -1,15 +1,18 @@
 """Which rows a promoted version had forgotten, so that a later one can be shown to have forgotten them too.
 
 A request's digest names a set of rows and says nothing of what is in it. Whether one request covers another takes the
-sets themselves: one file per request, sorted digests of the rows' ids. Whoever holds the dataset can tell which rows
-these are, so the folder is data and lies below `data/`: it is neither committed nor logged.
+sets themselves: one file per request, sorted keyed digests of the rows' ids, and beside them the key. With the key one
+can test whether an id is in a set, so the folder is data and lies below `data/`: it is neither committed nor logged.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ from numpy.typing import NDArray
 from expunge.errors import DataError
 from expunge.files import write_bytes
 
-DIGEST_BYTES = 16
+DIGEST_BYTES, KEY_BYTES = 16, 32
+KEY = "key"
 
 
 class ForgottenRows:
@@ -34,12 +38,10 @@ class ForgottenRows:
         """`sample_ids`: what `request`, which is being worked on, forgets. `present`: all ids that the original was
         trained on, where that is known: what was forgotten before and is not among them, it never saw."""
         self.directory = Path(directory)
-        self._at_hand: dict[str, bytes] = {}
-        if request is not None:
-            own = _split(_digests(sample_ids))
-            if present is not None:
-                own |= self._kept() - _split(_digests(present))
-            self._at_hand[request] = b"".join(sorted(own))
+        self._request, self._ids = request, frozenset(sample_ids)
+        self._present = None if present is None else frozenset(present)
+        self._new_key = secrets.token_bytes(KEY_BYTES)  # until a first set is kept
+        self._at_hand: tuple[bytes, bytes] | None = None  # the key, and the set under it
 
     def knows(self, request: str) -> bool:
         return self._read(request) is not None
@@ -47,7 +49,10 @@ class ForgottenRows:
     def keep(self, request: str) -> None:
         """Write the set of the request that is being worked on into the folder; nothing where it is there already."""
         if not self._path(request).is_file():
-            write_bytes(self._path(request), self._at_hand[request])
+            if request != self._request:
+                raise DataError(f"request {request}: its rows are not at hand; run `dvc checkout` where it was made")
+            self._keep_key()
+            write_bytes(self._path(request), self._own())
 
     def covers(self, later: str, earlier: str) -> bool | None:
         """Whether request `later` forgets every row that `earlier` does; None where a set is not known here."""
@@ -58,31 +63,70 @@ class ForgottenRows:
 
     def mask(self, request: str, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
         """Which of `sample_ids` belong to a request that `knows` said is known here: bool `(n,)`."""
-        own = self._read(request)
-        digests = np.frombuffer(b"".join(_digest(i) for i in sample_ids), dtype=f"V{DIGEST_BYTES}")
+        own, key = self._read(request), self._key()
+        digests = np.frombuffer(b"".join(_digest(i, key) for i in sample_ids), dtype=f"V{DIGEST_BYTES}")
         return np.zeros(len(digests), dtype=bool) if own is None else np.isin(digests, own)
 
     def among(self, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
         """Mask `(n,)` of the rows that any kept set holds."""
-        kept = self._kept()
-        return np.array([_digest(i) in kept for i in sample_ids], dtype=bool)
+        kept, key = self._kept(), self._key()
+        return np.array([_digest(i, key) in kept for i in sample_ids], dtype=bool)
 
     def _kept(self) -> set[bytes]:
         """Every digest in the folder."""
         requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))
-        sets = (self._read(request) for request in requests)
-        return set().union(*(_split(s.tobytes()) for s in sets if s is not None))
+        return set().union(*(_split(self._stored(request)) for request in requests))
 
     def _read(self, request: str) -> NDArray[np.void] | None:
+        known = request == self._request or self._path(request).is_file()
+        content = self._own() if request == self._request else self._stored(request)
+        return np.frombuffer(content, dtype=f"V{DIGEST_BYTES}") if known else None
+
+    def _own(self) -> bytes:
+        """The set of the request that is being worked on: what it forgets, and forgot before rows were erased."""
+        key = self._key()
+        if self._at_hand is None or self._at_hand[0] != key:
+            own = {_digest(i, key) for i in self._ids}
+            if self._request is not None:
+                own |= _split(self._stored(self._request))
+            if self._present is not None:
+                own |= self._kept() - {_digest(i, key) for i in self._present}
+            self._at_hand = key, b"".join(sorted(own))
+        return self._at_hand[1]
+
+    def _stored(self, request: str) -> bytes:
+        """What the folder holds of a request; b"" where it holds nothing."""
         path = self._path(request)
-        content = self._at_hand.get(request)
-        if content is None:
-            if not path.is_file():
-                return None
-            content = path.read_bytes()
-            if not content or len(content) % DIGEST_BYTES:
-                raise DataError(f"{path}: not a set of row digests; restore it from where it was made")
-        return np.frombuffer(content, dtype=f"V{DIGEST_BYTES}")
+        if not path.is_file():
+            return b""
+        content = path.read_bytes()
+        if not content or len(content) % DIGEST_BYTES:
+            raise DataError(f"{path}: not a set of row digests; restore it from where it was made")
+        return content
+
+    def _key(self) -> bytes:
+        path = self.directory / KEY
+        if not path.is_file():
+            return self._new_key
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise DataError(f"{path}: {len(key)} bytes where a key has {KEY_BYTES}; restore it")
+        return key
+
+    def _keep_key(self) -> None:
+        """Write the key; where another process was first, its key counts."""
+        path = self.directory / KEY
+        if path.is_file():
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f".{KEY}.{secrets.token_hex(4)}")
+        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(self._new_key)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(own, path)
+        own.unlink()
 
     def _path(self, request: str) -> Path:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", request):
@@ -90,12 +134,8 @@ class ForgottenRows:
         return self.directory / f"{request.removeprefix('sha256:')}.rows"
 
 
-def _digests(sample_ids: Iterable[str]) -> bytes:
-    return b"".join(sorted({_digest(i) for i in sample_ids}))
-
-
-def _digest(sample_id: str) -> bytes:
-    return hashlib.blake2b(sample_id.encode(), digest_size=DIGEST_BYTES).digest()
+def _digest(sample_id: str, key: bytes) -> bytes:
+    return hashlib.blake2b(sample_id.encode(), key=key, digest_size=DIGEST_BYTES).digest()
 
 
 def _split(digests: bytes) -> set[bytes]:
