@@ -95,17 +95,22 @@ def replace_dir(new: Path, path: Path) -> None:
 
 
 def write_manifest(
-    directory: Path, producer: str, rows: Mapping[str, int] | None = None, **fields: Any
+    directory: Path,
+    producer: str,
+    rows: Mapping[str, int] | None = None,
+    digests: Mapping[str, str] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
     """Describe every file of `directory` and write `manifest.json`, last.
 
-    `rows` gives the row count of the files that have one. `fields` are stored beside them as they are.
+    `rows` gives the row count of the files that have one, `digests` the sha256 of those whose writer just took it.
+    `fields` are stored beside them as they are.
     """
-    rows = rows or {}
+    rows, digests = rows or {}, digests or {}
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
         name = file.relative_to(directory).as_posix()
-        files[name] = {"sha256": sha256(file), "bytes": file.stat().st_size}
+        files[name] = {"sha256": digests.get(name) or sha256(file), "bytes": file.stat().st_size}
         if name in rows:
             files[name]["rows"] = rows[name]
     manifest = {"schema": MANIFEST_SCHEMA, "producer": producer, "files": files, **fields}

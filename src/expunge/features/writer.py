@@ -194,6 +194,7 @@ def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
             staging,
             PRODUCER,
             rows={name: record["rows"] for name, record in records.items()},
+            digests={name: record["files"][name] for name, record in records.items()},
             dim=moments.dim,
             dtype=NUMBERS[plan.settings.dtype].name,
             layout="plain pages, one per row group",
