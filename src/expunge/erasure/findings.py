@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ def joined(
 ) -> dict[str, list[dict[str, Any]]]:
     """One report of the look before a sweep and of the sweep. What was found and is not left was purged."""
 
-    def by_place(entries: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
-        ordered = sorted(entries, key=lambda e: int(e.get("count", 0)))  # the larger count stays
-        return {(e["where"], e["what"], e.get("who", "")): e for e in ordered}
-
-    found = by_place([*before["found"], *after["found"]])
-    left = by_place(after["left"])
-    others = by_place([*before["not_purgeable"], *after["not_purgeable"]])
+    # The sweep's own words where it has any: the look before names the same things differently in places.
+    told = {entry["where"] for entry in after["found"]}
+    found = [*after["found"], *(entry for entry in before["found"] if entry["where"] not in told)]
+    left = {(entry["where"], entry["what"]) for entry in after["left"]}
+    others = [*after["not_purgeable"], *(e for e in before["not_purgeable"] if e not in after["not_purgeable"])]
     return {
-        "found": [found[key] for key in sorted(found)],
-        "purged": [found[key] for key in sorted(found.keys() - left.keys())],
-        "not_purgeable": [others[key] for key in sorted(others)],
+        "found": sorted(found, key=_place),
+        "purged": sorted((entry for entry in found if (entry["where"], entry["what"]) not in left), key=_place),
+        "not_purgeable": sorted(others, key=_place),
         "left": after["left"],
     }
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return entry["where"], entry["what"]
 
 
 def write_private(path: Path, text: str) -> None:

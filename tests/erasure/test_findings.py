@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from expunge.erasure.findings import joined, write_private
+
+ROWS = {"where": "data/dataset", "what": "rows", "count": 30}
+MODEL = {"where": "models/original", "what": "the model that was trained on the rows", "who": "whoever runs it"}
+NOTHING: dict = {"found": [], "purged": [], "not_purgeable": [], "left": []}
+
+
+def test_a_sweep_that_was_killed_at_its_end_loses_nothing():
+    before = {**NOTHING, "found": [ROWS], "not_purgeable": [MODEL]}
+    assert joined(before, NOTHING) == {**NOTHING, "found": [ROWS], "purged": [ROWS], "not_purgeable": [MODEL]}
+
+
+def test_what_a_sweep_says_counts_and_nothing_is_listed_twice():
+    cache = {"where": "DVC cache", "what": "objects", "count": 117}
+    looked = {**cache, "what": "objects that dvc.lock does not name", "count": 73}
+    before = {**NOTHING, "found": [ROWS, looked], "not_purgeable": [MODEL]}
+    after = {**NOTHING, "found": [ROWS, cache], "purged": [ROWS, cache], "not_purgeable": [MODEL]}
+    assert joined(before, after) == {**after, "found": [cache, ROWS], "purged": [cache, ROWS]}
+
+
+def test_what_is_left_was_not_purged():
+    after = {**NOTHING, "found": [], "left": [ROWS]}
+    assert joined({**NOTHING, "found": [ROWS]}, after)["purged"] == []
+
+
+def test_a_private_file_is_never_anybody_elses(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        write_private(tmp_path / "new" / "list.json", "a")
+        write_private(tmp_path / "new" / "list.json", "b")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "list.json").read_text() == "b"
+    assert [p.stat().st_mode & 0o777 for p in (tmp_path / "new").iterdir()] == [0o600]
