@@ -160,3 +160,12 @@ def test_a_dry_run_counts_what_lies_about(root):
     # The older manifest of the evaluation, and the listing of its directory.
     assert counts["DVC cache", "objects that dvc.lock does not name"] == 2
     assert counts["DVC remote backup", "objects that dvc.lock does not name"] == 2
+
+
+def test_a_cache_that_others_may_share_is_left_to_people(root, tmp_path):
+    small.shutil.move(root / ".dvc/cache", tmp_path / "shared")
+    dvc(root, "cache", "dir", str(tmp_path / "shared"))
+    held = objects(tmp_path / "shared")
+    report = erase(root)
+    assert report.clean and held <= objects(tmp_path / "shared")
+    assert any(e.where == "DVC cache" and "--projects" in e.who for e in report.not_purgeable)

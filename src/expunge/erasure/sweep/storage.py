@@ -139,7 +139,15 @@ class Storage:
         return found
 
     def collect(self, report: SweepReport) -> None:
-        """The tools' own garbage collection, then what it leaves: run-cache entries, indexes of paths."""
+        """The tools' own garbage collection, then what it leaves: run-cache entries, indexes of paths.
+
+        A cache outside the workspace may be that of other projects as well, whose data would go with it.
+        """
+        if not self._own_cache:
+            what = "objects of earlier states, in a cache outside the workspace that others may share; remotes likewise"
+            who = "whoever knows all its projects: `dvc gc -w -c --projects ...`"
+            report.not_purgeable.append(NotPurgeable("DVC cache", what, who))
+            return
         stores = self._stores()
         before = {where: objects(path) for where, path in stores.items()}
         self.run("gc", "--workspace", "--force")
@@ -160,6 +168,10 @@ class Storage:
                 report.did([Residue(where, "objects", gone)])
         self._forget_paths()
 
+    @property
+    def _own_cache(self) -> bool:
+        return self.cache.resolve().is_relative_to(self.root.resolve())
+
     def _stores(self) -> dict[str, Path]:
         """The cache and the remotes on this file system, by the name they have in a report."""
         near = {f"DVC remote {name}": path for name, path in self.remotes.items() if path is not None}
@@ -173,6 +185,8 @@ class Storage:
 
     def check(self) -> Iterator[Residue]:
         """What is there that should not be: after `collect` nothing."""
+        if not self._own_cache:
+            return
         for where, path in self._stores().items():
             if count := len(objects(path) - self.referenced()):
                 yield Residue(where, "objects that dvc.lock does not name", count)
