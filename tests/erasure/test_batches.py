@@ -15,6 +15,8 @@ from expunge.erasure.database import BATCHES, transaction
 from expunge.erasure.requests import Store, new_id
 from expunge.erasure.states import State
 from expunge.errors import RequestError
+from tests.erasure.made import finish, promoted
+from tests.erasure.sweep import small
 
 TODAY = date(2026, 3, 2)
 
@@ -136,4 +138,17 @@ sys.stdin.readline()  # alive until both are done
     # One that ended early may be taken over; nobody opens a second one.
     assert [len(store.events(id_)) for id_ in ids] == [4] * 4
     assert os.getpid() and len(Batches(store, "x").closed()) == 0
+    store.engine.dispose()
+
+
+def test_a_batch_is_finished_on_either_database(url, tmp_path):
+    """From promoted to completed: sweep, certificates, keys destroyed."""
+    root = small.workspace(tmp_path / "workspace", [5])
+    store = Store.open(url)
+    _, requests = promoted(store, root)
+    assert finish(root, url) == "completed" and finish(root, url) == "nothing to do"
+    for request in requests:
+        assert store.get(request.id).state == State.completed and store.get(request.id).told
+        assert (root / "records/certificates" / request.id / "certificate.json").is_file()
+        assert not store.has_key(request.id) and not (root / request.file).exists()
     store.engine.dispose()

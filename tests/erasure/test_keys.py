@@ -33,6 +33,15 @@ def test_the_public_half_checks_and_cannot_sign(tmp_path):
         PublicKey.read(tmp_path / "none.pem")
 
 
+def test_no_key_is_made_to_check_with(tmp_path):
+    with pytest.raises(KeyFileError, match="no key here to check with"):
+        public_key(tmp_path)
+    assert not (tmp_path / "records").exists()
+    made = signing_key(tmp_path)
+    (tmp_path / "records/keys/signing.pem").unlink()  # where only checks are made, the public half is enough
+    assert public_key(tmp_path).fingerprint == made.public.fingerprint
+
+
 def test_the_environment_names_a_file_or_holds_the_key(tmp_path, monkeypatch):
     made = signing_key(tmp_path / "a")
     path = tmp_path / "a/records/keys/signing.pem"

@@ -72,7 +72,7 @@ class HeadFiles:
         if not head.signed_by(key):
             raise LedgerError(
                 f"{self.path}: not signed by the key {key.fingerprint[:19]} but by {head.key[:19]}, or changed; "
-                "restore it, or check with the public key of whoever keeps this ledger"
+                "restore it, or set EXPUNGE_SIGNING_KEY to the key of whoever keeps this ledger"
             )
         if last is None or head.seq > last.seq:
             raise LedgerError(

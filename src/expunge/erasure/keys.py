@@ -98,9 +98,16 @@ def signing_key(home: Path | str = ".") -> SigningKey:
 
 
 def public_key(home: Path | str = ".") -> PublicKey:
-    """The public half that lies in the workspace, else that of the key in use."""
+    """The public half that lies in the workspace, else that of the key in use; none is made to check with.
+
+    Raises KeyFileError where there is neither.
+    """
     path = Path(home) / KEYS / PUBLIC
-    return PublicKey.read(path) if path.is_file() and not os.environ.get(ENV) else signing_key(home).public
+    if os.environ.get(ENV) or path.with_name(PRIVATE).is_file():
+        return signing_key(home).public
+    if not path.is_file():
+        raise KeyFileError(f"{path}: no key here to check with; bring it from who signed, or set {ENV} to their key")
+    return PublicKey.read(path)
 
 
 def _parse(pem: bytes, where: str) -> SigningKey:
