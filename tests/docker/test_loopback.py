@@ -264,8 +264,8 @@ def test_a_worker_runs_a_deployment_from_git_and_s3(stack, repository):
     state = stack.until(ended, SECONDS)
     assert state["type"] == "COMPLETED", f"{state['message']}\n{stack['worker'].words()}"
     (branch,) = shell(stack, "git -C code.git for-each-ref --format='%(refname:short)' refs/heads/expunge/").split()
-    shell(stack, f"git clone --quiet --branch {branch} code.git back && cd back && python -m dvc pull --quiet")
-    back = stack["worker"].at("/work") / "back" / "data"
+    shell(stack, f"git clone --quiet --branch {branch} code.git fresh && cd fresh && python -m dvc pull --quiet")
+    back = stack["worker"].at("/work") / "fresh" / "data"
     assert (back / "input.bin").read_bytes() == INPUT
     assert (back / "output.bin").read_bytes() == INPUT[::-1]
     logged = psql(stack, "mlflow", "mlflow", "select value from metrics where key = 'bytes'").stdout.split()
