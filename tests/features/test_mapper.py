@@ -87,9 +87,9 @@ def test_pieces_of_a_compiled_model_keep_one_shape(dataset):
     mapper = Mapper(classifier_of(dataset), Settings(batch_size=32, shard_rows=600))
     shapes = []
 
-    def compiled(images):
-        shapes.append(len(images))
-        return mapper.classifier.features(images)
+    def compiled(pixels):
+        shapes.append(len(pixels))
+        return mapper.classifier.backbone(pixels)
 
     mapper._compiled = compiled
     images = torch.from_numpy(dataset.images()[:20].copy())

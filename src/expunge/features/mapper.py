@@ -52,7 +52,8 @@ class Mapper:
             self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compiled:
-            self._compiled = torch.compile(self.classifier.features, mode="reduce-overhead", dynamic=False)
+            # Without preprocessing: its constants are made on the CPU, and a CUDA graph takes none of those.
+            self._compiled = torch.compile(self.classifier.backbone, mode="reduce-overhead", dynamic=False)
 
     def run(self, batches: Iterator[Batch]) -> Iterator[Mapped]:
         """Features of the batches, in order. On CUDA the next batch is copied while the last one is computed."""
@@ -114,7 +115,7 @@ class Mapper:
         missing = self._batch_size - len(images)
         if missing:  # one shape, one compiled graph
             images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
-        z = self._compiled(images)
+        z = self._compiled(images if images.is_floating_point() else self.classifier.preprocess(images))
         return z[: len(z) - missing].float()
 
     def _casting(self) -> AbstractContextManager[Any]:
