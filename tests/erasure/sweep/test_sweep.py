@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from expunge.cli import app
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.data.split import Split
+from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.sweep import sweep
 from expunge.errors import DataError
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
@@ -230,10 +236,27 @@ def test_tombstones_tell_nothing_without_their_key(root):
     erase(root)
     key, rows = root / "data/tombstones/key", root / "data/tombstones/rows.safetensors"
     assert key.stat().st_mode & 0o777 == 0o600
-    import hashlib
-
     held = rows.read_bytes()
     assert hashlib.blake2b(b"record-00020", digest_size=16).digest() not in held
     key.unlink()
     with pytest.raises(DataError, match="the key of the tombstones cannot be read"):
         Dataset(root / "data/dataset")
+
+
+def test_the_command_takes_what_promoted_versions_had_forgotten(root, monkeypatch):
+    monkeypatch.chdir(root)
+    split, ids = Split(root / "data/split"), Dataset(root / "data/dataset").sample_ids()
+    digest = split.request["digest"]
+    ForgottenRows(root / "data/forgotten", digest, [ids[i] for i in split.rows("forget")]).keep(digest)
+    state = small.files(root)
+    looked = CliRunner().invoke(app, ["sweep"])
+    assert looked.exit_code == 0 and "expunge sweep --apply" in looked.output and small.files(root) == state
+    done = CliRunner().invoke(app, ["sweep", "--apply", "--json"])
+    assert done.exit_code == 0
+    purged = {r["where"]: r["count"] for r in json.loads(done.output)["purged"]}
+    assert purged["data/dataset"] == 24  # training rows: a version forgets no others
+    assert not any(small.person(i) in done.output or "record-" in done.output for i in GONE)
+    (root / "people.txt").write_text("".join(f"{small.person(i)}\n" for i in GONE))
+    rest = CliRunner().invoke(app, ["sweep", "--apply", "--json", "--subjects", "people.txt"])
+    assert {r["where"]: r["count"] for r in json.loads(rest.output)["purged"]}["data/dataset"] == 6
+    assert not set(Dataset(root / "data/dataset").table(["subject"])["subject"].to_pylist()) & {small.person(2)}

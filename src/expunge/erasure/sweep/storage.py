@@ -27,7 +27,7 @@ from expunge.files import write_text
 LOCK = "dvc.lock"
 OBJECTS, RUNS = Path("files/md5"), Path("runs")
 KEPT_LOCK = Path(".expunge/sweep/dvc.lock")
-SKIPPED = {".git", ".dvc", ".expunge", ".venv"}
+SKIPPED = {".git", ".dvc", ".expunge", ".venv", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ class Storage:
     def _tracked(self) -> list[str]:
         """`.dvc` files of the workspace."""
         found = []
-        for file in sorted(self.root.rglob("*.dvc")):
-            parts = file.relative_to(self.root).parts
-            if not SKIPPED & set(parts) and file.is_file():
-                found.append("/".join(parts))
+        for directory, below, files in os.walk(self.root):
+            below[:] = sorted(set(below) - SKIPPED)
+            found += [
+                (Path(directory) / f).relative_to(self.root).as_posix() for f in sorted(files) if f.endswith(".dvc")
+            ]
         return found
 
     def commit(self, fresh: Iterable[str], rewritten: Iterable[str]) -> None:
