@@ -6,7 +6,7 @@ from typing import Any
 from expunge.config import Config, load_config
 from expunge.ensembles import plan
 from expunge.files import write_json
-from expunge.paths import DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
+from expunge.paths import COST, DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
 from expunge.progress import say
 from expunge.stages import run
 from expunge.usage import write_cost
@@ -49,7 +49,10 @@ def main() -> None:
         say(f"ensembles: refused: {decided.refused_because}")
     write_json(ENSEMBLES / "members.json", {"kind": decided.kind, "models": found.get("models")})
     write_json(ENSEMBLE_REPORT, {**decided.to_json(), **found})
-    write_cost("ensembles", {"ensembles_s": round(seconds, 3)})
+    if found:
+        write_cost("ensembles", {"ensembles_s": round(seconds, 3)})
+    else:  # nothing was done: the same bytes every time, as the run cache does not keep what `persist` keeps
+        write_json(COST / "ensembles.json", {"ensembles_s": 0.0})
 
 
 if __name__ == "__main__":
