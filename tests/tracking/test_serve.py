@@ -60,7 +60,7 @@ def ask(url: str, body: object) -> tuple[int, dict]:
 def test_raw_images_in_probabilities_out(key, served):
     url, _, s = served
     for rows in (slice(0, 1), slice(None)):
-        status, answer = ask(url, {key: s.images[rows].tolist()})
+        status, answer = ask(url, {key: s.inputs[rows].tolist()})
         assert status == 200
         np.testing.assert_allclose(answer["predictions"], s.expected[rows], atol=1e-5)
 
@@ -99,7 +99,7 @@ def test_predict_from_the_command_line(served, tmp_path):
     command = [sys.executable, "-m", "mlflow", "models", "predict", "-m", str(local), "--env-manager", "local"]
     command += ["--content-type", "json", "--output-path", str(out)]
     for name, ok in (("good", True), ("bad", False)):
-        images = s.images if ok else s.images[:, :5]
+        images = s.inputs if ok else s.inputs[:, :5]
         (tmp_path / name).write_text(json.dumps({"inputs": images.tolist()}))
         out.unlink(missing_ok=True)
         done = subprocess.run([*command, "--input-path", str(tmp_path / name)], env=ENV, capture_output=True, text=True)

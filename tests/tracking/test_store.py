@@ -41,7 +41,7 @@ def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch
     client = connect()
     assert aliased(client, s.name, CHALLENGER).version == version.version
     assert find_version(client, s.name, "sha256:else") is None and aliased(client, "no-such-model", CHALLENGER) is None
-    given = mlflow.pyfunc.load_model(f"models:/{s.name}@{CHALLENGER}").predict(s.images)
+    given = mlflow.pyfunc.load_model(f"models:/{s.name}@{CHALLENGER}").predict(s.inputs)
     np.testing.assert_allclose(given, s.expected, atol=1e-5)
     assert mlflow.get_tracking_uri() == server  # what MLflow's global address was, it still is
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(("mlflow.db", "mlruns", "mlartifacts"))]
