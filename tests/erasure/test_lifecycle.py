@@ -107,6 +107,15 @@ def test_intake_to_refusal(root, expunge, tmp_path):
     assert expunge("request", "run").out.startswith("nothing to do")
 
 
+def test_an_intake_that_fails_leaves_no_list(root, expunge, tmp_path, monkeypatch):
+    (root / ".dvc").rename(root / "no-dvc")
+    (tmp_path / "mine.txt").write_text(small.person(3) + "\n")
+    failed = expunge("request", "add", "--subject-file", str(tmp_path / "mine.txt"))
+    assert failed.status == 2 and "dvc add failed" in failed.err
+    assert not list((root / "data/requests").iterdir()) and Store.open().all() == []
+    assert (root / "records/requests.db").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_list_that_was_put_there_by_hand_is_noticed(root, expunge):
     (root / "data/requests/R-20260101-ffffff.csv").write_text("subject\nsubject-003\n")
     shown = expunge("request", "list").out

@@ -71,7 +71,7 @@ def test_a_recipient_that_is_away_or_slow_stops_nothing(monkeypatch):
         monkeypatch.setenv(notify.ENV, f"http://127.0.0.1:{deaf.getsockname()[1]}/")
         assert not notify.send(REQUEST, print)
     assert not notify.send(REQUEST, print)  # nobody listens any more
-    monkeypatch.setenv(notify.ENV, "no url")
+    monkeypatch.setenv(notify.ENV, "file:///etc/passwd")
     assert not notify.send(REQUEST, print)
 
 

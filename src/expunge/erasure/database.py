@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def connect(url: str | None = None) -> Engine:
         raise RequestError(f"{ENV}: not the URL of a database; for example postgresql://HOST/NAME") from None
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_private(Path(parsed.database))
     try:
         engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS} if sqlite else {})
         if sqlite:
@@ -126,8 +126,6 @@ def connect(url: str | None = None) -> Engine:
     except (SQLAlchemyError, ImportError, NoSuchModuleError) as e:
         why = str(getattr(e, "orig", None) or e).split("\n", 1)[0]
         raise RequestError(f"{parsed.render_as_string()}: the request store cannot be opened ({why})") from None
-    if sqlite and parsed.database:
-        os.chmod(parsed.database, 0o600)
     return engine
 
 
@@ -153,6 +151,13 @@ def overwrite_deleted(engine: Engine) -> None:
         for table in PERSONAL:
             connection.execute(text(f"VACUUM FULL {table.name}"))
         connection.execute(text("CHECKPOINT"))
+
+
+def _make_private(path: Path) -> None:
+    """A new database is its owner's alone; who shares one says so by its mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _create_tables(engine: Engine) -> None:

@@ -52,8 +52,8 @@ def take_in(
     source, kind = (ids, "ids") if ids is not None else (subjects, "subjects")
     values = values_of(Path(str(source)), "ids" if kind == "ids" else "subjects")
     file = REQUESTS / f"{id_}.csv"
-    write_values(file, COLUMNS["ids" if kind == "ids" else "subjects"], values)
     try:
+        write_values(file, COLUMNS["ids" if kind == "ids" else "subjects"], values)
         return store.add(
             id_,
             "ids" if kind == "ids" else "subjects",

@@ -126,6 +126,11 @@ class Lifecycle:
             # It was trained on rows that were erased since. What is made from it would remember them.
             self.say(f"{batch.id}: the original is trained anew, without what was erased")
             self.pipeline(["train"], force=True)
+            if remembers_erased(self.ledger):
+                raise RequestError(
+                    f"{batch.id}: models/original remembers rows that were erased, and there is no recipe to train it "
+                    "anew (model.training: none); give a checkpoint that never saw them, or refuse the requests"
+                )
         selection = self._selection(batch)
         if not (selection.erase & selection.train).any():
             # Only test rows are asked for: no model was trained on them, and only the data are to change.

@@ -30,8 +30,10 @@ def send(request: Request, say: Callable[[str], None]) -> bool:
     url = os.environ.get(ENV)
     if not url:
         return True
-    body = json.dumps(message(request)).encode()
-    why = ""
+    if not url.startswith(("http://", "https://")):
+        say(f"{ENV}: not an address that begins with http:// or https://; nobody was told of {request.id}")
+        return False
+    body, why = json.dumps(message(request)).encode(), ""
     for pause in (*PAUSES, None):
         try:
             post = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")
