@@ -86,5 +86,5 @@ PLATFORM := grep -oE '^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' requireme
 lock: ## Resolve both lock files anew (needs uv)
 	$(RESOLVE) --all-extras -o requirements.full
 	$(RESOLVE) --all-extras -o requirements-dev.lock $$($(PLATFORM))
-	$(RESOLVE) --extra models --extra export --extra servers --constraint requirements-dev.lock -o requirements.lock $$($(PLATFORM))
+	$(RESOLVE) --extra build --extra models --extra export --extra servers --constraint requirements-dev.lock -o requirements.lock $$($(PLATFORM))
 	rm requirements.full
