@@ -8,7 +8,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from expunge.clones import unpushed
 from flows.naming import about_request
+from flows.publish import push_run
 from flows.stages import stale_stages
 from flows.unlearn import bring_up_to_date
 
@@ -23,6 +25,8 @@ def nightly(workspace: str = ".", push: bool = False) -> State[object]:
     """
     root = Path(workspace).resolve()
     stale = stale_stages(root)
+    if not stale and push and unpushed(root):
+        return Completed(message=f"Nothing is stale; what an earlier run made was pushed to {push_run(str(root))}.")
     if not stale:
         return Completed(name="Up to date", message="Nothing is stale; nothing was run.")
     print(f"Stale: {', '.join(stale)}")

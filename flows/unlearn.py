@@ -13,6 +13,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
+from expunge.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
 from flows.stages import REGISTER, PreflightError, StageFailedError, preflight, run_stage, stage_names
@@ -45,7 +46,7 @@ def bring_up_to_date(
         preflight(root)
     outcome = {name: run_stage(name, str(root), force) for name in names}
     publish(root, outcome)
-    if push:
+    if push and unpushed(root):
         push_run(str(root))
     return outcome
 

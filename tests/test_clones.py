@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.clones import push, refresh
+from expunge.clones import push, refresh, unpushed
 from expunge.errors import CloneError
 from tests.flows.service import lay_out_tiny
 from tests.pipeline import dvc
@@ -65,7 +65,9 @@ def test_a_clone_gets_code_and_data_and_gives_back_a_lock(made, tmp_path):
     main = git(bare, "rev-parse", "main")
     dvc(clone, "repro", "--quiet")
     before = sum(p.is_file() for p in remote.rglob("*"))
+    assert unpushed(clone)
     commit = push(clone, BRANCH)
+    assert not unpushed(clone)
     assert git(bare, "rev-parse", BRANCH) == commit and git(bare, "rev-parse", f"{BRANCH}^") == main
     assert git(bare, "diff", "--name-only", main, BRANCH) == "dvc.lock"
     assert git(bare, "rev-parse", "main") == main
@@ -74,6 +76,9 @@ def test_a_clone_gets_code_and_data_and_gives_back_a_lock(made, tmp_path):
     assert git(clone, "rev-parse", "HEAD") == main and git(clone, "status", "--porcelain") == "?? dvc.lock"
     refresh(str(bare), str(clone))
     assert dvc(clone, "status").strip() == "Data and pipelines are up to date."
+    assert not unpushed(clone)
+    (clone / "dvc.lock").write_text((clone / "dvc.lock").read_text() + "\n")
+    assert unpushed(clone)
 
 
 @pytest.mark.slow
@@ -142,6 +147,7 @@ def test_what_cannot_be_had_is_named(made, tmp_path):
     clone = Path(refresh(str(bare), str(tmp_path / "c"))["directory"])
     with pytest.raises(CloneError, match=r"no dvc\.lock"):
         push(clone, BRANCH)
+    assert not unpushed(clone)
     dvc(clone, "remote", "remove", "storage")
     with pytest.raises(CloneError, match="no DVC remote"):
         push(clone, BRANCH)

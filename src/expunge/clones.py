@@ -13,9 +13,12 @@ import tempfile
 from pathlib import Path
 
 from expunge.errors import CloneError
+from expunge.files import sha256, write_text
+from expunge.paths import WORK
 
 LOCK = "dvc.lock"
 REMOTE = "expunge"
+PUSHED = WORK / "pushed"  # digest of the dvc.lock that was pushed last
 # Commits are made by the pipeline, whoever's machine it runs on.
 AUTHOR = {
     f"GIT_{role}_{what}": value
@@ -58,6 +61,7 @@ def push(workspace: Path, branch: str) -> str | None:
         raise CloneError(f"{workspace}: has no DVC remote; `dvc remote add --default NAME ADDRESS`, or deploy with one")
     if not (workspace / LOCK).is_file():
         raise CloneError(f"{workspace}: no {LOCK}; nothing was run here")
+    made = sha256(workspace / LOCK)
     _dvc(workspace, "push", "--run-cache", "--quiet")
     with tempfile.TemporaryDirectory() as tmp:
         index = {**AUTHOR, "GIT_INDEX_FILE": str(Path(tmp) / "index")}
@@ -65,11 +69,19 @@ def push(workspace: Path, branch: str) -> str | None:
         _run(workspace, "git", "update-index", "--add", LOCK, **index)
         tree = _run(workspace, "git", "write-tree", **index)
         if tree == _run(workspace, "git", "rev-parse", "HEAD^{tree}"):
+            write_text(workspace / PUSHED, made)
             return None
         message = f"{LOCK} of {branch.removeprefix('expunge/')}"
         commit = _run(workspace, "git", "commit-tree", tree, "-p", "HEAD", "-m", message, **index)
     _run(workspace, "git", "push", "--quiet", "origin", f"{commit}:refs/heads/{branch}")
+    write_text(workspace / PUSHED, made)
     return commit
+
+
+def unpushed(workspace: Path) -> bool:
+    """Whether dvc.lock says something that `push` did not bring away yet: also what a run made that failed at that."""
+    lock, pushed = workspace / LOCK, workspace / PUSHED
+    return lock.is_file() and not (pushed.is_file() and pushed.read_text(encoding="utf-8") == sha256(lock))
 
 
 def has_remote(workspace: Path) -> bool:
