@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,8 +216,38 @@ def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_
     assert seen == {"selector": "ids", "ids": ["record-00001", "record-00007"]}
     batch = runner.batches.current()
     assert batch.step == Step.run and batch.open
-    # Whoever comes next goes on at that step, with the params of the batch and not of a second one.
+
+    def forgets_others(stages=(), force=False) -> None:
+        """Somebody changed the list while the pipeline ran."""
+        if not stages:
+            Path(load_config().split.file).write_text("record-00002\n")
+            split_only()
+
+    with pytest.raises(RequestError, match="forgot other rows than were asked for"):
+        life(store, forgets_others).advance(TODAY)
+    assert runner.batches.current().step == Step.prepare
+    # Whoever comes next goes on with the same batch and its params.
     assert life(store, split_only).advance(TODAY).batch == batch.id
+
+
+def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
+    store = Store.open()
+    params = Path("params.yaml").read_bytes()
+    id_ = taken_in(store, root, tmp_path, ["record-00001"])
+
+    def fails(stages=(), force=False) -> None:
+        raise RequestError("a stage failed")
+
+    runner = life(store, fails)
+    with pytest.raises(RequestError, match="a stage failed"):
+        runner.advance(TODAY)
+    with pytest.raises(RequestError, match="reject the run first"):
+        store.refuse(id_, "ann", "no")
+    with pytest.raises(RequestError, match="is at step prepare"):
+        runner.approve("cem", "yes")
+    runner.reject("cem", "the source is away")
+    assert store.get(id_).state == State.scheduled and Path("params.yaml").read_bytes() == params
+    assert store.refuse(id_, "ann", "gone for good").state == State.refused
 
 
 def awaiting(store: Store, root: Path, tmp_path: Path):
@@ -261,7 +290,3 @@ def test_an_approval_is_given_once_and_kept(root, tmp_path):
     assert (event.kind, event.who, event.state) == ("approval", "cem", "running")
     last = Ledger("ledger.jsonl").entries()[-1]
     assert last.kind == "approval" and last.facts["version"] == "4" and last.facts["reason"] == "as good as retrained"
-    with chdir(root), pytest.raises(RequestError, match="reject the run first"):
-        store.change(id_, State.scheduled, "x", "x", "", {})
-        store.change(id_, State.running, "x", "x", "", {})
-        store.refuse(id_, "ann", "no")

@@ -170,7 +170,7 @@ def approve(reason: Reason, by: By = "") -> None:
 
 @request_app.command()
 def reject(reason: Reason, by: By = "") -> None:
-    """It may not; its requests wait for the next run."""
+    """Give the open run up, at its approval or before; its requests wait for the next one."""
     batch = _lifecycle(_who(by)).reject(_who(by), reason)
     typer.echo(f"{batch.id}: rejected. Its requests are scheduled again and still due.")
 

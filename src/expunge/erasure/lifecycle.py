@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from expunge.data.dataset import Dataset
+from expunge.data.split import Split
 from expunge.erasure import certificate, intake, notify
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.findings import joined, write_private
@@ -35,9 +36,10 @@ from expunge.erasure.selection import Selection, select, with_split
 from expunge.erasure.states import State
 from expunge.errors import RequestError
 from expunge.files import write_text
-from expunge.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, WORK
+from expunge.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
 
 PARAMS = Path("params.yaml")
+UNDECIDED = (Step.prepare, Step.run, Step.judge, Step.approval)
 TWINS = "retained rows with the content"
 FIRST = ("prepare", "validate-dataset")
 
@@ -102,7 +104,7 @@ class Lifecycle:
 
     def approve(self, who: str, reason: str) -> Batch:
         """The product of the open batch may be served. Raises RequestError where none waits for approval."""
-        batch = self._awaiting(reason)
+        batch = self._claimed(reason, (Step.approval,))
         facts = {"approved_by": who, "approved_because": reason.strip()}
         told = {key: batch.facts["product"][key] for key in ("model", "version")}
         after = self.batches.at(batch, Step.promote, facts, State.running, "approval", reason.strip(), who, told)
@@ -111,8 +113,8 @@ class Lifecycle:
         return after
 
     def reject(self, who: str, reason: str) -> Batch:
-        """It may not. Its requests wait for the next batch, and are still due."""
-        batch = self._awaiting(reason)
+        """Give the open batch up, up to its approval. Its requests wait for the next one, and are still due."""
+        batch = self._claimed(reason, UNDECIDED)
         self._clean_up(batch)
         after = self.batches.at(batch, Step.closed, {}, State.scheduled, "rejection", reason.strip(), who)
         self.store.publish(self.ledger)
@@ -151,12 +153,19 @@ class Lifecycle:
     def _judge(self, batch: Batch) -> Batch:
         from expunge.erasure import evidence, product
 
+        selection = self._selection(batch)
+        if not np.array_equal(Split(SPLIT).rows("forget"), np.flatnonzero(selection.forget)):
+            self.batches.release(self.batches.at(batch, Step.prepare, {}))
+            raise RequestError(
+                f"{batch.id}: the pipeline forgot other rows than were asked for; params.yaml was changed, or "
+                "somebody else works in this folder. The next run begins again"
+            )
         chosen = product.choose()
         if isinstance(chosen, product.Refusal):
             self._clean_up(batch)
             self._remove_lists(batch)
             return self.batches.at(batch, Step.closed, {}, State.refused, "refusal", chosen.reason)
-        run = evidence.of_run(chosen, self._selection(batch))
+        run = evidence.of_run(chosen, selection)
         again = run["each"].get("again")
         made = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "level": chosen.level}
         told = {**made, "dvc_lock": run["source"]["dvc_lock"], **({"again": again} if again else {})}
@@ -231,17 +240,17 @@ class Lifecycle:
             if request.file:
                 intake.remove(Path(request.file))
 
-    def _awaiting(self, reason: str) -> Batch:
+    def _claimed(self, reason: str, steps: Sequence[Step]) -> Batch:
+        """The open batch, ours now, at one of `steps`. Raises RequestError where there is none."""
         if not reason.strip():
             raise RequestError("a reason is needed: it stands in the ledger and in the certificate")
         found = self.batches.current()
-        if found is None or found.step != Step.approval:
-            raise RequestError("no run waits for approval; `expunge request run` says how far it is")
-        batch = self.batches.claim(date.today())
-        assert batch is not None  # it was open, and only a person closes it here
-        if batch.step != Step.approval:
-            self.batches.release(batch)
-            raise RequestError(f"run {batch.id} was decided by somebody else meanwhile")
+        batch = self.batches.claim(date.today()) if found and found.step in steps else None
+        if batch is None or batch.step not in steps:
+            if batch is not None:
+                self.batches.release(batch)
+            state = f"run {found.id} is at step {found.step}" if found else "there is none"
+            raise RequestError(f"no run waits for this: {state}; `expunge request run` goes on with it")
         return batch
 
     def _record_by_hand(self) -> None:

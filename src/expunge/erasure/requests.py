@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, u
 from expunge.erasure import database
 from expunge.erasure.database import EVENTS, KEYS, REQUESTS, SUBJECTS, transaction
 from expunge.erasure.ledger import Ledger
-from expunge.erasure.states import FINAL, MOST_MONTHS, OPEN, State, check_move, due_date
+from expunge.erasure.states import MOST_MONTHS, OPEN, State, check_move, due_date
 from expunge.errors import RequestError
 
 Kind = Literal["ids", "subjects", "classes"]
@@ -287,10 +287,6 @@ def destroy_key(c: Connection, id_: str) -> None:
 def digest_of_values(values: Iterable[str], key: bytes) -> str:
     """`hmac-sha256:...` of a set of ids, subjects or classes."""
     return "hmac-sha256:" + _hmac(json.dumps(sorted(values), ensure_ascii=False, separators=(",", ":")), key)
-
-
-def is_final(request: Request) -> bool:
-    return request.state in FINAL
 
 
 def _hmac(value: str, key: bytes) -> str:
