@@ -16,7 +16,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 def pytest_collection_modifyitems(items):
     """Tests that share the finished pipeline run on one worker, so that it is made once."""
     for item in items:
-        if {"finished", "copy"} & set(getattr(item, "fixturenames", ())):
+        if {"finished", "copy", "request_"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
 
 
@@ -34,3 +34,27 @@ def copy(finished, tmp_path) -> Path:
     workspace = tmp_path / "workspace"
     shutil.copytree(finished, workspace, symlinks=True)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def request_(finished):
+    """What a method may look at in the finished workspace."""
+    import numpy as np
+
+    from expunge.data.dataset import Dataset
+    from expunge.data.split import Split
+    from expunge.features.store import FeatureStore
+    from expunge.models.checkpoint import load_classifier
+    from expunge.request import Request
+
+    split = Split(finished / "data/split")
+    return Request(
+        store=FeatureStore(finished / "data/features/original"),
+        activations_dir=finished / "data/activations",
+        dataset=Dataset(finished / "data/dataset"),
+        classifier=load_classifier(finished / "models/original"),
+        forget_rows=split.rows("forget"),
+        retain_rows=split.rows("retain"),
+        forget_classes=split.request["whole_classes"],
+        held_rows=np.flatnonzero(split.held),
+    )

@@ -8,28 +8,9 @@ import torch
 
 from expunge.choosing import candidates, choose_settings, judge
 from expunge.core import Moments
-from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.errors import CollapseError, ConfigError
-from expunge.features.store import FeatureStore
 from expunge.methods import fit
-from expunge.models.checkpoint import load_classifier
-from expunge.request import Request
-
-
-@pytest.fixture(scope="module")
-def request_(finished):
-    split = Split(finished / "data/split")
-    return Request(
-        store=FeatureStore(finished / "data/features/original"),
-        activations_dir=finished / "data/activations",
-        dataset=Dataset(finished / "data/dataset"),
-        classifier=load_classifier(finished / "models/original"),
-        forget_rows=split.rows("forget"),
-        retain_rows=split.rows("retain"),
-        forget_classes=split.request["whole_classes"],
-        held_rows=np.flatnonzero(split.held),
-    )
 
 
 def test_every_combination():

@@ -5,14 +5,9 @@ import pytest
 import torch
 
 from expunge.core import AffineMap
-from expunge.data.dataset import Dataset
-from expunge.data.split import Split
 from expunge.errors import ConfigError, DataError
-from expunge.features.store import FeatureStore
 from expunge.files import write_manifest
 from expunge.methods import METHODS, fit
-from expunge.models.checkpoint import load_classifier
-from expunge.request import Request
 from expunge.unlearned import Unlearned
 
 QUICK = {
@@ -35,21 +30,6 @@ TRAINED = {
     "seal",
 }
 TABLE = {name: QUICK.get(name, {"epochs": 1} if name in TRAINED - {"ssd"} else {}) for name in METHODS}
-
-
-@pytest.fixture(scope="module")
-def request_(finished):
-    split = Split(finished / "data/split")
-    return Request(
-        store=FeatureStore(finished / "data/features/original"),
-        activations_dir=finished / "data/activations",
-        dataset=Dataset(finished / "data/dataset"),
-        classifier=load_classifier(finished / "models/original"),
-        forget_rows=split.rows("forget"),
-        retain_rows=split.rows("retain"),
-        forget_classes=split.request["whole_classes"],
-        held_rows=np.flatnonzero(split.held),
-    )
 
 
 def test_retained_moments_are_those_of_retained_rows(request_):

@@ -155,4 +155,5 @@ class Split:
     def counted(self, part: str) -> np.ndarray:
         """Like `rows`, without those that settings may have been chosen by."""
         rows = self.rows(part)
-        return rows[~self.held[rows]]
+        counted: np.ndarray = rows[~self.held[rows]]
+        return counted
