@@ -80,6 +80,11 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, z):
     assert "subject" in pq.read_schema(tmp_path / "a").names
 
 
+def test_mapped_numbers_are_aligned(directory):
+    chunks = [chunk for _, chunk in FeatureStore(directory).iter_z()]
+    assert len(chunks) > 1 and all(chunk.ctypes.data % 64 == 0 for chunk in chunks)
+
+
 def test_a_position_out_of_range(directory):
     with pytest.raises(IndexError, match=str(N)):
         FeatureStore(directory).z(np.array([N]))

@@ -72,6 +72,7 @@ def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None)
     too little, DataError where one shard costs three workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a machine may be busy
     try:
         import ray
     except ModuleNotFoundError:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAGIC = b"PAR1"
+ALIGNED = 64  # bytes: what is mapped is then read as fast as what was loaded
 # Types of the compact protocol.
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
 # Of parquet.thrift: the fields and values used here.
@@ -50,7 +51,9 @@ def write(path: Path, rows: pa.Table, target: pa.Schema, z: np.ndarray, group_ro
             first, last = _extent(group)
             file.write(content[first:last])
             _move(group, start - first)
-            chunk, header = _page(target.names[-1], part, file.tell())
+            chunk, header = _page(target.names[-1], part)
+            file.write(bytes(-(file.tell() + len(header)) % ALIGNED))
+            chunk[CHUNK_META][1][DATA_PAGE] = (I64, file.tell())
             file.write(header)
             file.write(part.data.cast("B"))
             size = len(header) + part.nbytes
@@ -80,8 +83,8 @@ def _move(group: Struct, by: int) -> None:
                 struct[field] = (I64, struct[field][1] + by)
 
 
-def _page(name: str, z: np.ndarray, offset: int) -> tuple[Struct, bytes]:
-    """The column chunk that holds `z` as one page at `offset`, and all of that page but the values."""
+def _page(name: str, z: np.ndarray) -> tuple[Struct, bytes]:
+    """The column chunk that holds `z` as one page, its offset left to be set, and all of that page but the values."""
     n, d = z.shape
     # One list begins (0), its other values go on (1): two runs per row. Every value is there: one run.
     begin = bytes([1 << 1, 0]) + (_varint((d - 1) << 1) + b"\x01" if d > 1 else b"")
@@ -98,7 +101,6 @@ def _page(name: str, z: np.ndarray, offset: int) -> tuple[Struct, bytes]:
         5: (I64, n * d),
         6: (I64, len(header) + z.nbytes),
         7: (I64, len(header) + z.nbytes),
-        9: (I64, offset),
     }
     return {CHUNK_OFFSET: (I64, 0), CHUNK_META: (STRUCT, meta)}, header
 
