@@ -132,12 +132,13 @@ def preflight() -> None:
 @ledger_app.command("show")
 def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     """Every decision, oldest first."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from expunge.erasure.ledger import Ledger
     from expunge.promotion.shown import console
 
-    table = Table("", "time (UTC)", "what", "about", "version", "instead of", "level", "by", "reason", "hash")
+    heads = ("", "time (UTC)", "what", "about", "version", "instead of", "level", "by")
+    table = Table(*heads, Column("reason", min_width=30), "hash")  # what people wrote is read as they wrote it
     for e in Ledger(ledger).entries():
         f = e.facts
         about, level = f.get("about") or f.get("model"), f.get("claim_level") or f.get("level")
