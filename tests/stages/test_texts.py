@@ -76,7 +76,8 @@ def test_the_served_model_reads_raw_texts(workspace, summary):
     given = model.predict(pd.DataFrame({"text": ["@ann so happy right now :)", "The Senate ought to pass the bill."]}))
     np.testing.assert_allclose(given.sum(1), 1, atol=1e-5)
     names = sorted(DOMAINS)
-    assert [names[i] for i in given.argmax(1)] == ["tweet", "editorial"]
+    assert given[:, names.index("tweet")].max() < 0.01  # the forgotten domain
+    assert names[given[1].argmax()] == "editorial"
 
 
 def test_the_report_speaks_of_texts(workspace):
