@@ -26,6 +26,7 @@ from expunge.models.checkpoint import load_classifier
 from expunge.progress import say
 
 IN_FLIGHT = 2  # shards per worker: one is written while the next is computed
+STARTS = 3
 MOST_LOSSES = 3  # workers that one shard may cost
 
 
@@ -72,7 +73,6 @@ def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None)
     too little, DataError where one shard costs three workers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a machine may be busy
     try:
         import ray
     except ModuleNotFoundError:
@@ -83,7 +83,7 @@ def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None)
         if not todo:
             return
         if address is None:
-            ray.init(num_cpus=max(cores(), workers or 1), include_dashboard=False, logging_level=logging.WARNING)
+            _start_here(ray, max(cores(), workers or 1))
         else:
             _check_address(address)
             ray.init(address=address, logging_level=logging.WARNING)
@@ -93,6 +93,19 @@ def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None)
             ray.shutdown()
 
     return engine
+
+
+def _start_here(ray: Any, cpus: int) -> None:
+    """A cluster on this machine. Ray gives its own processes 30 seconds, too few where the machine is busy."""
+    for attempt in range(STARTS):
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+            return
+        except Exception as e:  # Ray raises nothing narrower
+            ray.shutdown()
+            if "timed out" not in str(e) or attempt == STARTS - 1:
+                raise
+            say("extract: Ray took too long to start; once more")
 
 
 def _check_address(address: str) -> None:
