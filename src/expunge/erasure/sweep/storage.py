@@ -156,11 +156,10 @@ class Storage:
         for name, path in self.remotes.items():
             if path is None or before[f"DVC remote {name}"]:
                 self.run("push", "--quiet", "--run-cache", "--remote", name)  # a backup stays one, of what is left
-            said = self.run("gc", "--workspace", "--cloud", "--remote", name, "--force")
+            removed = self._collected(name)
             if path is not None:
                 self._drop_runs(f"DVC remote {name}", path, report)
                 continue
-            removed = sum(int(w.split()[1]) for w in said.splitlines() if w.endswith("objects from remote."))
             report.did([Residue(f"DVC remote {name}", "objects", removed)] if removed else [])
             what = "run-cache entries (hashes and params), and versions that the storage keeps of what was deleted"
             report.not_purgeable.append(NotPurgeable(f"DVC remote {name}", what, "whoever administers that storage"))
@@ -168,6 +167,11 @@ class Storage:
             if gone := len(before[where] - objects(path)):
                 report.did([Residue(where, "objects", gone)])
         self._forget_paths()
+
+    def _collected(self, remote: str, *how: str) -> int:
+        """How many objects `dvc gc` takes from a remote."""
+        said = self.run("gc", "--workspace", "--cloud", "--remote", remote, "--force", *how)
+        return sum(int(line.split()[1]) for line in said.splitlines() if line.endswith("objects from remote."))
 
     @property
     def _own_cache(self) -> bool:
@@ -193,6 +197,9 @@ class Storage:
                 yield Residue(where, "objects that dvc.lock does not name", count)
             if count := len(list(self._dead_runs(path))):
                 yield Residue(where, "run-cache entries of earlier states", count)
+        for name in (name for name, path in self.remotes.items() if path is None):
+            if count := self._collected(name, "--dry"):
+                yield Residue(f"DVC remote {name}", "objects that dvc.lock does not name", count)
 
     def _dead_runs(self, store: Path) -> Iterator[Path]:
         """Entries of the run cache that are not the present state of a stage."""
