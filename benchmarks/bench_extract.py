@@ -178,7 +178,7 @@ def run(small: bool = False) -> dict[str, Any]:
         "resnet-small": in_room(lambda root: whole_stage("resnet-small", 20_000 // scale, 4, root)),
         "efficientnet-lite0": in_room(lambda root: whole_stage("efficientnet-lite0", 4_000 // scale, 3, root)),
         "parquet": in_room(lambda root: parquet(60_000 // scale, 512, root)),
-        "memory": in_room(lambda root: memory(2_000 // scale, root)),
+        "memory": in_room(lambda root: memory(5_000 // scale, root)),
         "workers": in_room(lambda root: workers(16_000 // scale, root)),
     }
     for part, values in found.items():

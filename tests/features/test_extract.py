@@ -195,9 +195,9 @@ print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 @pytest.mark.slow
 def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
-    """Shards of 500 rows; ten times the rows add 11 MB of pictures and 7 MB of features on disk."""
+    """Shards of 500 rows; ten times the rows add 35 MB of pictures and 23 MB of features on disk."""
     peaks = []
-    for rows in (1_500, 15_000):
+    for rows in (5_000, 50_000):
         source, root = tmp_path / f"{rows}.npz", tmp_path / str(rows)
         rng = np.random.default_rng(0)
         np.savez(source, images=rng.integers(0, 255, (rows, 28, 28), np.uint8), labels=np.arange(rows) % 10)
@@ -206,7 +206,7 @@ def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         out = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
         peaks.append(float(out))
-    assert peaks[1] < peaks[0] + 8, f"{peaks[0]:.0f} MB, then {peaks[1]:.0f} MB"
+    assert peaks[1] < peaks[0] + 12, f"{peaks[0]:.0f} MB, then {peaks[1]:.0f} MB"
 
 
 @pytest.mark.parametrize("most", [5, pytest.param(25, marks=pytest.mark.slow)])
