@@ -24,6 +24,23 @@ CANARY = re.compile(rb"CANARY[-=]")
 PERSON, ROWS = "CANARY-subject-7f3a", 60
 
 
+# Registered for another request, from a model with files of its own.
+ANOTHER_VERSION = """
+from pathlib import Path
+from mlflow import MlflowClient
+client = MlflowClient("sqlite:///mlflow.db")
+version = client.search_model_versions()[0]
+experiment = client.get_run(version.run_id).info.experiment_id
+model = client.create_logged_model(experiment, name="older", source_run_id=version.run_id)
+folder = Path(model.artifact_location.removeprefix("file://"))
+folder.mkdir(parents=True)
+(folder / "weights").write_text("remembers")
+client.finalize_logged_model(model.model_id, "READY")
+tags = {"request": "sha256:" + "0" * 64}
+client.create_model_version(version.name, f"models:/{model.model_id}", version.run_id, tags, model_id=model.model_id)
+"""
+
+
 def picture(i: int) -> np.ndarray:
     """64 readable bytes, different in every row."""
     return np.frombuffer(f"CANARY={i:04d}=".encode().ljust(64, b"\xf0"), np.uint8).reshape(8, 8, 1)
@@ -75,7 +92,8 @@ def stores(home: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def served(home) -> Path:
-    """The pipeline ran twice as a Prefect flow (first another request), its data were pushed, the version serves."""
+    """The pipeline ran as a Prefect flow, its data were pushed, the version serves; before that an older state of the
+    data was pushed and committed, and beside it lies a version that forgot something else."""
     (home / "home").mkdir()
     (home / "gitconfig").write_text("[user]\nname = Test\nemail = test@localhost\n")
     root = lay_out(home / "workspace")
@@ -97,7 +115,7 @@ def served(home) -> Path:
     change(root, settings)
     command(home, "git", "add", "-A")
     command(home, "git", "commit", "-q", "-m", "inputs")
-    python(home, "dvc", "repro", "-q")  # a version that forgot somebody else, and remembers this person
+    python(home, "dvc", "repro", "-q", "split")
     python(home, "dvc", "push", "-q", "--run-cache")
     command(home, "git", "add", "dvc.lock")
     command(home, "git", "commit", "-q", "-m", "another request")
@@ -106,6 +124,7 @@ def served(home) -> Path:
     python(home, "dvc", "push", "-q", "--run-cache")
     command(home, "git", "commit", "-qam", "the request")
     python(home, "expunge.cli", "promote", "--reason", "asked for", "--yes")
+    command(home, sys.executable, "-c", ANOTHER_VERSION)
     return root
 
 
