@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,8 @@ def worker(
     root = _root()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", str(limit), *(["--name", name] if name else [])]
+    # A script's shell starts its background jobs deaf to SIGINT, and Prefect ends a worker by sending it one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execve(sys.executable, command, {**_environment(), "EXPUNGE_WORKSPACE": str(root)})
 
 
