@@ -61,7 +61,7 @@ def small_network(seed: int = 0) -> Classifier:
 def digits() -> Trained:
     source = read_digits()
     [batch] = source.batches
-    images, labels = np.asarray(batch.images), np.asarray(batch.labels, dtype=np.int32)
+    images, labels = np.asarray(batch.content), np.asarray(batch.labels, dtype=np.int32)
     is_train = np.asarray(batch.splits) == "train"
     train_rows, test = np.flatnonzero(is_train), np.flatnonzero(~is_train)
     forgotten = labels[train_rows] == 5

@@ -8,13 +8,13 @@ import sys
 import time
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from expunge.config import Ensembles, Model
 from expunge.data.dataset import Dataset
+from expunge.data.split import Split
 from expunge.ensembles import plan
 from expunge.evaluation.ulira import margins
 from expunge.models.checkpoint import load_classifier
@@ -129,8 +129,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     assert found["methods"].keys() == {"logit-mask", "matched-fast"}
 
     # What is attacked is what the networks on disk answer.
-    parts = pq.read_table(copy / "data/split/assignment.parquet")["part"].to_pylist()
-    forget = np.flatnonzero(np.array(parts) == "forget")
+    forget = Split(copy / "data/split").counted("forget")
     dataset = Dataset(copy / "data" / "dataset")
     for name in ("trained-2", "retrained-3"):
         with torch.no_grad():

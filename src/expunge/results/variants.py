@@ -57,7 +57,7 @@ VARIANTS = (
             "model": {"name": "efficientnet-lite0", "training": "head", "saw_forget_data": False},
             "activations": {"cuts": []},
             "methods": ["logit-mask", "loft", "ru-linear", "leace", "pour-p", "head-refit"],
-            "fit": {"loft": {"rank": 400}},
+            "fit": {"loft": {"choose": {"rank": [400]}}},
             "ensembles": {"heads": 64},
         },
     ),
