@@ -4,7 +4,6 @@ import json
 import re
 
 import mlflow
-import numpy as np
 import pytest
 
 from tests.pipeline import change, dvc
