@@ -19,8 +19,8 @@ HOSTILE = ("$x^2$ | *b*", '"><img src=x onerror=y>', "<script>alert(1)</script>"
 CLASSES, DIM, ROWS, GONE = 5, 6, 700, 2
 MARGINS = Margins(accuracy=0.15, retain=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, probe=0.2)
 Run = tuple[dict[str, Any], Evidence]
-FARED = {"forgotten_named": 0.0, "retained_lost": 0.004, "retained_kl": 0.1, "refused": None}
-REFUSED = {"forgotten_named": None, "retained_lost": None, "retained_kl": None, "refused": "it collapsed"}
+FARED = {"forgotten_left": 0.0, "retained_lost": 0.004, "retained_kl": 0.1, "refused": None}
+REFUSED = {"forgotten_left": None, "retained_lost": None, "retained_kl": None, "refused": "it collapsed"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "logit-mask": {"params": {}, "chosen": None},
     "loft": {

@@ -60,5 +60,5 @@ def test_how_settings_came_about(run):
     control, loft, keep = words.settings_lines(run()[0])
     assert control == {"method": "logit-mask", "settings": "defaults of the library", "how": "set in params.yaml"}
     assert loft["settings"] == "solver exact, rank 8"
-    assert loft["how"] == "chosen on held-out training rows: rank 8: 0.0% named, 0.40% lost; rank 1 (refused)"
+    assert loft["how"] == "chosen on held-out training rows: rank 8: 0.00% left, 0.40% lost; rank 1 (refused)"
     assert "because the request names rows" in keep["how"]

@@ -136,7 +136,7 @@ def how_chosen(chosen: Mapping[str, Any] | None) -> str:
     for c in chosen["candidates"]:
         name = ", ".join(f"{key} {value}" for key, value in c["settings"].items())
         if c["refused"] is None:
-            name += f": {c['forgotten_named']:.1%} named, {c['retained_lost']:.2%} lost"
+            name += f": {c['forgotten_left']:.2%} left, {c['retained_lost']:.2%} lost"
         fared.append(name + (" (refused)" if c["refused"] else ""))
     return "chosen on held-out training rows: " + "; ".join(fared)
 
