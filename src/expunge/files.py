@@ -118,6 +118,15 @@ def write_manifest(
     return manifest
 
 
+def sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a directory, before anything that follows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
     """The manifest of `directory`, after checking that its files are those it names.
 

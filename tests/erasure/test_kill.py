@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, event
 
 from expunge.data.dataset import Dataset
 from expunge.erasure.certificate import verify
@@ -23,12 +22,11 @@ from expunge.erasure.requests import Store
 from expunge.erasure.states import State
 from expunge.errors import ExpungeError
 from expunge.files import digest_of
+from tests import killing
 from tests.erasure.made import GONE, finish, promoted
 from tests.erasure.sweep import small
 
 ROUNDS = 30
-# What a file system is asked for; statements of the database are counted too.
-ASKED = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
 
 
 def url_of(root: Path) -> str:
@@ -36,36 +34,12 @@ def url_of(root: Path) -> str:
 
 
 def in_a_child(root: Path, until: int) -> tuple[int, int]:
-    """Finish the batch in a process that is killed at its `until`-th event; its status, and how many it saw."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        seen = 0
+    """A completion that is killed at its `until`-th event, statements of the database counted too."""
 
-        def count(*_: object) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == until:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def complete() -> None:
+        assert finish(root, url_of(root)) == "completed"
 
-        def asked(name: str, arguments: tuple) -> None:
-            if name in ASKED and str(root) in os.path.abspath(str(arguments[0])):
-                count()
-
-        import sys
-
-        sys.addaudithook(asked)
-        event.listen(Engine, "before_cursor_execute", count)
-        event.listen(Engine, "commit", count)
-        try:
-            assert finish(root, url_of(root)) == "completed"
-            os.write(write, str(seen).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(read, "rb") as pipe:
-        return status, int(pipe.read() or 0)
+    return killing.in_a_child(complete, until, lambda _, path: str(root) in os.path.abspath(path))
 
 
 @pytest.fixture(scope="module")

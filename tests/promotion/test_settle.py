@@ -6,10 +6,10 @@ import os
 import signal
 
 import pytest
-from sqlalchemy import Engine, event
 
 from expunge.promotion.history import BY_HAND, PROMOTION
 from expunge.tracking import CHAMPION
+from tests import killing
 from tests.promotion.conftest import NAME
 
 SEEN = {"batch": "B-1", "approved_by": "cem"}
@@ -56,39 +56,16 @@ def test_a_move_by_hand_is_written_down_once(desk):
 
 
 def in_a_child(desk, until: int) -> tuple[int, int]:
-    """Promote in a process that is killed at its `until`-th statement or file operation, from its first write on: the
-    signed head that announces the entry."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        seen, writing = 0, False
+    """A promotion that is killed at its `until`-th statement or file operation, from its first write on: the signed
+    head that announces the entry."""
+    writing = False
 
-        def count(*_: object) -> None:
-            nonlocal seen
-            seen += writing
-            if writing and seen == until:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def asked(name: str, path: str) -> bool:
+        nonlocal writing
+        writing = writing or ".ledger.next" in path
+        return name in ("open", "os.rename", "os.remove") and "ledger" in path
 
-        def asked(name: str, arguments: tuple) -> None:
-            nonlocal writing
-            writing = writing or ".ledger.next" in str(arguments[0])
-            if name in ("open", "os.rename", "os.remove") and "ledger" in str(arguments[0]):
-                count()
-
-        import sys
-
-        sys.addaudithook(asked)
-        event.listen(Engine, "before_cursor_execute", count)
-        event.listen(Engine, "commit", count)
-        try:
-            go_on(desk)
-            os.write(write, str(seen).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(read, "rb") as pipe:
-        return status, int(pipe.read() or 0)
+    return killing.in_a_child(lambda: go_on(desk), until, asked, lambda: writing)
 
 
 @pytest.mark.parametrize("moment", range(1, 19, 2))

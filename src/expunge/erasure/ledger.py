@@ -24,7 +24,7 @@ from typing import Any
 from expunge.erasure.head import HeadFiles
 from expunge.erasure.keys import PublicKey, public_key, signing_key
 from expunge.errors import LedgerError
-from expunge.files import digest_of
+from expunge.files import digest_of, sync
 
 GENESIS = "sha256:" + "0" * 64
 SWEEP = "sweep"  # kind of the entry of a sweep; its facts name the original that remembers what was erased
@@ -142,7 +142,7 @@ class Ledger:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
             if new:
-                _sync_directory(self.path.parent)
+                sync(self.path.parent)
         finally:
             os.close(descriptor)
 
@@ -203,11 +203,3 @@ def _write(descriptor: int, line: bytes) -> None:
     except OSError as e:
         os.ftruncate(descriptor, size)
         raise LedgerError(f"the ledger could not be written ({e}); nothing was added") from e
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

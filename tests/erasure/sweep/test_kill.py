@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -15,12 +14,11 @@ from expunge.erasure.sweep import sweep
 from expunge.erasure.sweep.journal import JOURNAL
 from expunge.errors import ExpungeError
 from expunge.features.store import FeatureStore
+from tests import killing
 from tests.erasure.sweep import small
 
 GONE = [2, 3, 17]
 ROUNDS = 36
-# What a file system is asked for: between any two of these a process may die.
-EVENTS = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
 
 
 def erase(root):
@@ -28,32 +26,8 @@ def erase(root):
 
 
 def in_a_child(root, until: int) -> tuple[int, int]:
-    """Run a sweep in a process that is killed at its `until`-th event; its status and how many events it saw.
-
-    The child kills itself from inside the call, so it has no chance to tidy up.
-    """
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        seen = 0
-
-        def hook(event: str, arguments: tuple) -> None:
-            nonlocal seen
-            if event in EVENTS and str(root) in str(arguments[0]):
-                seen += 1
-                if seen == until:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        try:
-            erase(root)
-            os.write(write, str(seen).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    with os.fdopen(read, "rb") as pipe:
-        return status, int(pipe.read() or 0)
+    """A sweep that is killed at its `until`-th event in the workspace."""
+    return killing.in_a_child(lambda: erase(root), until, lambda _, path: str(root) in path)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError
+from expunge.files import sync
 
 JOURNAL = Path(".expunge/sweep/journal.json")
 SUFFIX = ".swept"
@@ -68,15 +69,15 @@ class Journal:
         for name in self.swaps:
             place = staged(self.root / name)
             for path in [place, *(place.rglob("*") if place.is_dir() else [])]:
-                _sync(path)
+                sync(path)
         path = self.root / JOURNAL
         path.parent.mkdir(parents=True, exist_ok=True)
         entry = {"swaps": self.swaps, "drops": self.drops, "notes": self.notes}
         tmp = path.with_suffix(".tmp")
         tmp.write_text(json.dumps(entry, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _sync(tmp)
+        sync(tmp)
         os.replace(tmp, path)
-        _sync(path.parent)
+        sync(path.parent)
 
     def finish(self) -> None:
         """Swap what is not swapped yet. Any number of times, from any state that a crash leaves."""
@@ -108,11 +109,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

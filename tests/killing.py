@@ -1,0 +1,51 @@
+"""kill -9 at a chosen moment: the work runs in a process that kills itself from inside, with no chance to tidy up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from sqlalchemy import Engine, event
+
+# What a file system is asked for: between any two of these a process may die.
+ASKED = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
+
+
+def in_a_child(
+    work: Callable[[], object], until: int, asked: Callable[[str, str], bool], counts: Callable[[], bool] = lambda: True
+) -> tuple[int, int]:
+    """Run `work` in a process that is killed at its `until`-th event, 0 for never; its status, and how many it saw.
+
+    Events are the requests to the file system that `asked(name, path)` accepts, and statements and commits of any
+    database; only while `counts()` says so.
+    """
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def count(*_: object) -> None:
+            nonlocal seen
+            if counts():
+                seen += 1
+                if seen == until:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        def hook(name: str, arguments: tuple) -> None:
+            if name in ASKED and asked(name, str(arguments[0])):
+                count()
+
+        sys.addaudithook(hook)
+        event.listen(Engine, "before_cursor_execute", count)
+        event.listen(Engine, "commit", count)
+        try:
+            work()
+            os.write(write, str(seen).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(read, "rb") as pipe:
+        return status, int(pipe.read() or 0)
