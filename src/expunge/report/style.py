@@ -111,11 +111,6 @@ def panel(
             lines = -(-len(axes.get_legend_handles_labels()[0]) // legend)
             figure.set_size_inches(WIDTH, height + 0.17 * (lines - 1))  # a long legend takes no room from the drawing
             figure.legend(loc="outside upper left", ncols=legend, markerscale=1.3)
-        # Laid out once here; savefig would draw everything twice for it.
-        layout = figure.get_layout_engine()
-        assert layout is not None
-        layout.execute(figure)
-        figure.set_layout_engine("none")
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"), None))
     return Panel(title, _inline(out.getvalue(), title))
