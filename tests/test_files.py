@@ -1,11 +1,22 @@
 """Atomic outputs: the old directory, the new one, or none."""
 
 import json
+import os
 
 import pytest
 
 from expunge.errors import ManifestError
-from expunge.files import digest_of, read_json, read_manifest, sha256, staged_dir, write_json, write_manifest
+from expunge.files import (
+    create_durable,
+    digest_of,
+    read_json,
+    read_manifest,
+    sha256,
+    staged_dir,
+    write_durable,
+    write_json,
+    write_manifest,
+)
 
 
 def make(path, text="one"):
@@ -84,3 +95,30 @@ def test_json_is_sorted_and_finite(tmp_path):
 
 def test_digest_ignores_key_order():
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1}) != digest_of({"a": 1, "b": 3})
+
+
+def test_a_durable_file_is_its_owners_alone_unless_told_otherwise(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_durable(tmp_path / "new" / "list", b"a")
+        write_durable(tmp_path / "new" / "list", b"b")
+        write_durable(tmp_path / "new" / "shared", b"c", mode=0o666)
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "new").iterdir()}
+    assert modes == {"list": 0o600, "shared": 0o644}
+    assert (tmp_path / "new" / "list").read_bytes() == b"b"
+
+
+def test_of_two_that_create_a_file_the_first_counts(tmp_path):
+    assert create_durable(tmp_path / "key", b"first")
+    assert not create_durable(tmp_path / "key", b"second")
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+    assert (tmp_path / "key").read_bytes() == b"first" and (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_is_whole_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        create_durable(tmp_path / "key", b"half")
+    assert not (tmp_path / "key").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,35 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     tmp = path.with_name(f".{path.name}.tmp")
     tmp.write_bytes(content)
     os.replace(tmp, path)
+
+
+def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """As `write_bytes`, and on the disk before it returns; readable by its owner alone unless `mode` says otherwise."""
+    os.replace(_durable(path, content, mode), path)
+    sync(path.parent)
+
+
+def create_durable(path: Path, content: bytes) -> bool:
+    """As `write_durable` where no file is yet; False, with nothing changed, where another process was first."""
+    own = _durable(path, content, 0o600)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    finally:
+        own.unlink()
+    sync(path.parent)
+    return True
+
+
+def _durable(path: Path, content: bytes, mode: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return own
 
 
 def write_text(path: Path | str, text: str) -> None:

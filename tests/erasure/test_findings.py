@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from expunge.erasure.findings import joined, write_private
+from expunge.erasure.findings import joined
 
 ROWS = {"where": "data/dataset", "what": "rows", "count": 30}
 MODEL = {"where": "models/original", "what": "the model that was trained on the rows", "who": "whoever runs it"}
@@ -26,14 +23,3 @@ def test_what_a_sweep_says_counts_and_nothing_is_listed_twice():
 def test_what_is_left_was_not_purged():
     after = {**NOTHING, "found": [], "left": [ROWS]}
     assert joined({**NOTHING, "found": [ROWS]}, after)["purged"] == []
-
-
-def test_a_private_file_is_never_anybody_elses(tmp_path: Path):
-    before = os.umask(0)
-    try:
-        write_private(tmp_path / "new" / "list.json", "a")
-        write_private(tmp_path / "new" / "list.json", "b")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "new" / "list.json").read_text() == "b"
-    assert [p.stat().st_mode & 0o777 for p in (tmp_path / "new").iterdir()] == [0o600]

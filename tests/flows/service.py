@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import psutil
 
 from tests.pipeline import ENVIRONMENT, ROOT, dvc
+from tests.servers import free_port
 
 T = TypeVar("T")
 # Three kinds of stages: quick, one that lasts while there is a file `hold`, and a matrix.
@@ -74,12 +74,6 @@ def add_flows(workspace: Path) -> None:
 def with_dvc(workspace: Path) -> Path:
     dvc(workspace, "init", "--no-scm", "--quiet")
     return workspace
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def wait(what: str, seconds: float, ask: Callable[[], T | None]) -> T:

@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 
-from tests.flows.service import Service, add_flows, free_port, wait
+from tests.flows.service import Service, add_flows, wait
+from tests.servers import tracking_server
 
 pytestmark = [pytest.mark.slow]
 
@@ -21,28 +22,10 @@ def service(tmp_path_factory):
     """Prefect, and the tracking server that its links lead to."""
     home = tmp_path_factory.mktemp("service")
     made = Service(home)
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{home / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(home / "files"),
-    ]
-    made.environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    made.start("mlflow", command, home)
-    made.environment |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-    wait("the tracking server", 120, lambda: answers(f"http://127.0.0.1:{port}/health"))
-    yield made
-    made.end()
-
-
-def answers(url):
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return None
+    with tracking_server(home) as address:
+        made.environment |= {"MLFLOW_TRACKING_URI": address}
+        yield made
+        made.end()
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.flows.service import free_port
 from tests.pipeline import ENVIRONMENT, ROOT
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
 DOCUMENT = ROOT / "docs" / "deployment.md"

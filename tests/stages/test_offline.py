@@ -5,7 +5,8 @@ import re
 import pytest
 
 from tests.pipeline import ENVIRONMENT, change, dvc
-from tests.tracking.conftest import free_port, new_database, server
+from tests.servers import free_port
+from tests.tracking.conftest import new_database, server
 
 __all__ = ["new_database", "server"]  # fixtures
 

@@ -17,7 +17,7 @@ import pytest
 
 from expunge.tracking import Submission, register_model
 from tests.served import pictures
-from tests.tracking.conftest import free_port, wait_for
+from tests.servers import free_port, wait_for
 from tests.tracking.test_registry import submission
 
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 
 from tests.promotion.conftest import NAME, REQUESTS, ROWS, put
 from tests.served import CLASSES, pictures
-from tests.tracking.conftest import free_port, wait_for
+from tests.servers import tracking_server, wait_for
 
 pytestmark = pytest.mark.slow
 BUCKET = "mlflow"
@@ -86,20 +85,9 @@ def bucket(tmp_path_factory) -> Iterator[tuple[str, Any]]:
 
 @pytest.fixture(scope="module")
 def shared(database, bucket, tmp_path_factory) -> Iterator[Shared]:
-    home, port = tmp_path_factory.mktemp("shared"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/artifacts"]
-    env = {**os.environ, **KEYS, "MLFLOW_S3_ENDPOINT_URL": bucket[0], "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    env |= {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = home / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=home, env=env, stdout=out, stderr=out)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=180)
-        yield Shared(f"http://127.0.0.1:{port}", database, bucket[1])
-    finally:
-        process.terminate()
-        process.wait(30)
+    home, keys = tmp_path_factory.mktemp("shared"), {**KEYS, "MLFLOW_S3_ENDPOINT_URL": bucket[0]}
+    with tracking_server(home, database, f"s3://{BUCKET}/artifacts", keys) as address:
+        yield Shared(address, database, bucket[1])
 
 
 def test_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from expunge.errors import TrackingError
 from expunge.tracking import CHALLENGER, aliased, connect, find_version, preflight, register_model, tracking_uri
 from expunge.tracking.store import shown
-from tests.tracking.conftest import free_port
+from tests.servers import free_port
 from tests.tracking.test_registry import submission
 from tests.tracking.test_runs import log
 

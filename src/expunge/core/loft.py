@@ -72,11 +72,10 @@ class Loft(Estimator):
         self.rank_ = automatic_rank(a, self.energy) if self.rank == "auto" else self.rank
         if self.solver == "exact":
             found = minimise_subspace_objective(a, b, self.rank_)
-            basis, self.gap_ = found.basis, found.gap
+            basis, self.retained_, self.forgotten_, self.gap_ = found.basis, found.retained, found.forgotten, found.gap
         else:
             basis = riemannian_adam(a, b, self.rank_, self.steps, self.lr, self.seed)
-        self.retained_ = float(np.sum(basis * (a @ basis)))
-        self.forgotten_ = float(np.sum(basis * (b @ basis)))
+            self.retained_, self.forgotten_ = float(np.sum(basis * (a @ basis))), float(np.sum(basis * (b @ basis)))
         self.objective_ = (1 - self.retained_) ** 2 + self.forgotten_**2
         self.angle_ = float(np.arctan2(max(self.forgotten_, 0.0), max(1 - self.retained_, 0.0)))
         self.basis_ = torch.from_numpy(np.ascontiguousarray(basis)).to(retain.device)

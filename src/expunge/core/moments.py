@@ -155,7 +155,7 @@ class Moments:
         """The covariance, centred on the rows' own mean, `(d, d)` float64; the sums are divided by `n - ddof`."""
         self._check_rows(ddof + 1)
         m = self.mean
-        return (self.S - self.n * torch.outer(m, m)) / (self.n - ddof)
+        return torch.addr(self.S, m, m, alpha=-self.n).div_(self.n - ddof)
 
     def to(self, device: torch.device | str) -> Moments:
         return self._like(self.n, self.s.to(device), self.S.to(device))

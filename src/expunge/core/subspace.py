@@ -9,13 +9,15 @@ so every eigendecomposition gives a feasible `U` and a lower bound that holds fo
 `U` spans top eigenvectors of `C(t)`, and `tan t = f / (1 - r)`. That angle is the root of a decreasing function of one
 variable.
 
-A bracketed search finds it, one eigenproblem a trial. For few vectors in many dimensions it runs in the span of a block
-Krylov space and of the eigenvectors found so far; one or two large eigenproblems then correct and certify the result.
+A bracketed search finds it, one eigenproblem a trial. It is first made in single precision, for few vectors in many
+dimensions in a block Krylov space; from the angle found there the search in double precision, whose bound is the
+certificate, needs one trial as a rule.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,19 +27,26 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 
 MAX_TRIALS = 80
-KRYLOV_RANK = 32  # up to here a Krylov space of five blocks, twice, costs less than an eigendecomposition
+SINGLE_TRIALS = 4  # what single precision can say of the angle
+KRYLOV_ROUNDS = 3
+KRYLOV_RANK = 32  # up to here a Krylov space of five blocks, three times, costs less than an eigendecomposition
 ROUNDING = 1e-14
 CROSSING = 1e-10  # a bracket this narrow (radians) with a jump inside is a crossing of eigenvalues
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """`basis (d, s)`, its angle and objective, and `gap`: no other basis has an objective lower by more than this."""
+    """`basis (d, s)`, its shares `r` and `f`, the optimum's angle, and `gap`: no basis is better by more than this."""
 
     basis: Matrix
     angle: float
-    objective: float
+    retained: float
+    forgotten: float
     gap: float
+
+    @property
+    def objective(self) -> float:
+        return (1 - self.retained) ** 2 + self.forgotten**2
 
 
 @dataclass(frozen=True)
@@ -62,67 +71,54 @@ def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: floa
     """The optimum for positive semi-definite `a`, `b` `(d, d)` of unit trace, to `gap <= tolerance * objective +
     1e-14`.
     """
+    single = a.astype(np.float32), b.astype(np.float32)
     if rank <= min(KRYLOV_RANK, a.shape[0] // 12):
-        return _search_in_reduced_basis(a, b, rank, tolerance)
-    return _search(a, b, rank, tolerance, start=np.pi / 4)
+        start = _krylov_angle(*single, rank)
+    else:
+        start = _search(*single, rank, tolerance, np.pi / 4, SINGLE_TRIALS).angle
+    return _search(a, b, rank, tolerance, float(np.clip(start, 0, np.pi / 2)))
 
 
-def _search_in_reduced_basis(a: Matrix, b: Matrix, rank: int, tolerance: float) -> Subspace:
-    best = _krylov_start(a, b, rank)
-    basis, bound = best.basis, 0.0
-    for _ in range(MAX_TRIALS):
-        trial = _trial(a, b, rank, best.angle)
-        bound = max(bound, trial.bound)
-        basis = np.linalg.qr(np.hstack([trial.basis, basis]))[0]
-        best = _search_in_span(a, b, rank, 0.1 * tolerance, basis, best.angle)
-        best = replace(best, gap=max(best.objective - bound**2, 0.0))
-        if best.gap <= tolerance * best.objective + ROUNDING:
-            break
-        basis = np.hstack([best.basis, trial.basis])
-    return best
-
-
-def _krylov_start(a: Matrix, b: Matrix, rank: int) -> Subspace:
-    """The optimum in a block Krylov space: close, and at a fraction of an eigendecomposition's cost; no certificate."""
-    angle, block = np.pi / 4, np.random.default_rng(0).standard_normal((a.shape[0], rank))
-    for _ in range(2):
+def _krylov_angle(a: NDArray[Any], b: NDArray[Any], rank: int) -> float:
+    """The optimum's angle in a block Krylov space: close, and at a fraction of an eigendecomposition's cost."""
+    angle, block = np.pi / 4, np.random.default_rng(0).standard_normal((a.shape[0], rank), np.float32)
+    for _ in range(KRYLOV_ROUNDS):
         c, blocks = _mix(a, b, angle), [block]
         for _ in range(4):
-            blocks.append(np.linalg.qr(c @ blocks[-1])[0])
-        best = _search_in_span(a, b, rank, 1e-6, np.linalg.qr(np.hstack(blocks))[0], angle)
-        block, angle = best.basis, best.angle
-    return best
+            blocks.append(_orthonormal(_product(c.T, blocks[-1])))
+        basis = _orthonormal(np.hstack(blocks))
+        small_a, small_b = (_product(basis.T, _product(m.T, basis)) for m in (a, b))
+        reduced = _search(small_a, small_b, rank, 1e-6, angle, SINGLE_TRIALS)
+        block, angle = _product(basis, reduced.basis), reduced.angle
+    return angle
 
 
-def _search_in_span(a: Matrix, b: Matrix, rank: int, tolerance: float, basis: Matrix, start: float) -> Subspace:
-    """The optimum among bases `basis @ W`; its gap is against these only."""
-    reduced = _search(basis.T @ (a @ basis), basis.T @ (b @ basis), rank, tolerance, start)
-    return replace(reduced, basis=basis @ reduced.basis)
-
-
-def _search(a: Matrix, b: Matrix, rank: int, tolerance: float, start: float) -> Subspace:
+def _search(
+    a: NDArray[Any], b: NDArray[Any], rank: int, tolerance: float, start: float, most: int = MAX_TRIALS
+) -> Subspace:
     """Bracketed search over the angle by inverse interpolation, one eigendecomposition a trial."""
     trials: list[_Trial] = []
     low = high = None
     bound, angle, best = 0.0, start, None
-    for _ in range(MAX_TRIALS):
+    for _ in range(most):
         trial = _trial(a, b, rank, angle)
         trials.append(trial)
         bound = max(bound, trial.bound)
         if best is None or trial.objective < best.objective:
             best = trial
+        low, high = (trial, high) if trial.excess > 0 else (low, trial)
+        angle = _next_angle(trials)
         if best.objective - bound**2 <= tolerance * best.objective + ROUNDING:
             break
-        low, high = (trial, high) if trial.excess > 0 else (low, trial)
         if low and high and high.angle - low.angle < CROSSING:
             best = min(best, _best_between(a, b, low, high), key=lambda t: t.objective)
             break
-        angle = _next_angle(trials, low, high)
     assert best is not None
-    return Subspace(best.basis, best.angle + best.excess, best.objective, max(best.objective - bound**2, 0.0))
+    gap = max(best.objective - bound**2, 0.0)
+    return Subspace(best.basis, angle, best.retained, best.forgotten, gap)
 
 
-def _next_angle(trials: list[_Trial], low: _Trial | None, high: _Trial | None) -> float:
+def _next_angle(trials: list[_Trial]) -> float:
     """Where the excess should vanish, by the last trials; the bracket's middle when that leaves it or converges
     slowly.
     """
@@ -172,20 +168,32 @@ def _trial(a: Matrix, b: Matrix, rank: int, angle: float) -> _Trial:
 
 
 def _evaluate(a: Matrix, b: Matrix, basis: Matrix, angle: float, bound: float) -> _Trial:
-    retained, forgotten = float(np.vdot(basis, a @ basis)), float(np.vdot(basis, b @ basis))
+    retained, forgotten = (float(np.sum(basis * _product(m.T, basis))) for m in (a, b))
     return _Trial(angle, basis, retained, forgotten, bound)
 
 
 def _mix(a: Matrix, b: Matrix, angle: float) -> Matrix:
-    mixed: Matrix = np.cos(angle) * a - np.sin(angle) * b
+    mixed: Matrix = math.cos(angle) * a - math.sin(angle) * b  # of their precision
     return mixed
+
+
+# scipy's BLAS throughout: the threads of numpy's own wait busily for a while, on the cores that scipy's would use.
+def _product(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """`left @ right`; without a copy where they are in Fortran's order, as transposes and eigenvectors are."""
+    product: NDArray[Any] = scipy.linalg.get_blas_funcs("gemm", (left, right))(1.0, left, right)
+    return product
+
+
+def _orthonormal(block: NDArray[Any]) -> NDArray[Any]:
+    basis: NDArray[Any] = scipy.linalg.qr(block, mode="economic", check_finite=False)[0]
+    return basis
 
 
 def _top_eigenvectors(c: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The `count` largest eigenvalues, in ascending order, and their eigenvectors `(d, count)`."""
     dim = c.shape[0]
-    if count > dim // 3:
-        values, vectors = np.linalg.eigh(c)
+    if count > dim // 4:  # all of them, by divide and conquer, take less
+        values, vectors = scipy.linalg.eigh(c, driver="evd", check_finite=False, overwrite_a=True)
         return values[-count:], vectors[:, -count:]
     top = [dim - count, dim - 1]
     values, vectors = scipy.linalg.eigh(c, subset_by_index=top, driver="evr", check_finite=False, overwrite_a=True)

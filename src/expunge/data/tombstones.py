@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from expunge.errors import DataError
-from expunge.files import write_bytes
+from expunge.files import create_durable, write_durable
 
 VARIABLE = "EXPUNGE_TOMBSTONES"
 FOLDER, KEY, ROWS = "tombstones", "key", "rows.safetensors"
@@ -114,7 +114,7 @@ class Tombstones:
         return save({name: getattr(self, name).view(np.uint8).reshape(-1, BYTES) for name in ("ids", "contents")})
 
     def write(self) -> None:
-        write_bytes(self.directory / ROWS, self.to_bytes())
+        write_durable(self.directory / ROWS, self.to_bytes())
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Hits:
         """Which rows were erased, by id and, where their 16-byte content digests are given, by content."""
@@ -163,12 +163,7 @@ def refuse(tombstones: Tombstones | None, what: Path, ids: Sequence[str], conten
 def _key(directory: Path, make: bool = False) -> bytes:
     path = directory / KEY
     if make and not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(descriptor)
+        create_durable(path, secrets.token_bytes(KEY_BYTES))
     try:
         key = path.read_bytes()
     except OSError as e:

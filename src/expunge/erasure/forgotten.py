@@ -8,18 +8,16 @@ can test whether an id is in a set, so the folder is data and lies below `data/`
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.errors import DataError
-from expunge.files import write_bytes
+from expunge.files import create_durable, write_durable
 
 DIGEST_BYTES, KEY_BYTES = 16, 32
 KEY = "key"
@@ -52,7 +50,7 @@ class ForgottenRows:
             if request != self._request:
                 raise DataError(f"request {request}: its rows are not at hand; run `dvc checkout` where it was made")
             self._keep_key()
-            write_bytes(self._path(request), self._own())
+            write_durable(self._path(request), self._own())
 
     def covers(self, later: str, earlier: str) -> bool | None:
         """Whether request `later` forgets every row that `earlier` does; None where a set is not known here."""
@@ -115,18 +113,8 @@ class ForgottenRows:
 
     def _keep_key(self) -> None:
         """Write the key; where another process was first, its key counts."""
-        path = self.directory / KEY
-        if path.is_file():
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f".{KEY}.{secrets.token_hex(4)}")
-        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(self._new_key)
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(own, path)
-        own.unlink()
+        if not (self.directory / KEY).is_file():
+            create_durable(self.directory / KEY, self._new_key)
 
     def _path(self, request: str) -> Path:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", request):

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from expunge.erasure.keys import PublicKey, SigningKey
 from expunge.errors import LedgerError
-from expunge.files import read_json
+from expunge.files import read_json, write_durable
 
 
 class Link(Protocol):
@@ -87,7 +87,8 @@ class HeadFiles:
 
     def announce(self, entry: Link, key: SigningKey) -> None:
         """Before `entry` is written."""
-        _write(self.coming, Head.of(entry, key))
+        text = json.dumps(Head.of(entry, key).__dict__, indent=2, sort_keys=True) + "\n"
+        write_durable(self.coming, text.encode(), mode=0o666)  # for everybody to check, as the umask allows
 
     def confirm(self) -> None:
         """After it was written."""
@@ -115,14 +116,3 @@ class HeadFiles:
 
 def _content(seq: int, hash_: str) -> bytes:
     return f"expunge ledger head\n{seq}\n{hash_}\n".encode()
-
-
-def _write(path: Path, head: Head) -> None:
-    """On the disk before it returns."""
-    tmp = path.with_name(f".{path.name}.tmp")
-    with tmp.open("w", encoding="ascii") as file:
-        json.dump(head.__dict__, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(tmp, path)

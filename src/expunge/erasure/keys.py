@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.errors import KeyFileError
+from expunge.files import create_durable
 from expunge.paths import KEYS
 
 if TYPE_CHECKING:
@@ -129,17 +129,5 @@ def _make(path: Path) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     made = SigningKey(Ed25519PrivateKey.generate())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        return
-    finally:
-        own.unlink()
-    path.with_name(PUBLIC).write_bytes(made.public.pem)
+    if create_durable(path, made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
+        path.with_name(PUBLIC).write_bytes(made.public.pem)

@@ -28,14 +28,14 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.erasure import certificate, intake, notify
 from expunge.erasure.batches import Batch, Batches, Step
-from expunge.erasure.findings import joined, write_private
+from expunge.erasure.findings import joined
 from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.ledger import SWEEP, Ledger
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import Selection, select, with_split
 from expunge.erasure.states import State
 from expunge.errors import RequestError
-from expunge.files import write_text
+from expunge.files import write_durable, write_text
 from expunge.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
 
 PARAMS = Path("params.yaml")
@@ -194,7 +194,7 @@ class Lifecycle:
             selection = self._selection(batch)
             ids = Dataset(DATASET).sample_ids()
             rows = [ids[i] for i in np.flatnonzero(selection.erase)]
-            write_private(erase, json.dumps({"rows": rows, "people": selection.people}))
+            write_durable(erase, json.dumps({"rows": rows, "people": selection.people}).encode())
         self._remove_lists(batch)
         self._clean_up(batch)
         # Written down before anything goes: a sweep that is killed at its very end finds nothing the next time.
