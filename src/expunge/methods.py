@@ -54,18 +54,21 @@ def _loft(name: str, request: Request, settings: Settings, _: Unlearned | None) 
         "objective": fitted.objective_,
         "retained": fitted.retained_,
         "forgotten": fitted.forgotten_,
+        "history": fitted.history_,
     }
     return Unlearned(fitted.map_, request.head, info)
 
 
 def _ru_linear(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
     fitted = _make(name, RepresentationLinear, settings).fit(request.retain, request.forget, head=request.head)
-    return Unlearned(fitted.map_, request.head, {"objective": fitted.objective_, "distortion": fitted.distortion_})
+    info = {"objective": fitted.objective_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return Unlearned(fitted.map_, request.head, info)
 
 
 def _ru_mlp(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
     fitted = _make(name, RepresentationMlp, settings).fit(request.z_retain, request.z_forget, head=request.head)
-    return Unlearned(fitted.map_, request.head, {"steps": fitted.steps_, "distortion": fitted.distortion_})
+    info = {"steps": fitted.steps_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return Unlearned(fitted.map_, request.head, info)
 
 
 def _ru_zero_shot(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
@@ -75,7 +78,8 @@ def _ru_zero_shot(name: str, request: Request, settings: Settings, _: Unlearned 
     fitted = method.fit(
         forget, request.head, request.class_counts, request.forget_classes or None, class_means=request.class_means
     )
-    return Unlearned(fitted.map_, request.head, {"steps": fitted.steps_, "distortion": fitted.distortion_})
+    info = {"steps": fitted.steps_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return Unlearned(fitted.map_, request.head, info)
 
 
 def _leace(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:

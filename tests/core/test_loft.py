@@ -107,6 +107,9 @@ def test_the_published_solver_comes_close_and_never_below(rank: int) -> None:
     published = Loft(rank, solver="riemannian-adam", steps=100, lr=1.0).fit(retain, forget)
     assert exact.objective_ <= published.objective_ + 1e-9
     assert published.objective_ <= 1.2 * exact.objective_
+    assert [point["step"] for point in published.history_] == [1, *range(2, 101, 2)]
+    assert published.history_[-1]["loss"] == pytest.approx(published.objective_, rel=0.05)  # before the last step
+    assert exact.history_ == []
     again = Loft(rank, solver="riemannian-adam", steps=100, lr=1.0).fit(retain, forget)
     assert torch.equal(again.basis_, published.basis_)
 

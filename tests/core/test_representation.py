@@ -78,6 +78,17 @@ def test_adam_converges_to_the_exact_map_from_above() -> None:
     torch.testing.assert_close(many.map_.weight, exact.map_.weight, atol=0.03, rtol=0)
 
 
+def test_what_descends_says_how_the_loss_fell() -> None:
+    z_r, z_f = data()
+    adam = fit(z_r, z_f, beta=1.0, solver="adam", steps=1000)
+    steps, losses = ([point[key] for point in adam.history_] for key in ("step", "loss"))
+    assert steps == [1, *range(20, 1001, 20)] and losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(adam.objective_) and fit(z_r, z_f, beta=1.0).history_ == []
+    network = RepresentationMlp((32,), 1.0, steps=30, max_distortion=None).fit(z_r, z_f)
+    assert [point["step"] for point in network.history_] == list(range(1, 31))
+    assert network.history_[-1]["loss"] < network.history_[0]["loss"]
+
+
 def test_without_a_forget_weight_nothing_moves() -> None:
     z_r, z_f = data()
     ru = fit(z_r, z_f, beta=0.0)

@@ -5,6 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+History = list[dict[str, float]]  # `step`, counted from 1, and its `loss`, over the steps of a descent
+HISTORY_POINTS = 50
+
+
+def is_kept(step: int, steps: int) -> bool:
+    """Whether a history keeps this one of `steps` steps: the first, the last, and evenly spaced ones between them."""
+    return step in (1, steps) or step % max(1, steps // HISTORY_POINTS) == 0
+
 
 class Estimator:
     """Arguments of `__init__` are kept under their own names; `fit` returns self; fitted names end in an underscore."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.core.estimator import Estimator
+from expunge.core.estimator import Estimator, History, is_kept
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
 from expunge.core.subspace import Matrix, minimise_subspace_objective
@@ -30,7 +30,7 @@ class Loft(Estimator):
 
     Fitted: `basis_ (d, s)`, `rank_`, `objective_`, `retained_` and `forgotten_` (the kept shares of variance),
     `angle_` (radians, `tan = forgotten / (1 - retained)`), `gap_` (exact solver only: no `U` is better by more than
-    this), `map_`.
+    this), `history_` (published solver only), `map_`.
     """
 
     basis_: Tensor
@@ -40,6 +40,7 @@ class Loft(Estimator):
     forgotten_: float
     angle_: float
     gap_: float
+    history_: History
     map_: AffineMap
 
     def __init__(
@@ -73,8 +74,9 @@ class Loft(Estimator):
         if self.solver == "exact":
             found = minimise_subspace_objective(a, b, self.rank_)
             basis, self.retained_, self.forgotten_, self.gap_ = found.basis, found.retained, found.forgotten, found.gap
+            self.history_ = []
         else:
-            basis = riemannian_adam(a, b, self.rank_, self.steps, self.lr, self.seed)
+            basis, self.history_ = riemannian_adam(a, b, self.rank_, self.steps, self.lr, self.seed)
             self.retained_, self.forgotten_ = float(np.sum(basis * (a @ basis))), float(np.sum(basis * (b @ basis)))
         self.objective_ = (1 - self.retained_) ** 2 + self.forgotten_**2
         self.angle_ = float(np.arctan2(max(self.forgotten_, 0.0), max(1 - self.retained_, 0.0)))
@@ -100,7 +102,7 @@ def automatic_rank(cov: Matrix, energy: float) -> int:
     return int(np.searchsorted(np.cumsum(values), energy * values.sum() * (1 - 1e-12))) + 1
 
 
-def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed: int) -> Matrix:
+def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed: int) -> tuple[Matrix, History]:
     """The published solver: random orthonormal start, geoopt's RiemannianAdam, canonical metric, float32. [code]
 
     The published weight decay projects to zero on this manifold and is left out.
@@ -112,15 +114,18 @@ def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed
     basis = geoopt.ManifoldParameter(start, manifold=geoopt.Stiefel(canonical=True))
     optimiser = geoopt.optim.RiemannianAdam([basis], lr=lr)
     sr, sf = torch.from_numpy(a).float(), torch.from_numpy(b).float()
-    for _ in range(steps):
+    history: History = []
+    for step in range(1, steps + 1):
         optimiser.zero_grad()
         loss = (1 - (basis * (sr @ basis)).sum()) ** 2 + (basis * (sf @ basis)).sum() ** 2
         loss.backward()
         optimiser.step()
+        if is_kept(step, steps):
+            history.append({"step": step, "loss": loss.item()})
     # float32 steps drift off the manifold by about 1e-6; the result is put back on it.
     result, _ = torch.linalg.qr(basis.detach().double())
     orthonormal: Matrix = result.numpy()
-    return orthonormal
+    return orthonormal, history
 
 
 def _unit_trace(cov: Tensor, which: str) -> Matrix:

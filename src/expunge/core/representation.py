@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expunge.core.estimator import Estimator
+from expunge.core.estimator import Estimator, History, is_kept
 from expunge.core.guard import distortion_from_moments, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap
@@ -35,13 +35,15 @@ class RepresentationLinear(Estimator):
     `RepresentationLinear.published(beta)` is the published configuration: that loss, Adam 1e-3 from the identity,
     that number of steps, no guard. Its mini-batches are replaced by their expectation, which moments give exactly.
 
-    Fitted: `map_`, `objective_` (the loss without the constant tr Cov of z_ref), `distortion_`, `steps_`.
+    Fitted: `map_`, `objective_` (the loss without the constant tr Cov of z_ref), `distortion_`, `steps_`, `history_`
+    (the objective along Adam's steps; empty for the exact solver).
     """
 
     map_: AffineMap
     objective_: float
     distortion_: float
     steps_: int
+    history_: History
 
     def __init__(
         self,
@@ -75,7 +77,8 @@ class RepresentationLinear(Estimator):
         check_choice("solver", self.solver, ("exact", "adam"))
         problem = two_set_problem(retain, forget, forget_weight(self.beta, self.loss, retain.dim), self.noise_scale)
         self.steps_ = 0 if self.solver == "exact" else step_count(self.steps, self.epochs, forget.n, self.batch_size)
-        m = problem.solve() if self.solver == "exact" else problem.adam(self.steps_, self.lr)
+        m, history = (problem.solve(), []) if self.solver == "exact" else problem.adam(self.steps_, self.lr)
+        self.history_ = [{**point, "loss": point["loss"] / retain.dim} for point in history]
         fitted = AffineMap(m[:, :-1], m[:, -1])
         self.objective_ = problem.objective(m) / retain.dim
         self.distortion_ = distortion_from_moments(fitted, retain, head)
@@ -109,15 +112,21 @@ class LeastSquares:
         """The minimum; where no row tells (a singular gram), the one nearest to the identity."""
         return self.start - solve_gram(self.gram, self.gradient.T).T
 
-    def adam(self, steps: int, lr: float) -> Tensor:
-        """`steps` of full-batch Adam from the identity. Adam does not see a constant factor of the loss."""
+    def adam(self, steps: int, lr: float) -> tuple[Tensor, History]:
+        """`steps` of full-batch Adam from the identity, and the loss along the way.
+
+        Adam does not see a constant factor of the loss.
+        """
         start = self.start
         m = start.clone().requires_grad_()
         optimiser = torch.optim.Adam([m], lr=lr)
-        for _ in range(steps):
+        history: History = []
+        for step in range(1, steps + 1):
             m.grad = (2 / m.shape[0]) * ((m.detach() - start) @ self.gram + self.gradient)
             optimiser.step()
-        return m.detach()
+            if is_kept(step, steps):
+                history.append({"step": step, "loss": self.objective(m.detach())})
+        return m.detach(), history
 
 
 def two_set_problem(retain: Moments, forget: Moments, weight: float, noise_scale: float) -> LeastSquares:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from expunge.core.estimator import Estimator
+from expunge.core.estimator import Estimator, History, is_kept
 from expunge.core.guard import distortion, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.maps import MlpMap
@@ -34,12 +34,14 @@ class RepresentationMlp(Estimator):
     init            "identity-residual": z + g(z), g starting at zero; "published": g(z) from torch's default start
     loss, steps, lr, epochs, batch_size, noise_scale, max_distortion   as in RepresentationLinear
 
-    `RepresentationMlp.published(beta)` is the published configuration. Fitted: `map_`, `distortion_`, `steps_`.
+    `RepresentationMlp.published(beta)` is the published configuration. Fitted: `map_`, `distortion_`, `steps_`,
+    `history_` (the loss of single batches along the way).
     """
 
     map_: MlpMap
     distortion_: float
     steps_: int
+    history_: History
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class RepresentationMlp(Estimator):
             out = network(inputs)
             return mean_loss(out[: len(z_r)], z_r, out[len(z_r) :], mean, weight)
 
-        network.descend(loss, self.steps_, self.lr)
+        self.history_ = network.descend(loss, self.steps_, self.lr)
         fitted = network.map()
         sample = z_retain[:: max(1, z_retain.shape[0] // GUARD_ROWS)]
         self.distortion_ = distortion(fitted, sample, head)
@@ -136,13 +138,18 @@ class Network:
             out = linear(torch.relu(out) if i else out, weight, bias)
         return z + out if self.residual else out
 
-    def descend(self, loss: Callable[[], Tensor], steps: int, lr: float) -> None:
-        """`steps` of Adam at a constant rate."""
+    def descend(self, loss: Callable[[], Tensor], steps: int, lr: float) -> History:
+        """`steps` of Adam at a constant rate; the loss of single batches along the way."""
         optimiser = torch.optim.Adam([*self.weights, *self.biases], lr=lr)
-        for _ in range(steps):
+        history: History = []
+        for step in range(1, steps + 1):
             optimiser.zero_grad()
-            loss().backward()  # type: ignore[no-untyped-call]
+            value = loss()
+            value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            if is_kept(step, steps):
+                history.append({"step": step, "loss": value.item()})
+        return history
 
     def map(self) -> MlpMap:
         return MlpMap(tuple(self.weights), tuple(self.biases), self.residual)

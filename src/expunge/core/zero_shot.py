@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from expunge.core.estimator import Estimator
+from expunge.core.estimator import Estimator, History
 from expunge.core.guard import class_contrasts, distortion_from_moments, refuse_collapse
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.maps import AffineMap, FeatureMap
@@ -32,12 +32,14 @@ class RepresentationZeroShot(Estimator):
                 where `fit` gets them, else on the scaled proxies (class means) of the retained classes
 
     Noise enters the retain term alone. `published(...)` is the published configuration. Fitted: `map_`, `distortion_`,
-    `steps_`, `proxies_ (C, d)`; `objective_` for kind "linear", without the proxies' variance.
+    `steps_`, `history_` (the loss along Adam's steps), `proxies_ (C, d)`; `objective_` for kind "linear", without the
+    proxies' variance.
     """
 
     map_: FeatureMap
     distortion_: float
     steps_: int
+    history_: History
     proxies_: Tensor
     objective_: float
 
@@ -125,7 +127,7 @@ class RepresentationZeroShot(Estimator):
 
     def _fit_linear(self, forget: Moments, kept_shares: Tensor, target: Tensor) -> AffineMap:
         problem = zero_shot_problem(forget, self.proxies_, kept_shares, target, self.beta, self.noise_scale)
-        m = problem.solve() if self.solver == "exact" else problem.adam(self.steps_, self.lr)
+        m, self.history_ = (problem.solve(), []) if self.solver == "exact" else problem.adam(self.steps_, self.lr)
         self.objective_ = problem.objective(m)
         return AffineMap(m[:, :-1], m[:, -1])
 
@@ -142,7 +144,7 @@ class RepresentationZeroShot(Estimator):
             retained = kept @ (out[: len(proxies)] - proxies).square().sum(dim=1)
             return retained + weight * (out[len(proxies) :] - goal).square().sum(dim=1).mean()
 
-        network.descend(loss, self.steps_, self.lr)
+        self.history_ = network.descend(loss, self.steps_, self.lr)
         return network.map()
 
     def _distortion(

@@ -17,7 +17,7 @@ from expunge.unlearned import INFO
 from expunge.usage import Series
 
 # Of a history: what a curve is drawn over, and what says nothing of learning.
-STEPS = ("epoch", "pass")
+STEPS = ("epoch", "pass", "step")
 NOT_LEARNED = {*STEPS, "seconds", "images_per_s", "bf16"}
 # How a model compares with itself, where it is the only one retrained: else the UI's charts leave it out.
 ITSELF = {
@@ -96,7 +96,7 @@ def _of_training(cost: Mapping[str, Any], retrain_s: float | None, evaluate_s: f
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
-    """`training/loss` and whatever else a history has, by epoch or pass."""
+    """`training/loss` and whatever else a history has, by epoch, pass or step."""
     out: dict[str, list[tuple[int, float]]] = {}
     for i, entry in enumerate(history, start=1):
         step = next((int(entry[key]) for key in STEPS if key in entry), i)
