@@ -13,11 +13,14 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Tests that share the finished pipeline run on one worker, so that it is made once."""
+    """Tests that share the finished pipeline run on one worker, so that it is made once; so do slow ones of a module."""
     for item in items:
         if {"finished", "copy", "request_"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
+        elif item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(scope="session")

@@ -67,10 +67,10 @@ def test_the_domain_is_forgotten_as_a_retrained_head_forgets_it(summary):
     assert summary["selected"] == "head-refit"
 
 
-def test_the_served_model_reads_raw_texts(workspace, summary):
+def test_the_served_model_reads_raw_texts(workspace, summary, monkeypatch):
     receipt = json.loads((workspace / "reports" / "registration.json").read_text())
     assert receipt["method"] == summary["selected"] is not None
-    mlflow.set_tracking_uri(f"sqlite:///{workspace / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model(f"models:/{receipt['model']}@challenger")
     assert [(c.name, c.type.name) for c in model.metadata.signature.inputs.inputs] == [("text", "string")]
     given = model.predict(pd.DataFrame({"text": ["@ann so happy right now :)", "The Senate ought to pass the bill."]}))
