@@ -15,7 +15,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Tests that share the finished pipeline run on one worker, so that it is made once; so do slow ones of a module."""
+    """Tests that share the finished pipeline run on one worker, so that it is made once; slow ones of a module too."""
     for item in items:
         if {"finished", "copy", "request_"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
