@@ -1,8 +1,9 @@
-"""A real MLflow tracking server on loopback, and what starting any server takes."""
+"""Real servers on loopback: MLflow's tracking server, an S3 store, and what starting any takes."""
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+# What the S3 store takes anything for.
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def free_port() -> int:
@@ -47,6 +52,37 @@ def tracking_server(
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=180)
         yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def object_store(home: Path, bucket: str) -> Iterator[tuple[str, Any]]:
+    """Address of a SeaweedFS with an empty bucket, and a client of it."""
+    import boto3
+    from botocore.config import Config
+
+    # Every one of its servers also listens 10,000 ports higher.
+    first = random.randrange(20_000, 30_000, 10)
+    ports = {name: first + i for i, name in enumerate(("master", "volume", "filer", "s3"))}
+    command = ["timeout", "600", str(Path(sys.executable).parent / "weed"), "server", f"-dir={home}", "-s3"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}.port={port}" for name, port in ports.items())]
+    url, log = f"http://127.0.0.1:{ports['s3']}", home / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=home, stdout=out, stderr=out)
+    try:
+        wait_for(f"{url}/status", process, log)
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            aws_access_key_id=S3_KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"],
+            region_name=S3_KEYS["AWS_DEFAULT_REGION"],
+            config=Config(retries={"max_attempts": 10, "mode": "adaptive"}),
+        )
+        client.create_bucket(Bucket=bucket)
+        yield url, client
     finally:
         process.terminate()
         process.wait(30)

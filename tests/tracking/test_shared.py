@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +15,10 @@ import pytest
 
 from tests.promotion.conftest import NAME, REQUESTS, ROWS, put
 from tests.served import CLASSES, pictures
-from tests.servers import tracking_server, wait_for
+from tests.servers import S3_KEYS, object_store, tracking_server
 
 pytestmark = pytest.mark.slow
 BUCKET = "mlflow"
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @dataclass(frozen=True)
@@ -53,39 +49,13 @@ def database() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory) -> Iterator[tuple[str, Any]]:
-    """Address of a SeaweedFS with an empty bucket, and a client of it."""
-    import boto3
-    from botocore.config import Config
-
-    home = tmp_path_factory.mktemp("seaweed")
-    # Every one of its servers also listens 10,000 ports higher.
-    first = random.randrange(20_000, 30_000, 10)
-    ports = {name: first + i for i, name in enumerate(("master", "volume", "filer", "s3"))}
-    command = ["timeout", "600", str(Path(sys.executable).parent / "weed"), "server", f"-dir={home}", "-s3"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}.port={port}" for name, port in ports.items())]
-    url, log = f"http://127.0.0.1:{ports['s3']}", home / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=home, stdout=out, stderr=out)
-    try:
-        wait_for(f"{url}/status", process, log)
-        client = boto3.client(
-            "s3",
-            endpoint_url=url,
-            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-            region_name=KEYS["AWS_DEFAULT_REGION"],
-            config=Config(retries={"max_attempts": 10, "mode": "adaptive"}),
-        )
-        client.create_bucket(Bucket=BUCKET)
-        yield url, client
-    finally:
-        process.terminate()
-        process.wait(30)
+    with object_store(tmp_path_factory.mktemp("seaweed"), BUCKET) as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
 def shared(database, bucket, tmp_path_factory) -> Iterator[Shared]:
-    home, keys = tmp_path_factory.mktemp("shared"), {**KEYS, "MLFLOW_S3_ENDPOINT_URL": bucket[0]}
+    home, keys = tmp_path_factory.mktemp("shared"), {**S3_KEYS, "MLFLOW_S3_ENDPOINT_URL": bucket[0]}
     with tracking_server(home, database, f"s3://{BUCKET}/artifacts", keys) as address:
         yield Shared(address, database, bucket[1])
 
@@ -99,7 +69,7 @@ def test_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch
     from expunge.tracking import CHALLENGER, aliased, connect, preflight
 
     monkeypatch.chdir(tmp_path)
-    for name in (*KEYS, "MLFLOW_S3_ENDPOINT_URL"):
+    for name in (*S3_KEYS, "MLFLOW_S3_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", shared.uri)
     preflight()

@@ -13,6 +13,7 @@ from expunge.erasure.sweep import sweep
 from expunge.erasure.sweep.storage import KEPT_LOCK, Storage, objects
 from tests.erasure.sweep import small
 from tests.pipeline import ENVIRONMENT, dvc
+from tests.servers import S3_KEYS, object_store
 
 pytestmark = pytest.mark.slow  # every dvc command is a process
 GONE = [2, 17]
@@ -118,6 +119,29 @@ def test_the_lock_follows_nothing_has_to_run_and_history_is_named(root):
     }
     assert all("history" in who for _, who in said)
     assert not (root / "data/requests/one.txt.dvc").exists() and not (root / KEPT_LOCK).exists()
+
+
+def test_a_remote_on_s3_keeps_what_is_left(root, tmp_path, monkeypatch):
+    for name, value in S3_KEYS.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+        monkeypatch.setenv(name, value)
+    (tmp_path / "seaweed").mkdir()
+    with object_store(tmp_path / "seaweed", "data") as (address, client):
+        dvc(root, "remote", "add", "-q", "far", "s3://data/store")
+        dvc(root, "remote", "modify", "-q", "far", "endpointurl", address)
+        dvc(root, "push", "-q", "--remote", "far")
+
+        def held():
+            keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="data")["Contents"]]
+            return {"".join(key.split("/")[-2:]) for key in keys if "/files/md5/" in key}
+
+        before = held()
+        report = erase(root)
+        assert report.clean and before - held() and held() == Storage(root).referenced()
+    purged = {r.what: r.count for r in report.purged if r.where == "DVC remote far"}
+    assert purged == {"objects": len(before - Storage(root).referenced())}
+    (said,) = (e for e in report.not_purgeable if e.where == "DVC remote far")
+    assert said.who == "whoever administers that storage"
 
 
 def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
