@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-all lint bench results ui up down clean lock
+.PHONY: help setup run demo test test-slow lint bench results ui up down clean lock
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,8 @@ demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
 test: $(DEV) ## The tests, under 10 minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
-test-all: $(DEV) ## The slow tests too
-	pytest -n 2 --dist loadgroup
+test-slow: $(DEV) ## The others: servers, kills, real texts; a quarter of an hour
+	pytest -n 2 --dist loadgroup -m slow
 
 lint: $(DEV) ## ruff and mypy
 	ruff check .
