@@ -18,7 +18,9 @@ def say(message: str) -> None:
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Yield `advance(n)`. Shows rate in `unit`/s and time left. rich itself honours NO_COLOR."""
-    if sys.stderr.isatty():
+    if not total:
+        yield lambda _: None
+    elif sys.stderr.isatty():
         with _bar(what, total, unit) as advance:
             yield advance
     else:

@@ -100,6 +100,10 @@ def test_a_flow_that_is_interrupted_takes_its_stage_with_it(workspace):
         return next((p for p in process.children(recursive=True) if "hold.py" in p.cmdline()), None)
 
     found = wait("the stage", 90, stage)
+    started = process.children(recursive=True)
     process.terminate()
     process.wait(60)
     wait("the end of the stage", 20, lambda: None if found.is_running() and found.status() != "zombie" else True)
+    for other in started:  # Prefect leaves the server behind that it started for this run
+        if other.is_running():
+            other.kill()
