@@ -57,15 +57,26 @@ def tracking_server(
         process.wait(30)
 
 
+def _seaweed_ports() -> list[int]:
+    """Four free ones. Each of its servers also listens 10,000 higher, which must lie below what systems hand out."""
+    while True:
+        first = random.randrange(20_000, 22_700, 10)
+        try:
+            for port in (first + i + more for i in range(4) for more in (0, 10_000)):
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", port))
+            return [first + i for i in range(4)]
+        except OSError:
+            continue
+
+
 @contextmanager
 def object_store(home: Path, bucket: str) -> Iterator[tuple[str, Any]]:
     """Address of a SeaweedFS with an empty bucket, and a client of it."""
     import boto3
     from botocore.config import Config
 
-    # Every one of its servers also listens 10,000 ports higher.
-    first = random.randrange(20_000, 30_000, 10)
-    ports = {name: first + i for i, name in enumerate(("master", "volume", "filer", "s3"))}
+    ports = dict(zip(("master", "volume", "filer", "s3"), _seaweed_ports(), strict=True))
     command = ["timeout", "600", str(Path(sys.executable).parent / "weed"), "server", f"-dir={home}", "-s3"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", *(f"-{name}.port={port}" for name, port in ports.items())]
     url, log = f"http://127.0.0.1:{ports['s3']}", home / "log"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.flows.service import Service, lay_out_tiny, wait, with_dvc
+from tests.flows.service import PARAMS, Service, lay_out_tiny, wait, with_dvc
+from tests.pipeline import dvc
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
 SILENCE = "40"  # seconds without a heartbeat; they come every 30
@@ -47,6 +49,14 @@ def on(database):
     return pytest.mark.parametrize("service", [database], indirect=True, scope="module")
 
 
+def as_new(workspace):
+    """Nothing was ever run in it, whichever test came before."""
+    for name in ("dvc.lock", "begun", "held", "fitted-loft", "fitted-ru-linear"):
+        (workspace / name).unlink(missing_ok=True)
+    shutil.rmtree(workspace / ".dvc" / "cache", ignore_errors=True)
+    (workspace / "params.yaml").write_text(PARAMS)
+
+
 def scheduled(service, name: str):
     """A run that the server made by itself, once a worker has it."""
 
@@ -62,6 +72,7 @@ def scheduled(service, name: str):
 def test_a_scheduled_run_executes_by_itself(service, workspace):
     from prefect.client.schemas.schedules import IntervalSchedule
 
+    as_new(workspace)
     with service.client() as client:
         found = client.read_deployment_by_name("nightly/nightly")
         assert [s.schedule.cron for s in found.schedules] == ["0 2 * * *"]
@@ -109,7 +120,9 @@ def test_two_runs_at_once_queue(service, workspace):
 @on("postgresql")
 def test_a_killed_worker_is_replaced_and_the_next_run_completes_the_work(service, workspace):
     service.deploy(workspace, "--silence", SILENCE)
-    (workspace / "params.yaml").write_text((workspace / "params.yaml").read_text().replace("tiny", "other"))
+    as_new(workspace)
+    dvc(workspace, "repro")
+    (workspace / "params.yaml").write_text(PARAMS.replace("tiny", "other"))
     (workspace / "held").unlink()
     (workspace / "hold").touch()
     worker = next(p for p in service.processes if "worker" in p.cmdline())
