@@ -110,6 +110,15 @@ def test_a_durable_file_is_its_owners_alone_unless_told_otherwise(tmp_path):
     assert (tmp_path / "new" / "list").read_bytes() == b"b"
 
 
+def test_what_a_killed_write_left_goes_with_the_next(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_durable(tmp_path / "list", b"a person")
+    write_durable(tmp_path / "list", b"b")
+    assert [p.name for p in tmp_path.iterdir()] == ["list"] and (tmp_path / "list").read_bytes() == b"b"
+
+
 def test_of_two_that_create_a_file_the_first_counts(tmp_path):
     assert create_durable(tmp_path / "key", b"first")
     assert not create_durable(tmp_path / "key", b"second")

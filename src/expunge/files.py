@@ -45,13 +45,17 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
     """As `write_bytes`, and on the disk before it returns; readable by its owner alone unless `mode` says otherwise."""
-    os.replace(_durable(path, content, mode), path)
+    tmp = path.with_name(f".{path.name}.tmp")
+    tmp.unlink(missing_ok=True)  # of a process that died: it may hold what must not stay, and the next write takes it
+    _durable(tmp, content, mode)
+    os.replace(tmp, path)
     sync(path.parent)
 
 
 def create_durable(path: Path, content: bytes) -> bool:
     """As `write_durable` where no file is yet; False, with nothing changed, where another process was first."""
-    own = _durable(path, content, 0o600)
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    _durable(own, content, 0o600)
     try:
         os.link(own, path)
     except FileExistsError:
@@ -62,14 +66,12 @@ def create_durable(path: Path, content: bytes) -> bool:
     return True
 
 
-def _durable(path: Path, content: bytes, mode: int) -> Path:
+def _durable(path: Path, content: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return own
 
 
 def write_text(path: Path | str, text: str) -> None:

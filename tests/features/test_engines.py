@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from expunge.files import read_json, staged_dir, write_manifest
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
 from expunge.stages.extract import main
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -108,9 +108,7 @@ def test_a_damaged_shard_of_a_store_alone_is_repaired(local, tmp_path, capsys):
 
 def test_torchrun_makes_the_same_bytes(local, tmp_path):
     workspace = lay_out(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     ranks = [
         start(workspace, STAGE, RANK=str(r), WORLD_SIZE="2", LOCAL_RANK=str(r), LOCAL_WORLD_SIZE="2",
               MASTER_ADDR="127.0.0.1", MASTER_PORT=port)

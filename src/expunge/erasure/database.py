@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from expunge.errors import RequestError
+from expunge.files import create_durable
 from expunge.paths import RECORDS
 
 ENV = "EXPUNGE_REQUESTS_URL"
@@ -116,7 +117,9 @@ def connect(url: str | None = None) -> Engine:
         raise RequestError(f"{ENV}: not the URL of a database; for example postgresql://HOST/NAME") from None
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
-        _make_private(Path(parsed.database))
+        file = Path(parsed.database)
+        if not file.exists():  # a new one is its owner's alone; who shares one says so by its mode
+            create_durable(file, b"")
     try:
         engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS} if sqlite else {})
         if sqlite:
@@ -151,13 +154,6 @@ def overwrite_deleted(engine: Engine) -> None:
         for table in PERSONAL:
             connection.execute(text(f"VACUUM FULL {table.name}"))
         connection.execute(text("CHECKPOINT"))
-
-
-def _make_private(path: Path) -> None:
-    """A new database is its owner's alone; who shares one says so by its mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _create_tables(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError
-from expunge.files import sync
+from expunge.files import sync, write_durable
 
 JOURNAL = Path(".expunge/sweep/journal.json")
 SUFFIX = ".swept"
@@ -70,14 +70,9 @@ class Journal:
             place = staged(self.root / name)
             for path in [place, *(place.rglob("*") if place.is_dir() else [])]:
                 sync(path)
-        path = self.root / JOURNAL
-        path.parent.mkdir(parents=True, exist_ok=True)
         entry = {"swaps": self.swaps, "drops": self.drops, "notes": self.notes}
-        tmp = path.with_suffix(".tmp")
-        tmp.write_text(json.dumps(entry, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        sync(tmp)
-        os.replace(tmp, path)
-        sync(path.parent)
+        text = json.dumps(entry, indent=2, sort_keys=True) + "\n"
+        write_durable(self.root / JOURNAL, text.encode(), mode=0o666)
 
     def finish(self) -> None:
         """Swap what is not swapped yet. Any number of times, from any state that a crash leaves."""
