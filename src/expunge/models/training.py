@@ -32,9 +32,6 @@ from expunge.progress import progress, say
 WARM_UP = 0.25  # share of the steps in which the learning rate rises
 START, END = 0.1, 1e-3  # learning rate at the first and last step, as shares of its peak
 PRECISIONS = ("auto", "fp32", "bf16")
-MEASURED_STEPS = 3
-# bf16 has 8 bits of mantissa: it must pay, and a choice by a hair would change from run to run.
-WORTH_IT = 1.2
 STATE = "epoch.safetensors"
 
 
@@ -66,8 +63,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `classifier` in place on uint8 `images` (n, h, w) or (n, h, w, c) and `labels` (n,); leave it in eval mode.
 
-    `precision`: "fp32", "bf16" (autocast), or "auto", which times both on a few steps and takes bf16 if it is at
-    least 1.2 times as fast. The weights depend on the arguments, the data, the kind of processor and the threads only.
+    `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 where the device multiplies matrices in it. The
+    weights depend on the arguments, the data, the kind of processor and the number of threads only.
     With `resume_dir` the state after each epoch is kept there (one file, replaced atomically): a run that was killed
     goes on from it and ends with the bytes of one that was not. The caller removes it once the result is safe.
     Returns per epoch: epoch, loss, accuracy (both of the batches as they were trained on), lr, seconds, images_per_s,
@@ -91,7 +88,7 @@ def train(
     )
     kept = state.read(run.tensors())
     if kept is None:
-        bf16 = run.bf16_pays() if precision == "auto" else precision == "bf16"
+        bf16 = computes_bf16(run.device) if precision == "auto" else precision == "bf16"
         history: list[dict[str, float]] = []
         state.write(run.tensors(), {"bf16": bf16, "history": history})
     else:
@@ -177,23 +174,14 @@ class _Run:
     def autocast(self, bf16: bool) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
 
-    def bf16_pays(self) -> bool:
-        """Time forward and backward both ways, weights and statistics put back afterwards."""
-        before = {k: v.clone() for k, v in self.tensors().items()}
-        rows = torch.arange(min(self.a["batch_size"], len(self.labels)))
-        best = {}
-        with torch.random.fork_rng():
-            for bf16 in (False, True):
-                times = []
-                for _ in range(1 + MEASURED_STEPS):
-                    began = time.perf_counter()
-                    self.step(rows, 0.0, bf16)[0].item()
-                    times.append(time.perf_counter() - began)
-                best[bf16] = min(times[1:])
-        for name, tensor in self.tensors().items():
-            tensor.copy_(before[name])
-        say(f"train: a step takes {1000 * best[False]:.0f} ms in fp32, {1000 * best[True]:.0f} ms in bf16")
-        return best[False] / best[True] >= WORTH_IT
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bf16 matrices. Asked, not timed: the same machine always
+    gives the same answer, and so the same weights."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 class _State:
