@@ -15,6 +15,7 @@ QUICK = {
     "ru-linear": {"beta": 1.0},
     "ru-mlp": {"hidden": [32], "steps": 60},
     "relearn": {"cut": "stage2", "epochs": 1.0},
+    "matched-map": {"after": "relearn"},
     "seal": {"after": "ru-linear", "epochs": 1},
 }
 TRAINED = {
@@ -104,6 +105,8 @@ def test_certified_removal_is_refused_where_the_backbone_saw_the_data(request_):
         ({"loft": {"method": "magic"}}, "unknown method 'magic'"),
         ({"loft": {"rang": 3}}, r"fit\.loft: .*rang"),
         ({"loft": {"method": "seal"}}, "needs `after`"),
+        ({"loft": {"method": "matched-map"}}, "needs `after`"),
+        ({"loft": {"method": "matched-map", "after": "leace"}, "leace": {}}, "of method relearn"),
         ({"loft": {"method": "relearn", "cut": "stem"}}, "activations.cuts has no 'stem'"),
     ],
 )

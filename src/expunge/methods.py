@@ -23,21 +23,23 @@ from expunge.core import (
     Leace,
     Loft,
     LogitMask,
+    Matched,
     PourP,
     RepresentationLinear,
     RepresentationMlp,
     RepresentationZeroShot,
+    Stitch,
     identity,
 )
-from expunge.data.schema import TRAIN
 from expunge.errors import ConfigError
 from expunge.finetune import FOR_SAMPLES, Seal
 from expunge.finetune import METHODS as FINETUNE
-from expunge.finetune.relearn import Relearn
+from expunge.finetune.relearn import Relearn, features_above
 from expunge.request import Request
 from expunge.unlearned import Unlearned
 
 Settings = Mapping[str, Any]
+STITCHED = 4000  # retained rows that carry a teacher's features over into the original's space
 
 
 def _logit_mask(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
@@ -105,7 +107,7 @@ def _head_refit(name: str, request: Request, settings: Settings, before: Unlearn
 
 def _certified_removal(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
     """Train the noisy head on every training row, then remove the request from it."""
-    rows = np.flatnonzero(request.store.column("split") == TRAIN)
+    rows = request.train_rows
     labels = torch.from_numpy(request.labels)
     method = _make(name, CertifiedRemoval, settings)
     z = torch.from_numpy(request.store.z(rows))
@@ -116,14 +118,35 @@ def _certified_removal(name: str, request: Request, settings: Settings, _: Unlea
 
 
 def _relearn(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:
-    """Activations are of training rows only, in dataset order; the head's logits on retained rows are known from z."""
+    """The head's logits on retained rows are known from z."""
     method = _make(name, Relearn, settings)
-    train = np.flatnonzero(request.store.column("split") == TRAIN)
-    rows = np.searchsorted(train, request.retain_rows)
+    labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
-    fitted = method.fit(request.classifier, request.activations(method.cut), request.labels[train], rows, logits)
+    fitted = method.fit(request.classifier, request.activations(method.cut), labels, rows, logits)
     info = {"kept_up_to": method.cut, "targets": method.targets, "history": fitted.history_}
     return Unlearned.of_classifier(fitted.classifier_, info)
+
+
+def _matched_map(name: str, request: Request, settings: Settings, before: Unlearned | None) -> Unlearned:
+    """The teacher shares the layers below its cut with the original, so activations stand for its pictures too."""
+    if before is None or before.classifier is None or "kept_up_to" not in before.info:
+        raise ConfigError(
+            f"params.yaml: fit.{name}: matched-map needs `after`, an entry of method relearn: its teacher"
+        )
+    teacher, cut = before.classifier, before.info["kept_up_to"]
+    stitched = np.linspace(0, len(request.retain_rows) - 1, min(STITCHED, len(request.retain_rows))).astype(int)
+
+    def features(rows: np.ndarray) -> torch.Tensor:
+        return features_above(teacher, request.activations(cut), cut, torch.from_numpy(request.among_train(rows)))
+
+    stitch = Stitch().fit(features(request.retain_rows[stitched]), request.z_retain[torch.from_numpy(stitched)])
+    t = features(request.forget_rows)
+    beliefs = before.head.logits(t).softmax(1)
+    fitted = _make(name, Matched, settings).fit(
+        request.z_retain, request.z_forget, request.head, beliefs, stitch(t), request.forget_classes
+    )
+    info = {"stitch_r2": stitch.r2_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return Unlearned(fitted.map_, fitted.head_, info)
 
 
 def _finetune(name: str, request: Request, settings: Settings, _: Unlearned | None, method: str) -> Unlearned:
@@ -167,13 +190,14 @@ METHODS: dict[str, Fit] = {
     "head-refit": _head_refit,
     "certified-removal": _certified_removal,
     "relearn": _relearn,
+    "matched-map": _matched_map,
     "seal": _seal,
     **{name: partial(_finetune, method=name) for name in FINETUNE},
 }
 
 
 # torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
-DESCENDS = {"relearn", "seal", "ru-mlp", *FINETUNE}
+DESCENDS = {"relearn", "matched-map", "seal", "ru-mlp", *FINETUNE}
 
 
 def warm_up(name: str, table: Mapping[str, Settings]) -> None:

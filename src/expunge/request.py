@@ -13,6 +13,7 @@ from torch import Tensor
 
 from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
+from expunge.data.schema import TRAIN
 from expunge.errors import ConfigError, DataError
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.files import read_manifest
@@ -49,6 +50,15 @@ class Request:
     @cached_property
     def z_retain(self) -> Tensor:
         return torch.from_numpy(self.store.z(self.retain_rows))
+
+    @cached_property
+    def train_rows(self) -> np.ndarray:
+        """All training rows, in dataset order: the rows of `activations`."""
+        return np.flatnonzero(self.store.column("split") == TRAIN)
+
+    def among_train(self, rows: np.ndarray) -> np.ndarray:
+        """Where the training rows `rows` stand among `train_rows`."""
+        return np.searchsorted(self.train_rows, rows)
 
     @cached_property
     def forget(self) -> Moments:

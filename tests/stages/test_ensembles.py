@@ -81,11 +81,11 @@ def test_heads(copy):
 
     def edit(p):
         p["model"].update(training="head", saw_forget_data=False)
-        p["methods"] = ["logit-mask", "ru-linear", "pour-p", "head-refit", "matched-fast"]
+        p["methods"] = ["logit-mask", "ru-linear", "pour-p", "head-refit", "matched-stage2"]
         p["ensembles"].update(heads=32)
 
     change(copy, edit)
-    for name in ("pour-p", "head-refit", "matched-fast"):
+    for name in ("pour-p", "head-refit", "matched-stage2"):
         run(copy, "fit", name)
     run(copy)
     first, found = (copy / "reports" / "ensembles.json").read_bytes(), report(copy)
@@ -99,14 +99,14 @@ def test_heads(copy):
     assert refit["klom"]["p50"] == pytest.approx(found["references"]["retrained"]["klom"]["p50"], rel=0.3)
     assert found["methods"]["logit-mask"]["ulira"]["auc"] > 0.99  # it answers as no retrained model does
     assert found["methods"].keys() == {"logit-mask", "ru-linear", "pour-p", "head-refit"}
-    assert "below the head" in found["not_covered"]["matched-fast"]
+    assert "below the head" in found["not_covered"]["matched-stage2"]
     run(copy)
     assert (copy / "reports" / "ensembles.json").read_bytes() == first
 
 
 def test_whole_networks_go_on_after_a_kill(copy):
     def edit(p):
-        p["methods"] = ["logit-mask", "matched-fast"]
+        p["methods"] = ["logit-mask", "matched-stage2"]
         p["activations"]["cuts"] = ["stage2"]
         p["ensembles"].update(full=4, epochs=1)
 
@@ -126,7 +126,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     assert (home / "trained-1" / "model" / "model.safetensors").stat().st_ino == weights.st_ino
     found = report(copy)
     assert found["kind"] == "full" and found["models"]["trained"] == 4
-    assert found["methods"].keys() == {"logit-mask", "matched-fast"}
+    assert found["methods"].keys() == {"logit-mask", "matched-stage2"}
 
     # What is attacked is what the networks on disk answer.
     forget = Split(copy / "data/split").counted("forget")

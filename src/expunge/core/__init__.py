@@ -9,6 +9,7 @@ from expunge.core.leace import Leace
 from expunge.core.loft import Loft
 from expunge.core.logit_mask import LogitMask
 from expunge.core.maps import AffineMap, Chain, FeatureMap, MlpMap, identity, load_map
+from expunge.core.matched import Matched, Stitch
 from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
@@ -26,12 +27,14 @@ __all__ = [
     "LinearHead",
     "Loft",
     "LogitMask",
+    "Matched",
     "MlpMap",
     "Moments",
     "PourP",
     "RepresentationLinear",
     "RepresentationMlp",
     "RepresentationZeroShot",
+    "Stitch",
     "identity",
     "load_map",
 ]

@@ -138,11 +138,13 @@ class Network:
             out = linear(torch.relu(out) if i else out, weight, bias)
         return z + out if self.residual else out
 
-    def descend(self, loss: Callable[[], Tensor], steps: int, lr: float) -> History:
-        """`steps` of Adam at a constant rate; the loss of single batches along the way."""
+    def descend(self, loss: Callable[[], Tensor], steps: int, lr: float, decay: bool = False) -> History:
+        """`steps` of Adam at a constant rate, or one that falls to zero; the loss of single batches along the way."""
         optimiser = torch.optim.Adam([*self.weights, *self.biases], lr=lr)
         history: History = []
         for step in range(1, steps + 1):
+            if decay:
+                optimiser.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
             optimiser.zero_grad()
             value = loss()
             value.backward()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator
 from expunge.errors import DataError
-from expunge.finetune.cut import Activations, above, layers_above, rows_of
+from expunge.finetune.cut import Activations, above, check_cut, layers_above, rows_of
 from expunge.models.classifier import Classifier
 from expunge.progress import progress
 
@@ -178,12 +178,21 @@ def beliefs(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.detach().float().cpu().masked_fill(~held, -math.inf).softmax(1)
 
 
-@torch.no_grad()
 def logits_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
     """The classifier's logits `(len(rows), k)`, fp32, from activations behind `cut`. It must be in eval mode."""
+    z = features_above(classifier, activations, cut, rows)
+    with torch.no_grad():
+        logits: Tensor = classifier.head(z.to(classifier.head.weight.device)).cpu()
+    return logits
+
+
+@torch.no_grad()
+def features_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
+    """The classifier's features `(len(rows), d)`, fp32, from activations behind `cut`. It must be in eval mode."""
+    check_cut(classifier, cut)
     device = classifier.head.weight.device
     parts = [
-        classifier.head(above(classifier.backbone, rows_of(activations, part).float().to(device), cut)).cpu()
+        above(classifier.backbone, rows_of(activations, part).float().to(device), cut).cpu()
         for part in torch.split(rows, BATCH_OF_INFERENCE)
     ]
     return torch.cat(parts)

@@ -1,0 +1,142 @@
+"""Matched and its stitch: against scikit-learn's ridge, the loss by hand, and the model it has to answer like."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from expunge.core import HeadRefit, LinearHead, LogitMask, Matched, Stitch
+from expunge.errors import CollapseError
+from expunge.evaluation.divergence import agreement_rows, kl_rows
+
+
+@pytest.fixture(scope="module")
+def teacher(task):
+    """Beliefs and features of another model that never saw class 0: features mixed anew, a head of its own."""
+    generator = torch.Generator().manual_seed(5)
+    mixing = torch.randn(16, 20, generator=generator, dtype=torch.float64)
+    t = task.z @ mixing + 1.0
+    kept = ~task.forgotten
+    head = HeadRefit(l2=1e-3).fit(LinearHead(torch.zeros(5, 20), torch.zeros(5)), t[kept], task.labels[kept]).head_
+    return t, head
+
+
+@pytest.fixture(scope="module")
+def fitted(task, teacher) -> Matched:
+    return fit(task, teacher)
+
+
+def fit(task, teacher, **settings) -> Matched:
+    t, head = teacher
+    gone = task.forgotten
+    places = Stitch().fit(t[~gone], task.z[~gone])(t[gone])
+    beliefs = head.logits(t[gone]).softmax(1)
+    return Matched(**settings).fit(task.z[~gone], task.z[gone], task.head, beliefs, places, [0])
+
+
+def test_the_stitch_is_a_ridge_regression(task, teacher) -> None:
+    t, rows = teacher[0], ~task.forgotten
+    ridge = 0.05
+    stitch = Stitch(ridge).fit(t[rows], task.z[rows])
+    alpha = ridge * float((t[rows] - t[rows].mean(0)).square().sum(0).mean())
+    theirs = Ridge(alpha=alpha, solver="svd").fit(t[rows].numpy(), task.z[rows].numpy())
+    np.testing.assert_allclose(stitch.weight_.numpy(), theirs.coef_, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(stitch.bias_.numpy(), theirs.intercept_, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(stitch(t).double().numpy(), theirs.predict(t.numpy()), rtol=1e-5, atol=1e-5)
+    flat = 1 - np.square(theirs.predict(t[rows].numpy()) - task.z[rows].numpy()).sum() / (
+        (task.z[rows] - task.z[rows].mean(0)).square().sum()
+    )
+    assert stitch.r2_ == pytest.approx(float(flat), abs=1e-9)
+
+
+def test_the_stitch_undoes_a_linear_change_of_features(task, teacher) -> None:
+    t, rows = teacher[0], ~task.forgotten
+    stitch = Stitch(1e-9).fit(t[rows], task.z[rows])
+    assert stitch.r2_ == pytest.approx(1.0, abs=1e-6)
+    torch.testing.assert_close(stitch(t).double(), task.z, rtol=1e-3, atol=1e-3)
+
+
+def test_the_first_loss_is_the_formula(task, teacher) -> None:
+    """The network starts at zero, so z' = z: only forgotten rows are in the wrong place and say the wrong thing."""
+    t, head = teacher
+    gone = task.forgotten
+    places = Stitch().fit(t[~gone], task.z[~gone])(t[gone])
+    beliefs = head.logits(t[gone]).softmax(1)
+    loss = fit(task, teacher, batch_size=960, steps=1, feature_weight=2.5).history_[0]["loss"]
+    masked = LogitMask(0).fit(task.head).head_.logits(task.z[gone]).numpy()
+    q = beliefs.numpy().copy()
+    q[:, 0] = 0
+    kl = kl_rows(np.log(np.maximum(q / q.sum(1, keepdims=True), 1e-300)), masked).mean()
+    far = np.square(places.numpy() - task.z[gone].numpy()).sum(1).mean()
+    variance = task.z[~gone].numpy().var(axis=0).sum()
+    assert loss == pytest.approx(kl + 2.5 * far / variance, rel=1e-4)
+
+
+def test_it_answers_like_the_teacher_and_leaves_retained_rows_alone(task, teacher, fitted) -> None:
+    t, head = teacher
+    gone = task.forgotten
+    wanted = LogitMask(0).fit(head).head_.logits(t[gone]).numpy()
+    before = LogitMask(0).fit(task.head).head_.logits(task.z)
+    after = fitted.head_.logits(fitted.map_(task.z))
+    assert not bool((after.argmax(1) == 0).any())
+    assert kl_rows(wanted, after[gone].numpy()).mean() < 0.5 * kl_rows(wanted, before[gone].numpy()).mean()
+    assert agreement_rows(wanted, after[gone].numpy()).mean() > agreement_rows(wanted, before[gone].numpy()).mean()
+    same = (after.argmax(1) == before.argmax(1))[~gone].double().mean()
+    assert float(same) > 0.98
+    assert fitted.distortion_ < 0.1
+
+
+def test_a_probe_finds_the_class_before_and_less_of_it_after(task, fitted) -> None:
+    """The teacher's features are an invertible change of z: places still tell the class, so chance is not the aim."""
+    z, gone = task.z.numpy(), task.forgotten.numpy()
+    train = np.arange(len(z)) % 2 == 0
+
+    def probe(x: np.ndarray) -> float:
+        model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(x[train], gone[train])
+        right = model.predict(x[~train]) == gone[~train]
+        return float((right[gone[~train]].mean() + right[~gone[~train]].mean()) / 2)
+
+    middle = task.z[~task.forgotten].mean(0).expand(240, -1)
+    beliefs = torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]).expand(240, -1)
+    flat = Matched().fit(task.z[~task.forgotten], task.z[task.forgotten], task.head, beliefs, middle, [0])
+    before, after, moved = probe(z), probe(fitted.map_(task.z).numpy()), probe(flat.map_(task.z).numpy())
+    assert before > 0.97
+    assert after <= before + 0.005
+    assert moved < before - 0.02
+
+
+def test_the_same_seed_gives_the_same_map_and_the_global_one_is_left(task, teacher, fitted) -> None:
+    state = torch.get_rng_state()
+    again, other = fit(task, teacher), fit(task, teacher, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b, c in zip(fitted.map_.weights, again.map_.weights, other.map_.weights, strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_rows_of_classes_that_stay_are_not_masked(task, teacher) -> None:
+    t, head = teacher
+    some = torch.arange(0, 1200, 10)
+    rest = torch.ones(1200, dtype=torch.bool)
+    rest[some] = False
+    new = Matched(steps=5).fit(task.z[rest], task.z[some], task.head, head.logits(t[some]).softmax(1), task.z[some])
+    assert new.head_ is task.head
+
+
+def test_bad_input_and_ruin_are_refused(task, teacher) -> None:
+    gone = task.forgotten
+    z = (task.z[~gone], task.z[gone], task.head)
+    beliefs, places = torch.full((240, 5), 0.2), task.z[gone]
+    with pytest.raises(ValueError, match="240 forgotten rows and 5 classes"):
+        Matched().fit(*z, beliefs[:, :4], places)
+    with pytest.raises(ValueError, match="240 forgotten rows and 5 classes"):
+        Matched().fit(*z, beliefs, places[:10])
+    with pytest.raises(ValueError, match="probabilities"):
+        Matched().fit(*z, beliefs.log(), places)
+    with pytest.raises(ValueError, match="same rows"):
+        Stitch().fit(task.z[:5], task.z[:4])
+    with pytest.raises(ValueError, match="finite"):
+        Stitch().fit(task.z[:5] / 0, task.z[:5])
+    with pytest.raises(CollapseError, match="Matched"):
+        fit(task, teacher, lr=50.0)
