@@ -39,7 +39,7 @@ from expunge.request import Request
 from expunge.unlearned import Unlearned
 
 Settings = Mapping[str, Any]
-STITCHED = 4000  # retained rows that carry a teacher's features over into the original's space
+STITCHED = 2000  # retained rows that carry a teacher's features over into the original's space
 
 
 def _logit_mask(name: str, request: Request, settings: Settings, _: Unlearned | None) -> Unlearned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from expunge.core import HeadRefit, LinearHead, LogitMask, Matched, Stitch
@@ -58,31 +59,35 @@ def test_the_stitch_undoes_a_linear_change_of_features(task, teacher) -> None:
     torch.testing.assert_close(stitch(t).double(), task.z, rtol=1e-3, atol=1e-3)
 
 
-def test_the_first_loss_is_the_formula(task, teacher) -> None:
-    """The network starts at zero, so z' = z: only forgotten rows are in the wrong place and say the wrong thing."""
+def wanted(task, teacher, share: float) -> np.ndarray:
+    """Logits of q ~ t^a h^(1-a) on forgotten rows, without class 0."""
     t, head = teacher
     gone = task.forgotten
-    places = Stitch().fit(t[~gone], task.z[~gone])(t[gone])
-    beliefs = head.logits(t[gone]).softmax(1)
-    loss = fit(task, teacher, batch_size=960, steps=1, feature_weight=2.5).history_[0]["loss"]
+    theirs, ours = (softmax(h.logits(x[gone]).numpy()[:, 1:], axis=1) for h, x in ((head, t), (task.head, task.z)))
+    return np.hstack([np.full((240, 1), -1e4), np.log(theirs**share * ours ** (1 - share))])
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_first_loss_is_the_formula(task, teacher, share: float) -> None:
+    """The network starts at zero, so z' = z: only forgotten rows are in the wrong place and say the wrong thing."""
+    t, gone = teacher[0], task.forgotten
+    options = {"batch_size": 960, "steps": 1, "feature_weight": 2.5, "teacher_share": share}
+    loss = fit(task, teacher, **options).history_[0]["loss"]
     masked = LogitMask(0).fit(task.head).head_.logits(task.z[gone]).numpy()
-    q = beliefs.numpy().copy()
-    q[:, 0] = 0
-    kl = kl_rows(np.log(np.maximum(q / q.sum(1, keepdims=True), 1e-300)), masked).mean()
+    kl = kl_rows(wanted(task, teacher, share), masked).mean()
+    places = Stitch().fit(t[~gone], task.z[~gone])(t[gone])
     far = np.square(places.numpy() - task.z[gone].numpy()).sum(1).mean()
     variance = task.z[~gone].numpy().var(axis=0).sum()
     assert loss == pytest.approx(kl + 2.5 * far / variance, rel=1e-4)
 
 
-def test_it_answers_like_the_teacher_and_leaves_retained_rows_alone(task, teacher, fitted) -> None:
-    t, head = teacher
-    gone = task.forgotten
-    wanted = LogitMask(0).fit(head).head_.logits(t[gone]).numpy()
+def test_it_answers_as_it_should_and_leaves_retained_rows_alone(task, teacher, fitted) -> None:
+    gone, q = task.forgotten, wanted(task, teacher, 0.5)
     before = LogitMask(0).fit(task.head).head_.logits(task.z)
     after = fitted.head_.logits(fitted.map_(task.z))
     assert not bool((after.argmax(1) == 0).any())
-    assert kl_rows(wanted, after[gone].numpy()).mean() < 0.5 * kl_rows(wanted, before[gone].numpy()).mean()
-    assert agreement_rows(wanted, after[gone].numpy()).mean() > agreement_rows(wanted, before[gone].numpy()).mean()
+    assert kl_rows(q, after[gone].numpy()).mean() < 0.5 * kl_rows(q, before[gone].numpy()).mean()
+    assert agreement_rows(q, after[gone].numpy()).mean() > agreement_rows(q, before[gone].numpy()).mean()
     same = (after.argmax(1) == before.argmax(1))[~gone].double().mean()
     assert float(same) > 0.98
     assert fitted.distortion_ < 0.1
@@ -134,6 +139,8 @@ def test_bad_input_and_ruin_are_refused(task, teacher) -> None:
         Matched().fit(*z, beliefs, places[:10])
     with pytest.raises(ValueError, match="probabilities"):
         Matched().fit(*z, beliefs.log(), places)
+    with pytest.raises(ValueError, match="teacher_share 0"):
+        Matched(teacher_share=0).fit(*z, beliefs, places)
     with pytest.raises(ValueError, match="same rows"):
         Stitch().fit(task.z[:5], task.z[:4])
     with pytest.raises(ValueError, match="finite"):

@@ -3,7 +3,8 @@
 A second model, the teacher, never saw the forgotten rows. Its probabilities say what it takes them for; its features,
 carried into the original's space by `Stitch`, say where it puts them. A small network learns both, and to leave
 retained rows where they are. Relearning above a cut (`expunge.finetune.relearn`) makes a teacher in seconds: it may be
-a poor classifier, since for retained rows the original keeps the word. [derived; measured in docs/matched.md]
+a poor classifier, since for retained rows the original keeps the word, and for forgotten ones half of it.
+[derived; measured in docs/matched.md]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from expunge.core.estimator import Estimator, History
 from expunge.core.guard import distortion, refuse_collapse
 from expunge.core.head import LinearHead
-from expunge.core.logit_mask import mask_classes
+from expunge.core.logit_mask import MASKED_BIAS, mask_classes
 from expunge.core.maps import MlpMap
 from expunge.core.moments import as_features
 from expunge.core.representation_mlp import GUARD_ROWS, Network, shuffled_batches
@@ -67,9 +68,11 @@ class Matched(Estimator):
 
     L = E_r KL(h(z) || h(f(z))) + E_f KL(q || h(f(z))) + w / tr Cov(z_r) (E_r ||f(z) - z||^2 + E_f ||f(z) - p||^2)
 
-    q are the teacher's probabilities for forgotten rows and p its places for them; h is the softmax of the head with
-    forgotten classes masked, which ship masked too; w is `feature_weight`. The first two terms settle what the head
-    says, the last what a probe of z' finds. f(z) = z + g(z), g a ReLU network of `hidden` widths that starts at zero.
+    h is the softmax of the head with forgotten classes masked, which ship masked too. q is the geometric mean, with
+    weights `teacher_share` and the rest, of the teacher's probabilities t and the original's own: q ~ t^a h(z)^(1-a).
+    The one never saw the rows and was trained briefly, the other knows them and answers too much like before; they are
+    wrong in different ways. p are the teacher's places and w is `feature_weight`: the first two terms settle what the
+    head says, the last what a probe of z' finds. f(z) = z + g(z), g a ReLU network of `hidden` widths that starts at 0.
 
     steps, batch_size   of Adam, each on as many retained as forgotten rows; the rate falls from `lr` to zero
     max_distortion      as in RepresentationLinear
@@ -85,6 +88,7 @@ class Matched(Estimator):
     def __init__(
         self,
         hidden: Sequence[int] = (256,),
+        teacher_share: float = 0.5,
         feature_weight: float = 3.0,
         steps: int = 300,
         lr: float = 2e-3,
@@ -93,6 +97,7 @@ class Matched(Estimator):
         max_distortion: float | None = 0.5,
     ) -> None:
         self.hidden = hidden
+        self.teacher_share = teacher_share
         self.feature_weight = feature_weight
         self.steps = steps
         self.lr = lr
@@ -111,9 +116,8 @@ class Matched(Estimator):
     ) -> Matched:
         """From features `(n, d)` and `(m, d)`, the teacher's probabilities `beliefs (m, C)` and `places (m, d)`.
 
-        `forget_classes`: those that no retained row has. They are masked, and what the teacher leaves for them goes to
-        the others in proportion. Raises ValueError for what does not fit together, CollapseError as `max_distortion`
-        says.
+        `forget_classes`: those that no retained row has; they are masked, in the beliefs as well. Raises ValueError for
+        what does not fit together, CollapseError as `max_distortion` says.
         """
         z_retain, z_forget = as_features(z_retain, head.dim).float(), as_features(z_forget, head.dim).float()
         places = as_features(places, head.dim).float()
@@ -123,7 +127,9 @@ class Matched(Estimator):
                 f"and places {tuple(places.shape)}"
             )
         self.head_ = mask_classes(head, forget_classes) if len(forget_classes) else head
-        target = _renormalised(beliefs, forget_classes)
+        if not 0 < self.teacher_share <= 1:
+            raise ValueError(f"teacher_share {self.teacher_share} must be above 0 and at most 1")
+        target = self._target(beliefs, z_forget, forget_classes)
         variance = float(z_retain.var(0, correction=0).sum())
         weight = self.feature_weight / max(variance, torch.finfo(torch.float32).tiny)
         generator = torch.Generator().manual_seed(self.seed)
@@ -148,14 +154,14 @@ class Matched(Estimator):
         self.map_ = fitted
         return self
 
+    def _target(self, beliefs: Tensor, z: Tensor, without: Sequence[int]) -> Tensor:
+        """Logarithm of q, `(m, C)`. Raises ValueError for beliefs that are no probabilities."""
+        if not bool(torch.isfinite(beliefs).all()) or bool((beliefs < 0).any()):
+            raise ValueError("beliefs must be probabilities: some are negative or not finite")
+        own = self.head_.logits(z).log_softmax(1)
+        both = self.teacher_share * beliefs.float().clamp_min(LEAST).log() + (1 - self.teacher_share) * own
+        both[:, list(without)] = MASKED_BIAS
+        return both.log_softmax(1)
+
     def _log_probabilities(self, z: Tensor) -> Tensor:
         return F.linear(z, self.head_.weight, self.head_.bias).log_softmax(1)
-
-
-def _renormalised(beliefs: Tensor, without: Sequence[int]) -> Tensor:
-    """Logarithms of `beliefs (m, C)` with the classes `without` taken out. Raises ValueError for no probabilities."""
-    if not bool(torch.isfinite(beliefs).all()) or bool((beliefs < 0).any()):
-        raise ValueError("beliefs must be probabilities: some are negative or not finite")
-    p = beliefs.double().clamp_min(LEAST)
-    p[:, list(without)] = 0.0
-    return (p / p.sum(1, keepdim=True)).clamp_min(LEAST).log().float()
