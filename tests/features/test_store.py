@@ -67,6 +67,19 @@ def test_rows_far_apart_are_read_and_the_same_as_mapped(directory, tmp_path, z, 
     assert shards.z(few).flags.writeable and shards.z(few).dtype == np.float32
 
 
+def test_a_shard_that_was_replaced_is_not_read_by_the_old_layout(tmp_path):
+    z = np.zeros((N, 100), np.float32)
+    path = tmp_path / "a.parquet"
+    write_shard(path, columns(N), z)
+    shards = Shards([path], 100)
+    assert shards.z(np.array([3])).sum() == 0
+    write_shard(tmp_path / "b.parquet", columns(N), z + 1)
+    (tmp_path / "b.parquet").replace(path)
+    with pytest.raises(ManifestError, match=r"a\.parquet: was replaced"):
+        shards.z(np.array([3]))
+    assert Shards([path], 100).z(np.array([3])).sum() == 100
+
+
 def test_chunks_cover_every_row_in_order(directory, z):
     at = 0
     for start, chunk in FeatureStore(directory).iter_z():

@@ -105,9 +105,10 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: `z (rows, d)` mapped read-only, and where it starts in which shard's file."""
+    """A row group: `z (rows, d)` mapped read-only, and where it starts in which shard's file, whose inode it knows."""
 
     shard: int
+    inode: int
     offset: int
     z: np.ndarray
 
@@ -119,6 +120,7 @@ def _map_shard(path: Path, dim: int, dtype: str, shard: int = 0) -> list[Group]:
     except (pa.ArrowInvalid, OSError) as e:
         raise ManifestError(f"{path}: not a whole Parquet file ({e}); run the extract stage again") from None
     with path.open("rb") as file:
+        inode = os.fstat(file.fileno()).st_ino
         raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     number = np.dtype(NUMBERS[dtype].stored)
     groups = []
@@ -126,7 +128,7 @@ def _map_shard(path: Path, dim: int, dtype: str, shard: int = 0) -> list[Group]:
         rows = meta.row_group(at).num_rows
         chunk = meta.row_group(at).column(meta.num_columns - 1)
         offset = chunk.data_page_offset + chunk.total_compressed_size - rows * dim * number.itemsize
-        groups.append(Group(shard, offset, np.frombuffer(raw, number, rows * dim, offset).reshape(rows, dim)))
+        groups.append(Group(shard, inode, offset, np.frombuffer(raw, number, rows * dim, offset).reshape(rows, dim)))
     return groups
 
 
@@ -171,11 +173,14 @@ class Shards:
         would bring in, for every one of them, many times what it holds."""
         offsets = np.array([group.offset for group in self._groups])[at] + (rows - self._starts[at]) * row_bytes
         shards = np.array([group.shard for group in self._groups])[at]
+        inodes = {group.shard: group.inode for group in self._groups}
         out = np.empty((len(rows), self.dim), NUMBERS[self.dtype].stored)
         for shard in np.unique(shards):
             mine = np.flatnonzero(shards == shard)
             with self.paths[shard].open("rb", buffering=0) as file:
                 number = file.fileno()
+                if os.fstat(number).st_ino != inodes[shard]:
+                    raise ManifestError(f"{self.paths[shard]}: was replaced while the store was open; open it again")
                 content = b"".join([os.pread(number, row_bytes, offset) for offset in offsets[mine].tolist()])
             out[mine] = np.frombuffer(content, out.dtype).reshape(len(mine), self.dim)
         return out
