@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from expunge.errors import ManifestError
-from expunge.features.store import MAPPED_AT_ONCE, NUMBERS, ROW_GROUP, FeatureStore, Shards, narrow, widen, write_shard
+from expunge.features.store import NUMBERS, ROW_GROUP, FeatureStore, Shards, narrow, widen, write_shard
 from expunge.files import read_manifest, staged_dir, write_json, write_manifest
 
 N, DIM, FIRST = ROW_GROUP + 1000, 7, ROW_GROUP + 300
@@ -50,34 +50,6 @@ def test_rows_come_back_by_position(directory, z):
     rows = np.random.default_rng(1).permutation(N)[:500]
     np.testing.assert_array_equal(store.z(rows), z[rows])
     assert store.z(np.array([], np.int64)).shape == (0, DIM)
-
-
-@pytest.mark.parametrize("dtype", NUMBERS)
-def test_rows_far_apart_are_read_and_the_same_as_mapped(directory, tmp_path, z, dtype):
-    stored = narrow(z, dtype)
-    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    write_shard(paths[0], columns(FIRST), stored[:FIRST], dtype)
-    write_shard(paths[1], columns(N - FIRST), stored[FIRST:], dtype)
-    few = np.array([N - 1, FIRST, 7])
-    assert len(few) * MAPPED_AT_ONCE < stored.nbytes, "these few rows are read one by one"
-    shards = Shards(paths, DIM, dtype)
-    many = np.tile(few, 1 + stored.nbytes // MAPPED_AT_ONCE)
-    np.testing.assert_array_equal(shards.z(few), widen(stored[few], dtype))
-    np.testing.assert_array_equal(shards.z(many), widen(stored[many], dtype))
-    assert shards.z(few).flags.writeable and shards.z(few).dtype == np.float32
-
-
-def test_a_shard_that_was_replaced_is_not_read_by_the_old_layout(tmp_path):
-    z = np.zeros((N, 100), np.float32)
-    path = tmp_path / "a.parquet"
-    write_shard(path, columns(N), z)
-    shards = Shards([path], 100)
-    assert shards.z(np.array([3])).sum() == 0
-    write_shard(tmp_path / "b.parquet", columns(N), z + 1)
-    (tmp_path / "b.parquet").replace(path)
-    with pytest.raises(ManifestError, match=r"a\.parquet: was replaced"):
-        shards.z(np.array([3]))
-    assert Shards([path], 100).z(np.array([3])).sum() == 100
 
 
 def test_chunks_cover_every_row_in_order(directory, z):

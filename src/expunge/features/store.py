@@ -7,8 +7,6 @@ cost what the request is large, however many rows are retained. Readers get floa
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +22,6 @@ from expunge.features import parquet
 from expunge.files import read_manifest
 
 ROW_GROUP = 16_384
-MAPPED_AT_ONCE = 2**16  # bytes that Linux maps around the one that is touched
 MOMENTS = "moments.safetensors"
 CLASS_SUMS = "class_sums.safetensors"
 
@@ -92,44 +89,32 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
         use_dictionary=False,
         write_statistics=["sample_id", "label", "split"],
     )
-    for at, group in enumerate(_map_shard(path, dim, dtype)):
-        start, mapped = at * ROW_GROUP, group.z
+    for group, mapped in enumerate(_map_shard(path, dim, dtype)):
+        start = group * ROW_GROUP
         if (
             mapped[:1].tobytes() != z[start : start + 1].tobytes()
             or mapped[-1:].tobytes() != z[: start + len(mapped)][-1:].tobytes()
         ):
             raise ManifestError(
-                f"{path}: row group {at} is not one plain page; this pyarrow lays Parquet out differently"
+                f"{path}: row group {group} is not one plain page; this pyarrow lays Parquet out differently"
             )
 
 
-@dataclass(frozen=True)
-class Group:
-    """A row group: `z (rows, d)` mapped read-only, and where it starts in which shard's file, whose inode it knows."""
-
-    shard: int
-    inode: int
-    offset: int
-    z: np.ndarray
-
-
-def _map_shard(path: Path, dim: int, dtype: str, shard: int = 0) -> list[Group]:
-    """The row groups of a shard, without reading them."""
+def _map_shard(path: Path, dim: int, dtype: str) -> list[np.ndarray]:
+    """Read-only views `(rows, dim)` of the row groups of a shard, without reading them."""
     try:
         meta = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise ManifestError(f"{path}: not a whole Parquet file ({e}); run the extract stage again") from None
-    with path.open("rb") as file:
-        inode = os.fstat(file.fileno()).st_ino
-        raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
     number = np.dtype(NUMBERS[dtype].stored)
-    groups = []
-    for at in range(meta.num_row_groups):
-        rows = meta.row_group(at).num_rows
-        chunk = meta.row_group(at).column(meta.num_columns - 1)
-        offset = chunk.data_page_offset + chunk.total_compressed_size - rows * dim * number.itemsize
-        groups.append(Group(shard, inode, offset, np.frombuffer(raw, number, rows * dim, offset).reshape(rows, dim)))
-    return groups
+    views = []
+    for group in range(meta.num_row_groups):
+        rows = meta.row_group(group).num_rows
+        chunk = meta.row_group(group).column(meta.num_columns - 1)
+        end = chunk.data_page_offset + chunk.total_compressed_size
+        views.append(np.frombuffer(raw.data, number, rows * dim, end - rows * dim * number.itemsize).reshape(rows, dim))
+    return views
 
 
 class Shards:
@@ -141,54 +126,34 @@ class Shards:
         self.dtype = dtype
 
     @cached_property
-    def _groups(self) -> list[Group]:
-        return [g for i, path in enumerate(self.paths) for g in _map_shard(path, self.dim, self.dtype, i)]
+    def _views(self) -> list[np.ndarray]:
+        return [view for path in self.paths for view in _map_shard(path, self.dim, self.dtype)]
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(len(group.z) for group in self._groups)])
+        return np.cumsum([0, *(len(view) for view in self._views)])
 
     def z(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Features `(k, d)` float32 of the dataset positions `rows (k,)`, in that order; all rows when None."""
         if rows is None:
             everything = np.empty((self._starts[-1], self.dim), np.float32)
-            for start, z in self.iter_z():
-                everything[start : start + len(z)] = z
+            for start, view in zip(self._starts[:-1], self._views, strict=True):
+                everything[start : start + len(view)] = widen(view, self.dtype)
             return everything
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self._starts[-1]):
             raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {self._starts[-1]}")
-        at = np.searchsorted(self._starts, rows, side="right") - 1
-        row_bytes = self.dim * np.dtype(NUMBERS[self.dtype].stored).itemsize
-        if len(rows) * MAPPED_AT_ONCE < self._starts[-1] * row_bytes:
-            return widen(self._read(rows, at, row_bytes), self.dtype)
         out = np.empty((len(rows), self.dim), np.float32)
-        for g in np.unique(at):
-            mine = np.flatnonzero(at == g)
-            out[mine] = widen(self._groups[g].z[rows[mine] - self._starts[g]], self.dtype)
-        return out
-
-    def _read(self, rows: np.ndarray, at: np.ndarray, row_bytes: int) -> np.ndarray:
-        """`rows (k,)` of the groups `at (k,)` as stored, one read each: they lie so far apart that the memory map
-        would bring in, for every one of them, many times what it holds."""
-        offsets = np.array([group.offset for group in self._groups])[at] + (rows - self._starts[at]) * row_bytes
-        shards = np.array([group.shard for group in self._groups])[at]
-        inodes = {group.shard: group.inode for group in self._groups}
-        out = np.empty((len(rows), self.dim), NUMBERS[self.dtype].stored)
-        for shard in np.unique(shards):
-            mine = np.flatnonzero(shards == shard)
-            with self.paths[shard].open("rb", buffering=0) as file:
-                number = file.fileno()
-                if os.fstat(number).st_ino != inodes[shard]:
-                    raise ManifestError(f"{self.paths[shard]}: was replaced while the store was open; open it again")
-                content = b"".join([os.pread(number, row_bytes, offset) for offset in offsets[mine].tolist()])
-            out[mine] = np.frombuffer(content, out.dtype).reshape(len(mine), self.dim)
+        group = np.searchsorted(self._starts, rows, side="right") - 1
+        for g in np.unique(group):
+            mine = np.flatnonzero(group == g)
+            out[mine] = widen(self._views[g][rows[mine] - self._starts[g]], self.dtype)
         return out
 
     def iter_z(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield `(first row, z (k, d) float32)` per row group: mapped, so memory stays flat."""
-        for start, group in zip(self._starts[:-1], self._groups, strict=True):
-            yield int(start), widen(group.z, self.dtype)
+        for start, view in zip(self._starts[:-1], self._views, strict=True):
+            yield int(start), widen(view, self.dtype)
 
     def column(self, name: str) -> np.ndarray:
         """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
