@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from expunge.core import HeadRefit, LinearHead, Moments
 
@@ -27,6 +28,15 @@ class Task:
     @property
     def forget(self) -> Moments:
         return Moments.of(self.z[self.forgotten])
+
+    def probe(self, z: torch.Tensor) -> float:
+        """Balanced accuracy of a fresh linear probe of `z` for the forgotten class, on the other half of the rows."""
+        train, forgotten = torch.arange(len(z)) % 2 == 0, self.forgotten
+        model = LogisticRegression(class_weight="balanced", max_iter=2000)
+        model.fit(z[train].numpy(), forgotten[train].numpy())
+        guess = torch.from_numpy(model.predict(z[~train].numpy()))
+        truth = forgotten[~train]
+        return float(0.5 * (guess[truth].double().mean() + (~guess[~truth]).double().mean()))
 
 
 @pytest.fixture(scope="session")

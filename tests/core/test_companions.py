@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from concept_erasure import LeaceFitter
-from sklearn.linear_model import LogisticRegression
 
 from expunge.core import (
     Accumulated,
@@ -99,15 +98,6 @@ def test_the_mask_hides_classes_and_changes_no_other_logit(task) -> None:
             LogitMask(wrong).fit(task.head)
 
 
-def probe(z: torch.Tensor, forgotten: torch.Tensor) -> float:
-    """Balanced accuracy of a fresh linear probe for the forgotten class, on the other half of the rows."""
-    train = torch.arange(len(z)) % 2 == 0
-    model = LogisticRegression(class_weight="balanced", max_iter=2000).fit(z[train].numpy(), forgotten[train].numpy())
-    guess = torch.from_numpy(model.predict(z[~train].numpy()))
-    truth = forgotten[~train]
-    return float(0.5 * (guess[truth].double().mean() + (~guess[~truth]).double().mean()))
-
-
 METHODS: dict[str, tuple[Callable[..., FeatureMap], float]] = {
     "leace": (lambda t: Leace().fit(t.retain, t.forget).map_, 0.6),
     "ru-linear": (lambda t: RepresentationLinear(3.0, max_distortion=None).fit(t.retain, t.forget).map_, 1.0),
@@ -137,7 +127,7 @@ def test_the_head_no_longer_finds_the_class_and_a_probe_finds_no_more_than_befor
     assert float((task.head.logits(task.z).argmax(dim=1)[task.forgotten] == 0).double().mean()) > 0.95
     assert float((predicted[task.forgotten] == 0).double().mean()) < 0.2
     assert float((predicted[kept] == task.labels[kept]).double().mean()) > 0.75
-    before, after = probe(task.z, task.forgotten), probe(mapped, task.forgotten)
+    before, after = task.probe(task.z), task.probe(mapped)
     assert before > 0.97
     assert after <= min(before + 0.005, at_most)
 
@@ -149,7 +139,7 @@ def test_methods_on_the_head_leave_the_probe_as_it_was(task, refit: str) -> None
         LogitMask(0).fit(task.head) if refit == "mask" else HeadRefit().fit(task.head, task.z[kept], task.labels[kept])
     )
     assert not bool((fitted.head_.logits(task.z).argmax(dim=1) == 0).any())
-    assert probe(fitted.map_(task.z), task.forgotten) == probe(task.z, task.forgotten)
+    assert task.probe(fitted.map_(task.z)) == task.probe(task.z)
 
 
 def test_three_requests_are_one_joint_request(task) -> None:

@@ -29,7 +29,7 @@ def distortion_from_moments(fitted: AffineMap, retain: Moments, head: LinearHead
     if head is not None:
         contrasts = class_contrasts(head).to(change)
         change, cov = contrasts @ change, contrasts @ cov @ contrasts.T
-    return _ratio(torch.sum((change @ retain.second(augmented=True)) * change), cov.trace())
+    return ratio(torch.sum((change @ retain.second(augmented=True)) * change), cov.trace())
 
 
 def distortion(fitted: FeatureMap, z: Tensor, head: LinearHead | None = None) -> float:
@@ -39,7 +39,7 @@ def distortion(fitted: FeatureMap, z: Tensor, head: LinearHead | None = None) ->
     if head is not None:
         contrasts = class_contrasts(head).to(z)
         change, centred = change @ contrasts.T, centred @ contrasts.T
-    return _ratio(change.square().sum(), centred.square().sum())
+    return ratio(change.square().sum(), centred.square().sum())
 
 
 def refuse_collapse(value: float, bound: float | None, method: str) -> None:
@@ -53,5 +53,6 @@ def refuse_collapse(value: float, bound: float | None, method: str) -> None:
         )
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> float:
+def ratio(numerator: Tensor, denominator: Tensor) -> float:
+    """Of two sums of squares: a denominator of zero counts as the smallest number, rounding below zero as zero."""
     return float(numerator.clamp_min(0) / denominator.clamp_min(torch.finfo(torch.float64).tiny))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator, History
-from expunge.core.guard import distortion, refuse_collapse
+from expunge.core.guard import distortion, ratio, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS, mask_classes
 from expunge.core.maps import MlpMap
@@ -54,8 +54,7 @@ class Stitch(Estimator):
         gram.diagonal().add_(self.ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny))
         self.weight_ = torch.linalg.solve(gram, t.T @ z).T
         self.bias_ = z_mean - self.weight_ @ t_mean
-        missed = (t @ self.weight_.T - z).square().sum()
-        self.r2_ = float(1 - missed / z.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
+        self.r2_ = 1 - ratio((t @ self.weight_.T - z).square().sum(), z.square().sum())
         return self
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -141,9 +140,10 @@ class Matched(Estimator):
             retain, forget = next(kept), next(gone)
             before = torch.cat([z_retain[retain], z_forget[forget]])
             wanted = torch.cat([z_retain[retain], places[forget]])
-            said = torch.cat([self.head_.logits(z_retain[retain]).log_softmax(1), target[forget]])
+            should = torch.cat([self.head_.logits(z_retain[retain]).log_softmax(1), target[forget]])
             after = network(before)
-            kl = F.kl_div(self._log_probabilities(after), said, reduction="none", log_target=True).sum(1)
+            says = F.linear(after, self.head_.weight, self.head_.bias).log_softmax(1)
+            kl = F.kl_div(says, should, reduction="none", log_target=True).sum(1)
             rows = kl + weight * (after - wanted).square().sum(1)
             return rows[: len(retain)].mean() + rows[len(retain) :].mean()
 
@@ -162,6 +162,3 @@ class Matched(Estimator):
         both = self.teacher_share * beliefs.float().clamp_min(LEAST).log() + (1 - self.teacher_share) * own
         both[:, list(without)] = MASKED_BIAS
         return both.log_softmax(1)
-
-    def _log_probabilities(self, z: Tensor) -> Tensor:
-        return F.linear(z, self.head_.weight, self.head_.bias).log_softmax(1)

@@ -178,11 +178,11 @@ def beliefs(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.detach().float().cpu().masked_fill(~held, -math.inf).softmax(1)
 
 
+@torch.no_grad()
 def logits_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
     """The classifier's logits `(len(rows), k)`, fp32, from activations behind `cut`. It must be in eval mode."""
     z = features_above(classifier, activations, cut, rows)
-    with torch.no_grad():
-        logits: Tensor = classifier.head(z.to(classifier.head.weight.device)).cpu()
+    logits: Tensor = classifier.head(z.to(classifier.head.weight.device)).cpu()
     return logits
 
 
