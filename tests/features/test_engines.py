@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -138,14 +139,21 @@ def slower(tmp_path_factory) -> Path:
     return workspace
 
 
-def kill_a_worker(process: subprocess.Popen) -> tuple[list[int], str]:
-    """Read what the stage says; once its workers are ready, end one in the middle of the work."""
+def kill_after_the_first_shard(workspace: Path, pid: int) -> None:
+    """End that worker in the middle of the work, however fast the machine is: eight of nine shards are missing."""
+    while not any(workspace.rglob("part-*.parquet")):
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_a_worker(process: subprocess.Popen, workspace: Path) -> tuple[list[int], str]:
+    """Read what the stage says; once its workers are ready, see to it that one is killed."""
     lines, killed = [], []
     for line in process.stdout:
         lines.append(line)
         if not killed and (ready := re.search(r"Ray workers ready, process (\d+), (\d+)", line)):
             killed.append(int(ready[2]))
-            threading.Timer(1.0, os.kill, (killed[0], signal.SIGKILL)).start()
+            threading.Thread(target=kill_after_the_first_shard, args=(workspace, killed[0]), daemon=True).start()
     process.wait(timeout=60)
     assert process.returncode == 0, "".join(lines)[-3000:]
     return killed, "".join(lines)
@@ -156,7 +164,7 @@ def test_ray_makes_the_same_bytes_although_a_worker_is_killed(slower, tmp_path):
     pytest.importorskip("ray")
     workspace = lay_out(tmp_path, SLOWER, engine="ray", workers=2)
     with start(workspace, STAGE) as process:
-        killed, out = kill_a_worker(process)
+        killed, out = kill_a_worker(process, workspace)
     assert len(killed) == 1 and "a worker was lost" in out
     assert contents(workspace) == contents(slower)
 
