@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.core_features import features, median_seconds
 from expunge.config import load_config
 from expunge.core import Loft, Moments, RepresentationLinear
-from expunge.features.store import MOMENTS, FeatureStore, write_shard
+from expunge.features.store import MOMENTS, FeatureStore, groups, write_shard
 from expunge.files import staged_dir, write_manifest
 from expunge.models.training import train
 from expunge.models.zoo import build
@@ -71,7 +71,15 @@ def written(directory: Path, rows: int) -> tuple[FeatureStore, np.ndarray]:
             write_shard(staging / name, pa.table(columns), one[index % 60_000])
             shards[name] = len(index)
         Moments.total([Moments.of(z)] * (rows // 60_000)).save(staging / MOMENTS)
-        write_manifest(staging, "benchmarks", rows=shards, dim=DIM, dtype="float32", model_digest="sha256:0")
+        write_manifest(
+            staging,
+            "benchmarks",
+            rows=shards,
+            groups={name: groups(staging / name, DIM) for name in shards},
+            dim=DIM,
+            dtype="float32",
+            model_digest="sha256:0",
+        )
     return FeatureStore(directory), numbers
 
 
@@ -81,7 +89,7 @@ def request_case(
     """Open the store, read the forgotten rows and the total, subtract, fit. Rounds alternate between the sizes."""
     seconds: dict[int, list[float]] = {rows: [] for rows in stores}
     rng = np.random.default_rng(0)
-    for _ in range(11):
+    for _ in range(41):
         for rows, (kept, _) in stores.items():
             forgotten = np.sort(rng.choice(rows, FORGOTTEN, replace=False))
 

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,20 +131,23 @@ def write_manifest(
     producer: str,
     rows: Mapping[str, int] | None = None,
     digests: Mapping[str, str] | None = None,
+    groups: Mapping[str, Sequence[Sequence[int]]] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Describe every file of `directory` and write `manifest.json`, last.
 
-    `rows` gives the row count of the files that have one, `digests` the sha256 of those whose writer just took it.
-    `fields` are stored beside them as they are.
+    `rows` gives the row count of the files that have one, `digests` the sha256 of those whose writer just took it,
+    `groups` where shards of features hold z. `fields` are stored beside them as they are.
     """
-    rows, digests = rows or {}, digests or {}
+    rows, digests, groups = rows or {}, digests or {}, groups or {}
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
         name = file.relative_to(directory).as_posix()
         files[name] = {"sha256": digests.get(name) or sha256(file), "bytes": file.stat().st_size}
         if name in rows:
             files[name]["rows"] = rows[name]
+        if name in groups:
+            files[name]["groups"] = groups[name]
     manifest = {"schema": MANIFEST_SCHEMA, "producer": producer, "files": files, **fields}
     write_json(directory / MANIFEST, manifest)
     return manifest

@@ -54,6 +54,8 @@ def test_features_are_the_models_own(store, dataset, classifier):
     with torch.inference_mode():
         expected = torch.cat([classifier.features(images) for _, images in dataset.iter_batches(64)]).numpy()
     np.testing.assert_allclose(FeatureStore(store).z(), expected, rtol=1e-4, atol=1e-5)
+    shards = FeatureStore(store, verify=True).manifest["files"]
+    assert all("groups" in entry for name, entry in shards.items() if name.endswith(".parquet"))
     assert FeatureStore(store).column("sample_id").tolist() == dataset.sample_ids()
 
 

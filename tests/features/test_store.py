@@ -1,5 +1,7 @@
 """The Parquet feature store: any reader reads it, ours maps it."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +9,8 @@ import pytest
 import torch
 
 from expunge.errors import ManifestError
-from expunge.features.store import NUMBERS, ROW_GROUP, FeatureStore, Shards, narrow, widen, write_shard
+from expunge.features import parquet
+from expunge.features.store import NUMBERS, ROW_GROUP, FeatureStore, Shards, groups, narrow, widen, write_shard
 from expunge.files import read_manifest, staged_dir, write_json, write_manifest
 
 N, DIM, FIRST = ROW_GROUP + 1000, 7, ROW_GROUP + 300
@@ -47,8 +50,9 @@ def test_rows_come_back_by_position(directory, z):
     store = FeatureStore(directory, verify=True)
     assert (store.rows, store.dim) == (N, DIM)
     np.testing.assert_array_equal(store.z(), z)
-    rows = np.random.default_rng(1).permutation(N)[:500]
-    np.testing.assert_array_equal(store.z(rows), z[rows])
+    rng = np.random.default_rng(1)
+    for rows in (rng.permutation(N)[:500], rng.integers(0, N, 500), np.arange(FIRST - 5, FIRST + 5), np.array([N - 1])):
+        np.testing.assert_array_equal(store.z(rows), z[rows])
     assert store.z(np.array([], np.int64)).shape == (0, DIM)
 
 
@@ -83,6 +87,35 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, z):
 def test_mapped_numbers_are_aligned(directory):
     chunks = [chunk for _, chunk in FeatureStore(directory).iter_z()]
     assert len(chunks) > 1 and all(chunk.ctypes.data % 64 == 0 for chunk in chunks)
+
+
+def with_groups(directory, change=0):
+    """The store's manifest with the places of z, `change` bytes off."""
+    manifest = read_manifest(directory)
+    for name, entry in manifest["files"].items():
+        entry["groups"] = [[first + change, rows] for first, rows in groups(directory / name, DIM)]
+    write_json(directory / "manifest.json", manifest)
+
+
+def test_a_manifest_that_knows_where_z_lies_spares_the_footers(directory, z, monkeypatch):
+    with_groups(directory)
+    monkeypatch.setattr(pq, "read_metadata", None)
+    np.testing.assert_array_equal(FeatureStore(directory).z(), z)
+    np.testing.assert_array_equal(FeatureStore(directory).z(np.arange(N)), z)
+
+
+def test_a_manifest_that_is_wrong_about_where_z_lies(directory):
+    with_groups(directory, 4)
+    with pytest.raises(ManifestError, match=r"part-00000\.parquet: z lies elsewhere than its manifest says"):
+        FeatureStore(directory, verify=True)
+
+
+def test_a_shard_is_whole_however_few_bytes_the_system_takes_at_once(tmp_path, z, monkeypatch):
+    write_shard(tmp_path / "a", columns(N), z)
+    wrote = []
+    monkeypatch.setattr(parquet.os, "writev", lambda file, parts: wrote.append(1) or os.write(file, parts[0][:50_000]))
+    write_shard(tmp_path / "b", columns(N), z)
+    assert len(wrote) > 10 and (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_a_position_out_of_range(directory):

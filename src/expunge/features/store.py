@@ -7,7 +7,10 @@ cost what the request is large, however many rows are retained. Readers get floa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import mmap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,71 +92,119 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
         use_dictionary=False,
         write_statistics=["sample_id", "label", "split"],
     )
-    for group, mapped in enumerate(_map_shard(path, dim, dtype)):
-        start = group * ROW_GROUP
-        if (
-            mapped[:1].tobytes() != z[start : start + 1].tobytes()
-            or mapped[-1:].tobytes() != z[: start + len(mapped)][-1:].tobytes()
-        ):
+    start = 0
+    for number, view in enumerate(_views(_map(path), groups(path, dim, dtype), dim, dtype)):
+        mine = z[start : start + len(view)]
+        if view[:1].tobytes() != mine[:1].tobytes() or view[-1:].tobytes() != mine[-1:].tobytes():
             raise ManifestError(
-                f"{path}: row group {group} is not one plain page; this pyarrow lays Parquet out differently"
+                f"{path}: row group {number} is not one plain page; this pyarrow lays Parquet out differently"
             )
+        start += len(view)
 
 
-def _map_shard(path: Path, dim: int, dtype: str) -> list[np.ndarray]:
-    """Read-only views `(rows, dim)` of the row groups of a shard, without reading them."""
+def groups(path: Path, dim: int, dtype: str = "fp32") -> list[list[int]]:
+    """`[first byte of z, rows]` of each row group of a shard, as its footer says. Raises ManifestError."""
     try:
         meta = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as e:
         raise ManifestError(f"{path}: not a whole Parquet file ({e}); run the extract stage again") from None
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    number = np.dtype(NUMBERS[dtype].stored)
-    views = []
-    for group in range(meta.num_row_groups):
-        rows = meta.row_group(group).num_rows
-        chunk = meta.row_group(group).column(meta.num_columns - 1)
+    found = []
+    for number in range(meta.num_row_groups):
+        rows = meta.row_group(number).num_rows
+        chunk = meta.row_group(number).column(meta.num_columns - 1)
         end = chunk.data_page_offset + chunk.total_compressed_size
-        views.append(np.frombuffer(raw.data, number, rows * dim, end - rows * dim * number.itemsize).reshape(rows, dim))
-    return views
+        found.append([end - rows * dim * np.dtype(NUMBERS[dtype].stored).itemsize, rows])
+    return found
+
+
+def _map(path: Path) -> mmap.mmap:
+    """The bytes of a file, without reading them."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _views(content: mmap.mmap, groups: Sequence[Sequence[int]], dim: int, dtype: str) -> Iterator[np.ndarray]:
+    """Read-only `(rows, dim)` of each row group."""
+    for first, rows in groups:
+        yield np.ndarray((rows, dim), NUMBERS[dtype].stored, content, first)
 
 
 class Shards:
-    """Row access to shard files in dataset order, memory-mapped. `dtype` is how `z` is stored."""
+    """Row access to shard files in dataset order, memory-mapped. `dtype` is how `z` is stored.
 
-    def __init__(self, paths: Sequence[Path], dim: int, dtype: str = "fp32") -> None:
+    `known` are the `groups` of files whose footers need not be read, by name.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        dim: int,
+        dtype: str = "fp32",
+        known: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    ) -> None:
         self.paths = list(paths)
         self.dim = dim
         self.dtype = dtype
+        self._known = known or {}
 
     @cached_property
-    def _views(self) -> list[np.ndarray]:
-        return [view for path in self.paths for view in _map_shard(path, self.dim, self.dtype)]
+    def _groups(self) -> list[Sequence[Sequence[int]]]:
+        return [self._known.get(path.name) or groups(path, self.dim, self.dtype) for path in self.paths]
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(len(view) for view in self._views)])
+    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every row group: its shard, the first byte of its z, its first row; the last has one more, all rows."""
+        shard = np.repeat(np.arange(len(self.paths)), [len(shard) for shard in self._groups])
+        first, rows = np.array([group for shard in self._groups for group in shard], np.int64).reshape(-1, 2).T
+        return shard, first, np.cumsum([0, *rows])
 
     def z(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Features `(k, d)` float32 of the dataset positions `rows (k,)`, in that order; all rows when None."""
+        shard, first, starts = self._places
         if rows is None:
-            everything = np.empty((self._starts[-1], self.dim), np.float32)
-            for start, view in zip(self._starts[:-1], self._views, strict=True):
-                everything[start : start + len(view)] = widen(view, self.dtype)
+            everything = np.empty((starts[-1], self.dim), np.float32)
+            for start, chunk in self.iter_z():
+                everything[start : start + len(chunk)] = chunk
             return everything
         rows = np.asarray(rows, np.int64)
-        if len(rows) and (rows.min() < 0 or rows.max() >= self._starts[-1]):
-            raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {self._starts[-1]}")
-        out = np.empty((len(rows), self.dim), np.float32)
-        group = np.searchsorted(self._starts, rows, side="right") - 1
-        for g in np.unique(group):
-            mine = np.flatnonzero(group == g)
-            out[mine] = widen(self._views[g][rows[mine] - self._starts[g]], self.dtype)
-        return out
+        if len(rows) and (rows.min() < 0 or rows.max() >= starts[-1]):
+            raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {starts[-1]}")
+        order = np.argsort(rows, kind="stable")
+        group = np.searchsorted(starts, rows[order], side="right") - 1
+        at = first[group] + (rows[order] - starts[group]) * self.dim * np.dtype(NUMBERS[self.dtype].stored).itemsize
+        stored = self._gather(np.searchsorted(shard[group], np.arange(len(self.paths) + 1)), at)
+        z = widen(stored, self.dtype)
+        return z if (order[1:] > order[:-1]).all() else z[np.argsort(order)]
+
+    def _gather(self, bounds: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Rows as they are stored, by the byte they begin at in their file: of shard i `at[bounds[i] : bounds[i + 1]]`.
+
+        A file is taken for a matrix whose rows overlap, one wherever a row may begin. Most of the time goes into memory
+        that is touched for the first time, which torch does in several threads.
+        """
+        import torch  # here alone: checks and lists of a store do without it
+
+        number = np.dtype(NUMBERS[self.dtype].stored)
+        size = self.dim * number.itemsize
+        number = np.dtype(np.int16) if number == np.uint16 else number  # torch selects no unsigned numbers
+        found = np.empty((len(at), self.dim), number)
+        for i in np.flatnonzero(np.diff(bounds)):
+            content, mine = _map(self.paths[i]), slice(bounds[i], bounds[i + 1])
+            step = math.gcd(size, *(first for first, _ in self._groups[i]))
+            shape, strides = ((len(content) - size) // step + 1, self.dim), (step, number.itemsize)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
+                overlapping = torch.from_numpy(np.ndarray(shape, number, content, strides=strides))
+            torch.index_select(overlapping, 0, torch.from_numpy(at[mine] // step), out=torch.from_numpy(found[mine]))
+        return found.view(NUMBERS[self.dtype].stored)
 
     def iter_z(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield `(first row, z (k, d) float32)` per row group: mapped, so memory stays flat."""
-        for start, view in zip(self._starts[:-1], self._views, strict=True):
-            yield int(start), widen(view, self.dtype)
+        start = 0
+        for path, found in zip(self.paths, self._groups, strict=True):
+            for view in _views(_map(path), found, self.dim, self.dtype):
+                yield start, widen(view, self.dtype)
+                start += len(view)
 
     def column(self, name: str) -> np.ndarray:
         """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
@@ -186,12 +237,19 @@ class FeatureStore(Shards):
         if dtype is None:
             raise ManifestError(f"{self.directory}: z is stored as {stored!r}, which this version does not read")
         shards = [self.directory / name for name in sorted(files) if name.endswith(".parquet")]
-        super().__init__(shards, self.manifest["dim"], dtype)
+        known = {name: entry["groups"] for name, entry in files.items() if "groups" in entry}
+        super().__init__(shards, self.manifest["dim"], dtype, known)
         self.rows: int = sum(entry.get("rows", 0) for entry in files.values())
         self.model_digest: str = self.manifest["model_digest"]
-        if self._starts[-1] != self.rows:
-            raise ManifestError(
-                f"{self.directory}: its shards hold {self._starts[-1]} rows, the manifest says {self.rows}"
-            )
+        if verify:
+            self._verify_groups(known)
+        held = int(self._places[2][-1])
+        if held != self.rows:
+            raise ManifestError(f"{self.directory}: its shards hold {held} rows, the manifest says {self.rows}")
         if (tombstones := Tombstones.near(self.directory)) is not None:
             refuse(tombstones, self.directory, self.column("sample_id").tolist(), None)
+
+    def _verify_groups(self, known: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        for path in self.paths:
+            if path.name in known and known[path.name] != groups(path, self.dim, self.dtype):
+                raise ManifestError(f"{path}: z lies elsewhere than its manifest says; run the extract stage again")

@@ -21,7 +21,7 @@ from expunge.core import Moments
 from expunge.data.dataset import Dataset
 from expunge.errors import DataError
 from expunge.features.plan import PLAN, Plan, Shard
-from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, narrow, widen, write_shard
+from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, groups, narrow, widen, write_shard
 from expunge.files import MANIFEST, read_json, sha256, staged_dir, write_json, write_manifest
 from expunge.progress import say
 
@@ -195,6 +195,7 @@ def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
             PRODUCER,
             rows={name: record["rows"] for name, record in records.items()},
             digests={name: record["files"][name] for name, record in records.items()},
+            groups={name: groups(work / name, moments.dim, plan.settings.dtype) for name in records},
             dim=moments.dim,
             dtype=NUMBERS[plan.settings.dtype].name,
             layout="plain pages, one per row group",
