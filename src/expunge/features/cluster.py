@@ -22,6 +22,7 @@ from expunge.errors import ConfigError, DataError, ExpungeError, ManifestError
 from expunge.features.extract import Engine, Extraction
 from expunge.features.plan import Settings, Shard
 from expunge.features.reader import cores
+from expunge.memory import keep_freed
 from expunge.models.checkpoint import load_classifier
 from expunge.progress import say
 
@@ -36,6 +37,7 @@ class Worker:
     def __init__(
         self, model: str, dataset: str, work_root: str, settings: dict[str, Any], digest: str, threads: int
     ) -> None:
+        keep_freed()
         self._threads = threads
         torch.set_num_threads(threads)
         self._extraction = Extraction(

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from expunge import usage
+from expunge import memory, usage
 from expunge.errors import ExpungeError
 
 # A stage imports a million objects and keeps them. Looking for garbage among them less often while they come in, and
 # not at all when the process ends (`run` freezes them), saves a short stage a third of its time.
 gc.set_threshold(100_000, 50, 50)
+memory.keep_freed()
 
 # No tool that a stage imports may report home, and every seed is explicit.
 QUIET = {
