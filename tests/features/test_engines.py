@@ -84,7 +84,7 @@ def local(tmp_path_factory) -> Path:
 
 def test_the_stage_says_what_it_cost_beside_the_store(local):
     cost = read_json(local / "reports/cost/extract-original.json")
-    assert cost["rows"] == 1797 and cost["engine"] == "local" and cost["rows_per_s"] > 0
+    assert cost["rows"] == cost["rows_made"] == 1797 and cost["engine"] == "local" and cost["rows_per_s"] > 0
     assert len(cost["shards"]) == 9
     steps = {"read_s", "decode_s", "forward_s", "waited_for_data_s", "write_s"}
     assert all(set(shard) == steps for shard in cost["shards"].values())
@@ -104,6 +104,7 @@ def test_a_damaged_shard_of_a_store_alone_is_repaired(local, tmp_path, capsys):
     out = capsys.readouterr().err
     assert "part-00003.parquet is damaged" in out and "8 of 9 shards are already whole" in out
     assert contents(workspace) == contents(local)
+    assert read_json(workspace / "reports/cost/extract-original.json")["rows_made"] == 200
     assert kept == {name: (store / name).stat().st_ino for name in kept}
 
 

@@ -38,7 +38,8 @@ def extract(
     engine: Engine | None = None,
     repair: bool = False,
 ) -> dict[str, Any]:
-    """Write the feature store `out`; return its manifest with what each shard cost (`seconds`) beside it.
+    """Write the feature store `out`; return its manifest with what each shard cost (`seconds`) and how many rows were
+    made (`rows_made`: the others were there) beside it.
 
     Shards are made in a work directory named by what determines their bytes (backbone, dataset, settings). A killed run
     finds its whole shards there, and so does a stage that needed the same features earlier. `engine` makes the missing
@@ -49,7 +50,7 @@ def extract(
     if repair:
         adopt_store(extraction.writer, out)
     (engine or Extraction.make)(extraction)
-    return publish(extraction.plan, extraction.work, out)
+    return publish(extraction.plan, extraction.work, out) | {"rows_made": extraction.rows_made}
 
 
 def extract_shards(
@@ -83,6 +84,7 @@ class Extraction:
         self.reader = Reader(
             dataset, classifier.preprocess, settings.batch_size, threads or cores(), pin=settings.device == "cuda"
         )
+        self.rows_made = 0
         self._mapper: Mapper | None = None
 
     def missing(self) -> list[Shard]:
@@ -92,6 +94,7 @@ class Extraction:
         todo = [shard for shard in self.plan.shards if not is_whole(self.work, shard)]
         if len(todo) < len(self.plan.shards):
             say(f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already whole")
+        self.rows_made = sum(shard.stop - shard.start for shard in todo)
         return todo
 
     def make(self) -> None:

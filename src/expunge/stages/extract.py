@@ -75,8 +75,9 @@ def fetch(model: Path, out: Path, ranks: Ranks, repair: bool) -> dict[str, objec
         "settings": store["settings"],
         "choice": store["choice"],
         "rows": dataset.rows,
+        "rows_made": store["rows_made"],  # training a head on a frozen backbone fetches them before
         "seconds": round(seconds, 3),
-        "rows_per_s": round(dataset.rows / seconds, 1),
+        "rows_per_s": round(store["rows_made"] / seconds, 1),
         "shards": store["seconds"],
     }
 
