@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.beside import answers, distances, shown_rows
 from expunge.core import FeatureMap, LinearHead, Moments, PourP, RepresentationLinear
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.evaluation import divergence
 from expunge.evaluation.membership import auc
 from expunge.evaluation.rows import Rows, choose_rows
 from expunge.evaluation.suite import Outputs, measure
@@ -27,7 +27,6 @@ from expunge.finetune import FOR_SAMPLES, METHODS, Seal
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 
-RETAINED_ROWS = 6000
 SHIFT = 10.0  # logits by which the sealed POUR-P lowers the forgotten class
 COLUMNS = ("retain", "forget", "test_retain", "test_forget", "kl", "agreement", "loss_auc", "mia", "probe", "seconds")
 
@@ -42,31 +41,23 @@ class Bench:
         self.images = images
         self.retain, self.forget = split.rows("retain"), split.rows("forget")
         self.whole_classes: list[int] = split.request["whole_classes"]
-        kept = np.random.default_rng(0).permutation(self.retain)[:RETAINED_ROWS]
-        self.shown = np.sort(np.r_[kept, np.flatnonzero(split.parts != "retain")])
+        self.shown = shown_rows(split.parts)
+        self.shown_images = images[self.shown]
         self.original = load_classifier(root / "models/original")
-        self.before = self.outputs(self.original)
+        self.before = answers(self.original, self.shown_images)
         self.retrained = {p.name: load_classifier(p) for p in sorted((root / "models/retrained").iterdir())}
-        self.references = {name: self.outputs(model) for name, model in self.retrained.items()}
+        self.references = {name: answers(model, self.shown_images) for name, model in self.retrained.items()}
         self.rows: Rows = choose_rows(self.labels[self.shown], split.parts[self.shown], self.before.z, seed=0)
-
-    @torch.no_grad()
-    def outputs(self, model: Classifier, map_: FeatureMap | None = None) -> Outputs:
-        z = torch.cat(
-            [model.features(self.images[rows]) for rows in np.array_split(self.shown, len(self.shown) // 500)]
-        )
-        z_prime = z if map_ is None else map_(z)
-        return Outputs(model.head(z_prime).numpy(), z.numpy(), None if map_ is None else z_prime.numpy())
 
     def line(self, name: str, out: Outputs, seconds: float = 0.0, references: list[Outputs] | None = None) -> None:
         """Print one row of the table, as Markdown and as JSON."""
         rows, measured = self.rows, measure(out, self.rows)
         references = list(self.references.values()) if references is None else references
-        far = [divergence.summary(r.logits[rows.forget], out.logits[rows.forget]) for r in references]
+        far = distances(out, references, rows.forget)
         forget_loss, unseen_loss = measured.losses
         values = {part: measured.value(f"accuracy.{part}") for part in COLUMNS[:4]} | {
-            "kl": np.mean([f["kl"] for f in far]) if far else None,
-            "agreement": np.mean([f["agreement"] for f in far]) if far else None,
+            "kl": far.get("kl"),
+            "agreement": far.get("agreement"),
             "loss_auc": auc(-forget_loss, -unseen_loss),
             "mia": measured.value("membership.mia_lr_member"),
             "probe": measured.value("representation.probe_z_prime"),
@@ -122,13 +113,13 @@ def main(wanted: list[str]) -> None:
             if name != "ssd":
                 settings["precision"] = "bf16"
             model, seconds = bench.fit(method(**settings))
-            bench.line(name, bench.outputs(model), seconds)
+            bench.line(name, answers(model, bench.shown_images), seconds)
     if bench.whole_classes and (not wanted or "seal" in wanted):
         for name, map_ in bench.maps().items():
-            bench.line(f"{name}, map", bench.outputs(bench.original, map_))
+            bench.line(f"{name}, map", answers(bench.original, bench.shown_images, map_))
             for inputs, settings in (("both", {}), ("forget", {"lr": 3e-4, "epochs": 3})):
                 model, seconds = bench.fit(Seal(map_, inputs=inputs, precision="bf16", **settings))  # type: ignore[arg-type]
-                bench.line(f"{name}, sealed on {inputs}", bench.outputs(model), seconds)
+                bench.line(f"{name}, sealed on {inputs}", answers(model, bench.shown_images), seconds)
 
 
 if __name__ == "__main__":

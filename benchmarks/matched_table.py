@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.beside import answers, distances, shown_rows
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
-from expunge.evaluation import divergence
 from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import Outputs, measure
 from expunge.features.store import FeatureStore
@@ -29,10 +29,10 @@ from expunge.models.classifier import Classifier
 from expunge.recipe import make_classifier
 from expunge.request import Request
 from expunge.results.variants import HOME, RETRAIN_SEEDS
+from expunge.unlearned import Unlearned
 
 ORIGINALS, CLASSES = (1, 2, 3), (0, 5, 9)
 KEPT = Path(".expunge/matched")
-RETAINED_ROWS = 6000  # retained training rows that are evaluated; all others are
 MEASURES = {
     "retained test %": "accuracy.test_retain",
     "probe on z' %": "representation.probe_z_prime",
@@ -43,16 +43,15 @@ Line = dict[str, float]
 
 
 class Case:
-    """One original and one class to forget."""
+    """One original and one class to forget, beside models retrained without it, with `seeds`."""
 
-    def __init__(self, seed: int, forgotten: int) -> None:
+    def __init__(self, seed: int, forgotten: int, seeds: Sequence[int] = ORIGINALS) -> None:
         root = HOME / "class" / str(seed)
         self.dataset = Dataset(root / "data/dataset", verify=False)
-        images, self.labels = self.dataset.images(), self.dataset.labels().astype(np.int64)
+        images, labels = self.dataset.images(), self.dataset.labels().astype(np.int64)
         assert isinstance(images, np.ndarray), "images of one size"
-        self.images = images
         store = FeatureStore(root / "data/features/original")
-        train, gone = store.column("split") == TRAIN, self.labels == forgotten
+        train, gone = store.column("split") == TRAIN, labels == forgotten
         self.request = Request(
             store=store,
             activations_dir=root / "data/activations",
@@ -64,11 +63,11 @@ class Case:
             held_rows=np.empty(0, np.int64),
         )
         parts = np.char.add(np.where(train, "", "test_"), np.where(gone, "forget", "retain"))
-        kept = np.random.default_rng(0).permutation(self.request.retain_rows)[:RETAINED_ROWS]
-        self.shown = np.sort(np.r_[kept, np.flatnonzero(parts != "retain")])
+        self.shown = shown_rows(parts)
         self.z = store.z(self.shown)
-        self.rows = choose_rows(self.labels[self.shown], parts[self.shown], self.z, seed=0)
-        self.references = [self.outputs(self._reference(forgotten, RETRAIN_SEEDS + s)) for s in ORIGINALS]
+        self.rows = choose_rows(labels[self.shown], parts[self.shown], self.z, seed=0)
+        self.images = images[self.shown]
+        self.references = [answers(self._reference(forgotten, RETRAIN_SEEDS + other), self.images) for other in seeds]
 
     def _reference(self, forgotten: int, seed: int) -> Classifier:
         out = KEPT / str(forgotten) / str(seed)
@@ -76,30 +75,26 @@ class Case:
             make_classifier(load_config(), self.dataset, self.request.retain_rows, seed, out, KEPT / "work")
         return load_classifier(out)
 
-    @torch.no_grad()
-    def outputs(self, model: Classifier) -> Outputs:
-        z = torch.cat([model.features(self.images[part]) for part in np.array_split(self.shown, 40)])
-        return Outputs(model.head(z).numpy(), z.numpy())
-
     def entry(self, name: str) -> Line:
         """Fit an entry of params.yaml, its features and activations fetched, and measure it."""
         table = load_config().fit
         warm_up(name, table)
         start = time.perf_counter()
         unlearned = fit(name, self.request, table)
-        seconds = time.perf_counter() - start
+        return self.measured(unlearned, time.perf_counter() - start)
+
+    def measured(self, unlearned: Unlearned, seconds: float) -> Line:
         if unlearned.classifier is not None:
-            return self.line(self.outputs(unlearned.classifier), seconds)
+            return self.line(answers(unlearned.classifier, self.images), seconds)
         z_prime = unlearned.map(torch.from_numpy(self.z))
         return self.line(Outputs(unlearned.head.logits(z_prime).numpy(), self.z, z_prime.numpy()), seconds)
 
     def line(self, out: Outputs, seconds: float = 0.0) -> Line:
         measured, forget = measure(out, self.rows), self.rows.forget
         others = [r for r in self.references if r is not out]
-        far = [divergence.summary(r.logits[forget], out.logits[forget]) for r in others]
+        far = distances(out, others, forget)
         line = {title: 100 * float(measured.value(path) or 0) for title, path in MEASURES.items()}
-        line |= {key: float(np.mean([f[key] for f in far])) for key in ("kl", "js")}
-        return line | {"agreement": 100 * float(np.mean([f["agreement"] for f in far])), "seconds": seconds}
+        return line | far | {"agreement": 100 * far["agreement"], "seconds": seconds}
 
 
 def show(name: str, lines: Sequence[Line]) -> None:

@@ -1,0 +1,73 @@
+"""Settings of `matched-fast`, chosen on classes that no table uses. The table of docs/matched.md, "How it was chosen".
+
+python -m benchmarks.matched_settings
+
+Run it where `make results` ran. Classes 2 and 7 are forgotten; models are retrained without them first, minutes each.
+The choice: the smallest mean KL to those models among settings that take at most 5 seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import product
+
+import numpy as np
+
+from benchmarks.matched_table import Case, Line
+from expunge.config import load_config
+from expunge.methods import METHODS, fit, warm_up
+
+ORIGINALS, CLASSES, REFERENCES = (1, 2), (2, 7), (1, 2)
+TEACHERS = ((0.1, 64), (0.2, 64), (0.2, 128), (0.3, 64))  # passes, batch size
+SHARES, WEIGHTS = (0.25, 0.5, 0.75, 1.0), (1.0, 3.0, 10.0)
+MOST_SECONDS = 5.0
+COLUMNS = ("kl", "js", "agreement", "probe on z' %", "member %", "retained test %", "seconds")
+Setting = tuple[float, int, float, float]
+
+
+def lines(case: Case) -> dict[Setting, Line]:
+    """A line for each setting. A teacher is made once and counted in each."""
+    found = {}
+    table = {name: dict(settings or {}) for name, settings in load_config().fit.items()}
+    warm_up("matched-fast", table)
+    for passes, batch_size in TEACHERS:
+        table["teacher"] |= {"epochs": passes, "batch_size": batch_size}
+        start = time.perf_counter()
+        teacher = fit("teacher", case.request, table)
+        teacher_s = time.perf_counter() - start
+        for share, weight in product(SHARES, WEIGHTS):
+            settings = {"teacher_share": share, "feature_weight": weight}
+            start = time.perf_counter()
+            unlearned = METHODS["matched-map"]("matched-fast", case.request, settings, teacher)
+            seconds = teacher_s + time.perf_counter() - start
+            found[passes, batch_size, share, weight] = case.measured(unlearned, seconds)
+    return found
+
+
+def show(cells: list[str], line: Line) -> None:
+    print(f"| {' | '.join(cells)} | " + " | ".join(f"{line[key]:.3f}" for key in COLUMNS) + " |", flush=True)
+
+
+def mean(several: list[Line]) -> Line:
+    return {key: float(np.mean([line[key] for line in several])) for key in COLUMNS}
+
+
+def main() -> None:
+    cases = [Case(seed, forgotten, REFERENCES) for forgotten in CLASSES for seed in ORIGINALS]
+    retrained = mean([case.line(reference) for case in cases for reference in case.references])
+    every = []
+    for case in cases:
+        every.append(lines(case))
+        print(f"{len(every)} of {len(cases)} cases", file=sys.stderr, flush=True)
+    means = {setting: mean([found[setting] for found in every]) for setting in every[0]}
+    print("| passes | batch | teacher_share | feature_weight | " + " | ".join(COLUMNS) + " |\n|" + "---|" * 11)
+    show(["retrained", "", "", ""], retrained)
+    for setting, line in sorted(means.items(), key=lambda item: item[1]["kl"]):
+        show([f"{value:g}" for value in setting], line)
+    quick = [setting for setting, line in means.items() if line["seconds"] <= MOST_SECONDS]
+    print("chosen:", min(quick, key=lambda setting: means[setting]["kl"]))
+
+
+if __name__ == "__main__":
+    main()
