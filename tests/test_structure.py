@@ -36,7 +36,7 @@ LAYERS = {
     "data": {"core", "data", "errors", "files", "progress"},
     "models": {"core", "data", "models", "errors", "files", "progress"},
     "evaluation": {"core", "evaluation", "errors", "files", "progress"},
-    "features": {"core", "data", "models", "features", "errors", "files", "progress", "config"},
+    "features": {"core", "data", "models", "features", "errors", "files", "memory", "progress", "config"},
     "finetune": {"core", "data", "models", "features", "finetune", "errors", "files", "progress"},
     "report": {"evaluation", "report", "core", "data", "features", "errors", "files", "paths", "progress", "unlearned"},
 }
