@@ -3,7 +3,8 @@
 python -m benchmarks.matched_settings
 
 Run it where `make results` ran. Classes 2 and 7 are forgotten; models are retrained without them first, minutes each.
-The choice: the smallest mean KL to those models among settings that take at most 5 seconds.
+The choice, among settings that take at most 4 seconds, so that a slower machine stays under 5: the smallest mean KL to
+those models; of settings as near to the smallest as two runs of one are, that with the nearest probe.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from expunge.config import load_config
 from expunge.methods import METHODS, fit, warm_up
 
 ORIGINALS, CLASSES, REFERENCES = (1, 2), (2, 7), (1, 2)
-TEACHERS = ((0.1, 64), (0.2, 64), (0.2, 128), (0.3, 64))  # passes, batch size
+TEACHERS = ((0.1, 64), (0.2, 64), (0.2, 128), (0.25, 128), (0.3, 64), (0.3, 128))  # passes, batch size
 SHARES, WEIGHTS = (0.25, 0.5, 0.75, 1.0), (1.0, 3.0, 10.0)
-MOST_SECONDS = 5.0
-COLUMNS = ("kl", "js", "agreement", "probe on z' %", "member %", "retained test %", "seconds")
+MOST_SECONDS, NEAR_KL = 4.0, 0.005
+PROBE = "probe on z' %"
+COLUMNS = ("kl", "js", "agreement", PROBE, "member %", "retained test %", "seconds")
 Setting = tuple[float, int, float, float]
 
 
@@ -65,8 +67,10 @@ def main() -> None:
     show(["retrained", "", "", ""], retrained)
     for setting, line in sorted(means.items(), key=lambda item: item[1]["kl"]):
         show([f"{value:g}" for value in setting], line)
-    quick = [setting for setting, line in means.items() if line["seconds"] <= MOST_SECONDS]
-    print("chosen:", min(quick, key=lambda setting: means[setting]["kl"]))
+    quick = {setting: line for setting, line in means.items() if line["seconds"] <= MOST_SECONDS}
+    least = min(line["kl"] for line in quick.values())
+    near = {setting: line for setting, line in quick.items() if line["kl"] <= least + NEAR_KL}
+    print("chosen:", min(near, key=lambda setting: abs(near[setting][PROBE] - retrained[PROBE])))
 
 
 if __name__ == "__main__":
