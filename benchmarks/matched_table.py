@@ -94,7 +94,7 @@ class Case:
         others = [r for r in self.references if r is not out]
         far = distances(out, others, forget)
         line = {title: 100 * float(measured.value(path) or 0) for title, path in MEASURES.items()}
-        return line | far | {"agreement": 100 * far["agreement"], "seconds": seconds}
+        return line | far | {"agreement": 100 * far.get("agreement", float("nan")), "seconds": seconds}
 
 
 def show(name: str, lines: Sequence[Line]) -> None:
