@@ -87,8 +87,8 @@ class Matched(Estimator):
     def __init__(
         self,
         hidden: Sequence[int] = (256,),
-        teacher_share: float = 0.75,
-        feature_weight: float = 10.0,
+        teacher_share: float = 0.5,
+        feature_weight: float = 3.0,
         steps: int = 300,
         lr: float = 2e-3,
         batch_size: int = 128,
