@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.erasure.certificate import known_entries, verify
-from expunge.erasure.keys import PublicKey, signing_key
-from expunge.erasure.ledger import Ledger
 from expunge.erasure.requests import Store
-from expunge.errors import CertificateError, LedgerError
+from expunge.ledger.keys import PublicKey, signing_key
+from expunge.ledger.ledger import Ledger
+from expunge.system.errors import CertificateError, LedgerError
 from tests.erasure.made import finish, promoted
-from tests.erasure.sweep import small
+from tests.sweep import small
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_it_says_everything_that_it_must(done, certificate):
     assert before["data/dataset"] != after["data/dataset"] and before.keys() == after.keys()
     assert (
         body["sweep"]["left"] == []
-        and {"where": "data/dataset", "what": "rows", "count": 30} in body["sweep"]["purged"]
+        and {"where": "data/dataset", "what": "rows", "count": 30, "kind": "erased"} in body["sweep"]["purged"]
     )
     assert body["ledger"]["previous"] in {e.hash for e in Ledger(root / "ledger.jsonl").entries()}
 

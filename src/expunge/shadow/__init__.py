@@ -1,0 +1,52 @@
+"""Shadow models: heads on cached features or whole networks, for attacks that need many models.
+
+May import everything below it except tracking and report.
+Start with `plan` here, then `heads.py` or `networks.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from expunge.config import Ensembles, Model
+
+SAW = (
+    "heads on its features are no models without the forgotten rows, because the backbone saw these rows; "
+    "ask for whole networks with ensembles.full"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`kind` of ensemble to train; `valid_because` says why its reading holds, `refused_because` what was turned down
+    and why."""
+
+    kind: Literal["off", "refused", "heads", "full"]
+    valid_because: str | None = None
+    refused_because: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"kind": self.kind, "valid_because": self.valid_because, "refused_because": self.refused_because}
+        return {key: value for key, value in fields.items() if value is not None}
+
+
+def plan(model: Model, asked: Ensembles) -> Plan:
+    """What is valid of what params ask for."""
+    if not asked.heads and not asked.full:
+        return Plan("off")
+    if not model.saw_forget_data:
+        if asked.heads:
+            return Plan("heads", "the backbone is said never to have seen the forgotten rows, so only heads had them")
+        return Plan("refused", refused_because="no network is trained in this run; ask for heads with ensembles.heads")
+    if asked.full and model.training == "full":
+        return Plan(
+            "full", "every network is trained from its start by the recipe of this run", SAW * bool(asked.heads) or None
+        )
+    if asked.full:
+        return Plan(
+            "refused",
+            refused_because=f"model.training is {model.training}: retrained models would share a backbone that saw the "
+            "forgotten rows",
+        )
+    return Plan("refused", refused_because=SAW)
