@@ -89,9 +89,7 @@ def author(attribution: str) -> str | None:
     words: list[str] = []
     head = ENDS.split(attribution.strip(), maxsplit=1)[0].split()
     for place, word in enumerate(head):
-        if word.lower() in PARTICLES and place + 1 < len(head):
-            words.append(word)
-        elif _capitalised(word):
+        if (word.lower() in PARTICLES and place + 1 < len(head)) or _capitalised(word):
             words.append(word)
         elif word[0].islower() and word.isalpha() and word != "and" and len(words) >= 2:
             break
