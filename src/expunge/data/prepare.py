@@ -10,7 +10,7 @@ from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError
 
-SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz", "text")
+SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
 
 
 def prepare(
@@ -24,7 +24,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
-    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with Fashion-MNIST's files.
+    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of Fashion-MNIST,
+    the fortunes or the archives of the emoji.
     `test_fraction` and `seed` are used where the source has no test split of its own. Raises DataError.
     """
     opened = open_source(source, path, test_fraction, seed, raw_dir)
@@ -43,6 +44,14 @@ def open_source(
         from expunge.data.readers.digits import read_digits
 
         return read_digits(test_fraction, seed)
+    if source == "fortunes":
+        from expunge.data.readers.fortunes import read_fortunes
+
+        return read_fortunes(path, raw_dir, test_fraction, seed)
+    if source == "emoji":
+        from expunge.data.readers.emoji import read_emoji
+
+        return read_emoji(path, raw_dir, test_fraction, seed)
     if source not in SOURCES:
         raise DataError(f"unknown data source {source!r}; known are {', '.join(SOURCES)}")
     if path is None:
