@@ -24,8 +24,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
-    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of Fashion-MNIST,
-    the fortunes or the archives of the emoji.
+    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of
+    Fashion-MNIST, the fortunes or the archives of the emoji.
     `test_fraction` and `seed` are used where the source has no test split of its own. Raises DataError.
     """
     opened = open_source(source, path, test_fraction, seed, raw_dir)
