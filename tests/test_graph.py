@@ -97,3 +97,15 @@ def test_what_is_missing_and_superfluous_is_named(tree, change, expected):
 
 def test_the_whole_source_is_no_dependency(tree):
     assert problems(tree, "expunge.stages.fit", [tree / PACKAGE]) == ["superfluous: expunge"]
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [("expunge.training.recipe", "TRAINING_CODE"), ("expunge.shadow.networks", "FITTING_CODE")],
+)
+def test_shadow_networks_are_stale_when_code_that_made_them_changes(module, named):
+    """They are no outputs of a stage each, so they carry a digest of the code instead."""
+    from expunge.shadow import networks
+
+    needed = {unit(SRC, path).name for path in closure(SRC, module)} - {"__init__.py"}
+    assert set(getattr(networks, named)) == needed
