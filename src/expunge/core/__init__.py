@@ -11,6 +11,8 @@ from expunge.core.maps import AffineMap, Chain, FeatureMap, MlpMap, identity, lo
 from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
+from expunge.core.ridge_head import RidgeHead
+from expunge.core.softmax_head import SoftmaxHead
 from expunge.core.teacher_map import Stitch, TeacherMap
 from expunge.core.zero_shot import RepresentationZeroShot
 
@@ -31,6 +33,8 @@ __all__ = [
     "RepresentationLinear",
     "RepresentationMlp",
     "RepresentationZeroShot",
+    "RidgeHead",
+    "SoftmaxHead",
     "Stitch",
     "TeacherMap",
     "identity",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 PANEL = 64
 PENDING_SHARE, PENDING_LEAST = 5, 32  # rows that wait are at most a fifth of the dimension, or this many
@@ -72,11 +74,11 @@ class Factor:
     @property
     def waiting(self) -> int:
         """How many rows wait."""
-        return self._rows.shape[0]
+        return len(self._rows)
 
     @property
     def limit(self) -> int:
-        return max(PENDING_LEAST, self._upper.shape[0] // PENDING_SHARE)
+        return max(PENDING_LEAST, len(self._upper) // PENDING_SHARE)
 
     def _base(self, right: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(self._upper.T, right, upper=False)
@@ -89,7 +91,9 @@ class Factor:
             return base
         if self._core is None:
             self._core = torch.linalg.lu_factor(torch.diag(self._signs) + self._rows @ self._solved)
-        return base - self._solved @ torch.linalg.lu_solve(*self._core, self._rows @ base)
+        small: Tensor = torch.linalg.lu_solve(*self._core, self._rows @ base)
+        followed: Tensor = base - self._solved @ small
+        return followed
 
     def solve(self, right: Tensor) -> Tensor:
         """`(p, c)` float64 -> `(p, c)`."""
@@ -100,8 +104,8 @@ class Factor:
         base = self._base(rows.T)
         return self._follow(base), base
 
-    def push(self, rows: Tensor, base: Tensor, sign: int, matrix: Tensor) -> None:
-        """Count `rows (k, p)`, with `base` from `prepare`, in with `sign`; `matrix` is what is then factored."""
+    def push(self, rows: Tensor, base: Tensor, sign: int, matrix: Callable[[], Tensor]) -> None:
+        """Count `rows (k, p)`, with `base` from `prepare`, in with `sign`; `matrix()` is what is then factored."""
         if self.waiting + rows.shape[0] > self.limit:
             self._work_in(rows, sign, matrix)
             return
@@ -109,14 +113,14 @@ class Factor:
         self._signs = torch.cat([self._signs, self._signs.new_full((rows.shape[0],), float(sign))])
         self._core = None
 
-    def _work_in(self, rows: Tensor, sign: int, matrix: Tensor) -> None:
+    def _work_in(self, rows: Tensor, sign: int, matrix: Callable[[], Tensor]) -> None:
         """Everything that waits, additions first so that nothing is taken away before it is there."""
         waiting, signs = torch.cat([self._rows, rows]), torch.cat([self._signs, rows.new_full((len(rows),), sign)])
-        if FRESH_SHARE * len(waiting) > matrix.shape[0]:
-            return self.fresh(matrix)
+        if FRESH_SHARE * len(waiting) > rows.shape[1]:
+            return self.fresh(matrix())
         for one in (1, -1):
             chosen = waiting[signs == one]
             if len(chosen) and not rank_update(self._upper, chosen, one):
-                return self.fresh(matrix)
+                return self.fresh(matrix())
         self._empty()
         return None

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from expunge.core.moments import CHUNK_NUMBERS, MIN_CHUNK_ROWS, as_features
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 # What is left of a sum after all of its rows were taken away, as a share of their squares: rounding, no more.
 ROUNDING = 1e-9
+MEMBERSHIP = 1e-7  # rounding that the test of removed rows allows in numbers between 0 and 1
+NOT_AMONG = (
+    "the rows to be removed are not among those of this head: the second moments left over are not positive "
+    "semi-definite. Check the ids, and that one model made both"
+)
 
 
 def as_labelled(
@@ -52,11 +59,11 @@ class ClassSums:
             raise ValueError(f"features need a dimension and classes, got {dim} and {num_classes}")
         if quantum is not None and (quantum <= 0 or math.frexp(quantum)[0] != 0.5):
             raise ValueError(f"quantum must be a power of two, got {quantum}")
-        kind = {"dtype": torch.float64, "device": device}
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
         self.quantum = quantum
-        self.second = torch.zeros(dim + 1, dim + 1, **kind)  # type: ignore[arg-type]
-        self.by_class = torch.zeros(dim + 1, num_classes, **kind)  # type: ignore[arg-type]
-        self.squares = torch.zeros(num_classes, **kind)  # type: ignore[arg-type]
+        self.second = zeros(dim + 1, dim + 1)
+        self.by_class = zeros(dim + 1, num_classes)
+        self.squares = zeros(num_classes)
 
     @property
     def dim(self) -> int:
@@ -121,7 +128,7 @@ class ClassSums:
         squares = self.squares - onehot.T @ h.square().sum(dim=1)
         left, slack = counts - wanted, ROUNDING * (self.squares + 1)
         least = sums.square().sum(dim=0) / left.clamp(min=1)
-        emptied = (left == 0) & ((least > slack * (self.squares + 1)) | (squares.abs() > slack))
+        emptied = (left == 0) & ((least > slack) | (squares.abs() > slack))
         wrong = ((wanted > 0) & (emptied | (squares < least.where(left > 0, squares) - slack))).nonzero()
         if len(wrong):
             raise DataError(
@@ -134,9 +141,33 @@ class ClassSums:
         same.quantum, same.second, same.by_class, same.squares = self.quantum, second, by_class, squares
         return same
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a safetensors file."""
+        named = {"second": self.second, "by_class": self.by_class, "squares": self.squares}
+        return {name: t.cpu().contiguous() for name, t in named.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], quantum: float | None) -> ClassSums:
+        """From what `tensors` gave. Raises KeyError or ValueError for anything else."""
+        second, by_class, squares = (tensors[name] for name in ("second", "by_class", "squares"))
+        p, c = by_class.shape
+        if second.shape != (p, p) or squares.shape != (c,) or {t.dtype for t in tensors.values()} != {torch.float64}:
+            raise ValueError("its tensors do not have the shapes of class sums")
+        return cls(p - 1, c, quantum).like(second, by_class, squares)
+
     def _check_exact(self) -> None:
         if self.quantum is not None and float(self.second.diagonal().max()) >= 2.0**53 * self.quantum**2:
             raise DataError(
                 f"sums of products are no longer exact in steps of {self.quantum}; take a larger quantum, "
                 "or None to accept rounding"
             )
+
+
+def check_members(inside: Tensor, solved: Tensor, ridge: float) -> None:
+    """Raise DataError where `S - H^T H` is not positive semi-definite along `X = P H^T`.
+
+    `X^T (S - H^T H) X = K - ridge X^T X - K^2` with `K = H P H^T`; and no eigenvalue of K may reach 1. [derived]
+    """
+    left = inside - ridge * solved.T @ solved - inside @ inside
+    if float(torch.linalg.eigvalsh(inside)[-1]) >= 1 or float(torch.linalg.eigvalsh(left)[0]) < -MEMBERSHIP:
+        raise DataError(NOT_AMONG)
