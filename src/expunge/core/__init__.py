@@ -1,4 +1,8 @@
-"""Unlearning on features: moments, maps, and the methods that fit them. torch, numpy and scipy only."""
+"""The mathematics on features: moments, maps and heads, and the estimators that fit them; torch, numpy and scipy only.
+
+May import system.
+Start with `moments.py`, then `maps.py` and one estimator, `loft.py`.
+"""
 
 from expunge.core.certified import CertifiedRemoval
 from expunge.core.directions import Esc, PourP
@@ -14,7 +18,7 @@ from expunge.core.representation_mlp import RepresentationMlp
 from expunge.core.ridge_head import RidgeHead
 from expunge.core.softmax_head import SoftmaxHead
 from expunge.core.teacher_map import Stitch, TeacherMap
-from expunge.core.zero_shot import RepresentationZeroShot
+from expunge.core.zero_shot import RepresentationZeroShot, RepresentationZeroShotMlp
 
 __all__ = [
     "AffineMap",
@@ -33,6 +37,7 @@ __all__ = [
     "RepresentationLinear",
     "RepresentationMlp",
     "RepresentationZeroShot",
+    "RepresentationZeroShotMlp",
     "RidgeHead",
     "SoftmaxHead",
     "Stitch",
