@@ -235,4 +235,8 @@ def _build(description: dict[str, object], tensors: dict[str, Tensor]) -> Featur
                     _build(part, {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
                 )
             return Chain(tuple(steps))
+        case {"kind": "tilt"}:
+            from expunge.core.tilted import TiltMap  # it builds on this module
+
+            return TiltMap(tensors["weight"], tensors["bias"], tensors["classes"], tensors["shifts"])
     raise ValueError(f"unknown kind of map: {description.get('kind')!r}")

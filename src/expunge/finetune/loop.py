@@ -199,10 +199,12 @@ class Run:
         phases: Sequence[Phase],
         parameters: Mapping[str, nn.Parameter] | None = None,
         movable: Mapping[str, Tensor] | None = None,
+        adjust: Callable[[Mapping[str, nn.Parameter]], None] | None = None,
     ) -> list[dict[str, float]]:
         """SGD on `parameters` (default all of the student's) through the phases; per epoch the means of the terms.
 
         `movable` holds a boolean mask per name: a weight outside it keeps its bits, decay and momentum included.
+        `adjust` may change the gradients in place after each backward pass, before decay and mask.
         """
         parameters = dict(self.student.named_parameters()) if parameters is None else parameters
         o = self.options
@@ -224,6 +226,8 @@ class Run:
                         terms = phase.loss(*batch)
                         optimizer.zero_grad(set_to_none=True)
                         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+                        if adjust is not None:
+                            adjust(parameters)
                         self._decay_and_mask(parameters, movable)
                         optimizer.step()
                         for name, value in terms.items():
