@@ -8,7 +8,7 @@ import pkgutil
 from pathlib import Path
 
 import benchmarks
-from expunge.files import write_json
+from expunge.system.files import write_json
 
 OUT = Path("reports/bench.json")
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from expunge.evaluation.ensembles import HeadEnsemble, Recipe, train_heads, whitening
+from expunge.evaluation.shadow_heads import Recipe, ShadowHeads, train_heads, whitening
 from expunge.evaluation.ulira import klom, rmia, ulira
 
 CLASSES = 10
@@ -29,7 +29,7 @@ def features(rows: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return ((centres[labels] + rng.normal(size=(rows, dim))) @ mix).astype(np.float32), labels
 
 
-def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, recipe: Recipe) -> HeadEnsemble:
+def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, recipe: Recipe) -> ShadowHeads:
     """The reference: a loop without autograd over each head's own rows, gathered once per epoch; buffers are reused."""
     generator = torch.Generator().manual_seed(seed)
     member = torch.stack([torch.randperm(len(z), generator=generator) < len(z) // 2 for _ in range(heads)])
@@ -60,7 +60,7 @@ def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, r
                 start, step = end, step + 1
     w = (torch.from_numpy(unmix.astype(np.float32)) @ weights).transpose(1, 2)
     b = biases - w @ torch.from_numpy(centre.astype(np.float32))
-    return HeadEnsemble(w.contiguous().numpy(), b.numpy(), member.numpy())
+    return ShadowHeads(w.contiguous().numpy(), b.numpy(), member.numpy())
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.bench_ensembles import CLASSES, features
 from expunge.evaluation import membership, representation, suite
-from expunge.evaluation.ensembles import train_heads
+from expunge.evaluation.shadow_heads import train_heads
 from expunge.evaluation.suite import Outputs, evaluate
 
 FORGOTTEN = 5

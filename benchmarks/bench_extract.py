@@ -28,10 +28,10 @@ from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.features.extract import Settings, extract
 from expunge.features.store import Shards, write_shard
-from expunge.files import read_json, staged_dir, write_manifest
-from expunge.memory import keep_freed
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
+from expunge.system.files import read_json, staged_dir, write_manifest
+from expunge.system.malloc import keep_freed
 
 BATCH = 500
 SIZE = 28

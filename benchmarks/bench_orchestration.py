@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from expunge.workspace import lay_out
+from expunge.workspaces.workspace import lay_out
 
 ROOT = Path(__file__).parents[1]
 TARGET = 1.25

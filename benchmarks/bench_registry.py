@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.core import LinearHead, identity
-from expunge.erasure.forgotten import ForgottenRows
-from expunge.erasure.ledger import Ledger
-from expunge.files import staged_dir, write_json, write_manifest
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.ledger import Ledger
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
+from expunge.system.files import staged_dir, write_json, write_manifest
 
 TARGET_S = 10.0
 METHODS = [f"method-{i}" for i in range(8)]
@@ -99,7 +99,7 @@ def measure(home: Path, prepared: dict[str, Any], content: str) -> dict[str, flo
         seconds[step] = time.perf_counter() - start
 
     with timed("import"):
-        from expunge.promotion.decide import Desk
+        from expunge.promotion.promoter import Promoter
         from expunge.tracking import Dataset, Submission, connect, log_pipeline_run, preflight, register_model
     with timed("open the store; at first it makes the tables"):
         preflight()
@@ -131,8 +131,10 @@ def measure(home: Path, prepared: dict[str, Any], content: str) -> dict[str, flo
             )
         )
     with timed("promote"):
-        desk = Desk(connect(), "benchmark", Ledger(home / "ledger.jsonl"), ForgottenRows(home, REQUEST, ["1"]), "a")
-        desk.promote(desk.version(version.version), "measured", desk.history().head, {})
+        promoter = Promoter(
+            connect(), "benchmark", Ledger(home / "ledger.jsonl"), ForgottenRows(home, REQUEST, ["1"]), "a"
+        )
+        promoter.promote(promoter.version(version.version), "measured", promoter.history().head, {})
     return seconds
 
 

@@ -21,9 +21,9 @@ from benchmarks.core_features import features, median_seconds
 from expunge.config import load_config
 from expunge.core import Loft, Moments, RepresentationLinear
 from expunge.features.store import MOMENTS, FeatureStore, groups, write_shard
-from expunge.files import staged_dir, write_manifest
-from expunge.models.training import train
 from expunge.models.zoo import build
+from expunge.system.files import staged_dir, write_manifest
+from expunge.training.trainer import train
 
 DIM, FORGOTTEN, SHARD_ROWS = 128, 1000, 262_144  # shards of 134 MB
 SIZES = (60_000, 600_000)

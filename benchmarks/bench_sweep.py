@@ -22,9 +22,9 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import RAW
 from expunge.data.source import Source, array_batches
 from expunge.data.writer import write_dataset
-from expunge.erasure.sweep import sweep
 from expunge.features.store import CLASS_SUMS, MOMENTS, write_shard
-from expunge.files import staged_dir, write_manifest
+from expunge.sweep import sweep
+from expunge.system.files import staged_dir, write_manifest
 
 ROWS, SHARD, DIM, ERASED, CLASSES = 60_000, 4_096, 128, 1_000, 10
 PARAMS = Path(__file__).parents[1] / "params.yaml"

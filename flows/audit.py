@@ -11,8 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from pydantic import Field
 
-from expunge.files import read_json
-from expunge.paths import AUDIT
+from expunge.system.files import read_json
+from expunge.system.paths import AUDIT
 from flows.naming import when
 from flows.publish import where_to_look
 from flows.stages import StageFailedError, expunge, stream

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from expunge.erasure.lifecycle import Outcome
     from expunge.erasure.requests import Store
 
-FINAL = "expunge.request"  # and the state: expunge.request.completed, expunge.request.refused
+FINAL = "expunge.methods.inputs"  # and the state: expunge.methods.inputs.completed, expunge.methods.inputs.refused
 SOON = 7
 
 
@@ -67,10 +67,10 @@ def erasure(
     """
     root = Path(workspace).resolve()
     with chdir(root):
-        from expunge.erasure.ledger import Ledger
         from expunge.erasure.lifecycle import Lifecycle
         from expunge.erasure.requests import Store
-        from expunge.paths import LEDGER
+        from expunge.ledger.ledger import Ledger
+        from expunge.system.paths import LEDGER
 
         store, ledger, today = Store.open(), Ledger(LEDGER), datetime.now(UTC).date()
         if ids_file or subject_file or classes:
@@ -78,7 +78,7 @@ def erasure(
             store.publish(ledger)
         overview(store, today)
         told = finals(store)
-        life = Lifecycle(store, ledger, who="erasure deployment", pipeline=stages, say=print)
+        life = Lifecycle(store, ledger, who="erasure deployment", pipeline=stages, log=print)
         outcome = life.advance(today, within)
         if outcome.state == "awaiting approval":
             answer = ask(root, outcome, wait_hours)
@@ -152,10 +152,10 @@ def overview(store: Store, today: date) -> None:
 
 def ask(root: Path, outcome: Outcome, hours: float) -> Approval | None:
     """The review, and a form above which it stands; None where nobody answered in time."""
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.session import ReviewSession
 
     product = outcome.facts["product"]
-    seen = Workspace(product["model"]).review(product["version"])
+    seen = ReviewSession(product["model"]).review(product["version"])
     show(root, seen)
     about = (
         f"# {outcome.batch}: {len(outcome.requests)} erasure requests\n\n"
@@ -180,14 +180,14 @@ def finals(store: Store) -> set[str]:
 def tell(store: Store, before: set[str]) -> None:
     """An event for every request that became final in this run, and its certificate as an artifact."""
     from expunge.erasure.notify import message
-    from expunge.paths import CERTIFICATES
-    from expunge.promotion.certified import attach
+    from expunge.promotion.attachment import attach
+    from expunge.system.paths import CERTIFICATES
 
     for id_ in sorted(finals(store) - before):
         request = store.get(id_)
         emit_event(
             f"{FINAL}.{request.state}",
-            resource={"prefect.resource.id": f"expunge.request.{id_}", "prefect.resource.name": id_},
+            resource={"prefect.resource.id": f"expunge.methods.inputs.{id_}", "prefect.resource.name": id_},
             payload=message(request),
         )
         if request.state == "completed":

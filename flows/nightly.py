@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from expunge.clones import unpushed
+from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import push_run
 from flows.stages import stale_stages

@@ -1,4 +1,4 @@
-"""Progress artifacts of long stages, read from the lines that `expunge.progress` writes."""
+"""Progress artifacts of long stages, read from the lines that `expunge.system.progress` writes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field, field_validator
 
-from expunge.promotion.shown import Review
+from expunge.promotion.review_terminal import Review
 from flows.naming import when
 from flows.publish import PROMOTED, where_to_look
 
@@ -59,14 +59,14 @@ def promote(
         model: Name of the registered model; the one that the last run registered when left out.
         wait_hours: How long to wait for a decision; the run fails after that.
     """
-    from expunge.errors import PromotionError
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.session import ReviewSession
+    from expunge.system.errors import PromotionError
 
     root = Path(workspace).resolve()
     with chdir(root):
-        desk = Workspace(model).desk
-        head = desk.history().head
-        seen = Workspace(model).review(version)
+        promoter = ReviewSession(model).promoter
+        head = promoter.history().head
+        seen = ReviewSession(model).review(version)
     challenger = seen.challenger
     show(root, seen)
     if seen.champion is not None and seen.champion.version == challenger.version and not seen.findings:
@@ -86,7 +86,7 @@ def promote(
     with chdir(root):
         # A version of its own number: the alias may have moved while the run waited. The ledger's head says whether
         # something was decided meanwhile.
-        entry = Workspace(model).promote(seen, asked.reason, head)
+        entry = ReviewSession(model).promote(seen, asked.reason, head)
     emit_event(
         PROMOTED,
         resource={
@@ -133,7 +133,7 @@ def show(root: Path, seen: Review) -> None:
     """The review of `expunge review`, as an artifact."""
     from rich.console import Console
 
-    from expunge.promotion.shown import show as print_review
+    from expunge.promotion.review_terminal import show as print_review
 
     out = io.StringIO()
     print_review(seen, Console(file=out, width=140, highlight=False, markup=False))

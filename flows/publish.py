@@ -13,8 +13,8 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
-from expunge.files import read_json
-from expunge.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
+from expunge.system.files import read_json
+from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 from flows.naming import branch_of
 from flows.stages import DONE, REGISTER
 
@@ -114,7 +114,7 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
 )
 def push_run(workspace: str) -> str:
     """Push data to the DVC remote and dvc.lock to a branch named by the flow run. Returns the branch."""
-    from expunge.clones import push
+    from expunge.workspaces.clones import push
 
     branch = branch_of(flow_run.get_name() or "run")
     push(Path(workspace), branch)

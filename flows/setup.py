@@ -70,7 +70,7 @@ def specification(name: str | None, repository: str | None, revision: str, remot
     workspace = name or "clone"
     spec["pull"] = [
         {
-            "expunge.clones.refresh": {
+            "expunge.workspaces.clones.refresh": {
                 "id": "clone",
                 "repository": repository,
                 "directory": "{{ $EXPUNGE_WORKSPACE }}/" + f"{CLONES}/{workspace}",

@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
+from expunge.system import dvc
 from flows.progress import Progress
 
 # What may pass by itself: another process in the workspace, a source to be fetched, a tracking server.
@@ -56,10 +57,6 @@ def environment(workspace: Path) -> dict[str, str]:
     }
 
 
-def dvc(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dvc", *arguments]
-
-
 def expunge(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "expunge.cli", *arguments]
 
@@ -74,12 +71,12 @@ def ask(command: list[str], workspace: Path) -> str:
 
 def stage_names(workspace: Path) -> list[str]:
     """All stages of dvc.yaml, matrix stages expanded, in file order, which is an order they can run in."""
-    return ask(dvc("stage", "list", "--name-only"), workspace).split()
+    return ask(dvc.command("stage", "list", "--name-only"), workspace).split()
 
 
 def stale_stages(workspace: Path) -> list[str]:
     """Stages whose inputs, parameters or outputs are not as dvc.lock says; what lies after them is not in the list."""
-    return [name for name in json.loads(ask(dvc("status", "--json"), workspace)) if not name.endswith(".dvc")]
+    return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
 
 def preflight(workspace: Path) -> None:
@@ -150,6 +147,6 @@ def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obje
 )
 def run_stage(stage: str, workspace: str, force: bool = False) -> str:
     """Run one stage with `dvc repro --single-item`, output streamed into the log. Returns "done" or "up to date"."""
-    command = dvc("repro", "--single-item", *(["--force"] if force else []), stage)
+    command = dvc.command("repro", "--single-item", *(["--force"] if force else []), stage)
     tail = stream(command, Path(workspace), f"stage {stage}")
     return UP_TO_DATE if any("didn't change, skipping" in line for line in tail) else DONE

@@ -13,7 +13,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from expunge.clones import unpushed
+from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
 from flows.stages import REGISTER, PreflightError, StageFailedError, preflight, run_stage, stage_names

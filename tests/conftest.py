@@ -47,11 +47,11 @@ def request_(finished):
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.features.store import FeatureStore
+    from expunge.methods.inputs import FitInputs
     from expunge.models.checkpoint import load_classifier
-    from expunge.request import Request
 
     split = Split(finished / "data/split")
-    return Request(
+    return FitInputs(
         store=FeatureStore(finished / "data/features/original"),
         activations_dir=finished / "data/activations",
         dataset=Dataset(finished / "data/dataset"),

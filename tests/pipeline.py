@@ -33,7 +33,7 @@ def lay_out(workspace: Path) -> Path:
 
     def edit(params: dict) -> None:
         params["train"].update(epochs=3)
-        params["methods"].append("matched")
+        params["methods"].append("relearn")
         params["activations"]["cuts"] = ["stage1", "stage2"]
 
     change(workspace, edit)

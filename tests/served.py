@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap, FeatureMap, MlpMap
-from expunge.files import staged_dir, write_manifest
 from expunge.models.checkpoint import save_classifier
 from expunge.models.classifier import Classifier
 from expunge.models.zoo import build
+from expunge.system.files import staged_dir, write_manifest
 
 torch.set_num_threads(1)  # tests run beside each other; two pools of threads on two cores starve both
 

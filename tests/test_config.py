@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from expunge.config import load_config
-from expunge.errors import ConfigError
-from expunge.workspace import params_with
+from expunge.system.errors import ConfigError
+from expunge.workspaces.workspace import params_with
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,10 +11,10 @@ import pytest
 from expunge.data.dataset import Dataset
 from expunge.data.split import split
 from expunge.data.writer import write_dataset
-from expunge.errors import ManifestError, QualityError
 from expunge.features.store import FeatureStore, write_shard
-from expunge.files import staged_dir, write_json, write_manifest
 from expunge.quality import feature_frame, validate_dataset, validate_features, validate_split
+from expunge.system.errors import ManifestError, QualityError
+from expunge.system.files import staged_dir, write_json, write_manifest
 from tests.data.made import arrays, source_of
 
 

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from expunge.errors import ConfigError, ExpungeError
 from expunge.evaluation.divergence import agreement_rows, kl_rows
 from expunge.evaluation.margins import Margins
 from expunge.results.__main__ import PAGE, write_page
 from expunge.results.page import page
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import VARIANTS, Variant, finished, run_variants
+from expunge.system.errors import ConfigError, ExpungeError
 from tests.pipeline import ROOT
 
 DIGITS = Variant(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import attack, beside, certificate, deploy, registry, request, sweep
+from expunge.commands import attack, certificate, deploy, registry, request, sweep, variant
 from expunge.stages import guarded
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -34,8 +34,8 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False,
 ) -> None:
     """The whole pipeline on scikit-learn's digits, in a workspace of its own; its outputs are left here."""
-    from expunge.demo import run_demo
     from expunge.report.terminal import print_result
+    from expunge.workspaces.demo import run_demo
 
     run_demo(Path.cwd(), keep)
     print_result()
@@ -46,8 +46,8 @@ def texts(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier run computed instead of starting anew.")] = False,
 ) -> None:
     """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; its outputs are left here."""
-    from expunge.demo import run_texts
     from expunge.report.terminal import print_result
+    from expunge.workspaces.demo import run_texts
 
     run_texts(Path.cwd(), keep)
     print_result()
@@ -75,7 +75,7 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (registry, attack, beside, deploy, request, certificate, sweep):
+for commands in (registry, attack, variant, deploy, request, certificate, sweep):
     commands.register(app)
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from expunge.errors import ConfigError
 from expunge.evaluation.margins import Margins
+from expunge.system.errors import ConfigError
 
 PARAMS = Path("params.yaml")
 

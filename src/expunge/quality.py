@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET, PARTS, RAW, RETAIN, SPLITS, TEST_FORGET, TEST_RETAIN, TEXT, TRAIN
 from expunge.data.split import ASSIGNMENT, Split
-from expunge.errors import QualityError
 from expunge.features.store import FeatureStore
-from expunge.files import replace_dir
+from expunge.system.errors import QualityError
+from expunge.system.files import replace_dir
 
 if TYPE_CHECKING:
     import pandas as pd

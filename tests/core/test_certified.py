@@ -9,7 +9,7 @@ import torch
 
 from expunge.core import CertifiedRemoval
 from expunge.core.certified import conjugate_gradients
-from expunge.errors import ConfigError, DataError, QualityError
+from expunge.system.errors import ConfigError, DataError, QualityError
 
 
 def inputs(removal: CertifiedRemoval, z: torch.Tensor) -> torch.Tensor:

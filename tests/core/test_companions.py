@@ -10,7 +10,6 @@ import torch
 from concept_erasure import LeaceFitter
 
 from expunge.core import (
-    Accumulated,
     Esc,
     FeatureMap,
     HeadRefit,
@@ -24,7 +23,7 @@ from expunge.core import (
     RepresentationMlp,
     RepresentationZeroShot,
 )
-from expunge.errors import ConfigError, DataError
+from expunge.system.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize("shrinkage", [False, True])
@@ -145,24 +144,24 @@ def test_methods_on_the_head_leave_the_probe_as_it_was(task, refit: str) -> None
 def test_three_requests_are_one_joint_request(task) -> None:
     rows = torch.randperm(1200, generator=torch.Generator().manual_seed(1))
     requests = [rows[:70], rows[70:90], rows[90:300]]
-    state = Accumulated(Moments.of(task.z))
+    retain, forget = Moments.of(task.z), Moments(task.z.shape[1])
     for request in requests:
-        state.add(Moments.of(task.z[request]))
+        gone = Moments.of(task.z[request])
+        retain, forget = retain - gone, forget + gone
     joint, rest = Moments.of(task.z[rows[:300]]), Moments.of(task.z[rows[300:]])
-    assert (state.rounds, state.forget.n, state.retain.n) == (3, 300, 900)
+    assert (forget.n, retain.n) == (300, 900)
     pairs: list[tuple[FeatureMap, FeatureMap]] = [
-        (RepresentationLinear(0.2).fit(*m).map_, RepresentationLinear(0.2).fit(rest, joint).map_)
-        for m in [(state.retain, state.forget)]
+        (RepresentationLinear(0.2).fit(retain, forget).map_, RepresentationLinear(0.2).fit(rest, joint).map_)
     ]
-    pairs.append((Loft(5).fit(state.retain, state.forget).map_, Loft(5).fit(rest, joint).map_))
-    pairs.append((Leace().fit(state.retain, state.forget).map_, Leace().fit(rest, joint).map_))
-    pairs.append((Esc().fit(state.forget).map_, Esc().fit(joint).map_))
+    pairs.append((Loft(5).fit(retain, forget).map_, Loft(5).fit(rest, joint).map_))
+    pairs.append((Leace().fit(retain, forget).map_, Leace().fit(rest, joint).map_))
+    pairs.append((Esc().fit(forget).map_, Esc().fit(joint).map_))
     for accumulated, at_once in pairs:
         torch.testing.assert_close(accumulated(task.z), at_once(task.z), rtol=1e-6, atol=1e-6)
 
 
-def test_a_request_for_rows_already_gone_changes_nothing(task) -> None:
-    state = Accumulated(Moments.of(task.z)).add(task.forget)
+def test_rows_that_are_gone_already_cannot_be_taken_away_again(task) -> None:
+    retain = Moments.of(task.z) - task.forget
     with pytest.raises(DataError, match="not among"):
-        state.add(task.forget)
-    assert (state.rounds, state.forget.n, state.retain.n) == (1, 240, 960)
+        retain - task.forget
+    assert retain.n == 960

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from expunge.core import HeadRefit, LinearHead, PourP
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])

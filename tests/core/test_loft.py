@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from expunge.core import Loft, Moments
 from expunge.core.loft import automatic_rank
 from expunge.core.subspace import minimise_subspace_objective
-from expunge.errors import ConfigError, DataError
+from expunge.system.errors import ConfigError, DataError
 
 
 def features(n: int, d: int, seed: int, decay: float = 1.0) -> torch.Tensor:

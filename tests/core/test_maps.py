@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from expunge.core import AffineMap, LinearHead, MlpMap, identity, load_map
-from expunge.errors import CheckpointError
+from expunge.system.errors import CheckpointError
 
 D, C = 12, 5
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.core import Moments
-from expunge.errors import CheckpointError, DataError
+from expunge.system.errors import CheckpointError, DataError
 
 
 def rows(n: int, d: int, seed: int = 0, offset: float = 3.0) -> torch.Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from expunge.core import LinearHead, Moments, RepresentationLinear, RepresentationMlp
 from expunge.core.representation import solve_gram, two_set_problem
 from expunge.core.representation_mlp import Network, mean_loss
-from expunge.errors import CollapseError, ConfigError
+from expunge.system.errors import CollapseError, ConfigError
 
 D = 6
 

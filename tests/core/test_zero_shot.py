@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from expunge.core import LinearHead, Moments, RepresentationZeroShot
-from expunge.errors import CollapseError, ConfigError
+from expunge.system.errors import CollapseError, ConfigError
 
 C, D = 4, 10
 COUNTS = [100, 50, 30, 20]

@@ -11,7 +11,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.data.schema import RAW
 from expunge.data.source import Source, array_batches
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 ROWS = 60
 CLASSES = ("ant", "bee", "cat")

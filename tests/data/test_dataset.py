@@ -13,7 +13,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED, RAW
 from expunge.data.source import Batch, Source
 from expunge.data.writer import write_dataset
-from expunge.errors import DataError, ManifestError
+from expunge.system.errors import DataError, ManifestError
 
 SHAPES = [(3, 4, 1), (5, 2, 3), (4, 4, 3), (6, 1, 1)]
 
@@ -150,7 +150,7 @@ def test_a_manifest_that_disagrees_is_refused(dataset: Dataset, change, message:
 
 
 def test_another_kind_of_directory_is_refused(tmp_path: Path) -> None:
-    from expunge.files import staged_dir, write_manifest
+    from expunge.system.files import staged_dir, write_manifest
 
     with staged_dir(tmp_path / "m") as tmp:
         write_manifest(tmp, "train")

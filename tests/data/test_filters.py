@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.data.filters import MAX_LENGTH, names_individuals, parse_filter
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 TABLE = pa.table(
     {

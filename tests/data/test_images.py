@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from expunge.data.images import binary_array, decode, raw_stack
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)

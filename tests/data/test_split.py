@@ -12,7 +12,7 @@ import pytest
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split, request_digest, split
 from expunge.data.writer import write_dataset
-from expunge.errors import DataError, ManifestError
+from expunge.system.errors import DataError, ManifestError
 from tests.data.made import arrays, source_of
 
 

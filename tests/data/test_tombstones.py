@@ -8,7 +8,7 @@ import pytest
 from expunge.data.dataset import Dataset
 from expunge.data.selectors import id_rows, subject_rows
 from expunge.data.tombstones import VARIABLE, Tombstones, home
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 DIGEST = hashlib.blake2b(b"pixels", digest_size=16).digest()
 

@@ -16,7 +16,7 @@ from expunge.data import writer
 from expunge.data.schema import RAW
 from expunge.data.source import Batch, Source
 from expunge.data.writer import find_duplicates, write_dataset
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 from tests.data.made import CLASSES, ROWS, arrays, source_of
 
 

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from expunge.erasure.database import ENV
-from expunge.erasure.keys import ENV as KEY_ENV
 from expunge.erasure.requests import Store
+from expunge.ledger.keys import ENV as KEY_ENV
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +98,6 @@ def at_once() -> Callable[..., list[str]]:
 _IMPORTS = """
 from datetime import date
 from expunge.erasure.requests import Store, new_id
-from expunge.erasure.ledger import Ledger
-from expunge.errors import ExpungeError, RequestError
+from expunge.ledger.ledger import Ledger
+from expunge.system.errors import ExpungeError, RequestError
 """

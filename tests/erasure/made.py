@@ -8,20 +8,20 @@ from pathlib import Path
 
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.intake import COLUMNS
-from expunge.erasure.ledger import Ledger
 from expunge.erasure.lifecycle import Lifecycle
-from expunge.erasure.requests import Request, Store, new_id
+from expunge.erasure.requests import ErasureRequest, Store, new_id
 from expunge.erasure.states import State
-from tests.erasure.sweep import small
+from expunge.ledger.ledger import Ledger
+from tests.sweep import small
 
 TODAY = date(2026, 3, 2)
 RECEIVED = date(2026, 2, 20)
 GONE = [2, 3, 17]
-PRODUCT = {"model": "expunge-people", "version": "4", "method": "matched", "level": "b"}
+PRODUCT = {"model": "expunge-people", "version": "4", "method": "relearn", "level": "b"}
 METRIC = {"metric": "accuracy on forgotten rows", "level": "a", "value": 0.91, "original": 1.0, "retrained": 0.9}
 RUN = {
     "procedure": {
-        "method": "matched",
+        "method": "relearn",
         "settings": {"cut": "stage1"},
         "versions": {"python": "3.11", "torch": "2.13.0"},
     },
@@ -39,7 +39,7 @@ RUN = {
 }
 
 
-def request_for(store: Store, root: Path, people: list[int], received: date = RECEIVED) -> Request:
+def request_for(store: Store, root: Path, people: list[int], received: date = RECEIVED) -> ErasureRequest:
     """A verified request of one or more people; its list lies where it belongs, DVC apart."""
     id_ = new_id(received)
     file = Path("data/requests") / f"{id_}.csv"
@@ -51,7 +51,7 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     return store.verify(made.id, "ben", "letter seen", {"found": 10 * len(people)})
 
 
-def promoted(store: Store, root: Path) -> tuple[Batch, list[Request]]:
+def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
     """Two requests, whose batch is to be collected next. Its process is gone."""
     requests = [request_for(store, root, GONE[:2]), request_for(store, root, GONE[2:])]
     batches = Batches(store, "nightly")
@@ -72,7 +72,7 @@ def no_pipeline(stages=(), force=False) -> None:
 
 
 def life(root: Path, store: Store) -> Lifecycle:
-    return Lifecycle(store, Ledger(Path("ledger.jsonl")), who="nightly", pipeline=no_pipeline, say=lambda _: None)
+    return Lifecycle(store, Ledger(Path("ledger.jsonl")), who="nightly", pipeline=no_pipeline, log=lambda _: None)
 
 
 def finish(root: Path, url: str) -> str:

@@ -14,9 +14,9 @@ from expunge.erasure.batches import Batches, Step
 from expunge.erasure.database import BATCHES, transaction
 from expunge.erasure.requests import Store, new_id
 from expunge.erasure.states import State
-from expunge.errors import RequestError
+from expunge.system.errors import RequestError
 from tests.erasure.made import finish, promoted
-from tests.erasure.sweep import small
+from tests.sweep import small
 
 TODAY = date(2026, 3, 2)
 

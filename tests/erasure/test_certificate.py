@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.erasure.certificate import known_entries, verify
-from expunge.erasure.keys import PublicKey, signing_key
-from expunge.erasure.ledger import Ledger
 from expunge.erasure.requests import Store
-from expunge.errors import CertificateError, LedgerError
+from expunge.ledger.keys import PublicKey, signing_key
+from expunge.ledger.ledger import Ledger
+from expunge.system.errors import CertificateError, LedgerError
 from tests.erasure.made import finish, promoted
-from tests.erasure.sweep import small
+from tests.sweep import small
 
 
 @pytest.fixture(scope="module")

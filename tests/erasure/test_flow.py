@@ -13,10 +13,10 @@ import pytest
 from expunge.erasure.batches import Batches, Step
 from expunge.erasure.requests import Store
 from expunge.erasure.states import State
-from expunge.files import read_json
+from expunge.system.files import read_json
 from tests.erasure.made import PRODUCT, RUN, TODAY
-from tests.erasure.sweep import small
 from tests.pipeline import ENVIRONMENT, change, dvc
+from tests.sweep import small
 
 pytestmark = pytest.mark.slow
 

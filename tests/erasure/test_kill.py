@@ -16,15 +16,15 @@ import pytest
 from expunge.data.dataset import Dataset
 from expunge.erasure.certificate import verify
 from expunge.erasure.database import EVENTS, KEYS, SUBJECTS, transaction
-from expunge.erasure.keys import public_key
-from expunge.erasure.ledger import Ledger
 from expunge.erasure.requests import Store
 from expunge.erasure.states import State
-from expunge.errors import ExpungeError
-from expunge.files import digest_of
+from expunge.ledger.keys import public_key
+from expunge.ledger.ledger import Ledger
+from expunge.system.errors import ExpungeError
+from expunge.system.files import digest_of
 from tests import killing
 from tests.erasure.made import GONE, finish, promoted
-from tests.erasure.sweep import small
+from tests.sweep import small
 
 ROUNDS = 30
 

@@ -12,16 +12,16 @@ import pytest
 
 from expunge.data.dataset import Dataset
 from expunge.erasure.batches import Step
-from expunge.erasure.keys import public_key
-from expunge.erasure.ledger import Ledger
 from expunge.erasure.lifecycle import Lifecycle
 from expunge.erasure.requests import Store
 from expunge.erasure.states import State
-from expunge.errors import RequestError
-from expunge.files import write_json
+from expunge.ledger.keys import public_key
+from expunge.ledger.ledger import Ledger
+from expunge.system.errors import RequestError
+from expunge.system.files import write_json
 from tests.erasure.made import TODAY
-from tests.erasure.sweep import small
 from tests.pipeline import change, dvc
+from tests.sweep import small
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def taken_in(store: Store, root: Path, tmp_path: Path, ids: list[str]) -> str:
 
 
 def life(store: Store, pipeline) -> Lifecycle:
-    return Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=pipeline, say=lambda _: None)
+    return Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=pipeline, log=lambda _: None)
 
 
 def test_test_rows_alone_need_no_model(root, tmp_path):

@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from expunge.erasure import notify
-from expunge.erasure.requests import Request
+from expunge.erasure.requests import ErasureRequest
 from expunge.erasure.states import State
 
-REQUEST = Request(
+REQUEST = ErasureRequest(
     "R-20260220-0a1b2c", "subjects", State.completed, 7, date(2026, 2, 20), 1, date(2026, 3, 20), True, "GDPR", 2, (),
     "data/requests/R-20260220-0a1b2c.csv", "hmac-sha256:d1", "B-1", "", False,
 )  # fmt: skip

@@ -10,12 +10,12 @@ import yaml
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import mask_of, select, with_split
-from expunge.errors import ConfigError, ExpungeError, RequestError
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.system.errors import ConfigError, ExpungeError, RequestError
 from tests.erasure.made import request_for
-from tests.erasure.sweep import small
+from tests.sweep import small
 
 ROOT = Path(__file__).parents[2]
 

@@ -141,10 +141,3 @@ def test_forgetting_score_halves_with_every_bin() -> None:
     assert ul.forgetting_score(np.empty(0)) is None
     with pytest.raises(ValueError, match="non-negative"):
         ul.forgetting_score(np.array([np.nan]))
-
-
-def test_challenge_score_scales_with_the_utility_that_is_left() -> None:
-    assert ul.challenge_score(0.5, (0.9, 0.8), (0.9, 0.8)) == pytest.approx(0.5)
-    assert ul.challenge_score(1.0, (0.45, 0.8), (0.9, 0.8)) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="positive"):
-        ul.challenge_score(1.0, (0.9, 0.8), (0.0, 0.8))

@@ -15,13 +15,13 @@ import yaml
 
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.errors import ConfigError
 from expunge.features.cluster import _check_address
-from expunge.features.ranks import Ranks
-from expunge.files import read_json, staged_dir, write_manifest
+from expunge.features.torchrun import Torchrun
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
 from expunge.stages.extract import main
+from expunge.system.errors import ConfigError
+from expunge.system.files import read_json, staged_dir, write_manifest
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -124,13 +124,13 @@ def test_torchrun_makes_the_same_bytes(local, tmp_path):
 
 def test_a_rank_keeps_one_gpu():
     environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert Ranks.of(environment) == Ranks(5, 8, 4)
+    assert Torchrun.of(environment) == Torchrun(5, 8, 4)
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     environment |= {"CUDA_VISIBLE_DEVICES": "4,6", "LOCAL_RANK": "1"}
-    Ranks.of(environment)
+    Torchrun.of(environment)
     assert environment["CUDA_VISIBLE_DEVICES"] == "6"
     alone = {}
-    assert Ranks.of(alone) == Ranks(0, 1, 1) and alone == {}
+    assert Torchrun.of(alone) == Torchrun(0, 1, 1) and alone == {}
 
 
 @pytest.fixture(scope="module")

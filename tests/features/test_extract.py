@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.errors import DataError
 from expunge.features.extract import Settings, extract, extract_shards
 from expunge.features.store import FeatureStore
-from expunge.files import read_manifest
 from expunge.models.zoo import build
+from expunge.system.errors import DataError
+from expunge.system.files import read_manifest
 from tests.features import work
 
 SETTINGS = Settings(batch_size=64, shard_rows=400)

@@ -6,11 +6,11 @@ from torch import nn
 
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.errors import ConfigError, DataError
 from expunge.features.extract import Settings, extract
 from expunge.features.mapper import Mapper
 from expunge.features.store import FeatureStore
 from expunge.models.zoo import build
+from expunge.system.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")

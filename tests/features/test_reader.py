@@ -13,13 +13,13 @@ from PIL import Image
 from expunge.data.dataset import Dataset
 from expunge.data.images import decode
 from expunge.data.prepare import prepare
-from expunge.errors import DataError
 from expunge.features.extract import Settings, extract
 from expunge.features.plan import Shard
 from expunge.features.reader import Reader
 from expunge.features.store import FeatureStore
-from expunge.files import read_json, write_manifest
 from expunge.models.zoo import build
+from expunge.system.errors import DataError
+from expunge.system.files import read_json, write_manifest
 
 SETTINGS = Settings(batch_size=8, shard_rows=20)
 

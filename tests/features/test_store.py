@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from expunge.errors import ManifestError
 from expunge.features import parquet
 from expunge.features.store import NUMBERS, ROW_GROUP, FeatureStore, Shards, groups, narrow, widen, write_shard
-from expunge.files import read_manifest, staged_dir, write_json, write_manifest
+from expunge.system.errors import ManifestError
+from expunge.system.files import read_manifest, staged_dir, write_json, write_manifest
 
 N, DIM, FIRST = ROW_GROUP + 1000, 7, ROW_GROUP + 300
 

@@ -14,7 +14,7 @@ from torch import nn
 from expunge.data.readers.digits import read_digits
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
-from expunge.models.training import train
+from expunge.training.trainer import train
 
 
 @dataclass(frozen=True, repr=False)

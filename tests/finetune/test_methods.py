@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.errors import CollapseError, DataError
 from expunge.finetune import METHODS, BadTeacher, Delete, FineTune, NegGradPlus, RandomLabels, SalUn, Scrub, Ssd
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
+from expunge.system.errors import CollapseError, DataError
 
 # Settings under which each does its work on a few hundred digits; the defaults are for larger sets.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,14 +12,14 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from expunge.errors import ConfigError, DataError
 from expunge.finetune.cut import cuts, fetch_activations, rows_of
-from expunge.finetune.relearn import Relearn, beliefs, fresh_above, logits_above, rate
+from expunge.finetune.relearn import Relearn, fresh_above, logits_above, rate, teacher_probabilities
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
-from expunge.models.training import train
 from expunge.models.zoo import build
+from expunge.system.errors import ConfigError, DataError
+from expunge.training.trainer import train
 
 DIGITS = load_digits()
 IMAGES = (DIGITS.images * 15.9).astype(np.uint8)
@@ -152,7 +152,7 @@ def test_one_step_is_nesterov_sgd_from_the_fresh_start(original: Classifier, act
 
 def test_beliefs_are_the_softmax_over_the_classes_that_remain() -> None:
     logits = torch.tensor([[1.0, 9.0, 2.0, 0.5], [0.0, -3.0, 4.0, 8.0]])
-    p = beliefs(logits, torch.tensor([0, 2]))
+    p = teacher_probabilities(logits, torch.tensor([0, 2]))
     e = np.exp(logits.numpy()[:, [0, 2]].astype(np.float64))
     np.testing.assert_allclose(p[:, [0, 2]], e / e.sum(1, keepdims=True), rtol=1e-6)
     assert (p[:, [1, 3]] == 0).all()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from expunge.errors import ConfigError
 from expunge.finetune import Ssd
 from expunge.finetune.ssd import batch_fisher, per_sample_fisher
+from expunge.system.errors import ConfigError
 
 
 def gradients(digits: Any, rows: np.ndarray) -> list[torch.Tensor]:

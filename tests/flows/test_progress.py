@@ -35,7 +35,7 @@ def test_other_lines(line):
 
 
 def test_the_lines_are_those_that_stages_write(monkeypatch):
-    from expunge import progress as written
+    from expunge.system import progress as written
 
     monkeypatch.setattr(written, "SECONDS_BETWEEN_LINES", 0.0)
     out = io.StringIO()

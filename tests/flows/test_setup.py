@@ -42,7 +42,7 @@ def test_a_clone_has_names_a_pull_step_and_triggers_of_its_own():
     plain = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     spec = specification("red", "git@host:red.git", "main", "s3://bucket/red")
     assert [d["name"] for d in spec["deployments"]] == [f"red-{d['name']}" for d in plain["deployments"]]
-    refresh = spec["pull"][0]["expunge.clones.refresh"]
+    refresh = spec["pull"][0]["expunge.workspaces.clones.refresh"]
     assert refresh["repository"] == "git@host:red.git" and refresh["directory"].endswith(".expunge/clones/red")
     assert spec["pull"][1]["prefect.deployments.steps.set_working_directory"]["directory"] == "{{ clone.directory }}"
     by_name = {d["name"]: d for d in spec["deployments"]}

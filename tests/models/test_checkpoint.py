@@ -11,8 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from expunge.errors import CheckpointError, ManifestError
-from expunge.files import read_json, staged_dir, write_json, write_manifest
 from expunge.models.checkpoint import (
     backbone_digest,
     digest_of_tensors,
@@ -23,6 +21,8 @@ from expunge.models.checkpoint import (
 )
 from expunge.models.classifier import Classifier
 from expunge.models.zoo import build
+from expunge.system.errors import CheckpointError, ManifestError
+from expunge.system.files import read_json, staged_dir, write_json, write_manifest
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12), dtype=np.uint8)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.errors import ConfigError
 from expunge.models.heads import find_head, split_at
+from expunge.system.errors import ConfigError
 from tests.models.byo import Deep, PerPatch, Scaled
 
 PIXELS = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))

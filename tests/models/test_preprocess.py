@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from expunge.errors import DataError
 from expunge.models.preprocess import Preprocess
+from expunge.system.errors import DataError
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 9, 7, 3), dtype=np.uint8)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from expunge.errors import ConfigError
 from expunge.models.vision_imports import import_vision
+from expunge.system.errors import ConfigError
 
 FRESH = """
 from expunge.models.vision_imports import import_vision

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.erasure.forgotten import ForgottenRows
-from expunge.erasure.ledger import Ledger
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.ledger import Ledger
 from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 NAME = "expunge-test"
@@ -39,7 +39,7 @@ def summary(request: str, method: str, level: str) -> dict:
 
 def put(home: Path, request: str, kind: str = "affine", level: str = "a", name: str = NAME):
     """Log a run and register its version, through the same functions as the register stage."""
-    from expunge.files import write_json
+    from expunge.system.files import write_json
     from expunge.tracking import Dataset, Submission, log_pipeline_run, register_model
 
     shape = (12, 10, 3) if kind == "colour" else (12, 10, 1)
@@ -99,9 +99,9 @@ def shelf(tmp_path_factory) -> Shelf:
 
 
 @pytest.fixture
-def desk(shelf, tmp_path, monkeypatch):
+def promoter(shelf, tmp_path, monkeypatch):
     """Where decisions are made; every request's rows are known."""
-    from expunge.promotion.decide import Desk
+    from expunge.promotion.promoter import Promoter
     from expunge.tracking import connect
 
     shutil.copy(shelf.database, tmp_path / "mlflow.db")
@@ -110,4 +110,4 @@ def desk(shelf, tmp_path, monkeypatch):
     for name, rows in ROWS.items():
         ForgottenRows(tmp_path / "forgotten", REQUESTS[name], rows).keep(REQUESTS[name])
     forgotten = ForgottenRows(tmp_path / "forgotten")
-    return Desk(connect(), NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")
+    return Promoter(connect(), NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from expunge.erasure.forgotten import ForgottenRows
 from expunge.evaluation.verdict import Gate
+from expunge.ledger.forgotten import ForgottenRows
 from expunge.promotion.attack import compare
 
 BOTH = Gate("membership.mia_lr_member", "b", 0.1)

@@ -1,4 +1,4 @@
-from expunge.erasure.ledger import GENESIS, Entry
+from expunge.ledger.ledger import GENESIS, Entry
 from expunge.promotion.history import PROMOTION, ROLLBACK, WITHDRAWN, History
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from expunge.evaluation.margins import Margins
-from expunge.evaluation.sides import Side, against, floor
+from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.report.evidence import Evidence, draw_view
 from expunge.report.summary import build_summary
@@ -41,8 +41,8 @@ def many_models() -> dict[str, Any]:
     """reports/ensembles.json of a run whose backbone never saw the rows, from margins drawn here."""
     rng = np.random.default_rng(0)
 
-    def side(shift: float) -> Side:
-        return Side(rng.normal(shift, 1, (16, 40)), rng.normal(0, 1, (16, 50)))
+    def side(shift: float) -> ShadowMargins:
+        return ShadowMargins(rng.normal(shift, 1, (16, 40)), rng.normal(0, 1, (16, 50)))
 
     retrained = side(0.0)
     return {

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from expunge.errors import ManifestError
 from expunge.report import evidence
 from expunge.report.evidence import draw_rows, draw_view, drawn_words, groups_of, read_columns, read_logits
+from expunge.system.errors import ManifestError
 
 PARTS = np.array(["retain"] * 500 + ["forget"] * 30 + ["test_retain"] * 100 + ["test_forget"] * 20)
 

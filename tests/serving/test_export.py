@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.errors import CheckpointError, ExpungeError
 from expunge.serving import export
 from expunge.serving.export import export_onnx, export_torch
 from expunge.serving.servable import Contract, Servable, write_servable
+from expunge.system.errors import CheckpointError, ExpungeError
 from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from expunge.errors import DataError, ManifestError
 from expunge.serving.servable import Contract, Servable, write_servable
+from expunge.system.errors import DataError, ManifestError
 from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from expunge.files import read_json, write_json
+from expunge.system.files import read_json, write_json
 from tests.pipeline import ENVIRONMENT, change, stage
 
 
@@ -90,8 +90,8 @@ def test_labels_out_of_range(copy):
 
 
 def test_nan_features(copy):
-    from expunge.files import staged_dir, write_manifest
     from expunge.models.checkpoint import load_classifier, save_classifier
+    from expunge.system.files import staged_dir, write_manifest
 
     original = copy / "models" / "original"
     classifier, manifest = load_classifier(original), read_json(original / "manifest.json")
@@ -125,7 +125,7 @@ def test_features_of_another_dataset_do_not_pass_the_gate(copy):
     table = pq.read_table(shard)
     labels = pa.array(np.roll(table["label"].to_numpy(), 1), pa.int32())
     pq.write_table(table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), labels), shard)
-    from expunge.files import MANIFEST, sha256
+    from expunge.system.files import MANIFEST, sha256
 
     manifest = read_json(directory / MANIFEST)
     manifest["files"][shard.name].update(sha256=sha256(shard), bytes=shard.stat().st_size)

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from expunge.data.example_texts import DOMAINS, TEXTS, fetch_example_texts
-from expunge.errors import DataError
-from expunge.workspace import params_with
+from expunge.system.errors import DataError
+from expunge.workspaces.workspace import params_with
 from tests.pipeline import ROOT, dvc, lay_out
 
 pytestmark = pytest.mark.slow

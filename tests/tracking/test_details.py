@@ -30,7 +30,7 @@ def test_original_retrained_and_methods_have_the_same_metrics(details):
 
 def test_what_learns_has_curves_by_epoch(details):
     _, found = details
-    for name in ("original", "retrained", "matched"):
+    for name in ("original", "retrained", "relearn"):
         curve = found[name].curves["training/loss"]
         assert [step for step, _ in curve] == list(range(1, len(curve) + 1)) and len(curve) > 1
         assert curve[-1][1] < curve[0][1]

@@ -28,8 +28,8 @@ np.save(sys.argv[3], mlflow.pyfunc.load_model(sys.argv[1]).predict(np.load(sys.a
 @pytest.mark.slow
 def test_it_answers_as_evaluated_from_its_own_requirements(finished, tmp_path, monkeypatch):
     from expunge.data.dataset import Dataset
-    from expunge.paths import DATASET
     from expunge.stages.register import evaluated
+    from expunge.system.paths import DATASET
 
     monkeypatch.chdir(finished)
     receipt = json.loads((finished / "reports/registration.json").read_text())

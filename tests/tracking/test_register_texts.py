@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expunge.errors import DataError
-from expunge.files import staged_dir, write_manifest
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
+from expunge.system.errors import DataError
+from expunge.system.files import staged_dir, write_manifest
 from expunge.tracking.registry import Submission, register_model
 from tests.models.texts import write_encoder
 from tests.served import CLASSES, affine, evaluated, write_unlearned

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from expunge.errors import TrackingError
+from expunge.system.errors import TrackingError
 from expunge.tracking import (
     CHALLENGER,
     CHAMPION,

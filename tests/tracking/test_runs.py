@@ -7,7 +7,7 @@ import mlflow
 import pytest
 from mlflow.entities import ViewType
 
-from expunge.errors import TrackingError
+from expunge.system.errors import TrackingError
 from expunge.tracking import Dataset, Detail, connect, log_pipeline_run, metrics_of
 from expunge.tracking.runs import TAG_LENGTH, clip
 

@@ -63,9 +63,9 @@ def shared(database, bucket, tmp_path_factory) -> Iterator[Shared]:
 def test_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch):
     from sqlalchemy import create_engine, text
 
-    from expunge.erasure.forgotten import ForgottenRows
-    from expunge.erasure.ledger import Ledger
-    from expunge.promotion.decide import Desk
+    from expunge.ledger.forgotten import ForgottenRows
+    from expunge.ledger.ledger import Ledger
+    from expunge.promotion.promoter import Promoter
     from expunge.tracking import CHALLENGER, aliased, connect, preflight
 
     monkeypatch.chdir(tmp_path)
@@ -80,9 +80,9 @@ def test_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch
     assert answers.shape == (5, len(CLASSES)) and np.allclose(answers.sum(1), 1, atol=1e-5)
 
     forgotten = ForgottenRows(tmp_path / "forgotten", REQUESTS["A"], ROWS["A"])
-    desk = Desk(client, NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")
-    desk.promote(desk.version(CHALLENGER), "through the server", desk.history().head, {})
-    assert desk.champion().version == version.version and desk.audit() == []
+    promoter = Promoter(client, NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")
+    promoter.promote(promoter.version(CHALLENGER), "through the server", promoter.history().head, {})
+    assert promoter.champion().version == version.version and promoter.audit() == []
 
     # It lies where it was said to lie, and nowhere here.
     stored = [o["Key"] for o in shared.s3.list_objects_v2(Bucket=BUCKET)["Contents"]]

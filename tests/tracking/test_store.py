@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from expunge.errors import TrackingError
+from expunge.system.errors import TrackingError
 from expunge.tracking import CHALLENGER, aliased, connect, find_version, preflight, register_model, tracking_uri
 from expunge.tracking.store import shown
 from tests.servers import free_port

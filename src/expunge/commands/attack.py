@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from expunge.commands.registry import LedgerPath, Model
-from expunge.errors import PromotionError
-from expunge.paths import AUDIT, LEDGER
+from expunge.system.errors import PromotionError
+from expunge.system.paths import AUDIT, LEDGER
 
 
 def register(app: typer.Typer) -> None:
@@ -30,12 +30,12 @@ def attack(
     Writes reports/audit.json. Exit status 2 where a gated value worsened beyond its margin in params.yaml, or where the
     ledger and the registry disagree.
     """
-    from expunge.files import write_json
     from expunge.promotion.attack import attack_champion
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.session import ReviewSession
+    from expunge.system.files import write_json
 
     first = int(datetime.now(UTC).strftime("%Y%m%d")) if first_seed is None else first_seed
-    found = attack_champion(Workspace(model, ledger), range(first, first + seeds))
+    found = attack_champion(ReviewSession(model, ledger), range(first, first + seeds))
     write_json(AUDIT, found)
     serving = f"version {found['version']} of {found['model']}"
     for row in found["compared"]:

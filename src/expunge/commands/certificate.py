@@ -28,7 +28,7 @@ def attach_certificate(
     folder: Annotated[Path, typer.Argument(help="records/certificates/REQUEST")],
 ) -> None:
     """Store it with the registered version it speaks of. `expunge request run` does so by itself."""
-    from expunge.promotion.certified import attach
+    from expunge.promotion.attachment import attach
 
     version = attach(folder)
     typer.echo(f"{folder}: " + (f"stored with {version.uri}" if version else "no version was made for it"))
@@ -41,7 +41,7 @@ def verify_certificate(
 ) -> None:
     """Check the signature, offline. Exit status 2 where the file was changed or somebody else signed it."""
     from expunge.erasure.certificate import verify
-    from expunge.erasure.keys import PublicKey
+    from expunge.ledger.keys import PublicKey
 
     body = verify(file, PublicKey.read(key))
     sweep, unlearning = body["sweep"], body["unlearning"]

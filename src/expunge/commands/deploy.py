@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.errors import ExpungeError
+from expunge.system.errors import ExpungeError
 
 POOL = "expunge"
 # Cold starts on small machines take longer than Prefect's defaults allow for.

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from expunge.errors import PromotionError
-from expunge.paths import LEDGER
+from expunge.system.errors import PromotionError
+from expunge.system.paths import LEDGER
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Registered model; the one that the last run registered when left out.")
@@ -40,10 +40,10 @@ def review(version: Version = "challenger", model: Model = None, ledger: LedgerP
     Where nothing was promoted yet, the original classifier stands in the champion's place. The same as a page, with
     pictures of changed test rows, is written to reports/review.html.
     """
-    from expunge.promotion.shown import console, show
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.review_terminal import console, show
+    from expunge.promotion.session import ReviewSession
 
-    workspace = Workspace(model, ledger)
+    workspace = ReviewSession(model, ledger)
     seen = workspace.review(version)
     show(seen, console())
     typer.echo(f"With pictures: {workspace.write_page(seen)}")
@@ -61,11 +61,11 @@ def promote(
     A version below `register.promote_level`, one whose files changed, or one that remembers rows which a promoted
     version had forgotten is refused.
     """
-    from expunge.promotion.shown import console, show
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.review_terminal import console, show
+    from expunge.promotion.session import ReviewSession
 
-    workspace = Workspace(model, ledger)
-    head = workspace.desk.history().head
+    workspace = ReviewSession(model, ledger)
+    head = workspace.promoter.history().head
     seen = workspace.review(version)
     show(seen, console())
     typer.echo(f"With pictures: {workspace.write_page(seen)}")
@@ -80,21 +80,21 @@ def rollback(reason: Reason, model: Model = None, ledger: LedgerPath = LEDGER) -
 
     Where the alias was moved by hand, the champion on record is restored.
     """
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.session import ReviewSession
 
-    workspace = Workspace(model, ledger)
-    entry = workspace.desk.rollback(reason)
+    workspace = ReviewSession(model, ledger)
+    entry = workspace.promoter.rollback(reason)
     typer.echo(f"Version {entry.facts['version']} of {workspace.name} is the champion again. Ledger entry {entry.seq}.")
 
 
 def audit(model: Model = None, ledger: LedgerPath = LEDGER) -> None:
     """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand."""
-    from expunge.promotion.workspace import Workspace
+    from expunge.promotion.session import ReviewSession
 
-    workspace = Workspace(model, ledger)
-    if findings := workspace.desk.audit():
+    workspace = ReviewSession(model, ledger)
+    if findings := workspace.promoter.audit():
         raise PromotionError(f"{workspace.name}: " + "\n- ".join(findings))
-    champion = workspace.desk.champion()
+    champion = workspace.promoter.champion()
     state = "has no champion yet" if champion is None else f"serves version {champion.version}, as the ledger says"
     typer.echo(f"{workspace.name} {state}.")
 
@@ -106,8 +106,8 @@ def export(
     model: Model = None,
 ) -> None:
     """A version as one file, raw uint8 images in, logits out; its logits are compared with the version's first."""
-    from expunge.promotion.decide import find
-    from expunge.promotion.workspace import registered_name
+    from expunge.promotion.promoter import find
+    from expunge.promotion.session import registered_name
     from expunge.serving.export import export_onnx, export_torch
     from expunge.tracking import connect, servable_of
 
@@ -121,7 +121,7 @@ def export(
 def preflight() -> None:
     """Fail before long work rather than after it: params, tracking store, ledger."""
     from expunge.config import load_config
-    from expunge.erasure.ledger import Ledger
+    from expunge.ledger.ledger import Ledger
     from expunge.tracking import preflight as reach_the_store
 
     load_config()
@@ -134,8 +134,8 @@ def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     """Every decision, oldest first."""
     from rich.table import Column, Table
 
-    from expunge.erasure.ledger import Ledger
-    from expunge.promotion.shown import console
+    from expunge.ledger.ledger import Ledger
+    from expunge.promotion.review_terminal import console
 
     heads = ("", "time (UTC)", "what", "about", "version", "instead of", "level", "by")
     table = Table(*heads, Column("reason", min_width=30), "hash")  # what people wrote is read as they wrote it
@@ -161,9 +161,9 @@ def verify_ledger(
     """
     from expunge.erasure.certificate import known_entries
     from expunge.erasure.database import DEFAULT_URL, ENV
-    from expunge.erasure.keys import PublicKey
-    from expunge.erasure.ledger import Ledger
     from expunge.erasure.requests import Store
+    from expunge.ledger.keys import PublicKey
+    from expunge.ledger.ledger import Ledger
 
     kept = [*(known or [])]
     if ledger == LEDGER:

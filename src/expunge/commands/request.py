@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.errors import RequestError
-from expunge.paths import CERTIFICATES, LEDGER
+from expunge.system.errors import RequestError
+from expunge.system.paths import CERTIFICATES, LEDGER
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from expunge.erasure.lifecycle import Lifecycle, Outcome
-    from expunge.erasure.requests import Request, Store
+    from expunge.erasure.requests import ErasureRequest, Store
 
 SOON = 7
 
@@ -67,7 +68,7 @@ def list_requests(
     """Open requests by deadline; overdue and due soon stand out."""
     from expunge.erasure.intake import strays
     from expunge.erasure.states import OPEN, State
-    from expunge.promotion.shown import console
+    from expunge.promotion.review_terminal import console
 
     store = _store()
     out = console()
@@ -82,7 +83,7 @@ def show(id_: Id) -> None:
     from rich.table import Table
 
     from expunge.erasure.states import OPEN
-    from expunge.promotion.shown import console
+    from expunge.promotion.review_terminal import console
 
     store = _store()
     request = store.get(id_)
@@ -105,7 +106,7 @@ def show(id_: Id) -> None:
 def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
     """The requester is who they say they are; what they ask for is looked up in the dataset, where it is made."""
     from expunge.erasure.selection import asked_values, mask_of
-    from expunge.paths import DATASET
+    from expunge.system.paths import DATASET
 
     store = _store()
     request = store.get(id_)
@@ -155,7 +156,7 @@ def run(
     outcome = _lifecycle(_who(by)).advance(_today(), within)
     report(outcome)
     if outcome.state == "completed":
-        from expunge.promotion.certified import attach
+        from expunge.promotion.attachment import attach
 
         for id_ in outcome.requests:
             attach(CERTIFICATES / id_)
@@ -181,7 +182,7 @@ def parse_classes(text: str | None) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in parts if part]
 
 
-def table_of(requests: list[Request], today: date, soon: int) -> Table:
+def table_of(requests: list[ErasureRequest], today: date, soon: int) -> Table:
     """What a person looks at every morning."""
     from rich.table import Table
 
@@ -217,11 +218,19 @@ def report(outcome: Outcome) -> None:
 
 
 def _lifecycle(who: str) -> Lifecycle:
-    from expunge.erasure.ledger import Ledger
     from expunge.erasure.lifecycle import Lifecycle
-    from expunge.erasure.pipeline import reproduce
+    from expunge.ledger.ledger import Ledger
 
-    return Lifecycle(_store(), Ledger(LEDGER), who=who, pipeline=reproduce, say=typer.echo)
+    return Lifecycle(_store(), Ledger(LEDGER), who=who, pipeline=_pipeline, log=typer.echo)
+
+
+def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
+    """All stale stages, or `stages` alone, in this order. Raises RequestError when one fails."""
+    from expunge.system import dvc
+
+    single = ["--single-item"] if stages else []
+    if not dvc.reproduce(*single, *(["--force"] if force else []), *stages):
+        raise RequestError("a stage of the pipeline failed, see above; mend what it says and run again")
 
 
 def _store() -> Store:
@@ -231,7 +240,7 @@ def _store() -> Store:
 
 
 def _publish(store: Store) -> None:
-    from expunge.erasure.ledger import Ledger
+    from expunge.ledger.ledger import Ledger
 
     store.publish(Ledger(LEDGER))
 

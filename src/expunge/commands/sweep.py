@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 IdFile = Annotated[Path | None, typer.Option(help="File of sample ids (.txt, .csv, .parquet).")]
 SubjectFile = Annotated[Path | None, typer.Option(help="File of subjects: all their rows, test rows too.")]
@@ -27,8 +27,8 @@ def sweep(
 
     Without a file: every row that a promoted version had forgotten. Exit status 2 if something is left at the end.
     """
+    from expunge import sweep as sweeping
     from expunge.data.selectors import read_values
-    from expunge.erasure import sweep as sweeping
 
     root = Path.cwd()
     rows = read_values(ids, "sample_id") if ids else []
@@ -49,8 +49,8 @@ def sweep(
 def promoted(root: Path) -> list[str]:
     """Ids of the rows, among those still here, that promoted versions had forgotten."""
     from expunge.data.dataset import Dataset
-    from expunge.erasure.forgotten import ForgottenRows
-    from expunge.paths import DATASET, FORGOTTEN
+    from expunge.ledger.forgotten import ForgottenRows
+    from expunge.system.paths import DATASET, FORGOTTEN
 
     ids = Dataset(root / DATASET, erased="allow").sample_ids()
     found = ForgottenRows(root / FORGOTTEN).among(ids)

@@ -1,7 +1,6 @@
 """Unlearning on features: moments, maps, and the methods that fit them. torch, numpy and scipy only."""
 
 from expunge.core.certified import CertifiedRemoval
-from expunge.core.continual import Accumulated
 from expunge.core.directions import Esc, PourP
 from expunge.core.head import LinearHead
 from expunge.core.head_refit import HeadRefit
@@ -9,14 +8,13 @@ from expunge.core.leace import Leace
 from expunge.core.loft import Loft
 from expunge.core.logit_mask import LogitMask
 from expunge.core.maps import AffineMap, Chain, FeatureMap, MlpMap, identity, load_map
-from expunge.core.matched import Matched, Stitch
 from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
+from expunge.core.teacher_map import Stitch, TeacherMap
 from expunge.core.zero_shot import RepresentationZeroShot
 
 __all__ = [
-    "Accumulated",
     "AffineMap",
     "CertifiedRemoval",
     "Chain",
@@ -27,7 +25,6 @@ __all__ = [
     "LinearHead",
     "Loft",
     "LogitMask",
-    "Matched",
     "MlpMap",
     "Moments",
     "PourP",
@@ -35,6 +32,7 @@ __all__ = [
     "RepresentationMlp",
     "RepresentationZeroShot",
     "Stitch",
+    "TeacherMap",
     "identity",
     "load_map",
 ]

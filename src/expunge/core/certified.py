@@ -14,7 +14,7 @@ from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap, identity
 from expunge.core.moments import Moments, as_features
 from expunge.core.representation import check_choice
-from expunge.errors import DataError, QualityError
+from expunge.system.errors import DataError, QualityError
 
 # The largest |l'''|: how fast the curvature of the loss changes along a logit. (The paper uses 1/4 for the logistic.)
 LIPSCHITZ = {"logistic": 1 / (6 * math.sqrt(3)), "squared": 0.0}

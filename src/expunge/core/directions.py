@@ -11,7 +11,7 @@ from expunge.core.estimator import Estimator
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
-from expunge.errors import ConfigError
+from expunge.system.errors import ConfigError
 
 
 class PourP(Estimator):

@@ -8,7 +8,7 @@ from torch import Tensor
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap, FeatureMap
 from expunge.core.moments import Moments
-from expunge.errors import CollapseError
+from expunge.system.errors import CollapseError
 
 
 def class_contrasts(head: LinearHead) -> Tensor:

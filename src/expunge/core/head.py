@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from expunge.errors import CheckpointError
+from expunge.system.errors import CheckpointError
 
 
 @dataclass(frozen=True, eq=False)

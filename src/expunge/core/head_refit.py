@@ -11,7 +11,7 @@ from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS
 from expunge.core.maps import FeatureMap, identity
 from expunge.core.moments import as_features
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 # Rows that the preconditioner looks at; it need not be exact.
 SAMPLE_ROWS = 8192

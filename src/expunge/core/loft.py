@@ -12,7 +12,7 @@ from expunge.core.estimator import Estimator, History, is_kept
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
 from expunge.core.subspace import Matrix, minimise_subspace_objective
-from expunge.errors import ConfigError, DataError
+from expunge.system.errors import ConfigError, DataError
 
 
 class Loft(Estimator):

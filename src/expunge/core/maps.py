@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from expunge.core.head import LinearHead
-from expunge.errors import CheckpointError
-from expunge.files import write_json
+from expunge.system.errors import CheckpointError
+from expunge.system.files import write_json
 
 Form = Literal["dense", "keep", "remove"]
 TENSORS, DESCRIPTION = "map.safetensors", "map.json"

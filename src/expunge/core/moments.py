@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from expunge.errors import CheckpointError, DataError
+from expunge.system.errors import CheckpointError, DataError
 
 # A chunk is converted to float64 before it is multiplied; 2**18 numbers (2 MiB) stay in the cache and bound the
 # memory.

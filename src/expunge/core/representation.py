@@ -14,7 +14,7 @@ from expunge.core.guard import distortion_from_moments, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
-from expunge.errors import ConfigError
+from expunge.system.errors import ConfigError
 
 Loss = Literal["per-dimension", "published"]
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from expunge.data.images import decode, raw_stack
 from expunge.data.schema import CLASSES, DIGEST_BYTES, RAW, TEXT, content_column
 from expunge.data.tombstones import Tombstones, refuse
-from expunge.errors import DataError, ManifestError
-from expunge.files import digest_of, read_json, read_manifest
+from expunge.system.errors import DataError, ManifestError
+from expunge.system.files import digest_of, read_json, read_manifest
 
 Images = np.ndarray | list[np.ndarray]
 Inputs = Images | list[str]

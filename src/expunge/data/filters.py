@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 # `class` is a Python keyword, so it is parsed under a name of the same length: positions stay right.
 _CLASS = "ClAsS"

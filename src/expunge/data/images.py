@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 # Formats whose decoders are self-contained; Pillow's EPS plug-in, for one, would start an interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")

@@ -8,7 +8,7 @@ from typing import Any
 from expunge.data.source import Source
 from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz", "text")
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from expunge.data.dataset import Dataset
 from expunge.data.filters import names_individuals, parse_filter
 from expunge.data.tombstones import Tombstones
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 SELECTORS = ("classes", "random", "ids", "subjects", "filter")
 FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")

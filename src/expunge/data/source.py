@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from expunge.data.schema import TEST, TRAIN
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 
 @dataclass(frozen=True)

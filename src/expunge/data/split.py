@@ -19,8 +19,8 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.data.selectors import select
 from expunge.data.tombstones import Tombstones, refuse
-from expunge.errors import DataError, ManifestError
-from expunge.files import read_json, read_manifest, staged_dir, write_json, write_manifest
+from expunge.system.errors import DataError, ManifestError
+from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 
 log = logging.getLogger(__name__)
 

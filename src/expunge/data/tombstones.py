@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from expunge.errors import DataError
-from expunge.files import create_durable, write_durable
+from expunge.system.errors import DataError
+from expunge.system.files import create_durable, write_durable
 
 VARIABLE = "EXPUNGE_TOMBSTONES"
 FOLDER, KEY, ROWS = "tombstones", "key", "rows.safetensors"

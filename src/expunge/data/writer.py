@@ -28,8 +28,8 @@ from expunge.data.schema import (
 )
 from expunge.data.source import Batch, Source
 from expunge.data.tombstones import Tombstones
-from expunge.errors import DataError
-from expunge.files import staged_dir, write_json, write_manifest
+from expunge.system.errors import DataError
+from expunge.system.files import staged_dir, write_json, write_manifest
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from sqlalchemy.exc import IntegrityError
 
 from expunge.erasure import database
 from expunge.erasure.database import BATCHES, transaction
-from expunge.erasure.requests import Request, Store, destroy_key, move, write_event
+from expunge.erasure.requests import ErasureRequest, Store, destroy_key, move, write_event
 from expunge.erasure.states import FINAL, WAITING, State
-from expunge.errors import RequestError
+from expunge.system.errors import RequestError
 
 LEASE_SECONDS = 600.0
 BEAT_SECONDS = 60.0
@@ -85,7 +85,7 @@ class Batches:
             rows = c.execute(select(BATCHES).where(BATCHES.c.open.is_(None)).order_by(BATCHES.c.id)).mappings()
             return [Batch.of(row) for row in rows]
 
-    def requests(self, batch: Batch) -> list[Request]:
+    def requests(self, batch: Batch) -> list[ErasureRequest]:
         return [r for r in self.store.all() if r.batch == batch.id]
 
     def claim(self, today: date, within: int | None = None) -> Batch | None:
@@ -180,7 +180,7 @@ class Batches:
     def _move(
         self, c: Connection, batch: Batch, new: State, kind: str, reason: str, who: str, told: Mapping[str, Any]
     ) -> None:
-        own: Sequence[Request] = [r for r in self.store.listed(c) if r.batch == batch.id]
+        own: Sequence[ErasureRequest] = [r for r in self.store.listed(c) if r.batch == batch.id]
         for request in own:
             facts = {"batch": batch.id, **told.get("of", {}).get(request.id, {})}
             facts |= {k: v for k, v in told.items() if k != "of"}

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from expunge.erasure.batches import Batch
-from expunge.erasure.keys import PublicKey, signing_key
-from expunge.erasure.ledger import SWEEP, Ledger
-from expunge.erasure.requests import Event, Request, Store
-from expunge.errors import CertificateError
-from expunge.files import digest_of, staged_dir, write_manifest, write_text
-from expunge.paths import CERTIFICATES
+from expunge.erasure.requests import ErasureRequest, Event, Store
+from expunge.ledger.keys import PublicKey, signing_key
+from expunge.ledger.ledger import SWEEP, Ledger
+from expunge.system.errors import CertificateError
+from expunge.system.files import digest_of, staged_dir, write_manifest, write_text
+from expunge.system.paths import CERTIFICATES
 
 SCHEMA = 1
 JSON_NAME, HTML_NAME = "certificate.json", "certificate.html"
 
 
-def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Request]) -> dict[str, str]:
+def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[ErasureRequest]) -> dict[str, str]:
     """One folder per request below `records/certificates`: certificate.json and certificate.html. Returns the digest of
     every certificate. The same batch gives the same bytes, however often it is written."""
     from expunge.erasure.certificate_page import page
@@ -45,7 +45,7 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Request
     return written
 
 
-def build(request: Request, events: Sequence[Event], batch: Batch, sweep: Event) -> dict[str, Any]:
+def build(request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep: Event) -> dict[str, Any]:
     """The body. Times come from what is written down, not from now."""
     facts, run = batch.facts, batch.facts.get("run")
     product = facts.get("product")

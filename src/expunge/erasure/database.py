@@ -35,9 +35,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from expunge.errors import RequestError
-from expunge.files import create_durable
-from expunge.paths import RECORDS
+from expunge.system.errors import RequestError
+from expunge.system.files import create_durable
+from expunge.system.paths import RECORDS
 
 ENV = "EXPUNGE_REQUESTS_URL"
 DEFAULT_URL = f"sqlite:///{RECORDS / 'requests.db'}"

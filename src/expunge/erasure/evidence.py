@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.config import load_config
-from expunge.erasure.product import Product
+from expunge.erasure.candidate import Candidate
 from expunge.erasure.selection import Selection
 from expunge.evaluation.verdict import gates, lookup
-from expunge.files import MANIFEST, read_json, sha256
-from expunge.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
-from expunge.report import words
+from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.tables import not_proven
+from expunge.system.files import MANIFEST, read_json, sha256
+from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
 
 TOOLS = ("expunge", "torch", "numpy", "pyarrow", "dvc", "prefect", "mlflow", "great-expectations", "cryptography")
 MANIFESTS = (DATASET, SPLIT, FEATURES / ORIGINAL, MODELS / ORIGINAL)
@@ -36,9 +36,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{tool: importlib.metadata.version(tool) for tool in TOOLS}}
 
 
-def of_run(product: Product, selection: Selection) -> dict[str, Any]:
+def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
     """The run that made `product`: where it stands, what it was held against, what it claims and what it does not."""
-    from expunge.stages.register import git_state, lock_digest
+    from expunge.tracking.provenance import git_state, lock_digest
 
     config, summary = load_config(), read_json(SUMMARY)
     block = _block(summary, product)
@@ -51,7 +51,7 @@ def of_run(product: Product, selection: Selection) -> dict[str, Any]:
         "validation": {file.stem: bool(read_json(file)["success"]) for file in sorted(VALIDATION.glob("*.json"))},
         "metrics": [
             {
-                "metric": words.GATES.get(gate.path, gate.path),
+                "metric": wording.GATES.get(gate.path, gate.path),
                 "level": gate.level,
                 "value": lookup(block, gate.path),
                 "original": lookup(original, gate.path),
@@ -62,17 +62,17 @@ def of_run(product: Product, selection: Selection) -> dict[str, Any]:
         ],
         "claim": {
             "level": product.level,
-            "says": words.claim(product.level, summary)
+            "says": wording.claim(product.level, summary)
             if block is not retrained
             else "It is a model trained without these rows.",
-            "reference": f"{words.seed_count(summary)} retrained",
+            "reference": f"{wording.seed_count(summary)} retrained",
             "not_claimed": _not_claimed(product, summary),
         },
         "each": each(product, selection),
     }
 
 
-def each(product: Product, selection: Selection) -> dict[str, dict[str, Any]]:
+def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:
     """Every request of the batch, and `again` for what was forgotten earlier, looked at by itself: training rows,
     accuracies of original, retrained and product on them, and how often product and retrained say the same."""
     groups = {**selection.of, "again": selection.again & ~selection.erase}
@@ -92,7 +92,7 @@ def each(product: Product, selection: Selection) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _logits(product: Product) -> dict[str, Path]:
+def _logits(product: Candidate) -> dict[str, Path]:
     references = EVALUATION / "references"
     retrained = sorted(references.glob("retrained-*.parquet"))
     files = {"original": references / "original.parquet"}
@@ -102,16 +102,16 @@ def _logits(product: Product) -> dict[str, Path]:
     return {**files, "product": own if own.is_file() else files["retrained"]}
 
 
-def _block(summary: Mapping[str, Any], product: Product) -> Mapping[str, Any]:
+def _block(summary: Mapping[str, Any], product: Candidate) -> Mapping[str, Any]:
     found: Mapping[str, Any] = summary["methods"].get(product.method) or summary["references"]["retrained"]
     return found
 
 
-def _not_claimed(product: Product, summary: Mapping[str, Any]) -> list[str]:
+def _not_claimed(product: Candidate, summary: Mapping[str, Any]) -> list[str]:
     if (UNLEARNED / product.method).is_dir():
         # Where the rows lie is what the sweep's own findings say.
         left = not_proven(summary).splitlines()[-1].removeprefix("- ").replace("`", "")
-        lines = [line for line in words.not_claimed(summary) if line != left]
+        lines = [line for line in wording.not_claimed(summary) if line != left]
     else:
         lines = ["The attacks are those listed here; a stronger one may find more."]
     return [*lines, "Copies outside this installation, and models that others made from its data, are not covered."]

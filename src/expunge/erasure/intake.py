@@ -10,8 +10,6 @@ import csv
 import io
 import os
 import secrets
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -19,10 +17,11 @@ from pathlib import Path
 import yaml
 
 from expunge.data.selectors import read_values
-from expunge.erasure.requests import Kind, Request, Store, new_id
-from expunge.errors import DataError, RequestError
-from expunge.files import write_text
-from expunge.paths import REQUESTS
+from expunge.erasure.requests import ErasureRequest, Kind, Store, new_id
+from expunge.system import dvc
+from expunge.system.errors import DataError, RequestError
+from expunge.system.files import write_text
+from expunge.system.paths import REQUESTS
 
 COLUMNS: dict[Kind, str] = {"ids": "sample_id", "subjects": "subject"}
 
@@ -37,7 +36,7 @@ def take_in(
     received: date,
     today: date,
     who: str,
-) -> Request:
+) -> ErasureRequest:
     """A new request for the rows in the file `ids`, the people in the file `subjects`, or whole classes: one of them.
 
     Raises RequestError or DataError, which name no id.
@@ -86,7 +85,7 @@ def write_values(file: Path, column: str, values: Sequence[str]) -> None:
     if file.exists():
         file.unlink()  # it may be a link into the cache
     write_text(file, out.getvalue())
-    dvc("add", "--quiet", str(file))
+    dvc.run("add", "--quiet", str(file), error=RequestError)
     os.chmod(file, 0o600)
 
 
@@ -95,7 +94,7 @@ def remove(file: Path) -> None:
     tracked = file.with_name(file.name + ".dvc")
     if tracked.is_file():
         md5 = yaml.safe_load(tracked.read_text(encoding="utf-8"))["outs"][0]["md5"]
-        cached = Path(dvc("cache", "dir").strip()) / "files" / "md5" / md5[:2] / md5[2:]
+        cached = Path(dvc.run("cache", "dir", error=RequestError).strip()) / "files" / "md5" / md5[:2] / md5[2:]
         cached.unlink(missing_ok=True)
     file.unlink(missing_ok=True)
     tracked.unlink(missing_ok=True)
@@ -111,14 +110,3 @@ def strays(store: Store) -> list[Path]:
     """Lists that belong to no request: their intake was killed, or they were put here by hand."""
     known = {r.file for r in store.all()}
     return [p for p in sorted(REQUESTS.glob("R-*.csv")) if p.as_posix() not in known]
-
-
-def dvc(*arguments: str) -> str:
-    """Run DVC in the working directory; what it printed. Raises RequestError with its last line."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, env=environment, text=True, capture_output=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise RequestError(f"dvc {arguments[0]} failed: {' '.join(last)}")
-    return done.stdout

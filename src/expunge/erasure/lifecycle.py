@@ -29,14 +29,14 @@ from expunge.data.split import Split
 from expunge.erasure import certificate, intake, notify
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.findings import joined
-from expunge.erasure.forgotten import ForgottenRows
-from expunge.erasure.ledger import SWEEP, Ledger
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import Selection, select, with_split
 from expunge.erasure.states import State
-from expunge.errors import RequestError
-from expunge.files import write_durable, write_text
-from expunge.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.ledger import SWEEP, Ledger
+from expunge.system.errors import RequestError
+from expunge.system.files import write_durable, write_text
+from expunge.system.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
 
 PARAMS = Path("params.yaml")
 UNDECIDED = (Step.prepare, Step.run, Step.judge, Step.approval)
@@ -64,10 +64,10 @@ class Lifecycle:
     """Works in the current directory, the root of a workspace. `who` is written beside everything it does."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, *, who: str, pipeline: Pipeline, say: Callable[[str], None] = print
+        self, store: Store, ledger: Ledger, *, who: str, pipeline: Pipeline, log: Callable[[str], None] = print
     ) -> None:
         self.store, self.ledger, self.who = store, ledger, who
-        self.pipeline, self.say = pipeline, say
+        self.pipeline, self.log = pipeline, log
         self.batches = Batches(store, who)
         self.steps: dict[Step, Callable[[Batch], Batch]] = {
             Step.prepare: self._prepare,
@@ -93,7 +93,7 @@ class Lifecycle:
             return Outcome("nothing to do")
         with self.batches.held():
             while batch.open and batch.step != Step.approval:
-                self.say(f"{batch.id}: {batch.step}")
+                self.log(f"{batch.id}: {batch.step}")
                 batch = self.steps[batch.step](batch)
                 self.store.publish(self.ledger)
         requests = self.batches.requests(batch)
@@ -122,11 +122,11 @@ class Lifecycle:
 
     def _prepare(self, batch: Batch) -> Batch:
         self.pipeline(FIRST)
-        from expunge.promotion.workspace import remembers_erased
+        from expunge.promotion.session import remembers_erased
 
         if remembers_erased(self.ledger):
             # It was trained on rows that were erased since. What is made from it would remember them.
-            self.say(f"{batch.id}: the original is trained anew, without what was erased")
+            self.log(f"{batch.id}: the original is trained anew, without what was erased")
             self.pipeline(["train"], force=True)
             if remembers_erased(self.ledger):
                 raise RequestError(
@@ -151,7 +151,7 @@ class Lifecycle:
         return self.batches.at(batch, Step.judge, {})
 
     def _judge(self, batch: Batch) -> Batch:
-        from expunge.erasure import evidence, product
+        from expunge.erasure import candidate, evidence
 
         selection = self._selection(batch)
         if not np.array_equal(Split(SPLIT).rows("forget"), np.flatnonzero(selection.forget)):
@@ -160,8 +160,8 @@ class Lifecycle:
                 f"{batch.id}: the pipeline forgot other rows than were asked for; params.yaml was changed, or "
                 "somebody else works in this folder. The next run begins again"
             )
-        chosen = product.choose()
-        if isinstance(chosen, product.Refusal):
+        chosen = candidate.choose()
+        if isinstance(chosen, candidate.Refusal):
             self._clean_up(batch)
             self._remove_lists(batch)
             return self.batches.at(batch, Step.closed, {}, State.refused, "refusal", chosen.reason)
@@ -174,20 +174,20 @@ class Lifecycle:
         )
 
     def _promote(self, batch: Batch) -> Batch:
-        from expunge.promotion.workspace import Workspace
+        from expunge.promotion.session import ReviewSession
 
         made = batch.facts["product"]
-        desk = Workspace(made["model"], self.ledger.path).desk
-        version = desk.version(made["version"])
+        promoter = ReviewSession(made["model"], self.ledger.path).promoter
+        version = promoter.version(made["version"])
         seen = {"batch": batch.id, "approved_by": batch.facts["approved_by"]}
-        entry = desk.settle(version, seen)
+        entry = promoter.settle(version, seen)
         if entry is None:
-            entry = desk.promote(version, batch.facts["approved_because"], desk.history().head, seen)
+            entry = promoter.promote(version, batch.facts["approved_because"], promoter.history().head, seen)
         facts = {"promotion": entry.hash, "instead_of": entry.facts["instead_of"]}
         return self.batches.at(batch, Step.collect, facts)
 
     def _collect(self, batch: Batch) -> Batch:
-        from expunge.promotion.workspace import original_digest
+        from expunge.promotion.session import original_digest
 
         erase = _erase(batch)
         if not erase.is_file():
@@ -220,7 +220,7 @@ class Lifecycle:
         return self.batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
 
     def _swept(self, batch: Batch, apply: bool) -> dict[str, list[dict[str, Any]]]:
-        from expunge.erasure.sweep import sweep
+        from expunge.sweep import sweep
 
         wanted = json.loads(_erase(batch).read_text(encoding="utf-8"))
         return sweep(Path.cwd(), rows=wanted["rows"], subjects=wanted["people"], apply=apply).as_dict()
@@ -256,15 +256,15 @@ class Lifecycle:
     def _record_by_hand(self) -> None:
         if not REGISTRATION.is_file() or not DATASET.is_dir():
             return
-        from expunge.promotion.workspace import Workspace
+        from expunge.promotion.session import ReviewSession
 
-        if entry := Workspace(ledger=self.ledger.path).desk.record_by_hand():
-            self.say(f"the champion was moved by hand to version {entry.facts['version']}: `expunge audit` says more")
+        if entry := ReviewSession(ledger=self.ledger.path).promoter.record_by_hand():
+            self.log(f"the champion was moved by hand to version {entry.facts['version']}: `expunge audit` says more")
 
     def _tell(self) -> None:
         """Recipients of requests that are final and of which they do not know yet."""
         for request in self.store.all([State.completed, State.refused]):
-            if not request.told and notify.send(request, self.say):
+            if not request.told and notify.send(request, self.log):
                 self.store.tell(request.id)
 
 

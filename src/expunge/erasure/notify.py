@@ -13,25 +13,25 @@ import urllib.request
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from expunge.erasure.requests import Request
+from expunge.erasure.requests import ErasureRequest
 
 ENV = "EXPUNGE_WEBHOOK_URL"
 SECONDS = 5.0
 PAUSES = (0.5, 2.0)  # between tries; the next run tries again
 
 
-def message(request: Request) -> dict[str, str]:
+def message(request: ErasureRequest) -> dict[str, str]:
     """What a recipient is told: nothing of who or what was erased."""
     return {"event": f"request.{request.state}", "id": request.id, "state": request.state, "reason": request.reason}
 
 
-def send(request: Request, say: Callable[[str], None]) -> bool:
+def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
     """Whether the recipients know now; true as well where none are named. A recipient that is away stops nothing."""
     url = os.environ.get(ENV)
     if not url:
         return True
     if not url.startswith(("http://", "https://")):
-        say(f"{ENV}: not an address that begins with http:// or https://; nobody was told of {request.id}")
+        log(f"{ENV}: not an address that begins with http:// or https://; nobody was told of {request.id}")
         return False
     body, why = json.dumps(message(request)).encode(), ""
     for pause in (*PAUSES, None):
@@ -46,5 +46,5 @@ def send(request: Request, say: Callable[[str], None]) -> bool:
         if pause is not None:
             time.sleep(pause)
     # The address may hold a secret.
-    say(f"{ENV} ({urlsplit(url).hostname}): not told of {request.id}, {why}; the next run tries again")
+    log(f"{ENV} ({urlsplit(url).hostname}): not told of {request.id}, {why}; the next run tries again")
     return False

@@ -15,16 +15,16 @@ from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, u
 
 from expunge.erasure import database
 from expunge.erasure.database import EVENTS, KEYS, REQUESTS, SUBJECTS, transaction
-from expunge.erasure.ledger import Ledger
 from expunge.erasure.states import MOST_MONTHS, OPEN, State, check_move, due_date
-from expunge.errors import RequestError
+from expunge.ledger.ledger import Ledger
+from expunge.system.errors import RequestError
 
 Kind = Literal["ids", "subjects", "classes"]
 KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
-class Request:
+class ErasureRequest:
     """One request. `asked`: how many ids, subjects or classes. `digest`: HMAC-SHA256 of what was asked, under a key of
     its own that is destroyed when the request is final: from then on nobody can test a guess against it."""
 
@@ -46,7 +46,7 @@ class Request:
     told: bool
 
     @classmethod
-    def of(cls, row: RowMapping) -> Request:
+    def of(cls, row: RowMapping) -> ErasureRequest:
         values = {f.name: row[f.name] for f in fields(cls)}
         return cls(**{**values, "state": State(row["state"]), "classes": tuple(row["classes"])})
 
@@ -87,7 +87,7 @@ class Store:
         who: str,
         file: str | None = None,
         classes: Sequence[int | str] = (),
-    ) -> Request:
+    ) -> ErasureRequest:
         """Take a request in, due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
 
         Raises RequestError where an open request asks for the same.
@@ -116,30 +116,17 @@ class Store:
             write_event(c, id_, 1, "intake", who, basis, facts, State.received)
         return self.get(id_)
 
-    def get(self, id_: str) -> Request:
+    def get(self, id_: str) -> ErasureRequest:
         """Raises RequestError where there is none of that name."""
         with transaction(self.engine) as c:
             return self._get(c, id_)
 
-    def all(self, states: Iterable[State] = State) -> list[Request]:
+    def all(self, states: Iterable[State] = State) -> list[ErasureRequest]:
         """By the day on which they are due."""
         with transaction(self.engine) as c:
             return [r for r in self.listed(c) if r.state in set(states)]
 
-    def holding(self, values: Sequence[str]) -> dict[str, int]:
-        """Open requests -> how many of these subjects they hold."""
-        out = {}
-        with transaction(self.engine) as c:
-            for request in self.listed(c):
-                key = self._key(c, request.id)
-                if key and request.kind == "subjects":
-                    rows = c.execute(select(SUBJECTS.c.hmac).where(SUBJECTS.c.request == request.id))
-                    count = len({_hmac(v, key) for v in values} & {r.hmac for r in rows})
-                    if count:
-                        out[request.id] = count
-        return out
-
-    def matches(self, request: Request, values: Sequence[str]) -> bool:
+    def matches(self, request: ErasureRequest, values: Sequence[str]) -> bool:
         """Whether `values` are what was asked; false once the key is destroyed."""
         with transaction(self.engine) as c:
             key = self._key(c, request.id)
@@ -149,11 +136,11 @@ class Store:
         with transaction(self.engine) as c:
             return self._key(c, id_) is not None
 
-    def verify(self, id_: str, who: str, reason: str, facts: Mapping[str, Any]) -> Request:
+    def verify(self, id_: str, who: str, reason: str, facts: Mapping[str, Any]) -> ErasureRequest:
         """The requester is who they say they are, and what they ask for is there."""
         return self.change(id_, State.verified, "verification", who, reason, facts, verified=True)
 
-    def refuse(self, id_: str, who: str, reason: str) -> Request:
+    def refuse(self, id_: str, who: str, reason: str) -> ErasureRequest:
         """Final. Its key is destroyed."""
         _need(reason, "a refusal needs its reasons: the requester must be told them")
         with transaction(self.engine) as c:
@@ -165,7 +152,7 @@ class Store:
         database.overwrite_deleted(self.engine)
         return refused
 
-    def extend(self, id_: str, months: int, who: str, reason: str, today: date) -> Request:
+    def extend(self, id_: str, months: int, who: str, reason: str, today: date) -> ErasureRequest:
         """Due `months` after receipt, 2 or 3. The requester must be told before the first deadline passes."""
         _need(reason, "an extension needs its reasons: the requester must be told them")
         request = self.get(id_)
@@ -182,7 +169,7 @@ class Store:
 
     def change(
         self, id_: str, new: State, kind: str, who: str, reason: str, facts: Mapping[str, Any], **columns: Any
-    ) -> Request:
+    ) -> ErasureRequest:
         """Move a request on, in a transaction of its own. Raises RequestError."""
         with transaction(self.engine) as c:
             return move(c, self._get(c, id_), new, kind, who, reason, facts, **columns)
@@ -216,15 +203,15 @@ class Store:
         with transaction(self.engine) as c:
             c.execute(update(REQUESTS).where(REQUESTS.c.id == id_).values(told=True))
 
-    def listed(self, c: Connection) -> list[Request]:
+    def listed(self, c: Connection) -> list[ErasureRequest]:
         rows = c.execute(select(REQUESTS).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
-        return [Request.of(row) for row in rows]
+        return [ErasureRequest.of(row) for row in rows]
 
-    def _get(self, c: Connection, id_: str) -> Request:
+    def _get(self, c: Connection, id_: str) -> ErasureRequest:
         row = c.execute(select(REQUESTS).where(REQUESTS.c.id == id_)).mappings().first()
         if row is None:
             raise RequestError(f"no request {id_!r}; `expunge request list --all` shows them")
-        return Request.of(row)
+        return ErasureRequest.of(row)
 
     def _key(self, c: Connection, id_: str) -> bytes | None:
         row = c.execute(select(KEYS.c.key).where(KEYS.c.request == id_)).first()
@@ -238,14 +225,14 @@ def new_id(received: date) -> str:
 
 def move(
     c: Connection,
-    request: Request,
+    request: ErasureRequest,
     new: State,
     kind: str,
     who: str,
     reason: str,
     facts: Mapping[str, Any],
     **columns: Any,
-) -> Request:
+) -> ErasureRequest:
     """Within a transaction: compare and set, and the event beside it. Raises RequestError for a move that is not
     allowed, and where somebody else was first."""
     check_move(request.id, request.state, new)
@@ -260,7 +247,7 @@ def move(
         raise RequestError(f"request {request.id} was changed by somebody else meanwhile; look again")
     write_event(c, request.id, version, kind, who, reason, facts, new)
     row = c.execute(select(REQUESTS).where(REQUESTS.c.id == request.id)).mappings().one()
-    return Request.of(row)
+    return ErasureRequest.of(row)
 
 
 def write_event(

@@ -15,10 +15,10 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
 from expunge.data.selectors import class_indices
-from expunge.erasure.forgotten import ForgottenRows
 from expunge.erasure.intake import values_of
-from expunge.erasure.requests import Request, Store
-from expunge.errors import ConfigError, RequestError
+from expunge.erasure.requests import ErasureRequest, Store
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.system.errors import ConfigError, RequestError
 
 Mask = NDArray[np.bool_]
 
@@ -45,7 +45,7 @@ class Selection:
         return np.asarray((self.erase | self.again) & self.train, dtype=bool)
 
 
-def asked_values(store: Store, request: Request) -> list[str]:
+def asked_values(store: Store, request: ErasureRequest) -> list[str]:
     """The ids or subjects of a request, from its file. Raises RequestError if it is gone or is not what was asked."""
     if request.kind == "classes":
         return [str(c) for c in request.classes]
@@ -58,7 +58,7 @@ def asked_values(store: Store, request: Request) -> list[str]:
     return values
 
 
-def mask_of(store: Store, request: Request, dataset: Dataset) -> Mask:
+def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
     """All rows of `request`, of both splits. Raises RequestError, which names no id, for what is not in the dataset."""
     values = asked_values(store, request)
     if request.kind == "classes":
@@ -76,7 +76,7 @@ def mask_of(store: Store, request: Request, dataset: Dataset) -> Mask:
     return np.isin(found, values)
 
 
-def select(store: Store, requests: Iterable[Request], dataset: Dataset, forgotten: ForgottenRows) -> Selection:
+def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, forgotten: ForgottenRows) -> Selection:
     """What the requests of a batch are about."""
     requests = list(requests)
     masks = {r.id: mask_of(store, r, dataset) for r in requests}

@@ -6,7 +6,7 @@ import calendar
 from datetime import date
 from enum import StrEnum
 
-from expunge.errors import RequestError
+from expunge.system.errors import RequestError
 
 MOST_MONTHS = 3  # GDPR Art. 12(3): one month, extendable by two
 

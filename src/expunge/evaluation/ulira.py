@@ -203,14 +203,3 @@ def forgetting_score(epsilons: NDArray[Any], bin_width: float = 0.5, bins: int =
         raise ValueError("epsilons must be non-negative")
     index = np.clip(np.digitize(eps, np.arange(bins) * bin_width), 1, bins)
     return float(np.mean(2.0 / 2.0**index)) if len(eps) else None
-
-
-def challenge_score(forgetting: float, unlearned: tuple[float, float], retrained: tuple[float, float]) -> float:
-    """Forgetting score times the ratios of retained and test accuracy, `(retain, test)`, to the retrained model's.
-
-    The NeurIPS-2023 challenge's final score. At least 0; 1 for a retrained model. Raises where a retrained accuracy is
-    0.
-    """
-    if min(retrained) <= 0:
-        raise ValueError("the retrained model's accuracies must be positive")
-    return forgetting * unlearned[0] / retrained[0] * unlearned[1] / retrained[1]

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from expunge.data.dataset import Dataset
-from expunge.errors import ConfigError, DataError, ExpungeError, ManifestError
 from expunge.features.extract import Engine, Extraction
 from expunge.features.plan import Settings, Shard
 from expunge.features.reader import cores
-from expunge.memory import keep_freed
 from expunge.models.checkpoint import load_classifier
-from expunge.progress import say
+from expunge.system.errors import ConfigError, DataError, ExpungeError, ManifestError
+from expunge.system.malloc import keep_freed
+from expunge.system.progress import log_message
 
 IN_FLIGHT = 2  # shards per worker: one is written while the next is computed
 STARTS = 3
@@ -107,7 +107,7 @@ def _start_here(ray: Any, cpus: int) -> None:
             ray.shutdown()
             if "timed out" not in str(e) or attempt == STARTS - 1:
                 raise
-            say("extract: Ray took too long to start; once more")
+            log_message("extract: Ray took too long to start; once more")
 
 
 def _check_address(address: str) -> None:
@@ -177,7 +177,7 @@ class _Cluster:
             pids = self._get([worker.process.remote() for worker in workers])
         except self._ray.exceptions.RayActorError as e:
             raise ManifestError(f"a Ray worker could not start: {str(e).strip().splitlines()[-1]}") from None
-        say(f"extract: Ray workers ready, process {', '.join(map(str, pids))}")
+        log_message(f"extract: Ray workers ready, process {', '.join(map(str, pids))}")
         return workers
 
     def _count_loss(self, lost: Counter[int], shard: Shard) -> None:
@@ -187,7 +187,7 @@ class _Cluster:
                 f"extract: {shard.name} was lost with {MOST_LOSSES} workers; is their memory enough? "
                 "Take a smaller features.batch_size or features.shard_rows"
             )
-        say(f"extract: warning: a worker was lost; {shard.name} is made again")
+        log_message(f"extract: warning: a worker was lost; {shard.name} is made again")
 
     def _get(self, reference: Any) -> Any:
         """The answer of a worker; its own errors as they were raised there."""

@@ -20,9 +20,9 @@ from expunge.features.plan import Plan, Settings, Shard
 from expunge.features.reader import Batch, Reader, cores, one_torch_thread
 from expunge.features.store import Shards
 from expunge.features.writer import CHOICE, ShardWriter, adopt_store, is_whole, publish, shard_path
-from expunge.files import read_json, write_json
 from expunge.models.classifier import Classifier
-from expunge.progress import progress, say
+from expunge.system.files import read_json, write_json
+from expunge.system.progress import log_message, progress
 
 __all__ = ["Extraction", "Settings", "extract", "extract_shards"]
 
@@ -93,7 +93,9 @@ class Extraction:
             leftover.unlink()
         todo = [shard for shard in self.plan.shards if not is_whole(self.work, shard)]
         if len(todo) < len(self.plan.shards):
-            say(f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already whole")
+            log_message(
+                f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already whole"
+            )
         self.rows_made = sum(shard.stop - shard.start for shard in todo)
         return todo
 
@@ -118,7 +120,7 @@ class Extraction:
         if images.dtype != torch.int64:  # texts come in many lengths, a compiled model takes one
             choice = choose_compiled(self.classifier, self.settings, images)
             write_json(self.work / CHOICE, choice)
-            say(f"extract: {'compiled' if choice['compiled'] else 'plain'} model, by measurement")
+            log_message(f"extract: {'compiled' if choice['compiled'] else 'plain'} model, by measurement")
 
     @property
     def mapper(self) -> Mapper:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.errors import DataError
 from expunge.features.plan import Settings
 from expunge.features.reader import Batch
 from expunge.models.classifier import Classifier
-from expunge.progress import say
+from expunge.system.errors import DataError
+from expunge.system.progress import log_message
 
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 RESULTS = 2  # batches on their way back from the device
@@ -132,7 +132,9 @@ class Mapper:
         self._compiled = None  # its memory pool is sized for whole batches
         if self.cuda:
             torch.cuda.empty_cache()
-        say(f"extract: warning: {self.device} is out of memory at {tried} rows; going on with {self.rows_at_once}")
+        log_message(
+            f"extract: warning: {self.device} is out of memory at {tried} rows; going on with {self.rows_at_once}"
+        )
 
 
 def _event() -> torch.cuda.Event:

@@ -13,11 +13,11 @@ import torch
 
 from expunge.config import Features
 from expunge.data.dataset import Dataset
-from expunge.errors import ConfigError
 from expunge.features.store import NUMBERS
-from expunge.files import digest_of, write_json
 from expunge.models.checkpoint import backbone_digest, digest_of_tensors
 from expunge.models.classifier import Classifier
+from expunge.system.errors import ConfigError
+from expunge.system.files import digest_of, write_json
 
 PLAN = "plan.json"
 FORMAT = 2  # of a work directory; raised when the same plan would give other bytes

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data.tombstones import Tombstones, refuse
-from expunge.errors import ManifestError
 from expunge.features import parquet
-from expunge.files import read_manifest
+from expunge.system.errors import ManifestError
+from expunge.system.files import read_manifest
 
 ROW_GROUP = 16_384
 MOMENTS = "moments.safetensors"

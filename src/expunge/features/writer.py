@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
-from expunge.errors import DataError
 from expunge.features.plan import PLAN, Plan, Shard
 from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, groups, narrow, widen, write_shard
-from expunge.files import MANIFEST, read_json, sha256, staged_dir, write_json, write_manifest
-from expunge.progress import say
+from expunge.system.errors import DataError
+from expunge.system.files import MANIFEST, read_json, sha256, staged_dir, write_json, write_manifest
+from expunge.system.progress import log_message
 
 PRODUCER = "expunge.features.extract"
 CHOICE = "choice.json"  # beside the plan: what was measured before the first shard
@@ -147,7 +147,7 @@ def is_whole(work: Path, shard: Shard) -> bool:
     files: dict[str, str] = read_json(record)["files"]
     damaged = [name for name, digest in files.items() if not (work / name).is_file() or sha256(work / name) != digest]
     for name in damaged:
-        say(f"extract: {work / name} is damaged; its shard is made again")
+        log_message(f"extract: {work / name} is damaged; its shard is made again")
     return not damaged
 
 
@@ -155,7 +155,7 @@ def adopt_store(writer: ShardWriter, store: Path) -> None:
     """Take the whole shards of a published store of the same plan into the work directory, for its repair."""
     manifest = read_json(store / MANIFEST)
     if manifest.get("plan_digest") != writer.plan.digest:
-        say(f"extract: {store} was made by another plan, so nothing in it is kept")
+        log_message(f"extract: {store} was made by another plan, so nothing in it is kept")
         return
     for shard in writer.plan.shards:
         name = shard_path(writer.work, shard).name
@@ -165,7 +165,7 @@ def adopt_store(writer: ShardWriter, store: Path) -> None:
         if file.is_file() and sha256(file) == entry["sha256"]:
             writer.adopt(shard, file, manifest.get("loss", {}).get(name, {}))
         else:
-            say(f"extract: {file} is damaged; it is made again")
+            log_message(f"extract: {file} is damaged; it is made again")
 
 
 def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
     if losses:
         largest = max(loss["max_logit_difference"] for loss in losses.values())
         changed = sum(loss["changed_predictions"] for loss in losses.values())
-        say(
+        log_message(
             f"extract: {manifest['dtype']} on disk changes logits by up to {largest:.2g} "
             f"and {changed} of {plan.rows:,} predictions"
         )

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError, DataError
 from expunge.models.classifier import Classifier
-from expunge.progress import progress
+from expunge.system.errors import ConfigError, DataError
+from expunge.system.progress import progress
 
 # Rows (n, h, w, c): a batch of rows is one block of memory, and permuted it is channels-last.
 Activations = NDArray[np.float16] | NDArray[np.float32]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
-from expunge.errors import DataError
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+from expunge.system.errors import DataError
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.estimator import Estimator
-from expunge.errors import CollapseError, DataError
 from expunge.models.classifier import Classifier
-from expunge.progress import progress
+from expunge.system.errors import CollapseError, DataError
+from expunge.system.progress import progress
 
 Index = NDArray[np.int64]
 # What a loss returns: its terms by name. Their sum is minimised, each is reported.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from expunge.errors import DataError
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
+from expunge.system.errors import DataError
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -2,7 +2,7 @@
 
 Goel et al. (arXiv 2201.06640) call the plain form EU-k: the layers above the cut are retrained from scratch without
 the forgotten data, the layers below stay as they are. The cache makes it cheap: a request runs no picture through the
-lower layers. `targets="original"` is ours: soft targets, see `Relearn`. docs/matched.md has the measurements.
+lower layers. `targets="original"` is ours: soft targets, see `Relearn`. docs/relearn.md has the measurements.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator
-from expunge.errors import DataError
 from expunge.finetune.cut import Activations, above, check_cut, layers_above, rows_of
 from expunge.models.classifier import Classifier
-from expunge.progress import progress
+from expunge.system.errors import DataError
+from expunge.system.progress import progress
 
 TARGETS = ("labels", "original")
 BATCH_OF_INFERENCE = 1000
@@ -104,7 +104,7 @@ class Relearn(Estimator):
         if self.targets == "original":
             if logits is None:
                 logits = logits_above(classifier, activations, self.cut, chosen)
-            target = beliefs(logits, y)
+            target = teacher_probabilities(logits, y)
         self.classifier_ = fresh_above(classifier, self.cut, self.seed)
         self.history_ = self._learn(self.classifier_, activations, chosen, y, target)
         return self
@@ -172,7 +172,7 @@ def rate(step: int, steps: int, lr: float) -> float:
     return lr * ((step + 1) / rise if step < rise else (steps - step) / (steps - rise))
 
 
-def beliefs(logits: Tensor, labels: Tensor) -> Tensor:
+def teacher_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
     """Probabilities `(n, k)` of `logits` (n, k) over the classes that `labels` (n,) name; 0 for all others."""
     held = torch.bincount(labels, minlength=logits.shape[1]) > 0
     return logits.detach().float().cpu().masked_fill(~held, -math.inf).softmax(1)

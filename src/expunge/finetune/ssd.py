@@ -14,10 +14,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from expunge.core.estimator import Estimator
-from expunge.errors import ConfigError
 from expunge.finetune.loop import Index, checked
 from expunge.models.classifier import Classifier
-from expunge.progress import progress
+from expunge.system.errors import ConfigError
+from expunge.system.progress import progress
 
 Fisher = Literal["per-sample", "batch"]
 CHUNK = 64  # rows whose gradients are held at once

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError
 from expunge.models.heads import LogitsOf
 from expunge.models.resnet import ResNetSmall
 from expunge.models.vision_imports import import_vision
+from expunge.system.errors import ConfigError
 
 Size = tuple[int, int]
 Shape = tuple[int, int, int]

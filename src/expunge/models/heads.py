@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError
+from expunge.system.errors import ConfigError
 
 
 class LogitsOf(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError
+from expunge.system.errors import ConfigError
 
 PENULTIMATE = "penultimate"  # what the head reads: the backbone's own output
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 Images = NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]]
 Inputs = Images | Sequence[str]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError
-from expunge.models.checkpoint import load_tensors, read_weights
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.families import transformers_config, transformers_file, transformers_names
 from expunge.models.layers import PENULTIMATE, Layers, masked_mean
 from expunge.models.tokens import TOKENIZER, Tokens
 from expunge.models.vision_imports import import_vision
+from expunge.models.weights import load_tensors, read_weights
+from expunge.system.errors import ConfigError
 
 PREFIX = "sentence:"
 LONGEST = 512  # tokens, where neither tokenizer nor encoder names fewer

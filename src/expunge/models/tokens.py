@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.errors import CheckpointError, ConfigError, DataError
-from expunge.files import write_text
 from expunge.models.preprocess import Inputs
+from expunge.system.errors import CheckpointError, ConfigError, DataError
+from expunge.system.files import write_text
 
 TOKENIZER = "tokenizer.json"  # stands beside the model; the description only names it
 ENDED = -1  # in place of a token behind the end of a text

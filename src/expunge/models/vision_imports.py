@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from expunge.errors import ConfigError
+from expunge.system.errors import ConfigError
 
 # The declarations live as long as this object.
 _declared: torch.library.Library | None = None

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ConfigError
-from expunge.models.checkpoint import load_tensors, read_weights
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.families import Expects, Headed, Shape, family_of, transformers_names
 from expunge.models.heads import LogitsOf, find_head, split_at
@@ -18,6 +16,8 @@ from expunge.models.layers import PENULTIMATE, Layers
 from expunge.models.preprocess import Preprocess
 from expunge.models.sentence import PREFIX, build_sentence, rebuild_sentence
 from expunge.models.tokens import Tokens
+from expunge.models.weights import load_tensors, read_weights
+from expunge.system.errors import ConfigError
 
 
 def build(

@@ -17,12 +17,12 @@ from threadpoolctl import threadpool_limits
 
 from expunge.config import load_config
 from expunge.data.schema import FORGET, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
-from expunge.errors import PromotionError
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.evaluation.verdict import Gate, gates, lookup
-from expunge.promotion.workspace import Workspace
+from expunge.methods.outputs import outputs_of_classifier, outputs_of_retrained
+from expunge.promotion.session import ReviewSession
 from expunge.serving.servable import BATCH, Servable
-from expunge.stages.evaluate import of_classifier, retrained_models
+from expunge.system.errors import PromotionError
 from expunge.tracking import evaluation_of, servable_of
 
 SCHEMA = 1
@@ -53,16 +53,16 @@ class Compared:
         )
 
 
-def attack_champion(workspace: Workspace, seeds: Sequence[int]) -> dict[str, Any]:
+def attack_champion(workspace: ReviewSession, seeds: Sequence[int]) -> dict[str, Any]:
     """Attack the champion of `workspace` once per seed. Returns what `reports/audit.json` holds: counts and metrics.
 
     Raises PromotionError where nothing serves, its evaluation is gone, or its request is not known here.
     """
-    desk, config = workspace.desk, load_config()
-    champion = desk.champion()
+    promoter, config = workspace.promoter, load_config()
+    champion = promoter.champion()
     if champion is None:
         raise PromotionError(f"{workspace.name} has no champion: nothing to attack; promote a version first")
-    report = evaluation_of(desk.client, champion)
+    report = evaluation_of(promoter.client, champion)
     if report.own is None or report.retrained is None:
         raise PromotionError(
             f"version {champion.version} of {workspace.name}: its evaluation beside a retrained model is gone from its "
@@ -70,9 +70,9 @@ def attack_champion(workspace: Workspace, seeds: Sequence[int]) -> dict[str, Any
         )
     parts, same = _parts(workspace, champion.tags.get("request", ""))
     servable = servable_of(champion)[0]
-    labels, original = workspace.dataset.labels(), of_classifier("original")
+    labels, original = workspace.dataset.labels(), outputs_of_classifier("original")
     candidate = outputs(servable, workspace)
-    references = retrained_models(config) if same else []
+    references = outputs_of_retrained(config) if same else []
     torch.set_num_threads(1)
     with threadpool_limits(1):
         blocks = [evaluate(candidate, original, references, labels, parts, seed) for seed in seeds]
@@ -88,7 +88,7 @@ def attack_champion(workspace: Workspace, seeds: Sequence[int]) -> dict[str, Any
         "compared": [asdict(c) | {"worsened": c.worsened} for c in compared],
         "left_out": left_out,
         "worsened": [str(c) for c in compared if c.worsened],
-        "ledger": desk.audit(),
+        "ledger": promoter.audit(),
     }
 
 
@@ -126,14 +126,14 @@ def _distance(gate: Gate, value: float, target: float) -> float:
     return {"both": abs(value - target), "not above": value - target, "not below": target - value}[gate.side]
 
 
-def outputs(servable: Servable, workspace: Workspace) -> Outputs:
+def outputs(servable: Servable, workspace: ReviewSession) -> Outputs:
     """Logits, features and head input of every row of the dataset, computed by the files that serve."""
     found = list(_batches(servable, workspace))
     logits, z, prime = (np.concatenate(column) for column in zip(*found, strict=True))
     return Outputs(logits, z, None if servable.map_ is None else prime)
 
 
-def _batches(servable: Servable, workspace: Workspace) -> Iterator[tuple[NDArray[Any], ...]]:
+def _batches(servable: Servable, workspace: ReviewSession) -> Iterator[tuple[NDArray[Any], ...]]:
     total = len(workspace.dataset)
     with torch.inference_mode():
         for start in range(0, total, BATCH):
@@ -143,21 +143,21 @@ def _batches(servable: Servable, workspace: Workspace) -> Iterator[tuple[NDArray
             yield logits.float().numpy(), z.float().numpy(), prime.float().numpy()
 
 
-def _parts(workspace: Workspace, request: str) -> tuple[NDArray[Any], bool]:
+def _parts(workspace: ReviewSession, request: str) -> tuple[NDArray[Any], bool]:
     """The part of each row for the champion's request, and whether it is that of data/split.
 
     Otherwise its rows are those kept when it was promoted; no retrained model of that request lies here then.
     """
     if workspace.split.request["digest"] == request:
         return workspace.split.parts, True
-    if not workspace.desk.forgotten.knows(request):
+    if not workspace.promoter.forgotten.knows(request):
         raise PromotionError(
             "what the champion forgot is not known here: data/split is that of another request, and data/forgotten "
             "does not hold its rows; bring that folder from where it was promoted"
         )
     dataset = workspace.dataset
     train, labels = dataset.splits() == TRAIN, dataset.labels()
-    forget = train & workspace.desk.forgotten.mask(request, dataset.sample_ids())
+    forget = train & workspace.promoter.forgotten.mask(request, dataset.sample_ids())
     whole = [c for c in np.unique(labels[forget]) if not (train & ~forget & (labels == c)).any()]
     test = np.where(np.isin(labels, whole), TEST_FORGET, TEST_RETAIN)
     return np.where(train, np.where(forget, FORGET, RETAIN), test), False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.erasure.forgotten import ForgottenRows
+from expunge.ledger.forgotten import ForgottenRows
 from expunge.report.summary import LEVELS
 from expunge.serving.servable import Contract
 from expunge.tracking import Version

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.erasure.ledger import GENESIS, Entry
+from expunge.ledger.ledger import GENESIS, Entry
 
 PROMOTION, ROLLBACK, WITHDRAWN = "promotion", "rollback", "withdrawn"
 BY_HAND = "moved by hand"  # seen, not decided: it changes nothing of what stands

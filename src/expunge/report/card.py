@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.report import words
+from expunge.report import wording
 from expunge.report.tables import COLUMNS, candidates, lookup
 
 METRICS = (
@@ -64,8 +64,8 @@ def _index(summary: Mapping[str, Any], method: str, data: TrainingData) -> dict[
 
 def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, classes: Sequence[str]) -> list[str]:
     model = summary["model"]
-    asked = _escape(words.request_words(summary, classes))
-    name = words.focus(summary)
+    asked = _escape(wording.request_words(summary, classes))
+    name = wording.focus(summary)
     verdict = summary["methods"][name]["verdict"]
     if method is None:
         title = f"# {model['name']}: no model to ship"
@@ -79,11 +79,11 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
             "deleted."
         )
     status = " (indicative)" if verdict["indicative"] else ""
-    claim = [f"Level **{verdict['level']}**{status}. {words.claim(verdict['level'], summary)}"]
+    claim = [f"Level **{verdict['level']}**{status}. {wording.claim(verdict['level'], summary)}"]
     if verdict["indicative"]:
-        claim.append(words.why_indicative(summary))
+        claim.append(wording.why_indicative(summary))
     failed = [
-        f"- {g['gate']} (level {g['level']}): {g['value']}, wanted {g['wanted']}" for g in words.failed_gates(verdict)
+        f"- {g['gate']} (level {g['level']}): {g['value']}, wanted {g['wanted']}" for g in wording.failed_gates(verdict)
     ]
     saw = "saw" if model["saw_forget_data"] else "is said not to have seen"
     return [
@@ -92,7 +92,7 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
         f"## What was forgotten\n\n{asked[0].upper()}{asked[1:]}.\n\nRequest `{summary['request']['digest']}`.",
         "## Claim level\n\n" + "\n\n".join(claim),
         "## Failed gates\n\n" + ("\n".join(failed) or "None."),
-        "## What is not claimed\n\n" + "\n".join(f"- {line}" for line in words.not_claimed(summary)),
+        "## What is not claimed\n\n" + "\n".join(f"- {line}" for line in wording.not_claimed(summary)),
         f"## Metrics\n\n{_table(summary)}\n\nMore in `summary.json`, `results.csv` and `report.html`.",
         f"## Training data\n\n{data.name}: {data.rows_train:,} training and {data.rows_test:,} test rows, "
         f"`{data.digest}`. The original's backbone {saw} the forgotten rows. Original weights `{model['digest']}`.",
@@ -101,13 +101,13 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
 
 def _table(summary: Mapping[str, Any]) -> str:
     """Original, retrained and the method the card is about, one metric a line."""
-    shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", words.focus(summary))]
+    shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", wording.focus(summary))]
     lines = ["| metric | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for heading, path, form in COLUMNS:
         values = [lookup(block, path) for _, block in shown]
         if any(v is not None for v in values):
             cells = ("–" if v is None else form.format(v) for v in values)
-            lines.append(f"| {words.GATES.get(path, heading)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {wording.GATES.get(path, heading)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

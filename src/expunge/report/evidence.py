@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN
-from expunge.errors import ManifestError
+from expunge.system.errors import ManifestError
 
 ROWS = 20_000  # at most so many rows of each part
 VIEW_ROWS = {"retained": 300, "unseen": 100, "forgotten": 200}  # points of a 2-D view, drawn in this order

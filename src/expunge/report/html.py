@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from expunge.report import charts, plots, words
+from expunge.report import charts, plots, wording
 from expunge.report.evidence import Evidence
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL, LEVELS
@@ -89,25 +89,25 @@ def render(
     """The whole page. `evidence.logits` are keyed as the table's rows, in its order. `drawn`: the page's `sections`,
     for whoever drew them already. `sides`: HTML that shows the original beside the method the page is about."""
     drawn = sections(summary, evidence) if drawn is None else drawn
-    name = words.focus(summary)
+    name = wording.focus(summary)
     verdict = summary["methods"][name]["verdict"]
     page = environment().get_template("report.html.jinja")
     return page.render(
-        request=words.request_words(summary, evidence.classes),
+        request=wording.request_words(summary, evidence.classes),
         summary=summary,
         focus=name,
         selected=summary["selected"],
         verdict=verdict,
         ladder=ladder(summary, verdict),
-        why_indicative=words.why_indicative(summary) if verdict["indicative"] else "",
-        failed={method: words.failed_gates(block["verdict"]) for method, block in summary["methods"].items()},
-        not_claimed=words.not_claimed(summary),
+        why_indicative=wording.why_indicative(summary) if verdict["indicative"] else "",
+        failed={method: wording.failed_gates(block["verdict"]) for method, block in summary["methods"].items()},
+        not_claimed=wording.not_claimed(summary),
         table=main_table(summary),
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
         more=more_table(summary),
         attacks=ensemble_table(summary),
-        settings=words.settings_lines(summary),
-        seeds=words.seed_count(summary),
+        settings=wording.settings_lines(summary),
+        seeds=wording.seed_count(summary),
         sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
         sides=sides,
@@ -140,7 +140,7 @@ def ladder(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[dict[
             state = "failed"
         else:
             state = "not evaluated" if level in left_out else "passed, but a lower level failed"
-        steps.append({"level": level, "state": state, "claim": words.claim(level, summary)})
+        steps.append({"level": level, "state": state, "claim": wording.claim(level, summary)})
     return steps
 
 
@@ -187,7 +187,7 @@ def _cell(block: Mapping[str, Any], path: str, form: str) -> dict[str, str]:
 
 def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
     """Every plot of the page, with one or two sentences on how to read it."""
-    name = words.focus(summary)
+    name = wording.focus(summary)
     closely = [m for m in ("original", name, "retrained") if m in e.logits]
     others = [m for m in e.logits if m not in closely]
     unseen = " Unseen rows are test rows of the classes that the forgotten rows have."

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from expunge.errors import ManifestError
-from expunge.files import read_json
-from expunge.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 from expunge.report.tables import headline, not_proven, rows
+from expunge.system.errors import ManifestError
+from expunge.system.files import read_json
+from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 
 
 def print_result() -> None:

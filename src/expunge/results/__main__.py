@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from expunge.config import load_config
-from expunge.errors import ExpungeError
-from expunge.files import write_text
-from expunge.progress import say
 from expunge.results.page import page
 from expunge.results.pooled import pool
 from expunge.results.variants import HOME, VARIANTS, Variant, finished, run_variants
 from expunge.stages import run
+from expunge.system.errors import ExpungeError
+from expunge.system.files import write_text
+from expunge.system.progress import log_message
 
 PAGE = Path("docs/results.md")
 
@@ -29,7 +29,7 @@ def write_page(root: Path, variants: Sequence[Variant]) -> None:
     if not parts:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results")
     write_text(root / PAGE, page(parts))
-    say(f"results: {PAGE}")
+    log_message(f"results: {PAGE}")
 
 
 def main() -> None:

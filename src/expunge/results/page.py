@@ -10,8 +10,8 @@ import numpy as np
 from expunge.evaluation.margins import Margins
 from expunge.report.summary import CONTROL, LEVELS
 from expunge.report.tables import COLUMNS, MANY_MODELS
-from expunge.report.words import GATES
-from expunge.results.pooled import Judged, Pooled, judge
+from expunge.report.wording import GATES
+from expunge.results.pooled import Pooled, PooledVerdict, judge
 from expunge.results.variants import Variant
 
 KL, FORGET, MEMBER = "divergence.forget.kl", "accuracy.forget", "membership.mia_lr_member"
@@ -64,7 +64,7 @@ def _section(variant: Variant, pooled: Pooled, margins: Margins) -> str:
     return "\n\n".join(parts)
 
 
-def table(pooled: Pooled, columns: Sequence[tuple[str, str, str]], judged: dict[str, Judged]) -> str:
+def table(pooled: Pooled, columns: Sequence[tuple[str, str, str]], judged: dict[str, PooledVerdict]) -> str:
     """Markdown, one row per candidate; a candidate without any value is left out."""
     head = ["", *(heading for heading, _, _ in columns), *(["level"] if judged else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -87,7 +87,7 @@ def _cell(form: str, values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {form.format(np.std(values, ddof=1))}"
 
 
-def meaning(pooled: Pooled, judged: dict[str, Judged]) -> list[str]:
+def meaning(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
     """What the table says, in sentences made from its numbers."""
     before, without = np.mean(pooled.values("original", FORGET)), np.mean(pooled.values("retrained", FORGET))
     lines = [
@@ -102,7 +102,7 @@ def meaning(pooled: Pooled, judged: dict[str, Judged]) -> list[str]:
     return lines
 
 
-def _levels(pooled: Pooled, judged: dict[str, Judged]) -> list[str]:
+def _levels(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
     lines = []
     for level in reversed(LEVELS[1:]):
         names = [name for name, j in judged.items() if j.level == level]

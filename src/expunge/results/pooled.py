@@ -14,9 +14,9 @@ from expunge.evaluation.divergence import summary as divergence
 from expunge.evaluation.equivalence import seed_difference
 from expunge.evaluation.margins import Margins
 from expunge.evaluation.verdict import LEVELS, Gate, gates, lookup
-from expunge.files import read_json
-from expunge.paths import EVALUATION, SUMMARY
 from expunge.report.summary import CONTROL
+from expunge.system.files import read_json
+from expunge.system.paths import EVALUATION, SUMMARY
 
 Block = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Pooled:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PooledVerdict:
     """`level` reached over the seeds, the first gate in the way, and the levels of the single runs."""
 
     level: str
@@ -55,7 +55,7 @@ def pool(workspaces: Mapping[int, Path]) -> Pooled:
     return Pooled(tuple(workspaces), tuple(summaries), blocks)
 
 
-def judge(pooled: Pooled, name: str, margins: Margins) -> Judged:
+def judge(pooled: Pooled, name: str, margins: Margins) -> PooledVerdict:
     """Equivalence over seeds: t intervals of the difference of method and retrained models, as `seed_difference`.
 
     With one seed it is the verdict of that run, which is indicative.
@@ -63,14 +63,14 @@ def judge(pooled: Pooled, name: str, margins: Margins) -> Judged:
     single = tuple(summary["methods"][name]["verdict"]["level"] for summary in pooled.summaries)
     if len(pooled.seeds) == 1:
         failed = tuple(g["gate"] for g in pooled.summaries[0]["methods"][name]["verdict"]["failed_gates"])
-        return Judged(single[0], failed, single)
+        return PooledVerdict(single[0], failed, single)
     bad = [gate for gate in gates(margins) if not _passes(pooled, name, gate)]
     level = "none"
     for step in LEVELS:
         if any(gate.level == step for gate in bad):
             break
         level = step
-    return Judged(level, tuple(gate.path for gate in bad), single)
+    return PooledVerdict(level, tuple(gate.path for gate in bad), single)
 
 
 def _passes(pooled: Pooled, name: str, gate: Gate) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from expunge.paths import SUMMARY
-from expunge.progress import say
-from expunge.workspace import lay_out, params_with, reproduce
+from expunge.system.paths import SUMMARY
+from expunge.system.progress import log_message
+from expunge.workspaces.workspace import lay_out, params_with, reproduce
 
 HOME = Path(".expunge/results")
 RETRAIN_SEEDS = 100  # the retrained model of training seed s has seed 100 + s: no pair shares its start
@@ -47,7 +47,7 @@ VARIANTS = (
         "Fashion-MNIST, small ResNet, forget a random 10 % of the training rows",
         (1, 2, 3),
         {"split": {"selector": "random", "fraction": 0.1}},
-        without=("pour-p", "matched-fast"),  # one forgets classes, the other does nothing for rows: docs/matched.md
+        without=("pour-p", "teacher-map"),  # one forgets classes, the other does nothing for rows: docs/relearn.md
     ),
     Variant(
         "frozen",
@@ -67,7 +67,7 @@ VARIANTS = (
 def run_variants(root: Path, variants: Sequence[Variant]) -> None:
     """Run what is missing or out of date; DVC knows. Raises ExpungeError when a stage fails; a next run goes on."""
     for variant, seed in _runs(variants):
-        say(f"results: {variant.name}, training seed {seed}")
+        log_message(f"results: {variant.name}, training seed {seed}")
         workspace = variant.workspace(root, seed)
         lay_out(root, workspace, variant.params_text(root, seed), cache=root / HOME / "cache")
         reproduce(root, workspace, "compare")

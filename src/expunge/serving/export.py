@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from expunge.errors import CheckpointError, ExpungeError
 from expunge.models.tokens import Tokens
 from expunge.serving.servable import ANY, Servable
+from expunge.system.errors import CheckpointError, ExpungeError
 
 TOLERANCE = 1e-4  # of a logit, relative to the largest: kernels differ in the order of their sums
 BATCHES = (1, 2, 5)

@@ -13,8 +13,8 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
-from expunge.errors import DataError
 from expunge.serving.servable import Servable
+from expunge.system.errors import DataError
 
 
 class UnlearnedClassifier(PythonModel):  # type: ignore[misc]

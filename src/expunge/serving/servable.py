@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.errors import DataError
-from expunge.files import digest_of, read_json, read_manifest, write_json, write_manifest
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Inputs
+from expunge.system.errors import DataError
+from expunge.system.files import digest_of, read_json, read_manifest, write_json, write_manifest
 
 CONTRACT = "serving.json"
 MAP = "map"

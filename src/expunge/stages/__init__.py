@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 
-from expunge import memory, usage
-from expunge.errors import ExpungeError
+from expunge.system import malloc, monitor
+from expunge.system.errors import ExpungeError
 
 # A stage imports a million objects and keeps them. Looking for garbage among them less often while they come in, and
 # not at all when the process ends (`run` freezes them), saves a short stage a third of its time.
 gc.set_threshold(100_000, 50, 50)
-memory.keep_freed()
+malloc.keep_freed()
 
 # No tool that a stage imports may report home, and every seed is explicit.
 QUIET = {
@@ -28,7 +28,7 @@ QUIET = {
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage, its use of the machine sampled; see `guarded`."""
-    usage.start()
+    monitor.start()
     guarded(main)
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from expunge.config import load_config
-from expunge.errors import DataError
-from expunge.files import staged_dir, write_manifest
-from expunge.paths import ACTIVATIONS, DATASET, MODELS, ORIGINAL
 from expunge.stages import run
+from expunge.system.errors import DataError
+from expunge.system.files import staged_dir, write_manifest
+from expunge.system.paths import ACTIVATIONS, DATASET, MODELS, ORIGINAL
 
 
 def fetch(cuts: list[str], staging: Path) -> dict[str, int]:

@@ -4,12 +4,12 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
-from expunge.files import read_json, read_manifest, write_json, write_text
-from expunge.paths import COST, ENSEMBLE_REPORT, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
-from expunge.progress import say
 from expunge.report.summary import build_summary
 from expunge.report.tables import flat, headline, markdown, plot_csv
 from expunge.stages import run
+from expunge.system.files import read_json, read_manifest, write_json, write_text
+from expunge.system.paths import COST, ENSEMBLE_REPORT, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
+from expunge.system.progress import log_message
 
 PLOTS = {
     "accuracy": {
@@ -65,7 +65,7 @@ def main() -> None:
     write_text(REPORTS / "results.md", markdown(summary))
     for name, paths in PLOTS.items():
         write_text(REPORTS / "plots" / f"{name}.csv", plot_csv(summary, paths))
-    say(headline(summary).replace("**", ""))
+    log_message(headline(summary).replace("**", ""))
 
 
 if __name__ == "__main__":

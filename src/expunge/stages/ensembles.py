@@ -4,24 +4,24 @@ import time
 from typing import Any
 
 from expunge.config import Config, load_config
-from expunge.ensembles import plan
-from expunge.files import write_json
-from expunge.paths import COST, DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
-from expunge.progress import say
+from expunge.shadow import plan
 from expunge.stages import run
-from expunge.usage import write_cost
+from expunge.system.files import write_json
+from expunge.system.monitor import write_cost
+from expunge.system.paths import COST, DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
+from expunge.system.progress import log_message
 
 
 def of_heads(config: Config) -> dict[str, Any]:
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
-    from expunge.ensembles.heads import Entry, Rows, attack_heads
     from expunge.features.store import FeatureStore
-    from expunge.unlearned import Unlearned
+    from expunge.methods.unlearned import UnlearnedModel
+    from expunge.shadow.heads import Entry, Rows, attack_heads
 
     asked = config.ensembles
     classes = len(Dataset(DATASET, verify=False).class_names)
-    entries = {name: Entry.of(name, config.fit, Unlearned.load(UNLEARNED / name)) for name in config.methods}
+    entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name)) for name in config.methods}
     rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
     return attack_heads(rows, entries, asked.heads, classes, asked.epochs, asked.seed)
 
@@ -29,7 +29,7 @@ def of_heads(config: Config) -> dict[str, Any]:
 def of_networks(config: Config) -> dict[str, Any]:
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
-    from expunge.ensembles.full import Job, attack_networks
+    from expunge.shadow.networks import Job, attack_networks
 
     job = Job.of(config, Dataset(DATASET), Split(SPLIT), ENSEMBLES, WORK)
     return attack_networks(job, config.ensembles.full)
@@ -46,7 +46,7 @@ def main() -> None:
         found = of_networks(config)
     seconds = time.perf_counter() - start
     if decided.refused_because is not None:
-        say(f"ensembles: refused: {decided.refused_because}")
+        log_message(f"ensembles: refused: {decided.refused_because}")
     write_json(ENSEMBLES / "members.json", {"kind": decided.kind, "models": found.get("models")})
     write_json(ENSEMBLE_REPORT, {**decided.to_json(), **found})
     if found:

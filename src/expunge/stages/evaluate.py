@@ -1,7 +1,6 @@
 """evaluate: every metric of one method, or without a name of the references, beside original and retrained."""
 
 import argparse
-import shutil
 import time
 from typing import Any
 
@@ -11,57 +10,27 @@ import pyarrow.parquet as pq
 import torch
 from threadpoolctl import threadpool_limits
 
-from expunge.config import Config, load_config
-from expunge.core import LinearHead
-from expunge.data.dataset import Dataset
+from expunge.config import load_config
 from expunge.data.split import Split
 from expunge.evaluation.suite import Outputs, evaluate
-from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore
-from expunge.files import read_json, read_manifest, staged_dir, write_json, write_manifest
-from expunge.models.checkpoint import load_classifier
-from expunge.paths import (
-    DATASET,
+from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
+from expunge.methods.unlearned import INFO
+from expunge.stages import run
+from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
+from expunge.system.monitor import write_cost
+from expunge.system.paths import (
     EVALUATION,
     FEATURES,
     METRICS,
-    MODELS,
     ORIGINAL,
+    REFERENCES,
     SPLIT,
     UNLEARNED,
-    WORK,
-    retrained,
 )
-from expunge.progress import say
-from expunge.stages import run
-from expunge.unlearned import INFO, Unlearned
-from expunge.usage import write_cost
+from expunge.system.progress import log_message
 
-REFERENCES = "references"
 VALIDATION = "validation"  # the part of rows that settings were chosen by, where outputs are kept per row
-
-
-def of_classifier(name: str) -> Outputs:
-    """A trained classifier: its head on its own features."""
-    head = load_classifier(MODELS / name).head
-    z = FeatureStore(FEATURES / name).z()
-    return Outputs(LinearHead(head.weight, head.bias).logits(torch.from_numpy(z)).numpy(), z)
-
-
-def of_method(name: str, original: Outputs, config: Config) -> Outputs:
-    """An unlearned classifier: the original's features, or those of its own backbone, its map and its shipped head."""
-    unlearned = Unlearned.load(UNLEARNED / name)
-    z = torch.from_numpy(original.z)
-    if unlearned.classifier is not None:
-        settings = Settings.of(config.features)
-        work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
-        z = torch.from_numpy(shards.z())
-        shutil.rmtree(work)
-    return Outputs(unlearned.logits(z).numpy(), z.numpy(), unlearned.map(z).float().numpy())
-
-
-def retrained_models(config: Config) -> list[Outputs]:
-    return [] if config.reference == "skip" else [of_classifier(retrained(seed)) for seed in config.retrain.seeds]
 
 
 def settings_of(method: str) -> dict[str, Any]:
@@ -108,8 +77,8 @@ def main() -> None:
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
     labels, seed = store.column("label"), config.evaluate.seed
-    original, references = of_classifier(ORIGINAL), retrained_models(config)
-    models = {name: of_method(name, original, config)} if name != REFERENCES else {ORIGINAL: original}
+    original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config)
+    models = {name: outputs_of_method(name, original, config)} if name != REFERENCES else {ORIGINAL: original}
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
     counted = ~split.held
@@ -136,7 +105,7 @@ def main() -> None:
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})
-    say(f"evaluate {name}: {seconds:.1f} s")
+    log_message(f"evaluate {name}: {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from pathlib import Path
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.features.extract import Engine, Extraction, Settings, extract
-from expunge.features.ranks import Ranks
 from expunge.features.reader import cores
-from expunge.files import read_manifest, staged_dir, write_manifest
+from expunge.features.torchrun import Torchrun
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, WORK
-from expunge.progress import say
 from expunge.stages import run
-from expunge.usage import write_cost
+from expunge.system.files import read_manifest, staged_dir, write_manifest
+from expunge.system.monitor import write_cost
+from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, WORK
+from expunge.system.progress import log_message
 
 PRODUCER = "expunge.stages.extract"
 
@@ -28,7 +28,7 @@ def main() -> None:
     name = arguments.model
     out = FEATURES / name
     model = read_manifest(MODELS / name)
-    ranks = Ranks.of(os.environ)
+    ranks = Torchrun.of(os.environ)
     cost: dict[str, object] = {"shards": {}}
     if model.get("skipped"):
         if ranks.rank == 0:
@@ -38,7 +38,7 @@ def main() -> None:
         name != ORIGINAL
         and model["backbone_digest"] == read_manifest(FEATURES / ORIGINAL, verify=False)["model_digest"]
     ):
-        say(f"extract: {name} has the original's frozen backbone, so its features too")
+        log_message(f"extract: {name} has the original's frozen backbone, so its features too")
         if ranks.rank == 0:
             with staged_dir(out) as staging:
                 write_manifest(staging, PRODUCER, same_as=os.path.relpath(FEATURES / ORIGINAL, out))
@@ -48,7 +48,7 @@ def main() -> None:
         write_cost(f"extract-{name.replace('/', '-')}", cost)
 
 
-def fetch(model: Path, out: Path, ranks: Ranks, repair: bool) -> dict[str, object]:
+def fetch(model: Path, out: Path, ranks: Torchrun, repair: bool) -> dict[str, object]:
     """Write the store `out` with the engine that params or torchrun ask for; return what it cost, seconds by shard.
 
     Times differ from run to run, so they stand beside the store and not in its manifest, whose digest DVC compares.

@@ -8,16 +8,16 @@ import numpy as np
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.errors import CollapseError, QualityError
 from expunge.features.store import FeatureStore
-from expunge.files import staged_dir, write_manifest
-from expunge.methods import fit, warm_up
+from expunge.methods.inputs import FitInputs
+from expunge.methods.table import fit, warm_up
 from expunge.models.checkpoint import load_classifier
-from expunge.paths import ACTIVATIONS, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
-from expunge.progress import say
-from expunge.request import Request
 from expunge.stages import run
-from expunge.usage import write_cost
+from expunge.system.errors import CollapseError, QualityError
+from expunge.system.files import staged_dir, write_manifest
+from expunge.system.monitor import write_cost
+from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
+from expunge.system.progress import log_message
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     name = parser.parse_args().method
     table = load_config().fit
     split = Split(SPLIT)
-    request = Request(
+    request = FitInputs(
         store=FeatureStore(FEATURES / ORIGINAL),
         activations_dir=ACTIVATIONS,
         dataset=Dataset(DATASET, verify=False),
@@ -48,7 +48,7 @@ def main() -> None:
             refused = str(e)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
     write_cost(f"fit-{name}", {"fit_s": round(seconds, 4)})
-    say(f"fit {name}: refused: {refused}" if refused else f"fit {name}: {seconds:.3f} s")
+    log_message(f"fit {name}: refused: {refused}" if refused else f"fit {name}: {seconds:.3f} s")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from expunge.config import load_config
 from expunge.data.prepare import prepare
-from expunge.paths import DATASET, RAW
-from expunge.progress import say
 from expunge.stages import run
+from expunge.system.paths import DATASET, RAW
+from expunge.system.progress import log_message
 
 
 def main() -> None:
@@ -12,7 +12,9 @@ def main() -> None:
     manifest = prepare(
         data.source, DATASET, path=data.path, test_fraction=data.test_fraction, seed=data.seed, raw_dir=RAW
     )
-    say(f"prepare: {manifest['rows_train']:,} training and {manifest['rows_test']:,} test rows of {data.source}")
+    log_message(
+        f"prepare: {manifest['rows_train']:,} training and {manifest['rows_test']:,} test rows of {data.source}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,44 +1,34 @@
 """register: runs and the selected method's classifier into MLflow; the alias moves once the version was checked."""
 
 import os
-import subprocess
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
-import pyarrow.parquet as pq
-import yaml
+from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
-from expunge.data.schema import TEXT
-from expunge.data.split import Split
-from expunge.errors import TrackingError
-from expunge.evaluation.divergence import log_softmax
-from expunge.files import digest_of, read_json, read_manifest
+from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
-from expunge.paths import (
+from expunge.report.tables import failures, headline, markdown
+from expunge.stages import run
+from expunge.system.errors import TrackingError
+from expunge.system.files import digest_of, read_json, read_manifest
+from expunge.system.paths import (
     DATASET,
-    EVALUATION,
     METRICS,
     MODELS,
     ORIGINAL,
     REGISTRATION,
     REPORTS,
-    SPLIT,
     SUMMARY,
     UNLEARNED,
 )
-from expunge.progress import say
-from expunge.report.tables import failures, headline, markdown
-from expunge.stages import run
+from expunge.system.progress import log_message
 from expunge.tracking import Dataset as LoggedDataset
 from expunge.tracking import Submission, log_pipeline_run, model_name, preflight, register_model, write_receipt
 from expunge.tracking.details import details_of, shared_stages, usage_of
-from expunge.unlearned import INFO
+from expunge.tracking.examples import examples_with_answers
+from expunge.tracking.provenance import git_state, lock_digest
 
-CHECKED_ROWS = 256  # test rows on which the loaded version must repeat the evaluation
 ARTIFACTS = (
     "report.html",
     "results.md",
@@ -53,28 +43,6 @@ ARTIFACTS = (
 FLOW_RUN = "EXPUNGE_FLOW_RUN"  # set by the flow that runs this stage: the run's id
 
 
-def lock_digest() -> str:
-    """Digest of what dvc.lock says of every stage upstream of this one: HEAD is the commit before this lock."""
-    lock = Path("dvc.lock")
-    stages = (yaml.safe_load(lock.read_text()) if lock.is_file() else {}).get("stages", {})
-    return digest_of({name: entry for name, entry in stages.items() if name != "register"})
-
-
-def git_state() -> dict[str, str]:
-    """Commit and whether the work tree differs from it; empty outside a git checkout."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": str(bool(git("status", "--porcelain", "-uno"))).lower(),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
 def content_digest(method: str, summary: dict[str, Any]) -> str:
     """What a version is made from: weights, map and head, request and claim. Times and run ids do not count."""
     files = read_manifest(UNLEARNED / method)["files"]
@@ -86,26 +54,6 @@ def content_digest(method: str, summary: dict[str, Any]) -> str:
             "level": summary["methods"][method]["verdict"]["level"],
         }
     )
-
-
-def evaluated(method: str, dataset: Dataset, model: str | None = None) -> tuple[np.ndarray | list[str], np.ndarray]:
-    """Test rows of retained classes, images uint8 `(n, h, w[, c])` or texts, and the probabilities that the evaluation
-    had for them. `model`: one of several that were evaluated under this name."""
-    rows = Split(SPLIT).rows("test_retain")
-    if dataset.image_shape is None and dataset.encoding != TEXT:
-        shapes = dataset.table(["height", "width", "channels"]).take(rows).to_pylist()
-        rows = rows[[shape == shapes[0] for shape in shapes]]
-    rows = rows[:CHECKED_ROWS]
-    logits = (
-        pq.read_table(EVALUATION / method / f"{model or method}.parquet", columns=["logits"])["logits"]
-        .take(rows)
-        .combine_chunks()
-    )
-    probabilities = np.exp(log_softmax(logits.flatten().to_numpy().reshape(len(rows), -1)))
-    if dataset.encoding == TEXT:
-        return cast(list[str], dataset.inputs(rows)), probabilities
-    images = np.stack(list(dataset.images(rows)))
-    return images[..., 0] if images.shape[-1] == 1 else images, probabilities
 
 
 def main() -> None:
@@ -145,7 +93,7 @@ def main() -> None:
             method=None,
             tags={"dvc_lock": tags["dvc_lock"]},
         )
-        say(f"register: nothing registered. {failures(summary)}")
+        log_message(f"register: nothing registered. {failures(summary)}")
         return
     verdict = summary["methods"][selected]["verdict"]
     tags |= {
@@ -154,7 +102,7 @@ def main() -> None:
         "failed_gates": ", ".join(gate["gate"] for gate in verdict["failed_gates"]) or "none",
         "request": summary["request"]["digest"],
     }
-    inputs, probabilities = evaluated(selected, dataset)
+    inputs, probabilities = examples_with_answers(selected, dataset)
     content = content_digest(selected, summary)
     own = UNLEARNED / selected
     model_dir = own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL
@@ -179,7 +127,7 @@ def main() -> None:
     kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claim_level", "failed_gates", "request")}
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
-    say(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
+    log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
 
 
 def description(summary: dict[str, Any], dataset: Dataset) -> str:

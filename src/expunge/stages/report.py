@@ -13,32 +13,32 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
-from expunge.files import read_json, read_manifest, staged_dir, write_manifest, write_text
-from expunge.paths import (
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.report.card import TrainingData, model_card
+from expunge.report.comparison import on_same_rows
+from expunge.report.comparison_page import Sides, section
+from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
+from expunge.report.export import results_csv
+from expunge.report.html import Section, render, sections
+from expunge.report.style import standalone
+from expunge.report.tables import candidates
+from expunge.report.wording import focus
+from expunge.stages import run
+from expunge.system.files import read_json, read_manifest, staged_dir, write_manifest, write_text
+from expunge.system.paths import (
     DATASET,
     EVALUATION,
     FEATURES,
     FIGURES,
     ORIGINAL,
+    REFERENCES,
     REPORTS,
     SPLIT,
     SUMMARY,
     UNLEARNED,
     retrained,
 )
-from expunge.progress import say
-from expunge.promotion.page import Sides, section
-from expunge.promotion.side_by_side import on_same_rows
-from expunge.report.card import TrainingData, model_card
-from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
-from expunge.report.export import results_csv
-from expunge.report.html import Section, render, sections
-from expunge.report.style import standalone
-from expunge.report.tables import candidates
-from expunge.report.words import focus
-from expunge.stages import run
-from expunge.stages.evaluate import REFERENCES
-from expunge.unlearned import Unlearned
+from expunge.system.progress import log_message
 
 
 def outputs(summary: dict[str, Any], config: Config) -> dict[str, Path]:
@@ -60,7 +60,7 @@ def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[
     """Features of the drawn rows in dataset order: z of the original, what the method's head reads, z of the first
     retrained model."""
     z = FeatureStore(FEATURES / ORIGINAL).z(rows)
-    unlearned = Unlearned.load(UNLEARNED / name)
+    unlearned = UnlearnedModel.load(UNLEARNED / name)
     own = torch.from_numpy(z)
     if unlearned.classifier is not None:
         unlearned.classifier.eval()
@@ -135,7 +135,7 @@ def main() -> None:
     write_figures(drawn)
     write_text(REPORTS / "results.csv", results_csv(summary))
     write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))
-    say(f"report: {REPORTS / 'report.html'}")
+    log_message(f"report: {REPORTS / 'report.html'}")
 
 
 if __name__ == "__main__":

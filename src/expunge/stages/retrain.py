@@ -6,11 +6,11 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
-from expunge.files import staged_dir, write_manifest
-from expunge.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
-from expunge.recipe import make_classifier
 from expunge.stages import run
-from expunge.usage import write_cost
+from expunge.system.files import staged_dir, write_manifest
+from expunge.system.monitor import write_cost
+from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
+from expunge.training.recipe import make_classifier
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import split
-from expunge.paths import DATASET, SPLIT
-from expunge.progress import say
 from expunge.stages import run
+from expunge.system.paths import DATASET, SPLIT
+from expunge.system.progress import log_message
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         validation=config.validation,
         seed=config.seed,
     )
-    say(f"split: {request['forget_rows']:,} rows to forget, {request['retain_rows']:,} retained")
+    log_message(f"split: {request['forget_rows']:,} rows to forget, {request['retain_rows']:,} retained")
 
 
 if __name__ == "__main__":

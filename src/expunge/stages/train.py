@@ -4,10 +4,10 @@ import numpy as np
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.paths import DATASET, MODELS, ORIGINAL, WORK
-from expunge.recipe import make_classifier
 from expunge.stages import run
-from expunge.usage import write_cost
+from expunge.system.monitor import write_cost
+from expunge.system.paths import DATASET, MODELS, ORIGINAL, WORK
+from expunge.training.recipe import make_classifier
 
 
 def main() -> None:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from expunge.files import write_json
-from expunge.paths import DATA_DOCS, DATASET, FEATURES, ORIGINAL, SPLIT, VALIDATION
-from expunge.progress import say
 from expunge.quality import validate_dataset, validate_features, validate_split
 from expunge.stages import run
+from expunge.system.files import write_json
+from expunge.system.paths import DATA_DOCS, DATASET, FEATURES, ORIGINAL, SPLIT, VALIDATION
+from expunge.system.progress import log_message
 
 CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "dataset": lambda docs: validate_dataset(DATASET, docs),
@@ -24,7 +24,7 @@ def main() -> None:
     what = parser.parse_args().what
     result = CHECKS[what](DATA_DOCS / what)
     write_json(VALIDATION / f"{what}.json", result)
-    say(f"validate {what}: {len(result['checks'])} checks passed; Data Docs in {DATA_DOCS / what}")
+    log_message(f"validate {what}: {len(result['checks'])} checks passed; Data Docs in {DATA_DOCS / what}")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from expunge.errors import ManifestError
-from expunge.files import read_json
-from expunge.paths import COST, ORIGINAL, UNLEARNED
+from expunge.methods.unlearned import INFO
 from expunge.report.tables import lookup
+from expunge.system.errors import ManifestError
+from expunge.system.files import read_json
+from expunge.system.monitor import Series
+from expunge.system.paths import COST, ORIGINAL, UNLEARNED
 from expunge.tracking.runs import Curve, Detail, seed_run
-from expunge.unlearned import INFO
-from expunge.usage import Series
 
 # Of a history: what a curve is drawn over, and what says nothing of learning.
 STEPS = ("epoch", "pass", "step")

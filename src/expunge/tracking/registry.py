@@ -22,9 +22,9 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import expunge
-from expunge.errors import TrackingError
-from expunge.files import write_json
 from expunge.serving.servable import Contract, servable_digest, write_servable
+from expunge.system.errors import TrackingError
+from expunge.system.files import write_json
 from expunge.tracking.runs import clip, refuse_row_ids
 from expunge.tracking.store import connect, fluent, refusals
 

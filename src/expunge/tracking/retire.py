@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow import MlflowClient
 from mlflow.entities.logged_model import LoggedModel
 
-from expunge.errors import TrackingError
+from expunge.system.errors import TrackingError
 from expunge.tracking.registry import Version
 from expunge.tracking.store import refusals, tracking_uri
 
@@ -97,10 +97,6 @@ def remove_folders(folders: Collection[Path]) -> int:
     for folder in left:
         shutil.rmtree(folder)
     return len(left)
-
-
-def still_there(folders: Collection[Path]) -> int:
-    return sum(_whole(folder).exists() for folder in folders)
 
 
 def examples_of(client: MlflowClient, version: Version) -> Iterator[Path]:

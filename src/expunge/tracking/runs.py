@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 
-from expunge.errors import TrackingError
+from expunge.system.errors import TrackingError
+from expunge.system.monitor import Series
 from expunge.tracking.store import connect, experiment_of, refusals
-from expunge.usage import Series
 
 # Limits of MLflow's batch call and of its columns.
 METRICS_PER_CALL = 1000
@@ -48,7 +48,8 @@ class Detail:
     """What a child run holds beside its entry in the summary.
 
     `curves`: metric name -> `(step, value)` pairs, for what is iterative.
-    `usage`: samples of processor and memory while it was made, as `expunge.usage` gives them; MLflow shows them apart.
+    `usage`: samples of processor and memory while it was made, as `expunge.system.monitor` gives them; MLflow shows
+    them apart.
     `artifacts`: files or directories, logged under their own names.
     """
 

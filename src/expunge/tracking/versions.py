@@ -11,10 +11,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from expunge.errors import TrackingError
-from expunge.files import read_json
 from expunge.report.summary import LEVELS
 from expunge.serving.servable import Servable, servable_digest
+from expunge.system.errors import TrackingError
+from expunge.system.files import read_json
 from expunge.tracking.registry import Version
 from expunge.tracking.store import fluent, refusals
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from expunge.data.readers import fashion_mnist
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 from tests.data.made import prepared, refused
 
 

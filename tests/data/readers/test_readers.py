@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from expunge.data.source import stratified_test_rows
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 from tests.data.made import prepared, refused
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from expunge.data.schema import TEXT
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 from tests.data.made import prepared, refused
 
 TEXTS = ["Grüße aus Köln", 'he said "no", twice', "two\nlines", "a\ttab", "good film", "bad film", "meh", "ok"]

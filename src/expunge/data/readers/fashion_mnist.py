@@ -21,7 +21,7 @@ import numpy as np
 
 from expunge.data.schema import RAW, TEST, TRAIN
 from expunge.data.source import Batch, Source, array_batches
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 log = logging.getLogger(__name__)
 

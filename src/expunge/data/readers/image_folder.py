@@ -10,7 +10,7 @@ import numpy as np
 from expunge.data.images import SUFFIXES
 from expunge.data.schema import ENCODED, SPLITS
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 BATCH = 64
 

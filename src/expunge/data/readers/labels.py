@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 MAX_CLASSES = 100_000
 

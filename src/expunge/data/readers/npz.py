@@ -10,7 +10,7 @@ import numpy as np
 from expunge.data.readers.labels import index_labels
 from expunge.data.schema import RAW, TEST, TRAIN
 from expunge.data.source import Source, array_batches, split_names, stratified_test_rows
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 IMAGES, LABELS = ("x", "images"), ("y", "labels")
 KNOWN = (*IMAGES, *LABELS, "x_train", "y_train", "x_test", "y_test", "ids", "subjects", "split", "class_names")

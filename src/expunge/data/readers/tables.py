@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from expunge.data.readers.labels import index_labels
 from expunge.data.schema import content_column
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 BATCH = 64
 CSV_BLOCK = 1 << 20  # bytes read at once; a row must fit

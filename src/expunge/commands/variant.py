@@ -1,0 +1,61 @@
+"""beside: the same pipeline with other params, in a workspace of its own; the run of params.yaml stays as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from expunge.system.errors import ConfigError
+
+HOME = Path(".expunge/beside")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(beside)
+
+
+def beside(
+    name: Annotated[str, typer.Argument(help="Of the workspace, .expunge/beside/NAME.")],
+    change: Annotated[
+        list[str], typer.Option("--set", "-S", help="What differs from params.yaml, as model.name=efficientnet-lite0.")
+    ],
+    target: Annotated[str, typer.Option(help="The stage to stop after; extract makes the feature store.")] = "extract",
+) -> None:
+    """Another backbone, or other layers, side by side with the run of params.yaml: features in a store of their own."""
+    import yaml
+
+    from expunge.system.progress import log_message
+    from expunge.workspaces.workspace import lay_out, params_with, reproduce
+
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ConfigError(f"{name!r}: a workspace has a plain name, of letters, digits, '-', '_' and '.'")
+    root = Path.cwd()
+    params = params_with(root / "params.yaml", changes(change))
+    workspace = root / HOME / name
+    lay_out(root, workspace, yaml.safe_dump(params, sort_keys=False), cache=root / ".dvc" / "cache")
+    reproduce(root, workspace, target)
+    log_message(f"beside: {target} of {name} is up to date in {HOME / name}")
+
+
+def changes(given: list[str]) -> dict[str, Any]:
+    """`["model.name=x", ...]` as nested sections, values as YAML reads them. Raises ConfigError for anything else."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {item!r}: expected SECTION.KEY=VALUE")
+        *sections, last = key.split(".")
+        at = found
+        for section in sections:
+            at = at.setdefault(section, {})
+        try:
+            at[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {item!r}: {value!r} is no YAML value") from None
+    return found

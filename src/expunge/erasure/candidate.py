@@ -1,0 +1,99 @@
+"""What a batch puts before the approver: the version that the pipeline registered, or the retrained model itself.
+
+A retrained model is exact: it never saw the rows. Where no method comes within its gates it is the product, if one was
+made; else nothing is, and the requests are refused with the reasons.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.config import Config, load_config
+from expunge.data.dataset import Dataset
+from expunge.report.summary import LEVELS
+from expunge.report.tables import failures
+from expunge.system.files import digest_of, read_json, read_manifest
+from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SUMMARY, retrained
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A registered version: its name, number, method and claim level."""
+
+    model: str
+    version: str
+    method: str
+    level: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why no version may be put before anybody."""
+
+    reason: str
+
+
+def choose() -> Candidate | Refusal:
+    """Look at what the last run of the pipeline made. The same run gives the same answer, and one version."""
+    from expunge.tracking import connect, find_version
+
+    config, summary, receipt = load_config(), read_json(SUMMARY), read_json(REGISTRATION)
+    method = summary["selected"]
+    asked = config.register.promote_level
+    if method is not None:
+        level = summary["methods"][method]["verdict"]["level"]
+        if LEVELS.index(level) >= LEVELS.index(asked):
+            found = find_version(connect(), receipt["model"], receipt["content"])
+            if found is None:
+                raise LookupError(f"{receipt['model']}: what the last run registered is not in this registry")
+            return Candidate(found.name, found.version, method, level)
+    if config.reference == "skip":
+        return Refusal(
+            f"no method reached claim level {asked!r} ({failures(summary)}), and with reference: skip in params.yaml "
+            "there is no retrained model that could take its place"
+        )
+    return _retrained(config, summary, receipt["model"])
+
+
+def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
+    """Register the model of the first seed; the version that has the same content is used again."""
+    from expunge.methods.unlearned import UnlearnedModel
+    from expunge.models.checkpoint import load_classifier
+    from expunge.tracking import RETRAINED, Submission, connect, register_model, run_of_retrained
+    from expunge.tracking.examples import examples_with_answers
+    from expunge.tracking.provenance import git_state, lock_digest
+
+    seed, dataset = config.retrain.seeds[0], Dataset(DATASET)
+    directory = MODELS / retrained(seed)
+    lock, request = lock_digest(), summary["request"]["digest"]
+    inputs, expected = examples_with_answers("references", dataset, f"retrained-{seed}")
+    with tempfile.TemporaryDirectory() as tmp:
+        UnlearnedModel.of_classifier(load_classifier(directory), {}).save(Path(tmp))
+        version = register_model(
+            Submission(
+                name=name,
+                content=digest_of({"model": read_manifest(directory)["files"], "request": request}),
+                run_id=run_of_retrained(connect(), request, lock),
+                method=RETRAINED,
+                model_dir=directory,
+                unlearned_dir=Path(tmp),
+                classes=dataset.class_names,
+                inputs=inputs,
+                expected=expected,
+                tags={
+                    "claim_level": LEVELS[-1],
+                    "failed_gates": "none",
+                    "verdict": f"Retrained without the rows, because no method qualified. {failures(summary)}",
+                    "request": request,
+                    "dvc_lock": lock,
+                    **git_state(),
+                },
+                description_md=f"Retrained without the rows. {failures(summary)}",
+                documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
+                any_size=dataset.image_shape is None,
+            )
+        )
+    return Candidate(version.name, version.version, RETRAINED, LEVELS[-1])

@@ -1,0 +1,89 @@
+"""Unlearned models against models that never had the forgotten rows: the attacks that need many of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation.ulira import epsilon_rows, forgetting_score, klom_rows, rmia, ulira
+
+EPSILON_ROWS = 500  # rows of the forgetting score, which tries every interval of margins per row
+
+
+@dataclass(frozen=True)
+class ShadowMargins:
+    """Margins of m models: on the forgotten rows `(m, n)`, and on population rows that no model had `(m, k)`.
+
+    `had (m, n)` bool: which models had which forgotten row before they unlearned it, equally many per row; None where
+    all had all of them, or none had any.
+    """
+
+    forget: NDArray[Any]
+    population: NDArray[Any]
+    had: NDArray[np.bool_] | None = None
+
+    def dense(self) -> NDArray[Any]:
+        """Margins `(m', n)` of the models that had each row."""
+        if self.had is None:
+            return self.forget
+        counts = np.unique(self.had.sum(axis=0))
+        if len(counts) > 1:
+            raise ValueError("every row must have been in equally many models")
+        return self.forget.T[self.had.T].reshape(self.forget.shape[1], -1).T
+
+    def part(self, start: int, stop: int) -> ShadowMargins:
+        """Some of the models."""
+        had = None if self.had is None else self.had[start:stop]
+        return ShadowMargins(self.forget[start:stop], self.population[start:stop], had)
+
+
+def against(unlearned: ShadowMargins, retrained: ShadowMargins, group: int, seed: int) -> dict[str, Any]:
+    """U-LiRA, RMIA, KLoM percentiles and the NeurIPS-2023 forgetting score of one method.
+
+    KLoM and the score depend on how many models are compared, so they compare `group` models with `group` models, over
+    as many disjoint pairs of groups as there are; then values of different methods, and the one between two groups of
+    retrained models, can stand beside each other.
+    """
+    had, never = unlearned.dense(), retrained.forget
+    margins = np.concatenate([had, never])
+    inside = np.repeat([True, False], [len(had), len(never)])[:, None] & np.ones(margins.shape, dtype=bool)
+    pairs = list(_groups(had, never, group))
+    klom = np.concatenate([klom_rows(a, b) for a, b in pairs])
+    rows = np.random.default_rng([seed, 0]).permutation(margins.shape[1])[:EPSILON_ROWS]
+    epsilons = np.concatenate([epsilon_rows(a[:, rows], b[:, rows]) for a, b in pairs])
+    return {
+        "ulira": ulira(margins, inside),
+        "rmia": _rmia(unlearned, retrained),
+        "klom": {f"p{q}": float(np.percentile(klom, q)) for q in (50, 95, 99)},
+        "forgetting_score": forgetting_score(epsilons),
+    }
+
+
+def floor(retrained: ShadowMargins, seed: int) -> dict[str, Any]:
+    """The same between two halves of the retrained models: what models differ by that owe the rows nothing."""
+    half = len(retrained.forget) // 2
+    return against(retrained.part(0, half), retrained.part(half, 2 * half), half, seed)
+
+
+def _groups(had: NDArray[Any], never: NDArray[Any], group: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    if group < 1 or min(len(had), len(never)) < group:
+        raise ValueError(f"groups of {group} models do not fit into {len(had)} and {len(never)}")
+    for start in range(0, min(len(had), len(never)) - group + 1, group):
+        yield had[start : start + group], never[start : start + group]
+
+
+def _rmia(unlearned: ShadowMargins, retrained: ShadowMargins) -> dict[str, float | None]:
+    forget = _probability(np.concatenate([unlearned.forget, retrained.forget]))
+    population = _probability(np.concatenate([unlearned.population, retrained.population]))
+    had = np.ones(unlearned.forget.shape, dtype=bool) if unlearned.had is None else unlearned.had
+    never = np.zeros(retrained.forget.shape, dtype=bool)
+    return rmia(forget, np.concatenate([had, never]), population, scored=np.concatenate([had, ~never]))
+
+
+def _probability(margins: NDArray[Any]) -> NDArray[np.float32]:
+    """Of the true class, from log p - log(1 - p)."""
+    return np.asarray(1.0 / (1.0 + np.exp(-margins.astype(np.float64))), dtype=np.float32)

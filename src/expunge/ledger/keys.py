@@ -1,0 +1,133 @@
+"""The key that signs ledger and certificates (Ed25519), and what its public half alone can check.
+
+`EXPUNGE_SIGNING_KEY` names a PEM file or holds the PEM itself; without it the key lies in `records/keys`, made on first
+use, readable by its owner only. Whoever has the private half can sign anything: the public half belongs to whoever is
+to check, beforehand and by another way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from expunge.system.errors import KeyFileError
+from expunge.system.files import create_durable
+from expunge.system.paths import KEYS
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+ENV = "EXPUNGE_SIGNING_KEY"
+PRIVATE, PUBLIC = "signing.pem", "signing.pub.pem"
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    key: Ed25519PublicKey
+
+    @classmethod
+    def read(cls, path: Path | str) -> PublicKey:
+        """From a PEM file. Raises KeyFileError."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+        try:
+            key = load_pem_public_key(Path(path).read_bytes())
+        except OSError as e:
+            raise KeyFileError(f"{path}: the public key cannot be read ({e.strerror})") from None
+        except ValueError:
+            raise KeyFileError(f"{path}: not a public key in PEM; it begins with BEGIN PUBLIC KEY") from None
+        if not isinstance(key, Ed25519PublicKey):
+            raise KeyFileError(f"{path}: not an Ed25519 key")
+        return cls(key)
+
+    @property
+    def pem(self) -> bytes:
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        return self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    @property
+    def fingerprint(self) -> str:
+        """`sha256:...` of the 32 raw bytes."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        return "sha256:" + hashlib.sha256(self.key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
+
+    def signed(self, content: bytes, signature: str) -> bool:
+        """Whether `signature`, base64, was made for `content` by the private half."""
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            self.key.verify(base64.b64decode(signature, validate=True), content)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    key: Ed25519PrivateKey
+
+    @property
+    def public(self) -> PublicKey:
+        return PublicKey(self.key.public_key())
+
+    def sign(self, content: bytes) -> str:
+        """Base64. The same content gives the same signature (RFC 8032)."""
+        return base64.b64encode(self.key.sign(content)).decode()
+
+
+def signing_key(home: Path | str = ".") -> SigningKey:
+    """The key in use below the workspace `home`, made on first use. Raises KeyFileError."""
+    given = os.environ.get(ENV, "")
+    if given.lstrip().startswith("-----BEGIN"):
+        return _parse(given.encode(), ENV)
+    path = Path(given) if given else Path(home) / KEYS / PRIVATE
+    if not path.is_file():
+        if given:
+            raise KeyFileError(f"{ENV}: {path}: no such file; unset it to have a key made in {KEYS}")
+        _make(path)
+    if path.stat().st_mode & 0o077:
+        raise KeyFileError(f"{path}: others can read this private key; `chmod 600 {path}`, or make a new one")
+    return _parse(path.read_bytes(), str(path))
+
+
+def public_key(home: Path | str = ".") -> PublicKey:
+    """The public half that lies in the workspace, else that of the key in use; none is made to check with.
+
+    Raises KeyFileError where there is neither.
+    """
+    path = Path(home) / KEYS / PUBLIC
+    if os.environ.get(ENV) or path.with_name(PRIVATE).is_file():
+        return signing_key(home).public
+    if not path.is_file():
+        raise KeyFileError(f"{path}: no key here to check with; bring it from who signed, or set {ENV} to their key")
+    return PublicKey.read(path)
+
+
+def _parse(pem: bytes, where: str) -> SigningKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError):
+        raise KeyFileError(f"{where}: not a private key in PEM without a password") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{where}: not an Ed25519 key")
+    return SigningKey(key)
+
+
+def _make(path: Path) -> None:
+    """Write a new pair; where another process was first, its key stays."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    made = SigningKey(Ed25519PrivateKey.generate())
+    if create_durable(path, made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
+        path.with_name(PUBLIC).write_bytes(made.public.pem)

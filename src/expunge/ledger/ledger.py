@@ -1,0 +1,205 @@
+"""A hash-chained, append-only ledger of decisions: who may serve what, and why. One JSON object a line.
+
+    {"seq": 2, "time": "...", "kind": "promotion", "facts": {...}, "previous": "sha256:...", "hash": "sha256:..."}
+
+`hash` covers every other field, `previous` is the hash of the entry before: an entry that is changed, dropped, moved or
+put in between breaks the chain. A chain alone cannot show that its newest entries were cut off: a signed head beside it
+does (`expunge.ledger.signed_head`), and so do hashes kept elsewhere (`Ledger.verify`).
+
+No ids of rows or people: an entry is kept for good.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from expunge.ledger.keys import PublicKey, public_key, signing_key
+from expunge.ledger.signed_head import HeadFiles
+from expunge.system.errors import LedgerError
+from expunge.system.files import digest_of, sync
+
+GENESIS = "sha256:" + "0" * 64
+SWEEP = "sweep"  # kind of the entry of a sweep; its facts name the original that remembers what was erased
+PERSONAL = frozenset({"sample_id", "sample_ids", "subject", "subjects", "row", "rows"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line. `time` is UTC, ISO 8601; `facts` hold JSON values."""
+
+    seq: int
+    time: str
+    kind: str
+    facts: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    @classmethod
+    def after(cls, last: Entry | None, kind: str, facts: Mapping[str, Any], time: str) -> Entry:
+        seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
+        body = {"seq": seq, "time": time, "kind": kind, "facts": dict(facts), "previous": previous}
+        return cls(seq, time, kind, dict(facts), previous, digest_of(body))
+
+    @property
+    def line(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False) + "\n"
+
+
+class Ledger:
+    """The ledger in one file, which need not exist yet. Several processes may read and append.
+
+    It is signed with the key of the workspace that it lies in (`expunge.ledger.keys`).
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._head = HeadFiles(self.path)
+
+    def entries(self) -> list[Entry]:
+        """All entries, oldest first, after checking the chain; [] without a file. Raises LedgerError."""
+        with self._reading() as content:
+            return self._read(content)
+
+    def verify(self, known: Sequence[str] = (), key: PublicKey | None = None) -> int:
+        """How many entries there are. Raises LedgerError for a broken chain, for an end that is not the one in the
+        signed head, or if an entry whose hash is in `known`, kept elsewhere when it was written, is gone.
+
+        `key`: who must have signed; the workspace's own key when left out.
+        """
+        with self._reading() as content:
+            entries = self._read(content)
+            if entries or self._head.path.exists():
+                self._head.check(entries, key or public_key(self.path.parent))
+        hashes = {entry.hash for entry in entries}
+        for hash_ in known:
+            if hash_ not in hashes:
+                raise LedgerError(
+                    f"{self.path}: the entry {hash_} was written once and is not in it; "
+                    f"its end was cut off, or this is another ledger. Put back the file that ends with it or goes on"
+                )
+        return len(entries)
+
+    def append(
+        self, kind: str, facts: Mapping[str, Any], *, after: str | None = None, event: str | None = None
+    ) -> Entry:
+        """Write one entry and return it once it is on the disk; on failure the file is as it was.
+
+        `after`: hash that must still be that of the last entry (GENESIS for an empty ledger), so that a decision is
+        not written on top of one that it does not know of. `event`: a name that stands in the facts; where an entry
+        has it already, that one is returned and nothing is written. Raises LedgerError.
+        """
+        _refuse_personal(facts)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        key = signing_key(self.path.parent)
+        with self._alone() as descriptor:
+            entries = self._read(_content(descriptor))
+            last = entries[-1] if entries else None
+            self._head.check(entries, key.public)
+            self._head.settle(last)
+            if event is not None:
+                for entry in entries:
+                    if entry.facts.get("event") == event:
+                        return entry
+                facts = {**facts, "event": event}
+            head = last.hash if last else GENESIS
+            if after is not None and after != head:
+                raise LedgerError(f"{self.path}: something was written meanwhile; look again before you decide")
+            entry = Entry.after(last, kind, facts, datetime.now(UTC).isoformat(timespec="seconds"))
+            self._head.announce(entry, key)
+            _write(descriptor, entry.line.encode())
+            self._head.confirm()
+        return entry
+
+    @contextmanager
+    def _reading(self) -> Iterator[bytes]:
+        """The content while nobody writes; b"" without a file."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            yield b""
+            return
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield file.read()
+
+    @contextmanager
+    def _alone(self) -> Iterator[int]:
+        """A descriptor for appending, locked against every other process."""
+        new = not self.path.exists()
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise LedgerError(f"{self.path}: the ledger cannot be opened for writing ({e.strerror})") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+            if new:
+                sync(self.path.parent)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, content: bytes) -> list[Entry]:
+        """Parse and check. Every message names the line."""
+        if content and not content.endswith(b"\n"):
+            raise LedgerError(
+                f"{self.path}: its last line is cut off. If a process was killed while it wrote, take that line out: "
+                "nothing rests on it. Otherwise restore the file"
+            )
+        entries: list[Entry] = []
+        for number, line in enumerate(content.decode("ascii", "replace").split("\n")[:-1], 1):
+            where = f"{self.path}, line {number}"
+            entry = _parse(line, where)
+            before = entries[-1] if entries else None
+            wanted = Entry.after(before, entry.kind, entry.facts, entry.time)
+            if (entry.seq, entry.previous) != (wanted.seq, wanted.previous):
+                raise LedgerError(
+                    f"{where}: entry {entry.seq} does not follow entry {before.seq if before else 0}: "
+                    "an entry was dropped, moved or put in; restore the file"
+                )
+            if entry.hash != wanted.hash or entry.line != line + "\n":
+                raise LedgerError(f"{where}: entry {entry.seq} was changed after it was written; restore the file")
+            entries.append(entry)
+        return entries
+
+
+def _parse(line: str, where: str) -> Entry:
+    try:
+        return Entry(**json.loads(line))
+    except (json.JSONDecodeError, TypeError, RecursionError):
+        raise LedgerError(f"{where}: not an entry of a ledger; restore the file") from None
+
+
+def _refuse_personal(value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in PERSONAL:
+                raise LedgerError(f"facts hold {key!r}: ids of rows and people do not belong in a ledger")
+            _refuse_personal(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_personal(inner)
+
+
+def _content(descriptor: int) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise OSError("the disk took only a part of the entry")
+        os.fsync(descriptor)
+    except OSError as e:
+        os.ftruncate(descriptor, size)
+        raise LedgerError(f"the ledger could not be written ({e}); nothing was added") from e

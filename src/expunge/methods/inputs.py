@@ -1,0 +1,115 @@
+"""What a method may look at when it is fitted to a request: features, moments, labels, images, never a test row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from expunge.core import LinearHead, Moments
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TRAIN
+from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
+from expunge.models.classifier import Classifier
+from expunge.system.errors import ConfigError, DataError
+from expunge.system.files import read_manifest
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """What a method may look at. Test rows and retrained models are out of its reach."""
+
+    store: FeatureStore
+    activations_dir: Path
+    dataset: Dataset
+    classifier: Classifier
+    forget_rows: np.ndarray
+    retain_rows: np.ndarray
+    forget_classes: list[int]  # classes forgotten as a whole
+    held_rows: np.ndarray  # of both, to choose settings by
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows that are in neither
+
+    @cached_property
+    def head(self) -> LinearHead:
+        return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int32, by dataset row."""
+        return self.store.column("label")
+
+    @cached_property
+    def z_forget(self) -> Tensor:
+        return torch.from_numpy(self.store.z(self.forget_rows))
+
+    @cached_property
+    def z_retain(self) -> Tensor:
+        return torch.from_numpy(self.store.z(self.retain_rows))
+
+    @cached_property
+    def train_rows(self) -> np.ndarray:
+        """All training rows, in dataset order: the rows of `activations`."""
+        return np.flatnonzero(self.store.column("split") == TRAIN)
+
+    def among_train(self, rows: np.ndarray) -> np.ndarray:
+        """Where the training rows `rows` stand among `train_rows`."""
+        return np.searchsorted(self.train_rows, rows)
+
+    @cached_property
+    def forget(self) -> Moments:
+        return Moments.of(self.z_forget)
+
+    @cached_property
+    def total(self) -> Moments:
+        """Of all training rows but those left out, accumulated when the features were fetched."""
+        total = Moments.load(self.store.directory / MOMENTS)
+        return total - Moments.of(torch.from_numpy(self.store.z(self.left_out))) if len(self.left_out) else total
+
+    @cached_property
+    def retain(self) -> Moments:
+        """`total - forget`: no pass over retained rows."""
+        return self.total - self.forget
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """Training rows per class but those left out, `(C,)` int64."""
+        counts = load_file(self.store.directory / CLASS_SUMS)["counts"]
+        return counts - torch.bincount(torch.from_numpy(self.labels[self.left_out]), minlength=len(counts))
+
+    @cached_property
+    def class_means(self) -> Tensor:
+        """Mean training feature per class, left-out rows apart, `(C, d)` float64."""
+        sums = load_file(self.store.directory / CLASS_SUMS)["sums"]
+        if len(self.left_out):
+            z = torch.from_numpy(self.store.z(self.left_out)).double()
+            sums.index_add_(0, torch.from_numpy(self.labels[self.left_out]), z, alpha=-1)
+        return sums / self.class_counts.clamp(min=1)[:, None]
+
+    def images(self) -> np.ndarray:
+        """All images, uint8 `(n, h, w, c)`, in memory, for methods that train. Raises DataError for mixed sizes."""
+        images = self.dataset.images()
+        if isinstance(images, list):
+            raise DataError(
+                f"{self.dataset.directory}: images differ in size; methods that train weights need one size"
+            )
+        return images
+
+    def activations(self, cut: str) -> np.ndarray:
+        """Activations `(train rows, h, w, c)` float16 behind a cut, memory-mapped."""
+        manifest = read_manifest(self.activations_dir, verify=False)
+        if f"{cut}.npy" not in manifest["files"]:
+            raise ConfigError(f"params.yaml: activations.cuts has no {cut!r}; add it, so that they are fetched once")
+        mapped: np.ndarray = np.load(self.activations_dir / f"{cut}.npy", mmap_mode="r")
+        return mapped
+
+    def whole_classes(self, name: str) -> list[int]:
+        if not self.forget_classes:
+            raise ConfigError(
+                f"params.yaml: methods: {name} forgets whole classes, but this request names rows; remove it there"
+            )
+        return self.forget_classes

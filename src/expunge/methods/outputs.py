@@ -1,0 +1,43 @@
+"""Logits and features of every row: of the original, of retrained models and of what a method left behind."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from expunge.config import Config
+from expunge.core import LinearHead
+from expunge.data.dataset import Dataset
+from expunge.evaluation.suite import Outputs
+from expunge.features.extract import Settings, extract_shards
+from expunge.features.store import FeatureStore
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import load_classifier
+from expunge.system.paths import DATASET, FEATURES, MODELS, UNLEARNED, WORK, retrained
+
+
+def outputs_of_classifier(name: str) -> Outputs:
+    """A trained classifier: its head on its own features."""
+    head = load_classifier(MODELS / name).head
+    z = FeatureStore(FEATURES / name).z()
+    return Outputs(LinearHead(head.weight, head.bias).logits(torch.from_numpy(z)).numpy(), z)
+
+
+def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:
+    """An unlearned classifier: the original's features, or those of its own backbone, its map and its shipped head."""
+    unlearned = UnlearnedModel.load(UNLEARNED / name)
+    z = torch.from_numpy(original.z)
+    if unlearned.classifier is not None:
+        settings = Settings.of(config.features)
+        work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
+        z = torch.from_numpy(shards.z())
+        shutil.rmtree(work)
+    return Outputs(unlearned.logits(z).numpy(), z.numpy(), unlearned.map(z).float().numpy())
+
+
+def outputs_of_retrained(config: Config) -> list[Outputs]:
+    """One per seed of `retrain.seeds`; none where `reference` is skip."""
+    return (
+        [] if config.reference == "skip" else [outputs_of_classifier(retrained(seed)) for seed in config.retrain.seeds]
+    )

@@ -1,0 +1,238 @@
+"""The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line.
+
+`fit.NAME` holds the settings of `methods: [NAME]`. Three keys are ours: `method` lets several settings of one method
+stand beside each other under names of their own, `after` holds a method with its settings that is fitted first and
+from whose result the entry starts, and `choose` lists values of settings to choose from on held-out rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.core import (
+    CertifiedRemoval,
+    Esc,
+    HeadRefit,
+    Leace,
+    Loft,
+    LogitMask,
+    PourP,
+    RepresentationLinear,
+    RepresentationMlp,
+    RepresentationZeroShot,
+    Stitch,
+    TeacherMap,
+    identity,
+)
+from expunge.finetune import FOR_SAMPLES, Seal
+from expunge.finetune import METHODS as FINETUNE
+from expunge.finetune.relearn import Relearn, features_above
+from expunge.methods.inputs import FitInputs
+from expunge.methods.selection import choose_settings
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.system.errors import ConfigError
+
+Settings = Mapping[str, Any]
+STITCHED = 2000  # retained rows that carry a teacher's features over into the original's space
+
+
+def _logit_mask(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    if not request.forget_classes:  # nothing to mask: the control is the original itself, and the table shows it
+        return UnlearnedModel(identity(request.store.dim), request.head, {"masked": []})
+    fitted = _make(name, LogitMask, {"classes": request.forget_classes, **settings}).fit(request.head)
+    return UnlearnedModel(fitted.map_, fitted.head_, {"masked": request.forget_classes})
+
+
+def _loft(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    fitted = _make(name, Loft, settings).fit(request.retain, request.forget)
+    info = {
+        "rank": fitted.rank_,
+        "objective": fitted.objective_,
+        "retained": fitted.retained_,
+        "forgotten": fitted.forgotten_,
+        "history": fitted.history_,
+    }
+    return UnlearnedModel(fitted.map_, request.head, info)
+
+
+def _ru_linear(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    fitted = _make(name, RepresentationLinear, settings).fit(request.retain, request.forget, head=request.head)
+    info = {"objective": fitted.objective_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return UnlearnedModel(fitted.map_, request.head, info)
+
+
+def _ru_mlp(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    fitted = _make(name, RepresentationMlp, settings).fit(request.z_retain, request.z_forget, head=request.head)
+    info = {"steps": fitted.steps_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return UnlearnedModel(fitted.map_, request.head, info)
+
+
+def _ru_zero_shot(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    """Retained features stay out of it, as published; class means were kept when the features were fetched."""
+    method = _make(name, RepresentationZeroShot, settings)
+    forget = request.forget if method.kind == "linear" else request.z_forget
+    fitted = method.fit(
+        forget, request.head, request.class_counts, request.forget_classes or None, class_means=request.class_means
+    )
+    info = {"steps": fitted.steps_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return UnlearnedModel(fitted.map_, request.head, info)
+
+
+def _leace(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    return UnlearnedModel(_make(name, Leace, settings).fit(request.retain, request.forget).map_, request.head)
+
+
+def _pour_p(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    fitted = _make(name, PourP, settings).fit(request.head, request.whole_classes(name))
+    return UnlearnedModel(fitted.map_, request.head)
+
+
+def _esc(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    fitted = _make(name, Esc, settings).fit(request.forget)
+    return UnlearnedModel(fitted.map_, request.head, {"directions": fitted.rank_})
+
+
+def _head_refit(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
+    map_ = before.map if before is not None else None
+    labels = torch.from_numpy(request.labels[request.retain_rows])
+    fitted = _make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)
+    return UnlearnedModel(fitted.map_, fitted.head_, {"steps": fitted.steps_, "gradient_norm": fitted.gradient_norm_})
+
+
+def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    """Train the noisy head on every training row, then remove the request from it."""
+    rows = request.train_rows
+    labels = torch.from_numpy(request.labels)
+    method = _make(name, CertifiedRemoval, settings)
+    z = torch.from_numpy(request.store.z(rows))
+    fitted = method.fit(request.head, z, labels[rows], saw_forget_data=request.classifier.card.saw_forget_data)
+    fitted.remove(request.z_retain, labels[request.retain_rows], request.z_forget, labels[request.forget_rows])
+    info = {"epsilon_spent": fitted.epsilon_spent_, "epsilon": fitted.epsilon, "delta": fitted.delta}
+    return UnlearnedModel(fitted.map_, fitted.head_, info)
+
+
+def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    """The head's logits on retained rows are known from z."""
+    method = _make(name, Relearn, settings)
+    labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
+    logits = request.head.logits(request.z_retain)
+    fitted = method.fit(request.classifier, request.activations(method.cut), labels, rows, logits)
+    info = {"kept_up_to": method.cut, "targets": method.targets, "history": fitted.history_}
+    return UnlearnedModel.of_classifier(fitted.classifier_, info)
+
+
+def _teacher_map(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
+    """The teacher shares the layers below its cut with the original, so activations stand for its pictures too."""
+    if before is None or before.classifier is None or "kept_up_to" not in before.info:
+        raise ConfigError(f"params.yaml: fit.{name}: teacher-map needs `after: {{method: relearn, ...}}`: its teacher")
+    teacher, cut = before.classifier, before.info["kept_up_to"]
+    stitched = np.linspace(0, len(request.retain_rows) - 1, min(STITCHED, len(request.retain_rows))).astype(int)
+
+    def features(rows: np.ndarray) -> torch.Tensor:
+        return features_above(teacher, request.activations(cut), cut, torch.from_numpy(request.among_train(rows)))
+
+    stitch = Stitch().fit(features(request.retain_rows[stitched]), request.z_retain[torch.from_numpy(stitched)])
+    t = features(request.forget_rows)
+    teacher_probabilities = before.head.logits(t).softmax(1)
+    fitted = _make(name, TeacherMap, settings).fit(
+        request.z_retain, request.z_forget, request.head, teacher_probabilities, stitch(t), request.forget_classes
+    )
+    info = {"stitch_r2": stitch.r2_, "distortion": fitted.distortion_, "history": fitted.history_}
+    return UnlearnedModel(fitted.map_, fitted.head_, info)
+
+
+def _finetune(
+    name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None, method: str
+) -> UnlearnedModel:
+    if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
+        settings = {**FOR_SAMPLES.get(method, {}), **settings}
+    fitted = _make(name, FINETUNE[method], settings)
+    fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
+    return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
+
+
+def _seal(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
+    if before is None:
+        raise ConfigError(f"params.yaml: fit.{name}: seal needs `after: {{method: ...}}`: the map for the backbone")
+    if before.classifier is not None:
+        raise ConfigError(
+            f"params.yaml: fit.{name}: `after` changes the backbone itself, so there is no map to seal in"
+        )
+    fitted = _make(name, Seal, {"map": before.map, **settings})
+    fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
+    sealed = UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
+    return dataclasses.replace(sealed, head=before.head)
+
+
+def _make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
+    try:
+        return method(**settings)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"params.yaml: fit.{name}: {e}") from None
+
+
+Fit = Callable[[str, FitInputs, Settings, UnlearnedModel | None], UnlearnedModel]
+METHODS: dict[str, Fit] = {
+    "logit-mask": _logit_mask,
+    "loft": _loft,
+    "ru-linear": _ru_linear,
+    "ru-mlp": _ru_mlp,
+    "ru-zero-shot": _ru_zero_shot,
+    "leace": _leace,
+    "pour-p": _pour_p,
+    "esc": _esc,
+    "head-refit": _head_refit,
+    "certified-removal": _certified_removal,
+    "relearn": _relearn,
+    "teacher-map": _teacher_map,
+    "seal": _seal,
+    **{name: partial(_finetune, method=name) for name in FINETUNE},
+}
+
+
+# torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
+DESCENDS = {"relearn", "teacher-map", "seal", "ru-mlp", *FINETUNE}
+
+
+def warm_up(name: str, table: Mapping[str, Settings]) -> None:
+    """Import what the entry will need, so that its fit can be timed alone."""
+    settings = table.get(name) or {}
+    if {settings.get("method", name), (settings.get("after") or {}).get("method")} & DESCENDS:
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+
+def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> UnlearnedModel:
+    """Fit the entry `name` of `table`, the `fit` section of params. Raises ConfigError for what it does not know."""
+    if name not in table:
+        raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
+    return _fit(name, name, request, table[name] or {})
+
+
+def _fit(name: str, default: str, request: FitInputs, given: Settings) -> UnlearnedModel:
+    """Fit the settings `given` of the entry `name`, of the method `default` where they name none."""
+    settings = dict(given)
+    method, after = settings.pop("method", default), settings.pop("after", None)
+    choose = settings.pop("choose", None)
+    if method not in METHODS:
+        raise ConfigError(f"params.yaml: fit.{name}: unknown method {method!r}; known: {', '.join(METHODS)}")
+    if after is not None and not (isinstance(after, Mapping) and "method" in after):
+        raise ConfigError(
+            f"params.yaml: fit.{name}.after: {after!r} is not a method with its settings; "
+            "write `after: {method: NAME, ...}`, so that a change of those settings makes the entry stale"
+        )
+
+    def fitted(request: FitInputs, settings: Settings) -> UnlearnedModel:
+        before = None if after is None else _fit(name, after["method"], request, after)
+        return METHODS[method](name, request, settings, before)
+
+    if not choose:
+        return fitted(request, settings)
+    taken, record = choose_settings(name, request, choose, lambda part, more: fitted(part, {**settings, **more}))
+    unlearned = fitted(request, {**settings, **taken})
+    return dataclasses.replace(unlearned, info={**unlearned.info, "chosen": record})

@@ -1,0 +1,65 @@
+"""What a method leaves behind: a map and a head on the original's features, or a classifier with weights of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from expunge.core import AffineMap, FeatureMap, LinearHead, identity, load_map
+from expunge.models.checkpoint import DESCRIPTION, load_classifier, save_classifier
+from expunge.models.classifier import Classifier
+from expunge.system.files import read_json, read_manifest, write_json
+
+# The head as it is shipped, with an affine map folded into it; and the head that reads z', for evaluation.
+SHIPPED_HEAD, HEAD_ON_MAP, INFO = "head.safetensors", "head_on_map.safetensors", "fit.json"
+
+
+@dataclass(frozen=True)
+class UnlearnedModel:
+    """`logits = head(map(z))`, on the features of the original's backbone or of `classifier`'s where there is one."""
+
+    map: FeatureMap
+    head: LinearHead
+    info: dict[str, Any] = field(default_factory=dict)
+    classifier: Classifier | None = None
+
+    @classmethod
+    def of_classifier(cls, classifier: Classifier, info: dict[str, Any]) -> UnlearnedModel:
+        """A method that changed weights below the head: nothing stands between backbone and head."""
+        return cls(
+            identity(classifier.card.feature_dim),
+            LinearHead(classifier.head.weight, classifier.head.bias),
+            info,
+            classifier,
+        )
+
+    @property
+    def shipped_head(self) -> LinearHead:
+        """The head on z that gives the same logits, where the map is affine; else the head on z'."""
+        return self.map.fold_into(self.head) if isinstance(self.map, AffineMap) else self.head
+
+    def logits(self, z: Tensor) -> Tensor:
+        """`(n, d) -> (n, C)`, computed as it is shipped."""
+        return self.shipped_head.logits(z if isinstance(self.map, AffineMap) else self.map(z))
+
+    def save(self, directory: Path) -> None:
+        """Write into a directory that is being staged; its manifest is the caller's."""
+        self.map.save(directory)
+        self.head.save(directory / HEAD_ON_MAP)
+        self.shipped_head.save(directory / SHIPPED_HEAD)
+        write_json(directory / INFO, self.info)
+        if self.classifier is not None:
+            save_classifier(directory, self.classifier)
+
+    @classmethod
+    def load(cls, directory: Path | str) -> UnlearnedModel:
+        """Read what `save` wrote. Raises ManifestError or CheckpointError naming what is damaged."""
+        directory = Path(directory)
+        read_manifest(directory)
+        classifier = load_classifier(directory) if (directory / DESCRIPTION).is_file() else None
+        return cls(
+            load_map(directory), LinearHead.load(directory / HEAD_ON_MAP), read_json(directory / INFO), classifier
+        )

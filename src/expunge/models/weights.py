@@ -1,0 +1,99 @@
+"""Files of weights, ours and those of others, read without executing anything in them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from expunge.system.errors import CheckpointError
+
+# Where training scripts put the weights in what they save beside the optimizer.
+NESTED = ("state_dict", "model", "model_state_dict")
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
+    """Copy `tensors` into `module`. Raises CheckpointError naming the first that are missing, unknown or misshapen."""
+    own = module.state_dict()
+    # Old files lack batch norm's step counter, which nothing here reads.
+    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in tensors if k not in own]
+    misshapen = [
+        f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        kind = type(module).__name__
+        raise CheckpointError(
+            f"{source}: made for another architecture than this {kind}; tensors: {'; '.join(problems)}"
+        )
+    module.load_state_dict({**own, **tensors})
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Name -> tensor of a `.safetensors`, `.pt` or `.pth` file. Code inside the file is never executed.
+
+    A `.pt` may hold the tensors directly or under `state_dict` or `model`; the prefix `module.` of data-parallel
+    training is dropped. Raises CheckpointError if the file is missing, damaged, or anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; check the path, or train the model first")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".pt", ".pth"):
+        return _read_torch(path)
+    raise CheckpointError(f"{path}: unknown kind of checkpoint; expected .safetensors, .pt or .pth")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        error = e
+    with path.open("rb") as f:
+        start = f.read(4)
+    # Only now: a header of 128 bytes starts with the first byte of a pickle.
+    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        raise CheckpointError(
+            f"{path}: a pickle named .safetensors, so it was refused; save the weights with safetensors.torch.save_file"
+        )
+    raise CheckpointError(f"{path}: not a complete safetensors file ({error}); copy or write it again")
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, before it refuses them
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds more than tensors (a pickle could run code), so it was refused. "
+            "Save only model.state_dict(), best with safetensors.torch.save_file"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+        raise CheckpointError(
+            f"{path}: cannot be read as a torch checkpoint ({type(e).__name__}: {str(e).partition(chr(10))[0]})"
+        ) from None
+    for key in NESTED:
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+            break
+    if not isinstance(value, dict) or not value or not all(isinstance(v, Tensor) for v in value.values()):
+        raise CheckpointError(f"{path}: not a dictionary of tensors; save model.state_dict()")
+    prefix = "module."
+    if all(k.startswith(prefix) for k in value):
+        value = {k.removeprefix(prefix): v for k, v in value.items()}
+    return dict(value)

@@ -1,0 +1,34 @@
+"""Classes that a version, or the original, predicts for pictures or texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from expunge.data.dataset import Inputs
+from expunge.models.checkpoint import load_classifier
+from expunge.report.comparison import Predict
+from expunge.serving.servable import BATCH, Servable
+
+
+def predictor(servable: Servable) -> Predict:
+    def predict(inputs: Inputs) -> NDArray[np.int64]:
+        batches = [servable.logits(inputs[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(inputs), BATCH)]
+        return np.concatenate(batches).astype(np.int64)
+
+    return predict
+
+
+def original(directory: Path) -> Predict:
+    """The classifier that was trained on everything, from its checkpoint."""
+    classifier = load_classifier(directory)
+
+    def predict(inputs: Inputs) -> NDArray[np.int64]:
+        with torch.inference_mode():
+            batches = [classifier(inputs[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(inputs), BATCH)]
+        return np.concatenate(batches).astype(np.int64)
+
+    return predict

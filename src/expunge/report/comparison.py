@@ -1,0 +1,113 @@
+"""Champion and challenger on the same rows, asked now: accuracies, changed predictions, forgotten rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.data.dataset import Dataset, Inputs
+from expunge.data.schema import FORGET, TEST_FORGET, TEST_RETAIN
+from expunge.data.split import Split
+from expunge.evaluation.equivalence import Difference, row_difference
+
+ROWS = 5_000  # at most so many rows of each part, drawn with a fixed seed
+PARTS = {
+    TEST_RETAIN: "retained test rows",
+    TEST_FORGET: "test rows of forgotten classes",
+    FORGET: "forgotten training rows",
+}
+
+Predict = Callable[[Inputs], NDArray[np.int64]]
+Answers = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The same rows as both see them: `labels (n,)` and the predicted classes `before (n,)` and `after (n,)`.
+
+    `rows`: positions in the dataset, for whoever shows the rows themselves; never printed or kept.
+    """
+
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+
+    @property
+    def changed(self) -> NDArray[np.bool_]:
+        return np.asarray(self.before != self.after)
+
+    @property
+    def lost(self) -> int:
+        """Rows that were right and are wrong."""
+        return int(((self.before == self.labels) & (self.after != self.labels)).sum())
+
+    @property
+    def gained(self) -> int:
+        """Rows that were wrong and are right."""
+        return int(((self.before != self.labels) & (self.after == self.labels)).sum())
+
+    def accuracies(self) -> tuple[Interval, Interval]:
+        return share(self.before == self.labels), share(self.after == self.labels)
+
+    def difference(self) -> Difference | None:
+        """Accuracy after minus before, with its 90 % bootstrap interval over rows, which are paired."""
+        right = (self.after == self.labels).astype(float) - (self.before == self.labels)
+        return row_difference(right, np.random.default_rng(0))
+
+    def moves(self, most: int = 5) -> list[tuple[int, int, int]]:
+        """The most frequent changes: (class before, class after, rows)."""
+        pairs = Counter(zip(self.before[self.changed].tolist(), self.after[self.changed].tolist(), strict=True))
+        return [(a, b, n) for (a, b), n in sorted(pairs.items(), key=lambda p: (-p[1], p[0]))[:most]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share in [0, 1] of `rows` rows, with its 95 % Wilson interval; all None without rows."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    rows: int
+
+
+def share(hits: NDArray[np.bool_]) -> Interval:
+    """Share of `hits (n,)`. Wilson (1927): holds its level near 0 and 1, where accuracies of interest lie."""
+    n = len(hits)
+    if not n:
+        return Interval(None, None, None, 0)
+    z, p = 1.959963984540054, float(np.mean(hits))
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split) -> dict[str, Part]:
+    """Both on the same rows of each part that has any, asked now."""
+    return on_same_rows(lambda r: before(dataset.inputs(r)), lambda r: after(dataset.inputs(r)), dataset, split)
+
+
+def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: Split) -> dict[str, Part]:
+    """What both say of the same rows of each part that has any; they are given ascending positions in the dataset."""
+    labels = dataset.labels()
+    out = {}
+    for part in PARTS:
+        rows = split.rows(part)
+        if len(rows) > ROWS:
+            rows = np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
+        if len(rows):
+            out[part] = Part(rows, labels[rows].astype(np.int64), before(rows), after(rows))
+    return out
+
+
+def counts(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """What a reviewer was shown, in numbers that may be kept."""
+    return {
+        part: {"of": len(p.labels), "changed": int(p.changed.sum()), "lost": p.lost, "gained": p.gained}
+        for part, p in parts.items()
+    }

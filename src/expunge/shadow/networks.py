@@ -1,0 +1,227 @@
+"""Whole networks: many trained on all rows and unlearned, as many trained on retained rows only.
+
+Each lies in a directory of its own below `data/ensembles`, `trained-0` or `retrained-0`: its weights in `model`, its
+margins in `margins`. Both carry a key, a digest of everything that determines them, so a killed run, or one that asks
+for more models, makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from expunge.config import Config
+from expunge.data.dataset import Dataset
+from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN, TRAIN
+from expunge.data.split import Split
+from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
+from expunge.evaluation.ulira import margins
+from expunge.features.extract import Settings, extract
+from expunge.features.store import FeatureStore
+from expunge.finetune.cut import fetch_activations
+from expunge.methods.inputs import FitInputs
+from expunge.methods.table import fit
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import load_classifier
+from expunge.models.classifier import Classifier
+from expunge.shadow.heads import FORGET_ROWS, POPULATION_ROWS
+from expunge.system.errors import ManifestError
+from expunge.system.files import digest_of, read_json, read_manifest, staged_dir, write_json, write_manifest
+from expunge.system.progress import log_message
+from expunge.training.recipe import make_classifier
+
+PRODUCER = "expunge.shadow.networks"
+MARGINS, KEY = "margins.safetensors", "key.json"
+RETRAINED_SEEDS = 100_000  # first seed of the retrained models, behind those of all trained ones
+# Packages whose sources determine a result; tests/test_graph.py compares them with what this module imports.
+TRAINING_CODE = ("config.py", "core", "data", "evaluation", "features", "models", "system", "training")
+FITTING_CODE = (
+    *TRAINING_CODE,
+    "finetune",
+    "methods",
+    "shadow",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every network of a run shares. `forget` and `population` are the scored rows."""
+
+    config: Config
+    dataset: Dataset
+    split: Split
+    forget: np.ndarray
+    population: np.ndarray
+    out: Path
+    work: Path
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset, split: Split, out: Path, work: Path) -> Job:
+        """One precision for all: where params leave the choice to a measurement, networks could differ by it."""
+        rng = np.random.default_rng(config.ensembles.seed)
+
+        def thin(rows: np.ndarray, size: int) -> np.ndarray:
+            return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
+
+        epochs = config.ensembles.epochs or config.train.epochs
+        precision = "fp32" if config.train.precision == "auto" else config.train.precision
+        recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
+        forget, population = thin(split.counted(FORGET), FORGET_ROWS), thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
+        return cls(
+            dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "ensembles"
+        )
+
+    def model_key(self, side: str, seed: int) -> str:
+        rows = self.split.request["digest"] if side == "retrained" else "all"
+        settings = dataclasses.asdict(self.config.model), dataclasses.asdict(self.config.train)
+        return digest_of([side, seed, rows, self.dataset.digest, settings, code_digest(TRAINING_CODE)])
+
+    def margins_key(self, side: str, seed: int) -> str:
+        """Weights of the retrained models meet no method, so settings of methods do not make them stale."""
+        fits = (self.config.methods, self.config.fit) if side == "trained" else ()
+        parts = [self.model_key(side, seed), self.split.request["digest"], self.config.ensembles.seed, fits]
+        features = dataclasses.asdict(self.config.features), dataclasses.asdict(self.config.activations)
+        return digest_of([*parts, features, code_digest(FITTING_CODE)])
+
+
+def code_digest(names: tuple[str, ...]) -> str:
+    """Digest of the sources that determine a result: changed code makes it stale, as in dvc.yaml."""
+    root = Path(__file__).parents[1]
+    files = [
+        f for name in names for f in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def attack_networks(job: Job, count: int) -> dict[str, Any]:
+    """Train what is missing, fit every method to every trained network, and attack; members beyond `count` go."""
+    names = {side: [f"{side}-{i}" for i in range(count)] for side in ("trained", "retrained")}
+    for old in job.out.glob("*rained-*"):
+        if old.name not in [*names["trained"], *names["retrained"]]:
+            shutil.rmtree(old)
+    sides = {side: [_member(job, side, i) for i in range(count)] for side in names}
+
+    def side(members: list[dict[str, np.ndarray]], name: str) -> ShadowMargins:
+        return ShadowMargins(*(np.stack([m[f"{name}/{rows}"] for m in members]) for rows in ("forget", "population")))
+
+    seed, group = job.config.ensembles.seed, count // 2
+    retrained = side(sides["retrained"], "network")
+    return {
+        "models": {"trained": count, "retrained": count, "had_each_row": count, "per_group": group},
+        "rows": {"forget": len(job.forget), "population": len(job.population)},
+        "recipe": dataclasses.asdict(job.config.train),
+        "references": {
+            "original": against(side(sides["trained"], "network"), retrained, group, seed),
+            "retrained": floor(retrained, seed),
+        },
+        "methods": {
+            name: {
+                "unlearned_by": "fitted to every network",
+                **against(side(sides["trained"], name), retrained, group, seed),
+            }
+            for name in job.config.methods
+        },
+        "not_covered": {},
+    }
+
+
+def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
+    """Margins of one network, and of what every method makes of it: `NAME/forget (n,)`, `NAME/population (k,)`."""
+    seed = job.config.ensembles.seed + index + (RETRAINED_SEEDS if side == "retrained" else 0)
+    directory = job.out / f"{side}-{index}"
+    keys = {"model": job.model_key(side, seed), "margins": job.margins_key(side, seed)}
+    if not _whole(directory, "margins", keys):
+        if not _whole(directory, "model", keys):
+            rows = job.split.rows(RETAIN)
+            if side == "trained":
+                rows = np.union1d(rows, job.split.rows(FORGET))
+            log_message(f"ensembles: {directory.name}, {len(rows):,} rows")
+            make_classifier(job.config, job.dataset, rows, seed, directory / "model", job.work)
+            write_json(directory / KEY, {"model": keys["model"]})
+        _score(job, directory, side)
+        write_json(directory / KEY, keys)
+    return load_file(directory / "margins" / MARGINS)
+
+
+def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
+    """Is this part there, undamaged, and made from the same things?"""
+    if not (directory / KEY).is_file() or read_json(directory / KEY).get(what) != keys[what]:
+        return False
+    try:
+        read_manifest(directory / what)
+    except ManifestError as e:
+        log_message(f"ensembles: {e}; it is made again")
+        return False
+    return True
+
+
+def _score(job: Job, directory: Path, side: str) -> None:
+    classifier = load_classifier(directory / "model")
+    labels = job.dataset.labels()
+    found: dict[str, np.ndarray] = {}
+
+    def add(name: str, logits: Callable[[np.ndarray], torch.Tensor]) -> None:
+        with torch.no_grad():
+            for what, rows in (("forget", job.forget), ("population", job.population)):
+                found[f"{name}/{what}"] = margins(logits(rows).numpy(), labels[rows]).astype(np.float32)
+
+    add("network", lambda rows: classifier.head(_features(classifier, job, rows)))
+    if side == "trained":
+        scratch = job.work / directory.name
+        request = _request(job, classifier, scratch)
+        for name in job.config.methods:
+            unlearned = fit(name, request, job.config.fit)
+            log_message(f"ensembles: {directory.name}, {name}")
+            add(name, lambda rows, u=unlearned: u.logits(_z(u, request.store, job, rows)))  # type: ignore[misc]
+        shutil.rmtree(scratch)
+    with staged_dir(directory / "margins") as staging:
+        save_file(found, staging / MARGINS)
+        write_manifest(staging, PRODUCER)
+
+
+def _request(job: Job, classifier: Classifier, scratch: Path) -> FitInputs:
+    """The run's request, put to another network: its own features, Moments and activations, in a scratch directory."""
+    extract(classifier, job.dataset, scratch / "features", job.work / "features", Settings.of(job.config.features))
+    store = FeatureStore(scratch / "features")
+    with staged_dir(scratch / "activations") as staging:
+        if job.config.activations.cuts:
+            images = job.dataset.images(np.flatnonzero(store.column("split") == TRAIN))
+            for cut in job.config.activations.cuts:
+                fetch_activations(classifier, np.asarray(images), cut, staging / f"{cut}.npy")
+        write_manifest(staging, PRODUCER)
+    return FitInputs(
+        store=store,
+        activations_dir=scratch / "activations",
+        dataset=job.dataset,
+        classifier=classifier,
+        forget_rows=job.split.rows(FORGET),
+        retain_rows=job.split.rows(RETAIN),
+        forget_classes=job.split.request["whole_classes"],
+        held_rows=np.flatnonzero(job.split.held),
+    )
+
+
+def _z(unlearned: UnlearnedModel, store: FeatureStore, job: Job, rows: np.ndarray) -> torch.Tensor:
+    if unlearned.classifier is None:
+        return torch.from_numpy(store.z(rows))
+    return _features(unlearned.classifier, job, rows)
+
+
+def _features(classifier: Classifier, job: Job, rows: np.ndarray) -> torch.Tensor:
+    size = job.config.features.batch_size
+    classifier.eval()
+    with torch.no_grad():
+        parts = [classifier.features(job.dataset.images(rows[i : i + size])).float() for i in range(0, len(rows), size)]
+        return torch.cat(parts)

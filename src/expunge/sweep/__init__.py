@@ -1,0 +1,214 @@
+"""Take erased rows out of every place that they lie in, and say what is left.
+
+    find     rows by id and by content, in all stores; nothing is changed by a dry run
+    stage    new shards beside the old ones, tombstones included
+    commit   one file, the journal; from here on the new state counts
+    swap     what was staged takes the place of what was
+    collect  dvc.lock, caches, remotes, registry: each step can be done again
+    look     once more, as if nothing had been done
+
+A process that dies before the commit leaves the old state, one that dies after it a state that no stage reads and the
+next sweep finishes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from expunge.config import Config, load_config
+from expunge.data.tombstones import ROWS, home
+from expunge.sweep import inputs, lineage, outputs, texts
+from expunge.sweep.journal import JOURNAL, Journal
+from expunge.sweep.report import NotPurgeable, Residue, SweepReport
+from expunge.sweep.storage import Storage, objects
+from expunge.sweep.targets import Targets
+from expunge.system.errors import DataError
+
+__all__ = ["NotPurgeable", "Residue", "SweepReport", "sweep"]
+
+# What the original's features and activations are made with, when its backbone gave way to another.
+AGAIN = (("extract", "original"), ("activations",))
+
+
+def sweep(root: Path, rows: Iterable[str] = (), *, subjects: Iterable[str] = (), apply: bool = False) -> SweepReport:
+    """Erase `rows` (ids) and all rows of `subjects` from the workspace `root` and every store that it uses.
+
+    Rows that were erased before and are back go too, so without rows it repairs. After a crash the next call finishes.
+    `apply=False` only looks. Raises DataError for rows that never were there, before anything is changed.
+    """
+    root = Path(root).resolve()
+    with _alone(root):
+        return _sweep(root, list(rows), list(subjects), apply)
+
+
+def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> SweepReport:
+    config = load_config(root / "params.yaml")
+    report = SweepReport(apply)
+    pending = Journal.of(root)
+    if pending is not None:
+        if not apply:
+            raise DataError(f"{root / JOURNAL}: a sweep was interrupted; run `expunge sweep --apply` to finish it")
+        pending.finish()
+        report.did(Residue(*residue) for residue in pending.notes["found"])
+        _collect(Storage(root), config, pending, report)
+    targets = Targets.find(root, rows, subjects, keep=apply)
+    storage = Storage(root)
+    with lineage.opened(root, config) as registry:
+        covered = lineage.covering(targets)
+        if not apply:
+            _put(report, _found(targets, None, config))
+            _put(report, _in_texts(targets, registry, False))
+            _put(report, _of_models(targets, registry, covered, config, False))
+            if storage.in_use:
+                _put(report, storage.check())
+            _say_twins(targets, report)
+            return report
+        if _changes(targets, config):
+            # Asked before anything is staged: what lies beside an input changes the folder that a stage depends on.
+            fresh = storage.fresh() if storage.in_use else []
+            _put(report, _in_texts(targets, registry, True), purged=True)
+            journal = Journal(root)
+            _put(report, _found(targets, journal, config), purged=True)
+            said = lineage.original(targets, registry, covered, config.sweep.original)
+            again = False
+            if isinstance(said, Residue):
+                report.did([said])
+                again = lineage.replace_original(targets, registry, covered, journal)
+            elif said is not None:
+                report.not_purgeable.append(said)
+            journal.swap(home(root) / ROWS).write_bytes(targets.tombstones.to_bytes())
+            # The tombstones first: from then on no stage reads what is not swapped yet.
+            journal.swaps.insert(0, journal.swaps.pop())
+            journal.notes = {
+                "fresh": fresh,
+                "covered": covered,
+                "again": again,
+                "found": [[r.where, r.what, r.count] for r in report.purged],
+            }
+            journal.commit()
+            journal.finish()
+            _collect(storage, config, journal, report)
+        elif len(targets.tombstones):
+            _put(report, _stray(storage, registry, report), purged=True)
+    _look_again(storage, config, report)
+    _say_twins(targets, report)
+    return report
+
+
+def _found(targets: Targets, journal: Journal | None, config: Config) -> Iterator[inputs.Found]:
+    """Everything that holds rows; staged where there is a journal."""
+    for sweeper in outputs.SWEEPERS:
+        yield from sweeper(targets, journal)
+    yield from inputs.source(targets, journal, config.data)
+    yield from inputs.requests(targets, journal)
+    yield from inputs.work(targets, journal)
+
+
+def _changes(targets: Targets, config: Config) -> bool:
+    """Is there a row to be taken out of anything?"""
+    return any(isinstance(found, Residue) for found in _found(targets, None, config))
+
+
+def _in_texts(targets: Targets, registry: lineage.Registry | None, apply: bool) -> Iterator[inputs.Found]:
+    yield from texts.reports(targets, apply)
+    yield from texts.mlflow(targets, apply)
+    yield from texts.prefect(targets, apply)
+    yield from texts.ids_in_history(targets)
+    if registry is not None:
+        yield from lineage.examples(targets, registry, apply)
+
+
+def _of_models(
+    targets: Targets, registry: lineage.Registry | None, covered: list[str], config: Config, apply: bool
+) -> Iterator[inputs.Found]:
+    if (said := lineage.original(targets, registry, covered, config.sweep.original)) is not None:
+        yield said
+    if registry is not None and targets.erased.any():
+        policy = config.sweep.versions if apply or config.sweep.versions == "keep" else "look"
+        yield from lineage.versions(registry, covered, policy)
+
+
+def _stray(storage: Storage, registry: lineage.Registry | None, report: SweepReport) -> Iterator[inputs.Found]:
+    """Nothing is to be taken out of the data; caches and registry may have got something back all the same."""
+    if storage.in_use and any(True for _ in storage.check()):
+        storage.collect(report)
+    if registry is not None and any(True for _ in lineage.garbage(registry, [], False)):
+        yield from lineage.garbage(registry, [], True)
+
+
+def _collect(storage: Storage, config: Config, journal: Journal, report: SweepReport) -> None:
+    """What follows the swaps. Every step may have been done before, in whole or in part."""
+    root = storage.root
+    if journal.notes["again"]:
+        for stage in AGAIN:
+            _run_stage(root, *stage)
+    if storage.in_use:
+        storage.commit(journal.notes["fresh"], [*journal.swaps, *journal.drops])
+        storage.collect(report)
+    with lineage.opened(root, config) as registry:
+        if registry is not None:
+            covered = journal.notes["covered"]
+            _put(report, lineage.versions(registry, covered, config.sweep.versions), purged=True)
+            _put(report, lineage.garbage(registry, [], True), purged=True)
+    journal.close()
+
+
+def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
+    """The same search as at first, over what is there now."""
+    root = storage.root
+    targets = Targets.find(root, (), (), keep=False)
+    again = SweepReport(False)
+    _put(again, _found(targets, None, config))
+    if storage.in_use:
+        _put(again, storage.check())
+        report.not_purgeable += texts.history(targets, objects(storage.cache))
+    with lineage.opened(root, config) as registry:
+        if registry is not None:
+            _put(again, lineage.garbage(registry, [], False))
+    report.left += again.found
+    known = {entry.where for entry in report.not_purgeable}
+    report.not_purgeable += [entry for entry in again.not_purgeable if entry.where not in known]
+
+
+def _say_twins(targets: Targets, report: SweepReport) -> None:
+    if targets.twins:
+        report.left.append(Residue("data/dataset", "retained rows with the content of an erased row", targets.twins))
+
+
+def _put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = False) -> None:
+    for entry in found:
+        if isinstance(entry, NotPurgeable):
+            report.not_purgeable.append(entry)
+        elif purged:
+            report.did([entry])
+        else:
+            report.found.append(entry)
+
+
+def _run_stage(root: Path, name: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"expunge.stages.{name}", *arguments]
+    done = subprocess.run(command, cwd=root, text=True, capture_output=True)
+    if done.returncode != 0:
+        raise DataError(f"{name}: {done.stderr.strip().splitlines()[-1:]}; mend that, then run the sweep again")
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One sweep at a time; a dead process holds no lock."""
+    path = root / JOURNAL.parent / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{path}: another sweep is running; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)

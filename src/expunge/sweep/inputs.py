@@ -1,0 +1,257 @@
+"""What came in: the source below the workspace, the files of requests, archives that were fetched, work in progress."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expunge.config import Data
+from expunge.data.images import decode
+from expunge.data.prepare import open_source
+from expunge.data.readers.tables import DELIMITERS, ROLES
+from expunge.data.schema import ENCODED, TEXT, row_digest, text_digest
+from expunge.data.selectors import read_values
+from expunge.data.source import Source
+from expunge.sweep.journal import Journal, staged
+from expunge.sweep.report import NotPurgeable, Residue
+from expunge.sweep.targets import Targets
+from expunge.system.files import MANIFEST
+from expunge.system.paths import DATASET, RAW, REQUESTS, WORK
+
+Found = Residue | NotPurgeable
+INSTALLED = {
+    "digits": ("scikit-learn's own copy of the digits", "whoever installs packages on this machine"),
+    "fashion-mnist": ("the published archive, in an installed package or at its origin", "whoever installs packages"),
+}
+IN_PROGRESS = ("features", "train", "ensembles")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a source holds, in its order. `erased`: mask over it."""
+
+    ids: list[str]
+    labels: NDArray[np.int32]
+    splits: list[str]
+    erased: NDArray[np.bool_]
+    class_names: tuple[str, ...]
+
+
+def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Found]:
+    """The input of the pipeline. One that was installed, or that may not be written, is somebody else's to clean:
+    tombstones keep its rows out of the dataset."""
+    if data.source in INSTALLED and data.path is None:
+        what, who = INSTALLED[data.source]
+        if len(targets.tombstones):
+            yield NotPurgeable(f"source {data.source}", what, who)
+        raw = targets.root / RAW
+        if raw.is_dir() and targets.erased.any():
+            yield Residue(str(RAW), "fetched archive")
+            if journal is not None:
+                journal.drop(raw)
+        return
+    path = targets.root / str(data.path)
+    if not path.exists():
+        return
+    rows = _read(open_source(data.source, path, data.test_fraction, data.seed), targets)
+    count = int(rows.erased.sum())
+    if not count:
+        return
+    # Not `path` itself where it lies elsewhere: a report names no place on the machine.
+    where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
+    if where != str(data.path) or data.source == "fashion-mnist" or not _writable(path):
+        yield NotPurgeable(where, f"{count} rows in an input that may not be rewritten", "the owner of that file")
+        return
+    yield Residue(where, "rows", count)
+    if journal is None:
+        return
+    if data.source == "image-folder":
+        for name in (n for n, gone in zip(rows.ids, rows.erased, strict=True) if gone):
+            journal.drop(path / name)
+    elif data.source == "npz":
+        _npz_without(path, journal.swap(path), rows)
+    else:
+        _tables_without(path, journal, rows)
+
+
+def _read(opened: Source, targets: Targets) -> _Rows:
+    ids: list[str] = []
+    splits: list[str] = []
+    labels, masks = [], []
+    for batch in opened.batches:
+        digests = [_digest(content, opened.encoding) for content in batch.content]
+        masks.append(targets.hits(list(batch.sample_ids), digests))
+        ids += batch.sample_ids
+        labels.append(np.asarray(batch.labels, np.int32))
+        splits += batch.splits
+    return _Rows(ids, np.concatenate(labels), splits, np.concatenate(masks), opened.class_names)
+
+
+def _digest(content: NDArray[np.uint8] | bytes | str, encoding: str) -> bytes:
+    if encoding == TEXT:
+        return text_digest(str(content))
+    return row_digest(decode(content, "source") if encoding == ENCODED else np.asarray(content))  # type: ignore[arg-type]
+
+
+def _npz_without(file: Path, target: Path, rows: _Rows) -> None:
+    """Ids, split and class names are written out where they were implied: else the rows that stay would get others."""
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    with zipfile.ZipFile(file) as zipped:
+        compressed = any(i.compress_type != zipfile.ZIP_STORED for i in zipped.infolist())
+    kept = ~rows.erased
+    out = {"ids": np.array(rows.ids)[kept], "class_names": np.array(rows.class_names)}
+    if "x_train" in arrays:
+        train = len(arrays["x_train"])
+        for name, mask, labels in (
+            ("train", kept[:train], rows.labels[:train]),
+            ("test", kept[train:], rows.labels[train:]),
+        ):
+            out |= {f"x_{name}": arrays[f"x_{name}"][mask], f"y_{name}": labels[mask]}
+    else:
+        images = "x" if "x" in arrays else "images"
+        out |= {images: arrays[images][kept], "y": rows.labels[kept], "split": np.array(rows.splits)[kept]}
+    if "subjects" in arrays:
+        out["subjects"] = arrays["subjects"][kept]
+    with target.open("wb") as stream:  # a name without .npz gets one appended
+        (np.savez_compressed if compressed else np.savez)(stream, **out)  # type: ignore[arg-type]
+
+
+def _tables_without(path: Path, journal: Journal, rows: _Rows) -> None:
+    """Parquet, CSV and TSV. Files in which no row goes stay, unless ids or split were implied by the position."""
+    suffixes = (".parquet", *DELIMITERS)
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes) if path.is_dir() else [path]
+    start = 0
+    for file in files:
+        table = pq.ParquetFile(file).read() if file.suffix.lower() == ".parquet" else _read_text(file)
+        erased = rows.erased[start : start + len(table)]
+        cut = slice(start, start + len(table))
+        start += len(table)
+        names = set(table.column_names)
+        if not erased.any() and names & set(ROLES["id"]) and "split" in names:
+            continue
+        if not any(name in table.column_names for name in ROLES["id"]):
+            table = table.append_column("sample_id", pa.array(rows.ids[cut]))
+        if "split" not in table.column_names:
+            table = table.append_column("split", pa.array(rows.splits[cut]))
+        if erased.all():
+            journal.drop(file)
+            continue
+        table = table.filter(pa.array(~erased))
+        place = journal.swap(file)
+        if file.suffix.lower() == ".parquet":
+            pq.write_table(table, place, compression="zstd")
+        else:
+            _write_text(table, place, DELIMITERS[file.suffix.lower()])
+
+
+def _read_text(file: Path) -> pa.Table:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        if file.suffix.lower() == ".csv":
+            reader = csv.reader(stream)
+        else:
+            reader = csv.reader(stream, delimiter=DELIMITERS[file.suffix.lower()], quoting=csv.QUOTE_NONE)
+        header = next(reader)
+        rows = [row for row in reader if row]
+    return pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(header)})
+
+
+def _write_text(table: pa.Table, target: Path, delimiter: str) -> None:
+    with target.open("w", encoding="utf-8", newline="") as stream:
+        if delimiter == ",":
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(table.column_names)
+            writer.writerows(zip(*(c.to_pylist() for c in table.columns), strict=True))
+            return
+        lines = [table.column_names, *zip(*(c.to_pylist() for c in table.columns), strict=True)]
+        stream.writelines(delimiter.join(line) + "\n" for line in lines)
+
+
+def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
+    """Lists of ids and people: a list that is done goes, with what DVC keeps of it; another loses the erased values."""
+    directory = targets.root / REQUESTS
+    readable = (".txt", ".csv", ".parquet")
+    for file in sorted(f for f in directory.glob("*") if f.suffix.lower() in readable):
+        column = _column(file)
+        values = read_values(file, column)
+        erased = targets.hits(values)
+        if not erased.any():
+            continue
+        where = str(REQUESTS)  # the name of a file may be that of a person
+        yield Residue(where, "ids or people in lists", int(erased.sum()))
+        if journal is None:
+            continue
+        kept = [value for value, gone in zip(values, erased, strict=True) if not gone]
+        if not kept:
+            journal.drop(file)
+            _drop_tracking(file, journal)
+            continue
+        place = journal.swap(file)
+        if file.suffix.lower() == ".parquet":
+            pq.write_table(pa.table({column: kept}), place)
+        else:
+            head = [column] if file.suffix.lower() == ".csv" else []
+            with place.open("w", encoding="utf-8", newline="") as stream:
+                csv.writer(stream, lineterminator="\n").writerows([value] for value in [*head, *kept])
+
+
+def _column(file: Path) -> str:
+    """Which of the two kinds of list a table is."""
+    if file.suffix.lower() == ".parquet":
+        names = pq.read_schema(file).names
+    else:
+        with file.open(encoding="utf-8-sig") as stream:
+            names = next(csv.reader(islice(stream, 1)), [])
+    return "subject" if "subject" in names and "sample_id" not in names else "sample_id"
+
+
+def _drop_tracking(file: Path, journal: Journal) -> None:
+    """The `.dvc` file, and the line of .gitignore that `dvc add` wrote."""
+    journal.drop(file.with_name(file.name + ".dvc"))
+    ignore = file.with_name(".gitignore")
+    if ignore.is_file():
+        # Several lists may go in one sweep: go on from what is staged already.
+        before = staged(ignore)
+        lines = (before if before.is_file() else ignore).read_text(encoding="utf-8").splitlines()
+        if f"/{file.name}" in lines:
+            kept = [line for line in lines if line != f"/{file.name}"]
+            journal.swap(ignore).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def work(targets: Targets, journal: Journal | None) -> Iterator[Found]:
+    """Work in progress, and workspaces below it (demo, results) whose dataset holds an erased row: all of it can be
+    made again."""
+    top = targets.root / WORK
+    for child in sorted(p for p in top.glob("*") if p.is_dir() and p.name != "sweep"):
+        if child.name in IN_PROGRESS:
+            held = targets.erased.any() and any(child.rglob("*"))
+        else:
+            held = any(_holds(manifest.parent, targets) for manifest in child.rglob(f"{DATASET}/{MANIFEST}"))
+        if held:
+            yield Residue(str(child.relative_to(targets.root)), "work in progress")
+            if journal is not None:
+                journal.drop(child)
+
+
+def _holds(dataset: Path, targets: Targets) -> bool:
+    for shard in sorted(dataset.glob("part-*.parquet")):
+        with pq.ParquetFile(shard) as file:
+            table = file.read(columns=["sample_id", "digest"])
+        if targets.hits(table["sample_id"].to_pylist(), table["digest"].to_pylist()).any():
+            return True
+    return False
+
+
+def _writable(path: Path) -> bool:
+    """Can the file, or every file of the folder, be replaced? Asked of the mode, which root ignores as well."""
+    files = [path, path.parent] if path.is_file() else [path, *(p for p in path.rglob("*"))]
+    return all(p.stat().st_mode & 0o200 for p in files)

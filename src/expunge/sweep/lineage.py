@@ -1,0 +1,215 @@
+"""Models that remember: the original that was trained on the rows, and registered versions that had not forgotten them.
+
+A version has forgotten the rows if the request that it was fitted to holds them all. Any other is superseded; so is a
+logged model that no version is made from. The original is what every later request starts from: it gives way to the
+champion, whose head has the forgetting folded in, or the next version would remember again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expunge.config import Config
+from expunge.data.schema import FORGET, row_digest
+from expunge.data.split import Split
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.sweep.journal import Journal
+from expunge.sweep.report import NotPurgeable, Residue
+from expunge.sweep.targets import Targets
+from expunge.system.errors import ExpungeError
+from expunge.system.files import MANIFEST, read_json, read_manifest, write_manifest
+from expunge.system.paths import FORGOTTEN, MODELS, ORIGINAL, SPLIT
+
+if TYPE_CHECKING:
+    from expunge.tracking import MlflowClient, Version
+
+Found = Residue | NotPurgeable
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"  # the defaults of expunge.tracking.store, which imports MLflow
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The registered model `name` in the store in use."""
+
+    client: MlflowClient
+    name: str
+
+
+@contextmanager
+def opened(root: Path, config: Config) -> Iterator[Registry | None]:
+    """The registry of the workspace; None where it has none, which a sweep does not make."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given and not (root / DATABASE).is_file():
+        yield None
+        return
+    from expunge.tracking import connect, model_name
+
+    if not given:  # the default is relative to the working directory
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{(root / DATABASE).resolve()}"
+    try:
+        yield Registry(connect(), config.register.name or model_name(config.data.source, config.model.name))
+    finally:
+        if not given:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def covering(targets: Targets) -> list[str]:
+    """Digests of the requests that hold every erased row that a model was trained on, as far as it can be shown."""
+    ids = targets.dataset.sample_ids()
+    needed = [ids[i] for i in np.flatnonzero(targets.erased & targets.train).tolist()]
+    if not needed:
+        return []
+    requests = {f"sha256:{p.stem}" for p in (targets.root / FORGOTTEN).glob("*.rows")}
+    at_hand: tuple[str, list[str]] | None = None
+    if (targets.root / SPLIT / MANIFEST).is_file() and _whole_split(targets):
+        split = _split(targets)
+        digest = str(split.request["digest"])
+        parts = split.parts
+        if len(parts) == len(ids):
+            at_hand = digest, [ids[i] for i in np.flatnonzero(parts == FORGET).tolist()]
+            requests.add(digest)
+    forgotten = ForgottenRows(targets.root / FORGOTTEN, *(at_hand or ()))
+    return sorted(request for request in requests if forgotten.mask(request, needed).all())
+
+
+def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Found]:
+    """Versions that had not forgotten the rows, and what policy does about them; with `policy` "look" nothing."""
+    from expunge.tracking import CHAMPION, aliased
+    from expunge.tracking.retire import remove_versions, versions_of
+
+    champion = aliased(registry.client, registry.name, CHAMPION)
+    superseded = [v for v in versions_of(registry.client, registry.name) if v.tags.get("request") not in covered]
+    serving = [v for v in superseded if champion is not None and v.version == champion.version]
+    for version in serving:
+        yield NotPurgeable(
+            f"MLflow {registry.name} version {version.version}",
+            "it serves, and nothing shows that it forgot the rows",
+            "whoever promotes: `expunge promote` a version that did, then sweep again",
+        )
+    others = [v for v in superseded if v not in serving]
+    if not others:
+        return
+    if policy == "keep":
+        yield NotPurgeable(
+            f"MLflow {registry.name}",
+            f"{len(others)} versions that had not forgotten the rows, kept by sweep.versions",
+            "whoever keeps params.yaml: sweep.versions: remove",
+        )
+        return
+    yield Residue(f"MLflow {registry.name}", "superseded versions", len(others))
+    if policy == "remove":
+        remove_versions(registry.client, others)
+
+
+def garbage(registry: Registry, besides: list[Version], apply: bool) -> Iterator[Found]:
+    """Logged models that no version is made from; MLflow's own collection, and what it leaves."""
+    from expunge.tracking import retire
+
+    models = retire.unregistered(registry.client, registry.name, besides)
+    folders = retire.folders_of(models)
+    if models:
+        yield Residue(f"MLflow {registry.name}", "models that no version is made from", len(models))
+    if not apply:
+        return
+    retire.remove_models(registry.client, models)
+    if not retire.collect_garbage():
+        yield NotPurgeable(
+            "MLflow server", "models and runs that are marked as deleted", "whoever runs the server: `mlflow gc`"
+        )
+    elif missed := retire.remove_folders(folders):
+        yield Residue(ARTIFACTS, "model folders that `mlflow gc` had left", missed)
+
+
+def examples(targets: Targets, registry: Registry, apply: bool) -> Iterator[Found]:
+    """Rows that a version stores as its input example, by their content."""
+    from expunge.tracking.retire import examples_of, versions_of
+
+    for version in versions_of(registry.client, registry.name):
+        for file in examples_of(registry.client, version):
+            if _pictures_hit(targets, read_json(file)):
+                yield Residue(f"MLflow {registry.name} version {version.version}", "input examples with erased rows")
+                if apply:
+                    file.unlink()
+
+
+def original(targets: Targets, registry: Registry | None, covered: list[str], policy: str) -> Found | None:
+    """What there is to say about the original: that it was trained on the rows, unless it has given way already."""
+    directory = targets.root / MODELS / ORIGINAL
+    if not (directory / MANIFEST).is_file() or not (targets.erased & targets.train).any():
+        return None
+    if policy == "keep":
+        return NotPurgeable(
+            str(MODELS / ORIGINAL),
+            "the model that was trained on the rows, kept by sweep.original; no later version can be promoted",
+            "whoever keeps params.yaml: sweep.original: champion; or `dvc repro --force train`",
+        )
+    if _successor(registry, covered) is None:
+        return NotPurgeable(
+            str(MODELS / ORIGINAL),
+            "the model that was trained on the rows: no champion can take its place",
+            "whoever runs the pipeline: `dvc repro --force train` trains it anew on what is left",
+        )
+    return Residue(str(MODELS / ORIGINAL), "model trained on erased rows")
+
+
+def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
+    """Stage the champion as the original. True where its backbone differs, so that features must be fetched anew."""
+    from expunge.models.checkpoint import save_classifier
+
+    classifier = _successor(registry, covered)
+    assert classifier is not None, "original() said so"
+    directory = targets.root / MODELS / ORIGINAL
+    old = read_manifest(directory, verify=False)
+    place = journal.swap(directory)
+    place.mkdir()
+    description = save_classifier(place, classifier)
+    fields = {k: v for k, v in old.items() if k not in ("schema", "producer", "files", "backbone_digest")}
+    write_manifest(place, "expunge.sweep", **{**fields, "backbone_digest": description["backbone_digest"]})
+    return bool(description["backbone_digest"] != old.get("backbone_digest"))
+
+
+def _successor(registry: Registry | None, covered: list[str]):  # type: ignore[no-untyped-def]
+    """The champion as a classifier; None without one that forgot the rows, or where a map stands before its head."""
+    if registry is None:
+        return None
+    from expunge.tracking import CHAMPION, aliased, servable_of
+
+    champion = aliased(registry.client, registry.name, CHAMPION)
+    if champion is None or champion.tags.get("request") not in covered:
+        return None
+    servable = servable_of(champion)[0]
+    return servable.classifier if servable.map_ is None else None
+
+
+def _split(targets: Targets) -> Split:
+    return Split(targets.root / SPLIT)
+
+
+def _whole_split(targets: Targets) -> bool:
+    """False for a split that erased rows came back to: it is swept like the rest, and nothing is concluded from it."""
+    try:
+        _split(targets)
+    except ExpungeError:
+        return False
+    return True
+
+
+def _pictures_hit(targets: Targets, example: object) -> bool:
+    """Does an example hold the pixels of an erased row? Lists of pixels as MLflow writes them, or texts."""
+    values = example.get("inputs") if isinstance(example, dict) else example
+    try:
+        pixels = np.asarray(values, np.uint8)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    if pixels.ndim != 4:
+        return False
+    digests = [row_digest(image) for image in pixels]
+    return bool(targets.tombstones.hits([""] * len(digests), digests).contents.any())

@@ -1,0 +1,215 @@
+"""The pipeline's outputs without the erased rows: dataset, split, features, activations, evaluation, ensembles.
+
+Each function yields what it found; with a journal it also stages the new state. Shards that hold no erased row are
+linked, not copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+from expunge.core import Moments
+from expunge.data.schema import ASSIGNMENT_SCHEMA, DUPLICATES, PARTS, TRAIN
+from expunge.data.split import ASSIGNMENT, REQUEST
+from expunge.data.writer import find_duplicates
+from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, narrow, write_shard
+from expunge.sweep.journal import Journal, staged
+from expunge.sweep.report import Residue
+from expunge.sweep.shards import copy_without, link, renew_manifest
+from expunge.sweep.targets import Targets
+from expunge.system.files import MANIFEST, digest_of, read_json, read_manifest, write_json
+from expunge.system.paths import ACTIVATIONS, DATASET, ENSEMBLES, EVALUATION, FEATURES, SPLIT
+
+Sweeper = Callable[[Targets, Journal | None], Iterator[Residue]]
+COPY_ROWS = 4096  # of activations, in memory at once
+
+
+def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    if not targets.erased.any():
+        return
+    yield Residue(str(DATASET), "rows", int(targets.erased.sum()))
+    if journal is None:
+        return
+    directory, old = targets.dataset.directory, targets.dataset.manifest
+    place = journal.swap(directory)
+    place.mkdir()
+    start, rows = 0, {}
+    for name in sorted(n for n in old["files"] if n.startswith("part-")):
+        erased = targets.erased[start : start + old["files"][name]["rows"]]
+        start += len(erased)
+        if not erased.any():
+            link(directory / name, place / name)
+        elif not erased.all():
+            copy_without(directory / name, place / name, erased)
+            rows[name] = int((~erased).sum())
+    columns = targets.dataset.table(["sample_id", "label", "split", "digest"])
+    duplicates, counts = find_duplicates(columns.filter(~targets.erased).combine_chunks())
+    pq.write_table(duplicates, place / DUPLICATES, compression="zstd")
+    for name in old["files"]:
+        if not name.startswith("part-") and name != DUPLICATES:
+            link(directory / name, place / name)
+    left = ~targets.erased
+    counted = {"rows_train": int((left & targets.train).sum()), "rows_test": int((left & ~targets.train).sum())}
+    renew_manifest(place, directory, old, {**rows, DUPLICATES: duplicates.num_rows}, duplicates=counts, **counted)
+
+
+def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """The request keeps its counts and digest, which name the request in registry and ledger; its rows go."""
+    directory = targets.root / SPLIT
+    if not (directory / MANIFEST).is_file():
+        return
+    table = pq.read_table(directory / ASSIGNMENT)
+    erased = targets.hits(table["sample_id"].to_pylist())
+    if not erased.any():
+        return
+    yield Residue(str(SPLIT), "rows", int(erased.sum()))
+    if journal is None:
+        return
+    place = journal.swap(directory)
+    place.mkdir()
+    kept = table.filter(~erased)
+    kept = kept.set_column(1, ASSIGNMENT_SCHEMA.field("row"), [np.arange(len(kept), dtype=np.int64)])
+    pq.write_table(kept, place / ASSIGNMENT, compression="zstd", use_dictionary=["part"])
+    request = read_json(directory / REQUEST)
+    write_json(place / REQUEST, {**request, "erased": request.get("erased", 0) + int(erased.sum())})
+    parts = kept["part"].to_pylist()
+    renew_manifest(
+        place,
+        directory,
+        read_manifest(directory, verify=False),
+        {ASSIGNMENT: len(kept)},
+        parts={name: parts.count(name) for name in PARTS},
+        dataset=_new_dataset(targets),
+    )
+
+
+def features(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """Feature stores: the shards without the rows; Moments and class sums less what the rows had added."""
+    for path in _manifests(targets.root / FEATURES):
+        directory, old = path.parent, read_manifest(path.parent, verify=False)
+        if "dim" not in old:  # skipped, or the same as another store
+            continue
+        names = sorted(n for n in old["files"] if n.endswith(".parquet"))
+        found = {n: targets.hits(pq.read_table(directory / n, columns=["sample_id"])[0].to_pylist()) for n in names}
+        count = sum(int(mask.sum()) for mask in found.values())
+        if not count:
+            continue
+        yield Residue(str(directory.relative_to(targets.root)), "rows", count)
+        if journal is not None:
+            _rewrite_store(targets, journal.swap(directory), directory, old, found)
+
+
+def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, found: dict) -> None:  # type: ignore[type-arg]
+    place.mkdir()
+    moments, sums = Moments.load(directory / MOMENTS), load_file(directory / CLASS_SUMS)
+    dtype = next(n for n, numbers in NUMBERS.items() if numbers.name == old.get("dtype", "float32"))
+    rows = {}
+    for name, erased in found.items():
+        if not erased.any():
+            link(directory / name, place / name)
+            continue
+        shard = Shards([directory / name], old["dim"], dtype)
+        table = pq.read_table(directory / name, columns=[c for c in pq.read_schema(directory / name).names if c != "z"])
+        gone = np.flatnonzero(erased & (np.asarray(table["split"]) == TRAIN))
+        if len(gone):
+            z, labels = torch.from_numpy(shard.z(gone)), torch.from_numpy(np.asarray(table["label"], np.int64)[gone])
+            moments = moments - Moments.of(z)
+            sums["sums"].index_add_(0, labels, z.double(), alpha=-1)
+            sums["counts"] -= torch.bincount(labels, minlength=len(sums["counts"]))
+        if not erased.all():
+            kept = narrow(shard.z(np.flatnonzero(~erased)), dtype)  # as it was stored: rounding twice is rounding once
+            write_shard(place / name, table.filter(~erased), kept, dtype)
+            rows[name] = int((~erased).sum())
+    sums["sums"][sums["counts"] == 0] = 0.0  # what is left of a class without rows is rounding
+    moments.save(place / MOMENTS)
+    save_file(sums, place / CLASS_SUMS)
+    renew_manifest(place, directory, old, rows, dataset_digest=_new_dataset(targets))
+
+
+def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """Arrays over the training rows in dataset order. An array of another length belongs to another dataset, an
+    erased row may be in it, and it is quickly made again: it goes."""
+    directory = targets.root / ACTIVATIONS
+    if not (directory / MANIFEST).is_file():
+        return
+    old = read_manifest(directory, verify=False)
+    erased = targets.erased[targets.train]
+    foreign = [n for n, f in old["files"].items() if f.get("rows") != len(erased)]
+    if foreign or (erased.any() and old["files"]):
+        what = "arrays of another dataset" if foreign else "rows"
+        yield Residue(str(ACTIVATIONS), what, len(foreign) or int(erased.sum()) * len(old["files"]))
+    elif not erased.any() or not old["files"]:
+        return
+    if journal is None:
+        return
+    if foreign:
+        journal.drop(directory)
+        return
+    place = journal.swap(directory)
+    place.mkdir()
+    kept = np.flatnonzero(~erased)
+    for name in old["files"]:
+        array = np.load(directory / name, mmap_mode="r")
+        out = np.lib.format.open_memmap(place / name, "w+", array.dtype, (len(kept), *array.shape[1:]))
+        for start in range(0, len(kept), COPY_ROWS):
+            out[start : start + COPY_ROWS] = array[kept[start : start + COPY_ROWS]]
+        out.flush()
+    renew_manifest(place, directory, old, dict.fromkeys(old["files"], len(kept)))
+
+
+def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """Outputs of every model per row."""
+    for path in _manifests(targets.root / EVALUATION):
+        directory, old = path.parent, read_manifest(path.parent, verify=False)
+        found = {}
+        for name in sorted(n for n in old["files"] if n.endswith(".parquet")):
+            found[name] = targets.hits(pq.read_table(directory / name, columns=["sample_id"])[0].to_pylist())
+        count = sum(int(mask.sum()) for mask in found.values())
+        if not count:
+            continue
+        yield Residue(str(directory.relative_to(targets.root)), "rows", count)
+        if journal is None:
+            continue
+        place = journal.swap(directory)
+        place.mkdir()
+        for name in old["files"]:
+            if name in found and found[name].any():
+                copy_without(directory / name, place / name, found[name])
+            else:
+                link(directory / name, place / name)
+        renew_manifest(place, directory, old, {n: int((~m).sum()) for n, m in found.items() if m.any()})
+
+
+def ensembles(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """Networks that were trained on the rows, and how each of them scored every row: nothing can be kept of them."""
+    members = sorted((targets.root / ENSEMBLES).glob("*rained-*"))
+    if not targets.erased.any() or not members:
+        return
+    yield Residue(str(ENSEMBLES), "models with scores of rows", len(members))
+    for member in members if journal is not None else []:
+        assert journal is not None
+        journal.drop(member)
+
+
+def _manifests(top: Path) -> list[Path]:
+    """Manifests below `top`, those of directories that are being made apart."""
+    found = sorted(top.rglob(MANIFEST))
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(top).parts)]
+
+
+def _new_dataset(targets: Targets) -> str:
+    """Digest of the dataset as it will be: staged before everything else, or unchanged."""
+    directory = targets.dataset.directory
+    place = staged(directory)
+    files = read_json((place if place.exists() else directory) / MANIFEST)["files"]
+    return digest_of({name: entry["sha256"] for name, entry in files.items()})
+
+
+# The dataset first: the others name its digest.
+SWEEPERS: tuple[Sweeper, ...] = (dataset, split, features, activations, evaluation, ensembles)

@@ -1,0 +1,78 @@
+"""Rewriting one file without some of its rows, and a directory with one manifest around it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expunge.system.files import MANIFEST, sha256, write_json
+
+Mask = NDArray[np.bool_]
+
+
+def copy_without(source: Path, target: Path, erased: Mask) -> None:
+    """Write the Parquet file `source` to `target` without the rows of `erased` (n,), row group by row group.
+
+    Compression, dictionaries and statistics are those of `source`, so the retained rows of a row group are stored as
+    they were. Row groups that lose every row go.
+    """
+    with (
+        pq.ParquetFile(source) as file,
+        pq.ParquetWriter(target, file.schema_arrow, **_options(file.metadata)) as writer,
+    ):
+        start = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            kept = ~erased[start : start + rows]
+            start += rows
+            if kept.any():
+                table = file.read_row_group(group).filter(pa.array(kept))
+                writer.write_table(table, row_group_size=len(table))
+
+
+def _options(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """How the columns of a file were written, from its first row group."""
+    if not metadata.num_row_groups:
+        return {}
+    first = metadata.row_group(0)
+    columns = [first.column(i) for i in range(first.num_columns)]
+    return {
+        "compression": {
+            c.path_in_schema: "none" if c.compression == "UNCOMPRESSED" else c.compression for c in columns
+        },
+        "use_dictionary": [c.path_in_schema for c in columns if c.has_dictionary_page],
+        "write_statistics": [c.path_in_schema for c in columns if c.is_stats_set],
+    }
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name: an untouched shard costs no copy and keeps its bytes and its inode."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.link(source.resolve(), target)
+
+
+def renew_manifest(
+    directory: Path, source: Path, old: Mapping[str, Any], rows: Mapping[str, int], **fields: Any
+) -> dict[str, Any]:
+    """Write the manifest of a directory that replaces `source`, whose manifest is `old`. `rows`: counts of new files.
+
+    Entries of files that were linked are taken over, so a sweep hashes only what it wrote.
+    """
+    files = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = file.relative_to(directory).as_posix()
+        if (source / name).exists() and file.samefile(source / name):
+            files[name] = old["files"][name]
+        else:
+            counted = {"rows": rows[name]} if name in rows else {}
+            files[name] = {"sha256": sha256(file), "bytes": file.stat().st_size, **counted}
+    manifest = {**old, **fields, "files": files}
+    write_json(directory / MANIFEST, manifest)
+    return manifest

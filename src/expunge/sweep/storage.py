@@ -1,0 +1,229 @@
+"""DVC: the rewritten outputs into dvc.lock, then everything that dvc.lock does not name out of cache, run cache and
+remotes; and a look whether it is gone.
+
+Only stages that were up to date before are committed: a stage whose code or params had changed stays stale, and loses
+its lock entry where that names rewritten outputs, because the entry would keep the old objects alive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.sweep.report import NotPurgeable, Residue, SweepReport
+from expunge.system import dvc
+from expunge.system.files import write_text
+
+LOCK = "dvc.lock"
+OBJECTS, RUNS = Path("files/md5"), Path("runs")
+KEPT_LOCK = Path(".expunge/sweep/dvc.lock")
+SKIPPED = {".git", ".dvc", ".expunge", ".venv", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """DVC in the workspace `root`, through its command line."""
+
+    root: Path
+
+    @property
+    def in_use(self) -> bool:
+        return (self.root / ".dvc").is_dir() and (self.root / "dvc.yaml").is_file()
+
+    def run(self, *arguments: str) -> str:
+        """Standard output of a dvc command. Raises DataError with its last lines when it fails."""
+        return dvc.run(*arguments, root=self.root)
+
+    @cached_property
+    def _config(self) -> dict[str, str]:
+        return dict(line.partition("=")[::2] for line in self.run("config", "--list").splitlines())
+
+    @cached_property
+    def cache(self) -> Path:
+        return self._place(self._config.get("cache.dir", "cache"))
+
+    @cached_property
+    def remotes(self) -> dict[str, Path | None]:
+        """Name -> directory, None where it is not on this file system."""
+        addresses = {
+            key.removeprefix("remote.").removesuffix(".url"): value
+            for key, value in self._config.items()
+            if key.startswith("remote.") and key.endswith(".url")
+        }
+        return {name: None if "://" in url else self._place(url) for name, url in addresses.items()}
+
+    def _place(self, address: str) -> Path:
+        """A relative address counts from the file that names it; DVC may have joined that already."""
+        places = [self.root / ".dvc" / address, self.root / address]
+        return next((p for p in places if p.is_dir()), places[0])
+
+    def fresh(self) -> list[str]:
+        """Stages and `.dvc` files that are up to date."""
+        stale = json.loads(self.run("status", "--json"))
+        return [name for name in [*self.locked(), *self._tracked()] if name not in stale]
+
+    def locked(self) -> dict[str, Any]:
+        """Stages of dvc.lock."""
+        lock = self.root / LOCK
+        return (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+
+    def _tracked(self) -> list[str]:
+        """`.dvc` files of the workspace."""
+        found = []
+        for directory, below, files in os.walk(self.root):
+            below[:] = sorted(set(below) - SKIPPED)
+            found += [
+                (Path(directory) / f).relative_to(self.root).as_posix() for f in sorted(files) if f.endswith(".dvc")
+            ]
+        return found
+
+    def commit(self, fresh: Iterable[str], rewritten: Iterable[str]) -> None:
+        """Take the outputs as they are now into dvc.lock and the cache, without running a stage."""
+        self._mend()
+        locked, touched = self.locked(), set(rewritten)
+        fresh = {name for name in fresh if self._has_outputs(locked.get(name, {}))}
+        stale = [
+            name
+            for name, entry in locked.items()
+            if name not in fresh
+            and (not self._has_outputs(entry) or any(_within(out["path"], touched) for out in entry.get("outs", [])))
+        ]
+        if stale:
+            kept = {name: entry for name, entry in locked.items() if name not in stale}
+            write_text(self.root / LOCK, yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
+        # Inputs first: their `.dvc` files lie in folders that stages depend on.
+        for names in (self._tracked(), list(locked)):
+            if targets := [name for name in names if name in fresh]:
+                self.run("commit", "--force", *targets)
+        (self.root / KEPT_LOCK).unlink(missing_ok=True)
+
+    def _has_outputs(self, entry: Mapping[str, Any]) -> bool:
+        """A report that held an id was taken away: its stage has to run again."""
+        return all((self.root / out["path"]).exists() for out in entry.get("outs", []))
+
+    def _mend(self) -> None:
+        """A killed `dvc commit` may leave half a dvc.lock, which may even be valid YAML: begin again from a copy. It
+        holds hashes only."""
+        lock, kept = self.root / LOCK, self.root / KEPT_LOCK
+        if kept.is_file():
+            shutil.copyfile(kept, lock)
+        elif lock.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, lock.read_text(encoding="utf-8"))
+
+    def referenced(self) -> set[str]:
+        """Hashes that dvc.lock and the `.dvc` files name, and what the directories among them hold."""
+        entries = [out for entry in self.locked().values() for out in entry.get("outs", [])]
+        for name in self._tracked():
+            entries += (yaml.safe_load((self.root / name).read_text(encoding="utf-8")) or {}).get("outs", [])
+        found = {str(out["md5"]) for out in entries if "md5" in out}
+        for listing in [md5 for md5 in found if md5.endswith(".dir")]:
+            file = self.cache / OBJECTS / listing[:2] / listing[2:]
+            if file.is_file():
+                found |= {entry["md5"] for entry in json.loads(file.read_text(encoding="utf-8"))}
+        return found
+
+    def collect(self, report: SweepReport) -> None:
+        """The tools' own garbage collection, then what it leaves: run-cache entries, indexes of paths.
+
+        A cache outside the workspace may be that of other projects as well, whose data would go with it.
+        """
+        if not self._own_cache:
+            what = "objects of earlier states, in a cache outside the workspace that others may share; remotes likewise"
+            who = "whoever knows all its projects: `dvc gc -w -c --projects ...`"
+            report.not_purgeable.append(NotPurgeable("DVC cache", what, who))
+            return
+        stores = self._stores()
+        before = {where: objects(path) for where, path in stores.items()}
+        self.run("gc", "--workspace", "--force")
+        self._drop_runs("DVC cache", self.cache, report)
+        for name, path in self.remotes.items():
+            if path is None or before[f"DVC remote {name}"]:
+                self.run("push", "--quiet", "--run-cache", "--remote", name)  # a backup stays one, of what is left
+            removed = self._collected(name)
+            if path is not None:
+                self._drop_runs(f"DVC remote {name}", path, report)
+                continue
+            report.did([Residue(f"DVC remote {name}", "objects", removed)] if removed else [])
+            what = "run-cache entries (hashes and params), and versions that the storage keeps of what was deleted"
+            report.not_purgeable.append(NotPurgeable(f"DVC remote {name}", what, "whoever administers that storage"))
+        for where, path in stores.items():
+            if gone := len(before[where] - objects(path)):
+                report.did([Residue(where, "objects", gone)])
+        self._forget_paths()
+
+    def _collected(self, remote: str, *how: str) -> int:
+        """How many objects `dvc gc` takes from a remote."""
+        said = self.run("gc", "--workspace", "--cloud", "--remote", remote, "--force", *how)
+        return sum(int(line.split()[1]) for line in said.splitlines() if line.endswith("objects from remote."))
+
+    @property
+    def _own_cache(self) -> bool:
+        return self.cache.resolve().is_relative_to(self.root.resolve())
+
+    def _stores(self) -> dict[str, Path]:
+        """The cache and the remotes on this file system, by the name they have in a report."""
+        near = {f"DVC remote {name}": path for name, path in self.remotes.items() if path is not None}
+        return {"DVC cache": self.cache, **near}
+
+    def _drop_runs(self, where: str, store: Path, report: SweepReport) -> None:
+        if dead := list(self._dead_runs(store)):
+            report.did([Residue(where, "run-cache entries", len(dead))])
+            for file in dead:
+                file.unlink()
+
+    def check(self) -> Iterator[Residue]:
+        """What is there that should not be: after `collect` nothing."""
+        if not self._own_cache:
+            return
+        for where, path in self._stores().items():
+            if count := len(objects(path) - self.referenced()):
+                yield Residue(where, "objects that dvc.lock does not name", count)
+            if count := len(list(self._dead_runs(path))):
+                yield Residue(where, "run-cache entries of earlier states", count)
+        for name in (name for name, path in self.remotes.items() if path is None):
+            if count := self._collected(name, "--dry"):
+                yield Residue(f"DVC remote {name}", "objects that dvc.lock does not name", count)
+
+    def _dead_runs(self, store: Path) -> Iterator[Path]:
+        """Entries of the run cache that are not the present state of a stage."""
+        present = [_identity(entry) for entry in self.locked().values()]
+        for file in sorted((store / RUNS).glob("*/*/*")):
+            try:
+                if _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) not in present:
+                    yield file
+            except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+                yield file
+
+    def _forget_paths(self) -> None:
+        """DVC's index outside the workspace names every file that it ever saw; it is made again when needed."""
+        for line in self.run("doctor").splitlines():
+            key, _, value = line.partition(": ")
+            if key.strip() == "Repo.site_cache_dir" and Path(value.strip()).is_dir():
+                shutil.rmtree(value.strip(), ignore_errors=True)
+
+
+def objects(store: Path) -> set[str]:
+    """Hashes of the objects in a cache or in a remote on this file system."""
+    return {f.parent.name + f.name for f in (store / OBJECTS).glob("??/*")}
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Command, inputs and outputs of a run."""
+
+    def hashes(kind: str) -> list[tuple[str, str]]:
+        return sorted((str(e["path"]), str(e.get("md5"))) for e in entry.get(kind) or [])
+
+    return str(entry["cmd"]), hashes("deps"), hashes("outs")
+
+
+def _within(path: str, touched: set[str]) -> bool:
+    return any(t == path or t.startswith(path + "/") or path.startswith(t + "/") for t in touched)

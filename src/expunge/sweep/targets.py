@@ -1,0 +1,104 @@
+"""What is to be erased: rows by id and by content, people whose last row goes, and the tombstones that will say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.data.dataset import Dataset
+from expunge.data.schema import DIGEST_BYTES, TRAIN
+from expunge.data.tombstones import Tombstones, home
+from expunge.system.errors import DataError
+from expunge.system.paths import DATASET
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """`erased` and `train`: masks `(rows,)` over the dataset as it is. `ids`: of the rows that are in it, `subjects`:
+    people of whom nothing stays. `twins`: retained rows whose content is also an erased row's.
+
+    `tombstones` know these rows and all that were erased before: they alone decide what goes in every other store.
+    """
+
+    root: Path
+    dataset: Dataset
+    erased: Mask
+    train: Mask
+    ids: frozenset[str]
+    subjects: frozenset[str]
+    twins: int
+    tombstones: Tombstones
+
+    @classmethod
+    def find(cls, root: Path, rows: Iterable[str], subjects: Iterable[str], keep: bool) -> Targets:
+        """Rows by id, all rows of people, and rows that were erased before and are back. `keep`: nothing is written
+        without it, not even the key of the tombstones.
+
+        Raises DataError for an id or a person that neither is nor ever was there, or if no training row would be left.
+        """
+        dataset = Dataset(root / DATASET, verify=False, erased="allow")  # untouched shards are not read
+        tombstones = Tombstones.open(home(root), keep)
+        columns = ["sample_id", "digest", "split", *(["subject"] if "subject" in dataset.columns else [])]
+        table = dataset.table(columns)
+        ids: list[str] = table["sample_id"].to_pylist()
+        contents: list[bytes] = table["digest"].to_pylist()
+        people = table["subject"].to_pylist() if "subject" in table.column_names else [None] * len(ids)
+        wanted, persons = set(rows), set(subjects)
+        _refuse_unknown("rows", wanted - set(ids), tombstones, dataset)
+        _refuse_unknown("people", persons - set(people), tombstones, dataset)
+        named = np.array([i in wanted or p in persons for i, p in zip(ids, people, strict=True)], bool)
+        erased = named | tombstones.hits(ids, contents).any
+        train = np.array([s == TRAIN for s in table["split"].to_pylist()], bool)
+        if not (train & ~erased).any():
+            raise DataError(f"{dataset.directory}: no training row would be left; erase the whole workspace instead")
+        digests = np.frombuffer(b"".join(contents), f"V{DIGEST_BYTES}")
+        twins = ~erased & np.isin(digests, digests[erased])
+        kept = {contents[i] for i in np.flatnonzero(twins)}
+        gone = np.flatnonzero(erased).tolist()
+        staying = {people[i] for i in np.flatnonzero(~erased)}
+        departed = frozenset(p for i in gone if (p := people[i]) is not None and p not in staying)
+        return cls(
+            root,
+            dataset,
+            erased,
+            train,
+            frozenset(ids[i] for i in gone),
+            departed,
+            int(twins.sum()),
+            # A person's name is kept as an id is, so that lists of people are known again.
+            tombstones.plus(
+                [*(ids[i] for i in gone), *departed], (contents[i] for i in gone if contents[i] not in kept)
+            ),
+        )
+
+    def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Mask:
+        """Which rows of a store are to go. Rows of the dataset were looked up already; keyed digests take time."""
+        if contents is not None:
+            return self.tombstones.hits(ids, contents).any
+        known = [self._known.get(i) for i in ids]
+        strangers = [i for i, state in enumerate(known) if state is None]
+        found = np.array([bool(state) for state in known], bool)
+        if strangers:
+            found[strangers] = self.tombstones.hits([ids[i] for i in strangers]).any
+        return found
+
+    @cached_property
+    def _known(self) -> dict[str, bool]:
+        return dict(zip(self.dataset.sample_ids(), self.erased.tolist(), strict=True))
+
+
+def _refuse_unknown(what: str, unknown: set[str], tombstones: Tombstones, dataset: Dataset) -> None:
+    values = sorted(unknown)
+    never = int((~tombstones.hits(values).any).sum()) if values else 0
+    if never:
+        raise DataError(
+            f"{dataset.directory}: {never} of the {what} to erase are not in it and never were; "
+            "check the list, or bring back the dataset that they belong to with `dvc checkout`"
+        )

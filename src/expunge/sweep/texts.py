@@ -1,0 +1,149 @@
+"""Places that must never have held an id: reports, Data Docs, Prefect, git. Looked through all the same."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+import yaml
+
+from expunge.sweep.id_scanner import IdScanner
+from expunge.sweep.report import NotPurgeable, Residue
+from expunge.sweep.targets import Targets
+from expunge.system.paths import ACTIVATIONS, DATA_DOCS, REPORTS
+
+Found = Residue | NotPurgeable
+MAINTAINER = "whoever maintains the repository: rewrite its history, here and in every clone"
+
+
+def needles(targets: Targets) -> IdScanner:
+    return IdScanner([*targets.ids, *targets.subjects])
+
+
+def reports(targets: Targets, apply: bool) -> Iterator[Found]:
+    """Data Docs go and come back with the next validation; a report that holds an id is taken away, too."""
+    for path, _ in needles(targets).below(targets.root / REPORTS):
+        inside = path.is_relative_to(targets.root / DATA_DOCS)
+        yield Residue(str(DATA_DOCS if inside else path.relative_to(targets.root)), "files with ids")
+        if apply:
+            path.unlink()
+
+
+def mlflow(targets: Targets, apply: bool) -> Iterator[Found]:
+    """Artifacts and the database of the default store; a server's are its administrator's."""
+    wanted = needles(targets)
+    for path, _ in wanted.below(targets.root / "mlartifacts"):
+        yield Residue("MLflow artifacts", "files with ids")
+        if apply:
+            path.unlink()
+    database = targets.root / "mlflow.db"
+    if wanted.distinct and database.is_file():
+        for table, count in _rows_with(database, wanted):
+            what = f"{count} rows of the table {table} with ids"
+            yield NotPurgeable("MLflow database", what, "whoever logged them: delete those runs, then `mlflow gc`")
+
+
+def prefect_home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+
+
+def prefect(targets: Targets, apply: bool) -> Iterator[Found]:
+    """Results that were kept, and the database of a server on this machine. Tasks exchange strings and keep nothing,
+    so a result with an id comes from elsewhere; it goes. Rows of a database go by Prefect's own commands."""
+    wanted = needles(targets)
+    home = prefect_home()
+    storage = Path(os.environ.get("PREFECT_LOCAL_STORAGE_PATH") or home / "storage")
+    for path, _ in wanted.below(storage):
+        yield Residue("Prefect results", "files with ids")
+        if apply:
+            path.unlink()
+    database = home / "prefect.db"
+    if wanted.distinct and database.is_file():
+        for table, count in _rows_with(database, wanted):
+            what = f"{count} rows of the table {table} with ids"
+            yield NotPurgeable("Prefect database", what, "whoever runs the Prefect server: `prefect flow-run delete`")
+    if "PREFECT_API_URL" in os.environ and wanted.distinct:
+        yield NotPurgeable(
+            "Prefect server",
+            "its database was not looked through: flow-run parameters and logs are not meant to hold ids",
+            "whoever runs the Prefect server",
+        )
+
+
+def _rows_with(database: Path, wanted: IdScanner) -> Iterator[tuple[str, int]]:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        for table in tables:
+            rows = connection.execute(f'select * from "{table}"')
+            count = sum(any(wanted.count(str(v).encode()) for v in row if v is not None) for row in rows)
+            if count:
+                yield table, count
+
+
+def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
+    """Git: commits whose dvc.lock or `.dvc` files name data that is gone; `objects`: hashes of what is still there.
+
+    Only history can be rewritten, and only by people: the data is not in it, its hashes are.
+    """
+    if not _is_repository(targets.root):
+        return
+    command = ("log", "--all", "--format=commit %H", "--raw", "--no-abbrev", "--", "*dvc.lock", "*.dvc")
+    gone: dict[str, bool] = {}
+    pointing = 0
+    for block in _git(targets.root, *command).decode(errors="replace").split("commit ")[1:]:
+        blobs = [line.split()[3] for line in block.splitlines() if line.startswith(":")]
+        for blob in set(blobs) - gone.keys():
+            named = set() if set(blob) == {"0"} else _named(_git(targets.root, "cat-file", "blob", blob))
+            gone[blob] = not named <= objects
+        pointing += any(gone[blob] for blob in blobs)
+    if pointing:
+        yield NotPurgeable("git", f"{pointing} commits name data that is gone; the data is not in them", MAINTAINER)
+
+
+def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
+    """Git: versions of files, reachable or not, that hold an id."""
+    wanted = needles(targets)
+    if not wanted.distinct or not _is_repository(targets.root):
+        return
+    blobs = sum(kind == "blob" and wanted.count(content) > 0 for kind, content in _blobs(targets.root))
+    if blobs:
+        yield NotPurgeable("git", f"{blobs} versions of files hold ids of erased rows", MAINTAINER)
+
+
+def _named(lock: bytes) -> set[str]:
+    """Hashes of cached outputs below data/ in a dvc.lock, or of what a `.dvc` file tracks."""
+    try:
+        held = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        stages = held["stages"].values() if "stages" in held else [held]
+        outs = [out for stage in stages for out in stage.get("outs", [])]
+        return {
+            out["md5"]
+            for out in outs
+            if "md5" in out and ("stages" not in held or str(out["path"]).startswith("data/"))
+            if out["path"] != str(ACTIVATIONS)  # never in a cache
+        }
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return set()
+
+
+def _is_repository(root: Path) -> bool:
+    return subprocess.run(["git", "rev-parse"], cwd=root, capture_output=True).returncode == 0
+
+
+def _blobs(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Kind and content of every object that git holds, packed or not."""
+    command = ["git", "cat-file", "--batch", "--batch-all-objects"]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while header := process.stdout.readline():
+            _, kind, size = header.decode().split()
+            content = process.stdout.read(int(size))
+            process.stdout.read(1)
+            yield kind, content
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True).stdout

@@ -1,0 +1,35 @@
+"""DVC through its command line: the one place that starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from expunge.system.errors import DataError, ExpungeError
+
+
+def command(*arguments: str) -> list[str]:
+    """`dvc ARGUMENTS` as this interpreter starts it."""
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What DVC runs in: this interpreter first on the path, because dvc.yaml says `python`; no report to anybody."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **more}
+
+
+def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataError) -> str:
+    """Standard output of a DVC command in `root`. Raises `error` with the last lines that DVC wrote when it fails."""
+    done = subprocess.run(command(*arguments), cwd=root, env=environment(), text=True, capture_output=True)
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
+        raise error(f"dvc {' '.join(arguments[:2])} failed: {tail}")
+    return done.stdout
+
+
+def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:
+    """`dvc repro` in `root`, its output passed on, with these environment `variables`. Returns whether it succeeded."""
+    return subprocess.call(command("repro", *arguments), cwd=root, env=environment(**variables)) == 0

@@ -1,0 +1,190 @@
+"""Whole files or nothing: atomic writes, and directories whose manifest comes last.
+
+A directory output holds `manifest.json` with its producer, its own fields and, per file, rows and sha256.
+It is filled under a temporary name and renamed, so a reader sees the old directory, the new one, or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from expunge.system.errors import ManifestError
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+
+
+def sha256(path: Path | str) -> str:
+    """Hex sha256 of a file, read in 1 MiB pieces."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """`sha256:...` of a JSON-serialisable value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp")
+    tmp.write_bytes(content)
+    os.replace(tmp, path)
+
+
+def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """As `write_bytes`, and on the disk before it returns; readable by its owner alone unless `mode` says otherwise."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    tmp.unlink(missing_ok=True)  # of a process that died: it may hold what must not stay, and the next write takes it
+    _durable(tmp, content, mode)
+    os.replace(tmp, path)
+    sync(path.parent)
+
+
+def create_durable(path: Path, content: bytes) -> bool:
+    """As `write_durable` where no file is yet; False, with nothing changed, where another process was first."""
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    _durable(own, content, 0o600)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    finally:
+        own.unlink()
+    sync(path.parent)
+    return True
+
+
+def _durable(path: Path, content: bytes, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file as UTF-8 under a temporary name, then rename it."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON with sorted keys. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; run the stage that writes it") from None
+    except json.JSONDecodeError as e:
+        raise ManifestError(f"{path}: not valid JSON ({e}); delete it and run its stage again") from None
+
+
+@contextmanager
+def staged_dir(path: Path | str) -> Iterator[Path]:
+    """Yield an empty temporary sibling of `path`; on success it replaces `path`, on error it is removed.
+
+    The body must leave a manifest in it (`write_manifest`).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        yield tmp
+        if not (tmp / MANIFEST).is_file():
+            raise ManifestError(f"{path}: its producer wrote no {MANIFEST}")
+        replace_dir(tmp, path)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
+def replace_dir(new: Path, path: Path) -> None:
+    """Move the complete directory `new` to `path`, removing what was there."""
+    if path.exists():
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+        os.replace(new, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, path)
+
+
+def write_manifest(
+    directory: Path,
+    producer: str,
+    rows: Mapping[str, int] | None = None,
+    digests: Mapping[str, str] | None = None,
+    groups: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Describe every file of `directory` and write `manifest.json`, last.
+
+    `rows` gives the row count of the files that have one, `digests` the sha256 of those whose writer just took it,
+    `groups` where shards of features hold z. `fields` are stored beside them as they are.
+    """
+    rows, digests, groups = rows or {}, digests or {}, groups or {}
+    files = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = file.relative_to(directory).as_posix()
+        files[name] = {"sha256": digests.get(name) or sha256(file), "bytes": file.stat().st_size}
+        if name in rows:
+            files[name]["rows"] = rows[name]
+        if name in groups:
+            files[name]["groups"] = groups[name]
+    manifest = {"schema": MANIFEST_SCHEMA, "producer": producer, "files": files, **fields}
+    write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a directory, before anything that follows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
+    """The manifest of `directory`, after checking that its files are those it names.
+
+    `verify` also compares every sha256. Raises ManifestError naming the file that disagrees.
+    """
+    directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        raise ManifestError(
+            f"{directory}: no {MANIFEST}, so it is incomplete or not ours; run the stage that writes it"
+        )
+    manifest: dict[str, Any] = read_json(directory / MANIFEST)
+    if manifest.get("schema") != MANIFEST_SCHEMA:
+        raise ManifestError(
+            f"{directory / MANIFEST}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}"
+        )
+    present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
+    for name in sorted(present ^ set(manifest["files"])):
+        state = "is missing" if name in manifest["files"] else "is not in the manifest"
+        raise ManifestError(f"{directory / name}: {state}; run the stage that writes {directory} again")
+    for name, entry in manifest["files"].items():
+        file = directory / name
+        if file.stat().st_size != entry["bytes"] or (verify and sha256(file) != entry["sha256"]):
+            raise ManifestError(
+                f"{file}: differs from its manifest (truncated or changed); run the stage that writes {directory} again"
+            )
+    return manifest

@@ -1,0 +1,38 @@
+"""Where the files of a run lie, relative to the root of the repository. Mirrors dvc.yaml."""
+
+from pathlib import Path
+
+DATASET = Path("data/dataset")
+SPLIT = Path("data/split")
+FEATURES = Path("data/features")
+ACTIVATIONS = Path("data/activations")
+EVALUATION = Path("data/evaluation")
+RAW = Path("data/raw")
+MODELS = Path("models")
+ORIGINAL = "original"
+REFERENCES = "references"  # the evaluation of original and retrained models
+UNLEARNED = MODELS / "unlearned"
+REPORTS = Path("reports")
+VALIDATION = REPORTS / "validation"
+COST = REPORTS / "cost"
+ENSEMBLES = Path("data/ensembles")
+ENSEMBLE_REPORT = REPORTS / "ensembles.json"
+METRICS = REPORTS / "evaluation"
+SUMMARY = REPORTS / "summary.json"
+AUDIT = REPORTS / "audit.json"  # of the serving version; no stage's output
+REGISTRATION = REPORTS / "registration.json"
+FIGURES = REPORTS / "figures"
+REVIEW = REPORTS / "review.html"
+DATA_DOCS = REPORTS / "data_docs"
+FORGOTTEN = Path("data/forgotten")  # which rows promoted versions had forgotten; no stage's output
+LEDGER = Path("ledger.jsonl")
+REQUESTS = Path("data/requests")  # files of ids and subjects, tracked by DVC
+RECORDS = Path("records")  # requests, keys and certificates; nobody's output
+KEYS = RECORDS / "keys"
+CERTIFICATES = RECORDS / "certificates"
+WORK = Path(".expunge")  # resumable work in progress; never an output
+
+
+def retrained(seed: int) -> str:
+    """The name of a retrained model, below `models/` and `data/features/`."""
+    return f"retrained/{seed}"

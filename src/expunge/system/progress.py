@@ -1,0 +1,70 @@
+"""Progress a person can watch: a rich bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def log_message(message: str) -> None:
+    """One log line on stderr, flushed: stages run behind pipes."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`. Shows rate in `unit`/s and time left. rich itself honours NO_COLOR."""
+    if not total:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar(what, total, unit) as advance:
+            yield advance
+    else:
+        with _lines(what, total, unit) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def advance(n: int) -> None:
+            bar.advance(task, n)
+            speed = bar.tasks[task].speed
+            bar.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+
+        yield advance
+
+
+@contextmanager
+def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and done < total:
+            rate = done / (now - start)
+            log_message(f"{what}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {(total - done) / rate:.0f} s left")
+            last = now
+
+    yield advance
+    seconds = time.monotonic() - start
+    log_message(f"{what}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")

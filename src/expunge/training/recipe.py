@@ -1,0 +1,118 @@
+"""From params and rows to a classifier: the recipe that trains the original and, on retained rows, its reference."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.config import Config
+from expunge.core import HeadRefit, LinearHead
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TEXT
+from expunge.features.extract import Settings, extract_shards
+from expunge.features.store import FeatureStore, Shards
+from expunge.models.checkpoint import save_classifier
+from expunge.models.classifier import Classifier
+from expunge.models.zoo import build
+from expunge.system.errors import DataError
+from expunge.system.files import digest_of, staged_dir, write_manifest
+from expunge.system.progress import log_message
+from expunge.training.trainer import train
+
+PRODUCER = "expunge.training.recipe"
+
+
+def make_classifier(
+    config: Config,
+    dataset: Dataset,
+    rows: np.ndarray,
+    seed: int,
+    out: Path,
+    work: Path,
+    store: FeatureStore | None = None,
+) -> dict[str, Any]:
+    """Train as params say on the dataset positions `rows`, write the model directory `out`, and return what it cost.
+
+    `store` holds the features of the frozen backbone where they were already fetched. Raises DataError when images of
+    different sizes are to be trained on, and CheckpointError when given weights do not fit.
+    """
+    model = config.model
+    classifier = build(
+        model.name,
+        len(dataset.class_names),
+        example_shape(dataset),
+        training=model.training,
+        saw_forget_data=model.saw_forget_data,
+        image_size=model.image_size,
+        checkpoint=model.checkpoint,
+        head=model.head,
+        layers=config.features.modules,
+        seed=seed,
+    )
+    resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
+    cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}
+    if model.training == "full":
+        cost = _train_all(config, classifier, dataset, rows, seed, resume)
+    elif model.training == "head":
+        cost = _train_head(config, classifier, dataset, rows, work, store)
+    with staged_dir(out) as staging:
+        description = save_classifier(staging, classifier)
+        write_manifest(
+            staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"]
+        )
+    shutil.rmtree(resume, ignore_errors=True)
+    return cost
+
+
+def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:
+    """Height, width and channels that a backbone is built for: the dataset's own, or those of its first image. None
+    for texts."""
+    if dataset.encoding == TEXT:
+        return None
+    if dataset.image_shape is not None:
+        return dataset.image_shape
+    height, width, channels = dataset.images(np.array([0]))[0].shape
+    return height, width, channels
+
+
+def _train_all(
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path
+) -> dict[str, Any]:
+    images = dataset.images(rows)
+    if isinstance(images, list):
+        raise DataError(f"{dataset.directory}: images differ in size; resize them, or set model.training: head")
+    settings = config.train
+    history = train(
+        classifier,
+        images,
+        dataset.labels()[rows],
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        precision=settings.precision,
+        seed=seed,
+        resume_dir=resume,
+    )
+    log_message(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
+    return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
+
+
+def _train_head(
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, work: Path, store: FeatureStore | None
+) -> dict[str, Any]:
+    """Features first, in the work directory where the extract stage will find them; then the head, to its optimum."""
+    shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
+    start_time = time.perf_counter()
+    z = shards.z(rows)
+    start = LinearHead(classifier.head.weight, classifier.head.bias)
+    head = HeadRefit().fit(start, torch.from_numpy(z), torch.from_numpy(dataset.labels()[rows])).head_
+    classifier.set_head(head.weight, head.bias)
+    log_message(f"train: linear head on {len(rows):,} rows of {shards.dim} features")
+    return {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}

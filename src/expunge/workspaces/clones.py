@@ -1,0 +1,111 @@
+"""Workspaces from git and a DVC remote: a clone that stays, brought up to date before a run, its results pushed after.
+
+The clone's own branch is never moved: results go to a branch of their own, and dvc.lock stays in the work tree. So the
+next run finds what the last one did, a killed one included, and where nothing is stale does nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from expunge.system import dvc
+from expunge.system.errors import CloneError
+from expunge.system.files import sha256, write_text
+from expunge.system.paths import WORK
+
+LOCK = "dvc.lock"
+REMOTE = "expunge"
+PUSHED = WORK / "pushed"  # digest of the dvc.lock that was pushed last
+# Commits are made by the pipeline, whoever's machine it runs on.
+AUTHOR = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in {"NAME": "Expunge", "EMAIL": "expunge@localhost"}.items()
+}
+
+
+def refresh(repository: str, directory: str, revision: str = "main", remote: str | None = None) -> dict[str, str]:
+    """Clone `repository` into `directory`, or fetch there; check out `revision` and get its data from the DVC remote.
+
+    `remote`: address of the DVC remote, where the repository names none. Changes of tracked files are dropped; what
+    stages made stays. Returns {"directory": its absolute path}. Raises CloneError with what git or DVC said.
+    """
+    path = Path(directory).expanduser().resolve()
+    if not (path / ".git").is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _run(path.parent, "git", "clone", "--quiet", "--no-checkout", repository, str(path))
+    _run(path, "git", "remote", "set-url", "origin", repository)
+    _run(path, "git", "fetch", "--quiet", "--tags", "--prune", "origin")
+    _run(path, "git", "checkout", "--quiet", "--force", "--detach", _commit(path, revision))
+    if remote is not None:
+        _dvc(path, "remote", "add", "--local", "--force", "--default", REMOTE, remote)
+    if has_remote(path):
+        # What stages made elsewhere comes back through the run cache; what nobody pushed yet is made here.
+        _dvc(path, "fetch", "--run-cache", "--quiet")
+    inputs = _run(path, "git", "ls-files", "*.dvc").split()
+    if inputs:
+        _dvc(path, "checkout", "--quiet", "--force", *inputs)
+    return {"directory": str(path)}
+
+
+def push(workspace: Path, branch: str) -> str | None:
+    """Push data and run cache to the DVC remote, then dvc.lock as one commit on `branch` of origin.
+
+    The commit follows the one that is checked out; the work tree and its index stay as they are. Returns the commit, or
+    None where dvc.lock says what the repository says already. Data goes first: a branch never names data that is away.
+    """
+    if not has_remote(workspace):
+        raise CloneError(f"{workspace}: has no DVC remote; `dvc remote add --default NAME ADDRESS`, or deploy with one")
+    if not (workspace / LOCK).is_file():
+        raise CloneError(f"{workspace}: no {LOCK}; nothing was run here")
+    made = sha256(workspace / LOCK)
+    _dvc(workspace, "push", "--run-cache", "--quiet")
+    with tempfile.TemporaryDirectory() as tmp:
+        index = {**AUTHOR, "GIT_INDEX_FILE": str(Path(tmp) / "index")}
+        _run(workspace, "git", "read-tree", "HEAD", **index)
+        _run(workspace, "git", "update-index", "--add", LOCK, **index)
+        tree = _run(workspace, "git", "write-tree", **index)
+        if tree == _run(workspace, "git", "rev-parse", "HEAD^{tree}"):
+            write_text(workspace / PUSHED, made)
+            return None
+        message = f"{LOCK} of {branch.removeprefix('expunge/')}"
+        commit = _run(workspace, "git", "commit-tree", tree, "-p", "HEAD", "-m", message, **index)
+    _run(workspace, "git", "push", "--quiet", "origin", f"{commit}:refs/heads/{branch}")
+    write_text(workspace / PUSHED, made)
+    return commit
+
+
+def unpushed(workspace: Path) -> bool:
+    """Whether dvc.lock says something that `push` did not bring away yet: also what a run made that failed at that."""
+    lock, pushed = workspace / LOCK, workspace / PUSHED
+    return lock.is_file() and not (pushed.is_file() and pushed.read_text(encoding="utf-8") == sha256(lock))
+
+
+def has_remote(workspace: Path) -> bool:
+    """Whether DVC has a default remote here."""
+    return any(line.startswith("core.remote=") for line in _dvc(workspace, "config", "--list").splitlines())
+
+
+def _commit(path: Path, revision: str) -> str:
+    """A branch of origin, a tag or a commit, in this order."""
+    for name in (f"refs/remotes/origin/{revision}", revision):
+        found = subprocess.run(
+            ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"], cwd=path, text=True, capture_output=True
+        )
+        if found.returncode == 0:
+            return found.stdout.strip()
+    raise CloneError(f"{path}: origin has no branch, tag or commit {revision!r}")
+
+
+def _dvc(path: Path, *arguments: str) -> str:
+    return _run(path, *dvc.command(*arguments))
+
+
+def _run(path: Path, *command: str, **more: str) -> str:
+    done = subprocess.run(command, cwd=path, env=dvc.environment(**more), text=True, capture_output=True)
+    if done.returncode != 0:
+        what = " ".join(command[3:] if command[1:2] == ("-m",) else command)
+        raise CloneError(f"{path}: {what}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()

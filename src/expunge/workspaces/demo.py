@@ -1,0 +1,59 @@
+"""`make demo` and `expunge texts`: the pipeline on small data, in workspaces beside params.yaml and dvc.lock."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+from expunge.data.example_texts import fetch_example_texts
+from expunge.system.errors import ExpungeError
+from expunge.system.paths import RAW
+from expunge.system.progress import log_message
+from expunge.workspaces.workspace import lay_out, params_with, reproduce
+
+PARAMS, TEXT_PARAMS = "params.demo.yaml", "params.text.yaml"
+OUTPUTS = ("data/dataset", "data/split", "data/features", "data/evaluation", "models", "reports")
+
+
+def run_demo(root: Path, keep: bool = False) -> None:
+    """Run `dvc repro` on params.demo.yaml in `.expunge/demo` and leave its outputs in `root`, as `make run` does.
+
+    Runs go to the same MLflow store as those of `make run`. Raises ExpungeError when a stage fails.
+    """
+    # Pictures of 8 x 8 gain nothing from a second thread, and lose much where another process computes too.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not (root / PARAMS).is_file():
+        raise ExpungeError(f"{root / PARAMS}: no such file; run from the root of the repository")
+    workspace = _fresh(root / ".expunge" / "demo", keep)
+    lay_out(root, workspace, (root / PARAMS).read_text(encoding="utf-8"))
+    _reproduce(root, workspace)
+
+
+def run_texts(root: Path, keep: bool = False) -> None:
+    """As `run_demo`, on real texts and a sentence encoder that are fetched first; see params.text.yaml."""
+    if not (root / TEXT_PARAMS).is_file():
+        raise ExpungeError(f"{root / TEXT_PARAMS}: no such file; run from the root of the repository")
+    changes = yaml.safe_load((root / TEXT_PARAMS).read_text(encoding="utf-8"))
+    workspace = _fresh(root / ".expunge" / "texts", keep)
+    lay_out(root, workspace, yaml.safe_dump(params_with(root / PARAMS, changes), sort_keys=False))
+    fetch_example_texts(workspace / "data" / "source" / "texts", root / RAW / "texts")
+    _reproduce(root, workspace)
+
+
+def _fresh(workspace: Path, keep: bool) -> Path:
+    if not keep:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return workspace
+
+
+def _reproduce(root: Path, workspace: Path) -> None:
+    reproduce(root, workspace)
+    for name in OUTPUTS:
+        shutil.rmtree(root / name, ignore_errors=True)
+        shutil.copytree(workspace / name, root / name)
+    log_message(
+        f"{workspace.name}: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are untouched"
+    )

@@ -1,0 +1,86 @@
+"""Settings are chosen by held-out rows, from fits that never saw them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.core import Moments
+from expunge.data.split import Split
+from expunge.methods.selection import candidates, choose_settings, judge
+from expunge.methods.table import fit
+from expunge.system.errors import CollapseError, ConfigError
+
+
+def test_every_combination():
+    assert candidates({"a": [1, 2], "b": ["x"]}, "fit.m") == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    with pytest.raises(ConfigError, match=r"fit\.m\.choose\.a is 3; list the values"):
+        candidates({"a": 3}, "fit.m")
+
+
+def test_held_rows_are_a_share_of_both_sides(finished):
+    split = Split(finished / "data/split")
+    for part in ("retain", "forget"):
+        rows = split.rows(part)
+        assert split.held[rows].sum() == len(rows) // 10
+    assert not split.held[split.rows("test_retain")].any() and not split.held[split.rows("test_forget")].any()
+
+
+def test_fits_under_judgement_never_see_held_rows(request_):
+    """Moments of both sides, class counts and class means are those of the other rows, computed directly."""
+    seen = []
+
+    def fitted(part, settings):
+        seen.append(part)
+        return fit("loft", part, {"loft": {"rank": 16}})
+
+    choose_settings("loft", request_, {"rank": [16]}, fitted)
+    (part,) = seen
+    rows = np.setdiff1d(request_.retain_rows, request_.held_rows)
+    z = torch.from_numpy(request_.store.z(rows))
+    torch.testing.assert_close(part.retain.cov(), Moments.of(z).cov(), rtol=1e-8, atol=1e-10)
+    assert part.retain.n == len(rows) and not np.isin(part.forget_rows, request_.held_rows).any()
+    train = np.concatenate([rows, part.forget_rows])
+    labels, z = request_.labels[train], request_.store.z(train).astype(np.float64)
+    for c in range(10):
+        assert part.class_counts[c] == (labels == c).sum()
+        np.testing.assert_allclose(part.class_means[c], z[labels == c].mean(axis=0), atol=1e-9)
+
+
+def test_the_best_is_taken_and_the_record_says_how_all_fared(request_):
+    table = {"loft": {"choose": {"rank": [1, 32]}, "solver": "exact"}}
+    unlearned = fit("loft", request_, table)
+    record = unlearned.info["chosen"]
+    by_rank = {c["settings"]["rank"]: c for c in record["candidates"]}
+    assert by_rank[1]["retained_lost"] > by_rank[32]["retained_lost"] + 0.1  # one direction cannot hold nine classes
+    assert record["taken"] == {"rank": 32} and unlearned.info["rank"] == 32
+    assert unlearned.map(request_.z_retain[:5]).equal(
+        fit("loft", request_, {"loft": {"rank": 32}}).map(request_.z_retain[:5])
+    )
+
+
+def test_judged_against_plain_counts():
+    y, gone_y = torch.tensor([0, 1, 1]), torch.tensor([2, 2])
+    before = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0]])
+    after = torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [0, 2.0, 0]])
+    judged = judge({}, lambda: (after, torch.tensor([[0, 0, 3.0], [3.0, 0, 0]])), (before, gone_y), y)
+    e = np.exp(3.0)
+    assert judged.forgotten_left == pytest.approx((e / (e + 2) + 1 / (e + 2)) / 2)
+    assert judged.retained_lost == pytest.approx(1 / 3)
+    p = torch.softmax(before[1], 0)
+    assert judged.retained_kl == pytest.approx(float((p[1] - p[0]) * 2.0 / 3))
+    refused = judge({}, lambda: (_ for _ in ()).throw(CollapseError("flat")), (before, gone_y), y)
+    assert refused.refused == "flat"
+
+
+def test_requests_for_rows_take_the_first(request_):
+    rows = dataclasses.replace(request_, forget_classes=[])
+    record = fit("loft", rows, {"loft": {"choose": {"rank": [16, 32]}}}).info["chosen"]
+    assert record["taken"] == {"rank": 16} and "names rows" in record["why_first"]
+
+
+def test_methods_that_change_the_backbone_are_not_chosen_this_way(request_):
+    table = {"fine-tune": {"choose": {"epochs": [1]}}}
+    with pytest.raises(ConfigError, match="maps and heads"):
+        fit("fine-tune", request_, table)

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.ledger import GENESIS
+from expunge.system.errors import LedgerError, ManifestError, PromotionError, TrackingError
+from expunge.tracking import CHALLENGER, CHAMPION
+from tests.promotion.conftest import NAME, REQUESTS, put
+
+
+def promote(promoter, number: str, reason: str = "looked at it"):
+    return promoter.promote(promoter.version(number), reason, promoter.history().head, {"test_retain": {"changed": 3}})
+
+
+def by_hand(promoter, number: str) -> None:
+    """As in the UI: the alias moves, and nothing else happens."""
+    promoter.client.set_registered_model_alias(NAME, CHAMPION, number)
+
+
+def test_promotion_moves_the_alias_and_writes_why(promoter):
+    assert promoter.champion() is None and promoter.audit() == []
+    entry = promote(promoter, "1", "  first one  ")
+    assert promoter.champion().version == "1" and promoter.audit() == []
+    assert mlflow.pyfunc.load_model(f"models:/{NAME}@{CHAMPION}").metadata is not None
+    facts = promoter.ledger.entries()[-1].facts
+    assert facts["reason"] == "first one" and facts["instead_of"] is None and facts["by_hand"] is False
+    assert facts["request"] == REQUESTS["A"] and facts["seen"] == {"test_retain": {"changed": 3}}
+    assert promoter.version("1").tags["ledger"] == entry.hash
+    assert promote(promoter, "2").facts["instead_of"] == "1"
+
+
+@pytest.mark.parametrize(("number", "asked", "claimed"), [("5", "a", "none"), ("1", "b", "a"), ("3", "c", "b")])
+def test_a_level_below_the_one_asked_for_is_refused(number, asked, claimed, promoter):
+    with pytest.raises(PromotionError, match=f"claim level is '{claimed}'.*asks for '{asked}'.*forget.kl"):
+        promote(replace(promoter, level=asked), number)
+    assert promoter.champion() is None and promoter.ledger.entries() == []
+
+
+def test_a_level_above_the_one_asked_for_is_fine(promoter):
+    assert promote(replace(promoter, level="b"), "4").facts["claim_level"] == "d"
+
+
+def test_a_level_that_was_raised_by_hand_is_noticed(promoter):
+    promoter.client.set_model_version_tag(NAME, "5", "claim_level", "d")
+    with pytest.raises(PromotionError, match="changed by hand"):
+        promote(promoter, "5")
+
+
+def test_a_version_that_was_never_checked_is_refused(promoter):
+    promoter.client.delete_model_version_tag(NAME, "1", "parity")
+    with pytest.raises(PromotionError, match="never compared"):
+        promote(promoter, "1")
+
+
+def test_a_version_whose_run_is_gone_is_refused(promoter):
+    run = promoter.client.get_run(promoter.version("1").run_id)
+    promoter.client.set_tag(run.info.run_id, "mlflow.parentRunId", "0" * 32)
+    with pytest.raises(PromotionError, match="evaluation is gone"):
+        promote(promoter, "1")
+
+
+def test_other_classes_or_shapes_are_refused(promoter, tmp_path):
+    promote(promoter, "1")
+    other = put(tmp_path, "A", "colour")
+    with pytest.raises(PromotionError, match=r"takes images \(12, 10, 3\)"):
+        promote(promoter, other.version)
+
+
+def test_changed_files_are_refused(promoter, tmp_path):
+    version = put(tmp_path, "B", "mlp")
+    servable = Path(mlflow.artifacts.download_artifacts(version.uri)) / "artifacts/servable"
+    kept = (servable / "model.safetensors").read_bytes()
+    (servable / "model.safetensors").write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    with pytest.raises(ManifestError, match=r"model\.safetensors"):
+        promote(promoter, version.version)
+    # Another model with a manifest of its own, in the same place.
+    (servable / "model.safetensors").write_bytes(kept)
+    other = Path(mlflow.artifacts.download_artifacts(promoter.version("1").uri)) / "artifacts/servable"
+    shutil.rmtree(servable)
+    shutil.copytree(other, servable)
+    with pytest.raises(PromotionError, match="not what was registered"):
+        promote(promoter, version.version)
+
+
+def test_a_version_that_remembers_is_refused(promoter):
+    promote(promoter, "1")  # forgets A
+    with pytest.raises(PromotionError, match="remembers rows that version 1 had forgotten"):
+        promote(promoter, "4")  # forgets C
+    promote(promoter, "3")  # forgets B, which holds A
+    with pytest.raises(PromotionError, match="remembers rows that version 3"):
+        promote(promoter, "2")  # forgets A only
+
+
+def test_forgetting_that_cannot_be_shown_is_refused(promoter, tmp_path):
+    promote(promoter, "1")
+    blind = replace(promoter, forgotten=ForgottenRows(tmp_path / "elsewhere", REQUESTS["B"], ["r1", "r2", "r3"]))
+    with pytest.raises(PromotionError, match="cannot be shown"):
+        promote(blind, "3")
+
+
+def test_the_rows_of_a_promoted_request_are_kept(promoter, tmp_path):
+    at_hand = replace(promoter, forgotten=ForgottenRows(tmp_path / "new", REQUESTS["A"], ["r1", "r2"]))
+    with pytest.raises(PromotionError, match="another request"):
+        promote(at_hand, "3")
+    promote(at_hand, "1")
+    assert ForgottenRows(tmp_path / "new").knows(REQUESTS["A"])
+
+
+def test_the_original_is_refused(promoter):
+    promoter.client.delete_model_version_tag(NAME, "1", "request")
+    with pytest.raises(PromotionError, match="nothing says what it forgot"):
+        promote(promoter, "1")
+
+
+def test_a_reason_a_version_and_a_change_are_needed(promoter):
+    for empty in ("", " \n"):
+        with pytest.raises(PromotionError, match="a reason is needed"):
+            promote(promoter, "1", empty)
+    with pytest.raises(TrackingError, match="version 99"):
+        promote(promoter, "99")
+    assert promoter.version(CHALLENGER).version == "5"
+    with pytest.raises(PromotionError, match="no champion"):
+        promoter.version(CHAMPION)
+    promote(promoter, "1")
+    with pytest.raises(PromotionError, match="the champion already"):
+        promote(promoter, "1")
+
+
+def test_a_decision_made_meanwhile_stops_this_one(promoter):
+    version = promoter.version("2")
+    promote(promoter, "1")
+    with pytest.raises(LedgerError, match="meanwhile"):
+        promoter.promote(version, "did not see the other", GENESIS, {})
+    assert promoter.champion().version == "1"
+
+
+def test_an_alias_that_does_not_move_is_withdrawn_from_the_ledger(promoter, tmp_path):
+    promote(promoter, "1")
+    version, head = promoter.version("2"), promoter.history().head
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        db.execute("CREATE TRIGGER stop BEFORE UPDATE ON registered_model_aliases BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(TrackingError):
+        promoter.promote(version, "try", head, {})
+    assert promoter.champion().version == "1" and promoter.history().champion["version"] == "1"
+    assert [e.kind for e in promoter.ledger.entries()] == ["promotion", "promotion", "withdrawn"]
+    assert promoter.audit() == []
+
+
+def test_rollback_restores_the_champion_before(promoter):
+    promote(promoter, "1")
+    with pytest.raises(PromotionError, match="only champion there was"):
+        promoter.rollback("why")
+    promote(promoter, "2")
+    entry = promoter.rollback("version 2 is slow")
+    assert promoter.champion().version == "1" and entry.facts["instead_of"] == "2" and promoter.audit() == []
+    promote(promoter, "2")
+    assert promoter.champion().version == "2"
+
+
+def test_rollback_to_what_remembers_is_refused(promoter):
+    with pytest.raises(PromotionError, match="knows no promotion"):
+        promoter.rollback("why")
+    promote(promoter, "1")  # forgets A
+    promote(promoter, "3")  # forgets B, more than A
+    with pytest.raises(PromotionError, match=r"no rollback to version 1:\n- it remembers rows that version 3"):
+        promoter.rollback("version 3 is worse")
+    assert promoter.champion().version == "3" and promoter.audit() == []
+
+
+def test_rollback_to_a_deleted_version_is_refused(promoter):
+    promote(promoter, "1")
+    promote(promoter, "2")
+    promoter.client.delete_model_version(NAME, "1")
+    with pytest.raises(TrackingError, match="version 1"):
+        promoter.rollback("why")
+    assert promoter.champion().version == "2"
+
+
+def test_a_move_by_hand_is_noticed_and_can_be_undone(promoter):
+    promote(promoter, "1")
+    by_hand(promoter, "5")
+    found = promoter.audit()
+    assert "version 5 was made champion by hand: version 1 was promoted last" in found[0]
+    assert "does not pass" in found[0] and "claim level is 'none'" in found[1]
+    with pytest.raises(PromotionError, match="claim level"):
+        promote(promoter, "5")
+    assert promoter.rollback("nobody looked at it").facts["by_hand"] is True
+    assert promoter.champion().version == "1" and promoter.audit() == []
+
+
+def test_a_good_move_by_hand_can_be_put_on_record(promoter):
+    by_hand(promoter, "1")
+    assert "none was ever promoted" in promoter.audit()[0] and "passes the gates" in promoter.audit()[0]
+    assert promote(promoter, "1").facts["by_hand"] is True
+    assert promoter.audit() == []
+
+
+def test_what_was_forgotten_by_hand_counts_too(promoter):
+    promote(promoter, "1")
+    by_hand(promoter, "3")  # forgets B
+    with pytest.raises(PromotionError, match="remembers rows that version 3"):
+        promoter.rollback("it was moved by hand")
+
+
+def test_a_removed_alias_is_noticed_and_put_back(promoter):
+    promote(promoter, "1")
+    promoter.client.delete_registered_model_alias(NAME, CHAMPION)
+    assert "was removed by hand" in promoter.audit()[0]
+    promoter.rollback("it was removed by accident")
+    assert promoter.champion().version == "1" and promoter.audit() == []
+
+
+def test_a_cut_ledger_is_noticed(promoter):
+    promote(promoter, "1")
+    promote(promoter, "2")
+    lines = promoter.ledger.path.read_text().splitlines(True)
+    promoter.ledger.path.write_text(lines[0])
+    with pytest.raises(LedgerError, match="cut off"):
+        promoter.audit()

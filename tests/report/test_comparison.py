@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from expunge.report.comparison import Part, counts, share
+
+
+def part(labels, before, after):
+    return Part(np.arange(len(labels)), *(np.array(x) for x in (labels, before, after)))
+
+
+def test_changed_lost_and_gained_are_counted():
+    p = part([0, 0, 1, 1, 2, 2], [0, 1, 1, 0, 2, 0], [0, 0, 0, 0, 1, 1])
+    # row by row: same right, gained, lost, same wrong, lost, changed but wrong both times
+    assert (int(p.changed.sum()), p.lost, p.gained) == (4, 2, 1)
+    assert p.moves() == [(1, 0, 2), (0, 1, 1), (2, 1, 1)]
+    before, after = p.accuracies()
+    assert (before.value, after.value) == (3 / 6, 2 / 6)
+    assert p.difference().value == pytest.approx(-1 / 6)
+    assert counts({"test_retain": p}) == {"test_retain": {"of": 6, "changed": 4, "lost": 2, "gained": 1}}
+
+
+@pytest.mark.parametrize(
+    ("hits", "n"),
+    # The definition of Wilson's interval, on a fine grid.
+    [(0, 10), (10, 10), (7, 10), (95, 100), (1, 1)],
+)
+def test_the_interval_holds_the_shares_that_a_score_test_does_not_reject(hits, n):
+    z = 1.959963984540054
+    p = hits / n
+
+    def rejected(x):
+        return (p - x) ** 2 > z * z * x * (1 - x) / n
+
+    grid = np.linspace(1e-9, 1 - 1e-9, 400_001)
+    kept = grid[~rejected(grid)]
+    i = share(np.arange(n) < hits)
+    assert i.value == p and i.rows == n
+    assert (i.low, i.high) == pytest.approx((kept[0], kept[-1]), abs=1e-5)
+
+
+def test_nothing_to_count_is_no_share():
+    assert share(np.zeros(0, bool)).value is None
+    assert part([0, 1], [0, 1], [0, 1]).moves() == []

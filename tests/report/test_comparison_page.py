@@ -1,0 +1,75 @@
+"""The comparison as HTML: what is shown, of which rows, and that names are text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from expunge.data.dataset import Dataset
+from expunge.data.split import Split
+from expunge.report.comparison import Part, on_same_rows
+from expunge.report.comparison_page import GAINED, LOST, Sides, chosen, section, thumbnail
+
+HOSTILE = [f"<b>{c}</b>" for c in range(10)]
+
+
+def test_lost_rows_come_first_and_none_takes_all_places():
+    labels = np.zeros(60, np.int64)
+    before = np.repeat([0, 1, 1, 0], [20, 20, 10, 10])
+    after = np.repeat([1, 0, 2, 0], [20, 20, 10, 10])  # lost, gained, wrong in another way, unchanged
+    shown = chosen(Part(np.arange(60), labels, before, after))
+    assert shown[:LOST].tolist() == list(range(LOST))
+    assert shown[LOST : LOST + GAINED].tolist() == list(range(20, 20 + GAINED))
+    assert (shown[LOST + GAINED :] >= 40).all() and (shown < 50).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 20, 3), (200, 120, 3)])
+def test_a_picture_stands_in_the_page_itself(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    kind, _, data = thumbnail(image).partition(",")
+    assert kind == "data:image/png;base64"
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    assert max(seen.shape) <= 96 and thumbnail(image) == thumbnail(image)
+    if max(shape) <= 96:
+        np.testing.assert_array_equal(seen, image.squeeze())
+
+
+@pytest.fixture
+def compared(finished, monkeypatch):
+    """Digits, the original right everywhere, the other wrong on every tenth row."""
+    monkeypatch.chdir(finished)
+    dataset = Dataset("data/dataset")
+    labels = dataset.labels().astype(np.int64)
+    wrong = np.where(np.arange(len(labels)) % 10 == 0, (labels + 1) % 10, labels)
+    parts = on_same_rows(lambda rows: labels[rows], lambda rows: wrong[rows], dataset, Split("data/split"))
+    block = {"accuracy": {"retain": 0.5}, "intervals": {"accuracy.retain": [0.25, 0.75]}}
+    return Sides("original", "loft", (block, block, None), parts, {}, HOSTILE), dataset
+
+
+def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared):
+    sides, dataset = compared
+    html = section(sides, dataset)
+    kept = sides.parts["test_retain"]
+    shown = chosen(kept)
+    assert len(shown) == LOST and f"{int(kept.changed.sum())} of {len(kept.labels)} changed" in html
+    wanted = [thumbnail(image) for image in dataset.images(kept.rows[shown])]
+    assert re.findall(r'<img src="([^"]*)"', html) == wanted
+    assert "0.500 [0.250, 0.750]" in html and "What they say of forgotten training rows" in html
+    assert not [i for i in dataset.sample_ids() if i in html]
+
+
+def test_names_of_classes_are_text(compared):
+    html = section(*compared)
+    assert "<b>6" not in html and "&lt;b&gt;6" in html
+
+
+def test_where_nothing_changed_it_says_so(compared):
+    sides, dataset = compared
+    same = {part: Part(p.rows, p.labels, p.before, p.before) for part, p in sides.parts.items()}
+    html = section(Sides("a", "b", sides.blocks, same, {}, HOSTILE), dataset)
+    assert "None of" in html and "<img" not in html

@@ -1,0 +1,82 @@
+"""kill -9 at seeded moments: the old state or the new one, and the next sweep finishes."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from expunge.data.dataset import Dataset
+from expunge.data.split import Split
+from expunge.features.store import FeatureStore
+from expunge.sweep import sweep
+from expunge.sweep.journal import JOURNAL
+from expunge.system.errors import ExpungeError
+from tests import killing
+from tests.sweep import small
+
+GONE = [2, 3, 17]
+ROUNDS = 36
+
+
+def erase(root):
+    return sweep(root, subjects=[small.person(i) for i in GONE], apply=True)
+
+
+def in_a_child(root, until: int) -> tuple[int, int]:
+    """A sweep that is killed at its `until`-th event in the workspace."""
+    return killing.in_a_child(lambda: erase(root), until, lambda _, path: str(root) in path)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    return small.workspace(tmp_path_factory.mktemp("kill") / "workspace", GONE)
+
+
+@pytest.fixture(scope="module")
+def after(before, tmp_path_factory):
+    """What an undisturbed sweep leaves, and how many events it takes; the key of the tombstones is given, or no two
+    workspaces would have the same bytes."""
+    (before / "data/tombstones").mkdir()
+    (before / "data/tombstones/key").write_bytes(b"k" * 32)
+    root = small.copy(before, tmp_path_factory.mktemp("kill") / "after")
+    status, events = in_a_child(root, 0)
+    assert status == 0 and events > 150
+    return small.files(root), events
+
+
+def readable(root) -> bool:
+    """Can a stage read the data? All of it then belongs together."""
+    try:
+        dataset, split = Dataset(root / "data/dataset"), Split(root / "data/split")
+        store = FeatureStore(root / "data/features/original", verify=True)
+    except ExpungeError:
+        return False
+    assert len(split.parts) == dataset.rows == store.rows
+    assert store.manifest["dataset_digest"] == split.manifest["dataset"] == dataset.digest
+    return True
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_killed_at_any_moment(before, after, tmp_path, seed):
+    wanted, events = after
+    root = small.copy(before, tmp_path / "workspace")
+    old = small.files(root)
+    moment = int(np.random.default_rng(seed).integers(1, events + 1))
+    status, _ = in_a_child(root, moment)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    state = small.files(root)
+    committed = (root / JOURNAL).is_file() or state == wanted
+    if readable(root):
+        # Whole, and the old or the new one; what was staged lies beside it under names that nothing reads.
+        rows = Dataset(root / "data/dataset").rows
+        assert rows == (small.ROWS - 30 if state.get("data/tombstones/rows.safetensors") else small.ROWS)
+        if rows == small.ROWS:
+            assert {n: c for n, c in state.items() if n in old} == old
+    else:
+        assert committed, "unreadable only between the commit and its end"
+    again = sweep(root, apply=True) if committed else erase(root)
+    assert again.clean
+    assert small.files(root) == wanted

@@ -1,0 +1,195 @@
+"""DVC and git around the small workspace: real commands, a remote on this file system."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+import yaml
+
+from expunge.data.dataset import Dataset
+from expunge.sweep import sweep
+from expunge.sweep.storage import KEPT_LOCK, Storage, objects
+from tests.pipeline import ENVIRONMENT, dvc
+from tests.servers import S3_KEYS, object_store
+from tests.sweep import small
+
+pytestmark = pytest.mark.slow  # every dvc command is a process
+GONE = [2, 17]
+# Stages that make nothing: the sweep must not run them.
+STAGES = {
+    "prepare": {"cmd": "false", "deps": ["data/source"], "outs": ["data/dataset"]},
+    "extract": {"cmd": "false", "deps": ["data/dataset"], "outs": ["data/features/original"]},
+    "split": {"cmd": "false", "deps": ["data/dataset", "data/requests"], "outs": ["data/split"]},
+    "evaluate": {"cmd": "false", "deps": ["data/features/original", "data/split"], "outs": ["data/evaluation/loft"]},
+}
+
+
+# As in the repository: a rule that took data/source in would hide its `.dvc` files from DVC, too.
+IGNORED = (
+    "data/dataset",
+    "data/features",
+    "data/split",
+    "data/evaluation",
+    "data/activations",
+    "data/tombstones",
+    ".expunge",
+)
+
+
+def git(root, *arguments):
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    return subprocess.run(
+        ["git", *identity, *arguments], cwd=root, env=ENVIRONMENT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """Committed and pushed twice: the remote and the history hold an older state as well."""
+    home = tmp_path_factory.mktemp("storage")
+    root = small.workspace(home / "workspace", GONE)
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    (root / ".gitignore").write_text("".join(f"/{p}\n" for p in IGNORED))
+    git(root, "init", "-q")
+    dvc(root, "init", "-q")
+    dvc(root, "add", "-q", str(small.NPZ), "data/requests/one.txt")
+    dvc(root, "remote", "add", "-q", "-d", "backup", str(home / "remote"))
+    manifest = root / "data/evaluation/loft/manifest.json"
+    content = manifest.read_text()
+    manifest.write_text(content.replace('"test"', '"an older one"'))
+    for text in (manifest.read_text(), content):
+        manifest.write_text(text)
+        dvc(root, "commit", "-f", "-q")
+        dvc(root, "push", "-q", "--run-cache")
+        git(root, "add", "-A")
+        git(root, "commit", "-q", "-m", "a state")
+    return root
+
+
+@pytest.fixture
+def root(tracked, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    small.copy(tracked.parent, tmp_path / "home")
+    root = tmp_path / "home/workspace"
+    dvc(root, "remote", "modify", "backup", "url", str(tmp_path / "home/remote"))
+    return root
+
+
+def erase(root):
+    return sweep(root, subjects=[small.person(i) for i in GONE], apply=True)
+
+
+def hashes_of(root, stage):
+    lock = yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for out in lock[stage]["outs"]}
+
+
+def test_the_lock_follows_nothing_has_to_run_and_history_is_named(root):
+    (root / "notes.txt").write_text("asked about record-00021 today\n")
+    git(root, "add", "notes.txt")
+    git(root, "commit", "-q", "-m", "a note")
+    git(root, "rm", "-q", "notes.txt")
+    git(root, "commit", "-q", "-m", "no note")
+    old = {stage: hashes_of(root, stage) for stage in STAGES}
+    held = objects(root / ".dvc/cache"), objects(root.parent / "remote")
+    report = erase(root)
+    assert report.clean
+    assert json.loads(dvc(root, "status", "--json")) == {}
+    storage = Storage(root)
+    for store, before in zip((root / ".dvc/cache", root.parent / "remote"), held, strict=True):
+        assert objects(store) == storage.referenced()  # the remote holds what is left, too
+        assert before - objects(store)
+    for stage, outs in old.items():
+        for path, md5 in outs.items():
+            assert hashes_of(root, stage)[path] != md5
+            assert not list(root.parent.rglob(f"{md5[:2]}/{md5[2:]}"))
+    purged = {(r.where, r.what) for r in report.purged}
+    assert {
+        ("DVC cache", "objects"),
+        ("DVC remote backup", "objects"),
+        ("DVC remote backup", "run-cache entries"),
+    } <= purged
+    said = [(e.what, e.who) for e in report.not_purgeable if e.where == "git"]
+    assert {what for what, _ in said} == {
+        "2 commits name data that is gone; the data is not in them",
+        "1 versions of files hold ids of erased rows",
+    }
+    assert all("history" in who for _, who in said)
+    assert not (root / "data/requests/one.txt.dvc").exists() and not (root / KEPT_LOCK).exists()
+
+
+def test_a_remote_on_s3_keeps_what_is_left(root, tmp_path, monkeypatch):
+    for name, value in S3_KEYS.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+        monkeypatch.setenv(name, value)
+    (tmp_path / "seaweed").mkdir()
+    with object_store(tmp_path / "seaweed", "data") as (address, client):
+        dvc(root, "remote", "add", "-q", "far", "s3://data/store")
+        dvc(root, "remote", "modify", "-q", "far", "endpointurl", address)
+        dvc(root, "push", "-q", "--remote", "far")
+
+        def held():
+            keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="data")["Contents"]]
+            return {"".join(key.split("/")[-2:]) for key in keys if "/files/md5/" in key}
+
+        before = held()
+        report = erase(root)
+        assert report.clean and before - held() and held() == Storage(root).referenced()
+    purged = {r.what: r.count for r in report.purged if r.where == "DVC remote far"}
+    assert purged == {"objects": len(before - Storage(root).referenced())}
+    (said,) = (e for e in report.not_purgeable if e.where == "DVC remote far")
+    assert said.who == "whoever administers that storage"
+
+
+def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
+    plan = yaml.safe_load((root / "dvc.yaml").read_text())
+    plan["stages"]["extract"]["cmd"] = "exit 1"  # a changed command: its outputs are not those of this stage
+    (root / "dvc.yaml").write_text(yaml.safe_dump(plan))
+    old = hashes_of(root, "extract")["data/features/original"]
+    report = erase(root)
+    assert report.clean
+    assert "extract" in json.loads(dvc(root, "status", "--json"))
+    assert (
+        old not in objects(root / ".dvc/cache")
+        and "extract" not in yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+    )
+
+
+def test_a_crash_after_the_swaps_is_made_good(root, monkeypatch):
+    """The data are new, dvc.lock is half written; the next sweep mends both."""
+
+    def die(*_, **__):
+        (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  prep")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "run", lambda self, *a: die() if a[0] == "commit" else _run(self, *a))
+        with pytest.raises(KeyboardInterrupt):
+            erase(root)
+    Dataset(root / "data/dataset")  # swapped: what is there is whole
+    assert sweep(root, apply=True).clean
+    assert json.loads(dvc(root, "status", "--json")) == {}
+    assert objects(root / ".dvc/cache") == Storage(root).referenced()
+
+
+_run = Storage.run
+
+
+def test_a_dry_run_counts_what_lies_about(root):
+    report = sweep(root, subjects=[small.person(i) for i in GONE])
+    counts = {(r.where, r.what): r.count for r in report.found}
+    # The older manifest of the evaluation, and the listing of its directory.
+    assert counts["DVC cache", "objects that dvc.lock does not name"] == 2
+    assert counts["DVC remote backup", "objects that dvc.lock does not name"] == 2
+
+
+def test_a_cache_that_others_may_share_is_left_to_people(root, tmp_path):
+    small.shutil.move(root / ".dvc/cache", tmp_path / "shared")
+    dvc(root, "cache", "dir", str(tmp_path / "shared"))
+    held = objects(tmp_path / "shared")
+    report = erase(root)
+    assert report.clean and held <= objects(tmp_path / "shared")
+    assert any(e.where == "DVC cache" and "--projects" in e.who for e in report.not_purgeable)

@@ -1,0 +1,41 @@
+"""Samples of this process: real work shows up as processor and memory."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+
+from expunge.system.monitor import MOST, Usage
+
+
+def test_work_is_seen():
+    usage = Usage(interval=0.05).start()
+    began = time.time()
+    held = bytearray(80_000_000)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        hashlib.sha256(held).digest()  # lets other threads run, as torch and numpy do
+    series = usage.series()
+    assert len(held) and series.keys() == {"cpu_percent_of_one_core", "process_memory_megabytes"}
+    cpu, memory = series["cpu_percent_of_one_core"], series["process_memory_megabytes"]
+    assert len(cpu["time"]) == len(cpu["value"]) >= 3
+    assert max(cpu["value"]) > 20 and max(memory["value"]) > 80
+    assert cpu["time"] == sorted(cpu["time"]) and began - 1 < cpu["time"][0] < time.time()
+
+
+def test_a_long_stage_keeps_few_samples():
+    usage = Usage(interval=0.001).start()
+    time.sleep(1.0)
+    assert 1 < len(usage.series()["process_memory_megabytes"]["value"]) < MOST
+
+
+def test_a_stage_keeps_its_samples_with_its_cost(tmp_path):
+    code = (
+        "import time; from expunge.stages import run; from expunge.system.monitor import write_cost\n"
+        "run(lambda: (time.sleep({}), write_cost('train', {{'train_s': 1.0}})))"
+    )
+    for seconds, sampled in ((1.3, True), (0.0, False)):
+        subprocess.run([sys.executable, "-c", code.format(seconds)], cwd=tmp_path, check=True)
+        cost = json.loads((tmp_path / "reports/cost/train.json").read_text())
+        assert cost["train_s"] == 1.0 and ("usage" in cost) == sampled

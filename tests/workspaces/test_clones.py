@@ -1,0 +1,153 @@
+"""A workspace from git and a DVC remote: brought up to date, run in, its results pushed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from expunge.system.errors import CloneError
+from expunge.workspaces.clones import push, refresh, unpushed
+from tests.flows.service import lay_out_tiny
+from tests.pipeline import dvc
+
+BRANCH = "expunge/tiny-forget-5"
+
+
+def git(where: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main")
+    done = subprocess.run(("git", *identity, *arguments), cwd=where, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def publish_repository(tmp: Path) -> tuple[Path, Path]:
+    """A bare repository with the tiny pipeline and one DVC-tracked input, and the remote that holds the input."""
+    work, bare, remote = lay_out_tiny(tmp / "work"), tmp / "repository.git", tmp / "remote"
+    remote.mkdir()
+    git(work, "init", "--quiet")
+    dvc(work, "init", "--quiet")
+    dvc(work, "remote", "add", "--default", "storage", str(remote))
+    (work / "rows.txt").write_text("7\n")
+    dvc(work, "add", "--quiet", "rows.txt")
+    dvc(work, "push", "--quiet")
+    git(work, "add", ".")
+    git(work, "commit", "--quiet", "-m", "a pipeline")
+    git(tmp, "clone", "--quiet", "--bare", str(work), str(bare))
+    return bare, remote
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    where = tmp_path_factory.mktemp("published")
+    publish_repository(where)
+    return where
+
+
+@pytest.fixture
+def made(published, tmp_path):
+    """A copy: a test pushes to it. The remote's address is in the repository, so it is put right."""
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    work, bare, remote = tmp_path / "work", tmp_path / "repository.git", tmp_path / "remote"
+    config = work / ".dvc" / "config"
+    config.write_text(config.read_text().replace(str(published), str(tmp_path)))
+    git(work, "commit", "--quiet", "-am", "here")
+    git(work, "push", "--quiet", str(bare), "HEAD:main")
+    return bare, remote
+
+
+def test_a_clone_gets_code_and_data_and_gives_back_a_lock(made, tmp_path):
+    bare, remote = made
+    clone = Path(refresh(str(bare), str(tmp_path / "clones" / "one"))["directory"])
+    assert (clone / "rows.txt").read_text() == "7\n"
+    main = git(bare, "rev-parse", "main")
+    dvc(clone, "repro", "--quiet")
+    before = sum(p.is_file() for p in remote.rglob("*"))
+    assert unpushed(clone)
+    commit = push(clone, BRANCH)
+    assert not unpushed(clone)
+    assert git(bare, "rev-parse", BRANCH) == commit and git(bare, "rev-parse", f"{BRANCH}^") == main
+    assert git(bare, "diff", "--name-only", main, BRANCH) == "dvc.lock"
+    assert git(bare, "rev-parse", "main") == main
+    assert sum(p.is_file() for p in remote.rglob("*")) > before
+    # The clone's own branch has not moved, and the lock is still there for the next run.
+    assert git(clone, "rev-parse", "HEAD") == main and git(clone, "status", "--porcelain") == "?? dvc.lock"
+    refresh(str(bare), str(clone))
+    assert dvc(clone, "status").strip() == "Data and pipelines are up to date."
+    assert not unpushed(clone)
+    (clone / "dvc.lock").write_text((clone / "dvc.lock").read_text() + "\n")
+    assert unpushed(clone)
+
+
+@pytest.mark.slow
+def test_another_machine_takes_what_was_made_from_the_remote(made, tmp_path):
+    """Nothing is run twice: the branch brings the lock, the remote the data, with or without the branch."""
+    bare, _ = made
+    first = Path(refresh(str(bare), str(tmp_path / "first"))["directory"])
+    dvc(first, "repro", "--quiet")
+    push(first, BRANCH)
+    second = Path(refresh(str(bare), str(tmp_path / "second"), BRANCH)["directory"])
+    dvc(second, "checkout")
+    assert (second / "fitted-loft").read_text() == "1"
+    third = Path(refresh(str(bare), str(tmp_path / "third"))["directory"])
+    assert "is cached - skipping run" in dvc(third, "repro", "fit@loft")
+
+
+@pytest.mark.slow
+def test_a_merged_lock_leaves_nothing_to_push(made, tmp_path):
+    bare, _ = made
+    clone = Path(refresh(str(bare), str(tmp_path / "clone"))["directory"])
+    dvc(clone, "repro", "--quiet")
+    git(bare, "update-ref", "refs/heads/main", str(push(clone, BRANCH)))
+    refresh(str(bare), str(clone))
+    assert git(clone, "status", "--porcelain") == ""
+    assert push(clone, "expunge/again") is None
+    assert "expunge/again" not in git(bare, "branch")
+
+
+@pytest.mark.slow
+def test_changes_of_tracked_files_are_dropped_and_new_commits_come_in(made, tmp_path):
+    bare, _ = made
+    clone = Path(refresh(str(bare), str(tmp_path / "clone"))["directory"])
+    (clone / "params.yaml").write_text("broken")
+    (clone / "begun").write_text("work in progress")
+    work = tmp_path / "work"
+    (work / "hold.py").write_text("print('another')\n")
+    git(work, "commit", "--quiet", "-am", "another")
+    git(work, "push", "--quiet", str(bare), "HEAD:main")
+    refresh(str(bare), str(clone))
+    assert (clone / "params.yaml").read_text() == (work / "params.yaml").read_text()
+    assert (clone / "hold.py").read_text() == "print('another')\n"
+    assert (clone / "begun").read_text() == "work in progress"
+
+
+@pytest.mark.slow
+def test_a_remote_by_address_where_the_repository_names_none(made, tmp_path):
+    bare, remote = made
+    work = tmp_path / "work"
+    dvc(work, "remote", "remove", "storage")
+    git(work, "commit", "--quiet", "-am", "no remote")
+    git(work, "push", "--quiet", str(bare), "HEAD:main")
+    with pytest.raises(CloneError, match=r"rows\.txt"):
+        refresh(str(bare), str(tmp_path / "without"))
+    clone = Path(refresh(str(bare), str(tmp_path / "with"), remote=str(remote))["directory"])
+    assert (clone / "rows.txt").is_file() and git(clone, "status", "--porcelain") == ""
+    dvc(clone, "repro", "--quiet")
+    assert push(clone, BRANCH)
+
+
+def test_what_cannot_be_had_is_named(made, tmp_path):
+    bare, _ = made
+    with pytest.raises(CloneError, match="no branch, tag or commit 'nowhere'"):
+        refresh(str(bare), str(tmp_path / "a"), "nowhere")
+    with pytest.raises(CloneError, match="absent"):
+        refresh(str(tmp_path / "absent"), str(tmp_path / "b"))
+    clone = Path(refresh(str(bare), str(tmp_path / "c"))["directory"])
+    with pytest.raises(CloneError, match=r"no dvc\.lock"):
+        push(clone, BRANCH)
+    assert not unpushed(clone)
+    dvc(clone, "remote", "remove", "storage")
+    with pytest.raises(CloneError, match="no DVC remote"):
+        push(clone, BRANCH)
