@@ -11,7 +11,7 @@ from scipy.special import softmax
 from expunge.core.head import LinearHead
 from expunge.core.maps import load_map
 from expunge.core.tilted import Tilt, fit_beta, similarities, tilted_target
-from expunge.errors import DataError
+from expunge.system.errors import DataError
 
 G = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(6, 20, generator=G)

@@ -11,10 +11,10 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn.functional import cross_entropy
 
-from expunge.errors import ConfigError
 from expunge.finetune.loop import Run
 from expunge.finetune.reset import RetentionMask, Scissorhands, largest, redraw, resettable, surgery
 from expunge.finetune.retained import FineTune
+from expunge.system.errors import ConfigError
 
 
 def fitted(method: Any, digits: Any) -> Any:
@@ -34,7 +34,7 @@ def test_the_most_important_weights_of_the_layers_are_drawn_anew(digits: Any) ->
     """Importance against one full gradient; how many, exactly; the others keep their bits."""
     method = Scissorhands(sparsity=0.9, lr=1e-30, weight_decay=0.0, momentum=0.0, epochs=1, batch_size=64)
     result = fitted(method, digits)
-    before, after = (dict(m.named_parameters()) for m in (digits.model, result.classifier_))
+    before, after = ({n: p.detach() for n, p in m.named_parameters()} for m in (digits.model, result.classifier_))
     assert set(result.reset_) == {"backbone.3.weight", "head.weight", "head.bias"}  # all but the first third
     model = digits.fresh()
     y = torch.from_numpy(digits.labels[digits.forget]).long()
@@ -42,6 +42,7 @@ def test_the_most_important_weights_of_the_layers_are_drawn_anew(digits: Any) ->
     importance = torch.cat([(p * p.grad).abs().flatten() for n, p in model.named_parameters() if n in result.reset_])
     mask = torch.cat([result.reset_[n].flatten() for n, _ in model.named_parameters() if n in result.reset_])
     assert mask.sum() == math.floor(0.1 * len(mask))
+    importance = importance.detach()
     assert importance[mask].min() >= importance[~mask].max() * 0.99
     for name, old in before.items():
         chosen = result.reset_.get(name, torch.zeros_like(old, dtype=torch.bool))
@@ -132,7 +133,7 @@ def test_retention_masks_reset_the_same_share_of_each_layer_and_use_retained_row
     after = dict(result.classifier_.named_parameters())
     for name, mask in result.reset_.items():
         assert int(mask.sum()) == math.floor(0.3 * mask.numel() + 1e-9), name
-        assert not after[name][mask].any()
+        assert after[name][mask].abs().max() < 1e-25  # but for steps of 1e-30
     images = digits.images.copy()
     images[digits.forget] = 0
     blind = RetentionMask(**settings, epochs=1, momentum=0.0, batch_size=64)  # type: ignore[arg-type]
@@ -145,10 +146,9 @@ def test_both_forget_a_class_and_repair_the_others(digits: Any) -> None:
     others = digits.test[digits.labels[digits.test] != 5]
     assert digits.accuracy(digits.model, digits.forget) > 0.99
     for method in (
-        Scissorhands(sparsity=0.7, lam=0.05, lr=0.1, epochs=4, batch_size=64),
+        Scissorhands(sparsity=0.7, lam=0.05, lr=0.02, epochs=4, batch_size=64),
         RetentionMask(keep=0.5, lr=0.3, epochs=6, batch_size=64, fisher_rows=300),
     ):
         result = fitted(method, digits).classifier_
-        print(type(method).__name__, digits.accuracy(result, digits.forget), digits.accuracy(result, others))
         assert digits.accuracy(result, digits.forget) < 0.4
         assert digits.accuracy(result, others) > 0.9

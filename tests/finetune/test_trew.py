@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from expunge.errors import DataError
 from expunge.finetune.loop import Run
 from expunge.finetune.trew import Trew
+from expunge.system.errors import DataError
 
 
 def test_the_loss_is_kl_to_the_tilted_target_and_ce_on_retained_rows(digits: Any) -> None:

@@ -7,7 +7,6 @@ were not found there; they are arguments here, and the choice of beta is ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,8 +16,8 @@ from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.logit_mask import mask_classes
-from expunge.core.maps import _Saved
-from expunge.errors import DataError
+from expunge.core.maps import TiltMap
+from expunge.system.errors import DataError
 
 LARGEST_BETA = 1e4
 
@@ -80,44 +79,6 @@ def fit_beta(logits: Tensor, labels: Tensor, keep: Tensor, s: Tensor, mean_outpu
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) < wanted else (low, middle)
     return (low + high) / 2
-
-
-@dataclass(frozen=True, eq=False)
-class TiltMap(_Saved):
-    """`z' = z + shift_y` for rows that `weight (C, d)`, `bias (C,)` assign to one of `classes (k,)`; others stay.
-
-    `shifts (k, d)`, one per class. All float64 but `classes`, int64.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    classes: Tensor
-    shifts: Tensor
-
-    def __post_init__(self) -> None:
-        if self.shifts.shape != (len(self.classes), self.weight.shape[1]) or len(self.bias) != len(self.weight):
-            raise ValueError(f"shifts {tuple(self.shifts.shape)} do not fit {len(self.classes)} classes and the head")
-
-    @property
-    def dim(self) -> int:
-        return self.weight.shape[1]
-
-    @torch.no_grad()
-    def __call__(self, z: Tensor) -> Tensor:
-        """`(n, d)` -> `(n, d)`, in the dtype of `z`, float32 at least."""
-        if z.ndim != 2 or z.shape[1] != self.dim:
-            raise ValueError(f"this map takes features (n, {self.dim}), got {tuple(z.shape)}")
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        assigned = (z @ self.weight.to(z).T + self.bias.to(z)).argmax(1)
-        table = z.new_zeros(len(self.weight), self.dim)
-        table[self.classes.to(z.device)] = self.shifts.to(z)
-        return z + table[assigned]
-
-    def describe(self) -> dict[str, object]:
-        return {"kind": "tilt", "dim": self.dim}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight, "bias": self.bias, "classes": self.classes, "shifts": self.shifts}
 
 
 class Tilt(Estimator):

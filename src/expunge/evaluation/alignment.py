@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.core.moments import Moments
 from expunge.evaluation.divergence import Floats
 
 
@@ -33,18 +32,18 @@ class Alignment:
         return {"at_rank": self.at_rank - reference.at_rank, "area": self.area - reference.area}
 
 
-def alignment(retain: Moments, forget: Moments, energy: float = 0.95) -> Alignment:
+def alignment(retain: NDArray[Any], forget: NDArray[Any], energy: float = 0.95) -> Alignment:
     """Alignment of forgotten with retained features of one model, at the least rank that holds `energy` of the latter.
 
-    Raises ValueError for moments of different dimensions or `energy` outside (0, 1], DataError for moments of no rows.
+    `retain` and `forget (d, d)`: uncentred second moments E[z z'] of the model's own features, as `Moments.second()`
+    gives them. Raises ValueError for matrices of different shapes or `energy` outside (0, 1].
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy {energy} must lie in (0, 1]")
-    if retain.dim != forget.dim:
-        raise ValueError(f"moments of {retain.dim} and {forget.dim} dimensions do not fit together")
-    s_r, s_f = (m.second().cpu().numpy() for m in (retain, forget))
-    rank = energy_rank(s_r, energy)
-    curve = alignment_curve(s_r, s_f)
+    if retain.shape != forget.shape or retain.ndim != 2 or retain.shape[0] != retain.shape[1]:
+        raise ValueError(f"second moments {retain.shape} and {forget.shape} do not fit together")
+    rank = energy_rank(retain, energy)
+    curve = alignment_curve(retain, forget)
     return Alignment(rank, float(curve[rank - 1]), float(curve.mean()))
 
 

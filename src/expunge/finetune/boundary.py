@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
-from expunge.errors import ConfigError
 from expunge.finetune.kinds import kept_classes, need_whole_classes
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.models.preprocess import Preprocess
+from expunge.system.errors import ConfigError
 
 WHY = "the boundary is that of the class"
 FACTS = Facts(("classes",), ("images",), "weights", "passes over forgotten rows", "arXiv 2303.11570")

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.errors import DataError
 from expunge.finetune.loop import Index, Run
+from expunge.system.errors import DataError
 
 
 def forgotten_classes(run: Run) -> Index:

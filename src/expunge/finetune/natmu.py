@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
-from expunge.errors import DataError
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
+from expunge.system.errors import DataError
 
 HYBRIDS = 4  # per forgotten row, one per mask
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
-from expunge.errors import ConfigError
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.ssd import per_sample_fisher
+from expunge.system.errors import ConfigError
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 MARGIN, DAMP = 0.5, 1e-3  # of the published quadratic program
@@ -33,8 +33,8 @@ class Scissorhands(Updater):
        starting point, the gradient is turned by `surgery`.
 
     sparsity   share of the weights that stay; .97 as published for random rows
-    lam        0 repairs on retained rows alone, which is FineTune from where step 2 ends; published .01 to 1. The
-               second term has no bound, so keep it small
+    lam        0 repairs on retained rows alone, which is FineTune from where step 2 ends; published .01 to 1
+    cap        nats; a forgotten row whose loss has reached it counts no more. None as published: nothing bounds it then
     layers     names of modules whose convolutions and linear layers may be reset; empty takes all of the network's
                but the first third, whose features are the most general [derived; published: layer3, layer4, fc]
 
@@ -48,6 +48,7 @@ class Scissorhands(Updater):
     )
     sparsity: float = 0.97
     lam: float = 0.0
+    cap: float | None = 6.0
     layers: tuple[str, ...] = ()
     epochs: int = 2
     reset_: dict[str, Tensor] = field(init=False)
@@ -66,14 +67,14 @@ class Scissorhands(Updater):
         redraw(run, self.reset_)
         if self.lam == 0:
             return run.train(retained_phases(run, self.epochs))
-        guide = Guide(run)
+        guide = Guide(run, self.cap)
         return run.train(self._pairs(run, guide), adjust=guide.turn)
 
     def _pairs(self, run: Run, guide: Guide) -> list[Phase]:
         def loss(epoch: int, retained: Index, forgotten: Index) -> Terms:
             guide.start(epoch, forgotten)
             keep = cross_entropy(run.logits(retained), run.y(retained))
-            lose = cross_entropy(run.logits(forgotten, frozen_norm=True), run.y(forgotten))
+            lose = forgotten_loss(run, forgotten, self.cap)
             return {"retain": keep, "forget": -self.lam * lose}
 
         def of(epoch: int) -> Phase:
@@ -137,8 +138,9 @@ class RetentionMask(Updater):
 class Guide:
     """Keeps a repair from teaching the forgotten rows again: one gradient of -CE(forgotten) per epoch, at its start."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, cap: float | None) -> None:
         self.run = run
+        self.cap = cap
         self.epoch = -1
         self.memory: Gradients = {}
 
@@ -147,7 +149,7 @@ class Guide:
             return
         self.epoch = epoch
         parameters = dict(self.run.student.named_parameters())
-        lose = cross_entropy(self.run.logits(rows, frozen_norm=True), self.run.y(rows))
+        lose = forgotten_loss(self.run, rows, self.cap)
         found = torch.autograd.grad(-lose, list(parameters.values()), allow_unused=True)
         self.memory = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
@@ -170,6 +172,12 @@ def surgery(g: Gradients, memory: Gradients, margin: float = MARGIN, damp: float
         return 0.0
     square = float(torch.stack([m.square().sum() for m in memory.values()]).sum())
     return max(margin, -inner / (square + damp))
+
+
+def forgotten_loss(run: Run, rows: Index, cap: float | None) -> Tensor:
+    """Mean cross-entropy of forgotten rows, none above `cap`; batch norm by running statistics."""
+    losses = cross_entropy(run.logits(rows, frozen_norm=True), run.y(rows), reduction="none")
+    return losses.mean() if cap is None else losses.clamp(max=cap).mean()
 
 
 def retained_phases(run: Run, epochs: int) -> list[Phase]:
