@@ -42,7 +42,7 @@ def demo(
 
 
 @app.command()
-def texts(
+def demo_text(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier run computed instead of starting anew.")] = False,
 ) -> None:
     """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; its outputs are left here."""

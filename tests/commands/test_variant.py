@@ -51,10 +51,10 @@ LITE0 = [
 def test_other_layers_of_another_backbone_go_all_the_way_beside_the_first_run(copy: Path) -> None:
     before = {p: p.read_bytes() for d in ("data", "models", "reports") for p in (copy / d).rglob("*") if p.is_file()}
     arguments = [part for change in LITE0 for part in ("-S", change)]
-    done = expunge(copy, "beside", "lite0", *arguments, "--target", "register")
+    done = expunge(copy, "variant", "lite0", *arguments, "--target", "register")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert {p: p.read_bytes() for p in before} == before
-    home = copy / ".expunge" / "beside" / "lite0"
+    home = copy / ".expunge" / "variants" / "lite0"
     store, first = FeatureStore(home / "data/features/original"), FeatureStore(copy / "data/features/original")
     assert (store.dim, first.dim) == (472, 128)
     assert store.column("sample_id").tolist() == first.column("sample_id").tolist()
@@ -71,5 +71,5 @@ def test_other_layers_of_another_backbone_go_all_the_way_beside_the_first_run(co
 
 @pytest.mark.slow
 def test_a_name_that_leaves_the_folder_is_refused(copy: Path) -> None:
-    done = expunge(copy, "beside", "../elsewhere", "-S", "train.seed=2")
+    done = expunge(copy, "variant", "../elsewhere", "-S", "train.seed=2")
     assert done.returncode == 2 and "a plain name" in done.stderr

@@ -65,7 +65,7 @@ def test_it_says_everything_that_it_must(done, certificate):
     assert before["data/dataset"] != after["data/dataset"] and before.keys() == after.keys()
     assert (
         body["sweep"]["left"] == []
-        and {"where": "data/dataset", "what": "rows", "count": 30} in body["sweep"]["purged"]
+        and {"where": "data/dataset", "what": "rows", "count": 30, "kind": "erased"} in body["sweep"]["purged"]
     )
     assert body["ledger"]["previous"] in {e.hash for e in Ledger(root / "ledger.jsonl").entries()}
 

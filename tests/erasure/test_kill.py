@@ -87,7 +87,7 @@ def check(root: Path, before: Path) -> None:
         body = verify(path, key)
         assert (
             body["sweep"]["left"] == []
-            and {"where": "data/dataset", "what": "rows", "count": 30} in body["sweep"]["found"]
+            and {"where": "data/dataset", "what": "rows", "count": 30, "kind": "erased"} in body["sweep"]["found"]
         )
         assert store.events(request.id)[-1].facts["certificate"] == digest_of(body)
     # The rows are gone, all others are there as they were; no list is left.

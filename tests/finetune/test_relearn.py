@@ -18,7 +18,7 @@ from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
 from expunge.models.zoo import build
-from expunge.system.errors import ConfigError, DataError
+from expunge.system.errors import CollapseError, ConfigError, DataError
 from expunge.training.trainer import train
 
 DIGITS = load_digits()
@@ -185,7 +185,7 @@ def test_unusable_input_is_refused_in_words(original: Classifier, activations: n
         Relearn(**QUICK).fit(build("resnet-small", 5, (8, 8, 1)), activations, LABELS, RETAINED)
     with pytest.raises(DataError, match="1 retained rows; need at least 2"):
         Relearn(**QUICK).fit(original, activations, LABELS, RETAINED[:1])
-    with pytest.raises(DataError, match=r"the loss is not finite in pass 1; lower lr \(now 1e\+30\)"):
+    with pytest.raises(CollapseError, match=r"the loss is not finite in pass 1; lower lr \(now 1e\+30\)"):
         Relearn(lr=1e30, **QUICK).fit(original, activations, LABELS, RETAINED)
     with pytest.raises(ValueError, match="targets 'soft'"):
         Relearn(targets="soft")

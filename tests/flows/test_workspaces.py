@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.test_clones import git, publish_repository
+from tests.workspaces.test_clones import git, publish_repository
 
 from tests.flows.service import Service, lay_out_tiny
 from tests.pipeline import dvc

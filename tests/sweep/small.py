@@ -19,7 +19,7 @@ from expunge.data.writer import write_dataset
 from expunge.features.store import CLASS_SUMS, MOMENTS, write_shard
 from expunge.system.files import staged_dir, write_manifest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 ROWS, PEOPLE, SHARD, DIM = 240, 24, 40, 6
 NPZ = Path("data/source/people.npz")
 

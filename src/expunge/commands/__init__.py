@@ -1,1 +1,5 @@
-"""Sub-commands of `expunge`, one module per matter."""
+"""Sub-commands of `expunge`, one module per group.
+
+May import every package.
+Start with `request.py`.
+"""

@@ -1,4 +1,4 @@
-"""beside: the same pipeline with other params, in a workspace of its own; the run of params.yaml stays as it is."""
+"""variant: the same pipeline with other params, in a workspace of its own; the run of params.yaml stays as it is."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import typer
 
 from expunge.system.errors import ConfigError
 
-HOME = Path(".expunge/beside")
+HOME = Path(".expunge/variants")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command()(beside)
+    app.command()(variant)
 
 
-def beside(
-    name: Annotated[str, typer.Argument(help="Of the workspace, .expunge/beside/NAME.")],
+def variant(
+    name: Annotated[str, typer.Argument(help="Of the workspace, .expunge/variants/NAME.")],
     change: Annotated[
         list[str], typer.Option("--set", "-S", help="What differs from params.yaml, as model.name=efficientnet-lite0.")
     ],
@@ -38,7 +38,7 @@ def beside(
     workspace = root / HOME / name
     lay_out(root, workspace, yaml.safe_dump(params, sort_keys=False), cache=root / ".dvc" / "cache")
     reproduce(root, workspace, target)
-    log_message(f"beside: {target} of {name} is up to date in {HOME / name}")
+    log_message(f"variant: {target} of {name} is up to date in {HOME / name}")
 
 
 def changes(given: list[str]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Unlearning on features: moments, maps, and the methods that fit them. torch, numpy and scipy only."""
+"""The mathematics on features: moments, maps and heads, and the estimators that fit them; torch, numpy and scipy only.
+
+May import system.
+Start with `moments.py`, then `maps.py` and one estimator, `loft.py`.
+"""
 
 from expunge.core.certified import CertifiedRemoval
 from expunge.core.directions import Esc, PourP

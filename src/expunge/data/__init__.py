@@ -1,1 +1,5 @@
-"""Datasets: readers of many sources, one canonical Parquet form, and the retain/forget split."""
+"""Readers of many sources, the canonical Parquet dataset, and the split into retained and forgotten rows.
+
+May import system.
+Start with `dataset.py` and `split.py`; `readers/` has one file per source.
+"""

@@ -34,13 +34,13 @@ from expunge.erasure.selection import Selection, select, with_split
 from expunge.erasure.states import State
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import SWEEP, Ledger
+from expunge.sweep.report import ResidueKind
 from expunge.system.errors import RequestError
 from expunge.system.files import write_durable, write_text
 from expunge.system.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
 
 PARAMS = Path("params.yaml")
 UNDECIDED = (Step.prepare, Step.run, Step.judge, Step.approval)
-TWINS = "retained rows with the content"
 FIRST = ("prepare", "validate-dataset")
 
 
@@ -205,7 +205,7 @@ class Lifecycle:
     def _sweep(self, batch: Batch) -> Batch:
         found = joined(batch.facts["looked"], self._swept(batch, apply=True))
         # Rows of others that hold the same content stay where params say so; the certificate lists them.
-        blocking = [r for r in found["left"] if not r["what"].startswith(TWINS)]
+        blocking = [r for r in found["left"] if r["kind"] != ResidueKind.duplicate]
         if blocking:
             where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
             raise RequestError(f"{batch.id}: the sweep left residues ({where}); remove what holds them and run again")

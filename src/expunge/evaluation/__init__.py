@@ -1,1 +1,5 @@
-"""Metrics, attacks, equivalence tests and the verdict: pure functions of arrays."""
+"""Metrics, attacks and the verdict: pure functions of arrays.
+
+May import system.
+Start with `suite.py`, which joins the metrics, and `verdict.py`, which judges them.
+"""

@@ -1,4 +1,8 @@
-"""Methods that change weights below the head: comparators, and the way to seal a map into the backbone."""
+"""Methods that change weights below the head.
+
+May import core, models and system.
+Start with `loop.py`, the training loop that they share, and `retained.py`, the shortest method.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from expunge.core.estimator import Estimator
 from expunge.finetune.cut import Activations, above, check_cut, layers_above, rows_of
 from expunge.models.classifier import Classifier
-from expunge.system.errors import DataError
+from expunge.system.errors import CollapseError, DataError
 from expunge.system.progress import progress
 
 TARGETS = ("labels", "original")
@@ -87,7 +87,8 @@ class Relearn(Estimator):
 
         `logits`: the original's `(len(rows), k)`, where they are known already (`head(z)` of stored features); only
         for targets="original", and computed from the activations if left out.
-        Raises ConfigError for an unknown cut, DataError for unusable rows or labels or a diverging loss.
+        Raises ConfigError for an unknown cut, DataError for unusable rows or labels, CollapseError for a
+        loss that diverges.
         """
         chosen = torch.arange(len(labels)) if rows is None else torch.from_numpy(np.asarray(rows, np.int64))
         y = torch.from_numpy(np.asarray(labels, np.int64))[chosen]
@@ -148,7 +149,7 @@ class Relearn(Estimator):
                     hits += int((logits.detach().argmax(1).cpu() == y[batch]).sum())
                     advance(size)
                 if not math.isfinite(loss_sum):
-                    raise DataError(
+                    raise CollapseError(
                         f"relearn: the loss is not finite in pass {len(history) + 1}; lower lr (now {self.lr})"
                     )
                 history.append(

@@ -81,10 +81,10 @@ def share(hits: NDArray[np.bool_]) -> Interval:
     n = len(hits)
     if not n:
         return Interval(None, None, None, 0)
-    z, p = 1.959963984540054, float(np.mean(hits))
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    from scipy.stats import binomtest  # half a second
+
+    found = binomtest(int(hits.sum()), n).proportion_ci(0.95, method="wilson")
+    return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
 
 
 def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split) -> dict[str, Part]:

@@ -1,4 +1,8 @@
-"""Attacks that need many models: heads on cached features, or whole networks. Which of them a run may read, and why."""
+"""Shadow models: heads on cached features or whole networks, for attacks that need many models.
+
+May import everything below it except tracking and report.
+Start with `plan` here, then `heads.py` or `networks.py`.
+"""
 
 from __future__ import annotations
 

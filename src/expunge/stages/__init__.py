@@ -1,4 +1,8 @@
-"""One small file per DVC stage: read files, call the library, write files."""
+"""One small file per DVC stage: it reads files, calls the library and writes files.
+
+May import every package except promotion, sweep, erasure and commands. No library module imports a stage.
+Start with `fit.py`.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from expunge.config import Config, load_config
 from expunge.data.tombstones import ROWS, home
 from expunge.sweep import inputs, lineage, outputs, texts
 from expunge.sweep.journal import JOURNAL, Journal
-from expunge.sweep.report import NotPurgeable, Residue, SweepReport
+from expunge.sweep.report import NotPurgeable, Residue, ResidueKind, SweepReport
 from expunge.sweep.storage import Storage, objects
 from expunge.sweep.targets import Targets
 from expunge.system.errors import DataError
@@ -178,7 +178,8 @@ def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
 
 def _say_twins(targets: Targets, report: SweepReport) -> None:
     if targets.twins:
-        report.left.append(Residue("data/dataset", "retained rows with the content of an erased row", targets.twins))
+        what = "retained rows with the content of an erased row"
+        report.left.append(Residue("data/dataset", what, targets.twins, ResidueKind.duplicate))
 
 
 def _put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = False) -> None:

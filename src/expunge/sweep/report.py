@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
+
+
+class ResidueKind(StrEnum):
+    """Whether a residue stands in the way of a certificate."""
+
+    erased = "erased"  # it holds what was to be erased, so it blocks
+    duplicate = "duplicate"  # a retained row of somebody else with the same content: listed, and left
 
 
 @dataclass(frozen=True)
@@ -14,9 +22,10 @@ class Residue:
     where: str
     what: str
     count: int = 1
+    kind: ResidueKind = ResidueKind.erased
 
     def as_dict(self) -> dict[str, Any]:
-        return {"where": self.where, "what": self.what, "count": self.count}
+        return {"where": self.where, "what": self.what, "count": self.count, "kind": str(self.kind)}
 
 
 @dataclass(frozen=True)

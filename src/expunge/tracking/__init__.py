@@ -1,4 +1,8 @@
-"""Runs and registered models in MLflow. The one package of this project that imports it, the served script apart."""
+"""Runs and registered models in MLflow; with serving/pyfunc.py the only importer of MLflow.
+
+May import data, evaluation, methods, report, serving and system.
+Start with `runs.py` and `registry.py`.
+"""
 
 import os
 

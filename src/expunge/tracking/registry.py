@@ -37,7 +37,7 @@ RECEIPT_SCHEMA = 1
 EXAMPLES = 4
 DESCRIPTION_LENGTH = 5000  # what MLflow's column takes on every database
 # What a served model imports of ours; the pipeline around it stays at home.
-SERVED = ("__init__.py", "errors.py", "files.py", "core", "models", "serving")
+SERVED = ("__init__.py", "core", "models", "serving", "system")
 RUNTIME = ("mlflow", "numpy", "safetensors", "torch")
 # Architectures that other packages build, by the first part of the model's name.
 BUILDERS = {

@@ -1,4 +1,4 @@
-"""`make demo` and `expunge texts`: the pipeline on small data, in workspaces beside params.yaml and dvc.lock."""
+"""`make demo` and `expunge demo-text`: the pipeline on small data, in workspaces beside params.yaml and dvc.lock."""
 
 from __future__ import annotations
 
