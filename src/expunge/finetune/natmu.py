@@ -47,10 +47,7 @@ class NatMU(Updater):
         def loss(retained: Index, mixed: Index) -> Terms:
             x = np.concatenate([run.images[retained], images[mixed]])
             y = torch.from_numpy(np.concatenate([run.labels[retained], labels[mixed]])).to(run.device)
-            run._freeze_norm(False)
-            with run.autocast():
-                logits = run.student(x)
-            return {"loss": cross_entropy(logits.float(), y)}
+            return {"loss": cross_entropy(run.logits_of(x), y)}
 
         def batches(epoch: int) -> list[tuple[Index, Index]]:
             retained = np.concatenate(run.retained(epoch))
