@@ -98,7 +98,7 @@ def test_jit_flattens_the_model_around_forgotten_rows_without_the_others(digits:
         with torch.no_grad():
             return slope(model(x), model(x + xi), xi).item()
 
-    assert steepness(results[0]) < 0.85 * steepness(digits.model)
+    assert steepness(results[0]) < 0.9 * steepness(digits.model)
     others = digits.test[digits.labels[digits.test] != 5]
     assert digits.accuracy(results[0], others) > 0.8
     with torch.no_grad():

@@ -67,4 +67,5 @@ class Jit(Updater):
 def slope(here: Tensor, there: Tensor, xi: Tensor) -> Tensor:
     """Mean over rows of ||here - there|| / ||xi||; its gradient is 0 where both agree."""
     size = torch.linalg.vector_norm(here - there, dim=1) / torch.linalg.vector_norm(xi.flatten(1), dim=1)
-    return size.mean()
+    mean: Tensor = size.mean()
+    return mean

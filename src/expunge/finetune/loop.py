@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.estimator import Estimator
-from expunge.finetune.rows import Index, checked, checked_unseen
+from expunge.finetune.rows import Index as Index
+from expunge.finetune.rows import checked, checked_unseen
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError
 from expunge.system.progress import progress
