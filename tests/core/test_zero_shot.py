@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from expunge.core import LinearHead, Moments, RepresentationZeroShot
+from expunge.core import LinearHead, Moments, RepresentationZeroShot, RepresentationZeroShotMlp
 from expunge.system.errors import CollapseError, ConfigError
 
 C, D = 4, 10
@@ -75,7 +75,7 @@ def test_adam_and_rows_agree_with_the_exact_map() -> None:
 
 def test_the_network_moves_forgotten_features_to_the_mean_proxy() -> None:
     z = forgotten().float()
-    fitted = RepresentationZeroShot("mlp", beta=1.0, solver="adam", hidden=(32,), steps=500).fit(z, head(), COUNTS, 1)
+    fitted = RepresentationZeroShotMlp((32,), beta=1.0, steps=500).fit(z, head(), COUNTS, 1)
     goal = (torch.tensor(COUNTS) / sum(COUNTS) @ fitted.proxies_.float()).expand_as(z)
     assert float((fitted.map_(z) - goal).norm()) < 0.2 * float((z - goal).norm())
     kept = fitted.proxies_[[0, 2, 3]].float()
@@ -96,10 +96,10 @@ def test_published_configuration_and_arguments() -> None:
     published = RepresentationZeroShot.published(0.01)
     published.fit(torch.cat([forgotten()] * 10), head(), COUNTS, 1)
     assert published.steps_ == 10 * 4
+    network = RepresentationZeroShotMlp.published(0.01).fit(torch.cat([forgotten()] * 10).float(), head(), COUNTS, 1)
+    assert network.steps_ == 10 * 4 and network.proxies == "raw"
     with pytest.raises(ConfigError, match="solver"):
-        RepresentationZeroShot("mlp", solver="exact").fit(forgotten(), head(), COUNTS)
-    with pytest.raises(ValueError, match="features themselves"):
-        RepresentationZeroShot("mlp", solver="adam").fit(Moments.of(forgotten()), head(), COUNTS)
+        RepresentationZeroShot(solver="newton").fit(forgotten(), head(), COUNTS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="4 entries"):
         RepresentationZeroShot().fit(Moments.of(forgotten()), head(), [1, 2])
     with pytest.raises(ValueError, match="forgotten classes must be among"):

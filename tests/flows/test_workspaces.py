@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.workspaces.test_clones import git, publish_repository
 
 from tests.flows.service import Service, lay_out_tiny
 from tests.pipeline import dvc
+from tests.workspaces.test_clones import git, publish_repository
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
 STAGES = dict.fromkeys(["begin", "long", "fit@loft", "fit@ru-linear"], "Completed")

@@ -16,7 +16,7 @@ from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
 from expunge.core.teacher_map import Stitch, TeacherMap
-from expunge.core.zero_shot import RepresentationZeroShot
+from expunge.core.zero_shot import RepresentationZeroShot, RepresentationZeroShotMlp
 
 __all__ = [
     "AffineMap",
@@ -35,6 +35,7 @@ __all__ = [
     "RepresentationLinear",
     "RepresentationMlp",
     "RepresentationZeroShot",
+    "RepresentationZeroShotMlp",
     "Stitch",
     "TeacherMap",
     "identity",

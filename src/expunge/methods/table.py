@@ -22,10 +22,12 @@ from expunge.core import (
     Leace,
     Loft,
     LogitMask,
+    Moments,
     PourP,
     RepresentationLinear,
     RepresentationMlp,
     RepresentationZeroShot,
+    RepresentationZeroShotMlp,
     Stitch,
     TeacherMap,
     identity,
@@ -74,9 +76,15 @@ def _ru_mlp(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel
 
 
 def _ru_zero_shot(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    return _zero_shot(_make(name, RepresentationZeroShot, settings), request, request.forget)
+
+
+def _ru_zero_shot_mlp(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    return _zero_shot(_make(name, RepresentationZeroShotMlp, settings), request, request.z_forget)
+
+
+def _zero_shot(method: Any, request: FitInputs, forget: Moments | torch.Tensor) -> UnlearnedModel:
     """Retained features stay out of it, as published; class means were kept when the features were fetched."""
-    method = _make(name, RepresentationZeroShot, settings)
-    forget = request.forget if method.kind == "linear" else request.z_forget
     fitted = method.fit(
         forget, request.head, request.class_counts, request.forget_classes or None, class_means=request.class_means
     )
@@ -184,6 +192,7 @@ METHODS: dict[str, Fit] = {
     "ru-linear": _ru_linear,
     "ru-mlp": _ru_mlp,
     "ru-zero-shot": _ru_zero_shot,
+    "ru-zero-shot-mlp": _ru_zero_shot_mlp,
     "leace": _leace,
     "pour-p": _pour_p,
     "esc": _esc,
@@ -197,7 +206,7 @@ METHODS: dict[str, Fit] = {
 
 
 # torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
-DESCENDS = {"relearn", "teacher-map", "seal", "ru-mlp", *FINETUNE}
+DESCENDS = {"relearn", "teacher-map", "seal", "ru-mlp", "ru-zero-shot-mlp", *FINETUNE}
 
 
 def warm_up(name: str, table: Mapping[str, Settings]) -> None:

@@ -26,7 +26,7 @@ COVERED = {
     "logit-mask": "the mask on every head",
     "pour-p": "fitted to every head",
     "head-refit": "heads of their own, trained on halves of the retained rows behind the map of this run",
-    **dict.fromkeys(("loft", "ru-linear", "ru-mlp", "ru-zero-shot", "leace", "esc"), OF_THE_RUN),
+    **dict.fromkeys(("loft", "ru-linear", "ru-mlp", "ru-zero-shot", "ru-zero-shot-mlp", "leace", "esc"), OF_THE_RUN),
 }
 NOT_COVERED = "its step on the head is not repeated for every head"
 BELOW_THE_HEAD = "it changes weights below the head, which heads on cached features cannot show"
