@@ -44,7 +44,7 @@ FORBID = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=FORBID)
 class Data:
-    source: Literal["fashion-mnist", "digits", "image-folder", "parquet", "npz", "text"]
+    source: Literal["fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text"]
     path: Text | None
     test_fraction: Share
     seed: Seed
@@ -210,7 +210,7 @@ def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     rules = [
         (
-            config.data.source in ("fashion-mnist", "digits") or config.data.path is not None,
+            config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji") or config.data.path is not None,
             "data.path",
             "must name the input of this source",
         ),
@@ -261,9 +261,9 @@ def _check(config: Config, path: str) -> None:
             "other than penultimate need model.training: head: a new head is trained on them",
         ),
         (
-            (config.data.source == "text") == config.model.name.startswith("sentence:"),
+            (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
-            "must be sentence:NAME-OR-DIR for data.source text, and only there",
+            "must be sentence:NAME-OR-DIR for data.source text and fortunes, and only there",
         ),
         ("logit-mask" in config.methods, "methods", "must hold logit-mask: the control is always in the table"),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),

@@ -11,7 +11,7 @@ from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError
 
-SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz", "text")
+SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
 NAMED = ("torchvision:", "hf:")  # and then the name of a data set
 
 
@@ -29,7 +29,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
-    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with Fashion-MNIST's files.
+    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of
+    Fashion-MNIST, the fortunes or the archives of the emoji.
     `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
     `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
     own. Raises DataError.
@@ -53,6 +54,14 @@ def open_source(
         from expunge.data.readers.digits import read_digits
 
         return read_digits(test_fraction, seed)
+    if source == "fortunes":
+        from expunge.data.readers.fortunes import read_fortunes
+
+        return read_fortunes(path, raw_dir, test_fraction, seed)
+    if source == "emoji":
+        from expunge.data.readers.emoji import read_emoji
+
+        return read_emoji(path, raw_dir, test_fraction, seed)
     if source not in SOURCES:
         names = ", ".join((*SOURCES, *(f"{prefix}NAME" for prefix in NAMED)))
         raise DataError(f"unknown data source {source!r}; known are {names}")

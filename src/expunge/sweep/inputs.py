@@ -31,6 +31,8 @@ Found = Residue | NotPurgeable
 INSTALLED = {
     "digits": ("scikit-learn's own copy of the digits", "whoever installs packages on this machine"),
     "fashion-mnist": ("the published archive, in an installed package or at its origin", "whoever installs packages"),
+    "fortunes": ("the published quotations, in an installed package or at its origin", "whoever installs packages"),
+    "emoji": ("the published archives at their origin", "whoever publishes them"),
 }
 PUBLISHED = ("the data set by name, in the files it was read from or at its origin", "the owner of those files")
 IN_PROGRESS = ("features", "train", "ensembles")
@@ -69,7 +71,7 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
         return
     # Not `path` itself where it lies elsewhere: a report names no place on the machine.
     where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
-    if where != str(data.path) or data.source == "fashion-mnist" or not _writable(path):
+    if where != str(data.path) or data.source in INSTALLED or not _writable(path):
         yield NotPurgeable(where, f"{count} rows in an input that may not be rewritten", "the owner of that file")
         return
     yield Residue(where, "rows", count)
