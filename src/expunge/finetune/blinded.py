@@ -22,7 +22,7 @@ class PartiallyBlinded(Updater):
 
     F is the diagonal Fisher of the original on forgotten rows. Published: 1 : .14 : 5.5 with Adam, whose first steps
     are of one length however small the gradient is. With SGD, as here, that norm holds a network that fits its rows
-    where it is (measured on digits), so the default is smaller. Nothing bounds CE where the penalties are too weak. With
+    where it is (measured on digits), so the default is smaller. Nothing bounds CE where penalties are weak. With
     `unseen_rows` it stops once forgotten rows are read no better than those; otherwise it ends up sure of the wrong
     answer, far from a retrained model. No retained rows, no decay. An epoch is a pass over the forgotten rows. Batch
     norm: running statistics.

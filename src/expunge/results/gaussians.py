@@ -24,7 +24,7 @@ from expunge.core.maps import FeatureMap
 from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
-from expunge.core.zero_shot import RepresentationZeroShot
+from expunge.core.zero_shot import RepresentationZeroShotMlp
 from expunge.system.files import write_bytes
 from expunge.system.progress import log_message
 
@@ -67,9 +67,8 @@ def fit_maps(z: Tensor, labels: Tensor, head: LinearHead, seed: int) -> dict[str
     retain, forget = z[~gone], z[gone]
     linear = RepresentationLinear(BETA, max_distortion=None).fit(Moments.of(retain), Moments.of(forget), head)
     network = RepresentationMlp(HIDDEN, BETA, steps=STEPS, seed=seed, max_distortion=None).fit(retain, forget, head)
-    zero_shot = RepresentationZeroShot(
-        "mlp", BETA, "adam", "scaled", HIDDEN, steps=STEPS, seed=seed, max_distortion=None
-    ).fit(forget, head, torch.bincount(labels), FORGOTTEN)
+    zero_shot = RepresentationZeroShotMlp(HIDDEN, BETA, steps=STEPS, seed=seed, max_distortion=None)
+    zero_shot.fit(forget, head, torch.bincount(labels), FORGOTTEN)
     return {"standard, linear": linear.map_, "standard": network.map_, "zero-shot": zero_shot.map_}
 
 
