@@ -15,6 +15,8 @@ from expunge.core.maps import AffineMap, Chain, FeatureMap, MlpMap, identity, lo
 from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
+from expunge.core.ridge_head import RidgeHead
+from expunge.core.softmax_head import SoftmaxHead
 from expunge.core.teacher_map import Stitch, TeacherMap
 from expunge.core.zero_shot import RepresentationZeroShot, RepresentationZeroShotMlp
 
@@ -36,6 +38,8 @@ __all__ = [
     "RepresentationMlp",
     "RepresentationZeroShot",
     "RepresentationZeroShotMlp",
+    "RidgeHead",
+    "SoftmaxHead",
     "Stitch",
     "TeacherMap",
     "identity",

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from expunge.core.estimator import Estimator
-from expunge.finetune.loop import Index, checked
+from expunge.finetune.rows import Index, checked
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError
 from expunge.system.progress import progress

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from expunge.config import Data
 from expunge.data.images import decode
-from expunge.data.prepare import open_source
+from expunge.data.prepare import NAMED, open_source
 from expunge.data.readers.tables import DELIMITERS, ROLES
 from expunge.data.schema import ENCODED, TEXT, row_digest, text_digest
 from expunge.data.selectors import read_values
@@ -34,6 +34,7 @@ INSTALLED = {
     "fortunes": ("the published quotations, in an installed package or at its origin", "whoever installs packages"),
     "emoji": ("the published archives at their origin", "whoever publishes them"),
 }
+PUBLISHED = ("the data set by name, in the files it was read from or at its origin", "the owner of those files")
 IN_PROGRESS = ("features", "train", "ensembles")
 
 
@@ -51,8 +52,8 @@ class _Rows:
 def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Found]:
     """The input of the pipeline. One that was installed, or that may not be written, is somebody else's to clean:
     tombstones keep its rows out of the dataset."""
-    if data.source in INSTALLED and data.path is None:
-        what, who = INSTALLED[data.source]
+    if data.source.startswith(NAMED) or (data.source in INSTALLED and data.path is None):
+        what, who = INSTALLED.get(data.source, PUBLISHED)
         if len(targets.tombstones):
             yield NotPurgeable(f"source {data.source}", what, who)
         raw = targets.root / RAW

@@ -1,0 +1,126 @@
+"""A Cholesky factor that follows its matrix while rows are added and taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from expunge.system.errors import DataError
+
+PANEL = 64
+PENDING_SHARE, PENDING_LEAST = 5, 32  # rows that wait are at most a fifth of the dimension, or this many
+FRESH_SHARE = 16  # with more waiting rows than this part of the dimension a new factor is cheaper than an update
+
+
+def rank_update(factor: Tensor, rows: Tensor, sign: int) -> bool:
+    """Make `factor`, in place, the factor of `factor^T factor + sign rows^T rows`; `O(k p^2)`.
+
+    `factor (p, p)` upper triangular, `rows (k, p)`, both float64; `sign` +1 or -1. False where the result would not be
+    positive definite: the factor is spoilt then and must be made anew.
+
+    Panels of rows are turned by blocks of rotations, hyperbolic ones for -1. With `X = R11^-T V1^T`,
+    `C C^T = I + sign X X^T` and `D D^T = I + sign X^T X`: `R11' = C^T R11`, beside it `R12' = C^-1 (R12 + sign X V2)`,
+    and what is still to be worked in is `V2' = D^T (V2 - X^T C^-T R12')`, the mixed form, which is stable for -1 too.
+    [derived; for one row these are LINPACK's dchud and the mixed form of dchdd]
+    """
+    v, (k, p) = rows.clone(), rows.shape
+    eye_k = torch.eye(k, dtype=v.dtype, device=v.device)
+    for start in range(0, p, PANEL):
+        end = min(start + PANEL, p)
+        r11, r12 = factor[start:end, start:end], factor[start:end, end:]
+        x = torch.linalg.solve_triangular(r11.T, v[:, start:end].T, upper=False)
+        eye = torch.eye(end - start, dtype=v.dtype, device=v.device)
+        c, bad_c = torch.linalg.cholesky_ex(torch.addmm(eye, x, x.T, alpha=sign))
+        d, bad_d = torch.linalg.cholesky_ex(torch.addmm(eye_k, x.T, x, alpha=sign))
+        if int(bad_c) or int(bad_d):
+            return False
+        inverse = torch.linalg.solve_triangular(c, eye, upper=False)
+        r11.copy_((c.T @ r11).triu_())
+        r12.copy_(inverse @ torch.addmm(r12, x, v[:, end:], alpha=sign))
+        v[:, end:] = d.T @ torch.addmm(v[:, end:], (inverse @ x).T, r12, alpha=-1)
+    return True
+
+
+class Factor:
+    """Solves with `A + sum_j sign_j h_j h_j^T`: a factor of `A`, and the rows that came since.
+
+    A row waits as `G = A^-1 h` until enough have come to be worked into the factor, so that one request costs one
+    triangular solve for its own rows. With `Z` the waiting rows, `G = A^-1 Z^T` and `J` their signs,
+    `(A + Z^T J Z)^-1 r = A^-1 r - G (J + Z G)^-1 Z A^-1 r` (Woodbury).
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        """Of the symmetric `matrix (p, p)` float64. Raises DataError where it is not positive definite."""
+        self.fresh(matrix)
+
+    def fresh(self, matrix: Tensor) -> None:
+        """Start anew from `matrix`; nothing waits then."""
+        upper, bad = torch.linalg.cholesky_ex(matrix, upper=True)
+        if int(bad):
+            raise DataError(
+                "the second moments of the rows plus the ridge are not positive definite; a larger ridge is needed"
+            )
+        self._upper = upper.contiguous()
+        self._empty()
+
+    def _empty(self) -> None:
+        p = self._upper.shape[0]
+        self._rows, self._solved = self._upper.new_empty(0, p), self._upper.new_empty(p, 0)
+        self._signs = self._upper.new_empty(0)
+        self._core: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many rows wait."""
+        return len(self._rows)
+
+    @property
+    def limit(self) -> int:
+        return max(PENDING_LEAST, len(self._upper) // PENDING_SHARE)
+
+    def _base(self, right: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(self._upper.T, right, upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(self._upper, half, upper=True)
+        return solved
+
+    def _follow(self, base: Tensor) -> Tensor:
+        """From `A^-1 r` to the solution with the waiting rows counted."""
+        if not self.waiting:
+            return base
+        if self._core is None:
+            self._core = torch.linalg.lu_factor(torch.diag(self._signs) + self._rows @ self._solved)
+        small: Tensor = torch.linalg.lu_solve(*self._core, self._rows @ base)
+        followed: Tensor = base - self._solved @ small
+        return followed
+
+    def solve(self, right: Tensor) -> Tensor:
+        """`(p, c)` float64 -> `(p, c)`."""
+        return self._follow(self._base(right))
+
+    def prepare(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `rows (k, p)`: their solutions `(p, k)` with the matrix as it stands, and with `A`, as `push` wants it."""
+        base = self._base(rows.T)
+        return self._follow(base), base
+
+    def push(self, rows: Tensor, base: Tensor, sign: int, matrix: Callable[[], Tensor]) -> None:
+        """Count `rows (k, p)`, with `base` from `prepare`, in with `sign`; `matrix()` is what is then factored."""
+        if self.waiting + rows.shape[0] > self.limit:
+            self._work_in(rows, sign, matrix)
+            return
+        self._rows, self._solved = torch.cat([self._rows, rows]), torch.cat([self._solved, base], dim=1)
+        self._signs = torch.cat([self._signs, self._signs.new_full((rows.shape[0],), float(sign))])
+        self._core = None
+
+    def _work_in(self, rows: Tensor, sign: int, matrix: Callable[[], Tensor]) -> None:
+        """Everything that waits, additions first so that nothing is taken away before it is there."""
+        waiting, signs = torch.cat([self._rows, rows]), torch.cat([self._signs, rows.new_full((len(rows),), sign)])
+        if FRESH_SHARE * len(waiting) > rows.shape[1]:
+            return self.fresh(matrix())
+        for one in (1, -1):
+            chosen = waiting[signs == one]
+            if len(chosen) and not rank_update(self._upper, chosen, one):
+                return self.fresh(matrix())
+        self._empty()
+        return None

@@ -1,0 +1,173 @@
+"""The sufficient statistics of a ridge classifier: second moments of rows and their sums per class."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.core.moments import CHUNK_NUMBERS, MIN_CHUNK_ROWS, as_features
+from expunge.system.errors import DataError
+
+# What is left of a sum after all of its rows were taken away, as a share of their squares: rounding, no more.
+ROUNDING = 1e-9
+MEMBERSHIP = 1e-7  # rounding that the test of removed rows allows in numbers between 0 and 1
+NOT_AMONG = (
+    "the rows to be removed are not among those of this head: the second moments left over are not positive "
+    "semi-definite. Check the ids, and that one model made both"
+)
+
+
+def as_labelled(
+    z: Tensor | np.ndarray, y: Tensor | np.ndarray, dim: int | None, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """`z (n, d)` floating and `y (n,)` int64 in `0 .. num_classes - 1`; n may be 0.
+
+    Raises ValueError for other shapes, DataError naming the first row that cannot be used.
+    """
+    z = as_features(z, dim)
+    y = torch.from_numpy(y) if isinstance(y, np.ndarray) else y
+    if y.shape != z.shape[:1] or y.is_floating_point():
+        raise ValueError(f"labels must be integers, one per row: got {tuple(y.shape)} {y.dtype} for {len(z)} rows")
+    y = y.to(z.device, torch.int64)
+    wrong = ((y < 0) | (y >= num_classes)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(f"row {row}: its label is {int(y[row])}, but the classes are 0 .. {num_classes - 1}")
+    wrong = (~torch.isfinite(z.sum(dim=1))).nonzero()
+    if len(wrong):
+        raise DataError(f"row {int(wrong[0])} of the features holds NaN or infinity; extract the features again")
+    return z, y
+
+
+class ClassSums:
+    """`S = sum h h^T` `(p, p)`, `B = sum h onehot(y)^T` `(p, C)` and `sum |h|^2` per class, `h = [z; 1]`, in float64.
+
+    The last row of `B` is the number of rows per class. With `quantum`, a power of two, features are rounded to its
+    multiples: sums of products are then integers below 2^53 times quantum squared, hence exact, and what is left after
+    any additions and removals is bit for bit what the rows that are left give. [derived]
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, quantum: float | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        if dim < 1 or num_classes < 1:
+            raise ValueError(f"features need a dimension and classes, got {dim} and {num_classes}")
+        if quantum is not None and (quantum <= 0 or math.frexp(quantum)[0] != 0.5):
+            raise ValueError(f"quantum must be a power of two, got {quantum}")
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
+        self.quantum = quantum
+        self.second = zeros(dim + 1, dim + 1)
+        self.by_class = zeros(dim + 1, num_classes)
+        self.squares = zeros(num_classes)
+
+    @property
+    def dim(self) -> int:
+        return self.second.shape[0] - 1
+
+    @property
+    def num_classes(self) -> int:
+        return self.by_class.shape[1]
+
+    @property
+    def counts(self) -> Tensor:
+        """Rows per class, `(C,)` int64."""
+        return self.by_class[-1].round().long()
+
+    @property
+    def n(self) -> int:
+        return int(self.counts.sum())
+
+    def augmented(self, z: Tensor) -> Tensor:
+        """`h = [z; 1]` of rows `z (n, d)`, float64, rounded to multiples of `quantum` where there is one."""
+        h = torch.ones(z.shape[0], self.dim + 1, dtype=torch.float64, device=self.second.device)
+        h[:, :-1] = z
+        if self.quantum is not None:
+            h[:, :-1].div_(self.quantum).round_().mul_(self.quantum)
+        return h
+
+    def update(self, z: Tensor, y: Tensor, sign: int = 1) -> None:
+        """Add rows that `as_labelled` passed, or take them off; memory beyond them does not grow with n."""
+        rows = max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // (self.dim + 1))
+        for part, labels in zip(torch.split(z, rows), torch.split(y, rows), strict=True):
+            self.update_augmented(self.augmented(part), labels, sign)
+
+    def update_augmented(self, h: Tensor, y: Tensor, sign: int = 1) -> None:
+        self.second.addmm_(h.T, h, alpha=sign)
+        onehot = torch.nn.functional.one_hot(y, self.num_classes).to(h)
+        self.by_class.addmm_(h.T, onehot, alpha=sign)
+        self.squares.addmv_(onehot.T, h.square().sum(dim=1), alpha=sign)
+        self._check_exact()
+
+    def minus(self, z: Tensor, y: Tensor) -> ClassSums:
+        """A copy without the rows of `z`."""
+        left = self.like(self.second.clone(), self.by_class.clone(), self.squares.clone())
+        left.update(z, y, -1)
+        return left
+
+    def check_removable(self, h: Tensor, y: Tensor) -> None:
+        """Raise DataError where the rows `h (k, p)`, `y (k,)` cannot be among those that were added, as sums tell.
+
+        A class must have that many rows, an emptied class must leave nothing, and in any other the squares left must
+        be at least those of the mean (Cauchy-Schwarz). It is a check, no proof: the head cannot know its rows.
+        """
+        onehot = torch.nn.functional.one_hot(y, self.num_classes).to(h)
+        counts, wanted = self.counts, onehot.sum(dim=0).long()
+        short = (wanted > counts).nonzero()
+        if len(short):
+            c = int(short[0])
+            raise DataError(
+                f"{int(wanted[c])} rows of class {c} are to be removed, but it has {int(counts[c])}; "
+                "check which rows were removed before"
+            )
+        sums = self.by_class - h.T @ onehot
+        squares = self.squares - onehot.T @ h.square().sum(dim=1)
+        left, slack = counts - wanted, ROUNDING * (self.squares + 1)
+        least = sums.square().sum(dim=0) / left.clamp(min=1)
+        emptied = (left == 0) & ((least > slack) | (squares.abs() > slack))
+        wrong = ((wanted > 0) & (emptied | (squares < least.where(left > 0, squares) - slack))).nonzero()
+        if len(wrong):
+            raise DataError(
+                f"the rows of class {int(wrong[0])} to be removed are not among those of this head: their squares do "
+                "not fit its sums. Check the ids, and that one model made both"
+            )
+
+    def like(self, second: Tensor, by_class: Tensor, squares: Tensor) -> ClassSums:
+        same = ClassSums.__new__(ClassSums)
+        same.quantum, same.second, same.by_class, same.squares = self.quantum, second, by_class, squares
+        return same
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for a safetensors file."""
+        named = {"second": self.second, "by_class": self.by_class, "squares": self.squares}
+        return {name: t.cpu().contiguous() for name, t in named.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], quantum: float | None) -> ClassSums:
+        """From what `tensors` gave. Raises KeyError or ValueError for anything else."""
+        second, by_class, squares = (tensors[name] for name in ("second", "by_class", "squares"))
+        p, c = by_class.shape
+        if second.shape != (p, p) or squares.shape != (c,) or {t.dtype for t in tensors.values()} != {torch.float64}:
+            raise ValueError("its tensors do not have the shapes of class sums")
+        return cls(p - 1, c, quantum).like(second, by_class, squares)
+
+    def _check_exact(self) -> None:
+        if self.quantum is not None and float(self.second.diagonal().max()) >= 2.0**53 * self.quantum**2:
+            raise DataError(
+                f"sums of products are no longer exact in steps of {self.quantum}; take a larger quantum, "
+                "or None to accept rounding"
+            )
+
+
+def check_members(inside: Tensor, solved: Tensor, ridge: float) -> None:
+    """Raise DataError where `S - H^T H` is not positive semi-definite along `X = P H^T`.
+
+    `X^T (S - H^T H) X = K - ridge X^T X - K^2` with `K = H P H^T`; and no eigenvalue of K may reach 1. [derived]
+    """
+    left = inside - ridge * solved.T @ solved - inside @ inside
+    if float(torch.linalg.eigvalsh(inside)[-1]) >= 1 or float(torch.linalg.eigvalsh(left)[0]) < -MEMBERSHIP:
+        raise DataError(NOT_AMONG)

@@ -1,0 +1,179 @@
+"""Newton's method with conjugate gradients for a softmax head, which is strongly convex with its ridge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_NUMBERS = 1 << 19  # of a chunk of rows, so that both products of a chunk find it in the cache
+SUFFICIENT = 1e-4  # share of the promised decrease that a step must keep (Armijo)
+HALVINGS = 30
+
+Apply = Callable[[Tensor], Tensor]  # (C, p) float64 -> (C, p) float64
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """Value, gradient `(C, p)` float64 and probabilities `(n, C)` at some weights."""
+
+    value: float
+    gradient: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxProblem:
+    """`L(W) = 1/n sum_i (logsumexp(W h_i) - (W h_i)_{y_i}) + ridge/2 |W|^2` over `W (C, p)`, `h = [z; 1]`.
+
+    `z (n, d)` floating, `y (n,)` int64. Values and gradients are computed in float64, products with the Hessian in
+    the dtype of `z` (float32 at least). Without rows the mean is zero.
+    """
+
+    z: Tensor
+    y: Tensor
+    ridge: float
+
+    def chunks(self) -> list[tuple[Tensor, Tensor]]:
+        rows = max(256, CHUNK_NUMBERS // max(1, self.z.shape[1]))
+        return list(zip(torch.split(self.z, rows), torch.split(self.y, rows), strict=True)) if len(self.y) else []
+
+    def at(self, w: Tensor) -> Point:
+        """At `w (C, p)` float64; the probabilities in the dtype of `z`."""
+        value, gradient, shares = 0.0, torch.zeros_like(w), []
+        for z, y in self.chunks():
+            z = z.double()
+            logits = torch.addmm(w[:, -1], z, w[:, :-1].T)
+            log_p = torch.log_softmax(logits, dim=1)
+            value -= float(log_p.gather(1, y[:, None]).sum())
+            p = log_p.exp()
+            shares.append(p.to(self.dtype, copy=True))
+            p[torch.arange(len(y), device=y.device), y] -= 1
+            gradient[:, :-1].addmm_(p.T, z)
+            gradient[:, -1] += p.sum(dim=0)
+        n = max(1, len(self.y))
+        probabilities = torch.cat(shares) if shares else w.new_zeros(0, len(w)).to(self.dtype)
+        value = value / n + 0.5 * self.ridge * float(w.square().sum())
+        return Point(value, gradient / n + self.ridge * w, probabilities)
+
+    def changed(self, w: Tensor, point: Point, more: SoftmaxProblem, sign: int) -> Point:
+        """The point at `w` with the rows of `more` added, or taken off for `sign` -1: no pass over the rows of `self`.
+
+        Its probabilities are those of `point`; whoever moves rows moves them along.
+        """
+        own, other, n, k = point, more.at(w), len(self.y), len(more.y)
+        penalty, slope = 0.5 * self.ridge * float(w.square().sum()), self.ridge * w
+        total = max(1, n + sign * k)
+        value = (n * (own.value - penalty) + sign * k * (other.value - penalty)) / total + penalty
+        gradient = (n * (own.gradient - slope) + sign * k * (other.gradient - slope)) / total + slope
+        return Point(value, gradient, own.probabilities)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.promote_types(self.z.dtype, torch.float32)
+
+    def hessian(self, probabilities: Tensor) -> Apply:
+        """`V -> 1/n sum_i (diag p_i - p_i p_i^T) V h_i h_i^T + ridge V`, `p_i` the rows of `probabilities (n, C)`."""
+        parts = list(zip(self.chunks(), torch.split(probabilities, self._rows()), strict=True)) if len(self.y) else []
+        n = max(1, len(self.y))
+
+        def product(v: Tensor) -> Tensor:
+            low, out = v.to(self.dtype), torch.zeros_like(v)
+            for (z, _), p in parts:
+                z = z.to(self.dtype)
+                u = torch.addmm(low[:, -1], z, low[:, :-1].T)
+                u = p * (u - (p * u).sum(dim=1, keepdim=True))
+                out[:, :-1] += u.T @ z
+                out[:, -1] += u.sum(dim=0)
+            return out / n + self.ridge * v
+
+        return product
+
+    def _rows(self) -> int:
+        return max(256, CHUNK_NUMBERS // max(1, self.z.shape[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """`w (C, p)` float64, what is known there, Newton steps and products with the Hessian."""
+
+    w: Tensor
+    point: Point
+    steps: int
+    products: int
+
+
+def newton_cg(
+    problem: SoftmaxProblem,
+    start: Tensor,
+    precondition: Callable[[Tensor, Tensor], Apply],
+    tol: float,
+    steps: int,
+    scale: float | None = None,
+    known: Point | None = None,
+) -> Solution:
+    """Minimise from `start (C, p)` until the Euclidean norm of the gradient is at most `tol`, or after `steps`.
+
+    `precondition(w, probabilities)` gives an approximate inverse of the Hessian, positive definite, for each step;
+    `known`: what is known at `start`. A linear system is solved to `min(1/10, sqrt(|g| / scale))` of its right side, as
+    far as `tol` wants it; `scale` is the norm of the gradient where a start knows nothing (None: at `start`) (Dembo,
+    Eisenstat, Steihaug 1982; Nocedal and Wright, algorithm 7.1). Steps are halved until the value falls.
+    """
+    w, products, step = start, 0, 0
+    point = known or problem.at(w)
+    norm = float(point.gradient.norm())
+    first = max(norm if scale is None else scale, torch.finfo(torch.float64).tiny)
+    while norm > tol and step < steps:
+        apply = precondition(w, point.probabilities)
+        forcing = max(min(0.1, math.sqrt(norm / first)), 0.3 * tol / norm)
+        direction, used = conjugate_gradients(
+            problem.hessian(point.probabilities), point.gradient, apply, forcing * norm
+        )
+        products += used
+        found = _line_search(problem, w, point, direction)
+        if found is None:
+            break
+        w, point = found
+        norm = float(point.gradient.norm())
+        step += 1
+    return Solution(w, point, step, products)
+
+
+def _line_search(problem: SoftmaxProblem, w: Tensor, point: Point, direction: Tensor) -> tuple[Tensor, Point] | None:
+    """The first of `w - direction`, half of it, ... that lowers the value enough; None where none does."""
+    slope, length = float((point.gradient * direction).sum()), 1.0
+    for _ in range(HALVINGS):
+        trial = w - length * direction
+        new = problem.at(trial)
+        # Near the optimum values differ by less than rounding: there a smaller gradient decides.
+        flat = new.value <= point.value + 1e-13 * abs(point.value)
+        if new.value <= point.value - SUFFICIENT * length * slope or (
+            flat and float(new.gradient.norm()) < float(point.gradient.norm())
+        ):
+            return trial, new
+        length /= 2
+    return None
+
+
+def conjugate_gradients(product: Apply, right: Tensor, precondition: Apply, tol: float) -> tuple[Tensor, int]:
+    """Solve `product(x) = right` to a residual of norm `tol`, preconditioned, from zero; x and the products used."""
+    x, residual = torch.zeros_like(right), right.clone()
+    solved = precondition(residual)
+    direction, strength = solved, float((residual * solved).sum())
+    used = 0
+    while float(residual.norm()) > tol and used < right.numel():
+        image = product(direction)
+        used += 1
+        curvature = float((direction * image).sum())
+        if not curvature > 0:
+            break
+        length = strength / curvature
+        x = x + length * direction
+        residual = residual - length * image
+        solved = precondition(residual)
+        new = float((residual * solved).sum())
+        direction, strength = solved + (new / strength) * direction, new
+    return x, used

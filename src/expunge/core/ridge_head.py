@@ -1,0 +1,326 @@
+"""A ridge classifier in closed form, from which rows are removed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.core.cholesky import Factor
+from expunge.core.class_sums import MEMBERSHIP, NOT_AMONG, ClassSums, as_labelled, check_members
+from expunge.core.estimator import Estimator
+from expunge.core.head import LinearHead
+from expunge.core.logit_mask import MASKED_BIAS
+from expunge.core.ridge_choice import (
+    LeaveOneOut,
+    check_choice,
+    check_grid,
+    choose_ridge,
+    choose_temperature,
+    leave_group_out,
+    leave_one_out,
+)
+from expunge.system.errors import CheckpointError, DataError
+from expunge.system.files import read_json, write_json
+
+Array = Tensor | np.ndarray
+Rows = tuple[Array, Array]  # features (n, d) and labels (n,)
+
+TENSORS, DESCRIPTION = "ridge_head.safetensors", "ridge_head.json"
+SCHEMA = 1
+GRID = tuple(10.0**e for e in range(-3, 6))
+MANY = 4  # rows above this part of p are worked into the sums at once, with a new factor
+
+
+class RidgeHead(Estimator):
+    """`W = (S + ridge I)^-1 B` over `h = [z; 1]`, `S = sum h h^T`, `B = sum h onehot(y)^T`; the bias is penalised too.
+
+    `remove` and `add` leave the head that `fit` gives on the rows that are there then, to rounding, in any order, and
+    without a look at the others: `O(k p^2)` for k rows. The sums are float64; the solution comes from the factor of
+    `S + ridge I`, corrected by its residual, and anew from the sums where the residual stays above `drift`.
+
+    ridge        on the sums, not on the mean: public and fixed, or "gcv" (chosen from `grid` by generalised
+                 cross-validation, from the sums alone, `O(p^3)` per change) or "press" (by leave-one-out residuals)
+    temperature  scores are divided by it, so that their softmax are probabilities: fixed, or "leave-one-out" (the
+                 least log-loss of rows that are each scored without themselves)
+    quantum      features are rounded to multiples of this power of two, so that sums are exact (see ClassSums)
+    drift        on `|B - (S + ridge I) W| / (tr(S + ridge I) |W| + |B|)`
+
+    What "press" and "leave-one-out" choose depends on every row: `remove` and `add` then want the rows that are there
+    afterwards, as `kept=(z, y)`, and choose again; else what the removed rows had chosen would stay.
+
+    Classes without a row get weight 0 and bias -1e4. Fitted: `head_` (its logits are scores / temperature),
+    `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_`, `rebuilds_`, and
+    `leave_one_out_`. [methods.md 8; the rank-k form is derived there]
+    """
+
+    head_: LinearHead
+    weights_: Tensor
+    ridge_: float
+    temperature_: float
+    drift_: float
+    rebuilds_: int
+
+    def __init__(
+        self,
+        ridge: float | Literal["gcv", "press"] = 1.0,
+        temperature: float | Literal["leave-one-out"] = 0.1,
+        quantum: float | None = None,
+        grid: Sequence[float] = GRID,
+        drift: float = 1e-14,
+    ) -> None:
+        check_choice("ridge", ridge, ("gcv", "press"))
+        check_choice("temperature", temperature, ("leave-one-out",))
+        self.ridge = ridge
+        self.temperature = temperature
+        self.quantum = quantum
+        self.grid = check_grid(grid)
+        self.drift = drift
+        self._sums: ClassSums | None = None
+        self._factor: Factor | None = None
+        self._rows: Rows | None = None
+        self._loo: LeaveOneOut | None = None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether `remove` and `add` want the rows that are there afterwards."""
+        return self.ridge == "press" or self.temperature == "leave-one-out"
+
+    @property
+    def sums(self) -> ClassSums:
+        if self._sums is None:
+            raise AttributeError("RidgeHead has no rows yet: call fit or update first")
+        return self._sums
+
+    @property
+    def n_(self) -> int:
+        return self.sums.n
+
+    @property
+    def counts_(self) -> Tensor:
+        """Rows per class, `(C,)` int64."""
+        return self.sums.counts
+
+    @property
+    def leave_one_out_(self) -> LeaveOneOut:
+        """Of the rows of `fit`, or those last given as `kept`, in their order; computed when first asked for.
+
+        Raises DataError where rows changed since: the head does not keep them.
+        """
+        if self._loo is None:
+            if self._rows is None:
+                raise DataError("the head does not keep rows: call leave_one_out(z, y) with those that are there now")
+            self._loo = self.leave_one_out(*self._rows)
+        return self._loo
+
+    def fit(self, z: Array, y: Array, num_classes: int) -> RidgeHead:
+        """Start anew from `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`.
+
+        Raises ValueError for other shapes, DataError naming a row that cannot be used.
+        """
+        z, y = as_labelled(z, y, None, num_classes)
+        sums = ClassSums(z.shape[1], num_classes, self.quantum, z.device)
+        sums.update(z, y)
+        self._sums, self.rebuilds_ = sums, 0
+        return self.solve((z, y))
+
+    def update(self, z: Array, y: Array, num_classes: int | None = None) -> RidgeHead:
+        """Add rows to the sums alone, shard by shard; `solve` then makes the head. `num_classes`: with the first."""
+        if self._sums is None and num_classes is None:
+            raise ValueError("the first update needs num_classes")
+        known = self._sums
+        z, y = as_labelled(z, y, known.dim if known else None, known.num_classes if known else num_classes or 0)
+        if known is None:
+            self._sums, self.rebuilds_ = ClassSums(z.shape[1], num_classes or 0, self.quantum, z.device), 0
+        self._forget_solution()
+        self.sums.update(z, y)
+        return self
+
+    def solve(self, kept: Rows | None = None) -> RidgeHead:
+        """Choose what is to be chosen and solve from the sums alone, with a new factor."""
+        rows = self._checked(kept)
+        self._forget_solution()
+        self.ridge_ = choose_ridge(self.ridge, self.sums, rows, self.grid)
+        self._factor = Factor(self._matrix())
+        return self._finish(self._factor.solve(self.sums.by_class), rows)
+
+    def remove(self, z_f: Array, y_f: Array, kept: Rows | None = None) -> RidgeHead:
+        """Take rows off that were added before; `kept`: the rows left, where a choice needs them.
+
+        Raises DataError, with nothing changed, where they cannot be rows of this head as far as its sums tell:
+        more rows of a class than it has, or moments left over that no rows have.
+        """
+        return self._change(z_f, y_f, kept, -1)
+
+    def add(self, z: Array, y: Array, kept: Rows | None = None) -> RidgeHead:
+        """Add rows; `kept`: all rows then, where a choice needs them."""
+        return self._change(z, y, kept, 1)
+
+    @torch.no_grad()
+    def leave_one_out(self, z: Array, y: Array) -> LeaveOneOut:
+        """Of rows `z (n, d)`, `y (n,)` that are among those of the head, each left out alone; `O(n p^2)`."""
+        z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
+        return leave_one_out(self.sums, self._solved(), self.weights_, z, y)
+
+    @torch.no_grad()
+    def leave_group_out(self, z: Array, y: Array) -> Tensor:
+        """Residuals `(k, C)` float64 of rows of the head when all of them are left out together:
+        `(I - K)^-1 (Y - H W)`, `K = H P H^T`. Single ones do not add up to it."""
+        z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
+        return leave_group_out(self.sums, self._solved(), self.weights_, z, y)
+
+    @torch.no_grad()
+    def scores(self, z: Array) -> Tensor:
+        """`W^T h`, `(n, C)` float64: near 1 for the own class, near 0 for others."""
+        z = torch.from_numpy(z) if isinstance(z, np.ndarray) else z
+        return self.sums.augmented(z) @ self.weights_
+
+    @torch.no_grad()
+    def predict_proba(self, z: Array) -> Tensor:
+        """`softmax(scores / temperature)` over classes that have rows, `(n, C)` float64."""
+        logits = self.scores(z) / self.temperature_
+        return torch.softmax(logits.masked_fill(self.counts_ == 0, MASKED_BIAS), dim=1)
+
+    @torch.no_grad()
+    def _change(self, z: Array, y: Array, kept: Rows | None, sign: int) -> RidgeHead:
+        z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
+        factor = self._solved()
+        rows = self._checked(kept, self.n_ + sign * len(y))
+        if not len(y):
+            return self
+        if MANY * len(y) > self.sums.dim:
+            return self._change_at_once(z, y, rows, sign)
+        h = self.sums.augmented(z)
+        solved, base = factor.prepare(h)
+        inside = h @ solved
+        if sign < 0:
+            self.sums.check_removable(h, y)
+            check_members(inside, solved, self.ridge_)
+        onehot = torch.nn.functional.one_hot(y, self.sums.num_classes).to(h)
+        eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
+        step = solved @ torch.linalg.solve(eye + sign * inside, onehot - h @ self.weights_)
+        self.sums.update_augmented(h, y, sign)
+        ridge = choose_ridge(self.ridge, self.sums, rows, self.grid)
+        if ridge != self.ridge_:
+            return self.solve(kept)
+        factor.push(h, base, sign, self._matrix)
+        return self._finish(self.weights_ + sign * step, rows)
+
+    def _change_at_once(self, z: Tensor, y: Tensor, rows: tuple[Tensor, Tensor] | None, sign: int) -> RidgeHead:
+        if sign < 0:
+            self.sums.check_removable(self.sums.augmented(z), y)
+            left = self.sums.minus(z, y)
+            slack = MEMBERSHIP * float(self.sums.second.diagonal().max())
+            shifted = left.second.clone()
+            shifted.diagonal().add_(slack)
+            if int(torch.linalg.cholesky_ex(shifted).info):
+                raise DataError(NOT_AMONG)
+            self._sums = left
+        else:
+            self.sums.update(z, y)
+        return self.solve(rows)
+
+    def _finish(self, weights: Tensor, rows: tuple[Tensor, Tensor] | None) -> RidgeHead:
+        """Correct `weights` by their residual until it is within `drift`, then make the head."""
+        factor = self._solved()
+        weights, self.drift_ = self._refined(factor, weights)
+        if self.drift_ > self.drift and factor.waiting:
+            factor.fresh(self._matrix())
+            self.rebuilds_ += 1
+            weights, self.drift_ = self._refined(factor, factor.solve(self.sums.by_class))
+        self.weights_ = weights
+        self._rows, self._loo = rows, None
+        if self.temperature == "leave-one-out":
+            assert rows is not None
+            self._loo = leave_one_out(self.sums, factor, weights, *rows)
+            self.temperature_ = choose_temperature(self._loo, rows[1])
+        else:
+            self.temperature_ = float(self.temperature)
+        scaled = (weights / self.temperature_).T
+        bias = scaled[:, -1].masked_fill(self.counts_ == 0, MASKED_BIAS)
+        self.head_ = LinearHead(scaled[:, :-1], bias)
+        return self
+
+    def _refined(self, factor: Factor, weights: Tensor) -> tuple[Tensor, float]:
+        """At most one step of iterative refinement; the weights and their residual, relative."""
+        matrix, right = self.sums.second, self.sums.by_class
+        size = float(matrix.trace()) + self.ridge_ * len(matrix)
+        for attempt in (0, 1):
+            rest = right - matrix @ weights - self.ridge_ * weights
+            drift = float(rest.norm()) / max(
+                size * float(weights.norm()) + float(right.norm()), torch.finfo(torch.float64).tiny
+            )
+            if drift <= self.drift or attempt:
+                break
+            weights = weights + factor.solve(rest)
+        return weights, drift
+
+    def _checked(self, kept: Rows | None, n: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """`kept`, after checking that it is there where it is needed and has as many rows as the head will have."""
+        if kept is None:
+            if self.needs_rows:
+                raise DataError(
+                    "ridge press and temperature leave-one-out are chosen from rows: give kept=(z, y), "
+                    "the rows that are there afterwards, or fix both"
+                )
+            return None
+        z, y = as_labelled(*kept, self.sums.dim, self.sums.num_classes)
+        wanted = self.n_ if n is None else n
+        if len(y) != wanted:
+            raise DataError(f"kept has {len(y)} rows, but the head has {wanted} afterwards")
+        return z, y
+
+    def _matrix(self) -> Tensor:
+        matrix = self.sums.second.clone()
+        matrix.diagonal().add_(self.ridge_)
+        return matrix
+
+    def _solved(self) -> Factor:
+        if self._factor is None:
+            raise AttributeError("RidgeHead has no solution yet: call solve after the last update")
+        return self._factor
+
+    def _forget_solution(self) -> None:
+        self._factor = self._rows = self._loo = None
+        for name in ("head_", "weights_", "drift_", "temperature_", "ridge_"):
+            self.__dict__.pop(name, None)
+
+    def save(self, directory: Path | str) -> None:
+        """Write sums and settings into an existing directory, JSON last; the rows are in neither."""
+        directory = Path(directory)
+        save_file(self.sums.tensors(), str(directory / TENSORS))
+        chosen = {"ridge": self.ridge_, "temperature": self.temperature_}
+        settings = {**self.get_params(), "grid": list(self.grid)}
+        write_json(directory / DESCRIPTION, {"schema": SCHEMA, "settings": settings, "chosen": chosen})
+
+    @classmethod
+    def load(cls, directory: Path | str) -> RidgeHead:
+        """Read what `save` wrote and solve again. Raises CheckpointError naming the directory."""
+        directory = Path(directory)
+        try:
+            description = read_json(directory / DESCRIPTION)
+            if description["schema"] != SCHEMA:
+                raise ValueError(f"schema {description['schema']!r}, this version reads {SCHEMA}")
+            head, tensors = cls(**description["settings"]), load_file(str(directory / TENSORS))
+            head._sums = ClassSums.of_tensors(tensors, head.quantum)
+            ridge, temperature = (float(description["chosen"][k]) for k in ("ridge", "temperature"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(f"{directory}: no ridge head in it ({e}); train again") from None
+        head.rebuilds_ = 0
+        return head._resume(ridge, temperature)
+
+    def _resume(self, ridge: float, temperature: float) -> RidgeHead:
+        """Solve from loaded sums, with what was chosen from rows that are not at hand."""
+        settings = self.ridge, self.temperature
+        self.ridge, self.temperature = ridge, temperature
+        try:
+            self.solve()
+        finally:
+            self.ridge, self.temperature = settings
+        return self

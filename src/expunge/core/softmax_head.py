@@ -1,0 +1,259 @@
+"""A softmax head with a ridge on all of its weights, from which rows are removed to a stated bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.core.class_sums import as_labelled
+from expunge.core.estimator import Estimator
+from expunge.core.head import LinearHead
+from expunge.core.newton_cg import Apply, Point, SoftmaxProblem, newton_cg
+from expunge.core.row_store import RowStore
+from expunge.system.errors import CheckpointError, DataError
+from expunge.system.files import read_json, write_json
+
+TENSORS, DESCRIPTION = "softmax_head.safetensors", "softmax_head.json"
+SCHEMA = 1
+# A preconditioner looks at this many rows at least, or this many times the dimension; it need not be exact.
+SAMPLE_ROWS, SAMPLE_TIMES = 8192, 8
+FLOOR = 0.01  # of the mean curvature of a class: rows that are decided count this much in the preconditioner
+
+
+class SoftmaxHead(Estimator):
+    """Minimise `mean cross-entropy + ridge/2 |W|^2` over `W (C, p)` on `h = [z; 1]`, the bias included.
+
+    The objective is strongly convex, so there is one optimum W*, whatever the start, and
+    `|W - W*| <= |gradient| / ridge` (Frobenius norms): `bound_`, for the float64 `weights_`. `head_` holds them
+    rounded to float32. `remove` and `add` start from the present weights with the preconditioner of `fit`, a factor per
+    class of `1/n sum p_c (1 - p_c) h h^T + ridge I`, and stop at the same `tol`.
+
+    ridge   on the mean: scikit-learn's LogisticRegression with C = 1 / (ridge n), bias in the features
+    tol     on the Euclidean norm of the gradient
+    steps   Newton steps at most; `converged_` is False where they did not suffice
+
+    The head keeps the rows (a copy), as the next optimum needs them; `save` writes none, and after `load` it is
+    `refit` that is given those that are left.
+
+    Fitted: `head_`, `weights_`, `gradient_norm_`, `bound_`, `converged_`, `steps_`, `products_` (with the Hessian),
+    `n_`, `counts_`. Without any row every weight is zero. [methods.md 8]
+    """
+
+    head_: LinearHead
+    weights_: Tensor
+    gradient_norm_: float
+    steps_: int
+    products_: int
+    counts_: Tensor
+    num_classes_: int
+
+    def __init__(self, ridge: float = 1e-4, tol: float = 1e-7, steps: int = 100) -> None:
+        if not (math.isfinite(ridge) and ridge > 0 and tol > 0 and steps > 0):
+            raise ValueError(f"ridge, tol and steps must be positive, got {ridge}, {tol}, {steps}")
+        self.ridge = ridge
+        self.tol = tol
+        self.steps = steps
+        self._store: RowStore | None = None
+        self._blocks: Tensor | None = None
+
+    @property
+    def bound_(self) -> float:
+        """An upper bound of `|W - W*|`, Frobenius norm."""
+        return self.gradient_norm_ / self.ridge
+
+    @property
+    def converged_(self) -> bool:
+        return self.gradient_norm_ <= self.tol
+
+    @property
+    def n_(self) -> int:
+        return int(self.counts_.sum())
+
+    def fit(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray, num_classes: int) -> SoftmaxHead:
+        """Start anew, from weight zero, on `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`.
+
+        Raises ValueError for other shapes, DataError naming a row that cannot be used.
+        """
+        z, y = as_labelled(z, y, None, num_classes)
+        self.num_classes_, self._blocks = num_classes, None
+        self.weights_ = torch.zeros(num_classes, z.shape[1] + 1, dtype=torch.float64, device=z.device)
+        self._point = self._solve(SoftmaxProblem(z, y, self.ridge))
+        self._store = RowStore(z, y, self._point.probabilities)
+        return self
+
+    def refit(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> SoftmaxHead:
+        """The optimum on these rows, found from the present weights: what is left after a request, where the head was
+        loaded and so has no rows, or to pass rows without a copy. The head does not keep them."""
+        z, y = as_labelled(z, y, self.weights_.shape[1] - 1, self.num_classes_)
+        self._store = None
+        self._solve(SoftmaxProblem(z, y, self.ridge))
+        return self
+
+    def remove(self, z_f: Tensor | np.ndarray, y_f: Tensor | np.ndarray) -> SoftmaxHead:
+        """Take out rows that were added before. Raises DataError, with nothing changed, naming one that was not."""
+        store = self.prepare()._rows()
+        z_f, y_f = as_labelled(z_f, y_f, self.weights_.shape[1] - 1, self.num_classes_)
+        problem, less = SoftmaxProblem(store.z, store.y, self.ridge), SoftmaxProblem(z_f, y_f, self.ridge)
+        store.remove(z_f, y_f)
+        return self._resolve(problem.changed(self.weights_, self._point, less, -1), store)
+
+    def add(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> SoftmaxHead:
+        """Add rows."""
+        store = self.prepare()._rows()
+        z, y = as_labelled(z, y, self.weights_.shape[1] - 1, self.num_classes_)
+        problem, more = SoftmaxProblem(store.z, store.y, self.ridge), SoftmaxProblem(z, y, self.ridge)
+        store.add(z, y, more.at(self.weights_).probabilities)
+        return self._resolve(problem.changed(self.weights_, self._point, more, 1), store)
+
+    def _resolve(self, known: Point, store: RowStore) -> SoftmaxHead:
+        """After rows changed: from what is then known at the present weights, without a pass."""
+        point = dataclasses.replace(known, probabilities=store.shares)
+        self._point = self._solve(SoftmaxProblem(store.z, store.y, self.ridge), point)
+        store.shares = self._point.probabilities
+        return self
+
+    def prepare(self) -> SoftmaxHead:
+        """Make the preconditioner of later changes now, at the present optimum; the first change does it otherwise."""
+        store = self._rows()
+        if self._blocks is None and len(store.y):
+            self._blocks = class_blocks(SoftmaxProblem(store.z, store.y, self.ridge), store.shares)
+        return self
+
+    @torch.no_grad()
+    def _solve(self, problem: SoftmaxProblem, known: Point | None = None) -> Point:
+        y, zero = problem.y, torch.zeros_like(self.weights_)
+        self.steps_ = self.products_ = 0
+        if not len(y):
+            self.weights_, point = zero, problem.at(zero)
+        else:
+            cold = not bool(self.weights_.any())
+            precondition = _Shared(problem) if self._blocks is None else _Kept(self._blocks)
+            scale = None if cold else gradient_at_zero(problem.z, y, self.num_classes_)
+            solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known)
+            self.weights_, point = solution.w, solution.point
+            self.steps_, self.products_ = solution.steps, solution.products
+        self.gradient_norm_ = float(point.gradient.norm())
+        self.counts_ = torch.bincount(y, minlength=self.num_classes_)
+        self.head_ = LinearHead(self.weights_[:, :-1], self.weights_[:, -1])
+        return point
+
+    def _rows(self) -> RowStore:
+        if self._store is None:
+            raise DataError("this head has no rows: it was loaded or refitted. Give refit the rows that are left")
+        return self._store
+
+    def save(self, directory: Path | str) -> None:
+        """Write weights, preconditioner and settings into an existing directory, JSON last; the rows are in none."""
+        directory = Path(directory)
+        tensors = {"weights": self.weights_.cpu().contiguous(), "counts": self.counts_.cpu()}
+        if self._blocks is not None:
+            tensors["blocks"] = self._blocks.cpu().contiguous()
+        save_file(tensors, str(directory / TENSORS))
+        solved = {"gradient_norm": self.gradient_norm_, "steps": self.steps_, "products": self.products_}
+        write_json(directory / DESCRIPTION, {"schema": SCHEMA, "settings": self.get_params(), "solved": solved})
+
+    @classmethod
+    def load(cls, directory: Path | str) -> SoftmaxHead:
+        """Read what `save` wrote. Raises CheckpointError naming the directory when it is something else."""
+        directory = Path(directory)
+        try:
+            description = read_json(directory / DESCRIPTION)
+            if description["schema"] != SCHEMA:
+                raise ValueError(f"schema {description['schema']!r}, this version reads {SCHEMA}")
+            head, tensors = cls(**description["settings"]), load_file(str(directory / TENSORS))
+            w, solved = tensors["weights"], description["solved"]
+            head.gradient_norm_ = float(solved["gradient_norm"])
+            head.steps_, head.products_ = int(solved["steps"]), int(solved["products"])
+            head.weights_, head.counts_, head._blocks = w, tensors["counts"], tensors.get("blocks")
+            c, p = w.shape
+            blocks = (c, p, p) if head._blocks is None else tuple(head._blocks.shape)
+            if w.dtype != torch.float64 or head.counts_.shape != (c,) or blocks != (c, p, p):
+                raise ValueError("its tensors do not have the shapes of a softmax head")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(f"{directory}: no softmax head in it ({e}); train again") from None
+        head.num_classes_ = c
+        head.head_ = LinearHead(w[:, :-1], w[:, -1])
+        return head
+
+
+def gradient_at_zero(z: Tensor, y: Tensor, num_classes: int) -> float:
+    """The norm of the gradient at weight zero, from the class sums."""
+    sums = torch.zeros(num_classes, z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, y, z).double()
+    counts = torch.bincount(y, minlength=num_classes).double()
+    both = torch.cat([sums, counts[:, None]], dim=1)
+    return float((both - both.mean(dim=0)).norm()) / len(y)
+
+
+def _sample(problem: SoftmaxProblem, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """`h` and probabilities of evenly spaced rows, in the dtype of the products."""
+    n, d = problem.z.shape
+    every = max(1, n // max(SAMPLE_ROWS, SAMPLE_TIMES * d))
+    z = problem.z[::every].to(problem.dtype)
+    return torch.cat([z, z.new_ones(len(z), 1)], dim=1), probabilities[::every].to(z)
+
+
+def _factor(h: Tensor, weight: Tensor, ridge: float) -> Tensor:
+    """The upper factor of `1/n sum weight_i h_i h_i^T + ridge I`, in the dtype of `h`."""
+    weight = weight + FLOOR * weight.mean()
+    matrix = ((h.T * weight) @ h).double() / len(h)
+    matrix.diagonal().add_(ridge + 1e-7 * float(matrix.diagonal().max()))  # the products may be float32
+    upper: Tensor = torch.linalg.cholesky(matrix, upper=True)
+    return upper.to(h.dtype)
+
+
+def class_blocks(problem: SoftmaxProblem, probabilities: Tensor) -> Tensor:
+    """A factor per class, `(C, p, p)`: the diagonal blocks of the Hessian, from a sample of rows."""
+    h, p = _sample(problem, probabilities)
+    return torch.stack([_factor(h, q * (1 - q), problem.ridge) for q in p.T])
+
+
+class _Kept:
+    """The preconditioner of an earlier fit, at every step.
+
+    Softmax does not see a shift common to all classes: along it the Hessian is `ridge I`, far below the blocks.
+    Gradients and weights sum to zero over classes (from a start that does), so the search stays off that direction.
+    """
+
+    def __init__(self, blocks: Tensor) -> None:
+        self.blocks = blocks
+
+    def __call__(self, w: Tensor, probabilities: Tensor) -> Apply:
+        upper, lower = self.blocks, self.blocks.mT
+
+        def apply(r: Tensor) -> Tensor:
+            half = torch.linalg.solve_triangular(lower, r.to(upper.dtype)[:, :, None], upper=False)
+            solved: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)[:, :, 0].double()
+            return solved - solved.mean(dim=0)
+
+        return apply
+
+
+class _Shared:
+    """One factor for all classes, made again while the probabilities still change: at weight zero it is that of the
+    ridge head, scaled, and exactly the inverse Hessian where the gradient sums to zero over classes."""
+
+    AGAIN = (0, 1, 2, 4, 8, 16)
+
+    def __init__(self, problem: SoftmaxProblem) -> None:
+        self.problem, self.calls = problem, 0
+
+    def __call__(self, w: Tensor, probabilities: Tensor) -> Apply:
+        if self.calls in self.AGAIN:
+            h, p = _sample(self.problem, probabilities)
+            self.upper = _factor(h, (p * (1 - p)).mean(dim=1), self.problem.ridge)
+        self.calls += 1
+        upper = self.upper
+
+        def apply(r: Tensor) -> Tensor:
+            half = torch.linalg.solve_triangular(upper.T, r.T.to(upper.dtype), upper=False)
+            solved: Tensor = torch.linalg.solve_triangular(upper, half, upper=True).T
+            return solved.double()
+
+        return apply

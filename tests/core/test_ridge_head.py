@@ -1,0 +1,274 @@
+"""The ridge head: equal to a fit from scratch after any changes, to numpy and to models refitted row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expunge.core import RidgeHead
+from expunge.core.cholesky import Factor, rank_update
+from expunge.core.logit_mask import MASKED_BIAS
+from expunge.system.errors import CheckpointError, DataError
+
+CLASSES, DIM = 4, 6
+
+
+def drawn(n: int, seed: int = 0, dim: int = DIM) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, CLASSES, (n,), generator=generator)
+    z = torch.randn(n, dim, generator=generator, dtype=torch.float64) + 2.0 * torch.eye(CLASSES, dim)[y].double()
+    return z, y
+
+
+def reference(z: torch.Tensor, y: torch.Tensor, ridge: float) -> np.ndarray:
+    """The normal equations, by numpy."""
+    h = np.hstack([z.double().numpy(), np.ones((len(z), 1))])
+    onehot = np.eye(CLASSES)[y.numpy()]
+    return np.linalg.solve(h.T @ h + ridge * np.eye(h.shape[1]), h.T @ onehot)
+
+
+def near(a: torch.Tensor | np.ndarray, b: torch.Tensor | np.ndarray, rtol: float = 1e-9) -> bool:
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return float((a - b).norm()) <= rtol * max(float(b.norm()), 1e-12)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1.0, 100.0])
+@pytest.mark.parametrize("n", [0, 3, 200])
+def test_equals_numpy(ridge, n):
+    z, y = drawn(n)
+    head = RidgeHead(ridge).fit(z, y, CLASSES)
+    assert near(head.weights_, reference(z, y, ridge))
+    assert head.n_ == n
+    expected = head.weights_.T / head.temperature_
+    torch.testing.assert_close(head.head_.weight, expected[:, :-1].float())
+    present = torch.bincount(y, minlength=CLASSES) > 0
+    torch.testing.assert_close(head.head_.bias[present], expected[present, -1].float())
+    assert (head.head_.bias[~present] == MASKED_BIAS).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_sequence_equals_a_fit_from_scratch(data):
+    """Orders, batches, repeated rows, classes emptied and filled again, all rows gone; rows that wait are worked in."""
+    z, y = drawn(60, seed=data.draw(st.integers(0, 5), label="seed"))
+    z[10:20] = z[10]  # repeated rows
+    y[10:20] = y[10]
+    head, inside = RidgeHead(0.5).fit(z[:40], y[:40], CLASSES), set(range(40))
+    for _ in range(data.draw(st.integers(1, 12), label="changes")):
+        adding = data.draw(st.booleans(), label="add")
+        pool = sorted(set(range(60)) - inside if adding else inside)
+        if data.draw(st.integers(0, 3), label="whole class") == 0:
+            c = data.draw(st.integers(0, CLASSES - 1))
+            rows = [i for i in pool if int(y[i]) == c]
+        else:
+            rows = data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=8)) if pool else []
+        if adding:
+            head.add(z[rows], y[rows])
+            inside |= set(rows)
+        else:
+            head.remove(z[rows], y[rows])
+            inside -= set(rows)
+        kept = sorted(inside)
+        assert near(head.weights_, reference(z[kept], y[kept], 0.5))
+        assert torch.equal(head.counts_, torch.bincount(y[kept], minlength=CLASSES))
+
+
+@pytest.mark.parametrize(("dim", "batch"), [(20, 3), (700, 7), (700, 40)])
+def test_many_requests_do_not_drift(dim, batch):
+    """Both ways of working waiting rows in: a new factor (20), blocked rotations (700)."""
+    z, y = drawn(1200, dim=dim)
+    head = RidgeHead(1.0).fit(z, y, CLASSES)
+    for start in range(0, 600, batch):
+        head.remove(z[start : start + batch], y[start : start + batch])
+    left = 600 - 600 % -batch if 600 % batch else 600
+    fresh = RidgeHead(1.0).fit(z[left:], y[left:], CLASSES)
+    assert near(head.weights_, fresh.weights_)
+    assert near(head.weights_, reference(z[left:], y[left:], 1.0))
+
+
+@pytest.mark.parametrize("p", [5, 64, 150])
+@pytest.mark.parametrize("k", [1, 9, 80])
+def test_the_factor_follows(p, k):
+    generator = torch.Generator().manual_seed(p)
+    a = torch.randn(400, p, generator=generator, dtype=torch.float64)
+    rows = torch.randn(k, p, generator=generator, dtype=torch.float64)
+    matrix = a.T @ a
+    upper = torch.linalg.cholesky(matrix, upper=True).contiguous()
+    assert rank_update(upper, rows, 1)
+    torch.testing.assert_close(upper, torch.linalg.cholesky(matrix + rows.T @ rows, upper=True), rtol=1e-10, atol=1e-9)
+    assert rank_update(upper, rows, -1)
+    torch.testing.assert_close(upper.T @ upper, matrix, rtol=1e-9, atol=1e-8)
+    assert not rank_update(upper, 100 * rows, -1)
+
+
+def test_waiting_rows_count_in_solutions():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.eye(300, dtype=torch.float64) * 3
+    rows = torch.randn(30, 300, generator=generator, dtype=torch.float64) / 10
+    factor = Factor(matrix)
+    for part, sign in ((rows[:8], 1), (rows[8:20], 1), (rows[:8], -1), (rows[20:], 1)):
+        _, base = factor.prepare(part)
+        matrix = matrix + sign * part.T @ part
+        factor.push(part, base, sign, lambda matrix=matrix: matrix)
+        assert factor.waiting
+        right = torch.ones(300, 2, dtype=torch.float64)
+        torch.testing.assert_close(matrix @ factor.solve(right), right)
+
+
+def test_float32_rows_and_streaming():
+    z, y = drawn(100)
+    z = z.float()
+    whole = RidgeHead().fit(z, y, CLASSES)
+    parts = RidgeHead()
+    for start in range(0, 100, 30):
+        parts.update(z[start : start + 30], y[start : start + 30], CLASSES)
+    with pytest.raises(AttributeError, match="call solve"):
+        parts.remove(z[:1], y[:1])
+    assert near(parts.solve().weights_, whole.weights_)
+    with pytest.raises(AttributeError, match="head_ yet"):
+        _ = parts.update(z[:1], y[:1]).head_
+
+
+def test_quantised_sums_give_the_same_bits():
+    z, y = drawn(300)
+    head = RidgeHead(quantum=2.0**-10).fit(z, y, CLASSES)
+    for start in range(0, 100, 4):
+        head.remove(z[start : start + 4], y[start : start + 4])
+    head.add(z[:7], y[:7]).remove(z[:7], y[:7])
+    fresh = RidgeHead(quantum=2.0**-10).fit(z[100:], y[100:], CLASSES)
+    assert torch.equal(head.sums.second, fresh.sums.second)
+    assert torch.equal(head.solve().weights_, fresh.weights_)
+    assert near(fresh.weights_, RidgeHead().fit(z[100:], y[100:], CLASSES).weights_, 1e-2)  # rounding costs little
+    with pytest.raises(DataError, match="no longer exact"):
+        RidgeHead(quantum=2.0**-30).fit(z, y, CLASSES)
+    with pytest.raises(ValueError, match="power of two"):
+        RidgeHead(quantum=0.3).fit(z, y, CLASSES)
+
+
+def refitted_without(z, y, rows, ridge):
+    keep = torch.ones(len(y), dtype=torch.bool)
+    keep[rows] = False
+    weights = torch.from_numpy(reference(z[keep], y[keep], ridge))
+    h = torch.cat([z, torch.ones(len(z), 1, dtype=torch.float64)], dim=1)
+    return (torch.eye(CLASSES, dtype=torch.float64)[y] - h @ weights)[rows]
+
+
+def test_leave_one_out_equals_models_without_the_row():
+    z, y = drawn(40)
+    head = RidgeHead(0.3).fit(z, y, CLASSES)
+    loo = head.leave_one_out_
+    for i in range(40):
+        torch.testing.assert_close(loo.residuals[i : i + 1], refitted_without(z, y, [i], 0.3))
+    own = refitted_without(z, y, [], 0.3)
+    assert own.shape == (0, CLASSES)
+    h = torch.cat([z, torch.ones(40, 1, dtype=torch.float64)], dim=1)
+    change = loo.residuals - (torch.eye(CLASSES, dtype=torch.float64)[y] - h @ head.weights_)
+    torch.testing.assert_close(loo.scores, change.norm(dim=1))
+    torch.testing.assert_close(head.leave_group_out(z[:5], y[:5]), refitted_without(z, y, list(range(5)), 0.3))
+    head.remove(z[:3], y[:3])
+    with pytest.raises(DataError, match="does not keep rows"):
+        _ = head.leave_one_out_
+    again = head.leave_one_out(z[3:], y[3:])
+    torch.testing.assert_close(again.residuals, RidgeHead(0.3).fit(z[3:], y[3:], CLASSES).leave_one_out_.residuals)
+
+
+def test_press_and_gcv_equal_brute_force():
+    z, y = drawn(60)
+    z[:, 3:] *= 5
+    y = torch.randint(0, CLASSES, (60,), generator=torch.Generator().manual_seed(1))  # noise: a large ridge is right
+    grid = (0.01, 1.0, 30.0, 1000.0)
+    press, gcv = {}, {}
+    for ridge in grid:
+        left_out = torch.cat([refitted_without(z, y, [i], ridge) for i in range(60)])
+        press[ridge] = float(left_out.square().sum())
+        h = np.hstack([z.numpy(), np.ones((60, 1))])
+        hat = h @ np.linalg.solve(h.T @ h + ridge * np.eye(DIM + 1), h.T)
+        residual = np.eye(CLASSES)[y.numpy()] - hat @ np.eye(CLASSES)[y.numpy()]
+        gcv[ridge] = 60 * float((residual**2).sum()) / (60 - np.trace(hat)) ** 2
+    assert RidgeHead("press", grid=grid).fit(z, y, CLASSES).ridge_ == min(press, key=press.get)
+    assert RidgeHead("gcv", grid=grid).fit(z, y, CLASSES).ridge_ == min(gcv, key=gcv.get)
+    assert min(press, key=press.get) != grid[0]
+
+
+@pytest.mark.parametrize("ridge", ["press", "gcv"])
+def test_choices_are_those_of_the_rows_that_are_left(ridge):
+    """A cloud of noise chooses a large ridge; with it gone the choice must be that of the other rows."""
+    z, y = drawn(80)
+    noise = torch.randint(0, CLASSES, (40,), generator=torch.Generator().manual_seed(1))
+    z, y = torch.cat([z, 20 * z[:40].roll(1, 1)]), torch.cat([y, noise])
+    grid = (1e-2, 1.0, 1e2, 1e4)
+    head = RidgeHead(ridge, "leave-one-out", grid=grid).fit(z, y, CLASSES)
+    fresh = RidgeHead(ridge, "leave-one-out", grid=grid).fit(z[:80], y[:80], CLASSES)
+    with pytest.raises(DataError, match="give kept"):
+        head.remove(z[80:], y[80:])
+    with pytest.raises(DataError, match="79 rows, but the head has 80"):
+        head.remove(z[80:], y[80:], kept=(z[:79], y[:79]))
+    for start in range(80, 120, 10):
+        head.remove(z[start : start + 10], y[start : start + 10], kept=(
+            torch.cat([z[:80], z[start + 10 :]]), torch.cat([y[:80], y[start + 10 :]]),
+        ))  # fmt: skip
+    assert head.ridge_ == fresh.ridge_
+    assert head.temperature_ == pytest.approx(fresh.temperature_, rel=1e-9)
+    assert near(head.weights_, fresh.weights_)
+
+
+def test_the_temperature_minimises_the_leave_one_out_loss():
+    z, y = drawn(200)
+    head = RidgeHead(1.0, "leave-one-out").fit(z, y, CLASSES)
+    scores = torch.eye(CLASSES, dtype=torch.float64)[y] - head.leave_one_out_.residuals
+
+    def loss(t):
+        return float(torch.nn.functional.cross_entropy(scores / t, y))
+
+    t = head.temperature_
+    assert loss(t) <= min(loss(t * f) for f in (0.5, 0.9, 0.999, 1.001, 1.1, 2.0))
+    p = head.predict_proba(z)
+    torch.testing.assert_close(p.sum(1), torch.ones(200, dtype=torch.float64))
+    torch.testing.assert_close(p, head.head_.logits(z).softmax(1), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_were_never_added_are_refused_with_nothing_changed():
+    z, y = drawn(50)
+    head = RidgeHead(0.1).fit(z, y, CLASSES)
+    before = head.weights_.clone(), head.sums.second.clone()
+    stranger = 30 * torch.ones(1, DIM, dtype=torch.float64)
+    with pytest.raises(DataError, match="not among"):
+        head.remove(stranger, y[:1])
+    other = z[:1] + torch.tensor([[0, 0, 0, 0, 9.0, 9.0]])
+    with pytest.raises(DataError, match="not among"):
+        head.remove(other.repeat(3, 1), y[:1].repeat(3))
+    own = (y == 0).nonzero()[:, 0]
+    with pytest.raises(DataError, match=r"rows of class 0 are to be removed, but it has"):
+        head.remove(z[own].repeat(2, 1), y[own].repeat(2))
+    moved = z[own] + 0.01
+    with pytest.raises(DataError, match="rows of class 0"):
+        head.remove(moved, y[own])
+    with pytest.raises(DataError, match="row 0: its label is 9"):
+        head.remove(z[:1], torch.tensor([9]))
+    with pytest.raises(DataError, match="row 1 of the features holds NaN"):
+        head.add(torch.stack([z[0], z[1] * float("nan")]), y[:2])
+    assert torch.equal(head.weights_, before[0]) and torch.equal(head.sums.second, before[1])
+
+
+def test_saved_and_loaded_heads_go_on_alike(tmp_path):
+    z, y = drawn(90)
+    head = RidgeHead(0.7, "leave-one-out").fit(z, y, CLASSES)
+    head.save(tmp_path)
+    again = RidgeHead.load(tmp_path)
+    assert again.get_params() == head.get_params()
+    assert torch.equal(again.head_.weight, head.head_.weight) and again.temperature_ == head.temperature_
+    kept = (z[5:], y[5:])
+    assert near(again.remove(z[:5], y[:5], kept).weights_, reference(*kept, 0.7))
+    assert not any(b"pickle" in f.read_bytes() for f in tmp_path.iterdir())
+    (tmp_path / "ridge_head.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no ridge head"):
+        RidgeHead.load(tmp_path)
+
+
+def test_bad_settings_are_refused():
+    for bad in ({"ridge": 0.0}, {"ridge": "loo"}, {"temperature": -1.0}, {"grid": ()}):
+        with pytest.raises(ValueError):
+            RidgeHead(**bad)
