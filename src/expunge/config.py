@@ -16,14 +16,24 @@ from expunge.evaluation.margins import Margins
 from expunge.system.errors import ConfigError
 
 PARAMS = Path("params.yaml")
+SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz", "text")
+NAMED = ("torchvision:", "hf:")
 
 
 @dataclass(frozen=True)
 class Data:
-    source: Literal["fashion-mnist", "digits", "image-folder", "parquet", "npz", "text"]
+    source: str
     path: str | None
     test_fraction: float
     seed: int
+    root: str | None = None
+    download: bool = False
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the source is a data set by name, `torchvision:NAME` or `hf:NAME`."""
+        return self.source.startswith(NAMED)
 
 
 @dataclass(frozen=True)
@@ -167,8 +177,11 @@ def _section(cls: type[Any], raw: Any, path: str, prefix: str) -> Any:
             raise ConfigError(f"{path}: unknown key {prefix}{key}; {hint}")
     hints = typing.get_type_hints(cls)
     values = {}
-    for name in [f.name for f in dataclasses.fields(cls)]:
+    for field in dataclasses.fields(cls):
+        name = field.name
         if name not in raw:
+            if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
+                continue
             raise ConfigError(
                 f"{path}: missing key {prefix}{name}; add it (see the comments in the repository's params.yaml)"
             )
@@ -213,10 +226,21 @@ def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     rules = [
         (
-            config.data.source in ("fashion-mnist", "digits") or config.data.path is not None,
+            config.data.is_named or config.data.source in SOURCES,
+            "data.source",
+            f"must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME",
+        ),
+        (
+            config.data.is_named or config.data.source in ("fashion-mnist", "digits") or config.data.path is not None,
             "data.path",
             "must name the input of this source",
         ),
+        (
+            config.data.source.startswith("torchvision:") or not (config.data.root or config.data.download),
+            "data.root and data.download",
+            "are for data.source torchvision:NAME",
+        ),
+        (config.data.source.startswith("hf:") or not config.data.columns, "data.columns", "is for data.source hf:NAME"),
         (0 < config.data.test_fraction < 1, "data.test_fraction", "must lie between 0 and 1"),
         (0 < config.split.fraction < 1, "split.fraction", "must lie between 0 and 1"),
         (0 <= config.split.validation <= 0.5, "split.validation", "must lie between 0 and 0.5"),
@@ -281,7 +305,8 @@ def _check(config: Config, path: str) -> None:
             "other than penultimate need model.training: head: a new head is trained on them",
         ),
         (
-            (config.data.source == "text") == config.model.name.startswith("sentence:"),
+            config.data.source.startswith("hf:")
+            or (config.data.source == "text") == config.model.name.startswith("sentence:"),
             "model.name",
             "must be sentence:NAME-OR-DIR for data.source text, and only there",
         ),

@@ -24,7 +24,7 @@ from expunge.core.maps import FeatureMap
 from expunge.core.moments import Moments
 from expunge.core.representation import RepresentationLinear
 from expunge.core.representation_mlp import RepresentationMlp
-from expunge.core.zero_shot import RepresentationZeroShot
+from expunge.core.zero_shot import RepresentationZeroShotMlp
 from expunge.system.files import write_bytes
 from expunge.system.progress import log_message
 
@@ -67,8 +67,8 @@ def fit_maps(z: Tensor, labels: Tensor, head: LinearHead, seed: int) -> dict[str
     retain, forget = z[~gone], z[gone]
     linear = RepresentationLinear(BETA, max_distortion=None).fit(Moments.of(retain), Moments.of(forget), head)
     network = RepresentationMlp(HIDDEN, BETA, steps=STEPS, seed=seed, max_distortion=None).fit(retain, forget, head)
-    zero_shot = RepresentationZeroShot(
-        "mlp", BETA, "adam", "scaled", HIDDEN, steps=STEPS, seed=seed, max_distortion=None
+    zero_shot = RepresentationZeroShotMlp(
+        HIDDEN, BETA, proxies="scaled", steps=STEPS, seed=seed, max_distortion=None
     ).fit(forget, head, torch.bincount(labels), FORGOTTEN)
     return {"standard, linear": linear.map_, "standard": network.map_, "zero-shot": zero_shot.map_}
 
@@ -105,7 +105,7 @@ def draw(head: LinearHead, labels: Tensor, panels: list[Panel]) -> bytes:
     """A PNG with one plot a panel: regions of the frozen head behind the features; the forgotten class is black."""
     colours = matplotlib.colormaps["tab10"](np.arange(1, CLASSES + 1))
     colours[FORGOTTEN] = (0, 0, 0, 1)
-    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(panels), 3.8), layout="constrained")
     limit = RADIUS + 4 * SPREAD
     grid = torch.linspace(-limit, limit, 241)
     points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=2).reshape(-1, 2)
