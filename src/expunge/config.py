@@ -26,14 +26,9 @@ class Data:
     path: str | None
     test_fraction: float
     seed: int
-    root: str | None = None
-    download: bool = False
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def is_named(self) -> bool:
-        """Whether the source is a data set by name, `torchvision:NAME` or `hf:NAME`."""
-        return self.source.startswith(NAMED)
+    root: str | None
+    download: bool
+    columns: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -177,14 +172,9 @@ def _section(cls: type[Any], raw: Any, path: str, prefix: str) -> Any:
             raise ConfigError(f"{path}: unknown key {prefix}{key}; {hint}")
     hints = typing.get_type_hints(cls)
     values = {}
-    for field in dataclasses.fields(cls):
-        name = field.name
+    for name in [f.name for f in dataclasses.fields(cls)]:
         if name not in raw:
-            if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
-                continue
-            raise ConfigError(
-                f"{path}: missing key {prefix}{name}; add it (see the comments in the repository's params.yaml)"
-            )
+            raise ConfigError(f"{path}: missing key {prefix}{name}; add it, as the repository's params.yaml has it")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             values[name] = _section(typing.cast(type[Any], hint), raw[name], path, f"{prefix}{name}.")
@@ -226,12 +216,14 @@ def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     rules = [
         (
-            config.data.is_named or config.data.source in SOURCES,
+            config.data.source.startswith(NAMED) or config.data.source in SOURCES,
             "data.source",
-            f"must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME",
+            f"is {config.data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME",
         ),
         (
-            config.data.is_named or config.data.source in ("fashion-mnist", "digits") or config.data.path is not None,
+            config.data.source.startswith(NAMED)
+            or config.data.source in ("fashion-mnist", "digits")
+            or config.data.path is not None,
             "data.path",
             "must name the input of this source",
         ),
