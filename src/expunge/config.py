@@ -14,6 +14,8 @@ from expunge.system.safe_yaml import read_mapping, shown
 from expunge.system.validation import explain
 
 PARAMS = Path("params.yaml")
+SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
+NAMED = ("torchvision:", "hf:")
 # Old keys -> new keys, as they are written in errors. An old key is refused with the new one.
 RENAMED = {
     "fit.matched": "fit.relearn",
@@ -44,10 +46,13 @@ FORBID = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=FORBID)
 class Data:
-    source: Literal["fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text"]
+    source: Text
     path: Text | None
     test_fraction: Share
     seed: Seed
+    root: Text | None
+    download: Bool
+    columns: dict[Text, Text]
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -210,10 +215,23 @@ def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     rules = [
         (
-            config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji") or config.data.path is not None,
+            config.data.source.startswith(NAMED) or config.data.source in SOURCES,
+            "data.source",
+            f"is {config.data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME",
+        ),
+        (
+            config.data.source.startswith(NAMED)
+            or config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji")
+            or config.data.path is not None,
             "data.path",
             "must name the input of this source",
         ),
+        (
+            config.data.source.startswith("torchvision:") or not (config.data.root or config.data.download),
+            "data.root and data.download",
+            "are for data.source torchvision:NAME",
+        ),
+        (config.data.source.startswith("hf:") or not config.data.columns, "data.columns", "is for data.source hf:NAME"),
         (
             config.split.selector not in ("ids", "subjects") or config.split.file is not None,
             "split.file",
@@ -261,7 +279,8 @@ def _check(config: Config, path: str) -> None:
             "other than penultimate need model.training: head: a new head is trained on them",
         ),
         (
-            (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
+            config.data.source.startswith("hf:")
+            or (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
             "must be sentence:NAME-OR-DIR for data.source text and fortunes, and only there",
         ),

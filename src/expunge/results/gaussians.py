@@ -104,7 +104,7 @@ def draw(head: LinearHead, labels: Tensor, panels: list[Panel]) -> bytes:
     """A PNG with one plot a panel: regions of the frozen head behind the features; the forgotten class is black."""
     colours = matplotlib.colormaps["tab10"](np.arange(1, CLASSES + 1))
     colours[FORGOTTEN] = (0, 0, 0, 1)
-    figure = Figure(figsize=(3.1 * len(panels), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(panels), 3.8), layout="constrained")
     limit = RADIUS + 4 * SPREAD
     grid = torch.linspace(-limit, limit, 241)
     points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=2).reshape(-1, 2)

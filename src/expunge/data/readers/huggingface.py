@@ -167,9 +167,9 @@ def _roles(features: Mapping[str, Any], source: str, columns: Mapping[str, str])
     kinds = {name: type(f).__name__ for name, f in features.items()}
     roles = dict(columns)
     for role in ("subject", "id"):
-        usual = next((n for n in ROLES[role] if n in features), None)
-        if role not in roles and usual is not None:
-            roles[role] = usual
+        present = [n for n in ROLES[role] if n in features]
+        if role not in roles and present:
+            roles[role] = present[0]
     if "label" not in roles:
         typed = [n for n, kind in kinds.items() if kind == "ClassLabel"] or [n for n in ROLES["label"] if n in kinds]
         roles["label"] = _one(typed, "label", source, features)
