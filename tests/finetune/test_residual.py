@@ -57,7 +57,7 @@ def test_a_full_rank_residual_of_the_last_layer_reaches_the_ridge_solution(digit
     model.card = replace(model.card, name="linear", feature_dim=6)
     model.eval()
     b = 2.0
-    method = ResidualAlignment(rank=6, weight=b, layers=("1",), lr=0.05, epochs=600, batch_size=10_000, momentum=0.9)
+    method = ResidualAlignment(rank=6, weight=b, layers=("1",), lr=0.005, epochs=800, batch_size=10_000, momentum=0.9)
     result = method.fit(model, digits.images, digits.labels, *digits.rows).classifier_
     h_r, h_f = (model.preprocess(digits.images[r]).flatten(1).double() for r in digits.rows)
     w = model.backbone[1].weight.detach().double()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REQUESTS = ("classes", "rows")
-NEEDS = ("head", "moments", "features", "images", "retained rows", "unseen rows", "teacher")
+NEEDS = ("head", "moments", "features", "activations", "images", "retained rows", "unseen rows", "teacher")
 CHANGES = ("head", "map", "weights")
-COSTS = ("closed form", "passes over forgotten rows", "passes over retained rows")
+COSTS = ("closed form", "features only", "passes over forgotten rows", "passes over retained rows")
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Facts:
     requests   kinds of request it makes sense for, of REQUESTS; another kind is refused
     needs      what it looks at besides the forgotten rows, of NEEDS
     changes    "head", "map" (features on their way to the head) or "weights" (below the head as well)
-    cost       what its time grows with, of COSTS; "closed form" also covers one pass of gradients without descent
+    cost       what its time grows with, of COSTS; "closed form" also covers one pass of gradients without descent,
+               "features only" descent on features that were fetched once
     source     paper, and "reconstruction" where its formulas were not published
     """
 

@@ -22,7 +22,8 @@ class PartiallyBlinded(Updater):
 
     F is the diagonal Fisher of the original on forgotten rows. Published: 1 : .14 : 5.5 with Adam, whose first steps
     are of one length however small the gradient is. With SGD, as here, that norm holds a network that fits its rows
-    where it is (measured on digits), so the default is smaller. Nothing bounds CE where penalties are weak. With
+    where it is (measured on digits), so the default is smaller. Nothing bounds CE
+    where the penalties are too weak: `cap`, in nats, leaves a row alone that has reached it; None is as published. With
     `unseen_rows` it stops once forgotten rows are read no better than those; otherwise it ends up sure of the wrong
     answer, far from a retrained model. No retained rows, no decay. An epoch is a pass over the forgotten rows. Batch
     norm: running statistics.
@@ -33,6 +34,7 @@ class PartiallyBlinded(Updater):
     )
     fisher: float = 0.14
     norm: float = 0.05
+    cap: float | None = 6.0
     epochs: int = 5
     lr: float = 0.03
     weight_decay: float = 0.0
@@ -54,7 +56,8 @@ class PartiallyBlinded(Updater):
         start = dict(run.original.named_parameters())
 
         def loss(rows: Index) -> Terms:
-            lose = cross_entropy(run.logits(rows, frozen_norm=True), run.y(rows))
+            losses = cross_entropy(run.logits(rows, frozen_norm=True), run.y(rows), reduction="none")
+            lose = losses.mean() if self.cap is None else losses.clamp(max=self.cap).mean()
             return {"forget": -lose, "stay": penalty(dict(run.student.named_parameters()), start, strength)}
 
         return [Phase(epoch, "forgotten", single(run.forgotten(epoch)), loss) for epoch in range(self.epochs)]
