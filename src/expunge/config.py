@@ -29,7 +29,7 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     name: str
-    training: Literal["full", "head", "none"]
+    training: Literal["full", "head", "ridge", "none"]
     image_size: int | None
     checkpoint: str | None
     head: str | None
@@ -45,6 +45,7 @@ class Train:
     weight_decay: float
     precision: Literal["auto", "fp32", "bf16"]
     seed: int
+    head: dict[str, Any]  # arguments of RidgeHead or SoftmaxHead
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,11 @@ def _check(config: Config, path: str) -> None:
             "retrain.seeds",
             "must be a list of different seeds, at least one",
         ),
+        (
+            config.model.training in ("head", "ridge") or not config.train.head,
+            "train.head",
+            "must be {} unless model.training is head or ridge",
+        ),
         (config.train.epochs > 0, "train.epochs", "must be positive"),
         (config.train.batch_size > 0, "train.batch_size", "must be positive"),
         (config.features.batch_size > 0, "features.batch_size", "must be positive"),
@@ -276,9 +282,9 @@ def _check(config: Config, path: str) -> None:
         ),
         (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
         (
-            config.features.modules == ("penultimate",) or config.model.training == "head",
+            config.features.modules == ("penultimate",) or config.model.training in ("head", "ridge"),
             "features.layers",
-            "other than penultimate need model.training: head: a new head is trained on them",
+            "other than penultimate need model.training: head or ridge: a new head is trained on them",
         ),
         (
             (config.data.source == "text") == config.model.name.startswith("sentence:"),

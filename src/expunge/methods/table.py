@@ -35,6 +35,7 @@ from expunge.core import (
 from expunge.finetune import FOR_SAMPLES, Seal
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.relearn import Relearn, features_above
+from expunge.methods.exact import delete_exactly
 from expunge.methods.inputs import FitInputs
 from expunge.methods.selection import choose_settings
 from expunge.methods.unlearned import UnlearnedModel
@@ -111,6 +112,12 @@ def _head_refit(name: str, request: FitInputs, settings: Settings, before: Unlea
     labels = torch.from_numpy(request.labels[request.retain_rows])
     fitted = _make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)
     return UnlearnedModel(fitted.map_, fitted.head_, {"steps": fitted.steps_, "gradient_norm": fitted.gradient_norm_})
+
+
+def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    if settings:
+        raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; train.head holds those of the head")
+    return delete_exactly(request)
 
 
 def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
@@ -197,6 +204,7 @@ METHODS: dict[str, Fit] = {
     "pour-p": _pour_p,
     "esc": _esc,
     "head-refit": _head_refit,
+    "exact": _exact,
     "certified-removal": _certified_removal,
     "relearn": _relearn,
     "teacher-map": _teacher_map,
