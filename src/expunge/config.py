@@ -58,7 +58,7 @@ class Data:
 @dataclass(frozen=True, config=FORBID)
 class Model:
     name: Text
-    training: Literal["full", "head", "none"]
+    training: Literal["full", "head", "ridge", "none"]
     image_size: Count | None
     checkpoint: Text | None
     head: Text | None
@@ -74,6 +74,7 @@ class Train:
     weight_decay: Penalty
     precision: Literal["auto", "fp32", "bf16"]
     seed: Seed
+    head: dict[Text, Any]  # arguments of RidgeHead or SoftmaxHead
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -263,6 +264,11 @@ def _check(config: Config, path: str) -> None:
             "must be a list of different seeds, at least one",
         ),
         (
+            config.model.training in ("head", "ridge") or not config.train.head,
+            "train.head",
+            "must be {} unless model.training is head or ridge",
+        ),
+        (
             config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),
             "ensembles.heads",
             "must be 0 (off) or an even number of at least 8: half of the heads had a row",
@@ -274,9 +280,9 @@ def _check(config: Config, path: str) -> None:
         ),
         (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
         (
-            config.features.modules == ("penultimate",) or config.model.training == "head",
+            config.features.modules == ("penultimate",) or config.model.training in ("head", "ridge"),
             "features.layers",
-            "other than penultimate need model.training: head: a new head is trained on them",
+            "other than penultimate need model.training: head or ridge: a new head is trained on them",
         ),
         (
             config.data.source.startswith("hf:")

@@ -10,7 +10,7 @@ from expunge.core import AffineMap
 from expunge.core.facts import Facts
 from expunge.methods.table import METHODS, fit
 from expunge.methods.unlearned import UnlearnedModel
-from expunge.system.errors import ConfigError, DataError
+from expunge.system.errors import ConfigError, DataError, QualityError
 from expunge.system.files import write_manifest
 
 QUICK = {
@@ -32,7 +32,7 @@ def test_retained_moments_are_those_of_retained_rows(request_):
     torch.testing.assert_close(request_.retain.cov(), direct.cov(), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "regun"}))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact", "regun"}))
 def test_every_method_fits_and_comes_back(name, request_, tmp_path):
     before = {k: v.clone() for k, v in request_.classifier.state_dict().items()}
     unlearned = fit(name, request_, TABLE)
@@ -109,6 +109,11 @@ def test_relearning_keeps_what_lies_below_the_cut(request_):
 def test_certified_removal_is_refused_where_the_backbone_saw_the_data(request_):
     with pytest.raises(DataError, match="backbone"):
         fit("certified-removal", request_, TABLE)
+
+
+def test_exact_is_refused_where_all_weights_were_trained(request_):
+    with pytest.raises(QualityError, match="training is full: nothing but training again"):
+        fit("exact", request_, TABLE)
 
 
 @pytest.mark.parametrize(

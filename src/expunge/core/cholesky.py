@@ -124,3 +124,20 @@ class Factor:
                 return self.fresh(matrix())
         self._empty()
         return None
+
+
+def refined(
+    factor: Factor, matrix: Tensor, ridge: float, right: Tensor, x: Tensor, enough: float
+) -> tuple[Tensor, float]:
+    """`x (p, c)` after at most one step of iterative refinement, and what is left of
+    `right - (matrix + ridge I) x`, relative to `tr(matrix + ridge I) |x| + |right|`; the step is left out where that is
+    `enough` already."""
+    size = float(matrix.trace()) + ridge * len(matrix)
+    for attempt in (0, 1):
+        rest = right - matrix @ x - ridge * x
+        scale = size * float(x.norm()) + float(right.norm())
+        left = float(rest.norm()) / max(scale, torch.finfo(torch.float64).tiny)
+        if left <= enough or attempt:
+            break
+        x = x + factor.solve(rest)
+    return x, left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from expunge.core.cholesky import Factor
+from expunge.core.cholesky import Factor, refined
 from expunge.core.class_sums import MEMBERSHIP, NOT_AMONG, ClassSums, as_labelled, check_members
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS
 from expunge.core.ridge_choice import (
@@ -60,6 +61,7 @@ class RidgeHead(Estimator):
     `leave_one_out_`. [methods.md 8; the rank-k form is derived there]
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("head",), "head", "closed form", "derived")
     head_: LinearHead
     weights_: Tensor
     ridge_: float
@@ -248,18 +250,7 @@ class RidgeHead(Estimator):
         return self
 
     def _refined(self, factor: Factor, weights: Tensor) -> tuple[Tensor, float]:
-        """At most one step of iterative refinement; the weights and their residual, relative."""
-        matrix, right = self.sums.second, self.sums.by_class
-        size = float(matrix.trace()) + self.ridge_ * len(matrix)
-        for attempt in (0, 1):
-            rest = right - matrix @ weights - self.ridge_ * weights
-            drift = float(rest.norm()) / max(
-                size * float(weights.norm()) + float(right.norm()), torch.finfo(torch.float64).tiny
-            )
-            if drift <= self.drift or attempt:
-                break
-            weights = weights + factor.solve(rest)
-        return weights, drift
+        return refined(factor, self.sums.second, self.ridge_, self.sums.by_class, weights, self.drift)
 
     def _checked(self, kept: Rows | None, n: int | None = None) -> tuple[Tensor, Tensor] | None:
         """`kept`, after checking that it is there where it is needed and has as many rows as the head will have."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from expunge.core.class_sums import as_labelled
 from expunge.core.estimator import Estimator
 from expunge.core.head import LinearHead
+from expunge.core.logit_mask import MASKED_BIAS
 from expunge.core.newton_cg import Apply, Point, SoftmaxProblem, newton_cg
 from expunge.core.row_store import RowStore
 from expunge.system.errors import CheckpointError, DataError
@@ -32,8 +33,9 @@ class SoftmaxHead(Estimator):
 
     The objective is strongly convex, so there is one optimum W*, whatever the start, and
     `|W - W*| <= |gradient| / ridge` (Frobenius norms): `bound_`, for the float64 `weights_`. `head_` holds them
-    rounded to float32. `remove` and `add` start from the present weights with the preconditioner of `fit`, a factor per
-    class of `1/n sum p_c (1 - p_c) h h^T + ridge I`, and stop at the same `tol`.
+    rounded to float32, with bias -1e4 for classes without a row. `remove` and `add` start from the present weights with
+    the preconditioner of `fit`, a factor per class of `1/n sum p_c (1 - p_c) h h^T + ridge I`, and stop at the same
+    `tol`.
 
     ridge   on the mean: scikit-learn's LogisticRegression with C = 1 / (ridge n), bias in the features
     tol     on the Euclidean norm of the gradient
@@ -141,8 +143,12 @@ class SoftmaxHead(Estimator):
             self.steps_, self.products_ = solution.steps, solution.products
         self.gradient_norm_ = float(point.gradient.norm())
         self.counts_ = torch.bincount(y, minlength=self.num_classes_)
-        self.head_ = LinearHead(self.weights_[:, :-1], self.weights_[:, -1])
+        self._ship()
         return point
+
+    def _ship(self) -> None:
+        bias = self.weights_[:, -1].masked_fill(self.counts_ == 0, MASKED_BIAS)
+        self.head_ = LinearHead(self.weights_[:, :-1], bias)
 
     def _rows(self) -> RowStore:
         if self._store is None:
@@ -179,7 +185,7 @@ class SoftmaxHead(Estimator):
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"{directory}: no softmax head in it ({e}); train again") from None
         head.num_classes_ = c
-        head.head_ = LinearHead(w[:, :-1], w[:, -1])
+        head._ship()
         return head
 
 

@@ -70,6 +70,13 @@ class ForgottenRows:
         kept, key = self._kept(), self._key()
         return np.array([_digest(i, key) in kept for i in sample_ids], dtype=bool)
 
+    def digests(self, sample_ids: Iterable[str]) -> list[bytes]:
+        """Keyed digests of ids, 16 bytes each; the key is written where there is none yet, so that they can be made
+        again."""
+        self._keep_key()
+        key = self._key()
+        return [_digest(i, key) for i in sample_ids]
+
     def _kept(self) -> set[bytes]:
         """Every digest in the folder."""
         requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))

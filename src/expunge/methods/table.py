@@ -38,6 +38,7 @@ from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal, Teache
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
+from expunge.methods.exact import delete_exactly
 from expunge.methods.inputs import FitInputs
 from expunge.methods.selection import choose_settings
 from expunge.methods.unlearned import UnlearnedModel
@@ -114,6 +115,12 @@ def _head_refit(name: str, request: FitInputs, settings: Settings, before: Unlea
     labels = torch.from_numpy(request.labels[request.retain_rows])
     fitted = _make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)
     return UnlearnedModel(fitted.map_, fitted.head_, {"steps": fitted.steps_, "gradient_norm": fitted.gradient_norm_})
+
+
+def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    if settings:
+        raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; train.head holds those of the head")
+    return delete_exactly(request)
 
 
 def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
@@ -230,6 +237,7 @@ METHODS: dict[str, Method] = {
     "pour-p": Method(PourP, _pour_p),
     "esc": Method(Esc, _esc),
     "head-refit": Method(HeadRefit, _head_refit),
+    "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, as the model was trained
     "certified-removal": Method(CertifiedRemoval, _certified_removal),
     "relearn": Method(Relearn, _relearn),
     "teacher-map": Method(TeacherMap, _teacher_map),

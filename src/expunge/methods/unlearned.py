@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from expunge.core import AffineMap, FeatureMap, LinearHead, identity, load_map
+from expunge.core import AffineMap, FeatureMap, LinearHead, RidgeHead, SoftmaxHead, identity, load_map
 from expunge.models.checkpoint import DESCRIPTION, load_classifier, save_classifier
 from expunge.models.classifier import Classifier
 from expunge.system.files import read_json, read_manifest, write_json
@@ -25,6 +25,7 @@ class UnlearnedModel:
     head: LinearHead
     info: dict[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
+    exact_head: RidgeHead | SoftmaxHead | None = None  # written with its state, so that the next request starts from it
 
     @classmethod
     def of_classifier(cls, classifier: Classifier, info: dict[str, Any]) -> UnlearnedModel:
@@ -53,6 +54,8 @@ class UnlearnedModel:
         write_json(directory / INFO, self.info)
         if self.classifier is not None:
             save_classifier(directory, self.classifier)
+        if self.exact_head is not None:
+            self.exact_head.save(directory)
 
     @classmethod
     def load(cls, directory: Path | str) -> UnlearnedModel:

@@ -13,14 +13,16 @@ from expunge.models.layers import PENULTIMATE
 from expunge.models.preprocess import Inputs, Preprocess
 from expunge.models.tokens import Tokens
 
-TRAINING = ("full", "head", "none")
+TRAINING = ("full", "head", "ridge", "none")
+FROZEN = ("head", "ridge")  # a head is fitted to the features of a backbone that stays as it is
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """What is known about a classifier besides its weights.
 
-    `training`: what the pipeline trains, `full` (backbone and head), `head`, or `none` (it came trained).
+    `training`: what the pipeline trains, `full` (backbone and head), `head` (softmax), `ridge` (least squares), or
+    `none` (it came trained).
     `saw_forget_data`: whether the backbone was trained on rows that a request may name; if so, nothing
     done to the head alone can equal retraining.
     `head`: the name the head had in the original model.

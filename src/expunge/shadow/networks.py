@@ -47,6 +47,7 @@ TRAINING_CODE = ("config.py", "core", "data", "evaluation", "features", "models"
 FITTING_CODE = (
     *TRAINING_CODE,
     "finetune",
+    "ledger",
     "methods",
     "shadow",
 )

@@ -16,7 +16,7 @@ from expunge.stages import run
 from expunge.system.errors import CollapseError, QualityError
 from expunge.system.files import staged_dir, write_manifest
 from expunge.system.monitor import write_cost
-from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED
+from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, SPLIT, UNLEARNED
 from expunge.system.progress import log_message
 
 
@@ -35,6 +35,8 @@ def main() -> None:
         retain_rows=split.rows("retain"),
         forget_classes=split.request["whole_classes"],
         held_rows=np.flatnonzero(split.held),
+        model_dir=MODELS / ORIGINAL,
+        forgotten_dir=FORGOTTEN,
     )
     warm_up(name, table)
     refused, seconds = None, 0.0

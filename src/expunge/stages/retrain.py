@@ -6,6 +6,7 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
+from expunge.models.classifier import FROZEN
 from expunge.stages import run
 from expunge.system.files import staged_dir, write_manifest
 from expunge.system.monitor import write_cost
@@ -24,7 +25,7 @@ def main() -> None:
         with staged_dir(out) as staging:
             write_manifest(staging, "expunge.stages.retrain", skipped=True)
     else:
-        store = FeatureStore(FEATURES / ORIGINAL) if config.model.training == "head" else None
+        store = FeatureStore(FEATURES / ORIGINAL) if config.model.training in FROZEN else None
         cost = make_classifier(config, Dataset(DATASET), Split(SPLIT).rows("retain"), seed, out, WORK, store)
     write_cost(f"retrain-{seed}", cost)
 

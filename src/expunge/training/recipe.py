@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 import torch
 
 from expunge.config import Config
-from expunge.core import HeadRefit, LinearHead
+from expunge.core import RidgeHead, SoftmaxHead
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore, Shards
 from expunge.models.checkpoint import save_classifier
-from expunge.models.classifier import Classifier
+from expunge.models.classifier import FROZEN, Classifier
 from expunge.models.zoo import build
-from expunge.system.errors import DataError
+from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.progress import log_message
 from expunge.training.trainer import train
@@ -58,10 +59,13 @@ def make_classifier(
     cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}
     if model.training == "full":
         cost = _train_all(config, classifier, dataset, rows, seed, resume)
-    elif model.training == "head":
-        cost = _train_head(config, classifier, dataset, rows, work, store)
+    head: RidgeHead | SoftmaxHead | None = None
+    if model.training in FROZEN:
+        head, cost = _train_head(config, classifier, dataset, rows, work, store)
     with staged_dir(out) as staging:
         description = save_classifier(staging, classifier)
+        if head is not None:
+            head.save(staging)
         write_manifest(
             staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"]
         )
@@ -104,15 +108,30 @@ def _train_all(
     return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
 
 
+def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:
+    """The head of `model.training` "ridge" or "head", not fitted. Raises ConfigError for settings it does not take."""
+    try:
+        return RidgeHead(**settings) if training == "ridge" else SoftmaxHead(**settings)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"params.yaml: train.head: {e}") from None
+
+
 def _train_head(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, work: Path, store: FeatureStore | None
-) -> dict[str, Any]:
-    """Features first, in the work directory where the extract stage will find them; then the head, to its optimum."""
+) -> tuple[RidgeHead | SoftmaxHead, dict[str, Any]]:
+    """Features first, in the work directory where the extract stage will find them; then the head, to its optimum, with
+    what makes the next one fast after a deletion."""
+    head = make_head(config.model.training, config.train.head)
     shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
     start_time = time.perf_counter()
-    z = shards.z(rows)
-    start = LinearHead(classifier.head.weight, classifier.head.bias)
-    head = HeadRefit().fit(start, torch.from_numpy(z), torch.from_numpy(dataset.labels()[rows])).head_
-    classifier.set_head(head.weight, head.bias)
-    log_message(f"train: linear head on {len(rows):,} rows of {shards.dim} features")
-    return {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}
+    z, labels = torch.from_numpy(shards.z(rows)), torch.from_numpy(dataset.labels()[rows])
+    head.fit(z, labels, len(dataset.class_names))
+    if isinstance(head, SoftmaxHead):
+        head.prepare()
+        if not head.converged_:
+            log_message(
+                f"train: the head stopped at a gradient of norm {head.gradient_norm_:.2g}; raise train.head.steps"
+            )
+    classifier.set_head(head.head_.weight, head.head_.bias)
+    log_message(f"train: {config.model.training} head on {len(rows):,} rows of {shards.dim} features")
+    return head, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}

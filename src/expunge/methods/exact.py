@@ -1,0 +1,170 @@
+"""Exact deletion from a head on a public backbone: what is shipped is what training without the rows gives."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from expunge.core import LinearHead, RidgeHead, SoftmaxHead, identity
+from expunge.core.ridge_head import DESCRIPTION as RIDGE_DESCRIPTION
+from expunge.core.softmax_head import DESCRIPTION as SOFTMAX_DESCRIPTION
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.merkle import merkle_root
+from expunge.methods.inputs import FitInputs
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import backbone_digest
+from expunge.models.classifier import FROZEN
+from expunge.system.errors import ConfigError, QualityError
+from expunge.system.files import read_manifest
+
+Head = RidgeHead | SoftmaxHead
+DESCRIPTIONS = {"ridge": RIDGE_DESCRIPTION, "head": SOFTMAX_DESCRIPTION}
+TOLERANCE = 1e-9  # relative, between a downdated ridge head and one computed from rows
+
+
+def why_not(request: FitInputs) -> str | None:
+    """Why rows cannot be deleted exactly from this model; None where they can."""
+    card = request.classifier.card
+    if card.training not in FROZEN:
+        return (
+            f"model.training is {card.training}: nothing but training again without the rows is exact; "
+            "train with model.training ridge or head on a public backbone"
+        )
+    if card.saw_forget_data:
+        return (
+            "the backbone was trained on deletable rows (model.saw_forget_data: true): a head alone cannot make up for "
+            "it; take a backbone that never saw them"
+        )
+    return None
+
+
+def delete_exactly(request: FitInputs) -> UnlearnedModel:
+    """The head without the forgotten rows, by the procedure that fits how the model was trained, and its provenance.
+
+    Raises QualityError with the reason where the model cannot be deleted from.
+    """
+    reason = why_not(request)
+    if reason is not None:
+        raise QualityError(f"exact: {reason}")
+    head, manifest = load_head(request)
+    labels = torch.from_numpy(request.labels)
+    gone = np.union1d(request.forget_rows, request.left_out)
+    if isinstance(head, RidgeHead):
+        z = torch.from_numpy(request.store.z(gone))
+        kept = (request.z_retain, labels[request.retain_rows]) if head.needs_rows else None
+        head.remove(z, labels[gone], kept)
+        if head.quantum is not None:  # exact sums, a factor of their own: the bits of training without the rows
+            head.solve(kept)
+        procedure, holds = "ridge: sums less those of the rows, Cholesky factor updated", head.drift_ <= head.drift
+        accuracy = {"residual": head.drift_, "relative_tolerance": 0.0 if head.quantum is not None else TOLERANCE}
+    else:
+        head.refit(request.z_retain, labels[request.retain_rows])
+        procedure, holds = "softmax: Newton-CG from the present optimum", head.converged_
+        accuracy = {"gradient_norm": head.gradient_norm_, "bound": head.bound_}
+    exact = {
+        "holds": bool(holds) and head.n_ == len(request.retain_rows),
+        "procedure": procedure,
+        "accuracy": accuracy,
+        **provenance(request, head, manifest),
+    }
+    return UnlearnedModel(identity(request.store.dim), head.head_, {"exact": exact}, exact_head=head)
+
+
+def load_head(request: FitInputs) -> tuple[Head, dict[str, Any]]:
+    """The head that training kept, and the manifest of its model. Raises QualityError where it is of other rows."""
+    if request.model_dir is None:
+        raise ConfigError("exact: the directory of the model is not given, so there is no head to delete from")
+    card, manifest = request.classifier.card, read_manifest(request.model_dir)
+    if DESCRIPTIONS[card.training] not in manifest["files"]:
+        raise QualityError(
+            f"exact: {request.model_dir} holds no {DESCRIPTIONS[card.training]}: the model was made before exact "
+            "deletion was possible, or by another method; run the train stage again"
+        )
+    head: Head = (RidgeHead if card.training == "ridge" else SoftmaxHead).load(request.model_dir)
+    counts = np.bincount(request.labels[request.train_rows], minlength=card.num_classes)
+    if not np.array_equal(head.counts_.numpy(), counts):
+        raise QualityError(
+            f"exact: the head in {request.model_dir} was trained on {head.n_} rows, the dataset has {counts.sum()} "
+            "training rows (or other labels); run the train stage again"
+        )
+    if manifest["backbone_digest"] != backbone_digest(request.classifier):
+        raise QualityError(f"exact: {request.model_dir}: its backbone is another one than its manifest names")
+    return head, manifest
+
+
+def provenance(request: FitInputs, head: Head, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the claim rests on: public layers, rows, procedure, seed and versions. Ids of rows are in none of it."""
+    if request.forgotten_dir is None:
+        raise ConfigError("exact: the directory of the key of row digests is not given")
+    return {
+        "public": {
+            "backbone_digest": manifest["backbone_digest"],
+            "name": request.classifier.card.name,
+            "layers": list(request.classifier.card.layers),
+        },
+        "rows": {
+            "retained": len(request.retain_rows),
+            "merkle_root": rows_root(request, request.retain_rows, request.forgotten_dir),
+        },
+        "head": {"kind": type(head).__name__, "settings": {k: _plain(v) for k, v in head.get_params().items()}},
+        "seed": manifest["seed"],
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "machine": platform.machine(),
+    }
+
+
+def rows_root(request: FitInputs, rows: np.ndarray, forgotten_dir: Path) -> str:
+    """The Merkle root of keyed digests of rows, each with its label, in the order of the digests."""
+    ids = request.store.column("sample_id")
+    digests = ForgottenRows(forgotten_dir).digests(str(ids[row]) for row in rows)
+    labels = request.labels[rows].tolist()
+    return merkle_root(sorted(d + int(y).to_bytes(4, "big") for d, y in zip(digests, labels, strict=True)))
+
+
+def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:
+    """Audit by recomputation: the head fitted from scratch on the retained rows, with the settings that `claim`
+    (`info["exact"]`) names, beside the `shipped` one.
+
+    `agrees` is True where rows, backbone and weights are those that were claimed: weights to the stated tolerance or
+    bound, and the rounding of float32. The auditor must still trust that the features of the rows are those of the
+    public backbone and that the backbone never saw the rows.
+    """
+    assert request.forgotten_dir is not None
+    ridge = claim["head"]["kind"] == "RidgeHead"
+    head: Head = (RidgeHead if ridge else SoftmaxHead)(**claim["head"]["settings"])
+    y = torch.from_numpy(request.labels[request.retain_rows])
+    head.fit(request.z_retain, y, request.classifier.card.num_classes)
+    ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (head.head_, shipped))
+    same_bits, present = bool(torch.equal(ours, theirs)), head.counts_ > 0
+    same_masked = bool(torch.equal(ours[~present], theirs[~present]))
+    ours, theirs = ours[present], theirs[present]
+    distance, size = float((ours - theirs).norm()), float(ours.norm())
+    if isinstance(head, RidgeHead):
+        allowed = claim["accuracy"]["relative_tolerance"] * size
+    else:
+        allowed = head.bound_ + claim["accuracy"]["bound"]
+    same_rows = rows_root(request, request.retain_rows, request.forgotten_dir) == claim["rows"]["merkle_root"]
+    same_backbone = backbone_digest(request.classifier) == claim["public"]["backbone_digest"]
+    rounding = torch.finfo(torch.float32).eps * size
+    return {
+        "agrees": same_rows and same_backbone and same_masked and distance <= allowed + rounding,
+        "rows": same_rows,
+        "backbone": same_backbone,
+        "distance": distance,
+        "allowed": allowed + rounding,
+        "same_bits": same_bits,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
