@@ -28,6 +28,7 @@ from expunge.core import (
     RepresentationMlp,
     RepresentationZeroShot,
     RepresentationZeroShotMlp,
+    RidgeHead,
     Stitch,
     TeacherMap,
     identity,
