@@ -51,15 +51,19 @@ def select(
 
 
 def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
-    """Label indices of classes given by name or index. Raises DataError listing the known classes."""
+    """Label indices of classes given by name or index; upper and lower case count only where two names differ in
+    nothing else. Raises DataError listing the known classes."""
     if not wanted:
         raise DataError("selector classes needs at least one class (split.classes in params.yaml)")
     indices = []
+    folded = [name.casefold() for name in names]
     for item in wanted:
         if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(names):
             indices.append(item)
         elif isinstance(item, str) and item in names:
             indices.append(names.index(item))
+        elif isinstance(item, str) and folded.count(item.casefold()) == 1:
+            indices.append(folded.index(item.casefold()))
         else:
             known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:50]))
             more = f" and {len(names) - 50} more" if len(names) > 50 else ""
