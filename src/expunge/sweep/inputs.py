@@ -24,6 +24,7 @@ from expunge.data.source import Source
 from expunge.sweep.journal import Journal, staged
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.targets import Targets
+from expunge.system.errors import DataError
 from expunge.system.files import MANIFEST
 from expunge.system.paths import DATASET, RAW, REQUESTS, WORK
 
@@ -184,8 +185,14 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
     directory = targets.root / REQUESTS
     readable = (".txt", ".csv", ".parquet")
     for file in sorted(f for f in directory.glob("*") if f.suffix.lower() in readable):
-        column = _column(file)
-        values = read_values(file, column)
+        try:
+            column = _column(file)
+            values = read_values(file, column)
+        except (DataError, csv.Error, UnicodeDecodeError, pa.ArrowException) as e:
+            # One bad list is no reason to keep what everybody else asked for.
+            problem = str(e).partition(", first ")[0].replace(str(file), "a list")  # no id, and no name of a file
+            yield NotPurgeable(str(REQUESTS), f"cannot be looked into: {problem}", "whoever put the list there")
+            continue
         erased = targets.hits(values)
         if not erased.any():
             continue
