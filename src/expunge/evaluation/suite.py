@@ -39,7 +39,7 @@ class Outputs:
         return self.z if self.z_prime is None else self.z_prime
 
 
-def _probe(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
+def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
     """Per-row success of a linear probe or of kNN on the planned rows."""
     if rows.probe_train is None or rows.probe_test is None:
         return None
@@ -73,9 +73,9 @@ def measure(model: Outputs, rows: Rows) -> Measured:
     out["membership.mia_lr_member"] = mia.mia_lr_rows(
         logits[rows.parts["retain"]], logits[rows.test], logits[rows.forget]
     )
-    out["representation.probe_z"] = _probe(model.z, rows, "linear")
+    out["representation.probe_z"] = probe_rows(model.z, rows, "linear")
     out["representation.probe_z_prime"] = (
-        out["representation.probe_z"] if model.z_prime is None else _probe(model.z_prime, rows, "linear")
+        out["representation.probe_z"] if model.z_prime is None else probe_rows(model.z_prime, rows, "linear")
     )
     losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
     return Measured(out, losses)
@@ -201,8 +201,8 @@ def _representation(
     index = rows.thin(np.concatenate([rows.forget, rows.test]), CKA_ROWS, 6)
     seen = np.asarray(candidate.head_input)[index]
     with_retrained = [c for r in retrained if (c := rep.linear_cka(seen, np.asarray(r.z)[index])) is not None]
-    knn_z = _probe(candidate.z, rows, "knn")
-    knn_prime = knn_z if candidate.z_prime is None else _probe(candidate.z_prime, rows, "knn")
+    knn_z = probe_rows(candidate.z, rows, "knn")
+    knn_prime = knn_z if candidate.z_prime is None else probe_rows(candidate.z_prime, rows, "knn")
     return {
         "target": "forgotten class" if rows.whole_classes else "forgotten or never seen",
         "probe_z": mine.value("representation.probe_z"),
