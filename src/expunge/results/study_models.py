@@ -75,7 +75,7 @@ def train(networks: Networks, x: Tensor, targets: Tensor, orders: Tensor, recipe
     """Train all networks. `x (n, d)`, `targets (M, n)` int64 or `(n,)`, `orders (M, steps * batch)` rows per model."""
     weights = [w.clone().requires_grad_(True) for w in networks.weights]
     trained = Networks(weights)
-    optimizer = torch.optim.Adam(weights, lr=recipe.lr)
+    optimizer = torch.optim.Adam(weights, lr=recipe.lr, fused=True)
     b, m = recipe.batch_size, len(networks)
     steps = orders.shape[1] // b
     for step in range(steps):
