@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import yaml
 
-from expunge.evaluation.margins import Margins
 from expunge.system.errors import ConfigError
 
 PARAMS = Path("params.yaml")
@@ -112,7 +111,7 @@ class Ensembles:
 class Register:
     name: str | None
     experiment: str | None
-    promote_level: Literal["a", "b", "c", "d"]
+    promote_level: Literal["outputs", "features", "backbone", "exact"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,6 @@ class Config:
     fit: dict[str, dict[str, Any]]
     evaluate: Evaluate
     ensembles: Ensembles
-    verdict: Margins
     register: Register
     sweep: Sweep
 
@@ -151,9 +149,26 @@ def load_config(path: Path | str = PARAMS) -> Config:
         raise ConfigError(f"{path}: no such file; run from the root of the repository") from None
     except yaml.YAMLError as e:
         raise ConfigError(f"{path}: not valid YAML: {e}") from None
+    _refuse_old_keys(raw, str(path))
     config: Config = _section(Config, raw, str(path), "")
     _check(config, str(path))
     return config
+
+
+def _refuse_old_keys(raw: Any, path: str) -> None:
+    """Keys of earlier versions, with what took their place."""
+    if isinstance(raw, dict) and "verdict" in raw:
+        raise ConfigError(
+            f"{path}: verdict is no section any more; remove it. The margins are the same for everybody and stand in "
+            "src/expunge/evaluation/criteria.py, with their reasons in docs/verdict.md"
+        )
+    register = raw.get("register") if isinstance(raw, dict) else None
+    asked = register.get("promote_level") if isinstance(register, dict) else None
+    if asked in ("a", "b", "c", "d"):
+        raise ConfigError(
+            f"{path}: register.promote_level is {asked!r}, a letter of earlier versions; it is now the least claim "
+            "that may serve: outputs, features, backbone or exact (outputs took the place of b)"
+        )
 
 
 def _section(cls: type[Any], raw: Any, path: str, prefix: str) -> Any:
@@ -296,6 +311,3 @@ def _check(config: Config, path: str) -> None:
             raise ConfigError(
                 f"{path}: methods names {name!r}, but fit.{name} is missing; add it ({{}} takes the defaults)"
             )
-    for name, value in dataclasses.asdict(config.verdict).items():
-        if value < 0:
-            raise ConfigError(f"{path}: verdict.{name} must not be negative")

@@ -85,6 +85,11 @@ def outcome(claim: str, blocks: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return SHOWN, f"{len(powered)} measure{'s' * (len(powered) > 1)} with power passed"
 
 
+def fails(claim: str, blocks: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a control is refuted by a gate of the claim that has power: one that a candidate has to pass."""
+    return any(b["claim"] == claim and b["power"] and b["refuted"] for b in blocks)
+
+
 def claims_of(
     blocks: Sequence[Mapping[str, Any]],
     controls: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -98,7 +103,7 @@ def claims_of(
     """Outcome and reason of every claim of one model.
 
     `blocks`: its gates as `judge_gates` gives them; `controls`: those of the run's negative controls, each of which
-    must be refuted before a claim is shown. `clean_references`: whether the reference models' backbones never saw the
+    must fail a gate with power before a claim is shown. `clean_references`: whether the reference models' backbones never saw the
     forgotten rows; if they did, they are no reference for any claim. `every_stage`: whether the gates of the backbone
     looked at each of its stages; if not, it can only be refuted. `control`: the name of the control that this model is
     by what it does. `exact`: `info["exact"]`, with `holds` and `why`; None where it is not claimed.
@@ -116,7 +121,7 @@ def claims_of(
         claims[claim], why[claim] = outcome(claim, blocks)
         if claims[claim] != SHOWN:
             continue
-        passing = [name for name, theirs in controls.items() if outcome(claim, theirs)[0] != REFUTED]
+        passing = [name for name, theirs in controls.items() if not fails(claim, theirs)]
         if control is not None:
             claims[claim], why[claim] = CANNOT_TELL, f"it does what a control does ({control})"
         elif not controls:
@@ -180,3 +185,62 @@ def sentence(utility: str, claims: Mapping[str, str], why: Mapping[str, str]) ->
     first = next((c for c in CLAIMS if claims[c] == REFUTED), next((c for c in CLAIMS if claims[c] != SHOWN), None))
     reason = f" ({first}: {why[first]})" if first else ""
     return f"Utility {utility}; {'; '.join(said)}{reason}."
+
+
+def verdict_of(
+    block: Mapping[str, Any],
+    controls: Mapping[str, Sequence[Mapping[str, Any]]],
+    references: int,
+    clean_references: bool,
+    exact: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The verdict of one model as summary.json has it, from its metrics block (`judged`, see `judging.judge`)."""
+    judged = block["judged"]
+    claims, why = claims_of(
+        judged["gates"],
+        controls,
+        references=references,
+        clean_references=clean_references,
+        control=judged["control"],
+        exact=exact,
+    )
+    utility = str(judged["utility"]["outcome"])
+    return {
+        "utility": utility,
+        "claims": claims,
+        "gates": judged["gates"],
+        "why": sentence(utility, claims, why),
+        "reasons": why,
+        "references": references,
+        "control": judged["control"],
+        "choice": judged["choice"],
+        "utility_parts": judged["utility"]["parts"],
+        "utility_against": judged["utility"]["against"],
+    }
+
+
+def shown_claims(verdict: Mapping[str, Any]) -> list[str]:
+    """The erasure claims that were shown, in their order."""
+    return [claim for claim in CLAIMS if verdict["claims"][claim] == SHOWN]
+
+
+def shown_words(verdict: Mapping[str, Any]) -> str:
+    """The shown claims as a tag or a table has them: `outputs, features`, or `none`."""
+    return ", ".join(shown_claims(verdict)) or "none"
+
+
+def may_serve(shown: Sequence[str], least: str) -> bool:
+    """Whether the shown claims reach `least`: it and those before it, or the claim by construction, which implies all.
+
+    Raises ValueError for a claim that does not exist.
+    """
+    if least not in CLAIMS:
+        raise ValueError(f"unknown claim {least!r}, expected one of {', '.join(CLAIMS)}")
+    if EXACT in shown:
+        return True
+    return least != EXACT and all(claim in shown for claim in CLAIMS[: CLAIMS.index(least) + 1])
+
+
+def held_back(verdict: Mapping[str, Any]) -> list[str]:
+    """Paths of the gates that stand against a claim: refuted, or with power and not passed."""
+    return [g["path"] for g in verdict["gates"] if g["refuted"] or (g["power"] and g["passed"] is False)]

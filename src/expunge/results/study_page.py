@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.evaluation.claims import fails
 from expunge.evaluation.criteria import BACKBONE, FEATURES, OUTPUTS, REFUTED, SHOWN
 from expunge.results.study_trials import NEGATIVE, RETRAINED, SIZES
 
@@ -21,7 +22,7 @@ def has_power(gates: Sequence[Mapping[str, Any]], claim: str) -> bool:
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts of outcomes per size, candidate and claim; and of trials in which the test has power.
 
-    A trial has power for a claim where a gate has and every control of its run is refuted: then a claim can be shown.
+    A trial has power for a claim where a gate has and every control of its run fails one: then a claim can be shown.
     """
     outcomes: Counter[tuple[str, str, str, str]] = Counter()
     powered: Counter[tuple[str, str]] = Counter()
@@ -33,9 +34,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for claim in CLAIMS:
             outcomes[r["size"], r["candidate"], claim, r["claims"][claim]] += 1
             if r["candidate"] in ("original", "logit mask", "lookup list"):
-                refuted = any(g["refuted"] for g in r["gates"] if g["claim"] == claim)
                 key = (r["trial"], r["size"], claim)
-                controls[key] = controls.get(key, True) and refuted
+                controls[key] = controls.get(key, True) and fails(claim, r["gates"])
     for r in records:
         if r["candidate"] != RETRAINED:
             continue
