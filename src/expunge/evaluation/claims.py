@@ -103,10 +103,10 @@ def claims_of(
     """Outcome and reason of every claim of one model.
 
     `blocks`: its gates as `judge_gates` gives them; `controls`: those of the run's negative controls, each of which
-    must fail a gate with power before a claim is shown. `clean_references`: whether the reference models' backbones never saw the
-    forgotten rows; if they did, they are no reference for any claim. `every_stage`: whether the gates of the backbone
-    looked at each of its stages; if not, it can only be refuted. `control`: the name of the control that this model is
-    by what it does. `exact`: `info["exact"]`, with `holds` and `why`; None where it is not claimed.
+    must fail a gate with power before a claim is shown. `clean_references`: whether the reference models' backbones
+    never saw the forgotten rows; if they did, they are no reference for any claim. `every_stage`: whether the gates of
+    the backbone looked at each of its stages; if not, it can only be refuted. `control`: the name of the control that
+    this model is by what it does. `exact`: `info["exact"]`, with `holds` and `why`; None where it is not claimed.
     """
     claims, why = {}, {}
     for claim in STATISTICAL:
