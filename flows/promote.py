@@ -92,7 +92,7 @@ def promote(
         resource={
             "prefect.resource.id": f"expunge.model.{challenger.name}",
             "prefect.resource.name": challenger.name,
-            "expunge.level": challenger.tags.get("claim_level", "none"),
+            "expunge.claims": challenger.tags.get("claims", "none"),
         },
         payload={
             "version": challenger.version,
@@ -106,7 +106,7 @@ def promote(
 
 
 def form(root: Path, seen: Review) -> str:
-    """What stands above the form: verdict, claim level, what changes, links."""
+    """What stands above the form: verdict, claims, what changes, links."""
     v = seen.challenger
     instead = f"version {seen.champion.version}" if seen.champion else "the original classifier"
     changed = [
@@ -117,9 +117,10 @@ def form(root: Path, seen: Review) -> str:
         [
             f"## Version {v.version} of {v.name}, instead of {instead}",
             "",
-            f"- Claim level: **{v.tags.get('claim_level', 'none')}** ({v.tags.get('method', 'unknown method')})",
+            f"- Shown: **{v.tags.get('claims', 'none')}** ({v.tags.get('method', 'unknown method')})",
+            f"- Utility: {v.tags.get('utility', 'cannot tell')}",
             f"- Verdict: {v.tags.get('verdict', 'none')}",
-            f"- Gates it failed: {v.tags.get('failed_gates', 'none')}",
+            f"- Gates against it: {v.tags.get('failed_gates', 'none')}",
             *changed,
             *warnings,
             where_to_look(root, v.run_id),

@@ -46,24 +46,25 @@ def publish(root: Path, outcome: dict[str, str]) -> None:
 
 def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
     """Emit `expunge.verdict` about the registered model; numbers and names of methods only."""
+    from expunge.tracking import claim_tags
+
     receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
     selected = summary["selected"]
-    verdict: dict[str, Any] = (
-        summary["methods"][selected]["verdict"] if selected else {"level": "none", "failed_gates": []}
-    )
+    verdict: dict[str, Any] = summary["methods"][selected]["verdict"] if selected else {}
+    tags = claim_tags(verdict) if verdict else {"claims": "none", "utility": "cannot tell", "failed_gates": "none"}
     name = receipt.get("model", "unregistered")
     emit_event(
         VERDICT,
         resource={
             "prefect.resource.id": f"expunge.model.{name}",
             "prefect.resource.name": name,
-            "expunge.level": str(verdict["level"]),
+            "expunge.claims": tags["claims"],
             "expunge.registered": str(receipt.get("method") == selected and selected is not None).lower(),
         },
         payload={
             "method": selected,
-            "level": verdict["level"],
-            "failed_gates": [gate["gate"] for gate in verdict["failed_gates"]],
+            "claims": verdict.get("claims", {}),
+            **{key: tags[key] for key in ("utility", "failed_gates")},
             "forget_rows": summary["request"]["forget_rows"],
             "request": summary["request"]["digest"],
         },

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from expunge.evaluation.divergence import agreement_rows, kl_rows
-from expunge.evaluation.margins import Margins
 from expunge.results.__main__ import PAGE, write_page
-from expunge.results.page import page
+from expunge.results.page import page, verdict_cells
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import VARIANTS, Variant, finished, run_variants
 from expunge.system.errors import ConfigError, ExpungeError
 from tests.pipeline import ROOT
+from tests.verdicts import made_verdict
 
 DIGITS = Variant(
     "digits",
@@ -31,7 +31,6 @@ DIGITS = Variant(
     without=("pour-p",),
     params="params.demo.yaml",
 )
-WIDE = Margins(accuracy=1.0, retain=1.0, kl=50.0, agreement=1.0, loss_auc=1.0, mia=1.0, probe=1.0)
 
 
 def clone(root):
@@ -107,7 +106,7 @@ def test_the_noise_floor_is_that_of_the_two_retrained_models(ran, pooled):
 
 @pytest.mark.slow
 def test_the_page_holds_mean_and_spread_of_the_summaries(ran, pooled):
-    text = page([(DIGITS, pooled, WIDE)])
+    text = page([(DIGITS, pooled)])
     for name in ("original", "logit-mask", "ru-linear"):
         blocks = [s["references"]["original"] if name == "original" else s["methods"][name] for s in pooled.summaries]
         values = [100 * block["accuracy"]["test_retain"] for block in blocks]
@@ -117,45 +116,30 @@ def test_the_page_holds_mean_and_spread_of_the_summaries(ran, pooled):
     assert yaml.safe_load((DIGITS.workspace(ran, 2) / "params.yaml").read_text())["train"]["seed"] == 2
 
 
-def made(retrained, method, seeds=3):
-    """Runs whose every gate has the target's value, but for the accuracy on forgotten rows and KL."""
-
-    def block(forget, kl):
-        return {
-            "accuracy": {"retain": 0.9, "forget": forget, "test_retain": 0.9, "test_forget": 0.0},
-            "divergence": {"forget": {"kl": kl, "agreement": 0.8}},
-            "membership": {"loss_auc": 0.5, "mia_lr_member": 0.4},
-            "representation": {"probe_z_prime": 0.8, "probe_z": 0.8},
-        }
-
-    summaries = [{"methods": {"m": {"verdict": {"level": "b", "failed_gates": []}}}}] * seeds
-    blocks = {"retrained": [block(v, 0.3) for v in retrained], "m": [block(v, 0.3) for v in method]}
-    return Pooled(tuple(range(seeds)), summaries, blocks)
+def made(*verdicts):
+    summaries = tuple({"methods": {"m": {"verdict": verdict}}} for verdict in verdicts)
+    return Pooled(tuple(range(len(verdicts))), summaries, {})
 
 
-def test_the_level_over_seeds_needs_the_whole_interval_inside_the_margin():
-    margins = Margins(accuracy=0.02, retain=0.02, kl=0.1, agreement=0.05, loss_auc=0.05, mia=0.1, probe=0.02)
-    same = judge(made([0.50, 0.501, 0.499], [0.50, 0.501, 0.499]), "m", margins)
-    assert same.level == "d" and same.failed == ()
-    # The same means, but seeds that differ too much to show equivalence.
-    noisy = judge(made([0.45, 0.50, 0.55], [0.55, 0.45, 0.50]), "m", margins)
-    assert noisy.level == "none" and noisy.failed == ("accuracy.forget",)
-    off = judge(made([0.50, 0.501, 0.499], [0.47, 0.471, 0.469]), "m", margins)
-    assert off.level == "none"
+def test_verdicts_are_counted_over_the_seeds():
+    outputs, both = ("outputs",), ("outputs", "features")
+    found = judge(
+        made(made_verdict(outputs), made_verdict(both, refuted=("backbone",)), made_verdict(both, "lost")), "m"
+    )
+    assert found.kept == 2 and found.runs == 3 and found.always == ("outputs",)
+    assert found.shown["features"] == 2 and found.refuted["backbone"] == 1
+    assert verdict_cells(found) == ["2/3", "outputs 3/3, features 2/3"]
+    assert verdict_cells(judge(made(made_verdict(())), "m")) == ["1/1", "none"]
 
 
-def test_the_page_of_one_run_says_that_its_levels_are_indicative(finished):
+def test_the_page_of_one_run_says_so(finished):
     pooled = pool({1: finished})
-    text = page([(Variant("digits", "Digits", (1, 2, 3)), pooled, WIDE)])
-    assert "Training seeds: 1 of 3." in text and "these levels are indicative" in text
+    text = page([(Variant("digits", "Digits", (1, 2, 3)), pooled)])
+    assert "Training seeds: 1 of 3." in text
     for name, block in pooled.summaries[0]["methods"].items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
         assert f"{block['accuracy']['test_retain']:.1%}" in row
-        assert row.endswith(f"{block['verdict']['level']} ({block['verdict']['level']}) |")
-
-
-def test_one_seed_takes_the_verdict_of_its_run():
-    assert judge(made([0.5], [0.9], seeds=1), "m", WIDE).level == "b"
+        assert row.endswith(" | ".join(["", *verdict_cells(judge(pooled, name))]) + " |")
 
 
 def test_without_a_finished_run_there_is_no_page(tmp_path):

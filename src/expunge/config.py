@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from expunge.evaluation.margins import Margins
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import read_mapping, shown
 from expunge.system.validation import explain
@@ -35,7 +34,6 @@ Index = Annotated[int, Strict()]
 Rate = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
 Penalty = Annotated[float, Strict(), Field(ge=0, le=1000, allow_inf_nan=False)]
 Momentum = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
-Margin = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
 Half = Annotated[float, Strict(), Field(ge=0, le=0.5, allow_inf_nan=False)]
 Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
@@ -139,23 +137,10 @@ class Ensembles:
 
 
 @dataclass(frozen=True, config=FORBID)
-class Verdict(Margins):
-    """`Margins` as params.yaml may set them."""
-
-    accuracy: Margin
-    retain: Margin
-    kl: Margin
-    agreement: Margin
-    loss_auc: Margin
-    mia: Margin
-    probe: Margin
-
-
-@dataclass(frozen=True, config=FORBID)
 class Register:
     name: Text | None
     experiment: Text | None
-    promote_level: Literal["a", "b", "c", "d"]
+    promote_level: Literal["outputs", "features", "backbone", "exact"]
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -181,7 +166,6 @@ class Config:
     fit: Annotated[dict[EntryName, Annotated[dict[Text, Any], Strict()]], Strict()]
     evaluate: Evaluate
     ensembles: Ensembles
-    verdict: Verdict
     register: Register
     sweep: Sweep
 
@@ -189,6 +173,7 @@ class Config:
 def load_config(path: Path | str = PARAMS) -> Config:
     """Read and check params.yaml. Raises ConfigError naming the key and, for a misspelling, its neighbour."""
     raw = read_mapping(Path(path))
+    _refuse_old_keys(raw, str(path))
     for key, new in RENAMED.items():
         if _holds(raw, key):
             raise ConfigError(f"{path}: key {key} is called {new} now; rename it")
@@ -201,6 +186,22 @@ def load_config(path: Path | str = PARAMS) -> Config:
 
 
 _ADAPTER = TypeAdapter(Config)
+
+
+def _refuse_old_keys(raw: Any, path: str) -> None:
+    """Keys of earlier versions, with what took their place."""
+    if isinstance(raw, dict) and "verdict" in raw:
+        raise ConfigError(
+            f"{path}: verdict is no section any more; remove it. The margins are the same for everybody and stand in "
+            "src/expunge/evaluation/criteria.py, with their reasons in docs/verdict.md"
+        )
+    register = raw.get("register") if isinstance(raw, dict) else None
+    asked = register.get("promote_level") if isinstance(register, dict) else None
+    if asked in ("a", "b", "c", "d"):
+        raise ConfigError(
+            f"{path}: register.promote_level is {asked!r}, a letter of earlier versions; it is now the least claim "
+            "that may serve: outputs, features, backbone or exact (outputs took the place of b)"
+        )
 
 
 def _holds(raw: Any, key: str) -> bool:

@@ -17,8 +17,8 @@ from tests.sweep import small
 TODAY = date(2026, 3, 2)
 RECEIVED = date(2026, 2, 20)
 GONE = [2, 3, 17]
-PRODUCT = {"model": "expunge-people", "version": "4", "method": "relearn", "level": "b"}
-METRIC = {"metric": "accuracy on forgotten rows", "level": "a", "value": 0.91, "original": 1.0, "retrained": 0.9}
+PRODUCT = {"model": "expunge-people", "version": "4", "method": "relearn", "claims": "outputs"}
+METRIC = {"metric": "accuracy on forgotten rows", "claim": "outputs", "value": 0.91, "original": 1.0, "retrained": 0.9}
 RUN = {
     "procedure": {
         "method": "relearn",
@@ -29,12 +29,14 @@ RUN = {
     "batch_request": "sha256:ba7c4",
     "forgotten": {"train": 24, "left": 168},
     "validation": {"dataset": True, "features": True, "split": True},
-    "metrics": [{**METRIC, "margin": 0.03}],
+    "metrics": [{**METRIC, "share": "10% [-5%, 20%]", "outcome": "passed"}],
     "claim": {
-        "level": "b",
+        "shown": "outputs",
+        "utility": "kept",
+        "claims": {"outputs": "shown", "features": "cannot tell", "backbone": "refuted", "exact": "cannot tell"},
         "says": "As a <retrained> one.",
         "reference": "1 retrained",
-        "not_claimed": ["Levels c, d."],
+        "not_claimed": ["backbone: refuted."],
     },
 }
 
@@ -59,7 +61,7 @@ def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
     assert batch is not None
     each = {r.id: {"train": 8, "test": 2, "accuracy": {"original": 1.0, "product": 0.9}} for r in requests}
     facts = {"product": PRODUCT, "run": {**RUN, "each": each}}
-    batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"level": "b"})
+    batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"claims": "outputs"})
     approved = {"approved_by": "cem", "approved_because": "as good as retrained"}
     batch = batches.at(batch, Step.promote, approved, State.running, "approval", "as good as retrained", "cem")
     batch = batches.at(batch, Step.collect, {"promotion": "sha256:9", "instead_of": "3"})

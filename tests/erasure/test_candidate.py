@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from expunge.erasure.candidate import Candidate, Refusal, choose
+from expunge.report.summary import select
 from expunge.system.errors import PromotionError
 from expunge.system.files import read_json, write_json
 from expunge.system.paths import REGISTRATION, SUMMARY
@@ -19,17 +20,29 @@ def run(copy, monkeypatch):
     return copy
 
 
-def nothing_qualified() -> None:
+def verdicts(change_one) -> None:
+    """Rewrite the verdict of every method by `change_one(name, verdict)`, and what is selected."""
     summary = read_json(SUMMARY)
-    for block in summary["methods"].values():
-        block["verdict"]["level"] = "none"
-    write_json(SUMMARY, {**summary, "selected": None})
+    for name, block in summary["methods"].items():
+        block["verdict"] = change_one(name, block["verdict"])
+    write_json(SUMMARY, {**summary, "selected": select(summary["methods"])})
 
 
-def test_a_method_within_its_gates_is_the_product(run):
-    receipt = read_json(REGISTRATION)
-    level = receipt["tags"]["claim_level"]
-    assert choose() == Candidate(receipt["model"], "1", receipt["method"], level)
+def nothing_qualified() -> None:
+    verdicts(lambda name, verdict: {**verdict, "claims": dict.fromkeys(verdict["claims"], "cannot tell")})
+
+
+def registered(run) -> str:
+    """What the run registered; where nothing was shown of any method, nothing is."""
+    method = read_json(REGISTRATION)["method"]
+    if method is None:
+        pytest.skip("nothing was shown of any method of this run")
+    return str(method)
+
+
+def test_a_method_of_which_enough_was_shown_is_the_product(run):
+    method, receipt = registered(run), read_json(REGISTRATION)
+    assert choose() == Candidate(receipt["model"], "1", method, receipt["tags"]["claims"])
 
 
 def test_else_the_retrained_model_is_and_passes_every_gate(run):
@@ -37,21 +50,31 @@ def test_else_the_retrained_model_is_and_passes_every_gate(run):
 
     nothing_qualified()
     product = choose()
-    assert (product.method, product.level, product.version) == ("retrained", "d", "2")
+    assert (product.method, product.claims) == ("retrained", "exact")
     assert choose() == product  # not a third version
     promoter = ReviewSession(product.model).promoter
-    version = promoter.version("2")
+    version = promoter.version(product.version)
     assert promoter.check(version) == [] and "Retrained without the rows" in version.tags["verdict"]
     promoter.promote(version, "nothing else qualified", promoter.history().head, {})
-    assert promoter.champion().version == "2" and promoter.audit() == []
-    promoter.client.set_model_version_tag(product.model, "2", "claim_level", "a")
+    assert promoter.champion().version == product.version and promoter.audit() == []
+    promoter.client.set_model_version_tag(product.model, product.version, "claims", "outputs")
     with pytest.raises(PromotionError, match="the champion already"):
         promoter.promote(version, "again", promoter.history().head, {})
-    assert "changed by hand" in " ".join(promoter.check(promoter.version("2")))
+    assert "changed by hand" in " ".join(promoter.check(promoter.version(product.version)))
 
 
-def test_a_level_below_the_one_that_is_asked_for_does_not_qualify(run):
-    change(run, lambda p: p["register"].update(promote_level="d"))
+def test_a_retrained_model_of_which_nothing_was_shown_is_no_product(run):
+    nothing_qualified()
+    summary = read_json(SUMMARY)
+    summary["references"]["retrained"]["verdict"]["claims"]["exact"] = "cannot tell"
+    write_json(SUMMARY, summary)
+    refusal = choose()
+    assert isinstance(refusal, Refusal) and "nor of the retrained model" in refusal.reason
+
+
+def test_less_than_what_is_asked_for_does_not_qualify(run):
+    verdicts(lambda name, verdict: {**verdict, "claims": {**verdict["claims"], "exact": "cannot tell"}})
+    change(run, lambda p: p["register"].update(promote_level="exact"))
     assert choose().method == "retrained"
 
 
@@ -59,4 +82,5 @@ def test_without_either_the_requests_are_refused(run):
     nothing_qualified()
     change(run, lambda p: p.update(reference="skip"))
     refusal = choose()
-    assert isinstance(refusal, Refusal) and "claim level 'a'" in refusal.reason and "loft" in refusal.reason
+    assert isinstance(refusal, Refusal) and "of no method 'outputs' was shown" in refusal.reason
+    assert "loft" in refusal.reason

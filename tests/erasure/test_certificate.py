@@ -55,10 +55,10 @@ def test_it_says_everything_that_it_must(done, certificate):
     u = body["unlearning"]
     assert u["procedure"]["versions"]["torch"] == "2.13.0" and u["source"]["dvc_lock"] == "sha256:10c"
     assert u["metrics"][0] == {
-        "metric": "accuracy on forgotten rows", "level": "a", "value": 0.91, "original": 1.0, "retrained": 0.9,
-        "margin": 0.03,
+        "metric": "accuracy on forgotten rows", "claim": "outputs", "value": 0.91, "original": 1.0, "retrained": 0.9,
+        "share": "10% [-5%, 20%]", "outcome": "passed",
     }  # fmt: skip
-    assert u["claim"]["level"] == "b" and u["claim"]["not_claimed"] and u["validation"]["split"] is True
+    assert u["claim"]["shown"] == "outputs" and u["claim"]["not_claimed"] and u["validation"]["split"] is True
     assert u["approval"] == {"by": "cem", "because": "as good as retrained"}
     assert u["model"]["version"] == "4" and u["model"]["instead_of"] == "3"
     before, after = body["manifests"]["before"], body["manifests"]["after"]
@@ -106,7 +106,7 @@ print("good", [m for m in sys.modules if m.startswith("expunge")])
 
 TAMPERED = {
     "a value": lambda d: d["certificate"]["sweep"]["left"].append({"where": "x", "what": "rows", "count": 1}),
-    "a claim": lambda d: d["certificate"]["unlearning"]["claim"].update(level="d"),
+    "a claim": lambda d: d["certificate"]["unlearning"]["claim"].update(shown="exact"),
     "a field more": lambda d: d["certificate"].update(extra=1),
     "a field less": lambda d: d["certificate"].pop("ledger"),
     "the signature": lambda d: d.update(signature=base64.b64encode(b"x" * 64).decode()),
@@ -157,7 +157,8 @@ def test_the_page_shows_it(done):
     root, _, requests = done
     page = (root / "records/certificates" / requests[0].id / "certificate.html").read_text()
     for said in (
-        requests[0].id, "claim level b", "As a &lt;retrained&gt; one.", "cem", "No residue is left", "Levels c, d.",
+        requests[0].id, "shown: outputs", "As a &lt;retrained&gt; one.", "cem", "No residue is left",
+        "backbone: refuted.",
         "data/dataset", "as good as retrained", "0.910", "Ed25519",
     ):  # fmt: skip
         assert said in page, said

@@ -94,7 +94,13 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
         store.verify(made.id, "ben", "", {})
         batches = Batches(store, "nightly")
         batch = batches.claim(TODAY)
-        product = {**PRODUCT, "model": receipt["model"], "version": "1", "method": receipt["method"], "level": "a"}
+        product = {
+            **PRODUCT,
+            "model": receipt["model"],
+            "version": "1",
+            "method": receipt["method"],
+            "claims": "outputs",
+        }
         facts = {"product": product, "run": {**RUN, "each": {made.id: {"train": 1, "test": 0}}}}
         batches.release(batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
 

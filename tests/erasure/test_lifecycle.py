@@ -23,6 +23,7 @@ from expunge.system.files import write_json
 from tests.erasure.made import TODAY
 from tests.pipeline import change, dvc
 from tests.sweep import small
+from tests.verdicts import made_verdict
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,7 @@ def split_only(stages=(), force=False) -> None:
     from expunge.stages import split
 
     split.main()
-    block = {"verdict": {"level": "none", "failed_gates": [{"gate": "accuracy.retain", "level": "a", "value": 0.1,
-             "target": 0.9, "margin": 0.03}]}}  # fmt: skip
+    block = {"verdict": {**made_verdict((), refuted=("outputs",)), "why": "Utility kept; refuted: outputs."}}
     write_json("reports/summary.json", {"selected": None, "methods": {"loft": block}})
     write_json("reports/registration.json", {"model": "m", "content": "sha256:1", "method": None})
 
@@ -232,7 +232,7 @@ def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_ref
     outcome = life(store, split_only).advance(TODAY)
     assert outcome.state == "refused"
     request = store.get(id_)
-    assert "no method reached claim level 'a' (loft: accuracy.retain 0.1 against 0.9" in request.reason
+    assert "of no method 'outputs' was shown (loft: Utility kept; refuted: outputs." in request.reason
     assert "reference: skip" in request.reason and not store.has_key(id_)
     assert Path("params.yaml").read_bytes() == params and not list(Path("data/requests").glob("*.csv"))
     assert Ledger("ledger.jsonl").entries()[-1].kind == "refusal"

@@ -40,7 +40,7 @@ def test_the_whole_life_leaves_who_when_and_why(store):
     store.verify(id_, "ben", "passport seen", {"found": 2})
     store.change(id_, State.scheduled, "scheduling", "nightly", "due soon", {})
     store.change(id_, State.running, "run", "nightly", "", {})
-    store.change(id_, State.awaiting_approval, "verdict", "nightly", "", {"level": "b"})
+    store.change(id_, State.awaiting_approval, "verdict", "nightly", "", {"claims": "outputs"})
     store.change(id_, State.running, "approval", "cem", "as good as retrained", {})
     store.change(id_, State.completed, "completion", "nightly", "", {})
     events = store.events(id_)

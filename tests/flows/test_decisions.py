@@ -67,7 +67,7 @@ def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace
 
     run = service.until(started_by_itself(service, "promote/promote"), "Paused")
     review = service.artifacts(run.id)["promotion-review"].data
-    assert "Claim level: **" in review and "passes the gates." in review
+    assert "Shown: **" in review and "passes the gates." in review
     assert resume(service, run.id, decision="promote")["status"] == "REJECT"
     assert resume(service, run.id, decision="promote", reason=" ")["status"] == "REJECT"
     assert resume(service, run.id, decision="perhaps", reason="seen")["status"] == "REJECT"

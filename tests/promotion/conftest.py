@@ -12,6 +12,7 @@ import pytest
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Ledger
 from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+from tests.verdicts import REACHED, made_verdict
 
 NAME = "expunge-test"
 # Requests by what they forget: B holds A, C does not.
@@ -27,17 +28,17 @@ class Shelf:
 
 def summary(request: str, method: str, level: str) -> dict:
     block = {"accuracy": {"retain": 0.9, "forget": 0.1}}
-    failed = [{"gate": "divergence.forget.kl", "level": "b"}]
+    failed = ["divergence.forget.kl"]
     return {
         "request": {"selector": "ids", "digest": REQUESTS[request], "forget_rows": len(ROWS[request])},
         "model": {"name": "resnet-small"},
         "references": {"original": block, "retrained": block, "logit_mask": block},
-        "methods": {method: {**block, "verdict": {"level": level, "failed_gates": failed}}},
+        "methods": {method: {**block, "verdict": made_verdict(REACHED[level], failed=failed)}},
         "selected": method,
     }
 
 
-def put(home: Path, request: str, kind: str = "affine", level: str = "a", name: str = NAME):
+def put(home: Path, request: str, kind: str = "affine", level: str = "outputs", name: str = NAME):
     """Log a run and register its version, through the same functions as the register stage."""
     from expunge.system.files import write_json
     from expunge.tracking import Dataset, Submission, log_pipeline_run, register_model
@@ -70,7 +71,12 @@ def put(home: Path, request: str, kind: str = "affine", level: str = "a", name: 
             classes=CLASSES,
             inputs=images,
             expected=evaluated(classifier, map_, images),
-            tags={"claim_level": level, "failed_gates": "divergence.forget.kl", "request": REQUESTS[request]},
+            tags={
+                "claims": ", ".join(REACHED[level]) or "none",
+                "utility": "kept",
+                "failed_gates": "divergence.forget.kl",
+                "request": REQUESTS[request],
+            },
             description_md="",
         )
     )
@@ -78,16 +84,16 @@ def put(home: Path, request: str, kind: str = "affine", level: str = "a", name: 
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory) -> Shelf:
-    """Versions 1 to 5: forgets A; A by another method; B; C; A at no claim level."""
+    """Versions 1 to 5: forgets A; A by another method; B; C; A with nothing shown."""
     home = tmp_path_factory.mktemp("shelf")
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
     try:
         for request, kind, level in (
-            ("A", "affine", "a"),
-            ("A", "mlp", "a"),
-            ("B", "affine", "b"),
-            ("C", "affine", "d"),
+            ("A", "affine", "outputs"),
+            ("A", "mlp", "outputs"),
+            ("B", "affine", "features"),
+            ("C", "affine", "backbone"),
             ("A", "affine", "none"),
         ):
             put(home, request, kind, level)
@@ -110,4 +116,4 @@ def promoter(shelf, tmp_path, monkeypatch):
     for name, rows in ROWS.items():
         ForgottenRows(tmp_path / "forgotten", REQUESTS[name], rows).keep(REQUESTS[name])
     forgotten = ForgottenRows(tmp_path / "forgotten")
-    return Promoter(connect(), NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")
+    return Promoter(connect(), NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "outputs")

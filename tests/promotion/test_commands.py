@@ -75,7 +75,7 @@ def test_from_review_to_ledger(copy, expunge):
 
 
 def test_a_higher_level_in_params_refuses(copy, expunge):
-    change(copy, lambda p: p["register"].update(promote_level="d"))
+    change(copy, lambda p: p["register"].update(promote_level="exact"))
     refused = expunge("promote", "--reason", "try", "--yes")
     assert refused.status == 2 and "asks for 'd'" in refused.err
     assert not (copy / "ledger.jsonl").exists()

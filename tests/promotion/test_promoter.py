@@ -36,21 +36,37 @@ def test_promotion_moves_the_alias_and_writes_why(promoter):
     assert promote(promoter, "2").facts["instead_of"] == "1"
 
 
-@pytest.mark.parametrize(("number", "asked", "claimed"), [("5", "a", "none"), ("1", "b", "a"), ("3", "c", "b")])
-def test_a_level_below_the_one_asked_for_is_refused(number, asked, claimed, promoter):
-    with pytest.raises(PromotionError, match=f"claim level is '{claimed}'.*asks for '{asked}'.*forget.kl"):
-        promote(replace(promoter, level=asked), number)
+@pytest.mark.parametrize(
+    ("number", "asked", "claimed"),
+    [("5", "outputs", "none"), ("1", "features", "outputs"), ("3", "backbone", "outputs, features")],
+)
+def test_less_than_the_claim_asked_for_is_refused(number, asked, claimed, promoter):
+    with pytest.raises(PromotionError, match=f"shown of it: {claimed};.*asks for '{asked}'.*forget.kl"):
+        promote(replace(promoter, least=asked), number)
     assert promoter.champion() is None and promoter.ledger.entries() == []
 
 
-def test_a_level_above_the_one_asked_for_is_fine(promoter):
-    assert promote(replace(promoter, level="b"), "4").facts["claim_level"] == "d"
+def test_more_than_the_claim_asked_for_is_fine(promoter):
+    assert promote(replace(promoter, least="features"), "4").facts["claims"] == "outputs, features, backbone"
 
 
-def test_a_level_that_was_raised_by_hand_is_noticed(promoter):
-    promoter.client.set_model_version_tag(NAME, "5", "claim_level", "d")
+def test_a_claim_that_was_added_by_hand_is_noticed(promoter):
+    promoter.client.set_model_version_tag(NAME, "5", "claims", "outputs")
     with pytest.raises(PromotionError, match="changed by hand"):
         promote(promoter, "5")
+
+
+@pytest.mark.parametrize("utility", ["lost", "cannot tell"])
+def test_a_version_whose_utility_was_not_kept_is_refused(utility, promoter):
+    promoter.client.set_model_version_tag(NAME, "1", "utility", utility)
+    with pytest.raises(PromotionError, match=f"its utility is '{utility}'"):
+        promote(promoter, "1")
+
+
+def test_what_is_exact_may_serve_whatever_is_asked_for(promoter):
+    promoter.client.set_model_version_tag(NAME, "1", "claims", "exact")
+    found = promoter.check(promoter.version("1"))
+    assert len(found) == 1 and "changed by hand" in found[0]  # its evaluation says outputs; nothing else is against it
 
 
 def test_a_version_that_was_never_checked_is_refused(promoter):

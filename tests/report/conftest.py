@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.evaluation.margins import Margins
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
-from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.suite import Outputs, controls_of, evaluate
 from expunge.report.evidence import Evidence, draw_view
 from expunge.report.summary import build_summary
 
 HOSTILE = ("$x^2$ | *b*", '"><img src=x onerror=y>', "<script>alert(1)</script>", "#010203", "a & b\n# c")
 CLASSES, DIM, ROWS, GONE = 5, 6, 700, 2
-MARGINS = Margins(accuracy=0.15, retain=0.15, kl=0.5, agreement=0.2, loss_auc=0.3, mia=0.4, probe=0.2)
 Run = tuple[dict[str, Any], Evidence]
 FARED = {"forgotten_left": 0.0, "retained_lost": 0.004, "retained_kl": 0.1, "refused": None}
 REFUSED = {"forgotten_left": None, "retained_lost": None, "retained_kl": None, "refused": "it collapsed"}
@@ -98,12 +96,17 @@ def make(whole: bool, seeds: int, ensembles: bool = False) -> Run:
         {
             "original": block(original, retrained),
             "retrained": [block(r, [o for o in retrained if o is not r]) for r in retrained],
+            "controls": controls_of(original, retrained, labels, parts, 0) if retrained else {},
         },
         {name: {**block(m, retrained), "settings": SETTINGS[name]} for name, m in methods.items()},
         dict.fromkeys(methods, cost),
-        MARGINS,
+        True,
         many_models() if ensembles else None,
     )
+    if seeds:  # a summary with something shown, so that there is a method to tell of
+        loft = summary["methods"]["loft"]["verdict"]
+        loft["claims"] = {**loft["claims"], "outputs": "shown"}
+        summary["selected"] = "loft"
     summary["refused"] = {"ru-mlp": "it would collapse <i>the features</i>"}
     shown, groups = (array[::8] for array in draw_view(labels, parts, 0))  # few points: t-SNE takes its time
     logits = {"original": original.logits, **({"retrained": retrained[0].logits} if seeds else {})}

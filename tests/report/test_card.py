@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from expunge.report.card import TrainingData, model_card
+from expunge.report.tables import verdict_line
 from tests.report.conftest import HOSTILE
 
 DATA = TrainingData("gauss", "sha256:" + "c" * 64, 525, 175)
@@ -39,12 +40,13 @@ def test_the_model_index_holds_the_numbers_of_the_summary(run):
 def test_the_body_names_claim_data_and_limits(run):
     summary, _ = run(seeds=1)
     _, body = split(model_card(summary, DATA, HOSTILE))
-    level = summary["methods"][summary["selected"]]["verdict"]["level"]
-    assert f"Level **{level}** (indicative)" in body
+    assert f"**{verdict_line(summary['methods'][summary['selected']]['verdict'])}.**" in body
+    assert "3 are needed" in body
     for heading in (
         "Intended use",
         "What was forgotten",
-        "Claim level",
+        "Verdict",
+        "Gates",
         "What is not claimed",
         "Metrics",
         "Training data",

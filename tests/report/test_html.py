@@ -11,6 +11,7 @@ import pytest
 
 from expunge.report.html import ladder, main_table, render
 from tests.report.conftest import HOSTILE
+from tests.verdicts import made_verdict
 
 
 class Page(HTMLParser):
@@ -85,21 +86,21 @@ def test_text_takes_the_colour_and_font_of_the_page(html):
 
 
 def test_verdict_comes_first_then_the_table_then_plots(run, html):
-    summary, _ = run(seeds=1)
-    level = summary["methods"][summary["selected"]]["verdict"]["level"]
-    places = [
-        html.index(t) for t in (f"reached level {level}", ">indicative<", "What is not claimed", "<table", "<svg")
-    ]
+    verdict = run(seeds=1)[0]["methods"]["loft"]["verdict"]
+    wanted = (f"loft: utility {verdict['utility']}; shown: outputs.", "What is not claimed", "<table", "<svg")
+    places = [html.index(t) for t in wanted]
     assert places == sorted(places)
-    assert "Indicative: there is one retrained model" in html
+    assert "With 1 retrained model no erasure claim but `exact` can be shown: 3 are needed" in html
 
 
-def test_failed_gates_say_by_how_much(run, html):
-    verdict = run(seeds=1)[0]["methods"]["keep"]["verdict"]
-    gate = next(g for g in verdict["failed_gates"] if g["gate"] == "accuracy.forget")
-    text = " ".join(Page(html).text.split())
+def test_gates_say_what_share_is_left(run):
+    summary, evidence = run(seeds=3)
+    gate = next(g for g in summary["methods"]["keep"]["verdict"]["gates"] if g["path"] == "accuracy.forget")
+    assert gate["refuted"] and gate["share"] == pytest.approx(1.0)
+    text = " ".join(Page(render(summary, evidence)).text.split())
     assert "accuracy on forgotten rows" in text
-    assert f"{gate['excess']:.3f}" in text and f"{gate['value']:.3f}" in text
+    low, high = gate["interval"]
+    assert f"100% [{low:.0%}, {high:.0%}]" in text and "refuted" in text
 
 
 def test_the_retrained_row_shows_its_spread(run):
@@ -115,7 +116,7 @@ def test_the_retrained_row_shows_its_spread(run):
 def test_without_a_reference_the_page_is_complete_and_says_so(run):
     page = render(*run(seeds=0))
     assert "nothing was retrained" in page
-    assert "not evaluated" in page
+    assert "3 are needed" in page and "cannot tell" in page
     assert "Cost against quality" not in page  # no distance to a retrained model
     assert "Where the forgotten rows go" in page
 
@@ -150,17 +151,17 @@ def test_no_selected_method_is_the_first_thing_said(run, undrawn):
     summary, evidence = copy.deepcopy(run())
     summary["selected"] = None
     for block in summary["methods"].values():
-        block["verdict"]["level"] = "none"
+        block["verdict"]["claims"] = dict.fromkeys(block["verdict"]["claims"], "cannot tell")
     page = render(summary, evidence)
-    assert page.index("No method reached a claim level.") < page.index("What is not claimed")
-    assert "Levels a, b, c, d." in page
+    assert page.index("Nothing was shown of any method.") < page.index("What is not claimed")
+    assert "outputs: cannot tell, since" in page
 
 
-def test_the_ladder_tells_failed_from_held_back():
-    gate = {"level": "b"}
-    verdict = {"level": "a", "failed_gates": [gate], "not_evaluated": [{"level": "d"}]}
-    states = [step["state"] for step in ladder({"references": {"retrained": {"seeds": 2}}}, verdict)]
-    assert states == ["reached", "failed", "passed, but a lower level failed", "not evaluated"]
+def test_the_ladder_tells_shown_from_refuted_from_unknown():
+    verdict = made_verdict(("outputs",), utility="lost", refuted=("backbone",))
+    steps = ladder(verdict)
+    assert [step["state"] for step in steps] == ["lost", "shown", "cannot tell", "refuted", "cannot tell"]
+    assert [bool(step["why"]) for step in steps] == [False, False, True, True, True]
 
 
 def test_every_section_has_words_and_a_drawing(html):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import pytest
-
 from expunge.report import wording
+from tests.verdicts import gate, made_verdict
 
 
 def test_the_request_is_told_without_ids(run):
@@ -16,18 +15,21 @@ def test_the_request_is_told_without_ids(run):
     assert wording.request_words(some, names).endswith("training rows, chosen by random")
 
 
-@pytest.mark.parametrize(
-    ("gate", "alone", "expected"),
-    [
-        ("divergence.forget.kl", False, "at most 0.600"),
-        ("divergence.forget.agreement", False, "at least 0.400"),
-        ("accuracy.forget", False, "0.500 ± 0.1"),
-        ("accuracy.test_forget", True, "at most 0.600"),
-        ("accuracy.test_retain", True, "at least 0.400"),
-    ],
-)
-def test_a_gate_says_what_would_have_passed(gate, alone, expected):
-    assert wording.wanted({"gate": gate, "target": 0.5, "margin": 0.1}, alone) == expected
+def test_a_gate_says_what_came_of_it_and_what_it_would_take():
+    assert wording.share_words(gate("x")) == "30% [20%, 40%]"
+    assert wording.gate_outcome(gate("x")).startswith("open")
+    assert wording.gate_outcome(gate("x", passed=True)) == "passed"
+    assert wording.gate_outcome(gate("x", refuted=True)) == "refuted"
+    weak = gate("x", power=False, share=None, reason="too few", rows_needed=1200)
+    assert wording.gate_outcome(weak) == "cannot tell: too few; about 1,200 such rows are needed"
+    assert wording.share_words(weak) == "–"
+
+
+def test_how_many_rows_it_would_take():
+    weak = [gate(p, power=False, rows_needed=n) for p, n in (("x", 900), ("y", 400), ("z", None))]
+    assert "About 400 forgotten rows" in wording.rows_it_takes({"gates": weak})
+    assert "No number" in wording.rows_it_takes({"gates": weak[2:]})
+    assert wording.rows_it_takes({"gates": [*weak, gate("w")]}) == "" == wording.rows_it_takes({"gates": []})
 
 
 def test_the_focus_is_the_selected_method_else_the_nearest(run):
@@ -40,20 +42,18 @@ def test_the_focus_is_the_selected_method_else_the_nearest(run):
     assert wording.focus(summary) == "logit-mask"
 
 
-def test_a_claim_without_a_reference_does_not_speak_of_one(run):
-    assert "retrained" in wording.claim("a", run()[0])
-    assert "retrained" not in wording.claim("a", run(seeds=0)[0])
-    assert "nothing was retrained" in wording.why_indicative(run(seeds=0)[0])
-    assert "one retrained model" in wording.why_indicative(run(seeds=1)[0])
+def test_a_claim_is_told_in_a_sentence_each():
+    assert wording.claim(made_verdict(())) == "No erasure claim was shown."
+    told = wording.claim(made_verdict(("outputs", "exact")))
+    assert told.startswith(wording.CLAIMS["outputs"]) and told.endswith(wording.CLAIMS["exact"])
 
 
-def test_what_is_not_claimed_names_every_level_above(run):
+def test_what_is_not_claimed_names_every_claim_that_was_not_shown(run):
     summary = copy.deepcopy(run()[0])
     name = summary["selected"]
-    summary["methods"][name]["verdict"]["level"] = "b"
-    assert wording.not_claimed(summary)[0] == "Levels c, d."
-    summary["methods"][name]["verdict"]["level"] = "d"
-    assert not wording.not_claimed(summary)[0].startswith("Level")
+    summary["methods"][name]["verdict"] = made_verdict(("outputs", "features"), refuted=("backbone",))
+    lines = wording.not_claimed(summary)
+    assert lines[:2] == ["backbone: refuted, since that is so.", "exact: cannot tell, since that is so."]
 
 
 def test_how_settings_came_about(run):

@@ -6,6 +6,7 @@ import re
 import mlflow
 import pytest
 
+from expunge.evaluation.claims import shown_words
 from tests.pipeline import change, dvc
 
 PARTS = {"retain", "forget", "test_retain", "test_forget"}
@@ -21,7 +22,7 @@ def summary(finished):
 
 
 def test_the_summary_keeps_its_contract(summary):
-    assert summary["schema"] == 1
+    assert summary["schema"] == 2
     assert {"selector", "forget_rows", "retain_rows", "digest"} <= summary["request"].keys()
     assert {"name", "feature_dim", "saw_forget_data", "digest"} <= summary["model"].keys()
     assert summary["references"].keys() >= {"original", "retrained", "logit_mask"}
@@ -31,8 +32,17 @@ def test_the_summary_keeps_its_contract(summary):
     for block in summary["methods"].values():
         assert block["divergence"]["forget"].keys() >= {"kl", "js", "agreement"}
         assert block["cost"].keys() >= {"fit_s", "peak_rss_mb", "speedup_vs_retrain"}
-        assert block["verdict"]["level"] in ("none", "a", "b", "c", "d")
-        assert isinstance(block["verdict"]["failed_gates"], list)
+        verdict = block["verdict"]
+        assert verdict["utility"] in ("kept", "lost", "cannot tell") and verdict["references"] == 3
+        assert verdict["claims"].keys() == {"outputs", "features", "backbone", "exact"}
+        assert set(verdict["claims"].values()) <= {"shown", "refuted", "cannot tell"}
+        for gate in verdict["gates"]:
+            assert gate.keys() >= {"path", "claim", "power", "share", "interval", "passed"}
+        assert verdict["why"].startswith("Utility ")
+    control = summary["references"]["logit_mask"]["verdict"]
+    assert "shown" not in control["claims"].values() and control["control"] == "logit mask"
+    assert summary["references"]["original"]["verdict"]["claims"]["outputs"] == "refuted"
+    assert summary["references"]["retrained"]["verdict"]["claims"]["exact"] == "shown"
     assert summary["selected"] is None or summary["selected"] in summary["methods"]
 
 
@@ -56,16 +66,16 @@ def test_another_class_trains_and_extracts_nothing_of_the_original(copy):
     assert json.loads((copy / "data" / "split" / "request.json").read_text())["classes"] == [3]
 
 
-def test_without_a_reference_a_version_is_still_registered(copy):
+def test_without_a_reference_nothing_is_shown_but_what_is_exact(copy):
     change(copy, lambda p: p.update(reference="skip"))
     dvc(copy, "repro")
     summary = json.loads((copy / "reports" / "summary.json").read_text())
     assert summary["references"]["retrained"] is None
-    levels = {block["verdict"]["level"] for block in summary["methods"].values()}
-    assert levels <= {"none", "a"}
-    assert {g["reason"] for b in summary["methods"].values() for g in b["verdict"]["not_evaluated"]} == {
-        "no reference value"
-    }
+    for block in summary["methods"].values():
+        claims = block["verdict"]["claims"]
+        assert {claims[c] for c in ("outputs", "features", "backbone")} == {"cannot tell"}
+        assert "3 are needed" in block["verdict"]["reasons"]["outputs"] and block["verdict"]["gates"] == []
+    assert summary["selected"] is None or claims["exact"] == "shown"
 
 
 def test_the_registered_version_answers_as_evaluated(finished, summary):
@@ -75,7 +85,7 @@ def test_the_registered_version_answers_as_evaluated(finished, summary):
         return
     client = mlflow.MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
     version = client.get_model_version_by_alias(receipt["model"], "challenger")
-    assert version.tags["claim_level"] == summary["methods"][summary["selected"]]["verdict"]["level"]
+    assert version.tags["claims"] == shown_words(summary["methods"][summary["selected"]]["verdict"])
     assert float(version.tags["parity"]) <= 1e-5
 
 

@@ -53,7 +53,13 @@ def submission(
         classes=CLASSES,
         inputs=images,
         expected=evaluated(classifier, map_, images),
-        tags={"verdict": "level a", "claim_level": "a", "failed_gates": "kl", "request": "sha256:rr", "dvc_lock": "ll"},
+        tags={
+            "verdict": "shown: outputs",
+            "claims": "outputs",
+            "failed_gates": "kl",
+            "request": "sha256:rr",
+            "dvc_lock": "ll",
+        },
         description_md="Forgets *bag*.",
         documents=[home / "card.md"],
     )
@@ -215,7 +221,7 @@ def test_names_are_fit_for_a_registry():
 def test_the_receipt_holds_content_only(store, tmp_path):
     version = register_model(submission(tmp_path))
     for file in ("one.json", "two.json"):
-        write_receipt(tmp_path / file, content=version.content, name=NAME, method="affine", tags={"claim_level": "a"})
+        write_receipt(tmp_path / file, content=version.content, name=NAME, method="affine", tags={"claims": "outputs"})
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     receipt = json.loads((tmp_path / "one.json").read_text())
     assert version.run_id not in json.dumps(receipt)

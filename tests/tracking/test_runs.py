@@ -10,6 +10,7 @@ from mlflow.entities import ViewType
 from expunge.system.errors import TrackingError
 from expunge.tracking import Dataset, Detail, connect, log_pipeline_run, metrics_of
 from expunge.tracking.runs import TAG_LENGTH, clip
+from tests.verdicts import REACHED, made_verdict
 
 
 def candidate(level: str | None = None, kl: float = 0.5, failed: tuple[str, ...] = ()) -> dict:
@@ -20,19 +21,15 @@ def candidate(level: str | None = None, kl: float = 0.5, failed: tuple[str, ...]
         "cost": {"fit_s": 0.25},
         "relearn": {"steps": 4, "curve": [0.0, 0.5, 0.96]},
     }
-    return (
-        entry
-        if level is None
-        else {**entry, "verdict": {"level": level, "failed_gates": [{"gate": g} for g in failed]}}
-    )
+    return entry if level is None else {**entry, "verdict": made_verdict(REACHED[level], failed=failed)}
 
 
 SUMMARY = {
-    "schema": 1,
+    "schema": 2,
     "request": {"selector": "classes", "forget_rows": 60, "retain_rows": 540, "digest": "sha256:" + "f" * 64},
     "model": {"name": "resnet-small", "feature_dim": 128, "saw_forget_data": True, "digest": "sha256:00"},
     "references": {"original": candidate(kl=9.0), "retrained": candidate(kl=0.0), "logit_mask": candidate("none")},
-    "methods": {"loft": candidate("none", failed=("kl", "accuracy")), "ru-linear": candidate("a")},
+    "methods": {"loft": candidate("none", failed=("kl", "accuracy")), "ru-linear": candidate("outputs")},
     "selected": "ru-linear",
 }
 DATASET = Dataset("digits", "sha256:" + "0123456789abcdef" * 4, {"rows_train": 600, "rows_test": 100})
@@ -51,7 +48,7 @@ def log(summary: dict = SUMMARY, **changes):
 
 
 def test_metric_names_are_grouped():
-    assert metrics_of(candidate("a")) == {
+    assert metrics_of(candidate("outputs")) == {
         "accuracy/retain": 0.96,
         "accuracy/forget": 0.01,
         "divergence/forget_kl": 0.5,
@@ -82,7 +79,8 @@ def test_a_parent_and_a_child_for_every_candidate(store):
         "git_commit": "abc",
         "dvc_lock": "sha256:1",
         "request": SUMMARY["request"]["digest"],
-        "claim_level": "a",
+        "claims": "outputs",
+        "utility": "kept",
         "failed_gates": "none",
         "selected": "ru-linear",
         "role": "pipeline",
@@ -95,7 +93,7 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     assert keys == {frozenset(metrics_of(candidate()))}  # the compare view needs the same names everywhere
     loft = runs[ids.children["loft"]]
     assert loft.data.tags["mlflow.parentRunId"] == ids.parent and loft.info.run_name == "loft"
-    assert (loft.data.tags["claim_level"], loft.data.tags["failed_gates"]) == ("none", "kl, accuracy")
+    assert (loft.data.tags["claims"], loft.data.tags["failed_gates"]) == ("none", "kl, accuracy")
     assert loft.data.params == {"rank": "32"}
     assert [(m.step, m.value) for m in client.get_metric_history(loft.info.run_id, "fit/loss")] == [(0, 2.0), (10, 1.0)]
     original = runs[ids.children["original"]]
@@ -180,7 +178,7 @@ def test_ids_of_rows_and_people_are_not_logged(name, text, store, tmp_path):
 def test_nothing_selected(store):
     ids = log({**SUMMARY, "selected": None})
     parent = connect().get_run(ids.parent)
-    assert parent.data.tags["selected"] == "none" and "claim_level" not in parent.data.tags
+    assert parent.data.tags["selected"] == "none" and "claims" not in parent.data.tags
     assert set(parent.data.metrics) == {"request/forget_rows", "request/retain_rows"}
 
 

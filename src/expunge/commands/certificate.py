@@ -45,7 +45,7 @@ def verify_certificate(
 
     body = verify(file, PublicKey.read(key))
     sweep, unlearning = body["sweep"], body["unlearning"]
-    level = f", claim level {unlearning['claim']['level']}" if unlearning else ""
+    level = f", shown: {unlearning['claim']['shown']}" if unlearning else ""
     typer.echo(
         f"{file}: signed by this key and unchanged. Request {body['request']['id']}, completed {body['completed']}"
         f"{level}; residues left: {len(sweep['left'])}; for others to clean: {len(sweep['not_purgeable'])}."

@@ -137,11 +137,11 @@ def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     from expunge.ledger.ledger import Ledger
     from expunge.promotion.review_terminal import console
 
-    heads = ("", "time (UTC)", "what", "about", "version", "instead of", "level", "by")
+    heads = ("", "time (UTC)", "what", "about", "version", "instead of", "shown", "by")
     table = Table(*heads, Column("reason", min_width=30), "hash")  # what people wrote is read as they wrote it
     for e in Ledger(ledger).entries():
         f = e.facts
-        about, level = f.get("about") or f.get("model"), f.get("claim_level") or f.get("level")
+        about, level = f.get("about") or f.get("model"), f.get("claims") or f.get("claim_level")
         found = (about, f.get("version"), f.get("instead_of"), level, f.get("who"), f.get("reason"))
         cells = (str(value or "–") for value in found)
         by_hand = " (by hand)" if f.get("by_hand") else ""

@@ -212,8 +212,8 @@ def report(outcome: Outcome) -> None:
     product = outcome.facts.get("product")
     if outcome.state == "awaiting approval":
         typer.echo(
-            f"{requests}. {product['model']} version {product['version']} ({product['method']}, claim level "
-            f"{product['level']}): look with `expunge review --version {product['version']}`, then "
+            f"{requests}. {product['model']} version {product['version']} ({product['method']}, shown: "
+            f"{product['claims']}): look with `expunge review --version {product['version']}`, then "
             "`expunge request approve` or `reject` with a reason"
         )
     elif outcome.state == "completed":

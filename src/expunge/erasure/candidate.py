@@ -1,7 +1,8 @@
 """What a batch puts before the approver: the version that the pipeline registered, or the retrained model itself.
 
-A retrained model is exact: it never saw the rows. Where no method comes within its gates it is the product, if one was
-made; else nothing is, and the requests are refused with the reasons.
+A retrained model is exact where its backbone was trained without the rows too, and it is judged like anything else.
+Where no method may serve it is the product, if one was made and may; else nothing is, and the requests are refused with
+the reasons.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
-from expunge.report.summary import LEVELS
+from expunge.evaluation.claims import may_serve, shown_claims, shown_words
+from expunge.evaluation.criteria import KEPT, LOST
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
 from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SUMMARY, retrained
@@ -21,12 +23,12 @@ from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SUMMARY
 
 @dataclass(frozen=True)
 class Candidate:
-    """A registered version: its name, number, method and claim level."""
+    """A registered version: its name, number, method and the claims that were shown, as its tag has them."""
 
     model: str
     version: str
     method: str
-    level: str
+    claims: str
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,21 @@ def choose() -> Candidate | Refusal:
     method = summary["selected"]
     asked = config.register.promote_level
     if method is not None:
-        level = summary["methods"][method]["verdict"]["level"]
-        if LEVELS.index(level) >= LEVELS.index(asked):
+        verdict = summary["methods"][method]["verdict"]
+        if may_serve(shown_claims(verdict), asked) and verdict["utility"] == KEPT:
             found = find_version(connect(), receipt["model"], receipt["content"])
             if found is None:
                 raise LookupError(f"{receipt['model']}: what the last run registered is not in this registry")
-            return Candidate(found.name, found.version, method, level)
+            return Candidate(found.name, found.version, method, shown_words(verdict))
     if config.reference == "skip":
         return Refusal(
-            f"no method reached claim level {asked!r} ({failures(summary)}), and with reference: skip in params.yaml "
+            f"of no method {asked!r} was shown ({failures(summary)}), and with reference: skip in params.yaml "
             "there is no retrained model that could take its place"
+        )
+    verdict = summary["references"]["retrained"]["verdict"]
+    if not may_serve(shown_claims(verdict), asked) or verdict["utility"] == LOST:
+        return Refusal(
+            f"of no method {asked!r} was shown ({failures(summary)}), nor of the retrained model: {verdict['why']}"
         )
     return _retrained(config, summary, receipt["model"])
 
@@ -62,7 +69,7 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
     """Register the model of the first seed; the version that has the same content is used again."""
     from expunge.methods.unlearned import UnlearnedModel
     from expunge.models.checkpoint import load_classifier
-    from expunge.tracking import RETRAINED, Submission, connect, register_model, run_of_retrained
+    from expunge.tracking import RETRAINED, Submission, claim_tags, connect, register_model, run_of_retrained
     from expunge.tracking.examples import examples_with_answers
     from expunge.tracking.provenance import git_state, lock_digest
 
@@ -84,8 +91,7 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
                 inputs=inputs,
                 expected=expected,
                 tags={
-                    "claim_level": LEVELS[-1],
-                    "failed_gates": "none",
+                    **claim_tags(summary["references"]["retrained"]["verdict"]),
                     "verdict": f"Retrained without the rows, because no method qualified. {failures(summary)}",
                     "request": request,
                     "dvc_lock": lock,
@@ -96,4 +102,4 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
                 any_size=dataset.image_shape is None,
             )
         )
-    return Candidate(version.name, version.version, RETRAINED, LEVELS[-1])
+    return Candidate(version.name, version.version, RETRAINED, version.tags["claims"])

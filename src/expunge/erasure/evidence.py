@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from expunge.config import load_config
 from expunge.erasure.candidate import Candidate
 from expunge.erasure.selection import Selection
-from expunge.evaluation.verdict import gates, lookup
 from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.tables import not_proven
@@ -42,7 +41,7 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
 
     config, summary = load_config(), read_json(SUMMARY)
     block = _block(summary, product)
-    retrained, original = summary["references"]["retrained"], summary["references"]["original"]
+    retrained = summary["references"]["retrained"]
     return {
         "procedure": {"method": product.method, "settings": config.fit.get(product.method, {}), "versions": versions()},
         "source": {**git_state(), "dvc_lock": lock_digest()},
@@ -51,20 +50,23 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
         "validation": {file.stem: bool(read_json(file)["success"]) for file in sorted(VALIDATION.glob("*.json"))},
         "metrics": [
             {
-                "metric": wording.GATES.get(gate.path, gate.path),
-                "level": gate.level,
-                "value": lookup(block, gate.path),
-                "original": lookup(original, gate.path),
-                "retrained": lookup(retrained or {}, gate.path),
-                "margin": gate.margin,
+                "metric": wording.GATES.get(gate["path"], gate["path"]),
+                "claim": gate["claim"],
+                "value": gate["value"],
+                "original": None if gate["excess"] is None else gate["target"] + gate["excess"],
+                "retrained": gate["target"],
+                "share": wording.share_words(gate),
+                "outcome": wording.gate_outcome(gate),
             }
-            for gate in gates(config.verdict)
+            for gate in block["verdict"]["gates"]
         ],
         "claim": {
-            "level": product.level,
-            "says": wording.claim(product.level, summary)
+            "shown": product.claims,
+            "utility": block["verdict"]["utility"],
+            "claims": block["verdict"]["claims"],
+            "says": wording.claim(block["verdict"])
             if block is not retrained
-            else "It is a model trained without these rows.",
+            else f"It is a model trained without these rows. {wording.claim(block['verdict'])}",
             "reference": f"{wording.seed_count(summary)} retrained",
             "not_claimed": _not_claimed(product, summary),
         },

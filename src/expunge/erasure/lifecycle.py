@@ -167,7 +167,7 @@ class Lifecycle:
             return self.batches.at(batch, Step.closed, {}, State.refused, "refusal", chosen.reason)
         run = evidence.of_run(chosen, selection)
         again = run["each"].get("again")
-        made = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "level": chosen.level}
+        made = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "claims": chosen.claims}
         told = {**made, "dvc_lock": run["source"]["dvc_lock"], **({"again": again} if again else {})}
         return self.batches.at(
             batch, Step.approval, {"product": made, "run": run}, State.awaiting_approval, "verdict", told=told

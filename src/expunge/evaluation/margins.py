@@ -1,4 +1,5 @@
-"""The margins of the verdict, as params.yaml has them; apart, so that reading params imports no numbers."""
+"""How far a value of a served model may move before an audit calls it worse. The verdict has margins of its own, see
+`criteria`."""
 
 from __future__ import annotations
 
@@ -20,3 +21,6 @@ class Margins:
     loss_auc: float
     mia: float
     probe: float
+
+
+AUDIT = Margins(accuracy=0.015, retain=0.03, kl=0.1, agreement=0.05, loss_auc=0.05, mia=0.25, probe=0.02)

@@ -18,6 +18,7 @@ from expunge.evaluation import divergence as div
 from expunge.evaluation import membership as mia
 from expunge.evaluation import representation as rep
 from expunge.evaluation.equivalence import Difference, auc_difference, row_difference
+from expunge.evaluation.judging import judge, judge_controls
 from expunge.evaluation.rows import Index, Rows, choose_rows
 
 KNN_TRAIN = 2000  # rows on each side of kNN's training set
@@ -39,7 +40,7 @@ class Outputs:
         return self.z if self.z_prime is None else self.z_prime
 
 
-def _probe(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
+def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
     """Per-row success of a linear probe or of kNN on the planned rows."""
     if rows.probe_train is None or rows.probe_test is None:
         return None
@@ -56,6 +57,7 @@ class Measured:
     """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
 
     rows: dict[str, NDArray[Any] | None]
+    knn: dict[str, NDArray[Any] | None]
     losses: tuple[NDArray[Any], NDArray[Any]]  # of forgotten and unseen rows
 
     def value(self, path: str) -> float | None:
@@ -73,12 +75,17 @@ def measure(model: Outputs, rows: Rows) -> Measured:
     out["membership.mia_lr_member"] = mia.mia_lr_rows(
         logits[rows.parts["retain"]], logits[rows.test], logits[rows.forget]
     )
-    out["representation.probe_z"] = _probe(model.z, rows, "linear")
+    out["representation.probe_z"] = probe_rows(model.z, rows, "linear")
     out["representation.probe_z_prime"] = (
-        out["representation.probe_z"] if model.z_prime is None else _probe(model.z_prime, rows, "linear")
+        out["representation.probe_z"] if model.z_prime is None else probe_rows(model.z_prime, rows, "linear")
     )
+    knn_z = probe_rows(model.z, rows, "knn")
+    knn = {
+        "representation.knn_z": knn_z,
+        "representation.knn_z_prime": knn_z if model.z_prime is None else probe_rows(model.z_prime, rows, "knn"),
+    }
     losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
-    return Measured(out, losses)
+    return Measured(out, knn, losses)
 
 
 def evaluate(
@@ -88,6 +95,7 @@ def evaluate(
     labels: NDArray[Any],
     part: NDArray[Any],
     seed: int = 0,
+    half: int | None = None,
 ) -> dict[str, Any]:
     """The metrics block of one model; every value is a JSON scalar, list or dict, None where there is nothing to
     measure.
@@ -95,7 +103,8 @@ def evaluate(
     `labels (n,)` int and `part (n,)` str describe the rows of all outputs. `retrained` may be empty: what compares with
     it is then None. To get a retrained model's own block, give the other retrained models: its divergences are then the
     noise floor. `intervals` holds 90 % bootstrap intervals of the values that have gates, with the row noise that
-    candidate and retrained models share taken out.
+    candidate and retrained models share taken out. `judged` holds what claims are made of, see `judging.judge`;
+    `half` of the rows, 0 or 1, judges where several methods are chosen from, and all rows where it is None.
     """
     for name, model in [("candidate", candidate), ("original", original), *(("retrained", r) for r in retrained)]:
         if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
@@ -103,6 +112,9 @@ def evaluate(
     rows = choose_rows(labels, part, original.z, seed)
     mine, theirs = measure(candidate, rows), [measure(r, rows) for r in retrained]
     divergence, divergence_rows = _divergence(candidate, retrained, rows)
+    others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r, t in zip(retrained, theirs, strict=True)]
+    base = mine if candidate is original else measure(original, rows)
+    first = np.asarray(original.logits), {**base.rows, **base.knn}
     return {
         "accuracy": {name: mine.value(f"accuracy.{name}") for name in acc.PARTS},
         "gap": _gap(mine, theirs, rows),
@@ -113,7 +125,23 @@ def evaluate(
         "calibration": {"ece_test_retain": _on(acc.ece, candidate, rows.parts["test_retain"], rows.labels)},
         "per_class": _per_class(candidate, original, rows),
         "intervals": _intervals(mine, theirs, divergence_rows, rows),
+        "judged": judge((np.asarray(candidate.logits), {**mine.rows, **mine.knn}), first, others, rows, half),
     }
+
+
+def controls_of(
+    original: Outputs,
+    retrained: Sequence[Outputs],
+    labels: NDArray[Any],
+    part: NDArray[Any],
+    seed: int = 0,
+    half: int | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The gates of the negative controls, made from the original's stored logits: name -> blocks as `judge_gates`."""
+    rows = choose_rows(labels, part, original.z, seed)
+    base = measure(original, rows)
+    others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r in retrained for t in [measure(r, rows)]]
+    return judge_controls((np.asarray(original.logits), {**base.rows, **base.knn}), others, rows, half)
 
 
 def _on(metric: Callable[..., Any], model: Outputs, index: Index, labels: NDArray[Any]) -> Any:
@@ -201,8 +229,7 @@ def _representation(
     index = rows.thin(np.concatenate([rows.forget, rows.test]), CKA_ROWS, 6)
     seen = np.asarray(candidate.head_input)[index]
     with_retrained = [c for r in retrained if (c := rep.linear_cka(seen, np.asarray(r.z)[index])) is not None]
-    knn_z = _probe(candidate.z, rows, "knn")
-    knn_prime = knn_z if candidate.z_prime is None else _probe(candidate.z_prime, rows, "knn")
+    knn_z, knn_prime = mine.knn["representation.knn_z"], mine.knn["representation.knn_z_prime"]
     return {
         "target": "forgotten class" if rows.whole_classes else "forgotten or never seen",
         "probe_z": mine.value("representation.probe_z"),

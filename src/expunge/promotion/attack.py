@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from expunge.config import load_config
 from expunge.data.schema import FORGET, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
+from expunge.evaluation.margins import AUDIT
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.evaluation.verdict import Gate, gates, lookup
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_retrained
@@ -76,7 +77,7 @@ def attack_champion(workspace: ReviewSession, seeds: Sequence[int]) -> dict[str,
     torch.set_num_threads(1)
     with threadpool_limits(1):
         blocks = [evaluate(candidate, original, references, labels, parts, seed) for seed in seeds]
-    compared, left_out = compare(report.own, report.retrained, blocks, gates(config.verdict), servable.map_ is None)
+    compared, left_out = compare(report.own, report.retrained, blocks, gates(AUDIT), servable.map_ is None)
     return {
         "schema": SCHEMA,
         "model": workspace.name,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from expunge.evaluation.claims import may_serve, shown_words
+from expunge.evaluation.criteria import KEPT
 from expunge.ledger.forgotten import ForgottenRows
-from expunge.report.summary import LEVELS
 from expunge.serving.servable import Contract
 from expunge.tracking import Version
 
@@ -17,7 +18,7 @@ def failed_gates(
     *,
     stored: str,
     contract: Contract,
-    level: str,
+    least: str,
     champion: Contract | None,
     forgotten: ForgottenRows,
     to_cover: Mapping[str, str],
@@ -25,21 +26,23 @@ def failed_gates(
     """Why `version` may not be served; empty when it may.
 
     `evaluation`: its block of the summary, where its run still has one. `stored`: digest of what the registry holds
-    for it now. `level`: the least claim level. `champion`: what clients of the present champion send and get.
+    for it now. `least`: the least claim that may serve. `champion`: what clients of the present champion send and get.
     `to_cover`: requests that promoted versions had forgotten -> that version.
     """
     tags = version.tags
     failed = []
-    claimed = tags.get("claim_level", "none")
-    if claimed not in LEVELS or LEVELS.index(claimed) < LEVELS.index(level):
+    claimed, utility = tags.get("claims", "none"), tags.get("utility", "cannot tell")
+    if not may_serve(claimed.split(", "), least):
         gates = tags.get("failed_gates", "none known")
-        failed.append(f"its claim level is {claimed!r}, register.promote_level asks for {level!r}; failed: {gates}")
+        failed.append(f"shown of it: {claimed}; register.promote_level asks for {least!r}; gates against it: {gates}")
+    if utility != KEPT:
+        failed.append(f"its utility is {utility!r}: retained and test accuracy must be those of retrained models")
     if evaluation is None:
         failed.append("its evaluation is gone from its run; register it anew")
-    elif evaluation["verdict"]["level"] != claimed:
+    elif (found := (shown_words(evaluation["verdict"]), evaluation["verdict"]["utility"])) != (claimed, utility):
         failed.append(
-            f"its tag says claim level {claimed!r}, its evaluation {evaluation['verdict']['level']!r}: "
-            "the tag was changed by hand"
+            f"its tags say claims {claimed!r} and utility {utility!r}, its evaluation {found[0]!r} and {found[1]!r}: "
+            "a tag was changed by hand"
         )
     if "parity" not in tags:
         failed.append("it was never compared with what the evaluation saw; run the register stage again")

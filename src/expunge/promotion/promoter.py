@@ -30,7 +30,7 @@ from expunge.tracking import (
 )
 
 # What an entry says of a version, beside its number: from its tags.
-RECORDED = ("method", "request", "claim_level", "failed_gates", "content", "servable", "dvc_lock")
+RECORDED = ("method", "request", "claims", "utility", "failed_gates", "content", "servable", "dvc_lock")
 
 
 def find(client: MlflowClient, name: str, which: str) -> Version:
@@ -46,13 +46,13 @@ def find(client: MlflowClient, name: str, which: str) -> Version:
 
 @dataclass(frozen=True)
 class Promoter:
-    """Where decisions about the registered model `name` are made. `level` is the least claim level to be served."""
+    """Where decisions about the registered model `name` are made. `least` is the least claim that may serve."""
 
     client: MlflowClient
     name: str
     ledger: Ledger
     forgotten: ForgottenRows
-    level: str
+    least: str
 
     def history(self) -> History:
         return History.of(self.ledger.entries(), self.name)
@@ -72,7 +72,7 @@ class Promoter:
             evaluation_of(self.client, version).own,
             stored=stored,
             contract=servable.contract,
-            level=self.level,
+            least=self.least,
             champion=None if champion is None else servable_of(champion)[0].contract,
             forgotten=self.forgotten,
             to_cover=self._to_cover(champion),
@@ -99,7 +99,7 @@ class Promoter:
                 "this version forgot must be kept for later promotions; run `dvc checkout` where it was made"
             )
         self.forgotten.keep(request)
-        facts = {"by_hand": is_champion, "level_asked": self.level, "seen": dict(seen)}
+        facts = {"by_hand": is_champion, "least_asked": self.least, "seen": dict(seen)}
         return self._move(PROMOTION, version, champion, reason, after, facts)
 
     def settle(self, version: Version, seen: Mapping[str, Any]) -> Entry | None:

@@ -15,7 +15,7 @@ def page(review: Review, dataset: Dataset) -> str:
     after = f"challenger, version {review.challenger.version}"
     serves = review.champion is not None and review.champion.version == review.challenger.version
     sides = Sides(before, after, review.evaluations, review.parts, review.retrained, review.classes)
-    tags = (("method", "method"), ("claim level", "claim_level"), ("gates it failed", "failed_gates"))
+    tags = (("method", "method"), ("shown", "claims"), ("utility", "utility"), ("gates against it", "failed_gates"))
     shown = (review.champion, review.challenger)
     rows = [(label, *("–" if v is None else v.tags.get(tag, "–") for v in shown)) for label, tag in tags]
     rows.append(("request", *("–" if v is None else short(v.tags.get("request", "–")) for v in shown)))

@@ -44,7 +44,12 @@ def show(review: Review, out: Console) -> None:
 
 def versions(review: Review, before: str, after: str) -> Table:
     table = Table("", before, after, title=review.challenger.name)
-    for label, tag in (("method", "method"), ("claim level", "claim_level"), ("gates it failed", "failed_gates")):
+    for label, tag in (
+        ("method", "method"),
+        ("shown", "claims"),
+        ("utility", "utility"),
+        ("gates against it", "failed_gates"),
+    ):
         cells = ("–" if v is None else v.tags.get(tag, "–") for v in (review.champion, review.challenger))
         table.add_row(label, *cells)
     requests = ("–" if v is None else short(v.tags.get("request", "–")) for v in (review.champion, review.challenger))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.report import wording
-from expunge.report.tables import COLUMNS, candidates, lookup
+from expunge.report.tables import COLUMNS, candidates, lookup, takes, verdict_line
 
 METRICS = (
     ("accuracy", "Accuracy on retained test rows", "test", "accuracy.test_retain"),
@@ -69,29 +69,32 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
     verdict = summary["methods"][name]["verdict"]
     if method is None:
         title = f"# {model['name']}: no model to ship"
-        use = f"No method reached a claim level, so this run has no model to use. The nearest was {name}."
+        use = f"Nothing was shown of any method, so this run has no model to use. The nearest was {name}."
     else:
         title = f"# {model['name']} after {method}"
         named = ", ".join(_escape(c) for c in classes)
         use = (
             f"{data.kind.capitalize()} classification over {len(classes)} classes ({named}), where the rows named "
-            "below must no longer shape the answers. Judge it by the claim level; do not use it as proof that data was "
+            "below must no longer shape the answers. Judge it by what was shown; do not use it as proof that data was "
             "deleted."
         )
-    status = " (indicative)" if verdict["indicative"] else ""
-    claim = [f"Level **{verdict['level']}**{status}. {wording.claim(verdict['level'], summary)}"]
-    if verdict["indicative"]:
-        claim.append(wording.why_indicative(summary))
-    failed = [
-        f"- {g['gate']} (level {g['level']}): {g['value']}, wanted {g['wanted']}" for g in wording.failed_gates(verdict)
+    claim = [
+        f"**{verdict_line(verdict)}.** {wording.claim(verdict)}",
+        takes(summary).strip(),
+        wording.rows_it_takes(verdict),
+    ]
+    gates = [
+        f"- {g['gate']} ({g['claim']}): {g['value']}, retrained {g['target']}, share of the excess {g['share']}: "
+        f"{g['outcome']}"
+        for g in wording.gate_rows(verdict)
     ]
     saw = "saw" if model["saw_forget_data"] else "is said not to have seen"
     return [
         title,
         f"## Intended use\n\n{use}",
         f"## What was forgotten\n\n{asked[0].upper()}{asked[1:]}.\n\nRequest `{summary['request']['digest']}`.",
-        "## Claim level\n\n" + "\n\n".join(claim),
-        "## Failed gates\n\n" + ("\n".join(failed) or "None."),
+        "## Verdict\n\n" + "\n\n".join(part for part in claim if part),
+        "## Gates\n\n" + ("\n".join(gates) or "None."),
         "## What is not claimed\n\n" + "\n".join(f"- {line}" for line in wording.not_claimed(summary)),
         f"## Metrics\n\n{_table(summary)}\n\nMore in `summary.json`, `results.csv` and `report.html`.",
         f"## Training data\n\n{data.name}: {data.rows_train:,} training and {data.rows_test:,} test rows, "

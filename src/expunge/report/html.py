@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from expunge.evaluation.claims import shown_words
+from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
 from expunge.report.evidence import Evidence
 from expunge.report.style import Panel
-from expunge.report.summary import CONTROL, LEVELS
-from expunge.report.tables import COLUMNS, candidates, lookup
+from expunge.report.summary import CONTROL
+from expunge.report.tables import COLUMNS, candidates, claims_cells, lookup, takes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,7 +70,8 @@ COLUMN_HELP = {
     "MIA": "forgotten rows that an attack on entropies calls training rows; near the retrained model's value is good",
     "probe z'": "a fresh linear probe that looks for the forgotten rows in what the head reads; 50 % is a guess",
     "fit": "seconds to fit the method, without evaluation",
-    "level": "highest claim level reached",
+    "utility": "is it as accurate as retrained models on what was kept",
+    "shown": "erasure claims that were shown; the others were refuted, or nobody can tell from this run",
 }
 
 
@@ -98,9 +101,11 @@ def render(
         focus=name,
         selected=summary["selected"],
         verdict=verdict,
-        ladder=ladder(summary, verdict),
-        why_indicative=wording.why_indicative(summary) if verdict["indicative"] else "",
-        failed={method: wording.failed_gates(block["verdict"]) for method, block in summary["methods"].items()},
+        ladder=ladder(verdict),
+        takes=f"{takes(summary)}{wording.rows_it_takes(verdict)}".strip(),
+        says=wording.claim(verdict),
+        shown=shown_words(verdict),
+        gates_of={method: wording.gate_rows(block["verdict"]) for method, block in summary["methods"].items()},
         not_claimed=wording.not_claimed(summary),
         table=main_table(summary),
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
@@ -127,20 +132,15 @@ def environment() -> Environment:
     )
 
 
-def ladder(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The four levels, each reached, failed, not evaluated, or held back by a lower one."""
-    reached = LEVELS.index(verdict["level"])
-    failed = {gate["level"] for gate in verdict["failed_gates"]}
-    left_out = {gate["level"] for gate in verdict["not_evaluated"]}
-    steps = []
-    for i, level in enumerate(LEVELS[1:], start=1):
-        if i <= reached:
-            state = "reached"
-        elif level in failed:
-            state = "failed"
-        else:
-            state = "not evaluated" if level in left_out else "passed, but a lower level failed"
-        steps.append({"level": level, "state": state, "claim": wording.claim(level, summary)})
+def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Utility and the four claims: each its outcome, what it says, and why where it was not shown."""
+    against = "retrained models" if verdict["utility_against"] == "retrained" else "the original"
+    steps = [
+        {"name": "utility", "state": verdict["utility"], "claim": wording.UTILITY_WORDS.format(against), "why": ""}
+    ]
+    for name, state in verdict["claims"].items():
+        why = "" if state == SHOWN else verdict["reasons"][name]
+        steps.append({"name": name, "state": state, "claim": wording.CLAIMS[name], "why": why})
     return steps
 
 
@@ -151,10 +151,8 @@ def main_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     body = []
     for name, block in blocks:
         cells = [_cell(block, path, form) for _, path, form in used]
-        body.append(
-            {"name": name, "control": name == CONTROL, "cells": cells, "level": lookup(block, "verdict.level") or ""}
-        )
-    return {"head": [*(heading for heading, _, _ in used), "level"], "rows": body}
+        body.append({"name": name, "control": name == CONTROL, "cells": cells, "claims": claims_cells(block)})
+    return {"head": [*(heading for heading, _, _ in used), "utility", "shown"], "rows": body}
 
 
 def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from expunge.evaluation.margins import Margins
-from expunge.evaluation.verdict import verdict
+from expunge.evaluation.claims import may_serve, shown_claims, verdict_of
+from expunge.evaluation.criteria import EXACT, KEPT, OUTPUTS
 
-SCHEMA = 1
+SCHEMA = 2
 CONTROL = "logit-mask"
-LEVELS = ("none", "a", "b", "c", "d")
 
 
 def build_summary(
@@ -21,21 +20,26 @@ def build_summary(
     references: Mapping[str, Any],
     evaluations: Mapping[str, dict[str, Any]],
     costs: Mapping[str, Mapping[str, Any]],
-    margins: Margins,
+    clean_references: bool,
     ensembles: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Join what the stages wrote and judge every method.
 
     `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by
-    method. The control is judged like the others, shown among the references, and never selected. `ensembles` is what
+    method. The control is judged like the others, shown among the references, and never selected. `clean_references`:
+    whether the retrained models' backbones never saw the forgotten rows. `ensembles` is what
     the stage of that name wrote: its numbers go into the blocks they belong to, the rest stands beside them.
     """
     many = dict(ensembles or {"kind": "off"})
     attacked, floors = many.pop("methods", {}), many.pop("references", {})
     original, retrained = references["original"], references["retrained"]
-    whole = bool(request["classes"]) and request["classes"] == request["whole_classes"]
+    controls, count = references.get("controls", {}), len(retrained)
     methods = {
-        name: {**block, "cost": dict(costs[name]), "verdict": verdict(block, original, retrained, margins, whole)}
+        name: {
+            **_plain(block),
+            "cost": dict(costs[name]),
+            "verdict": verdict_of(block, controls, count, clean_references, block.get("exact")),
+        }
         for name, block in evaluations.items()
     }
     for name, block in attacked.items():
@@ -46,11 +50,16 @@ def build_summary(
         "model": dict(model),
         "ensembles": many,
         "references": {
-            "original": {**original, "ensembles": floors.get("original")},
+            "original": {
+                **_plain(original),
+                "verdict": verdict_of(original, controls, count, clean_references),
+                "ensembles": floors.get("original"),
+            },
             "retrained": {
-                **mean_of(retrained),
+                **mean_of([_plain(block) for block in retrained]),
                 "seeds": len(retrained),
-                "spread": spread_of(retrained),
+                "spread": spread_of([_plain(block) for block in retrained]),
+                "verdict": verdict_of(retrained[0], controls, count - 1, clean_references, _trained(clean_references)),
                 "ensembles": floors.get("retrained"),
             }
             if retrained
@@ -60,6 +69,18 @@ def build_summary(
         "methods": methods,
         "selected": select(methods),
     }
+
+
+def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A metrics block without what its verdict is made of, which the verdict holds."""
+    return {key: value for key, value in block.items() if key != "judged"}
+
+
+def _trained(clean: bool) -> dict[str, Any]:
+    """What is exact about a retrained model: everything, unless its backbone was taken over and saw the rows."""
+    if clean:
+        return {"holds": True, "why": "trained without these rows, from weights that never saw them"}
+    return {"holds": None, "why": "its backbone is the original's, which saw the rows; only its head was trained anew"}
 
 
 def mean_of(blocks: Sequence[Any]) -> Any:
@@ -84,16 +105,26 @@ def _join(blocks: Sequence[Any], statistic: Any) -> Any:
 
 
 def select(methods: Mapping[str, Any]) -> str | None:
-    """The method of the highest claim level; among equals the nearest to the retrained model on forgotten rows.
+    """The method that may serve: utility kept and its outputs' claim shown, or the exact one.
 
-    The control never counts: it hides a class and removes nothing.
+    Exact comes before statistical, then more claims, then the smallest share of the excess on the rows that the verdict
+    does not use, then the smallest KL. A control never counts, whatever its entry is called.
     """
-    reached = {name: m for name, m in methods.items() if name != CONTROL and m["verdict"]["level"] != "none"}
+    reached = {
+        name: m
+        for name, m in methods.items()
+        if name != CONTROL
+        and m["verdict"]["control"] is None
+        and m["verdict"]["utility"] == KEPT
+        and may_serve(shown_claims(m["verdict"]), OUTPUTS)
+    }
     if not reached:
         return None
 
-    def rank(name: str) -> tuple[int, float, str]:
-        kl = reached[name]["divergence"]["forget"]["kl"]
-        return -LEVELS.index(reached[name]["verdict"]["level"]), float("inf") if kl is None else kl, name
+    def rank(name: str) -> tuple[bool, int, float, float, str]:
+        verdict, kl = reached[name]["verdict"], reached[name]["divergence"]["forget"]["kl"]
+        shown, choice = shown_claims(verdict), verdict["choice"]
+        far = float("inf")
+        return (EXACT not in shown, -len(shown), far if choice is None else choice, far if kl is None else kl, name)
 
     return min(reached, key=rank)

@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from expunge.evaluation.claims import shown_words
+from expunge.evaluation.criteria import CLAIMS, MIN_REFERENCES
 from expunge.report.summary import CONTROL
 
 # Heading, dotted path in a block of the summary, and how to print it: percent, number, or seconds.
@@ -57,15 +59,27 @@ def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The table as text: a heading row, then one row per candidate. A value that does not exist is a dash."""
     used = [c for c in COLUMNS if any(lookup(block, c[1]) is not None for _, block in candidates(summary))]
-    table = [["", *(name for name, _, _ in used), "level"]]
+    table = [["", *(name for name, _, _ in used), "utility", "shown"]]
     for name, block in candidates(summary):
         cells = []
         for _, path, form in used:
             value = lookup(block, path)
             cells.append("–" if value is None else form.format(value))
         label = f"{name} (control)" if name == CONTROL else name
-        table.append([label, *cells, lookup(block, "verdict.level") or ""])
+        table.append([label, *cells, *claims_cells(block)])
     return table
+
+
+def claims_cells(block: Mapping[str, Any]) -> list[str]:
+    """Utility, and the erasure claims that were shown; empty where nothing was judged."""
+    verdict = block.get("verdict")
+    return ["", ""] if verdict is None else [str(verdict["utility"]), shown_words(verdict)]
+
+
+def verdict_line(verdict: Mapping[str, Any]) -> str:
+    """The verdict in a line: utility, then every claim with its outcome."""
+    claims = "; ".join(f"{claim} {verdict['claims'][claim]}" for claim in CLAIMS)
+    return f"utility {verdict['utility']}; erasure: {claims}"
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -104,36 +118,32 @@ def many_models(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """One sentence: the method that would be registered and its level, or why there is none."""
+    """In a few sentences: the method that would be registered and what was shown of it, or why there is none."""
     request = summary["request"]
     forget, total = request["forget_rows"], request["forget_rows"] + request["retain_rows"]
     asked = f"{forget:,} of {total:,} training rows were to be forgotten."
     selected = summary["selected"]
     if selected is None:
-        return f"{asked} No method reached a claim level, so nothing is to be registered: {failures(summary)}"
+        nothing = "Nothing was shown of any method, so nothing is to be registered."
+        return f"{asked} {nothing} {takes(summary)}{failures(summary)}"
     verdict = summary["methods"][selected]["verdict"]
-    caution = (
-        " The verdict is indicative: it rests on one seed or on no retrained model."
-        if verdict.get("indicative")
-        else ""
+    return f"{asked} **{selected}**: {verdict_line(verdict)}. {takes(summary)}".rstrip()
+
+
+def takes(summary: Mapping[str, Any]) -> str:
+    """What it would take to show more, where too few models were retrained; else empty."""
+    count = int(lookup(summary, "references.retrained.seeds") or 0)
+    if count >= MIN_REFERENCES:
+        return ""
+    return (
+        f"With {count} retrained model{'s' * (count != 1)} no erasure claim but `exact` can be shown: "
+        f"{MIN_REFERENCES} are needed (reference: retrain, retrain.seeds). "
     )
-    return f"{asked} **{selected}** reached claim level **{verdict['level']}**.{caution}"
 
 
 def failures(summary: Mapping[str, Any]) -> str:
-    """Per method the gates that it failed and by how much."""
-    parts = []
-    for name, block in summary["methods"].items():
-        first = [g for g in block["verdict"]["failed_gates"] if g["level"] == "a"]
-        gates = ", ".join(
-            f"{g['gate']} {_number(g['value'])} against {_number(g['target'])} ± {g['margin']:g}" for g in first
-        )
-        parts.append(f"{name}: {gates or 'no gate of level a failed'}")
-    return "; ".join(parts) + "."
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    """Per method what was not shown, and why."""
+    return " ".join(f"{name}: {block['verdict']['why']}" for name, block in summary["methods"].items())
 
 
 def not_proven(summary: Mapping[str, Any]) -> str:

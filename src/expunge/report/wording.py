@@ -1,24 +1,22 @@
-"""What the summary means, in plain words: levels, gates, and what a reader must not conclude."""
+"""What the summary means, in plain words: claims, gates, and what a reader must not conclude."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.report.summary import CONTROL, LEVELS
+from expunge.evaluation.claims import shown_claims
+from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, OUTPUTS, REFUTED, SHOWN
+from expunge.report.summary import CONTROL
 from expunge.report.tables import lookup, not_proven
 
 CLAIMS = {
-    "none": "Not even its accuracies are those of a retrained model.",
-    "a": "Its accuracies are those of a retrained model, within the margins.",
-    "b": "Its predictions are those of a retrained model, within the margins.",
-    "c": "The features z' that its head reads say no more about the forgotten rows than a retrained model's.",
-    "d": "Its backbone's own features z say no more about the forgotten rows than a retrained model's.",
+    OUTPUTS: "What the model says of forgotten rows is what retrained models say, within the margins.",
+    FEATURES: "What its head reads says no more about the forgotten rows than a retrained model's features do.",
+    BACKBONE: "The network's own features say no more about the forgotten rows than a retrained model's do.",
+    EXACT: "By construction, the weights are a function of retained rows, public weights and the seed alone.",
 }
-WITHOUT_REFERENCE = {
-    "none": "Not even its accuracies are as they should be after forgetting.",
-    "a": "Its accuracy on what was kept is that of the original; forgotten classes, if any, are no longer named.",
-}
+UTILITY_WORDS = "Accuracy on retained and test rows is at most half a point below that of {}."
 GATES = {
     "accuracy.retain": "accuracy on retained rows",
     "accuracy.forget": "accuracy on forgotten rows",
@@ -26,10 +24,15 @@ GATES = {
     "accuracy.test_forget": "accuracy on forgotten test rows",
     "divergence.forget.kl": "KL from the retrained model on forgotten rows, nats",
     "divergence.forget.agreement": "agreement with the retrained model on forgotten rows",
+    "divergence.forget.kl_others": "the same KL with the forgotten classes hidden in both models, nats",
+    "divergence.forget.agreement_others": "the same agreement with the forgotten classes hidden in both models",
+    "membership.margin_excess": "memorisation left, row by row, along the original's",
     "membership.loss_auc": "AUC of the loss attack",
     "membership.mia_lr_member": "share of forgotten rows called members (MIA-LR)",
     "representation.probe_z_prime": "linear probe on z'",
     "representation.probe_z": "linear probe on z",
+    "representation.knn_z_prime": "nearest neighbours in z'",
+    "representation.knn_z": "nearest neighbours in z",
 }
 
 
@@ -52,9 +55,10 @@ def focus(summary: Mapping[str, Any]) -> str:
     return min(others, key=distance, default=CONTROL)
 
 
-def claim(level: str, summary: Mapping[str, Any]) -> str:
-    """What reaching `level` says."""
-    return CLAIMS[level] if seed_count(summary) else WITHOUT_REFERENCE.get(level, CLAIMS[level])
+def claim(verdict: Mapping[str, Any]) -> str:
+    """What was shown, in a sentence per claim."""
+    said = [CLAIMS[name] for name in shown_claims(verdict)]
+    return " ".join(said) or "No erasure claim was shown."
 
 
 def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -67,51 +71,63 @@ def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:
     return f"{rows}, chosen by {request['selector']}"
 
 
-def why_indicative(summary: Mapping[str, Any]) -> str:
-    """Why the verdict is not firm."""
-    if seed_count(summary) == 0:
-        return "Indicative: nothing was retrained, so there is no model to compare with."
-    if seed_count(summary) == 1:
-        return (
-            "Indicative: there is one retrained model, so how much models differ from seed to seed is not known. "
-            "The intervals come from resampling rows."
-        )
-    return "Indicative: for some gates only one retrained model has a value."
-
-
 def not_claimed(summary: Mapping[str, Any]) -> list[str]:
     """What this report does not claim about the method it looks at."""
-    level = summary["methods"][focus(summary)]["verdict"]["level"]
-    above = LEVELS[LEVELS.index(level) + 1 :]
-    lines = [f"Level{'s' * (len(above) > 1)} {', '.join(above)}."] if above else []
+    verdict = summary["methods"][focus(summary)]["verdict"]
+    lines = [
+        f"{name}: {state}, since {verdict['reasons'][name]}."
+        for name, state in verdict["claims"].items()
+        if state != SHOWN
+    ]
     lines += [line[2:].replace("`", "") for line in not_proven(summary).splitlines() if line.startswith("- ")]
     return [*lines, "The attacks are those listed here; a stronger one may find more."]
 
 
-def failed_gates(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The failed gates as text: gate, value, what was wanted, and how far the interval lies beyond the margin."""
+def gate_rows(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The gates as text: what was measured, for which claim, value, target, and the share of the excess left."""
     return [
         {
-            "level": gate["level"],
-            "gate": GATES.get(gate["gate"], gate["gate"]),
+            "claim": gate["claim"],
+            "gate": GATES.get(gate["path"], gate["path"]),
             "value": number(gate["value"]),
-            "wanted": wanted(gate, verdict["reference"] == "original only"),
-            "excess": number(gate["excess"]),
-            "margins": f"{gate['excess'] / gate['margin']:.1f}" if gate["excess"] and gate["margin"] else "–",
+            "target": number(gate["target"]),
+            "share": share_words(gate),
+            "outcome": gate_outcome(gate),
         }
-        for gate in verdict["failed_gates"]
+        for gate in verdict["gates"]
     ]
 
 
-def wanted(gate: Mapping[str, Any], alone: bool) -> str:
-    """The values that would have passed; `alone` without a retrained model, where every gate has one side."""
-    target, margin = gate["target"], gate["margin"]
-    path = gate["gate"]
-    if path == "divergence.forget.kl" or (alone and path.endswith("forget")):
-        return f"at most {number(target + margin)}"
-    if path == "divergence.forget.agreement" or (alone and path.endswith("retain")):
-        return f"at least {number(target - margin)}"
-    return f"{number(target)} ± {margin:g}"
+def share_words(gate: Mapping[str, Any]) -> str:
+    """The share of the original's excess that is left, with its interval; below 0 it is overshot."""
+    if gate["share"] is None:
+        return "–"
+    low, high = gate["interval"]
+    return f"{gate['share']:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def gate_outcome(gate: Mapping[str, Any]) -> str:
+    """Passed, refuted, open, or that it cannot tell and what it would take."""
+    if gate["refuted"]:
+        return REFUTED
+    if gate["power"]:
+        return "passed" if gate["passed"] else "open: the interval reaches beyond the margin"
+    needed = gate["rows_needed"]
+    more = f"; about {needed:,} such rows are needed" if needed else ""
+    return f"{CANNOT_TELL}: {gate['reason']}{more}"
+
+
+def rows_it_takes(verdict: Mapping[str, Any]) -> str:
+    """How many forgotten rows the most sensitive gate of the outputs would need; empty where one has power."""
+    gates = [g for g in verdict["gates"] if g["claim"] == OUTPUTS]
+    needed = [g["rows_needed"] for g in gates if g["rows_needed"]]
+    if not gates or any(g["power"] for g in gates):
+        return ""
+    if not needed:
+        return "No number of such rows would tell with these retrained models; more of them may."
+    return (
+        f"About {min(needed):,} forgotten rows like these would be needed to tell what the outputs still say of them."
+    )
 
 
 def settings_lines(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from expunge.config import load_config
 from expunge.results.page import page
 from expunge.results.pooled import pool
 from expunge.results.variants import HOME, VARIANTS, Variant, finished, run_variants
@@ -24,8 +23,7 @@ def write_page(root: Path, variants: Sequence[Variant]) -> None:
     for variant in variants:
         workspaces = finished(root, variant)
         if workspaces:
-            params = next(iter(workspaces.values())) / "params.yaml"
-            parts.append((variant, pool(workspaces), load_config(params).verdict))
+            parts.append((variant, pool(workspaces)))
     if not parts:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results")
     write_text(root / PAGE, page(parts))

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge.evaluation.margins import Margins
-from expunge.report.summary import CONTROL, LEVELS
+from expunge.evaluation.criteria import CLAIMS
+from expunge.report.summary import CONTROL
 from expunge.report.tables import COLUMNS, MANY_MODELS
-from expunge.report.wording import GATES
 from expunge.results.pooled import Pooled, PooledVerdict, judge
 from expunge.results.variants import Variant
 
@@ -25,24 +24,20 @@ retrained without the forgotten rows, with a seed of its own; the target of ever
 models. KL (nats) and agreement compare with the retrained model of the same seed on forgotten rows; in the row of the
 retrained models they compare the seeds with each other, which is as near as two models trained without the rows come.
 
-A claim level over seeds is earned when, for every gate up to it, the 90 % t interval of the difference to the retrained
-models lies inside the margin of params.yaml, on both sides. Behind it, in brackets, stand the levels of the single
-runs, each judged on one retrained model and its own rows. {seconds}
+Every run is judged by itself, on its own rows and retrained models (docs/verdict.md). The last columns count, over the
+training seeds, how often utility was kept and each claim about erasure shown. {seconds}
 """
-LEVEL_WORDS = """Levels: (a) accuracies like a retrained model's; (b) predictions and attacks on them too; (c) the
-features that the head reads as well; (d) the backbone's own features as well. "none" says that not even the accuracies
-are equivalent."""
 
 
-def page(parts: Sequence[tuple[Variant, Pooled, Margins]]) -> str:
+def page(parts: Sequence[tuple[Variant, Pooled]]) -> str:
     """The whole page; experiments without a finished run are not in it."""
     seconds = f"Seconds were measured on {os.cpu_count()} cores."
     sections = [_section(*part) for part in parts]
-    return "\n\n".join([HEAD.format(seconds=seconds).strip(), LEVEL_WORDS, *sections]) + "\n"
+    return "\n\n".join([HEAD.format(seconds=seconds).strip(), *sections]) + "\n"
 
 
-def _section(variant: Variant, pooled: Pooled, margins: Margins) -> str:
-    judged = {name: judge(pooled, name, margins) for name in pooled.blocks if name not in ("original", "retrained")}
+def _section(variant: Variant, pooled: Pooled) -> str:
+    judged = {name: judge(pooled, name) for name in pooled.blocks if name not in ("original", "retrained")}
     request = pooled.summaries[0]["request"]
     rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows go."
     of = f" of {len(variant.seeds)}" if len(variant.seeds) > len(pooled.seeds) else ""
@@ -66,7 +61,7 @@ def _section(variant: Variant, pooled: Pooled, margins: Margins) -> str:
 
 def table(pooled: Pooled, columns: Sequence[tuple[str, str, str]], judged: dict[str, PooledVerdict]) -> str:
     """Markdown, one row per candidate; a candidate without any value is left out."""
-    head = ["", *(heading for heading, _, _ in columns), *(["level"] if judged else [])]
+    head = ["", *(heading for heading, _, _ in columns), *(["kept", "shown"] if judged else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in pooled.blocks:
         values = [pooled.values(name, path) for _, path, _ in columns]
@@ -74,7 +69,7 @@ def table(pooled: Pooled, columns: Sequence[tuple[str, str, str]], judged: dict[
             continue
         cells = [_cell(form, value) for (_, _, form), value in zip(columns, values, strict=True)]
         if judged:
-            cells.append(f"{judged[name].level} ({' '.join(judged[name].single)})" if name in judged else "")
+            cells += verdict_cells(judged[name]) if name in judged else ["", ""]
         label = f"{name} (control)" if name == CONTROL else name
         lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines)
@@ -98,28 +93,26 @@ def meaning(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
         lines.append(
             f"Two retrained models differ by {np.mean(floor):.2f} nats on them: nearer no method can be asked to come."
         )
-    lines += [*_levels(pooled, judged), *_nearness(pooled), *_over_forgetting(pooled)]
+    lines += [*_claims(pooled, judged), *_nearness(pooled), *_over_forgetting(pooled)]
     return lines
 
 
-def _levels(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
+def verdict_cells(j: PooledVerdict) -> list[str]:
+    """How often utility was kept, and which claims were shown how often."""
+    shown = ", ".join(f"{claim} {count}/{j.runs}" for claim, count in j.shown.items() if count)
+    return [f"{j.kept}/{j.runs}", shown or "none"]
+
+
+def _claims(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
     lines = []
-    for level in reversed(LEVELS[1:]):
-        names = [name for name, j in judged.items() if j.level == level]
+    for claim in CLAIMS:
+        names = [name for name, j in judged.items() if claim in j.always]
         if names:
-            lines.append(f"Level {level}: {', '.join(_with_cost(pooled, name) for name in names)}.")
-    failed = [
-        f"{name} at {GATES.get(j.failed[0], j.failed[0])}"
-        for name, j in judged.items()
-        if j.level == "none" and j.failed
-    ]
-    if failed:
-        lines.append(f"No level, for the first gate in the way: {'; '.join(failed)}.")
-    if len(pooled.seeds) == 1:
-        lines.append(
-            "One seed: these levels are indicative, because how much models differ from seed to seed is not in them."
-        )
-    return lines
+            lines.append(f"Shown in every run, {claim}: {', '.join(_with_cost(pooled, name) for name in names)}.")
+        refuted = [name for name, j in judged.items() if j.refuted[claim] == j.runs]
+        if refuted:
+            lines.append(f"Refuted in every run, {claim}: {', '.join(refuted)}.")
+    return lines or ["No claim about erasure was shown or refuted in every run."]
 
 
 def _with_cost(pooled: Pooled, name: str) -> str:

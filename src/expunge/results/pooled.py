@@ -1,4 +1,4 @@
-"""Several runs of one experiment, one per training seed, as one: means, spreads, and a verdict over the seeds."""
+"""Several runs of one experiment, one per training seed, as one: means, spreads, and how often each claim was shown."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from expunge.evaluation.criteria import CLAIMS, KEPT, REFUTED, SHOWN
 from expunge.evaluation.divergence import summary as divergence
-from expunge.evaluation.equivalence import seed_difference
-from expunge.evaluation.margins import Margins
-from expunge.evaluation.verdict import LEVELS, Gate, gates, lookup
+from expunge.evaluation.verdict import lookup
 from expunge.report.summary import CONTROL
 from expunge.system.files import read_json
 from expunge.system.paths import EVALUATION, SUMMARY
@@ -36,11 +35,17 @@ class Pooled:
 
 @dataclass(frozen=True)
 class PooledVerdict:
-    """`level` reached over the seeds, the first gate in the way, and the levels of the single runs."""
+    """Over the training seeds: how often each claim was shown and refuted, and how often utility was kept."""
 
-    level: str
-    failed: tuple[str, ...]
-    single: tuple[str, ...]
+    runs: int
+    kept: int
+    shown: Mapping[str, int]
+    refuted: Mapping[str, int]
+
+    @property
+    def always(self) -> tuple[str, ...]:
+        """Claims that were shown in every run."""
+        return tuple(claim for claim, count in self.shown.items() if count == self.runs)
 
 
 def pool(workspaces: Mapping[int, Path]) -> Pooled:
@@ -55,30 +60,14 @@ def pool(workspaces: Mapping[int, Path]) -> Pooled:
     return Pooled(tuple(workspaces), tuple(summaries), blocks)
 
 
-def judge(pooled: Pooled, name: str, margins: Margins) -> PooledVerdict:
-    """Equivalence over seeds: t intervals of the difference of method and retrained models, as `seed_difference`.
+def judge(pooled: Pooled, name: str) -> PooledVerdict:
+    """The verdicts of the single runs, each on its own rows and retrained models, counted."""
+    verdicts = [summary["methods"][name]["verdict"] for summary in pooled.summaries]
 
-    With one seed it is the verdict of that run, which is indicative.
-    """
-    single = tuple(summary["methods"][name]["verdict"]["level"] for summary in pooled.summaries)
-    if len(pooled.seeds) == 1:
-        failed = tuple(g["gate"] for g in pooled.summaries[0]["methods"][name]["verdict"]["failed_gates"])
-        return PooledVerdict(single[0], failed, single)
-    bad = [gate for gate in gates(margins) if not _passes(pooled, name, gate)]
-    level = "none"
-    for step in LEVELS:
-        if any(gate.level == step for gate in bad):
-            break
-        level = step
-    return PooledVerdict(level, tuple(gate.path for gate in bad), single)
+    def count(outcome: str) -> dict[str, int]:
+        return {claim: sum(v["claims"][claim] == outcome for v in verdicts) for claim in CLAIMS}
 
-
-def _passes(pooled: Pooled, name: str, gate: Gate) -> bool:
-    """A gate whose reference has no value is left out; one where only the method has none fails."""
-    target, values = pooled.values("retrained", gate.path), pooled.values(name, gate.path)
-    if len(target) < 2:
-        return True
-    return bool(values) and gate.excess(seed_difference(values, target)) <= 1e-12
+    return PooledVerdict(len(verdicts), sum(v["utility"] == KEPT for v in verdicts), count(SHOWN), count(REFUTED))
 
 
 def _with_floor(blocks: Sequence[Block], logits: Sequence[np.ndarray]) -> list[Block]:

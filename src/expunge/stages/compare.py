@@ -37,6 +37,12 @@ def cost_of(name: str, config: Config) -> dict[str, Any]:
     return cost
 
 
+def clean_references(config: Config) -> bool:
+    """Whether the retrained models' backbones never saw the forgotten rows: trained anew, or taken from a model that is
+    said never to have seen them. Otherwise only the head of a reference was trained without them."""
+    return config.model.training == "full" or not config.model.saw_forget_data
+
+
 def main() -> None:
     config = load_config()
     described = read_json(MODELS / ORIGINAL / "model.json")
@@ -56,7 +62,7 @@ def main() -> None:
         read_json(METRICS / "references.json"),
         judged,
         {name: cost_of(name, config) for name in judged},
-        config.verdict,
+        clean_references(config),
         read_json(ENSEMBLE_REPORT),
     )
     summary["refused"] = refused

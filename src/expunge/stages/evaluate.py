@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from expunge.config import load_config
 from expunge.data.split import Split
-from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.suite import Outputs, controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
 from expunge.methods.unlearned import INFO
@@ -30,6 +30,7 @@ from expunge.system.paths import (
 )
 from expunge.system.progress import log_message
 
+JUDGED_HALF = 1  # of several methods the best is chosen on one half of the rows and judged on the other
 VALIDATION = "validation"  # the part of rows that settings were chosen by, where outputs are kept per row
 
 
@@ -82,6 +83,7 @@ def main() -> None:
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
     counted = ~split.held
+    half = JUDGED_HALF if len(config.methods) > 1 else None
     start = time.perf_counter()
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
@@ -94,14 +96,19 @@ def main() -> None:
                 labels[counted],
                 split.parts[counted],
                 seed,
+                half,
             )
             for model in models.values()
         ]
+        controls = {}
+        if name == REFERENCES and references:
+            known = [rows_of(r, counted) for r in references]
+            controls = controls_of(rows_of(original, counted), known, labels[counted], split.parts[counted], seed, half)
     seconds = time.perf_counter() - start
     if name == REFERENCES:
-        block = {"original": blocks[0], "retrained": blocks[1:]}
+        block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}
     else:
-        block = {**blocks[0], "settings": settings_of(name)}
+        block = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})

@@ -6,6 +6,7 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.evaluation.claims import shown_words
 from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
 from expunge.report.tables import failures, headline, markdown
@@ -24,7 +25,15 @@ from expunge.system.paths import (
 )
 from expunge.system.progress import log_message
 from expunge.tracking import Dataset as LoggedDataset
-from expunge.tracking import Submission, log_pipeline_run, model_name, preflight, register_model, write_receipt
+from expunge.tracking import (
+    Submission,
+    claim_tags,
+    log_pipeline_run,
+    model_name,
+    preflight,
+    register_model,
+    write_receipt,
+)
 from expunge.tracking.details import details_of, shared_stages, usage_of
 from expunge.tracking.examples import examples_with_answers
 from expunge.tracking.provenance import git_state, lock_digest
@@ -51,7 +60,7 @@ def content_digest(method: str, summary: dict[str, Any]) -> str:
             "model": summary["model"]["digest"],
             "unlearned": {name: entry for name, entry in files.items() if name != INFO},
             "request": summary["request"]["digest"],
-            "level": summary["methods"][method]["verdict"]["level"],
+            "claims": summary["methods"][method]["verdict"]["claims"],
         }
     )
 
@@ -64,7 +73,7 @@ def main() -> None:
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET)
     name = config.register.name or model_name(config.data.source, config.model.name)
     selected = summary["selected"]
-    level = summary["methods"][selected]["verdict"]["level"] if selected else "none"
+    shown = shown_words(summary["methods"][selected]["verdict"]) if selected else "none"
     tags = {"dvc_lock": lock_digest(), **git_state()}
     if flow_run := os.environ.get(FLOW_RUN):
         tags["flow_run"] = flow_run
@@ -73,7 +82,7 @@ def main() -> None:
     ids = log_pipeline_run(
         summary,
         experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
-        run_name=f"forget {describe(summary, dataset)} · {level} · {selected or 'nothing'}",
+        run_name=f"forget {describe(summary, dataset)} · {shown} · {selected or 'nothing'}",
         description_md=description(summary, dataset),
         params=flat_params(config),
         tags=tags,
@@ -98,8 +107,7 @@ def main() -> None:
     verdict = summary["methods"][selected]["verdict"]
     tags |= {
         "verdict": headline(summary).replace("**", ""),
-        "claim_level": level,
-        "failed_gates": ", ".join(gate["gate"] for gate in verdict["failed_gates"]) or "none",
+        **claim_tags(verdict),
         "request": summary["request"]["digest"],
     }
     inputs, probabilities = examples_with_answers(selected, dataset)
@@ -124,16 +132,20 @@ def main() -> None:
         )
     )
     # The commit stays out of the receipt: it is an output, and the same content must give the same bytes.
-    kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claim_level", "failed_gates", "request")}
+    kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claims", "utility", "failed_gates", "request")}
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
-    log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger, claim level {level}")
+    log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger; shown: {shown}")
 
 
 def description(summary: dict[str, Any], dataset: Dataset) -> str:
     """The result for MLflow, whose lists show the beginning: what came of it, then the table."""
     selected = summary["selected"]
-    came = f"{selected}, level {summary['methods'][selected]['verdict']['level']}" if selected else "Nothing qualified"
+    came = (
+        f"{selected}, shown: {shown_words(summary['methods'][selected]['verdict'])}"
+        if selected
+        else "Nothing qualified"
+    )
     return f"{came}: forget {describe(summary, dataset)}.\n\n" + markdown(summary).removeprefix("# Result\n\n")
 
 

@@ -27,7 +27,7 @@ from expunge.tracking.registry import (
     version_of,
     write_receipt,
 )
-from expunge.tracking.runs import Dataset, Detail, RunIds, log_pipeline_run, metrics_of
+from expunge.tracking.runs import Dataset, Detail, RunIds, claim_tags, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
 from expunge.tracking.versions import (
     RETRAINED,
@@ -53,6 +53,7 @@ __all__ = [
     "Submission",
     "Version",
     "aliased",
+    "claim_tags",
     "connect",
     "entries_kept",
     "evaluation_of",

@@ -80,7 +80,7 @@ class Submission:
     `inputs`: images, uint8 `(n, h, w)` or `(n, h, w, c)`, or texts, with `expected`, the probabilities `(n, C)` that
     the evaluation saw for them. The first 4 images are stored as the input example, so take test rows that may be
     shown; of texts none is.
-    `tags`: `verdict`, `claim_level`, `failed_gates`, `request`, `dvc_lock`.
+    `tags`: `verdict`, `claims`, `utility`, `failed_gates`, `request`, `dvc_lock`.
     `documents`: files stored with the model, such as its card and certificate.
     `any_size`: images of any height and width are taken.
     """
@@ -236,7 +236,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         model_id=logged.model_id,
         # The list of versions shows them in this order: first what a reviewer asks for.
         tags={
-            **{key: s.tags[key] for key in ("claim_level", "failed_gates") if key in s.tags},
+            **{key: s.tags[key] for key in ("claims", "utility", "failed_gates") if key in s.tags},
             "method": s.method,
             **s.tags,
             "content": s.content,

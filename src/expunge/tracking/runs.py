@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 
+from expunge.evaluation.claims import held_back, shown_words
 from expunge.system.errors import TrackingError
 from expunge.system.monitor import Series
 from expunge.tracking.store import connect, experiment_of, refusals
@@ -117,7 +118,7 @@ def log_pipeline_run(
     (digests and counts), and the selected method's metrics, so that pipeline runs compare with each other.
     `seeds`: the block of each retrained model, where there are several; `seed_run(seed)` is their name in `per_method`.
     `usage`: samples of stages that belong to no single candidate.
-    `tags` go to every run; `claim_level` and `failed_gates` are added from each verdict. Runs that were begun
+    `tags` go to every run; `claims`, `utility` and `failed_gates` are added from each verdict. Runs that were begun
     are marked FAILED when something goes wrong. Raises TrackingError if the store refuses, or for an artifact
     that holds ids of rows.
     """
@@ -249,8 +250,16 @@ def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:
     verdict = candidate.get("verdict")
     if not verdict:
         return {}
-    failed = ", ".join(gate["gate"] for gate in verdict["failed_gates"])
-    return {"claim_level": str(verdict["level"]), "failed_gates": failed or "none"}
+    return claim_tags(verdict)
+
+
+def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """A verdict as tags: `claims` that were shown, `utility`, and the `failed_gates` that stand against a claim."""
+    return {
+        "claims": shown_words(verdict),
+        "utility": str(verdict["utility"]),
+        "failed_gates": ", ".join(held_back(verdict)) or "none",
+    }
 
 
 def _inputs(dataset: Dataset, request: Mapping[str, Any]) -> list[DatasetInput]:

@@ -1,0 +1,171 @@
+"""Per-row values of every gate: what the verdict compares between a candidate, the original and retrained models.
+
+Each value belongs to a row and a model, and a gate is their mean over rows, so that models and rows can both be
+resampled. Where two models are compared, a retrained model's value is the mean over the *other* retrained models, and a
+candidate's the mean over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation import divergence as div
+from expunge.evaluation import membership as mia
+from expunge.evaluation.criteria import BACKBONE, FEATURES, OUTPUTS
+from expunge.evaluation.divergence import Floats
+from expunge.evaluation.excess import GateRows
+from expunge.evaluation.rows import Rows
+
+MARGIN_CLIP = 12.0  # logits of the true class against the rest; single rows must not decide alone
+MIA_ROWS = 4000  # rows on each side of the membership attack's learning set
+PAIRED = ("divergence.forget.kl", "divergence.forget.agreement")
+HIDDEN = ("divergence.forget.kl_others", "divergence.forget.agreement_others")
+DIRECTION = "membership.margin_excess"
+CLAIM_OF = {
+    "accuracy.forget": OUTPUTS,
+    **dict.fromkeys((*PAIRED, *HIDDEN, DIRECTION), OUTPUTS),
+    "membership.loss_auc": OUTPUTS,
+    "membership.mia_lr_member": OUTPUTS,
+    "representation.probe_z_prime": FEATURES,
+    "representation.knn_z_prime": FEATURES,
+    "representation.probe_z": BACKBONE,
+    "representation.knn_z": BACKBONE,
+}
+
+Values = dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """One model on the rows of the plan: `alone` holds values per gate that need no other model, each `(n_gate,)`.
+
+    `logits (n_forget, C)` of forgotten rows, `margins (n_forget,)` of the true class, less their mean on unseen rows.
+    """
+
+    alone: Values
+    logits: Floats
+    margins: Floats
+
+
+def true_class_margin(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
+    """log p_y - log(1 - p_y) per row `(n,)`, nats, clipped to MARGIN_CLIP."""
+    log_p = div.log_softmax(logits)
+    rows, y = np.arange(len(log_p)), np.asarray(labels)
+    own = log_p[rows, y].copy()
+    log_p[rows, y] = -np.inf
+    top = log_p.max(axis=1)
+    rest = top + np.log(np.exp(log_p - top[:, None]).sum(axis=1))
+    return np.asarray(np.clip(own - rest, -MARGIN_CLIP, MARGIN_CLIP))
+
+
+def hide(logits: NDArray[Any], classes: NDArray[Any]) -> Floats:
+    """The logits without the columns of `classes`: what a model says when these may not be said."""
+    keep = np.setdiff1d(np.arange(np.shape(logits)[1]), np.asarray(classes))
+    return np.asarray(logits, np.float64)[:, keep]
+
+
+def placements(members: NDArray[Any], others: NDArray[Any]) -> Floats:
+    """Share of `others` that each member's score exceeds, ties half `(n,)`; their mean is the AUC (DeLong 1988)."""
+    b = np.sort(np.asarray(others, np.float64))
+    a = np.asarray(members, np.float64)
+    return np.asarray((np.searchsorted(b, a, side="left") + np.searchsorted(b, a, side="right")) / (2.0 * len(b)))
+
+
+def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[Any] | None]) -> ModelRows:
+    """Everything of one model that a gate needs.
+
+    `logits (n, C)` of all rows; `measured` maps the paths of probes to per-row successes, None where they do not exist.
+    """
+    logits, y = np.asarray(logits), rows.labels
+    forget, unseen = rows.forget, rows.unseen
+    correct = (logits[forget].argmax(axis=1) == y[forget]).astype(np.float64)
+    alone: Values = {"accuracy.forget": correct}
+    if len(forget) and len(unseen):
+        losses = mia.loss(logits[forget], y[forget]), mia.loss(logits[unseen], y[unseen])
+        alone["membership.loss_auc"] = placements(-losses[0], -losses[1])
+    member = mia.mia_lr_rows(
+        logits[rows.thin(rows.parts["retain"], MIA_ROWS, 11)],
+        logits[rows.thin(rows.test, MIA_ROWS, 12)],
+        logits[forget],
+    )
+    if member is not None:
+        alone["membership.mia_lr_member"] = member
+    alone |= {path: np.asarray(v, np.float64) for path, v in measured.items() if v is not None and path in CLAIM_OF}
+    margins = true_class_margin(logits[forget], y[forget]) if len(forget) else np.zeros(0)
+    centre = float(true_class_margin(logits[unseen], y[unseen]).mean()) if len(unseen) else 0.0
+    return ModelRows(alone, np.asarray(logits[forget], np.float64), margins - centre)
+
+
+def values_of(model: ModelRows, others: Sequence[ModelRows], original: ModelRows, rows: Rows) -> Values:
+    """Per-row values of one model for every gate, those against `others`, the retrained models, included."""
+    found = dict(model.alone)
+    if not others or not len(rows.forget):
+        return found
+    found |= _against(PAIRED, model.logits, [o.logits for o in others])
+    if rows.whole_classes:
+        classes = rows.forgotten_classes
+        if model.logits.shape[1] - len(classes) > 1:
+            found |= _against(HIDDEN, hide(model.logits, classes), [hide(o.logits, classes) for o in others])
+    elif len(others) > 1:
+        found[DIRECTION] = direction_rows(model.margins, original.margins, np.stack([o.margins for o in others]))
+    return found
+
+
+def _against(paths: tuple[str, str], logits: Floats, others: Sequence[Floats]) -> Values:
+    kl, agreement = paths
+    return {
+        kl: np.mean([div.kl_rows(o, logits) for o in others], axis=0),
+        agreement: np.mean([div.agreement_rows(o, logits) for o in others], axis=0, dtype=np.float64),
+    }
+
+
+def direction_rows(candidate: NDArray[Any], original: NDArray[Any], retrained: NDArray[Any]) -> Floats:
+    """Mean over ordered pairs a != b of retrained models of (u - r_a)(o - r_b), per row `(n,)`.
+
+    The candidate's deviation from retrained models along the original's, row by row: rows that the original memorised
+    count most. No model stands on both sides of a product, so that it is 0 on average for a further retrained model
+    (derived). `candidate (n,)`, `original (n,)`, `retrained (R, n)`, R >= 2.
+    """
+    r = np.asarray(retrained, np.float64)
+    m = len(r)
+    if m < 2:
+        raise ValueError("the direction of memorisation needs two retrained models")
+    u, o = np.asarray(candidate, np.float64) - r, np.asarray(original, np.float64) - r
+    return np.asarray((u.sum(axis=0) * o.sum(axis=0) - (u * o).sum(axis=0)) / (m * (m - 1)))
+
+
+def build_gates(original: ModelRows, retrained: Sequence[ModelRows], rows: Rows) -> list[GateRows]:
+    """Every gate that the original and all retrained models have values for, in the order of CLAIM_OF."""
+    if not retrained:
+        return []
+    everyone = values_of(original, retrained, original, rows)
+    each = [values_of(r, [o for o in retrained if o is not r], original, rows) for r in retrained]
+    count = len(retrained)
+    gates = []
+    for path, claim in CLAIM_OF.items():
+        if path not in everyone or any(path not in values for values in each) or not len(everyone[path]):
+            continue
+        widen: float | None = 1.0
+        if path in PAIRED + HIDDEN:
+            widen = (count - 1) / (count - 2) if count > 2 else None
+        gates.append(GateRows(path, claim, everyone[path], np.stack([v[path] for v in each]), widen))
+    return gates
+
+
+def on_half(gates: Sequence[GateRows], half: int | None) -> list[GateRows]:
+    """The gates on every second row, 0 to choose a method on and 1 to judge it on; None keeps all rows."""
+    if half is None:
+        return list(gates)
+    return [
+        GateRows(g.path, g.claim, g.original[half::2], g.retrained[:, half::2], g.widen, g.fit_spread) for g in gates
+    ]
+
+
+def half_of(values: Mapping[str, NDArray[Any]], half: int | None) -> Values:
+    """A candidate's values on the same rows as `on_half`."""
+    return {path: np.asarray(v)[half::2] if half is not None else np.asarray(v) for path, v in values.items()}

@@ -1,0 +1,207 @@
+"""One trial of the verdict's calibration: an original, requests of every size, retrained models, and what is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from expunge.core import LinearHead
+from expunge.core.leace import Leace
+from expunge.core.moments import Moments
+from expunge.evaluation.claims import claims_of, judge_gates
+from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL, logit_mask, lookup_list, negative_controls
+from expunge.evaluation.gates import ModelRows, build_gates, model_rows, values_of
+from expunge.evaluation.rows import Rows, choose_rows
+from expunge.evaluation.suite import probe_rows
+from expunge.results.study_models import Networks, Recipe, order_of, start, train
+
+SIZES = ("1", "5", "20", "100", "600", "class")
+REFERENCES, OTHERS = 3, 1  # retrained models to judge by, and to be judged
+RETRAINED, OTHER, NOISE, LEACE = "retrained", "another original", "label noise", "LEACE"
+MASK_OF_ANOTHER, LIST_OF_ANOTHER = f"{LOGIT_MASK} of another", f"{LOOKUP_LIST} of another"
+NEGATIVE = (ORIGINAL, LOGIT_MASK, LOOKUP_LIST, OTHER, MASK_OF_ANOTHER, LIST_OF_ANOTHER, NOISE, LEACE)
+NOISE_STEPS, NOISE_LR = 60, 1e-3
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows `x (n, d)` float32 and `y (n,)`; the first `train` are training rows, the others test rows."""
+
+    name: str
+    x: torch.Tensor
+    y: NDArray[np.int64]
+    train: int
+    recipe: Recipe
+
+    @property
+    def classes(self) -> int:
+        return int(self.y.max()) + 1
+
+
+def forgotten(data: Data, size: str, trial: int) -> NDArray[np.int64]:
+    """The training rows of one request: drawn at random, or all of the class `trial` modulo their number."""
+    if size == "class":
+        return np.flatnonzero(data.y[: data.train] == trial % data.classes)
+    rng = np.random.default_rng([trial, int(size), 1])
+    return np.sort(rng.choice(data.train, int(size), replace=False))
+
+
+def train_trial(data: Data, trial: int, file: Path) -> None:
+    """Train everything of one trial and store the weights: two originals, then per size four retrained models and the
+    original after label noise."""
+    everything = np.arange(data.train)
+    sets = [everything, everything]
+    for size in SIZES:
+        kept = np.setdiff1d(everything, forgotten(data, size, trial))
+        sets += [kept] * (REFERENCES + OTHERS)
+    length = data.recipe.steps * data.recipe.batch_size
+    seeds = [1_000_003 * (trial + 1) + i for i in range(len(sets))]
+    orders = np.stack(
+        [order_of(rows, length, np.random.default_rng([s, 2])) for rows, s in zip(sets, seeds, strict=True)]
+    )
+    begun = start(seeds, data.x.shape[1], data.classes, data.recipe.hidden)
+    y = torch.from_numpy(data.y)
+    trained = train(begun, data.x, y, torch.from_numpy(orders), data.recipe)
+    noisy = _label_noise(data, trial, trained.one(0))
+    pairs = zip(trained.weights, noisy.weights, strict=True)
+    arrays = {f"w{i}": torch.cat(pair).contiguous() for i, pair in enumerate(pairs)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staging = file.with_name(f".{file.name}.part")
+    save_file(arrays, staging)
+    staging.replace(file)
+
+
+def _label_noise(data: Data, trial: int, original: Networks) -> Networks:
+    """The original, fine-tuned per size on forgotten rows with wrong labels, half of each batch, and retained rows."""
+    targets, orders = [], []
+    half = max(data.recipe.batch_size // 2, 1)
+    for i, size in enumerate(SIZES):
+        rng = np.random.default_rng([trial, i, 3])
+        rows = forgotten(data, size, trial)
+        y = data.y.copy()
+        y[rows] = (y[rows] + rng.integers(1, data.classes, len(rows))) % data.classes
+        kept = np.setdiff1d(np.arange(data.train), rows)
+        sides = [order_of(side, NOISE_STEPS * half, rng).reshape(NOISE_STEPS, half) for side in (rows, kept)]
+        targets.append(y)
+        orders.append(np.concatenate(sides, axis=1).reshape(-1))
+    recipe = Recipe(data.recipe.hidden, NOISE_STEPS, 2 * half, NOISE_LR)
+    begun = Networks([w.repeat(len(SIZES), 1, 1) for w in original.weights])
+    return train(begun, data.x, torch.from_numpy(np.stack(targets)), torch.from_numpy(np.stack(orders)), recipe)
+
+
+def load_networks(file: Path) -> Networks:
+    stored = load_file(file)
+    return Networks([stored[f"w{i}"] for i in range(4)])
+
+
+@dataclass(frozen=True)
+class Said:
+    """Logits (n, C), the backbone's features z (n, h), and what the head reads."""
+
+    logits: NDArray[Any]
+    z: NDArray[Any]
+    z_prime: NDArray[Any]
+
+
+def _measure(said: Said, rows: Rows) -> ModelRows:
+    probes: dict[str, NDArray[Any] | None] = {}
+    for name, kind in (("probe", "linear"), ("knn", "knn")):
+        own = probe_rows(said.z, rows, kind)
+        same = said.z_prime is said.z
+        probes[f"representation.{name}_z"] = own
+        probes[f"representation.{name}_z_prime"] = own if same else probe_rows(said.z_prime, rows, kind)
+    return model_rows(said.logits, rows, probes)
+
+
+def judge_trial(data: Data, trial: int, networks: Networks, sizes: tuple[str, ...] = SIZES) -> Iterator[dict[str, Any]]:
+    """Per size and candidate one record: claims, and per gate power, share, interval and outcome."""
+
+    def said(index: int) -> Said:
+        logits, z = networks.one(index).outputs(data.x)
+        return Said(logits, z, z)
+
+    original, other = said(0), said(1)
+    each = REFERENCES + OTHERS
+    for size in sizes:
+        i = SIZES.index(size)
+        first = 2 + i * each
+        retrained = [said(first + k) for k in range(each)]
+        noisy = said(2 + len(SIZES) * each + i)
+        yield from _judge(data, trial, size, original, other, retrained, noisy, networks)
+
+
+def _judge(
+    data: Data,
+    trial: int,
+    size: str,
+    original: Said,
+    other: Said,
+    retrained: list[Said],
+    noisy: Said,
+    networks: Networks,
+) -> Iterator[dict[str, Any]]:
+    rows = _plan(data, size, trial, original)
+    classes = rows.forgotten_classes if rows.whole_classes else np.array([], dtype=int)
+    references = [_measure(r, rows) for r in retrained[:REFERENCES]]
+    base = _measure(original, rows)
+    gates = build_gates(base, references, rows)
+    accuracy = float(np.mean([r.alone["accuracy.forget"].mean() for r in references]))
+    forget = rows.forget
+
+    def blocks(said: Said) -> list[dict[str, Any]]:
+        return judge_gates(gates, values_of(_measure(said, rows), references, base, rows))
+
+    def outputs_only(said: Said, logits: NDArray[Any]) -> Said:
+        return Said(logits, said.z, said.z)
+
+    named = negative_controls(original.logits, data.y, forget, classes, accuracy)
+    controls = {name: blocks(outputs_only(original, logits)) for name, logits in named.items()}
+    candidates = {
+        RETRAINED: blocks(retrained[-1]),
+        **controls,
+        OTHER: blocks(other),
+        LIST_OF_ANOTHER: blocks(outputs_only(other, lookup_list(other.logits, data.y, forget, accuracy))),
+        NOISE: blocks(noisy),
+        LEACE: blocks(_leace(data, rows, original, networks)),
+    }
+    if len(classes):
+        candidates[MASK_OF_ANOTHER] = blocks(outputs_only(other, logit_mask(other.logits, classes)))
+    else:
+        candidates[LOGIT_MASK] = controls[ORIGINAL]  # it has no class to hide
+    for name, found in candidates.items():
+        claims, why = claims_of(found, controls, references=len(references))
+        keys = ("path", "claim", "power", "tells", "share", "interval", "passed", "refuted", "excess", "rows_needed")
+        yield {
+            "trial": trial,
+            "size": size,
+            "candidate": name,
+            "claims": claims,
+            "why": why,
+            "gates": [{key: block[key] for key in keys} for block in found],
+        }
+
+
+def _plan(data: Data, size: str, trial: int, original: Said) -> Rows:
+    lost = forgotten(data, size, trial)
+    part = np.full(len(data.y), "retain", dtype="<U12")
+    part[data.train :] = "test_retain"
+    part[lost] = "forget"
+    if size == "class":
+        test = np.arange(len(data.y)) >= data.train
+        part[test & (data.y == trial % data.classes)] = "test_forget"
+    return choose_rows(data.y, part, original.z, trial)
+
+
+def _leace(data: Data, rows: Rows, original: Said, networks: Networks) -> Said:
+    z = torch.from_numpy(original.z)
+    fitted = Leace().fit(Moments.of(z[rows.parts["retain"]]), Moments.of(z[rows.forget]))
+    z_prime = fitted.map_(z).float()
+    head = LinearHead(networks.weights[2][0].T.double().contiguous(), networks.weights[3][0, 0].double())
+    return Said(head.logits(z_prime).numpy(), original.z, z_prime.numpy())

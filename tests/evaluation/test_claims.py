@@ -1,0 +1,114 @@
+"""From gates to claims: every rule by a case that it alone decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expunge.evaluation.claims import claims_of, exact_claim, held_back, may_serve, sentence, utility_of
+from tests.verdicts import gate, made_verdict
+
+PASSED = [gate("a", passed=True), gate("b", passed=True, share=0.0, interval=[-0.1, 0.1])]
+FAILED = [gate("a", passed=False, refuted=True, share=1.0)]
+CONTROLS = {"original": FAILED, "logit mask": FAILED}
+
+
+def outputs(blocks: Any = PASSED, controls: Any = CONTROLS, **fields: Any) -> tuple[str, str]:
+    claims, why = claims_of(blocks, controls, **{"references": 3, **fields})
+    return claims["outputs"], why["outputs"]
+
+
+def test_every_gate_with_power_passed_and_every_control_failed() -> None:
+    assert outputs()[0] == "shown"
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "word"),
+    [
+        ({"references": 2}, "cannot tell", "3 are needed"),
+        ({"clean_references": False}, "cannot tell", "saw the forgotten rows"),
+        ({"control": "logit mask"}, "cannot tell", "what a control does"),
+        ({"controls": {}}, "cannot tell", "no control"),
+        ({"controls": {"original": FAILED, "lookup list": PASSED}}, "cannot tell", "lookup list"),
+        # Refuted, but only by a gate without power: no candidate has to pass that one.
+        ({"controls": {"mask": [gate("a", power=False, refuted=True)]}}, "cannot tell", "mask"),
+        ({"blocks": []}, "cannot tell", "nothing was measured"),
+        ({"blocks": [gate("a", power=False)]}, "cannot tell", "no measure"),
+        ({"blocks": [*PASSED, gate("c")]}, "cannot tell", "beyond the margin"),
+        ({"blocks": [*PASSED, gate("c", refuted=True, share=0.8)]}, "refuted", "80% of the original's excess is left"),
+        ({"blocks": [gate("c", power=False, refuted=True, share=-0.6)]}, "refuted", "60% .* overshot"),
+    ],
+)
+def test_each_rule_alone_stands_in_the_way(change: dict[str, Any], state: str, word: str) -> None:
+    import re
+
+    found, why = outputs(**change)
+    assert found == state and re.search(word, why)
+
+
+def test_a_backbone_measured_at_its_last_stage_only_is_never_shown() -> None:
+    blocks = [gate("z", "backbone", passed=True)]
+    controls = {"original": [gate("z", "backbone", refuted=True)]}
+    assert claims_of(blocks, controls, references=3)[0]["backbone"] == "cannot tell"
+    assert claims_of(blocks, controls, references=3, every_stage=True)[0]["backbone"] == "shown"
+
+
+def test_exact_needs_no_reference_and_comes_from_the_record() -> None:
+    claims, _ = claims_of([], {}, references=0, exact={"holds": True, "why": "public backbone"})
+    assert claims == {"outputs": "cannot tell", "features": "cannot tell", "backbone": "cannot tell", "exact": "shown"}
+    assert exact_claim({"holds": False, "why": "no"}) == ("refuted", "no")
+    assert exact_claim(None)[0] == exact_claim({"holds": None})[0] == "cannot tell"
+    assert exact_claim({"holds": "yes"})[0] != "shown"  # a word is no claim
+
+
+def successes(share: float, n: int = 1000) -> np.ndarray:
+    return (np.arange(n) < round(share * n)).astype(float)
+
+
+@pytest.mark.parametrize(("mine", "state"), [(0.90, "kept"), (0.99, "kept"), (0.896, "kept"), (0.80, "lost")])
+def test_utility_is_one_sided(mine: float, state: str) -> None:
+    others = [{"retain": successes(v)} for v in (0.899, 0.900, 0.901)]
+    assert utility_of({"retain": successes(mine)}, others)["outcome"] == state
+
+
+def test_utility_that_nobody_can_tell() -> None:
+    others = [{"retain": successes(v)} for v in (0.88, 0.90, 0.92)]
+    assert utility_of({"retain": successes(0.88)}, others)["outcome"] == "cannot tell"
+    assert utility_of({}, others)["outcome"] == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("shown", "least", "may"),
+    [
+        ((), "outputs", False),
+        (("outputs",), "outputs", True),
+        (("outputs",), "features", False),
+        (("features",), "outputs", False),
+        (("outputs", "features"), "features", True),
+        (("outputs", "features", "backbone"), "exact", False),
+        (("exact",), "backbone", True),
+        (("exact",), "exact", True),
+    ],
+)
+def test_what_may_serve(shown: tuple[str, ...], least: str, may: bool) -> None:
+    assert may_serve(shown, least) is may
+
+
+def test_an_unknown_claim_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown claim 'b'"):
+        may_serve((), "b")
+
+
+def test_the_sentence_names_every_claim_and_the_first_reason() -> None:
+    verdict = made_verdict(("outputs",), refuted=("backbone",))
+    text = sentence("kept", verdict["claims"], verdict["reasons"])
+    assert (
+        text == "Utility kept; shown: outputs; refuted: backbone; cannot tell: features, exact (backbone: that is so)."
+    )
+
+
+def test_what_stands_against_a_claim() -> None:
+    gates = [*PASSED, gate("open"), gate("weak", power=False, passed=None), gate("gone", refuted=True)]
+    assert held_back({"gates": gates}) == ["open", "gone"]

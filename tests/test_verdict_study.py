@@ -1,0 +1,74 @@
+"""A sample of the calibration study: no model that forgot nothing is passed, and a trial can be gone on with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.results.study_models import Recipe, order_of, start, train
+from expunge.results.study_page import page, summarise
+from expunge.results.study_trials import NEGATIVE, RETRAINED, forgotten, judge_trial, load_networks, train_trial
+from expunge.results.verdict_study import load, records, run_trials
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("study")
+    run_trials(load("digits"), [0], home)
+    return home
+
+
+def test_no_control_is_passed_and_the_retrained_model_is_not_refuted(home):
+    found = records(home, "digits")
+    assert {r["candidate"] for r in found} == {RETRAINED, *NEGATIVE}
+    for r in found:
+        shown = [claim for claim, state in r["claims"].items() if state == "shown"]
+        if r["candidate"] in NEGATIVE:
+            assert not shown, r
+        if r["size"] in ("1", "5"):
+            assert set(r["claims"].values()) == {"cannot tell"}
+    original = [r for r in found if r["candidate"] == "original" and r["size"] in ("600", "class")]
+    assert all(r["claims"]["outputs"] == "refuted" for r in original)
+    fresh = [r["claims"]["outputs"] for r in found if r["candidate"] == RETRAINED]
+    assert "refuted" not in fresh
+    text = page({"digits": summarise(found)})
+    assert "| lookup list | 0 / 0 |" in text and "| `accuracy.forget` |" in text
+
+
+def test_a_finished_trial_is_not_run_again(home):
+    files = {f: f.stat().st_mtime_ns for f in (home / "digits").iterdir()}
+    run_trials(load("digits"), [0], home)
+    assert {f: f.stat().st_mtime_ns for f in (home / "digits").iterdir()} == files
+
+
+def test_judging_the_stored_weights_again_gives_the_same(home):
+    networks = load_networks(home / "digits" / "weights-0000.safetensors")
+    again = list(judge_trial(load("digits"), 0, networks, ("100",)))
+    stored = [r for r in records(home, "digits") if r["size"] == "100"]
+    assert [r["claims"] for r in again] == [r["claims"] for r in stored]
+
+
+def test_a_model_of_a_batch_is_what_it_is_alone():
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, 60))
+    recipe = Recipe(hidden=8, steps=20, batch_size=10, lr=1e-2)
+    orders = torch.from_numpy(np.stack([order_of(np.arange(60), 200, np.random.default_rng(s)) for s in (1, 2, 3)]))
+    together = train(start([1, 2, 3], 5, 3, 8), x, y, orders, recipe)
+    alone = train(start([2], 5, 3, 8), x, y, orders[1:2], recipe)
+    for a, b in zip(together.weights, alone.weights, strict=True):
+        torch.testing.assert_close(a[1:2], b, rtol=1e-4, atol=1e-5)
+
+
+def test_requests_are_drawn_anew_per_trial_and_classes_in_turn():
+    data = load("digits")
+    assert not np.array_equal(forgotten(data, "20", 0), forgotten(data, "20", 1))
+    assert set(data.y[forgotten(data, "class", 13)]) == {3}
+
+
+def test_trained_weights_are_complete_or_not_there(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    data = load("digits")
+    small = type(data)(data.name, data.x, data.y, data.train, Recipe(4, 1, 8, 1e-3))
+    train_trial(small, 0, file)
+    assert [f.name for f in tmp_path.iterdir()] == [file.name] and len(load_networks(file)) == 2 + 6 * 4 + 6
