@@ -66,6 +66,11 @@ def split(
         left, included = 0, int(twins.sum())
     if left:
         log.warning("%d forgotten rows have an exact duplicate that is retained: this undoes their erasure", left)
+    if not forget.any() and Tombstones.near(dataset.directory) is not None:
+        raise DataError(
+            f"the request ({selector}) is met already: every training row that it names was erased; "
+            "put another request under split in params.yaml"
+        )
     if not forget.any():
         raise DataError(f"the request ({selector}) forgets no training row; nothing to do")
     if not (train & ~forget).any():

@@ -23,23 +23,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import yaml
 
 from expunge.data.dataset import Dataset
-from expunge.data.schema import TRAIN
-from expunge.data.selectors import select as rows_of
 from expunge.data.split import Split
-from expunge.erasure import certificate, intake, notify
+from expunge.erasure import certificate, intake, notify, standing
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.findings import joined
 from expunge.erasure.requests import Store
-from expunge.erasure.selection import Mask, Selection, select, with_split
+from expunge.erasure.selection import Selection, select, with_split
 from expunge.erasure.states import State
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import SWEEP, Ledger
 from expunge.sweep.report import ResidueKind
-from expunge.system import dvc
-from expunge.system.errors import DataError, RequestError
+from expunge.system.errors import RequestError
 from expunge.system.files import write_durable, write_text
 from expunge.system.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
 
@@ -199,13 +195,14 @@ class Lifecycle:
             selection = self._selection(batch)
             ids = Dataset(DATASET).sample_ids()
             rows = [ids[i] for i in np.flatnonzero(selection.erase)]
-            met = not (self._asked_by_params(batch) & ~selection.erase).any()
+            params = batch.facts.get("params", PARAMS.read_text(encoding="utf-8"))
+            met = not (standing.rows_asked(params, Dataset(DATASET)) & ~selection.erase).any()
             told = {"rows": rows, "people": selection.people, "met": met}
             write_durable(erase, json.dumps(told).encode())
         self._remove_lists(batch)
         self._clean_up(batch)
         if json.loads(erase.read_text(encoding="utf-8"))["met"]:
-            self._keep_split()
+            standing.keep_split()
         # Written down before anything goes: a sweep that is killed at its very end finds nothing the next time.
         looked = self._swept(batch, apply=False)
         facts = {"original": original_digest(), "manifests_before": _manifests(), "looked": looked}
@@ -243,24 +240,6 @@ class Lifecycle:
         if before is not None and PARAMS.read_text(encoding="utf-8") == with_split(before, _list(batch)):
             write_text(PARAMS, before)
         intake.remove(_list(batch))
-
-    def _asked_by_params(self, batch: Batch) -> Mask:
-        """Which rows the request in params.yaml names, as it was before this batch: it is met where all of them go."""
-        params = yaml.safe_load(batch.facts.get("params", PARAMS.read_text(encoding="utf-8")))["split"]
-        dataset = Dataset(DATASET)
-        train = dataset.splits() == TRAIN
-        named = ("classes", "fraction", "file", "filter", "seed")
-        try:
-            return rows_of(dataset, train, params["selector"], **{key: params[key] for key in named})
-        except DataError:  # a list that is not here, say: the pipeline will tell, when it is asked to run
-            return train
-
-    def _keep_split(self) -> None:
-        """The request in params.yaml asks for nothing that is not erased: what the batch split counts as its split, and
-        the pipeline has nothing to run."""
-        lock = Path("dvc.lock")
-        if lock.is_file() and "split" in yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages", {}):
-            dvc.run("commit", "--force", "split", error=RequestError)
 
     def _remove_lists(self, batch: Batch) -> None:
         for request in self.batches.requests(batch):
