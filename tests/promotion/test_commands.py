@@ -97,7 +97,7 @@ def test_export_and_what_is_missing(copy, expunge, tmp_path):
 
 
 def test_a_version_is_reviewed_and_promoted_when_the_workspace_works_on_another_request(copy, expunge):
-    """Class 5 is what version 1 forgot; data/split is class 3's, later it is gone: which rows count was written down."""
+    """Class 5 is what version 1 forgot; data/split is class 3's, later it is gone."""
     from expunge.stages import split
 
     expected = json.loads(expunge("review", "--json").out)["same_rows"]
