@@ -31,12 +31,6 @@ FINAL = "expunge.methods.inputs"  # and the state: expunge.methods.inputs.comple
 SOON = 7
 
 
-class Approval(Decision):
-    """What the form asks for."""
-
-    approver: str = Field(min_length=1, max_length=200, title="Approver", description="Stands in the certificate.")
-
-
 def run_name() -> str:
     return f"erasure requests · {when()}"
 
@@ -150,7 +144,7 @@ def overview(store: Store, today: date) -> None:
     )
 
 
-def ask(root: Path, outcome: Outcome, hours: float) -> Approval | None:
+def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
     """The review, and a form above which it stands; None where nobody answered in time."""
     from expunge.promotion.session import ReviewSession
 
@@ -163,7 +157,7 @@ def ask(root: Path, outcome: Outcome, hours: float) -> Approval | None:
     )
     try:
         return pause_flow_run(
-            wait_for_input=Approval.with_initial_data(description=about + form(root, seen)),
+            wait_for_input=Decision.with_initial_data(description=about + form(root, seen)),
             timeout=int(hours * 3600),
             poll_interval=5,
         )

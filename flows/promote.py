@@ -25,17 +25,20 @@ from flows.publish import PROMOTED, where_to_look
 class Decision(RunInput):
     """What the form asks for."""
 
+    approver: str = Field(
+        min_length=1, max_length=200, title="Your name", description="Stands in the ledger as who decided."
+    )
     decision: Literal["promote", "refuse"] = Field(title="Decision", description="Promote makes it serve, at once.")
     reason: str = Field(
         min_length=3, max_length=1000, title="Reason", description="Kept in the ledger for good. Name no people."
     )
 
-    @field_validator("reason")
+    @field_validator("reason", "approver")
     @classmethod
-    def _says_something(cls, reason: str) -> str:
-        if not reason.strip():
-            raise ValueError("a reason is needed")
-        return reason.strip()
+    def _says_something(cls, given: str) -> str:
+        if not given.strip():
+            raise ValueError("a reason and a name are needed")
+        return given.strip()
 
 
 def run_name() -> str:
@@ -65,11 +68,12 @@ def promote(
     root = Path(workspace).resolve()
     with chdir(root):
         promoter = ReviewSession(model).promoter
+        promoter.record_by_hand()
         head = promoter.history().head
         seen = ReviewSession(model).review(version)
     challenger = seen.challenger
     show(root, seen)
-    if seen.champion is not None and seen.champion.version == challenger.version and not seen.findings:
+    if seen.serves:
         return Completed(name="Serves already", message=f"Version {challenger.version} is the champion.")
     if seen.failed:
         raise PromotionError(
@@ -86,7 +90,7 @@ def promote(
     with chdir(root):
         # A version of its own number: the alias may have moved while the run waited. The ledger's head says whether
         # something was decided meanwhile.
-        entry = ReviewSession(model).promote(seen, asked.reason, head)
+        entry = ReviewSession(model).promote(seen, asked.reason, head, asked.approver)
     emit_event(
         PROMOTED,
         resource={

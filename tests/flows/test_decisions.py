@@ -68,11 +68,13 @@ def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace
     run = service.until(started_by_itself(service, "promote/promote"), "Paused")
     review = service.artifacts(run.id)["promotion-review"].data
     assert "Shown: **" in review and "passes the gates." in review
-    assert resume(service, run.id, decision="promote")["status"] == "REJECT"
-    assert resume(service, run.id, decision="promote", reason=" ")["status"] == "REJECT"
-    assert resume(service, run.id, decision="perhaps", reason="seen")["status"] == "REJECT"
+    assert resume(service, run.id, decision="promote", approver="J. Doe")["status"] == "REJECT"
+    assert resume(service, run.id, decision="promote", approver="J. Doe", reason=" ")["status"] == "REJECT"
+    assert resume(service, run.id, decision="perhaps", approver="J. Doe", reason="seen")["status"] == "REJECT"
+    assert resume(service, run.id, decision="promote", reason="seen")["status"] == "REJECT"  # by whom?
     assert service.run(run.id).state.is_paused()
-    assert resume(service, run.id, decision="refuse", reason="not before Monday")["status"] == "ACCEPT"
+    answer = {"decision": "refuse", "approver": "J. Doe", "reason": "not before Monday"}
+    assert resume(service, run.id, **answer)["status"] == "ACCEPT"
     assert "not before Monday" in service.until(run.id, "Refused").state.message
     assert not (workspace / "ledger.jsonl").exists()
 
@@ -92,10 +94,11 @@ def assert_links_lead_somewhere(service, markdown):
 
 def test_a_person_promotes_and_is_not_asked_again(service, workspace):
     run = service.until(service.request("promote/promote"), "Paused")
-    assert resume(service, run.id, decision="promote", reason="as good as retraining")["status"] == "ACCEPT"
+    answer = {"decision": "promote", "approver": "J. Doe", "reason": "as good as retraining"}
+    assert resume(service, run.id, **answer)["status"] == "ACCEPT"
     done = service.until(run.id, "Promoted")
     entry = json.loads((workspace / "ledger.jsonl").read_text().splitlines()[-1])
-    assert entry["facts"]["reason"] == "as good as retraining"
+    assert entry["facts"]["reason"] == "as good as retraining" and entry["facts"]["who"] == "J. Doe"
     assert f"Version {entry['facts']['version']} is the champion" in done.state.message
     before = (workspace / "ledger.jsonl").read_bytes()
     assert service.until(service.request("promote/promote"), "Serves already")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +48,10 @@ def test_from_review_to_ledger(copy, expunge):
     assert reviewed.status == 0, reviewed.err
     for said in ("original", "challenger: version 1", registered["method"], "forgotten training rows", "retrained"):
         assert said in reviewed.out
-    assert not (copy / "ledger.jsonl").exists() and not (copy / "data/forgotten").exists()
+    assert not (copy / "ledger.jsonl").exists() and not list((copy / "data/forgotten").glob("*.rows"))
+    as_json = json.loads(expunge("review", "--json").out)
+    assert as_json["passes"] and as_json["champion"] is None and as_json["challenger"]["forgets"] == "5"
+    assert as_json["same_rows"]["forget"]["of"] > 0 and json.loads(expunge("audit", "--json").out)["findings"] == []
     page = (copy / "reports/review.html").read_text()
     assert "challenger, version 1 beside the original" in page and "passes the gates" in page
     assert "reports/review.html" in reviewed.out and 'src="http' not in page
@@ -62,6 +67,7 @@ def test_from_review_to_ledger(copy, expunge):
     client = MlflowClient(f"sqlite:///{copy / 'mlflow.db'}")
     run = client.get_model_version(registered["model"], "1").run_id
     assert "review.html" in {f.path for f in client.list_artifacts(run)}  # what the reviewer saw, where MLflow shows it
+    assert entry["facts"]["who"] == getpass.getuser()
     shown = expunge("ledger", "show").out
     assert "good [bold]enough[/bold]" in shown
     assert "as the ledger says" in expunge("audit").out
@@ -88,3 +94,26 @@ def test_export_and_what_is_missing(copy, expunge, tmp_path):
     assert written.status == 0 and "difference of a logit" in written.out, written.err
     (copy / "reports/registration.json").unlink()
     assert "nothing was registered here" in expunge("review").err
+
+
+def test_a_version_is_reviewed_and_promoted_when_the_workspace_works_on_another_request(copy, expunge):
+    """Class 5 is what version 1 forgot; data/split is class 3's, later it is gone."""
+    from expunge.stages import split
+
+    expected = json.loads(expunge("review", "--json").out)["same_rows"]
+    change(copy, lambda p: p["split"].update(classes=[3]))
+    split.main()
+    seen = json.loads(expunge("review", "--version", "1", "--json").out)
+    assert seen["passes"] and seen["challenger"]["forgets"] == "5" and seen["same_rows"] == expected
+    shutil.rmtree(copy / "data/split")
+    shown = expunge("review", "--version", "1").out
+    assert "forgotten training rows: 5" in shown and "passes the gates" in shown
+    assert expunge("promote", "--version", "1", "--reason", "any time", "--yes").status == 0
+    assert "as the ledger says" in expunge("audit").out
+
+    (copy / "ledger.jsonl").unlink()
+    (copy / "ledger.head.json").unlink()
+    shutil.rmtree(copy / "data/forgotten")
+    MlflowClient(f"sqlite:///{copy / 'mlflow.db'}").delete_registered_model_alias(seen["model"], "champion")
+    refused = expunge("promote", "--version", "1", "--reason", "unknown rows", "--yes")
+    assert refused.status == 2 and "is not known here" in refused.err

@@ -123,10 +123,23 @@ def test_forgetting_that_cannot_be_shown_is_refused(promoter, tmp_path):
 
 def test_the_rows_of_a_promoted_request_are_kept(promoter, tmp_path):
     at_hand = replace(promoter, forgotten=ForgottenRows(tmp_path / "new", REQUESTS["A"], ["r1", "r2"]))
-    with pytest.raises(PromotionError, match="another request"):
+    with pytest.raises(PromotionError, match=r"which rows it forgot .* is not known here"):
         promote(at_hand, "3")
+    assert any("not known here" in line for line in at_hand.check(at_hand.version("3")))  # said before anybody is asked
     promote(at_hand, "1")
     assert ForgottenRows(tmp_path / "new").knows(REQUESTS["A"])
+
+
+def test_rows_that_were_written_down_at_registration_serve_a_later_promotion(promoter, tmp_path):
+    """Version 3 was registered by a run on B; by now the workspace works on C."""
+    folder = tmp_path / "new"
+    ForgottenRows(folder, REQUESTS["B"], ["r1", "r2", "r3"]).register()
+    later = replace(promoter, forgotten=ForgottenRows(folder, REQUESTS["C"], ["r2", "r9"]))
+    assert not ForgottenRows(folder).among(["r1"]).any()  # registered is not promoted: nothing is forgotten again
+    promote(later, "3")
+    assert ForgottenRows(folder).among(["r1", "r9"]).tolist() == [True, False]
+    with pytest.raises(PromotionError, match="remembers rows that version 3"):
+        promote(later, "4")
 
 
 def test_the_original_is_refused(promoter):
@@ -218,11 +231,60 @@ def test_a_good_move_by_hand_can_be_put_on_record(promoter):
     assert promoter.audit() == []
 
 
-def test_what_was_forgotten_by_hand_counts_too(promoter):
+def test_what_was_forgotten_by_hand_counts_for_promotions_and_stops_no_undoing(promoter):
     promote(promoter, "1")
     by_hand(promoter, "3")  # forgets B
     with pytest.raises(PromotionError, match="remembers rows that version 3"):
-        promoter.rollback("it was moved by hand")
+        promote(promoter, "2")  # forgets A
+    entry = promoter.rollback("it was moved by hand", "ann")
+    assert promoter.champion().version == "1" and promoter.audit() == []
+    assert entry.facts["instead_of"] == "3" and entry.facts["who"] == "ann"
+    assert [e.kind for e in promoter.ledger.entries()] == ["promotion", "moved by hand", "rollback"]
+    assert promote(promoter, "2").facts["instead_of"] == "1"  # what was undone binds nobody
+
+
+def test_a_move_by_hand_before_any_promotion_is_undone_by_taking_the_alias_away(promoter):
+    by_hand(promoter, "5")
+    assert "rollback --reason" in promoter.audit()[0]
+    assert promoter.rollback("nobody looked").facts["version"] is None
+    assert promoter.champion() is None and promoter.audit() == []
+
+
+def test_moving_the_alias_by_hand_is_no_way_around_the_gate(promoter):
+    """Version 1 serves by hand and forgot A. Version 4, which forgot C, is refused; and no less once it serves by hand
+    itself. It is compared with the champion on record, never with itself."""
+    promote(promoter, "2")
+    by_hand(promoter, "3")  # forgets B
+    assert promoter.audit()
+    before = promoter.check(promoter.version("4"))
+    assert any("version 3 had forgotten" in line for line in before)
+    by_hand(promoter, "4")
+    assert promoter.check(promoter.version("4")) == before
+    with pytest.raises(PromotionError, match="remembers rows that version 3"):
+        promote(promoter, "4")
+    assert promoter.compared_with(promoter.version("4")).version == "2"
+    assert "version 4 was made champion by hand: version 2 was promoted last" in promoter.audit()[0]
+    moves = [e.facts for e in promoter.ledger.entries() if e.kind == "moved by hand"]
+    assert [(m["version"], m["instead_of"]) for m in moves] == [("3", "2"), ("4", "3")]
+    promoter.rollback("not like this")
+    assert promoter.champion().version == "2"
+
+
+def test_a_good_move_by_hand_names_what_it_displaced(promoter):
+    promote(promoter, "1")
+    by_hand(promoter, "3")
+    facts = promote(promoter, "3").facts
+    assert facts["instead_of"] == "1" and facts["by_hand"] is True and promoter.audit() == []
+
+
+def test_a_version_that_is_not_ours_can_be_undone(promoter, monkeypatch):
+    """What the alias points to cannot even be read."""
+    promote(promoter, "1")
+    version = promoter.client.create_model_version(NAME, source="file:///nowhere", run_id=None)
+    by_hand(promoter, version.version)
+    assert "made champion by hand" in promoter.audit()[0]
+    promoter.rollback("it is nobody's")
+    assert promoter.champion().version == "1" and promoter.audit() == []
 
 
 def test_a_removed_alias_is_noticed_and_put_back(promoter):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import json as codec
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -17,9 +19,20 @@ Model = Annotated[
 ]
 Version = Annotated[str, typer.Option("--version", help="Number of a version, or an alias.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the ledger for good. Name no people.")]
+By = Annotated[str, typer.Option("--by", help="Who decides; the user of this machine when left out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 LedgerPath = Annotated[Path, typer.Option("--ledger", help="The file that decisions are written to.")]
 
 ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of who served what, and why.")
+
+
+def who(by: str) -> str:
+    """Who decides: as given, or the user of this machine."""
+    return by or getpass.getuser()
+
+
+def print_json(content: object) -> None:
+    typer.echo(codec.dumps(content, indent=2, ensure_ascii=False))
 
 
 class Format(StrEnum):
@@ -34,7 +47,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(ledger_app, name="ledger")
 
 
-def review(version: Version = "challenger", model: Model = None, ledger: LedgerPath = LEDGER) -> None:
+def review(
+    version: Version = "challenger", model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False
+) -> None:
     """The challenger beside the champion: metrics with intervals, changed predictions, what becomes of forgotten rows.
 
     Where nothing was promoted yet, the original classifier stands in the champion's place. The same as a page, with
@@ -45,14 +60,19 @@ def review(version: Version = "challenger", model: Model = None, ledger: LedgerP
 
     workspace = ReviewSession(model, ledger)
     seen = workspace.review(version)
+    page = workspace.write_page(seen)
+    if json:
+        print_json({**seen.as_dict(), "page": page.as_posix()})
+        return
     show(seen, console())
-    typer.echo(f"With pictures: {workspace.write_page(seen)}")
+    typer.echo(f"With pictures: {page}")
 
 
 def promote(
     reason: Reason,
     version: Version = "challenger",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    by: By = "",
     model: Model = None,
     ledger: LedgerPath = LEDGER,
 ) -> None:
@@ -65,36 +85,44 @@ def promote(
     from expunge.promotion.session import ReviewSession
 
     workspace = ReviewSession(model, ledger)
+    workspace.promoter.record_by_hand()
     head = workspace.promoter.history().head
     seen = workspace.review(version)
     show(seen, console())
     typer.echo(f"With pictures: {workspace.write_page(seen)}")
     if not seen.failed and not yes:
         typer.confirm(f"Make version {seen.challenger.version} of {workspace.name} the champion?", abort=True)
-    entry = workspace.promote(seen, reason, head)
+    entry = workspace.promote(seen, reason, head, who(by))
     typer.echo(f"Version {seen.challenger.version} of {workspace.name} is the champion. Ledger entry {entry.seq}.")
 
 
-def rollback(reason: Reason, model: Model = None, ledger: LedgerPath = LEDGER) -> None:
+def rollback(reason: Reason, by: By = "", model: Model = None, ledger: LedgerPath = LEDGER) -> None:
     """Restore the champion before the present one, unless it remembers rows that were forgotten since.
 
-    Where the alias was moved by hand, the champion on record is restored.
+    A move of the alias by hand is undone, always: the champion on record is restored, or none where there was none.
     """
     from expunge.promotion.session import ReviewSession
 
     workspace = ReviewSession(model, ledger)
-    entry = workspace.promoter.rollback(reason)
-    typer.echo(f"Version {entry.facts['version']} of {workspace.name} is the champion again. Ledger entry {entry.seq}.")
+    entry = workspace.promoter.rollback(reason, who(by))
+    number = entry.facts["version"]
+    champion = f"Version {number} of {workspace.name} is the champion"
+    state = f"{workspace.name} has no champion" if number is None else champion
+    typer.echo(f"{state} again. Ledger entry {entry.seq}.")
 
 
-def audit(model: Model = None, ledger: LedgerPath = LEDGER) -> None:
+def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) -> None:
     """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand."""
     from expunge.promotion.session import ReviewSession
 
     workspace = ReviewSession(model, ledger)
-    if findings := workspace.promoter.audit():
+    findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
+    if json:
+        print_json({"model": workspace.name, "champion": champion and champion.version, "findings": findings})
+    if findings:
         raise PromotionError(f"{workspace.name}: " + "\n- ".join(findings))
-    champion = workspace.promoter.champion()
+    if json:
+        return
     state = "has no champion yet" if champion is None else f"serves version {champion.version}, as the ledger says"
     typer.echo(f"{workspace.name} {state}.")
 

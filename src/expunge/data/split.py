@@ -66,24 +66,26 @@ def split(
         left, included = 0, int(twins.sum())
     if left:
         log.warning("%d forgotten rows have an exact duplicate that is retained: this undoes their erasure", left)
+    if not forget.any() and Tombstones.near(dataset.directory) is not None:
+        raise DataError(
+            f"the request ({selector}) is met already: every training row that it names was erased; "
+            "put another request under split in params.yaml"
+        )
     if not forget.any():
         raise DataError(f"the request ({selector}) forgets no training row; nothing to do")
     if not (train & ~forget).any():
         raise DataError(f"the request ({selector}) forgets every training row; nothing would be left to keep")
 
     labels = dataset.labels()
-    n = len(dataset.class_names)
-    per_class = np.bincount(labels[train], minlength=n), np.bincount(labels[forget], minlength=n)
-    whole = np.flatnonzero((per_class[1] > 0) & (per_class[0] == per_class[1]))
-    part = np.where(forget, FORGET, RETAIN).astype("U11")  # room for the longest name
-    part[~train] = np.where(np.isin(labels[~train], whole), TEST_FORGET, TEST_RETAIN)
+    whole = whole_classes(labels, train, forget)
+    part = parts_of(labels, train, forget)
     ids = dataset.sample_ids()
     request = {
         "selector": selector,
         "forget_rows": int(forget.sum()),
         "retain_rows": int((train & ~forget).sum()),
         "digest": request_digest([ids[i] for i in np.flatnonzero(forget)], dataset.digest),
-        "classes": np.flatnonzero(per_class[1]).tolist(),
+        "classes": np.unique(labels[forget]).tolist(),
         "whole_classes": whole.tolist(),
         "duplicates_left_in_retain": left,
         "duplicates_included": included,
@@ -97,6 +99,29 @@ def split(
         counts = {name: int((part == name).sum()) for name in PARTS}
         write_manifest(tmp, "split", rows={ASSIGNMENT: len(part)}, dataset=dataset.digest, parts=counts)
     return request
+
+
+def whole_classes(labels: np.ndarray, train: np.ndarray, forget: np.ndarray) -> np.ndarray:
+    """Classes whose training rows are all forgotten, ascending. `labels`, `train` and `forget`: of every row."""
+    return np.setdiff1d(labels[forget], labels[train & ~forget])
+
+
+def parts_of(labels: np.ndarray, train: np.ndarray, forget: np.ndarray) -> np.ndarray:
+    """The part of every row: str `(n,)`. `labels (n,)`, `train (n,)` mask of training rows, `forget (n,)` of those that
+    are forgotten."""
+    part = np.where(forget & train, FORGET, RETAIN).astype("U11")  # room for the longest name
+    gone = whole_classes(labels, train, forget & train)
+    part[~train] = np.where(np.isin(labels[~train], gone), TEST_FORGET, TEST_RETAIN)
+    return part
+
+
+def described(parts: np.ndarray, dataset: Dataset) -> str:
+    """What is forgotten, without ids: names of whole classes, and how many other training rows. `parts (n,)`."""
+    labels, forget = dataset.labels(), parts == FORGET
+    whole = whole_classes(labels, (parts == FORGET) | (parts == RETAIN), forget)
+    names = [dataset.class_names[c] for c in whole]
+    others = int((forget & ~np.isin(labels, whole)).sum())
+    return ", ".join([*names, *([f"{others:,} rows"] if others else [])]) or "rows that are erased"
 
 
 def request_digest(sample_ids: Sequence[str], dataset_digest: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.data.split import Split, described
 from expunge.evaluation.claims import may_serve, shown_claims, shown_words
 from expunge.evaluation.criteria import KEPT, LOST
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
-from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SUMMARY, retrained
+from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, SUMMARY, retrained
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
     """Register the model of the first seed; the version that has the same content is used again."""
     from expunge.methods.unlearned import UnlearnedModel
     from expunge.models.checkpoint import load_classifier
-    from expunge.tracking import RETRAINED, Submission, claim_tags, connect, register_model, run_of_retrained
+    from expunge.tracking import FORGETS, RETRAINED, Submission, claim_tags, connect, register_model, run_of_retrained
     from expunge.tracking.examples import examples_with_answers
     from expunge.tracking.provenance import git_state, lock_digest
 
@@ -94,6 +95,7 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
                     **claim_tags(summary["references"]["retrained"]["verdict"]),
                     "verdict": f"Retrained without the rows, because no method qualified. {failures(summary)}",
                     "request": request,
+                    FORGETS: described(Split(SPLIT).parts, dataset),
                     "dvc_lock": lock,
                     **git_state(),
                 },

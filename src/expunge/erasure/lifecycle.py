@@ -26,7 +26,7 @@ import numpy as np
 
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.erasure import certificate, intake, notify
+from expunge.erasure import certificate, intake, notify, standing
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.findings import joined
 from expunge.erasure.requests import Store
@@ -122,7 +122,7 @@ class Lifecycle:
 
     def _prepare(self, batch: Batch) -> Batch:
         self.pipeline(FIRST)
-        from expunge.promotion.session import remembers_erased
+        from expunge.training.original import remembers_erased
 
         if remembers_erased(self.ledger):
             # It was trained on rows that were erased since. What is made from it would remember them.
@@ -182,21 +182,27 @@ class Lifecycle:
         seen = {"batch": batch.id, "approved_by": batch.facts["approved_by"]}
         entry = promoter.settle(version, seen)
         if entry is None:
-            entry = promoter.promote(version, batch.facts["approved_because"], promoter.history().head, seen)
+            head = promoter.history().head
+            entry = promoter.promote(version, batch.facts["approved_because"], head, seen, batch.facts["approved_by"])
         facts = {"promotion": entry.hash, "instead_of": entry.facts["instead_of"]}
         return self.batches.at(batch, Step.collect, facts)
 
     def _collect(self, batch: Batch) -> Batch:
-        from expunge.promotion.session import original_digest
+        from expunge.training.original import original_digest
 
         erase = _erase(batch)
         if not erase.is_file():
             selection = self._selection(batch)
             ids = Dataset(DATASET).sample_ids()
             rows = [ids[i] for i in np.flatnonzero(selection.erase)]
-            write_durable(erase, json.dumps({"rows": rows, "people": selection.people}).encode())
+            params = batch.facts.get("params", PARAMS.read_text(encoding="utf-8"))
+            met = not (standing.rows_asked(params, Dataset(DATASET)) & ~selection.erase).any()
+            told = {"rows": rows, "people": selection.people, "met": met}
+            write_durable(erase, json.dumps(told).encode())
         self._remove_lists(batch)
         self._clean_up(batch)
+        if json.loads(erase.read_text(encoding="utf-8"))["met"]:
+            standing.keep_split()
         # Written down before anything goes: a sweep that is killed at its very end finds nothing the next time.
         looked = self._swept(batch, apply=False)
         facts = {"original": original_digest(), "manifests_before": _manifests(), "looked": looked}
@@ -254,7 +260,7 @@ class Lifecycle:
         return batch
 
     def _record_by_hand(self) -> None:
-        if not REGISTRATION.is_file() or not DATASET.is_dir():
+        if not REGISTRATION.is_file():
             return
         from expunge.promotion.session import ReviewSession
 

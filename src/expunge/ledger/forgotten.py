@@ -3,6 +3,9 @@
 A request's digest names a set of rows and says nothing of what is in it. Whether one request covers another takes the
 sets themselves: one file per request, sorted keyed digests of the rows' ids, and beside them the key. With the key one
 can test whether an id is in a set, so the folder is data and lies below `data/`: it is neither committed nor logged.
+
+    KEY, DIGEST.rows               of versions that were promoted: what must stay forgotten
+    registered/DIGEST.rows         of versions that were registered: what a later promotion takes over
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from expunge.system.errors import DataError
 from expunge.system.files import create_durable, write_durable
 
 DIGEST_BYTES, KEY_BYTES = 16, 32
-KEY = "key"
+KEY, REGISTERED = "key", "registered"
 
 
 class ForgottenRows:
@@ -45,12 +48,23 @@ class ForgottenRows:
         return self._read(request) is not None
 
     def keep(self, request: str) -> None:
-        """Write the set of the request that is being worked on into the folder; nothing where it is there already."""
+        """Write the set of a request that `knows` into the folder; nothing where it is there already."""
         if not self._path(request).is_file():
-            if request != self._request:
+            if not self.knows(request):
                 raise DataError(f"request {request}: its rows are not at hand; run `dvc checkout` where it was made")
             self._keep_key()
-            write_durable(self._path(request), self._own())
+            write_durable(self._path(request), self._own() if request == self._request else self._stored(request))
+
+    def register(self) -> None:
+        """Write the set of the request that is being worked on where `keep` finds it after other requests, too."""
+        assert self._request is not None, "there is a request that is being worked on"
+        if not self._path(self._request).is_file():
+            self._keep_key()
+            write_durable(self._registered(self._request), self._own())
+
+    def requests(self) -> set[str]:
+        """Digests of the requests whose sets lie in the folder."""
+        return {f"sha256:{path.stem}" for path in self.directory.rglob("*.rows")}
 
     def covers(self, later: str, earlier: str) -> bool | None:
         """Whether request `later` forgets every row that `earlier` does; None where a set is not known here."""
@@ -78,12 +92,12 @@ class ForgottenRows:
         return [_digest(i, key) for i in sample_ids]
 
     def _kept(self) -> set[bytes]:
-        """Every digest in the folder."""
+        """Every digest of a promoted request."""
         requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))
         return set().union(*(_split(self._stored(request)) for request in requests))
 
     def _read(self, request: str) -> NDArray[np.void] | None:
-        known = request == self._request or self._path(request).is_file()
+        known = request == self._request or self._file(request).is_file()
         content = self._own() if request == self._request else self._stored(request)
         return np.frombuffer(content, dtype=f"V{DIGEST_BYTES}") if known else None
 
@@ -101,7 +115,7 @@ class ForgottenRows:
 
     def _stored(self, request: str) -> bytes:
         """What the folder holds of a request; b"" where it holds nothing."""
-        path = self._path(request)
+        path = self._file(request)
         if not path.is_file():
             return b""
         content = path.read_bytes()
@@ -123,7 +137,15 @@ class ForgottenRows:
         if not (self.directory / KEY).is_file():
             create_durable(self.directory / KEY, self._new_key)
 
+    def _file(self, request: str) -> Path:
+        """Where the set of a request lies, if it does."""
+        return path if (path := self._path(request)).is_file() else self._registered(request)
+
+    def _registered(self, request: str) -> Path:
+        return self.directory / REGISTERED / self._path(request).name
+
     def _path(self, request: str) -> Path:
+        """Of a promoted version. Raises DataError for what is no digest."""
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", request):
             raise DataError(f"request {request!r}: not the digest of an erasure request (sha256:...)")
         return self.directory / f"{request.removeprefix('sha256:')}.rows"

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from expunge.config import load_config
-from expunge.data.schema import FORGET, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.evaluation.margins import AUDIT
 from expunge.evaluation.suite import Outputs, evaluate
 from expunge.evaluation.verdict import Gate, gates, lookup
@@ -69,7 +68,13 @@ def attack_champion(workspace: ReviewSession, seeds: Sequence[int]) -> dict[str,
             f"version {champion.version} of {workspace.name}: its evaluation beside a retrained model is gone from its "
             "run, or never was; register it anew with `reference: retrain`"
         )
-    parts, same = _parts(workspace, champion.tags.get("request", ""))
+    request = champion.tags.get("request")
+    parts, same = workspace.parts(request), workspace.at_hand(request)
+    if parts is None:
+        raise PromotionError(
+            "what the champion forgot is not known here: data/split is that of another request, and data/forgotten "
+            "does not hold its rows; bring that folder from where it was registered or promoted"
+        )
     servable = servable_of(champion)[0]
     labels, original = workspace.dataset.labels(), outputs_of_classifier("original")
     candidate = outputs(servable, workspace)
@@ -142,23 +147,3 @@ def _batches(servable: Servable, workspace: ReviewSession) -> Iterator[tuple[NDA
             prime = servable.map_(z) if servable.map_ else z
             logits = servable.classifier.head(prime)
             yield logits.float().numpy(), z.float().numpy(), prime.float().numpy()
-
-
-def _parts(workspace: ReviewSession, request: str) -> tuple[NDArray[Any], bool]:
-    """The part of each row for the champion's request, and whether it is that of data/split.
-
-    Otherwise its rows are those kept when it was promoted; no retrained model of that request lies here then.
-    """
-    if workspace.split.request["digest"] == request:
-        return workspace.split.parts, True
-    if not workspace.promoter.forgotten.knows(request):
-        raise PromotionError(
-            "what the champion forgot is not known here: data/split is that of another request, and data/forgotten "
-            "does not hold its rows; bring that folder from where it was promoted"
-        )
-    dataset = workspace.dataset
-    train, labels = dataset.splits() == TRAIN, dataset.labels()
-    forget = train & workspace.promoter.forgotten.mask(request, dataset.sample_ids())
-    whole = [c for c in np.unique(labels[forget]) if not (train & ~forget & (labels == c)).any()]
-    test = np.where(np.isin(labels, whole), TEST_FORGET, TEST_RETAIN)
-    return np.where(train, np.where(forget, FORGET, RETAIN), test), False

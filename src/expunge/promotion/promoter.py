@@ -12,15 +12,16 @@ from typing import Any
 
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Entry, Ledger
-from expunge.promotion.gates import failed_gates, remembered
+from expunge.promotion.gates import failed_gates, remembered, short
 from expunge.promotion.history import BY_HAND, PROMOTION, ROLLBACK, WITHDRAWN, History
-from expunge.system.errors import PromotionError
+from expunge.system.errors import ExpungeError, PromotionError
 from expunge.tracking import (
     CHALLENGER,
     CHAMPION,
     MlflowClient,
     Version,
     aliased,
+    drop_alias,
     entries_kept,
     evaluation_of,
     keep_entry,
@@ -28,6 +29,7 @@ from expunge.tracking import (
     servable_of,
     version_of,
 )
+from expunge.tracking.retire import versions_of
 
 # What an entry says of a version, beside its number: from its tags.
 RECORDED = ("method", "request", "claims", "utility", "failed_gates", "content", "servable", "dvc_lock")
@@ -63,25 +65,36 @@ class Promoter:
     def version(self, which: str) -> Version:
         return find(self.client, self.name, which)
 
+    def compared_with(self, version: Version) -> Version | None:
+        """What `version` would take the place of: the champion; where that is `version` itself, the last other one on
+        record that the registry still has. None: the original classifier."""
+        champion = self.champion()
+        if champion is not None and champion.version != version.version:
+            return champion
+        registered = {v.version: v for v in versions_of(self.client, self.name)}
+        numbers = [entry.facts["version"] for entry in reversed(self.history().standing)]
+        return next((registered[n] for n in numbers if n != version.version and n in registered), None)
+
     def check(self, version: Version) -> list[str]:
         """Why `version` may not be served; empty when it may. Reads it from the artifact store, checksums included."""
         servable, stored = servable_of(version)
-        champion = self.champion()
+        before = self.compared_with(version)
         return failed_gates(
             version,
             evaluation_of(self.client, version).own,
             stored=stored,
             contract=servable.contract,
             least=self.least,
-            champion=None if champion is None else servable_of(champion)[0].contract,
+            champion=None if before is None else servable_of(before)[0].contract,
             forgotten=self.forgotten,
-            to_cover=self._to_cover(champion),
-        )
+            to_cover=self._to_cover(),
+        ) + self._unknown(version)
 
-    def promote(self, version: Version, reason: str, after: str, seen: Mapping[str, Any]) -> Entry:
+    def promote(self, version: Version, reason: str, after: str, seen: Mapping[str, Any], who: str = "") -> Entry:
         """Make `version` the champion. A version that was made champion by hand is checked and recorded.
 
-        `after`: the ledger's head when the reviewer looked. `seen`: what the reviewer was shown, in counts.
+        `after`: the ledger's head when the reviewer looked. `seen`: what the reviewer was shown, in counts. `who`: who
+        decides.
         Raises PromotionError naming every gate that failed, LedgerError if something was decided meanwhile.
         """
         reason = _reason(reason)
@@ -92,15 +105,9 @@ class Promoter:
             raise PromotionError(f"version {version.version} is the champion already")
         if failed := self.check(version):
             raise PromotionError(f"version {version.version} is not promoted:\n" + "\n".join(f"- {f}" for f in failed))
-        request = version.tags["request"]
-        if not self.forgotten.knows(request):
-            raise PromotionError(
-                f"version {version.version} is not promoted: data/split is that of another request, and which rows "
-                "this version forgot must be kept for later promotions; run `dvc checkout` where it was made"
-            )
-        self.forgotten.keep(request)
+        self.forgotten.keep(version.tags["request"])
         facts = {"by_hand": is_champion, "least_asked": self.least, "seen": dict(seen)}
-        return self._move(PROMOTION, version, champion, reason, after, facts)
+        return self._move(PROMOTION, version, self.compared_with(version), reason, after, facts, who)
 
     def settle(self, version: Version, seen: Mapping[str, Any]) -> Entry | None:
         """The promotion of `version` that stands and has `seen` in it, its alias moved if the process died before.
@@ -118,33 +125,42 @@ class Promoter:
         return entry
 
     def record_by_hand(self) -> Entry | None:
-        """Write down that the alias was moved past the ledger; once for every such move, None where it was not."""
+        """Write down that the alias was moved past the ledger, once for every such move that is seen.
+
+        The entry of the move that stands; None where the alias is as the ledger says.
+        """
         history, champion = self.history(), self.champion()
-        recorded = history.champion
-        now, was = champion and champion.version, recorded and recorded["version"]
-        if now == was:
-            return None
-        last = history.standing[-1].hash[7:19] if history.standing else "none"
-        facts = {"model": self.name, "version": now, "instead_of": was, "reason": "the alias was moved by hand"}
-        return self.ledger.append(BY_HAND, facts, event=f"{self.name}/{last}/{now}")
+        now = champion and champion.version
+        if now == history.serving:
+            return history.by_hand[-1] if history.by_hand else None
+        facts = {"model": self.name, "version": now, "instead_of": history.serving}
+        if champion is not None and (request := champion.tags.get("request")):
+            facts["request"] = request
+        facts["reason"] = "the alias was moved by hand"
+        entry = self.ledger.append(BY_HAND, facts, event=f"{self.name}/{history.last[7:19]}/{now}")
+        return entry if self.history().by_hand else None
 
-    def rollback(self, reason: str) -> Entry:
-        """Restore the champion before the present one, or, where the alias was moved by hand, the one on record.
+    def rollback(self, reason: str, who: str = "") -> Entry:
+        """Restore the champion before the present one. A move by hand is undone, whatever it was: the champion on
+        record serves again, or none where none was ever promoted.
 
-        Raises PromotionError if there is none, or if it remembers rows that a later champion had forgotten.
+        Raises PromotionError if there is nothing to go back to, or if the champion before remembers rows that a later
+        one had forgotten.
         """
         reason = _reason(reason)
+        by_hand = self.record_by_hand() is not None
         history, champion = self.history(), self.champion()
+        if by_hand and not history.standing:
+            return self._move(ROLLBACK, None, champion, reason, history.head, {"by_hand": True}, who)
         if not history.standing:
             raise PromotionError(f"the ledger knows no promotion of {self.name!r}: nothing to go back to")
-        by_hand = champion is None or champion.version != history.standing[-1].facts["version"]
         if not by_hand and len(history.standing) < 2:
             raise PromotionError(
                 f"version {history.standing[-1].facts['version']} is the only champion there was: nothing to go back to"
             )
         facts = history.standing[-1 if by_hand else -2].facts
         target = version_of(self.client, self.name, facts["version"])
-        failed = remembered(target, self.forgotten, self._to_cover(champion))
+        failed = [] if by_hand else remembered(target, self.forgotten, self._to_cover())
         if servable_of(target)[1] != facts["servable"]:
             failed.append("what the registry holds is not what was promoted")
         if failed:
@@ -153,29 +169,31 @@ class Promoter:
                 + "\n".join(f"- {f}" for f in failed)
                 + "\nFit a new version that forgets all of it, and promote that"
             )
-        return self._move(ROLLBACK, target, champion, reason, history.head, {"by_hand": by_hand})
+        return self._move(ROLLBACK, target, champion, reason, history.head, {"by_hand": by_hand}, who)
 
     def audit(self) -> list[str]:
-        """What is not as the ledger says: an alias that was moved by hand, changed files, a cut ledger. Empty if all
-        is well. Raises LedgerError for a ledger that was changed."""
+        """What is not as the ledger says: an alias that was moved by hand, which becomes an entry, changed files, a cut
+        ledger. Empty if all is well. Raises LedgerError for a ledger that was changed."""
         self.ledger.verify(entries_kept(self.client, self.name))
+        self.record_by_hand()
         recorded, champion = self.history().champion, self.champion()
         if champion is None:
             if recorded is None:
                 return []
             return [
                 f"the alias {CHAMPION!r} was removed by hand; version {recorded['version']} was promoted last. "
-                "`expunge rollback` puts it back"
+                '`expunge rollback --reason "..."` puts it back'
             ]
         if recorded is None or recorded["version"] != champion.version:
             was = "none was ever promoted" if recorded is None else f"version {recorded['version']} was promoted last"
-            failed = self.check(champion)
+            failed = self._checked(champion)
             return [
                 f"version {champion.version} was made champion by hand: {was}. "
                 + (
-                    "It does not pass the gates; `expunge rollback` undoes the move"
+                    'It does not pass the gates; `expunge rollback --reason "..."` undoes the move'
                     if failed
-                    else f"It passes the gates; `expunge promote --version {champion.version}` puts it on record"
+                    else f'It passes the gates; `expunge promote --version {champion.version} --reason "..."` puts it '
+                    'on record, `expunge rollback --reason "..."` undoes the move'
                 ),
                 *failed,
             ]
@@ -183,27 +201,57 @@ class Promoter:
             return [f"version {champion.version}: what the registry holds is not what was promoted"]
         return []
 
-    def _to_cover(self, champion: Version | None) -> dict[str, str]:
-        requests = self.history().requests()
+    def _checked(self, version: Version) -> list[str]:
+        """As `check`, for a version that may be anybody's: one that cannot be read may not be served either."""
+        try:
+            return self.check(version)
+        except ExpungeError as e:
+            return [str(e)]
+
+    def _unknown(self, version: Version) -> list[str]:
+        request = version.tags.get("request")
+        if request is None or self.forgotten.knows(request):
+            return []
+        return [
+            f"which rows it forgot (request {short(request)}) is not known here, and later promotions need it: it was "
+            "registered by an earlier version of this pipeline, or elsewhere; bring data/forgotten from there, or "
+            "register it anew"
+        ]
+
+    def _to_cover(self) -> dict[str, str]:
+        requests, champion = self.history().requests(), self.champion()
         if champion is not None and (request := champion.tags.get("request")):
             requests.setdefault(request, champion.version)
         return requests
 
     def _move(
-        self, kind: str, version: Version, champion: Version | None, reason: str, after: str, more: Mapping[str, Any]
+        self,
+        kind: str,
+        version: Version | None,
+        before: Version | None,
+        reason: str,
+        after: str,
+        more: Mapping[str, Any],
+        who: str,
     ) -> Entry:
+        """Entry first, then the alias; it is taken away where `version` is None."""
         facts = {
             "model": self.name,
-            "version": version.version,
-            "instead_of": None if champion is None else champion.version,
+            "version": version and version.version,
+            "instead_of": before and before.version,
             "reason": reason,
-            **{key: version.tags[key] for key in RECORDED if key in version.tags},
+            **({} if version is None else {key: version.tags[key] for key in RECORDED if key in version.tags}),
             **more,
+            **({"who": who} if who else {}),
         }
         entry = self.ledger.append(kind, facts, after=after)
         try:
-            keep_entry(self.client, version, entry.hash)
-            move_alias(self.client, self.name, CHAMPION, version.version)
+            if kept_with := version or before:
+                keep_entry(self.client, kept_with, entry.hash)
+            if version is None:
+                drop_alias(self.client, self.name, CHAMPION)
+            else:
+                move_alias(self.client, self.name, CHAMPION, version.version)
         except BaseException:
             self.ledger.append(WITHDRAWN, {"model": self.name, "entry": entry.hash, "reason": "the alias did not move"})
             raise

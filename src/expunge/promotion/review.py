@@ -1,4 +1,4 @@
-"""What a reviewer is shown, on the terminal and on the page."""
+"""What a reviewer is shown, on the terminal, on the page and as JSON."""
 
 from __future__ import annotations
 
@@ -9,25 +9,61 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.report.comparison import Part
+from expunge.report.comparison import Part, counts
 from expunge.tracking import Version
+
+ORIGINAL = "original"
+TAGS = ("method", "claims", "utility", "failed_gates", "request")
 
 
 @dataclass(frozen=True)
 class Review:
     """What a reviewer is shown.
 
-    `champion` is None where nothing was promoted: then the original stands in its place. `evaluations`: blocks of the
-    summary: the champion's and the challenger's, each as registered, and the retrained models' beside the challenger.
-    `retrained`: part -> what a retrained model predicts for its rows; empty without one. `failed`: gates of the
-    challenger. `findings`: what the audit found.
+    `champion`: what the challenger is compared with, None where the original stands in its place. `forgets`: what each
+    of the two forgot, in words; None where it is not known. `serves`: whether the challenger is the champion, by the
+    ledger. `evaluations`: blocks of the summary: the champion's and the challenger's, each as registered and of its own
+    request, and the retrained models' beside the challenger. `parts`: by the challenger's request; empty where its rows
+    are not known. `retrained`: part -> what a retrained model predicts for its rows; empty without one. `failed`: gates
+    of the challenger. `findings`: what the audit found.
     """
 
     champion: Version | None
     challenger: Version
+    forgets: tuple[str | None, str | None]
+    serves: bool
     evaluations: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, Mapping[str, Any] | None]
     parts: Mapping[str, Part]
     retrained: Mapping[str, NDArray[np.int64]]
     classes: Sequence[str]
     failed: Sequence[str]
     findings: Sequence[str]
+
+    def headings(self) -> tuple[str, str]:
+        """What stands above the columns of the two, with the rows that each was evaluated on."""
+        before = ORIGINAL if self.champion is None else f"champion: version {self.champion.version}"
+        return tuple(  # type: ignore[return-value]
+            name if what is None else f"{name} (forgets {what})"
+            for name, what in zip((before, f"challenger: version {self.challenger.version}"), self.forgets, strict=True)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The review in names and numbers: JSON, without ids of rows."""
+
+        def said(version: Version | None, forgets: str | None) -> dict[str, Any] | None:
+            if version is None:
+                return None
+            return {"version": version.version, "forgets": forgets, **{t: version.tags.get(t) for t in TAGS}}
+
+        names = ("champion" if self.champion is not None else ORIGINAL, "challenger", "retrained")
+        return {
+            "model": self.challenger.name,
+            "champion": said(self.champion, self.forgets[0]),
+            "challenger": said(self.challenger, self.forgets[1]),
+            "serves": self.serves,
+            "passes": not self.failed,
+            "failed": list(self.failed),
+            "findings": list(self.findings),
+            "evaluated": dict(zip(names, self.evaluations, strict=True)),
+            "same_rows": counts(self.parts),
+        }

@@ -6,13 +6,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from expunge.data.schema import TEST_RETAIN
 from expunge.promotion.gates import short
 from expunge.promotion.review import Review
 from expunge.report.comparison import PARTS
 from expunge.report.comparison_page import measure, share
 from expunge.report.wording import GATES
-
-NOBODY = "original"
 
 
 def console() -> Console:
@@ -25,8 +24,7 @@ def show(review: Review, out: Console) -> None:
     """Print the whole review."""
     for finding in review.findings:
         out.print(f"Attention: {finding}", style="bold red")
-    before = NOBODY if review.champion is None else f"champion: version {review.champion.version}"
-    after = f"challenger: version {review.challenger.version}"
+    before, after = review.headings()
     out.print(versions(review, before, after))
     out.print(evaluated(review, before, after))
     out.print(same_rows(review, before, after))
@@ -54,6 +52,7 @@ def versions(review: Review, before: str, after: str) -> Table:
         table.add_row(label, *cells)
     requests = ("–" if v is None else short(v.tags.get("request", "–")) for v in (review.champion, review.challenger))
     table.add_row("request", *requests)
+    table.add_row("forgets", *(what or "–" for what in review.forgets))
     return table
 
 
@@ -64,7 +63,7 @@ def evaluated(review: Review, before: str, after: str) -> Table:
         before,
         after,
         "retrained",
-        caption="in brackets: the interval that the verdict used",
+        caption="each on the rows of its own request; in brackets: the interval that the verdict used",
     )
     for path, label in GATES.items():
         cells = [measure(block, path) for block in review.evaluations]
@@ -77,8 +76,8 @@ def same_rows(review: Review, before: str, after: str) -> Table:
     table = Table(
         "accuracy, asked now on the same rows",
         "rows",
-        before.partition(":")[0],
-        after.partition(":")[0],
+        "original" if review.champion is None else "champion",
+        "challenger",
         "difference",
         "changed",
         "lost",
@@ -88,7 +87,7 @@ def same_rows(review: Review, before: str, after: str) -> Table:
     for part, p in review.parts.items():
         gap = p.difference()
         table.add_row(
-            PARTS[part],
+            of_whom(review, part),
             f"{len(p.labels):,}",
             *(share(i) for i in p.accuracies()),
             "–" if gap is None else f"{gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]",
@@ -116,5 +115,11 @@ def changes(review: Review, before: str, after: str) -> list[tuple[str, Table]]:
             table = Table("predicted", *columns)
             for c in np.unique(np.concatenate(list(columns.values()))):
                 table.add_row(review.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values()))
-            out.append((f"What they say of {PARTS[part]}", table))
+            out.append((f"What they say of {of_whom(review, part)}", table))
     return out
+
+
+def of_whom(review: Review, part: str) -> str:
+    """A part by name; what is forgotten is what the challenger forgets."""
+    what = review.forgets[1]
+    return PARTS[part] if part == TEST_RETAIN or what is None else f"{PARTS[part]}: {what}"

@@ -1,18 +1,25 @@
-"""From the files of a run to a promoter and a review: the data at hand, the registry in use, the ledger."""
+"""From a workspace to a promoter and a review: the dataset, the registry in use, the ledger.
+
+Any version can be reviewed and promoted, whichever request the workspace works on: which rows it forgot was written
+down, keyed, when it was registered.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.data.split import Split
+from expunge.data.schema import FORGET, TRAIN
+from expunge.data.split import Split, described, parts_of
 from expunge.ledger.forgotten import ForgottenRows
-from expunge.ledger.ledger import SWEEP, Entry, Ledger
+from expunge.ledger.ledger import Entry, Ledger
 from expunge.promotion.predictors import original, predictor
 from expunge.promotion.promoter import Promoter
 from expunge.promotion.review import Review
@@ -20,58 +27,97 @@ from expunge.promotion.review_page import page
 from expunge.report.comparison import Part, counts, side_by_side
 from expunge.report.evidence import read_logits
 from expunge.system.errors import PromotionError
-from expunge.system.files import read_json, read_manifest, write_text
+from expunge.system.files import MANIFEST, read_json, write_text
 from expunge.system.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, REVIEW, SPLIT
-from expunge.tracking import CHALLENGER, connect, evaluation_of, keep_page, servable_of
+from expunge.tracking import CHALLENGER, FORGETS, Version, connect, evaluation_of, keep_page, servable_of
+from expunge.training.original import remembers_erased
 
 
 class ReviewSession:
-    """The working directory after a run. Raises ManifestError or PromotionError where something is not there."""
+    """The working directory. Raises PromotionError where no model is named, and ManifestError where a review needs a
+    dataset that is not there."""
 
     def __init__(self, model: str | None = None, ledger: Path = LEDGER) -> None:
         """`model`: name of the registered model; the one the last run registered when left out."""
         self.name = model or registered_name()
-        self.dataset = Dataset(DATASET, verify=False)
-        self.split = Split(SPLIT)
         self._ledger = ledger
 
     @cached_property
+    def dataset(self) -> Dataset:
+        return Dataset(DATASET, verify=False)
+
+    @cached_property
+    def split(self) -> Split | None:
+        """That of the request which the workspace works on; None where it has none, or one of another dataset."""
+        if not (SPLIT / MANIFEST).is_file() or not (DATASET / MANIFEST).is_file():
+            return None
+        found = Split(SPLIT)
+        return found if len(found.parts) == self.dataset.rows else None
+
+    @cached_property
     def promoter(self) -> Promoter:
-        ids, ledger = self.dataset.sample_ids(), Ledger(self._ledger)
-        forgotten = ForgottenRows(
-            FORGOTTEN,
-            self.split.request["digest"],
-            (ids[i] for i in self.split.rows("forget").tolist()),
-            None if remembers_erased(ledger) else ids,
-        )
+        ledger, forgotten = Ledger(self._ledger), ForgottenRows(FORGOTTEN)
+        if self.split is not None:
+            ids = self.dataset.sample_ids()
+            own = (ids[i] for i in self.split.rows(FORGET).tolist())
+            present = None if remembers_erased(ledger) else ids
+            forgotten = ForgottenRows(FORGOTTEN, self.split.request["digest"], own, present)
         return Promoter(connect(), self.name, ledger, forgotten, load_config().register.promote_level)
+
+    def at_hand(self, request: str | None) -> bool:
+        """Whether the workspace works on `request`: then its retrained models are here."""
+        return self.split is not None and self.split.request["digest"] == request
+
+    def parts(self, request: str | None) -> NDArray[Any] | None:
+        """The part of each row of the dataset under `request`: str `(rows,)`; None where its rows are not known."""
+        if self.split is not None and self.at_hand(request):
+            return self.split.parts
+        if request is None or not self.promoter.forgotten.knows(request):
+            return None
+        forget = self.promoter.forgotten.mask(request, self.dataset.sample_ids())
+        return parts_of(self.dataset.labels(), self.dataset.splits() == TRAIN, forget)
 
     def review(self, which: str = CHALLENGER) -> Review:
         """The version `which` beside the champion, or beside the original where nothing was promoted yet."""
         promoter = self.promoter
-        challenger, champion = promoter.version(which), promoter.champion()
-        before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
-        parts = side_by_side(before, predictor(servable_of(challenger)[0]), self.dataset, self.split)
+        findings = promoter.audit()
+        challenger = promoter.version(which)
+        champion = promoter.compared_with(challenger)
+        serving, request = promoter.champion(), challenger.tags.get("request")
+        rows = self.parts(request)
+        parts: dict[str, Part] = {}
+        if rows is not None:
+            before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
+            parts = side_by_side(before, predictor(servable_of(challenger)[0]), self.dataset, Parts(rows))
         evaluated = evaluation_of(promoter.client, challenger)
         return Review(
             champion=champion,
             challenger=challenger,
+            forgets=(None if champion is None else self.forgets(champion), self.forgets(challenger)),
+            serves=not findings and serving is not None and serving.version == challenger.version,
             evaluations=(
                 evaluated.original if champion is None else evaluation_of(promoter.client, champion).own,
                 evaluated.own,
                 evaluated.retrained,
             ),
             parts=parts,
-            retrained=_retrained(parts),
+            retrained=_retrained(parts) if self.at_hand(request) else {},
             classes=self.dataset.class_names,
             failed=promoter.check(challenger),
-            findings=promoter.audit(),
+            findings=findings,
         )
 
-    def promote(self, seen: Review, reason: str, after: str) -> Entry:
+    def forgets(self, version: Version) -> str | None:
+        """What a version forgot: names of classes that it forgot whole, and how many other rows; None if not known."""
+        if FORGETS in version.tags:
+            return version.tags[FORGETS]
+        parts = self.parts(version.tags.get("request"))
+        return None if parts is None else described(parts, self.dataset)
+
+    def promote(self, seen: Review, reason: str, after: str, who: str = "") -> Entry:
         """Make the version of a review the champion, and keep the page of that review with its run. `after`: the
         ledger's head when the reviewer looked. Raises what `Promoter.promote` raises."""
-        entry = self.promoter.promote(seen.challenger, reason, after, counts(seen.parts))
+        entry = self.promoter.promote(seen.challenger, reason, after, counts(seen.parts), who)
         keep_page(self.promoter.client, seen.challenger, self.write_page(seen))
         return entry
 
@@ -81,18 +127,14 @@ class ReviewSession:
         return REVIEW
 
 
-def original_digest() -> str:
-    """`sha256:...` of the original's weights; "" where there is none."""
-    from expunge.models.checkpoint import WEIGHTS
+@dataclass(frozen=True)
+class Parts:
+    """The part of every row: str `(n,)`."""
 
-    directory = MODELS / ORIGINAL
-    files = read_manifest(directory, verify=False)["files"] if directory.is_dir() else {}
-    return "sha256:" + files[WEIGHTS]["sha256"] if WEIGHTS in files else ""
+    of_row: NDArray[Any]
 
-
-def remembers_erased(ledger: Ledger) -> bool:
-    """Whether the original at hand is one that had been trained on rows before they were erased."""
-    return original_digest() in {e.facts.get("original") for e in ledger.entries() if e.kind == SWEEP}
+    def rows(self, part: str) -> NDArray[np.int64]:
+        return np.flatnonzero(self.of_row == part)
 
 
 def registered_name() -> str:

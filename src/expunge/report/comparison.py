@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.data.dataset import Dataset, Inputs
 from expunge.data.schema import FORGET, TEST_FORGET, TEST_RETAIN
-from expunge.data.split import Split
 from expunge.evaluation.equivalence import Difference, row_difference
 
 ROWS = 5_000  # at most so many rows of each part, drawn with a fixed seed
@@ -24,6 +23,12 @@ PARTS = {
 
 Predict = Callable[[Inputs], NDArray[np.int64]]
 Answers = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+class RowsOfParts(Protocol):
+    """A split, or what stands for one: int64 positions in the dataset of one part, ascending."""
+
+    def rows(self, part: str) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,12 @@ def share(hits: NDArray[np.bool_]) -> Interval:
     return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
 
 
-def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: Split) -> dict[str, Part]:
+def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
     """Both on the same rows of each part that has any, asked now."""
     return on_same_rows(lambda r: before(dataset.inputs(r)), lambda r: after(dataset.inputs(r)), dataset, split)
 
 
-def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: Split) -> dict[str, Part]:
+def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
     """What both say of the same rows of each part that has any; they are given ascending positions in the dataset."""
     labels = dataset.labels()
     out = {}

@@ -6,7 +6,11 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.data.schema import FORGET
+from expunge.data.split import Split, described
 from expunge.evaluation.claims import shown_words
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.ledger import Ledger
 from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
 from expunge.report.tables import failures, headline, markdown
@@ -15,17 +19,20 @@ from expunge.system.errors import TrackingError
 from expunge.system.files import digest_of, read_json, read_manifest
 from expunge.system.paths import (
     DATASET,
+    FORGOTTEN,
+    LEDGER,
     METRICS,
     MODELS,
     ORIGINAL,
     REGISTRATION,
     REPORTS,
+    SPLIT,
     SUMMARY,
     UNLEARNED,
 )
 from expunge.system.progress import log_message
-from expunge.tracking import Dataset as LoggedDataset
 from expunge.tracking import (
+    FORGETS,
     Submission,
     claim_tags,
     log_pipeline_run,
@@ -34,9 +41,11 @@ from expunge.tracking import (
     register_model,
     write_receipt,
 )
+from expunge.tracking import Dataset as LoggedDataset
 from expunge.tracking.details import details_of, shared_stages, usage_of
 from expunge.tracking.examples import examples_with_answers
 from expunge.tracking.provenance import git_state, lock_digest
+from expunge.training.original import remembers_erased
 
 ARTIFACTS = (
     "report.html",
@@ -74,6 +83,7 @@ def main() -> None:
     name = config.register.name or model_name(config.data.source, config.model.name)
     selected = summary["selected"]
     shown = shown_words(summary["methods"][selected]["verdict"]) if selected else "none"
+    keep_forgotten(dataset)
     tags = {"dvc_lock": lock_digest(), **git_state()}
     if flow_run := os.environ.get(FLOW_RUN):
         tags["flow_run"] = flow_run
@@ -109,6 +119,7 @@ def main() -> None:
         "verdict": headline(summary).replace("**", ""),
         **claim_tags(verdict),
         "request": summary["request"]["digest"],
+        FORGETS: described(Split(SPLIT).parts, dataset),
     }
     inputs, probabilities = examples_with_answers(selected, dataset)
     content = content_digest(selected, summary)
@@ -136,6 +147,14 @@ def main() -> None:
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
     log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger; shown: {shown}")
+
+
+def keep_forgotten(dataset: Dataset) -> None:
+    """Which rows this request forgets, keyed, for promotions after the workspace has gone on to another one."""
+    split, ids, ledger = Split(SPLIT), dataset.sample_ids(), Ledger(LEDGER)
+    own = (ids[i] for i in split.rows(FORGET).tolist())
+    present = None if remembers_erased(ledger) else ids
+    ForgottenRows(FORGOTTEN, split.request["digest"], own, present).register()
 
 
 def description(summary: dict[str, Any], dataset: Dataset) -> str:

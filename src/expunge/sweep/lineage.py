@@ -66,7 +66,7 @@ def covering(targets: Targets) -> list[str]:
     needed = [ids[i] for i in np.flatnonzero(targets.erased & targets.train).tolist()]
     if not needed:
         return []
-    requests = {f"sha256:{p.stem}" for p in (targets.root / FORGOTTEN).glob("*.rows")}
+    requests = ForgottenRows(targets.root / FORGOTTEN).requests()
     at_hand: tuple[str, list[str]] | None = None
     if (targets.root / SPLIT / MANIFEST).is_file() and _whole_split(targets):
         split = _split(targets)

@@ -20,6 +20,7 @@ from expunge.tracking.registry import (
     Submission,
     Version,
     aliased,
+    drop_alias,
     find_version,
     model_name,
     move_alias,
@@ -30,6 +31,7 @@ from expunge.tracking.registry import (
 from expunge.tracking.runs import Dataset, Detail, RunIds, claim_tags, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
 from expunge.tracking.versions import (
+    FORGETS,
     RETRAINED,
     Evaluation,
     entries_kept,
@@ -44,6 +46,7 @@ from expunge.tracking.versions import (
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "FORGETS",
     "RETRAINED",
     "Dataset",
     "Detail",
@@ -55,6 +58,7 @@ __all__ = [
     "aliased",
     "claim_tags",
     "connect",
+    "drop_alias",
     "entries_kept",
     "evaluation_of",
     "find_version",

@@ -166,6 +166,13 @@ def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> Non
             client.set_registered_model_alias(name, alias, version)
 
 
+def drop_alias(client: MlflowClient, name: str, alias: str) -> None:
+    """Let `alias` point nowhere; nothing where it does."""
+    if aliased(client, name, alias) is not None:
+        with refusals(f"removing the alias {alias!r} of {name!r}"):
+            client.delete_registered_model_alias(name, alias)
+
+
 def write_receipt(path: Path | str, *, content: str, name: str, method: str | None, tags: Mapping[str, str]) -> None:
     """Write what was registered, by content only: `method` is None where nothing qualified.
 

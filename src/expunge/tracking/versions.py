@@ -20,6 +20,7 @@ from expunge.tracking.store import fluent, refusals
 SERVABLE = Path("artifacts") / "servable"
 SUMMARY = "summary.json"
 LEDGER_TAG = "ledger"
+FORGETS = "forgets"  # tag of a version: what its request forgets, in words without ids
 RETRAINED = "retrained"  # the method of a version that is the retrained model itself
 
 Block = Mapping[str, Any]

@@ -1,0 +1,59 @@
+"""After an erasure the request in params.yaml may be met: `dvc repro` and the nightly flow find nothing to run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expunge.data.dataset import Dataset
+from expunge.erasure.standing import keep_split, rows_asked
+from tests.pipeline import ROOT, change, dvc
+from tests.sweep import small
+
+STAGES = """
+stages:
+  split:
+    cmd: python -m expunge.stages.split
+    deps: [data/dataset, data/requests]
+    params: [split]
+    outs: [data/split]
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    root = small.workspace(tmp_path / "workspace", [5])
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    return root
+
+
+def test_rows_that_params_ask_for(root):
+    dataset = Dataset("data/dataset")
+    change(root, lambda p: p["split"].update(selector="classes", classes=[2]))
+    asked = rows_asked(Path("params.yaml").read_text(), dataset)
+    train = dataset.splits() == "train"
+    np.testing.assert_array_equal(asked, train & (dataset.labels() == 2))
+    change(root, lambda p: p["split"].update(selector="ids", file="data/requests/gone.csv"))
+    np.testing.assert_array_equal(rows_asked(Path("params.yaml").read_text(), dataset), train)
+
+
+def test_a_split_that_is_kept_leaves_nothing_to_run(root):
+    """The batch split by a list; params.yaml, as it is again, names the same class."""
+    change(root, lambda p: p["split"].update(selector="classes", classes=[2]))
+    before = Path("params.yaml").read_text()
+    keep_split()  # no dvc.lock: nothing to do
+    dvc(root, "init", "--no-scm", "--quiet")
+    (root / "dvc.yaml").write_text(STAGES)
+    ids = np.array(Dataset("data/dataset").sample_ids())[rows_asked(before, Dataset("data/dataset"))]
+    (root / "data/requests/batch.txt").write_text("".join(f"{i}\n" for i in ids))
+    change(root, lambda p: p["split"].update(selector="ids", file="data/requests/batch.txt"))
+    dvc(root, "repro")
+    (root / "data/requests/batch.txt").unlink()
+    (root / "params.yaml").write_text(before)
+    assert json.loads(dvc(root, "status", "--json"))
+    keep_split()
+    assert json.loads(dvc(root, "status", "--json")) == {}
