@@ -137,6 +137,21 @@ def _reaching(start: Node | None, ends: set[Node]) -> set[Node]:
     return reaching
 
 
+def leaves_behind(z: Tensor) -> set[int]:
+    """`id` of every tensor, parameters above all, to which a gradient of `z` would flow."""
+    found: set[int] = set()
+    seen: set[Node] = set()
+    stack = [z.grad_fn] if z.grad_fn is not None else []
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if (leaf := getattr(node, "variable", None)) is not None:  # AccumulateGrad holds the leaf
+                found.add(id(leaf))
+            stack += [n for n, _ in node.next_functions if n is not None]
+    return found
+
+
 def _needed(found: Trace, start: Node | None, fed: set[Node]) -> list[tuple[str, ...]]:
     """Kahn's algorithm from the output: a node that is alone when its turn comes lies on every path."""
     waiting: dict[Node, int] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from expunge.models.classifier import Classifier
-from expunge.models.cut_trace import Call, Trace, trace
+from expunge.models.cut_trace import Call, Trace, leaves_behind, trace
 from expunge.models.heads import LogitsOf
 from expunge.models.layers import Layers
 from expunge.models.preprocess import Preprocess
@@ -27,7 +28,18 @@ from expunge.models.sentence import ByLength, SentenceEncoder
 from expunge.system.errors import ConfigError
 
 EXAMPLES = ((2, 5), (3, 7))  # inputs and, for texts, tokens: two passes tell which sizes follow which
+NOTHING_ABOVE = "no weights lie above it but the head's"
 NEAREST = 6  # names that a refusal offers
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Two recorded passes of a backbone, over the EXAMPLES, and the second example's input and features."""
+
+    first: Trace
+    second: Trace
+    x: Tensor
+    z: Tensor
 
 
 class Reached(Exception):
@@ -38,11 +50,23 @@ class Reached(Exception):
         self.out = out
 
 
-class StandIn(nn.Module):
+class Replacement(nn.Module):
+    """What is asked of it and is not its own, such as a type or a stride, is the replaced module's."""
+
+    def __init__(self, replaced: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["replaced"] = replaced  # not a child: its weights are not listed here
+        self._forward_hooks = replaced._forward_hooks  # whoever reads the module's output reads it here too
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["replaced"], name)
+
+
+class StandIn(Replacement):
     """Gives NaN in the shapes that the module it replaces gives for `n` inputs of `t` tokens."""
 
-    def __init__(self, first: Any, second: Any) -> None:
-        super().__init__()
+    def __init__(self, replaced: nn.Module, first: Any, second: Any) -> None:
+        super().__init__(replaced)
         self.first, self.second = first, second
         self.sizes = EXAMPLES[1]
         self.device = torch.device("cpu")
@@ -60,11 +84,11 @@ class StandIn(nn.Module):
         return torch.full((), value, dtype=a.dtype, device=self.device).expand(shape)
 
 
-class Source(nn.Module):
+class Source(Replacement):
     """Stands where the cut is: gives `value` in the place of the tensor that the module gave."""
 
-    def __init__(self, out: Any) -> None:
-        super().__init__()
+    def __init__(self, replaced: nn.Module, out: Any) -> None:
+        super().__init__(replaced)
         self.out = out
         self.value: Tensor | None = None
 
@@ -83,23 +107,23 @@ class Above:
 class Split:
     """The backbone of a classifier in eval mode, cut behind the module `name`. `split_at_cut` makes and checks it."""
 
-    def __init__(self, classifier: Classifier, name: str, traces: tuple[Trace, Trace]) -> None:
+    def __init__(self, classifier: Classifier, name: str, traces: Traces) -> None:
         self.classifier = classifier
         self.core, self.prefix = core_of(classifier)
-        self.inner = self.prefix + name if self.prefix + name in traces[0].calls else name
+        self.inner = self.prefix + name if self.prefix + name in traces.first.calls else name
         self.name = self.inner.removeprefix(self.prefix)
         self.texts = not isinstance(classifier.preprocess, Preprocess)
         self.traces = traces
         self.stand_ins: list[StandIn] = []
         self.kept_below: list[nn.Module] = []
         self._above: dict[str, nn.Module] = {}
-        self.cut = traces[0].calls[self.inner][0]
-        self.source = Source(self.cut.out)
+        self.cut = traces.first.calls[self.inner][0]
+        self.source = Source(self.core.get_submodule(self.inner), self.cut.out)
         self.tail = self._clone(self.core, "")
 
     def shape(self, tokens: int | None = None) -> tuple[int, ...]:
         """Shape of one input's activations; of a text's at `tokens` tokens."""
-        one, two = (_tensor(t.calls[self.inner][0].out) for t in self.traces)
+        one, two = (_tensor(t.calls[self.inner][0].out) for t in (self.traces.first, self.traces.second))
         shape = zip(one.shape, two.shape, strict=True)
         return tuple(_size(p, q, 1, tokens or EXAMPLES[1][1]) for p, q in shape)[1:]
 
@@ -139,30 +163,23 @@ class Split:
             self.source.value = None
         return z
 
+    @cached_property
     def lying_above(self) -> Above:
-        """Found by gradient: the parameters that the features depend on when the activations are given."""
-        own = {k: p for k, p in self.core.named_parameters()}
+        """The modules that run above, and the parameters that the features depend on when the activations are given."""
         frozen = {id(p) for m in self.kept_below for p in m.parameters()}
-        asked = {k: p for k, p in own.items() if id(p) not in frozen}
-        wanted = [(p, p.requires_grad) for p in asked.values()]
-        x = example(self.classifier, *EXAMPLES[0])
-        with torch.no_grad():
-            a = self.below(x)
+        x = self.traces.x[: EXAMPLES[0][0]]
+        learned = [(p, p.requires_grad) for p in self.core.parameters()]
         try:
-            for p, _ in wanted:
-                p.requires_grad_(True)
+            for p, _ in learned:
+                p.requires_grad_(id(p) not in frozen)
+            with torch.no_grad():
+                a = self.below(x)
             with torch.enable_grad():
-                z = self.above(a, x >= 0 if self.texts else None)
-            gradients = (
-                torch.autograd.grad(z.sum(), list(asked.values()), allow_unused=True)
-                if z.requires_grad
-                else [None] * len(asked)
-            )
+                used = leaves_behind(self.above(a, x >= 0 if self.texts else None))
         finally:
-            for p, required in wanted:
+            for p, required in learned:
                 p.requires_grad_(required)
-        names = tuple(k for k, g in zip(asked, gradients, strict=True) if g is not None)
-        return Above(dict(self._above), names)
+        return Above(dict(self._above), tuple(k for k, p in self.core.named_parameters() if id(p) in used))
 
     def train_above(self, mode: bool = True) -> None:
         """Set train or eval mode of the modules above the cut and of the head; those below keep theirs."""
@@ -180,9 +197,8 @@ class Split:
 
     def _child(self, child: nn.Module, path: str) -> nn.Module:
         if path == self.inner:
-            self.source._forward_hooks = child._forward_hooks  # whoever reads the module's output reads it here too
             return self.source
-        calls = self.traces[0].calls.get(path, [])
+        calls = self.traces.first.calls.get(path, [])
         if f"{self.inner}.".startswith(f"{path}.") or (not calls and any(k.startswith(f"{path}.") for k in self._run)):
             return self._clone(child, path)
         below = [c for c in calls if c.ended < self.cut.ended]
@@ -202,12 +218,11 @@ class Split:
 
     @property
     def _run(self) -> Mapping[str, list[Call]]:
-        return self.traces[0].calls
+        return self.traces.first.calls
 
     def _stand_in(self, child: nn.Module, path: str) -> StandIn:
-        out = [t.calls[path][0].out for t in self.traces]
-        stand_in = StandIn(*out)
-        stand_in._forward_hooks = child._forward_hooks
+        out = [t.calls[path][0].out for t in (self.traces.first, self.traces.second)]
+        stand_in = StandIn(child, *out)
         stand_in()  # sizes that follow neither inputs nor tokens are refused here
         self.stand_ins.append(stand_in)
         return stand_in
@@ -235,16 +250,18 @@ def example(classifier: Classifier, n: int, t: int) -> Tensor:
     return ids.to(device)
 
 
-def traces_of(classifier: Classifier) -> tuple[Trace, Trace]:
+def traces_of(classifier: Classifier) -> Traces:
     """Two recorded passes. Raises ValueError for a classifier in train mode."""
     if classifier.training:
         raise ValueError("the classifier is in train mode, where activations depend on the batch; call eval() first")
     core, _ = core_of(classifier)
-    one, two = (trace(core, example(classifier, *sizes)) for sizes in EXAMPLES)
-    return one, two
+    one, two = (example(classifier, *sizes) for sizes in EXAMPLES)
+    with torch.no_grad():
+        z = core(two)
+    return Traces(trace(core, one), trace(core, two), two, z)
 
 
-def split_at_cut(classifier: Classifier, name: str, traces: tuple[Trace, Trace] | None = None) -> Split:
+def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None) -> Split:
     """Cut the backbone of `classifier`, in eval mode, behind the module `name`, checked to the bit on an example.
 
     Raises ConfigError, with the nearest names that work, for a module that the backbone lacks, that runs more than once
@@ -257,26 +274,28 @@ def split_at_cut(classifier: Classifier, name: str, traces: tuple[Trace, Trace] 
     raise ConfigError(f"{classifier.card.name}: no cut {name!r}: {problem}; {_nearest(classifier, name, traces)}")
 
 
-def cut_names(classifier: Classifier, traces: tuple[Trace, Trace] | None = None) -> tuple[str, ...]:
+def cut_names(classifier: Classifier, traces: Traces | None = None) -> tuple[str, ...]:
     """Names of all modules at which `classifier` can be cut, one per tensor, the deepest (nearest the input) first."""
     return tuple(split.name for split in splits(classifier, traces or traces_of(classifier)))
 
 
-def splits(classifier: Classifier, traces: tuple[Trace, Trace]) -> Iterator[Split]:
+def splits(classifier: Classifier, traces: Traces) -> Iterator[Split]:
     """Every cut that works, the deepest first."""
     prefix = core_of(classifier)[1]
-    for names in traces[0].needed:
+    for names in traces.first.needed:
         for name in names:
             found = _problem(classifier, name.removeprefix(prefix), traces)
             if isinstance(found, Split):
                 yield found
                 break
+            if found == NOTHING_ABOVE:
+                return
 
 
-def _problem(classifier: Classifier, name: str, traces: tuple[Trace, Trace]) -> Split | str:
+def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
     """The cut at `name`, or why there is none."""
     core, prefix = core_of(classifier)
-    modules, calls = dict(core.named_modules()), traces[0].calls
+    modules, calls = dict(core.named_modules()), traces.first.calls
     inner = prefix + name if prefix + name in modules else name
     if not name or inner not in modules:
         return "the backbone has no such module"
@@ -285,7 +304,7 @@ def _problem(classifier: Classifier, name: str, traces: tuple[Trace, Trace]) -> 
     out = [leaf for leaf in pytree.tree_leaves(calls[inner][0].out) if isinstance(leaf, Tensor)]
     if len(out) != 1:
         return f"it gives {len(out)} tensors"
-    if not any(inner in names for names in traces[0].needed):
+    if not any(inner in names for names in traces.first.needed):
         return "more than one tensor passes between what is below and what is above"
     try:
         split = Split(classifier, name, traces)
@@ -298,8 +317,7 @@ def _problem(classifier: Classifier, name: str, traces: tuple[Trace, Trace]) -> 
 @torch.no_grad()
 def _differs(split: Split) -> str | None:
     """Why `above(below(x))` is not the backbone's answer; None where it is, bit for bit."""
-    x = example(split.classifier, *EXAMPLES[1])
-    expected = split.core(x)
+    x, expected = split.traces.x, split.traces.z
     a = split.below(x)
     if len(a) != len(x) or not a.is_floating_point():
         return f"its output has shape {tuple(a.shape)}; expected floats, one block per input"
@@ -308,25 +326,34 @@ def _differs(split: Split) -> str | None:
         return "more than one tensor passes between what is below and what is above"
     if not torch.equal(z, expected):
         return f"what is above gives other features, by up to {(z - expected).abs().max():.1e}"
-    return None if split.lying_above().parameters else "no weights lie above it but the head's"
+    above = set(split.lying_above.parameters)
+    if not above:
+        return NOTHING_ABOVE
+    parameters = dict(split.core.named_parameters())
+    below = {id(p) for m in [*split.stand_ins, split.source] for p in m.replaced.parameters()}
+    shared = [k for k in above if id(parameters[k]) in below]
+    return f"{shared[0]} is used below and above" if shared else None
 
 
-def _nearest(classifier: Classifier, name: str, traces: tuple[Trace, Trace]) -> str:
+def _nearest(classifier: Classifier, name: str, traces: Traces) -> str:
     """Names that work: the most similar ones and the next below and above in the order of the pass."""
     core, prefix = core_of(classifier)
-    known = cut_names(classifier, traces)
-    if not known:
-        return "no cut of this backbone works"
-    calls = traces[0].calls
+    calls = traces.first.calls
     inner = prefix + name if prefix + name in dict(core.named_modules()) else name
-    close = difflib.get_close_matches(name, known, n=NEAREST, cutoff=0.5)
+    candidates = [names[0].removeprefix(prefix) for names in traces.first.needed]
+    similar = difflib.get_close_matches(name, candidates, n=NEAREST, cutoff=0.5)
     if inner in calls:
         when = calls[inner][0].ended
-        by_distance = sorted(known, key=lambda k: abs(_inner_call(calls, prefix, k).ended - when))
-        close = by_distance[:2] + close
-    chosen = set(known if len(known) <= NEAREST else [*dict.fromkeys(close or known[:NEAREST])][:NEAREST])
-    listed = [k for k in known if k in chosen]
-    return f"{'known' if len(listed) == len(known) else 'the nearest that work'}: {', '.join(listed)}"
+        similar = sorted(candidates, key=lambda k: abs(_inner_call(calls, prefix, k).ended - when))[:4] + similar
+    every = len(candidates) <= 2 * NEAREST
+    working: set[str] = set()
+    for candidate in dict.fromkeys([*similar, *candidates] if every or not similar else similar):
+        if len(working) < NEAREST and isinstance(_problem(classifier, candidate, traces), Split):
+            working.add(candidate)
+    if not working:
+        return "`expunge cuts` lists what works" if similar else "no cut of this backbone works"
+    known = every and len(working) < NEAREST
+    return f"{'known' if known else 'the nearest that work'}: {', '.join(k for k in candidates if k in working)}"
 
 
 def _inner_call(calls: Mapping[str, list[Call]], prefix: str, name: str) -> Call:
