@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import attack, certificate, deploy, registry, request, sweep, variant
+from expunge.commands import attack, certificate, cuts, deploy, registry, request, sweep, variant
 from expunge.stages import guarded
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -75,7 +75,7 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (registry, attack, variant, deploy, request, certificate, sweep):
+for commands in (registry, attack, variant, deploy, request, certificate, cuts, sweep):
     commands.register(app)
 
 if __name__ == "__main__":

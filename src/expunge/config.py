@@ -33,6 +33,7 @@ class Model:
     image_size: int | None
     checkpoint: str | None
     head: str | None
+    weights: Literal["public"] | None
     saw_forget_data: bool
 
 
@@ -73,7 +74,9 @@ class Extract:
 
 @dataclass(frozen=True)
 class Activations:
-    cuts: list[str]
+    cuts: list[str] | Literal["auto"]
+    max_gb: float
+    max_cost: float
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,8 @@ def _check(config: Config, path: str) -> None:
             "retrain.seeds",
             "must be a list of different seeds, at least one",
         ),
+        (config.activations.max_gb > 0, "activations.max_gb", "must be positive"),
+        (0 < config.activations.max_cost <= 1, "activations.max_cost", "must lie in (0, 1]"),
         (config.train.epochs > 0, "train.epochs", "must be positive"),
         (config.train.batch_size > 0, "train.batch_size", "must be positive"),
         (config.features.batch_size > 0, "features.batch_size", "must be positive"),
@@ -296,6 +301,21 @@ def _check(config: Config, path: str) -> None:
             raise ConfigError(
                 f"{path}: methods names {name!r}, but fit.{name} is missing; add it ({{}} takes the defaults)"
             )
+        _check_cut(config, name, path)
     for name, value in dataclasses.asdict(config.verdict).items():
         if value < 0:
             raise ConfigError(f"{path}: verdict.{name} must not be negative")
+
+
+def _check_cut(config: Config, name: str, path: str) -> None:
+    """The cut that an entry of `fit` relearns above is one whose activations are fetched."""
+    settings = config.fit[name] or {}
+    for method, given in (
+        (settings.get("method", name), settings),
+        ((settings.get("after") or {}).get("method"), settings.get("after") or {}),
+    ):
+        cut, cuts = given.get("cut", "stage1"), config.activations.cuts
+        if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
+            raise ConfigError(
+                f"{path}: fit.{name} relearns above {cut!r}, but activations.cuts is {cuts}; add it there"
+            )
