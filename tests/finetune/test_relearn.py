@@ -173,9 +173,10 @@ def test_a_fraction_of_a_pass_is_that_many_steps(original: Classifier, activatio
 
 
 def test_unusable_input_is_refused_in_words(original: Classifier, activations: np.ndarray) -> None:
-    assert cuts(original) == ("stem", "stage1", "stage2")
+    assert cuts(original) == ("stem.0", "stem.1", "stem", "stage1", "stage2")
     with pytest.raises(
-        ConfigError, match="no cut 'stage3': no weights lie above it but the head's; known: stem, stage1, stage2"
+        ConfigError,
+        match=r"no cut 'stage3': no weights lie above it but the head's; known: stem.0, stem.1, stem, stage1, stage2",
     ):
         Relearn(cut="stage3", **QUICK).fit(original, activations, LABELS, RETAINED)
     flat = Classifier(

@@ -12,13 +12,14 @@ import torch
 from torch import fx, nn
 
 from expunge.models.classifier import Classifier
-from expunge.models.cuts import core_of, cut_names, example, split_at_cut, traces_of
+from expunge.models.cut_split import core_of
+from expunge.models.cuts import cut_names, example, split_at_cut, traces_of
 from expunge.models.vision_imports import import_vision
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from texts import write_encoder  # noqa: E402
+from texts import write_encoder
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 # Name, size of the pictures, a cut, one that more than one tensor passes.
@@ -173,9 +174,9 @@ def test_names_are_listed_in_order_and_only_those_that_work() -> None:
         "conv1", "bn1", "act1", "maxpool", "layer1.0", "layer1", "layer2.0", "layer2", "layer3.0", "layer3", "layer4.0",
     )  # fmt: skip
     assert split_at_cut(model, "layer1.1").name == "layer1.1"  # another name of the same tensor
-    with pytest.raises(ConfigError, match="no cut 'layer5': the backbone has no such module; the nearest.*layer4.0"):
+    with pytest.raises(ConfigError, match=r"no cut 'layer5': the backbone has no such module; the nearest.*layer4.0"):
         split_at_cut(model, "layer5")
-    with pytest.raises(ConfigError, match="no cut 'layer4': no weights lie above it but the head's; .*layer4.0"):
+    with pytest.raises(ConfigError, match=r"no cut 'layer4': no weights lie above it but the head's; .*layer4.0"):
         split_at_cut(model, "layer4")
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.models.classifier import Classifier
-from expunge.models.cuts import Split, cut_names, split_at_cut
+from expunge.models.cut_split import Split
+from expunge.models.cuts import cut_names, split_at_cut
 from expunge.models.preprocess import Inputs
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.progress import progress

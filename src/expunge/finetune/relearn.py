@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from expunge.core.estimator import Estimator
 from expunge.finetune.cut import Activations, batch_of, features_of
 from expunge.models.classifier import Classifier
-from expunge.models.cuts import Split, core_of, split_at_cut
+from expunge.models.cut_split import Split, core_of
+from expunge.models.cuts import split_at_cut
 from expunge.models.resnet import ResNetSmall
-from expunge.models.zoo import public_start, rebuild
 from expunge.models.tokens import Tokens
+from expunge.models.zoo import public_start, rebuild
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.progress import progress
 
@@ -38,7 +39,8 @@ WARM_UP = 0.15  # share of the steps in which the learning rate rises
 class Relearn(Estimator):
     """Retrain what lies above `cut` and the head from a fresh or public start; forgotten rows are never looked at.
 
-    `cut`: the last module that is kept, by its name in the backbone. A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
+    `cut`: the last module that is kept, by its name in the backbone.
+    A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
     `epochs`: passes over the retained rows; may be a fraction.
     `targets`: "labels" trains on the labels alone: forgotten rows reach what is above the cut only through the layers
     below. "original" trains on the original's own probabilities for the retained rows, with classes that no retained
@@ -99,7 +101,8 @@ class Relearn(Estimator):
     ) -> Relearn:
         """Learn above the cut of `classifier`, which is in eval mode and stays as it is.
 
-        From `activations` (n, h, w, c), or (n, t, c) of tokens, and `labels` (n,) at `rows` (None: all): the retained rows and no other.
+        From `activations` (n, h, w, c), or (n, t, c) of tokens, and `labels` (n,)
+        at `rows` (None: all): the retained rows and no other.
 
         `logits`: the original's `(len(rows), k)`, where they are known already (`head(z)` of stored features); only
         for targets="original", and computed from the activations if left out.

@@ -100,7 +100,7 @@ class FitInputs:
         return images
 
     def cut(self, name: str) -> str:
-        """The cut that a method asks for; "auto" is the one whose activations are there. Raises ConfigError for several."""
+        """The cut that a method asks for; "auto" is the one fetched. Raises ConfigError for several."""
         if name != "auto":
             return name
         files = list(read_manifest(self.activations_dir, verify=False)["files"])

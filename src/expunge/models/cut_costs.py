@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.models.classifier import Classifier
-from expunge.models.cuts import EXAMPLES, Split, splits, traces_of
+from expunge.models.cut_split import EXAMPLES, Split
+from expunge.models.cuts import splits, traces_of
 from expunge.system.errors import ConfigError
 
 BYTES = 2  # of a float16
