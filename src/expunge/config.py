@@ -192,7 +192,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(str, args))}")
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         for arg in args:
             try:
                 return _value(arg, value, where)
