@@ -310,10 +310,8 @@ def _check(config: Config, path: str) -> None:
 def _check_cut(config: Config, name: str, path: str) -> None:
     """The cut that an entry of `fit` relearns above is one whose activations are fetched."""
     settings = config.fit[name] or {}
-    for method, given in (
-        (settings.get("method", name), settings),
-        ((settings.get("after") or {}).get("method"), settings.get("after") or {}),
-    ):
+    after = settings.get("after") or {}
+    for method, given in ((settings.get("method", name), settings), (after.get("method"), after)):
         cut, cuts = given.get("cut", "stage1"), config.activations.cuts
         if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
             raise ConfigError(
