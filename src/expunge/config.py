@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from expunge.system.errors import ConfigError
-from expunge.system.safe_yaml import read_mapping, shown
-from expunge.system.validation import explain
+from expunge.system.safe_yaml import read_mapping
+from expunge.system.validation import check_plain, explain, holds
 
 PARAMS = Path("params.yaml")
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
@@ -35,6 +35,8 @@ Rate = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
 Penalty = Annotated[float, Strict(), Field(ge=0, le=1000, allow_inf_nan=False)]
 Momentum = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
+Portion = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
+Size = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Half = Annotated[float, Strict(), Field(ge=0, le=0.5, allow_inf_nan=False)]
 Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
 Bool = Annotated[bool, Strict()]
@@ -60,6 +62,7 @@ class Model:
     image_size: Count | None
     checkpoint: Text | None
     head: Text | None
+    weights: Literal["public"] | None
     saw_forget_data: Bool
 
 
@@ -101,7 +104,9 @@ class Extract:
 
 @dataclass(frozen=True, config=FORBID)
 class Activations:
-    cuts: Annotated[list[Text], Strict()]
+    cuts: Annotated[list[Text], Strict()] | Literal["auto"]
+    max_gb: Size
+    max_cost: Portion
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -175,7 +180,7 @@ def load_config(path: Path | str = PARAMS) -> Config:
     raw = read_mapping(Path(path))
     _refuse_old_keys(raw, str(path))
     for key, new in RENAMED.items():
-        if _holds(raw, key):
+        if holds(raw, key):
             raise ConfigError(f"{path}: key {key} is called {new} now; rename it")
     try:
         config = _ADAPTER.validate_python(raw)
@@ -202,15 +207,6 @@ def _refuse_old_keys(raw: Any, path: str) -> None:
             f"{path}: register.promote_level is {asked!r}, a letter of earlier versions; it is now the least claim "
             "that may serve: outputs, features, backbone or exact (outputs took the place of b)"
         )
-
-
-def _holds(raw: Any, key: str) -> bool:
-    """Does the tree `raw` hold the dotted key?"""
-    for part in key.split("."):
-        if not isinstance(raw, dict) or part not in raw:
-            return False
-        raw = raw[part]
-    return True
 
 
 def _check(config: Config, path: str) -> None:
@@ -302,21 +298,18 @@ def _check(config: Config, path: str) -> None:
             new = RENAMED.get(f"fit.{name}")
             advice = f"it is called {new} now" if new else "add it ({} takes the defaults)"
             raise ConfigError(f"{path}: methods names {name!r}, but fit.{name} is missing; {advice}")
+        _check_cut(config, name, path)
     for name, settings in config.fit.items():
-        _check_plain(settings, f"{path}: fit.{name}")
+        check_plain(settings, f"{path}: fit.{name}")
 
 
-def _check_plain(value: Any, where: str) -> None:
-    """Settings of methods are plain: they go into JSON and into digests."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"{where} has the key {shown(key)}; it must be str")
-            _check_plain(item, f"{where}.{key if key.isprintable() and len(key) <= 80 else shown(key)}")
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]")
-    elif isinstance(value, bool) or value is None or isinstance(value, str):
-        return
-    elif not isinstance(value, int | float) or not -(2**63) <= value < 2**63:  # NaN fails both comparisons
-        raise ConfigError(f"{where} is {shown(value)}; it must be a finite number, text, true, false, null or a list")
+def _check_cut(config: Config, name: str, path: str) -> None:
+    """The cut that an entry of `fit` relearns above is one whose activations are fetched."""
+    settings = config.fit[name] or {}
+    after = settings.get("after") or {}
+    for method, given in ((settings.get("method", name), settings), (after.get("method"), after)):
+        cut, cuts = given.get("cut", "stage1"), config.activations.cuts
+        if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
+            raise ConfigError(
+                f"{path}: fit.{name} relearns above {cut!r}, but activations.cuts is {cuts}; add it there"
+            )

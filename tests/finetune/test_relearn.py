@@ -173,13 +173,18 @@ def test_a_fraction_of_a_pass_is_that_many_steps(original: Classifier, activatio
 
 
 def test_unusable_input_is_refused_in_words(original: Classifier, activations: np.ndarray) -> None:
-    assert cuts(original) == ("stem", "stage1", "stage2")
-    with pytest.raises(ConfigError, match="no cut 'stage3'; known: stem, stage1, stage2"):
+    assert cuts(original) == ("stem.0", "stem.1", "stem", "stage1", "stage2")
+    with pytest.raises(
+        ConfigError,
+        match=r"no cut 'stage3': no weights lie above it but the head's; known: stem.0, stem.1, stem, stage1, stage2",
+    ):
         Relearn(cut="stage3", **QUICK).fit(original, activations, LABELS, RETAINED)
     flat = Classifier(
         nn.Flatten(), nn.Linear(64, 10), Preprocess(8, 8, 1, (0.5,), (0.5,)), ModelCard("flat", 10, 64, "full", True)
     ).eval()
-    with pytest.raises(ConfigError, match="flat: Flatten names no stages to cut at"):
+    with pytest.raises(
+        ConfigError, match="flat: no cut 'stage1': the backbone has no such module; no cut of this backbone works"
+    ):
         fetch_activations(flat, IMAGES, "stage1")
     with pytest.raises(DataError, match=r"labels span 0\.\.9; the model has classes 0\.\.4"):
         Relearn(**QUICK).fit(build("resnet-small", 5, (8, 8, 1)), activations, LABELS, RETAINED)

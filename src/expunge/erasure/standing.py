@@ -25,9 +25,10 @@ def rows_asked(params: str, dataset: Dataset) -> Mask:
     train = dataset.splits() == TRAIN
     asked = yaml.safe_load(params)["split"]
     try:
-        return select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
+        found: Mask = select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
     except DataError:
         return train
+    return found
 
 
 def keep_split() -> None:

@@ -21,25 +21,35 @@ from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
-from expunge.finetune.cut import Activations, above, check_cut, layers_above, rows_of
+from expunge.finetune.cut import Activations, batch_of, features_of
 from expunge.models.classifier import Classifier
-from expunge.system.errors import CollapseError, DataError
+from expunge.models.cut_split import Split, core_of
+from expunge.models.cuts import split_at_cut
+from expunge.models.resnet import ResNetSmall
+from expunge.models.tokens import Tokens
+from expunge.models.zoo import public_start, rebuild
+from expunge.system.errors import CollapseError, ConfigError, DataError
 from expunge.system.progress import progress
 
 TARGETS = ("labels", "original")
+OPTIMIZERS = ("sgd", "adamw")
+STARTS = ("auto", "public", "fresh")
 BATCH_OF_INFERENCE = 1000
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 
 
 class Relearn(Estimator):
-    """Retrain the stages above `cut` and the head from a fresh start; the forgotten rows are never looked at.
+    """Retrain what lies above `cut` and the head from a fresh or public start; forgotten rows are never looked at.
 
-    `cut`: the last stage that is kept. A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
+    `cut`: the last module that is kept, by its name in the backbone.
+    A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
     `epochs`: passes over the retained rows; may be a fraction.
     `targets`: "labels" trains on the labels alone: forgotten rows reach what is above the cut only through the layers
     below. "original" trains on the original's own probabilities for the retained rows, with classes that no retained
     row has taken out and the rest renormalised. It is the better classifier in the same time, but the original saw the
     forgotten rows, so its probabilities may carry a trace of them: what is above is then measured, not clean by design.
+    `optimizer`: "sgd" (with `momentum`) or "adamw", which transformers need, at a much smaller `lr`.
+    `start`: see `fresh_above`.
     `precision`: "bf16" (autocast) or "fp32".
 
     After `fit`: `classifier_`, in eval mode, whose tensors below the cut are those of the original bit for bit, and
@@ -66,11 +76,17 @@ class Relearn(Estimator):
         targets: str = "original",
         precision: str = "bf16",
         seed: int = 0,
+        optimizer: str = "sgd",
+        start: str = "auto",
     ) -> None:
         if targets not in TARGETS:
             raise ValueError(f"targets {targets!r}: one of {', '.join(TARGETS)}")
         if precision not in ("bf16", "fp32"):
             raise ValueError(f"precision {precision!r}: one of bf16, fp32")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {optimizer!r}: one of {', '.join(OPTIMIZERS)}")
+        if start not in STARTS:
+            raise ValueError(f"start {start!r}: one of {', '.join(STARTS)}")
         if epochs <= 0 or batch_size < 2:
             raise ValueError(f"epochs {epochs} must be above 0 and batch_size {batch_size} at least 2")
         self.cut = cut
@@ -82,6 +98,8 @@ class Relearn(Estimator):
         self.targets = targets
         self.precision = precision
         self.seed = seed
+        self.optimizer = optimizer
+        self.start = start
 
     def fit(
         self,
@@ -93,7 +111,8 @@ class Relearn(Estimator):
     ) -> Relearn:
         """Learn above the cut of `classifier`, which is in eval mode and stays as it is.
 
-        From `activations` (n, h, w, c) and `labels` (n,) at `rows` (None: all): the retained rows and no other.
+        From `activations` (n, h, w, c), or (n, t, c) of tokens, and `labels` (n,)
+        at `rows` (None: all): the retained rows and no other.
 
         `logits`: the original's `(len(rows), k)`, where they are known already (`head(z)` of stored features); only
         for targets="original", and computed from the activations if left out.
@@ -110,36 +129,42 @@ class Relearn(Estimator):
             raise DataError(
                 f"labels span {y.min()}..{y.max()}; the model has classes 0..{classifier.card.num_classes - 1}"
             )
-        layers_above(classifier, self.cut)  # an unknown cut or train mode fails here
+        split_at_cut(classifier, self.cut)  # an unknown cut or train mode fails here
         target = y
         if self.targets == "original":
             if logits is None:
                 logits = logits_above(classifier, activations, self.cut, chosen)
             target = teacher_probabilities(logits, y)
-        self.classifier_ = fresh_above(classifier, self.cut, self.seed)
+        self.classifier_ = fresh_above(classifier, self.cut, self.seed, self.start)
         self.history_ = self._learn(self.classifier_, activations, chosen, y, target)
         return self
 
     def _learn(
         self, classifier: Classifier, activations: Activations, rows: Tensor, y: Tensor, target: Tensor
     ) -> list[dict[str, float]]:
-        layers = layers_above(classifier, self.cut)
-        parameters = [p for layer in layers for p in layer.parameters()]
+        split = split_at_cut(classifier, self.cut)
+        own = dict(split.core.named_parameters())
+        parameters = [own[k] for k in split.lying_above.parameters] + list(classifier.head.parameters())
         # Decay is for weights; on norms and biases it only costs accuracy in so short a training.
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
         size = min(self.batch_size, len(rows))
         per_pass = len(rows) // size  # the incomplete batch is left out: batch norm needs equal batches
         steps = max(1, math.floor(self.epochs * per_pass))
         device = classifier.head.weight.device
         generator = torch.Generator().manual_seed(self.seed)
         history: list[dict[str, float]] = []
-        for layer in layers:
-            layer.train()
-        with progress(f"relearn above {self.cut}", steps * size, "rows") as advance:
+        split.train_above()
+        # Dropout and the like draw from the global generator: borrow it, and give it back.
+        with torch.random.fork_rng(), progress(f"relearn above {self.cut}", steps * size, "rows") as advance:
+            torch.manual_seed(self.seed)
             for first in range(0, steps, per_pass):
                 began, loss_sum, hits = time.perf_counter(), 0.0, 0
                 batches = torch.split(torch.randperm(len(rows), generator=generator), size)[
@@ -148,9 +173,9 @@ class Relearn(Estimator):
                 for i, batch in enumerate(batches):
                     for group in optimizer.param_groups:
                         group["lr"] = rate(first + i, steps, self.lr)
-                    a = rows_of(activations, rows[batch]).float().to(device)
+                    given = batch_of(split, activations, rows[batch])
                     with self._autocast(device):
-                        logits = classifier.head(above(classifier.backbone, a, self.cut))
+                        logits = classifier.head(features_of(split, given))
                     loss = F.cross_entropy(logits.float(), target[batch].to(device))
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -200,23 +225,45 @@ def logits_above(classifier: Classifier, activations: Activations, cut: str, row
 @torch.no_grad()
 def features_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
     """The classifier's features `(len(rows), d)`, fp32, from activations behind `cut`. It must be in eval mode."""
-    check_cut(classifier, cut)
-    device = classifier.head.weight.device
+    split = split_at_cut(classifier, cut)
     parts = [
-        above(classifier.backbone, rows_of(activations, part).float().to(device), cut).cpu()
-        for part in torch.split(rows, BATCH_OF_INFERENCE)
+        features_of(split, batch_of(split, activations, part)).cpu() for part in torch.split(rows, BATCH_OF_INFERENCE)
     ]
     return torch.cat(parts)
 
 
-def fresh_above(classifier: Classifier, cut: str, seed: int) -> Classifier:
-    """A copy of `classifier` whose stages above `cut` and head start anew, drawn from `seed`; the rest is the same."""
+def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto") -> Classifier:
+    """A copy of `classifier` in which what lies above `cut` starts anew and the rest is the same.
+
+    `start`: "public" takes the public weights that the description records, "fresh" weights drawn from `seed` as the
+    model's own package draws them, "auto" the former where there are any. The head is always drawn.
+    Raises ConfigError for "public" where none are recorded, CheckpointError where they are not the recorded ones.
+    """
     new = copy.deepcopy(classifier)
-    new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.random.fork_rng():  # reset_parameters draws from the global generator: borrow it
+    if not isinstance(classifier.preprocess, Tokens):
+        new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    split = split_at_cut(new, cut)
+    if start == "public" and not classifier.card.weights:
+        raise ConfigError(f"{classifier.card.name}: no public weights are recorded; set model.weights: public")
+    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator: borrow it
         torch.manual_seed(seed)
-        for layer in layers_above(new, cut):
-            for module in layer.modules():
+        if start != "fresh" and classifier.card.weights:
+            _copy_above(split, public_start(classifier.card, classifier.preprocess))
+            new.head.reset_parameters()
+        elif isinstance(classifier.backbone, ResNetSmall):  # all its weights are drawn by reset_parameters
+            for module in [m for above in [*split.lying_above.modules.values(), new.head] for m in above.modules()]:
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
+        else:
+            _copy_above(split, rebuild(classifier.card, classifier.preprocess))
+            new.head.reset_parameters()
     return new
+
+
+def _copy_above(split: Split, other: Classifier) -> None:
+    """Parameters and running statistics above the cut become those of `other`, of the same architecture."""
+    own, theirs = split.core.state_dict(), core_of(other)[0].state_dict()
+    above = split.lying_above
+    for name, tensor in own.items():
+        if name in above.parameters or name.startswith(tuple(f"{path}." for path in above.modules)):
+            tensor.copy_(theirs[name])

@@ -102,8 +102,17 @@ class FitInputs:
             )
         return images
 
+    def cut(self, name: str) -> str:
+        """The cut that a method asks for; "auto" is the one fetched. Raises ConfigError for several."""
+        if name != "auto":
+            return name
+        files = list(read_manifest(self.activations_dir, verify=False)["files"])
+        if len(files) != 1:
+            raise ConfigError(f"params.yaml: cut: auto needs one cut in activations.cuts, there are {len(files)}")
+        return str(files[0]).removesuffix(".npy")
+
     def activations(self, cut: str) -> np.ndarray:
-        """Activations `(train rows, h, w, c)` float16 behind a cut, memory-mapped."""
+        """Activations `(train rows, ...)` float16 behind a cut, memory-mapped; their axes as in finetune/cut.py."""
         manifest = read_manifest(self.activations_dir, verify=False)
         if f"{cut}.npy" not in manifest["files"]:
             raise ConfigError(f"params.yaml: activations.cuts has no {cut!r}; add it, so that they are fetched once")

@@ -138,7 +138,7 @@ def _certified_removal(name: str, request: FitInputs, settings: Settings, _: Unl
 
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     """The head's logits on retained rows are known from z."""
-    method = _make(name, Relearn, settings)
+    method = _make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
     fitted = method.fit(request.classifier, request.activations(method.cut), labels, rows, logits)

@@ -29,6 +29,8 @@ class ModelCard:
     `options`: what rebuilding the architecture needs besides its name, such as a transformers configuration.
     `layers`: the modules whose pooled outputs are z, side by side; what the head of the original model reads if only
     PENULTIMATE.
+    `weights`: the public weights that training started from, `source` (a checkpoint's path as params name it, or the
+    model's name) and `digest` of the backbone's tensors; None where nothing is claimed.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelCard:
     head: str = "head"
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = (PENULTIMATE,)
+    weights: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

@@ -80,16 +80,28 @@ def build_sentence(
         torch.manual_seed(seed)
         encoder = _encoder(card)
         # What the encoder lacks, such as the head of its pretraining, is of no use here; what it needs must be there.
-        own = encoder.model.state_dict()
-        tensors = transformers_names(encoder.model, read_weights(source))
-        load_tensors(encoder.model, {k: v for k, v in tensors.items() if k in own}, source)
+        _load(encoder, source)
         return _classifier(encoder, tokens, card)
 
 
-def rebuild_sentence(card: ModelCard, tokens: Tokens) -> Classifier:
-    """The architecture a card describes, its weights still to be loaded."""
+def rebuild_sentence(card: ModelCard, tokens: Tokens, weights: Path | None = None) -> Classifier:
+    """The architecture a card describes, with the encoder's `weights` or with its weights still to be loaded."""
     with torch.random.fork_rng(devices=[]):
-        return _classifier(_encoder(card), tokens, card)
+        encoder = _encoder(card)
+        if weights is not None:
+            _load(encoder, weights)
+        return _classifier(encoder, tokens, card)
+
+
+def weights_of_sentence(card: ModelCard) -> Path | None:
+    """The weights that the encoder's directory brings along."""
+    return transformers_config(card.name.removeprefix(PREFIX))[1]
+
+
+def _load(encoder: SentenceEncoder, source: Path) -> None:
+    own = encoder.model.state_dict()
+    tensors = transformers_names(encoder.model, read_weights(source))
+    load_tensors(encoder.model, {k: v for k, v in tensors.items() if k in own}, source)
 
 
 def _encoder(card: ModelCard) -> SentenceEncoder:

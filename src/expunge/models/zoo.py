@@ -14,10 +14,11 @@ from expunge.models.families import Expects, Headed, Shape, family_of, transform
 from expunge.models.heads import LogitsOf, find_head, split_at
 from expunge.models.layers import PENULTIMATE, Layers
 from expunge.models.preprocess import Preprocess
-from expunge.models.sentence import PREFIX, build_sentence, rebuild_sentence
+from expunge.models.sentence import PREFIX, build_sentence, rebuild_sentence, weights_of_sentence
 from expunge.models.tokens import Tokens
 from expunge.models.weights import load_tensors, read_weights
-from expunge.system.errors import ConfigError
+from expunge.system.errors import CheckpointError, ConfigError
+from expunge.system.files import sha256
 
 
 def build(
@@ -32,6 +33,7 @@ def build(
     head: str | None = None,
     layers: Sequence[str] = (PENULTIMATE,),
     seed: int = 0,
+    public: bool = False,
 ) -> Classifier:
     """Build the classifier `name` for images of `image_shape` (h, w, c), or for texts (None), in eval mode.
 
@@ -41,6 +43,7 @@ def build(
     `image_size`: side of the square the images are resized to; None takes the backbone's own.
     `head`: name of the last linear layer; None finds it.
     `layers`: modules whose pooled outputs, side by side, are the features (see Layers); the head is then a new one.
+    `public`: the weights are public, so nothing in them comes from rows that a request may name; the card records them.
     Raises ConfigError for names and sizes that cannot be, CheckpointError for weights that do not fit.
     """
     if (image_shape is None) != name.startswith(PREFIX):
@@ -49,7 +52,7 @@ def build(
     if image_shape is None:
         if image_size or head:
             raise ConfigError("model.image_size and model.head: must be null for texts")
-        return build_sentence(
+        made = build_sentence(
             name,
             num_classes,
             training=training,
@@ -58,6 +61,9 @@ def build(
             layers=tuple(layers),
             seed=seed,
         )
+        if public:
+            made.card = replace(made.card, weights=_recorded(name, checkpoint, weights_of_sentence(made.card)))
+        return made
     family, detail = family_of(name)
     expects = family.expects(detail, image_shape, (image_size, image_size) if image_size else None)
     weights = Path(checkpoint) if checkpoint is not None else expects.weights
@@ -65,6 +71,7 @@ def build(
         raise ConfigError(
             f"model.checkpoint: {name} comes without weights, and model.training is {training}; name a file of weights"
         )
+    recorded = _recorded(name, checkpoint, expects.weights) if public else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = family.make(detail, num_classes, expects.size, image_shape[2], expects.options)
@@ -73,7 +80,7 @@ def build(
     head = find_head(model, pixels, head and _inner_name(model, head))
     if weights is not None:
         _load(model, head, weights, strict=training == "none")
-    card = ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options, tuple(layers))
+    card = ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options, tuple(layers), recorded)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _cut(model, head, pixels, preprocess, card)
@@ -88,6 +95,47 @@ def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         model = family.make(detail, card.num_classes, size, preprocess.channels, card.options)
         return _cut(model, card.head, _example(preprocess), preprocess, card)
+
+
+def public_start(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
+    """The classifier of `card` with the public weights that it records, and a head of its own.
+
+    Raises CheckpointError where the file is gone or holds other bytes than those recorded.
+    """
+    assert card.weights is not None
+    source, text = card.weights["source"], isinstance(preprocess, Tokens)
+    if source != card.name:
+        path: Path | None = Path(source)
+    elif text:
+        path = weights_of_sentence(card)
+    else:
+        assert isinstance(preprocess, Preprocess)
+        size = (preprocess.height, preprocess.width)
+        family, detail = family_of(card.name)
+        path = family.expects(detail, (*size, preprocess.channels), size).weights
+    if path is None or not path.is_file():
+        raise CheckpointError(f"the public weights of {source} are gone; put them back, or relearn with start: fresh")
+    if sha256(path) != card.weights["digest"].removeprefix("sha256:"):
+        raise CheckpointError(f"{source}: not the public weights that training started from ({card.weights['digest']})")
+    if text:
+        assert isinstance(preprocess, Tokens)
+        return rebuild_sentence(card, preprocess, path)
+    assert isinstance(preprocess, Preprocess)
+    with torch.random.fork_rng(devices=[]):
+        model = family.make(detail, card.num_classes, size, preprocess.channels, card.options)
+        _load(model, card.head, path, strict=False)
+        return _cut(model, card.head, _example(preprocess), preprocess, card)
+
+
+def _recorded(name: str, checkpoint: Path | str | None, brought: Path | None) -> dict[str, str]:
+    path = Path(checkpoint) if checkpoint is not None else brought
+    if path is None:
+        raise ConfigError(
+            f"model.weights: public, but {name} brings no weights along; name a file of them as model.checkpoint"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; check model.checkpoint")
+    return {"source": name if checkpoint is None else str(checkpoint), "digest": f"sha256:{sha256(path)}"}
 
 
 def _cut(model: nn.Module, head: str, pixels: Tensor, preprocess: Preprocess, card: ModelCard) -> Classifier:

@@ -37,6 +37,7 @@ from expunge.shadow.heads import FORGET_ROWS, POPULATION_ROWS
 from expunge.system.errors import ManifestError
 from expunge.system.files import digest_of, read_json, read_manifest, staged_dir, write_json, write_manifest
 from expunge.system.progress import log_message
+from expunge.training.cut_check import resolve
 from expunge.training.recipe import make_classifier
 
 PRODUCER = "expunge.shadow.networks"
@@ -198,9 +199,10 @@ def _request(job: Job, classifier: Classifier, scratch: Path) -> FitInputs:
     store = FeatureStore(scratch / "features")
     with staged_dir(scratch / "activations") as staging:
         if job.config.activations.cuts:
-            images = job.dataset.images(np.flatnonzero(store.column("split") == TRAIN))
-            for cut in job.config.activations.cuts:
-                fetch_activations(classifier, np.asarray(images), cut, staging / f"{cut}.npy")
+            rows = np.flatnonzero(store.column("split") == TRAIN)
+            inputs = job.dataset.inputs(rows)
+            for cut in resolve(job.config, classifier, len(rows)):
+                fetch_activations(classifier, inputs, cut, staging / f"{cut}.npy")
         write_manifest(staging, PRODUCER)
     return FitInputs(
         store=store,

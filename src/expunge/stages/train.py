@@ -7,11 +7,13 @@ from expunge.data.dataset import Dataset
 from expunge.stages import run
 from expunge.system.monitor import write_cost
 from expunge.system.paths import DATASET, MODELS, ORIGINAL, WORK
+from expunge.training.cut_check import check_params
 from expunge.training.recipe import make_classifier
 
 
 def main() -> None:
     config = load_config()
+    check_params(config)  # a wrong cut is found now, not after training
     dataset = Dataset(DATASET)
     rows = np.flatnonzero(dataset.splits() == "train")
     cost = make_classifier(config, dataset, rows, config.train.seed, MODELS / ORIGINAL, WORK)

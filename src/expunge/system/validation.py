@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import shown
 
 # What pydantic calls an error -> what the value must be; {} is filled from the error's context.
@@ -94,3 +95,28 @@ def _place(loc: tuple[int | str, ...], raw: Any, model: type[Any]) -> tuple[list
 def _dotted(key: list[str]) -> str:
     """`split.classes[0]`; a key that would not print on one line is quoted."""
     return ".".join(k if k.isprintable() and len(k) <= 80 else shown(k) for k in key).replace(".[", "[")
+
+
+def holds(raw: Any, key: str) -> bool:
+    """Does the tree `raw` hold the dotted key?"""
+    for part in key.split("."):
+        if not isinstance(raw, dict) or part not in raw:
+            return False
+        raw = raw[part]
+    return True
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Settings of methods are plain: they go into JSON and into digests."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where} has the key {shown(key)}; it must be str")
+            check_plain(item, f"{where}.{key if key.isprintable() and len(key) <= 80 else shown(key)}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            check_plain(item, f"{where}[{i}]")
+    elif isinstance(value, bool) or value is None or isinstance(value, str):
+        return
+    elif not isinstance(value, int | float) or not -(2**63) <= value < 2**63:  # NaN fails both comparisons
+        raise ConfigError(f"{where} is {shown(value)}; it must be a finite number, text, true, false, null or a list")

@@ -43,18 +43,7 @@ def make_classifier(
     different sizes are to be trained on, and CheckpointError when given weights do not fit.
     """
     model = config.model
-    classifier = build(
-        model.name,
-        len(dataset.class_names),
-        example_shape(dataset),
-        training=model.training,
-        saw_forget_data=model.saw_forget_data,
-        image_size=model.image_size,
-        checkpoint=model.checkpoint,
-        head=model.head,
-        layers=config.features.modules,
-        seed=seed,
-    )
+    classifier = build_classifier(config, dataset, seed)
     resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
     cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}
     if model.training == "full":
@@ -71,6 +60,24 @@ def make_classifier(
         )
     shutil.rmtree(resume, ignore_errors=True)
     return cost
+
+
+def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
+    """The model that params name, for the images and classes of `dataset`, before training."""
+    model = config.model
+    return build(
+        model.name,
+        len(dataset.class_names),
+        example_shape(dataset),
+        training=model.training,
+        saw_forget_data=model.saw_forget_data,
+        image_size=model.image_size,
+        checkpoint=model.checkpoint,
+        head=model.head,
+        layers=config.features.modules,
+        seed=seed,
+        public=model.weights == "public",
+    )
 
 
 def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:

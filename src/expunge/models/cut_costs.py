@@ -1,0 +1,80 @@
+"""What each cut of a classifier costs: disk per input, operations and parameters above it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from expunge.models.classifier import Classifier
+from expunge.models.cut_split import EXAMPLES, Split
+from expunge.models.cuts import splits, traces_of
+from expunge.system.errors import ConfigError
+
+BYTES = 2  # of a float16
+TOKENS = 64  # of a text, where a size per text is told
+
+
+@dataclass(frozen=True)
+class CutCost:
+    """`shape`: of one input's activations (of a text of TOKENS tokens). `kb`: kilobytes per input as float16.
+
+    `share_above`: of the multiplications and additions of one forward pass (torch.utils.flop_counter counts matrix
+    products, convolutions and attention), those above the cut, in [0, 1]; `parameters_above`: numbers above it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kb: float
+    share_above: float
+    parameters_above: int
+
+    def gb(self, rows: int) -> float:
+        """Gigabytes (1e9 bytes) on disk for `rows` inputs."""
+        return self.kb * rows / 1e6
+
+
+def cut_costs(classifier: Classifier) -> list[CutCost]:
+    """Every cut of `classifier`, in eval mode, that works, the deepest first."""
+    traces = traces_of(classifier)
+    found = splits(classifier, traces)
+    return [_cost(split, _flops(split, whole=True)) for split in found]
+
+
+def choose_cut(costs: list[CutCost], rows: int, max_gb: float, max_cost: float) -> CutCost:
+    """The deepest cut whose activations of `rows` inputs fit `max_gb` and whose share above is at most `max_cost`.
+
+    Raises ConfigError where none does, with the nearest.
+    """
+    for cost in costs:
+        if cost.gb(rows) <= max_gb and cost.share_above <= max_cost:
+            return cost
+    if not costs:
+        raise ConfigError("activations.cuts: auto, but no cut of this backbone works; set activations.cuts: []")
+    near = min(costs, key=lambda c: max(c.gb(rows) / max_gb, c.share_above / max_cost))
+    raise ConfigError(
+        f"activations.cuts: auto: no cut needs at most {max_gb:g} GB for {rows:,} rows with at most {max_cost:.0%} of "
+        f"the operations above; the nearest is {near.name} ({near.gb(rows):.2f} GB, {near.share_above:.0%}): raise "
+        "activations.max_gb or activations.max_cost"
+    )
+
+
+def _cost(split: Split, whole: int) -> CutCost:
+    shape = split.shape(TOKENS if split.texts else None)
+    parameters = dict(split.core.named_parameters())
+    above = sum(parameters[k].numel() for k in split.lying_above.parameters)
+    head = sum(p.numel() for p in split.classifier.head.parameters())
+    share = _flops(split, whole=False) / whole if whole else 1.0
+    return CutCost(split.name, shape, math.prod(shape) * BYTES / 1e3, share, above + head)
+
+
+@torch.no_grad()
+def _flops(split: Split, whole: bool) -> int:
+    x = split.traces.x[: EXAMPLES[0][0]]
+    a = split.below(x)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        split.classifier.head(split.core(x) if whole else split.above(a, x >= 0 if split.texts else None))
+    return int(counter.get_total_flops())

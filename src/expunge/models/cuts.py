@@ -1,0 +1,148 @@
+"""A backbone cut behind any of its modules: `below(x)` gives that module's output, `above(a)` goes on from there.
+
+`above` runs the backbone's own forward, in which the modules below the cut are replaced by stand-ins and the cut module
+by its stored output. Modules above the cut are the classifier's own objects, so training, batch norm's modes and
+gradients are theirs. Stand-ins give NaN: what reaches the output past the cut makes it NaN, and the cut is refused.
+docs/cuts.md says why this and not a traced graph. A text encoder's attention mask is made again from the positions that
+are inside the text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from expunge.models.classifier import Classifier
+from expunge.models.cut_split import EXAMPLES, Split, Traces, core_of
+from expunge.models.cut_trace import Call, trace
+from expunge.models.preprocess import Preprocess
+from expunge.system.errors import ConfigError
+
+NOTHING_ABOVE = "no weights lie above it but the head's"
+NEAREST = 6  # names that a refusal offers
+
+
+def example(classifier: Classifier, n: int, t: int) -> Tensor:
+    """Noise in place of `n` preprocessed images, or token ids of texts, the longest of `t` tokens."""
+    generator = torch.Generator().manual_seed(0)
+    p = classifier.preprocess
+    device = classifier.head.weight.device
+    if isinstance(p, Preprocess):
+        return torch.randn(n, p.channels, p.height, p.width, generator=generator).to(device)
+    ids = torch.randint(1, 4, (n, t), generator=generator)
+    ids[-1, t // 2 :] = -1
+    return ids.to(device)
+
+
+def traces_of(classifier: Classifier) -> Traces:
+    """Two recorded passes. Raises ValueError for a classifier in train mode."""
+    if classifier.training:
+        raise ValueError("the classifier is in train mode, where activations depend on the batch; call eval() first")
+    core, _ = core_of(classifier)
+    one, two = (example(classifier, *sizes) for sizes in EXAMPLES)
+    with torch.no_grad():
+        z = core(two)
+    return Traces(trace(core, one), trace(core, two), two, z)
+
+
+def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None) -> Split:
+    """Cut the backbone of `classifier`, in eval mode, behind the module `name`, checked to the bit on an example.
+
+    Raises ConfigError, with the nearest names that work, for a module that the backbone lacks, that runs more than once
+    or not at all, past which more than one tensor goes, or above which no weights lie; ValueError in train mode.
+    """
+    traces = traces or traces_of(classifier)
+    problem = _problem(classifier, name, traces)
+    if isinstance(problem, Split):
+        return problem
+    raise ConfigError(f"{classifier.card.name}: no cut {name!r}: {problem}; {_nearest(classifier, name, traces)}")
+
+
+def cut_names(classifier: Classifier, traces: Traces | None = None) -> tuple[str, ...]:
+    """Names of all modules at which `classifier` can be cut, one per tensor, the deepest (nearest the input) first."""
+    return tuple(split.name for split in splits(classifier, traces or traces_of(classifier)))
+
+
+def splits(classifier: Classifier, traces: Traces) -> Iterator[Split]:
+    """Every cut that works, the deepest first."""
+    prefix = core_of(classifier)[1]
+    for names in traces.first.needed:
+        for name in names:
+            found = _problem(classifier, name.removeprefix(prefix), traces)
+            if isinstance(found, Split):
+                yield found
+                break
+            if found == NOTHING_ABOVE:
+                return
+
+
+def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
+    """The cut at `name`, or why there is none."""
+    core, prefix = core_of(classifier)
+    modules, calls = dict(core.named_modules()), traces.first.calls
+    inner = prefix + name if prefix + name in modules else name
+    if not name or inner not in modules:
+        return "the backbone has no such module"
+    if len(calls.get(inner, [])) != 1:
+        return f"it runs {len(calls.get(inner, []))} times in one pass"
+    out = [leaf for leaf in pytree.tree_leaves(calls[inner][0].out) if isinstance(leaf, Tensor)]
+    if len(out) != 1:
+        return f"it gives {len(out)} tensors"
+    if not any(inner in names for names in traces.first.needed):
+        return "more than one tensor passes between what is below and what is above"
+    try:
+        split = Split(classifier, name, traces)
+        split.shape()
+        return _differs(split) or split
+    except (ConfigError, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as e:
+        return f"what is above cannot run alone ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
+
+
+@torch.no_grad()
+def _differs(split: Split) -> str | None:
+    """Why `above(below(x))` is not the backbone's answer; None where it is, bit for bit."""
+    x, expected = split.traces.x, split.traces.z
+    a = split.below(x)
+    if len(a) != len(x) or not a.is_floating_point():
+        return f"its output has shape {tuple(a.shape)}; expected floats, one block per input"
+    z = split.above(a, x >= 0 if split.texts else None)
+    if z.isnan().any() and not expected.isnan().any():
+        return "more than one tensor passes between what is below and what is above"
+    if not torch.equal(z, expected):
+        return f"what is above gives other features, by up to {(z - expected).abs().max():.1e}"
+    above = set(split.lying_above.parameters)
+    if not above:
+        return NOTHING_ABOVE
+    parameters = dict(split.core.named_parameters())
+    below = {id(p) for m in [*split.stand_ins, split.source] for p in m.replaced.parameters()}
+    shared = [k for k in above if id(parameters[k]) in below]
+    return f"{shared[0]} is used below and above" if shared else None
+
+
+def _nearest(classifier: Classifier, name: str, traces: Traces) -> str:
+    """Names that work: the most similar ones and the next below and above in the order of the pass."""
+    core, prefix = core_of(classifier)
+    calls = traces.first.calls
+    inner = prefix + name if prefix + name in dict(core.named_modules()) else name
+    candidates = [names[0].removeprefix(prefix) for names in traces.first.needed]
+    similar = difflib.get_close_matches(name, candidates, n=NEAREST, cutoff=0.5)
+    if inner in calls:
+        when = calls[inner][0].ended
+        similar = sorted(candidates, key=lambda k: abs(_inner_call(calls, prefix, k).ended - when))[:4] + similar
+    every = len(candidates) <= 2 * NEAREST
+    working: set[str] = set()
+    for candidate in dict.fromkeys([*similar, *candidates] if every or not similar else similar):
+        if len(working) < NEAREST and isinstance(_problem(classifier, candidate, traces), Split):
+            working.add(candidate)
+    if not working:
+        return "`expunge cuts` lists what works" if similar else "no cut of this backbone works"
+    known = every and len(working) < NEAREST
+    return f"{'known' if known else 'the nearest that work'}: {', '.join(k for k in candidates if k in working)}"
+
+
+def _inner_call(calls: Mapping[str, list[Call]], prefix: str, name: str) -> Call:
+    return calls.get(prefix + name, calls.get(name, [Call(0)]))[0]

@@ -1,0 +1,48 @@
+"""Cuts that params name, checked on the model that params name, before anything is trained."""
+
+from __future__ import annotations
+
+from expunge.config import Config
+from expunge.data.dataset import Dataset
+from expunge.models.classifier import Classifier
+from expunge.models.cut_costs import choose_cut, cut_costs
+from expunge.models.cuts import split_at_cut
+from expunge.system.errors import ConfigError
+from expunge.system.paths import DATASET
+from expunge.system.progress import log_message
+from expunge.training.recipe import build_classifier
+
+
+def classifier_of_params(config: Config) -> Classifier:
+    """The untrained model for the prepared dataset. Raises ConfigError where there is no dataset yet."""
+    if not DATASET.is_dir():
+        raise ConfigError(
+            f"{DATASET}: no dataset yet, whose images and classes a model is built for; run dvc repro prepare"
+        )
+    return build_classifier(config, Dataset(DATASET), config.train.seed)
+
+
+def training_rows() -> int:
+    """Rows of the prepared dataset whose activations are kept."""
+    return int((Dataset(DATASET).splits() == "train").sum())
+
+
+def check_params(config: Config) -> None:
+    """Raise ConfigError unless the model can be cut as `activations.cuts` asks for. Does nothing where it is empty."""
+    if config.activations.cuts:
+        classifier = classifier_of_params(config)
+        for name in resolve(config, classifier, training_rows()):
+            split_at_cut(classifier, name)
+
+
+def resolve(config: Config, classifier: Classifier, rows: int) -> list[str]:
+    """Names of the cuts, `auto` resolved for `rows` training rows. Raises ConfigError where no cut fits the budget."""
+    given = config.activations
+    if given.cuts != "auto":
+        return list(given.cuts)
+    chosen = choose_cut(cut_costs(classifier), rows, given.max_gb, given.max_cost)
+    log_message(
+        f"activations.cuts: auto takes {chosen.name}: {chosen.gb(rows):.2f} GB, "
+        f"{chosen.share_above:.0%} of the operations above"
+    )
+    return [chosen.name]
