@@ -116,6 +116,6 @@ def grown(head: nn.Linear, seed: int) -> nn.Linear:
 
 def bare_linear(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
     """A linear layer that is yet to be filled: drawing its weights would move the global generator."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)  # type: ignore[no-untyped-call]
     assert isinstance(layer, nn.Linear)
     return layer
