@@ -48,7 +48,7 @@ LOOSE: dict[str, tuple[float, float]] = {
     "natmu": (0.4, 0.9),
     "jit": (0.6, 0.7),
     "min-norm": (1.0, 0.9),
-    "partially-blinded": (0.4, 0.85),
+    "partially-blinded": (0.6, 0.8),
     "one-step": (1.0, 0.0),
     "damp": (0.5, 0.85),
 }

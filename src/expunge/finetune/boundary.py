@@ -73,7 +73,7 @@ class BoundaryExpand(Updater):
         head = run.student.head
         run.student.head = grown(head, self.seed)
         history = run.train(self.phases(run))
-        shrunk = nn.Linear(head.in_features, head.out_features, device=run.device)
+        shrunk = bare_linear(head.in_features, head.out_features, run.device)
         with torch.no_grad():
             shrunk.weight.copy_(run.student.head.weight[:-1])
             shrunk.bias.copy_(run.student.head.bias[:-1])
@@ -105,10 +105,17 @@ def across(run: Run, rows: Index, eps: float) -> Tensor:
 
 def grown(head: nn.Linear, seed: int) -> nn.Linear:
     """`head` with one output more, the last."""
-    new = nn.Linear(head.in_features, head.out_features + 1, device=head.weight.device)
+    new = bare_linear(head.in_features, head.out_features + 1, head.weight.device)
     generator = torch.Generator().manual_seed(seed)
     row = torch.empty(head.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(head.in_features)
     with torch.no_grad():
         new.weight.copy_(torch.cat([head.weight, row.to(head.weight)[None]]))
         new.bias.copy_(torch.cat([head.bias, head.bias.new_zeros(1)]))
     return new
+
+
+def bare_linear(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
+    """A linear layer that is yet to be filled: drawing its weights would move the global generator."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)  # type: ignore[no-untyped-call]
+    assert isinstance(layer, nn.Linear)
+    return layer
