@@ -72,6 +72,7 @@ ui: $(READY) ## MLflow UI on http://127.0.0.1:5000
 	expunge ui
 
 up: ## Shared servers and a worker in containers; needs Docker, see docs/docker.md
+	@docker compose version >/dev/null 2>&1 || { echo "make up: needs Docker with its compose plugin ('docker compose version' must answer): https://docs.docker.com/compose/install/" >&2; exit 1; }
 	docker/secrets.sh
 	docker compose --file docker/compose.yaml up --build --detach
 

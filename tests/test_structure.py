@@ -43,7 +43,7 @@ ORDER = (
     ("commands",),
     ("cli",),
 )
-LAYER = {name: layer for layer, names in enumerate(ORDER) for name in names}
+LAYER = {name: layer for layer, names in enumerate([*ORDER, ("__main__",)]) for name in names}
 
 
 def unit(path: Path) -> str:

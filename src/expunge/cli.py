@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from importlib.metadata import version
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from expunge.commands import attack, certificate, deploy, registry, request, sweep, variant
+from expunge.commands import attack, certificate, deploy, methods, registry, request, sweep, variant
 from expunge.stages import guarded
+from expunge.system.errors import TrackingError
+from expunge.system.files import read_json
+from expunge.system.paths import SUMMARY
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main() -> None:
@@ -21,10 +32,30 @@ def main() -> None:
     guarded(app)
 
 
+def print_version(asked: bool) -> None:
+    """Print the version of this package and end, where it was asked for."""
+    if asked:
+        typer.echo(f"expunge {version('expunge')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="The version, and nothing else.")
+    ] = False,
+) -> None:
+    """What a person asks for beside `dvc repro`."""
+
+
 @app.command()
-def show() -> None:
+def show(json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False) -> None:
     """The result table of the last run, and where its report and its registered version are."""
     from expunge.report.terminal import print_result
+
+    if json:
+        typer.echo(dumps(read_json(SUMMARY), indent=2, ensure_ascii=False))
+        return
 
     print_result()
 
@@ -59,6 +90,15 @@ def ui(port: int = 5000) -> None:
     from expunge.tracking.store import tracking_uri
 
     uri = tracking_uri()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port that was just left is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as e:
+            raise TrackingError(
+                f"port {port} of this machine cannot be used ({e.strerror}): another server listens there; "
+                f"`expunge ui --port {port + 1}`"
+            ) from None
     print(f"MLflow UI: http://127.0.0.1:{port}  (store: {uri}; choose 'Model training'; Ctrl-C ends it)")
     command = [
         sys.executable,
@@ -75,7 +115,7 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (registry, attack, variant, deploy, request, certificate, sweep):
+for commands in (registry, attack, methods, variant, deploy, request, certificate, sweep):
     commands.register(app)
 
 if __name__ == "__main__":

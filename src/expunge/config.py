@@ -1,122 +1,164 @@
-"""params.yaml as frozen dataclasses: an unknown, missing or impossible key is an error that names it."""
+"""params.yaml as frozen pydantic dataclasses: an unknown, missing or impossible key is an error that names it."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from expunge.evaluation.margins import Margins
 from expunge.system.errors import ConfigError
+from expunge.system.safe_yaml import read_mapping, shown
+from expunge.system.validation import explain
 
 PARAMS = Path("params.yaml")
+SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
+NAMED = ("torchvision:", "hf:")
+# Old keys -> new keys, as they are written in errors. An old key is refused with the new one.
+RENAMED = {
+    "fit.matched": "fit.relearn",
+    "fit.matched-stage2": "fit.relearn-stage2",
+    "fit.matched-fast": "fit.teacher-map",
+    "fit.matched-sealed": "fit.teacher-map-sealed",
+    "fit.teacher": "fit.teacher-map.after",
+}
+
+# Types of values. Strict: no text is read as a number, no bool as an int, no set as a list. An int may be a float.
+Count = Annotated[int, Strict(), Field(ge=1, le=100_000)]
+Rows = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+BatchSize = Annotated[int, Strict(), Field(ge=1, le=2**20)]
+Models = Annotated[int, Strict(), Field(ge=0, le=100_000)]
+Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
+Index = Annotated[int, Strict()]
+Rate = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
+Penalty = Annotated[float, Strict(), Field(ge=0, le=1000, allow_inf_nan=False)]
+Momentum = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+Margin = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
+Half = Annotated[float, Strict(), Field(ge=0, le=0.5, allow_inf_nan=False)]
+Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
+Bool = Annotated[bool, Strict()]
+EntryName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
+FORBID = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Data:
-    source: Literal["fashion-mnist", "digits", "image-folder", "parquet", "npz", "text"]
-    path: str | None
-    test_fraction: float
-    seed: int
+    source: Text
+    path: Text | None
+    test_fraction: Share
+    seed: Seed
+    root: Text | None
+    download: Bool
+    columns: dict[Text, Text]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Model:
-    name: str
+    name: Text
     training: Literal["full", "head", "ridge", "none"]
-    image_size: int | None
-    checkpoint: str | None
-    head: str | None
-    saw_forget_data: bool
+    image_size: Count | None
+    checkpoint: Text | None
+    head: Text | None
+    saw_forget_data: Bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Train:
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
+    epochs: Count
+    batch_size: BatchSize
+    lr: Rate
+    momentum: Momentum
+    weight_decay: Penalty
     precision: Literal["auto", "fp32", "bf16"]
-    seed: int
-    head: dict[str, Any]  # arguments of RidgeHead or SoftmaxHead
+    seed: Seed
+    head: dict[Text, Any]  # arguments of RidgeHead or SoftmaxHead
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Features:
-    batch_size: int
-    shard_rows: int
+    batch_size: BatchSize
+    shard_rows: Rows
     precision: Literal["fp32", "fp16", "bf16"]
     dtype: Literal["fp32", "fp16", "bf16"]
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto", "off"]
-    layers: str | list[str]
+    layers: Text | Annotated[list[Text], Strict()]
 
     @property
     def modules(self) -> tuple[str, ...]:
         return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Extract:
     """Who computes features; the same bytes whoever does, so no stage of dvc.yaml depends on it."""
 
     engine: Literal["local", "ray"]
-    address: str | None
-    workers: int | None
+    address: Text | None
+    workers: Count | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Activations:
-    cuts: list[str]
+    cuts: Annotated[list[Text], Strict()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Split:
     selector: Literal["classes", "random", "ids", "subjects", "filter"]
-    classes: list[int | str]
-    fraction: float
-    file: str | None
-    filter: str | None
+    classes: Annotated[list[Index | Text], Strict()]
+    fraction: Share
+    file: Text | None
+    filter: Text | None
     duplicates: Literal["warn", "include", "refuse"]
-    validation: float
-    seed: int
+    validation: Half
+    seed: Seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Retrain:
-    seeds: list[int]
+    seeds: Annotated[list[Seed], Strict()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Evaluate:
-    seed: int
+    seed: Seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Ensembles:
     """Models per side, for attacks that need many of them; 0 is off."""
 
-    heads: int
-    full: int
-    epochs: int | None
-    seed: int
+    heads: Models
+    full: Models
+    epochs: Count | None
+    seed: Seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
+class Verdict(Margins):
+    """`Margins` as params.yaml may set them."""
+
+    accuracy: Margin
+    retain: Margin
+    kl: Margin
+    agreement: Margin
+    loss_auc: Margin
+    mia: Margin
+    probe: Margin
+
+
+@dataclass(frozen=True, config=FORBID)
 class Register:
-    name: str | None
-    experiment: str | None
+    name: Text | None
+    experiment: Text | None
     promote_level: Literal["a", "b", "c", "d"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Sweep:
     """Models that remember erased rows."""
 
@@ -124,7 +166,7 @@ class Sweep:
     versions: Literal["remove", "keep"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID)
 class Config:
     data: Data
     model: Model
@@ -135,92 +177,62 @@ class Config:
     split: Split
     reference: Literal["retrain", "skip"]
     retrain: Retrain
-    methods: list[str]
-    fit: dict[str, dict[str, Any]]
+    methods: Annotated[list[EntryName], Strict()]
+    fit: Annotated[dict[EntryName, Annotated[dict[Text, Any], Strict()]], Strict()]
     evaluate: Evaluate
     ensembles: Ensembles
-    verdict: Margins
+    verdict: Verdict
     register: Register
     sweep: Sweep
 
 
 def load_config(path: Path | str = PARAMS) -> Config:
     """Read and check params.yaml. Raises ConfigError naming the key and, for a misspelling, its neighbour."""
+    raw = read_mapping(Path(path))
+    for key, new in RENAMED.items():
+        if _holds(raw, key):
+            raise ConfigError(f"{path}: key {key} is called {new} now; rename it")
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the root of the repository") from None
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {e}") from None
-    config: Config = _section(Config, raw, str(path), "")
+        config = _ADAPTER.validate_python(raw)
+    except ValidationError as e:
+        raise ConfigError(f"{path}: {explain(e, raw, Config)}") from None
     _check(config, str(path))
     return config
 
 
-def _section(cls: type[Any], raw: Any, path: str, prefix: str) -> Any:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: {prefix.rstrip('.') or 'the file'} must be a mapping, got {raw!r}")
-    fields = {f.name for f in dataclasses.fields(cls)}
-    for key in raw:
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
-            raise ConfigError(f"{path}: unknown key {prefix}{key}; {hint}")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name in [f.name for f in dataclasses.fields(cls)]:
-        if name not in raw:
-            raise ConfigError(
-                f"{path}: missing key {prefix}{name}; add it (see the comments in the repository's params.yaml)"
-            )
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _section(typing.cast(type[Any], hint), raw[name], path, f"{prefix}{name}.")
-        else:
-            values[name] = _value(hint, raw[name], f"{path}: {prefix}{name}")
-    return cls(**values)
+_ADAPTER = TypeAdapter(Config)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """Check `value` against a type hint of this file; an int is taken where a float is asked for."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(str, args))}")
-        return value
-    if origin is types.UnionType:
-        for arg in args:
-            try:
-                return _value(arg, value, where)
-            except ConfigError:
-                continue
-    elif origin is list:
-        if isinstance(value, list):
-            return [_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
-    elif origin is dict:
-        if isinstance(value, dict) and all(isinstance(k, args[0]) for k in value):
-            return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise ConfigError(f"{where} is {value!r}; it must be {wanted.replace('NoneType', 'null').replace('None', 'null')}")
+def _holds(raw: Any, key: str) -> bool:
+    """Does the tree `raw` hold the dotted key?"""
+    for part in key.split("."):
+        if not isinstance(raw, dict) or part not in raw:
+            return False
+        raw = raw[part]
+    return True
 
 
 def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     rules = [
         (
-            config.data.source in ("fashion-mnist", "digits") or config.data.path is not None,
+            config.data.source.startswith(NAMED) or config.data.source in SOURCES,
+            "data.source",
+            f"is {config.data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME",
+        ),
+        (
+            config.data.source.startswith(NAMED)
+            or config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji")
+            or config.data.path is not None,
             "data.path",
             "must name the input of this source",
         ),
-        (0 < config.data.test_fraction < 1, "data.test_fraction", "must lie between 0 and 1"),
-        (0 < config.split.fraction < 1, "split.fraction", "must lie between 0 and 1"),
-        (0 <= config.split.validation <= 0.5, "split.validation", "must lie between 0 and 0.5"),
+        (
+            config.data.source.startswith("torchvision:") or not (config.data.root or config.data.download),
+            "data.root and data.download",
+            "are for data.source torchvision:NAME",
+        ),
+        (config.data.source.startswith("hf:") or not config.data.columns, "data.columns", "is for data.source hf:NAME"),
         (
             config.split.selector not in ("ids", "subjects") or config.split.file is not None,
             "split.file",
@@ -256,9 +268,6 @@ def _check(config: Config, path: str) -> None:
             "train.head",
             "must be {} unless model.training is head or ridge",
         ),
-        (config.train.epochs > 0, "train.epochs", "must be positive"),
-        (config.train.batch_size > 0, "train.batch_size", "must be positive"),
-        (config.features.batch_size > 0, "features.batch_size", "must be positive"),
         (
             config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),
             "ensembles.heads",
@@ -269,17 +278,6 @@ def _check(config: Config, path: str) -> None:
             "ensembles.full",
             "must be 0 (off) or at least 4: an attack fits a distribution to each side",
         ),
-        (
-            config.ensembles.epochs is None or config.ensembles.epochs > 0,
-            "ensembles.epochs",
-            "must be positive or null",
-        ),
-        (config.features.shard_rows > 0, "features.shard_rows", "must be positive"),
-        (
-            config.extract.workers is None or config.extract.workers > 0,
-            "extract.workers",
-            "must be positive or null",
-        ),
         (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
         (
             config.features.modules == ("penultimate",) or config.model.training in ("head", "ridge"),
@@ -287,9 +285,10 @@ def _check(config: Config, path: str) -> None:
             "other than penultimate need model.training: head or ridge: a new head is trained on them",
         ),
         (
-            (config.data.source == "text") == config.model.name.startswith("sentence:"),
+            config.data.source.startswith("hf:")
+            or (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
-            "must be sentence:NAME-OR-DIR for data.source text, and only there",
+            "must be sentence:NAME-OR-DIR for data.source text and fortunes, and only there",
         ),
         ("logit-mask" in config.methods, "methods", "must hold logit-mask: the control is always in the table"),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),
@@ -299,9 +298,24 @@ def _check(config: Config, path: str) -> None:
             raise ConfigError(f"{path}: {key} {problem}")
     for name in config.methods:
         if name not in config.fit:
-            raise ConfigError(
-                f"{path}: methods names {name!r}, but fit.{name} is missing; add it ({{}} takes the defaults)"
-            )
-    for name, value in dataclasses.asdict(config.verdict).items():
-        if value < 0:
-            raise ConfigError(f"{path}: verdict.{name} must not be negative")
+            new = RENAMED.get(f"fit.{name}")
+            advice = f"it is called {new} now" if new else "add it ({} takes the defaults)"
+            raise ConfigError(f"{path}: methods names {name!r}, but fit.{name} is missing; {advice}")
+    for name, settings in config.fit.items():
+        _check_plain(settings, f"{path}: fit.{name}")
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Settings of methods are plain: they go into JSON and into digests."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where} has the key {shown(key)}; it must be str")
+            _check_plain(item, f"{where}.{key if key.isprintable() and len(key) <= 80 else shown(key)}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif isinstance(value, bool) or value is None or isinstance(value, str):
+        return
+    elif not isinstance(value, int | float) or not -(2**63) <= value < 2**63:  # NaN fails both comparisons
+        raise ConfigError(f"{where} is {shown(value)}; it must be a finite number, text, true, false, null or a list")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from expunge.data.dataset import Dataset
+from expunge.data.selectors import class_indices
 from expunge.data.split import Split, request_digest, split
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError, ManifestError
@@ -47,6 +48,15 @@ def test_whole_class(tmp_path: Path, dataset: Dataset, data: dict, classes: list
     assert read.parts.tolist() == expected
     assert read.rows("test_forget").tolist() == [i for i, p in enumerate(expected) if p == "test_forget"]
     assert read.manifest["parts"] == {p: expected.count(p) for p in names.values()}
+
+
+def test_names_of_classes_in_any_case_where_they_are_one_class() -> None:
+    assert class_indices(["Bag", "Coat"], ["bag", "COAT"]) == [0, 1]
+    assert class_indices(["Bag", "bag"], ["bag", "Bag"]) == [1, 0]
+    with pytest.raises(DataError, match="unknown class 'BAG'"):
+        class_indices(["Bag", "bag"], ["BAG"])
+    with pytest.raises(DataError, match="listed twice"):
+        class_indices(["Bag", "Coat"], ["bag", "Bag"])
 
 
 def test_a_class_without_training_rows_is_not_forgotten_as_a_whole(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -163,3 +164,14 @@ def test_make_starts_and_ends_the_stack():
     said = subprocess.run(["make", "--dry-run", "up", "down"], cwd=ROOT, text=True, capture_output=True, check=True)
     assert "docker/secrets.sh" in said.stdout
     assert re.findall(r"docker compose .*docker/compose.yaml (\w+)", said.stdout) == ["up", "down"]
+
+
+def test_make_up_without_the_compose_plugin_says_what_is_needed(tmp_path):
+    """As docker answers without it: its usage, and a status of 125 for the flag that it does not know."""
+    engine = tmp_path / "docker"
+    engine.write_text('#!/bin/sh\necho "unknown flag: $2" >&2\nexit 125\n')
+    engine.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    said = subprocess.run(["make", "up"], cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert said.returncode != 0 and "needs Docker with its compose plugin" in said.stderr
+    assert "unknown flag" not in said.stderr and not (DOCKER / "secrets").exists()

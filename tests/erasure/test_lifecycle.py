@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,48 @@ def test_an_intake_that_fails_leaves_no_list(root, expunge, tmp_path, monkeypatc
     assert failed.status == 2 and "dvc add failed" in failed.err
     assert not list((root / "data/requests").iterdir()) and Store.open().all() == []
     assert (root / "records/requests.db").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("name", "said"), [("mine.txt", "value 2 has 10,000,000 characters"), ("mine.csv", "line 2")])
+def test_a_list_with_an_endless_line_is_refused_at_intake(name, said, root, expunge, tmp_path):
+    (tmp_path / name).write_text(small.person(3) + "\n" + "x" * 10_000_000 + "\n")
+    refused = expunge("request", "add", "--subject-file", str(tmp_path / name))
+    assert refused.status == 2 and said in refused.err and "xxx" not in refused.err
+    assert not list((root / "data/requests").iterdir()) and Store.open().all() == []
+
+
+def test_a_bad_list_stops_nobody_else(root, expunge, tmp_path):
+    """As an earlier version took one in: a list that no reader can read."""
+    (root / "data/requests/R-20260101-ffffff.csv").write_text("subject,salt\n" + "x" * 10_000_000 + ",\n")
+    (tmp_path / "ids.txt").write_text("record-00004\n")
+    id_ = expunge("request", "add", "--ids", str(tmp_path / "ids.txt")).out.partition(":")[0]
+    assert "verified, 1 rows" in expunge("request", "verify", id_).out
+    looked = expunge("sweep", "--ids", str(tmp_path / "ids.txt"), "--json")
+    assert looked.status == 0, looked.err
+    said = [n["what"] for n in json.loads(looked.out)["not_purgeable"] if n["where"] == "data/requests"]
+    assert len(said) == 1 and "field larger than field limit" in said[0] and "R-2026" not in said[0]
+
+
+def test_what_is_erased_already_is_met(root, expunge, tmp_path):
+    """A whole class, and rows by id, that an earlier request took out; a list that is met in part is carried out."""
+    dataset = Dataset("data/dataset")
+    gone = [i for i, label in zip(dataset.sample_ids(), dataset.labels(), strict=True) if label == 2]
+    (tmp_path / "gone.txt").write_text("".join(f"{i}\n" for i in gone))
+    assert expunge("sweep", "--ids", str(tmp_path / "gone.txt"), "--apply").status == 0
+    (tmp_path / "again.txt").write_text("".join(f"{i}\n" for i in gone[:3]))
+    (tmp_path / "part.txt").write_text(f"{gone[3]}\nrecord-00004\n")
+    (tmp_path / "never.txt").write_text("nobody\nrecord-00004\n")
+
+    def verified(*asked: str) -> Done:
+        id_ = expunge("request", "add", *asked).out.partition(":")[0]
+        return expunge("request", "verify", id_)
+
+    for asked in (["--classes", "2"], ["--ids", str(tmp_path / "again.txt")]):
+        met = verified(*asked)
+        assert met.status == 2 and "met already" in met.err and "expunge request refuse R-" in met.err
+    assert all(r.state == State.received for r in Store.open().all())
+    assert "verified, 1 rows" in verified("--ids", str(tmp_path / "part.txt")).out
+    assert "1 of 2 ids are not in the dataset" in verified("--ids", str(tmp_path / "never.txt")).err
 
 
 def test_a_list_that_was_put_there_by_hand_is_noticed(root, expunge):

@@ -1,10 +1,13 @@
 """The table of methods: every entry fits, is saved, and comes back with the same logits."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from expunge.core import AffineMap
+from expunge.core.facts import Facts
 from expunge.methods.table import METHODS, fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import ConfigError, DataError, QualityError
@@ -18,19 +21,9 @@ QUICK = {
     "teacher-map": {"after": {"method": "relearn", "cut": "stage2", "epochs": 1.0}},
     "seal": {"after": {"method": "ru-linear", "beta": 1.0}, "epochs": 1},
 }
-TRAINED = {
-    "fine-tune",
-    "neggrad-plus",
-    "random-labels",
-    "salun",
-    "ssd",
-    "scrub",
-    "bad-teacher",
-    "delete",
-    "relearn",
-    "seal",
-}
-TABLE = {name: QUICK.get(name, {"epochs": 1} if name in TRAINED - {"ssd"} else {}) for name in METHODS}
+TRAINED = {name for name, method in METHODS.items() if method.kind.facts.changes == "weights"}
+EPOCHS = {name for name in TRAINED if "epochs" in inspect.signature(METHODS[name].kind).parameters}
+TABLE = {name: QUICK.get(name, {"epochs": 1} if name in EPOCHS else {}) for name in METHODS}
 
 
 def test_retained_moments_are_those_of_retained_rows(request_):
@@ -39,7 +32,7 @@ def test_retained_moments_are_those_of_retained_rows(request_):
     torch.testing.assert_close(request_.retain.cov(), direct.cov(), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact"}))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact", "regun"}))
 def test_every_method_fits_and_comes_back(name, request_, tmp_path):
     before = {k: v.clone() for k, v in request_.classifier.state_dict().items()}
     unlearned = fit(name, request_, TABLE)
@@ -52,6 +45,26 @@ def test_every_method_fits_and_comes_back(name, request_, tmp_path):
     z = request_.z_forget[:50]
     torch.testing.assert_close(again.logits(z), unlearned.logits(z), rtol=0, atol=0)
     assert (again.classifier is not None) == (name in TRAINED)
+
+
+def test_a_method_for_rows_refuses_a_class(request_):
+    with pytest.raises(DataError, match="keeps no retained row"):
+        fit("regun", request_, TABLE)
+
+
+def test_every_line_of_the_table_says_what_it_is_for():
+    assert all(method.kind.facts.requests for method in METHODS.values())
+    assert METHODS["delete"].kind.facts.requests == ("classes",) and METHODS["regun"].kind.facts.requests == ("rows",)
+    with pytest.raises(ValueError, match="changes"):
+        Facts(("rows",), ("images",), "biases", "closed form", "none")
+
+
+def test_a_method_matches_the_oracle_that_its_entry_names(request_):
+    table = {"oracle": {"method": "oracle-match", "after": {"method": "ru-linear", "beta": 1.0}}}
+    with pytest.raises(ConfigError, match="leaves the backbone"):
+        fit("oracle", request_, table)
+    table["oracle"] = {"method": "oracle-match", "epochs": 1, "after": {"method": "relearn", "cut": "stage2"}}
+    assert fit("oracle", request_, table).classifier is not None
 
 
 def test_a_folded_head_answers_like_map_and_head(request_):

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import fcntl
 import http.server
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -15,6 +19,7 @@ import pytest
 from expunge.system.errors import TrackingError
 from expunge.tracking import CHALLENGER, aliased, connect, find_version, preflight, register_model, tracking_uri
 from expunge.tracking.store import shown
+from tests.killing import in_a_child
 from tests.servers import free_port
 from tests.tracking.test_registry import submission
 from tests.tracking.test_runs import log
@@ -93,6 +98,44 @@ def test_opening_waits_while_another_process_makes_the_tables(store):
         threading.Thread(target=lambda: (connect(), opened.set())).start()
         assert not opened.wait(1.5)  # without the lock it takes 0.1 s
     assert opened.wait(60)
+
+
+def opens_and_is_killed(database: Path, until: int) -> int:
+    """`connect()` in a process that dies at its `until`-th statement, 0 for never; how many it saw."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
+    return in_a_child(connect, until, lambda name, path: False)[1]
+
+
+@pytest.mark.parametrize("until", [40, 300, 1500])
+def test_a_store_whose_making_was_killed_is_made_anew(until, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    opens_and_is_killed(tmp_path / "mlflow.db", until)
+    assert not (tmp_path / "mlflow.db").exists() and (tmp_path / "mlflow.db.new").exists()
+    assert connect().search_experiments()[0].name == "Default"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_half_migrated_store_of_an_earlier_version_is_made_anew(tmp_path, monkeypatch):
+    """Made by MLflow in place, as before; but nothing that holds a row, or that is somebody else's, is replaced."""
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    in_a_child(lambda: mlflow.MlflowClient(tracking_uri()).search_experiments(), 300, lambda name, path: False)
+    shutil.copy(database, tmp_path / "kept.db")
+    with sqlite3.connect(tmp_path / "kept.db") as db:
+        assert db.execute("SELECT * FROM alembic_version").fetchone()
+        db.execute("INSERT INTO experiments (name) VALUES ('mine')")
+    assert connect().search_experiments()[0].name == "Default"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'kept.db'}")
+    with suppress(TrackingError):  # MLflow may go on with it, or not
+        connect()
+    with sqlite3.connect(tmp_path / "kept.db") as db:
+        assert ("mine",) in db.execute("SELECT name FROM experiments").fetchall()
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        db.execute("CREATE TABLE addresses (name TEXT)")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    connect()
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        assert db.execute("SELECT count(*) FROM addresses").fetchone() == (0,)
 
 
 @pytest.mark.slow

@@ -116,6 +116,11 @@ def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
         from expunge.data.dataset import Dataset
 
         facts["found"] = int(mask_of(store, request, Dataset(DATASET, verify=False)).sum())
+        if not facts["found"]:
+            raise RequestError(
+                f"request {id_}: met already, none of its rows is in the dataset any more; tell the requester, then "
+                f'`expunge request refuse {id_} --reason "met already"`'
+            )
     store.verify(id_, _who(by), reason, facts)
     _publish(store)
     typer.echo(f"{id_}: verified" + (f", {facts['found']:,} rows" if facts else "; there is no dataset to look in yet"))

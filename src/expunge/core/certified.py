@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from expunge.core.convex import LinearProblem, PointLoss, minimise, one_vs_rest_logistic, one_vs_rest_squared
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap, identity
 from expunge.core.moments import Moments, as_features
@@ -40,6 +41,9 @@ class CertifiedRemoval(Estimator):
     Fitted: `head_`, `map_` (the identity), `budget_`, `spent_` (gradient norms), `epsilon_spent_`, `removed_`.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("features", "retained rows"), "head", "features only", "arXiv 1911.03030"
+    )
     head_: LinearHead
     map_: AffineMap
     budget_: float

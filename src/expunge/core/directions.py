@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
@@ -23,6 +25,7 @@ class PourP(Estimator):
     Fitted: `map_`.
     """
 
+    facts: ClassVar[Facts] = Facts(("classes",), ("head",), "map", "closed form", "arXiv 2511.19339")
     map_: AffineMap
 
     def __init__(self, shift: float = 0.0) -> None:
@@ -46,6 +49,7 @@ class Esc(Estimator):
     Fitted: `map_`, `rank_`, the number of directions dropped.
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("moments",), "map", "closed form", "arXiv 2504.02199")
     map_: AffineMap
     rank_: int
 

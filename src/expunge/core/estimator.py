@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
+
+from expunge.core.facts import Facts
 
 History = list[dict[str, float]]  # `step`, counted from 1, and its `loss`, over the steps of a descent
 HISTORY_POINTS = 50
@@ -15,7 +17,12 @@ def is_kept(step: int, steps: int) -> bool:
 
 
 class Estimator:
-    """Arguments of `__init__` are kept under their own names; `fit` returns self; fitted names end in an underscore."""
+    """Arguments of `__init__` are kept under their own names; `fit` returns self; fitted names end in an underscore.
+
+    Methods also say what they are for, in `facts`.
+    """
+
+    facts: ClassVar[Facts]
 
     def get_params(self) -> dict[str, Any]:
         """The arguments, by name: `type(self)(**self.get_params())` is the same fitter, unfitted."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from expunge.core.convex import LinearProblem, cross_entropy, minimise
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS
 from expunge.core.maps import FeatureMap, identity
@@ -31,6 +34,9 @@ class HeadRefit(Estimator):
     Fitted: `head_`, `map_` (the identity, or the map given), `gradient_norm_`, `steps_`.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("features", "retained rows"), "head", "features only", "derived"
+    )
     head_: LinearHead
     map_: FeatureMap
     gradient_norm_: float

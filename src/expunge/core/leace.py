@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
 
@@ -19,6 +22,7 @@ class Leace(Estimator):
     Fitted: `map_`.
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("moments",), "map", "closed form", "arXiv 2306.03819")
     map_: AffineMap
 
     def __init__(self, shrinkage: bool = False, svd_tol: float = 1e-3) -> None:

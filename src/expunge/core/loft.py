@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from expunge.core.estimator import Estimator, History, is_kept
+from expunge.core.facts import Facts
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
 from expunge.core.subspace import Matrix, minimise_subspace_objective
@@ -33,6 +34,7 @@ class Loft(Estimator):
     this), `history_` (published solver only), `map_`.
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("moments",), "map", "closed form", "arXiv 2601.22456")
     basis_: Tensor
     rank_: int
     objective_: float

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.maps import AffineMap, identity
 
@@ -15,6 +17,7 @@ MASKED_BIAS = -1e4
 class LogitMask(Estimator):
     """Zero the head rows of `classes` and set their biases to -1e4; features are left as they are."""
 
+    facts: ClassVar[Facts] = Facts(("classes",), ("head",), "head", "closed form", "control")
     head_: LinearHead
     map_: AffineMap
 

@@ -184,6 +184,42 @@ class MlpMap(_Saved):
 
 
 @dataclass(frozen=True, eq=False)
+class TiltMap(_Saved):
+    """`z' = z + shift_y` for rows that `weight (C, d)`, `bias (C,)` assign to one of `classes (k,)`; others stay.
+
+    `shifts (k, d)`, one per class. All float64 but `classes`, int64.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    classes: Tensor
+    shifts: Tensor
+
+    def __post_init__(self) -> None:
+        if self.shifts.shape != (len(self.classes), self.weight.shape[1]) or len(self.bias) != len(self.weight):
+            raise ValueError(f"shifts {tuple(self.shifts.shape)} do not fit {len(self.classes)} classes and the head")
+
+    @property
+    def dim(self) -> int:
+        return self.weight.shape[1]
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Tensor:
+        """`(n, d)` -> `(n, d)`, in the dtype of `z`, float32 at least."""
+        z = z.to(_compute_dtype(z, self.dim))
+        assigned = (z @ self.weight.to(z).T + self.bias.to(z)).argmax(1)
+        table = z.new_zeros(len(self.weight), self.dim)
+        table[self.classes.to(z.device)] = self.shifts.to(z)
+        return z + table[assigned]
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "tilt", "dim": self.dim}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias, "classes": self.classes, "shifts": self.shifts}
+
+
+@dataclass(frozen=True, eq=False)
 class Chain(_Saved):
     """Maps applied one after another, the first one first: what composing with an MLP gives."""
 
@@ -235,4 +271,6 @@ def _build(description: dict[str, object], tensors: dict[str, Tensor]) -> Featur
                     _build(part, {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
                 )
             return Chain(tuple(steps))
+        case {"kind": "tilt"}:
+            return TiltMap(tensors["weight"], tensors["bias"], tensors["classes"], tensors["shifts"])
     raise ValueError(f"unknown kind of map: {description.get('kind')!r}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from expunge.core.estimator import Estimator, History, is_kept
+from expunge.core.facts import Facts
 from expunge.core.guard import distortion_from_moments, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap
@@ -39,6 +40,7 @@ class RepresentationLinear(Estimator):
     (the objective along Adam's steps; empty for the exact solver).
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("moments", "head"), "map", "closed form", "arXiv 2601.21564")
     map_: AffineMap
     objective_: float
     distortion_: float

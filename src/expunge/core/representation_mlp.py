@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from expunge.core.estimator import Estimator, History, is_kept
+from expunge.core.facts import Facts
 from expunge.core.guard import distortion, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.maps import MlpMap
@@ -38,6 +39,9 @@ class RepresentationMlp(Estimator):
     `history_` (the loss of single batches along the way).
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("features", "head"), "map", "features only", "arXiv 2601.21564"
+    )
     map_: MlpMap
     distortion_: float
     steps_: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from expunge.core.cholesky import Factor, refined
 from expunge.core.class_sums import MEMBERSHIP, NOT_AMONG, ClassSums, as_labelled, check_members
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS
 from expunge.core.ridge_choice import (
@@ -60,6 +61,7 @@ class RidgeHead(Estimator):
     `leave_one_out_`. [methods.md 8; the rank-k form is derived there]
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("head",), "head", "closed form", "derived")
     head_: LinearHead
     weights_: Tensor
     ridge_: float

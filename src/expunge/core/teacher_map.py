@@ -10,12 +10,14 @@ a poor classifier, since for retained rows the original keeps the word, and for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator, History
+from expunge.core.facts import Facts
 from expunge.core.guard import distortion, ratio, refuse_collapse
 from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS, mask_classes
@@ -80,6 +82,7 @@ class TeacherMap(Estimator):
     Fitted: `map_`, `head_`, `distortion_`, `history_`. The backbone is left as it is, and still carries the rows.
     """
 
+    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("features", "teacher"), "map", "features only", "derived")
     map_: MlpMap
     head_: LinearHead
     distortion_: float

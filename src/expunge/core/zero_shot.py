@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from expunge.core.estimator import Estimator, History
+from expunge.core.facts import Facts
 from expunge.core.guard import class_contrasts, distortion_from_moments, refuse_collapse
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.maps import AffineMap, FeatureMap
@@ -36,6 +37,9 @@ class ZeroShot(Estimator):
     steps), `proxies_ (C, d)`.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("features", "head"), "map", "features only", "arXiv 2601.21564"
+    )
     map_: FeatureMap
     distortion_: float
     steps_: int

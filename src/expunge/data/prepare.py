@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError
 
-SOURCES = ("fashion-mnist", "digits", "image-folder", "parquet", "npz", "text")
+SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
+NAMED = ("torchvision:", "hf:")  # and then the name of a data set
 
 
 def prepare(
@@ -21,13 +23,22 @@ def prepare(
     test_fraction: float = 0.2,
     seed: int = 0,
     raw_dir: Path | str = "data/raw",
+    root: Path | str | None = None,
+    download: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
-    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with Fashion-MNIST's files.
-    `test_fraction` and `seed` are used where the source has no test split of its own. Raises DataError.
+    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of
+    Fashion-MNIST, the fortunes or the archives of the emoji.
+    `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
+    `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
+    own. Raises DataError.
     """
-    opened = open_source(source, path, test_fraction, seed, raw_dir)
+    if source.startswith(NAMED):
+        opened = open_named(source, root, download, columns, test_fraction, seed, raw_dir)
+    else:
+        opened = open_source(source, path, test_fraction, seed, raw_dir)
     return write_dataset(out_dir, opened, tombstones=Tombstones.near(out_dir))
 
 
@@ -43,8 +54,17 @@ def open_source(
         from expunge.data.readers.digits import read_digits
 
         return read_digits(test_fraction, seed)
+    if source == "fortunes":
+        from expunge.data.readers.fortunes import read_fortunes
+
+        return read_fortunes(path, raw_dir, test_fraction, seed)
+    if source == "emoji":
+        from expunge.data.readers.emoji import read_emoji
+
+        return read_emoji(path, raw_dir, test_fraction, seed)
     if source not in SOURCES:
-        raise DataError(f"unknown data source {source!r}; known are {', '.join(SOURCES)}")
+        names = ", ".join((*SOURCES, *(f"{prefix}NAME" for prefix in NAMED)))
+        raise DataError(f"unknown data source {source!r}; known are {names}")
     if path is None:
         raise DataError(f"source {source} needs a path (data.path in params.yaml)")
     if not Path(path).exists():
@@ -64,3 +84,23 @@ def open_source(
     from expunge.data.readers.npz import read_npz
 
     return read_npz(Path(path), test_fraction, seed)
+
+
+def open_named(
+    source: str,
+    root: Path | str | None,
+    download: bool,
+    columns: Mapping[str, str] | None,
+    test_fraction: float,
+    seed: int,
+    raw_dir: Path | str = "data/raw",
+) -> Source:
+    """The reader of a data set by name, torchvision:NAME or hf:NAME."""
+    if source.startswith("hf:"):
+        from expunge.data.readers.huggingface import read_huggingface
+
+        return read_huggingface(source, Path(raw_dir) / "huggingface", columns, test_fraction, seed)
+    from expunge.data.readers.named import read_named
+
+    where = Path(root) if root is not None else Path(raw_dir) / "torchvision"
+    return read_named(source, where, download, test_fraction, seed)

@@ -17,6 +17,7 @@ from expunge.data.tombstones import Tombstones
 from expunge.system.errors import DataError
 
 SELECTORS = ("classes", "random", "ids", "subjects", "filter")
+LONGEST = 4096  # characters of an id or a subject: as many as a path may have
 FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")
 
 
@@ -50,15 +51,19 @@ def select(
 
 
 def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
-    """Label indices of classes given by name or index. Raises DataError listing the known classes."""
+    """Label indices of classes given by name or index; upper and lower case count only where two names differ in
+    nothing else. Raises DataError listing the known classes."""
     if not wanted:
         raise DataError("selector classes needs at least one class (split.classes in params.yaml)")
     indices = []
+    folded = [name.casefold() for name in names]
     for item in wanted:
         if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(names):
             indices.append(item)
         elif isinstance(item, str) and item in names:
             indices.append(names.index(item))
+        elif isinstance(item, str) and folded.count(item.casefold()) == 1:
+            indices.append(folded.index(item.casefold()))
         else:
             known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:50]))
             more = f" and {len(names) - 50} more" if len(names) > 50 else ""
@@ -136,7 +141,7 @@ def read_values(file: Path, column: str) -> list[str]:
     """The values of a .txt (one a line), .csv or .parquet file, each once.
 
     A table must have `column`; a csv of a single column needs no header. Raises DataError for an unreadable file, no
-    values, or values listed twice.
+    values, a value of more than 4,096 characters, or values listed twice.
     """
     readers = {".txt": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
@@ -149,6 +154,11 @@ def read_values(file: Path, column: str) -> list[str]:
         raise DataError(f"{file}: cannot be read ({e})") from e
     if not values:
         raise DataError(f"{file}: lists nothing to forget")
+    if long := next((i for i, value in enumerate(values, 1) if len(value) > LONGEST), None):
+        raise DataError(
+            f"{file}: value {long} has {len(values[long - 1]):,} characters, allowed {LONGEST:,}; "
+            "write one id to a line"
+        )
     _refuse(file, "are listed twice or more", [v for v, count in Counter(values).items() if count > 1])
     return values
 
@@ -160,7 +170,11 @@ def _read_lines(file: Path, column: str) -> list[str]:
 
 def _read_csv(file: Path, column: str) -> list[str]:
     with open(file, encoding="utf-8-sig", newline="") as f:
-        rows = [row for row in csv.reader(f) if any(cell.strip() for cell in row)]
+        reader = csv.reader(f)
+        try:
+            rows = [row for row in reader if any(cell.strip() for cell in row)]
+        except csv.Error as e:
+            raise DataError(f"{file}: line {reader.line_num} cannot be read ({e}); write one id to a line") from e
     if not rows:
         return []
     if column in rows[0]:

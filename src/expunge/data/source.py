@@ -50,6 +50,26 @@ def stratified_test_rows(labels: np.ndarray, fraction: float, seed: int) -> np.n
     return mask
 
 
+def test_rows_of_subjects(labels: np.ndarray, subjects: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """A boolean mask `(n,)` of test rows that leaves every subject a training row, so that all can be forgotten.
+
+    Of each subject a seeded row is kept for training; of the other rows of a class, `fraction` of its number of rows
+    is drawn, as far as there are so many. Test rows are therefore of subjects that the model was trained on.
+    Raises DataError for a fraction outside (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"test_fraction is {fraction}; give a number between 0 and 1")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, first = np.unique(np.asarray(subjects)[order], return_index=True)
+    free = np.ones(len(labels), dtype=bool)
+    free[order[first]] = False
+    mask = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = order[(labels == label)[order] & free[order]]
+        mask[rows[: max(round(fraction * int((labels == label).sum())), 1)]] = True
+    return mask
+
+
 def split_names(test_mask: np.ndarray) -> list[str]:
     return [TEST if t else TRAIN for t in test_mask]
 

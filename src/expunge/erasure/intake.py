@@ -85,7 +85,7 @@ def write_values(file: Path, column: str, values: Sequence[str]) -> None:
     if file.exists():
         file.unlink()  # it may be a link into the cache
     write_text(file, out.getvalue())
-    dvc.run("add", "--quiet", str(file), error=RequestError)
+    dvc.run("add", str(file), error=RequestError)
     os.chmod(file, 0o600)
 
 

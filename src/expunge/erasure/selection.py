@@ -15,6 +15,7 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
 from expunge.data.selectors import class_indices
+from expunge.data.tombstones import Tombstones
 from expunge.erasure.intake import values_of
 from expunge.erasure.requests import ErasureRequest, Store
 from expunge.ledger.forgotten import ForgottenRows
@@ -67,7 +68,10 @@ def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
     if column not in dataset.columns:
         raise RequestError(f"request {request.id}: the dataset has no subjects; ask for rows by id")
     found = np.array(dataset.table([column])[column].to_pylist(), dtype=object)
-    missing = len(set(values) - set(found.tolist()))
+    absent = sorted(set(values) - set(found.tolist()))
+    tombstones = Tombstones.near(dataset.directory) if absent else None
+    # What was erased before is not missing: that part of the request is met.
+    missing = len(absent) - (0 if tombstones is None else int(tombstones.hits(absent).any.sum()))
     if missing:
         raise RequestError(
             f"request {request.id}: {missing} of {len(values)} {request.kind} are not in the dataset; "

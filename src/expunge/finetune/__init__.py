@@ -9,13 +9,27 @@ from typing import Any
 
 from expunge.core.estimator import Estimator
 from expunge.finetune.bad_teacher import BadTeacher
+from expunge.finetune.blinded import PartiallyBlinded
+from expunge.finetune.boundary import BoundaryExpand, BoundaryShrink
+from expunge.finetune.damp import Damp
 from expunge.finetune.delete import Delete
+from expunge.finetune.jit import Jit
+from expunge.finetune.loss_free import LossFreeSsd
+from expunge.finetune.min_norm import MinNorm
+from expunge.finetune.natmu import NatMU
 from expunge.finetune.neggrad import NegGradPlus
+from expunge.finetune.one_step import OneStep
+from expunge.finetune.oracle import GroupOracle, OracleMatch, RidgeOracle, TeacherOracle
+from expunge.finetune.projected import ProjectedGradient
+from expunge.finetune.regun import ReGUn
 from expunge.finetune.relabel import RandomLabels, SalUn
+from expunge.finetune.reset import RetentionMask, Scissorhands
+from expunge.finetune.residual import ResidualAlignment
 from expunge.finetune.retained import FineTune
 from expunge.finetune.scrub import Scrub
 from expunge.finetune.seal import Seal
 from expunge.finetune.ssd import Ssd
+from expunge.finetune.trew import Trew
 
 # All share `fit(classifier, images, labels, retain_rows, forget_rows)`, and `classifier_` and `history_` afterwards.
 METHODS: dict[str, type[Estimator]] = {
@@ -27,6 +41,21 @@ METHODS: dict[str, type[Estimator]] = {
     "scrub": Scrub,
     "bad-teacher": BadTeacher,
     "delete": Delete,
+    "trew": Trew,
+    "scissorhands": Scissorhands,
+    "retention-mask": RetentionMask,
+    "boundary-shrink": BoundaryShrink,
+    "boundary-expand": BoundaryExpand,
+    "natmu": NatMU,
+    "projected-gradient": ProjectedGradient,
+    "loss-free-ssd": LossFreeSsd,
+    "jit": Jit,
+    "regun": ReGUn,
+    "residual-alignment": ResidualAlignment,
+    "min-norm": MinNorm,
+    "partially-blinded": PartiallyBlinded,
+    "one-step": OneStep,
+    "damp": Damp,
 }
 
 # The defaults are for whole classes. For rows of classes that stay, these keep the accuracy; see docs/finetune.md for
@@ -43,12 +72,31 @@ __all__ = [
     "FOR_SAMPLES",
     "METHODS",
     "BadTeacher",
+    "BoundaryExpand",
+    "BoundaryShrink",
+    "Damp",
     "Delete",
     "FineTune",
+    "GroupOracle",
+    "Jit",
+    "LossFreeSsd",
+    "MinNorm",
+    "NatMU",
     "NegGradPlus",
+    "OneStep",
+    "OracleMatch",
+    "PartiallyBlinded",
+    "ProjectedGradient",
     "RandomLabels",
+    "ReGUn",
+    "ResidualAlignment",
+    "RetentionMask",
+    "RidgeOracle",
     "SalUn",
+    "Scissorhands",
     "Scrub",
     "Seal",
     "Ssd",
+    "TeacherOracle",
+    "Trew",
 ]

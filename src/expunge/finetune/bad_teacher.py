@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
+from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.models.classifier import Classifier
 
@@ -24,6 +26,9 @@ class BadTeacher(Updater):
     Arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2205.08096"
+    )
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
+from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.system.errors import DataError
 
@@ -24,6 +26,9 @@ class Delete(Updater):
     Batch norm: running statistics. Other arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes",), ("images",), "weights", "passes over forgotten rows", "arXiv 2503.23751"
+    )
     epochs: int = 2
     lr: float = 3e-5
 

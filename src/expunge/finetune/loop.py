@@ -23,11 +23,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.estimator import Estimator
+from expunge.finetune.rows import Index as Index
+from expunge.finetune.rows import checked, checked_unseen
 from expunge.models.classifier import Classifier
-from expunge.system.errors import CollapseError, DataError
+from expunge.system.errors import CollapseError
 from expunge.system.progress import progress
 
-Index = NDArray[np.int64]
 # What a loss returns: its terms by name. Their sum is minimised, each is reported.
 Terms = dict[str, Tensor]
 RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent streams of one seed
@@ -86,12 +87,15 @@ class Updater(Estimator):
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
+        unseen_rows: NDArray[Any] | None = None,
     ) -> Self:
         """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is left as it is.
 
-        Raises DataError for rows or labels that cannot be used, CollapseError when loss or weights stop being finite.
+        `unseen_rows`: rows that `classifier` was never trained on, for the methods that need some; neither test rows
+        nor rows that choose settings. Raises DataError for rows or labels that cannot be used, CollapseError when loss
+        or weights stop being finite.
         """
-        run = Run(self, classifier, images, labels, retain_rows, forget_rows)
+        run = Run(self, classifier, images, labels, retain_rows, forget_rows, unseen_rows)
         self.history_ = self._descend(run)
         self.classifier_ = run.student.eval()
         return self
@@ -115,9 +119,11 @@ class Run:
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
+        unseen_rows: NDArray[Any] | None = None,
     ) -> None:
         self.options = options
         self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        self.unseen = checked_unseen(self.labels, self.retain, self.forget, unseen_rows)
         self.images = images
         self.original = copy.deepcopy(classifier).eval().requires_grad_(False)
         student = copy.deepcopy(classifier).requires_grad_(True)
@@ -166,9 +172,13 @@ class Run:
 
     def logits(self, rows: Index, frozen_norm: bool = False) -> Tensor:
         """The student's logits `(b, C)` float32; `frozen_norm`: batch norm uses running statistics, and keeps them."""
+        return self.logits_of(self.images[rows], frozen_norm)
+
+    def logits_of(self, inputs: NDArray[np.uint8] | Tensor, frozen_norm: bool = False) -> Tensor:
+        """As `logits`, of pictures that are no rows: uint8, or preprocessed."""
         self._freeze_norm(frozen_norm)
         with self.autocast():
-            out: Tensor = self.student(self.images[rows])
+            out: Tensor = self.student(inputs)
         return out.float()
 
     def features(self, rows: Index, frozen_norm: bool = False) -> Tensor:
@@ -199,10 +209,14 @@ class Run:
         phases: Sequence[Phase],
         parameters: Mapping[str, nn.Parameter] | None = None,
         movable: Mapping[str, Tensor] | None = None,
+        adjust: Callable[[Mapping[str, nn.Parameter]], None] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> list[dict[str, float]]:
         """SGD on `parameters` (default all of the student's) through the phases; per epoch the means of the terms.
 
         `movable` holds a boolean mask per name: a weight outside it keeps its bits, decay and momentum included.
+        `adjust` may change the gradients in place after each backward pass, before decay and mask. `stop`
+        is asked after each phase whether the rest is to be left out.
         """
         parameters = dict(self.student.named_parameters()) if parameters is None else parameters
         o = self.options
@@ -224,6 +238,8 @@ class Run:
                         terms = phase.loss(*batch)
                         optimizer.zero_grad(set_to_none=True)
                         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+                        if adjust is not None:
+                            adjust(parameters)
                         self._decay_and_mask(parameters, movable)
                         optimizer.step()
                         for name, value in terms.items():
@@ -232,6 +248,8 @@ class Run:
                         advance(len(batch[0]))
                 self._refuse_divergence(means, phase)
                 history.setdefault(phase.epoch, {"epoch": phase.epoch + 1}).update(means)
+                if stop is not None and stop():
+                    break
         self._refuse_ruin()
         return list(history.values())
 
@@ -270,28 +288,3 @@ def kl(target: Tensor, logits: Tensor) -> Tensor:
     Never `reduction="mean"`, which divides by the number of classes too.
     """
     return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
-
-
-def checked(
-    classifier: Classifier,
-    images: NDArray[np.uint8],
-    labels: NDArray[Any],
-    retain_rows: NDArray[Any],
-    forget_rows: NDArray[Any],
-) -> tuple[Index, Index, Index]:
-    """Labels and rows as int64. Raises DataError for what cannot be used."""
-    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, forget_rows))
-    if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:
-        raise DataError(
-            f"images {images.shape} {images.dtype} and labels {y.shape}: there must be one label per uint8 image"
-        )
-    for name, rows in (("retain_rows", retain), ("forget_rows", forget)):
-        if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(y):
-            raise DataError(f"{name}: {len(rows)} rows; there must be some, within 0..{len(y) - 1}")
-    both = np.intersect1d(retain, forget)
-    if len(both):
-        raise DataError(f"row {both[0]} ({len(both)} rows in all) is to be retained and forgotten at once")
-    used = y[np.concatenate([retain, forget])]
-    if used.min() < 0 or used.max() >= classifier.card.num_classes:
-        raise DataError(f"labels span {used.min()}..{used.max()}; the model has {classifier.card.num_classes} classes")
-    return y, retain, forget

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import cross_entropy
 
+from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater
 
 
@@ -21,6 +23,9 @@ class NegGradPlus(Updater):
     Batch norm: forgotten batches by running statistics. Other arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
+    )
     alpha: float = 0.98
     cap: float | None = 6.0
     lr: float = 0.03

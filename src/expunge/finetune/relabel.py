@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
 from expunge.system.errors import DataError
 
@@ -21,6 +23,9 @@ class RandomLabels(Updater):
     likely (Graves et al., arXiv 2010.10981). An epoch is a pass over both. Arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2010.10981"
+    )
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:
@@ -44,6 +49,9 @@ class SalUn(RandomLabels):
     weights, and move. Other arguments as in Updater. Fitted besides: `mask_`, name -> boolean tensor.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2310.12508"
+    )
     density: float = 0.5
     mask_: dict[str, Tensor] = field(init=False)
 

@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
 from expunge.finetune.cut import Activations, above, check_cut, layers_above, rows_of
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError, DataError
@@ -44,6 +46,14 @@ class Relearn(Estimator):
     `history_`, a list per pass of pass, loss, accuracy (of batches as they were trained on), seconds.
     The weights depend on arguments, data, kind of processor and number of threads only.
     """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"),
+        ("activations", "retained rows"),
+        "weights",
+        "passes over retained rows",
+        "arXiv 2201.06640; soft targets: derived",
+    )
 
     def __init__(
         self,

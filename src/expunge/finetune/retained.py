@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.nn.functional import cross_entropy
 
+from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
 
 
@@ -16,6 +18,9 @@ class FineTune(Updater):
     A large first `lr` forgets more (Golatkar et al., arXiv 1911.04933). Arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 1911.04933"
+    )
     lr: float = 0.2
 
     def phases(self, run: Run) -> list[Phase]:

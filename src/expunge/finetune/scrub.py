@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softmax
 
+from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 
 
@@ -25,6 +27,9 @@ class Scrub(Updater):
     rows that follows brings the running statistics back. Other arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
+    )
     epochs: int = 2
     max_epochs: int = 1
     alpha: float = 0.5

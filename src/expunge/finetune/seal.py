@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from expunge.core.facts import Facts
 from expunge.core.maps import FeatureMap
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
 
@@ -38,6 +39,9 @@ class Seal(Updater):
     Other arguments as in Updater.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "derived"
+    )
     map: FeatureMap = field(kw_only=False)
     inputs: Literal["both", "forget"] = "both"
     logit_weight: float = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from expunge.core.estimator import Estimator
-from expunge.finetune.loop import Index, checked
+from expunge.core.facts import Facts
+from expunge.finetune.rows import Index, checked
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError
 from expunge.system.progress import progress
@@ -41,6 +42,9 @@ class Ssd(Estimator):
     of weights selected; `history_`, one entry. Raises ConfigError when nothing is selected, naming the largest ratio.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "closed form", "arXiv 2308.07707"
+    )
     alpha: float = 20.0
     dampening: float = 1.0
     fisher: Fisher = "batch"

@@ -32,6 +32,7 @@ class FitInputs:
     retain_rows: np.ndarray
     forget_classes: list[int]  # classes forgotten as a whole
     held_rows: np.ndarray  # of both, to choose settings by
+    unseen_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # rows the model never saw
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows that are in neither
     model_dir: Path | None = None  # the original's: what its training kept for exact deletion
     forgotten_dir: Path | None = None  # where the key of row digests lies

@@ -28,12 +28,16 @@ from expunge.core import (
     RepresentationMlp,
     RepresentationZeroShot,
     RepresentationZeroShotMlp,
+    RidgeHead,
     Stitch,
     TeacherMap,
     identity,
 )
-from expunge.finetune import FOR_SAMPLES, Seal
+from expunge.core.estimator import Estimator
+from expunge.core.tilted import Tilt
+from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal, TeacherOracle
 from expunge.finetune import METHODS as FINETUNE
+from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.exact import delete_exactly
 from expunge.methods.inputs import FitInputs
@@ -168,8 +172,27 @@ def _finetune(
     if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
         settings = {**FOR_SAMPLES.get(method, {}), **settings}
     fitted = _make(name, FINETUNE[method], settings)
+    rows: tuple[np.ndarray, ...] = (request.retain_rows, request.forget_rows)
+    if isinstance(fitted, Updater):
+        rows = (*rows, request.unseen_rows)
+    fitted.fit(request.classifier, request.images(), request.labels, *rows)
+    return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
+
+
+def _oracle_match(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
+    """The oracle is the entry's teacher, or the ridge head without the forgotten rows where it has none."""
+    if before is not None and before.classifier is None:
+        raise ConfigError(f"params.yaml: fit.{name}: `after` leaves the backbone; oracle-match needs a relearned one")
+    oracle = TeacherOracle(before.classifier) if before is not None and before.classifier is not None else RidgeOracle()
+    fitted = _make(name, OracleMatch, {"oracle": oracle, **settings})
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
     return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
+
+
+def _tilt(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
+    classes = request.whole_classes(name)
+    fitted = _make(name, Tilt, {"classes": classes, **settings}).fit(request.head)
+    return UnlearnedModel(fitted.map_, fitted.head_, {"masked": classes})
 
 
 def _seal(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
@@ -193,28 +216,40 @@ def _make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
 
 
 Fit = Callable[[str, FitInputs, Settings, UnlearnedModel | None], UnlearnedModel]
-METHODS: dict[str, Fit] = {
-    "logit-mask": _logit_mask,
-    "loft": _loft,
-    "ru-linear": _ru_linear,
-    "ru-mlp": _ru_mlp,
-    "ru-zero-shot": _ru_zero_shot,
-    "ru-zero-shot-mlp": _ru_zero_shot_mlp,
-    "leace": _leace,
-    "pour-p": _pour_p,
-    "esc": _esc,
-    "head-refit": _head_refit,
-    "exact": _exact,
-    "certified-removal": _certified_removal,
-    "relearn": _relearn,
-    "teacher-map": _teacher_map,
-    "seal": _seal,
-    **{name: partial(_finetune, method=name) for name in FINETUNE},
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A line of the table: the class, whose `facts` say what it is for, and how it is fitted to a request."""
+
+    kind: type[Estimator]
+    fit: Fit
+
+
+METHODS: dict[str, Method] = {
+    "logit-mask": Method(LogitMask, _logit_mask),
+    "tilt": Method(Tilt, _tilt),
+    "loft": Method(Loft, _loft),
+    "ru-linear": Method(RepresentationLinear, _ru_linear),
+    "ru-mlp": Method(RepresentationMlp, _ru_mlp),
+    "ru-zero-shot": Method(RepresentationZeroShot, _ru_zero_shot),
+    "ru-zero-shot-mlp": Method(RepresentationZeroShotMlp, _ru_zero_shot_mlp),
+    "leace": Method(Leace, _leace),
+    "pour-p": Method(PourP, _pour_p),
+    "esc": Method(Esc, _esc),
+    "head-refit": Method(HeadRefit, _head_refit),
+    "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, as the model was trained
+    "certified-removal": Method(CertifiedRemoval, _certified_removal),
+    "relearn": Method(Relearn, _relearn),
+    "teacher-map": Method(TeacherMap, _teacher_map),
+    "seal": Method(Seal, _seal),
+    "oracle-match": Method(OracleMatch, _oracle_match),
+    **{name: Method(kind, partial(_finetune, method=name)) for name, kind in FINETUNE.items()},
 }
 
 
 # torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
-DESCENDS = {"relearn", "teacher-map", "seal", "ru-mlp", "ru-zero-shot-mlp", *FINETUNE}
+DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost != "closed form"}
 
 
 def warm_up(name: str, table: Mapping[str, Settings]) -> None:
@@ -246,7 +281,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
 
     def fitted(request: FitInputs, settings: Settings) -> UnlearnedModel:
         before = None if after is None else _fit(name, after["method"], request, after)
-        return METHODS[method](name, request, settings, before)
+        return METHODS[method].fit(name, request, settings, before)
 
     if not choose:
         return fitted(request, settings)

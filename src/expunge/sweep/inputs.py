@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from expunge.config import Data
 from expunge.data.images import decode
-from expunge.data.prepare import open_source
+from expunge.data.prepare import NAMED, open_source
 from expunge.data.readers.tables import DELIMITERS, ROLES
 from expunge.data.schema import ENCODED, TEXT, row_digest, text_digest
 from expunge.data.selectors import read_values
@@ -24,6 +24,7 @@ from expunge.data.source import Source
 from expunge.sweep.journal import Journal, staged
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.targets import Targets
+from expunge.system.errors import DataError
 from expunge.system.files import MANIFEST
 from expunge.system.paths import DATASET, RAW, REQUESTS, WORK
 
@@ -31,7 +32,10 @@ Found = Residue | NotPurgeable
 INSTALLED = {
     "digits": ("scikit-learn's own copy of the digits", "whoever installs packages on this machine"),
     "fashion-mnist": ("the published archive, in an installed package or at its origin", "whoever installs packages"),
+    "fortunes": ("the published quotations, in an installed package or at its origin", "whoever installs packages"),
+    "emoji": ("the published archives at their origin", "whoever publishes them"),
 }
+PUBLISHED = ("the data set by name, in the files it was read from or at its origin", "the owner of those files")
 IN_PROGRESS = ("features", "train", "ensembles")
 
 
@@ -49,8 +53,8 @@ class _Rows:
 def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Found]:
     """The input of the pipeline. One that was installed, or that may not be written, is somebody else's to clean:
     tombstones keep its rows out of the dataset."""
-    if data.source in INSTALLED and data.path is None:
-        what, who = INSTALLED[data.source]
+    if data.source.startswith(NAMED) or (data.source in INSTALLED and data.path is None):
+        what, who = INSTALLED.get(data.source, PUBLISHED)
         if len(targets.tombstones):
             yield NotPurgeable(f"source {data.source}", what, who)
         raw = targets.root / RAW
@@ -68,7 +72,7 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
         return
     # Not `path` itself where it lies elsewhere: a report names no place on the machine.
     where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
-    if where != str(data.path) or data.source == "fashion-mnist" or not _writable(path):
+    if where != str(data.path) or data.source in INSTALLED or not _writable(path):
         yield NotPurgeable(where, f"{count} rows in an input that may not be rewritten", "the owner of that file")
         return
     yield Residue(where, "rows", count)
@@ -181,8 +185,14 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
     directory = targets.root / REQUESTS
     readable = (".txt", ".csv", ".parquet")
     for file in sorted(f for f in directory.glob("*") if f.suffix.lower() in readable):
-        column = _column(file)
-        values = read_values(file, column)
+        try:
+            column = _column(file)
+            values = read_values(file, column)
+        except (DataError, csv.Error, UnicodeDecodeError, pa.ArrowException) as e:
+            # One bad list is no reason to keep what everybody else asked for.
+            problem = str(e).partition(", first ")[0].replace(str(file), "a list")  # no id, and no name of a file
+            yield NotPurgeable(str(REQUESTS), f"cannot be looked into: {problem}", "whoever put the list there")
+            continue
         erased = targets.hits(values)
         if not erased.any():
             continue

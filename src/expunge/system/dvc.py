@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from expunge.system.errors import DataError, ExpungeError
@@ -26,7 +27,8 @@ def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataEr
     done = subprocess.run(command(*arguments), cwd=root, env=environment(), text=True, capture_output=True)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
-        raise error(f"dvc {' '.join(arguments[:2])} failed: {tail}")
+        what = " ".join(takewhile(lambda a: not a.startswith("-"), arguments[:2]))
+        raise error(f"dvc {what} failed: {tail}")
     return done.stdout
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,6 +24,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
 PREFLIGHT_SECONDS = 5
+MIGRATIONS, COPYING = "alembic_version", "_alembic_tmp_"  # tables that MLflow's migrations keep, and begin names with
 EXPERIMENT_TAGS = {
     # Else the UI opens it among the pages for language models.
     "mlflow.experimentKind": "custom_model_development",
@@ -42,11 +44,14 @@ def tracking_uri() -> str:
 def connect() -> MlflowClient:
     """A client of the store in use; a database that is not there yet is created.
 
-    Processes that open one SQLite database at the same time wait for the first to finish its tables.
-    Raises TrackingError if the store cannot be opened.
+    A SQLite database gets its tables under another name first, so that a killed process leaves no half of one.
+    Processes that open one at the same time wait for the first to finish. Raises TrackingError if the store cannot be
+    opened.
     """
     uri = tracking_uri()
     with refusals("opening the store"), _alone(uri):
+        if uri.startswith(SQLITE):
+            _make_database(_database(uri))
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -115,6 +120,41 @@ def shown(uri: str) -> str:
 
 def _database(uri: str) -> Path:
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
+def _make_database(path: Path) -> None:
+    """Create the database `path` with all tables, by renaming a finished one; nothing where a finished one is there.
+
+    What a process that was killed between two migrations left is replaced: MLflow cannot go on with it.
+    """
+    if path.exists() and not _unfinished(path):
+        return
+    new = path.with_name(path.name + ".new")
+    for left in (new, new.with_name(new.name + "-journal"), path.with_name(path.name + "-journal")):
+        left.unlink(missing_ok=True)
+    client = MlflowClient(f"{SQLITE}{new}")
+    client.search_experiments(max_results=1)
+    client._tracking_client.store.engine.dispose()  # no connection outlives the rename
+    os.replace(new, path)
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether `path` is a database of MLflow's in which no table but the migrations' own holds a row.
+
+    A finished one holds at least MLflow's default experiment; tables of other programs are left alone.
+    """
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.tracking.dbmodels.initial_models import Base as First
+
+    known = {*Base.metadata.tables, *First.metadata.tables, MIGRATIONS}
+    try:
+        with closing(sqlite3.connect(path)) as db:  # which also takes back what was not committed
+            tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if any(name not in known and not name.startswith(COPYING) for name in tables):
+                return False
+            return not any(db.execute(f'SELECT 1 FROM "{t}" LIMIT 1').fetchone() for t in tables - {MIGRATIONS})
+    except sqlite3.Error:
+        return False  # no database: MLflow says so
 
 
 @contextmanager

@@ -80,6 +80,16 @@ def test_image_folder_with_its_own_split(tmp_path: Path) -> None:
     assert dataset.labels().tolist() == [0, 0, 0, 1, 0]
 
 
+def test_image_folder_with_train_and_val(tmp_path: Path) -> None:
+    """`val` is the test split; it was a class of its own, and `train` the other."""
+    names = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"]
+    dataset = prepared(tmp_path, "image-folder", path=folder(tmp_path / "in", names))
+    assert dataset.class_names == ["a", "b"] and dataset.sample_ids() == names
+    assert dataset.splits().tolist() == ["train"] * 3 + ["test"] * 2
+    everything = folder(tmp_path / "all", [*names, "test/a/0.png"])
+    refused(tmp_path, r"val: beside train/ and test/", "image-folder", everything)
+
+
 def test_bad_image_folders(tmp_path: Path) -> None:
     root = folder(tmp_path / "in", [f"a/{i}.png" for i in range(4)])
     (root / "a" / "2.png").write_bytes(png(0)[:-20])

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import logging
 import shutil
-import subprocess
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from expunge.data.packages import unpack_debian
 from expunge.data.schema import RAW, TEST, TRAIN
 from expunge.data.source import Batch, Source, array_batches
 from expunge.system.errors import DataError
@@ -111,7 +111,7 @@ def locate(raw_dir: Path) -> Path:
                     read_idx(found / name)
                 found.rename(fetched)
                 return fetched
-            except (DataError, OSError, subprocess.SubprocessError) as e:
+            except (DataError, OSError) as e:
                 problems.append(f"{fetch.__name__}: {e}")
                 log.info("Fashion-MNIST, %s", problems[-1])
     finally:
@@ -124,17 +124,7 @@ def locate(raw_dir: Path) -> Path:
 
 def fetch_package(work: Path) -> Path:
     """Download the Debian package into `work` and unpack it there; needs apt-get and dpkg, not root."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise DataError("no apt-get and dpkg here")
-    log.info("fetching the Debian package %s", PACKAGE)
-    run = {"cwd": work, "check": True, "capture_output": True, "timeout": 300}
-    try:
-        subprocess.run(["apt-get", "download", PACKAGE], **run)  # type: ignore[call-overload]
-        (deb,) = work.glob("*.deb")
-        subprocess.run(["dpkg", "-x", deb.name, "unpacked"], **run)  # type: ignore[call-overload]
-    except subprocess.CalledProcessError as e:
-        raise DataError(f"{' '.join(e.cmd)}: {e.stderr.decode(errors='replace').strip()}") from e
-    return work / "unpacked" / INSTALLED.relative_to("/")
+    return unpack_debian([PACKAGE], work) / INSTALLED.relative_to("/")
 
 
 def fetch_official(work: Path, urls: tuple[str, ...] = URLS) -> Path:

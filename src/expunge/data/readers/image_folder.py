@@ -1,14 +1,14 @@
-"""A folder of images: one folder per class, optionally below `train/` and `test/`. File bytes are kept as they are."""
+"""A folder of images: one folder per class, optionally below `train/` and `test/` or `val/`; file bytes are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from expunge.data.images import SUFFIXES
-from expunge.data.schema import ENCODED, SPLITS
+from expunge.data.schema import ENCODED
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
 from expunge.system.errors import DataError
 
@@ -18,18 +18,21 @@ BATCH = 64
 def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
     """Images below `root`; a row's id is its path relative to `root`, a class's name is its folder's.
 
-    With both `train` and `test` at the top they are the split, else a seeded stratified `test_fraction` is drawn.
+    With `train` and one of `test` and `val` at the top they are the split, `val` being the test split; else a seeded
+    stratified `test_fraction` is drawn.
     Images may lie at any depth below their class folder. Hidden files are passed over; any other file that is not an
     image is refused by name, as is an image outside a class folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: not a directory; image-folder reads one folder per class")
-    given = all((root / split).is_dir() for split in SPLITS)
+    held = "test" if (root / "test").is_dir() else "val"
+    given = (root / "train").is_dir() and (root / held).is_dir()
+    folders = {"train": "train", held: "test"} if given else {"": ""}
     files: list[tuple[Path, str, str]] = []  # path, class name, split or ""
-    for split in SPLITS if given else ("",):
-        files += [(f, _class_of(f, root / split), split) for f in _images(root / split)]
+    for folder, split in folders.items():
+        files += [(f, _class_of(f, root / folder), split) for f in _images(root / folder)]
     if given:
-        _refuse_strays(root)
+        _refuse_strays(root, folders)
     if not files:
         raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) below it")
     names = tuple(sorted({name for _, name, _ in files}))
@@ -65,10 +68,11 @@ def _class_of(file: Path, top: Path) -> str:
     return parts[0]
 
 
-def _refuse_strays(root: Path) -> None:
+def _refuse_strays(root: Path, folders: Collection[str]) -> None:
     for entry in sorted(root.iterdir()):
-        if entry.name not in SPLITS and not entry.name.startswith("."):
-            raise DataError(f"{entry}: beside train/ and test/; move it into one of them or out of the data")
+        if entry.name not in folders and not entry.name.startswith("."):
+            beside = " and ".join(f"{folder}/" for folder in folders)
+            raise DataError(f"{entry}: beside {beside}; move it into one of them or out of the data")
 
 
 def _read(file: Path) -> bytes:

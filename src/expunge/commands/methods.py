@@ -1,0 +1,34 @@
+"""methods: every method with the requests it answers, what it needs and changes, what it costs, and its source."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(methods)
+
+
+def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List the methods that params.yaml may name, and what each is for."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from expunge.methods.table import METHODS
+
+    facts = {name: method.kind.facts for name, method in METHODS.items()}
+    if as_json:
+        typer.echo(json.dumps({name: asdict(f) for name, f in facts.items()}, indent=2))
+        return
+    table = Table("method", "requests", "needs", "changes", "cost", "source", box=None, pad_edge=False)
+    for name, f in facts.items():
+        table.add_row(name, ", ".join(f.requests), ", ".join(f.needs), f.changes, f.cost, f.source)
+    console = Console()
+    # Piped, it is one line per method: a width of 80 would break names and papers.
+    (console if console.is_terminal else Console(width=200)).print(table)

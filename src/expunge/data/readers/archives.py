@@ -1,0 +1,127 @@
+"""Published archives: found, checked against their published MD5, fetched when asked for, and unpacked whole or not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import tarfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from expunge.system.errors import DataError
+
+log = logging.getLogger(__name__)
+
+PIECE = 1 << 20
+TIMEOUT = 60  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file as its publisher offers it: `urls` are tried in order, `md5` is the publisher's (hex)."""
+
+    name: str
+    md5: str
+    urls: tuple[str, ...]
+
+
+def checked_file(directory: Path, wanted: Published, download: bool) -> Path:
+    """The published file in `directory`, fetched there first when it is missing and `download` is true.
+
+    Raises DataError for a missing file, and for one whose MD5 is not the published one: it is half-downloaded, changed
+    or another file.
+    """
+    file = directory / wanted.name
+    if file.is_file():
+        _check(file, wanted)
+        return file
+    if not download:
+        raise DataError(f"{file}: no such file; put it there from {wanted.urls[0]}, or set data.download: true")
+    return fetch(directory, wanted)
+
+
+def fetch(directory: Path, wanted: Published) -> Path:
+    """Download to `directory / wanted.name`: under a temporary name until its MD5 is right. Raises DataError."""
+    file = directory / wanted.name
+    problems = []
+    for url in wanted.urls:
+        log.info("fetching %s", url)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with _temporary(directory, wanted.name) as tmp:
+                with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, open(tmp, "wb") as out:
+                    shutil.copyfileobj(answer, out, PIECE)
+                _check(tmp, wanted)
+                os.replace(tmp, file)
+            return file
+        except (OSError, DataError) as e:
+            problems.append(f"{url}: {e}")
+    raise DataError(f"{file}: could not be fetched ({'; '.join(problems)}); put it there by hand")
+
+
+def unpacked(root: Path, folder: str, wanted: Published, download: bool) -> Path:
+    """The directory `root / folder`, unpacked from the published archive in `root` when it is not there.
+
+    `root` may be that directory itself. The archive is checked first and unpacked under a temporary name, so that
+    `folder` is whole or absent. Raises DataError.
+    """
+    if root.name == folder and root.is_dir():
+        return root
+    target = root / folder
+    if target.is_dir():
+        return target
+    if not (root / wanted.name).is_file() and not download:
+        raise DataError(
+            f"{root}: holds neither {folder}/ nor {wanted.name}; data.root must name the directory with one of them, "
+            f"from {wanted.urls[0]}, or set data.download: true"
+        )
+    archive = checked_file(root, wanted, download)
+    try:
+        with _temporary(root, folder) as tmp:
+            _extract(archive, tmp)
+            if not (tmp / folder).is_dir():
+                raise DataError(f"{archive}: holds no directory {folder}/")
+            os.replace(tmp / folder, target)
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
+        raise DataError(f"{archive}: cannot be unpacked into {root} ({e})") from e
+    return target
+
+
+def _extract(archive: Path, out: Path) -> None:
+    out.mkdir()
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(out)  # drops leading slashes and `..` from names
+        return
+    with tarfile.open(archive) as tar:
+        tar.extractall(out, filter="data")  # refuses links and names that lead outside
+
+
+@contextmanager
+def _temporary(directory: Path, name: str) -> Iterator[Path]:
+    """A name beside the final one; whatever is left under it is removed."""
+    tmp = directory / f".{name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield tmp
+    finally:
+        if tmp.is_dir():
+            shutil.rmtree(tmp)
+        tmp.unlink(missing_ok=True)
+
+
+def _check(file: Path, wanted: Published) -> None:
+    with open(file, "rb") as f:
+        found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != wanted.md5:
+        raise DataError(
+            f"{file}: MD5 is {found}, published is {wanted.md5}; it is incomplete or another file, "
+            "delete it and fetch it again"
+        )

@@ -1,0 +1,59 @@
+"""Data sets by name: `torchvision:CIFAR10` reads the files torchvision downloads, without loading a pickle.
+
+The formats are read here, not by torchvision's classes: those of CIFAR unpickle, and importing them needs compiled
+operators that fit the installed torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from expunge.data.readers.cifar import CIFAR10, CIFAR100, read_cifar
+from expunge.data.readers.idx import FASHION_MNIST, KMNIST, MNIST, read_idx_set
+from expunge.data.readers.image_folder import read_image_folder
+from expunge.data.readers.imagenet import read_imagenet, read_tiny_imagenet
+from expunge.data.readers.listed import read_flowers102, read_food101
+from expunge.data.readers.stl10 import read_stl10
+from expunge.data.readers.svhn import read_svhn
+from expunge.data.source import Source
+from expunge.system.errors import DataError
+
+PREFIX = "torchvision:"
+NAMED: dict[str, Callable[[Path, bool], Source]] = {
+    "CIFAR10": lambda root, download: read_cifar(root, CIFAR10, download),
+    "CIFAR100": lambda root, download: read_cifar(root, CIFAR100, download),
+    "MNIST": lambda root, download: read_idx_set(root, MNIST, download),
+    "FashionMNIST": lambda root, download: read_idx_set(root, FASHION_MNIST, download),
+    "KMNIST": lambda root, download: read_idx_set(root, KMNIST, download),
+    "SVHN": read_svhn,
+    "STL10": read_stl10,
+    "Food101": read_food101,
+    "Flowers102": read_flowers102,
+    "TinyImageNet": read_tiny_imagenet,  # no class of torchvision; the same layout as its publisher's archive
+}
+WITHOUT_DOWNLOAD = ("ImageNet", "ImageFolder")
+
+
+def read_named(source: str, root: Path, download: bool = False, test_fraction: float = 0.2, seed: int = 0) -> Source:
+    """The data set `torchvision:NAME` below `root`; with `download` it is fetched there when it is not there yet.
+
+    Splits are the publisher's; `test_fraction` and `seed` only matter for ImageFolder without train/ and test/.
+    Raises DataError for an unknown name, a missing root, and whatever is wrong with the files.
+    """
+    name = source.removeprefix(PREFIX)
+    known = (*NAMED, *WITHOUT_DOWNLOAD)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(known)}"
+        raise DataError(f"data.source: no reader for {source!r}; {hint}")
+    if download and name in WITHOUT_DOWNLOAD:
+        raise DataError(f"data.download: {name} cannot be downloaded; put its pictures below {root}")
+    if not root.is_dir() and not download:
+        raise DataError(f"{root}: no such directory (data.root in params.yaml), or set data.download: true")
+    if name == "ImageNet":
+        return read_imagenet(root)
+    if name == "ImageFolder":
+        return read_image_folder(root, test_fraction, seed)
+    return NAMED[name](root, download)

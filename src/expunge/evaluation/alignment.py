@@ -1,0 +1,79 @@
+"""Dimensional alignment: how much of the forgotten rows' features lies where the retained rows' features lie.
+
+After Seo, Kim and Han (arXiv 2407.17710), whose formula was not found: this one is a reconstruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation.divergence import Floats
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """`at_rank`: the share of the forgotten rows' energy in the leading `rank` retained directions, in [0, 1];
+    `area`: the mean of that share over all ranks 1..d, in (0, 1].
+
+    Neither is better when higher. A model that never saw the rows gives the value to meet; a projection onto retained
+    directions reaches 1, above it [derived].
+    """
+
+    rank: int
+    at_rank: float
+    area: float
+
+    def from_reference(self, reference: Alignment) -> dict[str, float]:
+        """Signed differences to the retrained model's values, in [-1, 1]; 0 is the target, either side is off."""
+        return {"at_rank": self.at_rank - reference.at_rank, "area": self.area - reference.area}
+
+
+def alignment(retain: NDArray[Any], forget: NDArray[Any], energy: float = 0.95) -> Alignment:
+    """Alignment of forgotten with retained features of one model, at the least rank that holds `energy` of the latter.
+
+    `retain` and `forget (d, d)`: uncentred second moments E[z z'] of the model's own features, as `Moments.second()`
+    gives them. Raises ValueError for matrices of different shapes or `energy` outside (0, 1].
+    """
+    if not 0 < energy <= 1:
+        raise ValueError(f"energy {energy} must lie in (0, 1]")
+    if retain.shape != forget.shape or retain.ndim != 2 or retain.shape[0] != retain.shape[1]:
+        raise ValueError(f"second moments {retain.shape} and {forget.shape} do not fit together")
+    rank = energy_rank(retain, energy)
+    curve = alignment_curve(retain, forget)
+    return Alignment(rank, float(curve[rank - 1]), float(curve.mean()))
+
+
+def alignment_curve(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
+    """`DA_k = tr(P_k' S_f P_k) / tr(S_f)` for k = 1..d, `(d,)` float64, nondecreasing, its last value 1.
+
+    `retain` and `forget (d, d)`: uncentred second moments S_r and S_f; P_k holds the k leading eigenvectors of S_r.
+    Raises ValueError when S_f is zero: features that vanish lie nowhere.
+    """
+    _, vectors = _spectrum(retain)
+    total = float(np.trace(forget))
+    if total <= 0:
+        raise ValueError("the forgotten rows' features are all zero, so they are aligned with nothing")
+    shares: Floats = np.einsum("ik,ij,jk->k", vectors, forget, vectors, optimize=True) / total
+    curve: Floats = np.minimum(np.cumsum(np.maximum(shares, 0.0)), 1.0)
+    return curve
+
+
+def energy_rank(second: NDArray[Any], energy: float) -> int:
+    """The least k whose k largest eigenvalues hold the share `energy` of the trace of `second (d, d)`."""
+    values, _ = _spectrum(second)
+    held = np.cumsum(values) / values.sum()
+    # Rounding leaves the last share within some 1e-16 of 1.
+    return min(int(np.searchsorted(held, energy - 1e-12)) + 1, len(values))
+
+
+def _spectrum(second: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Eigenvalues, largest first, and their eigenvectors as columns. Raises ValueError for a zero matrix."""
+    values, vectors = np.linalg.eigh(np.asarray(second, np.float64))
+    values = np.maximum(values[::-1], 0.0)
+    if values.sum() <= 0:
+        raise ValueError("the retained rows' features are all zero, so they have no leading directions")
+    return values, vectors[:, ::-1]

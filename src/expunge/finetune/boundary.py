@@ -1,0 +1,114 @@
+"""Boundary unlearning: forgotten rows go where the decision boundary is nearest, or to a class that is then removed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from expunge.core.facts import Facts
+from expunge.finetune.kinds import kept_classes, need_whole_classes
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+from expunge.models.preprocess import Preprocess
+from expunge.system.errors import ConfigError
+
+WHY = "the boundary is that of the class"
+FACTS = Facts(("classes",), ("images",), "weights", "passes over forgotten rows", "arXiv 2303.11570")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BoundaryShrink(Updater):
+    """CE of forgotten rows to the class across the nearest boundary; Chen et al., arXiv 2303.11570.
+
+    `x' = x + eps sign(dCE/dx)` under the original; the new label is the class of x' that the original believes in most
+    among the classes that keep rows. The published code takes any class: where the attack fails, that is the row's
+    own, which is taught again.
+
+    eps    of the pixel range
+    soft   teach the original's probabilities of x' over the classes that stay instead of their largest [derived]
+
+    An epoch is a pass over the forgotten rows; retained rows are not looked at and `retain_share` has no effect. Whole
+    classes only. Batch norm: running statistics. Other arguments as in Updater.
+    """
+
+    facts: ClassVar[Facts] = FACTS
+    eps: float = 0.1
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps < 0:
+            raise ValueError(f"eps {self.eps} must be 0 or more")
+
+    def phases(self, run: Run) -> list[Phase]:
+        need_whole_classes(run, WHY)
+        keep = kept_classes(run)
+
+        def loss(rows: Index) -> Terms:
+            beyond = across(run, rows, self.eps).masked_fill(~keep, -torch.inf)
+            logits = run.logits(rows, frozen_norm=True)
+            if self.soft:
+                return {"forget": kl(beyond.softmax(1), logits)}
+            return {"forget": cross_entropy(logits, beyond.argmax(1))}
+
+        return [Phase(epoch, "forgotten", single(run.forgotten(epoch)), loss) for epoch in range(self.epochs)]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BoundaryExpand(Updater):
+    """Forgotten rows are taught a class C + 1 that is then taken out of the head; Chen et al., arXiv 2303.11570.
+
+    An epoch is a pass over the forgotten rows; retained rows are not looked at and `retain_share` has no effect. The
+    new row of the head is drawn with `seed`, as a fresh layer's. Whole classes only. Batch norm: running statistics.
+    """
+
+    facts: ClassVar[Facts] = FACTS
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        need_whole_classes(run, WHY)
+        head = run.student.head
+        run.student.head = grown(head, self.seed)
+        history = run.train(self.phases(run))
+        shrunk = nn.Linear(head.in_features, head.out_features, device=run.device)
+        with torch.no_grad():
+            shrunk.weight.copy_(run.student.head.weight[:-1])
+            shrunk.bias.copy_(run.student.head.bias[:-1])
+        run.student.head = shrunk
+        return history
+
+    def phases(self, run: Run) -> list[Phase]:
+        def loss(rows: Index) -> Terms:
+            logits = run.logits(rows, frozen_norm=True)
+            return {"forget": cross_entropy(logits, torch.full_like(run.y(rows), logits.shape[1] - 1))}
+
+        return [Phase(epoch, "forgotten", single(run.forgotten(epoch)), loss) for epoch in range(self.epochs)]
+
+
+def across(run: Run, rows: Index, eps: float) -> Tensor:
+    """The original's logits `(b, C)` of the rows after one step of the sign of their loss's gradient."""
+    preprocess = run.original.preprocess
+    if not isinstance(preprocess, Preprocess):
+        raise ConfigError(f"{type(run.options).__name__} changes pixels; a classifier of texts has none")
+    x = preprocess(run.images[rows]).to(run.device).requires_grad_()
+    loss = cross_entropy(run.original(x).float(), run.y(rows), reduction="sum")
+    [slope] = torch.autograd.grad(loss, [x])
+    # Pixels in [0, 1] are divided by the deviation on their way in.
+    step = eps / x.new_tensor(preprocess.std).view(1, -1, 1, 1)
+    with torch.no_grad():
+        out: Tensor = run.original(x + step * slope.sign())
+    return out.float()
+
+
+def grown(head: nn.Linear, seed: int) -> nn.Linear:
+    """`head` with one output more, the last."""
+    new = nn.Linear(head.in_features, head.out_features + 1, device=head.weight.device)
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.empty(head.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(head.in_features)
+    with torch.no_grad():
+        new.weight.copy_(torch.cat([head.weight, row.to(head.weight)[None]]))
+        new.bias.copy_(torch.cat([head.bias, head.bias.new_zeros(1)]))
+    return new

@@ -1,0 +1,132 @@
+"""DAMP: each layer loses what the forgotten class's prototype has and retained prototypes do not, more with depth."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
+from expunge.finetune.loop import RELABEL
+from expunge.finetune.projected import patches
+from expunge.finetune.rows import Index, checked
+from expunge.models.classifier import Classifier
+from expunge.system.errors import DataError
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Damp(Estimator):
+    """`W <- W (I - s_l U U')`, U the forgotten prototypes' residuals against the retained ones; nothing is trained.
+
+    After DAMP, arXiv 2604.15166, of which only an outline was at hand: a reconstruction. A prototype is the mean over a
+    class's rows and positions of what the layer reads; the residual is its part outside the span of the retained
+    classes' prototypes, so their mean inputs are answered as before, exactly, layer by layer. `s_l` rises with depth
+    from 0 to `strength`: s_l = strength ((l + 1) / layers) ** growth.
+
+    rows   per class, of which prototypes are taken, drawn with `seed`; None takes all
+
+    Convolutions (ungrouped) and linear layers, the head included; biases and batch norm stay. Whole classes only. In a
+    layer that reads no more directions than there are retained classes there is no residual. Fitted: `classifier_`,
+    `history_` (one entry), `residuals_`, name -> the residuals' share of the prototypes' length.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes",), ("images", "retained rows"), "weights", "closed form", "arXiv 2604.15166, reconstruction"
+    )
+    strength: float = 1.0
+    growth: float = 1.0
+    rows: int | None = 200
+    batch_size: int = 256
+    seed: int = 0
+    classifier_: Classifier = field(init=False)
+    history_: list[dict[str, float]] = field(init=False)
+    residuals_: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1 or self.growth < 0:
+            raise ValueError(f"strength {self.strength} must lie in [0, 1] and growth {self.growth} be 0 or more")
+
+    def fit(
+        self,
+        classifier: Classifier,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        retain_rows: NDArray[Any],
+        forget_rows: NDArray[Any],
+    ) -> Self:
+        """As Updater.fit. Raises DataError where a forgotten class keeps rows."""
+        y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        partly = np.intersect1d(y[retain], y[forget])
+        if len(partly):
+            raise DataError(
+                f"Damp is for whole classes: class {partly[0]} keeps retained rows, and its prototype stays. "
+                "For single rows use regun, fine-tune or relearn"
+            )
+        model = copy.deepcopy(classifier).eval()
+        kept, gone = (self._prototypes(model, images, y, rows) for rows in (retain, forget))
+        self.residuals_ = {}
+        for depth, (name, forgotten) in enumerate(gone.items()):
+            basis, share = residual_basis(kept[name], forgotten)
+            self.residuals_[name] = share
+            s = self.strength * ((depth + 1) / len(gone)) ** self.growth
+            with torch.no_grad():
+                weight = model.get_parameter(name)
+                flat = weight.reshape(len(weight), -1).double()
+                weight.copy_((flat - s * (flat @ basis) @ basis.T).reshape(weight.shape))
+        self.history_ = [{"residual": float(np.mean(list(self.residuals_.values())))}]
+        self.classifier_ = model
+        return self
+
+    @torch.no_grad()
+    def _prototypes(
+        self, model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index
+    ) -> dict[str, Tensor]:
+        """Mean inputs `(classes, k)` float64 of every layer, in the order of the network."""
+        rng = np.random.default_rng([self.seed, RELABEL])
+        found: dict[str, list[Tensor]] = {}
+        for c in np.unique(labels[rows]):
+            of_class = rng.permutation(rows[labels[rows] == c])[: self.rows]
+            for name, total in self._sums(model, images, of_class).items():
+                found.setdefault(name, []).append(total)
+        return {name: torch.stack(parts) for name, parts in found.items()}
+
+    def _sums(self, model: Classifier, images: NDArray[np.uint8], rows: Index) -> dict[str, Tensor]:
+        means: dict[str, Tensor] = {}
+
+        def gather(name: str, module: nn.Module, share: float) -> Any:
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                part = patches(module, inputs[0].double()).mean((0, 1)) * share
+                means[name] = means[name] + part if name in means else part
+
+            return module.register_forward_pre_hook(hook)
+
+        for part in np.array_split(rows, -(-len(rows) // self.batch_size)):
+            hooks = [
+                gather(f"{name}.weight", m, len(part) / len(rows))
+                for name, m in model.named_modules()
+                if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
+            ]
+            try:
+                model(images[part])
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return means
+
+
+def residual_basis(kept: Tensor, forgotten: Tensor) -> tuple[Tensor, float]:
+    """An orthonormal basis `(k, r)` of what rows of `forgotten (f, k)` have outside the span of those of `kept (c, k)`,
+    and that part's share of their length, in [0, 1]."""
+    _, values, vectors = torch.linalg.svd(kept, full_matrices=False)
+    span = vectors[values > 1e-10 * values[0]]
+    residual = forgotten - forgotten @ span.T @ span
+    length = float(torch.linalg.vector_norm(forgotten))
+    share = float(torch.linalg.vector_norm(residual)) / length if length else 0.0
+    _, sizes, directions = torch.linalg.svd(residual, full_matrices=False)
+    return directions[sizes > 1e-8 * max(length, 1e-300)].T, share

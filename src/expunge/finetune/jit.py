@@ -1,0 +1,71 @@
+"""JIT: flatten the network around forgotten rows, from those rows alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.core.facts import Facts
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.unseen import need_unseen, no_better_than_unseen
+from expunge.models.preprocess import Preprocess
+from expunge.system.errors import ConfigError
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Jit(Updater):
+    """`mean_x mean_j ||f(x) - sg f(x + xi_j)|| / ||xi_j||`; Foster et al., arXiv 2402.01401; f the logits.
+
+    sigma   deviation of the noise, in units of the network's input (pixels after normalisation); x + xi is clamped to
+            the range of the batch
+    draws   noises per row and step
+
+    A mean over rows: the published sum makes lr depend on the batch size. No labels, no retained rows; `retain_share`
+    has no effect. With `unseen_rows` it stops after the epoch in which forgotten rows are read no better than those. An
+    epoch is a pass over the forgotten rows. Batch norm: running statistics. Plain SGD. Pictures only.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images",), "weights", "passes over forgotten rows", "arXiv 2402.01401"
+    )
+    sigma: float = 0.3
+    draws: int = 5
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma <= 0 or self.draws < 1:
+            raise ValueError(f"sigma {self.sigma} must be above 0 and draws {self.draws} at least 1")
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        if len(run.unseen):
+            need_unseen(run)
+        stop = (lambda: no_better_than_unseen(run)) if len(run.unseen) else None
+        return run.train(self.phases(run), stop=stop)
+
+    def phases(self, run: Run) -> list[Phase]:
+        preprocess = run.original.preprocess
+        if not isinstance(preprocess, Preprocess):
+            raise ConfigError("Jit adds noise to pixels; a classifier of texts has none")
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def loss(rows: Index) -> Terms:
+            x = preprocess(run.images[rows]).to(run.device)
+            here = run.logits_of(x, frozen_norm=True)
+            noises = [torch.randn(x.shape, generator=generator).to(x) * self.sigma for _ in range(self.draws)]
+            with torch.no_grad():
+                there = [run.logits_of((x + xi).clamp(x.min(), x.max()), frozen_norm=True) for xi in noises]
+            return {"slope": torch.stack([slope(here, t, xi) for t, xi in zip(there, noises, strict=True)]).mean()}
+
+        return [Phase(epoch, "forgotten", single(run.forgotten(epoch)), loss) for epoch in range(self.epochs)]
+
+
+def slope(here: Tensor, there: Tensor, xi: Tensor) -> Tensor:
+    """Mean over rows of ||here - there|| / ||xi||; its gradient is 0 where both agree."""
+    size = torch.linalg.vector_norm(here - there, dim=1) / torch.linalg.vector_norm(xi.flatten(1), dim=1)
+    mean: Tensor = size.mean()
+    return mean

@@ -1,0 +1,46 @@
+"""What kind of request a fit is given, and the refusal of kinds that a method makes no sense for."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.finetune.loop import Index, Run
+from expunge.system.errors import DataError
+
+
+def forgotten_classes(run: Run) -> Index:
+    """Classes of forgotten rows that keep no retained row, sorted, int64."""
+    return np.setdiff1d(run.labels[run.forget], run.labels[run.retain])
+
+
+def need_whole_classes(run: Run, why: str) -> Index:
+    """The forgotten classes. Raises DataError when one of them keeps rows, or fewer than two others stay."""
+    partly = np.intersect1d(run.labels[run.forget], run.labels[run.retain])
+    name = type(run.options).__name__
+    if len(partly):
+        raise DataError(
+            f"{name} is for whole classes: class {partly[0]} keeps retained rows, and {why}. "
+            "For single rows use regun, fine-tune or relearn"
+        )
+    if len(run.retained_classes) < 2:
+        raise DataError(f"{name} needs retained rows of at least two classes; there is {len(run.retained_classes)}")
+    return forgotten_classes(run)
+
+
+def need_rows(run: Run, why: str) -> None:
+    """Raise DataError when a whole class is forgotten."""
+    whole = forgotten_classes(run)
+    if len(whole):
+        raise DataError(
+            f"{type(run.options).__name__} is for rows of classes that stay: class {whole[0]} keeps no retained row, "
+            f"and {why}. For whole classes use trew, relearn or delete"
+        )
+
+
+def kept_classes(run: Run) -> Tensor:
+    """True for classes with retained rows, `(C,)` bool, on the run's device."""
+    keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)
+    keep[torch.from_numpy(run.retained_classes)] = True
+    return keep

@@ -1,0 +1,74 @@
+"""Loss-free synaptic dampening: as SSD, with the sensitivity of the outputs in place of the Fisher matrix."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from expunge.core.facts import Facts
+from expunge.finetune.rows import Index, checked
+from expunge.finetune.ssd import CHUNK, Ssd
+from expunge.models.classifier import Classifier
+from expunge.system.progress import progress
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class LossFreeSsd(Ssd):
+    """Foster et al., arXiv 2402.19308, with the importance `O = mean_x | d ||f(x)||^2 / dw |`, f the logits.
+
+        selected:  O_f > alpha O_r      w <- min(dampening O_r / O_f, 1) w
+
+    O_r is of retained rows. The paper takes all rows, of which the forgotten ones are part: then O_f <= (n / n_f) O and
+    an alpha of n / n_f or more selects nothing [derived]. The absolute value is taken per row, so neither the order of
+    rows nor batches matter. Labels are not used. `fisher` has no effect; the rest as in Ssd.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "closed form", "arXiv 2402.19308"
+    )
+    alpha: float = 5.0
+
+    def fit(
+        self,
+        classifier: Classifier,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        retain_rows: NDArray[Any],
+        forget_rows: NDArray[Any],
+    ) -> Self:
+        """As Updater.fit."""
+        _, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        model = copy.deepcopy(classifier).eval().requires_grad_(True)
+        rng = np.random.default_rng(self.seed)
+        of_forget, of_retain = (output_sensitivity(model, images, self._thin(rows, rng)) for rows in (forget, retain))
+        self.selected_ = self._dampen(model, of_forget, of_retain)
+        self.history_ = [{"selected": self.selected_}]
+        self.classifier_ = model
+        return self
+
+
+def output_sensitivity(model: Classifier, images: NDArray[np.uint8], rows: Index) -> dict[str, Tensor]:
+    """Mean over rows of | d ||f(x)||^2 / dw |, by parameter name, float64; eval mode."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+
+    def energy(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, parameters, (x[None],))
+        return logits.square().sum()
+
+    gradients = vmap(grad(energy), in_dims=(None, 0))
+    device = model.head.weight.device
+    with progress("output sensitivity", len(rows), "images") as advance:
+        for part in np.array_split(rows, -(-len(rows) // CHUNK)):
+            x = model.preprocess(images[part]).to(device)
+            for name, g in gradients(parameters, x).items():
+                total[name] += g.abs().sum(0, dtype=torch.float64)
+            advance(len(part))
+    return {name: t / len(rows) for name, t in total.items()}

@@ -1,0 +1,107 @@
+"""MinNorm-OG: towards the smallest weights that still answer retained rows as before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from expunge.core.facts import Facts
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class MinNorm(Updater):
+    """Block, Mokhtari and Shakkottai, arXiv 2505.22601: `w <- w - c (I - P) w`, then a step of CE, per retained batch.
+
+    P projects on the gradients of the largest logit of some rows of the batch, so to first order those logits stay.
+
+    shrink   c, in [0, 1]; 0 is FineTune. 1 / (1 + lambda) of the paper
+    decay    c is multiplied by it after each epoch
+    rows     of a batch whose gradients are taken, as evenly over labels as can be
+    last     epochs at the end without the projection
+
+    Batch norm's weights are left out: a network does not depend on the norms of what they follow. Where the gradients
+    span all weights, as for a small head on many rows, nothing is moved. An epoch is a pass over the retained rows;
+    forgotten rows are never looked at. Other arguments as in Updater.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2505.22601"
+    )
+    shrink: float = 0.1
+    decay: float = 0.9
+    rows: int = 50
+    last: int = 1
+    epochs: int = 2
+    lr: float = 0.005
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shrink <= 1 or not 0 < self.decay <= 1 or self.rows < 1 or self.last < 0:
+            raise ValueError(
+                f"shrink {self.shrink} must lie in [0, 1], decay {self.decay} in (0, 1], rows {self.rows} be at least "
+                f"1, last {self.last} 0 or more"
+            )
+
+    def phases(self, run: Run) -> list[Phase]:
+        def of(epoch: int) -> Phase:
+            c = self.shrink * self.decay**epoch if epoch < self.epochs - self.last else 0.0
+
+            def loss(rows: Index) -> Terms:
+                if c > 0:
+                    shrink(run, evenly(run.labels, rows, self.rows), c)
+                return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
+
+            return Phase(epoch, "retained", single(run.retained(epoch)), loss)
+
+        return [of(epoch) for epoch in range(self.epochs)]
+
+
+def evenly(labels: Index, rows: Index, count: int) -> Index:
+    """At most `count` of `rows`, the first `count // classes` (at least one) of each label."""
+    classes = np.unique(labels[rows])
+    each = max(1, count // len(classes))
+    return np.concatenate([rows[labels[rows] == c][:each] for c in classes])[:count]
+
+
+def shrink(run: Run, rows: Index, c: float) -> None:
+    """`w <- w - c (I - P) w` on the student's weights outside batch norm, P from the logits of `rows` in eval mode."""
+    model = run.student.eval()
+    parameters = shrinkable(model)
+    fixed = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
+    free = {name: p.detach() for name, p in parameters.items()}
+
+    def largest(free: dict[str, Tensor], x: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, {**fixed, **free}, (x[None],))
+        return logits.amax()
+
+    x = model.preprocess(run.images[rows]).to(run.device)
+    found = vmap(grad(largest), in_dims=(None, 0))(free, x)
+    gradients = torch.cat([found[name].flatten(1) for name in free], 1)
+    flat = torch.cat([p.flatten() for p in free.values()])
+    moved = flat - c * outside(flat, gradients)
+    with torch.no_grad():
+        for p, part in zip(parameters.values(), torch.split(moved, [p.numel() for p in free.values()]), strict=True):
+            p.copy_(part.view(p.shape))
+    model.train()
+
+
+def outside(w: Tensor, gradients: Tensor) -> Tensor:
+    """`(I - P) w (p,)`, P the projection on the rows of `gradients (n, p)`."""
+    _, values, basis = torch.linalg.svd(gradients, full_matrices=False)
+    tolerance = values[0] * max(gradients.shape) * torch.finfo(values.dtype).eps
+    basis = basis[values > tolerance]
+    result: Tensor = w - basis.T @ (basis @ w)
+    return result
+
+
+def shrinkable(model: nn.Module) -> dict[str, nn.Parameter]:
+    norms = {name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    return {name: p for name, p in model.named_parameters() if name.rpartition(".")[0] not in norms}

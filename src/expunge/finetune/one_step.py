@@ -1,0 +1,66 @@
+"""One ascent step by the forgotten rows' gradients: influence functions with the identity for a Hessian."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from expunge.core.estimator import Estimator
+from expunge.core.facts import Facts
+from expunge.finetune.rows import checked
+from expunge.models.classifier import Classifier
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class OneStep(Estimator):
+    """`w + strength / n_r sum_f grad l`; after IAU, arXiv 2507.23257, whose code takes one step of Adam instead.
+
+    That step is lr sign(g): every magnitude is lost, and the original must be trained for it. This form is exact where
+    the loss is ||w - x||^2 / 2 and a first-order guess elsewhere [derived]. Eval mode; one pass over the forgotten
+    rows. Fitted: `classifier_`, `history_`.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images",), "weights", "closed form", "arXiv 2507.23257, reconstruction"
+    )
+    strength: float = 1.0
+    batch_size: int = 256
+    classifier_: Classifier = field(init=False)
+    history_: list[dict[str, float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.strength <= 0 or self.batch_size < 1:
+            raise ValueError(f"strength {self.strength} must be above 0 and batch_size {self.batch_size} at least 1")
+
+    def fit(
+        self,
+        classifier: Classifier,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        retain_rows: NDArray[Any],
+        forget_rows: NDArray[Any],
+    ) -> Self:
+        """As Updater.fit."""
+        y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        model = copy.deepcopy(classifier).eval().requires_grad_(True)
+        parameters = list(model.parameters())
+        total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        loss = 0.0
+        for part in np.array_split(forget, -(-len(forget) // self.batch_size)):
+            target = torch.from_numpy(y[part]).to(model.head.weight.device)
+            value = cross_entropy(model(images[part]).float(), target, reduction="sum")
+            for t, g in zip(total, torch.autograd.grad(value, parameters), strict=True):
+                t += g.double()
+            loss += float(value.detach())
+        with torch.no_grad():
+            for p, t in zip(parameters, total, strict=True):
+                p.add_((self.strength / len(retain) * t).to(p.dtype))
+        self.history_ = [{"forget": loss / len(forget)}]
+        self.classifier_ = model
+        return self

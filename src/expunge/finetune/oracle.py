@@ -1,0 +1,145 @@
+"""Oracle matching: the network is taught the logits that a model without the forgotten rows is predicted to have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from expunge.core.facts import Facts
+from expunge.core.group_removal import group_effect, ridge
+from expunge.finetune.loop import MIXED, Index, Phase, Run, Terms, Updater, single
+from expunge.models.classifier import Classifier
+
+
+class Oracle(Protocol):
+    """Predicts the logits of a model that never saw the forgotten rows."""
+
+    def prepare(self, run: Run) -> None:
+        """Look at the run once, before logits are asked for."""
+
+    def logits(self, run: Run, rows: Index) -> Tensor:
+        """`(len(rows), C)` float32."""
+
+
+class TeacherOracle:
+    """A classifier that did without the forgotten rows, such as `relearn` gives above a cut."""
+
+    def __init__(self, teacher: Classifier) -> None:
+        self.teacher = teacher.eval()
+
+    def prepare(self, run: Run) -> None:
+        pass
+
+    def logits(self, run: Run, rows: Index) -> Tensor:
+        return run.ask(self.teacher, rows)
+
+
+class RidgeOracle:
+    """The original's logits less what the forgotten rows contribute to a ridge head on its features.
+
+    Exact where the head is that ridge head, on labels coded 0 and 1; it moves answers through the head alone, so
+    features that know the forgotten rows still do. `l2`: the head's ridge. An intercept is part of z.
+    """
+
+    def __init__(self, l2: float = 1.0) -> None:
+        self.l2 = l2
+
+    def prepare(self, run: Run) -> None:
+        rows = np.concatenate([run.retain, run.forget])
+        z, y = self._inputs(run, rows), one_hot(run.y(rows), run.original.card.num_classes).double()
+        weight, second = ridge(z, y, self.l2)
+        m = len(run.forget)
+        self.effect = group_effect(second, z[-m:], y[-m:] - z[-m:] @ weight)
+
+    def logits(self, run: Run, rows: Index) -> Tensor:
+        return run.ask(run.original, rows) - (self._inputs(run, rows) @ self.effect).float()
+
+    @torch.no_grad()
+    def _inputs(self, run: Run, rows: Index) -> Tensor:
+        z = torch.cat([run.original.features(run.images[part]).double() for part in run.split(rows)])
+        return torch.cat([z, z.new_ones(len(z), 1)], 1)
+
+
+class GroupOracle:
+    """The original's logits plus the mean difference between `retrained` networks and `others` trained on all rows.
+
+    The difference cancels what both have in common, seeds aside. It takes more than retraining does: a ceiling for
+    evaluations, which shows how near any distillation can get, and never a way to answer a request.
+    """
+
+    def __init__(self, retrained: Sequence[Classifier], others: Sequence[Classifier]) -> None:
+        if not retrained or not others:
+            raise ValueError("a group oracle needs at least one retrained network and one trained on all rows")
+        self.retrained = [model.eval() for model in retrained]
+        self.others = [model.eval() for model in others]
+
+    def prepare(self, run: Run) -> None:
+        pass
+
+    def logits(self, run: Run, rows: Index) -> Tensor:
+        without, with_ = (
+            torch.stack([run.ask(model, rows) for model in models]).mean(0) for models in (self.retrained, self.others)
+        )
+        return run.ask(run.original, rows) + without - with_
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class OracleMatch(Updater):
+    """mean ||f(x) - t(x)||^2 over forgotten and some retained rows; Georgiev et al., arXiv 2410.23232.
+
+    t are the oracle's logits; both are centred over classes first, for a common shift changes no probability [derived].
+    The paper's datamodels, which need thousands of networks, are not part of this: the oracles here stand in for them.
+
+    oracle              a TeacherOracle, RidgeOracle or GroupOracle
+    forget_multiplier   how often an epoch passes each forgotten row
+    retain_multiplier   retained rows of an epoch, per forgotten row; drawn anew for each, `retain_share` has no effect
+
+    Other arguments as in Updater.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"),
+        ("images", "retained rows", "teacher"),
+        "weights",
+        "passes over forgotten rows",
+        "arXiv 2410.23232; oracles: derived",
+    )
+    oracle: Oracle
+    forget_multiplier: int = 1
+    retain_multiplier: float = 3.0
+    epochs: int = 2
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.forget_multiplier < 1 or self.retain_multiplier < 0:
+            raise ValueError(
+                f"forget_multiplier {self.forget_multiplier} must be at least 1 and "
+                f"retain_multiplier {self.retain_multiplier} 0 or more"
+            )
+
+    def phases(self, run: Run) -> list[Phase]:
+        self.oracle.prepare(run)
+
+        def loss(rows: Index) -> Terms:
+            return {"distance": distance(run.logits(rows), self.oracle.logits(run, rows))}
+
+        return [Phase(e, "forgotten and retained", single(self.batches(run, e)), loss) for e in range(self.epochs)]
+
+    def batches(self, run: Run, epoch: int) -> list[Index]:
+        rng = run.rng(MIXED, epoch)
+        size = min(len(run.retain), round(self.retain_multiplier * len(run.forget)))
+        rows = np.concatenate([np.repeat(run.forget, self.forget_multiplier), rng.permutation(run.retain)[:size]])
+        return run.split(rng.permutation(rows))
+
+
+def distance(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over rows of the squared distance of logits `(b, C)`, each centred over classes."""
+    difference = logits - target
+    return (difference - difference.mean(1, keepdim=True)).square().sum(1).mean()

@@ -1,0 +1,150 @@
+"""Projected-gradient unlearning: steps that retained rows' inputs to every layer cannot see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.core.facts import Facts
+from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.unseen import need_unseen, no_better_than_unseen
+
+TINY = 1e-10  # eigenvalues below this share of the largest are zero but for rounding
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ProjectedGradient(Updater):
+    """PGU, Hoang et al., arXiv 2312.04095: `W <- W - lr G (I - P)`, P the span of retained rows' inputs to the layer.
+
+    The loss is on forgotten rows alone: `mean -log(1 - p_y + offset) - entropy_weight mean H(p)`.
+
+    energy            share of the second moment that P holds. (The paper counts singular values instead.) At 1 P holds
+                      the whole span: outputs of the retained rows that it was taken from cannot change
+    moment_rows       retained rows whose inputs are gathered, drawn with `seed`
+    offset            keeps the loss finite
+    entropy_weight    how much an even answer is worth
+
+    Weights of convolutions and linear layers move; biases and batch norm do not. With `unseen_rows` it stops once
+    forgotten rows are read no better than those. Where inputs fill all directions and `energy` is 1, nothing moves at
+    all. An epoch is a pass over the forgotten rows; `retain_share` has no effect. Weight decay would leave the
+    span, so there is none. Fitted besides: `ranks_`, name -> (rank of P, directions), summed over groups.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over forgotten rows", "arXiv 2312.04095"
+    )
+    energy: float = 0.99
+    moment_rows: int = 5000
+    offset: float = 0.05
+    entropy_weight: float = 0.2
+    epochs: int = 20
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    ranks_: dict[str, tuple[int, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.energy <= 1 or self.moment_rows < 1 or self.offset <= 0:
+            raise ValueError(
+                f"energy {self.energy} must lie in (0, 1], moment_rows {self.moment_rows} be at least 1, "
+                f"offset {self.offset} above 0"
+            )
+        if self.weight_decay:
+            raise ValueError(f"weight_decay {self.weight_decay} would move weights within the span; it must be 0")
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        if len(run.unseen):
+            need_unseen(run)
+        rows = run.rng(RELABEL).permutation(run.retain)[: self.moment_rows]
+        free = {name: outside(m, self.energy) for name, m in input_moments(run, rows).items()}
+        self.ranks_ = {
+            name: (round(m.shape[0] * m.shape[1] - float(m.diagonal(dim1=1, dim2=2).sum())), m.shape[0] * m.shape[1])
+            for name, m in free.items()
+        }
+        weights = {name: p for name, p in run.student.named_parameters() if name in free}
+
+        def project(parameters: Mapping[str, nn.Parameter]) -> None:
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    parameter.grad.copy_(projected(parameter.grad, free[name]))
+
+        stop = (lambda: no_better_than_unseen(run)) if len(run.unseen) else None
+        return run.train(self.phases(run), weights, adjust=project, stop=stop)
+
+    def phases(self, run: Run) -> list[Phase]:
+        def loss(rows: Index) -> Terms:
+            log_p = F.log_softmax(run.logits(rows, frozen_norm=True), 1)
+            p = log_p.exp()
+            true = p.gather(1, run.y(rows)[:, None]).squeeze(1)
+            return {
+                "forget": -(1 - true + self.offset).log().mean(),
+                "entropy": self.entropy_weight * (p * log_p).sum(1).mean(),
+            }
+
+        return [Phase(epoch, "forgotten", single(run.forgotten(epoch)), loss) for epoch in range(self.epochs)]
+
+
+@torch.no_grad()
+def input_moments(run: Run, rows: Index) -> dict[str, Tensor]:
+    """sum h h' over the inputs of each convolution and linear layer of the original, by the name of its weight.
+
+    `(groups, k, k)` float64; k is what one output reads: inputs of a linear layer, the patch of a convolution.
+    """
+    total: dict[str, Tensor] = {}
+
+    def gather(name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            h = patches(module, inputs[0].detach().double())
+            total[name] = total.get(name, 0.0) + torch.einsum("ngi,ngj->gij", h, h)
+
+        return module.register_forward_pre_hook(hook)
+
+    hooks = [
+        gather(f"{name}.weight", module)
+        for name, module in run.original.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        for part in run.split(rows):
+            run.original(run.images[part])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def patches(module: nn.Module, x: Tensor) -> Tensor:
+    """What the outputs of a layer read, `(positions, groups, k)`."""
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, 1, x.shape[-1])
+    assert isinstance(module, nn.Conv2d)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    columns = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)  # (n, channels * window, positions)
+    return columns.transpose(1, 2).reshape(-1, module.groups, columns.shape[1] // module.groups)
+
+
+def outside(moment: Tensor, energy: float) -> Tensor:
+    """I - P of each group, `(groups, k, k)`; P holds the fewest leading directions with the share `energy`."""
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp_min(0)
+    result = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).repeat(len(moment), 1, 1)
+    for group in range(len(moment)):
+        held = values[group].flip(0)
+        present = int((held > TINY * held[0]).sum())
+        rank = int((held.cumsum(0) < energy * held.sum()).sum()) + 1 if energy < 1 else present
+        basis = vectors[group][:, len(held) - min(rank, present) :]
+        result[group] -= basis @ basis.T
+    return result
+
+
+def projected(gradient: Tensor, free: Tensor) -> Tensor:
+    """G (I - P), for a gradient `(out, in / groups, ...)` and `free (groups, k, k)`."""
+    by_group = gradient.reshape(len(free), -1, free.shape[-1]).double()
+    return (by_group @ free).reshape(gradient.shape).to(gradient)

@@ -1,0 +1,249 @@
+"""Reset weights, then repair on retained rows: Scissorhands (what forgotten rows use goes) and retention-based masking
+(what retained rows do not use goes)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from expunge.core.facts import Facts
+from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.ssd import per_sample_fisher
+from expunge.system.errors import ConfigError
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+MARGIN, DAMP = 0.5, 1e-3  # of the published quadratic program
+Gradients = dict[str, Tensor]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Scissorhands(Updater):
+    """Wu and Harandi, arXiv 2401.06187: re-draw the weights that matter most for forgotten rows, then repair.
+
+    1. Importance |w dL/dw|, L the mean cross-entropy of forgotten rows under the original in eval mode.
+    2. The 1 - `sparsity` most important weights of `layers` together are drawn anew, as a fresh layer's are
+       (Kaiming-uniform, a = sqrt 5); biases among them become 0.
+    3. Descent on CE(retained) - lam CE(forgotten). Where a step would lower the forgotten loss against the epoch's
+       starting point, the gradient is turned by `surgery`.
+
+    sparsity   share of the weights that stay; .97 as published for random rows
+    lam        0 repairs on retained rows alone, which is FineTune from where step 2 ends; published .01 to 1
+    cap        nats; a forgotten row whose loss has reached it counts no more. None as published: nothing bounds it then
+    layers     names of modules whose convolutions and linear layers may be reset; empty takes all of the network's
+               but the first third, whose features are the most general [derived; published: layer3, layer4, fc]
+
+    An epoch is a pass over the retained rows. Batch norm is never reset; forgotten batches by running statistics. Other
+    arguments as in Updater. Fitted besides: `reset_`, name -> boolean tensor of the weights drawn anew. Raises
+    ConfigError for a layer the network does not have.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2401.06187"
+    )
+    sparsity: float = 0.97
+    lam: float = 0.0
+    cap: float | None = 6.0
+    layers: tuple[str, ...] = ()
+    epochs: int = 2
+    reset_: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.sparsity <= 1 or self.lam < 0:
+            raise ValueError(f"sparsity {self.sparsity} must lie in [0, 1] and lam {self.lam} be 0 or more")
+        self.layers = tuple(self.layers)
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        parameters = resettable(run, self.layers)
+        gradients = loss_gradients(run, run.forget)
+        importance = {name: (p.detach() * gradients[name]).abs() for name, p in parameters.items()}
+        self.reset_ = largest(importance, 1 - self.sparsity)
+        redraw(run, self.reset_)
+        if self.lam == 0:
+            return run.train(retained_phases(run, self.epochs))
+        guide = Guide(run, self.cap)
+        return run.train(self._pairs(run, guide), adjust=guide.turn)
+
+    def _pairs(self, run: Run, guide: Guide) -> list[Phase]:
+        def loss(epoch: int, retained: Index, forgotten: Index) -> Terms:
+            guide.start(epoch, forgotten)
+            keep = cross_entropy(run.logits(retained), run.y(retained))
+            lose = forgotten_loss(run, forgotten, self.cap)
+            return {"retain": keep, "forget": -self.lam * lose}
+
+        def of(epoch: int) -> Phase:
+            return Phase(epoch, "retained and forgotten", run.pairs(epoch), lambda r, f: loss(epoch, r, f))
+
+        return [of(epoch) for epoch in range(self.epochs)]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class RetentionMask(Updater):
+    """Reset what retained rows do not use, then repair; after Ding et al., arXiv 2410.03833.
+
+    The paper's theory is for linear regression; this deep form is a reconstruction. Importance is |w| sqrt(F), F the
+    per-sample Fisher diagonal on retained rows: the mean gradient there vanishes at the optimum.
+
+    keep          share of each layer's weights that stay: one threshold for all would empty whole layers
+    redraw        False sets the others to 0, as in the theory; True draws them anew
+    layers        as in Scissorhands
+    fisher_rows   retained rows whose gradients are taken, drawn with `seed`
+
+    An epoch is a pass over the retained rows. Compare with fine-tune of the same epochs: the repair does much of it.
+    Batch norm is never reset. Other arguments as in Updater. Fitted besides: `reset_`.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"),
+        ("images", "retained rows"),
+        "weights",
+        "passes over retained rows",
+        "arXiv 2410.03833, reconstruction",
+    )
+    keep: float = 0.9
+    redraw: bool = True
+    layers: tuple[str, ...] = ()
+    fisher_rows: int = 2048
+    epochs: int = 2
+    lr: float = 0.05
+    reset_: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.keep <= 1 or self.fisher_rows < 1:
+            raise ValueError(f"keep {self.keep} must lie in (0, 1] and fisher_rows {self.fisher_rows} be at least 1")
+        self.layers = tuple(self.layers)
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        parameters = resettable(run, self.layers)
+        rows = run.rng(RELABEL).permutation(run.retain)[: self.fisher_rows]
+        fisher = per_sample_fisher(run.student.eval(), run.images, run.labels, rows)
+        importance = {name: p.detach().abs() * fisher[name].sqrt() for name, p in parameters.items()}
+        self.reset_ = {}
+        for name, value in importance.items():
+            self.reset_ |= largest({name: -value}, 1 - self.keep)
+        if self.redraw:
+            redraw(run, self.reset_)
+        else:
+            zero(run, self.reset_)
+        return run.train(retained_phases(run, self.epochs))
+
+
+class Guide:
+    """Keeps a repair from teaching the forgotten rows again: one gradient of -CE(forgotten) per epoch, at its start."""
+
+    def __init__(self, run: Run, cap: float | None) -> None:
+        self.run = run
+        self.cap = cap
+        self.epoch = -1
+        self.memory: Gradients = {}
+
+    def start(self, epoch: int, rows: Index) -> None:
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        parameters = dict(self.run.student.named_parameters())
+        lose = forgotten_loss(self.run, rows, self.cap)
+        found = torch.autograd.grad(-lose, list(parameters.values()), allow_unused=True)
+        self.memory = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+
+    def turn(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        names = [name for name in self.memory if parameters[name].grad is not None]
+        gradient = {name: parameters[name].grad for name in names}
+        v = surgery(gradient, {name: self.memory[name] for name in names})  # type: ignore[arg-type]
+        for name in names:
+            gradient[name].add_(self.memory[name], alpha=v)  # type: ignore[union-attr]
+
+
+def surgery(g: Gradients, memory: Gradients, margin: float = MARGIN, damp: float = DAMP) -> float:
+    """v of `g + v memory`: 0 where <g, memory> >= 0, else `max(margin, -<g, memory> / (||memory||^2 + damp))`.
+
+    The closed form of the published quadratic program with one memory, min_v ||g + v memory||^2 + damp v^2 with
+    v >= margin [derived].
+    """
+    inner = float(torch.stack([(g[name] * memory[name]).sum() for name in memory]).sum())
+    if inner >= 0:
+        return 0.0
+    square = float(torch.stack([m.square().sum() for m in memory.values()]).sum())
+    return max(margin, -inner / (square + damp))
+
+
+def forgotten_loss(run: Run, rows: Index, cap: float | None) -> Tensor:
+    """Mean cross-entropy of forgotten rows, none above `cap`; batch norm by running statistics."""
+    losses = cross_entropy(run.logits(rows, frozen_norm=True), run.y(rows), reduction="none")
+    return losses.mean() if cap is None else losses.clamp(max=cap).mean()
+
+
+def retained_phases(run: Run, epochs: int) -> list[Phase]:
+    """Cross-entropy on retained rows, as in FineTune."""
+
+    def loss(rows: Index) -> Terms:
+        return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
+
+    return [Phase(epoch, "retained", single(run.retained(epoch)), loss) for epoch in range(epochs)]
+
+
+def resettable(run: Run, layers: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """Weights and biases of the student's convolutions and linear layers within `layers`, by name."""
+    modules = [(name, m) for name, m in run.student.named_modules() if isinstance(m, WEIGHTED)]
+    if layers:
+        names = [name for name, _ in run.student.named_modules()]
+        # `stage3` and `backbone.stage3` both name the stage.
+        whole = {layer: layer if layer in names else f"backbone.{layer}" for layer in layers}
+        if unknown := [layer for layer, name in whole.items() if name not in names]:
+            raise ConfigError(f"{type(run.options).__name__}: no layer {unknown[0]!r} in {run.original.card.name}")
+        chosen = tuple(whole.values())
+        modules = [(name, m) for name, m in modules if any(name == c or name.startswith(f"{c}.") for c in chosen)]
+    else:
+        modules = modules[len(modules) // 3 :]
+    return {f"{name}.{kind}": p for name, m in modules for kind, p in m.named_parameters(recurse=False)}
+
+
+def loss_gradients(run: Run, rows: Index) -> Gradients:
+    """The gradient of the mean cross-entropy of `rows` under the student in eval mode, by name."""
+    model = run.student.eval()
+    parameters = dict(model.named_parameters())
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for part in run.split(rows):
+        loss = cross_entropy(model(run.images[part]).float(), run.y(part), reduction="sum") / len(rows)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, g in zip(parameters, found, strict=True):
+            if g is not None:
+                total[name] += g
+    return total
+
+
+def largest(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """True for the floor(share N) largest of the N entries of `values` together, by name."""
+    flat = torch.cat([v.reshape(-1) for v in values.values()])
+    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    # 1 - .97 is a little above .03, and 1 - .9 a little below .1.
+    chosen[flat.topk(math.floor(share * len(flat) + 1e-9)).indices] = True
+    parts = torch.split(chosen, [v.numel() for v in values.values()])
+    return {name: part.view(v.shape) for (name, v), part in zip(values.items(), parts, strict=True)}
+
+
+@torch.no_grad()
+def redraw(run: Run, reset: Mapping[str, Tensor]) -> None:
+    """Draw the chosen weights anew, U(-1, 1) / sqrt(fan in), and set the chosen biases to 0."""
+    generator = torch.Generator().manual_seed(run.options.seed)
+    for name, parameter in run.student.named_parameters():
+        if name not in reset:
+            continue
+        fresh = torch.zeros(parameter.shape)
+        if parameter.ndim > 1:
+            fresh.uniform_(-1, 1, generator=generator).div_(math.sqrt(parameter[0].numel()))
+        parameter.copy_(torch.where(reset[name], fresh.to(parameter), parameter))
+
+
+@torch.no_grad()
+def zero(run: Run, reset: Mapping[str, Tensor]) -> None:
+    for name, parameter in run.student.named_parameters():
+        if name in reset:
+            parameter.masked_fill_(reset[name], 0.0)

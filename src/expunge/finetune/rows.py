@@ -1,0 +1,49 @@
+"""Rows of a request, checked before anything is fitted to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.models.classifier import Classifier
+from expunge.system.errors import DataError
+
+Index = NDArray[np.int64]
+
+
+def checked_unseen(labels: Index, retain: Index, forget: Index, unseen_rows: NDArray[Any] | None) -> Index:
+    """Unseen rows as int64, possibly none. Raises DataError for rows out of range or that the model was trained on."""
+    unseen = np.asarray([] if unseen_rows is None else unseen_rows).astype(np.int64)
+    if unseen.ndim != 1 or (len(unseen) and (unseen.min() < 0 or unseen.max() >= len(labels))):
+        raise DataError(f"unseen_rows: they must lie within 0..{len(labels) - 1}")
+    seen = np.intersect1d(unseen, np.concatenate([retain, forget]))
+    if len(seen):
+        raise DataError(f"row {seen[0]} ({len(seen)} rows in all) is called unseen, and is retained or forgotten")
+    return unseen
+
+
+def checked(
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    labels: NDArray[Any],
+    retain_rows: NDArray[Any],
+    forget_rows: NDArray[Any],
+) -> tuple[Index, Index, Index]:
+    """Labels and rows as int64. Raises DataError for what cannot be used."""
+    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, forget_rows))
+    if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:
+        raise DataError(
+            f"images {images.shape} {images.dtype} and labels {y.shape}: there must be one label per uint8 image"
+        )
+    for name, rows in (("retain_rows", retain), ("forget_rows", forget)):
+        if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(y):
+            raise DataError(f"{name}: {len(rows)} rows; there must be some, within 0..{len(y) - 1}")
+    both = np.intersect1d(retain, forget)
+    if len(both):
+        raise DataError(f"row {both[0]} ({len(both)} rows in all) is to be retained and forgotten at once")
+    used = y[np.concatenate([retain, forget])]
+    if used.min() < 0 or used.max() >= classifier.card.num_classes:
+        raise DataError(f"labels span {used.min()}..{used.max()}; the model has {classifier.card.num_classes} classes")
+    return y, retain, forget

@@ -1,0 +1,71 @@
+"""Rows that the original was never trained on: what it thinks of them, and when a student treats forgotten rows so."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from expunge.finetune.loop import Index, Run
+from expunge.models.classifier import Classifier
+from expunge.system.errors import DataError
+
+
+def need_unseen(run: Run) -> None:
+    """Raise DataError unless each class of forgotten rows has unseen rows."""
+    name = type(run.options).__name__
+    if not len(run.unseen):
+        raise DataError(
+            f"{name} needs unseen_rows: rows that the model was never trained on, which are in no metric either"
+        )
+    missing = np.setdiff1d(run.labels[run.forget], run.labels[run.unseen])
+    if len(missing):
+        raise DataError(f"{name}: no unseen row of class {missing[0]}, which forgotten rows have; give some of each")
+
+
+def probabilities(run: Run, model: Classifier, rows: Index) -> NDArray[np.float64]:
+    """`(n, C)` float64 of a model in eval mode."""
+    parts = [run.ask(model, part).double().softmax(1).cpu().numpy() for part in run.split(rows)]
+    return np.concatenate(parts)
+
+
+def quantile_targets(
+    p: NDArray[np.float64], labels: Index, unseen: NDArray[np.float64], unseen_labels: Index
+) -> NDArray[np.float64]:
+    """Targets `(n, C)` whose true-class probabilities are distributed, class by class, as those of unseen rows.
+
+    `p (n, C)`, `unseen (m, C)`: the original's probabilities of forgotten and of unseen rows. A row with the rank u
+    among the forgotten rows of its class gets G^-1(u), G the distribution of unseen rows of the class; the rest of its
+    probability keeps its proportions, or is even where there was none [derived: monotone transport].
+    """
+    target = np.empty_like(p)
+    classes = p.shape[1]
+    for y in np.unique(labels):
+        mine = np.flatnonzero(labels == y)
+        theirs = np.sort(unseen[unseen_labels == y, y])
+        rank = np.empty(len(mine))
+        rank[np.argsort(p[mine, y], kind="stable")] = np.arange(len(mine))
+        place = np.floor((rank + 0.5) / len(mine) * len(theirs)).astype(np.int64)
+        wanted = theirs[np.minimum(place, len(theirs) - 1)]
+        others = np.arange(classes) != y
+        left = p[np.ix_(mine, others)]
+        total = left.sum(1, keepdims=True)
+        shares = np.where(total > 0, left / np.where(total > 0, total, 1.0), 1.0 / (classes - 1))
+        target[np.ix_(mine, others)] = shares * (1 - wanted[:, None])
+        target[mine, y] = wanted
+    return target
+
+
+def no_better_than_unseen(run: Run) -> bool:
+    """Whether the student reads forgotten rows no better than unseen rows, both weighted by the forgotten classes."""
+    student, training = run.student.eval(), run.student.training
+    with torch.no_grad():
+        hits = {
+            name: np.concatenate([run.ask(student, part).argmax(1).cpu().numpy() for part in run.split(rows)])
+            == run.labels[rows]
+            for name, rows in (("forget", run.forget), ("unseen", run.unseen))
+        }
+    student.train(training)
+    classes, counts = np.unique(run.labels[run.forget], return_counts=True)
+    of_unseen = [hits["unseen"][run.labels[run.unseen] == c].mean() for c in classes]
+    return bool(hits["forget"].mean() <= np.average(of_unseen, weights=counts))

@@ -1,0 +1,51 @@
+"""What every command-line program has: a version, short help, completion, and errors with a status."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import ENVIRONMENT, ROOT
+
+
+@pytest.fixture
+def expunge(tmp_path):
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "expunge", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+
+    return run
+
+
+def test_version_help_and_completion(expunge):
+    assert expunge("--version").stdout == f"expunge {version('expunge')}\n"
+    for arguments in (["-h"], ["request", "-h"], ["review", "-h"]):
+        shown = expunge(*arguments)
+        assert shown.returncode == 0 and "Usage: " in shown.stdout, shown.stderr
+    assert "--install-completion" in expunge("-h").stdout
+
+
+def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = expunge("ui", "--port", str(port))
+    assert said.returncode == 2 and f"port {port} of this machine cannot be used" in said.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_as_json(expunge, tmp_path):
+    assert expunge("show", "--json").returncode == 2
+    summary = {"schema": 1, "selected": None}
+    Path(tmp_path / "reports").mkdir()
+    (tmp_path / "reports/summary.json").write_text(json.dumps(summary))
+    assert json.loads(expunge("show", "--json").stdout) == summary
