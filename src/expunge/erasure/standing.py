@@ -22,7 +22,7 @@ def rows_asked(params: str, dataset: Dataset) -> Mask:
 
     All of them where it cannot be resolved, say because its list is not here: it does not count as met then.
     """
-    train = dataset.splits() == TRAIN
+    train: Mask = dataset.splits() == TRAIN
     asked = yaml.safe_load(params)["split"]
     try:
         found: Mask = select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
