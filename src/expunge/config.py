@@ -301,6 +301,7 @@ def _check(config: Config, path: str) -> None:
         _check_cut(config, name, path)
     for name, settings in config.fit.items():
         check_plain(settings, f"{path}: fit.{name}")
+    check_plain(config.train.head, f"{path}: train.head")
 
 
 def _check_cut(config: Config, name: str, path: str) -> None:
