@@ -22,12 +22,13 @@ def rows_asked(params: str, dataset: Dataset) -> Mask:
 
     All of them where it cannot be resolved, say because its list is not here: it does not count as met then.
     """
-    train = dataset.splits() == TRAIN
+    train: Mask = dataset.splits() == TRAIN
     asked = yaml.safe_load(params)["split"]
     try:
-        return select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
+        named: Mask = select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
     except DataError:
         return train
+    return named
 
 
 def keep_split() -> None:
