@@ -25,10 +25,10 @@ def rows_asked(params: str, dataset: Dataset) -> Mask:
     train: Mask = dataset.splits() == TRAIN
     asked = yaml.safe_load(params)["split"]
     try:
-        found: Mask = select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
+        named: Mask = select(dataset, train, asked["selector"], **{key: asked[key] for key in NAMED})
     except DataError:
         return train
-    return found
+    return named
 
 
 def keep_split() -> None:
