@@ -8,10 +8,10 @@ from expunge.evaluation.verdict import Gate
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.promotion.attack import compare
 
-BOTH = Gate("membership.mia_lr_member", "b", 0.1)
-KL = Gate("divergence.forget.kl", "b", 0.1, "not above")
-AGREE = Gate("divergence.forget.agreement", "b", 0.1, "not below")
-PROBE = Gate("representation.probe_z_prime", "c", 0.1)
+BOTH = Gate("membership.mia_lr_member", 0.1)
+KL = Gate("divergence.forget.kl", 0.1, "not above")
+AGREE = Gate("divergence.forget.agreement", 0.1, "not below")
+PROBE = Gate("representation.probe_z_prime", 0.1)
 
 
 def block(mia=0.5, kl=1.0, agreement=0.5, probe=0.6):

@@ -135,9 +135,10 @@ def takes(summary: Mapping[str, Any]) -> str:
     count = int(lookup(summary, "references.retrained.seeds") or 0)
     if count >= MIN_REFERENCES:
         return ""
+    few = f"With {count} retrained model{'s' * (count != 1)}" if count else "Since nothing was retrained,"
     return (
-        f"With {count} retrained model{'s' * (count != 1)} no erasure claim but `exact` can be shown: "
-        f"{MIN_REFERENCES} are needed (reference: retrain, retrain.seeds). "
+        f"{few} no erasure claim but `exact` can be shown: {MIN_REFERENCES} are needed (reference: retrain, "
+        "retrain.seeds). "
     )
 
 
