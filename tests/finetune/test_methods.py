@@ -47,7 +47,7 @@ LOOSE: dict[str, tuple[float, float]] = {
     "boundary-expand": (0.15, 0.85),
     "natmu": (0.4, 0.9),
     "jit": (0.6, 0.7),
-    "min-norm": (1.0, 0.9),
+    "min-norm": (1.0, 0.85),
     "partially-blinded": (0.6, 0.8),
     "one-step": (1.0, 0.0),
     "damp": (0.5, 0.85),
