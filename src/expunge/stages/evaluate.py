@@ -83,7 +83,6 @@ def main() -> None:
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
     counted = ~split.held
-    half = JUDGED_HALF if len(config.methods) > 1 else None
     start = time.perf_counter()
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
@@ -96,14 +95,16 @@ def main() -> None:
                 labels[counted],
                 split.parts[counted],
                 seed,
-                half,
+                JUDGED_HALF,
             )
             for model in models.values()
         ]
         controls = {}
         if name == REFERENCES and references:
             known = [rows_of(r, counted) for r in references]
-            controls = controls_of(rows_of(original, counted), known, labels[counted], split.parts[counted], seed, half)
+            controls = controls_of(
+                rows_of(original, counted), known, labels[counted], split.parts[counted], seed, JUDGED_HALF
+            )
     seconds = time.perf_counter() - start
     if name == REFERENCES:
         block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}
