@@ -263,7 +263,7 @@ def _check(config: Config, path: str) -> None:
         (
             config.model.training in ("head", "ridge") or not config.train.head,
             "train.head",
-            "must be {} unless model.training is head or ridge",
+            "is for training head, ridge",
         ),
         (
             config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),

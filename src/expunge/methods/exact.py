@@ -145,9 +145,10 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     y = torch.from_numpy(request.labels[request.retain_rows])
     head.fit(request.z_retain, y, request.classifier.card.num_classes)
     ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (head.head_, shipped))
-    same_bits, present = bool(torch.equal(ours, theirs)), head.counts_ > 0
-    same_masked = bool(torch.equal(ours[~present], theirs[~present]))
-    ours, theirs = ours[present], theirs[present]
+    same_bits, absent = bool(torch.equal(ours, theirs)), head.counts_ == 0
+    same_masked = bool(torch.equal(ours[absent, -1], theirs[absent, -1]))
+    for weights in (ours, theirs):  # the mask of a class without rows is no weight that was fitted
+        weights[absent, -1] = 0.0
     distance, size = float((ours - theirs).norm()), float(ours.norm())
     if isinstance(head, RidgeHead):
         allowed = claim["accuracy"]["relative_tolerance"] * size
