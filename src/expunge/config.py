@@ -260,11 +260,7 @@ def _check(config: Config, path: str) -> None:
             "retrain.seeds",
             "must be a list of different seeds, at least one",
         ),
-        (
-            config.model.training in ("head", "ridge") or not config.train.head,
-            "train.head",
-            "is for training head, ridge",
-        ),
+        (config.model.training in ("head", "ridge") or not config.train.head, "train.head", "wants a frozen backbone"),
         (
             config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),
             "ensembles.heads",
