@@ -28,7 +28,7 @@ TAG_LENGTH = 8000
 DATASET_DIGEST = 36
 ROW_IDS = {"sample_id", "subject"}
 # Of one candidate only, and no metrics to compare by.
-NOT_COMPARED = {"spread", "seeds", "settings"}
+NOT_COMPARED = {"spread", "seeds", "settings", "verdict"}
 
 T = TypeVar("T")
 Curve = Sequence[tuple[int, float]]
