@@ -39,4 +39,4 @@ def test_other_models_and_withdrawn_promotions_do_not_count():
     history = History.of(entries, "m")
     assert [e.facts["version"] for e in history.standing] == ["1"] and history.requests() == {"r1": "1"}
     assert history.head == entries[-1].hash
-    assert History.of([], "m") == History((), (), GENESIS) and History.of([], "m").champion is None
+    assert History.of([], "m") == History((), (), (), GENESIS, GENESIS) and History.of([], "m").champion is None

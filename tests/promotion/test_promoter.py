@@ -217,8 +217,8 @@ def test_a_move_by_hand_is_noticed_and_can_be_undone(promoter):
     by_hand(promoter, "5")
     found = promoter.audit()
     assert "version 5 was made champion by hand: version 1 was promoted last" in found[0]
-    assert "does not pass" in found[0] and "claim level is 'none'" in found[1]
-    with pytest.raises(PromotionError, match="claim level"):
+    assert "does not pass" in found[0] and "promote_level asks for" in found[1]
+    with pytest.raises(PromotionError, match="promote_level asks for"):
         promote(promoter, "5")
     assert promoter.rollback("nobody looked at it").facts["by_hand"] is True
     assert promoter.champion().version == "1" and promoter.audit() == []

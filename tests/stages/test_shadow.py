@@ -32,7 +32,7 @@ def run(workspace, *arguments):
 
 
 def model(training, saw):
-    return Model("resnet-small", training, None, None, None, saw)
+    return Model("resnet-small", training, None, None, None, None, saw)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,6 @@ def test_image_folder_with_train_and_val(tmp_path: Path) -> None:
     dataset = prepared(tmp_path, "image-folder", path=folder(tmp_path / "in", names))
     assert dataset.class_names == ["a", "b"] and dataset.sample_ids() == names
     assert dataset.splits().tolist() == ["train"] * 3 + ["test"] * 2
-    everything = folder(tmp_path / "all", [*names, "test/a/0.png"])
-    refused(tmp_path, r"val: beside train/ and test/", "image-folder", everything)
 
 
 def test_bad_image_folders(tmp_path: Path) -> None:
