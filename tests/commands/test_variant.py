@@ -42,7 +42,7 @@ LITE0 = [
     "model.training=head",
     "model.saw_forget_data=false",
     "activations.cuts=[]",
-    "methods=[logit-mask, loft, head-refit]",
+    "methods=[logit-mask, loft, exact]",
     "register.name=beside",
 ]
 
