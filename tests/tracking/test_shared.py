@@ -80,7 +80,7 @@ def test_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch
     assert answers.shape == (5, len(CLASSES)) and np.allclose(answers.sum(1), 1, atol=1e-5)
 
     forgotten = ForgottenRows(tmp_path / "forgotten", REQUESTS["A"], ROWS["A"])
-    promoter = Promoter(client, NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "a")
+    promoter = Promoter(client, NAME, Ledger(tmp_path / "ledger.jsonl"), forgotten, "outputs")
     promoter.promote(promoter.version(CHALLENGER), "through the server", promoter.history().head, {})
     assert promoter.champion().version == version.version and promoter.audit() == []
 
