@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from expunge.erasure.lifecycle import Outcome
     from expunge.erasure.requests import Store
 
-FINAL = "expunge.methods.inputs"  # and the state: expunge.methods.inputs.completed, expunge.methods.inputs.refused
+FINAL = "expunge.request"  # and the state: expunge.request.completed, expunge.request.refused
 SOON = 7
 
 
@@ -181,7 +181,7 @@ def tell(store: Store, before: set[str]) -> None:
         request = store.get(id_)
         emit_event(
             f"{FINAL}.{request.state}",
-            resource={"prefect.resource.id": f"expunge.methods.inputs.{id_}", "prefect.resource.name": id_},
+            resource={"prefect.resource.id": f"expunge.request.{id_}", "prefect.resource.name": id_},
             payload=message(request),
         )
         if request.state == "completed":
