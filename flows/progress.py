@@ -1,33 +1,35 @@
-"""Progress artifacts of long stages, read from the lines that `expunge.system.progress` writes."""
+"""Progress artifacts of long stages, from the JSON lines that `expunge.system.progress` writes for a flow."""
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from typing import NamedTuple
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-# "train epoch 3/15: 1,000/1,437 images, 800/s", "train epoch 3/15: loss 0.1", "extract: 500/1,797 images, 900/s"
-LINE = re.compile(
-    r"^(?P<what>[^:]+?)(?: epoch (?P<epoch>\d+)/(?P<epochs>\d+)[^:]*)?: (?:(?P<n>[\d,]+)/(?P<of>[\d,]+) )?"
-)
 SECONDS = 5.0  # a stage that is shorter needs no bar, and a bar needs no more updates
 
 
-def share_of(line: str) -> tuple[str, float] | None:
-    """What a line of progress is about and how much of it is done, in [0, 1]; None for any other line."""
-    found = LINE.match(line)
-    if found is None or not (found["epoch"] or found["n"]):
+class Entry(NamedTuple):
+    """One line of progress: what it is about, how much of it is done in [0, 1], and the words for people."""
+
+    what: str
+    share: float
+    line: str
+
+
+def entry_of(line: str) -> Entry | None:
+    """The progress that a line of a stage reports as JSON; None for any other line."""
+    if not line.startswith('{"progress"'):
         return None
-    inner = _number(found["n"]) / max(_number(found["of"]), 1) if found["n"] else 1.0
-    if found["epoch"]:
-        return found["what"], min((int(found["epoch"]) - 1 + inner) / max(int(found["epochs"]), 1), 1.0)
-    return found["what"], min(inner, 1.0)
-
-
-def _number(text: str) -> int:
-    return int(text.replace(",", ""))
+    try:
+        found = json.loads(line)
+        return Entry(str(found["what"]), float(found["progress"]), str(found["line"]))
+    except (ValueError, KeyError, TypeError):  # two processes wrote into one line
+        return None
 
 
 class Progress:
@@ -38,12 +40,11 @@ class Progress:
         self._artifact: UUID | None = None
         self._last = time.monotonic()
 
-    def see(self, line: str) -> None:
-        found = share_of(line)
-        if found is None or time.monotonic() - self._last < SECONDS:
+    def see(self, entry: Entry) -> None:
+        if time.monotonic() - self._last < SECONDS:
             return
         self._last = time.monotonic()
-        description, percent = f"{self._what}: {found[0]}", round(100 * found[1], 1)
+        description, percent = f"{self._what}: {entry.what}", round(100 * entry.share, 1)
         if self._artifact is None:
             key = re.sub(r"[^a-z0-9]+", "-", f"progress {self._what}".lower()).strip("-")
             made = create_progress_artifact(percent, key=key, description=description)

@@ -154,9 +154,8 @@ async def share_limit(spec: dict[str, Any], workspace: str) -> None:
             full = f"{deployment['entrypoint'].rpartition('.')[2]}/{deployment['name']}"
             if APPROVAL not in deployment.get("tags", []):
                 found = await client.read_deployment_by_name(full)
-                await client._client.patch(
-                    f"/deployments/{found.id}", json={"global_concurrency_limit_id": str(limit.id)}
-                )
+                change = {"global_concurrency_limit_id": str(limit.id)}
+                await client.request("PATCH", "/deployments/{id}", path_params={"id": found.id}, json=change)
             print(f"deployed {full}")
 
 

@@ -20,7 +20,8 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from expunge.system import dvc
-from flows.progress import Progress
+from expunge.system.progress import FORMAT_VARIABLE
+from flows.progress import Progress, entry_of
 
 # What may pass by itself: another process in the workspace, a source to be fetched, a tracking server.
 BUSY = "is busy"
@@ -54,6 +55,7 @@ def environment(workspace: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
+        FORMAT_VARIABLE: "json",
     }
 
 
@@ -122,9 +124,12 @@ def stream(command: list[str], workspace: Path, what: str) -> list[str]:
     logger, tail, progress = get_run_logger(), deque[str](maxlen=TAIL), Progress(what)
     with lines_of(command, workspace) as (lines, process):
         for line in lines:
-            logger.info(line)
-            tail.append(line)
-            progress.see(line)
+            entry = entry_of(line)
+            words = entry.line if entry else line
+            logger.info(words)
+            tail.append(words)
+            if entry:
+                progress.see(entry)
     if process.returncode != 0:
         raise StageFailedError(f"{what} exited with status {process.returncode}:\n" + "\n".join(tail))
     progress.end()

@@ -11,41 +11,38 @@ import pytest
 import yaml
 
 from flows.naming import branch_of, request_words
-from flows.progress import share_of
+from flows.progress import entry_of
 
 
 @pytest.mark.parametrize(
-    ("line", "what", "share"),
+    "line",
     [
-        ("extract: 500/2,000 images, 1,166/s, 1 s left", "extract", 0.25),
-        ("train epoch 3/15: 1,000/2,000 images, 800/s, 1 s left", "train", 2.5 / 15),
-        ("train epoch 3/15: loss 0.1234, accuracy 0.9876", "train", 3 / 15),
-        ("Scrub epoch 2/4, maximise: 10/20 images, 5/s, 2 s left", "Scrub", 1.5 / 4),
+        "Running stage 'fit@loft':",
+        "extract: 1,797 images in 1.5 s (1,166/s)",
+        "train epoch 3/15: 1,000/2,000 images, 800/s",
+        '{"progress": 0.5, "what": "train"}',
+        '{"progress": "all", "what": "train", "line": "x"}',
+        '{"progress": 0.5, "what": "tra{"progress": 0.6, "what": "train", "line": "x"}',
     ],
 )
-def test_lines_of_progress(line, what, share):
-    assert share_of(line) == (what, pytest.approx(share))
-
-
-@pytest.mark.parametrize(
-    "line", ["Running stage 'fit@loft':", "extract: 1,797 images in 1.5 s (1,166/s)", "error: 1/2"]
-)
 def test_other_lines(line):
-    assert share_of(line) is None
+    assert entry_of(line) is None
 
 
 def test_the_lines_are_those_that_stages_write(monkeypatch):
     from expunge.system import progress as written
 
     monkeypatch.setattr(written, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv(written.FORMAT_VARIABLE, "json")
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
-    with written.progress("train epoch 2/4", 2000, "images") as advance:
+    with written.progress("train", 2000, "images", 1, 4) as advance:
         time.sleep(0.01)
         advance(1500)
         advance(500)
-    first = out.getvalue().splitlines()[0]
-    assert share_of(first) == ("train", pytest.approx(1.75 / 4)), first
+    entries = [entry_of(line) for line in out.getvalue().splitlines()]
+    assert [(e.what, e.share) for e in entries] == [("train", pytest.approx(1.75 / 4)), ("train", 0.5)]
+    assert entries[0].line.startswith("train epoch 2/4: 1,500/2,000 images, ")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def workspace(tmp_path_factory) -> Path:
     with open(source / TEXTS, "w", newline="") as f:
         csv.writer(f).writerows([rows[0], *rows[1::EVERY]])
     changes = yaml.safe_load((ROOT / "params.text.yaml").read_text())
-    changes |= {"ensembles": {"heads": 0}, "methods": ["logit-mask", "ru-linear", "head-refit"]}
+    changes |= {"ensembles": {"heads": 0}, "methods": ["logit-mask", "ru-linear", "head-refit", "exact"]}
     (home / "params.yaml").write_text(yaml.safe_dump(params_with(home / "params.yaml", changes), sort_keys=False))
     (home / "log.txt").write_text(dvc(home, "repro"))
     return home
@@ -64,7 +64,10 @@ def test_the_domain_is_forgotten_as_a_retrained_head_forgets_it(summary):
     assert abs(refit["test_retain"] - retrained["test_retain"]) < 0.01
     assert summary["methods"]["ru-linear"]["accuracy"]["test_forget"] < original["test_forget"]
     assert summary["methods"]["logit-mask"]["accuracy"]["test_forget"] == 0
-    assert summary["selected"] == "head-refit"
+    exact = summary["methods"]["exact"]
+    assert exact["verdict"]["claims"]["exact"] == "shown"  # the encoder never saw the texts
+    assert exact["accuracy"]["test_retain"] == refit["test_retain"] and exact["accuracy"]["test_forget"] == 0
+    assert summary["selected"] == "exact"
 
 
 def test_the_served_model_reads_raw_texts(workspace, summary, monkeypatch):

@@ -230,8 +230,8 @@ class Run:
             for phase in phases:
                 means: dict[str, float] = {}
                 rows = sum(len(batch[0]) for batch in phase.batches)
-                what = f"{type(o).__name__} epoch {phase.epoch + 1}/{o.epochs}, {phase.name}"
-                with progress(what, rows, "images") as advance:
+                what = f"{type(o).__name__}, {phase.name}"
+                with progress(what, rows, "images", phase.epoch, o.epochs) as advance:
                     for batch in phase.batches:
                         for group in optimizer.param_groups:
                             group["lr"] = o.lr * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SECONDS_BETWEEN_LINES = 5.0
+# Set to `json`, lines of progress are JSON objects for whoever reads our output:
+# {"progress": share of the whole in [0, 1], "what": ..., "line": the words for people}
+FORMAT_VARIABLE = "EXPUNGE_PROGRESS"
 
 
 def log_message(message: str) -> None:
@@ -16,15 +21,17 @@ def log_message(message: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)`. Shows rate in `unit`/s and time left. rich itself honours NO_COLOR."""
+def progress(what: str, total: int, unit: str, epoch: int = 0, epochs: int = 1) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(n)`. Shows rate in `unit`/s and time left; `epoch` of `epochs` counts from 0. rich itself honours
+    NO_COLOR."""
+    words = f"{what} epoch {epoch + 1}/{epochs}" if epochs > 1 else what
     if not total:
         yield lambda _: None
     elif sys.stderr.isatty():
-        with _bar(what, total, unit) as advance:
+        with _bar(words, total, unit) as advance:
             yield advance
     else:
-        with _lines(what, total, unit) as advance:
+        with _lines(what, words, total, unit, (epoch, epochs)) as advance:
             yield advance
 
 
@@ -52,7 +59,7 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(what: str, words: str, total: int, unit: str, part: tuple[int, int]) -> Iterator[Callable[[int], None]]:
     start = last = time.monotonic()
     done = 0
 
@@ -62,9 +69,18 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             rate = done / (now - start)
-            log_message(f"{what}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {(total - done) / rate:.0f} s left")
+            line = f"{words}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {(total - done) / rate:.0f} s left"
+            share = (part[0] + done / total) / part[1]
+            _log_progress(what, share, line)
             last = now
 
     yield advance
     seconds = time.monotonic() - start
-    log_message(f"{what}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)")
+    line = f"{words}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f}/s)"
+    _log_progress(what, (part[0] + 1) / part[1], line)
+
+
+def _log_progress(what: str, share: float, line: str) -> None:
+    if os.environ.get(FORMAT_VARIABLE) == "json":
+        line = json.dumps({"progress": round(min(share, 1.0), 4), "what": what, "line": line})
+    log_message(line)

@@ -137,9 +137,8 @@ class _Run:
         loss_sum = torch.zeros((), dtype=torch.float64)
         correct = torch.zeros((), dtype=torch.int64)
         began = time.perf_counter()
-        what = f"train epoch {epoch + 1}/{self.a['epochs']}"
         # Dropout and the like draw from the global generator: borrow it, set by epoch, and give it back.
-        with torch.random.fork_rng(), progress(what, len(order), "images") as advance:
+        with torch.random.fork_rng(), progress("train", len(order), "images", epoch, self.a["epochs"]) as advance:
             torch.manual_seed(self.a["seed"] * 1_000_003 + epoch)
             for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
                 rate = one_cycle(epoch * self.batches + i, self.a["epochs"] * self.batches, self.a["lr"])
@@ -152,7 +151,7 @@ class _Run:
         if not math.isfinite(loss_mean):
             raise DataError(f"train: the loss is {loss_mean} in epoch {epoch + 1}; lower train.lr (now {self.a['lr']})")
         accuracy = correct.item() / len(order)
-        log_message(f"{what}: loss {loss_mean:.4f}, accuracy {accuracy:.4f}")
+        log_message(f"train epoch {epoch + 1}/{self.a['epochs']}: loss {loss_mean:.4f}, accuracy {accuracy:.4f}")
         return {
             "epoch": epoch + 1, "loss": loss_mean, "accuracy": accuracy, "lr": rate,
             "seconds": seconds, "images_per_s": len(order) / seconds, "bf16": int(bf16),
