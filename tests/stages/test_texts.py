@@ -66,7 +66,8 @@ def test_the_domain_is_forgotten_as_a_retrained_head_forgets_it(summary):
     assert summary["methods"]["logit-mask"]["accuracy"]["test_forget"] == 0
     exact = summary["methods"]["exact"]
     assert exact["verdict"]["claims"]["exact"] == "shown"  # the encoder never saw the texts
-    assert exact["accuracy"]["test_retain"] == refit["test_retain"] and exact["accuracy"]["test_forget"] == 0
+    assert abs(exact["accuracy"]["test_retain"] - retrained["test_retain"]) < 0.01
+    assert exact["accuracy"]["test_forget"] == 0
     assert summary["selected"] == "exact"
 
 
