@@ -36,8 +36,10 @@ def test_any_style_of_yaml_is_set_or_refused(tmp_path):
     dumped = yaml.safe_dump(yaml.safe_load((ROOT / "params.demo.yaml").read_text()), sort_keys=False)
     (tmp_path / "params.yaml").write_text(with_split(dumped, Path("data/requests/B-1.csv")))
     assert load_config(tmp_path / "params.yaml").split.file == "data/requests/B-1.csv"
-    with pytest.raises(ConfigError, match="one key on a line"):
-        with_split("split: {selector: classes, file: null}\n", Path("x.csv"))
+    flow = with_split("split: {selector: classes, file: null}  # one line\n", Path("x.csv"))
+    assert flow.split("#")[0].strip() == "split: {selector: ids, file: x.csv}" and flow.endswith("# one line\n")
+    with pytest.raises(ConfigError, match="no section `split`"):
+        with_split("data: {}\n", Path("x.csv"))
 
 
 @pytest.fixture(scope="module")

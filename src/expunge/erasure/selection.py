@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
+from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
@@ -96,16 +97,26 @@ def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, f
     )
 
 
+class _NullAsWritten(RoundTripRepresenter):
+    """Writes `null` for None, as params.yaml does; ruamel.yaml would leave the value empty."""
+
+
+_NullAsWritten.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+
 def with_split(params: str, file: Path) -> str:
-    """The text of params.yaml with `split` set to the ids in `file`; nothing else changes, comments stay."""
-    block = re.search(r"^split:.*?(?=^\S|\Z)", params, re.M | re.S)
-    changed = params
-    if block:
-        text = block[0]
-        for key, value in (("selector", "ids"), ("file", file.as_posix())):
-            text = re.sub(rf"^( +{key}:)[ \t]*[^\s#]+", rf"\1 {value}", text, count=1, flags=re.M)
-        changed = params[: block.start()] + text + params[block.end() :]
-    read = yaml.safe_load(changed)["split"]
-    if (read["selector"], read["file"]) != ("ids", file.as_posix()):
-        raise ConfigError("params.yaml: split.selector and split.file could not be set; write one key on a line each")
-    return changed
+    """The text of params.yaml with `split` set to the ids in `file`; nothing else changes, comments stay.
+
+    Raises ConfigError for a text without a section `split`.
+    """
+    editor = YAML()  # the round-trip editor, which keeps comments, order and quotes
+    editor.preserve_quotes, editor.width = True, 4096
+    editor.indent(mapping=2, sequence=4, offset=2)
+    editor.Representer = _NullAsWritten
+    tree = editor.load(params)
+    if not isinstance(tree, dict) or not isinstance(tree.get("split"), dict):
+        raise ConfigError("params.yaml has no section `split` to set the rows of the request in")
+    tree["split"].update(selector="ids", file=file.as_posix())
+    out = io.StringIO()
+    editor.dump(tree, out)
+    return out.getvalue()
