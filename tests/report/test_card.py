@@ -28,8 +28,8 @@ def test_the_model_index_holds_the_numbers_of_the_summary(run):
     block = summary["methods"][summary["selected"]]
     assert entry["name"] == f"gauss-{summary['selected']}"
     values = {m["name"]: m["value"] for r in entry["results"] for m in r["metrics"]}
-    assert values["Accuracy on retained test rows"] == pytest.approx(block["accuracy"]["test_retain"], abs=1e-6)
-    assert values["KL from a retrained model on forgotten rows, nats"] == pytest.approx(
+    assert values["accuracy on retained test rows"] == pytest.approx(block["accuracy"]["test_retain"], abs=1e-6)
+    assert values["KL from the retrained model on forgotten rows, nats"] == pytest.approx(
         block["divergence"]["forget"]["kl"], abs=1e-6
     )
     for result in entry["results"]:

@@ -8,7 +8,8 @@ import io
 import pytest
 
 from expunge.report.export import results_csv
-from expunge.report.tables import candidates, lookup
+from expunge.report.metrics import lookup
+from expunge.report.tables import candidates
 
 
 def leaves(value, path=()):

@@ -16,6 +16,7 @@ from expunge.erasure.candidate import Candidate
 from expunge.erasure.selection import Selection
 from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
+from expunge.report.metrics import name_of
 from expunge.report.tables import not_proven
 from expunge.system.files import MANIFEST, read_json, sha256
 from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
@@ -50,7 +51,7 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
         "validation": {file.stem: bool(read_json(file)["success"]) for file in sorted(VALIDATION.glob("*.json"))},
         "metrics": [
             {
-                "metric": wording.GATES.get(gate["path"], gate["path"]),
+                "metric": name_of(gate["path"]),
                 "claim": gate["claim"],
                 "value": gate["value"],
                 "original": None if gate["excess"] is None else gate["target"] + gate["excess"],

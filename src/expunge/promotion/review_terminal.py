@@ -65,10 +65,10 @@ def evaluated(review: Review, before: str, after: str) -> Table:
         "retrained",
         caption="each on the rows of its own request; in brackets: the interval that the verdict used",
     )
-    for path, label in GATES.items():
-        cells = [measure(block, path) for block in review.evaluations]
+    for metric in GATES:
+        cells = [measure(block, metric.path) for block in review.evaluations]
         if any(cell != "–" for cell in cells):
-            table.add_row(label, *cells)
+            table.add_row(metric.name, *cells)
     return table
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.report import wording
-from expunge.report.tables import COLUMNS, candidates, lookup, takes, verdict_line
+from expunge.report.metrics import METRICS
+from expunge.report.tables import COLUMNS, candidates, takes, verdict_line
 
-METRICS = (
-    ("accuracy", "Accuracy on retained test rows", "test", "accuracy.test_retain"),
-    ("accuracy", "Accuracy on test rows of forgotten classes", "test", "accuracy.test_forget"),
-    ("accuracy", "Accuracy on forgotten training rows", "train", "accuracy.forget"),
-    ("kl_divergence", "KL from a retrained model on forgotten rows, nats", "train", "divergence.forget.kl"),
-    ("roc_auc", "Loss attack, forgotten against unseen rows", "train", "membership.loss_auc"),
+# Type in the Hub's vocabulary, split, and the metric.
+INDEXED = (
+    ("accuracy", "test", METRICS["accuracy.test_retain"]),
+    ("accuracy", "test", METRICS["accuracy.test_forget"]),
+    ("accuracy", "train", METRICS["accuracy.forget"]),
+    ("kl_divergence", "train", METRICS["divergence.forget.kl"]),
+    ("roc_auc", "train", METRICS["membership.loss_auc"]),
 )
 
 
@@ -51,9 +53,9 @@ def _index(summary: Mapping[str, Any], method: str, data: TrainingData) -> dict[
     results = []
     for split in ("test", "train"):
         metrics = [
-            {"type": kind, "name": name, "value": round(float(value), 6)}
-            for kind, name, where, path in METRICS
-            if where == split and (value := lookup(block, path)) is not None
+            {"type": kind, "name": metric.name, "value": round(float(value), 6)}
+            for kind, where, metric in INDEXED
+            if where == split and (value := metric.value(block)) is not None
         ]
         if metrics:
             dataset = {"type": data.name, "name": data.name, "split": split, "revision": data.digest}
@@ -106,11 +108,9 @@ def _table(summary: Mapping[str, Any]) -> str:
     """Original, retrained and the method the card is about, one metric a line."""
     shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", wording.focus(summary))]
     lines = ["| metric | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for heading, path, form in COLUMNS:
-        values = [lookup(block, path) for _, block in shown]
-        if any(v is not None for v in values):
-            cells = ("–" if v is None else form.format(v) for v in values)
-            lines.append(f"| {wording.GATES.get(path, heading)} | " + " | ".join(cells) + " |")
+    for metric in COLUMNS:
+        if any(metric.value(block) is not None for _, block in shown):
+            lines.append(f"| {metric.name} | " + " | ".join(metric.text(block) for _, block in shown) + " |")
     return "\n".join(lines)
 
 

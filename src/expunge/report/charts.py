@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from expunge.report.metrics import lookup
 from expunge.report.style import BLUE, INK, SHOWN_CLASSES, VERMILION, Panel, heatmap, log_scale, looks, panel, short
-from expunge.report.tables import candidates, lookup
+from expunge.report.tables import candidates
 
 Summary = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import TEST_RETAIN
 from expunge.report.comparison import PARTS, Interval, Part
 from expunge.report.html import environment
-from expunge.report.tables import lookup
+from expunge.report.metrics import lookup
 from expunge.report.wording import GATES
 
 Block = Mapping[str, Any]
@@ -50,7 +50,7 @@ def section(sides: Sides, dataset: Dataset) -> str:
 
 
 def _content(sides: Sides, dataset: Dataset) -> dict[str, Any]:
-    measured = [(label, [measure(block, path) for block in sides.blocks]) for path, label in GATES.items()]
+    measured = [(m.name, [measure(block, m.path) for block in sides.blocks]) for m in GATES]
     kept = sides.parts.get(TEST_RETAIN)
     return {
         "before": sides.before,

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from expunge.report.tables import candidates, lookup
+from expunge.report.metrics import lookup
+from expunge.report.tables import candidates
 
 
 def results_csv(summary: Mapping[str, Any]) -> str:

@@ -10,66 +10,58 @@ from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
 from expunge.report.evidence import Evidence
+from expunge.report.metrics import Metric, lookup, some
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL
-from expunge.report.tables import COLUMNS, candidates, claims_cells, lookup, takes
+from expunge.report.tables import COLUMNS, candidates, claims_cells, takes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# Second table: label, dotted path, format, and where a good value lies.
-MORE = (
-    ("JS on forgotten rows, nats", "divergence.forget.js", "{:.3f}", "0"),
-    ("activation distance on forgotten rows", "divergence.forget.activation_distance", "{:.3f}", "0"),
-    ("KL on test rows, nats", "divergence.test.kl", "{:.3f}", "0"),
-    ("agreement on test rows", "divergence.test.agreement", "{:.1%}", "100 %"),
-    ("tug of war", "gap.tow", "{:.3f}", "1"),
-    ("mean accuracy gap", "gap.mean", "{:.3f}", "0"),
-    ("TPR of the loss attack at 1 % FPR", "membership.tpr_at_fpr_1pct", "{:.1%}", "retrained"),
-    ("TPR of the loss attack at 0.1 % FPR", "membership.tpr_at_fpr_01pct", "{:.1%}", "retrained"),
-    ("MIA-SVC on confidence", "membership.mia_svc.confidence", "{:.1%}", "retrained"),
-    ("MIA-SVC on correctness", "membership.mia_svc.correctness", "{:.1%}", "retrained"),
-    ("MIA-SVC on entropy", "membership.mia_svc.entropy", "{:.1%}", "retrained"),
-    ("MIA-SVC on modified entropy", "membership.mia_svc.modified_entropy", "{:.1%}", "retrained"),
-    ("MIA-SVC on probabilities", "membership.mia_svc.prob", "{:.1%}", "retrained"),
-    ("RMIA, AUC", "membership.rmia_auc", "{:.3f}", "0.5"),
-    ("class geometry attack", "membership.class_geometry", "{:.1%}", "retrained"),
-    ("loss AUC of retained rows", "membership.retain_loss_auc", "{:.3f}", "original"),
-    ("linear probe on z", "representation.probe_z", "{:.1%}", "retrained"),
-    ("kNN probe on z", "representation.knn_z", "{:.1%}", "retrained"),
-    ("kNN probe on z'", "representation.knn_z_prime", "{:.1%}", "retrained"),
-    ("CKA with the original", "representation.cka.original", "{:.3f}", "retrained"),
-    ("CKA with the retrained model", "representation.cka.retrained", "{:.3f}", "1"),
-    ("ZRF against uniform output", "divergence.forget.zrf_uniform", "{:.3f}", "retrained"),
-    ("calibration error on retained test rows", "calibration.ece_test_retain", "{:.3f}", "0"),
-    ("steps to relearn", "relearn.steps", "{:.0f}", "retrained"),
-    ("samples per class to relearn by prototypes", "relearn.prototype_samples", "{:.0f}", "retrained"),
-    ("times faster than retraining", "cost.speedup_vs_retrain", "{:,.0f}", "high"),
-    ("peak memory of the fit, MB", "cost.peak_rss_mb", "{:,.0f}", "low"),
-    ("seconds to evaluate", "cost.evaluate_s", "{:.1f}", "low"),
+# The second table.
+MORE = some(
+    "divergence.forget.js",
+    "divergence.forget.activation_distance",
+    "divergence.test.kl",
+    "divergence.test.agreement",
+    "gap.tow",
+    "gap.mean",
+    "membership.tpr_at_fpr_1pct",
+    "membership.tpr_at_fpr_01pct",
+    "membership.mia_svc.confidence",
+    "membership.mia_svc.correctness",
+    "membership.mia_svc.entropy",
+    "membership.mia_svc.modified_entropy",
+    "membership.mia_svc.prob",
+    "membership.rmia_auc",
+    "membership.class_geometry",
+    "membership.retain_loss_auc",
+    "representation.probe_z",
+    "representation.knn_z",
+    "representation.knn_z_prime",
+    "representation.cka.original",
+    "representation.cka.retrained",
+    "divergence.forget.zrf_uniform",
+    "calibration.ece_test_retain",
+    "relearn.steps",
+    "relearn.prototype_samples",
+    "cost.speedup_vs_retrain",
+    "cost.peak_rss_mb",
+    "cost.evaluate_s",
 )
-ENSEMBLE = (
-    ("U-LiRA, AUC", "ensembles.ulira.auc", "{:.3f}", "0.5"),
-    ("U-LiRA, TPR at 1 % FPR", "ensembles.ulira.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
-    ("U-LiRA, TPR at 0.1 % FPR", "ensembles.ulira.tpr_at_fpr_01pct", "{:.2%}", "0.1 %"),
-    ("RMIA, AUC", "ensembles.rmia.auc", "{:.3f}", "0.5"),
-    ("RMIA, TPR at 1 % FPR", "ensembles.rmia.tpr_at_fpr_1pct", "{:.1%}", "1 %"),
-    ("KLoM, median row", "ensembles.klom.p50", "{:.2f}", "retrained"),
-    ("KLoM, 95th percentile", "ensembles.klom.p95", "{:.2f}", "retrained"),
-    ("KLoM, 99th percentile", "ensembles.klom.p99", "{:.2f}", "retrained"),
-    ("forgetting score (NeurIPS 2023)", "ensembles.forgetting_score", "{:.3f}", "retrained, at most 1"),
+ENSEMBLE = some(
+    "ensembles.ulira.auc",
+    "ensembles.ulira.tpr_at_fpr_1pct",
+    "ensembles.ulira.tpr_at_fpr_01pct",
+    "ensembles.rmia.auc",
+    "ensembles.rmia.tpr_at_fpr_1pct",
+    "ensembles.klom.p50",
+    "ensembles.klom.p95",
+    "ensembles.klom.p99",
+    "ensembles.forgetting_score",
 )
 COLUMN_HELP = {
-    "retain": "accuracy on the training rows that stay",
-    "forget": "accuracy on the training rows to be forgotten",
-    "test ret.": "accuracy on test rows of classes that stay",
-    "test forg.": "accuracy on test rows of classes that go",
-    "KL": "KL divergence from the retrained model on forgotten rows, in nats; 0 is equal",
-    "agree": "forgotten rows on which method and retrained model predict the same class",
-    "loss AUC": "attack that tells forgotten from unseen rows by their loss; near the retrained model's value is good",
-    "MIA": "forgotten rows that an attack on entropies calls training rows; near the retrained model's value is good",
-    "probe z'": "a fresh linear probe that looks for the forgotten rows in what the head reads; 50 % is a guess",
-    "fit": "seconds to fit the method, without evaluation",
+    **{metric.heading: metric.help for metric in COLUMNS},
     "utility": "is it as accurate as retrained models on what was kept",
     "shown": "erasure claims that were shown; the others were refuted, or nobody can tell from this run",
 }
@@ -147,12 +139,12 @@ def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
 def main_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Head and rows of cells (value, spread) of the result table; columns without any value are left out."""
     blocks = list(candidates(summary))
-    used = [c for c in COLUMNS if any(lookup(block, c[1]) is not None for _, block in blocks)]
+    used = [metric for metric in COLUMNS if any(metric.value(block) is not None for _, block in blocks)]
     body = []
     for name, block in blocks:
-        cells = [_cell(block, path, form) for _, path, form in used]
+        cells = [_cell(block, metric) for metric in used]
         body.append({"name": name, "control": name == CONTROL, "cells": cells, "claims": claims_cells(block)})
-    return {"head": [*(heading for heading, _, _ in used), "utility", "shown"], "rows": body}
+    return {"head": [*(metric.heading for metric in used), "utility", "shown"], "rows": body}
 
 
 def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,22 +157,20 @@ def ensemble_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     return _upright(ENSEMBLE, {name: block for name, block in candidates(summary) if block.get("ensembles")})
 
 
-def _upright(metrics: Sequence[tuple[str, str, str, str]], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One row per metric that somebody has, a column per candidate, and where a good value lies."""
     body = [
-        {"label": label, "target": target, "cells": [_cell(block, path, form) for block in blocks.values()]}
-        for label, path, form, target in metrics
-        if any(lookup(block, path) is not None for block in blocks.values())
+        {"label": metric.name, "target": metric.target, "cells": [_cell(block, metric) for block in blocks.values()]}
+        for metric in metrics
+        if any(metric.value(block) is not None for block in blocks.values())
     ]
     return {"head": list(blocks), "rows": body}
 
 
-def _cell(block: Mapping[str, Any], path: str, form: str) -> dict[str, str]:
-    value, spread = lookup(block, path), lookup(block, f"spread.{path}")
-    return {
-        "value": "–" if value is None else form.format(value),
-        "spread": "" if spread is None or value is None else form.format(spread),
-    }
+def _cell(block: Mapping[str, Any], metric: Metric) -> dict[str, str]:
+    spread = lookup(block, f"spread.{metric.path}")
+    known = spread is not None and metric.value(block) is not None
+    return {"value": metric.text(block), "spread": metric.form.format(spread) if known else ""}
 
 
 def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:

@@ -9,42 +9,32 @@ from typing import Any
 
 from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import CLAIMS, MIN_REFERENCES
+from expunge.report.metrics import lookup, some
 from expunge.report.summary import CONTROL
 
-# Heading, dotted path in a block of the summary, and how to print it: percent, number, or seconds.
-COLUMNS = (
-    ("retain", "accuracy.retain", "{:.1%}"),
-    ("forget", "accuracy.forget", "{:.1%}"),
-    ("test ret.", "accuracy.test_retain", "{:.1%}"),
-    ("test forg.", "accuracy.test_forget", "{:.1%}"),
-    ("KL", "divergence.forget.kl", "{:.2f}"),
-    ("agree", "divergence.forget.agreement", "{:.1%}"),
-    ("loss AUC", "membership.loss_auc", "{:.3f}"),
-    ("MIA", "membership.mia_lr_member", "{:.1%}"),
-    ("probe z'", "representation.probe_z_prime", "{:.1%}"),
-    ("fit", "cost.fit_s", "{:.3g} s"),
+COLUMNS = some(
+    "accuracy.retain",
+    "accuracy.forget",
+    "accuracy.test_retain",
+    "accuracy.test_forget",
+    "divergence.forget.kl",
+    "divergence.forget.agreement",
+    "membership.loss_auc",
+    "membership.mia_lr_member",
+    "representation.probe_z_prime",
+    "cost.fit_s",
 )
-
 # Attacks that need many models; filled where the stage `ensembles` ran.
-MANY_MODELS = (
-    ("U-LiRA AUC", "ensembles.ulira.auc", "{:.3f}"),
-    ("TPR at 1 % FPR", "ensembles.ulira.tpr_at_fpr_1pct", "{:.1%}"),
-    ("TPR at 0.1 % FPR", "ensembles.ulira.tpr_at_fpr_01pct", "{:.2%}"),
-    ("RMIA AUC", "ensembles.rmia.auc", "{:.3f}"),
-    ("KLoM median", "ensembles.klom.p50", "{:.2f}"),
-    ("KLoM 95 %", "ensembles.klom.p95", "{:.2f}"),
-    ("forgetting score", "ensembles.forgetting_score", "{:.3f}"),
+MANY_MODELS = some(
+    "ensembles.ulira.auc",
+    "ensembles.ulira.tpr_at_fpr_1pct",
+    "ensembles.ulira.tpr_at_fpr_01pct",
+    "ensembles.rmia.auc",
+    "ensembles.klom.p50",
+    "ensembles.klom.p95",
+    "ensembles.forgetting_score",
 )
-
 IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl", "divergence.forget.agreement")
-
-
-def lookup(block: Mapping[str, Any] | None, path: str) -> Any:
-    """The value at a dotted path, None where a key is missing."""
-    value: Any = block
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -58,13 +48,10 @@ def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The table as text: a heading row, then one row per candidate. A value that does not exist is a dash."""
-    used = [c for c in COLUMNS if any(lookup(block, c[1]) is not None for _, block in candidates(summary))]
-    table = [["", *(name for name, _, _ in used), "utility", "shown"]]
+    used = [metric for metric in COLUMNS if any(metric.value(block) is not None for _, block in candidates(summary))]
+    table = [["", *(metric.heading for metric in used), "utility", "shown"]]
     for name, block in candidates(summary):
-        cells = []
-        for _, path, form in used:
-            value = lookup(block, path)
-            cells.append("–" if value is None else form.format(value))
+        cells = [metric.text(block) for metric in used]
         label = f"{name} (control)" if name == CONTROL else name
         table.append([label, *cells, *claims_cells(block)])
     return table
@@ -106,12 +93,11 @@ def many_models(summary: Mapping[str, Any]) -> str:
         f"had them; every one of {rows:,} rows was in {models['had_each_row']} of the former. Valid because "
         f"{state['valid_because']}. The target is the row of the retrained models."
     )
-    lines = ["| | " + " | ".join(name for name, _, _ in MANY_MODELS) + " |", "|---" * (len(MANY_MODELS) + 1) + "|"]
+    headings = [metric.heading for metric in MANY_MODELS]
+    lines = ["| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for name, block in candidates(summary):
-        values = [lookup(block, path) for _, path, _ in MANY_MODELS]
-        if any(v is not None for v in values):
-            cells = ("–" if v is None else form.format(v) for v, (_, _, form) in zip(values, MANY_MODELS, strict=True))
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        if any(metric.value(block) is not None for metric in MANY_MODELS):
+            lines.append(f"| {name} | " + " | ".join(metric.text(block) for metric in MANY_MODELS) + " |")
     left_out = "\n".join(f"- Not covered: {name}: {why}." for name, why in state["not_covered"].items())
     parts = ["## Attacks with many models", reading, refused, "\n".join(lines), left_out]
     return "\n\n".join(part for part in parts if part)

@@ -7,8 +7,9 @@ from typing import Any
 
 from expunge.evaluation.claims import shown_claims
 from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, OUTPUTS, REFUTED, SHOWN
+from expunge.report.metrics import lookup, name_of, some
 from expunge.report.summary import CONTROL
-from expunge.report.tables import lookup, not_proven
+from expunge.report.tables import not_proven
 
 CLAIMS = {
     OUTPUTS: "What the model says of forgotten rows is what retrained models say, within the margins.",
@@ -17,23 +18,24 @@ CLAIMS = {
     EXACT: "By construction, the weights are a function of retained rows, public weights and the seed alone.",
 }
 UTILITY_WORDS = "Accuracy on retained and test rows is at most half a point below that of {}."
-GATES = {
-    "accuracy.retain": "accuracy on retained rows",
-    "accuracy.forget": "accuracy on forgotten rows",
-    "accuracy.test_retain": "accuracy on retained test rows",
-    "accuracy.test_forget": "accuracy on forgotten test rows",
-    "divergence.forget.kl": "KL from the retrained model on forgotten rows, nats",
-    "divergence.forget.agreement": "agreement with the retrained model on forgotten rows",
-    "divergence.forget.kl_others": "the same KL with the forgotten classes hidden in both models, nats",
-    "divergence.forget.agreement_others": "the same agreement with the forgotten classes hidden in both models",
-    "membership.margin_excess": "memorisation left, row by row, along the original's",
-    "membership.loss_auc": "AUC of the loss attack",
-    "membership.mia_lr_member": "share of forgotten rows called members (MIA-LR)",
-    "representation.probe_z_prime": "linear probe on z'",
-    "representation.probe_z": "linear probe on z",
-    "representation.knn_z_prime": "nearest neighbours in z'",
-    "representation.knn_z": "nearest neighbours in z",
-}
+# What the verdict and a review look at, in their order.
+GATES = some(
+    "accuracy.retain",
+    "accuracy.forget",
+    "accuracy.test_retain",
+    "accuracy.test_forget",
+    "divergence.forget.kl",
+    "divergence.forget.agreement",
+    "divergence.forget.kl_others",
+    "divergence.forget.agreement_others",
+    "membership.margin_excess",
+    "membership.loss_auc",
+    "membership.mia_lr_member",
+    "representation.probe_z_prime",
+    "representation.probe_z",
+    "representation.knn_z_prime",
+    "representation.knn_z",
+)
 
 
 def seed_count(summary: Mapping[str, Any]) -> int:
@@ -88,7 +90,7 @@ def gate_rows(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "claim": gate["claim"],
-            "gate": GATES.get(gate["path"], gate["path"]),
+            "gate": name_of(gate["path"]),
             "value": number(gate["value"]),
             "target": number(gate["target"]),
             "share": share_words(gate),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from expunge.evaluation.criteria import CLAIMS
+from expunge.report.metrics import Metric
 from expunge.report.summary import CONTROL
 from expunge.report.tables import COLUMNS, MANY_MODELS
 from expunge.results.pooled import Pooled, PooledVerdict, judge
@@ -59,15 +60,15 @@ def _section(variant: Variant, pooled: Pooled) -> str:
     return "\n\n".join(parts)
 
 
-def table(pooled: Pooled, columns: Sequence[tuple[str, str, str]], judged: dict[str, PooledVerdict]) -> str:
+def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVerdict]) -> str:
     """Markdown, one row per candidate; a candidate without any value is left out."""
-    head = ["", *(heading for heading, _, _ in columns), *(["kept", "shown"] if judged else [])]
+    head = ["", *(metric.heading for metric in columns), *(["kept", "shown"] if judged else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in pooled.blocks:
-        values = [pooled.values(name, path) for _, path, _ in columns]
+        values = [pooled.values(name, metric.path) for metric in columns]
         if not any(values):
             continue
-        cells = [_cell(form, value) for (_, _, form), value in zip(columns, values, strict=True)]
+        cells = [_cell(metric.form, value) for metric, value in zip(columns, values, strict=True)]
         if judged:
             cells += verdict_cells(judged[name]) if name in judged else ["", ""]
         label = f"{name} (control)" if name == CONTROL else name

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from expunge.methods.unlearned import INFO
-from expunge.report.tables import lookup
+from expunge.report.metrics import lookup
 from expunge.system.errors import ManifestError
 from expunge.system.files import read_json
 from expunge.system.monitor import Series

@@ -1,0 +1,42 @@
+"""The registry of metrics: what tables and pages show is in it, and summaries hold what it names."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+
+from expunge.report import html, tables, wording
+from expunge.report.metrics import METRICS, Metric, lookup, name_of
+
+
+def test_names_differ_and_forms_print_a_number():
+    names = [metric.name for metric in METRICS.values()]
+    assert len(set(names)) == len(names)
+    for metric in METRICS.values():
+        assert [field for _, field, _, _ in string.Formatter().parse(metric.form) if field is not None] == [""]
+        assert metric.form.format(0.5)
+
+
+def test_every_column_of_the_result_table_explains_itself():
+    assert all(html.COLUMN_HELP[metric.heading] for metric in tables.COLUMNS)
+    assert len({metric.heading for metric in tables.COLUMNS}) == len(tables.COLUMNS)
+
+
+def test_the_metrics_are_those_of_a_finished_run(run):
+    summary, _ = run()
+    blocks = [block for _, block in tables.candidates(summary)]
+    judged = {gate["path"] for block in summary["methods"].values() for gate in block["verdict"]["gates"]}
+    for metric in (*tables.COLUMNS, *wording.GATES):
+        known = any(metric.value(block) is not None for block in blocks)
+        only_single_rows = metric.path == "membership.margin_excess"
+        assert known or metric.path in judged or only_single_rows, metric.path
+
+
+@pytest.mark.parametrize(("block", "text"), [({"a": {"b": 0.25}}, "25.0%"), ({"a": {}}, "–"), (None, "–")])
+def test_a_value_or_a_dash(block, text):
+    assert Metric("a.b", "x", "{:.1%}").text(block) == text
+
+
+def test_unknown_paths():
+    assert lookup({"a": 1}, "a.b") is None and name_of("not.there") == "not.there"
