@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from expunge.system.errors import ConfigError
-from expunge.system.safe_yaml import read_mapping
-from expunge.system.validation import check_plain, explain, holds, shown
+from expunge.system.safe_yaml import read_mapping, shown
+from expunge.system.validation import check_plain, explain, holds
 
 PARAMS = Path("params.yaml")
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
