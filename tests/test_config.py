@@ -27,6 +27,9 @@ def written(tmp_path: Path, change) -> Path:
     return path
 
 
+ABOVE = {"training": "above", "cut": "stage1", "weights": "public", "saw_forget_data": False}
+
+
 @pytest.mark.parametrize("name", ["params.yaml", "params.demo.yaml"])
 def test_the_shipped_files_load(name):
     config = load_config(ROOT / name)
@@ -60,6 +63,25 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["model"].update(training="none"), r"model\.checkpoint must name the weights"),
         (lambda p: p["model"].update(training="none", checkpoint="x.safetensors"), r"reference must be skip"),
         (lambda p: p["model"].update(saw_forget_data=False), r"model\.saw_forget_data must be true"),
+        (lambda p: p["model"].update(ABOVE, cut=None), r"model\.cut must name a module of"),
+        (lambda p: p["model"].update(cut="stage1"), r"model\.cut is for model\.training: above"),
+        (
+            lambda p: p["model"].update(ABOVE, weights=None),
+            r"model\.weights must be public when model\.training is above",
+        ),
+        (
+            lambda p: p["model"].update(ABOVE, saw_forget_data=True),
+            r"model\.saw_forget_data must be false when training is above",
+        ),
+        (
+            lambda p: p["model"].update(ABOVE, cut="stage2"),
+            r"activations\.cuts must hold 'stage2', model\.cut",
+        ),
+        (
+            lambda p: (p["model"].update(ABOVE), p["activations"].update(cuts="auto")),
+            r"activations\.cuts must hold 'stage1', model\.cut",
+        ),
+        (lambda p: p["fit"]["relearn"].update(cut=10**600), r"fit\.relearn relearns above 10{50}"),
         (lambda p: p["retrain"].update(seeds=[]), r"retrain\.seeds must be a list of different seeds"),
         (lambda p: p["retrain"].update(seeds=[1, 1]), r"retrain\.seeds must be a list of different seeds"),
         (lambda p: p["methods"].remove("logit-mask"), r"methods must hold logit-mask"),
@@ -104,6 +126,10 @@ def test_both_files_have_the_same_keys():
 def test_a_mistake_names_its_key(tmp_path, change, said):
     with pytest.raises(ConfigError, match=said):
         load_config(written(tmp_path, change))
+
+
+def test_training_above_a_cut_is_accepted(tmp_path):
+    assert load_config(written(tmp_path, lambda p: p["model"].update(ABOVE))).model.cut == "stage1"
 
 
 def test_an_int_is_taken_for_a_float(tmp_path):

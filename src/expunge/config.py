@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from expunge.system.errors import ConfigError
-from expunge.system.safe_yaml import read_mapping
+from expunge.system.safe_yaml import read_mapping, shown
 from expunge.system.validation import check_plain, explain, holds
 
 PARAMS = Path("params.yaml")
@@ -58,7 +58,8 @@ class Data:
 @dataclass(frozen=True, config=FORBID)
 class Model:
     name: Text
-    training: Literal["full", "head", "ridge", "none"]
+    training: Literal["full", "above", "head", "ridge", "none"]
+    cut: Text | None
     image_size: Count | None
     checkpoint: Text | None
     head: Text | None
@@ -211,6 +212,8 @@ def _refuse_old_keys(raw: Any, path: str) -> None:
 
 def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
+    model, cuts, above = config.model, config.activations.cuts, config.model.training == "above"
+    held = cuts != "auto" and model.cut in cuts
     rules = [
         (
             config.data.source.startswith(NAMED) or config.data.source in SOURCES,
@@ -255,6 +258,11 @@ def _check(config: Config, path: str) -> None:
             "model.saw_forget_data",
             "must be true when model.training is full: the backbone is trained on every row",
         ),
+        (not above or model.cut is not None, "model.cut", "must name a module of `expunge cuts` for training: above"),
+        (above or model.cut is None, "model.cut", "is for model.training: above; set it to null"),
+        (not above or model.weights == "public", "model.weights", "must be public when model.training is above"),
+        (not above or not model.saw_forget_data, "model.saw_forget_data", "must be false when training is above"),
+        (not above or held, "activations.cuts", f"must hold {shown(model.cut)}, model.cut"),
         (
             len(set(config.retrain.seeds)) == len(config.retrain.seeds) > 0,
             "retrain.seeds",
@@ -308,5 +316,5 @@ def _check_cut(config: Config, name: str, path: str) -> None:
         cut, cuts = given.get("cut", "stage1"), config.activations.cuts
         if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
             raise ConfigError(
-                f"{path}: fit.{name} relearns above {cut!r}, but activations.cuts is {cuts}; add it there"
+                f"{path}: fit.{name} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add it there"
             )

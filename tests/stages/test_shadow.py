@@ -32,7 +32,7 @@ def run(workspace, *arguments):
 
 
 def model(training, saw):
-    return Model("resnet-small", training, None, None, None, None, saw)
+    return Model("resnet-small", training, None, None, None, None, None, saw)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def model(training, saw):
         ("full", True, 0, 4, "full", "trained from its start"),
         ("head", True, 8, 0, "refused", "backbone saw these rows"),
         ("head", True, 0, 4, "refused", "share a backbone that saw"),
+        ("above", False, 8, 4, "refused", "layers above model.cut were trained on these"),
     ],
 )
 def test_what_is_valid_and_why(training, saw, heads, full, kind, words):

@@ -33,7 +33,7 @@ def why_not(request: FitInputs) -> str | None:
     if card.training not in FROZEN:
         return (
             f"model.training is {card.training}: nothing but training again without the rows is exact; "
-            "train with model.training ridge or head on a public backbone"
+            "train with model.training ridge, head or above on public weights"
         )
     if card.saw_forget_data:
         return (

@@ -40,9 +40,11 @@ from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.exact import delete_exactly
+from expunge.methods.exact_above import delete_above
 from expunge.methods.inputs import FitInputs
 from expunge.methods.selection import choose_settings
 from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.classifier import ABOVE
 from expunge.system.errors import ConfigError
 
 Settings = Mapping[str, Any]
@@ -120,8 +122,8 @@ def _head_refit(name: str, request: FitInputs, settings: Settings, before: Unlea
 
 def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     if settings:
-        raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; train.head holds those of the head")
-    return delete_exactly(request)
+        raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; train holds those of the model")
+    return delete_above(request) if request.classifier.card.training == ABOVE else delete_exactly(request)
 
 
 def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
@@ -130,7 +132,7 @@ def _certified_removal(name: str, request: FitInputs, settings: Settings, _: Unl
     labels = torch.from_numpy(request.labels)
     method = _make(name, CertifiedRemoval, settings)
     z = torch.from_numpy(request.store.z(rows))
-    fitted = method.fit(request.head, z, labels[rows], saw_forget_data=request.classifier.card.saw_forget_data)
+    fitted = method.fit(request.head, z, labels[rows], saw_forget_data=request.classifier.card.features_saw)
     fitted.remove(request.z_retain, labels[request.retain_rows], request.z_forget, labels[request.forget_rows])
     info = {"epsilon_spent": fitted.epsilon_spent_, "epsilon": fitted.epsilon, "delta": fitted.delta}
     return UnlearnedModel(fitted.map_, fitted.head_, info)
@@ -238,7 +240,7 @@ METHODS: dict[str, Method] = {
     "pour-p": Method(PourP, _pour_p),
     "esc": Method(Esc, _esc),
     "head-refit": Method(HeadRefit, _head_refit),
-    "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, as the model was trained
+    "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, or Relearn, as the model was trained
     "certified-removal": Method(CertifiedRemoval, _certified_removal),
     "relearn": Method(Relearn, _relearn),
     "teacher-map": Method(TeacherMap, _teacher_map),
@@ -252,10 +254,11 @@ METHODS: dict[str, Method] = {
 DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost != "closed form"}
 
 
-def warm_up(name: str, table: Mapping[str, Settings]) -> None:
-    """Import what the entry will need, so that its fit can be timed alone."""
+def warm_up(name: str, table: Mapping[str, Settings], training: str) -> None:
+    """Import what the entry will need for a model trained as `training` says, so that its fit can be timed alone."""
     settings = table.get(name) or {}
-    if {settings.get("method", name), (settings.get("after") or {}).get("method")} & DESCENDS:
+    needed = {settings.get("method", name), (settings.get("after") or {}).get("method")}
+    if needed & (DESCENDS | {"exact"} if training == ABOVE else DESCENDS):
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
 

@@ -13,7 +13,8 @@ from expunge.models.layers import PENULTIMATE
 from expunge.models.preprocess import Inputs, Preprocess
 from expunge.models.tokens import Tokens
 
-TRAINING = ("full", "head", "ridge", "none")
+TRAINING = ("full", "above", "head", "ridge", "none")
+ABOVE = "above"  # what lies above a cut is trained from public weights, on activations of layers that stay
 FROZEN = ("head", "ridge")  # a head is fitted to the features of a backbone that stays as it is
 
 
@@ -21,16 +22,18 @@ FROZEN = ("head", "ridge")  # a head is fitted to the features of a backbone tha
 class ModelCard:
     """What is known about a classifier besides its weights.
 
-    `training`: what the pipeline trains, `full` (backbone and head), `head` (softmax), `ridge` (least squares), or
-    `none` (it came trained).
-    `saw_forget_data`: whether the backbone was trained on rows that a request may name; if so, nothing
-    done to the head alone can equal retraining.
+    `training`: what the pipeline trains, `full` (backbone and head), `above` (what lies above a cut, and the head),
+    `head` (softmax), `ridge` (least squares), or `none` (it came trained).
+    `saw_forget_data`: whether the weights that training started from and keeps were trained on rows that a request may
+    name; if so, nothing done to what is trained here can equal retraining.
     `head`: the name the head had in the original model.
     `options`: what rebuilding the architecture needs besides its name, such as a transformers configuration.
     `layers`: the modules whose pooled outputs are z, side by side; what the head of the original model reads if only
     PENULTIMATE.
     `weights`: the public weights that training started from, `source` (a checkpoint's path as params name it, or the
     model's name) and `digest` of the backbone's tensors; None where nothing is claimed.
+    `above`: for training `above` the `recipe` (arguments of `Relearn`, its cut and seed among them) and `lower_digest`,
+    what lies below the cut (see `models/lower.py`): all that training again without some rows needs.
     """
 
     name: str
@@ -42,11 +45,17 @@ class ModelCard:
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: tuple[str, ...] = (PENULTIMATE,)
     weights: Mapping[str, str] | None = None
+    above: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.training not in TRAINING:
             raise ValueError(f"training {self.training!r}: one of {', '.join(TRAINING)}")
+
+    @property
+    def features_saw(self) -> bool:
+        """Whether the features depend on rows that a request may name."""
+        return self.saw_forget_data or self.training == ABOVE
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.models.classifier import FROZEN, Classifier, ModelCard
+from expunge.models.classifier import ABOVE, FROZEN, Classifier, ModelCard
 from expunge.models.families import transformers_config, transformers_file, transformers_names
 from expunge.models.layers import PENULTIMATE, Layers, masked_mean
 from expunge.models.tokens import TOKENIZER, Tokens
@@ -67,8 +67,11 @@ def build_sentence(
     Weights come from `checkpoint`, else from the directory. Whatever pooling the directory names, it is the masked
     mean. Raises ConfigError for what transformers cannot read, CheckpointError for weights that do not fit.
     """
-    if training not in FROZEN:
-        raise ConfigError(f"model.training: {training}: text encoders stay frozen; set model.training: head")
+    if training not in (*FROZEN, ABOVE):
+        raise ConfigError(
+            f"model.training: {training}: text encoders stay frozen; set model.training: head or ridge, or above to "
+            "train what lies above a cut"
+        )
     detail = name.removeprefix(PREFIX)
     config, weights = transformers_config(detail)
     source = Path(checkpoint) if checkpoint is not None else weights

@@ -121,8 +121,11 @@ def public_start(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier
         assert isinstance(preprocess, Tokens)
         return rebuild_sentence(card, preprocess, path)
     assert isinstance(preprocess, Preprocess)
+    family, detail = family_of(card.name)
     with torch.random.fork_rng(devices=[]):
-        model = family.make(detail, card.num_classes, size, preprocess.channels, card.options)
+        model = family.make(
+            detail, card.num_classes, (preprocess.height, preprocess.width), preprocess.channels, card.options
+        )
         _load(model, card.head, path, strict=False)
         return _cut(model, card.head, _example(preprocess), preprocess, card)
 

@@ -146,6 +146,11 @@ def not_proven(summary: Mapping[str, Any]) -> str:
             "- The backbone is said never to have seen the forgotten rows; this rests on `model.saw_forget_data`, "
             "not on a measurement."
         )
+    if summary["model"].get("public_up_to"):
+        lines.append(
+            f"- The layers up to `{summary['model']['public_up_to']}` are said to be public and never to have seen the "
+            "forgotten rows; this rests on `model.weights`, not on a measurement."
+        )
     if summary["references"]["retrained"] is None:
         lines.append("- Nothing was retrained, so nothing here compares with a model that never saw the rows.")
     lines.append(

@@ -16,6 +16,12 @@ SAW = (
     "ask for whole networks with ensembles.full"
 )
 
+ABOVE = (
+    "model.training is above: heads on its features are no models without the forgotten rows, because layers above "
+    "model.cut were trained on these, and ensembles of networks trained above a cut are not built; the claim of the "
+    "method `exact` needs none"
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -35,6 +41,8 @@ def plan(model: Model, asked: Ensembles) -> Plan:
     """What is valid of what params ask for."""
     if not asked.heads and not asked.full:
         return Plan("off")
+    if model.training == "above":
+        return Plan("refused", refused_because=ABOVE)
     if not model.saw_forget_data:
         if asked.heads:
             return Plan("heads", "the backbone is said never to have seen the forgotten rows, so only heads had them")

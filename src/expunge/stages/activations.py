@@ -1,21 +1,25 @@
 """activations: training rows behind a cut inside the backbone, once per model; every later request starts there."""
 
 from pathlib import Path
+from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.stages import run
 from expunge.system.errors import DataError
 from expunge.system.files import staged_dir, write_manifest
-from expunge.system.paths import ACTIVATIONS, DATASET, MODELS, ORIGINAL
+from expunge.system.paths import ACTIVATIONS, DATASET, MODELS, ORIGINAL, WORK
 
 
-def fetch(config: Config, staging: Path) -> dict[str, int]:
-    """Write one file a cut; return their rows. Raises DataError for images of different sizes."""
+def fetch(config: Config, staging: Path) -> dict[str, Any]:
+    """Write one file a cut; return what the manifest says of them. Raises DataError for images of different sizes."""
     import numpy as np  # torch comes along: seconds that a run without cuts has no use for
 
     from expunge.data.dataset import Dataset
+    from expunge.finetune.above import keep
     from expunge.finetune.cut import fetch_activations
     from expunge.models.checkpoint import load_classifier
+    from expunge.models.cuts import split_at_cut
+    from expunge.models.lower import lower_digest
     from expunge.training.cut_check import resolve
 
     dataset, classifier = Dataset(DATASET), load_classifier(MODELS / ORIGINAL)
@@ -24,16 +28,25 @@ def fetch(config: Config, staging: Path) -> dict[str, int]:
     if isinstance(inputs, list) and not isinstance(inputs[0], str):
         raise DataError(f"{DATASET}: images differ in size; relearning needs one size: set activations.cuts: []")
     cuts = resolve(config, classifier, len(train))
+    lower = {}
     for cut in cuts:
-        fetch_activations(classifier, inputs, cut, staging / f"{cut}.npy")
-    return {f"{cut}.npy": len(train) for cut in cuts}
+        if cut == config.model.cut:  # those that it was trained on
+            keep(classifier, dataset, cut, WORK, staging / f"{cut}.npy")
+            lower[cut] = lower_digest(split_at_cut(classifier, cut))
+        else:
+            fetch_activations(classifier, inputs, cut, staging / f"{cut}.npy")
+    return {
+        "rows": {f"{cut}.npy": len(train) for cut in cuts},
+        "dataset_digest": dataset.digest,
+        "lower": lower,  # below model.cut, by cut
+    }
 
 
 def main() -> None:
     config = load_config()
     with staged_dir(ACTIVATIONS) as staging:
-        rows = fetch(config, staging) if config.activations.cuts else {}
-        write_manifest(staging, "expunge.stages.activations", rows=rows)
+        said = fetch(config, staging) if config.activations.cuts else {}
+        write_manifest(staging, "expunge.stages.activations", **said)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def main() -> None:
     model = {
         "name": card["name"],
         "feature_dim": card["feature_dim"],
-        "saw_forget_data": card["saw_forget_data"],
+        "saw_forget_data": card["saw_forget_data"] or card["training"] == "above",
+        "public_up_to": card["above"]["recipe"]["cut"] if card.get("above") else None,
         "digest": "sha256:" + read_manifest(MODELS / ORIGINAL)["files"]["model.safetensors"]["sha256"],
     }
     evaluations = {name: read_json(METRICS / f"{name}.json") for name in config.methods}

@@ -38,7 +38,7 @@ def main() -> None:
         model_dir=MODELS / ORIGINAL,
         forgotten_dir=FORGOTTEN,
     )
-    warm_up(name, table)
+    warm_up(name, table, request.classifier.card.training)
     refused, seconds = None, 0.0
     start = time.perf_counter()
     with staged_dir(UNLEARNED / name) as staging:

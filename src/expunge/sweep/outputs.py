@@ -160,7 +160,8 @@ def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         for start in range(0, len(kept), COPY_ROWS):
             out[start : start + COPY_ROWS] = array[kept[start : start + COPY_ROWS]]
         out.flush()
-    renew_manifest(place, directory, old, dict.fromkeys(old["files"], len(kept)))
+    counts = dict.fromkeys(old["files"], len(kept))
+    renew_manifest(place, directory, old, counts, dataset_digest=_new_dataset(targets))
 
 
 def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:

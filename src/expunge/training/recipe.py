@@ -17,13 +17,15 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore, Shards
+from expunge.finetune.above import activations_alone, train_above, train_rows
+from expunge.finetune.relearn import Relearn
 from expunge.models.checkpoint import save_classifier
-from expunge.models.classifier import FROZEN, Classifier
+from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.progress import log_message
-from expunge.training.trainer import train
+from expunge.training.trainer import computes_bf16, train
 
 PRODUCER = "expunge.training.recipe"
 
@@ -48,6 +50,8 @@ def make_classifier(
     cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}
     if model.training == "full":
         cost = _train_all(config, classifier, dataset, rows, seed, resume)
+    if model.training == ABOVE:
+        classifier, cost = _train_above(config, classifier, dataset, rows, seed, work)
     head: RidgeHead | SoftmaxHead | None = None
     if model.training in FROZEN:
         head, cost = _train_head(config, classifier, dataset, rows, work, store)
@@ -113,6 +117,41 @@ def _train_all(
     )
     log_message(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
     return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
+
+
+def recipe_above(config: Config, seed: int, device: torch.device) -> dict[str, Any]:
+    """Arguments of `Relearn` for `model.training: above`. Raises ConfigError for what it does not take."""
+    given = config.train
+    bf16 = computes_bf16(device) if given.precision == "auto" else given.precision == "bf16"
+    try:
+        return Relearn(
+            cut=config.model.cut or "",
+            epochs=float(given.epochs),
+            batch_size=given.batch_size,
+            lr=given.lr,
+            momentum=given.momentum,
+            weight_decay=given.weight_decay,
+            targets="labels",
+            precision="bf16" if bf16 else "fp32",
+            seed=seed,
+            start="public",
+        ).get_params()
+    except ValueError as e:
+        raise ConfigError(f"params.yaml: train: {e}") from None
+
+
+def _train_above(
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path
+) -> tuple[Classifier, dict[str, Any]]:
+    """Activations first, in the work directory where the activations stage will find them; then what lies above."""
+    recipe = recipe_above(config, seed, classifier.head.weight.device)
+    activations = activations_alone(classifier, dataset, recipe["cut"], work)
+    start_time = time.perf_counter()
+    train = train_rows(dataset)
+    fitted = train_above(classifier, activations, dataset.labels()[train], np.searchsorted(train, rows), recipe)
+    last = fitted.history_[-1]["accuracy"]
+    log_message(f"train: above {recipe['cut']} on {len(rows):,} rows, training accuracy {last:.4f}")
+    return fitted.classifier_, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": fitted.history_}
 
 
 def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:

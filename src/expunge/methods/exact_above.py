@@ -1,0 +1,175 @@
+"""Exact deletion from a model trained above a cut: training again without the rows, from kept activations.
+
+`training/recipe.py` trains by `finetune.above.train_above` on the same activations, so the weights are those of
+training on a dataset without the rows, bit for bit, on one machine. No picture is decoded and no lower layer runs.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.finetune.above import activations_alone, train_above
+from expunge.finetune.cut import Activations
+from expunge.methods.exact import recompute as recompute_head
+from expunge.methods.exact import rows_root
+from expunge.methods.inputs import FitInputs
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import digest_of_tensors
+from expunge.models.classifier import Classifier
+from expunge.models.cuts import split_at_cut
+from expunge.models.lower import lower_digest, public_lower_digest
+from expunge.models.zoo import public_start
+from expunge.system.errors import CheckpointError, ConfigError, QualityError
+from expunge.system.files import read_manifest, sha256
+
+
+def why_not(request: FitInputs) -> str | None:
+    """Why rows cannot be deleted exactly from this model; None where they can."""
+    card = request.classifier.card
+    if card.above is None or card.weights is None:
+        return "the model's description does not name its public weights and its recipe; run the train stage again"
+    if card.saw_forget_data:
+        return "the layers up to the cut were trained on deletable rows (model.saw_forget_data: true)"
+    cut, recorded = card.above["recipe"]["cut"], card.above["lower_digest"]
+    if lower_digest(split_at_cut(request.classifier, cut)) != recorded:
+        return (
+            f"the layers up to {cut!r} are not those that training kept, so they may have been trained on deletable "
+            "rows since; run the train stage again"
+        )
+    try:
+        public = public_lower_digest(request.classifier, cut)
+    except CheckpointError as e:
+        return f"nothing shows that the layers up to {cut!r} are public: {e}"
+    if public != recorded:
+        return f"the layers up to {cut!r} are not those of the public weights {card.weights['source']}"
+    return None
+
+
+def delete_above(request: FitInputs) -> UnlearnedModel:
+    """The network that training on the retained rows gives, by the original's recipe and seed, and its provenance.
+
+    Raises QualityError with the reason where the model cannot be deleted from.
+    """
+    reason = why_not(request)
+    if reason is not None:
+        raise QualityError(f"exact: {reason}")
+    claim = dict(request.classifier.card.above or {})
+    recipe, labels = claim["recipe"], request.labels[request.train_rows]
+    activations = kept_activations(request, recipe["cut"], claim["lower_digest"])
+    fitted = train_above(request.classifier, activations, labels, request.among_train(request.retain_rows), recipe)
+    made = fitted.classifier_
+    exact = {
+        "holds": made.card.above == request.classifier.card.above,
+        "procedure": "above: trained again from public weights on kept activations, without the rows",
+        "accuracy": {"relative_tolerance": 0.0},
+        "weights_digest": digest_of_tensors(made.state_dict()),
+        **provenance(request),
+    }
+    return UnlearnedModel.of_classifier(made, {"exact": exact, "history": fitted.history_})
+
+
+def kept_activations(request: FitInputs, cut: str, lower: str) -> Activations:
+    """The activations of the training rows, checked to be of these rows and lower layers, byte for byte.
+
+    Raises QualityError where they are of others, ConfigError where none are kept.
+    """
+    found = request.activations(cut)
+    manifest = read_manifest(request.activations_dir, verify=False)
+    entry = manifest["files"][f"{cut}.npy"]
+    ours = (request.dataset.digest, lower, len(request.train_rows))
+    if (manifest.get("dataset_digest"), manifest.get("lower", {}).get(cut), len(found)) != ours:
+        raise QualityError(
+            f"exact: {request.activations_dir}/{cut}.npy is of other rows or other lower layers than the model; "
+            "run the activations stage again"
+        )
+    if sha256(request.activations_dir / f"{cut}.npy") != entry["sha256"]:
+        raise QualityError(
+            f"exact: {request.activations_dir}/{cut}.npy differs from its manifest; run the activations stage again"
+        )
+    return found
+
+
+def provenance(request: FitInputs) -> dict[str, Any]:
+    """What the claim rests on: public layers, rows, recipe, seed and versions. Ids of rows are in none of it."""
+    if request.forgotten_dir is None:
+        raise ConfigError("exact: the directory of the key of row digests is not given")
+    card = request.classifier.card
+    assert card.above is not None and card.weights is not None
+    recipe = dict(card.above["recipe"])
+    return {
+        "public": {
+            "name": card.name,
+            "cut": recipe["cut"],
+            "lower_digest": card.above["lower_digest"],
+            "weights": dict(card.weights),
+        },
+        "rows": {
+            "retained": len(request.retain_rows),
+            "merkle_root": rows_root(request, request.retain_rows, request.forgotten_dir),
+        },
+        "recipe": recipe,
+        "seed": recipe["seed"],
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def recompute(
+    request: FitInputs, shipped: Classifier, claim: dict[str, Any], from_inputs: Path | None = None
+) -> dict[str, Any]:
+    """Audit by recomputation: what lies above is trained from the public weights once more, on the retained rows, by
+    the recipe that `claim` (`info["exact"]`) names, and compared with the `shipped` network.
+
+    `from_inputs`: a work directory; activations are then fetched anew from pictures or texts by the public layers, and
+    must be those that were kept. Else the auditor must trust that they are, and in any case that the public weights
+    never saw the rows. `agrees` is True where rows, lower layers and every bit of the weights are those claimed; on
+    another kind of machine or another number of threads bits differ and `distance` says how far.
+    """
+    if request.forgotten_dir is None:
+        raise ConfigError("exact: the directory of the key of row digests is not given")
+    recipe, lower = claim["recipe"], claim["public"]["lower_digest"]
+    public = public_start(request.classifier.card, request.classifier.preprocess).eval()
+    cut = recipe["cut"]
+    same_lower = all(lower_digest(split_at_cut(model, cut)) == lower for model in (public, shipped))
+    activations = kept_activations(request, cut, lower)
+    same_activations = None
+    if from_inputs is not None:
+        again = activations_alone(public, request.dataset, cut, from_inputs)
+        same_activations = bool(np.array_equal(again, activations, equal_nan=True))
+        activations = again
+    labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
+    made = train_above(public, activations, labels, rows, recipe).classifier_
+    ours, theirs = made.state_dict(), shipped.state_dict()
+    same_bits = digest_of_tensors(ours) == digest_of_tensors(theirs) == claim["weights_digest"]
+    distance = max(float((v.double() - theirs[k].double()).abs().max()) for k, v in ours.items())
+    same_rows = rows_root(request, request.retain_rows, request.forgotten_dir) == claim["rows"]["merkle_root"]
+    return {
+        "agrees": same_rows and same_lower and same_bits and same_activations is not False,
+        "rows": same_rows,
+        "backbone": same_lower,
+        "activations": same_activations,  # None: not fetched anew
+        "distance": distance,
+        "allowed": 0.0,
+        "same_bits": same_bits,
+    }
+
+
+def recompute_product(
+    request: FitInputs, shipped: UnlearnedModel, claim: dict[str, Any], from_inputs: Path | None = None
+) -> dict[str, Any]:
+    """`recompute` of whatever the method `exact` made: a network above a cut, or a head (`methods.exact.recompute`)."""
+    if "recipe" not in claim:
+        return recompute_head(request, shipped.shipped_head, claim)
+    if shipped.classifier is None:
+        raise QualityError("exact: the claim is of a network trained above a cut, the product holds none")
+    return recompute(request, shipped.classifier, claim, from_inputs)

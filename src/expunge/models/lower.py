@@ -1,0 +1,38 @@
+"""What lies below a cut, named by a digest: whether two models give the same activations there."""
+
+from __future__ import annotations
+
+from expunge.models.checkpoint import digest_of_tensors
+from expunge.models.classifier import Classifier
+from expunge.models.cut_split import Split
+from expunge.models.cuts import split_at_cut
+from expunge.models.zoo import public_start
+from expunge.system.files import digest_of
+
+
+def lower_digest(split: Split) -> str:
+    """`sha256:...` of all that makes activations of inputs: the tensors below the cut, the preprocessing, the names of
+    architecture and cut."""
+    above = split.lying_above
+    below = {
+        name: tensor
+        for name, tensor in split.core.state_dict().items()
+        if name not in above.parameters and not name.startswith(tuple(f"{path}." for path in above.modules))
+    }
+    classifier = split.classifier
+    return digest_of(
+        {
+            "tensors": digest_of_tensors(below),
+            "preprocess": classifier.preprocess.to_json(),
+            "name": classifier.card.name,
+            "cut": split.name,
+        }
+    )
+
+
+def public_lower_digest(classifier: Classifier, cut: str) -> str:
+    """The same of the public weights that the model's description records.
+
+    Raises CheckpointError where their file is gone or holds other bytes.
+    """
+    return lower_digest(split_at_cut(public_start(classifier.card, classifier.preprocess).eval(), cut))
