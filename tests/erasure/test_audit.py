@@ -12,120 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from expunge.cli import app
-from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.data.prepare import prepare
 from expunge.erasure.audit import audit
-from expunge.erasure.auditable import recomputes, trusted
-from expunge.erasure.certificate import canonical
-from expunge.erasure.evidence import manifests
-from expunge.features.extract import Settings, extract
 from expunge.features.store import FeatureStore, write_shard
 from expunge.ledger.keys import signing_key
-from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.zoo import build
 from expunge.system.errors import CertificateError, ManifestError, TrackingError
 from expunge.system.files import read_json, sha256, staged_dir, write_json, write_manifest
-from expunge.training.recipe import make_classifier
-
-ROOT = Path(__file__).parents[2]
-REQUEST = "sha256:" + "a" * 64
-HEADS = {"ridge": {"ridge": 1.0, "quantum": 2.0**-12}, "head": {"ridge": 1e-3, "tol": 1e-7}}
-CERTIFICATE = Path("records/certificates/R-1/certificate.json")
-
-
-def params(training: str) -> None:
-    given = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
-    given["model"].update(training=training, saw_forget_data=False, checkpoint="public.safetensors")
-    given["train"]["head"] = HEADS[training]
-    given["activations"]["cuts"] = []
-    given["methods"] = ["logit-mask", "exact"]
-    Path("params.yaml").write_text(yaml.safe_dump(given))
-
-
-def write_features(model: str = "models/original") -> None:
-    shutil.rmtree("data/features", ignore_errors=True)
-    extract(
-        load_classifier(model), Dataset("data/dataset"), Path("data/features/original"), Path(".expunge/f"),
-        Settings.of(load_config().features),
-    )  # fmt: skip
-
-
-def delete(training: str) -> None:
-    """Twenty rows out of a trained head, its product registered, its certificate signed; the rows still in the data."""
-    from expunge.ledger.forgotten import ForgottenRows
-    from expunge.tracking import Submission, connect, register_model
-    from expunge.tracking.store import experiment_of
-
-    prepare("digits", Path("data/dataset"), path=None, test_fraction=0.2, seed=0, raw_dir=Path("data/raw"))
-    dataset = Dataset("data/dataset")
-    network = build("resnet-small", 10, dataset.image_shape, seed=3)
-    save_file({k: v.clone() for k, v in network.state_dict().items()}, "public.safetensors")
-    params(training)
-    train = np.flatnonzero(dataset.splits() == "train")
-    make_classifier(load_config(), dataset, train, 1, Path("models/original"), Path(".expunge"))
-    write_features()
-    gone = train[5:600:30]
-    inputs = FitInputs(
-        store=FeatureStore("data/features/original"),
-        activations_dir=Path("none"),
-        dataset=dataset,
-        classifier=load_classifier("models/original"),
-        forget_rows=gone,
-        retain_rows=np.setdiff1d(train, gone),
-        forget_classes=[],
-        held_rows=np.empty(0, np.int64),
-        model_dir=Path("models/original"),
-        forgotten_dir=Path("data/forgotten"),
-    )
-    unlearned = fit("exact", inputs, {"exact": {}})
-    with staged_dir(Path("models/unlearned/exact")) as staging:
-        unlearned.save(staging)
-        write_manifest(staging, "test")
-    ids = dataset.sample_ids()
-    ForgottenRows("data/forgotten", REQUEST, [ids[i] for i in gone]).register()
-    client = connect()
-    run = client.create_run(experiment_of(client, "test/audit").experiment_id)
-    shown = dataset.images(np.flatnonzero(dataset.splits() == "test")[:5])
-    z = torch.from_numpy(FeatureStore("data/features/original").z(np.flatnonzero(dataset.splits() == "test")[:5]))
-    version = register_model(
-        Submission(
-            name="expunge-audited",
-            content="sha256:c",
-            run_id=run.info.run_id,
-            method="exact",
-            model_dir=Path("models/original"),
-            unlearned_dir=Path("models/unlearned/exact"),
-            classes=dataset.class_names,
-            inputs=shown,
-            expected=unlearned.logits(z).softmax(1).numpy(),
-            tags={"request": REQUEST},
-            description_md="",
-        )
-    )
-    certify(unlearned.info["exact"], version.version)
-
-
-def certify(claim: dict | None, version: str) -> None:
-    """Signed as `certificate.write` does, with the parts that an audit reads."""
-    unlearning = {"model": {"model": "expunge-audited", "version": version, "method": "exact"}, "exact": claim}
-    unlearning["audit"] = {"recomputes": recomputes(claim or {}), "trusts": trusted()}
-    body = {
-        "request": {"id": "R-1"},
-        "unlearning": unlearning,
-        "manifests": {"before": {}, "after": manifests()},
-    }
-    key = signing_key(Path())
-    CERTIFICATE.parent.mkdir(parents=True, exist_ok=True)
-    document = {"certificate": body, "key": key.public.fingerprint, "signature": key.sign(canonical(body))}
-    CERTIFICATE.write_text(json.dumps(document))
+from tests.exactly import CERTIFICATE, certify, delete, write_features
 
 
 @pytest.fixture(scope="module", params=["ridge", "head"])
@@ -260,7 +158,7 @@ def test_the_command_prints_and_ends_as_it_finds(root):
     good = run.invoke(app, ["certificate", "audit", str(CERTIFICATE.parent)])
     assert good.exit_code == 0 and "what training without the rows gives" in good.output
     said = json.loads(run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--json"]).output)
-    assert said["agrees"] is True and said["version"] == "models:/expunge-audited/1"
+    assert said["agrees"] is True and said["version"] == "models:/expunge-exactly/1"
     tensors = load_file("models/original/model.safetensors")  # the original, passed off as the product
     save_file(tensors, served(root) / "model.safetensors")
     seal(served(root))

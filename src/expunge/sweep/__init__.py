@@ -75,6 +75,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             _put(report, _in_texts(targets, registry, True), purged=True)
             journal = Journal(root)
             _put(report, _found(targets, journal, config), purged=True)
+            _put(report, lineage.products(targets, covered, journal), purged=True)
             said = lineage.original(targets, registry, covered, config.sweep.original)
             again = False
             if isinstance(said, Residue):
@@ -129,6 +130,7 @@ def _of_models(
 ) -> Iterator[inputs.Found]:
     if (said := lineage.original(targets, registry, covered, config.sweep.original)) is not None:
         yield said
+    yield from lineage.products(targets, covered, None)
     if registry is not None and targets.erased.any():
         policy = config.sweep.versions if apply or config.sweep.versions == "keep" else "look"
         yield from lineage.versions(registry, covered, policy)
