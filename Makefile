@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test test-slow lint bench results verdict-study ui up down clean lock
+.PHONY: help setup run demo people test test-slow lint bench results verdict-study ui up down clean lock
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table an
 
 demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
 	expunge demo
+
+people: $(READY) ## Three people deleted exactly, one after the other, each from request to certificate
+	expunge demo-people
 
 test: $(DEV) ## The tests, under 10 minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'

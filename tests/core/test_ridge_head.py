@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.core import RidgeHead
+from expunge.core import RidgeHead, cholesky
 from expunge.core.cholesky import Factor, rank_update
 from expunge.core.logit_mask import MASKED_BIAS
 from expunge.system.errors import CheckpointError, DataError
@@ -87,6 +89,60 @@ def test_many_requests_do_not_drift(dim, batch):
     fresh = RidgeHead(1.0).fit(z[left:], y[left:], CLASSES)
     assert near(head.weights_, fresh.weights_)
     assert near(head.weights_, reference(z[left:], y[left:], 1.0))
+
+
+def test_a_thousand_people_one_by_one_at_constant_cost(monkeypatch):
+    """Counted, not timed: factors, updates of factors and solves. One to five rows a person, several classes."""
+    counted: Counter[str] = Counter()
+
+    def count(owner, name):
+        real = getattr(owner, name)
+
+        def counting(*arguments):
+            counted[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    dim, people = 60, 1000
+    rows = torch.arange(people) % 5 + 1
+    ends = torch.cumsum(rows, 0).tolist()
+    z, y = drawn(ends[-1] + 400, dim=dim)
+    head = RidgeHead(1.0).fit(z, y, CLASSES)
+    for name in ("fresh", "solve", "prepare"):
+        count(Factor, name)
+    count(cholesky, "rank_update")
+    halves, start = [], 0
+    for person, end in enumerate(ends):
+        head.remove(z[start:end], y[start:end])
+        start = end
+        if person % 100 == 99:
+            fresh = RidgeHead(1.0).fit(z[end:], y[end:], CLASSES)
+            counted["fresh"] -= 1
+            counted["solve"] -= 1
+            assert near(head.weights_, fresh.weights_, 1e-8)
+        if person % 500 == 499:
+            halves.append(Counter(counted))
+    assert near(head.weights_, reference(z[end:], y[end:], 1.0), 1e-8)
+    assert head.n_ == 400 and head.rebuilds_ == 0
+    first, second = halves[0], halves[1] - halves[0]
+    # A factor is made again, or turned, once in `limit` rows; a request solves for its rows and at most once to refine.
+    limit = Factor(torch.eye(dim + 1, dtype=torch.float64)).limit
+    for half in (first, second):
+        assert half["fresh"] + half["rank_update"] <= 1500 / (limit - 5) + 1
+        assert half["prepare"] == 500 and half["solve"] <= 500
+    assert abs(first["fresh"] - second["fresh"]) <= 1
+
+
+def test_nothing_is_left_of_an_emptied_class():
+    """Not even rounding: of a class without rows it would be made of the erased rows alone."""
+    z, y = drawn(200)
+    rows = (y == 2).nonzero()[:, 0]
+    head = RidgeHead(1.0).fit(z, y, CLASSES)
+    for row in rows.tolist():
+        head.remove(z[[row]], y[[row]])
+    assert not head.sums.by_class[:, 2].any() and head.sums.squares[2] == 0
+    assert not head.weights_[:, 2].any() and not head.head_.weight[2].any()
 
 
 @pytest.mark.parametrize("p", [5, 64, 150])

@@ -8,6 +8,7 @@ import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -154,3 +155,18 @@ def test_a_loaded_head_goes_on_from_rows_it_is_given(tmp_path):
     (tmp_path / "softmax_head.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no softmax head"):
         SoftmaxHead.load(tmp_path)
+
+
+def test_what_is_saved_after_a_removal_holds_no_moments_of_the_rows(tmp_path):
+    """The preconditioner is made of second moments of rows; a state without it goes on to the same optimum."""
+    z, y = drawn(200)
+    head = SoftmaxHead(RIDGE, tol=1e-9).fit(z, y, CLASSES).prepare()
+    head.save(tmp_path)
+    assert "blocks" in load_file(tmp_path / "softmax_head.safetensors")
+    loaded = SoftmaxHead.load(tmp_path).refit(z[5:], y[5:])
+    head.remove(z[:5], y[:5])
+    for one in (loaded, head):
+        one.save(tmp_path)
+        assert set(load_file(tmp_path / "softmax_head.safetensors")) == {"weights", "counts"}
+        again = SoftmaxHead.load(tmp_path).refit(z[9:], y[9:])
+        assert within_bound(again, reference(z[9:], y[9:]))

@@ -10,8 +10,11 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import escape
 
+from expunge.erasure.auditable import recomputes, trusted
 from expunge.erasure.certificate import known_entries, verify
+from expunge.erasure.certificate_page import page
 from expunge.erasure.requests import Store
 from expunge.ledger.keys import PublicKey, signing_key
 from expunge.ledger.ledger import Ledger
@@ -72,8 +75,7 @@ def test_it_says_everything_that_it_must(done, certificate):
 
 def test_it_names_nobody(done, certificate):
     content = certificate.read_text() + (done[0] / "ledger.jsonl").read_text()
-    page = certificate.parent
-    assert "subject-" not in content and "record-" not in content and page.is_dir()
+    assert "subject-" not in content and "record-" not in content
 
 
 def test_the_ledger_holds_its_digest_and_it_holds_the_ledger(done):
@@ -155,11 +157,38 @@ def test_another_key_is_named(done, certificate, tmp_path):
 
 def test_the_page_shows_it(done):
     root, _, requests = done
-    page = (root / "records/certificates" / requests[0].id / "certificate.html").read_text()
+    shown = (root / "records/certificates" / requests[0].id / "certificate.html").read_text()
     for said in (
         requests[0].id, "shown: outputs", "As a &lt;retrained&gt; one.", "cem", "No residue is left",
         "backbone: refuted.",
         "data/dataset", "as good as retrained", "0.910", "Ed25519",
     ):  # fmt: skip
-        assert said in page, said
-    assert "<script" not in page and "http" not in page.replace("https://www.w3.org", "")
+        assert said in shown, said
+    assert "<script" not in shown and "http" not in shown.replace("https://www.w3.org", "")
+
+
+def test_the_page_says_what_an_audit_recomputes(done, certificate):
+    document = json.loads(certificate.read_text())
+    assert "What an audit recomputes" not in page(document)  # nothing exact is claimed
+    claim = {
+        "procedure": "ridge: sums less those of the rows",
+        "public": {"name": "efficientnet-lite0", "backbone_digest": "sha256:b4c"},
+        "rows": {"retained": 6031, "merkle_root": "sha256:400t"},
+        "head": {"kind": "RidgeHead", "settings": {"ridge": "gcv", "quantum": 0.25}},
+        "seed": 1,
+    }
+    audit = {"recomputes": recomputes(claim), "trusts": trusted()}
+    document["certificate"]["unlearning"] |= {"exact": claim, "audit": audit}
+    shown = page(document)
+    for said in (
+        "What an audit recomputes",
+        "6,031 retained",
+        "sha256:400t",
+        "quantum 0.25",
+        *(str(escape(line)) for line in trusted()),
+    ):
+        assert said in shown, said
+    other = {**claim, "head": {"kind": "another"}}
+    assert recomputes(other) is None
+    document["certificate"]["unlearning"] |= {"exact": other, "audit": {"recomputes": None, "trusts": trusted()}}
+    assert "What an audit recomputes" not in page(document)

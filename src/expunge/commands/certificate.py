@@ -1,14 +1,20 @@
 """certificate verify: is a certificate as its issuer signed it? Needs the file and the public key, and nothing else.
 
+certificate audit: proof by recomputation of an exact deletion, in the workspace.
 certificate attach: store it with the registered version it speaks of.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from expunge.system.errors import CertificateError
+from expunge.system.paths import KEYS
+
+PUBLIC_KEY = KEYS / "signing.pub.pem"
 
 certificate_app = typer.Typer(no_args_is_help=True, help="Certificates of completed erasure requests.")
 
@@ -50,3 +56,55 @@ def verify_certificate(
         f"{file}: signed by this key and unchanged. Request {body['request']['id']}, completed {body['completed']}"
         f"{level}; residues left: {len(sweep['left'])}; for others to clean: {len(sweep['not_purgeable'])}."
     )
+
+
+@certificate_app.command("audit")
+def audit_certificate(
+    file: Annotated[Path, typer.Argument(help="certificate.json, or the folder that holds it")],
+    key: Annotated[Path, typer.Option(help="The issuer's public key, PEM.")] = PUBLIC_KEY,
+    encode: Annotated[
+        bool, typer.Option("--encode", help="Make the features again, too: one pass of the backbone over all rows.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Make again what a certificate claims as exact, from the rows that stayed, and compare it with the registered
+    weights. In the workspace. Exit status 2 where they do not agree."""
+    from expunge.erasure.audit import audit
+    from expunge.ledger.keys import PublicKey
+
+    found = audit(file / "certificate.json" if file.is_dir() else file, PublicKey.read(key), encode)
+    if json:
+        import json as codec
+
+        typer.echo(codec.dumps(found, indent=2))
+    else:
+        typer.echo("\n".join(lines(found)))
+    if not found["agrees"]:
+        raise CertificateError(f"{file}: what was made again does not agree with what was certified, see above")
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The findings of an audit, for reading."""
+    words = {True: "agree", False: "DO NOT AGREE"}
+    same = "the same bits" if found["same_bits"] else "other bits"
+    fits = found["distance"] <= found["allowed"]
+    features = found["features"]
+    encoded = (
+        []
+        if features is None
+        else [
+            f"features: {words[features['agrees']]}; made again, distance {features['distance']:.2g} of |z|, allowed "
+            f"{features['allowed']:.2g}{', the same bits' if features['same_bits'] else ''}"
+        ]
+    )
+    return [
+        f"request {found['certificate']}, {found['version']}",
+        f"recomputed: {found['recomputed']}",
+        f"rows: {words[found['rows']]} with the Merkle root of the certificate",
+        f"backbone: {words[found['backbone']]} with its digest",
+        *encoded,
+        f"weights: {words[fits]}; distance {found['distance']:.2g}, allowed {found['allowed']:.2g}, {same}",
+        f"dataset: {'as it was certified' if found['dataset_as_certified'] else 'written again since'}",
+        *(f"to be trusted: {line}" for line in found["trusted"]),
+        "The deletion is what training without the rows gives." if found["agrees"] else "The claim was NOT confirmed.",
+    ]

@@ -12,6 +12,7 @@ import typer
 
 from expunge.system.errors import RequestError
 from expunge.system.paths import CERTIFICATES, LEDGER
+from expunge.system.warm import interpreter
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,6 +21,35 @@ if TYPE_CHECKING:
     from expunge.erasure.requests import ErasureRequest, Store
 
 SOON = 7
+# What the stages of a run, DVC and MLflow import, once for all of them.
+WARM = (
+    "torch",
+    "pyarrow.parquet",
+    "dvc.cli.parser",
+    "dvc.repo.reproduce",
+    "dvc.repo.commit",
+    "dvc.repo.gc",
+    "dvc.scm",
+    "dvc.utils.serialize",
+    "scipy.stats",
+    "sklearn.manifold",
+    "sklearn.neighbors",
+    "sklearn.metrics",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "great_expectations",
+    "mlflow.pyfunc",
+    "mlflow.cli",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "efficientnet_lite_pytorch",
+    "expunge.evaluation.suite",
+    "expunge.methods.table",
+    "expunge.report.html",
+    "expunge.training.recipe",
+    "expunge.quality",
+    "expunge.tracking",
+    "expunge.serving.servable",
+)
 
 By = Annotated[str, typer.Option("--by", help="Who does this; the user of this machine when left out.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept for good. Name no people.")]
@@ -158,7 +188,8 @@ def run(
 
     Can be ended and called again at any time: it goes on where it was.
     """
-    outcome = _lifecycle(_who(by)).advance(_today(), within)
+    with interpreter(WARM):
+        outcome = lifecycle(_who(by)).advance(_today(), within)
     report(outcome)
     if outcome.state == "completed":
         from expunge.promotion.attachment import attach
@@ -170,14 +201,14 @@ def run(
 @request_app.command()
 def approve(reason: Reason, by: By = "") -> None:
     """The version that waits may be served, and the rows erased: see it first with `expunge review`."""
-    made = _lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
+    made = lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
     typer.echo(f"approved: {made['model']} version {made['version']}. `expunge request run` carries it out.")
 
 
 @request_app.command()
 def reject(reason: Reason, by: By = "") -> None:
     """Give the open run up, at its approval or before; its requests wait for the next one."""
-    batch = _lifecycle(_who(by)).reject(_who(by), reason)
+    batch = lifecycle(_who(by)).reject(_who(by), reason)
     typer.echo(f"{batch.id}: rejected. Its requests are scheduled again and still due.")
 
 
@@ -222,7 +253,8 @@ def report(outcome: Outcome) -> None:
         typer.echo(f"{requests}; `expunge request show` says why")
 
 
-def _lifecycle(who: str) -> Lifecycle:
+def lifecycle(who: str) -> Lifecycle:
+    """In the current directory, its stages run by DVC."""
     from expunge.erasure.lifecycle import Lifecycle
     from expunge.ledger.ledger import Ledger
 

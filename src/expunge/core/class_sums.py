@@ -101,6 +101,10 @@ class ClassSums:
         onehot = torch.nn.functional.one_hot(y, self.num_classes).to(h)
         self.by_class.addmm_(h.T, onehot, alpha=sign)
         self.squares.addmv_(onehot.T, h.square().sum(dim=1), alpha=sign)
+        if sign < 0:  # what is left of a class without rows is rounding, and made of nothing but its rows
+            empty = self.counts == 0
+            self.by_class[:, empty] = 0.0
+            self.squares[empty] = 0.0
         self._check_exact()
 
     def minus(self, z: Tensor, y: Tensor) -> ClassSums:

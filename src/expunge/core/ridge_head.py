@@ -231,6 +231,7 @@ class RidgeHead(Estimator):
     def _finish(self, weights: Tensor, rows: tuple[Tensor, Tensor] | None) -> RidgeHead:
         """Correct `weights` by their residual until it is within `drift`, then make the head."""
         factor = self._solved()
+        weights = weights.masked_fill(self.counts_ == 0, 0.0)
         weights, self.drift_ = self._refined(factor, weights)
         if self.drift_ > self.drift and factor.waiting:
             factor.fresh(self._matrix())

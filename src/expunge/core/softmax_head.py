@@ -42,7 +42,8 @@ class SoftmaxHead(Estimator):
     steps   Newton steps at most; `converged_` is False where they did not suffice
 
     The head keeps the rows (a copy), as the next optimum needs them; `save` writes none, and after `load` it is
-    `refit` that is given those that are left.
+    `refit` that is given those that are left. The preconditioner is made of second moments of rows: once rows were
+    taken out, `save` leaves it out and `refit` drops it, so that nothing of them is kept.
 
     Fitted: `head_`, `weights_`, `gradient_norm_`, `bound_`, `converged_`, `steps_`, `products_` (with the Hessian),
     `n_`, `counts_`. Without any row every weight is zero. [methods.md 8]
@@ -64,6 +65,7 @@ class SoftmaxHead(Estimator):
         self.steps = steps
         self._store: RowStore | None = None
         self._blocks: Tensor | None = None
+        self._remembers = False  # whether the preconditioner is of rows that were removed since
 
     @property
     def bound_(self) -> float:
@@ -84,7 +86,7 @@ class SoftmaxHead(Estimator):
         Raises ValueError for other shapes, DataError naming a row that cannot be used.
         """
         z, y = as_labelled(z, y, None, num_classes)
-        self.num_classes_, self._blocks = num_classes, None
+        self.num_classes_, self._blocks, self._remembers = num_classes, None, False
         self.weights_ = torch.zeros(num_classes, z.shape[1] + 1, dtype=torch.float64, device=z.device)
         self._point = self._solve(SoftmaxProblem(z, y, self.ridge))
         self._store = RowStore(z, y, self._point.probabilities)
@@ -96,6 +98,7 @@ class SoftmaxHead(Estimator):
         z, y = as_labelled(z, y, self.weights_.shape[1] - 1, self.num_classes_)
         self._store = None
         self._solve(SoftmaxProblem(z, y, self.ridge))
+        self._blocks = None  # of the rows before, with those that went
         return self
 
     def remove(self, z_f: Tensor | np.ndarray, y_f: Tensor | np.ndarray) -> SoftmaxHead:
@@ -104,6 +107,7 @@ class SoftmaxHead(Estimator):
         z_f, y_f = as_labelled(z_f, y_f, self.weights_.shape[1] - 1, self.num_classes_)
         problem, less = SoftmaxProblem(store.z, store.y, self.ridge), SoftmaxProblem(z_f, y_f, self.ridge)
         store.remove(z_f, y_f)
+        self._remembers = True
         return self._resolve(problem.changed(self.weights_, self._point, less, -1), store)
 
     def add(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> SoftmaxHead:
@@ -156,10 +160,11 @@ class SoftmaxHead(Estimator):
         return self._store
 
     def save(self, directory: Path | str) -> None:
-        """Write weights, preconditioner and settings into an existing directory, JSON last; the rows are in none."""
+        """Write weights, settings and, before any removal, the preconditioner into an existing directory, JSON last.
+        The rows are in none."""
         directory = Path(directory)
         tensors = {"weights": self.weights_.cpu().contiguous(), "counts": self.counts_.cpu()}
-        if self._blocks is not None:
+        if self._blocks is not None and not self._remembers:
             tensors["blocks"] = self._blocks.cpu().contiguous()
         save_file(tensors, str(directory / TENSORS))
         solved = {"gradient_norm": self.gradient_norm_, "steps": self.steps_, "products": self.products_}

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge.erasure.auditable import recomputes, trusted
 from expunge.erasure.batches import Batch
 from expunge.erasure.requests import ErasureRequest, Event, Store
 from expunge.ledger.keys import PublicKey, signing_key
@@ -77,6 +78,8 @@ def build(request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep:
         "model": {**product, "instead_of": facts["instead_of"], "promotion": facts["promotion"]},
         "approval": {"by": facts["approved_by"], "because": facts["approved_because"]},
     }
+    if (exact := run.get("exact")) is not None:
+        body["unlearning"] |= {"exact": exact, "audit": {"recomputes": recomputes(exact), "trusts": trusted()}}
     return body
 
 

@@ -71,8 +71,18 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
             "reference": f"{wording.seed_count(summary)} retrained",
             "not_claimed": _not_claimed(product, summary),
         },
+        "exact": exact(product),
         "each": each(product, selection),
     }
+
+
+def exact(product: Candidate) -> dict[str, Any] | None:
+    """What a claim of exactness rests on, as the product's record has it; None for a method that makes none."""
+    from expunge.methods.unlearned import INFO  # with torch, which a command that only looks does without
+
+    record = UNLEARNED / product.method / INFO
+    found: dict[str, Any] | None = read_json(record).get("exact") if record.is_file() else None
+    return found
 
 
 def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from expunge.sweep.report import NotPurgeable, Residue, ResidueKind, SweepReport
 from expunge.sweep.storage import Storage, objects
 from expunge.sweep.targets import Targets
 from expunge.system.errors import DataError
+from expunge.system.warm import python
 
 __all__ = ["NotPurgeable", "Residue", "SweepReport", "sweep"]
 
@@ -75,6 +75,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             _put(report, _in_texts(targets, registry, True), purged=True)
             journal = Journal(root)
             _put(report, _found(targets, journal, config), purged=True)
+            _put(report, lineage.products(targets, covered, journal), purged=True)
             said = lineage.original(targets, registry, covered, config.sweep.original)
             again = False
             if isinstance(said, Residue):
@@ -129,6 +130,7 @@ def _of_models(
 ) -> Iterator[inputs.Found]:
     if (said := lineage.original(targets, registry, covered, config.sweep.original)) is not None:
         yield said
+    yield from lineage.products(targets, covered, None)
     if registry is not None and targets.erased.any():
         policy = config.sweep.versions if apply or config.sweep.versions == "keep" else "look"
         yield from lineage.versions(registry, covered, policy)
@@ -193,7 +195,7 @@ def _put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = Fals
 
 
 def _run_stage(root: Path, name: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", f"expunge.stages.{name}", *arguments]
+    command = [python(), "-m", f"expunge.stages.{name}", *arguments]
     done = subprocess.run(command, cwd=root, text=True, capture_output=True)
     if done.returncode != 0:
         raise DataError(f"{name}: {done.stderr.strip().splitlines()[-1:]}; mend that, then run the sweep again")

@@ -2,12 +2,14 @@
 
 A version has forgotten the rows if the request that it was fitted to holds them all. Any other is superseded; so is a
 logged model that no version is made from. The original is what every later request starts from: it gives way to the
-champion, whose head has the forgetting folded in, or the next version would remember again.
+champion, whose head has the forgetting folded in, or the next version would remember again. Models that the workspace
+made for a request that does not hold the rows remember them, too, and go.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,16 +20,17 @@ import numpy as np
 
 from expunge.config import Config
 from expunge.data.schema import FORGET, row_digest
-from expunge.data.split import Split
+from expunge.data.split import REQUEST, Split
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.sweep.journal import Journal
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.targets import Targets
 from expunge.system.errors import ExpungeError
 from expunge.system.files import MANIFEST, read_json, read_manifest, write_manifest
-from expunge.system.paths import FORGOTTEN, MODELS, ORIGINAL, SPLIT
+from expunge.system.paths import FORGOTTEN, MODELS, ORIGINAL, RETRAINED, SPLIT, UNLEARNED
 
 if TYPE_CHECKING:
+    from expunge.core.head import LinearHead
     from expunge.tracking import MlflowClient, Version
 
 Found = Residue | NotPurgeable
@@ -161,6 +164,7 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
 
 def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
     """Stage the champion as the original. True where its backbone differs, so that features must be fetched anew."""
+    from expunge.core.head import LinearHead
     from expunge.models.checkpoint import save_classifier
 
     classifier = _successor(registry, covered)
@@ -170,9 +174,46 @@ def replace_original(targets: Targets, registry: Registry | None, covered: list[
     place = journal.swap(directory)
     place.mkdir()
     description = save_classifier(place, classifier)
+    _keep_head(targets.root / UNLEARNED, LinearHead(classifier.head.weight, classifier.head.bias), place)
     fields = {k: v for k, v in old.items() if k not in ("schema", "producer", "files", "backbone_digest")}
     write_manifest(place, "expunge.sweep", **{**fields, "backbone_digest": description["backbone_digest"]})
     return bool(description["backbone_digest"] != old.get("backbone_digest"))
+
+
+def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
+    """What the next exact deletion starts from, out of the product whose very weights are `served`: sums or rows that
+    are left, and none of those that go. Without it the original could not be deleted from again."""
+    from expunge.core.head import LinearHead
+    from expunge.methods.exact import DESCRIPTIONS
+    from expunge.methods.unlearned import SHIPPED_HEAD
+
+    for directory in sorted(path.parent for path in products.glob(f"*/{MANIFEST}")):
+        files = read_manifest(directory)["files"]
+        state = [name for name in files if any(Path(name).stem == Path(d).stem for d in DESCRIPTIONS.values())]
+        if state and _same(LinearHead.load(directory / SHIPPED_HEAD), served):
+            for name in state:
+                shutil.copyfile(directory / name, place / name)
+            return
+
+
+def _same(one: LinearHead, other: LinearHead) -> bool:
+    return bool((one.weight == other.weight).all()) and bool((one.bias == other.bias).all())
+
+
+def products(targets: Targets, covered: list[str], journal: Journal | None) -> Iterator[Residue]:
+    """Models that the workspace made for the request at hand, where that request does not hold the rows: unlearned ones
+    and their kept state, retrained ones. They are made again by the pipeline, without the rows."""
+    request = targets.root / SPLIT / REQUEST
+    if not (targets.erased & targets.train).any() or not request.is_file():
+        return
+    if read_json(request)["digest"] in covered:
+        return
+    tops = (targets.root / UNLEARNED, targets.root / MODELS / RETRAINED)
+    for directory in sorted(path.parent for top in tops for path in top.glob(f"*/{MANIFEST}")):
+        if len(read_manifest(directory, verify=False)["files"]):  # of a method that refused there is nothing
+            yield Residue(str(directory.relative_to(targets.root)), "model that had not forgotten the rows")
+            if journal is not None:
+                journal.drop(directory)
 
 
 def _successor(registry: Registry | None, covered: list[str]):  # type: ignore[no-untyped-def]

@@ -106,8 +106,9 @@ class Storage:
         (self.root / KEPT_LOCK).unlink(missing_ok=True)
 
     def _has_outputs(self, entry: Mapping[str, Any]) -> bool:
-        """A report that held an id was taken away: its stage has to run again."""
-        return all((self.root / out["path"]).exists() for out in entry.get("outs", []))
+        """A report that held an id, or a model that remembered, was taken away: its stage has to run again, and those
+        that read it."""
+        return all((self.root / e["path"]).exists() for e in [*entry.get("outs", []), *entry.get("deps", [])])
 
     def _mend(self) -> None:
         """A killed `dvc commit` may leave half a dvc.lock, which may even be valid YAML: begin again from a copy. It

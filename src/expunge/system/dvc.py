@@ -9,16 +9,18 @@ from itertools import takewhile
 from pathlib import Path
 
 from expunge.system.errors import DataError, ExpungeError
+from expunge.system.warm import python
 
 
 def command(*arguments: str) -> list[str]:
     """`dvc ARGUMENTS` as this interpreter starts it."""
-    return [sys.executable, "-m", "dvc", *arguments]
+    return [python(), "-m", "dvc", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
     """What DVC runs in: this interpreter first on the path, because dvc.yaml says `python`; no report to anybody."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    places = dict.fromkeys(str(Path(p).parent) for p in (python(), sys.executable))
+    path = os.pathsep.join([*places, os.environ.get("PATH", "")])
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **more}
 
 

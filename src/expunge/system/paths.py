@@ -10,6 +10,7 @@ EVALUATION = Path("data/evaluation")
 RAW = Path("data/raw")
 MODELS = Path("models")
 ORIGINAL = "original"
+RETRAINED = "retrained"  # a folder with one model per seed
 REFERENCES = "references"  # the evaluation of original and retrained models
 UNLEARNED = MODELS / "unlearned"
 REPORTS = Path("reports")
@@ -35,4 +36,4 @@ WORK = Path(".expunge")  # resumable work in progress; never an output
 
 def retrained(seed: int) -> str:
     """The name of a retrained model, below `models/` and `data/features/`."""
-    return f"retrained/{seed}"
+    return f"{RETRAINED}/{seed}"

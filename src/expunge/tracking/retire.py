@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities.logged_model import LoggedModel
 
 from expunge.system.errors import TrackingError
+from expunge.system.warm import python
 from expunge.tracking.registry import Version
 from expunge.tracking.store import refusals, tracking_uri
 
@@ -78,7 +78,7 @@ def collect_garbage() -> bool:
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         return False
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
+    command = [python(), "-m", "mlflow", "gc", "--backend-store-uri", uri]
     done = subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, text=True, capture_output=True)
     if done.returncode != 0:
         raise TrackingError("mlflow gc failed: " + "\n".join((done.stdout + done.stderr).strip().splitlines()[-3:]))

@@ -52,7 +52,7 @@ def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> No
     for key, value in changes.items():
         if key not in params:
             raise ConfigError(f"{file}: has no key {key}, which an experiment wants to change")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and params[key]:  # an empty section, as train.head, takes any key
             _change(params[key], value, file)
         else:
             params[key] = value

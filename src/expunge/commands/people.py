@@ -1,0 +1,127 @@
+"""demo-people: train once, then three people ask to be forgotten, one after the other; a certificate for each."""
+
+from __future__ import annotations
+
+import time
+from contextlib import chdir
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from expunge.system.errors import RequestError
+from expunge.system.paths import CERTIFICATES, LEDGER, SUMMARY
+from expunge.system.warm import interpreter
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from expunge.erasure.requests import ErasureRequest, Store
+
+# Characters with 24 pictures each: two vendors, two forms, six skin tones. Public drawings, nobody's data.
+PEOPLE = ("superhero", "surfer", "fairy")
+WHO = "demo"
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What became of one request. `rows`: training and test rows; `accuracy`: of the version that serves then, on test
+    rows; `certificate`: its folder."""
+
+    person: str
+    rows: tuple[int, int]
+    seconds: float
+    claim: str
+    accuracy: float
+    certificate: Path
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo_people)
+
+
+def demo_people() -> None:
+    """Train once on emoji, whose characters stand for people; then delete three of them, from request to certificate.
+
+    One after the other, exactly, in a workspace of its own: `.expunge/people`.
+    """
+    from expunge.commands.request import WARM
+    from expunge.promotion.review_terminal import console
+    from expunge.workspaces.demo import train_people
+
+    workspace, seconds = train_people(Path.cwd())
+    out = console()
+    out.print(f"encoded and trained once: {seconds:.0f} s")
+    with chdir(workspace), interpreter(WARM):
+        done = []
+        for person in PEOPLE:
+            done.append(delete(person))
+            out.print(f"{person}: {done[-1].seconds:.1f} s from request to certificate")
+    out.print(table_of(done, workspace.relative_to(Path.cwd())))
+    out.print(
+        f"{sum(d.seconds for d in done):.0f} s for {len(done)} people. In {workspace.relative_to(Path.cwd())}: "
+        f"`expunge certificate audit {done[-1].certificate}` makes the last one's head again."
+    )
+
+
+def delete(person: str) -> Deleted:
+    """A request for all rows of `person`, through its whole life, in the current directory.
+
+    This demo verifies who asks, and approves. Raises RequestError where it does not end with a certificate.
+    """
+    from expunge.commands.request import lifecycle
+    from expunge.erasure.intake import take_in
+    from expunge.erasure.requests import Store
+    from expunge.ledger.ledger import Ledger
+    from expunge.promotion.attachment import attach
+    from expunge.system.files import read_json
+
+    began, today = time.perf_counter(), datetime.now(UTC).date()
+    store, ledger = Store.open(), Ledger(LEDGER)
+    asked = Path("asked.txt")
+    asked.write_text(f"{person}\n", encoding="utf-8")
+    try:
+        made = take_in(store, subjects=asked, basis="a demo", received=today, today=today, who=WHO)
+    finally:
+        asked.unlink()
+    found = rows_of(store.get(made.id), store)
+    store.verify(made.id, WHO, "a demo", {"found": sum(found)})
+    life = lifecycle(WHO)
+    outcome = life.advance(today)
+    if outcome.state != "awaiting approval":
+        raise RequestError(f"request {made.id}: {outcome.state}; `expunge request show {made.id}` says why")
+    accuracy = float(read_json(SUMMARY)["methods"]["exact"]["accuracy"]["test_retain"])
+    life.approve(WHO, "a demo")
+    outcome = life.advance(today)
+    if outcome.state != "completed":
+        raise RequestError(f"request {made.id}: {outcome.state}; `expunge request run` goes on with it")
+    folder = CERTIFICATES / made.id
+    attach(folder)
+    store.publish(ledger)
+    claim = read_json(folder / "certificate.json")["certificate"]["unlearning"]["claim"]["shown"]
+    return Deleted(person, found, time.perf_counter() - began, claim, accuracy, folder)
+
+
+def rows_of(request: ErasureRequest, store: Store) -> tuple[int, int]:
+    """Training and test rows that a request names."""
+    from expunge.data.dataset import Dataset
+    from expunge.data.schema import TRAIN
+    from expunge.erasure.selection import mask_of
+    from expunge.system.paths import DATASET
+
+    dataset = Dataset(DATASET, verify=False)
+    mask = mask_of(store, request, dataset)
+    train = int((mask & (dataset.splits() == TRAIN)).sum())
+    return train, int(mask.sum()) - train
+
+
+def table_of(done: list[Deleted], workspace: Path) -> Table:
+    from rich.table import Table
+
+    table = Table("person", "rows", "seconds", "shown", "test accuracy", "certificate")
+    for d in done:
+        rows = f"{d.rows[0]} + {d.rows[1]} test"
+        table.add_row(d.person, rows, f"{d.seconds:.1f}", d.claim, f"{d.accuracy:.2%}", str(workspace / d.certificate))
+    return table

@@ -1,0 +1,125 @@
+"""Proof by recomputation: the head that a certificate speaks of, made again from the rows that stayed.
+
+Works in the workspace, with its data, features and registry. The certificate itself needs none of this to be verified.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.config import load_config
+from expunge.core import LinearHead
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TRAIN
+from expunge.erasure.auditable import recomputes, trusted
+from expunge.erasure.certificate import verify
+from expunge.erasure.evidence import manifests
+from expunge.features.extract import Settings, extract_shards
+from expunge.features.store import FeatureStore
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.keys import PublicKey
+from expunge.methods.exact import recompute
+from expunge.methods.inputs import FitInputs
+from expunge.models.classifier import Classifier
+from expunge.system.errors import CertificateError, TrackingError
+from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, ORIGINAL, WORK
+from expunge.tracking import Version, connect, servable_of, version_of
+
+FEATURE_TOLERANCE = 1e-4  # of |z|: another batch size or processor rounds otherwise
+
+
+def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
+    """Recompute what the certificate `file` claims as exact, in the current directory, and compare it with the weights
+    of the registered version.
+
+    `encode`: the features of the rows are made again from the dataset by the version's own backbone, too. `agrees` in
+    what is returned is True where rows, backbone, weights and, if asked for, features are those that were claimed.
+    Raises CertificateError where the signature is wrong or nothing exact is claimed, TrackingError where the registry
+    has no such version any more, ManifestError and CheckpointError where its files or the data were changed.
+    """
+    body = verify(file, key)
+    unlearning = body["unlearning"] or {}
+    claim, made = unlearning.get("exact") or {}, unlearning.get("model", {})
+    what = recomputes(claim)
+    if what is None:
+        raise CertificateError(
+            f"{file}: no head is claimed as exact in it (method {made.get('method', 'none')}), so there is nothing to "
+            "make again; `expunge certificate verify` checks who signed it"
+        )
+    version = _version(made)
+    servable, _ = servable_of(version)
+    if servable.map_ is not None:
+        raise CertificateError(f"{version.uri}: a map stands before its head, which no exact deletion leaves")
+    inputs = _inputs(servable.classifier, version)
+    shipped = LinearHead(servable.classifier.head.weight, servable.classifier.head.bias)
+    found = recompute(inputs, shipped, claim)
+    features = _features(inputs) if encode else None
+    same_data = manifests()[DATASET.as_posix()] == body["manifests"]["after"][DATASET.as_posix()]
+    return {
+        "certificate": body["request"]["id"],
+        "version": version.uri,
+        "recomputed": what,
+        **found,
+        "dataset_as_certified": same_data,
+        "features": features,
+        "agrees": found["agrees"] and (features is None or features["agrees"]),
+        "trusted": trusted(encode),
+    }
+
+
+def _version(made: dict[str, Any]) -> Version:
+    try:
+        return version_of(connect(), made["model"], made["version"])
+    except TrackingError as e:
+        raise TrackingError(
+            f"{e}. A version that a later request supersedes is removed from the registry: audit the certificate of "
+            "the version that serves now"
+        ) from None
+
+
+def _inputs(classifier: Classifier, version: Version) -> FitInputs:
+    """The workspace as the version was fitted to it, without the rows that its request forgot."""
+    dataset, store = Dataset(DATASET), FeatureStore(FEATURES / ORIGINAL, verify=True)
+    train = dataset.splits() == TRAIN
+    forgotten = ForgottenRows(FORGOTTEN).mask(version.tags["request"], dataset.sample_ids())
+    return FitInputs(
+        store=store,
+        activations_dir=ACTIVATIONS,
+        dataset=dataset,
+        classifier=classifier,
+        forget_rows=np.flatnonzero(train & forgotten),
+        retain_rows=np.flatnonzero(train & ~forgotten),
+        forget_classes=[],
+        held_rows=np.empty(0, np.int64),
+        forgotten_dir=FORGOTTEN,
+    )
+
+
+def _features(inputs: FitInputs) -> dict[str, Any]:
+    """The features of the retained rows made again, beside the stored ones: the largest distance relative to |z|."""
+    settings = Settings.of(load_config().features)
+    place = WORK / "audit"
+    shutil.rmtree(place, ignore_errors=True)
+    _, shards = extract_shards(inputs.classifier, inputs.dataset, place, settings)
+    again, stored = shards.z(inputs.retain_rows), inputs.store.z(inputs.retain_rows)
+    shutil.rmtree(place)
+    distance = _largest(again, stored)
+    return {
+        "distance": distance,
+        "allowed": FEATURE_TOLERANCE,
+        "same_bits": bool(np.array_equal(again, stored)),
+        "agrees": distance <= FEATURE_TOLERANCE,
+    }
+
+
+def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """`max_i |a_i - b_i| / |b_i|` over rows `(n, d)`; infinite for other shapes."""
+    if a.shape != b.shape:
+        return float("inf")
+    size = np.linalg.norm(b.astype(np.float64), axis=1).clip(min=np.finfo(np.float32).tiny)
+    return float((np.linalg.norm(a.astype(np.float64) - b, axis=1) / size).max(initial=0.0))

@@ -1,0 +1,37 @@
+"""What an audit of a certificate makes again, and what whoever audits still has to trust, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+HEADS = {"RidgeHead": "ridge", "SoftmaxHead": "softmax"}
+
+BACKBONE = (
+    "the public backbone never saw the rows: the certificate names it by its digest, how it was trained is its "
+    "publisher's word"
+)
+ENCODED = "the stored features are those that the backbone makes of the rows (--encode makes them again)"
+CONTENT = "the rows of the dataset are what came in under their ids: digests cover ids and labels, not contents"
+KEY = "the key of the row digests (data/forgotten/key) was not chosen to fit"
+
+
+def kind_of(claim: Mapping[str, Any]) -> str | None:
+    """ "ridge" or "softmax", of a product's record of what is exact (`fit.json`); None for another procedure."""
+    return HEADS.get(claim.get("head", {}).get("kind"))
+
+
+def recomputes(claim: Mapping[str, Any]) -> str | None:
+    """What `expunge certificate audit` makes again, in a sentence; None where it cannot repeat the procedure."""
+    kind = kind_of(claim)
+    if kind is None:
+        return None
+    return (
+        f"the {kind} head, from nothing, on the features of the {claim['rows']['retained']:,} retained training rows "
+        "with the settings named; beside it the digest of the public backbone and the Merkle root of the rows"
+    )
+
+
+def trusted(encoded: bool = False) -> list[str]:
+    """What has to be trusted after a recomputation that agrees; `encoded`: the features were made again, too."""
+    return [BACKBONE, *([] if encoded else [ENCODED]), CONTENT, KEY]
