@@ -113,6 +113,7 @@ def test_activations_lose_the_same_rows(root, before):
     erase(root)
     left = np.load(root / "data/activations/stage1.npy")
     assert np.array_equal(left, whole[[s not in gone for s in train]]) and len(left) == 168
+    assert read_manifest(root / "data/activations")["dataset_digest"] == Dataset(root / "data/dataset").digest
 
 
 def test_only_shards_that_hold_erased_rows_are_written(root):
