@@ -28,6 +28,11 @@ KEPT_LOCK = Path(".expunge/sweep/dvc.lock")
 SKIPPED = {".git", ".dvc", ".expunge", ".venv", "__pycache__"}
 
 
+def _load(text: str) -> Any:
+    """YAML by the parser in C where there is one: a sweep reads dvc.lock and the run cache many times."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 @dataclass(frozen=True)
 class Storage:
     """DVC in the workspace `root`, through its command line."""
@@ -73,7 +78,7 @@ class Storage:
     def locked(self) -> dict[str, Any]:
         """Stages of dvc.lock."""
         lock = self.root / LOCK
-        return (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+        return (_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
 
     def _tracked(self) -> list[str]:
         """`.dvc` files of the workspace."""
@@ -124,7 +129,7 @@ class Storage:
         """Hashes that dvc.lock and the `.dvc` files name, and what the directories among them hold."""
         entries = [out for entry in self.locked().values() for out in entry.get("outs", [])]
         for name in self._tracked():
-            entries += (yaml.safe_load((self.root / name).read_text(encoding="utf-8")) or {}).get("outs", [])
+            entries += (_load((self.root / name).read_text(encoding="utf-8")) or {}).get("outs", [])
         found = {str(out["md5"]) for out in entries if "md5" in out}
         for listing in [md5 for md5 in found if md5.endswith(".dir")]:
             file = self.cache / OBJECTS / listing[:2] / listing[2:]
@@ -199,7 +204,7 @@ class Storage:
         present = [_identity(entry) for entry in self.locked().values()]
         for file in sorted((store / RUNS).glob("*/*/*")):
             try:
-                if _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) not in present:
+                if _identity(_load(file.read_text(encoding="utf-8"))) not in present:
                     yield file
             except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
                 yield file

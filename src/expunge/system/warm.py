@@ -93,14 +93,15 @@ def serve(place: str, modules: Sequence[str]) -> None:
     listening.bind(place + ".tmp")
     listening.listen(64)
     os.rename(place + ".tmp", place)  # there once it answers
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for the commands
     while os.getppid() == parent:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if not select.select([listening], [], [], 1.0)[0]:
             continue
         asked, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return _attend(asked)
         asked.close()
 
