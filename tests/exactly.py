@@ -25,13 +25,15 @@ from expunge.methods.inputs import FitInputs
 from expunge.methods.table import fit
 from expunge.models.checkpoint import load_classifier
 from expunge.models.zoo import build
+from expunge.stages import activations
 from expunge.system.files import staged_dir, write_manifest
 from expunge.training.recipe import make_classifier
 
 ROOT = Path(__file__).parents[1]
 NAME = "expunge-exactly"
 REQUEST = "sha256:" + "a" * 64
-HEADS = {"ridge": {"ridge": 1.0, "quantum": 2.0**-12}, "head": {"ridge": 1e-3, "tol": 1e-7}}
+CUT = "stage1"
+HEADS = {"above": {}, "ridge": {"ridge": 1.0, "quantum": 2.0**-12}, "head": {"ridge": 1e-3, "tol": 1e-7}}
 CERTIFICATE = Path("records/certificates/R-1/certificate.json")
 
 
@@ -39,7 +41,10 @@ def params(training: str) -> None:
     given = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
     given["model"].update(training=training, saw_forget_data=False, checkpoint="public.safetensors")
     given["train"]["head"] = HEADS[training]
-    given["activations"]["cuts"] = []
+    given["activations"]["cuts"] = [CUT] if training == "above" else []
+    if training == "above":
+        given["model"].update(cut=CUT, weights="public")
+        given["train"].update(epochs=1, precision="fp32")
     given["methods"] = ["logit-mask", "exact"]
     given["register"]["name"] = NAME
     Path("params.yaml").write_text(yaml.safe_dump(given))
@@ -61,7 +66,7 @@ def inputs(gone: np.ndarray) -> FitInputs:
     """To forget the training rows `gone` from models/original."""
     return FitInputs(
         store=FeatureStore("data/features/original"),
-        activations_dir=Path("none"),
+        activations_dir=Path("data/activations"),
         dataset=Dataset("data/dataset"),
         classifier=load_classifier("models/original"),
         forget_rows=gone,
@@ -86,6 +91,8 @@ def delete(training: str) -> None:
     train = training_rows()
     make_classifier(load_config(), dataset, train, 1, Path("models/original"), Path(".expunge"))
     write_features()
+    if training == "above":
+        activations.main()
     gone = train[5:600:30]
     unlearned = fit("exact", inputs(gone), {"exact": {}})
     with staged_dir(Path("models/unlearned/exact")) as staging:
@@ -95,19 +102,24 @@ def delete(training: str) -> None:
     ForgottenRows("data/forgotten", REQUEST, [ids[i] for i in gone]).register()
     client = connect()
     run = client.create_run(experiment_of(client, "test/audit").experiment_id)
-    shown = dataset.images(np.flatnonzero(dataset.splits() == "test")[:5])
-    z = torch.from_numpy(FeatureStore("data/features/original").z(np.flatnonzero(dataset.splits() == "test")[:5]))
+    some = np.flatnonzero(dataset.splits() == "test")[:5]
+    shown = dataset.images(some)
+    if unlearned.classifier is None:
+        logits = unlearned.logits(torch.from_numpy(FeatureStore("data/features/original").z(some)))
+    else:
+        with torch.no_grad():
+            logits = unlearned.classifier.eval()(torch.from_numpy(shown))
     version = register_model(
         Submission(
             name=NAME,
             content="sha256:c",
             run_id=run.info.run_id,
             method="exact",
-            model_dir=Path("models/original"),
+            model_dir=Path("models/original" if unlearned.classifier is None else "models/unlearned/exact"),
             unlearned_dir=Path("models/unlearned/exact"),
             classes=dataset.class_names,
             inputs=shown,
-            expected=unlearned.logits(z).softmax(1).numpy(),
+            expected=logits.softmax(1).numpy(),
             tags={"request": REQUEST},
             description_md="",
         )

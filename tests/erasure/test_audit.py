@@ -21,12 +21,12 @@ from expunge.features.store import FeatureStore, write_shard
 from expunge.ledger.keys import signing_key
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.zoo import build
-from expunge.system.errors import CertificateError, ManifestError, TrackingError
+from expunge.system.errors import CertificateError, ManifestError, QualityError, TrackingError
 from expunge.system.files import read_json, sha256, staged_dir, write_json, write_manifest
 from tests.exactly import CERTIFICATE, certify, delete, write_features
 
 
-@pytest.fixture(scope="module", params=["ridge", "head"])
+@pytest.fixture(scope="module", params=["ridge", "head", "above"])
 def made(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp(f"audited-{request.param}")
     with pytest.MonkeyPatch.context() as patch, chdir(root):
@@ -69,8 +69,9 @@ def test_it_agrees_with_what_was_deleted(root):
     said = found(encode=True)
     assert said["agrees"] and said["rows"] and said["backbone"] and said["dataset_as_certified"]
     assert said["distance"] <= said["allowed"]
-    assert said["features"]["agrees"] and not any("stored features" in line for line in said["trusted"])
-    if "ridge" in root.name:  # sums are exact
+    assert not any("stored features" in line for line in said["trusted"])
+    assert said["activations"] if "above" in root.name else said["features"]["agrees"]
+    if "head" not in root.name:  # sums are exact; so is training again
         assert said["same_bits"] and said["distance"] == 0
     retained = int((Dataset("data/dataset").splits() == "train").sum()) - 20
     assert f"{retained:,} retained" in said["recomputed"]
@@ -97,7 +98,8 @@ def test_another_backbone_is_found(root):
     save_file(tensors, weights)
     seal(served(root))
     said = found()
-    assert not said["agrees"] and not said["backbone"] and said["rows"] and said["distance"] <= said["allowed"]
+    assert not said["agrees"] and not said["backbone"] and said["rows"]
+    assert (said["distance"] <= said["allowed"]) == ("above" not in root.name)  # there the layers are compared, too
 
 
 @pytest.mark.parametrize("what", ["a row fewer", "another label"])
@@ -119,12 +121,22 @@ def test_another_set_of_rows_is_found(what, root):
         else:
             pq.write_table(table, file)
         seal(directory)
+    if "above" in root.name:
+        with pytest.raises(QualityError, match="other rows"):
+            found()
+        return
     said = found()
     assert not said["agrees"] and not said["rows"] and said["backbone"] and not said["dataset_as_certified"]
 
 
 def test_features_of_something_else_are_found(root):
     """A head fitted to made-up features agrees with itself; making the features again shows it."""
+    if "above" in root.name:
+        kept = np.load("data/activations/stage1.npy")
+        np.save("data/activations/stage1.npy", kept + np.float16(1e-2))
+        seal(Path("data/activations"))
+        assert not found(encode=True)["activations"]
+        return
     classifier = load_classifier("models/original")
     other = build("resnet-small", 10, Dataset("data/dataset").image_shape, seed=9)
     classifier.backbone.load_state_dict(other.backbone.state_dict())
@@ -157,7 +169,7 @@ def test_the_command_prints_and_ends_as_it_finds(root):
     run = CliRunner()
     good = run.invoke(app, ["certificate", "audit", str(CERTIFICATE.parent)])
     assert good.exit_code == 0 and "what training without the rows gives" in good.output
-    said = json.loads(run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--json"]).output)
+    said = json.loads(run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--json"]).stdout)
     assert said["agrees"] is True and said["version"] == "models:/expunge-exactly/1"
     tensors = load_file("models/original/model.safetensors")  # the original, passed off as the product
     save_file(tensors, served(root) / "model.safetensors")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.evaluation.claims import claims_of, exact_claim, held_back, may_serve, sentence, utility_of
+from expunge.evaluation.claims import claims_of, exact_claim, held_back, may_serve, sentence, useful, utility_of
 from tests.verdicts import gate, made_verdict
 
 PASSED = [gate("a", passed=True), gate("b", passed=True, share=0.0, interval=[-0.1, 0.1])]
@@ -112,3 +112,19 @@ def test_the_sentence_names_every_claim_and_the_first_reason() -> None:
 def test_what_stands_against_a_claim() -> None:
     gates = [*PASSED, gate("open"), gate("weak", power=False, passed=None), gate("gone", refuted=True)]
     assert held_back({"gates": gates}) == ["open", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "utility", "may"),
+    [
+        (("outputs",), "kept", True),
+        (("outputs", "features", "backbone"), "cannot tell", False),
+        (("exact",), "cannot tell", True),
+        (("exact",), "lost", False),
+        ((), "kept", True),
+    ],
+)
+def test_utility_stands_against_a_model_unless_it_is_exact_and_nothing_says_that_it_lost(
+    shown: tuple[str, ...], utility: str, may: bool
+) -> None:
+    assert useful(shown, utility) is may

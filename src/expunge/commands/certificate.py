@@ -63,7 +63,8 @@ def audit_certificate(
     file: Annotated[Path, typer.Argument(help="certificate.json, or the folder that holds it")],
     key: Annotated[Path, typer.Option(help="The issuer's public key, PEM.")] = PUBLIC_KEY,
     encode: Annotated[
-        bool, typer.Option("--encode", help="Make the features again, too: one pass of the backbone over all rows.")
+        bool,
+        typer.Option("--encode", help="Make features or activations again, too, from all rows."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
@@ -89,14 +90,14 @@ def lines(found: dict[str, Any]) -> list[str]:
     same = "the same bits" if found["same_bits"] else "other bits"
     fits = found["distance"] <= found["allowed"]
     features = found["features"]
-    encoded = (
-        []
-        if features is None
-        else [
+    encoded = []
+    if features is not None:
+        encoded = [
             f"features: {words[features['agrees']]}; made again, distance {features['distance']:.2g} of |z|, allowed "
             f"{features['allowed']:.2g}{', the same bits' if features['same_bits'] else ''}"
         ]
-    )
+    if found.get("activations") is not None:
+        encoded = [f"activations: {words[found['activations']]}; made again by the public layers"]
     return [
         f"request {found['certificate']}, {found['version']}",
         f"recomputed: {found['recomputed']}",

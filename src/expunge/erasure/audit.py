@@ -1,4 +1,4 @@
-"""Proof by recomputation: the head that a certificate speaks of, made again from the rows that stayed.
+"""Proof by recomputation: the head or network that a certificate speaks of, made again from the rows that stayed.
 
 Works in the workspace, with its data, features and registry. The certificate itself needs none of this to be verified.
 """
@@ -16,7 +16,7 @@ from expunge.config import load_config
 from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
-from expunge.erasure.auditable import recomputes, trusted
+from expunge.erasure.auditable import ABOVE, kind_of, recomputes, trusted
 from expunge.erasure.certificate import verify
 from expunge.erasure.evidence import manifests
 from expunge.features.extract import Settings, extract_shards
@@ -24,6 +24,7 @@ from expunge.features.store import FeatureStore
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.keys import PublicKey
 from expunge.methods.exact import recompute
+from expunge.methods.exact_above import recompute as recompute_above
 from expunge.methods.inputs import FitInputs
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CertificateError, TrackingError
@@ -37,8 +38,9 @@ def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
     """Recompute what the certificate `file` claims as exact, in the current directory, and compare it with the weights
     of the registered version.
 
-    `encode`: the features of the rows are made again from the dataset by the version's own backbone, too. `agrees` in
-    what is returned is True where rows, backbone, weights and, if asked for, features are those that were claimed.
+    `encode`: the features of the rows are made again from the dataset by the version's own backbone, or the activations
+    by the public layers, too. `agrees` in what is returned is True where rows, backbone, weights and, if asked for,
+    features or activations are those that were claimed.
     Raises CertificateError where the signature is wrong or nothing exact is claimed, TrackingError where the registry
     has no such version any more, ManifestError and CheckpointError where its files or the data were changed.
     """
@@ -48,7 +50,7 @@ def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
     what = recomputes(claim)
     if what is None:
         raise CertificateError(
-            f"{file}: no head is claimed as exact in it (method {made.get('method', 'none')}), so there is nothing to "
+            f"{file}: nothing is claimed as exact in it (method {made.get('method', 'none')}), so there is nothing to "
             "make again; `expunge certificate verify` checks who signed it"
         )
     version = _version(made)
@@ -56,9 +58,13 @@ def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
     if servable.map_ is not None:
         raise CertificateError(f"{version.uri}: a map stands before its head, which no exact deletion leaves")
     inputs = _inputs(servable.classifier, version)
-    shipped = LinearHead(servable.classifier.head.weight, servable.classifier.head.bias)
-    found = recompute(inputs, shipped, claim)
-    features = _features(inputs) if encode else None
+    if kind_of(claim) == ABOVE:
+        found = _above(inputs, claim, encode)
+        features = None
+    else:
+        shipped = LinearHead(servable.classifier.head.weight, servable.classifier.head.bias)
+        found = recompute(inputs, shipped, claim)
+        features = _features(inputs) if encode else None
     same_data = manifests()[DATASET.as_posix()] == body["manifests"]["after"][DATASET.as_posix()]
     return {
         "certificate": body["request"]["id"],
@@ -98,6 +104,16 @@ def _inputs(classifier: Classifier, version: Version) -> FitInputs:
         held_rows=np.empty(0, np.int64),
         forgotten_dir=FORGOTTEN,
     )
+
+
+def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool) -> dict[str, Any]:
+    """The network trained again above its cut, on kept activations or, with `encode`, on activations made again."""
+    place = WORK / "audit"
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        return recompute_above(inputs, inputs.classifier, claim, place if encode else None)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _features(inputs: FitInputs) -> dict[str, Any]:

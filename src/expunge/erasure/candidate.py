@@ -15,8 +15,7 @@ from typing import Any
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split, described
-from expunge.evaluation.claims import may_serve, shown_claims, shown_words
-from expunge.evaluation.criteria import KEPT, LOST
+from expunge.evaluation.claims import may_serve, shown_claims, shown_words, useful
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
 from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, SUMMARY, retrained
@@ -48,7 +47,7 @@ def choose() -> Candidate | Refusal:
     asked = config.register.promote_level
     if method is not None:
         verdict = summary["methods"][method]["verdict"]
-        if may_serve(shown_claims(verdict), asked) and verdict["utility"] == KEPT:
+        if may_serve(shown_claims(verdict), asked) and useful(shown_claims(verdict), verdict["utility"]):
             found = find_version(connect(), receipt["model"], receipt["content"])
             if found is None:
                 raise LookupError(f"{receipt['model']}: what the last run registered is not in this registry")
@@ -59,7 +58,7 @@ def choose() -> Candidate | Refusal:
             "there is no retrained model that could take its place"
         )
     verdict = summary["references"]["retrained"]["verdict"]
-    if not may_serve(shown_claims(verdict), asked) or verdict["utility"] == LOST:
+    if not may_serve(shown_claims(verdict), asked) or not useful(shown_claims(verdict), verdict["utility"]):
         return Refusal(
             f"of no method {asked!r} was shown ({failures(summary)}), nor of the retrained model: {verdict['why']}"
         )

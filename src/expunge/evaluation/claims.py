@@ -241,6 +241,12 @@ def may_serve(shown: Sequence[str], least: str) -> bool:
     return least != EXACT and all(claim in shown for claim in CLAIMS[: CLAIMS.index(least) + 1])
 
 
+def useful(shown: Sequence[str], utility: str) -> bool:
+    """Whether utility does not stand against a model: it was kept, or the model is what training without the rows gives
+    (`exact` was shown) and nothing says that it lost. Such a model is as good as one without these rows can be."""
+    return utility == KEPT or (EXACT in shown and utility != LOST)
+
+
 def held_back(verdict: Mapping[str, Any]) -> list[str]:
     """Paths of the gates that stand against a claim: refuted, or with power and not passed."""
     return [g["path"] for g in verdict["gates"] if g["refuted"] or (g["power"] and g["passed"] is False)]

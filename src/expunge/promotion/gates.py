@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.evaluation.claims import may_serve, shown_words
-from expunge.evaluation.criteria import KEPT
+from expunge.evaluation.claims import may_serve, shown_words, useful
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.serving.servable import Contract
 from expunge.tracking import Version
@@ -35,7 +34,7 @@ def failed_gates(
     if not may_serve(claimed.split(", "), least):
         gates = tags.get("failed_gates", "none known")
         failed.append(f"shown of it: {claimed}; register.promote_level asks for {least!r}; gates against it: {gates}")
-    if utility != KEPT:
+    if not useful(claimed.split(", "), utility):
         failed.append(f"its utility is {utility!r}: retained and test accuracy must be those of retrained models")
     if evaluation is None:
         failed.append("its evaluation is gone from its run; register it anew")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from expunge.evaluation.claims import may_serve, shown_claims, verdict_of
-from expunge.evaluation.criteria import EXACT, KEPT, OUTPUTS
+from expunge.evaluation.claims import may_serve, shown_claims, useful, verdict_of
+from expunge.evaluation.criteria import EXACT, OUTPUTS
 
 SCHEMA = 2
 CONTROL = "logit-mask"
@@ -105,7 +105,7 @@ def _join(blocks: Sequence[Any], statistic: Any) -> Any:
 
 
 def select(methods: Mapping[str, Any]) -> str | None:
-    """The method that may serve: utility kept and its outputs' claim shown, or the exact one.
+    """The method that may serve: utility kept and its outputs' claim shown, or the exact one unless it lost utility.
 
     Exact comes before statistical, then more claims, then the smallest share of the excess on the rows that the verdict
     does not use, then the smallest KL. A control never counts, whatever its entry is called.
@@ -115,7 +115,7 @@ def select(methods: Mapping[str, Any]) -> str | None:
         for name, m in methods.items()
         if name != CONTROL
         and m["verdict"]["control"] is None
-        and m["verdict"]["utility"] == KEPT
+        and useful(shown_claims(m["verdict"]), m["verdict"]["utility"])
         and may_serve(shown_claims(m["verdict"]), OUTPUTS)
     }
     if not reached:
