@@ -103,7 +103,7 @@ def run(small: bool = False) -> dict[str, Any]:
     """All cases; `small` shrinks them to seconds. `speedup` is loop / at once, `total_s` includes the attacks.
 
     Targets: 256 heads on 60,000 x 128 in under 60 s and 64 on 60,000 x 1,280 in under 300 s, attacks included; speedup
-    at least 1.5. (With one order of minibatches for all heads it was 30 s, 120 s and 2, and heads of two calls differed.)
+    at least 1.5. (With one order of minibatches for all heads it was 30 s, 120 s and 2; heads of two calls differed.)
     """
     scale = 10 if small else 1
     cases = {

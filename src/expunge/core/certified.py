@@ -143,7 +143,7 @@ class CertifiedRemoval(Estimator):
         """
         if self.radius is None and _longest(z_retain) < self.radius_ * (1 - 1e-6):
             raise QualityError(
-                f"the longest row, {self.radius_:.4g}, is among those to be removed, so the scale of the features would "
+                f"the longest row, {self.radius_:.4g}, is among those to be removed, so the scale of features would "
                 "tell of it; give a radius that does not depend on the rows (fit.NAME.radius)"
             )
         x, x_f = self._inputs(z_retain), self._inputs(z_forget)

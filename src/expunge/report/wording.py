@@ -31,6 +31,7 @@ GATES = {
     "membership.mia_lr_member": "share of forgotten rows called members (MIA-LR)",
     "representation.probe_z_prime": "linear probe on z'",
     "representation.probe_z": "linear probe on z",
+    **{f"representation.stages.probe_{i}": f"linear probe inside the backbone, stage {i}" for i in range(1, 5)},
     "representation.knn_z_prime": "nearest neighbours in z'",
     "representation.knn_z": "nearest neighbours in z",
 }
