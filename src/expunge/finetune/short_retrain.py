@@ -48,7 +48,7 @@ class ShortRetrain(Updater):
     epochs: float = 1.5  # type: ignore[assignment]
     cut: str | None = None
     targets: str = "original"
-    lr: float = 0.1
+    lr: float = 0.2
     batch_size: int = 128
 
     def __post_init__(self) -> None:
