@@ -15,10 +15,8 @@ from expunge.models.zoo import build
 @pytest.fixture(scope="module")
 def planned(request_):
     """The plan of rows of the finished run, all rows counted."""
-    split = request_.store.column("split")
-    part = np.where(split == split.max(), "test_retain", "retain").astype("U11")
+    part = np.full(len(request_.labels), "test_retain", dtype="U11")
     part[request_.train_rows] = "retain"
-    part[np.setdiff1d(np.arange(len(part)), request_.train_rows)] = "test_retain"
     gone = request_.labels == request_.forget_classes[0]
     part[(part == "retain") & gone] = "forget"
     part[(part == "test_retain") & gone] = "test_forget"
