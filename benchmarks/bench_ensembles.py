@@ -1,4 +1,4 @@
-"""Head ensembles: all heads at once against one after another, same minibatches and steps; and the attacks on them.
+"""Head ensembles: many heads at once against one after another, same minibatches and steps; and the attacks on them.
 
 python -m benchmarks.bench_ensembles
 """
@@ -30,34 +30,32 @@ def features(rows: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 
 
 def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, recipe: Recipe) -> ShadowHeads:
-    """The reference: a loop without autograd over each head's own rows, gathered once per epoch; buffers are reused."""
+    """The reference: a loop without autograd over each head's own rows in its own order, gathered once per epoch."""
     generator = torch.Generator().manual_seed(seed)
     member = torch.stack([torch.randperm(len(z), generator=generator) < len(z) // 2 for _ in range(heads)])
-    size = min(recipe.batch, len(z))
-    orders = [torch.randperm(len(z), generator=generator) for _ in range(recipe.epochs)]
-    used = len(z) // size * size
-    steps = recipe.epochs * (used // size)
+    fewest = int(member.sum(dim=1).min())
+    size = min(recipe.batch // 2, fewest)
+    steps = recipe.epochs * (fewest // size)
     centre, unmix = whitening(z)
     x, y = torch.from_numpy(((z - centre) @ unmix).astype(np.float32)), torch.from_numpy(labels)
     weights, biases = torch.zeros(heads, x.shape[1], CLASSES), torch.zeros(heads, CLASSES)
-    buffer, grad, minus = torch.empty(size, CLASSES), torch.empty(x.shape[1], CLASSES), torch.full((size, 1), -1.0)
+    p, grad, minus = torch.empty(size, CLASSES), torch.empty(x.shape[1], CLASSES), torch.full((size, 1), -1.0)
     for head in range(heads):
         weight, bias, step = weights[head], biases[head], 0
-        for order in orders:
-            mine = member[head][order[:used]].view(-1, size)
-            rows = order[:used][mine.view(-1)]
-            ends = mine.sum(dim=1).cumsum(dim=0).tolist()
-            hx, hy, start = x[rows], y[rows, None], 0
-            for end in ends:
-                bx, p = hx[start:end], buffer[: end - start]
+        mine, order = member[head].nonzero()[:, 0].numpy(), np.random.default_rng([seed, head])
+        for _ in range(recipe.epochs):
+            rows = torch.from_numpy(order.permutation(mine)[:fewest])
+            hx, hy = x[rows], y[rows, None]
+            for start in range(0, fewest - size + 1, size):
+                bx = hx[start : start + size]
                 torch.addmm(bias, bx, weight, out=p)
                 torch.softmax(p, dim=1, out=p)
-                p.scatter_add_(1, hy[start:end], minus[: end - start])
+                p.scatter_add_(1, hy[start : start + size], minus)
                 torch.mm(bx.T, p, out=grad)
                 rate = recipe.rate * (1.0 - step / steps)
-                weight.mul_(1.0 - rate * recipe.decay).add_(grad, alpha=-2.0 * rate / size)
-                bias.add_(p.sum(dim=0), alpha=-2.0 * rate / size)
-                start, step = end, step + 1
+                weight.mul_(1.0 - rate * recipe.decay).add_(grad, alpha=-rate / size)
+                bias.add_(p.sum(dim=0), alpha=-rate / size)
+                step += 1
     w = (torch.from_numpy(unmix.astype(np.float32)) @ weights).transpose(1, 2)
     b = biases - w @ torch.from_numpy(centre.astype(np.float32))
     return ShadowHeads(w.contiguous().numpy(), b.numpy(), member.numpy())
@@ -105,7 +103,7 @@ def run(small: bool = False) -> dict[str, Any]:
     """All cases; `small` shrinks them to seconds. `speedup` is loop / at once, `total_s` includes the attacks.
 
     Targets: 256 heads on 60,000 x 128 in under 30 s and 64 on 60,000 x 1,280 in under 120 s, attacks included; speedup
-    at least 2.
+    at least 2. They were met while all heads shared one order of minibatches; since each has its own they have not been.
     """
     scale = 10 if small else 1
     cases = {

@@ -109,7 +109,7 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["split"].update(classes={1}), r"split\.classes is \{1\}; it must be list"),
         (lambda p: p["features"].update(layers=3), r"features\.layers is 3; it must be str \| list"),
         (lambda p: p.update(verdict={"kl": 1}), r"verdict is no section any more; remove it"),
-        (lambda p: p["methods"].append("../x"), r"methods\[8\] is '\.\./x'; it must be text that matches"),
+        (lambda p: p["methods"].append("../x"), r"methods\[9\] is '\.\./x'; it must be text that matches"),
         (lambda p: p["fit"].update({"a/b": {}}), r"fit has the key 'a/b'; it must be text that matches"),
         (lambda p: p["fit"].update({3: {}}), r"fit has the key 3; it must be str"),
         (lambda p: p["fit"].update(loft=None), r"fit\.loft is None; it must be a mapping"),

@@ -12,7 +12,7 @@ import yaml
 
 from expunge.evaluation.divergence import agreement_rows, kl_rows
 from expunge.results.__main__ import PAGE, write_page
-from expunge.results.page import page, verdict_cells
+from expunge.results.page import _claims, page, verdict_cells
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import VARIANTS, Variant, finished, run_variants
 from expunge.system.errors import ConfigError, ExpungeError
@@ -130,6 +130,28 @@ def test_verdicts_are_counted_over_the_seeds():
     assert found.shown["features"] == 2 and found.refuted["backbone"] == 1
     assert verdict_cells(found) == ["2/3", "outputs 3/3, features 2/3"]
     assert verdict_cells(judge(made(made_verdict(())), "m")) == ["1/1", "none"]
+
+
+def priced(*verdicts):
+    """Runs of one method that took a tenth of a retraining."""
+    block = {"cost": {"fit_s": 1.0, "retrain_s": 10.0}}
+    runs = made(*verdicts)
+    return Pooled(runs.seeds, runs.summaries, {"m": [block for _ in verdicts]})
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([made_verdict(("outputs",))] * 2, "m (10 times faster than retraining)"),
+        ([made_verdict(("outputs",)), made_verdict(("outputs",), "lost")], "Shown in every run, outputs: m."),
+        ([{**made_verdict(("outputs",)), "control": "logit-mask"}], "Shown in every run, outputs: m."),
+        ([made_verdict(())] * 2, "No claim about erasure"),
+    ],
+)
+def test_only_what_shows_more_than_a_control_at_kept_utility_has_a_speed(verdicts, said):
+    runs = priced(*verdicts)
+    lines = _claims(runs, {"m": judge(runs, "m")})
+    assert said in lines[0] and ("faster" in " ".join(lines)) == ("faster" in said)
 
 
 def test_the_page_of_one_run_says_so(finished):

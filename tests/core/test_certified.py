@@ -9,6 +9,7 @@ import torch
 
 from expunge.core import CertifiedRemoval
 from expunge.core.certified import conjugate_gradients
+from expunge.core.secret_noise import secret_normal
 from expunge.system.errors import ConfigError, DataError, QualityError
 
 
@@ -21,9 +22,12 @@ def weights(removal: CertifiedRemoval) -> torch.Tensor:
     return torch.cat([head.weight.double() * removal.radius_, head.bias.double()[:, None]], dim=1) * math.sqrt(2)
 
 
+def given(classes: int, dim: int) -> torch.Tensor:
+    return torch.randn(classes, dim + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def noise(removal: CertifiedRemoval, classes: int, dim: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(removal.seed)
-    return removal.sigma * torch.randn(classes, dim + 1, generator=generator, dtype=torch.float64)
+    return removal.sigma * given(classes, dim)
 
 
 def gradient_norm(removal: CertifiedRemoval, z: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> float:
@@ -43,7 +47,14 @@ def head_shape(removal: CertifiedRemoval) -> tuple[int, int]:
 
 
 def fitted(task, **options: object) -> CertifiedRemoval:
-    return CertifiedRemoval(l2=1e-3, **options).fit(task.head, task.z, task.labels, saw_forget_data=False)  # type: ignore[arg-type]
+    """With noise that is known, so that formulas can be checked; a radius that no removal touches."""
+    removal = CertifiedRemoval(**{"l2": 1e-3, "delta": 1e-4, "radius": longest(task), **options})  # type: ignore[arg-type]
+    noise_ = given(task.head.num_classes, task.head.dim)
+    return removal.fit(task.head, task.z, task.labels, saw_forget_data=False, noise=noise_)
+
+
+def longest(task) -> float:
+    return float(task.z.double().norm(dim=1).max())
 
 
 def without(task, removal: CertifiedRemoval, rows: slice) -> CertifiedRemoval:
@@ -104,7 +115,8 @@ def test_removal_goes_most_of_the_way_to_retraining(task) -> None:
     without(task, removal, slice(0, 30))
     kept = torch.arange(30, len(task.z))
     retrained = CertifiedRemoval(l2=1e-3, radius=removal.radius_)
-    retrained.fit(task.head, task.z[kept], task.labels[kept], saw_forget_data=False)
+    noise_ = given(task.head.num_classes, task.head.dim)
+    retrained.fit(task.head, task.z[kept], task.labels[kept], saw_forget_data=False, noise=noise_)
     assert float((removal._w - retrained._w).norm()) < 0.05 * float((before - retrained._w).norm())
 
 
@@ -115,6 +127,61 @@ def test_an_exhausted_budget_refuses_and_changes_nothing(task) -> None:
         without(task, removal, slice(0, 240))
     assert removal.head_ is head
     assert (removal.spent_, removal.removed_) == (spent, 0)
+
+
+def test_the_noise_is_secret_and_nothing_is_claimed_where_it_is_known(task) -> None:
+    known, again = fitted(task), fitted(task)
+    assert torch.equal(known._w, again._w) and "no secret" in str(known.why_not_)
+
+    def secret(**options: object) -> CertifiedRemoval:
+        return CertifiedRemoval(l2=1e-3, **options).fit(task.head, task.z, task.labels, saw_forget_data=False)  # type: ignore[arg-type]
+
+    torch.manual_seed(0)
+    first = secret()
+    torch.manual_seed(0)
+    second = secret()
+    assert not torch.equal(first._w, second._w)
+    assert first.why_not_ is None and first.delta_ == pytest.approx(0.1 / len(task.z))
+    assert "not below 1/n" in str(secret(delta=1 / len(task.z)).why_not_)
+    assert "seed" not in first.get_params()
+
+
+def test_secret_noise_is_standard_normal() -> None:
+    from scipy.stats import kstest
+
+    values = secret_normal(100, 200)
+    assert values.shape == (100, 200) and values.dtype == torch.float64 and bool(values.isfinite().all())
+    assert kstest(values.flatten().numpy(), "norm").pvalue > 1e-6  # a millionth of the runs may fail
+
+
+def test_a_radius_from_rows_must_survive_the_removal(task) -> None:
+    order = task.z.double().norm(dim=1).argsort(descending=True)
+    z, labels = task.z[order], task.labels[order]
+
+    def trained(**options: object) -> CertifiedRemoval:
+        own = {"radius_of": options.pop("radius_of", None)}
+        removal = CertifiedRemoval(l2=1e-3, epsilon=100.0, **options)  # type: ignore[arg-type]
+        return removal.fit(task.head, z, labels, saw_forget_data=False, **own)  # type: ignore[arg-type]
+
+    with pytest.raises(QualityError, match="the longest row"):
+        trained().remove(z[1:], labels[1:], z[:1], labels[:1])
+    of_retained = trained(radius_of=z[1:]).remove(z[1:], labels[1:], z[:1], labels[:1])
+    assert of_retained.radius_ == pytest.approx(float(z[1].double().norm())) and of_retained.why_not_ is None
+    assert trained(radius=1.0).remove(z[1:], labels[1:], z[:1], labels[:1]).removed_ == 1
+
+
+def test_what_earlier_releases_spent_counts(task) -> None:
+    fresh = fitted(task, epsilon=100.0)
+    removal = CertifiedRemoval(l2=1e-3, delta=1e-4, epsilon=100.0, radius=longest(task))
+    removal.fit(task.head, task.z, task.labels, saw_forget_data=False, epsilon_before=60.0)
+    without(task, fresh, slice(0, 5))
+    without(task, removal, slice(0, 5))
+    assert removal.epsilon_spent_ - 60 == pytest.approx(fresh.epsilon_spent_, rel=0.3)  # the noise differs
+    full = CertifiedRemoval(l2=1e-3, epsilon=1.0).fit(
+        task.head, task.z, task.labels, saw_forget_data=False, epsilon_before=1.0
+    )
+    with pytest.raises(QualityError, match="train the head again"):
+        without(task, full, slice(100, 101))
 
 
 def test_a_backbone_that_saw_the_rows_is_refused(task) -> None:

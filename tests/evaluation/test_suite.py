@@ -216,3 +216,28 @@ def test_seventy_thousand_rows_take_less_than_thirty_seconds() -> None:
     start = time.process_time()
     evaluate(Outputs(models[0].logits, models[0].z, models[0].z * 0.5), models[1], models[2:], labels, part)
     assert time.process_time() - start < 30.0
+
+
+def test_probes_at_every_stage_are_gates_of_the_backbone_and_let_it_be_shown(world: World) -> None:
+    """Stages where the original's probe is right on all rows and those of retrained models on few."""
+    rng = np.random.default_rng(1)
+
+    def with_stage(model: Outputs, share: float) -> Outputs:
+        success = rng.permutation(np.arange(800) < share * 800).astype(np.float64)
+        return Outputs(model.logits, model.z, model.z_prime, {"representation.stages.probe_1": success})
+
+    original, retrained = with_stage(world.original, 1.0), [with_stage(r, 0.05) for r in world.retrained]
+    controls = controls_of(original, retrained, world.labels, world.part)
+
+    def judged(candidate: Outputs) -> dict[str, Any]:
+        return verdict_of(
+            evaluate(candidate, original, retrained, world.labels, world.part), controls, 3, clean_references=True
+        )
+
+    clean = judged(with_stage(world.model(9, np.where(np.arange(CLASSES) == GONE, -12.0, 0.0)), 0.05))
+    assert next(g for g in clean["gates"] if g["path"].endswith("probe_1"))["passed"]
+    assert clean["claims"]["backbone"] == "shown"
+    assert judged(original)["claims"]["backbone"] == "refuted"
+    assert "every stage" not in clean["reasons"]["backbone"]
+    without = world.judge(world.retrained[0])
+    assert without["claims"]["backbone"] != "shown"

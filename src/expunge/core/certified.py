@@ -15,6 +15,7 @@ from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap, identity
 from expunge.core.moments import Moments, as_features
 from expunge.core.representation import check_choice
+from expunge.core.secret_noise import secret_normal
 from expunge.system.errors import DataError, QualityError
 
 # The largest |l'''|: how fast the curvature of the loss changes along a logit. (The paper uses 1/4 for the logistic.)
@@ -35,10 +36,15 @@ class CertifiedRemoval(Estimator):
     leave over. `loss="squared"` has no curvature to change: its removal is exact up to rounding.
 
     The certificate is about the head alone. It says nothing about a backbone that has seen the rows, so `fit` refuses
-    that case. `radius` should be a constant known beforehand (longer rows are shortened to it when training); None
-    takes the longest row of the training features.
+    that case. The noise is secret (see `secret_normal`): with it a head cannot be made again bit for bit.
 
-    Fitted: `head_`, `map_` (the identity), `budget_`, `spent_` (gradient norms), `epsilon_spent_`, `removed_`.
+    radius      a constant known beforehand; longer rows are shortened to it. None takes the longest row of `radius_of`,
+                which must stay: a removal after which none of the rows is as long is refused
+    delta       None takes a tenth of 1 / n. With 1 / n or more there is no claim: (epsilon, delta) then allows a head
+                that gives a row away
+
+    Fitted: `head_`, `map_` (the identity), `budget_`, `spent_` (gradient norms), `epsilon_spent_`, `removed_`,
+    `delta_`, `radius_`; `why_not_`: why nothing is claimed, None where the certificate holds.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -50,16 +56,17 @@ class CertifiedRemoval(Estimator):
     spent_: float
     removed_: int
     radius_: float
+    delta_: float
+    why_not_: str | None
 
     def __init__(
         self,
         l2: float = 1e-4,
         sigma: float = 1.0,
         epsilon: float = 1.0,
-        delta: float = 1e-4,
+        delta: float | None = None,
         loss: Literal["logistic", "squared"] = "logistic",
         radius: float | None = None,
-        seed: int = 0,
         tol: float = 1e-10,
         steps: int = 1000,
     ) -> None:
@@ -69,18 +76,30 @@ class CertifiedRemoval(Estimator):
         self.delta = delta
         self.loss = loss
         self.radius = radius
-        self.seed = seed
         self.tol = tol
         self.steps = steps
 
     @property
     def epsilon_spent_(self) -> float:
-        """The epsilon that the head has used up so far, at the given delta."""
+        """The epsilon that was used up so far, that of earlier releases included, at `delta_`."""
         return self.epsilon * self.spent_ / self.budget_
 
-    def fit(self, head: LinearHead, z: Tensor, labels: Tensor, *, saw_forget_data: bool) -> CertifiedRemoval:
+    def fit(
+        self,
+        head: LinearHead,
+        z: Tensor,
+        labels: Tensor,
+        *,
+        saw_forget_data: bool,
+        radius_of: Tensor | None = None,
+        epsilon_before: float = 0.0,
+        noise: Tensor | None = None,
+    ) -> CertifiedRemoval:
         """Train on all rows `z (n, d)`, `labels (n,)`; `head` only gives the classes.
 
+        `radius_of (k, d)`: rows that stay, for a radius that does not depend on those that go; None takes all rows.
+        `epsilon_before`: what earlier releases from these rows have spent; it counts against `epsilon` [basic
+        composition]. `noise (C, d + 1)`, standard normal: for tests; whoever gives it knows it, so nothing is claimed.
         Raises DataError where the backbone saw the rows.
         """
         if saw_forget_data:
@@ -90,10 +109,16 @@ class CertifiedRemoval(Estimator):
             )
         check_choice("loss", self.loss, ("logistic", "squared"))
         z = as_features(z, head.dim)
-        self.radius_ = float(z.double().norm(dim=1).max()) if self.radius is None else self.radius
+        longest = _longest(z if radius_of is None else as_features(radius_of, head.dim))
+        self.radius_ = longest if self.radius is None else self.radius
         x, n = self._inputs(z), len(z)
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(head.num_classes, head.dim + 1, generator=generator, dtype=torch.float64).to(x.device)
+        self.delta_ = 0.1 / n if self.delta is None else self.delta
+        self.why_not_ = None
+        if noise is not None:
+            self.why_not_ = "the noise was given and is no secret"
+        elif self.delta_ >= 1 / n:
+            self.why_not_ = f"delta {self.delta_:.3g} is not below 1/n = {1 / n:.3g}"
+        noise = (secret_normal(head.num_classes, head.dim + 1) if noise is None else noise.double()).to(x.device)
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=x.device)
         problem = LinearProblem(x, labels.long(), self._point_loss, ridge, self.sigma * noise / n)
         second = Moments.of(x).second()
@@ -101,8 +126,8 @@ class CertifiedRemoval(Estimator):
         self._w = found.p
         # Rows only leave, so the norm of the training inputs stays an upper bound.
         self._norm = math.sqrt(n * float(torch.linalg.eigvalsh(second)[-1]))
-        self.budget_ = self.sigma * self.epsilon / math.sqrt(2 * math.log(1.5 / self.delta))
-        self.spent_ = n * found.gradient_norm
+        self.budget_ = self.sigma * self.epsilon / math.sqrt(2 * math.log(1.5 / self.delta_))
+        self.spent_ = n * found.gradient_norm + self.budget_ * epsilon_before / self.epsilon
         self.removed_ = 0
         self.map_ = identity(head.dim)
         self.head_ = self._head()
@@ -113,8 +138,14 @@ class CertifiedRemoval(Estimator):
     ) -> CertifiedRemoval:
         """Remove `z_forget (m, d)` from the head; `z_retain (n - m, d)` are all rows that stay.
 
-        Raises QualityError, changing nothing, when the budget does not cover it.
+        Raises QualityError, changing nothing, when the budget does not cover it, or when the rows that go set the
+        radius.
         """
+        if self.radius is None and _longest(z_retain) < self.radius_ * (1 - 1e-6):
+            raise QualityError(
+                f"the longest row, {self.radius_:.4g}, is among those to be removed, so the scale of features would "
+                "tell of it; give a radius that does not depend on the rows (fit.NAME.radius)"
+            )
         x, x_f = self._inputs(z_retain), self._inputs(z_forget)
         ridge = self.l2 * len(x)
         _, slope = self._point_loss(x_f @ self._w.T, labels_forget.long())
@@ -126,7 +157,7 @@ class CertifiedRemoval(Estimator):
         if self.spent_ + bound > self.budget_:
             raise QualityError(
                 f"removing {len(x_f)} rows would raise the gradient residual to {self.spent_ + bound:.3g}, above the "
-                f"{self.budget_:.3g} that epsilon {self.epsilon:g}, delta {self.delta:g}, sigma {self.sigma:g} allow; "
+                f"{self.budget_:.3g} that epsilon {self.epsilon:g}, delta {self.delta_:g}, sigma {self.sigma:g} allow; "
                 "train the head again on the rows that are left"
             )
         self._w = self._w + step
@@ -151,6 +182,10 @@ class CertifiedRemoval(Estimator):
     def _curvature(self, logits: Tensor) -> Tensor:
         """The second derivative of the loss, `(n, C)`; both losses have the same for either sign."""
         return torch.ones_like(logits) if self.loss == "squared" else torch.sigmoid(logits) * torch.sigmoid(-logits)
+
+
+def _longest(z: Tensor) -> float:
+    return float(z.double().norm(dim=1).max())
 
 
 def conjugate_gradients(

@@ -33,8 +33,9 @@ class ZeroShot(Estimator):
     max_distortion  the collapse guard: the distortion of the map through the head's contrasts, on retained moments
                 where `fit` gets them, else on the scaled proxies (class means) of the retained classes
 
-    Noise enters the retain term alone. Fitted: `map_`, `distortion_`, `steps_`, `history_` (the loss along Adam's
-    steps), `proxies_ (C, d)`.
+    Noise enters the retain term alone; the released code adds it to the forgotten features as well, at every step (its
+    published runs have noise 0, where the two are the same). Fitted: `map_`, `distortion_`, `steps_`, `history_` (the
+    loss along Adam's steps), `proxies_ (C, d)`.
     """
 
     facts: ClassVar[Facts] = Facts(

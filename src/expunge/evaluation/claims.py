@@ -25,6 +25,7 @@ from expunge.evaluation.criteria import (
     UTILITY,
 )
 from expunge.evaluation.excess import GateRows, power_of, row_error, rows_needed, share_of, t_quantile
+from expunge.evaluation.gates import STAGE
 
 STATISTICAL = (OUTPUTS, FEATURES, BACKBONE)
 
@@ -201,6 +202,7 @@ def verdict_of(
         controls,
         references=references,
         clean_references=clean_references,
+        every_stage=any(gate["path"].startswith(STAGE) for gate in judged["gates"]),
         control=judged["control"],
         exact=exact,
     )

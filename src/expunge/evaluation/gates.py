@@ -26,6 +26,8 @@ MIA_ROWS = 4000  # rows on each side of the membership attack's learning set
 PAIRED = ("divergence.forget.kl", "divergence.forget.agreement")
 HIDDEN = ("divergence.forget.kl_others", "divergence.forget.agreement_others")
 DIRECTION = "membership.margin_excess"
+STAGE = "representation.stages.probe_"  # and its number, 1 for the stage nearest the input
+MAX_STAGES = 4
 CLAIM_OF = {
     "accuracy.forget": OUTPUTS,
     **dict.fromkeys((*PAIRED, *HIDDEN, DIRECTION), OUTPUTS),
@@ -35,7 +37,14 @@ CLAIM_OF = {
     "representation.knn_z_prime": FEATURES,
     "representation.probe_z": BACKBONE,
     "representation.knn_z": BACKBONE,
+    **{f"{STAGE}{i}": BACKBONE for i in range(1, MAX_STAGES + 1)},
 }
+
+
+def stage_path(number: int) -> str:
+    """The gate of the probe at a stage inside the backbone, counted from 1, the nearest to the input."""
+    return f"{STAGE}{number}"
+
 
 Values = dict[str, Floats]
 

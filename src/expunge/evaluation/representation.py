@@ -170,8 +170,8 @@ def relearn_curve(logits: NDArray[Any], z: NDArray[Any], labels: NDArray[Any], s
 
     `z (n, d)` is what the head reads, `logits (n, C)` what it says now. Cross-entropy; the step is 1 / mean ||[z;
     1]||^2, so the curve does not depend on the scale of the features and never diverges (the curvature is at most half
-    the inverse of that). Only the head's change is followed, so its weights are not needed. A logit more than 20 below
-    the row's largest starts 20 below it: an attacker removes a mask (-inf or a large negative bias) before learning.
+    the inverse of that). Only the head's change is followed, so its weights are not needed. A logit more than 10 below
+    the row's largest starts 10 below it: an attacker removes a mask (-inf or a large negative bias) before learning.
     """
     start, x, y = check_logits(logits), check_features(z), np.asarray(labels)
     if not len(y):

@@ -6,8 +6,8 @@ seeded. Rows are first put into an order that depends on their content only, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,13 @@ RELEARN_SHARE = 0.95
 @dataclass(frozen=True)
 class Outputs:
     """What a model says about every row of the dataset: `logits (n, C)`, its backbone's features `z (n, d)`, and
-    `z_prime`, what its head reads, `(n, d')`; None where the head reads z itself."""
+    `z_prime`, what its head reads, `(n, d')`; None where the head reads z itself. `stages`: per-row success of the
+    probes inside the backbone by the gate's path, over the same rows for every model; {} where none were measured."""
 
     logits: NDArray[Any]
     z: NDArray[Any]
     z_prime: NDArray[Any] | None = None
+    stages: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def head_input(self) -> NDArray[Any]:
@@ -79,6 +81,7 @@ def measure(model: Outputs, rows: Rows) -> Measured:
     out["representation.probe_z_prime"] = (
         out["representation.probe_z"] if model.z_prime is None else probe_rows(model.z_prime, rows, "linear")
     )
+    out |= dict(model.stages)
     knn_z = probe_rows(model.z, rows, "knn")
     knn = {
         "representation.knn_z": knn_z,
@@ -234,6 +237,7 @@ def _representation(
         "target": "forgotten class" if rows.whole_classes else "forgotten or never seen",
         "probe_z": mine.value("representation.probe_z"),
         "probe_z_prime": mine.value("representation.probe_z_prime"),
+        "stages": {path.rpartition(".")[2]: mine.value(path) for path in candidate.stages},
         "knn_z": None if knn_z is None else div.mean(knn_z),
         "knn_z_prime": None if knn_prime is None else div.mean(knn_prime),
         "cka": {
@@ -278,7 +282,7 @@ def _intervals(
     """[low, high] per gate that has a reference: the retrained mean plus the interval of the paired difference."""
     found: dict[str, tuple[float, Difference | None]] = {}
     for path, values in mine.rows.items():
-        others = [o for t in theirs if (o := t.rows[path]) is not None]
+        others = [o for t in theirs if (o := t.rows.get(path)) is not None]
         if values is not None and others and len(values):
             reference = np.mean(others, axis=0)
             found[path] = float(reference.mean()), row_difference(values - reference, rows.rng(9))

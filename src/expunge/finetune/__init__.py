@@ -28,6 +28,7 @@ from expunge.finetune.residual import ResidualAlignment
 from expunge.finetune.retained import FineTune
 from expunge.finetune.scrub import Scrub
 from expunge.finetune.seal import Seal
+from expunge.finetune.short_retrain import ShortRetrain
 from expunge.finetune.ssd import Ssd
 from expunge.finetune.trew import Trew
 
@@ -56,6 +57,7 @@ METHODS: dict[str, type[Estimator]] = {
     "partially-blinded": PartiallyBlinded,
     "one-step": OneStep,
     "damp": Damp,
+    "short-retrain": ShortRetrain,
 }
 
 # The defaults are for whole classes. For rows of classes that stay, these keep the accuracy; see docs/finetune.md for
@@ -96,6 +98,7 @@ __all__ = [
     "Scissorhands",
     "Scrub",
     "Seal",
+    "ShortRetrain",
     "Ssd",
     "TeacherOracle",
     "Trew",

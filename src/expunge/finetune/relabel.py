@@ -46,7 +46,15 @@ class SalUn(RandomLabels):
               cross-entropy of forgotten rows under the original in eval mode (the paper's sparsity of 50 %)
 
     The others keep their bits: neither weight decay nor momentum reaches them. Batch norm's running statistics are no
-    weights, and move. Other arguments as in Updater. Fitted besides: `mask_`, name -> boolean tensor.
+    weights, and move.
+
+    The released code (OPTML-Group/Unlearn-Saliency, Classification/) differs. While it adds up gradients for the mask
+    it also steps the model uphill, batch by batch. It draws a label among all classes, the row's own and the forgotten
+    ones included, and anew in every epoch. On CIFAR-10 it passes over forgotten rows first and retained ones after;
+    here both are shuffled together, as it does on CIFAR-100. Its earlier versions masked gradients only, so decay and
+    momentum moved masked weights.
+
+    Other arguments as in Updater. Fitted besides: `mask_`, name -> boolean tensor.
     """
 
     facts: ClassVar[Facts] = Facts(

@@ -38,6 +38,10 @@ class Ssd(Estimator):
                   Then F >= (n_f / n) F_f, so an `alpha` of n / n_f or more selects nothing at all.
     fisher_rows   at most so many rows of each set, drawn with `seed`; None takes all
 
+    Differs from the released code (if-loops/selective-synaptic-dampening): importances come from at most `fisher_rows`
+    rows, not from all; an `alpha` that selects nothing is an error, not an unchanged model; and alpha's default is 20,
+    as 10 was published for other networks and another batch size.
+
     Eval mode, true labels, float32. Batch norm's running statistics stay. Fitted: `classifier_`; `selected_`, the share
     of weights selected; `history_`, one entry. Raises ConfigError when nothing is selected, naming the largest ratio.
     """

@@ -39,6 +39,7 @@ from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal, Teache
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
+from expunge.methods.certified import remove_certified
 from expunge.methods.exact import delete_exactly
 from expunge.methods.exact_above import delete_above
 from expunge.methods.inputs import FitInputs
@@ -127,15 +128,7 @@ def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel 
 
 
 def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    """Train the noisy head on every training row, then remove the request from it."""
-    rows = request.train_rows
-    labels = torch.from_numpy(request.labels)
-    method = _make(name, CertifiedRemoval, settings)
-    z = torch.from_numpy(request.store.z(rows))
-    fitted = method.fit(request.head, z, labels[rows], saw_forget_data=request.classifier.card.features_saw)
-    fitted.remove(request.z_retain, labels[request.retain_rows], request.z_forget, labels[request.forget_rows])
-    info = {"epsilon_spent": fitted.epsilon_spent_, "epsilon": fitted.epsilon, "delta": fitted.delta}
-    return UnlearnedModel(fitted.map_, fitted.head_, info)
+    return remove_certified(_make(name, CertifiedRemoval, settings), request)
 
 
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import EXAMPLES, Split
-from expunge.models.cuts import splits, traces_of
+from expunge.models.cuts import split_at_cut, splits, traces_of
 from expunge.system.errors import ConfigError
 
 BYTES = 2  # of a float16
@@ -41,6 +41,15 @@ def cut_costs(classifier: Classifier) -> list[CutCost]:
     traces = traces_of(classifier)
     found = splits(classifier, traces)
     return [_cost(split, _flops(split, whole=True)) for split in found]
+
+
+def share_above(classifier: Classifier, cut: str) -> float:
+    """The share of one forward pass's multiplications and additions that lies above `cut`, in (0, 1].
+
+    Raises ConfigError for a cut that does not work.
+    """
+    split = split_at_cut(classifier, cut)
+    return _cost(split, _flops(split, whole=True)).share_above
 
 
 def choose_cut(costs: list[CutCost], rows: int, max_gb: float, max_cost: float) -> CutCost:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from expunge.evaluation.criteria import KEPT
 from expunge.report.metrics import lookup
 from expunge.report.style import BLUE, INK, SHOWN_CLASSES, VERMILION, Panel, heatmap, log_scale, looks, panel, short
 from expunge.report.tables import candidates
@@ -100,8 +101,25 @@ def damage(summary: Summary, classes: Sequence[str]) -> list[Panel]:
     return [panel(title, draw, height=1.1 + 0.24 * len(kept), grid=None)]
 
 
+def pareto(summary: Summary) -> list[str]:
+    """Methods that no other one beats: none is as cheap, as accurate on retained test rows and as near to the retrained
+    model's answers on forgotten rows, and better in one of them. In the order of the summary."""
+    paths = (("cost.fit_s", 1), ("accuracy.test_retain", -1), ("divergence.forget.kl", 1))
+    rows = {
+        name: tuple(sign * v for path, sign in paths if (v := lookup(block, path)) is not None)
+        for name, block in summary["methods"].items()
+    }
+    known = {name: values for name, values in rows.items() if len(values) == len(paths)}
+
+    def beaten(mine: tuple[float, ...]) -> bool:
+        return any(all(a <= b for a, b in zip(o, mine, strict=True)) and o != mine for o in known.values())
+
+    return [name for name, values in known.items() if not beaten(values)]
+
+
 def cost(summary: Summary) -> list[Panel]:
-    """Seconds to fit each method against the distance of its predictions to the retrained model's."""
+    """Cost, utility and erasure of every method: seconds to fit against the distance of its answers to the retrained
+    model's; hollow where utility was not kept, ringed where no other method is better in all three."""
     points = {
         name: (lookup(block, "cost.fit_s"), lookup(block, "divergence.forget.kl"))
         for name, block in summary["methods"].items()
@@ -111,11 +129,16 @@ def cost(summary: Summary) -> list[Panel]:
         return []
     seconds = [s for s in (lookup(b, "cost.retrain_s") for b in summary["methods"].values()) if s is not None]
     floor = lookup(summary, "references.retrained.divergence.forget.kl")
+    front = pareto(summary)
 
     def draw(axes: Any) -> None:
         shown = looks([name for name, _ in candidates(summary)])
         for name, (s, kl) in points.items():
-            axes.plot(s, kl, shown[name].marker, color=shown[name].color, ms=9, mew=0, label=name, ls="")
+            color, kept = shown[name].color, lookup(summary["methods"][name], "verdict.utility") == KEPT
+            fill = color if kept else "none"
+            axes.plot(s, kl, shown[name].marker, mec=color, mfc=fill, ms=9, mew=1.4, label=name, ls="", zorder=3)
+            if name in front:
+                axes.plot(s, kl, "o", mec=INK, mfc="none", ms=16, mew=0.8, ls="")
         if seconds:
             at, look = float(np.mean(seconds)), shown["retrained"]
             label = "retraining, by definition 0" if floor is None else "retraining, against another seed"
@@ -125,4 +148,5 @@ def cost(summary: Summary) -> list[Panel]:
         axes.margins(x=0.12)
 
     x, y = "seconds to fit", "KL on forgotten rows, nats"
-    return [panel("Distance to the retrained model and time", draw, x=x, y=y, height=3.2, legend=2)]
+    title = "Cost, utility and erasure (hollow: utility not kept; ringed: nothing is better in all three)"
+    return [panel(title, draw, x=x, y=y, height=3.2, legend=2)]

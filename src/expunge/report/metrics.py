@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from expunge.evaluation.gates import MAX_STAGES, stage_path
+
 PERCENT, PERCENT_2, NUMBER_1, NUMBER_2, NUMBER_3, WHOLE = "{:.1%}", "{:.2%}", "{:.1f}", "{:.2f}", "{:.3f}", "{:,.0f}"
 RETRAINED = "retrained"
 
@@ -144,6 +146,7 @@ _ALL = (
         help="a fresh linear probe that looks for the forgotten rows in what the head reads; 50 % is a guess",
     ),
     Metric("representation.probe_z", "linear probe on z", PERCENT),
+    *(Metric(stage_path(i), f"linear probe inside the backbone, stage {i}", PERCENT) for i in range(1, MAX_STAGES + 1)),
     Metric("representation.knn_z_prime", "nearest neighbours in z'", PERCENT),
     Metric("representation.knn_z", "nearest neighbours in z", PERCENT),
     Metric("representation.cka.original", "CKA with the original", NUMBER_3),

@@ -7,6 +7,7 @@ from typing import Any
 
 from expunge.evaluation.claims import shown_claims
 from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, OUTPUTS, REFUTED, SHOWN
+from expunge.evaluation.gates import MAX_STAGES, stage_path
 from expunge.report.metrics import lookup, name_of, some
 from expunge.report.summary import CONTROL
 from expunge.report.tables import not_proven
@@ -33,6 +34,7 @@ GATES = some(
     "membership.mia_lr_member",
     "representation.probe_z_prime",
     "representation.probe_z",
+    *(stage_path(i) for i in range(1, MAX_STAGES + 1)),
     "representation.knn_z_prime",
     "representation.knn_z",
 )

@@ -109,11 +109,20 @@ def _claims(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
     for claim in CLAIMS:
         names = [name for name, j in judged.items() if claim in j.always]
         if names:
-            lines.append(f"Shown in every run, {claim}: {', '.join(_with_cost(pooled, name) for name in names)}.")
+            said = ", ".join(
+                _with_cost(pooled, name) if _counts(pooled, name, judged[name]) else name for name in names
+            )
+            lines.append(f"Shown in every run, {claim}: {said}.")
         refuted = [name for name, j in judged.items() if j.refuted[claim] == j.runs]
         if refuted:
             lines.append(f"Refuted in every run, {claim}: {', '.join(refuted)}.")
     return lines or ["No claim about erasure was shown or refuted in every run."]
+
+
+def _counts(pooled: Pooled, name: str, j: PooledVerdict) -> bool:
+    """Whether a speed says anything: utility was kept in every run, and in none does the method what a control does."""
+    controls = [summary["methods"][name]["verdict"]["control"] for summary in pooled.summaries]
+    return j.kept == j.runs and not any(controls)
 
 
 def _with_cost(pooled: Pooled, name: str) -> str:

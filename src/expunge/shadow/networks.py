@@ -29,6 +29,7 @@ from expunge.features.extract import Settings, extract
 from expunge.features.store import FeatureStore
 from expunge.finetune.cut import fetch_activations
 from expunge.methods.inputs import FitInputs
+from expunge.methods.seeding import seeded
 from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
@@ -152,7 +153,7 @@ def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
             log_message(f"ensembles: {directory.name}, {len(rows):,} rows")
             make_classifier(job.config, job.dataset, rows, seed, directory / "model", job.work)
             write_json(directory / KEY, {"model": keys["model"]})
-        _score(job, directory, side)
+        _score(job, directory, side, index)
         write_json(directory / KEY, keys)
     return load_file(directory / "margins" / MARGINS)
 
@@ -169,7 +170,8 @@ def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
     return True
 
 
-def _score(job: Job, directory: Path, side: str) -> None:
+def _score(job: Job, directory: Path, side: str, offset: int) -> None:
+    """`offset` is added to the seed of every fit: one seed for all would leave out what the fit itself varies by."""
     classifier = load_classifier(directory / "model")
     labels = job.dataset.labels()
     found: dict[str, np.ndarray] = {}
@@ -184,7 +186,7 @@ def _score(job: Job, directory: Path, side: str) -> None:
         scratch = job.work / directory.name
         request = _request(job, classifier, scratch)
         for name in job.config.methods:
-            unlearned = fit(name, request, job.config.fit)
+            unlearned = fit(name, request, seeded(name, job.config.fit, offset))
             log_message(f"ensembles: {directory.name}, {name}")
             add(name, lambda rows, u=unlearned: u.logits(_z(u, request.store, job, rows)))  # type: ignore[misc]
         shutil.rmtree(scratch)

@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,23 +12,32 @@ import pyarrow.parquet as pq
 import torch
 from threadpoolctl import threadpool_limits
 
-from expunge.config import load_config
+from expunge.config import Config, load_config
+from expunge.data.dataset import Dataset
 from expunge.data.split import Split
+from expunge.evaluation.criteria import MIN_REFERENCES
+from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import Outputs, controls_of, evaluate
 from expunge.features.store import FeatureStore
+from expunge.methods.depth import cached_probes, stage_names, stage_probes
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
-from expunge.methods.unlearned import INFO
+from expunge.methods.unlearned import INFO, UnlearnedModel
+from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
 from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 from expunge.system.monitor import write_cost
 from expunge.system.paths import (
+    DATASET,
     EVALUATION,
     FEATURES,
     METRICS,
+    MODELS,
     ORIGINAL,
     REFERENCES,
     SPLIT,
     UNLEARNED,
+    WORK,
+    retrained,
 )
 from expunge.system.progress import log_message
 
@@ -43,7 +54,41 @@ def settings_of(method: str) -> dict[str, Any]:
 def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
     """Those of the rows in `mask`: the others were used to choose settings."""
     z_prime = None if outputs.z_prime is None else outputs.z_prime[mask]
-    return Outputs(outputs.logits[mask], outputs.z[mask], z_prime)
+    return Outputs(outputs.logits[mask], outputs.z[mask], z_prime, outputs.stages)
+
+
+def with_stages(
+    models: dict[str, Outputs], original: Outputs, references: list[Outputs], counted: np.ndarray, config: Config
+) -> tuple[dict[str, Outputs], Outputs, list[Outputs]]:
+    """The same outputs with probes inside the backbones, where enough retrained models exist to compare them with.
+
+    What original and retrained models say is kept below WORK and read again by the next method. `counted`: mask of
+    the rows that are evaluated.
+    """
+    if len(references) < MIN_REFERENCES:
+        return models, original, references
+    split, dataset, store = Split(SPLIT), Dataset(DATASET, verify=False), FeatureStore(FEATURES / ORIGINAL)
+    rows = choose_rows(store.column("label")[counted], split.parts[counted], original.z[counted], config.evaluate.seed)
+    at = np.flatnonzero(counted)
+    names = stage_names(load_classifier(MODELS / ORIGINAL))
+
+    def of(name: str) -> Mapping[str, np.ndarray]:
+        digest = read_manifest(MODELS / name)["files"]["model.safetensors"]["sha256"]
+        return cached_probes(WORK / "stages", digest, load_classifier(MODELS / name), names, dataset, rows, at)
+
+    first = replace(original, stages=of(ORIGINAL))
+    known = [replace(r, stages=of(retrained(s))) for r, s in zip(references, config.retrain.seeds, strict=True)]
+    found = {}
+    for name, model in models.items():
+        if model is original:
+            found[name] = first
+        elif (number := next((i for i, r in enumerate(references) if r is model), None)) is not None:
+            found[name] = known[number]
+        else:
+            own = UnlearnedModel.load(UNLEARNED / name).classifier
+            stages = first.stages if own is None else stage_probes(own, names, dataset, rows, at)
+            found[name] = replace(model, stages=stages)
+    return found, first, known
 
 
 def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.ndarray, ids: np.ndarray) -> None:
@@ -84,6 +129,7 @@ def main() -> None:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
     counted = ~split.held
     start = time.perf_counter()
+    models, original, references = with_stages(models, original, references, counted, config)
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
     with threadpool_limits(1):

@@ -1,0 +1,108 @@
+"""Short retraining of the whole network: what a method must beat at its own cost to be worth having."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from expunge.core.facts import Facts
+from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+from expunge.finetune.relearn import TARGETS, teacher_probabilities
+from expunge.models.classifier import Classifier
+from expunge.models.cut_costs import share_above
+from expunge.models.resnet import ResNetSmall
+from expunge.models.tokens import Tokens
+from expunge.models.zoo import public_start, rebuild
+from expunge.system.errors import CollapseError
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ShortRetrain(Updater):
+    """Every layer starts anew and learns from retained rows for a given number of passes. Forgotten rows are never
+    looked at.
+
+    epochs    passes over the retained rows; may be a fraction
+    cut       None: passes of the whole network. A module's name: `epochs` counts passes above that cut, as `relearn`
+              makes them, and the whole network gets as many passes as need the same multiplications and additions
+              [derived: epochs times the share of one forward pass that lies above; backward costs twice the forward
+              on both sides]. Nothing is timed, so the result does not depend on the machine's load
+    targets   "original": the original's probabilities, classes without a retained row taken out; they may carry a
+              trace of forgotten rows, so this is a measured baseline and not exact. "labels": the labels alone
+
+    Where public weights are recorded, layers start from them, else from a draw with `seed`; the head is always drawn.
+    What the original says of its rows is not counted: other methods have its features stored. Other arguments as in
+    Updater. Fitted besides: `passes_`, over the whole network.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows"),
+        ("images", "retained rows"),
+        "weights",
+        "passes over retained rows",
+        "retraining, cut short; equal cost: derived",
+    )
+    epochs: float = 1.5  # type: ignore[assignment]
+    cut: str | None = None
+    targets: str = "original"
+    lr: float = 0.2
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.targets not in TARGETS:
+            raise ValueError(f"targets {self.targets!r}: one of {', '.join(TARGETS)}")
+        if self.epochs <= 0 or self.batch_size < 2:
+            raise ValueError(f"epochs {self.epochs} must be above 0 and batch_size {self.batch_size} at least 2")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {self.precision!r}: one of fp32, bf16")
+
+    def _descend(self, run: Run) -> list[dict[str, float]]:
+        self.passes_ = self.epochs * (1.0 if self.cut is None else share_above(run.original, self.cut))
+        student = anew(run.original, self.seed).requires_grad_(True)
+        if not isinstance(student.preprocess, Tokens):
+            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        run.student, run.norms = student, [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        return run.train(self.phases(run))
+
+    def phases(self, run: Run) -> list[Phase]:
+        held = torch.from_numpy(run.retained_classes)
+
+        def loss(rows: Index) -> Terms:
+            logits = run.logits(rows)
+            if self.targets == "labels":
+                return {"retain": torch.nn.functional.cross_entropy(logits, run.y(rows))}
+            target = teacher_probabilities(run.ask(run.original, rows), held).to(run.device)
+            return {"retain": kl(target, logits)}
+
+        phases = []
+        for epoch in range(math.ceil(self.passes_)):
+            batches = run.retained(epoch)
+            share = min(1.0, self.passes_ - epoch)
+            phases.append(Phase(epoch, "retained", single(batches[: max(1, round(share * len(batches)))]), loss))
+        return phases
+
+
+def anew(classifier: Classifier, seed: int) -> Classifier:
+    """The same architecture with weights that owe nothing to `classifier`'s: public ones where its description records
+    some, else drawn from `seed` as its package draws them; the head is always drawn.
+
+    Raises CheckpointError where the public weights are not the recorded ones.
+    """
+    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator: borrow it
+        torch.manual_seed(seed)
+        if classifier.card.weights:
+            new = public_start(classifier.card, classifier.preprocess)
+        elif isinstance(classifier.backbone, ResNetSmall | torch.nn.Sequential):  # reset_parameters draws all of them
+            new = copy.deepcopy(classifier)
+            for module in new.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
+        else:
+            new = rebuild(classifier.card, classifier.preprocess)
+        new.head.reset_parameters()
+    if not all(bool(torch.isfinite(t).all()) for t in new.state_dict().values()):
+        raise CollapseError("short-retrain: the fresh weights are not finite")
+    return new.to(classifier.head.weight.device)

@@ -1,0 +1,29 @@
+"""The same entry of the table with another fit seed, for studies that fit one method many times."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.methods.table import METHODS
+
+
+def seeded(name: str, table: Mapping[str, Mapping[str, Any]], offset: int) -> dict[str, Mapping[str, Any]]:
+    """A table with the entry `name` alone, its seed and that of what it starts from (`after`) raised by `offset`.
+
+    A method without a `seed` has no randomness of its own (or, as certified removal, a secret one) and stays as it is.
+    An entry or method that the table does not know is left for `fit` to name.
+    """
+    return {name: _seeded(name, table[name] or {}, offset)} if name in table else {}
+
+
+def _seeded(default: str, given: Mapping[str, Any], offset: int) -> dict[str, Any]:
+    settings = dict(given)
+    method = METHODS.get(settings.get("method", default))
+    if method is not None and (seed := inspect.signature(method.kind).parameters.get("seed")) is not None:
+        settings["seed"] = int(settings.get("seed", seed.default)) + offset
+    after = settings.get("after")
+    if isinstance(after, Mapping) and "method" in after:
+        settings["after"] = _seeded(str(after["method"]), after, offset)
+    return settings

@@ -1,0 +1,50 @@
+"""What certified heads have spent so far, kept beside the forgotten rows and carried from run to run.
+
+`certified.json` in that folder lists every release: epsilon, delta, rows. It holds no noise, no weights and no ids.
+Releases with noise of their own add up, in epsilon and in delta [basic composition].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.ledger.forgotten import ForgottenRows
+from expunge.system.errors import DataError
+from expunge.system.files import write_durable
+
+FILE = "certified.json"
+
+
+@dataclass(frozen=True)
+class Spending:
+    """`epsilon`, `delta`: sums over `releases`; `known`: False where rows were forgotten before anything was listed."""
+
+    epsilon: float
+    delta: float
+    releases: tuple[dict[str, Any], ...]
+    known: bool
+
+
+def spent_before(forgotten_dir: Path) -> Spending:
+    """What was spent up to now. Raises DataError for a damaged list."""
+    path = forgotten_dir / FILE
+    if not path.is_file():
+        return Spending(0.0, 0.0, (), known=not ForgottenRows(forgotten_dir).requests())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        releases = tuple(found["releases"])
+        epsilon, delta = (float(sum(r[key] for r in releases)) for key in ("epsilon", "delta"))
+        return Spending(epsilon, delta, releases, known=bool(found["complete"]))
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{path}: not a list of releases ({e}); restore it, or nothing can be claimed") from None
+
+
+def record(forgotten_dir: Path, before: Spending, epsilon: float, delta: float, rows: int) -> None:
+    """Add a release, on the disk before the head is: a killed run has spent too much rather than too little."""
+    releases = [*before.releases, {"epsilon": epsilon, "delta": delta, "rows": rows}]
+    content = json.dumps({"complete": before.known, "releases": releases}, indent=2, sort_keys=True) + "\n"
+    forgotten_dir.mkdir(parents=True, exist_ok=True)
+    write_durable(forgotten_dir / FILE, content.encode())
