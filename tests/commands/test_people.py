@@ -28,7 +28,9 @@ from expunge.system.warm import interpreter
 from expunge.workspaces.workspace import params_with
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, lay_out
 
-PEOPLE = ("guest-003", "guest-011", "guest-027")
+# Without them no answer on a test row changes. Of 359 test rows one change can leave the verdict on utility open, and
+# then a request is refused.
+PEOPLE = ("guest-012", "guest-016", "guest-032")
 
 
 def workspace(root: Path) -> Path:

@@ -15,6 +15,7 @@ import pytest
 from expunge.system import dvc
 from expunge.system.warm import interpreter, python
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere commands start as ever")
 # Named so that it is served; `colorsys` stands for what is imported beforehand.
 PROBE = """
 import json, os, sys, threading, time

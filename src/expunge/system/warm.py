@@ -61,8 +61,12 @@ def python() -> str:
 def interpreter(modules: Sequence[str]) -> Iterator[None]:
     """Have `python()` and `python` on the PATH of DVC's commands start quickly, with `modules` imported beforehand.
 
-    A module that cannot be imported is left out. Nothing is kept: every command ends its own process.
+    A module that cannot be imported is left out. Nothing is kept: every command ends its own process. On Linux only:
+    elsewhere libraries that are loaded here do not outlive a fork, and commands start as ever.
     """
+    if sys.platform != "linux":
+        yield
+        return
     with tempfile.TemporaryDirectory(prefix="expunge-warm-") as tmp:
         place = Path(tmp) / "socket"
         client = Path(tmp) / "python"
