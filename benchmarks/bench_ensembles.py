@@ -103,7 +103,7 @@ def run(small: bool = False) -> dict[str, Any]:
     """All cases; `small` shrinks them to seconds. `speedup` is loop / at once, `total_s` includes the attacks.
 
     Targets: 256 heads on 60,000 x 128 in under 30 s and 64 on 60,000 x 1,280 in under 120 s, attacks included; speedup
-    at least 2. They were met while all heads shared one order of minibatches; since each has its own they have not been.
+    at least 2. They were met while all heads shared one order of minibatches; since each has its own they are missed.
     """
     scale = 10 if small else 1
     cases = {
