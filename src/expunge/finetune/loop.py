@@ -222,6 +222,7 @@ class Run:
         o = self.options
         optimizer = torch.optim.SGD(parameters.values(), lr=o.lr, momentum=o.momentum, nesterov=o.momentum > 0)
         steps, step = sum(len(phase.batches) for phase in phases), 0
+        epochs = 1 + max((phase.epoch for phase in phases), default=0)
         history: dict[int, dict[str, float]] = {}
         self.student.train()
         # Dropout and the like draw from the global generator: borrow it, and give it back.
@@ -231,7 +232,7 @@ class Run:
                 means: dict[str, float] = {}
                 rows = sum(len(batch[0]) for batch in phase.batches)
                 what = f"{type(o).__name__}, {phase.name}"
-                with progress(what, rows, "images", phase.epoch, o.epochs) as advance:
+                with progress(what, rows, "images", phase.epoch, epochs) as advance:
                     for batch in phase.batches:
                         for group in optimizer.param_groups:
                             group["lr"] = o.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
