@@ -312,6 +312,10 @@ def _check_cut(config: Config, name: str, path: str) -> None:
     """The cut that an entry of `fit` relearns above is one whose activations are fetched."""
     settings = config.fit[name] or {}
     after = settings.get("after") or {}
+    if not isinstance(after, dict):
+        raise ConfigError(
+            f"{path}: fit.{name}.after: expected settings of a method, such as {{method: ru-linear}}, got {shown(after)}"
+        )
     for method, given in ((settings.get("method", name), settings), (after.get("method"), after)):
         cut, cuts = given.get("cut", "stage1"), config.activations.cuts
         if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
