@@ -314,7 +314,7 @@ def _check_cut(config: Config, name: str, path: str) -> None:
     after = settings.get("after") or {}
     if not isinstance(after, dict):
         raise ConfigError(
-            f"{path}: fit.{name}.after: expected settings of a method, such as {{method: ru-linear}}, got {shown(after)}"
+            f"{path}: fit.{name}.after must hold settings of a method, like {{method: ru-linear}}, not {shown(after)}"
         )
     for method, given in ((settings.get("method", name), settings), (after.get("method"), after)):
         cut, cuts = given.get("cut", "stage1"), config.activations.cuts
