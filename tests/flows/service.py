@@ -38,12 +38,12 @@ stages:
 """
 HOLD = """\
 import pathlib, time
-for i in range(10_000):
-    if not pathlib.Path("hold").exists():
-        break
-    if i % 10 == 0:
-        print(f"train epoch {i // 10 + 1}/1000: loss 0.5, accuracy 0.5", flush=True)
-    time.sleep(0.2)
+from expunge.system import progress
+progress.SECONDS_BETWEEN_LINES = 2.0
+with progress.progress("hold", 10_000, "looks") as advance:
+    while pathlib.Path("hold").exists():
+        advance(1)
+        time.sleep(0.2)
 pathlib.Path("held").write_text("1")
 """
 PARAMS = """\
