@@ -28,12 +28,12 @@ np.save(sys.argv[3], mlflow.pyfunc.load_model(sys.argv[1]).predict(np.load(sys.a
 @pytest.mark.slow
 def test_it_answers_as_evaluated_from_its_own_requirements(finished, tmp_path, monkeypatch):
     from expunge.data.dataset import Dataset
-    from expunge.stages.register import evaluated
     from expunge.system.paths import DATASET
+    from expunge.tracking.examples import examples_with_answers
 
     monkeypatch.chdir(finished)
     receipt = json.loads((finished / "reports/registration.json").read_text())
-    images, expected = evaluated(receipt["method"], Dataset(DATASET))
+    images, expected = examples_with_answers(receipt["method"], Dataset(DATASET))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished / 'mlflow.db'}")
     model = Path(
         mlflow.artifacts.download_artifacts(
