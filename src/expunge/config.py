@@ -253,11 +253,7 @@ def _check(config: Config, path: str) -> None:
             "reference",
             "must be skip when model.training is none: there is no recipe to retrain by",
         ),
-        (
-            config.model.training != "full" or config.model.saw_forget_data,
-            "model.saw_forget_data",
-            "must be true when model.training is full: the backbone is trained on every row",
-        ),
+        (model.training != "full" or model.saw_forget_data, "model.saw_forget_data", "must be true for training: full"),
         (not above or model.cut is not None, "model.cut", "must name a module of `expunge cuts` for training: above"),
         (above or model.cut is None, "model.cut", "is for model.training: above; set it to null"),
         (not above or model.weights == "public", "model.weights", "must be public when model.training is above"),
@@ -313,9 +309,7 @@ def _check_cut(config: Config, name: str, path: str) -> None:
     settings = config.fit[name] or {}
     after = settings.get("after") or {}
     if not isinstance(after, dict):
-        raise ConfigError(
-            f"{path}: fit.{name}.after must hold settings of a method, like {{method: ru-linear}}, not {shown(after)}"
-        )
+        raise ConfigError(f"{path}: fit.{name}.after must be like {{method: ru-linear}}, not {shown(after)}")
     for method, given in ((settings.get("method", name), settings), (after.get("method"), after)):
         cut, cuts = given.get("cut", "stage1"), config.activations.cuts
         if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
