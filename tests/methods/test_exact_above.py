@@ -20,7 +20,7 @@ from expunge.features.extract import Settings, extract
 from expunge.features.store import FeatureStore
 from expunge.finetune.above import activations_alone, keep
 from expunge.finetune.cut import fetch_activations
-from expunge.methods.exact_above import recompute, recompute_product
+from expunge.methods.exact_above import recompute
 from expunge.methods.inputs import FitInputs
 from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
@@ -210,7 +210,7 @@ def test_the_record_and_its_audit(place: Place, tmp_path: Path) -> None:
     assert not any(str(i) in text for i in inputs.store.column("sample_id")[inputs.train_rows])
     product = UnlearnedModel.load(tmp_path / "product")
     assert product.classifier is not None
-    found = recompute_product(inputs, product, exact, from_inputs=tmp_path / "work")
+    found = recompute(inputs, product.classifier, exact, from_inputs=tmp_path / "work")
     assert found["agrees"] and found["activations"] is True and found["distance"] == 0.0
     # Not so for the original passed off as the product, nor with other rows, nor with a nudged weight.
     assert not recompute(inputs, inputs.classifier, exact)["agrees"]

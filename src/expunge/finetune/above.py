@@ -36,7 +36,13 @@ def activations_alone(classifier: Classifier, dataset: Dataset, cut: str, work: 
 
     They are fetched once, each row alone, into a file below `work` that is named by dataset and lower layers.
     """
-    path = place_of(classifier, dataset, cut, work)
+    mapped: Activations = np.load(_file(classifier, dataset, cut, work, _lower(classifier, cut)), mmap_mode="r")
+    return mapped
+
+
+def _file(classifier: Classifier, dataset: Dataset, cut: str, work: Path, lower: str) -> Path:
+    named = {"dataset": dataset.digest, "lower": lower}
+    path = work / "activations" / f"{digest_of(named).removeprefix('sha256:')[:16]}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -45,21 +51,14 @@ def activations_alone(classifier: Classifier, dataset: Dataset, cut: str, work: 
             os.replace(made, path)
         finally:
             made.unlink(missing_ok=True)
-    mapped: Activations = np.load(path, mmap_mode="r")
-    return mapped
+    return path
 
 
-def place_of(classifier: Classifier, dataset: Dataset, cut: str, work: Path) -> Path:
-    """The file of `activations_alone`."""
-    named = {"dataset": dataset.digest, "lower": lower_digest(split_at_cut(classifier, cut))}
-    return work / "activations" / f"{digest_of(named).removeprefix('sha256:')[:16]}.npy"
-
-
-def keep(classifier: Classifier, dataset: Dataset, cut: str, work: Path, out: Path) -> None:
-    """Write these activations to `out`: a second name of the same file where the disk can. Files of other datasets and
-    lower layers go."""
-    activations_alone(classifier, dataset, cut, work)
-    path = place_of(classifier, dataset, cut, work)
+def keep(classifier: Classifier, dataset: Dataset, cut: str, work: Path, out: Path) -> str:
+    """Write these activations to `out`, a second name of the same file where the disk can, and return the digest of the
+    layers below the cut. Files of other datasets and lower layers go."""
+    lower = _lower(classifier, cut)
+    path = _file(classifier, dataset, cut, work, lower)
     try:
         os.link(path, out)
     except OSError:
@@ -67,6 +66,11 @@ def keep(classifier: Classifier, dataset: Dataset, cut: str, work: Path, out: Pa
     for other in path.parent.glob("*.npy"):
         if other != path:
             other.unlink()
+    return lower
+
+
+def _lower(classifier: Classifier, cut: str) -> str:
+    return lower_digest(split_at_cut(classifier, cut))
 
 
 def train_rows(dataset: Dataset) -> NDArray[np.int64]:
@@ -87,10 +91,10 @@ def train_above(
     was made. Raises QualityError where these layers changed on the way, and what `Relearn.fit` raises.
     """
     cut = recipe["cut"]
-    lower = lower_digest(split_at_cut(classifier, cut))
+    lower = _lower(classifier, cut)
     fitted = Relearn(**recipe).fit(classifier, activations, labels, rows)
     made = fitted.classifier_
-    if lower_digest(split_at_cut(made, cut)) != lower:
+    if _lower(made, cut) != lower:
         raise QualityError(f"training above {cut!r} changed what lies below it: choose another cut")
     made.card = replace(made.card, above={"recipe": dict(recipe), "lower_digest": lower})
     return fitted

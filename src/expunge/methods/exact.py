@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,34 +98,38 @@ def load_head(request: FitInputs) -> tuple[Head, dict[str, Any]]:
 
 def provenance(request: FitInputs, head: Head, manifest: dict[str, Any]) -> dict[str, Any]:
     """What the claim rests on: public layers, rows, procedure, seed and versions. Ids of rows are in none of it."""
-    if request.forgotten_dir is None:
-        raise ConfigError("exact: the directory of the key of row digests is not given")
+    shared = grounds(request)
     return {
+        **shared,
         "public": {
             "backbone_digest": manifest["backbone_digest"],
             "name": request.classifier.card.name,
             "layers": list(request.classifier.card.layers),
         },
-        "rows": {
-            "retained": len(request.retain_rows),
-            "merkle_root": rows_root(request, request.retain_rows, request.forgotten_dir),
-        },
         "head": {"kind": type(head).__name__, "settings": {k: _plain(v) for k, v in head.get_params().items()}},
         "seed": manifest["seed"],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        "versions": {**shared["versions"], "scipy": scipy.__version__},
+    }
+
+
+def grounds(request: FitInputs) -> dict[str, Any]:
+    """What every exact claim rests on, however the model was trained: retained rows, versions and kind of machine."""
+    return {
+        "rows": {"retained": len(request.retain_rows), "merkle_root": rows_root(request)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "machine": platform.machine(),
     }
 
 
-def rows_root(request: FitInputs, rows: np.ndarray, forgotten_dir: Path) -> str:
-    """The Merkle root of keyed digests of rows, each with its label, in the order of the digests."""
-    ids = request.store.column("sample_id")
-    digests = ForgottenRows(forgotten_dir).digests(str(ids[row]) for row in rows)
+def rows_root(request: FitInputs) -> str:
+    """The Merkle root of keyed digests of the retained rows, each with its label, in the order of the digests.
+
+    Raises ConfigError where the directory of the key is not given.
+    """
+    if request.forgotten_dir is None:
+        raise ConfigError("exact: the directory of the key of row digests is not given")
+    ids, rows = request.store.column("sample_id"), request.retain_rows
+    digests = ForgottenRows(request.forgotten_dir).digests(str(ids[row]) for row in rows)
     labels = request.labels[rows].tolist()
     return merkle_root(sorted(d + int(y).to_bytes(4, "big") for d, y in zip(digests, labels, strict=True)))
 
@@ -139,7 +142,7 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     bound, and the rounding of float32. The auditor must still trust that the features of the rows are those of the
     public backbone and that the backbone never saw the rows.
     """
-    assert request.forgotten_dir is not None
+    same_rows = rows_root(request) == claim["rows"]["merkle_root"]
     ridge = claim["head"]["kind"] == "RidgeHead"
     head: Head = (RidgeHead if ridge else SoftmaxHead)(**claim["head"]["settings"])
     y = torch.from_numpy(request.labels[request.retain_rows])
@@ -154,7 +157,6 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
         allowed = claim["accuracy"]["relative_tolerance"] * size
     else:
         allowed = head.bound_ + claim["accuracy"]["bound"]
-    same_rows = rows_root(request, request.retain_rows, request.forgotten_dir) == claim["rows"]["merkle_root"]
     same_backbone = backbone_digest(request.classifier) == claim["public"]["backbone_digest"]
     rounding = torch.finfo(torch.float32).eps * size
     return {

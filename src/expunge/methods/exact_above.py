@@ -6,7 +6,6 @@ training on a dataset without the rows, bit for bit, on one machine. No picture 
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import torch
 
 from expunge.finetune.above import activations_alone, train_above
 from expunge.finetune.cut import Activations
-from expunge.methods.exact import recompute as recompute_head
-from expunge.methods.exact import rows_root
+from expunge.methods.exact import grounds, rows_root
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import digest_of_tensors
@@ -24,7 +22,7 @@ from expunge.models.classifier import Classifier
 from expunge.models.cuts import split_at_cut
 from expunge.models.lower import lower_digest, public_lower_digest
 from expunge.models.zoo import public_start
-from expunge.system.errors import CheckpointError, ConfigError, QualityError
+from expunge.system.errors import CheckpointError, QualityError
 from expunge.system.files import read_manifest, sha256
 
 
@@ -96,30 +94,19 @@ def kept_activations(request: FitInputs, cut: str, lower: str) -> Activations:
 
 def provenance(request: FitInputs) -> dict[str, Any]:
     """What the claim rests on: public layers, rows, recipe, seed and versions. Ids of rows are in none of it."""
-    if request.forgotten_dir is None:
-        raise ConfigError("exact: the directory of the key of row digests is not given")
     card = request.classifier.card
     assert card.above is not None and card.weights is not None
     recipe = dict(card.above["recipe"])
     return {
+        **grounds(request),
         "public": {
             "name": card.name,
             "cut": recipe["cut"],
             "lower_digest": card.above["lower_digest"],
             "weights": dict(card.weights),
         },
-        "rows": {
-            "retained": len(request.retain_rows),
-            "merkle_root": rows_root(request, request.retain_rows, request.forgotten_dir),
-        },
         "recipe": recipe,
         "seed": recipe["seed"],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
 
@@ -135,8 +122,7 @@ def recompute(
     never saw the rows. `agrees` is True where rows, lower layers and every bit of the weights are those claimed; on
     another kind of machine or another number of threads bits differ and `distance` says how far.
     """
-    if request.forgotten_dir is None:
-        raise ConfigError("exact: the directory of the key of row digests is not given")
+    same_rows = rows_root(request) == claim["rows"]["merkle_root"]
     recipe, lower = claim["recipe"], claim["public"]["lower_digest"]
     public = public_start(request.classifier.card, request.classifier.preprocess).eval()
     cut = recipe["cut"]
@@ -152,7 +138,6 @@ def recompute(
     ours, theirs = made.state_dict(), shipped.state_dict()
     same_bits = digest_of_tensors(ours) == digest_of_tensors(theirs) == claim["weights_digest"]
     distance = max(float((v.double() - theirs[k].double()).abs().max()) for k, v in ours.items())
-    same_rows = rows_root(request, request.retain_rows, request.forgotten_dir) == claim["rows"]["merkle_root"]
     return {
         "agrees": same_rows and same_lower and same_bits and same_activations is not False,
         "rows": same_rows,
@@ -162,14 +147,3 @@ def recompute(
         "allowed": 0.0,
         "same_bits": same_bits,
     }
-
-
-def recompute_product(
-    request: FitInputs, shipped: UnlearnedModel, claim: dict[str, Any], from_inputs: Path | None = None
-) -> dict[str, Any]:
-    """`recompute` of whatever the method `exact` made: a network above a cut, or a head (`methods.exact.recompute`)."""
-    if "recipe" not in claim:
-        return recompute_head(request, shipped.shipped_head, claim)
-    if shipped.classifier is None:
-        raise QualityError("exact: the claim is of a network trained above a cut, the product holds none")
-    return recompute(request, shipped.classifier, claim, from_inputs)

@@ -12,18 +12,14 @@ from expunge.system.paths import ACTIVATIONS, DATASET, MODELS, ORIGINAL, WORK
 
 def fetch(config: Config, staging: Path) -> dict[str, Any]:
     """Write one file a cut; return what the manifest says of them. Raises DataError for images of different sizes."""
-    import numpy as np  # torch comes along: seconds that a run without cuts has no use for
-
-    from expunge.data.dataset import Dataset
-    from expunge.finetune.above import keep
+    from expunge.data.dataset import Dataset  # torch comes along: seconds that a run without cuts has no use for
+    from expunge.finetune.above import keep, train_rows
     from expunge.finetune.cut import fetch_activations
     from expunge.models.checkpoint import load_classifier
-    from expunge.models.cuts import split_at_cut
-    from expunge.models.lower import lower_digest
     from expunge.training.cut_check import resolve
 
     dataset, classifier = Dataset(DATASET), load_classifier(MODELS / ORIGINAL)
-    train = np.flatnonzero(dataset.splits() == "train")
+    train = train_rows(dataset)
     inputs = dataset.inputs(train)
     mixed = isinstance(inputs, list) and not isinstance(inputs[0], str)
     if mixed and set(config.activations.cuts) != {config.model.cut}:  # each row alone may have a size of its own
@@ -32,8 +28,7 @@ def fetch(config: Config, staging: Path) -> dict[str, Any]:
     lower = {}
     for cut in cuts:
         if cut == config.model.cut:  # those that it was trained on
-            keep(classifier, dataset, cut, WORK, staging / f"{cut}.npy")
-            lower[cut] = lower_digest(split_at_cut(classifier, cut))
+            lower[cut] = keep(classifier, dataset, cut, WORK, staging / f"{cut}.npy")
         else:
             fetch_activations(classifier, inputs, cut, staging / f"{cut}.npy")
     return {

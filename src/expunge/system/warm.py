@@ -21,13 +21,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 0.02  # seconds between two looks at a child
 SERVED = ("expunge.", "dvc", "mlflow")
-_active: list[Path] = []
+_active: list[tuple[Path, Callable[[], None]]] = []  # the client, and what starts its server
 
 # Sends its arguments, directory, environment and three file descriptors; ends as the child ends.
 CLIENT = """#!{python} -IS
@@ -53,16 +53,21 @@ os._exit(answer[0] if answer else 70)
 
 
 def python() -> str:
-    """The interpreter to start commands with: the warm one inside `interpreter`."""
-    return str(_active[-1]) if _active else sys.executable
+    """The interpreter to start commands with: inside `interpreter` the warm one, which begins to import now."""
+    if not _active:
+        return sys.executable
+    client, start = _active[-1]
+    start()
+    return str(client)
 
 
 @contextmanager
 def interpreter(modules: Sequence[str]) -> Iterator[None]:
     """Have `python()` and `python` on the PATH of DVC's commands start quickly, with `modules` imported beforehand.
 
-    A module that cannot be imported is left out. Nothing is kept: every command ends its own process. On Linux only:
-    elsewhere libraries that are loaded here do not outlive a fork, and commands start as ever.
+    The import begins at the first command, so a run without any does not pay for it. A module that cannot be imported
+    is left out. Nothing is kept: every command ends its own process. On Linux only: elsewhere libraries that are loaded
+    here do not outlive a fork, and commands start as ever.
     """
     if sys.platform != "linux":
         yield
@@ -72,17 +77,22 @@ def interpreter(modules: Sequence[str]) -> Iterator[None]:
         client = Path(tmp) / "python"
         client.write_text(CLIENT.format(python=sys.executable, socket=str(place), served=SERVED), encoding="utf-8")
         client.chmod(0o700)
-        # A session of its own: Ctrl-C reaches the commands, which end, and then this process ends it.
-        server = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(place), *modules], start_new_session=True, stdin=subprocess.DEVNULL
-        )
-        _active.append(client)
+        started: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
+            if not started:
+                # A session of its own: Ctrl-C reaches the commands, which end, and then this process ends it.
+                command = [sys.executable, "-m", __name__, str(place), *modules]
+                started.append(subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL))
+
+        _active.append((client, start))
         try:
             yield
         finally:
-            _active.remove(client)
-            server.terminate()
-            server.wait()
+            _active.pop()
+            for server in started:
+                server.terminate()
+                server.wait()
 
 
 def serve(place: str, modules: Sequence[str]) -> None:
