@@ -53,7 +53,7 @@ def test_from_review_to_ledger(copy, expunge):
     assert as_json["passes"] and as_json["champion"] is None and as_json["challenger"]["forgets"] == "5"
     assert as_json["same_rows"]["forget"]["of"] > 0 and json.loads(expunge("audit", "--json").out)["findings"] == []
     page = (copy / "reports/review.html").read_text()
-    assert "challenger, version 1 beside the original" in page and "passes the gates" in page
+    assert "challenger: version 1 (forgets 5) beside original" in page and "passes the gates" in page
     assert "reports/review.html" in reviewed.out and 'src="http' not in page
 
     asked = expunge("promote", "--reason", "no", answer="n\n")
@@ -115,3 +115,14 @@ def test_a_version_is_reviewed_and_promoted_when_the_workspace_works_on_another_
     (copy / "data/aside").rename(copy / "data/forgotten")
     assert expunge("promote", "--version", "1", "--reason", "any time", "--yes").status == 0
     assert "as the ledger says" in expunge("audit").out
+
+
+def test_the_alias_moved_in_the_ui_is_gated_by_watch(copy, expunge):
+    name = json.loads((copy / "reports/registration.json").read_text())["model"]
+    client = MlflowClient()
+    client.set_model_version_tag(name, "1", "reason", "clicked on Friday")
+    client.set_registered_model_alias(name, "champion", "1")
+    done = expunge("watch", "--once")
+    assert done.status == 0 and f"{name}: version 1 passes the gates and is the champion" in done.out, done.err
+    assert "clicked on Friday" in expunge("ledger", "show").out and expunge("audit").status == 0
+    assert expunge("watch", "--once", "--model", name).out == ""
