@@ -20,6 +20,7 @@ from expunge.commands import (
     deploy,
     methods,
     people,
+    predict,
     registry,
     request,
     sweep,
@@ -127,7 +128,7 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (people, registry, attack, methods, variant, deploy, request, certificate, cuts, sweep, watch):
+for commands in (people, registry, attack, methods, variant, deploy, request, certificate, cuts, sweep, watch, predict):
     commands.register(app)
 
 if __name__ == "__main__":

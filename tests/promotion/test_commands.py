@@ -10,9 +10,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
+from expunge.data.dataset import Dataset
 from tests.pipeline import change
 
 
@@ -126,3 +131,20 @@ def test_the_alias_moved_in_the_ui_is_gated_by_watch(copy, expunge):
     assert done.status == 0 and f"{name}: version 1 passes the gates and is the champion" in done.out, done.err
     assert "clicked on Friday" in expunge("ledger", "show").out and expunge("audit").status == 0
     assert expunge("watch", "--once", "--model", name).out == ""
+
+
+def test_a_parquet_file_is_scored_by_a_version(copy, expunge):
+    images = Dataset("data/dataset").images(np.arange(5))
+    content = [_png(image[..., 0]) for image in images]
+    pq.write_table(pa.table({"image": content, "sample_id": [f"{i}" for i in range(5)]}), copy / "in.parquet")
+    done = expunge("predict", "in.parquet", "out.parquet", "--version", "1")
+    assert done.status == 0 and "out.parquet: 5 rows, by models:/" in done.out, done.err
+    assert pq.read_table(copy / "out.parquet")["sample_id"].to_pylist() == [f"{i}" for i in range(5)]
+    missing = expunge("predict", "in.parquet", "out.parquet")
+    assert missing.status == 2 and "has no champion" in missing.err
+
+
+def _png(image) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, format="PNG")
+    return out.getvalue()
