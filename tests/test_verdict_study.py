@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.evaluation.rows import choose_rows
+from expunge.evaluation.suite import probe_rows
+from expunge.results import verdict_table
 from expunge.results.study_models import Recipe, order_of, start, train
 from expunge.results.study_page import page, summarise
-from expunge.results.study_trials import NEGATIVE, RETRAINED, forgotten, judge_trial, load_networks, train_trial
+from expunge.results.study_trials import (
+    NEGATIVE,
+    RETRAINED,
+    Measure,
+    Said,
+    forgotten,
+    judge_trial,
+    load_networks,
+    train_trial,
+)
 from expunge.results.verdict_study import load, records, run_trials
 
 
@@ -72,3 +84,35 @@ def test_trained_weights_are_complete_or_not_there(tmp_path):
     small = type(data)(data.name, data.x, data.y, data.train, Recipe(4, 1, 8, 1e-3))
     train_trial(small, 0, file)
     assert [f.name for f in tmp_path.iterdir()] == [file.name] and len(load_networks(file)) == 2 + 6 * 4 + 6
+
+
+def test_features_that_models_share_are_probed_once_with_the_same_values(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels, part = np.arange(400) % 4, np.repeat(["retain", "forget", "test_retain"], [150, 100, 150])
+    z, other = rng.normal(size=(2, 400, 6))
+    logits = rng.normal(size=(2, 400, 4))
+    rows = choose_rows(labels, part, z, 0)
+    models = [Said(logits[0], z, z), Said(logits[1], z, z), Said(logits[0], z, other)]
+    alone = [Measure(rows)(m).alone for m in models]
+    calls = []
+    monkeypatch.setattr(
+        "expunge.results.study_trials.probe_rows", lambda *given, run=probe_rows: (calls.append(1), run(*given))[1]
+    )
+    together = Measure(rows)
+    for model, expected in zip(models, alone, strict=True):
+        found = together(model).alone
+        assert found.keys() == expected.keys()
+        for path, values in found.items():
+            np.testing.assert_array_equal(values, expected[path])
+    assert len(calls) == 4  # two features, two kinds of probe
+
+
+def test_the_table_of_the_first_verdict_passes_nothing_that_forgot_nothing(home, capsys):
+    verdict_table.main(["--data", "digits", "--trials", "1", "--home", str(home)])
+    lines = dict(line.strip("| \n").split(" | ", 1) for line in capsys.readouterr().out.splitlines()[2:] if line)
+    few = [text for what, text in lines.items() if "one retrained model" in what or "one other" in what]
+    assert len(few) == 2 and all(text.count("cannot tell 1 of 1") == 3 for text in few)
+    wrong = [what for what in lines if what.startswith(("the untouched", "a lookup list", "untouched backbone"))]
+    assert len(wrong) == 3 and not any("shown" in lines[what].split(" | ")[1] for what in wrong)
+    assert "may serve in 0 of 6" in lines["LEACE with `reference: skip`"]
+    assert "a claim shown of 0 of 2" in lines["head refit on a backbone that saw the rows"]
