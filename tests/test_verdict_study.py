@@ -116,3 +116,28 @@ def test_the_table_of_the_first_verdict_passes_nothing_that_forgot_nothing(home,
     assert len(wrong) == 3 and not any("shown" in lines[what].split(" | ")[1] for what in wrong)
     assert "may serve in 0 of 6" in lines["LEACE with `reference: skip`"]
     assert "a claim shown of 0 of 2" in lines["head refit on a backbone that saw the rows"]
+
+
+@pytest.mark.parametrize("per_model", [False, True])
+def test_the_gradients_are_those_of_autograd(per_model):
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32))
+    y = torch.from_numpy(rng.integers(0, 3, (2, 60)))
+    y = y if per_model else y[0]
+    recipe = Recipe(hidden=8, steps=4, batch_size=20, lr=1e-2)
+    orders = torch.from_numpy(np.stack([order_of(np.arange(60), 80, np.random.default_rng(s)) for s in (1, 2)]))
+    begun = start([1, 2], 5, 3, 8)
+    for i in range(2):
+        network = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        own = [w[i].T.reshape(p.shape) for w, p in zip(begun.weights, network.parameters(), strict=True)]
+        network.load_state_dict(dict(zip(network.state_dict(), own, strict=True)))
+        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        for step, rows in enumerate(orders[i].split(20)):
+            optimizer.param_groups[0]["lr"] = recipe.lr * (1 - step / 4)
+            labels = (y[i] if per_model else y)[rows]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x[rows]), labels).backward()
+            optimizer.step()
+        found = train(begun, x, y, orders, recipe).one(i)
+        for w, p in zip(found.weights, network.parameters(), strict=True):
+            torch.testing.assert_close(w[0].T.reshape(p.shape), p.detach(), rtol=1e-5, atol=1e-6)
