@@ -118,7 +118,7 @@ class Split:
     file: Text | None
     filter: Text | None
     duplicates: Literal["warn", "include", "refuse"]
-    near_duplicates: Literal["warn", "include", "refuse", "off"]
+    near_duplicates: Literal["warn", "include", "refuse", "ignore"]
     validation: Half
     seed: Seed
 

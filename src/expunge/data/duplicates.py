@@ -14,7 +14,7 @@ from expunge.system.errors import DataError
 log = logging.getLogger(__name__)
 
 Mask = np.ndarray
-WARN, INCLUDE, REFUSE, OFF = "warn", "include", "refuse", "off"
+WARN, INCLUDE, REFUSE, IGNORE = "warn", "include", "refuse", "ignore"
 POLICIES = (WARN, INCLUDE, REFUSE)
 
 
@@ -60,9 +60,9 @@ def near_twins(neighbours: Neighbours | None, train: Mask, forget: Mask, exact: 
 
     What is included may have neighbours of its own: with `include` they join too, until there are none.
     """
-    check_policy("near_duplicates", policy, (*POLICIES, OFF))
+    check_policy("near_duplicates", policy, (*POLICIES, IGNORE))
     none = np.zeros(len(train), dtype=bool)
-    distance = None if policy == OFF or neighbours is None or not forget.any() else neighbours.distance()
+    distance = None if policy == IGNORE or neighbours is None or not forget.any() else neighbours.distance()
     if distance is None or neighbours is None:
         return Guarded(0, none, none)
     others = train & ~forget & ~exact

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
-from expunge.data.duplicates import OFF, Neighbours, exact_twins, near_twins
+from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.data.selectors import select
 from expunge.data.tombstones import Tombstones, refuse
@@ -36,7 +36,7 @@ def split(
     file: Path | str | None = None,
     filter: str | None = None,
     duplicates: str = "warn",
-    near_duplicates: str = OFF,
+    near_duplicates: str = IGNORE,
     validation: float = 0.0,
     seed: int = 0,
     neighbours: Neighbours | None = None,
@@ -51,7 +51,7 @@ def split(
 
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
     it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
-    forgotten ones, or "off". `validation`: share of the retained and of the forgotten rows by which settings may be
+    forgotten ones, or "ignore". `validation`: share of the retained and of the forgotten rows by which settings may be
     chosen and which no metric counts, drawn with `seed`.
     Raises DataError for a request that names what is not there, nothing, or everything.
     """
