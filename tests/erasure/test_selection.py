@@ -35,7 +35,8 @@ def test_only_the_split_changes_in_params(name):
 def test_a_batch_forgets_no_row_that_nobody_asked_for():
     text = (ROOT / "params.yaml").read_text()
     include = text.replace("near_duplicates: warn", "near_duplicates: include")
-    assert include != text and with_split(include, Path("a.csv")) == with_split(text, Path("a.csv"))
+    asked, told = (yaml.safe_load(with_split(t, Path("a.csv"))) for t in (include, text))
+    assert include != text and asked == told
     ignore = with_split(text.replace("near_duplicates: warn", "near_duplicates: ignore"), Path("a.csv"))
     assert yaml.safe_load(ignore)["split"]["near_duplicates"] == "ignore"
 
