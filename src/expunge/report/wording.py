@@ -29,6 +29,7 @@ GATES = some(
     "divergence.forget.agreement",
     "divergence.forget.kl_others",
     "divergence.forget.agreement_others",
+    "membership.cmia",
     "membership.margin_excess",
     "membership.loss_auc",
     "membership.mia_lr_member",
@@ -37,6 +38,8 @@ GATES = some(
     *(stage_path(i) for i in range(1, MAX_STAGES + 1)),
     "representation.knn_z_prime",
     "representation.knn_z",
+    "representation.alignment_z_prime",
+    "representation.alignment_z",
 )
 
 

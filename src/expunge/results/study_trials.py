@@ -17,7 +17,7 @@ from expunge.core.leace import Leace
 from expunge.core.moments import Moments
 from expunge.evaluation.claims import claims_of, judge_gates
 from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL, logit_mask, lookup_list, negative_controls
-from expunge.evaluation.gates import ModelRows, build_gates, model_rows, values_of
+from expunge.evaluation.gates import ModelRows, aligned, build_gates, model_rows, values_of
 from expunge.evaluation.rows import Rows, choose_rows
 from expunge.evaluation.suite import probe_rows
 from expunge.results.study_models import Networks, Recipe, order_of, start, train
@@ -122,13 +122,13 @@ class Measure:
         key = id(z), kind
         if key not in self._probed:
             self._kept.append(z)
-            self._probed[key] = probe_rows(z, self.rows, kind)
+            self._probed[key] = aligned(z, self.rows) if kind == "own" else probe_rows(z, self.rows, kind)
         return self._probed[key]
 
     def __call__(self, said: Said) -> ModelRows:
         probes = {
             f"representation.{name}_{part}": self._probe(z, kind)
-            for name, kind in (("probe", "linear"), ("knn", "knn"))
+            for name, kind in (("probe", "linear"), ("knn", "knn"), ("alignment", "own"))
             for part, z in (("z", said.z), ("z_prime", said.z_prime))
         }
         return model_rows(said.logits, self.rows, probes)
