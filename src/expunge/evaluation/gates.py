@@ -122,8 +122,12 @@ def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[
     return ModelRows(alone, np.asarray(logits[forget], np.float64), margins - centre)
 
 
-def values_of(model: ModelRows, others: Sequence[ModelRows], original: ModelRows, rows: Rows) -> Values:
-    """Per-row values of one model for every gate, those against `others`, the retrained models, included."""
+def values_of(
+    model: ModelRows, others: Sequence[ModelRows], original: ModelRows, rows: Rows, attack: bool = True
+) -> Values:
+    """Per-row values of one model for every gate, those against `others`, the retrained models, included.
+
+    `attack`: the class-wise attack too, which takes longer than all the rest."""
     found = dict(model.alone)
     if not others or not len(rows.forget):
         return found
@@ -132,13 +136,17 @@ def values_of(model: ModelRows, others: Sequence[ModelRows], original: ModelRows
         classes = rows.forgotten_classes
         if model.logits.shape[1] - len(classes) > 1:
             found |= _against(HIDDEN, hide(model.logits, classes), [hide(o.logits, classes) for o in others])
-            few = rows.thin(np.arange(len(rows.forget)), CMIA_ROWS, 14)
-            attacked = [cmia_rows(model.logits[few], o.logits[few], classes.tolist()) for o in others]
-            if all(values is not None for values in attacked):
-                found[CMIA] = np.mean(np.array(attacked, np.float64), axis=0)
+            if attack:
+                found |= _attacked(model, others, rows)
     elif len(others) > 1:
         found[DIRECTION] = direction_rows(model.margins, original.margins, np.stack([o.margins for o in others]))
     return found
+
+
+def _attacked(model: ModelRows, others: Sequence[ModelRows], rows: Rows) -> Values:
+    few, classes = rows.thin(np.arange(len(rows.forget)), CMIA_ROWS, 14), rows.forgotten_classes.tolist()
+    each = [cmia_rows(model.logits[few], o.logits[few], classes) for o in others]
+    return {} if any(values is None for values in each) else {CMIA: np.mean(np.array(each, np.float64), axis=0)}
 
 
 def _against(paths: tuple[str, str], logits: Floats, others: Sequence[Floats]) -> Values:

@@ -17,7 +17,8 @@ from expunge.core.leace import Leace
 from expunge.core.moments import Moments
 from expunge.evaluation.claims import claims_of, judge_gates
 from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL, logit_mask, lookup_list, negative_controls
-from expunge.evaluation.gates import ModelRows, aligned, build_gates, model_rows, values_of
+from expunge.evaluation.excess import power_of
+from expunge.evaluation.gates import CMIA, ModelRows, aligned, build_gates, model_rows, values_of
 from expunge.evaluation.rows import Rows, choose_rows
 from expunge.evaluation.suite import probe_rows
 from expunge.results.study_models import Networks, Recipe, order_of, start, train
@@ -182,8 +183,12 @@ def _judge(
     accuracy = float(np.mean([r.alone["accuracy.forget"].mean() for r in references]))
     forget = rows.forget
 
+    telling = {gate.path for gate in gates if power_of(gate).tells}
+
     def blocks(said: Said) -> list[dict[str, Any]]:
-        return judge_gates(gates, values_of(measure(said), references, base, rows))
+        # What cannot tell says nothing of any candidate, so its values need not be computed.
+        values = values_of(measure(said), references, base, rows, attack=CMIA in telling) if telling else {}
+        return judge_gates(gates, values)
 
     def outputs_only(said: Said, logits: NDArray[Any]) -> Said:
         return Said(logits, said.z, said.z)
