@@ -19,6 +19,8 @@ def request_words(workspace: Path) -> str:
             what = ", ".join(str(c) for c in split["classes"])
         elif split["selector"] == "random":
             what = f"{split['fraction']:.0%} at random"
+        elif split["selector"] == "memorised":
+            what = f"the {split['fraction']:.0%} learned best by heart"
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return workspace.name  # the run itself will say what is wrong with the file
     return f"{source}, forget {what}"

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.evaluation.rows import choose_rows
+from expunge.evaluation.suite import probe_rows
+from expunge.results import verdict_table
 from expunge.results.study_models import Recipe, order_of, start, train
 from expunge.results.study_page import page, summarise
-from expunge.results.study_trials import NEGATIVE, RETRAINED, forgotten, judge_trial, load_networks, train_trial
+from expunge.results.study_trials import (
+    NEGATIVE,
+    RETRAINED,
+    Measure,
+    Said,
+    forgotten,
+    judge_trial,
+    load_networks,
+    train_trial,
+)
 from expunge.results.verdict_study import load, records, run_trials
 
 
@@ -72,3 +84,60 @@ def test_trained_weights_are_complete_or_not_there(tmp_path):
     small = type(data)(data.name, data.x, data.y, data.train, Recipe(4, 1, 8, 1e-3))
     train_trial(small, 0, file)
     assert [f.name for f in tmp_path.iterdir()] == [file.name] and len(load_networks(file)) == 2 + 6 * 4 + 6
+
+
+def test_features_that_models_share_are_probed_once_with_the_same_values(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels, part = np.arange(400) % 4, np.repeat(["retain", "forget", "test_retain"], [150, 100, 150])
+    z, other = rng.normal(size=(2, 400, 6))
+    logits = rng.normal(size=(2, 400, 4))
+    rows = choose_rows(labels, part, z, 0)
+    models = [Said(logits[0], z, z), Said(logits[1], z, z), Said(logits[0], z, other)]
+    alone = [Measure(rows)(m).alone for m in models]
+    calls = []
+    monkeypatch.setattr(
+        "expunge.results.study_trials.probe_rows", lambda *given, run=probe_rows: (calls.append(1), run(*given))[1]
+    )
+    together = Measure(rows)
+    for model, expected in zip(models, alone, strict=True):
+        found = together(model).alone
+        assert found.keys() == expected.keys()
+        for path, values in found.items():
+            np.testing.assert_array_equal(values, expected[path])
+    assert len(calls) == 4  # two features, two kinds of probe
+
+
+def test_the_table_of_the_first_verdict_passes_nothing_that_forgot_nothing(home, capsys):
+    verdict_table.main(["--data", "digits", "--trials", "1", "--home", str(home)])
+    lines = dict(line.strip("| \n").split(" | ", 1) for line in capsys.readouterr().out.splitlines()[2:] if line)
+    few = [text for what, text in lines.items() if "one retrained model" in what or "one other" in what]
+    assert len(few) == 2 and all(text.count("cannot tell 1 of 1") == 3 for text in few)
+    wrong = [what for what in lines if what.startswith(("the untouched", "a lookup list", "untouched backbone"))]
+    assert len(wrong) == 3 and not any("shown" in lines[what].split(" | ")[1] for what in wrong)
+    assert "may serve in 0 of 6" in lines["LEACE with `reference: skip`"]
+    assert "a claim shown of 0 of 2" in lines["head refit on a backbone that saw the rows"]
+
+
+@pytest.mark.parametrize("per_model", [False, True])
+def test_the_gradients_are_those_of_autograd(per_model):
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32))
+    y = torch.from_numpy(rng.integers(0, 3, (2, 60)))
+    y = y if per_model else y[0]
+    recipe = Recipe(hidden=8, steps=4, batch_size=20, lr=1e-2)
+    orders = torch.from_numpy(np.stack([order_of(np.arange(60), 80, np.random.default_rng(s)) for s in (1, 2)]))
+    begun = start([1, 2], 5, 3, 8)
+    for i in range(2):
+        network = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        own = [w[i].T.reshape(p.shape) for w, p in zip(begun.weights, network.parameters(), strict=True)]
+        network.load_state_dict(dict(zip(network.state_dict(), own, strict=True)))
+        optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        for step, rows in enumerate(orders[i].split(20)):
+            optimizer.param_groups[0]["lr"] = recipe.lr * (1 - step / 4)
+            labels = (y[i] if per_model else y)[rows]
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(x[rows]), labels).backward()
+            optimizer.step()
+        found = train(begun, x, y, orders, recipe).one(i)
+        for w, p in zip(found.weights, network.parameters(), strict=True):
+            torch.testing.assert_close(w[0].T.reshape(p.shape), p.detach(), rtol=1e-5, atol=1e-6)

@@ -114,12 +114,13 @@ class Activations:
 
 @dataclass(frozen=True, config=FORBID)
 class Split:
-    selector: Literal["classes", "random", "ids", "subjects", "filter"]
+    selector: Literal["classes", "random", "memorised", "ids", "subjects", "filter"]
     classes: Annotated[list[Index | Text], Strict()]
     fraction: Share
     file: Text | None
     filter: Text | None
     duplicates: Literal["warn", "include", "refuse"]
+    near_duplicates: Literal["warn", "include", "refuse", "ignore"]
     validation: Half
     seed: Seed
 

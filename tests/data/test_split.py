@@ -158,6 +158,10 @@ def bad_request(tmp_path: Path, dataset: Dataset, message: str, **request) -> No
         ({"selector": "ids"}, "needs a file"),
         ({"selector": "everything"}, "unknown selector 'everything'"),
         ({"selector": "classes", "classes": [0], "duplicates": "ignore"}, "duplicates is 'ignore'"),
+        ({"selector": "classes", "classes": [0], "near_duplicates": "never"}, "near_duplicates is 'never'"),
+        ({"selector": "memorised"}, "needs the features of the model"),
+        ({"selector": "memorised", "scores": lambda: np.zeros(60), "fraction": 1.0}, "fraction is 1.0"),
+        ({"selector": "memorised", "scores": lambda: np.full(60, np.nan)}, "have no score"),
     ],
 )
 def test_bad_requests(tmp_path: Path, dataset: Dataset, request_: dict, message: str) -> None:
@@ -230,6 +234,62 @@ def test_duplicates_can_be_included_or_refused(tmp_path: Path, twins: Dataset) -
     assert "row-004" in set(forgotten(tmp_path / "s"))
     assert request["classes"] == [0, 1] and request["whole_classes"] == [0]
     bad_request(tmp_path / "r", twins, "2 forgotten rows", selector="classes", classes=["ant"], duplicates="refuse")
+
+
+class Chain:
+    """Row 1 is near row 0, row 2 near row 1, and so on up to row 6; test rows are near as well, and do not count."""
+
+    def distance(self) -> float:
+        return 0.5
+
+    def near(self, asked: np.ndarray, others: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
+        assert distance == 0.5
+        near, has = np.zeros(60, bool), np.zeros(60, bool)
+        for row in range(6):
+            if asked[row] and others[row + 1]:
+                near[row + 1] = has[row] = True
+        return near, has
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("warn", ["row-004"]), ("include", ["row-004", "row-005", "row-006"])])
+def test_near_duplicates_are_told_or_join_with_their_own(
+    tmp_path: Path, dataset: Dataset, caplog: pytest.LogCaptureFixture, policy: str, rows: list[str]
+) -> None:
+    one = write_values(tmp_path / "ids.txt", "sample_id", ["row-004"])
+    with caplog.at_level(logging.WARNING):
+        request = split(dataset, tmp_path / "s", selector="ids", file=one, near_duplicates=policy, neighbours=Chain())
+    assert forgotten(tmp_path / "s") == rows
+    told = {"distance": 0.5, "left_in_retain": int(policy == "warn"), "included": len(rows) - 1}
+    assert request["near_duplicates"] == told
+    assert ("a near-duplicate that is retained" in caplog.text) == (policy == "warn")
+
+
+def test_near_duplicates_can_be_refused_or_not_looked_for(tmp_path: Path, dataset: Dataset) -> None:
+    one = write_values(tmp_path / "ids.txt", "sample_id", ["row-004"])
+    asked = {"selector": "ids", "file": one, "neighbours": Chain()}
+    bad_request(tmp_path, dataset, "1 forgotten rows have a near-duplicate", near_duplicates="refuse", **asked)
+    request = split(dataset, tmp_path / "s", near_duplicates="ignore", **asked)
+    assert request["near_duplicates"] == {"distance": None, "left_in_retain": 0, "included": 0}
+
+
+def test_an_exact_copy_is_no_near_duplicate_as_well(tmp_path: Path, twins: Dataset) -> None:
+    class Same(Chain):
+        def near(self, asked: np.ndarray, others: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
+            assert not others[4]
+            return np.zeros(60, bool), np.zeros(60, bool)
+
+    request = split(
+        twins, tmp_path / "s", selector="classes", classes=["ant"], near_duplicates="warn", neighbours=Same()
+    )
+    assert request["duplicates_left_in_retain"] == 2 and request["near_duplicates"]["left_in_retain"] == 0
+
+
+def test_the_rows_that_were_memorised_most(tmp_path: Path, dataset: Dataset, data: dict) -> None:
+    scores = np.where(np.array(data["splits"]) == "train", np.arange(60.0), np.nan)
+    scores[5] = 99.0
+    request = split(dataset, tmp_path / "s", selector="memorised", fraction=0.05, scores=lambda: scores)
+    last = train_ids(data, lambda i: i != 5)[-1]
+    assert request["forget_rows"] == 2 and set(forgotten(tmp_path / "s")) == {"row-005", last}
 
 
 def test_a_changed_split_is_refused(tmp_path: Path, dataset: Dataset) -> None:

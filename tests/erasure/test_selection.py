@@ -32,6 +32,15 @@ def test_only_the_split_changes_in_params(name):
     assert with_split(changed, Path("data/requests/B-1.csv")) == changed
 
 
+def test_a_batch_forgets_no_row_that_nobody_asked_for():
+    text = (ROOT / "params.yaml").read_text()
+    include = text.replace("near_duplicates: warn", "near_duplicates: include")
+    asked, told = (yaml.safe_load(with_split(t, Path("a.csv"))) for t in (include, text))
+    assert include != text and asked == told
+    ignore = with_split(text.replace("near_duplicates: warn", "near_duplicates: ignore"), Path("a.csv"))
+    assert yaml.safe_load(ignore)["split"]["near_duplicates"] == "ignore"
+
+
 def test_any_style_of_yaml_is_set_or_refused(tmp_path):
     dumped = yaml.safe_dump(yaml.safe_load((ROOT / "params.demo.yaml").read_text()), sort_keys=False)
     (tmp_path / "params.yaml").write_text(with_split(dumped, Path("data/requests/B-1.csv")))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.evaluation.alignment import Alignment, alignment, alignment_curve, energy_rank
+from expunge.evaluation.alignment import Alignment, alignment, alignment_curve, alignment_rows, energy_rank
 
 
 def moments(seed: int, n: int = 300, d: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -87,3 +87,34 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="no leading directions"):
         alignment(second(np.zeros_like(z_r)), second(z_f))
     assert Alignment(1, 0.5, 0.5).from_reference(Alignment(2, 0.75, 0.5)) == {"at_rank": -0.25, "area": 0.0}
+
+
+def test_rows_average_to_the_area() -> None:
+    z_r, z_f = moments(3)
+    assert alignment_rows(z_r, z_f).mean() == pytest.approx(alignment(second(z_r), second(z_f)).area, rel=1e-12)
+
+
+def test_more_dimensions_than_rows_use_the_directions_that_rows_have() -> None:
+    rng = np.random.default_rng(4)
+    z_r, z_f = rng.normal(size=(5, 12)), rng.normal(size=(40, 12))
+    vectors = np.linalg.svd(z_r, full_matrices=False)[2]
+    curve = [((z_f @ vectors[:k].T) ** 2).sum() / (z_f**2).sum() for k in range(1, 6)]
+    assert alignment_rows(z_r, z_f).mean() == pytest.approx(np.mean(curve), rel=1e-10)
+    z_r[4] = z_r[3]  # one direction fewer
+    assert np.isfinite(alignment_rows(z_r, z_f)).all()
+
+
+def test_the_spread_of_rows_is_that_of_the_ratio() -> None:
+    z_r, z_f = moments(5, n=200)
+    rows = alignment_rows(z_r, z_f)
+    left_out = [alignment(second(z_r), second(np.delete(z_f, i, axis=0))).area for i in range(200)]
+    jackknife = np.sqrt(199 * np.var(left_out))
+    assert np.std(rows, ddof=1) / np.sqrt(200) == pytest.approx(jackknife, rel=0.03)
+
+
+def test_features_that_vanish_have_no_rows() -> None:
+    z_r, _ = moments(6)
+    with pytest.raises(ValueError, match="all zero"):
+        alignment_rows(z_r, np.zeros((4, 6)))
+    with pytest.raises(ValueError, match="no leading directions"):
+        alignment_rows(np.zeros((4, 6)), z_r)

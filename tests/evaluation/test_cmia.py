@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from expunge.evaluation.cmia import FLOOR, cmia, neighbour_log_probabilities
+from expunge.evaluation.cmia import FLOOR, cmia, cmia_rows, neighbour_log_probabilities
 
 
 def outputs(seed: int, n: int = 400) -> np.ndarray:
@@ -49,3 +49,11 @@ def test_rows_of_one_kind_are_on_one_side_and_few_give_none() -> None:
     for gone in ([], [6], [0, 1, 2, 3, 4]):
         with pytest.raises(ValueError, match="two classes at least must stay"):
             cmia(outputs(4), outputs(5), gone)
+
+
+def test_rows_say_which_of_them_give_the_model_away() -> None:
+    a, b = outputs(6), outputs(7)
+    a[:40, 0] += 6.0
+    rows = cmia_rows(a, b, [2])
+    assert rows is not None and cmia(a, b, [2]) == pytest.approx(rows.mean(), abs=1e-12)
+    assert rows.min() >= 0 and rows.max() <= 1 and rows[:40].mean() > rows[40:].mean() + 0.2

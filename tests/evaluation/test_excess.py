@@ -107,3 +107,10 @@ def test_the_rows_needed_give_power_and_fewer_do_not() -> None:
 def test_bad_values_are_refused(values: np.ndarray) -> None:
     with pytest.raises(ValueError, match="finite"):
         share_of(gate(0.9, [0.5, 0.5, 0.5]), values, 0.05)
+
+
+def test_a_gate_that_only_refutes_never_has_power() -> None:
+    showing = gate(0.9, [0.50, 0.503, 0.501], noise=0.01)
+    refuting = gate(0.9, [0.50, 0.503, 0.501], noise=0.01, shows=False)
+    assert power_of(showing).power and not power_of(refuting).power and power_of(refuting).tells
+    assert share_of(refuting, refuting.original, 0.05).refuted

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from expunge.evaluation.gates import direction_rows, hide, placements, true_class_margin
-from expunge.evaluation.membership import auc
+from expunge.evaluation.gates import direction_rows, hide, true_class_margin
+from expunge.evaluation.membership import auc, placements
 
 RNG = np.random.default_rng(0)
 

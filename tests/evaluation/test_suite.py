@@ -241,3 +241,14 @@ def test_probes_at_every_stage_are_gates_of_the_backbone_and_let_it_be_shown(wor
     assert "every stage" not in clean["reasons"]["backbone"]
     without = world.judge(world.retrained[0])
     assert without["claims"]["backbone"] != "shown"
+
+
+def test_alignment_refutes_the_original_and_shows_nothing(world: World) -> None:
+    gates = {g["path"]: g for g in world.judge(world.original)["gates"]}
+    for path in ("representation.alignment_z", "representation.alignment_z_prime"):
+        assert not gates[path]["power"] and gates[path]["rows_needed"] is None
+    block = world.evaluate(Outputs(world.original.logits, world.original.z, world.original.z[:, :4]), world.retrained)
+    assert 0 < block["representation"]["alignment_z"] < block["representation"]["alignment_z_prime"] < 1
+    assert "membership.cmia" in gates
+    rows = World(whole_class=False)
+    assert "membership.cmia" not in {g["path"] for g in rows.judge(rows.original)["gates"]}

@@ -15,6 +15,14 @@ def test_the_request_is_told_without_ids(run):
     assert wording.request_words(some, names).endswith("training rows, chosen by random")
 
 
+def test_copies_that_stay_behind_are_told(run):
+    summary = copy.deepcopy(run()[0])
+    assert not any("among the retained" in line for line in wording.not_claimed(summary))
+    summary["request"] |= {"duplicates_left_in_retain": 2, "near_duplicates": {"left_in_retain": 1200}}
+    told = [line for line in wording.not_claimed(summary) if "among the retained" in line]
+    assert len(told) == 2 and "2 have an exact copy" in told[0] and "1,200 have a near-duplicate" in told[1]
+
+
 def test_a_gate_says_what_came_of_it_and_what_it_would_take():
     assert wording.share_words(gate("x")) == "30% [20%, 40%]"
     assert wording.gate_outcome(gate("x")).startswith("open")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from expunge.data.filters import names_individuals, parse_filter
 from expunge.data.tombstones import Tombstones
 from expunge.system.errors import DataError
 
-SELECTORS = ("classes", "random", "ids", "subjects", "filter")
+SELECTORS = ("classes", "random", "memorised", "ids", "subjects", "filter")
 LONGEST = 4096  # characters of an id or a subject: as many as a path may have
 FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")
 
@@ -32,12 +32,18 @@ def select(
     file: Path | str | None,
     filter: str | None,
     seed: int,
+    scores: Callable[[], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows."""
+    """The mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows, `scores`
+    gives how much the model memorised each row `(rows,)`, for the selector of that name."""
     if selector == "classes":
         return train & np.isin(dataset.labels(), class_indices(dataset.class_names, classes))
     if selector == "random":
         return random_rows(train, fraction, seed)
+    if selector == "memorised":
+        if scores is None:
+            raise DataError("selector memorised needs the features of the model: run dvc repro split")
+        return memorised_rows(train, scores(), fraction)
     if selector == "filter":
         if not filter:
             raise DataError("selector filter needs an expression (split.filter in params.yaml)")
@@ -82,6 +88,18 @@ def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     rows = np.flatnonzero(train)
     mask = np.zeros(len(train), dtype=bool)
     mask[np.random.default_rng(seed).choice(rows, max(round(fraction * len(rows)), 1), replace=False)] = True
+    return mask
+
+
+def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np.ndarray:
+    """The `fraction` of the training rows, at least one, with the highest `scores (rows,)`; of equal ones the first."""
+    if not 0 < fraction < 1:
+        raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
+    rows = np.flatnonzero(train)
+    if not np.isfinite(scores[rows]).all():
+        raise DataError("selector memorised: some training rows have no score; run dvc repro extract")
+    mask = np.zeros(len(train), dtype=bool)
+    mask[rows[np.argsort(-scores[rows], kind="stable")[: max(round(fraction * len(rows)), 1)]]] = True
     return mask
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
+from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.data.selectors import select
 from expunge.data.tombstones import Tombstones, refuse
 from expunge.system.errors import DataError, ManifestError
 from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 
-log = logging.getLogger(__name__)
-
 ASSIGNMENT = "assignment.parquet"
 REQUEST = "request.json"
-DUPLICATE_POLICIES = ("warn", "include", "refuse")
 
 
 def split(
@@ -39,33 +36,33 @@ def split(
     file: Path | str | None = None,
     filter: str | None = None,
     duplicates: str = "warn",
+    near_duplicates: str = IGNORE,
     validation: float = 0.0,
     seed: int = 0,
+    neighbours: Neighbours | None = None,
+    scores: Callable[[], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
 
     The selector takes its own argument: classes -> `classes` (names or indices), random -> `fraction` of the training
-    rows and `seed`, ids and subjects -> `file`, filter -> `filter`. Only training rows are forgotten. Test rows of a
-    class whose training rows are all forgotten become test_forget, the others test_retain.
+    rows and `seed`, memorised -> `fraction` and `scores`, ids and subjects -> `file`, filter -> `filter`. Only training
+    rows are forgotten. Test rows of a class whose training rows are all forgotten become test_forget, the others
+    test_retain.
 
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
-    it in the request, or to refuse. `validation`: share of the retained and of the forgotten rows by which settings
-    may be chosen and which no metric counts, drawn with `seed`.
+    it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
+    forgotten ones, or "ignore". `validation`: share of the retained and of the forgotten rows by which settings may be
+    chosen and which no metric counts, drawn with `seed`.
     Raises DataError for a request that names what is not there, nothing, or everything.
     """
-    if duplicates not in DUPLICATE_POLICIES:
-        raise DataError(f"duplicates is {duplicates!r}; choose one of {', '.join(DUPLICATE_POLICIES)}")
     train = dataset.splits() == TRAIN
-    forget = select(dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed)
-    left, twins = _duplicates_left(dataset, train, forget)
-    included = 0
-    if left and duplicates == "refuse":
-        raise DataError(f"{left} forgotten rows have an exact duplicate that is retained; set duplicates: include")
-    if left and duplicates == "include":
-        forget |= twins
-        left, included = 0, int(twins.sum())
-    if left:
-        log.warning("%d forgotten rows have an exact duplicate that is retained: this undoes their erasure", left)
+    forget = select(
+        dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed, scores=scores
+    )
+    exact = exact_twins(dataset, train, forget, duplicates)
+    forget |= exact.joined
+    near = near_twins(neighbours, train, forget, exact.twins, near_duplicates)
+    forget |= near.joined
     if not forget.any() and Tombstones.near(dataset.directory) is not None:
         raise DataError(
             f"the request ({selector}) is met already: every training row that it names was erased; "
@@ -87,8 +84,13 @@ def split(
         "digest": request_digest([ids[i] for i in np.flatnonzero(forget)], dataset.digest),
         "classes": np.unique(labels[forget]).tolist(),
         "whole_classes": whole.tolist(),
-        "duplicates_left_in_retain": left,
-        "duplicates_included": included,
+        "duplicates_left_in_retain": exact.left,
+        "duplicates_included": int(exact.joined.sum()),
+        "near_duplicates": {
+            "distance": near.distance,
+            "left_in_retain": near.left,
+            "included": int(near.joined.sum()),
+        },
         "validation": {"share": validation, "seed": seed},
     }
     rows = pa.array(np.arange(len(part), dtype=np.int64))
@@ -128,16 +130,6 @@ def request_digest(sample_ids: Sequence[str], dataset_digest: str) -> str:
     """`sha256:...` that names a set of forgotten rows: HMAC-SHA256 of the sorted ids, keyed by the dataset's digest."""
     ids = json.dumps(sorted(sample_ids), ensure_ascii=False, separators=(",", ":")).encode()
     return "sha256:" + hmac.new(dataset_digest.encode(), ids, hashlib.sha256).hexdigest()
-
-
-def _duplicates_left(dataset: Dataset, train: np.ndarray, forget: np.ndarray) -> tuple[int, np.ndarray]:
-    """How many forgotten rows have the pixels of a retained training row, and the mask of those retained rows."""
-    twins = np.zeros(len(train), dtype=bool)
-    if not dataset.manifest["duplicates"]["rows"]:
-        return 0, twins
-    digests = dataset.digests()
-    twins[train & ~forget] = np.isin(digests[train & ~forget], digests[forget])
-    return int(np.isin(digests[forget], digests[twins]).sum()), twins
 
 
 class Split:

@@ -14,6 +14,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
+from expunge.data.duplicates import INCLUDE, WARN
 from expunge.data.schema import TRAIN
 from expunge.data.selectors import class_indices
 from expunge.data.tombstones import Tombstones
@@ -105,7 +106,8 @@ _NullAsWritten.add_representer(type(None), lambda r, _: r.represent_scalar("tag:
 
 
 def with_split(params: str, file: Path) -> str:
-    """The text of params.yaml with `split` set to the ids in `file`; nothing else changes, comments stay.
+    """The text of params.yaml with `split` set to the ids in `file`, and to those alone; nothing else changes, comments
+    stay.
 
     Raises ConfigError for a text without a section `split`.
     """
@@ -117,6 +119,8 @@ def with_split(params: str, file: Path) -> str:
     if not isinstance(tree, dict) or not isinstance(tree.get("split"), dict):
         raise ConfigError("params.yaml has no section `split` to set the rows of the request in")
     tree["split"].update(selector="ids", file=file.as_posix())
+    if tree["split"].get("near_duplicates") == INCLUDE:
+        tree["split"]["near_duplicates"] = WARN  # rows of somebody else, whose erasure nobody asked for
     out = io.StringIO()
     editor.dump(tree, out)
     return out.getvalue()

@@ -62,6 +62,39 @@ def alignment_curve(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
     return curve
 
 
+def alignment_rows(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
+    """Per forgotten row `(n,)` its part in the area under the alignment curve, which is their mean.
+
+    `retain (m, d)` and `forget (n, d)`: features. The area, over ranks 1 .. min(m, d), counts the energy of a row in
+    the j-th of k directions with the weight (k - j + 1) / k. With `w` that sum and `t` the row's energy, the part is
+    `area + (w - area t) / mean(t)`: the area is a ratio of means, and this is its linearisation, so that the spread
+    over rows is that of the ratio (delta method). [derived]
+    Raises ValueError where either side vanishes.
+    """
+    x, y = np.asarray(retain, np.float64), np.asarray(forget, np.float64)
+    total = np.square(y).sum(axis=1)
+    if total.sum() <= 0:
+        raise ValueError("the forgotten rows' features are all zero, so they are aligned with nothing")
+    directions = _directions(x)
+    count = directions.shape[1]
+    weighted = np.square(y @ directions) @ (np.arange(count, 0, -1) / count)
+    area = weighted.sum() / total.sum()
+    return np.asarray(area + (weighted - area * total) / total.mean())
+
+
+def _directions(x: Floats) -> Floats:
+    """Orthonormal columns `(d, min(m, d))`: the directions of rows `x (m, d)`, that with most energy first.
+
+    From the smaller of the two matrices of products, so that at most min(m, d)^3 is computed; directions without energy
+    stay zero there.
+    """
+    if x.shape[1] <= x.shape[0]:
+        return _spectrum(x.T @ x)[1]
+    values, vectors = _spectrum(x @ x.T)
+    held = values > 1e-12 * values[0]
+    return np.asarray(np.where(held, x.T @ vectors / np.sqrt(np.where(held, values, 1.0)), 0.0))
+
+
 def energy_rank(second: NDArray[Any], energy: float) -> int:
     """The least k whose k largest eigenvalues hold the share `energy` of the trace of `second (d, d)`."""
     values, _ = _spectrum(second)

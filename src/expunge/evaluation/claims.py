@@ -54,7 +54,7 @@ def judge_gates(gates: Sequence[GateRows], values: Mapping[str, NDArray[Any]]) -
             "passed": None,
             "refuted": False,
             "reason": power.reason,
-            "rows_needed": rows_needed(gate) if gate.usable and not power.power else None,
+            "rows_needed": rows_needed(gate) if gate.usable and gate.shows and not power.power else None,
         }
         if gate.path in values:
             found = share_of(gate, values[gate.path], ALPHA_REFUTE / max(telling[gate.claim], 1))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.evaluation.divergence import Floats, log_softmax
-from expunge.evaluation.membership import auc
+from expunge.evaluation.membership import placements
 
 FLOOR = np.log(1e-6)  # smaller probabilities are all one to the attacker
 FOLDS = 5
@@ -33,10 +33,21 @@ def neighbour_log_probabilities(logits: NDArray[Any], forgotten: Sequence[int]) 
 def cmia(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> float | None:
     """AUC of an attacker who tells the model's logits `(n, C)` from the retrained model's on the same rows.
 
+    Range [0, 1]; 0.5: the two cannot be told apart, the target; 1: each row gives the model away. Another retrained
+    seed gives the floor. None below 10 rows. See `cmia_rows`, of which this is the mean.
+    """
+    rows = cmia_rows(model, retrained, forgotten, seed)
+    return None if rows is None else float(rows.mean())
+
+
+def cmia_rows(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> Floats | None:
+    """Per row `(n,)` the share of the retrained model's outputs that look less like the model's than the row's own,
+    ties half.
+
     The rows are of the forgotten classes; the attacker sees only probabilities over the classes that stay, so a masked
     class gives nothing away by itself. A ridge logistic regression is fitted on four fifths of the rows and judged on
-    the rest, both outputs of a row always on the same side. Range [0, 1]; 0.5: the two cannot be told apart, the
-    target; 1: each row gives the model away. Another retrained seed gives the floor. None below 10 rows.
+    the rest, both outputs of a row always on the same side. Folds are compared within themselves, never pooled: their
+    attackers' scores are not on one scale.
 
     Raises ValueError for logits of different shapes.
     """
@@ -49,7 +60,7 @@ def cmia(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int],
     if n < 2 * FOLDS:
         return None
     fold = np.random.default_rng(seed).permutation(n) % FOLDS
-    scores = np.empty((2, n))
+    found = np.empty(n)
     for k in range(FOLDS):
         fit, judged = fold != k, fold == k
         x = np.concatenate([a[fit], b[fit]])
@@ -57,7 +68,6 @@ def cmia(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int],
         scale[scale == 0] = 1.0
         truth = np.repeat([1, 0], fit.sum())
         attacker = LogisticRegression(max_iter=500).fit((x - mean) / scale, truth)
-        for side, values in enumerate((a, b)):
-            scores[side, judged] = attacker.decision_function((values[judged] - mean) / scale)
-    # Folds are averaged, never pooled: their attackers' scores are not on one scale.
-    return float(np.mean([auc(scores[0, fold == k], scores[1, fold == k]) for k in range(FOLDS)]))
+        mine, theirs = (attacker.decision_function((values[judged] - mean) / scale) for values in (a, b))
+        found[judged] = placements(mine, theirs)
+    return found

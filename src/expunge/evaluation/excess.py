@@ -30,7 +30,8 @@ class GateRows:
 
     `widen` corrects the spread of values in which a retrained model was compared with the others: a deviation of a
     model from the mean shows in them (R - 2)/(R - 1) times when the divergence is symmetric, so they are widened by
-    the inverse (derived); None where R is too small to know. `noise` is a standard error that rows outside `n` add.
+    the inverse (derived); None where R is too small to know. `fit_spread`: of values over fit seeds, where measured.
+    `shows`: whether passing it may show a claim; where not it never has power, and can only refute.
     """
 
     path: str
@@ -39,6 +40,7 @@ class GateRows:
     retrained: Floats
     widen: float | None = 1.0
     fit_spread: float = 0.0
+    shows: bool = True
 
     def __post_init__(self) -> None:
         n = len(self.original)
@@ -136,6 +138,8 @@ def power_of(gate: GateRows) -> Power:
     reach = needed / abs(excess)
     if reach > min(LEFT, OVERSHOT):
         return Power(excess, interval, True, False, reach, "a further retrained model would often miss the margin")
+    if not gate.shows:
+        return Power(excess, interval, True, False, reach, "it can refute a claim and show none")
     return Power(excess, interval, True, True, reach, "")
 
 

@@ -8,7 +8,7 @@ candidate's the mean over all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from expunge.evaluation import divergence as div
 from expunge.evaluation import membership as mia
+from expunge.evaluation.alignment import alignment_rows
+from expunge.evaluation.cmia import cmia_rows
 from expunge.evaluation.criteria import BACKBONE, FEATURES, OUTPUTS
 from expunge.evaluation.divergence import Floats
 from expunge.evaluation.excess import GateRows
@@ -23,20 +25,28 @@ from expunge.evaluation.rows import Rows
 
 MARGIN_CLIP = 12.0  # logits of the true class against the rest; single rows must not decide alone
 MIA_ROWS = 4000  # rows on each side of the membership attack's learning set
+ALIGNMENT_ROWS = 1500  # retained rows whose leading directions count
+CMIA_ROWS = 600  # forgotten rows that the class-wise attack learns from and is scored on
 PAIRED = ("divergence.forget.kl", "divergence.forget.agreement")
 HIDDEN = ("divergence.forget.kl_others", "divergence.forget.agreement_others")
+CMIA = "membership.cmia"
 DIRECTION = "membership.margin_excess"
 STAGE = "representation.stages.probe_"  # and its number, 1 for the stage nearest the input
 MAX_STAGES = 4
+ALIGNMENT = ("representation.alignment_z_prime", "representation.alignment_z")
+# They refute and show nothing: in docs/verdict.md a map of an original's features passes one of them.
+REFUTE_ONLY = frozenset(ALIGNMENT)
 CLAIM_OF = {
     "accuracy.forget": OUTPUTS,
-    **dict.fromkeys((*PAIRED, *HIDDEN, DIRECTION), OUTPUTS),
+    **dict.fromkeys((*PAIRED, *HIDDEN, CMIA, DIRECTION), OUTPUTS),
     "membership.loss_auc": OUTPUTS,
     "membership.mia_lr_member": OUTPUTS,
     "representation.probe_z_prime": FEATURES,
     "representation.knn_z_prime": FEATURES,
+    ALIGNMENT[0]: FEATURES,
     "representation.probe_z": BACKBONE,
     "representation.knn_z": BACKBONE,
+    ALIGNMENT[1]: BACKBONE,
     **{f"{STAGE}{i}": BACKBONE for i in range(1, MAX_STAGES + 1)},
 }
 
@@ -78,11 +88,13 @@ def hide(logits: NDArray[Any], classes: NDArray[Any]) -> Floats:
     return np.asarray(logits, np.float64)[:, keep]
 
 
-def placements(members: NDArray[Any], others: NDArray[Any]) -> Floats:
-    """Share of `others` that each member's score exceeds, ties half `(n,)`; their mean is the AUC (DeLong 1988)."""
-    b = np.sort(np.asarray(others, np.float64))
-    a = np.asarray(members, np.float64)
-    return np.asarray((np.searchsorted(b, a, side="left") + np.searchsorted(b, a, side="right")) / (2.0 * len(b)))
+def aligned(z: NDArray[Any], rows: Rows) -> Floats | None:
+    """Per forgotten row `(n,)` its part in the alignment of features `z (N, d)` with retained ones; None where either
+    side has no row or vanishes."""
+    retain, forget = rows.thin(rows.parts["retain"], ALIGNMENT_ROWS, 13), rows.forget
+    if not len(retain) or not len(forget) or not np.any(z[retain]) or not np.any(z[forget]):
+        return None
+    return alignment_rows(z[retain], z[forget])
 
 
 def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[Any] | None]) -> ModelRows:
@@ -96,7 +108,7 @@ def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[
     alone: Values = {"accuracy.forget": correct}
     if len(forget) and len(unseen):
         losses = mia.loss(logits[forget], y[forget]), mia.loss(logits[unseen], y[unseen])
-        alone["membership.loss_auc"] = placements(-losses[0], -losses[1])
+        alone["membership.loss_auc"] = mia.placements(-losses[0], -losses[1])
     member = mia.mia_lr_rows(
         logits[rows.thin(rows.parts["retain"], MIA_ROWS, 11)],
         logits[rows.thin(rows.test, MIA_ROWS, 12)],
@@ -110,8 +122,12 @@ def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[
     return ModelRows(alone, np.asarray(logits[forget], np.float64), margins - centre)
 
 
-def values_of(model: ModelRows, others: Sequence[ModelRows], original: ModelRows, rows: Rows) -> Values:
-    """Per-row values of one model for every gate, those against `others`, the retrained models, included."""
+def values_of(
+    model: ModelRows, others: Sequence[ModelRows], original: ModelRows, rows: Rows, attack: bool = True
+) -> Values:
+    """Per-row values of one model for every gate, those against `others`, the retrained models, included.
+
+    `attack`: the class-wise attack too, which takes longer than all the rest."""
     found = dict(model.alone)
     if not others or not len(rows.forget):
         return found
@@ -120,9 +136,17 @@ def values_of(model: ModelRows, others: Sequence[ModelRows], original: ModelRows
         classes = rows.forgotten_classes
         if model.logits.shape[1] - len(classes) > 1:
             found |= _against(HIDDEN, hide(model.logits, classes), [hide(o.logits, classes) for o in others])
+            if attack:
+                found |= _attacked(model, others, rows)
     elif len(others) > 1:
         found[DIRECTION] = direction_rows(model.margins, original.margins, np.stack([o.margins for o in others]))
     return found
+
+
+def _attacked(model: ModelRows, others: Sequence[ModelRows], rows: Rows) -> Values:
+    few, classes = rows.thin(np.arange(len(rows.forget)), CMIA_ROWS, 14), rows.forgotten_classes.tolist()
+    each = [cmia_rows(model.logits[few], o.logits[few], classes) for o in others]
+    return {} if any(values is None for values in each) else {CMIA: np.mean(np.array(each, np.float64), axis=0)}
 
 
 def _against(paths: tuple[str, str], logits: Floats, others: Sequence[Floats]) -> Values:
@@ -160,9 +184,13 @@ def build_gates(original: ModelRows, retrained: Sequence[ModelRows], rows: Rows)
         if path not in everyone or any(path not in values for values in each) or not len(everyone[path]):
             continue
         widen: float | None = 1.0
-        if path in PAIRED + HIDDEN:
+        if path in (*PAIRED, *HIDDEN, CMIA):
             widen = (count - 1) / (count - 2) if count > 2 else None
-        gates.append(GateRows(path, claim, everyone[path], np.stack([v[path] for v in each]), widen))
+        gates.append(
+            GateRows(
+                path, claim, everyone[path], np.stack([v[path] for v in each]), widen, shows=path not in REFUTE_ONLY
+            )
+        )
     return gates
 
 
@@ -170,9 +198,7 @@ def on_half(gates: Sequence[GateRows], half: int | None) -> list[GateRows]:
     """The gates on every second row, 0 to choose a method on and 1 to judge it on; None keeps all rows."""
     if half is None:
         return list(gates)
-    return [
-        GateRows(g.path, g.claim, g.original[half::2], g.retrained[:, half::2], g.widen, g.fit_spread) for g in gates
-    ]
+    return [replace(g, original=g.original[half::2], retrained=g.retrained[:, half::2]) for g in gates]
 
 
 def half_of(values: Mapping[str, NDArray[Any]], half: int | None) -> Values:

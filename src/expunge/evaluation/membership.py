@@ -39,6 +39,13 @@ def sorted_auc(a: NDArray[Any], b: NDArray[Any]) -> float | None:
     return float((below + not_above) / (2.0 * len(a) * len(b)))
 
 
+def placements(members: NDArray[Any], others: NDArray[Any]) -> Floats:
+    """Share of `others` that each member's score exceeds, ties half `(n,)`; their mean is the AUC (DeLong 1988)."""
+    b = np.sort(np.asarray(others, np.float64))
+    a = np.asarray(members, np.float64)
+    return np.asarray((np.searchsorted(b, a, side="left") + np.searchsorted(b, a, side="right")) / (2.0 * len(b)))
+
+
 def tpr_at_fpr(members: NDArray[Any], others: NDArray[Any], fpr: float) -> float | None:
     """Largest true-positive rate of a threshold whose false-positive rate is at most `fpr`; None if either is empty.
 

@@ -18,6 +18,7 @@ from expunge.evaluation import divergence as div
 from expunge.evaluation import membership as mia
 from expunge.evaluation import representation as rep
 from expunge.evaluation.equivalence import Difference, auc_difference, row_difference
+from expunge.evaluation.gates import aligned
 from expunge.evaluation.judging import judge, judge_controls
 from expunge.evaluation.rows import Index, Rows, choose_rows
 
@@ -82,6 +83,10 @@ def measure(model: Outputs, rows: Rows) -> Measured:
         out["representation.probe_z"] if model.z_prime is None else probe_rows(model.z_prime, rows, "linear")
     )
     out |= dict(model.stages)
+    out["representation.alignment_z"] = aligned(model.z, rows)
+    out["representation.alignment_z_prime"] = (
+        out["representation.alignment_z"] if model.z_prime is None else aligned(model.z_prime, rows)
+    )
     knn_z = probe_rows(model.z, rows, "knn")
     knn = {
         "representation.knn_z": knn_z,
@@ -238,6 +243,8 @@ def _representation(
         "probe_z": mine.value("representation.probe_z"),
         "probe_z_prime": mine.value("representation.probe_z_prime"),
         "stages": {path.rpartition(".")[2]: mine.value(path) for path in candidate.stages},
+        "alignment_z": mine.value("representation.alignment_z"),
+        "alignment_z_prime": mine.value("representation.alignment_z_prime"),
         "knn_z": None if knn_z is None else div.mean(knn_z),
         "knn_z_prime": None if knn_prime is None else div.mean(knn_prime),
         "cka": {

@@ -136,6 +136,7 @@ _ALL = (
     Metric("membership.mia_svc.modified_entropy", "MIA-SVC on modified entropy", PERCENT),
     Metric("membership.mia_svc.prob", "MIA-SVC on probabilities", PERCENT),
     Metric("membership.rmia_auc", "RMIA, AUC", NUMBER_3, "0.5"),
+    Metric("membership.cmia", "class-wise attack: told from a retrained model by the other classes, AUC", NUMBER_3),
     Metric("membership.class_geometry", "class geometry attack", PERCENT),
     Metric("membership.retain_loss_auc", "loss AUC of retained rows", NUMBER_3, "original"),
     Metric(
@@ -149,6 +150,8 @@ _ALL = (
     *(Metric(stage_path(i), f"linear probe inside the backbone, stage {i}", PERCENT) for i in range(1, MAX_STAGES + 1)),
     Metric("representation.knn_z_prime", "nearest neighbours in z'", PERCENT),
     Metric("representation.knn_z", "nearest neighbours in z", PERCENT),
+    Metric("representation.alignment_z_prime", "share of z' of forgotten rows along retained directions", PERCENT),
+    Metric("representation.alignment_z", "share of z of forgotten rows along retained directions", PERCENT),
     Metric("representation.cka.original", "CKA with the original", NUMBER_3),
     Metric("representation.cka.retrained", "CKA with the retrained model", NUMBER_3, "1"),
     Metric("calibration.ece_test_retain", "calibration error on retained test rows", NUMBER_3, "0"),

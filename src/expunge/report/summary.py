@@ -59,7 +59,9 @@ def build_summary(
                 **mean_of([_plain(block) for block in retrained]),
                 "seeds": len(retrained),
                 "spread": spread_of([_plain(block) for block in retrained]),
-                "verdict": verdict_of(retrained[0], controls, count - 1, clean_references, _trained(clean_references)),
+                "verdict": verdict_of(
+                    retrained[0], controls, count - 1, clean_references, exact_of_retrained(clean_references)
+                ),
                 "shadow": floors.get("retrained"),
             }
             if retrained
@@ -76,7 +78,7 @@ def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in block.items() if key != "judged"}
 
 
-def _trained(clean: bool) -> dict[str, Any]:
+def exact_of_retrained(clean: bool) -> dict[str, Any]:
     """What is exact about a retrained model: everything, unless its backbone was taken over and saw the rows."""
     if clean:
         return {"holds": True, "why": "trained without these rows, from weights that never saw them"}

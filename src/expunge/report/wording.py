@@ -29,6 +29,7 @@ GATES = some(
     "divergence.forget.agreement",
     "divergence.forget.kl_others",
     "divergence.forget.agreement_others",
+    "membership.cmia",
     "membership.margin_excess",
     "membership.loss_auc",
     "membership.mia_lr_member",
@@ -37,6 +38,8 @@ GATES = some(
     *(stage_path(i) for i in range(1, MAX_STAGES + 1)),
     "representation.knn_z_prime",
     "representation.knn_z",
+    "representation.alignment_z_prime",
+    "representation.alignment_z",
 )
 
 
@@ -83,8 +86,22 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
         for name, state in verdict["claims"].items()
         if state != SHOWN
     ]
+    lines += copies_left(summary["request"])
     lines += [line[2:].replace("`", "") for line in not_proven(summary).splitlines() if line.startswith("- ")]
     return [*lines, "The attacks are those listed here; a stronger one may find more."]
+
+
+def copies_left(request: Mapping[str, Any]) -> list[str]:
+    """Forgotten rows with a twin that every retrained model was trained on, too."""
+    left = {
+        "an exact copy": int(request.get("duplicates_left_in_retain") or 0),
+        "a near-duplicate": int((request.get("near_duplicates") or {}).get("left_in_retain") or 0),
+    }
+    return [
+        f"Of the forgotten rows {count:,} have {what} among the retained ones: training again does not forget these."
+        for what, count in left.items()
+        if count
+    ]
 
 
 def gate_rows(verdict: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -17,7 +17,8 @@ from expunge.core.leace import Leace
 from expunge.core.moments import Moments
 from expunge.evaluation.claims import claims_of, judge_gates
 from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL, logit_mask, lookup_list, negative_controls
-from expunge.evaluation.gates import ModelRows, build_gates, model_rows, values_of
+from expunge.evaluation.excess import power_of
+from expunge.evaluation.gates import CMIA, ModelRows, aligned, build_gates, model_rows, values_of
 from expunge.evaluation.rows import Rows, choose_rows
 from expunge.evaluation.suite import probe_rows
 from expunge.results.study_models import Networks, Recipe, order_of, start, train
@@ -53,12 +54,12 @@ def forgotten(data: Data, size: str, trial: int) -> NDArray[np.int64]:
     return np.sort(rng.choice(data.train, int(size), replace=False))
 
 
-def train_trial(data: Data, trial: int, file: Path) -> None:
+def train_trial(data: Data, trial: int, file: Path, sizes: tuple[str, ...] = SIZES) -> None:
     """Train everything of one trial and store the weights: two originals, then per size four retrained models and the
     original after label noise."""
     everything = np.arange(data.train)
     sets = [everything, everything]
-    for size in SIZES:
+    for size in sizes:
         kept = np.setdiff1d(everything, forgotten(data, size, trial))
         sets += [kept] * (REFERENCES + OTHERS)
     length = data.recipe.steps * data.recipe.batch_size
@@ -69,7 +70,7 @@ def train_trial(data: Data, trial: int, file: Path) -> None:
     begun = start(seeds, data.x.shape[1], data.classes, data.recipe.hidden)
     y = torch.from_numpy(data.y)
     trained = train(begun, data.x, y, torch.from_numpy(orders), data.recipe)
-    noisy = _label_noise(data, trial, trained.one(0))
+    noisy = _label_noise(data, trial, trained.one(0), sizes)
     pairs = zip(trained.weights, noisy.weights, strict=True)
     arrays = {f"w{i}": torch.cat(pair).contiguous() for i, pair in enumerate(pairs)}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,11 +79,11 @@ def train_trial(data: Data, trial: int, file: Path) -> None:
     staging.replace(file)
 
 
-def _label_noise(data: Data, trial: int, original: Networks) -> Networks:
+def _label_noise(data: Data, trial: int, original: Networks, sizes: tuple[str, ...]) -> Networks:
     """The original, fine-tuned per size on forgotten rows with wrong labels, half of each batch, and retained rows."""
     targets, orders = [], []
     half = max(data.recipe.batch_size // 2, 1)
-    for i, size in enumerate(SIZES):
+    for i, size in enumerate(sizes):
         rng = np.random.default_rng([trial, i, 3])
         rows = forgotten(data, size, trial)
         y = data.y.copy()
@@ -92,7 +93,7 @@ def _label_noise(data: Data, trial: int, original: Networks) -> Networks:
         targets.append(y)
         orders.append(np.concatenate(sides, axis=1).reshape(-1))
     recipe = Recipe(data.recipe.hidden, NOISE_STEPS, 2 * half, NOISE_LR)
-    begun = Networks([w.repeat(len(SIZES), 1, 1) for w in original.weights])
+    begun = Networks([w.repeat(len(sizes), 1, 1) for w in original.weights])
     return train(begun, data.x, torch.from_numpy(np.stack(targets)), torch.from_numpy(np.stack(orders)), recipe)
 
 
@@ -110,18 +111,42 @@ class Said:
     z_prime: NDArray[Any]
 
 
-def _measure(said: Said, rows: Rows) -> ModelRows:
-    probes: dict[str, NDArray[Any] | None] = {}
-    for name, kind in (("probe", "linear"), ("knn", "knn")):
-        own = probe_rows(said.z, rows, kind)
-        same = said.z_prime is said.z
-        probes[f"representation.{name}_z"] = own
-        probes[f"representation.{name}_z_prime"] = own if same else probe_rows(said.z_prime, rows, kind)
-    return model_rows(said.logits, rows, probes)
+class Measure:
+    """Values of one model on the rows of a request. Features that several models share are probed once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self._probed: dict[tuple[int, str], NDArray[Any] | None] = {}
+        self._kept: list[NDArray[Any]] = []  # so that no other array gets the identity of one that was probed
+
+    def _probe(self, z: NDArray[Any], kind: str) -> NDArray[Any] | None:
+        key = id(z), kind
+        if key not in self._probed:
+            self._kept.append(z)
+            self._probed[key] = aligned(z, self.rows) if kind == "own" else probe_rows(z, self.rows, kind)
+        return self._probed[key]
+
+    def __call__(self, said: Said) -> ModelRows:
+        probes = {
+            f"representation.{name}_{part}": self._probe(z, kind)
+            for name, kind in (("probe", "linear"), ("knn", "knn"), ("alignment", "own"))
+            for part, z in (("z", said.z), ("z_prime", said.z_prime))
+        }
+        return model_rows(said.logits, self.rows, probes)
 
 
-def judge_trial(data: Data, trial: int, networks: Networks, sizes: tuple[str, ...] = SIZES) -> Iterator[dict[str, Any]]:
-    """Per size and candidate one record: claims, and per gate power, share, interval and outcome."""
+def judge_trial(
+    data: Data,
+    trial: int,
+    networks: Networks,
+    sizes: tuple[str, ...] = SIZES,
+    *,
+    trained: tuple[str, ...] = SIZES,
+    references: int = REFERENCES,
+) -> Iterator[dict[str, Any]]:
+    """Per size and candidate one record: claims, and per gate power, share, interval and outcome.
+
+    `trained`: the sizes that `train_trial` was given; `references`: how many of the retrained models judge."""
 
     def said(index: int) -> Said:
         logits, z = networks.one(index).outputs(data.x)
@@ -130,11 +155,12 @@ def judge_trial(data: Data, trial: int, networks: Networks, sizes: tuple[str, ..
     original, other = said(0), said(1)
     each = REFERENCES + OTHERS
     for size in sizes:
-        i = SIZES.index(size)
+        i = trained.index(size)
         first = 2 + i * each
-        retrained = [said(first + k) for k in range(each)]
-        noisy = said(2 + len(SIZES) * each + i)
-        yield from _judge(data, trial, size, original, other, retrained, noisy, networks)
+        judges = [said(first + k) for k in range(references)]
+        retrained = said(first + each - 1)
+        noisy = said(2 + len(trained) * each + i)
+        yield from _judge(data, trial, size, original, other, judges, retrained, noisy, networks)
 
 
 def _judge(
@@ -143,20 +169,26 @@ def _judge(
     size: str,
     original: Said,
     other: Said,
-    retrained: list[Said],
+    judges: list[Said],
+    retrained: Said,
     noisy: Said,
     networks: Networks,
 ) -> Iterator[dict[str, Any]]:
     rows = _plan(data, size, trial, original)
     classes = rows.forgotten_classes if rows.whole_classes else np.array([], dtype=int)
-    references = [_measure(r, rows) for r in retrained[:REFERENCES]]
-    base = _measure(original, rows)
+    measure = Measure(rows)
+    references = [measure(r) for r in judges]
+    base = measure(original)
     gates = build_gates(base, references, rows)
     accuracy = float(np.mean([r.alone["accuracy.forget"].mean() for r in references]))
     forget = rows.forget
 
+    telling = {gate.path for gate in gates if power_of(gate).tells}
+
     def blocks(said: Said) -> list[dict[str, Any]]:
-        return judge_gates(gates, values_of(_measure(said, rows), references, base, rows))
+        # What cannot tell says nothing of any candidate, so its values need not be computed.
+        values = values_of(measure(said), references, base, rows, attack=CMIA in telling) if telling else {}
+        return judge_gates(gates, values)
 
     def outputs_only(said: Said, logits: NDArray[Any]) -> Said:
         return Said(logits, said.z, said.z)
@@ -164,7 +196,7 @@ def _judge(
     named = negative_controls(original.logits, data.y, forget, classes, accuracy)
     controls = {name: blocks(outputs_only(original, logits)) for name, logits in named.items()}
     candidates = {
-        RETRAINED: blocks(retrained[-1]),
+        RETRAINED: blocks(retrained),
         **controls,
         OTHER: blocks(other),
         LIST_OF_ANOTHER: blocks(outputs_only(other, lookup_list(other.logits, data.y, forget, accuracy))),

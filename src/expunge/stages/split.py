@@ -2,16 +2,23 @@
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
+from expunge.data.schema import TRAIN
 from expunge.data.split import split
+from expunge.features.nearby import Nearby, memorisation_scores
+from expunge.features.store import FeatureStore
 from expunge.stages import run
-from expunge.system.paths import DATASET, SPLIT
+from expunge.system.paths import DATASET, FEATURES, ORIGINAL, SPLIT
 from expunge.system.progress import log_message
 
 
 def main() -> None:
     config = load_config().split
+    dataset = Dataset(DATASET)
+    store = FeatureStore(FEATURES / ORIGINAL)
+    train = dataset.splits() == TRAIN
+    subjects = dataset.table(["subject"])["subject"].to_pylist() if "subject" in dataset.columns else None
     request = split(
-        Dataset(DATASET),
+        dataset,
         SPLIT,
         selector=config.selector,
         classes=config.classes,
@@ -19,8 +26,11 @@ def main() -> None:
         file=config.file,
         filter=config.filter,
         duplicates=config.duplicates,
+        near_duplicates=config.near_duplicates,
         validation=config.validation,
         seed=config.seed,
+        neighbours=Nearby(store, train, subjects, config.seed),
+        scores=lambda: memorisation_scores(store, dataset.labels(), train, len(dataset.class_names)),
     )
     log_message(f"split: {request['forget_rows']:,} rows to forget, {request['retain_rows']:,} retained")
 

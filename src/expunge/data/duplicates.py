@@ -1,0 +1,84 @@
+"""The guard of retained rows that would undo an erasure: exact copies of forgotten rows, and rows near them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from expunge.data.dataset import Dataset
+from expunge.system.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Mask = np.ndarray
+WARN, INCLUDE, REFUSE, IGNORE = "warn", "include", "refuse", "ignore"
+POLICIES = (WARN, INCLUDE, REFUSE)
+
+
+class Neighbours(Protocol):
+    """Who lies near whom, by features; `expunge.features.nearby.Nearby` is one."""
+
+    def distance(self) -> float | None: ...
+
+    def near(self, asked: Mask, others: Mask, distance: float) -> tuple[Mask, Mask]: ...
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """`left`: how many forgotten rows have a twin that stays; `joined (rows,)`: the mask of twins that join the
+    request; `twins (rows,)`: of all that were found; `distance`: below which rows count as near, None for exact."""
+
+    left: int
+    joined: Mask
+    twins: Mask
+    distance: float | None = None
+
+
+def check_policy(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise DataError(f"{key} is {value!r}; choose one of {', '.join(known)}")
+
+
+def exact_twins(dataset: Dataset, train: Mask, forget: Mask, policy: str) -> Guarded:
+    """Retained training rows with the content of a forgotten row. Masks `(rows,)`."""
+    check_policy("duplicates", policy, POLICIES)
+    twins = np.zeros(len(train), dtype=bool)
+    if not dataset.manifest["duplicates"]["rows"]:
+        return Guarded(0, twins, twins)
+    digests = dataset.digests()
+    twins[train & ~forget] = np.isin(digests[train & ~forget], digests[forget])
+    return _apply(
+        "duplicates", "an exact duplicate", policy, int(np.isin(digests[forget], digests[twins]).sum()), twins
+    )
+
+
+def near_twins(neighbours: Neighbours | None, train: Mask, forget: Mask, exact: Mask, policy: str) -> Guarded:
+    """Retained training rows whose features lie near those of a forgotten row, but for the twins `exact`.
+
+    What is included may have neighbours of its own: with `include` they join too, until there are none.
+    """
+    check_policy("near_duplicates", policy, (*POLICIES, IGNORE))
+    none = np.zeros(len(train), dtype=bool)
+    distance = None if policy == IGNORE or neighbours is None or not forget.any() else neighbours.distance()
+    if distance is None or neighbours is None:
+        return Guarded(0, none, none)
+    others = train & ~forget & ~exact
+    twins, has = neighbours.near(forget, others, distance)
+    new = twins
+    while policy == INCLUDE and new.any():
+        new = neighbours.near(new, others & ~twins, distance)[0]
+        twins = twins | new
+    return _apply("near_duplicates", "a near-duplicate", policy, int(has.sum()), twins, distance)
+
+
+def _apply(key: str, what: str, policy: str, left: int, twins: Mask, distance: float | None = None) -> Guarded:
+    if left and policy == REFUSE:
+        raise DataError(f"{left} forgotten rows have {what} that is retained; set split.{key}: {INCLUDE}")
+    if left and policy == INCLUDE:
+        return Guarded(0, twins, twins, distance)
+    if left:
+        log.warning("%d forgotten rows have %s that is retained: this undoes their erasure", left, what)
+    return Guarded(left, np.zeros_like(twins), twins, distance)
