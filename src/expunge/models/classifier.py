@@ -33,7 +33,9 @@ class ModelCard:
     `weights`: the public weights that training started from, `source` (a checkpoint's path as params name it, or the
     model's name) and `digest` of the backbone's tensors; None where nothing is claimed.
     `above`: for training `above` the `recipe` (arguments of `Relearn`, its cut and seed among them) and `lower_digest`,
-    what lies below the cut (see `models/lower.py`): all that training again without some rows needs.
+    what lies below the cut (see `models/lower.py`): all that training again without some rows needs. With shards also
+    `shards`: `count`, `slices`, the fingerprint of the `key` that places subjects, and `parts`, for every step of every
+    shard its rows, their Merkle root and the digest of its weights (see `models/sharded.py`).
     """
 
     name: str

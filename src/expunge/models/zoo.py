@@ -15,6 +15,7 @@ from expunge.models.heads import LogitsOf, find_head, split_at
 from expunge.models.layers import PENULTIMATE, Layers
 from expunge.models.preprocess import Preprocess
 from expunge.models.sentence import PREFIX, build_sentence, rebuild_sentence, weights_of_sentence
+from expunge.models.sharded import sharded
 from expunge.models.tokens import Tokens
 from expunge.models.weights import load_tensors, read_weights
 from expunge.system.errors import CheckpointError, ConfigError
@@ -88,6 +89,9 @@ def build(
 
 def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
     """The architecture a card describes, its weights still to be loaded."""
+    if card.above and "shards" in card.above:
+        base = rebuild(replace(card, above=None), preprocess).eval()
+        return sharded(base, card.above["recipe"]["cut"], card.above["shards"]["count"], card)
     if isinstance(preprocess, Tokens):
         return rebuild_sentence(card, preprocess)
     family, detail = family_of(card.name)

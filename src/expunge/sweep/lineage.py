@@ -31,6 +31,7 @@ from expunge.system.paths import FORGOTTEN, MODELS, ORIGINAL, RETRAINED, SPLIT, 
 
 if TYPE_CHECKING:
     from expunge.core.head import LinearHead
+    from expunge.models.classifier import ModelCard
     from expunge.tracking import MlflowClient, Version
 
 Found = Residue | NotPurgeable
@@ -174,7 +175,10 @@ def replace_original(targets: Targets, registry: Registry | None, covered: list[
     place = journal.swap(directory)
     place.mkdir()
     description = save_classifier(place, classifier)
-    _keep_head(targets.root / UNLEARNED, LinearHead(classifier.head.weight, classifier.head.bias), place)
+    if classifier.card.above and "shards" in classifier.card.above:
+        _keep_steps(targets.root / UNLEARNED, classifier.card, place)
+    else:
+        _keep_head(targets.root / UNLEARNED, LinearHead(classifier.head.weight, classifier.head.bias), place)
     fields = {k: v for k, v in old.items() if k not in ("schema", "producer", "files", "backbone_digest")}
     write_manifest(place, "expunge.sweep", **{**fields, "backbone_digest": description["backbone_digest"]})
     return bool(description["backbone_digest"] != old.get("backbone_digest"))
@@ -192,6 +196,22 @@ def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
         state = [name for name in files if any(Path(name).stem == Path(d).stem for d in DESCRIPTIONS.values())]
         if state and _same(LinearHead.load(directory / SHIPPED_HEAD), served):
             for name in state:
+                shutil.copyfile(directory / name, place / name)
+            return
+
+
+def _keep_steps(products: Path, served: ModelCard, place: Path) -> None:
+    """What the steps of shards left, out of the product that has the very shards that are `served`: its description
+    names the weights of every step, and the rows, which are left. Without them a request trains whole shards again."""
+    from expunge.finetune.shards import STEPS
+    from expunge.models.checkpoint import DESCRIPTION
+    from expunge.models.classifier import ModelCard
+
+    for directory in sorted(path.parent for path in products.glob(f"*/{DESCRIPTION}")):
+        files = [name for name in read_manifest(directory)["files"] if name.startswith(f"{STEPS}/")]
+        if files and ModelCard.from_json(read_json(directory / DESCRIPTION)["card"]).above == served.above:
+            (place / STEPS).mkdir()
+            for name in files:
                 shutil.copyfile(directory / name, place / name)
             return
 
