@@ -1,4 +1,7 @@
-"""A workspace on digits in which rows were deleted exactly from a head, and the product registered; no DVC."""
+"""A workspace on digits in which rows were deleted exactly, and the product registered; no DVC.
+
+`training`: "above", "shards" (above a cut, in shards of slices), "ridge", "head", or the latter with "-sharded".
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ CERTIFICATE = Path("records/certificates/R-1/certificate.json")
 
 def params(training: str) -> None:
     given = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
-    above = training in ("above", "shards")
+    above, (training, _, sharded) = training in ("above", "shards"), training.partition("-")
+    given["model"]["shards"] = 3 if sharded else 1
     given["model"].update(
         training="above" if above else training, saw_forget_data=False, checkpoint="public.safetensors"
     )

@@ -25,6 +25,7 @@ from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.keys import PublicKey
 from expunge.methods.exact import recompute
 from expunge.methods.exact_above import recompute as recompute_above
+from expunge.methods.exact_heads import recompute as recompute_heads
 from expunge.methods.exact_shards import drawn
 from expunge.methods.exact_shards import recompute as recompute_shards
 from expunge.methods.inputs import FitInputs
@@ -69,7 +70,7 @@ def audit(
         features = None
     else:
         shipped = LinearHead(servable.classifier.head.weight, servable.classifier.head.bias)
-        found = recompute(inputs, shipped, claim)
+        found = (recompute_heads if "heads" in claim else recompute)(inputs, shipped, claim)
         features = _features(inputs) if encode else None
     same_data = manifests()[DATASET.as_posix()] == body["manifests"]["after"][DATASET.as_posix()]
     return {
@@ -89,7 +90,9 @@ def _chosen(file: Path, claim: dict[str, Any], nonce: str | None, wanted: int) -
     if nonce is None:
         return None
     if kind_of(claim) != SHARDS:
-        raise CertificateError(f"{file}: its model has no shards to pick from; without --nonce all of it is made again")
+        raise CertificateError(
+            f"{file}: its model has no shards above a cut to pick from; without --nonce all of it is made again"
+        )
     return drawn(nonce, int(claim["shards"]["count"]), wanted)
 
 

@@ -45,8 +45,9 @@ def recomputes(claim: Mapping[str, Any]) -> str | None:
             f"{claim['rows']['retained']:,} retained training rows by the recipe named; beside it the digest of the "
             "layers below and the Merkle root of the rows"
         )
+    many = f"the {claim['heads']['count']} {kind} heads and their mean" if "heads" in claim else f"the {kind} head"
     return (
-        f"the {kind} head, from nothing, on the features of the {claim['rows']['retained']:,} retained training rows "
+        f"{many}, from nothing, on the features of the {claim['rows']['retained']:,} retained training rows "
         "with the settings named; beside it the digest of the public backbone and the Merkle root of the rows"
     )
 

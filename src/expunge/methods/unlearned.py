@@ -8,13 +8,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from expunge.core import AffineMap, FeatureMap, LinearHead, RidgeHead, SoftmaxHead, identity, load_map
+from expunge.core import AffineMap, FeatureMap, LinearHead, identity, load_map
 from expunge.models.checkpoint import DESCRIPTION, load_classifier, save_classifier
 from expunge.models.classifier import Classifier
 from expunge.system.files import read_json, read_manifest, write_json
 
 # The head as it is shipped, with an affine map folded into it; and the head that reads z', for evaluation.
 SHIPPED_HEAD, HEAD_ON_MAP, INFO = "head.safetensors", "head_on_map.safetensors", "fit.json"
+
+
+class Head(Protocol):
+    """A head with the state that it is deleted from: `core.RidgeHead`, `SoftmaxHead` or `finetune.HeadShards`."""
+
+    def save(self, directory: Path) -> None: ...
 
 
 class Steps(Protocol):
@@ -31,7 +37,7 @@ class UnlearnedModel:
     head: LinearHead
     info: dict[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
-    exact_head: RidgeHead | SoftmaxHead | None = None  # written with its state, so that the next request starts from it
+    exact_head: Head | None = None  # written with its state, so that the next request starts from it
     steps: Steps | None = None  # written with what its steps left, for the same reason
 
     @classmethod

@@ -188,14 +188,17 @@ def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
     """What the next exact deletion starts from, out of the product whose very weights are `served`: sums or rows that
     are left, and none of those that go. Without it the original could not be deleted from again."""
     from expunge.core.head import LinearHead
+    from expunge.finetune.head_shards import DESCRIPTION as SHARDED
     from expunge.methods.exact import DESCRIPTIONS
     from expunge.methods.unlearned import SHIPPED_HEAD
 
     for directory in sorted(path.parent for path in products.glob(f"*/{MANIFEST}")):
         files = read_manifest(directory)["files"]
-        state = [name for name in files if any(Path(name).stem == Path(d).stem for d in DESCRIPTIONS.values())]
+        kinds = {Path(d).stem for d in (*DESCRIPTIONS.values(), SHARDED)}
+        state = [name for name in files if Path(name).stem in kinds]
         if state and _same(LinearHead.load(directory / SHIPPED_HEAD), served):
             for name in state:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)  # heads in shards have folders of their own
                 shutil.copyfile(directory / name, place / name)
             return
 

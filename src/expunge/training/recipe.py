@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from expunge.data.schema import TEXT
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore, Shards
 from expunge.finetune.above import activations_alone, train_above, train_rows
+from expunge.finetune.head_shards import HeadShards
 from expunge.finetune.places import places
 from expunge.finetune.relearn import Relearn
 from expunge.finetune.shards import Trained, train_shards
@@ -58,9 +60,9 @@ def make_classifier(
         cost = _train_all(config, classifier, dataset, rows, seed, resume)
     if model.training == ABOVE:
         classifier, cost, steps = _train_above(config, classifier, dataset, rows, seed, work, forgotten)
-    head: RidgeHead | SoftmaxHead | None = None
+    head: RidgeHead | SoftmaxHead | HeadShards | None = None
     if model.training in FROZEN:
-        head, cost = _train_head(config, classifier, dataset, rows, work, store)
+        head, cost = _train_head(config, classifier, dataset, rows, work, store, forgotten)
     with staged_dir(out) as staging:
         description = save_classifier(staging, classifier)
         if head is not None:
@@ -181,21 +183,41 @@ def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | Softmax
 
 
 def _train_head(
-    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, work: Path, store: FeatureStore | None
-) -> tuple[RidgeHead | SoftmaxHead, dict[str, Any]]:
+    config: Config,
+    classifier: Classifier,
+    dataset: Dataset,
+    rows: np.ndarray,
+    work: Path,
+    store: FeatureStore | None,
+    forgotten: Path,
+) -> tuple[RidgeHead | SoftmaxHead | HeadShards, dict[str, Any]]:
     """Features first, in the work directory where the extract stage will find them; then the head, to its optimum, with
-    what makes the next one fast after a deletion."""
-    head = make_head(config.model.training, config.train.head)
+    what makes the next one fast after a deletion; or a head for each shard of the people."""
+    make, count = partial(make_head, config.model.training, config.train.head), config.model.shards
+    head: RidgeHead | SoftmaxHead | HeadShards = make()  # wrong settings are found before features are fetched
     shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
     start_time = time.perf_counter()
     z, labels = torch.from_numpy(shards.z(rows)), torch.from_numpy(dataset.labels()[rows])
-    head.fit(z, labels, len(dataset.class_names))
+    if count > 1:
+        placed = places(dataset, rows, forgotten, count, 1)
+        head = HeadShards.fit(make, z, labels, placed.shard, count, len(dataset.class_names), placed.key)
+    else:
+        assert not isinstance(head, HeadShards)
+        head.fit(z, labels, len(dataset.class_names))
+    for one in head.known if isinstance(head, HeadShards) else [head]:
+        _prepare(one)
+    classifier.set_head(head.head_.weight, head.head_.bias)
+    log_message(
+        f"train: {config.model.training} head on {len(rows):,} rows of {shards.dim} features"
+        + (f" in {count} shards" if count > 1 else "")
+    )
+    return head, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}
+
+
+def _prepare(head: RidgeHead | SoftmaxHead) -> None:
     if isinstance(head, SoftmaxHead):
         head.prepare()
         if not head.converged_:
             log_message(
                 f"train: the head stopped at a gradient of norm {head.gradient_norm_:.2g}; raise train.head.steps"
             )
-    classifier.set_head(head.head_.weight, head.head_.bias)
-    log_message(f"train: {config.model.training} head on {len(rows):,} rows of {shards.dim} features")
-    return head, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}
