@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from json import dumps
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 
 def register(app: typer.Typer) -> None:
@@ -14,17 +18,11 @@ def register(app: typer.Typer) -> None:
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List the methods that params.yaml may name, and what each is for."""
-    import json
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
     from expunge.methods.table import METHODS
 
     facts = {name: method.kind.facts for name, method in METHODS.items()}
     if as_json:
-        typer.echo(json.dumps({name: asdict(f) for name, f in facts.items()}, indent=2))
+        typer.echo(dumps({name: asdict(f) for name, f in facts.items()}, indent=2))
         return
     table = Table("method", "requests", "needs", "changes", "cost", "source", box=None, pad_edge=False)
     for name, f in facts.items():

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
@@ -113,8 +115,6 @@ def render(
 
 def environment() -> Environment:
     """Where the pages' templates are; whatever is put into one is text, not markup."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     return Environment(
         loader=PackageLoader("expunge.report", "."),
         autoescape=True,

@@ -19,9 +19,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expunge.config import Config
+from expunge.core.head import LinearHead
 from expunge.data.schema import FORGET, row_digest
 from expunge.data.split import REQUEST, Split
+from expunge.finetune.head_shards import DESCRIPTION as SHARDED
+from expunge.finetune.shards import STEPS
 from expunge.ledger.forgotten import ForgottenRows
+from expunge.methods.exact import DESCRIPTIONS
+from expunge.methods.unlearned import SHIPPED_HEAD
+from expunge.models.checkpoint import DESCRIPTION, save_classifier
+from expunge.models.classifier import ModelCard
 from expunge.sweep.journal import Journal
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.targets import Targets
@@ -30,8 +37,6 @@ from expunge.system.files import MANIFEST, read_json, read_manifest, write_manif
 from expunge.system.paths import FORGOTTEN, MODELS, ORIGINAL, RETRAINED, SPLIT, UNLEARNED
 
 if TYPE_CHECKING:
-    from expunge.core.head import LinearHead
-    from expunge.models.classifier import ModelCard
     from expunge.tracking import MlflowClient, Version
 
 Found = Residue | NotPurgeable
@@ -165,9 +170,6 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
 
 def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
     """Stage the champion as the original. True where its backbone differs, so that features must be fetched anew."""
-    from expunge.core.head import LinearHead
-    from expunge.models.checkpoint import save_classifier
-
     classifier = _successor(registry, covered)
     assert classifier is not None, "original() said so"
     directory = targets.root / MODELS / ORIGINAL
@@ -187,11 +189,6 @@ def replace_original(targets: Targets, registry: Registry | None, covered: list[
 def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
     """What the next exact deletion starts from, out of the product whose very weights are `served`: sums or rows that
     are left, and none of those that go. Without it the original could not be deleted from again."""
-    from expunge.core.head import LinearHead
-    from expunge.finetune.head_shards import DESCRIPTION as SHARDED
-    from expunge.methods.exact import DESCRIPTIONS
-    from expunge.methods.unlearned import SHIPPED_HEAD
-
     for directory in sorted(path.parent for path in products.glob(f"*/{MANIFEST}")):
         files = read_manifest(directory)["files"]
         kinds = {Path(d).stem for d in (*DESCRIPTIONS.values(), SHARDED)}
@@ -206,10 +203,6 @@ def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
 def _keep_steps(products: Path, served: ModelCard, place: Path) -> None:
     """What the steps of shards left, out of the product that has the very shards that are `served`: its description
     names the weights of every step, and the rows, which are left. Without them a request trains whole shards again."""
-    from expunge.finetune.shards import STEPS
-    from expunge.models.checkpoint import DESCRIPTION
-    from expunge.models.classifier import ModelCard
-
     for directory in sorted(path.parent for path in products.glob(f"*/{DESCRIPTION}")):
         files = [name for name in read_manifest(directory)["files"] if name.startswith(f"{STEPS}/")]
         if files and ModelCard.from_json(read_json(directory / DESCRIPTION)["card"]).above == served.above:
