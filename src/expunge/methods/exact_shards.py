@@ -82,7 +82,7 @@ def placed_as(request: FitInputs, shards: dict[str, Any]) -> Places:
     if placed.key != shards["key"]:
         raise QualityError(
             f"exact: {request.forgotten_dir}/key is not the key by which the model's subjects were placed into shards; "
-            "bring the key from where the model was trained, or run the train stage again"
+            "bring the key from where the model was trained, or train again with `dvc repro --force train`"
         )
     return placed
 
