@@ -1,6 +1,7 @@
 """A workspace on digits in which rows were deleted exactly, and the product registered; no DVC.
 
-`training`: "above", "shards" (above a cut, in shards of slices), "ridge", "head", or the latter with "-sharded".
+`training`: "above", "shards" (above a cut, in shards of slices), "ridge", "head", or these two with "-sharded" or
+"-random".
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ CERTIFICATE = Path("records/certificates/R-1/certificate.json")
 
 def params(training: str) -> None:
     given = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
-    above, (training, _, sharded) = training in ("above", "shards"), training.partition("-")
-    given["model"]["shards"] = 3 if sharded else 1
+    above, (training, _, how) = training in ("above", "shards"), training.partition("-")
+    given["model"].update(shards=3 if how == "sharded" else 1, random_features=200 if how == "random" else 0)
     given["model"].update(
         training="above" if above else training, saw_forget_data=False, checkpoint="public.safetensors"
     )

@@ -56,6 +56,7 @@ class Model:
     cut: Text | None
     shards: Count
     slices: Count
+    random_features: Models
     image_size: Count | None
     checkpoint: Text | None
     head: Text | None
@@ -233,6 +234,11 @@ def _check(config: Config, path: str) -> None:
         (model.training != "full" or model.saw_forget_data, "model.saw_forget_data", "must be true for training: full"),
         (not above or model.cut is not None, "model.cut", "must name a module of `expunge cuts` for training: above"),
         (model.shards == 1 or model.training not in ("full", "none"), "model.shards", NO_SHARDS),
+        (
+            model.random_features == 0 or model.training in ("ridge", "head"),
+            "model.random_features",
+            "is for model.training: ridge or head; set it to 0",
+        ),
         (above or model.slices == 1, "model.slices", "is for model.training: above; set it to 1"),
         (above or model.cut is None, "model.cut", "is for model.training: above; set it to null"),
         (not above or model.weights == "public", "model.weights", "must be public when model.training is above"),

@@ -32,7 +32,7 @@ def run(workspace, *arguments):
 
 
 def model(training, saw, shards=1):
-    return Model("resnet-small", training, None, shards, 1, None, None, None, None, saw)
+    return Model("resnet-small", training, None, shards, 1, 0, None, None, None, None, saw)
 
 
 @pytest.mark.parametrize(

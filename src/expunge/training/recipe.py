@@ -91,6 +91,7 @@ def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
         layers=config.features.modules,
         seed=seed,
         public=model.weights == "public",
+        random_features=model.random_features,
     )
 
 
