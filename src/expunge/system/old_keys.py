@@ -14,6 +14,8 @@ RENAMED = {
     "fit.matched-fast": "fit.teacher-map",
     "fit.matched-sealed": "fit.teacher-map-sealed",
     "fit.teacher": "fit.teacher-map.after",
+    "ensembles": "shadow",
+    "shadow.full": "shadow.networks",
 }
 
 
