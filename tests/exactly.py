@@ -1,4 +1,8 @@
-"""A workspace on digits in which rows were deleted exactly from a head, and the product registered; no DVC."""
+"""A workspace on digits in which rows were deleted exactly, and the product registered; no DVC.
+
+`training`: "above", "shards" (above a cut, in shards of slices), "ridge", "head", or these two with "-sharded" or
+"-random".
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,22 @@ ROOT = Path(__file__).parents[1]
 NAME = "expunge-exactly"
 REQUEST = "sha256:" + "a" * 64
 CUT = "stage1"
-HEADS = {"above": {}, "ridge": {"ridge": 1.0, "quantum": 2.0**-12}, "head": {"ridge": 1e-3, "tol": 1e-7}}
+HEADS = {"above": {}, "shards": {}, "ridge": {"ridge": 1.0, "quantum": 2.0**-12}, "head": {"ridge": 1e-3, "tol": 1e-7}}
 CERTIFICATE = Path("records/certificates/R-1/certificate.json")
 
 
 def params(training: str) -> None:
     given = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
-    given["model"].update(training=training, saw_forget_data=False, checkpoint="public.safetensors")
+    above, (training, _, how) = training in ("above", "shards"), training.partition("-")
+    given["model"].update(shards=3 if how == "sharded" else 1, random_features=200 if how == "random" else 0)
+    given["model"].update(
+        training="above" if above else training, saw_forget_data=False, checkpoint="public.safetensors"
+    )
     given["train"]["head"] = HEADS[training]
-    given["activations"]["cuts"] = [CUT] if training == "above" else []
-    if training == "above":
+    given["activations"]["cuts"] = [CUT] if above else []
+    if training == "shards":
+        given["model"].update(shards=4, slices=2)
+    if above:
         given["model"].update(cut=CUT, weights="public")
         given["train"].update(epochs=1, precision="fp32")
     given["methods"] = ["logit-mask", "exact"]
@@ -91,7 +101,7 @@ def delete(training: str) -> None:
     train = training_rows()
     make_classifier(load_config(), dataset, train, 1, Path("models/original"), Path(".expunge"))
     write_features()
-    if training == "above":
+    if training in ("above", "shards"):
         activations.main()
     gone = train[5:600:30]
     unlearned = fit("exact", inputs(gone), {"exact": {}})

@@ -64,6 +64,10 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["model"].update(training="none", checkpoint="x.safetensors"), r"reference must be skip"),
         (lambda p: p["model"].update(saw_forget_data=False), r"model\.saw_forget_data must be true"),
         (lambda p: p["model"].update(ABOVE, cut=None), r"model\.cut must name a module of"),
+        (lambda p: p["model"].update(shards=0), r"model\.shards is 0; it must be at least 1"),
+        (lambda p: p["model"].update(shards=4), r"model\.shards is for model\.training: above, head or ridge"),
+        (lambda p: p["model"].update(random_features=100), r"model\.random_features is for model\.training: ridge or"),
+        (lambda p: p["model"].update(training="head", slices=2), r"model\.slices is for model\.training: above"),
         (lambda p: p["model"].update(cut="stage1"), r"model\.cut is for model\.training: above"),
         (
             lambda p: p["model"].update(ABOVE, weights=None),

@@ -5,45 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from expunge.system.errors import ConfigError
+from expunge.system.old_keys import RENAMED, refuse_old_keys
 from expunge.system.safe_yaml import read_mapping, shown
-from expunge.system.validation import check_plain, explain, holds
+from expunge.system.validation import check_plain, explain
+from expunge.system.values import (
+    BatchSize,
+    Bool,
+    Count,
+    EntryName,
+    Half,
+    Index,
+    Models,
+    Momentum,
+    Penalty,
+    Portion,
+    Rate,
+    Rows,
+    Seed,
+    Share,
+    Size,
+    Text,
+)
 
 PARAMS = Path("params.yaml")
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
 NAMED = ("torchvision:", "hf:")
-# Old keys -> new keys, as they are written in errors. An old key is refused with the new one.
-RENAMED = {
-    "fit.matched": "fit.relearn",
-    "fit.matched-stage2": "fit.relearn-stage2",
-    "fit.matched-fast": "fit.teacher-map",
-    "fit.matched-sealed": "fit.teacher-map-sealed",
-    "fit.teacher": "fit.teacher-map.after",
-    "ensembles": "shadow",
-    "shadow.full": "shadow.networks",
-}
-
-# Types of values. Strict: no text is read as a number, no bool as an int, no set as a list. An int may be a float.
-Count = Annotated[int, Strict(), Field(ge=1, le=100_000)]
-Rows = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
-BatchSize = Annotated[int, Strict(), Field(ge=1, le=2**20)]
-Models = Annotated[int, Strict(), Field(ge=0, le=100_000)]
-Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
-Index = Annotated[int, Strict()]
-Rate = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
-Penalty = Annotated[float, Strict(), Field(ge=0, le=1000, allow_inf_nan=False)]
-Momentum = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
-Share = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
-Portion = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
-Size = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
-Half = Annotated[float, Strict(), Field(ge=0, le=0.5, allow_inf_nan=False)]
-Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
-Bool = Annotated[bool, Strict()]
-EntryName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
 FORBID = ConfigDict(extra="forbid")
+NO_SHARDS = "is for model.training: above, head or ridge; set it to 1"
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -62,6 +54,9 @@ class Model:
     name: Text
     training: Literal["full", "above", "head", "ridge", "none"]
     cut: Text | None
+    shards: Count
+    slices: Count
+    random_features: Models
     image_size: Count | None
     checkpoint: Text | None
     head: Text | None
@@ -182,10 +177,7 @@ class Config:
 def load_config(path: Path | str = PARAMS) -> Config:
     """Read and check params.yaml. Raises ConfigError naming the key and, for a misspelling, its neighbour."""
     raw = read_mapping(Path(path))
-    _refuse_old_keys(raw, str(path))
-    for key, new in RENAMED.items():
-        if holds(raw, key):
-            raise ConfigError(f"{path}: key {key} is called {new} now; rename it")
+    refuse_old_keys(raw, str(path))
     try:
         config = _ADAPTER.validate_python(raw)
     except ValidationError as e:
@@ -195,22 +187,6 @@ def load_config(path: Path | str = PARAMS) -> Config:
 
 
 _ADAPTER = TypeAdapter(Config)
-
-
-def _refuse_old_keys(raw: Any, path: str) -> None:
-    """Keys of earlier versions, with what took their place."""
-    if isinstance(raw, dict) and "verdict" in raw:
-        raise ConfigError(
-            f"{path}: verdict is no section any more; remove it. The margins are the same for everybody and stand in "
-            "src/expunge/evaluation/criteria.py, with their reasons in docs/verdict.md"
-        )
-    register = raw.get("register") if isinstance(raw, dict) else None
-    asked = register.get("promote_level") if isinstance(register, dict) else None
-    if asked in ("a", "b", "c", "d"):
-        raise ConfigError(
-            f"{path}: register.promote_level is {asked!r}, a letter of earlier versions; it is now the least claim "
-            "that may serve: outputs, features, backbone or exact (outputs took the place of b)"
-        )
 
 
 def _check(config: Config, path: str) -> None:
@@ -258,6 +234,13 @@ def _check(config: Config, path: str) -> None:
         ),
         (model.training != "full" or model.saw_forget_data, "model.saw_forget_data", "must be true for training: full"),
         (not above or model.cut is not None, "model.cut", "must name a module of `expunge cuts` for training: above"),
+        (model.shards == 1 or model.training not in ("full", "none"), "model.shards", NO_SHARDS),
+        (
+            model.random_features == 0 or model.training in ("ridge", "head"),
+            "model.random_features",
+            "is for model.training: ridge or head; set it to 0",
+        ),
+        (above or model.slices == 1, "model.slices", "is for model.training: above; set it to 1"),
         (above or model.cut is None, "model.cut", "is for model.training: above; set it to null"),
         (not above or model.weights == "public", "model.weights", "must be public when model.training is above"),
         (not above or not model.saw_forget_data, "model.saw_forget_data", "must be false when training is above"),

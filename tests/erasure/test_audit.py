@@ -18,15 +18,17 @@ from expunge.cli import app
 from expunge.data.dataset import Dataset
 from expunge.erasure.audit import audit
 from expunge.features.store import FeatureStore, write_shard
+from expunge.finetune.shards import Shard
 from expunge.ledger.keys import signing_key
-from expunge.models.checkpoint import load_classifier, save_classifier
+from expunge.methods.exact_shards import drawn
+from expunge.models.checkpoint import digest_of_tensors, load_classifier, save_classifier
 from expunge.models.zoo import build
-from expunge.system.errors import CertificateError, ManifestError, QualityError, TrackingError
+from expunge.system.errors import CertificateError, ConfigError, ManifestError, QualityError, TrackingError
 from expunge.system.files import read_json, sha256, staged_dir, write_json, write_manifest
 from tests.exactly import CERTIFICATE, certify, delete, write_features
 
 
-@pytest.fixture(scope="module", params=["ridge", "head", "above"])
+@pytest.fixture(scope="module", params=["ridge", "head", "above", "shards", "ridge-sharded"])
 def made(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp(f"audited-{request.param}")
     with pytest.MonkeyPatch.context() as patch, chdir(root):
@@ -48,8 +50,13 @@ def root(made, monkeypatch) -> Path:
     kept.rename(made)
 
 
-def found(encode: bool = False) -> dict:
-    return audit(CERTIFICATE, signing_key(Path()).public, encode)
+def found(encode: bool = False, **nonce: object) -> dict:
+    return audit(CERTIFICATE, signing_key(Path()).public, encode, **nonce)
+
+
+def layers(root: Path) -> bool:
+    """Whether layers were trained, not a head alone."""
+    return "above" in root.name or "audited-shards" in root.name
 
 
 def served(root: Path) -> Path:
@@ -70,7 +77,7 @@ def test_it_agrees_with_what_was_deleted(root):
     assert said["agrees"] and said["rows"] and said["backbone"] and said["dataset_as_certified"]
     assert said["distance"] <= said["allowed"]
     assert not any("stored features" in line for line in said["trusted"])
-    assert said["activations"] if "above" in root.name else said["features"]["agrees"]
+    assert said["activations"] if layers(root) else said["features"]["agrees"]
     if "head" not in root.name:  # sums are exact; so is training again
         assert said["same_bits"] and said["distance"] == 0
     retained = int((Dataset("data/dataset").splits() == "train").sum()) - 20
@@ -87,7 +94,11 @@ def test_a_changed_weight_is_found(root):
         found()
     seal(served(root))
     said = found()
-    assert not said["agrees"] and said["distance"] > said["allowed"] and said["rows"] and said["backbone"]
+    assert not said["agrees"] and said["rows"] and said["backbone"]
+    if "audited-shards" in root.name:  # its head is the mean of shards, which is fixed by their rows
+        assert not said["same_mean"]
+    else:
+        assert said["distance"] > said["allowed"]
 
 
 def test_another_backbone_is_found(root):
@@ -99,7 +110,8 @@ def test_another_backbone_is_found(root):
     seal(served(root))
     said = found()
     assert not said["agrees"] and not said["backbone"] and said["rows"]
-    assert (said["distance"] <= said["allowed"]) == ("above" not in root.name)  # there the layers are compared, too
+    fits = "above" not in root.name  # there the layers are compared, too; of shards those above the cut alone
+    assert (said["distance"] <= said["allowed"]) == fits  # there the layers are compared, too
 
 
 @pytest.mark.parametrize("what", ["a row fewer", "another label"])
@@ -121,7 +133,7 @@ def test_another_set_of_rows_is_found(what, root):
         else:
             pq.write_table(table, file)
         seal(directory)
-    if "above" in root.name:
+    if layers(root):
         with pytest.raises(QualityError, match="other rows"):
             found()
         return
@@ -131,7 +143,7 @@ def test_another_set_of_rows_is_found(what, root):
 
 def test_features_of_something_else_are_found(root):
     """A head fitted to made-up features agrees with itself; making the features again shows it."""
-    if "above" in root.name:
+    if layers(root):
         kept = np.load("data/activations/stage1.npy")
         np.save("data/activations/stage1.npy", kept + np.float16(1e-2))
         seal(Path("data/activations"))
@@ -176,3 +188,79 @@ def test_the_command_prints_and_ends_as_it_finds(root):
     seal(served(root))
     bad = run.invoke(app, ["certificate", "audit", str(CERTIFICATE)])
     assert bad.exit_code != 0 and isinstance(bad.exception, CertificateError) and "NOT" in bad.output
+
+
+def shipped(root: Path, change: str) -> None:
+    """The registered version with another weight of shard 2."""
+    weights = served(root) / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(n for n in tensors if n.startswith(change) and tensors[n].is_floating_point())
+    tensors[name] = tensors[name] + 1e-4
+    save_file(tensors, weights)
+    seal(served(root))
+
+
+def nonce_for(shard: int) -> str:
+    return next(nonce for i in range(1000) if drawn(nonce := f"{i:032x}", 4, 1) == [shard])
+
+
+def test_a_nonce_picks_shards_that_are_made_again(root, monkeypatch):
+    if "audited-shards" not in root.name:
+        with pytest.raises(CertificateError, match="no shards above a cut to pick from"):
+            found(nonce="00" * 16)
+        return
+    trained: list[int] = []
+    whole = Shard.trained
+    monkeypatch.setattr(Shard, "trained", lambda self, *a: trained.append(self.number) or whole(self, *a))
+    said = found(nonce=nonce_for(2))
+    assert said["agrees"] and said["same_bits"] and said["shards_made_again"] == [2] == trained
+    assert any("3 of 4 shards were not made again" in line and "75%" in line for line in said["trusted"])
+    two = found(nonce=nonce_for(1), wanted=2)
+    assert two["agrees"] and len(two["shards_made_again"]) == 2 and 1 in two["shards_made_again"]
+    assert any("2 of 4 shards were not made again" in line and "50%" in line for line in two["trusted"])
+    assert not any("not made again" in line for line in found()["trusted"])
+
+
+def test_a_changed_shard_is_found_whatever_the_nonce_picks(root):
+    """Against the digests of the certificate; a certificate of wrong weights takes the shard itself."""
+    if "audited-shards" not in root.name:
+        return
+    shipped(root, "backbone.uppers.2.tail")
+    picked, missed = found(nonce=nonce_for(2)), found(nonce=nonce_for(0))
+    assert not picked["agrees"] and picked["distance"] > 0 and not missed["agrees"] and missed["distance"] == 0
+    claim = read_json(Path("models/unlearned/exact/fit.json"))["exact"]
+    tensors = load_file(served(root) / "model.safetensors")
+    prefix = "backbone.uppers.2."
+    wrong = digest_of_tensors({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    claim["shards"]["parts"][2][-1]["weights_digest"] = wrong
+    certify(claim, "1")
+    picked, missed = found(nonce=nonce_for(2)), found(nonce=nonce_for(0))
+    assert not picked["agrees"] and missed["agrees"]
+
+
+def test_a_changed_mean_is_found(root):
+    if "audited-shards" not in root.name:
+        return
+    shipped(root, "head.weight")
+    said = found(nonce=nonce_for(1))
+    assert not said["agrees"] and not said["same_mean"] and said["same_bits"]
+
+
+def test_the_command_says_which_shards_were_picked(root):
+    from typer.testing import CliRunner
+
+    if "audited-shards" not in root.name:
+        return
+    run, nonce = CliRunner(), nonce_for(3)
+    good = run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--nonce", nonce, "--shards", "1"])
+    assert good.exit_code == 0, good.output
+    assert f"shards made again: 3 of 0 to 3 (picked by nonce {nonce}); the mean agrees" in good.output
+    for arguments, problem in (
+        (["--nonce", "ab"], "at least 16 bytes in hexadecimal"),
+        (["--nonce", "z" * 32], "at least 16 bytes in hexadecimal"),
+        (["--nonce", nonce, "--shards", "5"], "name 1 to 4"),
+        (["--nonce", nonce, "--shards", "0"], "name 1 to 4"),
+        (["--shards", "2"], "needs --nonce"),
+    ):
+        bad = run.invoke(app, ["certificate", "audit", str(CERTIFICATE), *arguments])
+        assert isinstance(bad.exception, ConfigError) and problem in str(bad.exception)

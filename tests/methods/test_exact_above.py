@@ -28,6 +28,7 @@ from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 from expunge.models.cuts import split_at_cut
 from expunge.models.lower import lower_digest
+from expunge.models.sharded import unsharded
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, QualityError
 from expunge.system.files import read_json, read_manifest, staged_dir, write_manifest
@@ -92,7 +93,7 @@ class Place:
                 file = f"{self.cut}.npy"
                 keep(classifier, self.dataset, self.cut, self.directory / "all" / "work", staging / file)
                 rows = {file: int((self.dataset.splits() == "train").sum())}
-                lower = {self.cut: lower_digest(split_at_cut(classifier, self.cut))}
+                lower = {self.cut: lower_digest(split_at_cut(unsharded(classifier), self.cut))}
                 write_manifest(staging, "test", rows=rows, dataset_digest=self.dataset.digest, lower=lower)
         return out
 

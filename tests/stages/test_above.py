@@ -15,9 +15,11 @@ from tests.pipeline import change, dvc, lay_out, stage
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[(1, 1), (3, 2)], ids=["whole", "shards"])
+def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a request, of a model that was trained whole, and of one in shards of slices."""
     root = lay_out(tmp_path_factory.mktemp("above") / "workspace")
+    shards, slices = request.param
     network = build("resnet-small", 10, (8, 8, 1), seed=3)
     weights = root / "data/source/public.safetensors"
     save_file({k: v.clone() for k, v in network.state_dict().items()}, weights)
@@ -25,6 +27,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def settings(params: dict) -> None:
         params["model"].update(training="above", cut="stage1", weights="public", saw_forget_data=False)
         params["model"]["checkpoint"] = "data/source/public.safetensors"
+        params["model"].update(shards=shards, slices=slices)
         params["train"].update(epochs=2)
         params["split"].update(selector="classes", classes=[3])
         params["methods"] = ["logit-mask", "exact"]

@@ -31,8 +31,8 @@ def run(workspace, *arguments):
     return result.stderr
 
 
-def model(training, saw):
-    return Model("resnet-small", training, None, None, None, None, None, saw)
+def model(training, saw, shards=1):
+    return Model("resnet-small", training, None, shards, 1, 0, None, None, None, None, saw)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,11 @@ def test_what_is_valid_and_why(training, saw, heads, networks, kind, words):
     assert decided.kind == kind
     reason = decided.valid_because or decided.refused_because
     assert reason is None if words is None else words in reason
+
+
+def test_heads_in_shards_have_no_shadows():
+    decided = plan(model("ridge", False, shards=4), Shadow(8, 0, None, 0))
+    assert decided.kind == "refused" and "trained on all people at once" in decided.refused_because
 
 
 def test_whole_networks_do_not_make_heads_valid():

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from expunge.ledger.keys import PublicKey
-from expunge.system.errors import CertificateError
+from expunge.system.errors import CertificateError, ConfigError
 from expunge.system.paths import KEYS
 
 PUBLIC_KEY = KEYS / "signing.pub.pem"
@@ -67,13 +67,21 @@ def audit_certificate(
         bool,
         typer.Option("--encode", help="Make features or activations again, too, from all rows."),
     ] = False,
+    nonce: Annotated[
+        str | None,
+        typer.Option(help="Hexadecimal, at least 16 bytes, drawn by the auditor now: it picks shards to make again."),
+    ] = None,
+    shards: Annotated[int | None, typer.Option(help="How many shards the nonce picks; 1 if left out.")] = None,
     json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
     """Make again what a certificate claims as exact, from the rows that stayed, and compare it with the registered
     weights. In the workspace. Exit status 2 where they do not agree."""
     from expunge.erasure.audit import audit
 
-    found = audit(file / "certificate.json" if file.is_dir() else file, PublicKey.read(key), encode)
+    if shards is not None and nonce is None:
+        raise ConfigError("--shards: needs --nonce, which picks them; without it all shards are made again")
+    path = file / "certificate.json" if file.is_dir() else file
+    found = audit(path, PublicKey.read(key), encode, nonce, 1 if shards is None else shards)
     if json:
         typer.echo(dumps(found, indent=2))
     else:
@@ -102,8 +110,20 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"rows: {words[found['rows']]} with the Merkle root of the certificate",
         f"backbone: {words[found['backbone']]} with its digest",
         *encoded,
+        *_of_shards(found),
         f"weights: {words[fits]}; distance {found['distance']:.2g}, allowed {found['allowed']:.2g}, {same}",
         f"dataset: {'as it was certified' if found['dataset_as_certified'] else 'written again since'}",
         *(f"to be trusted: {line}" for line in found["trusted"]),
         "The deletion is what training without the rows gives." if found["agrees"] else "The claim was NOT confirmed.",
+    ]
+
+
+def _of_shards(found: dict[str, Any]) -> list[str]:
+    """Which shards were made again, and whether their mean is that of the rows."""
+    if "shards_made_again" not in found:
+        return []
+    made, picked = found["shards_made_again"], f"picked by nonce {found['nonce']}" if found["nonce"] else "all"
+    mean = "agrees" if found["same_mean"] else "DOES NOT AGREE"
+    return [
+        f"shards made again: {', '.join(map(str, made))} of 0 to {found['shards'] - 1} ({picked}); the mean {mean}",
     ]

@@ -16,7 +16,7 @@ from expunge.config import load_config
 from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
-from expunge.erasure.auditable import ABOVE, kind_of, recomputes, trusted
+from expunge.erasure.auditable import ABOVE, SHARDS, kind_of, recomputes, trusted
 from expunge.erasure.certificate import verify
 from expunge.erasure.evidence import manifests
 from expunge.features.extract import Settings, extract_shards
@@ -25,6 +25,9 @@ from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.keys import PublicKey
 from expunge.methods.exact import recompute
 from expunge.methods.exact_above import recompute as recompute_above
+from expunge.methods.exact_heads import recompute as recompute_heads
+from expunge.methods.exact_shards import drawn
+from expunge.methods.exact_shards import recompute as recompute_shards
 from expunge.methods.inputs import FitInputs
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CertificateError, TrackingError
@@ -34,13 +37,16 @@ from expunge.tracking import Version, connect, servable_of, version_of
 FEATURE_TOLERANCE = 1e-4  # of |z|: another batch size or processor rounds otherwise
 
 
-def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
+def audit(
+    file: Path, key: PublicKey, encode: bool = False, nonce: str | None = None, wanted: int = 1
+) -> dict[str, Any]:
     """Recompute what the certificate `file` claims as exact, in the current directory, and compare it with the weights
     of the registered version.
 
     `encode`: the features of the rows are made again from the dataset by the version's own backbone, or the activations
-    by the public layers, too. `agrees` in what is returned is True where rows, backbone, weights and, if asked for,
-    features or activations are those that were claimed.
+    by the public layers, too. `nonce`: hexadecimal, the auditor's own, which picks the `wanted` shards that are made
+    again of a model with shards; all are without it. `agrees` in what is returned is True where rows, backbone, weights
+    and, if asked for, features or activations are those that were claimed.
     Raises CertificateError where the signature is wrong or nothing exact is claimed, TrackingError where the registry
     has no such version any more, ManifestError and CheckpointError where its files or the data were changed.
     """
@@ -53,17 +59,18 @@ def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
             f"{file}: nothing is claimed as exact in it (method {made.get('method', 'none')}), so there is nothing to "
             "make again; `expunge certificate verify` checks who signed it"
         )
+    chosen = _chosen(file, claim, nonce, wanted)
     version = _version(made)
     servable, _ = servable_of(version)
     if servable.map_ is not None:
         raise CertificateError(f"{version.uri}: a map stands before its head, which no exact deletion leaves")
     inputs = _inputs(servable.classifier, version)
-    if kind_of(claim) == ABOVE:
-        found = _above(inputs, claim, encode)
+    if kind_of(claim) in (ABOVE, SHARDS):
+        found = _above(inputs, claim, encode, chosen)
         features = None
     else:
         shipped = LinearHead(servable.classifier.head.weight, servable.classifier.head.bias)
-        found = recompute(inputs, shipped, claim)
+        found = (recompute_heads if "heads" in claim else recompute)(inputs, shipped, claim)
         features = _features(inputs) if encode else None
     same_data = manifests()[DATASET.as_posix()] == body["manifests"]["after"][DATASET.as_posix()]
     return {
@@ -74,8 +81,19 @@ def audit(file: Path, key: PublicKey, encode: bool = False) -> dict[str, Any]:
         "dataset_as_certified": same_data,
         "features": features,
         "agrees": found["agrees"] and (features is None or features["agrees"]),
-        "trusted": trusted(encode),
+        "nonce": nonce,
+        "trusted": trusted(encode, (len(found["shards_made_again"]), found["shards"]) if "shards" in found else None),
     }
+
+
+def _chosen(file: Path, claim: dict[str, Any], nonce: str | None, wanted: int) -> list[int] | None:
+    if nonce is None:
+        return None
+    if kind_of(claim) != SHARDS:
+        raise CertificateError(
+            f"{file}: its model has no shards above a cut to pick from; without --nonce all of it is made again"
+        )
+    return drawn(nonce, int(claim["shards"]["count"]), wanted)
 
 
 def _version(made: dict[str, Any]) -> Version:
@@ -106,11 +124,14 @@ def _inputs(classifier: Classifier, version: Version) -> FitInputs:
     )
 
 
-def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool) -> dict[str, Any]:
-    """The network trained again above its cut, on kept activations or, with `encode`, on activations made again."""
+def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[int] | None) -> dict[str, Any]:
+    """The network, or the `chosen` ones of its shards, trained again above its cut, on kept activations or, with
+    `encode`, on activations made again."""
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)
     try:
+        if kind_of(claim) == SHARDS:
+            return recompute_shards(inputs, inputs.classifier, claim, place if encode else None, chosen)
         return recompute_above(inputs, inputs.classifier, claim, place if encode else None)
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -25,6 +25,7 @@ from expunge.finetune.relearn import Relearn
 from expunge.models.classifier import Classifier
 from expunge.models.cuts import split_at_cut
 from expunge.models.lower import lower_digest
+from expunge.models.sharded import unsharded
 from expunge.system.errors import QualityError
 from expunge.system.files import digest_of
 
@@ -47,7 +48,7 @@ def _file(classifier: Classifier, dataset: Dataset, cut: str, work: Path, lower:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            fetch_activations(classifier, dataset.inputs(train_rows(dataset)), cut, made, batch_size=ALONE)
+            fetch_activations(unsharded(classifier), dataset.inputs(train_rows(dataset)), cut, made, batch_size=ALONE)
             os.replace(made, path)
         finally:
             made.unlink(missing_ok=True)
@@ -70,7 +71,7 @@ def keep(classifier: Classifier, dataset: Dataset, cut: str, work: Path, out: Pa
 
 
 def _lower(classifier: Classifier, cut: str) -> str:
-    return lower_digest(split_at_cut(classifier, cut))
+    return lower_digest(split_at_cut(unsharded(classifier), cut))
 
 
 def train_rows(dataset: Dataset) -> NDArray[np.int64]:

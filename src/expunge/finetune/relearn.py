@@ -108,6 +108,7 @@ class Relearn(Estimator):
         labels: NDArray[np.integer],
         rows: NDArray[np.integer] | None = None,
         logits: Tensor | None = None,
+        begin: Classifier | None = None,
     ) -> Relearn:
         """Learn above the cut of `classifier`, which is in eval mode and stays as it is.
 
@@ -135,7 +136,7 @@ class Relearn(Estimator):
             if logits is None:
                 logits = logits_above(classifier, activations, self.cut, chosen)
             target = teacher_probabilities(logits, y)
-        self.classifier_ = fresh_above(classifier, self.cut, self.seed, self.start)
+        self.classifier_ = begin or fresh_above(classifier, self.cut, self.seed, self.start)
         self.history_ = self._learn(self.classifier_, activations, chosen, y, target)
         return self
 

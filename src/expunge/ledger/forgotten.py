@@ -91,6 +91,20 @@ class ForgottenRows:
         key = self._key()
         return [_digest(i, key) for i in sample_ids]
 
+    def draws(self, names: Iterable[str], purpose: str) -> NDArray[np.uint64]:
+        """Numbers `(n,)` uint64 that depend on name, purpose and the key, for whoever lacks the key at random; the key
+        is written where there is none yet."""
+        self._keep_key()
+        key, person = self._key(), purpose.encode()  # a purpose of its own: these are no digests of rows
+        drawn = [hashlib.blake2b(name.encode(), key=key, person=person, digest_size=8).digest() for name in names]
+        return np.frombuffer(b"".join(drawn), dtype=">u8").astype(np.uint64)
+
+    def fingerprint(self) -> str:
+        """Names the key and gives nothing of it away; "" where there is none yet."""
+        if not (self.directory / KEY).is_file():
+            return ""
+        return hashlib.blake2b(key=self._key(), person=b"fingerprint", digest_size=DIGEST_BYTES).hexdigest()
+
     def _kept(self) -> set[bytes]:
         """Every digest of a promoted request."""
         requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))

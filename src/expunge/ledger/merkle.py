@@ -16,3 +16,8 @@ def merkle_root(leaves: Sequence[bytes]) -> str:
         pairs = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[len(pairs) * 2 :]
     return "sha256:" + level[0].hex()
+
+
+def row_leaves(digests: Sequence[bytes], labels: Sequence[int]) -> list[bytes]:
+    """What stands for rows in such a tree: the keyed digest of each, and its label in 4 bytes."""
+    return [digest + int(label).to_bytes(4, "big") for digest, label in zip(digests, labels, strict=True)]

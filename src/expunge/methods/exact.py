@@ -13,7 +13,7 @@ from expunge.core import LinearHead, RidgeHead, SoftmaxHead, identity
 from expunge.core.ridge_head import DESCRIPTION as RIDGE_DESCRIPTION
 from expunge.core.softmax_head import DESCRIPTION as SOFTMAX_DESCRIPTION
 from expunge.ledger.forgotten import ForgottenRows
-from expunge.ledger.merkle import merkle_root
+from expunge.ledger.merkle import merkle_root, row_leaves
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import backbone_digest
@@ -130,8 +130,7 @@ def rows_root(request: FitInputs) -> str:
         raise ConfigError("exact: the directory of the key of row digests is not given")
     ids, rows = request.store.column("sample_id"), request.retain_rows
     digests = ForgottenRows(request.forgotten_dir).digests(str(ids[row]) for row in rows)
-    labels = request.labels[rows].tolist()
-    return merkle_root(sorted(d + int(y).to_bytes(4, "big") for d, y in zip(digests, labels, strict=True)))
+    return merkle_root(sorted(row_leaves(digests, request.labels[rows].tolist())))
 
 
 def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:

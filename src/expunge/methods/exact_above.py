@@ -21,6 +21,7 @@ from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.models.cuts import split_at_cut
 from expunge.models.lower import lower_digest, public_lower_digest
+from expunge.models.sharded import unsharded
 from expunge.models.zoo import public_start
 from expunge.system.errors import CheckpointError, QualityError
 from expunge.system.files import read_manifest, sha256
@@ -34,7 +35,7 @@ def why_not(request: FitInputs) -> str | None:
     if card.saw_forget_data:
         return "the layers up to the cut were trained on deletable rows (model.saw_forget_data: true)"
     cut, recorded = card.above["recipe"]["cut"], card.above["lower_digest"]
-    if lower_digest(split_at_cut(request.classifier, cut)) != recorded:
+    if lower_digest(split_at_cut(unsharded(request.classifier), cut)) != recorded:
         return (
             f"the layers up to {cut!r} are not those that training kept, so they may have been trained on deletable "
             "rows since; run the train stage again"

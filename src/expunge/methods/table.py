@@ -42,6 +42,8 @@ from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
 from expunge.methods.exact import delete_exactly
 from expunge.methods.exact_above import delete_above
+from expunge.methods.exact_heads import delete_from_heads, in_shards
+from expunge.methods.exact_shards import delete_from_shards
 from expunge.methods.inputs import FitInputs
 from expunge.methods.method import Method, Settings, installed, load_installed, make, package
 from expunge.methods.selection import choose_settings
@@ -124,7 +126,12 @@ def _head_refit(name: str, request: FitInputs, settings: Settings, before: Unlea
 def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     if settings:
         raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; train holds those of the model")
-    return delete_above(request) if request.classifier.card.training == ABOVE else delete_exactly(request)
+    card = request.classifier.card
+    if card.above and "shards" in card.above:
+        return delete_from_shards(request)
+    if card.training == ABOVE:
+        return delete_above(request)
+    return delete_from_heads(request) if in_shards(request) else delete_exactly(request)
 
 
 def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from expunge.core import AffineMap, FeatureMap, LinearHead, RidgeHead, SoftmaxHead, identity, load_map
+from expunge.core import AffineMap, FeatureMap, LinearHead, identity, load_map
 from expunge.models.checkpoint import DESCRIPTION, load_classifier, save_classifier
 from expunge.models.classifier import Classifier
 from expunge.system.files import read_json, read_manifest, write_json
 
 # The head as it is shipped, with an affine map folded into it; and the head that reads z', for evaluation.
 SHIPPED_HEAD, HEAD_ON_MAP, INFO = "head.safetensors", "head_on_map.safetensors", "fit.json"
+
+
+class Head(Protocol):
+    """A head with the state that it is deleted from: `core.RidgeHead`, `SoftmaxHead` or `finetune.HeadShards`."""
+
+    def save(self, directory: Path) -> None: ...
+
+
+class Steps(Protocol):
+    """What the steps of a training in shards left (`finetune.shards.Trained`)."""
+
+    def save_steps(self, directory: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -25,16 +37,18 @@ class UnlearnedModel:
     head: LinearHead
     info: dict[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
-    exact_head: RidgeHead | SoftmaxHead | None = None  # written with its state, so that the next request starts from it
+    exact_head: Head | None = None  # written with its state, so that the next request starts from it
+    steps: Steps | None = None  # written with what its steps left, for the same reason
 
     @classmethod
-    def of_classifier(cls, classifier: Classifier, info: dict[str, Any]) -> UnlearnedModel:
+    def of_classifier(cls, classifier: Classifier, info: dict[str, Any], steps: Steps | None = None) -> UnlearnedModel:
         """A method that changed weights below the head: nothing stands between backbone and head."""
         return cls(
             identity(classifier.card.feature_dim),
             LinearHead(classifier.head.weight, classifier.head.bias),
             info,
             classifier,
+            steps=steps,
         )
 
     @property
@@ -56,6 +70,8 @@ class UnlearnedModel:
             save_classifier(directory, self.classifier)
         if self.exact_head is not None:
             self.exact_head.save(directory)
+        if self.steps is not None:
+            self.steps.save_steps(directory)
 
     @classmethod
     def load(cls, directory: Path | str) -> UnlearnedModel:

@@ -30,10 +30,13 @@ class ModelCard:
     `options`: what rebuilding the architecture needs besides its name, such as a transformers configuration.
     `layers`: the modules whose pooled outputs are z, side by side; what the head of the original model reads if only
     PENULTIMATE.
+    `random_features`: how many features drawn from a fixed seed stand beside z (see `models/random_features.py`).
     `weights`: the public weights that training started from, `source` (a checkpoint's path as params name it, or the
     model's name) and `digest` of the backbone's tensors; None where nothing is claimed.
     `above`: for training `above` the `recipe` (arguments of `Relearn`, its cut and seed among them) and `lower_digest`,
-    what lies below the cut (see `models/lower.py`): all that training again without some rows needs.
+    what lies below the cut (see `models/lower.py`): all that training again without some rows needs. With shards also
+    `shards`: `count`, `slices`, the fingerprint of the `key` that places subjects, and `parts`, for every step of every
+    shard its rows, their Merkle root and the digest of its weights (see `models/sharded.py`).
     """
 
     name: str
@@ -46,6 +49,7 @@ class ModelCard:
     layers: tuple[str, ...] = (PENULTIMATE,)
     weights: Mapping[str, str] | None = None
     above: Mapping[str, Any] | None = None
+    random_features: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

@@ -134,7 +134,7 @@ class Split:
 
     def above(self, activations: Tensor, inside: Tensor | None = None) -> Tensor:
         """Features `(n, d)` from what `below` gave; for texts with `inside (n, t)`, the positions within each text."""
-        n, device = len(activations), activations.device
+        n, device = activations.shape[0], activations.device
         if self.texts:
             assert inside is not None
             x = torch.where(inside, 0, -1)

@@ -39,10 +39,16 @@ def example(classifier: Classifier, n: int, t: int) -> Tensor:
 
 
 def traces_of(classifier: Classifier) -> Traces:
-    """Two recorded passes. Raises ValueError for a classifier in train mode."""
+    """Two recorded passes. Raises ValueError for a classifier in train mode, ConfigError for one with shards, whose
+    parts are cut already."""
     if classifier.training:
         raise ValueError("the classifier is in train mode, where activations depend on the batch; call eval() first")
     core, _ = core_of(classifier)
+    if (shards := getattr(core, "uppers", None)) is not None:
+        raise ConfigError(
+            f"{classifier.card.name}: it has {len(shards)} shards (model.shards, model.slices), so its backbone is not "
+            "cut as one; delete from it with the method exact, or train with one shard and one slice"
+        )
     one, two = (example(classifier, *sizes) for sizes in EXAMPLES)
     with torch.no_grad():
         z = core(two)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import Split
@@ -35,4 +37,5 @@ def public_lower_digest(classifier: Classifier, cut: str) -> str:
 
     Raises CheckpointError where their file is gone or holds other bytes.
     """
-    return lower_digest(split_at_cut(public_start(classifier.card, classifier.preprocess).eval(), cut))
+    public = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
+    return lower_digest(split_at_cut(public, cut))

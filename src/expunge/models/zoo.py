@@ -14,7 +14,9 @@ from expunge.models.families import Expects, Headed, Shape, family_of, transform
 from expunge.models.heads import LogitsOf, find_head, split_at
 from expunge.models.layers import PENULTIMATE, Layers
 from expunge.models.preprocess import Preprocess
+from expunge.models.random_features import with_random_features
 from expunge.models.sentence import PREFIX, build_sentence, rebuild_sentence, weights_of_sentence
+from expunge.models.sharded import sharded
 from expunge.models.tokens import Tokens
 from expunge.models.weights import load_tensors, read_weights
 from expunge.system.errors import CheckpointError, ConfigError
@@ -34,6 +36,7 @@ def build(
     layers: Sequence[str] = (PENULTIMATE,),
     seed: int = 0,
     public: bool = False,
+    random_features: int = 0,
 ) -> Classifier:
     """Build the classifier `name` for images of `image_shape` (h, w, c), or for texts (None), in eval mode.
 
@@ -43,6 +46,7 @@ def build(
     `image_size`: side of the square the images are resized to; None takes the backbone's own.
     `head`: name of the last linear layer; None finds it.
     `layers`: modules whose pooled outputs, side by side, are the features (see Layers); the head is then a new one.
+    `random_features`: how many stand beside z, for a head on a frozen backbone (see RandomFeatures).
     `public`: the weights are public, so nothing in them comes from rows that a request may name; the card records them.
     Raises ConfigError for names and sizes that cannot be, CheckpointError for weights that do not fit.
     """
@@ -63,7 +67,7 @@ def build(
         )
         if public:
             made.card = replace(made.card, weights=_recorded(name, checkpoint, weights_of_sentence(made.card)))
-        return made
+        return with_random_features(made, random_features) if random_features else made
     family, detail = family_of(name)
     expects = family.expects(detail, image_shape, (image_size, image_size) if image_size else None)
     weights = Path(checkpoint) if checkpoint is not None else expects.weights
@@ -83,11 +87,17 @@ def build(
     card = ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options, tuple(layers), recorded)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _cut(model, head, pixels, preprocess, card)
+        made = _cut(model, head, pixels, preprocess, card)
+    return with_random_features(made, random_features) if random_features else made
 
 
 def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
     """The architecture a card describes, its weights still to be loaded."""
+    if card.above and "shards" in card.above:
+        base = rebuild(replace(card, above=None), preprocess).eval()
+        return sharded(base, card.above["recipe"]["cut"], card.above["shards"]["count"], card)
+    if card.random_features:
+        return with_random_features(rebuild(replace(card, random_features=0), preprocess), card.random_features)
     if isinstance(preprocess, Tokens):
         return rebuild_sentence(card, preprocess)
     family, detail = family_of(card.name)

@@ -94,7 +94,10 @@ def _program(servable: Servable) -> Any:
     """The traced program, with the number of images left open."""
     example = torch.from_numpy(_images(_shape(servable), 2))
     module = Exportable(servable).requires_grad_(False)
-    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    program.graph.eliminate_dead_code()  # of a model with shards, the part of the public network that they replace
+    program.graph_module.recompile()
+    return program
 
 
 def _shape(servable: Servable) -> tuple[int, ...]:

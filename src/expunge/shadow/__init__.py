@@ -22,6 +22,11 @@ ABOVE = (
     "method `exact` needs none"
 )
 
+SHARDS = (
+    "model.shards is above 1: shadow heads are trained on all people at once, so they are no models of this procedure; "
+    "the claim of the method `exact` needs none"
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,6 +48,8 @@ def plan(model: Model, asked: Shadow) -> Plan:
         return Plan("off")
     if model.training == "above":
         return Plan("refused", refused_because=ABOVE)
+    if model.shards > 1:
+        return Plan("refused", refused_because=SHARDS)
     if not model.saw_forget_data:
         if asked.heads:
             return Plan("heads", "the backbone is said never to have seen the forgotten rows, so only heads had them")

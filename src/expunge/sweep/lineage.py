@@ -22,10 +22,13 @@ from expunge.config import Config
 from expunge.core.head import LinearHead
 from expunge.data.schema import FORGET, row_digest
 from expunge.data.split import REQUEST, Split
+from expunge.finetune.head_shards import DESCRIPTION as SHARDED
+from expunge.finetune.shards import STEPS
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.methods.exact import DESCRIPTIONS
 from expunge.methods.unlearned import SHIPPED_HEAD
-from expunge.models.checkpoint import save_classifier
+from expunge.models.checkpoint import DESCRIPTION, save_classifier
+from expunge.models.classifier import ModelCard
 from expunge.sweep.journal import Journal
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.targets import Targets
@@ -34,7 +37,6 @@ from expunge.system.files import MANIFEST, read_json, read_manifest, write_manif
 from expunge.system.paths import FORGOTTEN, MODELS, ORIGINAL, RETRAINED, SPLIT, UNLEARNED
 
 if TYPE_CHECKING:
-    from expunge.core.head import LinearHead
     from expunge.tracking import MlflowClient, Version
 
 Found = Residue | NotPurgeable
@@ -175,7 +177,10 @@ def replace_original(targets: Targets, registry: Registry | None, covered: list[
     place = journal.swap(directory)
     place.mkdir()
     description = save_classifier(place, classifier)
-    _keep_head(targets.root / UNLEARNED, LinearHead(classifier.head.weight, classifier.head.bias), place)
+    if classifier.card.above and "shards" in classifier.card.above:
+        _keep_steps(targets.root / UNLEARNED, classifier.card, place)
+    else:
+        _keep_head(targets.root / UNLEARNED, LinearHead(classifier.head.weight, classifier.head.bias), place)
     fields = {k: v for k, v in old.items() if k not in ("schema", "producer", "files", "backbone_digest")}
     write_manifest(place, "expunge.sweep", **{**fields, "backbone_digest": description["backbone_digest"]})
     return bool(description["backbone_digest"] != old.get("backbone_digest"))
@@ -186,9 +191,23 @@ def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
     are left, and none of those that go. Without it the original could not be deleted from again."""
     for directory in sorted(path.parent for path in products.glob(f"*/{MANIFEST}")):
         files = read_manifest(directory)["files"]
-        state = [name for name in files if any(Path(name).stem == Path(d).stem for d in DESCRIPTIONS.values())]
+        kinds = {Path(d).stem for d in (*DESCRIPTIONS.values(), SHARDED)}
+        state = [name for name in files if Path(name).stem in kinds]
         if state and _same(LinearHead.load(directory / SHIPPED_HEAD), served):
             for name in state:
+                (place / name).parent.mkdir(parents=True, exist_ok=True)  # heads in shards have folders of their own
+                shutil.copyfile(directory / name, place / name)
+            return
+
+
+def _keep_steps(products: Path, served: ModelCard, place: Path) -> None:
+    """What the steps of shards left, out of the product that has the very shards that are `served`: its description
+    names the weights of every step, and the rows, which are left. Without them a request trains whole shards again."""
+    for directory in sorted(path.parent for path in products.glob(f"*/{DESCRIPTION}")):
+        files = [name for name in read_manifest(directory)["files"] if name.startswith(f"{STEPS}/")]
+        if files and ModelCard.from_json(read_json(directory / DESCRIPTION)["card"]).above == served.above:
+            (place / STEPS).mkdir()
+            for name in files:
                 shutil.copyfile(directory / name, place / name)
             return
 

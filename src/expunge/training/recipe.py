@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from expunge.data.schema import TEXT
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore, Shards
 from expunge.finetune.above import activations_alone, train_above, train_rows
+from expunge.finetune.head_shards import HeadShards
+from expunge.finetune.places import places
 from expunge.finetune.relearn import Relearn
+from expunge.finetune.shards import Trained, train_shards
 from expunge.models.checkpoint import save_classifier
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
+from expunge.system.paths import FORGOTTEN
 from expunge.system.progress import log_message
 from expunge.training.trainer import computes_bf16, train
 
@@ -38,27 +43,32 @@ def make_classifier(
     out: Path,
     work: Path,
     store: FeatureStore | None = None,
+    forgotten: Path = FORGOTTEN,
 ) -> dict[str, Any]:
     """Train as params say on the dataset positions `rows`, write the model directory `out`, and return what it cost.
 
-    `store` holds the features of the frozen backbone where they were already fetched. Raises DataError when images of
+    `store` holds the features of the frozen backbone where they were already fetched; `forgotten` the key by which
+    subjects are placed into `model.shards`, made there on first use. Raises DataError when images of
     different sizes are to be trained on, and CheckpointError when given weights do not fit.
     """
     model = config.model
     classifier = build_classifier(config, dataset, seed)
     resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
     cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}
+    steps: Trained | None = None
     if model.training == "full":
         cost = _train_all(config, classifier, dataset, rows, seed, resume)
     if model.training == ABOVE:
-        classifier, cost = _train_above(config, classifier, dataset, rows, seed, work)
-    head: RidgeHead | SoftmaxHead | None = None
+        classifier, cost, steps = _train_above(config, classifier, dataset, rows, seed, work, forgotten)
+    head: RidgeHead | SoftmaxHead | HeadShards | None = None
     if model.training in FROZEN:
-        head, cost = _train_head(config, classifier, dataset, rows, work, store)
+        head, cost = _train_head(config, classifier, dataset, rows, work, store, forgotten)
     with staged_dir(out) as staging:
         description = save_classifier(staging, classifier)
         if head is not None:
             head.save(staging)
+        if steps is not None:
+            steps.save_steps(staging)
         write_manifest(
             staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"]
         )
@@ -81,6 +91,7 @@ def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
         layers=config.features.modules,
         seed=seed,
         public=model.weights == "public",
+        random_features=model.random_features,
     )
 
 
@@ -141,17 +152,27 @@ def recipe_above(config: Config, seed: int, device: torch.device) -> dict[str, A
 
 
 def _train_above(
-    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path
-) -> tuple[Classifier, dict[str, Any]]:
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path, forgotten: Path
+) -> tuple[Classifier, dict[str, Any], Trained | None]:
     """Activations first, in the work directory where the activations stage will find them; then what lies above."""
     recipe = recipe_above(config, seed, classifier.head.weight.device)
     activations = activations_alone(classifier, dataset, recipe["cut"], work)
     start_time = time.perf_counter()
-    train = train_rows(dataset)
-    fitted = train_above(classifier, activations, dataset.labels()[train], np.searchsorted(train, rows), recipe)
-    last = fitted.history_[-1]["accuracy"]
-    log_message(f"train: above {recipe['cut']} on {len(rows):,} rows, training accuracy {last:.4f}")
-    return fitted.classifier_, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": fitted.history_}
+    train, (shards, slices) = train_rows(dataset), (config.model.shards, config.model.slices)
+    labels, chosen = dataset.labels()[train], np.searchsorted(train, rows)
+    if shards == slices == 1:
+        fitted = train_above(classifier, activations, labels, chosen, recipe)
+        log_message(
+            f"train: above {recipe['cut']} on {len(rows):,} rows, training accuracy "
+            f"{fitted.history_[-1]['accuracy']:.4f}"
+        )
+        made, history, steps = fitted.classifier_, fitted.history_, None
+    else:
+        placed = places(dataset, train, forgotten, shards, slices)
+        steps = train_shards(classifier, activations, labels, chosen, recipe, placed)
+        log_message(f"train: above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
+        made, history = steps.classifier_, steps.history_
+    return made, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": history}, steps
 
 
 def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:
@@ -163,21 +184,41 @@ def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | Softmax
 
 
 def _train_head(
-    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, work: Path, store: FeatureStore | None
-) -> tuple[RidgeHead | SoftmaxHead, dict[str, Any]]:
+    config: Config,
+    classifier: Classifier,
+    dataset: Dataset,
+    rows: np.ndarray,
+    work: Path,
+    store: FeatureStore | None,
+    forgotten: Path,
+) -> tuple[RidgeHead | SoftmaxHead | HeadShards, dict[str, Any]]:
     """Features first, in the work directory where the extract stage will find them; then the head, to its optimum, with
-    what makes the next one fast after a deletion."""
-    head = make_head(config.model.training, config.train.head)
+    what makes the next one fast after a deletion; or a head for each shard of the people."""
+    make, count = partial(make_head, config.model.training, config.train.head), config.model.shards
+    head: RidgeHead | SoftmaxHead | HeadShards = make()  # wrong settings are found before features are fetched
     shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
     start_time = time.perf_counter()
     z, labels = torch.from_numpy(shards.z(rows)), torch.from_numpy(dataset.labels()[rows])
-    head.fit(z, labels, len(dataset.class_names))
+    if count > 1:
+        placed = places(dataset, rows, forgotten, count, 1)
+        head = HeadShards.fit(make, z, labels, placed.shard, count, len(dataset.class_names), placed.key)
+    else:
+        assert not isinstance(head, HeadShards)
+        head.fit(z, labels, len(dataset.class_names))
+    for one in head.known if isinstance(head, HeadShards) else [head]:
+        _prepare(one)
+    classifier.set_head(head.head_.weight, head.head_.bias)
+    log_message(
+        f"train: {config.model.training} head on {len(rows):,} rows of {shards.dim} features"
+        + (f" in {count} shards" if count > 1 else "")
+    )
+    return head, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}
+
+
+def _prepare(head: RidgeHead | SoftmaxHead) -> None:
     if isinstance(head, SoftmaxHead):
         head.prepare()
         if not head.converged_:
             log_message(
                 f"train: the head stopped at a gradient of norm {head.gradient_norm_:.2g}; raise train.head.steps"
             )
-    classifier.set_head(head.head_.weight, head.head_.bias)
-    log_message(f"train: {config.model.training} head on {len(rows):,} rows of {shards.dim} features")
-    return head, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}

@@ -1,0 +1,145 @@
+"""`model.shards` for a frozen backbone: a head for each shard of the people, and their mean, which is a head again.
+
+For linear heads the mean of log-probabilities is, up to a number per row that no probability depends on, the mean of
+logits: `W = mean W_s`, `b = mean b_s`. For every class it is over the shards that have rows of it, as in
+`models/sharded.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from expunge.core import LinearHead, RidgeHead, SoftmaxHead
+from expunge.models.sharded import LEAST_ROWS, say
+from expunge.system.errors import CheckpointError, DataError
+from expunge.system.files import read_json, write_json
+
+Head = RidgeHead | SoftmaxHead
+DESCRIPTION, FOLDER = "head_shards.json", "shards"
+SCHEMA = 1
+
+
+class HeadShards:
+    """`heads`, None for a shard that has too few rows and so no say; `counts_ (S, C)` rows of each class in each; `key`
+    names that by which people were placed. `head_` is the mean."""
+
+    def __init__(self, heads: list[Head | None], counts: NDArray[np.int64], key: str) -> None:
+        if all(head is None for head in heads):
+            raise DataError(f"no shard of {len(heads)} has {LEAST_ROWS} rows; lower model.shards")
+        self.heads, self.counts_, self.key = heads, counts, key
+
+    @classmethod
+    def fit(
+        cls,
+        make: Callable[[], Head],
+        z: Tensor,
+        y: Tensor,
+        shard: NDArray[np.int64],
+        count: int,
+        classes: int,
+        key: str,
+    ) -> HeadShards:
+        """From nothing: `shard (n,)` says in which of `count` the rows `z (n, d)`, `y (n,)` are. Raises DataError where
+        no shard has rows enough."""
+        heads: list[Head | None] = []
+        for number in range(count):
+            rows = torch.from_numpy(np.flatnonzero(shard == number))
+            heads.append(make().fit(z[rows], y[rows], classes) if len(rows) >= LEAST_ROWS else None)
+        return cls(heads, count_rows(shard, y.numpy(), count, classes), key)
+
+    @property
+    def head_(self) -> LinearHead:
+        """Weight `(C, d)` and bias `(C,)`: means, computed in float64."""
+        weight = bias = None
+        for share, head in zip(torch.from_numpy(say(self.counts_)).double(), self.heads, strict=True):
+            if head is None:
+                continue
+            own, its = head.head_.weight.double() * share[:, None], head.head_.bias.double() * share
+            weight, bias = (own, its) if weight is None or bias is None else (weight + own, bias + its)
+        assert weight is not None and bias is not None
+        return LinearHead(weight.float(), bias.float())
+
+    @property
+    def known(self) -> list[Head]:
+        """The heads that have a say."""
+        return [head for head in self.heads if head is not None]
+
+    def without(
+        self,
+        gone: tuple[Tensor, Tensor, NDArray[np.int64]],
+        left: tuple[Tensor, Tensor, NDArray[np.int64]],
+    ) -> tuple[HeadShards, list[int]]:
+        """Take the rows `gone` out, `left` are those that stay, each `z (n, d)`, `y (n,)` and shards `(n,)`; heads of
+        other shards are not touched. Also which shards were."""
+        touched = sorted(set(gone[2].tolist()))
+        heads = list(self.heads)
+        for number in touched:
+            out, kept = (_of(part, number) for part in (gone, left))
+            head = heads[number]
+            heads[number] = _removed(head, out, kept) if head is not None and len(kept[1]) >= LEAST_ROWS else None
+        counts = count_rows(left[2], left[1].numpy(), *self.counts_.shape)
+        return HeadShards(heads, counts, self.key), touched
+
+    def save(self, directory: Path | str) -> None:
+        """Write every head with its state into a folder of its own, what they are last."""
+        directory = Path(directory)
+        for number, head in enumerate(self.heads):
+            if head is not None:
+                place = directory / FOLDER / f"{number:04d}"
+                place.mkdir(parents=True)
+                head.save(place)
+        known = [number for number, head in enumerate(self.heads) if head is not None]
+        counts = self.counts_.tolist()
+        write_json(directory / DESCRIPTION, {"schema": SCHEMA, "heads": known, "counts": counts, "key": self.key})
+
+    @classmethod
+    def load(cls, directory: Path | str, kind: type[RidgeHead] | type[SoftmaxHead]) -> HeadShards:
+        """Read what `save` wrote. Raises CheckpointError naming the directory."""
+        directory = Path(directory)
+        described = read_json(directory / DESCRIPTION)
+        if described.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"{directory}: shards of schema {described.get('schema')!r}, this version reads {SCHEMA}"
+            )
+        counts = np.array(described["counts"], np.int64)
+        heads: list[Head | None] = [
+            kind.load(directory / FOLDER / f"{number:04d}") if number in described["heads"] else None
+            for number in range(len(counts))
+        ]
+        return cls(heads, counts, described["key"])
+
+
+def count_rows(shard: NDArray[np.int64], labels: NDArray[np.integer], count: int, classes: int) -> NDArray[np.int64]:
+    """Rows of each class in each shard, `(count, classes)` int64."""
+    return np.bincount(shard * classes + labels, minlength=count * classes).reshape(count, classes).astype(np.int64)
+
+
+def accuracy_of(heads: Sequence[Head]) -> Mapping[str, Any]:
+    """How near the mean of these heads is to that of heads fitted from nothing, as far as they tell: the largest
+    residual of ridge heads; for softmax heads the largest gradient norm, and a bound on the distance of the mean."""
+    if isinstance(heads[0], RidgeHead):
+        return {"residual": max(head.drift_ for head in heads if isinstance(head, RidgeHead))}
+    soft = [head for head in heads if isinstance(head, SoftmaxHead)]
+    # A mean of shares that sum to 1 in every class is no farther off than the root of the sum of squares (Jensen).
+    bound = float(np.sqrt(sum(head.bound_**2 for head in soft)))
+    return {"gradient_norm": max(head.gradient_norm_ for head in soft), "bound": bound}
+
+
+def _of(part: tuple[Tensor, Tensor, NDArray[np.int64]], number: int) -> tuple[Tensor, Tensor]:
+    rows = torch.from_numpy(np.flatnonzero(part[2] == number))
+    return part[0][rows], part[1][rows]
+
+
+def _removed(head: Head, out: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor]) -> Head:
+    if isinstance(head, SoftmaxHead):
+        return head.refit(*kept)
+    rows = kept if head.needs_rows else None
+    head.remove(*out, rows)
+    return head.solve(rows) if head.quantum is not None else head  # exact sums: the bits of a fit from nothing

@@ -1,0 +1,227 @@
+"""`model.shards` and `model.slices`: what lies above a cut, trained several times on disjoint rows, step by step.
+
+SISA (Bourtoule et al., arXiv 1912.03817): rows are in shards, those of a shard in slices. Step r of a shard trains on
+its slices 0 .. r, from what step r - 1 left, and what every step leaves is kept. A request trains again only the shards
+that hold its rows, each from the earliest slice that does.
+
+A step is determined by public weights, recipe, seed and its rows. What an earlier training left is therefore taken over
+where the rows of the step are the same, told by the Merkle root of keyed digests, and its weights are those recorded:
+the result is bit for bit that of training from nothing, whatever was taken over.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.finetune.cut import Activations
+from expunge.finetune.places import Places
+from expunge.finetune.relearn import Relearn
+from expunge.models.checkpoint import digest_of_tensors
+from expunge.models.classifier import Classifier
+from expunge.models.cut_split import Traces
+from expunge.models.cuts import split_at_cut, traces_of
+from expunge.models.lower import lower_digest
+from expunge.models.sharded import LEAST_ROWS, average, core_with_shards, sharded, unsharded, upper_state, with_upper
+from expunge.models.zoo import public_start
+from expunge.system.errors import DataError
+from expunge.system.progress import log_message
+
+State = dict[str, Tensor]
+STEPS = "steps"  # the folder of what the steps before the last left
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an earlier training left: records of the steps by shard, and the state after one, None where it is gone."""
+
+    parts: list[list[dict[str, Any]]]
+    state: Callable[[int, int], State | None]
+
+
+@dataclass
+class Trained:
+    """`classifier_` has all shards; `states` is what steps before the last left, by (shard, step); `again` lists the
+    shards that were trained, with the step they began with."""
+
+    classifier_: Classifier
+    states: dict[tuple[int, int], State]
+    again: dict[int, int] = field(default_factory=dict)
+    history_: list[dict[str, float]] = field(default_factory=list)
+
+    def save_steps(self, directory: Path) -> None:
+        """Write what the steps before the last left, one file each, below `directory`."""
+        for (shard, step), state in self.states.items():
+            file = step_file(directory, shard, step)
+            file.parent.mkdir(exist_ok=True)
+            save_file(state, file)
+
+
+def step_file(directory: Path, shard: int, step: int) -> Path:
+    return directory / STEPS / f"shard-{shard:04d}-step-{step:04d}.safetensors"
+
+
+def before(classifier: Classifier, directory: Path | None) -> Before:
+    """Of a `classifier` with shards, and of the steps that lie below its model `directory`."""
+    core = core_with_shards(classifier)
+    assert core is not None and classifier.card.above is not None
+    parts = classifier.card.above["shards"]["parts"]
+
+    def state(shard: int, step: int) -> State | None:
+        if step == len(parts[shard]) - 1:
+            return {name: tensor.detach() for name, tensor in core.uppers[shard].state_dict().items()}
+        file = None if directory is None else step_file(directory, shard, step)
+        return load_file(file) if file is not None and file.is_file() else None
+
+    return Before(parts, state)
+
+
+def train_shards(
+    classifier: Classifier,
+    activations: Activations,
+    labels: NDArray[np.integer],
+    rows: NDArray[np.integer],
+    recipe: Mapping[str, Any],
+    places: Places,
+    earlier: Before | None = None,
+) -> Trained:
+    """Train every shard on its part of `rows` of `activations` and of `labels` `(len(activations),)`, by `recipe`, the
+    arguments of `Relearn`: `epochs` is how often a row is seen on the mean, `seed` that from which all others come.
+
+    Of `classifier` its description and preprocessing count, which name the public weights. Raises DataError where no
+    shard has rows enough, CheckpointError where the public weights are others now, and what `Relearn.fit` raises.
+    """
+    base = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
+    base.to(classifier.head.weight.device)
+    made, parts, ends = Trained(classifier, {}), [], []
+    shards = shards_of(base, recipe, places, rows)
+    counts = counts_of(shards, labels, classifier.card.num_classes)
+    if not (counts.sum(axis=1) >= LEAST_ROWS).any():
+        raise DataError(f"no shard of {places.shards} has {LEAST_ROWS} rows; lower model.shards")
+    for number, shard in enumerate(shards):
+        states, history = shard.trained(activations, labels, earlier)
+        if shard.began < places.slices:
+            made.again[number] = shard.began
+            made.history_ += history
+        parts.append(shard.records(states))
+        ends.append(states[-1])
+        made.states |= {(number, step): state for step, state in enumerate(states[:-1])}
+    made.classifier_ = _joined(base, recipe["cut"], card_of(classifier, recipe, places, parts), ends, counts)
+    return made
+
+
+def shards_of(base: Classifier, recipe: Mapping[str, Any], places: Places, rows: NDArray[np.integer]) -> list[Shard]:
+    """The shards of `rows` above the recipe's cut of the public network `base`, in eval mode."""
+    traces, found = traces_of(base), []
+    for number in range(places.shards):
+        steps = [places.up_to(rows, number, step) for step in range(places.slices)]
+        found.append(Shard(base, traces, recipe, number, steps, [places.root(step) for step in steps]))
+    return found
+
+
+def counts_of(shards: list[Shard], labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+    """Rows of each class in each shard, `(S, classes)`."""
+    return np.stack([np.bincount(labels[shard.steps[-1]], minlength=classes) for shard in shards])
+
+
+def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: Places, parts: list[Any]) -> Any:
+    """The description of the whole, all that training again without some rows needs."""
+    base = unsharded(classifier)
+    shards = {"count": places.shards, "slices": places.slices, "key": places.key, "parts": parts}
+    lower = lower_digest(split_at_cut(base, recipe["cut"]))
+    return replace(classifier.card, above={"recipe": dict(recipe), "lower_digest": lower, "shards": shards})
+
+
+def _joined(base: Classifier, cut: str, card: Any, ends: list[State], counts: NDArray[np.int64]) -> Classifier:
+    made = sharded(base, cut, len(ends), card)
+    core = core_with_shards(made)
+    assert core is not None
+    for upper, state in zip(core.uppers, ends, strict=True):
+        upper.load_state_dict(state)
+    made.set_head(*average(counts))
+    return made
+
+
+class Shard:
+    """One shard: its `steps`, the rows of each, with their Merkle `roots`. `began` is the step that it was trained
+    from, the number of steps where everything was taken over."""
+
+    def __init__(
+        self,
+        base: Classifier,
+        traces: Traces,
+        recipe: Mapping[str, Any],
+        number: int,
+        steps: list[NDArray[np.int64]],
+        roots: list[str],
+    ) -> None:
+        self.base, self.cut, self.traces, self.recipe, self.number = base, recipe["cut"], traces, recipe, number
+        self.steps, self.roots = steps, roots
+        self.began = 0
+
+    def trained(
+        self, activations: Activations, labels: NDArray[np.integer], earlier: Before | None = None
+    ) -> tuple[list[State], list[dict[str, float]]]:
+        """The state after every step, and the passes that were made."""
+        states = self._taken_over(earlier) if earlier is not None else []
+        self.began, history = len(states), []
+        state = states[-1] if states else self._start()
+        for step in range(len(states), len(self.steps)):
+            known = len(self.steps[step - 1]) if step else 0
+            if len(self.steps[step]) >= LEAST_ROWS and len(self.steps[step]) > known:
+                state, passes = self._step(step, state, activations, labels)
+                history += passes
+            states.append(state)
+        if self.began < len(self.steps):
+            log_message(f"shard {self.number}: {len(self.steps[-1]):,} rows, from slice {self.began}")
+        return states, history
+
+    def records(self, states: list[State]) -> list[dict[str, Any]]:
+        """What is told of every step: rows, their root, the digest of the weights that it left."""
+        return [
+            {"rows": len(rows), "merkle_root": root, "weights_digest": digest_of_tensors(state)}
+            for rows, root, state in zip(self.steps, self.roots, states, strict=True)
+        ]
+
+    def _taken_over(self, earlier: Before) -> list[State]:
+        """States of the steps whose rows are still the same, up to the last one whose weights are those recorded."""
+        recorded, found = earlier.parts[self.number], []
+        for step, root in enumerate(self.roots):
+            state = earlier.state(self.number, step) if recorded[step]["merkle_root"] == root else None
+            if state is None or digest_of_tensors(state) != recorded[step]["weights_digest"]:
+                break
+            found.append(state)
+        return found
+
+    def _start(self) -> State:
+        """Public weights, and a head drawn from the seed."""
+        fresh = copy.deepcopy(self.base)
+        with torch.random.fork_rng():
+            torch.manual_seed(self._seed(0))
+            fresh.head.reset_parameters()
+        return upper_state(fresh, self.cut, self.traces)
+
+    def _step(
+        self, step: int, state: State, activations: Activations, labels: NDArray[np.integer]
+    ) -> tuple[State, list[dict[str, float]]]:
+        # Bourtoule et al., section V: with 2 e / (R + 1) passes a step, R steps look at as many rows as e passes do.
+        passes = self.recipe["epochs"] * 2 / (len(self.steps) + 1)
+        recipe = {**self.recipe, "seed": self._seed(step), "epochs": passes}
+        begin = with_upper(self.base, self.cut, self.traces, state)
+        fitted = Relearn(**recipe).fit(self.base, activations, labels, self.steps[step], begin=begin)
+        history = [{"shard": self.number, "slice": step, **p} for p in fitted.history_]
+        return upper_state(fitted.classifier_, self.cut, self.traces), history
+
+    def _seed(self, step: int) -> int:
+        """Of its own for every step of every shard."""
+        drawn = np.random.SeedSequence([self.recipe["seed"], self.number, step]).generate_state(1)
+        return int(drawn[0])

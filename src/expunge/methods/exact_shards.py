@@ -1,0 +1,167 @@
+"""Exact deletion from a model in shards: those that hold forgotten rows are trained again, the others stay as they are.
+
+`training/recipe.py` trains by `finetune.shards.train_shards` on the same activations, so what is trained again is what
+training on a dataset without the rows gives, and so is what stays, bit for bit, on one machine.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.finetune.above import activations_alone
+from expunge.finetune.places import Places, places
+from expunge.finetune.shards import before, counts_of, shards_of, train_shards
+from expunge.methods.exact import rows_root
+from expunge.methods.exact_above import kept_activations, provenance, why_not
+from expunge.methods.inputs import FitInputs
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import digest_of_tensors
+from expunge.models.classifier import Classifier
+from expunge.models.cuts import split_at_cut
+from expunge.models.lower import lower_digest
+from expunge.models.sharded import average, core_with_shards, unsharded
+from expunge.models.zoo import public_start
+from expunge.system.errors import ConfigError, QualityError
+
+
+def delete_from_shards(request: FitInputs) -> UnlearnedModel:
+    """The network that training on the retained rows gives, by the original's recipe, seed and shards.
+
+    Raises QualityError with the reason where the model cannot be deleted from.
+    """
+    reason = why_not(request)
+    if reason is not None:
+        raise QualityError(f"exact: {reason}")
+    claim = dict(request.classifier.card.above or {})
+    recipe, shards = claim["recipe"], claim["shards"]
+    placed = placed_as(request, shards)
+    activations = kept_activations(request, recipe["cut"], claim["lower_digest"])
+    made = train_shards(
+        request.classifier,
+        activations,
+        request.labels[request.train_rows],
+        request.among_train(request.retain_rows),
+        recipe,
+        placed,
+        before(request.classifier, request.model_dir),
+    )
+    above = dict(made.classifier_.card.above or {})
+    same = all(above[key] == claim[key] for key in ("recipe", "lower_digest"))
+    exact = {
+        "holds": same and above["shards"]["key"] == shards["key"],
+        "procedure": (
+            f"above: {len(made.again)} of {shards['count']} shards trained again from public weights on kept "
+            "activations, without the rows"
+        ),
+        "accuracy": {"relative_tolerance": 0.0},
+        "weights_digest": digest_of_tensors(made.classifier_.state_dict()),
+        **provenance(request),
+        "shards": above["shards"],
+        "again": {str(shard): step for shard, step in sorted(made.again.items())},
+    }
+    return UnlearnedModel.of_classifier(made.classifier_, {"exact": exact, "history": made.history_}, made)
+
+
+def placed_as(request: FitInputs, shards: dict[str, Any]) -> Places:
+    """Where the training rows belong, by the key that the model was trained with.
+
+    Raises ConfigError where the directory of the key is not given, QualityError where it holds another one.
+    """
+    if request.forgotten_dir is None:
+        raise ConfigError("exact: the directory of the key that places subjects into shards is not given")
+    placed = places(
+        request.dataset, request.train_rows, request.forgotten_dir, int(shards["count"]), int(shards["slices"])
+    )
+    if placed.key != shards["key"]:
+        raise QualityError(
+            f"exact: {request.forgotten_dir}/key is not the key by which the model's subjects were placed into shards; "
+            "bring the key from where the model was trained, or train again with `dvc repro --force train`"
+        )
+    return placed
+
+
+def drawn(nonce: str, count: int, wanted: int) -> list[int]:
+    """The `wanted` of `count` shards that an auditor's `nonce`, hexadecimal, picks: those with the least HMAC-SHA256 of
+    their number under it. Who does not know the nonce beforehand cannot know which.
+
+    Raises ConfigError for a nonce of fewer than 16 bytes, or more shards than there are.
+    """
+    try:
+        key = bytes.fromhex(nonce)
+    except ValueError:
+        key = b""
+    if len(key) < 16:
+        raise ConfigError("--nonce: at least 16 bytes in hexadecimal digits, such as `openssl rand -hex 16` writes")
+    if not 1 <= wanted <= count:
+        raise ConfigError(f"--shards: {wanted}; the model has {count} shards, name 1 to {count}")
+    order = sorted(range(count), key=lambda shard: hmac.digest(key, shard.to_bytes(4, "big"), "sha256"))
+    return sorted(order[:wanted])
+
+
+def recompute(
+    request: FitInputs,
+    shipped: Classifier,
+    claim: dict[str, Any],
+    from_inputs: Path | None = None,
+    chosen: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Audit by recomputation: the `chosen` shards (None: all) are trained from the public weights once more, on their
+    retained rows, by the recipe that `claim` (`info["exact"]`) names, and compared with those `shipped`.
+
+    Rows of every shard are compared by their Merkle root, weights of every shard by the digest claimed, their mean by
+    the counts of rows. `from_inputs` and what is returned as in `exact_above.recompute`; `distance` is that of the
+    shards made again, which stand in `shards_made_again`.
+    """
+    recipe, shards = claim["recipe"], claim["shards"]
+    cut, lower = recipe["cut"], claim["public"]["lower_digest"]
+    again = list(range(shards["count"])) if chosen is None else list(chosen)
+    public = public_start(replace(request.classifier.card, above=None), request.classifier.preprocess).eval()
+    same_lower = all(lower_digest(split_at_cut(unsharded(m), cut)) == lower for m in (public, shipped))
+    placed, rows = placed_as(request, shards), request.among_train(request.retain_rows)
+    activations, same_activations = kept_activations(request, cut, lower), None
+    if from_inputs is not None:
+        kept, activations = activations, activations_alone(public, request.dataset, cut, from_inputs)
+        same_activations = bool(np.array_equal(activations, kept, equal_nan=True))
+    all_shards = shards_of(public, recipe, placed, rows)
+    ends, labels = _ends(shipped), request.labels[request.train_rows]
+    same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
+        shard.roots == [step["merkle_root"] for step in steps]
+        for shard, steps in zip(all_shards, shards["parts"], strict=True)
+    )
+    same_bits = all(
+        digest_of_tensors(end) == steps[-1]["weights_digest"] for end, steps in zip(ends, shards["parts"], strict=True)
+    )
+    distance = 0.0
+    for number in again:
+        states, _ = all_shards[number].trained(activations, labels)
+        same_bits &= all_shards[number].records(states) == shards["parts"][number]
+        made = states[-1]
+        distance = max(distance, *(float((made[k].double() - v.double()).abs().max()) for k, v in ends[number].items()))
+    mean = average(counts_of(all_shards, labels, public.card.num_classes))
+    same_mean = all(torch.equal(*both) for both in zip(mean, (shipped.head.weight, shipped.head.bias), strict=True))
+    return {
+        "agrees": same_rows and same_lower and same_bits and same_mean and same_activations is not False,
+        "rows": same_rows,
+        "backbone": same_lower,
+        "activations": same_activations,  # None: not fetched anew
+        "distance": distance,
+        "allowed": 0.0,
+        "same_bits": same_bits,
+        "same_mean": same_mean,
+        "shards": shards["count"],
+        "shards_made_again": again,
+    }
+
+
+def _ends(shipped: Classifier) -> list[dict[str, torch.Tensor]]:
+    """The tensors of every shard of a classifier."""
+    core = core_with_shards(shipped)
+    assert core is not None
+    return [{k: v.detach() for k, v in upper.state_dict().items()} for upper in core.uppers]
