@@ -22,6 +22,8 @@ RENAMED = {
     "fit.matched-fast": "fit.teacher-map",
     "fit.matched-sealed": "fit.teacher-map-sealed",
     "fit.teacher": "fit.teacher-map.after",
+    "ensembles": "shadow",
+    "shadow.full": "shadow.networks",
 }
 
 # Types of values. Strict: no text is read as a number, no bool as an int, no set as a list. An int may be a float.
@@ -134,11 +136,11 @@ class Evaluate:
 
 
 @dataclass(frozen=True, config=FORBID)
-class Ensembles:
+class Shadow:
     """Models per side, for attacks that need many of them; 0 is off."""
 
     heads: Models
-    full: Models
+    networks: Models
     epochs: Count | None
     seed: Seed
 
@@ -172,7 +174,7 @@ class Config:
     methods: Annotated[list[EntryName], Strict()]
     fit: Annotated[dict[EntryName, Annotated[dict[Text, Any], Strict()]], Strict()]
     evaluate: Evaluate
-    ensembles: Ensembles
+    shadow: Shadow
     register: Register
     sweep: Sweep
 
@@ -267,13 +269,13 @@ def _check(config: Config, path: str) -> None:
         ),
         (config.model.training in ("head", "ridge") or not config.train.head, "train.head", "wants a frozen backbone"),
         (
-            config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),
-            "ensembles.heads",
+            config.shadow.heads == 0 or (config.shadow.heads >= 8 and config.shadow.heads % 2 == 0),
+            "shadow.heads",
             "must be 0 (off) or an even number of at least 8: half of the heads had a row",
         ),
         (
-            config.ensembles.full == 0 or config.ensembles.full >= 4,
-            "ensembles.full",
+            config.shadow.networks == 0 or config.shadow.networks >= 4,
+            "shadow.networks",
             "must be 0 (off) or at least 4: an attack fits a distribution to each side",
         ),
         (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
