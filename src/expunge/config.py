@@ -192,7 +192,7 @@ _ADAPTER = TypeAdapter(Config)
 def _check(config: Config, path: str) -> None:
     """What a type cannot say."""
     model, cuts, above = config.model, config.activations.cuts, config.model.training == "above"
-    held = cuts != "auto" and model.cut in cuts
+    held, ask = cuts != "auto" and model.cut in cuts, config.split
     rules = [
         (
             config.data.source.startswith(NAMED) or config.data.source in SOURCES,
@@ -213,15 +213,11 @@ def _check(config: Config, path: str) -> None:
         ),
         (config.data.source.startswith("hf:") or not config.data.columns, "data.columns", "is for data.source hf:NAME"),
         (
-            config.split.selector not in ("ids", "subjects") or config.split.file is not None,
+            ask.selector not in ("ids", "subjects") or ask.file is not None,
             "split.file",
             "must name the file of ids or subjects",
         ),
-        (
-            config.split.selector != "filter" or config.split.filter is not None,
-            "split.filter",
-            "must be an expression for selector: filter",
-        ),
+        (ask.selector != "filter" or bool(ask.filter), "split.filter", "must be an expression for selector: filter"),
         (
             config.model.training != "none" or config.model.checkpoint is not None,
             "model.checkpoint",
