@@ -13,7 +13,19 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands import attack, certificate, cuts, deploy, methods, people, registry, request, sweep, variant
+from expunge.commands import (
+    attack,
+    certificate,
+    check,
+    cuts,
+    deploy,
+    methods,
+    people,
+    registry,
+    request,
+    sweep,
+    variant,
+)
 from expunge.stages import guarded
 from expunge.system.errors import TrackingError
 from expunge.system.files import read_json
@@ -115,7 +127,7 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (people, registry, attack, methods, variant, deploy, request, certificate, cuts, sweep):
+for commands in (check, people, registry, attack, methods, variant, deploy, request, certificate, cuts, sweep):
     commands.register(app)
 
 if __name__ == "__main__":
