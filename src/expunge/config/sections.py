@@ -52,11 +52,25 @@ class Model:
 
 @dataclass(frozen=True, config=FORBID)
 class Train:
+    """null: what the recipe takes for the model, see `training/settings.py`."""
+
+    recipe: Literal["auto", "small", "finetune"]
     epochs: Count
     batch_size: BatchSize
-    lr: Rate
-    momentum: Momentum
-    weight_decay: Penalty
+    lr: Rate | None
+    momentum: Momentum | None
+    weight_decay: Penalty | None
+    optimizer: Text | None
+    schedule: Literal["one-cycle", "cosine", "constant"] | None
+    warmup: Half | None
+    layer_decay: Portion | None
+    label_smoothing: Half | None
+    ema: Momentum | None
+    frozen_norm: Bool | None
+    augment: Literal["none", "flip-crop", "randaugment", "trivial"] | None
+    accumulate: Count
+    patience: Count | None
+    holdout: Half
     precision: Literal["auto", "fp32", "bf16"]
     seed: Seed
     head: dict[Text, Any]  # arguments of RidgeHead or SoftmaxHead

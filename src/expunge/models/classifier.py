@@ -34,6 +34,8 @@ class ModelCard:
     model's name) and `digest` of the backbone's tensors; None where nothing is claimed.
     `above`: for training `above` the `recipe` (arguments of `Relearn`, its cut and seed among them) and `lower_digest`,
     what lies below the cut (see `models/lower.py`): all that training again without some rows needs.
+    `recipe`: how all weights were trained, every setting resolved (see `training/settings.py`), with `mean_lr` and
+    `final_lr`; None where they came trained or lie above a cut.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ModelCard:
     layers: tuple[str, ...] = (PENULTIMATE,)
     weights: Mapping[str, str] | None = None
     above: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
