@@ -100,7 +100,11 @@ def _into_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         for group in numbers.pop("groups")
     ]
     groups = [{**group, **numbered} for group, numbered in zip(own, kept, strict=True)]
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in {**tensors, **numbers}.items():
         i, _, key = name.removeprefix(OPTIMIZER).partition(".")
+        if isinstance(value, Tensor) and value.shape == weights[int(i)].shape:
+            # Strides as the weight has them: sums over a tensor depend on its order in memory.
+            value = torch.empty_like(weights[int(i)], dtype=value.dtype).copy_(value)
         state.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
