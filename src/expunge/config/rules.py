@@ -73,6 +73,11 @@ def broken_rules(config: Config) -> list[str]:
             "retrain.seeds",
             "must be a list of different seeds, at least one",
         ),
+        (
+            config.train.engine == "local" or model.training == "full",
+            "train.engine",
+            "other than local is for model.training: full; set it to local",
+        ),
         (config.model.training in ("head", "ridge") or not config.train.head, "train.head", "wants a frozen backbone"),
         (
             config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),

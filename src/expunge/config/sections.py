@@ -71,6 +71,8 @@ class Train:
     accumulate: Count
     patience: Count | None
     holdout: Half
+    engine: Literal["local", "torchrun"]
+    workers: Count | None
     precision: Literal["auto", "fp32", "bf16"]
     seed: Seed
     head: dict[Text, Any]  # arguments of RidgeHead or SoftmaxHead

@@ -29,7 +29,7 @@ class NegGradPlus(Updater):
     )
     alpha: float = 0.98
     cap: float | None = 6.0
-    factors: ClassVar[Factors] = Factors(sgd=0.3)
+    factors: ClassVar[Factors] = Factors(sgd=0.3, adamw=0.125)
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:

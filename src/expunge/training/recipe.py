@@ -26,6 +26,8 @@ from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.progress import log_message
+from expunge.training.launch import train_with_torchrun
+from expunge.training.ranks import Ranks
 from expunge.training.settings import Recipe, recipe_of
 from expunge.training.trainer import computes_bf16, train
 
@@ -106,11 +108,30 @@ def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:
 def _train_all(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path
 ) -> dict[str, Any]:
+    if config.train.engine == "torchrun":
+        history = train_with_torchrun(config, classifier, dataset, rows, seed, resume)
+    else:
+        history = fit_all(config, classifier, dataset, rows, seed, resume)
+    classifier.card = replace(classifier.card, recipe=recorded(recipe_of(config.train, classifier), history))
+    log_message(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
+    return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
+
+
+def fit_all(
+    config: Config,
+    classifier: Classifier,
+    dataset: Dataset,
+    rows: np.ndarray,
+    seed: int,
+    resume: Path,
+    ranks: Ranks | None = None,
+) -> list[dict[str, float]]:
+    """Train all weights of `classifier` in place, in this process, by the recipe of params; see `trainer.train`."""
     images = dataset.images(rows)
     if isinstance(images, list):
         raise DataError(f"{dataset.directory}: images differ in size; resize them, or set model.training: head")
     recipe = recipe_of(config.train, classifier)
-    history = train(
+    return train(
         classifier,
         images,
         dataset.labels()[rows],
@@ -118,10 +139,8 @@ def _train_all(
         seed=seed,
         held=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
         resume_dir=resume,
+        ranks=ranks,
     )
-    classifier.card = replace(classifier.card, recipe=recorded(recipe, history))
-    log_message(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
-    return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
 
 
 def held_out(rows: int, share: float) -> np.ndarray:

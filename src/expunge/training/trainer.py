@@ -28,10 +28,12 @@ from expunge.system.errors import DataError
 from expunge.system.progress import log_message, progress
 from expunge.training.augment import make_augment
 from expunge.training.descent import END, START, WARM_UP, make_optimizer, make_schedule, one_cycle
+from expunge.training.ranks import Ranks, norms_over_ranks
 from expunge.training.state import STATE, TrainState
 
 __all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
 PRECISIONS = ("auto", "fp32", "bf16")
+RANK_SEEDS = 7919  # apart from each other, so that processes draw different dropout and augmentation
 ROWS = 500  # of a batch of held-out rows
 
 
@@ -59,6 +61,7 @@ def train(
     patience: int | None = None,
     held: NDArray[np.bool_] | None = None,
     resume_dir: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> list[dict[str, float]]:
     """Train `classifier` in place on uint8 `images` (n, h, w) or (n, h, w, c) and `labels` (n,); leave it in eval mode.
 
@@ -68,6 +71,8 @@ def train(
     batch norm keeps the statistics that it came with. `accumulate`: a batch is computed in so many parts, which gives
     the gradient of the whole but for batch norm, whose batches are the parts. `patience`: stop after so many passes
     without a smaller loss on the rows `held (n,)`, and go back to the best; these rows are not trained on.
+    `ranks`: this process's place among those that train together, each with a slice of every batch; rank 0 keeps the
+    state.
 
     The weights depend on the arguments, the data, the kind of processor and the number of threads only.
     With `resume_dir` the state after each epoch is kept there (one file, replaced atomically): a run that was killed
@@ -93,24 +98,30 @@ def train(
         "augment": augment, "accumulate": accumulate, "patience": patience,
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
-    run = _Run(classifier, images, labels, arguments, held if patience is not None else None)
+    run = _Run(classifier, images, labels, arguments, held if patience is not None else None, ranks or Ranks())
     data = _digest(images, labels) + ("" if held is None else _digest(held.view(np.uint8), labels))
     state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
+
+    def keep(bf16: bool, history: list[dict[str, float]]) -> None:
+        if run.ranks.rank == 0:
+            state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
+
     kept = state.read(run.tensors(), run.optimizer)
     if kept is None:
         bf16 = computes_bf16(run.device) if precision == "auto" else precision == "bf16"
         history: list[dict[str, float]] = []
-        state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
+        keep(bf16, history)
     else:
         bf16, history = kept["bf16"], kept["history"]
         log_message(f"train: resuming after epoch {len(history)} of {epochs}")
-    for epoch in range(len(history), epochs):
-        if patience is not None and _tired(history, patience):
-            log_message(f"train: stopped after epoch {epoch}: the held-out loss fell last {patience} passes ago")
-            break
-        history.append(run.epoch(epoch, bf16))
-        run.watch(history, bf16)
-        state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
+    with norms_over_ranks(classifier, run.ranks):
+        for epoch in range(len(history), epochs):
+            if patience is not None and _tired(history, patience):
+                log_message(f"train: stopped after epoch {epoch}: the held-out loss fell last {patience} passes ago")
+                break
+            history.append(run.epoch(epoch, bf16))
+            run.watch(history, bf16)
+            keep(bf16, history)
     run.finish()
     return history
 
@@ -130,6 +141,7 @@ class _Run:
         labels: NDArray[np.int32],
         a: Mapping[str, Any],
         held: NDArray[np.bool_] | None,
+        ranks: Ranks,
     ) -> None:
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = classifier.head.weight.device
@@ -148,6 +160,8 @@ class _Run:
         self.ema: Any = None
         if a["ema"] > 0:
             self.ema = import_vision("timm.utils").ModelEmaV3(classifier, decay=a["ema"], use_warmup=True)
+        self.ranks = ranks
+        self.network = ranks.shared(self.classifier)
         self.best = copy.deepcopy(classifier.state_dict()) if held is not None else {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -181,7 +195,7 @@ class _Run:
         began = time.perf_counter()
         # Dropout and the like draw from the global generator: borrow it, set by epoch, and give it back.
         with torch.random.fork_rng(), progress("train", len(order), "images", epoch, self.a["epochs"]) as advance:
-            torch.manual_seed(self.a["seed"] * 1_000_003 + epoch)
+            torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.ranks.rank)
             for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
                 step = epoch * self.batches + i
                 self.set_rate(step)
@@ -190,6 +204,8 @@ class _Run:
                 loss_sum += loss.cpu().double() * len(rows)
                 correct += hits.cpu()
                 advance(len(rows))
+        sums = self.ranks.total(torch.stack([loss_sum, correct.double()]).to(self.device)).cpu()
+        loss_sum, correct = sums[0], sums[1]
         seconds = time.perf_counter() - began
         loss_mean = loss_sum.item() / len(order)
         if not math.isfinite(loss_mean):
@@ -207,24 +223,29 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         for part in torch.tensor_split(rows, min(self.a["accumulate"], len(rows))):
-            loss, right = self.loss(part, bf16)
+            loss, right = self.loss(self.ranks.own(part), len(part), bf16)
             if len(part) < len(rows):
                 loss = loss * (len(part) / len(rows))
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Gradients are averaged over processes, each of which has its share of the sum.
+            (loss * self.ranks.world if self.ranks.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total, hits = total + loss.detach(), hits + right
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.classifier, step + 1)
         return total, hits
 
-    def loss(self, rows: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
-        """Mean loss of `rows` and number of right answers."""
+    def loss(self, rows: Tensor, of: int, bf16: bool) -> tuple[Tensor, Tensor]:
+        """What `rows` add to the mean loss over `of` rows, and their number of right answers."""
         labels, images = self.labels[rows].to(self.device), self.images[rows]
         if self.augment is not None:
             images = self.augment(images)
         with self.autocast(bf16):
-            logits = self.classifier(images.to(self.device))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.a["label_smoothing"])
+            logits = self.network(images.to(self.device))
+        smoothing = self.a["label_smoothing"]
+        if len(rows) == of:
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        else:
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum") / of
         return loss, (logits.detach().argmax(1) == labels).sum()
 
     @torch.no_grad()
@@ -240,7 +261,9 @@ class _Run:
                 logits = network(self.images[rows].to(self.device)).float()
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             hits += int((logits.argmax(1) == labels).sum())
-        history[-1] |= {"held_loss": loss / len(self.held), "held_accuracy": hits / len(self.held)}
+        found = torch.tensor([loss, hits], dtype=torch.float64, device=self.device)
+        loss, right = self.ranks.decided(found).tolist()
+        history[-1] |= {"held_loss": loss / len(self.held), "held_accuracy": right / len(self.held)}
         if all(history[-1]["held_loss"] < h["held_loss"] for h in history[:-1]):
             self.best = copy.deepcopy(network.state_dict())
 
