@@ -87,7 +87,7 @@ down: ## Ends them; what they keep stays in volumes
 	docker compose --profile gpu --file docker/compose.yaml down
 
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
-	rm -rf data/dataset data/split data/features data/activations data/ensembles data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf data/dataset data/split data/features data/activations data/shadow data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # torch and what its wheel brings stay out: they differ by platform.
 RESOLVE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q

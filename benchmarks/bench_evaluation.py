@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_ensembles import CLASSES, features
+from benchmarks.bench_shadow_heads import CLASSES, features
 from expunge.evaluation import membership, representation, suite
 from expunge.evaluation.shadow_heads import train_heads
 from expunge.evaluation.suite import Outputs, evaluate

@@ -19,6 +19,16 @@ from prefect.flow_runs import pause_flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
+from expunge.commands.request import parse_classes
+from expunge.erasure import intake
+from expunge.erasure.notify import message
+from expunge.erasure.requests import Store
+from expunge.erasure.states import FINAL as ends
+from expunge.erasure.states import OPEN, urgency
+from expunge.ledger.ledger import Ledger
+from expunge.promotion.attachment import attach
+from expunge.promotion.session import ReviewSession
+from expunge.system.paths import CERTIFICATES, LEDGER
 from flows.naming import when
 from flows.promote import Decision, form, show
 from flows.unlearn import bring_up_to_date
@@ -62,9 +72,6 @@ def erasure(
     root = Path(workspace).resolve()
     with chdir(root):
         from expunge.erasure.lifecycle import Lifecycle
-        from expunge.erasure.requests import Store
-        from expunge.ledger.ledger import Ledger
-        from expunge.system.paths import LEDGER
 
         store, ledger, today = Store.open(), Ledger(LEDGER), datetime.now(UTC).date()
         if ids_file or subject_file or classes:
@@ -102,10 +109,7 @@ def take_in(
     received: date | None,
     today: date,
 ) -> None:
-    from expunge.commands.request import parse_classes
-    from expunge.erasure.intake import take_in
-
-    made = take_in(
+    made = intake.take_in(
         store,
         ids=Path(ids_file) if ids_file else None,
         subjects=Path(subject_file) if subject_file else None,
@@ -120,8 +124,6 @@ def take_in(
 
 def overview(store: Store, today: date) -> None:
     """Open requests by deadline, as a table; what is overdue or due soon stands in its description."""
-    from expunge.erasure.states import OPEN, urgency
-
     open_ = store.all(OPEN)
     marks = [urgency(r.due, today, SOON) for r in open_]
     rows = [
@@ -146,8 +148,6 @@ def overview(store: Store, today: date) -> None:
 
 def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
     """The review, and a form above which it stands; None where nobody answered in time."""
-    from expunge.promotion.session import ReviewSession
-
     product = outcome.facts["product"]
     seen = ReviewSession(product["model"]).review(product["version"])
     show(root, seen)
@@ -166,17 +166,11 @@ def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
 
 
 def finals(store: Store) -> set[str]:
-    from expunge.erasure.states import FINAL as ends
-
     return {r.id for r in store.all(ends)}
 
 
 def tell(store: Store, before: set[str]) -> None:
     """An event for every request that became final in this run, and its certificate as an artifact."""
-    from expunge.erasure.notify import message
-    from expunge.promotion.attachment import attach
-    from expunge.system.paths import CERTIFICATES
-
     for id_ in sorted(finals(store) - before):
         request = store.get(id_)
         emit_event(

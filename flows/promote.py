@@ -16,8 +16,12 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field, field_validator
+from rich.console import Console
 
 from expunge.promotion.review_terminal import Review
+from expunge.promotion.review_terminal import show as print_review
+from expunge.promotion.session import ReviewSession
+from expunge.system.errors import PromotionError
 from flows.naming import when
 from flows.publish import PROMOTED, where_to_look
 
@@ -62,9 +66,6 @@ def promote(
         model: Name of the registered model; the one that the last run registered when left out.
         wait_hours: How long to wait for a decision; the run fails after that.
     """
-    from expunge.promotion.session import ReviewSession
-    from expunge.system.errors import PromotionError
-
     root = Path(workspace).resolve()
     with chdir(root):
         promoter = ReviewSession(model).promoter
@@ -136,10 +137,6 @@ def form(root: Path, seen: Review) -> str:
 
 def show(root: Path, seen: Review) -> None:
     """The review of `expunge review`, as an artifact."""
-    from rich.console import Console
-
-    from expunge.promotion.review_terminal import show as print_review
-
     out = io.StringIO()
     print_review(seen, Console(file=out, width=140, highlight=False, markup=False))
     create_markdown_artifact(

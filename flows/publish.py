@@ -15,6 +15,7 @@ from prefect.tasks import exponential_backoff
 
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
+from expunge.workspaces.clones import push
 from flows.naming import branch_of
 from flows.stages import DONE, REGISTER
 
@@ -115,8 +116,6 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
 )
 def push_run(workspace: str) -> str:
     """Push data to the DVC remote and dvc.lock to a branch named by the flow run. Returns the branch."""
-    from expunge.workspaces.clones import push
-
     branch = branch_of(flow_run.get_name() or "run")
     push(Path(workspace), branch)
     create_markdown_artifact(

@@ -21,10 +21,12 @@ from expunge.commands import (
     deploy,
     methods,
     people,
+    predict,
     registry,
     request,
     sweep,
     variant,
+    watch,
 )
 from expunge.stages import guarded
 from expunge.system.errors import TrackingError
@@ -127,7 +129,21 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (check, people, registry, attack, methods, variant, deploy, request, certificate, cuts, sweep):
+for commands in (
+    check,
+    people,
+    registry,
+    attack,
+    methods,
+    variant,
+    deploy,
+    request,
+    certificate,
+    cuts,
+    sweep,
+    watch,
+    predict,
+):
     commands.register(app)
 
 if __name__ == "__main__":

@@ -10,9 +10,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
+from expunge.data.dataset import Dataset
 from tests.pipeline import change
 
 
@@ -53,7 +58,7 @@ def test_from_review_to_ledger(copy, expunge):
     assert as_json["passes"] and as_json["champion"] is None and as_json["challenger"]["forgets"] == "5"
     assert as_json["same_rows"]["forget"]["of"] > 0 and json.loads(expunge("audit", "--json").out)["findings"] == []
     page = (copy / "reports/review.html").read_text()
-    assert "challenger, version 1 beside the original" in page and "passes the gates" in page
+    assert "challenger: version 1 (forgets 5) beside original" in page and "passes the gates" in page
     assert "reports/review.html" in reviewed.out and 'src="http' not in page
 
     asked = expunge("promote", "--reason", "no", answer="n\n")
@@ -115,3 +120,31 @@ def test_a_version_is_reviewed_and_promoted_when_the_workspace_works_on_another_
     (copy / "data/aside").rename(copy / "data/forgotten")
     assert expunge("promote", "--version", "1", "--reason", "any time", "--yes").status == 0
     assert "as the ledger says" in expunge("audit").out
+
+
+def test_the_alias_moved_in_the_ui_is_gated_by_watch(copy, expunge):
+    name = json.loads((copy / "reports/registration.json").read_text())["model"]
+    client = MlflowClient()
+    client.set_model_version_tag(name, "1", "reason", "clicked on Friday")
+    client.set_registered_model_alias(name, "champion", "1")
+    done = expunge("watch", "--once")
+    assert done.status == 0 and f"{name}: version 1 passes the gates and is the champion" in done.out, done.err
+    assert "clicked on Friday" in expunge("ledger", "show").out and expunge("audit").status == 0
+    assert expunge("watch", "--once", "--model", name).out == ""
+
+
+def test_a_parquet_file_is_scored_by_a_version(copy, expunge):
+    images = Dataset("data/dataset").images(np.arange(5))
+    content = [_png(image[..., 0]) for image in images]
+    pq.write_table(pa.table({"image": content, "sample_id": [f"{i}" for i in range(5)]}), copy / "in.parquet")
+    done = expunge("predict", "in.parquet", "out.parquet", "--version", "1")
+    assert done.status == 0 and "out.parquet: 5 rows, by models:/" in done.out, done.err
+    assert pq.read_table(copy / "out.parquet")["sample_id"].to_pylist() == [f"{i}" for i in range(5)]
+    missing = expunge("predict", "in.parquet", "out.parquet")
+    assert missing.status == 2 and "has no champion" in missing.err
+
+
+def _png(image) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, format="PNG")
+    return out.getvalue()

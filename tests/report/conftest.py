@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def many_models() -> dict[str, Any]:
-    """reports/ensembles.json of a run whose backbone never saw the rows, from margins drawn here."""
+    """reports/shadow.json of a run whose backbone never saw the rows, from margins drawn here."""
     rng = np.random.default_rng(0)
 
     def side(shift: float) -> ShadowMargins:
@@ -55,7 +55,7 @@ def many_models() -> dict[str, Any]:
 
 
 @cache
-def make(whole: bool, seeds: int, ensembles: bool = False) -> Run:
+def make(whole: bool, seeds: int, shadow: bool = False) -> Run:
     rng = np.random.default_rng(0)
     centres = 1.3 * rng.normal(size=(CLASSES, DIM))
     labels = rng.integers(0, CLASSES, ROWS)
@@ -101,7 +101,7 @@ def make(whole: bool, seeds: int, ensembles: bool = False) -> Run:
         {name: {**block(m, retrained), "settings": SETTINGS[name]} for name, m in methods.items()},
         dict.fromkeys(methods, cost),
         True,
-        many_models() if ensembles else None,
+        many_models() if shadow else None,
     )
     if seeds:  # a summary with something shown, so that there is a method to tell of
         loft = summary["methods"]["loft"]["verdict"]
@@ -118,5 +118,5 @@ def make(whole: bool, seeds: int, ensembles: bool = False) -> Run:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Run]:
-    """`run(whole=True, seeds=2, ensembles=False)`: summary and evidence of a run; shared, so copy before changing."""
-    return lambda whole=True, seeds=2, ensembles=False: make(whole, seeds, ensembles)
+    """`run(whole=True, seeds=2, shadow=False)`: summary and evidence of a run; shared, so copy before changing."""
+    return lambda whole=True, seeds=2, shadow=False: make(whole, seeds, shadow)

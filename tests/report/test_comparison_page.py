@@ -8,12 +8,16 @@ import re
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
+from rich.console import Console
 
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
+from expunge.promotion.review_terminal import as_rich
 from expunge.report.comparison import Part, on_same_rows
-from expunge.report.comparison_page import GAINED, LOST, Sides, chosen, section, thumbnail
+from expunge.report.comparison_page import GAINED, LOST, chosen, section, thumbnail
+from expunge.report.comparison_view import Sides, comparison_view
 
 HOSTILE = [f"<b>{c}</b>" for c in range(10)]
 
@@ -61,6 +65,22 @@ def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared
     assert re.findall(r'<img src="([^"]*)"', html) == wanted
     assert "0.500 [0.250, 0.750]" in html and "What they say of forgotten training rows" in html
     assert not [i for i in dataset.sample_ids() if i in html]
+
+
+def test_the_page_and_the_terminal_show_the_same_cells(compared):
+    """One view in words: each cell of it stands in the page, and in what rich prints."""
+    sides, dataset = compared
+    view = comparison_view(sides)
+    tables = (view.metrics, view.accuracies, view.moves, *view.answers)
+    html = section(sides, dataset)
+    out = Console(width=300, record=True, markup=False, highlight=False, file=io.StringIO())
+    for table in tables:
+        out.print(as_rich(table))
+    printed = out.export_text()
+    cells = {cell for table in tables for row in (table.head, *table.body) for cell in row}
+    assert len(cells) > 20
+    for cell in cells:
+        assert escape(cell) in html and cell in printed
 
 
 def test_names_of_classes_are_text(compared):

@@ -51,8 +51,8 @@ def test_spread_and_intervals_stand_beside_their_value(run):
 
 
 def test_attacks_with_many_models_are_there_too(run):
-    summary, _ = run(ensembles=True)
+    summary, _ = run(shadow=True)
     rows = {(r["candidate"], r["metric"]): r for r in csv.DictReader(io.StringIO(results_csv(summary)))}
-    auc = summary["methods"]["loft"]["ensembles"]["ulira"]["auc"]
-    assert float(rows["loft", "ensembles.ulira.auc"]["value"]) == pytest.approx(auc)
-    assert ("retrained", "ensembles.klom.p95") in rows
+    auc = summary["methods"]["loft"]["shadow"]["ulira"]["auc"]
+    assert float(rows["loft", "shadow.ulira.auc"]["value"]) == pytest.approx(auc)
+    assert ("retrained", "shadow.klom.p95") in rows

@@ -122,18 +122,18 @@ def test_without_a_reference_the_page_is_complete_and_says_so(run):
 
 
 def test_attacks_with_many_models_say_why_they_are_valid(run, undrawn):
-    summary, evidence = run(ensembles=True)
+    summary, evidence = run(shadow=True)
     text = " ".join(Page(render(summary, evidence)).text.split())
     assert "16 linear heads that unlearned the rows against 16" in text
     assert "Valid because the backbone never saw the rows." in text
     assert "keep is not covered: it changes the backbone." in text
-    assert f"{summary['methods']['loft']['ensembles']['ulira']['auc']:.3f}" in text
+    assert f"{summary['methods']['loft']['shadow']['ulira']['auc']:.3f}" in text
     assert "not measured" in render(*run())
 
 
 def test_refused_attacks_and_refused_methods_are_told(run, undrawn):
     summary, evidence = copy.deepcopy(run())
-    summary["ensembles"] = {"kind": "refused", "refused_because": "it saw <b>the rows</b>"}
+    summary["shadow"] = {"kind": "refused", "refused_because": "it saw <b>the rows</b>"}
     page = render(summary, evidence)
     assert "Refused: it saw &lt;b&gt;the rows&lt;/b&gt;." in page
     assert "ru-mlp was refused: it would collapse &lt;i&gt;" in page

@@ -1,4 +1,4 @@
-"""The stage `ensembles` in a finished pipeline: off, refused, heads, and whole networks that survive a kill."""
+"""The stage `shadow` in a finished pipeline: off, refused, heads, and whole networks that survive a kill."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from expunge.config import Ensembles, Model
+from expunge.config import Model, Shadow
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.ulira import margins
@@ -22,11 +22,11 @@ from tests.pipeline import ENVIRONMENT, change, stage
 
 
 def report(workspace):
-    return json.loads((workspace / "reports" / "ensembles.json").read_text())
+    return json.loads((workspace / "reports" / "shadow.json").read_text())
 
 
 def run(workspace, *arguments):
-    result = stage(workspace, *(arguments or ("ensembles",)))
+    result = stage(workspace, *(arguments or ("shadow",)))
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stderr
 
@@ -36,7 +36,7 @@ def model(training, saw):
 
 
 @pytest.mark.parametrize(
-    "training, saw, heads, full, kind, words",
+    "training, saw, heads, networks, kind, words",
     [
         ("full", True, 0, 0, "off", None),
         ("head", False, 0, 0, "off", None),
@@ -44,33 +44,33 @@ def model(training, saw):
         ("none", False, 8, 4, "heads", "never to have seen"),
         ("head", False, 0, 4, "refused", "no network is trained"),
         ("full", True, 8, 0, "refused", "backbone saw these rows"),
-        ("full", True, 0, 4, "full", "trained from its start"),
+        ("full", True, 0, 4, "networks", "trained from its start"),
         ("head", True, 8, 0, "refused", "backbone saw these rows"),
         ("head", True, 0, 4, "refused", "share a backbone that saw"),
         ("above", False, 8, 4, "refused", "layers above model.cut were trained on these"),
     ],
 )
-def test_what_is_valid_and_why(training, saw, heads, full, kind, words):
-    decided = plan(model(training, saw), Ensembles(heads, full, None, 0))
+def test_what_is_valid_and_why(training, saw, heads, networks, kind, words):
+    decided = plan(model(training, saw), Shadow(heads, networks, None, 0))
     assert decided.kind == kind
     reason = decided.valid_because or decided.refused_because
     assert reason is None if words is None else words in reason
 
 
 def test_whole_networks_do_not_make_heads_valid():
-    decided = plan(model("full", True), Ensembles(8, 4, None, 0))
-    assert decided.kind == "full" and "backbone saw these rows" in decided.refused_because
+    decided = plan(model("full", True), Shadow(8, 4, None, 0))
+    assert decided.kind == "networks" and "backbone saw these rows" in decided.refused_because
 
 
 def test_off_by_default(finished):
     assert report(finished) == {"kind": "off"}
     summary = json.loads((finished / "reports" / "summary.json").read_text())
-    assert summary["ensembles"] == {"kind": "off"}
-    assert not [name for name, block in summary["methods"].items() if "ensembles" in block]
+    assert summary["shadow"] == {"kind": "off"}
+    assert not [name for name, block in summary["methods"].items() if "shadow" in block]
 
 
 def test_heads_on_a_backbone_that_saw_the_rows_are_refused_and_the_table_says_so(copy):
-    change(copy, lambda p: p["ensembles"].update(heads=8))
+    change(copy, lambda p: p["shadow"].update(heads=8))
     assert "refused" in run(copy)
     assert report(copy)["kind"] == "refused"
     run(copy, "compare")
@@ -83,13 +83,13 @@ def test_heads(copy):
     def edit(p):
         p["model"].update(training="head", saw_forget_data=False)
         p["methods"] = ["logit-mask", "ru-linear", "pour-p", "head-refit", "relearn-stage2"]
-        p["ensembles"].update(heads=32)
+        p["shadow"].update(heads=32)
 
     change(copy, edit)
     for name in ("pour-p", "head-refit", "relearn-stage2"):
         run(copy, "fit", name)
     run(copy)
-    first, found = (copy / "reports" / "ensembles.json").read_bytes(), report(copy)
+    first, found = (copy / "reports" / "shadow.json").read_bytes(), report(copy)
     assert found["kind"] == "heads" and found["models"]["had_each_row"] == 16
     assert found["references"]["original"]["ulira"]["auc"] > 0.9
     # 146 rows and one model: by chance a tenth off; what had the rows stands far above.
@@ -102,18 +102,18 @@ def test_heads(copy):
     assert found["methods"].keys() == {"logit-mask", "ru-linear", "pour-p", "head-refit"}
     assert "below the head" in found["not_covered"]["relearn-stage2"]
     run(copy)
-    assert (copy / "reports" / "ensembles.json").read_bytes() == first
+    assert (copy / "reports" / "shadow.json").read_bytes() == first
 
 
 def test_whole_networks_go_on_after_a_kill(copy):
     def edit(p):
         p["methods"] = ["logit-mask", "relearn-stage2"]
         p["activations"]["cuts"] = ["stage2"]
-        p["ensembles"].update(full=4, epochs=1)
+        p["shadow"].update(networks=4, epochs=1)
 
     change(copy, edit)
-    home = copy / "data" / "ensembles"
-    command = [sys.executable, "-m", "expunge.stages.ensembles"]
+    home = copy / "data" / "shadow"
+    command = [sys.executable, "-m", "expunge.stages.shadow"]
     with subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
         while not (home / "trained-1" / "key.json").is_file():
@@ -126,7 +126,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     assert (home / "trained-0" / "margins" / "margins.safetensors").stat().st_ino == whole.st_ino
     assert (home / "trained-1" / "model" / "model.safetensors").stat().st_ino == weights.st_ino
     found = report(copy)
-    assert found["kind"] == "full" and found["models"]["trained"] == 4
+    assert found["kind"] == "networks" and found["models"]["trained"] == 4
     assert found["methods"].keys() == {"logit-mask", "relearn-stage2"}
 
     # What is attacked is what the networks on disk answer.
@@ -142,6 +142,6 @@ def test_whole_networks_go_on_after_a_kill(copy):
 
     # A damaged part is made again, and only that; fewer networks drop the others.
     (home / "retrained-3" / "margins" / "margins.safetensors").write_bytes(b"damaged")
-    before, log = (copy / "reports" / "ensembles.json").read_bytes(), run(copy)
+    before, log = (copy / "reports" / "shadow.json").read_bytes(), run(copy)
     assert "retrained-3/margins" in log and "train epoch" not in log
-    assert (copy / "reports" / "ensembles.json").read_bytes() == before
+    assert (copy / "reports" / "shadow.json").read_bytes() == before

@@ -36,7 +36,7 @@ def workspace(tmp_path_factory) -> Path:
     with open(source / TEXTS, "w", newline="") as f:
         csv.writer(f).writerows([rows[0], *rows[1::EVERY]])
     changes = yaml.safe_load((ROOT / "params.text.yaml").read_text())
-    changes |= {"ensembles": {"heads": 0}, "methods": ["logit-mask", "ru-linear", "head-refit", "exact"]}
+    changes |= {"shadow": {"heads": 0}, "methods": ["logit-mask", "ru-linear", "head-refit", "exact"]}
     (home / "params.yaml").write_text(yaml.safe_dump(params_with(home / "params.yaml", changes), sort_keys=False))
     (home / "log.txt").write_text(dvc(home, "repro"))
     return home

@@ -99,6 +99,22 @@ def test_a_command_ends_with_whoever_started_it(place):
         wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def test_the_waiting_process_ends_with_a_run_that_is_killed_while_it_imports(place):
+    """It holds none of the run's pipes either: whoever reads them comes to their end."""
+    (place / "dvcslow.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(2)\n")
+    code = (
+        "import time; from expunge.system.warm import interpreter, python\n"
+        "with interpreter(['dvcslow']): python(); time.sleep(60)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen([sys.executable, "-c", code], cwd=place, **pipes)
+    wait_until(lambda: (place / "pid").exists() and (place / "pid").read_text())
+    started.kill()
+    started.communicate(timeout=1.5)  # while it still imports
+    waiting = Path("/proc", (place / "pid").read_text())
+    wait_until(lambda: not waiting.exists())
+
+
 def test_without_the_waiting_process_it_is_the_real_one(place):
     with interpreter(["colorsys"]):
         wait_until(ready)

@@ -64,8 +64,8 @@ def test_without_a_reference_nothing_is_said_of_it(finished, monkeypatch):
 def test_samples_of_several_stages_are_in_the_order_of_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports/cost").mkdir(parents=True)
-    for stage, at in (("extract-original", [5.0, 6.0]), ("ensembles", [1.0]), ("train", [0.0])):
+    for stage, at in (("extract-original", [5.0, 6.0]), ("shadow", [1.0]), ("train", [0.0])):
         usage = {"memory": {"time": at, "value": [10 * t for t in at]}}
         (tmp_path / f"reports/cost/{stage}.json").write_text(json.dumps({"usage": usage}))
-    assert shared_stages() == ["ensembles", "extract-original"]
+    assert shared_stages() == ["shadow", "extract-original"]
     assert usage_of(shared_stages()) == {"memory": {"time": [1.0, 5.0, 6.0], "value": [10.0, 50.0, 60.0]}}

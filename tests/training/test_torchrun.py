@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from torch import distributed, nn
 from torch.nn import functional as F
 
@@ -105,8 +106,10 @@ def test_slices_cover_a_batch_once() -> None:
 
 
 def test_torchrun_is_for_all_weights(tmp_path: Path) -> None:
-    text = (ROOT / "params.demo.yaml").read_text().replace("engine: local  ", "engine: torchrun  ")
-    (tmp_path / "params.yaml").write_text(text.replace("training: full ", "training: head "))
+    params = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
+    params["train"]["engine"] = "torchrun"
+    params["model"].update(training="head", saw_forget_data=False)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(ConfigError, match=r"train\.engine other than local is for model\.training: full"):
         load_config(tmp_path / "params.yaml")
 

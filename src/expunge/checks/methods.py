@@ -10,7 +10,9 @@ from expunge.checks.problem import Problem
 from expunge.checks.schema import Request, Schema
 from expunge.config import Config
 from expunge.core import identity
+from expunge.core.estimator import Estimator
 from expunge.finetune import RidgeOracle
+from expunge.methods.method import installed, load_installed
 from expunge.methods.selection import candidates
 from expunge.methods.table import METHODS
 from expunge.models.classifier import ABOVE, FROZEN
@@ -49,13 +51,17 @@ def entries(config: Config, name: str) -> Iterator[tuple[str, str, dict[str, Any
 def _of_entry(
     config: Config, schema: Schema, request: Request, where: str, method: str, given: dict[str, Any]
 ) -> list[Problem]:
-    if method not in METHODS:
-        if not method:
-            return [Problem(where, "names no method", "write {method: NAME, ...}")]
-        near = difflib.get_close_matches(method, METHODS, n=3, cutoff=0.4)
+    if not method:
+        return [Problem(where, "names no method", "write {method: NAME, ...}")]
+    try:
+        line = METHODS[method] if method in METHODS else load_installed(method) if method in installed() else None
+    except ConfigError as e:
+        return [Problem.told(where, e)]
+    if line is None:
+        near = difflib.get_close_matches(method, [*METHODS, *installed()], n=3, cutoff=0.4)
         return [Problem(where, f"unknown method {shown(method)}", f"near it: {', '.join(near) or 'expunge methods'}")]
-    facts = METHODS[method].kind.facts
-    found = _settings(where, method, given) + _after(where, method, given)
+    facts = line.kind.facts
+    found = _settings(where, method, line.kind, given) + _after(where, method, given)
     if request.kind is not None and request.kind not in facts.requests and method not in NOT_CHECKED_FOR_KIND:
         kinds = {"classes": "whole classes", "rows": "rows of classes that stay"}
         also = ", ".join(
@@ -77,7 +83,7 @@ def _of_entry(
     return found + _training(config, where, method)
 
 
-def _settings(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
+def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str, Any]) -> list[Problem]:
     own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop")}
     if method == "exact":
         return [Problem(where, f"exact takes no settings, not {shown(own)}", "train has the model's")] if own else []
@@ -92,7 +98,7 @@ def _settings(where: str, method: str, given: Mapping[str, Any]) -> list[Problem
             found.append(Problem(f"{where}.choose", f"{method} changes the backbone", "choose is for maps and heads"))
     for variant in variants:
         try:
-            METHODS[method].kind(**{**FILLED.get(method, {}), **own, **variant})
+            kind(**{**FILLED.get(method, {}), **own, **variant})
         except (TypeError, ValueError) as e:
             return [*found, Problem(where, _plain(str(e)), f"see `expunge methods` and the class of {method}")]
     return found

@@ -14,7 +14,7 @@ SECONDS = {
     "extract": "seconds",
     "fit": "fit_s",
     "evaluate": "evaluate_s",
-    "ensembles": "ensembles_s",
+    "shadow": "shadow_s",
 }
 
 

@@ -9,6 +9,7 @@ import typer
 
 from expunge.commands.registry import LedgerPath, Model
 from expunge.system.errors import PromotionError
+from expunge.system.files import write_json
 from expunge.system.paths import AUDIT, LEDGER
 
 
@@ -32,7 +33,6 @@ def attack(
     """
     from expunge.promotion.attack import attack_champion
     from expunge.promotion.session import ReviewSession
-    from expunge.system.files import write_json
 
     first = int(datetime.now(UTC).strftime("%Y%m%d")) if first_seed is None else first_seed
     found = attack_champion(ReviewSession(model, ledger), range(first, first + seeds))

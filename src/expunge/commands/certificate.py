@@ -6,11 +6,13 @@ certificate attach: store it with the registered version it speaks of.
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from expunge.ledger.keys import PublicKey
 from expunge.system.errors import CertificateError
 from expunge.system.paths import KEYS
 
@@ -47,7 +49,6 @@ def verify_certificate(
 ) -> None:
     """Check the signature, offline. Exit status 2 where the file was changed or somebody else signed it."""
     from expunge.erasure.certificate import verify
-    from expunge.ledger.keys import PublicKey
 
     body = verify(file, PublicKey.read(key))
     sweep, unlearning = body["sweep"], body["unlearning"]
@@ -71,13 +72,10 @@ def audit_certificate(
     """Make again what a certificate claims as exact, from the rows that stayed, and compare it with the registered
     weights. In the workspace. Exit status 2 where they do not agree."""
     from expunge.erasure.audit import audit
-    from expunge.ledger.keys import PublicKey
 
     found = audit(file / "certificate.json" if file.is_dir() else file, PublicKey.read(key), encode)
     if json:
-        import json as codec
-
-        typer.echo(codec.dumps(found, indent=2))
+        typer.echo(dumps(found, indent=2))
     else:
         typer.echo("\n".join(lines(found)))
     if not found["agrees"]:

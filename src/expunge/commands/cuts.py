@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from expunge.config import load_config
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
@@ -16,7 +18,6 @@ def list_cuts(
     rows: Annotated[int, typer.Option(help="Rows whose activations would be kept; 0 takes the dataset's.")] = 0,
 ) -> None:
     """Cuts of the model that params.yaml names: size of activations, share of the operations and parameters above."""
-    from expunge.config import load_config
     from expunge.models.cut_costs import cut_costs
     from expunge.training.cut_check import classifier_of_params, training_rows
 

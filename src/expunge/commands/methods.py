@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from json import dumps
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 
 def register(app: typer.Typer) -> None:
@@ -14,21 +18,19 @@ def register(app: typer.Typer) -> None:
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List the methods that params.yaml may name, and what each is for."""
-    import json
-    from dataclasses import asdict
-
-    from rich.console import Console
-    from rich.table import Table
-
+    from expunge.methods.method import installed, load_installed, package
     from expunge.methods.table import METHODS
 
     facts = {name: method.kind.facts for name, method in METHODS.items()}
+    packages = {name: package(entry) for name, entry in installed().items() if name not in METHODS}
+    facts |= {name: load_installed(name).kind.facts for name in packages}
     if as_json:
-        typer.echo(json.dumps({name: asdict(f) for name, f in facts.items()}, indent=2))
+        typer.echo(dumps({name: {**asdict(f), "package": packages.get(name)} for name, f in facts.items()}, indent=2))
         return
     table = Table("method", "requests", "needs", "changes", "cost", "source", box=None, pad_edge=False)
     for name, f in facts.items():
-        table.add_row(name, ", ".join(f.requests), ", ".join(f.needs), f.changes, f.cost, f.source)
+        source = f"{f.source} ({packages[name]})" if name in packages else f.source
+        table.add_row(name, ", ".join(f.requests), ", ".join(f.needs), f.changes, f.cost, source)
     console = Console()
     # Piped, it is one line per method: a width of 80 would break names and papers.
     (console if console.is_terminal else Console(width=200)).print(table)

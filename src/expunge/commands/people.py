@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.table import Table
 
+from expunge.commands.request import WARM, lifecycle
+from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
-from expunge.system.paths import CERTIFICATES, LEDGER, SUMMARY
+from expunge.system.files import read_json
+from expunge.system.paths import CERTIFICATES, DATASET, LEDGER, SUMMARY
 from expunge.system.warm import interpreter
 
 if TYPE_CHECKING:
@@ -47,7 +51,6 @@ def demo_people() -> None:
 
     One after the other, exactly, in a workspace of its own: `.expunge/people`.
     """
-    from expunge.commands.request import WARM
     from expunge.promotion.review_terminal import console
     from expunge.workspaces.demo import train_people
 
@@ -71,12 +74,9 @@ def delete(person: str) -> Deleted:
 
     This demo verifies who asks, and approves. Raises RequestError where it does not end with a certificate.
     """
-    from expunge.commands.request import lifecycle
     from expunge.erasure.intake import take_in
     from expunge.erasure.requests import Store
-    from expunge.ledger.ledger import Ledger
     from expunge.promotion.attachment import attach
-    from expunge.system.files import read_json
 
     began, today = time.perf_counter(), datetime.now(UTC).date()
     store, ledger = Store.open(), Ledger(LEDGER)
@@ -109,7 +109,6 @@ def rows_of(request: ErasureRequest, store: Store) -> tuple[int, int]:
     from expunge.data.dataset import Dataset
     from expunge.data.schema import TRAIN
     from expunge.erasure.selection import mask_of
-    from expunge.system.paths import DATASET
 
     dataset = Dataset(DATASET, verify=False)
     mask = mask_of(store, request, dataset)
@@ -118,8 +117,6 @@ def rows_of(request: ErasureRequest, store: Store) -> tuple[int, int]:
 
 
 def table_of(done: list[Deleted], workspace: Path) -> Table:
-    from rich.table import Table
-
     table = Table("person", "rows", "seconds", "shown", "test accuracy", "certificate")
     for d in done:
         rows = f"{d.rows[0]} + {d.rows[1]} test"

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Column, Table
 
+from expunge.config import load_config
+from expunge.ledger.keys import PublicKey
+from expunge.ledger.ledger import Ledger
 from expunge.system.errors import PromotionError
 from expunge.system.paths import LEDGER
 
@@ -148,8 +152,6 @@ def export(
 
 def preflight() -> None:
     """Fail before long work rather than after it: params, tracking store, ledger."""
-    from expunge.config import load_config
-    from expunge.ledger.ledger import Ledger
     from expunge.tracking import preflight as reach_the_store
 
     load_config()
@@ -160,9 +162,7 @@ def preflight() -> None:
 @ledger_app.command("show")
 def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     """Every decision, oldest first."""
-    from rich.table import Column, Table
 
-    from expunge.ledger.ledger import Ledger
     from expunge.promotion.review_terminal import console
 
     heads = ("", "time (UTC)", "what", "about", "version", "instead of", "shown", "by")
@@ -190,8 +190,6 @@ def verify_ledger(
     from expunge.erasure.certificate import known_entries
     from expunge.erasure.database import DEFAULT_URL, ENV
     from expunge.erasure.requests import Store
-    from expunge.ledger.keys import PublicKey
-    from expunge.ledger.ledger import Ledger
 
     kept = [*(known or [])]
     if ledger == LEDGER:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from expunge.erasure.states import OPEN, State, urgency
+from expunge.ledger.ledger import Ledger
+from expunge.system import dvc
 from expunge.system.errors import RequestError
-from expunge.system.paths import CERTIFICATES, LEDGER
+from expunge.system.paths import CERTIFICATES, DATASET, LEDGER
 from expunge.system.warm import interpreter
 
 if TYPE_CHECKING:
@@ -97,7 +101,6 @@ def list_requests(
 ) -> None:
     """Open requests by deadline; overdue and due soon stand out."""
     from expunge.erasure.intake import strays
-    from expunge.erasure.states import OPEN, State
     from expunge.promotion.review_terminal import console
 
     store = _store()
@@ -110,9 +113,7 @@ def list_requests(
 @request_app.command()
 def show(id_: Id) -> None:
     """One request and everything that happened to it."""
-    from rich.table import Table
 
-    from expunge.erasure.states import OPEN
     from expunge.promotion.review_terminal import console
 
     store = _store()
@@ -136,7 +137,6 @@ def show(id_: Id) -> None:
 def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
     """The requester is who they say they are; what they ask for is looked up in the dataset, where it is made."""
     from expunge.erasure.selection import asked_values, mask_of
-    from expunge.system.paths import DATASET
 
     store = _store()
     request = store.get(id_)
@@ -220,10 +220,6 @@ def parse_classes(text: str | None) -> list[int | str]:
 
 def table_of(requests: list[ErasureRequest], today: date, soon: int) -> Table:
     """What a person looks at every morning."""
-    from rich.table import Table
-
-    from expunge.erasure.states import OPEN, urgency
-
     table = Table("request", "asks for", "state", "received", "due", "left")
     style = {"overdue": "bold red", "due soon": "bold yellow", "": ""}
     for r in requests:
@@ -256,15 +252,12 @@ def report(outcome: Outcome) -> None:
 def lifecycle(who: str) -> Lifecycle:
     """In the current directory, its stages run by DVC."""
     from expunge.erasure.lifecycle import Lifecycle
-    from expunge.ledger.ledger import Ledger
 
     return Lifecycle(_store(), Ledger(LEDGER), who=who, pipeline=_pipeline, log=typer.echo)
 
 
 def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
     """All stale stages, or `stages` alone, in this order. Raises RequestError when one fails."""
-    from expunge.system import dvc
-
     single = ["--single-item"] if stages else []
     if not dvc.reproduce(*single, *(["--force"] if force else []), *stages):
         raise RequestError("a stage of the pipeline failed, see above; mend what it says and run again")
@@ -277,8 +270,6 @@ def _store() -> Store:
 
 
 def _publish(store: Store) -> None:
-    from expunge.ledger.ledger import Ledger
-
     store.publish(Ledger(LEDGER))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from expunge.system.errors import DataError
+from expunge.system.paths import DATASET, FORGOTTEN
 
 IdFile = Annotated[Path | None, typer.Option(help="File of sample ids (.txt, .csv, .parquet).")]
 SubjectFile = Annotated[Path | None, typer.Option(help="File of subjects: all their rows, test rows too.")]
@@ -37,9 +41,7 @@ def sweep(
         rows = promoted(root)
     report = sweeping.sweep(root, rows, subjects=people, apply=apply)
     if json:
-        import json as codec
-
-        typer.echo(codec.dumps(report.as_dict(), indent=2))
+        typer.echo(dumps(report.as_dict(), indent=2))
     else:
         show(report)
     if report.left:
@@ -50,7 +52,6 @@ def promoted(root: Path) -> list[str]:
     """Ids of the rows, among those still here, that promoted versions had forgotten."""
     from expunge.data.dataset import Dataset
     from expunge.ledger.forgotten import ForgottenRows
-    from expunge.system.paths import DATASET, FORGOTTEN
 
     ids = Dataset(root / DATASET, erased="allow").sample_ids()
     found = ForgottenRows(root / FORGOTTEN).among(ids)
@@ -59,9 +60,6 @@ def promoted(root: Path) -> list[str]:
 
 def show(report) -> None:  # type: ignore[no-untyped-def]
     """The report as one table a person can read."""
-    from rich.console import Console
-    from rich.table import Table
-
     parts = report.as_dict()
     table = Table("", "where", "what", "count")
     for title in ("purged" if report.applied else "found", "left"):

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from expunge.system.errors import ConfigError
+from expunge.system.progress import log_message
+from expunge.workspaces.workspace import lay_out, params_with, reproduce
 
 HOME = Path(".expunge/variants")
 
@@ -26,11 +29,6 @@ def variant(
     target: Annotated[str, typer.Option(help="The stage to stop after; extract makes the feature store.")] = "extract",
 ) -> None:
     """Another backbone, or other layers, side by side with the run of params.yaml: features in a store of their own."""
-    import yaml
-
-    from expunge.system.progress import log_message
-    from expunge.workspaces.workspace import lay_out, params_with, reproduce
-
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise ConfigError(f"{name!r}: a workspace has a plain name, of letters, digits, '-', '_' and '.'")
     root = Path.cwd()
@@ -43,8 +41,6 @@ def variant(
 
 def changes(given: list[str]) -> dict[str, Any]:
     """`["model.name=x", ...]` as nested sections, values as YAML reads them. Raises ConfigError for anything else."""
-    import yaml
-
     found: dict[str, Any] = {}
     for item in given:
         key, equals, value = item.partition("=")

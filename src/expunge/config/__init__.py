@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.config.rules import NAMED, RENAMED, SOURCES, broken_rules
-from expunge.config.sections import Activations, Config, Data, Ensembles, Features, Model, Train
+from expunge.config.sections import Activations, Config, Data, Features, Model, Shadow, Train
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import read_mapping
 from expunge.system.validation import explain, holds, without_misspellings
@@ -24,9 +24,9 @@ __all__ = [
     "Activations",
     "Config",
     "Data",
-    "Ensembles",
     "Features",
     "Model",
+    "Shadow",
     "Train",
     "load_config",
     "read_config",

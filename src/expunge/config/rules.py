@@ -16,6 +16,8 @@ RENAMED = {
     "fit.matched-fast": "fit.teacher-map",
     "fit.matched-sealed": "fit.teacher-map-sealed",
     "fit.teacher": "fit.teacher-map.after",
+    "ensembles": "shadow",
+    "shadow.full": "shadow.networks",
 }
 
 
@@ -80,13 +82,13 @@ def broken_rules(config: Config) -> list[str]:
         ),
         (config.model.training in ("head", "ridge") or not config.train.head, "train.head", "wants a frozen backbone"),
         (
-            config.ensembles.heads == 0 or (config.ensembles.heads >= 8 and config.ensembles.heads % 2 == 0),
-            "ensembles.heads",
+            config.shadow.heads == 0 or (config.shadow.heads >= 8 and config.shadow.heads % 2 == 0),
+            "shadow.heads",
             "must be 0 (off) or an even number of at least 8: half of the heads had a row",
         ),
         (
-            config.ensembles.full == 0 or config.ensembles.full >= 4,
-            "ensembles.full",
+            config.shadow.networks == 0 or config.shadow.networks >= 4,
+            "shadow.networks",
             "must be 0 (off) or at least 4: an attack fits a distribution to each side",
         ),
         (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),

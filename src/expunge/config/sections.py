@@ -132,11 +132,11 @@ class Evaluate:
 
 
 @dataclass(frozen=True, config=FORBID)
-class Ensembles:
+class Shadow:
     """Models per side, for attacks that need many of them; 0 is off."""
 
     heads: Models
-    full: Models
+    networks: Models
     epochs: Count | None
     seed: Seed
 
@@ -170,6 +170,6 @@ class Config:
     methods: Annotated[list[EntryName], Strict()]
     fit: Annotated[dict[EntryName, Annotated[dict[Text, Any], Strict()]], Strict()]
     evaluate: Evaluate
-    ensembles: Ensembles
+    shadow: Shadow
     register: Register
     sweep: Sweep

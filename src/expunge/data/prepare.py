@@ -6,6 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expunge.data.readers.digits import read_digits
+from expunge.data.readers.emoji import read_emoji
+from expunge.data.readers.fashion_mnist import read_fashion_mnist
+from expunge.data.readers.fortunes import read_fortunes
+from expunge.data.readers.huggingface import read_huggingface
+from expunge.data.readers.image_folder import read_image_folder
+from expunge.data.readers.npz import read_npz
+from expunge.data.readers.parquet import read_parquet
+from expunge.data.readers.text import read_text
 from expunge.data.source import Source
 from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
@@ -47,20 +56,12 @@ def open_source(
 ) -> Source:
     """The reader of `source`. Only the chosen reader and its libraries are imported."""
     if source == "fashion-mnist":
-        from expunge.data.readers.fashion_mnist import read_fashion_mnist
-
         return read_fashion_mnist(path, raw_dir)
     if source == "digits":
-        from expunge.data.readers.digits import read_digits
-
         return read_digits(test_fraction, seed)
     if source == "fortunes":
-        from expunge.data.readers.fortunes import read_fortunes
-
         return read_fortunes(path, raw_dir, test_fraction, seed)
     if source == "emoji":
-        from expunge.data.readers.emoji import read_emoji
-
         return read_emoji(path, raw_dir, test_fraction, seed)
     if source not in SOURCES:
         names = ", ".join((*SOURCES, *(f"{prefix}NAME" for prefix in NAMED)))
@@ -70,18 +71,11 @@ def open_source(
     if not Path(path).exists():
         raise DataError(f"{path}: no such file or directory (data.path in params.yaml)")
     if source == "image-folder":
-        from expunge.data.readers.image_folder import read_image_folder
-
         return read_image_folder(Path(path), test_fraction, seed)
     if source == "parquet":
-        from expunge.data.readers.parquet import read_parquet
-
         return read_parquet(Path(path), test_fraction, seed)
     if source == "text":
-        from expunge.data.readers.text import read_text
-
         return read_text(Path(path), test_fraction, seed)
-    from expunge.data.readers.npz import read_npz
 
     return read_npz(Path(path), test_fraction, seed)
 
@@ -97,8 +91,6 @@ def open_named(
 ) -> Source:
     """The reader of a data set by name, torchvision:NAME or hf:NAME."""
     if source.startswith("hf:"):
-        from expunge.data.readers.huggingface import read_huggingface
-
         return read_huggingface(source, Path(raw_dir) / "huggingface", columns, test_fraction, seed)
     from expunge.data.readers.named import read_named
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
@@ -114,8 +115,6 @@ def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
 
 def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
     """The rows, of both splits, for which the filter holds; see `expunge.data.filters` for its language."""
-    import pyarrow.dataset as pads  # brings pandas along; only filters need it
-
     names = [c for c in FILTER_COLUMNS if c in dataset.columns]
     table = dataset.table(names)
     class_column = pa.array(dataset.class_names).take(table["label"].combine_chunks())

@@ -16,6 +16,7 @@ from typing import Any
 
 from expunge.erasure.auditable import recomputes, trusted
 from expunge.erasure.batches import Batch
+from expunge.erasure.certificate_page import page
 from expunge.erasure.requests import ErasureRequest, Event, Store
 from expunge.ledger.keys import PublicKey, signing_key
 from expunge.ledger.ledger import SWEEP, Ledger
@@ -30,8 +31,6 @@ JSON_NAME, HTML_NAME = "certificate.json", "certificate.html"
 def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[ErasureRequest]) -> dict[str, str]:
     """One folder per request below `records/certificates`: certificate.json and certificate.html. Returns the digest of
     every certificate. The same batch gives the same bytes, however often it is written."""
-    from expunge.erasure.certificate_page import page
-
     key = signing_key(ledger.path.parent)
     sweep = next(e for e in store.events(batch.id) if e.kind == SWEEP)
     written = {}

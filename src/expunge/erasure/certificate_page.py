@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
+
 
 def page(document: Mapping[str, Any]) -> str:
     """HTML of a signed certificate."""
-    from jinja2 import Environment, PackageLoader
-
     environment = Environment(
         loader=PackageLoader("expunge.erasure", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -26,18 +26,21 @@ import numpy as np
 
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.erasure import certificate, intake, notify, standing
+from expunge.erasure import candidate, certificate, evidence, intake, notify, standing
 from expunge.erasure.batches import Batch, Batches, Step
+from expunge.erasure.evidence import manifests
 from expunge.erasure.findings import joined
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import Selection, select, with_split
 from expunge.erasure.states import State
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import SWEEP, Ledger
+from expunge.sweep import sweep
 from expunge.sweep.report import ResidueKind
 from expunge.system.errors import RequestError
 from expunge.system.files import write_durable, write_text
 from expunge.system.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
+from expunge.training.original import original_digest, remembers_erased
 
 PARAMS = Path("params.yaml")
 UNDECIDED = (Step.prepare, Step.run, Step.judge, Step.approval)
@@ -122,7 +125,6 @@ class Lifecycle:
 
     def _prepare(self, batch: Batch) -> Batch:
         self.pipeline(FIRST)
-        from expunge.training.original import remembers_erased
 
         if remembers_erased(self.ledger):
             # It was trained on rows that were erased since. What is made from it would remember them.
@@ -151,8 +153,6 @@ class Lifecycle:
         return self.batches.at(batch, Step.judge, {})
 
     def _judge(self, batch: Batch) -> Batch:
-        from expunge.erasure import candidate, evidence
-
         selection = self._selection(batch)
         if not np.array_equal(Split(SPLIT).rows("forget"), np.flatnonzero(selection.forget)):
             self.batches.release(self.batches.at(batch, Step.prepare, {}))
@@ -188,8 +188,6 @@ class Lifecycle:
         return self.batches.at(batch, Step.collect, facts)
 
     def _collect(self, batch: Batch) -> Batch:
-        from expunge.training.original import original_digest
-
         erase = _erase(batch)
         if not erase.is_file():
             selection = self._selection(batch)
@@ -226,8 +224,6 @@ class Lifecycle:
         return self.batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
 
     def _swept(self, batch: Batch, apply: bool) -> dict[str, list[dict[str, Any]]]:
-        from expunge.sweep import sweep
-
         wanted = json.loads(_erase(batch).read_text(encoding="utf-8"))
         return sweep(Path.cwd(), rows=wanted["rows"], subjects=wanted["people"], apply=apply).as_dict()
 
@@ -275,8 +271,6 @@ class Lifecycle:
 
 
 def _manifests() -> dict[str, str | None]:
-    from expunge.erasure.evidence import manifests
-
     return manifests()
 
 

@@ -85,7 +85,7 @@ def train_heads(
     if saw_forget_data:
         raise ValueError(
             "the backbone saw the forgotten rows, so heads on its features are no models without them; "
-            "train full models instead (an ensemble of retrained networks)"
+            "train full models instead (shadow.networks)"
         )
     x, recipe = check_features(z), recipe or Recipe()
     y = np.asarray(labels, dtype=np.int64)

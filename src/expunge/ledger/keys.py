@@ -14,6 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
 from expunge.system.errors import KeyFileError
 from expunge.system.files import create_durable
 from expunge.system.paths import KEYS
@@ -32,9 +43,6 @@ class PublicKey:
     @classmethod
     def read(cls, path: Path | str) -> PublicKey:
         """From a PEM file. Raises KeyFileError."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
         try:
             key = load_pem_public_key(Path(path).read_bytes())
         except OSError as e:
@@ -47,21 +55,15 @@ class PublicKey:
 
     @property
     def pem(self) -> bytes:
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
         return self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
     @property
     def fingerprint(self) -> str:
         """`sha256:...` of the 32 raw bytes."""
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
         return "sha256:" + hashlib.sha256(self.key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
 
     def signed(self, content: bytes, signature: str) -> bool:
         """Whether `signature`, base64, was made for `content` by the private half."""
-        from cryptography.exceptions import InvalidSignature
-
         try:
             self.key.verify(base64.b64decode(signature, validate=True), content)
         except (InvalidSignature, ValueError):
@@ -111,9 +113,6 @@ def public_key(home: Path | str = ".") -> PublicKey:
 
 
 def _parse(pem: bytes, where: str) -> SigningKey:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError):
@@ -125,9 +124,6 @@ def _parse(pem: bytes, where: str) -> SigningKey:
 
 def _make(path: Path) -> None:
     """Write a new pair; where another process was first, its key stays."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
     made = SigningKey(Ed25519PrivateKey.generate())
     if create_durable(path, made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
         path.with_name(PUBLIC).write_bytes(made.public.pem)

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.methods.table import METHODS
+from expunge.methods.method import installed
+from expunge.methods.table import METHODS, method_named
 
 
 def seeded(name: str, table: Mapping[str, Mapping[str, Any]], offset: int) -> dict[str, Mapping[str, Any]]:
@@ -20,7 +21,8 @@ def seeded(name: str, table: Mapping[str, Mapping[str, Any]], offset: int) -> di
 
 def _seeded(default: str, given: Mapping[str, Any], offset: int) -> dict[str, Any]:
     settings = dict(given)
-    method = METHODS.get(settings.get("method", default))
+    named = settings.get("method", default)
+    method = method_named(named, default) if named in {*METHODS, *installed()} else None
     if method is not None and (seed := inspect.signature(method.kind).parameters.get("seed")) is not None:
         settings["seed"] = int(settings.get("seed", seed.default)) + offset
     after = settings.get("after")

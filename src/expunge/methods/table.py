@@ -1,4 +1,5 @@
-"""The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line.
+"""The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line;
+methods of other packages are found by their entry points (methods/method.py).
 
 `fit.NAME` holds the settings of `methods: [NAME]`. Four keys are ours: `method` lets several settings of one method
 stand beside each other under names of their own, `after` holds a method with its settings that is fitted first and
@@ -9,7 +10,7 @@ the accuracy on held-out retained rows that the entry may lose before it is refu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,6 @@ from expunge.core import (
     TeacherMap,
     identity,
 )
-from expunge.core.estimator import Estimator
 from expunge.core.tilted import Tilt
 from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal, TeacherOracle
 from expunge.finetune import METHODS as FINETUNE
@@ -44,13 +44,13 @@ from expunge.methods.certified import remove_certified
 from expunge.methods.exact import delete_exactly
 from expunge.methods.exact_above import delete_above
 from expunge.methods.inputs import FitInputs
+from expunge.methods.method import Method, Settings, installed, load_installed, make, package
 from expunge.methods.selection import choose_settings
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.methods.utility import MAX_DROP, kept_accuracy, refuse_lost
 from expunge.models.classifier import ABOVE
 from expunge.system.errors import ConfigError
 
-Settings = Mapping[str, Any]
 UNGUARDED = ("logit-mask", "exact", "certified-removal")
 STITCHED = 2000  # retained rows that carry a teacher's features over into the original's space
 
@@ -58,12 +58,12 @@ STITCHED = 2000  # retained rows that carry a teacher's features over into the o
 def _logit_mask(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     if not request.forget_classes:  # nothing to mask: the control is the original itself, and the table shows it
         return UnlearnedModel(identity(request.store.dim), request.head, {"masked": []})
-    fitted = _make(name, LogitMask, {"classes": request.forget_classes, **settings}).fit(request.head)
+    fitted = make(name, LogitMask, {"classes": request.forget_classes, **settings}).fit(request.head)
     return UnlearnedModel(fitted.map_, fitted.head_, {"masked": request.forget_classes})
 
 
 def _loft(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    fitted = _make(name, Loft, settings).fit(request.retain, request.forget)
+    fitted = make(name, Loft, settings).fit(request.retain, request.forget)
     info = {
         "rank": fitted.rank_,
         "objective": fitted.objective_,
@@ -75,23 +75,23 @@ def _loft(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel |
 
 
 def _ru_linear(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    fitted = _make(name, RepresentationLinear, settings).fit(request.retain, request.forget, head=request.head)
+    fitted = make(name, RepresentationLinear, settings).fit(request.retain, request.forget, head=request.head)
     info = {"objective": fitted.objective_, "distortion": fitted.distortion_, "history": fitted.history_}
     return UnlearnedModel(fitted.map_, request.head, info)
 
 
 def _ru_mlp(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    fitted = _make(name, RepresentationMlp, settings).fit(request.z_retain, request.z_forget, head=request.head)
+    fitted = make(name, RepresentationMlp, settings).fit(request.z_retain, request.z_forget, head=request.head)
     info = {"steps": fitted.steps_, "distortion": fitted.distortion_, "history": fitted.history_}
     return UnlearnedModel(fitted.map_, request.head, info)
 
 
 def _ru_zero_shot(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    return _zero_shot(_make(name, RepresentationZeroShot, settings), request, request.forget)
+    return _zero_shot(make(name, RepresentationZeroShot, settings), request, request.forget)
 
 
 def _ru_zero_shot_mlp(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    return _zero_shot(_make(name, RepresentationZeroShotMlp, settings), request, request.z_forget)
+    return _zero_shot(make(name, RepresentationZeroShotMlp, settings), request, request.z_forget)
 
 
 def _zero_shot(method: Any, request: FitInputs, forget: Moments | torch.Tensor) -> UnlearnedModel:
@@ -104,23 +104,23 @@ def _zero_shot(method: Any, request: FitInputs, forget: Moments | torch.Tensor) 
 
 
 def _leace(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    return UnlearnedModel(_make(name, Leace, settings).fit(request.retain, request.forget).map_, request.head)
+    return UnlearnedModel(make(name, Leace, settings).fit(request.retain, request.forget).map_, request.head)
 
 
 def _pour_p(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    fitted = _make(name, PourP, settings).fit(request.head, request.whole_classes(name))
+    fitted = make(name, PourP, settings).fit(request.head, request.whole_classes(name))
     return UnlearnedModel(fitted.map_, request.head)
 
 
 def _esc(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    fitted = _make(name, Esc, settings).fit(request.forget)
+    fitted = make(name, Esc, settings).fit(request.forget)
     return UnlearnedModel(fitted.map_, request.head, {"directions": fitted.rank_})
 
 
 def _head_refit(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
     map_ = before.map if before is not None else None
     labels = torch.from_numpy(request.labels[request.retain_rows])
-    fitted = _make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)
+    fitted = make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)
     return UnlearnedModel(fitted.map_, fitted.head_, {"steps": fitted.steps_, "gradient_norm": fitted.gradient_norm_})
 
 
@@ -131,12 +131,12 @@ def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel 
 
 
 def _certified_removal(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    return remove_certified(_make(name, CertifiedRemoval, settings), request)
+    return remove_certified(make(name, CertifiedRemoval, settings), request)
 
 
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     """The head's logits on retained rows are known from z."""
-    method = _make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
+    method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
     fitted = method.fit(request.classifier, request.activations(method.cut), labels, rows, logits)
@@ -157,7 +157,7 @@ def _teacher_map(name: str, request: FitInputs, settings: Settings, before: Unle
     stitch = Stitch().fit(features(request.retain_rows[stitched]), request.z_retain[torch.from_numpy(stitched)])
     t = features(request.forget_rows)
     teacher_probabilities = before.head.logits(t).softmax(1)
-    fitted = _make(name, TeacherMap, settings).fit(
+    fitted = make(name, TeacherMap, settings).fit(
         request.z_retain, request.z_forget, request.head, teacher_probabilities, stitch(t), request.forget_classes
     )
     info = {"stitch_r2": stitch.r2_, "distortion": fitted.distortion_, "history": fitted.history_}
@@ -169,7 +169,7 @@ def _finetune(
 ) -> UnlearnedModel:
     if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
         settings = {**FOR_SAMPLES.get(method, {}), **settings}
-    fitted = _make(name, FINETUNE[method], settings)
+    fitted = make(name, FINETUNE[method], settings)
     rows: tuple[np.ndarray, ...] = (request.retain_rows, request.forget_rows)
     if isinstance(fitted, Updater):
         rows = (*rows, request.unseen_rows)
@@ -182,14 +182,14 @@ def _oracle_match(name: str, request: FitInputs, settings: Settings, before: Unl
     if before is not None and before.classifier is None:
         raise ConfigError(f"params.yaml: fit.{name}: `after` leaves the backbone; oracle-match needs a relearned one")
     oracle = TeacherOracle(before.classifier) if before is not None and before.classifier is not None else RidgeOracle()
-    fitted = _make(name, OracleMatch, {"oracle": oracle, **settings})
+    fitted = make(name, OracleMatch, {"oracle": oracle, **settings})
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
     return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
 
 
 def _tilt(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     classes = request.whole_classes(name)
-    fitted = _make(name, Tilt, {"classes": classes, **settings}).fit(request.head)
+    fitted = make(name, Tilt, {"classes": classes, **settings}).fit(request.head)
     return UnlearnedModel(fitted.map_, fitted.head_, {"masked": classes})
 
 
@@ -200,28 +200,10 @@ def _seal(name: str, request: FitInputs, settings: Settings, before: UnlearnedMo
         raise ConfigError(
             f"params.yaml: fit.{name}: `after` changes the backbone itself, so there is no map to seal in"
         )
-    fitted = _make(name, Seal, {"map": before.map, **settings})
+    fitted = make(name, Seal, {"map": before.map, **settings})
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
     sealed = UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
     return dataclasses.replace(sealed, head=before.head)
-
-
-def _make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
-    try:
-        return method(**settings)
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"params.yaml: fit.{name}: {e}") from None
-
-
-Fit = Callable[[str, FitInputs, Settings, UnlearnedModel | None], UnlearnedModel]
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A line of the table: the class, whose `facts` say what it is for, and how it is fitted to a request."""
-
-    kind: type[Estimator]
-    fit: Fit
 
 
 METHODS: dict[str, Method] = {
@@ -258,6 +240,16 @@ def warm_up(name: str, table: Mapping[str, Settings], training: str) -> None:
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
 
+def method_named(method: str, entry: str) -> Method:
+    """The method of the entry `entry` of params: ours, or an installed package's. Raises ConfigError for others."""
+    if method in METHODS:
+        return METHODS[method]
+    if method in installed():
+        return load_installed(method)
+    known = ", ".join([*METHODS, *installed()])
+    raise ConfigError(f"params.yaml: fit.{entry}: unknown method {method!r}; known: {known}")
+
+
 def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> UnlearnedModel:
     """Fit the entry `name` of `table`, the `fit` section of params. Raises ConfigError for what it does not know."""
     if name not in table:
@@ -275,8 +267,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     settings = dict(given)
     method, after = settings.pop("method", default), settings.pop("after", None)
     choose = settings.pop("choose", None)
-    if method not in METHODS:
-        raise ConfigError(f"params.yaml: fit.{name}: unknown method {method!r}; known: {', '.join(METHODS)}")
+    line = method_named(method, name)
     if after is not None and not (isinstance(after, Mapping) and "method" in after):
         raise ConfigError(
             f"params.yaml: fit.{name}.after: {after!r} is not a method with its settings; "
@@ -285,7 +276,11 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
 
     def fitted(request: FitInputs, settings: Settings) -> UnlearnedModel:
         before = None if after is None else _fit(name, after["method"], request, after)
-        return METHODS[method].fit(name, request, settings, before)
+        unlearned = line.fit(name, request, settings, before)
+        if method in METHODS:
+            return unlearned
+        made_by = package(installed()[method])
+        return dataclasses.replace(unlearned, info={**unlearned.info, "package": made_by})
 
     if not choose:
         return fitted(request, settings)

@@ -186,7 +186,7 @@ class Promoter:
             ]
         if recorded is None or recorded["version"] != champion.version:
             was = "none was ever promoted" if recorded is None else f"version {recorded['version']} was promoted last"
-            failed = self._checked(champion)
+            failed = self.checked(champion)
             return [
                 f"version {champion.version} was made champion by hand: {was}. "
                 + (
@@ -201,7 +201,7 @@ class Promoter:
             return [f"version {champion.version}: what the registry holds is not what was promoted"]
         return []
 
-    def _checked(self, version: Version) -> list[str]:
+    def checked(self, version: Version) -> list[str]:
         """As `check`, for a version that may be anybody's: one that cannot be read may not be served either."""
         try:
             return self.check(version)

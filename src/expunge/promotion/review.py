@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expunge.promotion.gates import short
 from expunge.report.comparison import Part, counts
+from expunge.report.comparison_view import Sides, TextTable
 from expunge.tracking import Version
 
 ORIGINAL = "original"
+LABELS = (("method", "method"), ("shown", "claims"), ("utility", "utility"), ("gates against it", "failed_gates"))
 TAGS = ("method", "claims", "utility", "failed_gates", "request")
 
 
@@ -45,6 +48,20 @@ class Review:
         return tuple(  # type: ignore[return-value]
             name if what is None else f"{name} (forgets {what})"
             for name, what in zip((before, f"challenger: version {self.challenger.version}"), self.forgets, strict=True)
+        )
+
+    def versions(self) -> TextTable:
+        """The two versions: how each was made, and what was shown of it."""
+        shown = (self.champion, self.challenger)
+        rows = [(label, *("–" if v is None else v.tags.get(tag, "–") for v in shown)) for label, tag in LABELS]
+        rows.append(("request", *("–" if v is None else short(v.tags.get("request", "–")) for v in shown)))
+        rows.append(("forgets", *(what or "–" for what in self.forgets)))
+        return TextTable(self.challenger.name, ("", *self.headings()), tuple(rows))
+
+    def sides(self) -> Sides:
+        """The two on the same rows, under the headings of this review."""
+        return Sides(
+            *self.headings(), self.evaluations, self.parts, self.retrained, self.classes, forgets=self.forgets[1]
         )
 
     def as_dict(self) -> dict[str, Any]:

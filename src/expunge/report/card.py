@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from expunge.report import wording
 from expunge.report.metrics import METRICS
 from expunge.report.tables import COLUMNS, candidates, takes, verdict_line
@@ -34,8 +36,6 @@ class TrainingData:
 def model_card(summary: Mapping[str, Any], data: TrainingData, classes: Sequence[str]) -> str:
     """YAML front matter with a model-index, then Markdown. Without a selected method the card says so and lists no
     results."""
-    import yaml
-
     method = summary["selected"]
     front: dict[str, Any] = {
         "tags": [f"{data.kind}-classification", "machine-unlearning", "expunge"],

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
@@ -49,16 +51,16 @@ MORE = some(
     "cost.peak_rss_mb",
     "cost.evaluate_s",
 )
-ENSEMBLE = some(
-    "ensembles.ulira.auc",
-    "ensembles.ulira.tpr_at_fpr_1pct",
-    "ensembles.ulira.tpr_at_fpr_01pct",
-    "ensembles.rmia.auc",
-    "ensembles.rmia.tpr_at_fpr_1pct",
-    "ensembles.klom.p50",
-    "ensembles.klom.p95",
-    "ensembles.klom.p99",
-    "ensembles.forgetting_score",
+SHADOW = some(
+    "shadow.ulira.auc",
+    "shadow.ulira.tpr_at_fpr_1pct",
+    "shadow.ulira.tpr_at_fpr_01pct",
+    "shadow.rmia.auc",
+    "shadow.rmia.tpr_at_fpr_1pct",
+    "shadow.klom.p50",
+    "shadow.klom.p95",
+    "shadow.klom.p99",
+    "shadow.forgetting_score",
 )
 COLUMN_HELP = {
     **{metric.heading: metric.help for metric in COLUMNS},
@@ -102,7 +104,7 @@ def render(
         table=main_table(summary),
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
         more=more_table(summary),
-        attacks=ensemble_table(summary),
+        attacks=shadow_table(summary),
         settings=wording.settings_lines(summary),
         seeds=wording.seed_count(summary),
         sections=[section for section in drawn if section.panels],
@@ -113,8 +115,6 @@ def render(
 
 def environment() -> Environment:
     """Where the pages' templates are; whatever is put into one is text, not markup."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     return Environment(
         loader=PackageLoader("expunge.report", "."),
         autoescape=True,
@@ -152,9 +152,9 @@ def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     return _upright(MORE, dict(candidates(summary)))
 
 
-def ensemble_table(summary: Mapping[str, Any]) -> dict[str, Any]:
+def shadow_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The attacks over many models, for the candidates that they cover; no rows where none were trained."""
-    return _upright(ENSEMBLE, {name: block for name, block in candidates(summary) if block.get("ensembles")})
+    return _upright(SHADOW, {name: block for name, block in candidates(summary) if block.get("shadow")})
 
 
 def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

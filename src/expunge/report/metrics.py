@@ -165,19 +165,17 @@ _ALL = (
     Metric("cost.speedup_vs_retrain", "times faster than retraining", WHOLE, "high"),
     Metric("cost.peak_rss_mb", "peak memory of the fit, MB", WHOLE, "low"),
     Metric("cost.evaluate_s", "seconds to evaluate", NUMBER_1, "low"),
-    # Attacks that need many models; there where the stage `ensembles` ran.
-    Metric("ensembles.ulira.auc", "U-LiRA, AUC", NUMBER_3, "0.5", short="U-LiRA AUC"),
-    Metric("ensembles.ulira.tpr_at_fpr_1pct", "U-LiRA, TPR at 1 % FPR", PERCENT, "1 %", short="TPR at 1 % FPR"),
+    # Attacks that need many models; there where the stage `shadow` ran.
+    Metric("shadow.ulira.auc", "U-LiRA, AUC", NUMBER_3, "0.5", short="U-LiRA AUC"),
+    Metric("shadow.ulira.tpr_at_fpr_1pct", "U-LiRA, TPR at 1 % FPR", PERCENT, "1 %", short="TPR at 1 % FPR"),
+    Metric("shadow.ulira.tpr_at_fpr_01pct", "U-LiRA, TPR at 0.1 % FPR", PERCENT_2, "0.1 %", short="TPR at 0.1 % FPR"),
+    Metric("shadow.rmia.auc", "RMIA over shadow models, AUC", NUMBER_3, "0.5", short="RMIA AUC"),
+    Metric("shadow.rmia.tpr_at_fpr_1pct", "RMIA over shadow models, TPR at 1 % FPR", PERCENT, "1 %"),
+    Metric("shadow.klom.p50", "KLoM, median row", NUMBER_2, short="KLoM median"),
+    Metric("shadow.klom.p95", "KLoM, 95th percentile", NUMBER_2, short="KLoM 95 %"),
+    Metric("shadow.klom.p99", "KLoM, 99th percentile", NUMBER_2),
     Metric(
-        "ensembles.ulira.tpr_at_fpr_01pct", "U-LiRA, TPR at 0.1 % FPR", PERCENT_2, "0.1 %", short="TPR at 0.1 % FPR"
-    ),
-    Metric("ensembles.rmia.auc", "RMIA over the ensemble, AUC", NUMBER_3, "0.5", short="RMIA AUC"),
-    Metric("ensembles.rmia.tpr_at_fpr_1pct", "RMIA over the ensemble, TPR at 1 % FPR", PERCENT, "1 %"),
-    Metric("ensembles.klom.p50", "KLoM, median row", NUMBER_2, short="KLoM median"),
-    Metric("ensembles.klom.p95", "KLoM, 95th percentile", NUMBER_2, short="KLoM 95 %"),
-    Metric("ensembles.klom.p99", "KLoM, 99th percentile", NUMBER_2),
-    Metric(
-        "ensembles.forgetting_score",
+        "shadow.forgetting_score",
         "forgetting score (NeurIPS 2023)",
         NUMBER_3,
         "retrained, at most 1",

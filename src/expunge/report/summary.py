@@ -21,16 +21,16 @@ def build_summary(
     evaluations: Mapping[str, dict[str, Any]],
     costs: Mapping[str, Mapping[str, Any]],
     clean_references: bool,
-    ensembles: Mapping[str, Any] | None = None,
+    shadow: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Join what the stages wrote and judge every method.
 
     `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by
     method. The control is judged like the others, shown among the references, and never selected. `clean_references`:
-    whether the retrained models' backbones never saw the forgotten rows. `ensembles` is what
+    whether the retrained models' backbones never saw the forgotten rows. `shadow` is what
     the stage of that name wrote: its numbers go into the blocks they belong to, the rest stands beside them.
     """
-    many = dict(ensembles or {"kind": "off"})
+    many = dict(shadow or {"kind": "off"})
     attacked, floors = many.pop("methods", {}), many.pop("references", {})
     original, retrained = references["original"], references["retrained"]
     controls, count = references.get("controls", {}), len(retrained)
@@ -43,24 +43,24 @@ def build_summary(
         for name, block in evaluations.items()
     }
     for name, block in attacked.items():
-        methods[name]["ensembles"] = block
+        methods[name]["shadow"] = block
     return {
         "schema": SCHEMA,
         "request": dict(request),
         "model": dict(model),
-        "ensembles": many,
+        "shadow": many,
         "references": {
             "original": {
                 **_plain(original),
                 "verdict": verdict_of(original, controls, count, clean_references),
-                "ensembles": floors.get("original"),
+                "shadow": floors.get("original"),
             },
             "retrained": {
                 **mean_of([_plain(block) for block in retrained]),
                 "seeds": len(retrained),
                 "spread": spread_of([_plain(block) for block in retrained]),
                 "verdict": verdict_of(retrained[0], controls, count - 1, clean_references, _trained(clean_references)),
-                "ensembles": floors.get("retrained"),
+                "shadow": floors.get("retrained"),
             }
             if retrained
             else None,

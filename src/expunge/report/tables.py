@@ -24,15 +24,15 @@ COLUMNS = some(
     "representation.probe_z_prime",
     "cost.fit_s",
 )
-# Attacks that need many models; filled where the stage `ensembles` ran.
+# Attacks that need many models; filled where the stage `shadow` ran.
 MANY_MODELS = some(
-    "ensembles.ulira.auc",
-    "ensembles.ulira.tpr_at_fpr_1pct",
-    "ensembles.ulira.tpr_at_fpr_01pct",
-    "ensembles.rmia.auc",
-    "ensembles.klom.p50",
-    "ensembles.klom.p95",
-    "ensembles.forgetting_score",
+    "shadow.ulira.auc",
+    "shadow.ulira.tpr_at_fpr_1pct",
+    "shadow.ulira.tpr_at_fpr_01pct",
+    "shadow.rmia.auc",
+    "shadow.klom.p50",
+    "shadow.klom.p95",
+    "shadow.forgetting_score",
 )
 IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl", "divergence.forget.agreement")
 
@@ -80,14 +80,14 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 def many_models(summary: Mapping[str, Any]) -> str:
     """The attacks that need many models, as a table and what it may be read as; empty where they are off."""
-    state = summary.get("ensembles", {"kind": "off"})
+    state = summary.get("shadow", {"kind": "off"})
     if state["kind"] == "off":
         return ""
     refused = f"Refused: {state['refused_because']}." if "refused_because" in state else ""
     if state["kind"] == "refused":
         return f"## Attacks with many models\n\n{refused}"
     models, rows = state["models"], state["rows"]["forget"]
-    what = {"heads": "heads on cached features", "full": "whole networks"}[state["kind"]]
+    what = {"heads": "heads on cached features", "networks": "whole networks"}[state["kind"]]
     reading = (
         f"{models['trained']} {what} learned from the forgotten rows and unlearned them, {models['retrained']} never "
         f"had them; every one of {rows:,} rows was in {models['had_each_row']} of the former. Valid because "

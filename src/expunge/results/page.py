@@ -49,10 +49,10 @@ def _section(variant: Variant, pooled: Pooled) -> str:
         table(pooled, COLUMNS, judged),
         "\n".join(f"- {line}" for line in meaning(pooled, judged)),
     ]
-    if pooled.summaries[0]["ensembles"]["kind"] in ("heads", "full"):
+    if pooled.summaries[0]["shadow"]["kind"] in ("heads", "networks"):
         parts += [
             "### Attacks with many models",
-            f"Valid because {pooled.summaries[0]['ensembles']['valid_because']}. U-LiRA and RMIA try to tell unlearned "
+            f"Valid because {pooled.summaries[0]['shadow']['valid_because']}. U-LiRA and RMIA try to tell unlearned "
             "models from models that never had the rows, row by row; 0.5 is a guess. The row of "
             "the retrained models compares them with each other: so equal models look.",
             table(pooled, MANY_MODELS, {}),

@@ -58,7 +58,7 @@ VARIANTS = (
             "activations": {"cuts": []},
             "methods": ["logit-mask", "loft", "ru-linear", "leace", "pour-p", "head-refit"],
             "fit": {"loft": {"choose": {"rank": [400]}}},
-            "ensembles": {"heads": 64},
+            "shadow": {"heads": 64},
         },
     ),
 )

@@ -9,26 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from expunge.config import Ensembles, Model
+from expunge.config import Model, Shadow
 
 SAW = (
     "heads on its features are no models without the forgotten rows, because the backbone saw these rows; "
-    "ask for whole networks with ensembles.full"
+    "ask for whole networks with shadow.networks"
 )
 
 ABOVE = (
     "model.training is above: heads on its features are no models without the forgotten rows, because layers above "
-    "model.cut were trained on these, and ensembles of networks trained above a cut are not built; the claim of the "
+    "model.cut were trained on these, and shadow networks trained above a cut are not built; the claim of the "
     "method `exact` needs none"
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`kind` of ensemble to train; `valid_because` says why its reading holds, `refused_because` what was turned down
-    and why."""
+    """`kind` of models to train; `valid_because` says why its reading holds, `refused_because` what was turned down and
+    why."""
 
-    kind: Literal["off", "refused", "heads", "full"]
+    kind: Literal["off", "refused", "heads", "networks"]
     valid_because: str | None = None
     refused_because: str | None = None
 
@@ -37,21 +37,23 @@ class Plan:
         return {key: value for key, value in fields.items() if value is not None}
 
 
-def plan(model: Model, asked: Ensembles) -> Plan:
+def plan(model: Model, asked: Shadow) -> Plan:
     """What is valid of what params ask for."""
-    if not asked.heads and not asked.full:
+    if not asked.heads and not asked.networks:
         return Plan("off")
     if model.training == "above":
         return Plan("refused", refused_because=ABOVE)
     if not model.saw_forget_data:
         if asked.heads:
             return Plan("heads", "the backbone is said never to have seen the forgotten rows, so only heads had them")
-        return Plan("refused", refused_because="no network is trained in this run; ask for heads with ensembles.heads")
-    if asked.full and model.training == "full":
+        return Plan("refused", refused_because="no network is trained in this run; ask for heads with shadow.heads")
+    if asked.networks and model.training == "full":
         return Plan(
-            "full", "every network is trained from its start by the recipe of this run", SAW * bool(asked.heads) or None
+            "networks",
+            "every network is trained from its start by the recipe of this run",
+            SAW * bool(asked.heads) or None,
         )
-    if asked.full:
+    if asked.networks:
         return Plan(
             "refused",
             refused_because=f"model.training is {model.training}: retrained models would share a backbone that saw the "

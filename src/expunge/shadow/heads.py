@@ -94,7 +94,7 @@ def attack_heads(
     recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
     halves = complementary_halves(len(rows.train[0]), heads, seed)
     log_message(
-        f"ensembles: {heads} heads on halves of {len(rows.train[0]):,} rows, {heads} on halves of the retained ones"
+        f"shadow: {heads} heads on halves of {len(rows.train[0]):,} rows, {heads} on halves of the retained ones"
     )
     train = _Trainer(classes, recipe)
     before = train(*rows.train, heads, seed, halves)

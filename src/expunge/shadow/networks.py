@@ -1,6 +1,6 @@
 """Whole networks: many trained on all rows and unlearned, as many trained on retained rows only.
 
-Each lies in a directory of its own below `data/ensembles`, `trained-0` or `retrained-0`: its weights in `model`, its
+Each lies in a directory of its own below `data/shadow`, `trained-0` or `retrained-0`: its weights in `model`, its
 margins in `margins`. Both carry a key, a digest of everything that determines them, so a killed run, or one that asks
 for more models, makes only what is missing.
 """
@@ -70,18 +70,16 @@ class Job:
     @classmethod
     def of(cls, config: Config, dataset: Dataset, split: Split, out: Path, work: Path) -> Job:
         """One precision for all: where params leave the choice to a measurement, networks could differ by it."""
-        rng = np.random.default_rng(config.ensembles.seed)
+        rng = np.random.default_rng(config.shadow.seed)
 
         def thin(rows: np.ndarray, size: int) -> np.ndarray:
             return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
 
-        epochs = config.ensembles.epochs or config.train.epochs
+        epochs = config.shadow.epochs or config.train.epochs
         precision = "fp32" if config.train.precision == "auto" else config.train.precision
         recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
         forget, population = thin(split.counted(FORGET), FORGET_ROWS), thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
-        return cls(
-            dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "ensembles"
-        )
+        return cls(dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "shadow")
 
     def model_key(self, side: str, seed: int) -> str:
         rows = self.split.request["digest"] if side == "retrained" else "all"
@@ -91,7 +89,7 @@ class Job:
     def margins_key(self, side: str, seed: int) -> str:
         """Weights of the retrained models meet no method, so settings of methods do not make them stale."""
         fits = (self.config.methods, self.config.fit) if side == "trained" else ()
-        parts = [self.model_key(side, seed), self.split.request["digest"], self.config.ensembles.seed, fits]
+        parts = [self.model_key(side, seed), self.split.request["digest"], self.config.shadow.seed, fits]
         features = dataclasses.asdict(self.config.features), dataclasses.asdict(self.config.activations)
         return digest_of([*parts, features, code_digest(FITTING_CODE)])
 
@@ -119,7 +117,7 @@ def attack_networks(job: Job, count: int) -> dict[str, Any]:
     def side(members: list[dict[str, np.ndarray]], name: str) -> ShadowMargins:
         return ShadowMargins(*(np.stack([m[f"{name}/{rows}"] for m in members]) for rows in ("forget", "population")))
 
-    seed, group = job.config.ensembles.seed, count // 2
+    seed, group = job.config.shadow.seed, count // 2
     retrained = side(sides["retrained"], "network")
     return {
         "models": {"trained": count, "retrained": count, "had_each_row": count, "per_group": group},
@@ -142,7 +140,7 @@ def attack_networks(job: Job, count: int) -> dict[str, Any]:
 
 def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
     """Margins of one network, and of what every method makes of it: `NAME/forget (n,)`, `NAME/population (k,)`."""
-    seed = job.config.ensembles.seed + index + (RETRAINED_SEEDS if side == "retrained" else 0)
+    seed = job.config.shadow.seed + index + (RETRAINED_SEEDS if side == "retrained" else 0)
     directory = job.out / f"{side}-{index}"
     keys = {"model": job.model_key(side, seed), "margins": job.margins_key(side, seed)}
     if not _whole(directory, "margins", keys):
@@ -150,7 +148,7 @@ def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
             rows = job.split.rows(RETAIN)
             if side == "trained":
                 rows = np.union1d(rows, job.split.rows(FORGET))
-            log_message(f"ensembles: {directory.name}, {len(rows):,} rows")
+            log_message(f"shadow: {directory.name}, {len(rows):,} rows")
             make_classifier(job.config, job.dataset, rows, seed, directory / "model", job.work)
             write_json(directory / KEY, {"model": keys["model"]})
         _score(job, directory, side, index)
@@ -165,7 +163,7 @@ def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
     try:
         read_manifest(directory / what)
     except ManifestError as e:
-        log_message(f"ensembles: {e}; it is made again")
+        log_message(f"shadow: {e}; it is made again")
         return False
     return True
 
@@ -187,7 +185,7 @@ def _score(job: Job, directory: Path, side: str, offset: int) -> None:
         request = _request(job, classifier, scratch)
         for name in job.config.methods:
             unlearned = fit(name, request, seeded(name, job.config.fit, offset))
-            log_message(f"ensembles: {directory.name}, {name}")
+            log_message(f"shadow: {directory.name}, {name}")
             add(name, lambda rows, u=unlearned: u.logits(_z(u, request.store, job, rows)))  # type: ignore[misc]
         shutil.rmtree(scratch)
     with staged_dir(directory / "margins") as staging:

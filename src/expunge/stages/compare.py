@@ -8,7 +8,7 @@ from expunge.report.summary import build_summary
 from expunge.report.tables import flat, headline, markdown, plot_csv
 from expunge.stages import run
 from expunge.system.files import read_json, read_manifest, write_json, write_text
-from expunge.system.paths import COST, ENSEMBLE_REPORT, METRICS, MODELS, ORIGINAL, REPORTS, SPLIT, SUMMARY
+from expunge.system.paths import COST, METRICS, MODELS, ORIGINAL, REPORTS, SHADOW_REPORT, SPLIT, SUMMARY
 from expunge.system.progress import log_message
 
 PLOTS = {
@@ -64,7 +64,7 @@ def main() -> None:
         judged,
         {name: cost_of(name, config) for name in judged},
         clean_references(config),
-        read_json(ENSEMBLE_REPORT),
+        read_json(SHADOW_REPORT),
     )
     summary["refused"] = refused
     write_json(SUMMARY, summary)

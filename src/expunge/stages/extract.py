@@ -7,6 +7,7 @@ from pathlib import Path
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
+from expunge.features.cluster import on_ray
 from expunge.features.extract import Engine, Extraction, Settings, extract
 from expunge.features.reader import cores
 from expunge.features.torchrun import Torchrun
@@ -59,8 +60,6 @@ def fetch(model: Path, out: Path, ranks: Torchrun, repair: bool) -> dict[str, ob
     if ranks.world > 1:
         engine = ranks.make
     elif asked.engine == "ray":
-        from expunge.features.cluster import on_ray
-
         engine = on_ray(model, DATASET, asked.address, asked.workers)
     settings = Settings.of(config.features, elsewhere=asked.engine == "ray")
     classifier, dataset = load_classifier(model), Dataset(DATASET, verify=ranks.rank == 0)

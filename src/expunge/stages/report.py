@@ -16,7 +16,8 @@ from expunge.features.store import FeatureStore
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.report.card import TrainingData, model_card
 from expunge.report.comparison import on_same_rows
-from expunge.report.comparison_page import Sides, section
+from expunge.report.comparison_page import section
+from expunge.report.comparison_view import Sides
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
 from expunge.report.export import results_csv
 from expunge.report.html import Section, render, sections

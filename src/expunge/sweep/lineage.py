@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expunge.config import Config
+from expunge.core.head import LinearHead
 from expunge.data.schema import FORGET, row_digest
 from expunge.data.split import REQUEST, Split
 from expunge.ledger.forgotten import ForgottenRows
+from expunge.methods.exact import DESCRIPTIONS
+from expunge.methods.unlearned import SHIPPED_HEAD
+from expunge.models.checkpoint import save_classifier
 from expunge.sweep.journal import Journal
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.targets import Targets
@@ -164,9 +168,6 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
 
 def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
     """Stage the champion as the original. True where its backbone differs, so that features must be fetched anew."""
-    from expunge.core.head import LinearHead
-    from expunge.models.checkpoint import save_classifier
-
     classifier = _successor(registry, covered)
     assert classifier is not None, "original() said so"
     directory = targets.root / MODELS / ORIGINAL
@@ -183,10 +184,6 @@ def replace_original(targets: Targets, registry: Registry | None, covered: list[
 def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
     """What the next exact deletion starts from, out of the product whose very weights are `served`: sums or rows that
     are left, and none of those that go. Without it the original could not be deleted from again."""
-    from expunge.core.head import LinearHead
-    from expunge.methods.exact import DESCRIPTIONS
-    from expunge.methods.unlearned import SHIPPED_HEAD
-
     for directory in sorted(path.parent for path in products.glob(f"*/{MANIFEST}")):
         files = read_manifest(directory)["files"]
         state = [name for name in files if any(Path(name).stem == Path(d).stem for d in DESCRIPTIONS.values())]

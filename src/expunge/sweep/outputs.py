@@ -1,4 +1,4 @@
-"""The pipeline's outputs without the erased rows: dataset, split, features, activations, evaluation, ensembles.
+"""The pipeline's outputs without the erased rows: dataset, split, features, activations, evaluation, shadow models.
 
 Each function yields what it found; with a journal it also stages the new state. Shards that hold no erased row are
 linked, not copied.
@@ -24,7 +24,7 @@ from expunge.sweep.report import Residue
 from expunge.sweep.shards import copy_without, link, renew_manifest
 from expunge.sweep.targets import Targets
 from expunge.system.files import MANIFEST, digest_of, read_json, read_manifest, write_json
-from expunge.system.paths import ACTIVATIONS, DATASET, ENSEMBLES, EVALUATION, FEATURES, SPLIT
+from expunge.system.paths import ACTIVATIONS, DATASET, EVALUATION, FEATURES, SHADOW, SPLIT
 
 Sweeper = Callable[[Targets, Journal | None], Iterator[Residue]]
 COPY_ROWS = 4096  # of activations, in memory at once
@@ -187,12 +187,12 @@ def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         renew_manifest(place, directory, old, {n: int((~m).sum()) for n, m in found.items() if m.any()})
 
 
-def ensembles(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+def shadow(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
     """Networks that were trained on the rows, and how each of them scored every row: nothing can be kept of them."""
-    members = sorted((targets.root / ENSEMBLES).glob("*rained-*"))
+    members = sorted((targets.root / SHADOW).glob("*rained-*"))
     if not targets.erased.any() or not members:
         return
-    yield Residue(str(ENSEMBLES), "models with scores of rows", len(members))
+    yield Residue(str(SHADOW), "models with scores of rows", len(members))
     for member in members if journal is not None else []:
         assert journal is not None
         journal.drop(member)
@@ -213,4 +213,4 @@ def _new_dataset(targets: Targets) -> str:
 
 
 # The dataset first: the others name its digest.
-SWEEPERS: tuple[Sweeper, ...] = (dataset, split, features, activations, evaluation, ensembles)
+SWEEPERS: tuple[Sweeper, ...] = (dataset, split, features, activations, evaluation, shadow)

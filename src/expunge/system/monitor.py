@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
+
 from expunge.system.files import write_json
 from expunge.system.paths import COST
 
@@ -25,8 +27,6 @@ class Usage:
     """
 
     def __init__(self, interval: float = INTERVAL) -> None:
-        import psutil
-
         self._process = psutil.Process()
         self._family: list[Any] = [self._process]
         self._looked = 0.0

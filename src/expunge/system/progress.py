@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
 SECONDS_BETWEEN_LINES = 5.0
 # Set to `json`, lines of progress are JSON objects for whoever reads our output:
 # {"progress": share of the whole in [0, 1], "what": ..., "line": the words for people}
@@ -37,9 +40,6 @@ def progress(what: str, total: int, unit: str, epoch: int = 0, epochs: int = 1) 
 
 @contextmanager
 def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -24,7 +24,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+# A pipe that the waiting process held would not end with the run that it belongs to.
+NO_STREAMS: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 PATIENCE = 0.02  # seconds between two looks at a child
 SERVED = ("expunge.", "dvc", "mlflow")
 _active: list[tuple[Path, Callable[[], None]]] = []  # the client, and what starts its server
@@ -82,8 +85,8 @@ def interpreter(modules: Sequence[str]) -> Iterator[None]:
         def start() -> None:
             if not started:
                 # A session of its own: Ctrl-C reaches the commands, which end, and then this process ends it.
-                command = [sys.executable, "-m", __name__, str(place), *modules]
-                started.append(subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL))
+                command = [sys.executable, "-m", __name__, str(os.getpid()), str(place), *modules]
+                started.append(subprocess.Popen(command, start_new_session=True, **NO_STREAMS))
 
         _active.append((client, start))
         try:
@@ -95,14 +98,16 @@ def interpreter(modules: Sequence[str]) -> Iterator[None]:
                 server.wait()
 
 
-def serve(place: str, modules: Sequence[str]) -> None:
-    """Import, then fork a child for every command that asks, until the process is ended. Returns in a child only."""
+def serve(parent: int, place: str, modules: Sequence[str]) -> None:
+    """Import, then fork a child for every command that asks, until `parent` is gone, which may be before the imports
+    are done. Returns in a child, or at that end."""
     for module in modules:
         with suppress(ImportError):
             importlib.import_module(module)
     gc.collect()
     gc.freeze()  # children do not look through, and so copy, what all of them share
-    parent = os.getppid()
+    if os.getppid() != parent:
+        return
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(place + ".tmp")
     listening.listen(64)
@@ -171,4 +176,4 @@ def _stream(number: int, mode: str) -> io.TextIOWrapper:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])
+    serve(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

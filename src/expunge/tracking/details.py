@@ -77,7 +77,7 @@ def usage_of(stages: Iterable[str]) -> dict[str, Series]:
 
 def shared_stages() -> list[str]:
     """Stages that belong to no single run below the pipeline's."""
-    return [p.stem for p in sorted(COST.glob("*.json")) if p.stem.startswith(("extract-", "ensembles"))]
+    return [p.stem for p in sorted(COST.glob("*.json")) if p.stem.startswith(("extract-", "shadow"))]
 
 
 def _of_method(name: str, settings: Mapping[str, Any]) -> Detail:

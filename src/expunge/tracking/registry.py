@@ -230,8 +230,9 @@ def _create(client: MlflowClient, s: Submission) -> Version:
             s.name,
             description="Classifiers that were made to forget; raw images or texts in, class probabilities out.\n\n"
             "`challenger` is what was registered last and checked, `champion` what people serve. Promote with "
-            "`expunge promote`, after `expunge review`: it checks the gates and writes down why. An alias moved by "
-            "hand is found by `expunge audit`.",
+            "`expunge promote`, after `expunge review`: it checks the gates and writes down why. Where `expunge watch` "
+            "runs, setting the alias `champion` here does the same: give the reason as tag `reason` and your name as "
+            "tag `by` first. A version that fails the gates loses the alias again; its tag `not_promoted` says why.",
         )
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":

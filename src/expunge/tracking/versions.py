@@ -19,6 +19,7 @@ from expunge.tracking.store import fluent, refusals
 
 SERVABLE = Path("artifacts") / "servable"
 SUMMARY = "summary.json"
+TAG_LENGTH = 5000  # of a version's tag, on every database
 LEDGER_TAG = "ledger"
 FORGETS = "forgets"  # tag of a version: what its request forgets, in words without ids
 RETRAINED = "retrained"  # the method of a version that is the retrained model itself
@@ -107,3 +108,35 @@ def keep_page(client: MlflowClient, version: Version, path: Path) -> None:
     """Store the page that a reviewer saw with the run of `version`, where MLflow shows it."""
     with refusals(f"storing {path} with version {version.version} of {version.name!r}"):
         client.log_artifact(version.run_id, str(path))
+
+
+def models_of_ours(client: MlflowClient) -> list[str]:
+    """Names of registered models with a version that this pipeline made; a copy of one keeps the tag that says so."""
+    found: set[str] = set()
+    token = None
+    with refusals("reading the registered models"):
+        while True:
+            page = client.search_model_versions(page_token=token)
+            found |= {v.name for v in page if "content" in v.tags}
+            token = page.token
+            if not token:
+                return sorted(found)
+
+
+def description_of(client: MlflowClient, version: Version) -> str:
+    """The description of a version as it reads now, which people edit on its page."""
+    with refusals(f"reading version {version.version} of {version.name!r}"):
+        return client.get_model_version(version.name, version.version).description or ""
+
+
+def set_tag(client: MlflowClient, version: Version, key: str, value: str) -> None:
+    """Write a tag of a version; a longer value than a tag may hold is cut."""
+    with refusals(f"tagging version {version.version} of {version.name!r}"):
+        client.set_model_version_tag(version.name, version.version, key, value[:TAG_LENGTH])
+
+
+def drop_tag(client: MlflowClient, version: Version, key: str) -> None:
+    """Take a tag of a version away; nothing where it has none."""
+    if key in version.tags:
+        with refusals(f"tagging version {version.version} of {version.name!r}"):
+            client.delete_model_version_tag(version.name, version.version, key)

@@ -1,4 +1,4 @@
-"""ensembles: attacks that need many models, on heads or on whole networks, as far as params ask and it is valid."""
+"""shadow: attacks that need many models, on heads or on whole networks, as far as params ask and it is valid."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ from expunge.shadow import plan
 from expunge.stages import run
 from expunge.system.files import write_json
 from expunge.system.monitor import write_cost
-from expunge.system.paths import COST, DATASET, ENSEMBLE_REPORT, ENSEMBLES, FEATURES, ORIGINAL, SPLIT, UNLEARNED, WORK
+from expunge.system.paths import COST, DATASET, FEATURES, ORIGINAL, SHADOW, SHADOW_REPORT, SPLIT, UNLEARNED, WORK
 from expunge.system.progress import log_message
 
 
@@ -19,7 +19,7 @@ def of_heads(config: Config) -> dict[str, Any]:
     from expunge.methods.unlearned import UnlearnedModel
     from expunge.shadow.heads import Entry, Rows, attack_heads
 
-    asked = config.ensembles
+    asked = config.shadow
     classes = len(Dataset(DATASET, verify=False).class_names)
     entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name)) for name in config.methods}
     rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
@@ -31,28 +31,28 @@ def of_networks(config: Config) -> dict[str, Any]:
     from expunge.data.split import Split
     from expunge.shadow.networks import Job, attack_networks
 
-    job = Job.of(config, Dataset(DATASET), Split(SPLIT), ENSEMBLES, WORK)
-    return attack_networks(job, config.ensembles.full)
+    job = Job.of(config, Dataset(DATASET), Split(SPLIT), SHADOW, WORK)
+    return attack_networks(job, config.shadow.networks)
 
 
 def main() -> None:
     config = load_config()
-    decided = plan(config.model, config.ensembles)
+    decided = plan(config.model, config.shadow)
     start = time.perf_counter()
     found: dict[str, Any] = {}
     if decided.kind == "heads":
         found = of_heads(config)
-    elif decided.kind == "full":
+    elif decided.kind == "networks":
         found = of_networks(config)
     seconds = time.perf_counter() - start
     if decided.refused_because is not None:
-        log_message(f"ensembles: refused: {decided.refused_because}")
-    write_json(ENSEMBLES / "members.json", {"kind": decided.kind, "models": found.get("models")})
-    write_json(ENSEMBLE_REPORT, {**decided.to_json(), **found})
+        log_message(f"shadow: refused: {decided.refused_because}")
+    write_json(SHADOW / "members.json", {"kind": decided.kind, "models": found.get("models")})
+    write_json(SHADOW_REPORT, {**decided.to_json(), **found})
     if found:
-        write_cost("ensembles", {"ensembles_s": round(seconds, 3)})
+        write_cost("shadow", {"shadow_s": round(seconds, 3)})
     else:  # nothing was done: the same bytes every time, as the run cache does not keep what `persist` keeps
-        write_json(COST / "ensembles.json", {"ensembles_s": 0.0})
+        write_json(COST / "shadow.json", {"shadow_s": 0.0})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Head ensembles: many heads at once against one after another, same minibatches and steps; and the attacks on them.
+"""Shadow heads: many heads at once against one after another, same minibatches and steps; and the attacks on them.
 
-python -m benchmarks.bench_ensembles
+python -m benchmarks.bench_shadow_heads
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def run(small: bool = False) -> dict[str, Any]:
     """
     scale = 10 if small else 1
     cases = {
-        "ensembles_d128": case(60_000 // scale, 128, 256 // scale, compare=True),
-        "ensembles_d1280": case(60_000 // scale, 1280, 64 // scale, compare=not small),
+        "shadow_heads_d128": case(60_000 // scale, 128, 256 // scale, compare=True),
+        "shadow_heads_d1280": case(60_000 // scale, 1280, 64 // scale, compare=not small),
     }
-    table = Table("heads", "rows x d", "train s", "attacks s", "total s", "loop s", "speedup", title="Head ensembles")
+    table = Table("heads", "rows x d", "train s", "attacks s", "total s", "loop s", "speedup", title="Shadow heads")
     for c in cases.values():
         train, total = c["seconds"]["train"], c["total_s"]
         loop = (f"{c['loop_s']:.1f}", f"{c['speedup']:.1f}") if "loop_s" in c else ("", "")

@@ -1,0 +1,37 @@
+"""predict: a Parquet file through a registered version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(predict)
+
+
+def predict(
+    source: Annotated[Path, typer.Argument(help="Parquet file with a column `image` (file bytes) or `text`.")],
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    version: Annotated[str, typer.Option("--version", help="Number of a version, or an alias.")] = "champion",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Registered model; the one that the last run registered when left out."),
+    ] = None,
+) -> None:
+    """Score a Parquet file with a registered version, the champion when none is named.
+
+    The answer has a row for every row, in order: `sample_id` or `id` where there is one, `predicted`, `probability`,
+    and `probabilities` over all classes, whose names stand in the file's metadata.
+    """
+    from expunge.promotion.promoter import find
+    from expunge.promotion.scoring import score_parquet
+    from expunge.promotion.session import registered_name
+    from expunge.tracking import connect, servable_of
+
+    chosen = find(connect(), model or registered_name(), version)
+    rows = score_parquet(servable_of(chosen)[0], source, out, chosen.uri)
+    typer.echo(f"{out}: {rows:,} rows, by {chosen.uri}")

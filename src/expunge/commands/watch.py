@@ -1,0 +1,49 @@
+"""watch: the gate behind the alias that people move in MLflow's own page."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.system.paths import LEDGER
+
+if TYPE_CHECKING:
+    from expunge.promotion.promoter import Promoter
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(watch)
+
+
+def watch(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Registered model; every model of this pipeline when left out.")
+    ] = None,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 15.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    ledger: Annotated[Path, typer.Option("--ledger", help="The file that decisions are written to.")] = LEDGER,
+) -> None:
+    """Gate what people do in the MLflow UI: an alias `champion` that was set there is put on record, or taken back.
+
+    A version that passes the gates gets its ledger entry, with the reason from its tag `reason` or a line "Reason: ..."
+    of its description, and the name from its tag `by`. Of any other the alias goes back to the champion on record, and
+    the version's tag `not_promoted` says why. Copies made with the button "Promote model" are gated by their new name.
+    """
+    from expunge.promotion.alias_watch import settle_all
+    from expunge.promotion.session import ReviewSession
+    from expunge.tracking import connect, models_of_ours
+
+    def promoters() -> list[Promoter]:
+        """Anew for every look: models are registered meanwhile, and requests change."""
+        return [ReviewSession(name, ledger).promoter for name in model or models_of_ours(connect())]
+
+    while True:
+        for settled in settle_all(promoters()):
+            typer.echo(f"{settled.model}: {settled.words}")
+        if once:
+            return
+        time.sleep(every)

@@ -1,0 +1,130 @@
+"""Two classifiers side by side in words: the tables that the terminal and the pages of HTML both show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.data.schema import TEST_RETAIN
+from expunge.report.comparison import PARTS, Interval, Part
+from expunge.report.metrics import lookup
+from expunge.report.wording import GATES
+
+Block = Mapping[str, Any]
+Answers = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What stands side by side. `before` and `after` are headings, `blocks` their blocks of the summary and the
+    retrained models', `parts` what they say of the same rows, `retrained` what a retrained model says of them,
+    `forgets` what is forgotten, in words, where it is known."""
+
+    before: str
+    after: str
+    blocks: tuple[Block | None, Block | None, Block | None]
+    parts: Mapping[str, Part]
+    retrained: Answers
+    classes: Sequence[str]
+    forgets: str | None = None
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose cells are text already. `note` stands below it."""
+
+    title: str
+    head: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """What both renderings show, in their order. `changed` says in a sentence how many predictions changed."""
+
+    metrics: TextTable
+    accuracies: TextTable
+    changed: str
+    moves: TextTable
+    answers: tuple[TextTable, ...]
+
+
+def comparison_view(sides: Sides) -> ComparisonView:
+    """The comparison in words. Of forgotten rows it holds counts only."""
+    kept = sides.parts.get(TEST_RETAIN)
+    moves = () if kept is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in kept.moves())
+    return ComparisonView(
+        _metrics(sides),
+        TextTable(
+            "Accuracy, asked on the same rows",
+            ("", "rows", sides.before, sides.after, "difference", "changed", "lost", "gained"),
+            tuple(_accuracy(of_whom(sides, part), p) for part, p in sides.parts.items()),
+            "Lost: right before, wrong now; gained: the reverse. Intervals over rows: 95 %, of the difference 90 %.",
+        ),
+        "" if kept is None else _how_many(kept),
+        TextTable("Changed predictions on retained test rows", (sides.before, sides.after, "rows"), moves),
+        tuple(_answers(sides, part, p) for part, p in sides.parts.items() if part != TEST_RETAIN),
+    )
+
+
+def _metrics(sides: Sides) -> TextTable:
+    """Every metric of the verdict that one of the blocks has; a column for retrained models where there are any."""
+    shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
+    rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
+    return TextTable(
+        "Metrics, as evaluated when each was made",
+        ("", sides.before, sides.after, "retrained")[: 1 + len(shown)],
+        tuple(row for row in rows if any(cell != "–" for cell in row[1:])),
+        "Each on the rows of its own request; in brackets the interval that the verdict used.",
+    )
+
+
+def of_whom(sides: Sides, part: str) -> str:
+    """A part by name, and which rows these are where that is known."""
+    return PARTS[part] if part == TEST_RETAIN or sides.forgets is None else f"{PARTS[part]}: {sides.forgets}"
+
+
+def _how_many(p: Part) -> str:
+    changed = int(p.changed.sum())
+    return f"{changed:,} of {len(p.labels):,} changed." if changed else f"None of {len(p.labels):,} changed."
+
+
+def _measure(block: Block | None, path: str) -> str:
+    """A value of the summary with the interval that the verdict used."""
+    value = lookup(block, path)
+    if value is None:
+        return "–"
+    interval = ((block or {}).get("intervals") or {}).get(path)
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _share(i: Interval) -> str:
+    return "–" if i.value is None else f"{i.value:.1%} [{i.low:.1%}, {i.high:.1%}]"
+
+
+def _accuracy(name: str, p: Part) -> tuple[str, ...]:
+    gap = p.difference()
+    difference = "–" if gap is None else f"{gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]"
+    counts = (int(p.changed.sum()), p.lost, p.gained)
+    return (name, f"{len(p.labels):,}", *map(_share, p.accuracies()), difference, *(f"{n:,}" for n in counts))
+
+
+def _named(sides: Sides, *classes: int) -> tuple[str, ...]:
+    return tuple(sides.classes[c] for c in classes)
+
+
+def _answers(sides: Sides, part: str, p: Part) -> TextTable:
+    """What each predicts for the rows of a part, as shares; classes that nobody names are left out."""
+    columns = {sides.before: p.before, sides.after: p.after}
+    if part in sides.retrained:
+        columns["retrained"] = sides.retrained[part]
+    named = np.unique(np.concatenate(list(columns.values())))
+    body = tuple((sides.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values())) for c in named)
+    return TextTable(
+        f"What they say of {of_whom(sides, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
+    )
