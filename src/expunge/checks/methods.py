@@ -94,7 +94,7 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
             variants = candidates(choose, where)
         except ConfigError as e:
             return [Problem.told(where, e)]
-        if METHODS[method].kind.facts.changes == "weights":
+        if kind.facts.changes == "weights":
             found.append(Problem(f"{where}.choose", f"{method} changes the backbone", "choose is for maps and heads"))
     for variant in variants:
         try:
