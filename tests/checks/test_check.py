@@ -94,7 +94,6 @@ ROWS = {"selector": "random", "fraction": 0.1}
         (lambda p: p["fit"]["loft"].update(rnk=3), r"fit\.loft: Loft has no setting 'rnk'"),
         (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs 0 and batch_size"),
         (lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}), r"fit\.salun\.choose: salun changes the backbone"),
-        (lambda p: add(p, "exact"), r"fit\.exact: exact needs a model that was trained to be deleted from"),
         (lambda p: add(p, "certified-removal"), r"fit\.certified-removal: .*needs a frozen backbone"),
         (lambda p: p["model"].update(head="fc"), r"model\.head: 'fc' is not a linear layer of the model; it has head"),
         (lambda p: p["model"].update(name="timm:resnet99"), r"model\.name: timm knows no 'resnet99'; similar: "),
@@ -111,6 +110,12 @@ def test_a_mistake_is_one_line_with_key_and_way_out(tmp_path, change, said):
     found = lines(checked(tmp_path, change))
     assert any(re.match(said, line.split("/")[-1]) for line in found), found
     assert all(len(line.splitlines()) == 1 and "; " in line for line in found)
+
+
+def test_what_the_fit_stage_refuses_without_ending_the_run_is_a_note(tmp_path):
+    report = checked(tmp_path, lambda p: add(p, "exact"))
+    assert lines(report) == []
+    assert any(note.startswith("fit.exact: exact will be refused: model.training is full") for note in report.notes)
 
 
 def test_all_of_them_are_told_together(tmp_path, digits):

@@ -132,18 +132,31 @@ def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
 
 
 def _training(config: Config, where: str, method: str) -> list[Problem]:
-    """Ways of training that exact and certified deletion are for."""
+    """Ways of training that certified deletion is for; fitting it to another model ends the run."""
     model = config.model
-    if method == "exact" and model.training not in (*FROZEN, ABOVE):
-        says = f"exact needs a model that was trained to be deleted from, and model.training is {model.training}"
-        return [Problem(where, says, "set model.training to ridge, head or above, on public weights")]
-    if method in ("exact", "certified-removal") and model.training in FROZEN and model.saw_forget_data:
+    if method == "certified-removal" and model.training in FROZEN and model.saw_forget_data:
         says = f"{method} needs a backbone that never saw the rows, and model.saw_forget_data is true"
         return [Problem(where, says, "take a public backbone and set it to false, or leave the method out")]
     if method == "certified-removal" and model.training not in FROZEN:
         says = f"certified-removal needs a frozen backbone, and model.training is {model.training}"
         return [Problem(where, says, "set model.training to ridge or head, on public weights")]
     return []
+
+
+def refusals(config: Config) -> list[str]:
+    """Entries that the fit stage will record as refused, without ending the run."""
+    model, notes = config.model, []
+    for name in config.methods:
+        if all(method != "exact" for _, method, _ in entries(config, name)):
+            continue
+        if model.training not in (*FROZEN, ABOVE):
+            notes.append(
+                f"fit.{name}: exact will be refused: model.training is {model.training}; set it to ridge, head or "
+                "above, on public weights"
+            )
+        elif model.training in FROZEN and model.saw_forget_data:
+            notes.append(f"fit.{name}: exact will be refused: model.saw_forget_data is true; take a public backbone")
+    return notes
 
 
 def _instead(schema: Schema) -> str:
