@@ -45,6 +45,7 @@ $(DEV): $(READY) requirements-dev.lock
 	touch $@
 
 run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table and report at the end
+	expunge check
 	dvc repro
 	expunge show
 

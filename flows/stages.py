@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from expunge.system import dvc
+from expunge.system.preflight import passed
 from expunge.system.progress import FORMAT_VARIABLE
 from flows.progress import Progress, entry_of
 
@@ -81,11 +82,21 @@ def stale_stages(workspace: Path) -> list[str]:
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
 
+def check(workspace: Path) -> None:
+    """Raise PreflightError, with every conflict of params.yaml, before DVC removes an output."""
+    if not passed(workspace):
+        _first("check", "--quiet", workspace=workspace)
+
+
 def preflight(workspace: Path) -> None:
     """Raise PreflightError now if the last stage could not log and register what the stages before it take long to
     make."""
+    _first("preflight", workspace=workspace)
+
+
+def _first(*arguments: str, workspace: Path) -> None:
     try:
-        ask(expunge("preflight"), workspace)
+        ask(expunge(*arguments), workspace)
     except StageFailedError as e:
         raise PreflightError(str(e).split("\n", 1)[1] or str(e)) from None
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
-from flows.stages import REGISTER, PreflightError, StageFailedError, preflight, run_stage, stage_names
+from flows.stages import REGISTER, PreflightError, StageFailedError, check, preflight, run_stage, stage_names
 
 __all__ = ["PreflightError", "StageFailedError", "bring_up_to_date", "run_stage", "stage_names", "unlearn"]
 
@@ -41,6 +41,7 @@ def bring_up_to_date(
     root: Path, stages: list[str] | None = None, force: bool = False, push: bool = False
 ) -> dict[str, str]:
     """One task per stage, then artifacts and event. Returns what each stage did. To be called inside a flow run."""
+    check(root)
     names = stages or stage_names(root)
     if REGISTER in names:
         preflight(root)

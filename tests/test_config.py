@@ -278,7 +278,7 @@ def loads_or_says_why(path: Path) -> None:
         assert len(str(e).splitlines()) == 1 and str(e).startswith(str(path)) and str(e).isprintable(), repr(str(e))
         assert len(str(e)) < 800
     else:
-        assert 0 < config.train.lr <= 1000 and 1 <= config.train.epochs <= 100_000
+        assert (config.train.lr is None or 0 < config.train.lr <= 1000) and 1 <= config.train.epochs <= 100_000
         json.dumps(dataclasses.asdict(config), allow_nan=False)
 
 

@@ -37,7 +37,7 @@ ORDER = (
     ("config", "core", "data", "ledger", "models"),
     ("features", "finetune", "report", "serving", "workspaces"),
     ("methods", "quality", "training"),
-    ("shadow", "testing", "tracking"),
+    ("checks", "shadow", "testing", "tracking"),
     ("promotion", "stages", "sweep"),
     ("erasure", "results"),
     ("commands",),

@@ -16,6 +16,7 @@ import typer
 from expunge.commands import (
     attack,
     certificate,
+    check,
     cuts,
     deploy,
     methods,
@@ -128,7 +129,21 @@ def ui(port: int = 5000) -> None:
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
 
 
-for commands in (people, registry, attack, methods, variant, deploy, request, certificate, cuts, sweep, watch, predict):
+for commands in (
+    check,
+    people,
+    registry,
+    attack,
+    methods,
+    variant,
+    deploy,
+    request,
+    certificate,
+    cuts,
+    sweep,
+    watch,
+    predict,
+):
     commands.register(app)
 
 if __name__ == "__main__":

@@ -64,10 +64,10 @@ METHODS: dict[str, type[Estimator]] = {
 # how little they forget.
 FOR_SAMPLES: dict[str, Mapping[str, Any]] = {
     "neggrad-plus": {"cap": 0.5},
-    "random-labels": {"lr": 0.02, "retain_share": 1.0},
-    "salun": {"lr": 0.02, "retain_share": 1.0},
+    "random-labels": {"factor": 0.2, "retain_share": 1.0},
+    "salun": {"factor": 0.2, "retain_share": 1.0},
     "ssd": {"alpha": 6.0},
-    "bad-teacher": {"lr": 0.02, "retain_share": 1.0},
+    "bad-teacher": {"factor": 0.2, "retain_share": 1.0},
 }
 
 __all__ = [

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.ssd import per_sample_fisher
+from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import need_unseen, no_better_than_unseen
 
 
@@ -36,7 +37,7 @@ class PartiallyBlinded(Updater):
     norm: float = 0.05
     cap: float | None = 6.0
     epochs: int = 5
-    lr: float = 0.03
+    factors: ClassVar[Factors] = Factors(sgd=0.3)
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import softmax
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+from expunge.finetune.steps import Factors
 from expunge.system.errors import DataError
 
 
@@ -30,7 +31,7 @@ class Delete(Updater):
         ("classes",), ("images",), "weights", "passes over forgotten rows", "arXiv 2503.23751"
     )
     epochs: int = 2
-    lr: float = 3e-5
+    factors: ClassVar[Factors] = Factors(sgd=0.0003)
 
     def phases(self, run: Run) -> list[Phase]:
         keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from expunge.core.estimator import Estimator
 from expunge.finetune.rows import Index as Index
 from expunge.finetune.rows import checked, checked_unseen
+from expunge.finetune.steps import OPTIMIZERS, Factors, Steps, frozen_norms
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError
 from expunge.system.progress import progress
@@ -49,9 +50,13 @@ class Updater(Estimator):
     """Base of the methods that take SGD steps on a copy of the classifier.
 
     epochs         passes; over which rows, each method says
-    lr             rate of the first step; it falls to zero along a cosine
-    momentum       of Nesterov's kind where it is above 0
-    weight_decay   added to the gradient
+    lr             rate of the first step; it falls to zero along a cosine. None: `factor` times the mean rate of the
+                   recipe that trained the classifier
+    factor         None: the method's own, see `steps.py`
+    optimizer      "auto": of the recipe's kind, "sgd" or "adamw"
+    frozen_norm    batch norm keeps its statistics in all batches, as where the recipe trained like that
+    momentum       of SGD, of Nesterov's kind where it is above 0
+    weight_decay   added to the gradient; decoupled from it under AdamW
     batch_size     rows of a batch; the last batches of a pass are evened out
     retain_share   share of the retained rows that an epoch looks at, drawn anew for each
     precision      "fp32", or "bf16": autocast of the forward pass; losses are float32 either way
@@ -60,8 +65,12 @@ class Updater(Estimator):
     Fitted: `classifier_`, a new classifier in eval mode; `history_`, per epoch the means of the loss terms.
     """
 
+    factors: ClassVar[Factors] = Factors(sgd=0.1)
     epochs: int = 1
-    lr: float = 0.01
+    lr: float | None = None
+    factor: float | None = None
+    optimizer: str = "auto"
+    frozen_norm: bool = False
     momentum: float = 0.9
     weight_decay: float = 5e-4
     batch_size: int = 256
@@ -77,8 +86,16 @@ class Updater(Estimator):
                 f"epochs {self.epochs} and batch_size {self.batch_size} must be at least 1, "
                 f"and retain_share {self.retain_share} in (0, 1]"
             )
+        self._check_descent()
+
+    def _check_descent(self) -> None:
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision {self.precision!r}: one of fp32, bf16")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r}: one of {', '.join(OPTIMIZERS)}")
+        for name, value in (("lr", self.lr), ("factor", self.factor)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} {value} must not be negative; null takes the recipe's")
 
     def fit(
         self,
@@ -122,6 +139,8 @@ class Run:
         unseen_rows: NDArray[Any] | None = None,
     ) -> None:
         self.options = options
+        self.steps = Steps.of(classifier.card, options.factors, options.lr, options.factor, options.optimizer)
+        self.frozen_norm = frozen_norms(classifier.card, options.frozen_norm)
         self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
         self.unseen = checked_unseen(self.labels, self.retain, self.forget, unseen_rows)
         self.images = images
@@ -200,7 +219,7 @@ class Run:
 
     def _freeze_norm(self, frozen: bool) -> None:
         for module in self.norms:
-            module.train(not frozen)
+            module.train(not (frozen or self.frozen_norm))
 
     # Descent.
 
@@ -220,7 +239,7 @@ class Run:
         """
         parameters = dict(self.student.named_parameters()) if parameters is None else parameters
         o = self.options
-        optimizer = torch.optim.SGD(parameters.values(), lr=o.lr, momentum=o.momentum, nesterov=o.momentum > 0)
+        optimizer = self.steps.make(parameters.values(), o.momentum)
         steps, step = sum(len(phase.batches) for phase in phases), 0
         epochs = 1 + max((phase.epoch for phase in phases), default=0)
         history: dict[int, dict[str, float]] = {}
@@ -234,14 +253,15 @@ class Run:
                 what = f"{type(o).__name__}, {phase.name}"
                 with progress(what, rows, "images", phase.epoch, epochs) as advance:
                     for batch in phase.batches:
+                        rate = self.steps.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
                         for group in optimizer.param_groups:
-                            group["lr"] = o.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+                            group["lr"] = rate
                         terms = phase.loss(*batch)
                         optimizer.zero_grad(set_to_none=True)
                         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
                         if adjust is not None:
                             adjust(parameters)
-                        self._decay_and_mask(parameters, movable)
+                        self._decay_and_mask(parameters, movable, rate)
                         optimizer.step()
                         for name, value in terms.items():
                             means[name] = means.get(name, 0.0) + value.item() * len(batch[0]) / rows
@@ -254,13 +274,21 @@ class Run:
         self._refuse_ruin()
         return list(history.values())
 
-    def _decay_and_mask(self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None) -> None:
-        """Decay joins the gradient before the mask, so that neither it nor momentum reaches a weight outside."""
+    def _decay_and_mask(
+        self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None, rate: float
+    ) -> None:
+        """Decay joins the gradient before the mask, so that neither it nor momentum reaches a weight outside. AdamW's,
+        `rate` times the decay, is taken off the weights inside."""
+        decay = self.options.weight_decay
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if parameter.grad is None:
                     continue
-                parameter.grad.add_(parameter, alpha=self.options.weight_decay)
+                if self.steps.optimizer == "sgd":
+                    parameter.grad.add_(parameter, alpha=decay)
+                else:
+                    shrunk = parameter * (1 - rate * decay)
+                    parameter.copy_(shrunk if movable is None else torch.where(movable[name], shrunk, parameter))
                 if movable is not None:
                     parameter.grad.masked_fill_(~movable[name], 0.0)
 
@@ -268,14 +296,14 @@ class Run:
         if not all(map(math.isfinite, means.values())):
             raise CollapseError(
                 f"{type(self.options).__name__}: the loss is {means} in epoch {phase.epoch + 1}; "
-                f"lower lr (now {self.options.lr})"
+                f"lower lr (now {self.steps.lr:g})"
             )
 
     def _refuse_ruin(self) -> None:
         if not all(bool(torch.isfinite(t).all()) for t in self.student.state_dict().values()):
             raise CollapseError(
                 f"{type(self.options).__name__}: weights are not finite after the last step; "
-                f"lower lr (now {self.options.lr})"
+                f"lower lr (now {self.steps.lr:g})"
             )
 
 

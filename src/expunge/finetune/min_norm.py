@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.steps import Factors
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -40,7 +41,7 @@ class MinNorm(Updater):
     rows: int = 50
     last: int = 1
     epochs: int = 2
-    lr: float = 0.005
+    factors: ClassVar[Factors] = Factors(sgd=0.05)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
+from expunge.finetune.steps import Factors
 from expunge.system.errors import DataError
 
 HYBRIDS = 4  # per forgotten row, one per mask
@@ -38,7 +39,7 @@ class NatMU(Updater):
     )
     delta: float = -0.1
     epochs: int = 2
-    lr: float = 0.02
+    factors: ClassVar[Factors] = Factors(sgd=0.2)
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater
+from expunge.finetune.steps import Factors
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -28,7 +29,7 @@ class NegGradPlus(Updater):
     )
     alpha: float = 0.98
     cap: float | None = 6.0
-    lr: float = 0.03
+    factors: ClassVar[Factors] = Factors(sgd=0.3, adamw=0.125)
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import need_unseen, no_better_than_unseen
 
 TINY = 1e-10  # eigenvalues below this share of the largest are zero but for rounding
@@ -43,7 +44,7 @@ class ProjectedGradient(Updater):
     offset: float = 0.05
     entropy_weight: float = 0.2
     epochs: int = 20
-    lr: float = 0.05
+    factors: ClassVar[Factors] = Factors(sgd=0.5)
     momentum: float = 0.0
     weight_decay: float = 0.0
     ranks_: dict[str, tuple[int, int]] = field(init=False)

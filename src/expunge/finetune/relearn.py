@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
 from expunge.finetune.cut import Activations, batch_of, features_of
+from expunge.finetune.steps import OPTIMIZERS, Factors, Steps
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import Split, core_of
 from expunge.models.cuts import split_at_cut
@@ -32,9 +33,9 @@ from expunge.system.errors import CollapseError, ConfigError, DataError
 from expunge.system.progress import progress
 
 TARGETS = ("labels", "original")
-OPTIMIZERS = ("sgd", "adamw")
 STARTS = ("auto", "public", "fresh")
 BATCH_OF_INFERENCE = 1000
+FACTORS = Factors(sgd=2.0, adamw=2.0)
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 
 
@@ -48,7 +49,8 @@ class Relearn(Estimator):
     below. "original" trains on the original's own probabilities for the retained rows, with classes that no retained
     row has taken out and the rest renormalised. It is the better classifier in the same time, but the original saw the
     forgotten rows, so its probabilities may carry a trace of them: what is above is then measured, not clean by design.
-    `optimizer`: "sgd" (with `momentum`) or "adamw", which transformers need, at a much smaller `lr`.
+    `optimizer`: "sgd" (with `momentum`), "adamw", or "auto", the kind that trained the classifier. `lr`: the highest
+    rate; None: `factor` (None: 2, the recipe's own peak) times the mean rate of that training, see `steps.py`.
     `start`: see `fresh_above`.
     `precision`: "bf16" (autocast) or "fp32".
 
@@ -70,14 +72,15 @@ class Relearn(Estimator):
         cut: str = "stage1",
         epochs: float = 2.0,
         batch_size: int = 128,
-        lr: float = 0.2,
+        lr: float | None = None,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         targets: str = "original",
         precision: str = "bf16",
         seed: int = 0,
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         start: str = "auto",
+        factor: float | None = None,
     ) -> None:
         if targets not in TARGETS:
             raise ValueError(f"targets {targets!r}: one of {', '.join(TARGETS)}")
@@ -100,6 +103,7 @@ class Relearn(Estimator):
         self.seed = seed
         self.optimizer = optimizer
         self.start = start
+        self.factor = factor
 
     def fit(
         self,
@@ -151,11 +155,13 @@ class Relearn(Estimator):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
+        steps_ = Steps.of(classifier.card, FACTORS, self.lr, self.factor, self.optimizer)
+        lr, momentum = steps_.lr, self.momentum
         optimizer: torch.optim.Optimizer
-        if self.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        if steps_.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=lr)
         else:
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+            optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
         size = min(self.batch_size, len(rows))
         per_pass = len(rows) // size  # the incomplete batch is left out: batch norm needs equal batches
         steps = max(1, math.floor(self.epochs * per_pass))
@@ -173,7 +179,7 @@ class Relearn(Estimator):
                 ]
                 for i, batch in enumerate(batches):
                     for group in optimizer.param_groups:
-                        group["lr"] = rate(first + i, steps, self.lr)
+                        group["lr"] = rate(first + i, steps, lr)
                     given = batch_of(split, activations, rows[batch])
                     with self._autocast(device):
                         logits = classifier.head(features_of(split, given))
@@ -186,7 +192,7 @@ class Relearn(Estimator):
                     advance(size)
                 if not math.isfinite(loss_sum):
                     raise CollapseError(
-                        f"relearn: the loss is not finite in pass {len(history) + 1}; lower lr (now {self.lr})"
+                        f"relearn: the loss is not finite in pass {len(history) + 1}; lower lr (now {lr:g})"
                     )
                 history.append(
                     {

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.ssd import per_sample_fisher
+from expunge.finetune.steps import Factors
 from expunge.system.errors import ConfigError
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -111,7 +112,7 @@ class RetentionMask(Updater):
     layers: tuple[str, ...] = ()
     fisher_rows: int = 2048
     epochs: int = 2
-    lr: float = 0.05
+    factors: ClassVar[Factors] = Factors(sgd=0.5)
     reset_: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:

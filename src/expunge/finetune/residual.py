@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from expunge.core.facts import Facts
 from expunge.finetune.kinds import forgotten_classes, need_whole_classes
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
+from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import need_unseen
 from expunge.system.errors import ConfigError
 
@@ -49,7 +50,7 @@ class ResidualAlignment(Updater):
     weight: float = 0.5
     layers: tuple[str, ...] = ()
     epochs: int = 2
-    lr: float = 0.2
+    factors: ClassVar[Factors] = Factors(sgd=2)
     weight_decay: float = 0.0
     added_: int = field(init=False)
 

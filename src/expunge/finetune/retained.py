@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.steps import Factors
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -21,7 +22,7 @@ class FineTune(Updater):
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 1911.04933"
     )
-    lr: float = 0.2
+    factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
 
     def phases(self, run: Run) -> list[Phase]:
         def loss(rows: Index) -> Terms:

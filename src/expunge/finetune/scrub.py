@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
+from expunge.finetune.steps import Factors
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -35,7 +36,7 @@ class Scrub(Updater):
     alpha: float = 0.5
     gamma: float = 1.0
     temperature: float = 4.0
-    lr: float = 0.002
+    factors: ClassVar[Factors] = Factors(sgd=0.02)
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:

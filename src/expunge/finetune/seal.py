@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from expunge.core.facts import Facts
 from expunge.core.maps import FeatureMap
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.steps import Factors
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -45,7 +46,7 @@ class Seal(Updater):
     map: FeatureMap = field(kw_only=False)
     inputs: Literal["both", "forget"] = "both"
     logit_weight: float = 0.1
-    lr: float = 0.1
+    factors: ClassVar[Factors] = Factors(sgd=1)
     retain_share: float = 0.5
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.finetune.relearn import TARGETS, teacher_probabilities
+from expunge.finetune.steps import Factors
 from expunge.models.classifier import Classifier
 from expunge.models.cut_costs import share_above
 from expunge.models.resnet import ResNetSmall
@@ -48,7 +49,7 @@ class ShortRetrain(Updater):
     epochs: float = 1.5  # type: ignore[assignment]
     cut: str | None = None
     targets: str = "original"
-    lr: float = 0.2
+    factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
     batch_size: int = 128
 
     def __post_init__(self) -> None:
@@ -56,8 +57,7 @@ class ShortRetrain(Updater):
             raise ValueError(f"targets {self.targets!r}: one of {', '.join(TARGETS)}")
         if self.epochs <= 0 or self.batch_size < 2:
             raise ValueError(f"epochs {self.epochs} must be above 0 and batch_size {self.batch_size} at least 2")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision {self.precision!r}: one of fp32, bf16")
+        self._check_descent()
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         self.passes_ = self.epochs * (1.0 if self.cut is None else share_above(run.original, self.cut))

@@ -1,9 +1,10 @@
 """The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line;
 methods of other packages are found by their entry points (methods/method.py).
 
-`fit.NAME` holds the settings of `methods: [NAME]`. Three keys are ours: `method` lets several settings of one method
+`fit.NAME` holds the settings of `methods: [NAME]`. Four keys are ours: `method` lets several settings of one method
 stand beside each other under names of their own, `after` holds a method with its settings that is fitted first and
-from whose result the entry starts, and `choose` lists values of settings to choose from on held-out rows.
+from whose result the entry starts, `choose` lists values of settings to choose from on held-out rows, and `max_drop` is
+the accuracy on held-out retained rows that the entry may lose before it is refused, see `utility.py`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ from expunge.methods.inputs import FitInputs
 from expunge.methods.method import Method, Settings, installed, load_installed, make, package
 from expunge.methods.selection import choose_settings
 from expunge.methods.unlearned import UnlearnedModel
+from expunge.methods.utility import MAX_DROP, kept_accuracy, refuse_lost
 from expunge.models.classifier import ABOVE
 from expunge.system.errors import ConfigError
 
+UNGUARDED = ("logit-mask", "exact", "certified-removal")
 STITCHED = 2000  # retained rows that carry a teacher's features over into the original's space
 
 
@@ -258,7 +261,12 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
     """Fit the entry `name` of `table`, the `fit` section of params. Raises ConfigError for what it does not know."""
     if name not in table:
         raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
-    return _fit(name, name, request, table[name] or {})
+    given = dict(table[name] or {})
+    max_drop = given.pop("max_drop", MAX_DROP)
+    if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
+        raise ConfigError(f"params.yaml: fit.{name}.max_drop: {max_drop!r} is no share of rows between 0 and 1")
+    unlearned = _fit(name, name, request, given)
+    return _guarded(name, given.get("method", name), request, unlearned, max_drop)
 
 
 def _fit(name: str, default: str, request: FitInputs, given: Settings) -> UnlearnedModel:
@@ -286,3 +294,12 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     taken, record = choose_settings(name, request, choose, lambda part, more: fitted(part, {**settings, **more}))
     unlearned = fitted(request, {**settings, **taken})
     return dataclasses.replace(unlearned, info={**unlearned.info, "chosen": record})
+
+
+def _guarded(name: str, method: str, request: FitInputs, unlearned: UnlearnedModel, max_drop: float) -> UnlearnedModel:
+    """The result with what it kept, refused where it lost too much. Exact answers are what they are."""
+    if method in UNGUARDED:
+        return unlearned
+    kept = kept_accuracy(request, unlearned)
+    refuse_lost(name, kept, max_drop)
+    return dataclasses.replace(unlearned, info={**unlearned.info, "held_out": kept.to_json()})

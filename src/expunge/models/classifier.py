@@ -37,6 +37,8 @@ class ModelCard:
     what lies below the cut (see `models/lower.py`): all that training again without some rows needs. With shards also
     `shards`: `count`, `slices`, the fingerprint of the `key` that places subjects, and `parts`, for every step of every
     shard its rows, their Merkle root and the digest of its weights (see `models/sharded.py`).
+    `recipe`: how all weights were trained, every setting resolved (see `training/settings.py`), with `mean_lr` and
+    `final_lr`; None where they came trained or lie above a cut.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ModelCard:
     weights: Mapping[str, str] | None = None
     above: Mapping[str, Any] | None = None
     random_features: int = 0
+    recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

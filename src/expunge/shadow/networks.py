@@ -45,7 +45,7 @@ PRODUCER = "expunge.shadow.networks"
 MARGINS, KEY = "margins.safetensors", "key.json"
 RETRAINED_SEEDS = 100_000  # first seed of the retrained models, behind those of all trained ones
 # Packages whose sources determine a result; tests/test_graph.py compares them with what this module imports.
-TRAINING_CODE = ("config.py", "core", "data", "features", "finetune", "ledger", "models", "system", "training")
+TRAINING_CODE = ("config", "core", "data", "features", "finetune", "ledger", "models", "system", "training")
 FITTING_CODE = (
     *TRAINING_CODE,
     "evaluation",

@@ -4,22 +4,24 @@ from expunge.config import load_config
 from expunge.data.prepare import prepare
 from expunge.stages import run
 from expunge.system.paths import DATASET, RAW
+from expunge.system.preflight import checked_beside
 from expunge.system.progress import log_message
 
 
 def main() -> None:
     data = load_config().data
-    manifest = prepare(
-        data.source,
-        DATASET,
-        path=data.path,
-        test_fraction=data.test_fraction,
-        seed=data.seed,
-        raw_dir=RAW,
-        root=data.root,
-        download=data.download,
-        columns=data.columns,
-    )
+    with checked_beside():
+        manifest = prepare(
+            data.source,
+            DATASET,
+            path=data.path,
+            test_fraction=data.test_fraction,
+            seed=data.seed,
+            raw_dir=RAW,
+            root=data.root,
+            download=data.download,
+            columns=data.columns,
+        )
     log_message(
         f"prepare: {manifest['rows_train']:,} training and {manifest['rows_test']:,} test rows of {data.source}"
     )

@@ -1,7 +1,8 @@
-"""What pydantic finds wrong, as one line that names the key."""
+"""What pydantic finds wrong, one line for each key."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import typing
@@ -30,26 +31,67 @@ _WANTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
     "string_unicode": "valid Unicode text",
 }
+_UNKNOWN = "unexpected_keyword_argument"
 
 
-def explain(error: ValidationError, raw: Any, model: type[Any]) -> str:
-    """One line for the first mistake in `raw`, which pydantic refused as the dataclass `model`.
+def explain(error: ValidationError, raw: Any, model: type[Any]) -> list[str]:
+    """One line for each mistake in `raw`, which pydantic refused as the dataclass `model`.
 
-    It names the key, what was found and what is allowed. An unknown key goes first, since the missing one is often the
-    same, misspelt.
+    It names the key, what was found and what is allowed. Unknown keys go first, and a missing key that one of them is
+    probably meant for is not told a second time.
     """
     found = error.errors(include_url=False)
-    unknown = [e for e in found if e["type"] == "unexpected_keyword_argument"]
-    first = (unknown or found)[0]
+    unknown = [e for e in found if e["type"] == _UNKNOWN]
+    meant = [[*prefix, close] for prefix, _, close in _misspelt(error, raw, model) if close]
+    lines = [_unknown(e, raw, model) for e in unknown]
+    told: list[list[str]] = []
+    for one in found:
+        key = _place(one["loc"], raw, model)[0]
+        if one["type"] == _UNKNOWN or key in told or key in meant:
+            continue
+        told.append(key)
+        lines.append(_mistake(one, found, raw, model))
+    return lines
+
+
+def without_misspellings(error: ValidationError, raw: Any, model: type[Any]) -> Any:
+    """A copy of `raw` in which each unknown key stands as the missing one it is nearest to, or is left out."""
+    mended = copy.deepcopy(raw)
+    for prefix, last, close in _misspelt(error, raw, model):
+        inner = mended
+        for name in prefix:
+            inner = inner[name]
+        value = inner.pop(last)
+        if close and close not in inner:
+            inner[close] = value
+    return mended
+
+
+def _misspelt(error: ValidationError, raw: Any, model: type[Any]) -> list[tuple[list[str], str, str | None]]:
+    """Of each unknown key: where it stands, its name, and the known key that it is nearest to."""
+    out = []
+    for one in error.errors(include_url=False):
+        if one["type"] == _UNKNOWN:
+            *prefix, last = _place(one["loc"], raw, model)[0]
+            close = difflib.get_close_matches(last, _known(prefix, model), n=1)
+            out.append((prefix, last, close[0] if close else None))
+    return out
+
+
+def _known(prefix: list[str], model: type[Any]) -> list[str]:
+    return [f.name for f in dataclasses.fields(_section(prefix, model))]
+
+
+def _unknown(error: Any, raw: Any, model: type[Any]) -> str:
+    *prefix, last = _place(error["loc"], raw, model)[0]
+    known = _known(prefix, model)
+    close = difflib.get_close_matches(last, known, n=1)
+    advice = f"did you mean {'.'.join([*prefix, close[0]])}?" if close else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key {_dotted([*prefix, last])}; {advice}"
+
+
+def _mistake(first: Any, found: list[Any], raw: Any, model: type[Any]) -> str:
     key, hint = _place(first["loc"], raw, model)
-    if unknown:
-        prefix, last = key[:-1], key[-1]
-        known = [f.name for f in dataclasses.fields(_section(prefix, model))]
-        close = difflib.get_close_matches(last, known, n=1)
-        advice = (
-            f"did you mean {'.'.join([*prefix, close[0]])}?" if close else f"known keys: {', '.join(sorted(known))}"
-        )
-        return f"unknown key {_dotted(key)}; {advice}"
     if first["type"] in ("missing", "missing_argument"):
         return f"missing key {_dotted(key)}; add it (see the comments in the repository's params.yaml)"
     if first["type"] == "invalid_key":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,18 @@ from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.paths import FORGOTTEN
 from expunge.system.progress import log_message
+from expunge.training.launch import train_with_torchrun
+from expunge.training.ranks import Ranks
+from expunge.training.settings import Recipe, recipe_of
 from expunge.training.trainer import computes_bf16, train
 
 PRODUCER = "expunge.training.recipe"
+HOLDOUT_SEED = 20
+# What training above a cut does not know, since it has one schedule and its inputs are activations: key -> off.
+NOT_ABOVE: dict[str, Any] = {
+    "schedule": None, "warmup": None, "layer_decay": 1, "label_smoothing": 0, "ema": 0, "frozen_norm": False,
+    "augment": "none", "accumulate": 1, "patience": None,
+}  # fmt: skip
 
 
 def make_classifier(
@@ -109,43 +119,76 @@ def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:
 def _train_all(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path
 ) -> dict[str, Any]:
-    images = dataset.images(rows)
-    if isinstance(images, list):
-        raise DataError(f"{dataset.directory}: images differ in size; resize them, or set model.training: head")
-    settings = config.train
-    history = train(
-        classifier,
-        images,
-        dataset.labels()[rows],
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        precision=settings.precision,
-        seed=seed,
-        resume_dir=resume,
-    )
+    if config.train.engine == "torchrun":
+        history = train_with_torchrun(config, classifier, dataset, rows, seed, resume)
+    else:
+        history = fit_all(config, classifier, dataset, rows, seed, resume)
+    classifier.card = replace(classifier.card, recipe=recorded(recipe_of(config.train, classifier), history))
     log_message(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
     return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
 
 
-def recipe_above(config: Config, seed: int, device: torch.device) -> dict[str, Any]:
+def fit_all(
+    config: Config,
+    classifier: Classifier,
+    dataset: Dataset,
+    rows: np.ndarray,
+    seed: int,
+    resume: Path,
+    ranks: Ranks | None = None,
+) -> list[dict[str, float]]:
+    """Train all weights of `classifier` in place, in this process, by the recipe of params; see `trainer.train`."""
+    images = dataset.images(rows)
+    if isinstance(images, list):
+        raise DataError(f"{dataset.directory}: images differ in size; resize them, or set model.training: head")
+    recipe = recipe_of(config.train, classifier)
+    return train(
+        classifier,
+        images,
+        dataset.labels()[rows],
+        **recipe.arguments(),
+        seed=seed,
+        held=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
+        resume_dir=resume,
+        ranks=ranks,
+    )
+
+
+def held_out(rows: int, share: float) -> np.ndarray:
+    """Rows of a dataset that early stopping watches and that no model is trained on, bool `(rows,)`: the same for the
+    original, every retrained model and every seed."""
+    drawn: np.ndarray = np.random.default_rng(HOLDOUT_SEED).random(rows) < share
+    return drawn
+
+
+def recorded(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the model's card says of how it was trained. `mean_lr`: over all steps, `final_lr`: of the last; methods
+    that train weights take their rates from these."""
+    mean = sum(h["lr_mean"] for h in history) / len(history)
+    return {**asdict(recipe), "mean_lr": mean, "final_lr": history[-1]["lr"], "passes": len(history)}
+
+
+def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str, Any]:
     """Arguments of `Relearn` for `model.training: above`. Raises ConfigError for what it does not take."""
-    given = config.train
-    bf16 = computes_bf16(device) if given.precision == "auto" else given.precision == "bf16"
+    recipe = recipe_of(config.train, classifier)
+    for key, neutral in NOT_ABOVE.items():
+        if getattr(config.train, key) not in (None, neutral):
+            raise ConfigError(f"params.yaml: train.{key}: is not for model.training: above; set it to {neutral}")
+    device = classifier.head.weight.device
+    bf16 = computes_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
     try:
         return Relearn(
             cut=config.model.cut or "",
-            epochs=float(given.epochs),
-            batch_size=given.batch_size,
-            lr=given.lr,
-            momentum=given.momentum,
-            weight_decay=given.weight_decay,
+            epochs=float(recipe.epochs),
+            batch_size=recipe.batch_size,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
             targets="labels",
             precision="bf16" if bf16 else "fp32",
             seed=seed,
             start="public",
+            optimizer=recipe.optimizer,
         ).get_params()
     except ValueError as e:
         raise ConfigError(f"params.yaml: train: {e}") from None
@@ -155,7 +198,7 @@ def _train_above(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path, forgotten: Path
 ) -> tuple[Classifier, dict[str, Any], Trained | None]:
     """Activations first, in the work directory where the activations stage will find them; then what lies above."""
-    recipe = recipe_above(config, seed, classifier.head.weight.device)
+    recipe = recipe_above(config, seed, classifier)
     activations = activations_alone(classifier, dataset, recipe["cut"], work)
     start_time = time.perf_counter()
     train, (shards, slices) = train_rows(dataset), (config.model.shards, config.model.slices)

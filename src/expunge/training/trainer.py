@@ -1,14 +1,13 @@
-"""Training all weights of a classifier: SGD with one cycle, resumable to the same bytes.
+"""Training all weights of a classifier by a recipe, resumable to the same bytes.
 
 A head alone is not trained here: on a frozen backbone its optimum is found directly, from features.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,33 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
+from expunge.models.vision_imports import import_vision
 from expunge.system.errors import DataError
-from expunge.system.files import digest_of
 from expunge.system.progress import log_message, progress
+from expunge.training.augment import make_augment
+from expunge.training.descent import END, START, WARM_UP, make_optimizer, make_schedule, one_cycle
+from expunge.training.ranks import Ranks, norms_over_ranks
+from expunge.training.state import STATE, TrainState
 
-WARM_UP = 0.25  # share of the steps in which the learning rate rises
-START, END = 0.1, 1e-3  # learning rate at the first and last step, as shares of its peak
+__all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
 PRECISIONS = ("auto", "fp32", "bf16")
-STATE = "epoch.safetensors"
-
-
-def one_cycle(step: int, steps: int, lr: float) -> float:
-    """Learning rate of `step` in [0, steps): a linear rise to `lr`, then a cosine to `END * lr`.
-
-    After Smith and Topin (arXiv 1708.07120), with a cosine for the way down.
-    """
-    rise = max(1, round(WARM_UP * steps))
-    if step < rise:
-        return lr * (START + (1 - START) * step / rise)
-    way = (step - rise) / max(1, steps - 1 - rise)
-    return lr * (END + (1 - END) * 0.5 * (1 + math.cos(math.pi * way)))
+RANK_SEEDS = 7919  # apart from each other, so that processes draw different dropout and augmentation
+ROWS = 500  # of a batch of held-out rows
 
 
 def train(
@@ -59,16 +49,37 @@ def train(
     weight_decay: float,
     precision: str,
     seed: int,
+    optimizer: str = "sgd",
+    schedule: str = "one-cycle",
+    warmup: float = WARM_UP,
+    layer_decay: float = 1.0,
+    label_smoothing: float = 0.0,
+    ema: float = 0.0,
+    frozen_norm: bool = False,
+    augment: str = "none",
+    accumulate: int = 1,
+    patience: int | None = None,
+    held: NDArray[np.bool_] | None = None,
     resume_dir: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> list[dict[str, float]]:
     """Train `classifier` in place on uint8 `images` (n, h, w) or (n, h, w, c) and `labels` (n,); leave it in eval mode.
 
-    `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 where the device multiplies matrices in it. The
-    weights depend on the arguments, the data, the kind of processor and the number of threads only.
+    `optimizer`, `layer_decay`: see `make_optimizer`; `schedule`, `warmup`: see `make_schedule`; `augment`: see
+    `make_augment`. `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 where the device has instructions
+    for it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
+    batch norm keeps the statistics that it came with. `accumulate`: a batch is computed in so many parts, which gives
+    the gradient of the whole but for batch norm, whose batches are the parts. `patience`: stop after so many passes
+    without a smaller loss on the rows `held (n,)`, and go back to the best; these rows are not trained on.
+    `ranks`: this process's place among those that train together, each with a slice of every batch; rank 0 keeps the
+    state.
+
+    The weights depend on the arguments, the data, the kind of processor and the number of threads only.
     With `resume_dir` the state after each epoch is kept there (one file, replaced atomically): a run that was killed
     goes on from it and ends with the bytes of one that was not. The caller removes it once the result is safe.
-    Returns per epoch: epoch, loss, accuracy (both of the batches as they were trained on), lr, seconds, images_per_s,
-    and the precision used under "bf16" (0 or 1). Raises DataError for labels out of range or a loss that is not finite.
+    Returns per epoch: epoch, loss, accuracy (both of the batches as they were trained on), lr and lr_mean (rates of its
+    last step and of all its steps), seconds, images_per_s, the precision used under "bf16" (0 or 1), and with `held`
+    held_loss and held_accuracy. Raises DataError for labels out of range or a loss that is not finite.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: one of {', '.join(PRECISIONS)}")
@@ -78,74 +89,123 @@ def train(
         raise DataError(
             f"labels span {labels.min()}..{labels.max()}; the model has classes 0..{classifier.card.num_classes - 1}"
         )
+    if patience is not None and (held is None or not held.any() or held.all()):
+        raise DataError("train.patience needs held-out rows and others: raise train.holdout, or set patience to null")
     arguments = {
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "precision": precision, "seed": seed,
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+        "precision": precision, "seed": seed, "optimizer": optimizer, "schedule": schedule, "warmup": warmup,
+        "layer_decay": layer_decay, "label_smoothing": label_smoothing, "ema": ema, "frozen_norm": frozen_norm,
+        "augment": augment, "accumulate": accumulate, "patience": patience,
     }  # fmt: skip
-    run = _Run(classifier, images, labels, arguments)
-    state = _State(
-        resume_dir, {**arguments, "data": _digest(images, labels), "start": digest_of_tensors(classifier.state_dict())}
-    )
-    kept = state.read(run.tensors())
+    start = digest_of_tensors(classifier.state_dict())
+    run = _Run(classifier, images, labels, arguments, held if patience is not None else None, ranks or Ranks())
+    data = _digest(images, labels) + ("" if held is None else _digest(held.view(np.uint8), labels))
+    state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
+
+    def keep(bf16: bool, history: list[dict[str, float]]) -> None:
+        if run.ranks.rank == 0:
+            state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
+
+    kept = state.read(run.tensors(), run.optimizer)
     if kept is None:
         bf16 = computes_bf16(run.device) if precision == "auto" else precision == "bf16"
         history: list[dict[str, float]] = []
-        state.write(run.tensors(), {"bf16": bf16, "history": history})
+        keep(bf16, history)
     else:
         bf16, history = kept["bf16"], kept["history"]
         log_message(f"train: resuming after epoch {len(history)} of {epochs}")
-    for epoch in range(len(history), epochs):
-        history.append(run.epoch(epoch, bf16))
-        state.write(run.tensors(), {"bf16": bf16, "history": history})
-    classifier.eval()
+    with norms_over_ranks(classifier, run.ranks):
+        for epoch in range(len(history), epochs):
+            if patience is not None and _tired(history, patience):
+                log_message(f"train: stopped after epoch {epoch}: the held-out loss fell last {patience} passes ago")
+                break
+            history.append(run.epoch(epoch, bf16))
+            run.watch(history, bf16)
+            keep(bf16, history)
+    run.finish()
     return history
+
+
+def _tired(history: list[dict[str, float]], patience: int) -> bool:
+    losses = [h["held_loss"] for h in history]
+    return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
 
 class _Run:
     """Model, optimizer and data of one training."""
 
     def __init__(
-        self, classifier: Classifier, images: NDArray[np.uint8], labels: NDArray[np.int32], a: Mapping[str, Any]
+        self,
+        classifier: Classifier,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int32],
+        a: Mapping[str, Any],
+        held: NDArray[np.bool_] | None,
+        ranks: Ranks,
     ) -> None:
-        self.classifier = classifier.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = classifier.head.weight.device
         self.images = torch.from_numpy(images if images.flags.writeable else images.copy())
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.a = a
-        self.batches = math.ceil(len(labels) / a["batch_size"])
-        self.parameters = dict(classifier.named_parameters())
-        self.optimizer = torch.optim.SGD(
-            self.parameters.values(),
-            lr=a["lr"],
-            momentum=a["momentum"],
-            weight_decay=a["weight_decay"],
-            nesterov=a["momentum"] > 0,
-        )
-        # Made here and not at the first step, so that there is always something to save and to load into.
-        self.velocity = {k: torch.zeros_like(p) for k, p in self.parameters.items()} if a["momentum"] > 0 else {}
-        for name, buffer in self.velocity.items():
-            self.optimizer.state[self.parameters[name]]["momentum_buffer"] = buffer
+        rows = torch.arange(len(labels))
+        self.held = rows[:0] if held is None else rows[torch.from_numpy(held)]
+        self.rows = rows if held is None else rows[torch.from_numpy(~held)]
+        self.batches = math.ceil(len(self.rows) / a["batch_size"])
+        rates = a["lr"], a["momentum"], a["weight_decay"], a["layer_decay"]
+        self.optimizer = make_optimizer(classifier, a["optimizer"], *rates)
+        self.set_rate = make_schedule(self.optimizer, a["schedule"], a["epochs"] * self.batches, a["lr"], a["warmup"])
+        self.augment = make_augment(a["augment"], *images.shape[1:3])
+        self.norms = [m for m in classifier.modules() if isinstance(m, _BatchNorm)] if a["frozen_norm"] else []
+        self.ema: Any = None
+        if a["ema"] > 0:
+            self.ema = import_vision("timm.utils").ModelEmaV3(classifier, decay=a["ema"], use_warmup=True)
+        self.ranks = ranks
+        self.network = ranks.shared(self.classifier)
+        self.best = copy.deepcopy(classifier.state_dict()) if held is not None else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes while training, by name; not copies."""
-        model = {f"model.{k}": v for k, v in self.classifier.state_dict().items()}
-        return model | {f"velocity.{k}": v for k, v in self.velocity.items()}
+        """All that changes while training but the optimizer's, by name; not copies."""
+        parts = {"model": self.classifier.state_dict(), "best": self.best}
+        if self.ema is not None:
+            parts["ema"] = self.ema.module.state_dict()
+        return {f"{part}.{k}": v for part, own in parts.items() for k, v in own.items()}
+
+    @property
+    def result(self) -> Classifier:
+        """The network that is watched and shipped."""
+        averaged: Classifier | None = None if self.ema is None else self.ema.module
+        return self.classifier if averaged is None else averaged
+
+    def finish(self) -> None:
+        """The classifier takes the weights that are the result, in eval mode."""
+        if self.best or self.ema is not None:
+            self.classifier.load_state_dict(self.best or self.result.state_dict())
+        self.classifier.eval()
 
     def epoch(self, epoch: int, bf16: bool) -> dict[str, float]:
+        self.classifier.train()
+        for norm in self.norms:
+            norm.eval()
         generator = torch.Generator().manual_seed(self.a["seed"] * 1_000_003 + epoch)
-        order = torch.randperm(len(self.labels), generator=generator)
+        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
         loss_sum = torch.zeros((), dtype=torch.float64)
         correct = torch.zeros((), dtype=torch.int64)
+        rates = []
         began = time.perf_counter()
         # Dropout and the like draw from the global generator: borrow it, set by epoch, and give it back.
         with torch.random.fork_rng(), progress("train", len(order), "images", epoch, self.a["epochs"]) as advance:
-            torch.manual_seed(self.a["seed"] * 1_000_003 + epoch)
+            torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.ranks.rank)
             for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
-                rate = one_cycle(epoch * self.batches + i, self.a["epochs"] * self.batches, self.a["lr"])
-                loss, hits = self.step(rows, rate, bf16)
+                step = epoch * self.batches + i
+                self.set_rate(step)
+                rates.append(max(group["lr"] for group in self.optimizer.param_groups))
+                loss, hits = self.step(rows, step, bf16)
                 loss_sum += loss.cpu().double() * len(rows)
                 correct += hits.cpu()
                 advance(len(rows))
+        sums = self.ranks.total(torch.stack([loss_sum, correct.double()]).to(self.device)).cpu()
+        loss_sum, correct = sums[0], sums[1]
         seconds = time.perf_counter() - began
         loss_mean = loss_sum.item() / len(order)
         if not math.isfinite(loss_mean):
@@ -153,22 +213,59 @@ class _Run:
         accuracy = correct.item() / len(order)
         log_message(f"train epoch {epoch + 1}/{self.a['epochs']}: loss {loss_mean:.4f}, accuracy {accuracy:.4f}")
         return {
-            "epoch": epoch + 1, "loss": loss_mean, "accuracy": accuracy, "lr": rate,
+            "epoch": epoch + 1, "loss": loss_mean, "accuracy": accuracy,
+            "lr": rates[-1], "lr_mean": math.fsum(rates) / len(rates),
             "seconds": seconds, "images_per_s": len(order) / seconds, "bf16": int(bf16),
         }  # fmt: skip
 
-    def step(self, rows: Tensor, rate: float, bf16: bool) -> tuple[Tensor, Tensor]:
+    def step(self, rows: Tensor, step: int, bf16: bool) -> tuple[Tensor, Tensor]:
         """One update on the batch `rows`; its mean loss and its number of correct predictions before the update."""
-        labels = self.labels[rows].to(self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with self.autocast(bf16):
-            logits = self.classifier(self.images[rows].to(self.device))
-        loss = F.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
+        for part in torch.tensor_split(rows, min(self.a["accumulate"], len(rows))):
+            loss, right = self.loss(self.ranks.own(part), len(part), bf16)
+            if len(part) < len(rows):
+                loss = loss * (len(part) / len(rows))
+            # Gradients are averaged over processes, each of which has its share of the sum.
+            (loss * self.ranks.world if self.ranks.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            total, hits = total + loss.detach(), hits + right
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        if self.ema is not None:
+            self.ema.update(self.classifier, step + 1)
+        return total, hits
+
+    def loss(self, rows: Tensor, of: int, bf16: bool) -> tuple[Tensor, Tensor]:
+        """What `rows` add to the mean loss over `of` rows, and their number of right answers."""
+        labels, images = self.labels[rows].to(self.device), self.images[rows]
+        if self.augment is not None:
+            images = self.augment(images)
+        with self.autocast(bf16):
+            logits = self.network(images.to(self.device))
+        smoothing = self.a["label_smoothing"]
+        if len(rows) == of:
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        else:
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum") / of
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+    @torch.no_grad()
+    def watch(self, history: list[dict[str, float]], bf16: bool) -> None:
+        """Loss and accuracy on held-out rows into the last entry of `history`; the best weights so far are kept."""
+        if not len(self.held):
+            return
+        network = self.result.eval()
+        loss, hits = 0.0, 0
+        for rows in torch.split(self.held, ROWS):
+            labels = self.labels[rows].to(self.device)
+            with self.autocast(bf16):
+                logits = network(self.images[rows].to(self.device)).float()
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            hits += int((logits.argmax(1) == labels).sum())
+        found = torch.tensor([loss, hits], dtype=torch.float64, device=self.device)
+        loss, right = self.ranks.decided(found).tolist()
+        history[-1] |= {"held_loss": loss / len(self.held), "held_accuracy": right / len(self.held)}
+        if all(history[-1]["held_loss"] < h["held_loss"] for h in history[:-1]):
+            self.best = copy.deepcopy(network.state_dict())
 
     def autocast(self, bf16: bool) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
@@ -181,41 +278,6 @@ def computes_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
-class _State:
-    """The state after an epoch: tensors and, in the same file's header, JSON. One file, so one atomic replacement."""
-
-    def __init__(self, directory: Path | None, identity: Mapping[str, Any]) -> None:
-        self.path = directory / STATE if directory is not None else None
-        self.identity = digest_of(dict(identity))
-
-    def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = json.dumps({**state, "identity": self.identity})
-        tmp = self.path.with_suffix(".tmp")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp, metadata={"state": header})
-        os.replace(tmp, self.path)
-
-    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Copy the kept state into `tensors`; None if there is none, or it is of another recipe, data or start."""
-        if self.path is None or not self.path.is_file():
-            return None
-        try:
-            with safe_open(self.path, "pt") as f:
-                state: dict[str, Any] = json.loads(f.metadata()["state"])
-                if state.pop("identity") != self.identity:
-                    log_message(f"train: {self.path} is of another recipe or data; starting anew")
-                    return None
-                with torch.no_grad():
-                    for name, tensor in tensors.items():
-                        tensor.copy_(f.get_tensor(name))
-        except SafetensorError as e:
-            log_message(f"train: {self.path} is damaged ({e}); starting anew")
-            return None
-        return state
 
 
 def _digest(images: NDArray[np.uint8], labels: NDArray[np.int32]) -> str:

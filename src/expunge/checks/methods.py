@@ -1,0 +1,164 @@
+"""Entries of `fit` against the request, the data and the model that they will meet."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from expunge.checks.problem import Problem
+from expunge.checks.schema import Request, Schema
+from expunge.config import Config
+from expunge.core import identity
+from expunge.core.estimator import Estimator
+from expunge.finetune import RidgeOracle
+from expunge.methods.method import installed, load_installed
+from expunge.methods.selection import candidates
+from expunge.methods.table import METHODS
+from expunge.models.classifier import ABOVE, FROZEN
+from expunge.system.errors import ConfigError
+from expunge.system.safe_yaml import shown
+
+# Arguments that the table fills in from the request, in stand-ins that the class accepts.
+FILLED: Mapping[str, Mapping[str, Any]] = {
+    "logit-mask": {"classes": [0]},
+    "tilt": {"classes": [0]},
+    "seal": {"map": identity(1)},
+    "oracle-match": {"oracle": RidgeOracle()},
+}
+# Methods that start from another entry's result -> whether they need one.
+STARTS_FROM = {"teacher-map": True, "seal": True, "oracle-match": False, "head-refit": False}
+NOT_CHECKED_FOR_KIND = ("logit-mask",)  # the control is the original itself where there is nothing to mask
+
+
+def method_problems(config: Config, schema: Schema, request: Request) -> list[Problem]:
+    """Every conflict of the entries that `methods` names."""
+    found: list[Problem] = []
+    for name in config.methods:
+        for where, method, settings in entries(config, name):
+            found += _of_entry(config, schema, request, where, method, settings)
+    return found
+
+
+def entries(config: Config, name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """The entry `name` and what stands in its `after`, the outer first: its key, its method, its settings."""
+    where, given, default = f"fit.{name}", config.fit.get(name), name
+    while isinstance(given, Mapping):
+        yield where, str(given.get("method", default)), dict(given)
+        where, given, default = f"{where}.after", given.get("after"), ""
+
+
+def _of_entry(
+    config: Config, schema: Schema, request: Request, where: str, method: str, given: dict[str, Any]
+) -> list[Problem]:
+    if not method:
+        return [Problem(where, "names no method", "write {method: NAME, ...}")]
+    try:
+        line = METHODS[method] if method in METHODS else load_installed(method) if method in installed() else None
+    except ConfigError as e:
+        return [Problem.told(where, e)]
+    if line is None:
+        near = difflib.get_close_matches(method, [*METHODS, *installed()], n=3, cutoff=0.4)
+        return [Problem(where, f"unknown method {shown(method)}", f"near it: {', '.join(near) or 'expunge methods'}")]
+    facts = line.kind.facts
+    found = _settings(where, method, line.kind, given) + _after(where, method, given)
+    if request.kind is not None and request.kind not in facts.requests and method not in NOT_CHECKED_FOR_KIND:
+        kinds = {"classes": "whole classes", "rows": "rows of classes that stay"}
+        also = ", ".join(
+            k for k, m in METHODS.items() if request.kind in m.kind.facts.requests and m.kind.facts.needs == facts.needs
+        )
+        says = f"{method} is for {kinds[facts.requests[0]]}, and this request names {kinds[request.kind]}"
+        way_out = f"leave it out of methods{f', or take one of {also}' if also else ''}"
+        found.append(Problem(where, says, way_out))
+    if "images" in facts.needs and (schema.texts or schema.mixed):
+        what = "texts" if schema.texts else "pictures of different sizes"
+        found.append(Problem(where, f"{method} needs pictures of one size, and the data are {what}", _instead(schema)))
+    if "activations" in facts.needs and config.activations.cuts == []:
+        found.append(Problem(where, f"{method} needs activations at a cut, and activations.cuts is []", "add the cut"))
+    if "activations" in facts.needs and schema.mixed and config.model.training != ABOVE:
+        found.append(Problem(where, f"{method} needs pictures of one size, and theirs differ", _instead(schema)))
+    if "unseen rows" in facts.needs:
+        says = f"{method} needs rows that the model never saw, and the fit stage has none"
+        found.append(Problem(where, says, "leave it out of methods; as a class of expunge.finetune it takes them"))
+    return found + _training(config, where, method)
+
+
+def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str, Any]) -> list[Problem]:
+    own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop")}
+    if method == "exact":
+        return [Problem(where, f"exact takes no settings, not {shown(own)}", "train has the model's")] if own else []
+    found = []
+    variants: list[dict[str, Any]] = [{}]
+    if choose := given.get("choose"):
+        try:
+            variants = candidates(choose, where)
+        except ConfigError as e:
+            return [Problem.told(where, e)]
+        if kind.facts.changes == "weights":
+            found.append(Problem(f"{where}.choose", f"{method} changes the backbone", "choose is for maps and heads"))
+    for variant in variants:
+        try:
+            kind(**{**FILLED.get(method, {}), **own, **variant})
+        except (TypeError, ValueError) as e:
+            return [*found, Problem(where, _plain(str(e)), f"see `expunge methods` and the class of {method}")]
+    return found
+
+
+def _plain(words: str) -> str:
+    """`Loft.__init__() got an unexpected keyword argument 'x'` as a user reads it."""
+    return words.replace("got an unexpected keyword argument", "has no setting").replace(".__init__()", "")
+
+
+def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
+    after = given.get("after")
+    if after is None:
+        needs = STARTS_FROM.get(method, False)
+        return [Problem(where, f"{method} starts from another method's result", "add after: {method: ...}")] * needs
+    if method not in STARTS_FROM:
+        return [Problem(f"{where}.after", f"{method} starts from the original and takes no `after`", "remove it")]
+    if not isinstance(after, Mapping):
+        return []  # config has told it
+    first, says = after.get("method"), ""
+    kind = METHODS[first].kind.facts.changes if first in METHODS else None
+    if method == "teacher-map" and first != "relearn" and kind is not None:
+        says = f"teacher-map learns from a relearned teacher, not from {first}"
+        return [Problem(f"{where}.after", says, "write {method: relearn, ...}")]
+    if method == "seal" and kind == "weights":
+        return [Problem(f"{where}.after", f"{first} changes the backbone, so there is no map to seal", "name a map")]
+    if method == "oracle-match" and kind not in ("weights", None):
+        says = f"{first} leaves the backbone, and oracle-match needs a relearned one"
+        return [Problem(f"{where}.after", says, "name relearn, or leave `after` out")]
+    return []
+
+
+def _training(config: Config, where: str, method: str) -> list[Problem]:
+    """Ways of training that certified deletion is for; fitting it to another model ends the run."""
+    model = config.model
+    if method == "certified-removal" and model.training in FROZEN and model.saw_forget_data:
+        says = f"{method} needs a backbone that never saw the rows, and model.saw_forget_data is true"
+        return [Problem(where, says, "take a public backbone and set it to false, or leave the method out")]
+    if method == "certified-removal" and model.training not in FROZEN:
+        says = f"certified-removal needs a frozen backbone, and model.training is {model.training}"
+        return [Problem(where, says, "set model.training to ridge or head, on public weights")]
+    return []
+
+
+def refusals(config: Config) -> list[str]:
+    """Entries that the fit stage will record as refused, without ending the run."""
+    model, notes = config.model, []
+    for name in config.methods:
+        if all(method != "exact" for _, method, _ in entries(config, name)):
+            continue
+        if model.training not in (*FROZEN, ABOVE):
+            notes.append(
+                f"fit.{name}: exact will be refused: model.training is {model.training}; set it to ridge, head or "
+                "above, on public weights"
+            )
+        elif model.training in FROZEN and model.saw_forget_data:
+            notes.append(f"fit.{name}: exact will be refused: model.saw_forget_data is true; take a public backbone")
+    return notes
+
+
+def _instead(schema: Schema) -> str:
+    kind = "maps and heads" if schema.mixed else "maps, heads and relearn"
+    return f"leave it out of methods; {kind} work" + ("" if schema.texts else ", or resize the pictures")

@@ -1,0 +1,27 @@
+"""A conflict, as one line for a person and as fields for a program."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`where`: a key of params.yaml or a file. `problem`: what is wrong. `way_out`: what to do about it, perhaps ""."""
+
+    where: str
+    problem: str
+    way_out: str = ""
+
+    @classmethod
+    def told(cls, where: str, words: str | Exception) -> Problem:
+        """From the line of an error, `params.yaml: KEY: PROBLEM; WAY OUT`; its own key takes the place of `where`."""
+        said = str(words).replace("\n", " ").removeprefix("params.yaml: ")
+        what, _, way_out = said.partition("; ")
+        return cls(where, what.removeprefix(f"{where}: ").removeprefix(f"{where} "), way_out)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}" + (f"; {self.way_out}" if self.way_out else "")
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)

@@ -1,0 +1,84 @@
+"""Everything that params.yaml gets wrong, found at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.checks.problem import Problem
+from expunge.config import PARAMS, read_config
+from expunge.system.errors import ConfigError
+from expunge.system.paths import DATASET
+
+
+@dataclass
+class Report:
+    """`problems`: a run would end with each of them. `notes`: what could not be checked yet, and why. `needs`: disk and
+    memory in gigabytes, None where unknown. `seconds`: of the stages of the last run, by their names in dvc.yaml."""
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    needs: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "problems": [p.to_json() for p in self.problems],
+            "notes": self.notes,
+            "needs": self.needs,
+            "seconds": self.seconds,
+        }
+
+
+def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
+    """Read params, data schema and model once and collect every conflict. Writes nothing and runs no stage."""
+    report = Report()
+    try:
+        config, keys = read_config(params)
+    except ConfigError as e:
+        return Report([Problem(str(params), str(e).removeprefix(f"{params}: "))])
+    report.problems += [_of_line(params, line) for line in keys]
+    if config is None:
+        report.notes.append("keys are wrong: request, methods, model and resources are checked once they are right")
+        return report
+
+    from expunge.checks.methods import method_problems, refusals  # torch comes along, which wrong keys do not need
+    from expunge.checks.model import built, cut_problems
+    from expunge.checks.resources import needs, resource_problems
+    from expunge.checks.schema import Schema, request_of
+    from expunge.checks.times import last_times
+
+    schema, found = Schema.of(config, dataset)
+    report.problems += found
+    if schema.dataset is None:
+        report.notes.append(f"{dataset} is not prepared: classes, columns and files of the request are not checked")
+    request, found = request_of(config, schema)
+    report.problems += found
+    told = {p.where for p in report.problems}
+    report.problems += [p for p in method_problems(config, schema, request) if p.where not in told]
+    report.notes += refusals(config)
+    classifier, found = built(config, schema)
+    report.problems += found
+    if classifier is not None:
+        splits, found = cut_problems(config, classifier)
+        report.problems += found
+        if config.activations.cuts == "auto":
+            report.notes.append("activations.cuts: auto is resolved by the train stage; `expunge cuts` lists the cuts")
+        if (need := needs(config, schema, classifier, splits)) is not None:
+            report.problems += resource_problems(need)
+            report.needs = need.to_json()
+        else:
+            report.notes.append("the number of rows is not known yet: disk and memory are not estimated")
+    report.seconds = last_times()
+    return report
+
+
+def _of_line(params: Path, line: str) -> Problem:
+    """`unknown key x; did you mean y?`, `train.epochs is 0; it must be ...`, `methods names 'x', but ...`."""
+    what, _, way_out = line.partition("; ")
+    first, _, rest = what.partition(" ")
+    if first in ("unknown", "missing", "key"):
+        return Problem(str(params), what, way_out)
+    return Problem(first, rest, way_out)

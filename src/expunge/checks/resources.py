@@ -1,0 +1,115 @@
+"""Disk and memory that a run needs, from rows times sizes, against what there is."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from expunge.checks.methods import entries
+from expunge.checks.problem import Problem
+from expunge.checks.schema import Schema
+from expunge.config import Config
+from expunge.methods.table import METHODS
+from expunge.models.classifier import ABOVE, FROZEN, Classifier
+from expunge.models.cut_costs import BYTES, TOKENS
+from expunge.models.cut_split import EXAMPLES, Split
+from expunge.models.cuts import example
+from expunge.system.paths import ACTIVATIONS, FEATURES, MODELS
+
+FLOAT = 4  # bytes
+PROCESS = 600e6  # bytes of Python, torch and pyarrow in a stage, measured
+CACHED = 2  # DVC keeps a copy of an output in its cache, as it does unless told to link
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes: what the run will write below each folder, and the largest memory of a stage, with the stage's name."""
+
+    disk: Mapping[str, float]
+    memory: float
+    stage: str
+
+    def to_json(self) -> dict[str, object]:
+        """In gigabytes (1e9 bytes)."""
+        return {
+            "disk_gb": {k: round(v / 1e9, 3) for k, v in self.disk.items()},
+            "memory_gb": round(self.memory / 1e9, 2),
+            "memory_stage": self.stage,
+        }
+
+
+def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mapping[str, Split]) -> Needs | None:
+    """What a whole run will need; None where the number of rows is not known."""
+    if not schema.rows:
+        return None
+    card, trained = classifier.card, config.model.training in ("full", ABOVE)
+    weights = FLOAT * sum(t.numel() for t in classifier.state_dict().values())
+    features = schema.rows * card.feature_dim * (FLOAT if config.features.dtype == "fp32" else FLOAT / 2)
+    retrained = len(config.retrain.seeds) if config.reference == "retrain" and trained else 0
+    kinds = [METHODS[m].kind.facts for n in config.methods for _, m, _ in list(entries(config, n))[:1] if m in METHODS]
+    heavy = sum(f.changes == "weights" for f in kinds)
+    cuts = config.activations.cuts if config.activations.cuts != "auto" else []
+    kept = sum(math.prod(splits[c].shape(TOKENS if schema.texts else None)) * BYTES for c in cuts if c in splits)
+    disk = {
+        str(FEATURES): CACHED * features * (1 + retrained),
+        str(MODELS): CACHED * weights * (1 + retrained + heavy),
+        str(ACTIVATIONS): float(kept * schema.train),
+    }
+    stages: dict[str, float] = {"fit": 2 * schema.rows * card.feature_dim * FLOAT}
+    images = math.prod(schema.shape) * schema.rows if schema.shape else 0
+    if not torch.cuda.is_available() and config.model.training not in (*FROZEN, "none"):
+        stages["train"] = images + 4 * weights + _batch(classifier) * min(config.train.batch_size, schema.train)
+    if any("images" in f.needs for f in kinds):
+        stages["fit"] += images + 5 * weights + (0 if torch.cuda.is_available() else _batch(classifier) * 256)
+    stage = max(stages, key=stages.__getitem__)
+    return Needs(disk, PROCESS + stages[stage], stage)
+
+
+def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
+    """What will not suffice. Folders that are there already are written anew in place and need nothing more."""
+    found = []
+    wanted = {k: v for k, v in need.disk.items() if v and not (root / k).is_dir()}
+    free, total = shutil.disk_usage(root).free, sum(wanted.values())
+    if total > free:
+        parts = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in wanted.items())
+        says = f"{total / 1e9:.1f} GB will be written ({parts}), and {free / 1e9:.1f} GB are free"
+        found.append(Problem("disk", says, "fewer activations.cuts, features.dtype: fp16, or a larger disk"))
+    if need.memory > (there := memory()):
+        says = f"the {need.stage} stage needs about {need.memory / 1e9:.1f} GB, and there are {there / 1e9:.1f} GB"
+        found.append(Problem("memory", says, "a smaller train.batch_size or model.image_size, or a larger machine"))
+    return found
+
+
+def memory() -> float:
+    """Bytes of the machine, or of the container that it runs in; what other processes hold now may be free by then."""
+    there = float(psutil.virtual_memory().total)
+    limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
+    return min(there, float(limit)) if limit.isdigit() else there
+
+
+@torch.no_grad()
+def _batch(classifier: Classifier) -> float:
+    """Bytes per row that a step keeps for its backward pass: the outputs of all layers, float32, and their gradients'
+    largest."""
+    sizes: list[int] = []
+
+    def count(_module: nn.Module, _given: object, out: object) -> None:
+        if isinstance(out, Tensor):
+            sizes.append(out.numel())
+
+    leaves = [m for m in classifier.backbone.modules() if not list(m.children())]
+    handles = [m.register_forward_hook(count) for m in leaves]
+    try:
+        classifier.backbone(example(classifier, 1, EXAMPLES[1][1]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return FLOAT * (sum(sizes) + 2 * max(sizes, default=0))

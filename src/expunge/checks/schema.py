@@ -1,0 +1,122 @@
+"""What is known about the data before it is prepared, or from the dataset that was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from expunge.checks.problem import Problem
+from expunge.config import Config
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TEXT, TRAIN
+from expunge.data.selectors import select
+from expunge.data.split import whole_classes
+from expunge.system.errors import ExpungeError
+
+Shape = tuple[int, int, int]
+# Sources whose readers always give the same: classes, picture shape (None: texts), training and test rows.
+KNOWN: dict[str, tuple[int, Shape | None, int, int]] = {
+    "fashion-mnist": (10, (28, 28, 1), 60_000, 10_000),
+    "digits": (10, (8, 8, 1), 1_438, 359),
+}
+PLACEHOLDER = (2, (224, 224, 3))  # classes and pictures a model is built for where neither is known
+
+
+@dataclass(frozen=True)
+class Schema:
+    """`texts`: whether rows are texts. `shape`: height, width and channels that all pictures share; None where they
+    differ or are not known. `mixed`: whether sizes differ, None where unknown. `classes`, `train`, `rows`: numbers, 0
+    where unknown. `dataset`: the prepared one, where there is one of this source."""
+
+    texts: bool
+    shape: Shape | None
+    mixed: bool | None
+    classes: int
+    train: int
+    rows: int
+    dataset: Dataset | None = None
+
+    @classmethod
+    def of(cls, config: Config, directory: Path) -> tuple[Schema, list[Problem]]:
+        """From the dataset below `directory` where it is of the source that `config` names, else from the source."""
+        source = config.data.source
+        found: list[Problem] = []
+        if directory.is_dir():
+            try:
+                dataset = Dataset(directory, verify=False)
+                if _same_source(dataset, config):
+                    return cls._of_dataset(dataset), []
+            except (ExpungeError, OSError, KeyError) as e:
+                found.append(Problem.told(str(directory), e))
+        path = config.data.path
+        if path is not None and source not in ("fashion-mnist", "fortunes", "emoji") and not Path(path).exists():
+            found.append(Problem("data.path", f"{path}: no such file or directory", "put the input there"))
+        if source in KNOWN:
+            classes, shape, train, test = KNOWN[source]
+            return cls(False, shape, False, classes, train, train + test), found
+        texts = source in ("text", "fortunes") or config.model.name.startswith("sentence:")
+        return cls(texts, None, None, 0, 0, 0), found
+
+    @classmethod
+    def _of_dataset(cls, dataset: Dataset) -> Schema:
+        texts, manifest = dataset.encoding == TEXT, dataset.manifest
+        mixed = not texts and dataset.image_shape is None
+        rows = manifest["rows_train"] + manifest["rows_test"]
+        names = len(dataset.class_names)
+        return cls(texts, dataset.image_shape, mixed, names, manifest["rows_train"], rows, dataset)
+
+    @cached_property
+    def example_shape(self) -> Shape | None:
+        """What a backbone is built for; None for texts."""
+        if self.texts:
+            return None
+        if self.shape is not None or self.dataset is None:
+            return self.shape or PLACEHOLDER[1]
+        height, width, channels = self.dataset.images(np.array([0]))[0].shape
+        return height, width, channels
+
+
+def _same_source(dataset: Dataset, config: Config) -> bool:
+    """A source's readers name it as params do, or by the path that they read."""
+    name, data = str(dataset.manifest.get("source", "")), config.data
+    return name.startswith(data.source) or (data.path is not None and Path(data.path).name in name)
+
+
+@dataclass(frozen=True)
+class Request:
+    """`kind`: "classes" where whole classes are forgotten, "rows" where rows of classes that stay, None: unknown."""
+
+    kind: str | None
+    forget_rows: int = 0
+
+
+def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
+    """What the request of `config` is for: by selecting its rows where a dataset is prepared, else by its selector."""
+    asked = config.split
+    if schema.dataset is not None:
+        train = schema.dataset.splits() == TRAIN
+        try:
+            forget = select(
+                schema.dataset, train, asked.selector, classes=asked.classes, fraction=asked.fraction,
+                file=asked.file, filter=asked.filter, seed=asked.seed,
+            )  # fmt: skip
+        except ExpungeError as e:
+            return Request(None), [Problem.told("split", e)]
+        left = int((train & ~forget).sum())
+        if not forget.any() or not left:
+            what = "every training row, so nothing would be left to keep" if not left else "no training row"
+            return Request(None), [Problem("split", f"the request forgets {what}", "change it under split")]
+        kind = "classes" if len(whole_classes(schema.dataset.labels(), train, forget)) else "rows"
+        return Request(kind, int(forget.sum())), []
+    found = []
+    if asked.selector in ("ids", "subjects") and asked.file and not Path(asked.file).is_file():
+        found.append(Problem("split.file", f"{asked.file}: no such file", "write the list, and dvc add it"))
+    indices = [c for c in asked.classes if isinstance(c, int)]
+    if asked.selector == "classes" and schema.classes and not all(0 <= c < schema.classes for c in indices):
+        found.append(Problem("split.classes", f"{asked.classes}: classes are 0..{schema.classes - 1}", "change it"))
+    if asked.selector == "classes" and not asked.classes:
+        found.append(Problem("split.classes", "is empty", "name at least one class"))
+    return Request({"classes": "classes", "filter": None}.get(asked.selector, "rows")), found

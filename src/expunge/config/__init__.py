@@ -1,0 +1,80 @@
+"""params.yaml -> frozen dataclasses: an unknown, missing or impossible key is an error that names it.
+
+May import system. Start with `sections.py`, the keys; `rules.py` says which of them must fit each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from expunge.config.rules import NAMED, RENAMED, SOURCES, broken_rules
+from expunge.config.sections import Activations, Config, Data, Features, Model, Shadow, Train
+from expunge.system.errors import ConfigError
+from expunge.system.safe_yaml import read_mapping
+from expunge.system.validation import explain, holds, without_misspellings
+
+__all__ = [
+    "NAMED",
+    "PARAMS",
+    "RENAMED",
+    "SOURCES",
+    "Activations",
+    "Config",
+    "Data",
+    "Features",
+    "Model",
+    "Shadow",
+    "Train",
+    "load_config",
+    "read_config",
+]
+PARAMS = Path("params.yaml")
+_ADAPTER = TypeAdapter(Config)
+
+
+def load_config(path: Path | str = PARAMS) -> Config:
+    """Read and check params.yaml. Raises ConfigError naming the key and, for a misspelling, its neighbour."""
+    config, problems = read_config(path)
+    if problems or config is None:
+        raise ConfigError(f"{path}: {problems[0]}")
+    return config
+
+
+def read_config(path: Path | str = PARAMS) -> tuple[Config | None, list[str]]:
+    """The params of the file `path`, and every problem with its keys, each one line; no params where keys that are
+    wrong leave none. A misspelt key is taken for the one that it is nearest to, so that the others are checked too.
+
+    Raises ConfigError for a file that cannot be read as a mapping.
+    """
+    raw = read_mapping(Path(path))
+    problems = _old_keys(raw)
+    try:
+        config = _ADAPTER.validate_python(raw)
+    except ValidationError as e:
+        problems += explain(e, raw, Config)
+        try:
+            config = _ADAPTER.validate_python(without_misspellings(e, raw, Config))
+        except ValidationError:
+            return None, problems
+    return config, problems + broken_rules(config)
+
+
+def _old_keys(raw: Any) -> list[str]:
+    """Keys of earlier versions, with what took their place."""
+    found = [f"key {key} is called {new} now; rename it" for key, new in RENAMED.items() if holds(raw, key)]
+    if raw.pop("verdict", None) is not None:
+        found.append(
+            "verdict is no section any more; remove it. The margins are the same for everybody and stand in "
+            "src/expunge/evaluation/criteria.py, with their reasons in docs/verdict.md"
+        )
+    register = raw.get("register")
+    asked = register.get("promote_level") if isinstance(register, dict) else None
+    if asked in ("a", "b", "c", "d"):
+        found.append(
+            f"register.promote_level is {asked!r}, a letter of earlier versions; it is now the least claim "
+            "that may serve: outputs, features, backbone or exact (outputs took the place of b)"
+        )
+    return found

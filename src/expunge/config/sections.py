@@ -1,0 +1,179 @@
+"""The sections of params.yaml as frozen pydantic dataclasses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, Strict
+from pydantic.dataclasses import dataclass
+
+# Types of values. Strict: no text is read as a number, no bool as an int, no set as a list. An int may be a float.
+Count = Annotated[int, Strict(), Field(ge=1, le=100_000)]
+Rows = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+BatchSize = Annotated[int, Strict(), Field(ge=1, le=2**20)]
+Models = Annotated[int, Strict(), Field(ge=0, le=100_000)]
+Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
+Index = Annotated[int, Strict()]
+Rate = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
+Penalty = Annotated[float, Strict(), Field(ge=0, le=1000, allow_inf_nan=False)]
+Momentum = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+Share = Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)]
+Portion = Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]
+Size = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Half = Annotated[float, Strict(), Field(ge=0, le=0.5, allow_inf_nan=False)]
+Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
+Bool = Annotated[bool, Strict()]
+EntryName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
+FORBID = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=FORBID)
+class Data:
+    source: Text
+    path: Text | None
+    test_fraction: Share
+    seed: Seed
+    root: Text | None
+    download: Bool
+    columns: dict[Text, Text]
+
+
+@dataclass(frozen=True, config=FORBID)
+class Model:
+    name: Text
+    training: Literal["full", "above", "head", "ridge", "none"]
+    cut: Text | None
+    shards: Count
+    slices: Count
+    random_features: Models
+    image_size: Count | None
+    checkpoint: Text | None
+    head: Text | None
+    weights: Literal["public"] | None
+    saw_forget_data: Bool
+
+
+@dataclass(frozen=True, config=FORBID)
+class Train:
+    """null: what the recipe takes for the model, see `training/settings.py`."""
+
+    recipe: Literal["auto", "small", "finetune"]
+    epochs: Count
+    batch_size: BatchSize
+    lr: Rate | None
+    momentum: Momentum | None
+    weight_decay: Penalty | None
+    optimizer: Text | None
+    schedule: Literal["one-cycle", "cosine", "constant"] | None
+    warmup: Half | None
+    layer_decay: Portion | None
+    label_smoothing: Half | None
+    ema: Momentum | None
+    frozen_norm: Bool | None
+    augment: Literal["none", "flip-crop", "randaugment", "trivial"] | None
+    accumulate: Count
+    patience: Count | None
+    holdout: Half
+    engine: Literal["local", "torchrun"]
+    workers: Count | None
+    precision: Literal["auto", "fp32", "bf16"]
+    seed: Seed
+    head: dict[Text, Any]  # arguments of RidgeHead or SoftmaxHead
+
+
+@dataclass(frozen=True, config=FORBID)
+class Features:
+    batch_size: BatchSize
+    shard_rows: Rows
+    precision: Literal["fp32", "fp16", "bf16"]
+    dtype: Literal["fp32", "fp16", "bf16"]
+    device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto", "off"]
+    layers: Text | Annotated[list[Text], Strict()]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+
+
+@dataclass(frozen=True, config=FORBID)
+class Extract:
+    """Who computes features; the same bytes whoever does, so no stage of dvc.yaml depends on it."""
+
+    engine: Literal["local", "ray"]
+    address: Text | None
+    workers: Count | None
+
+
+@dataclass(frozen=True, config=FORBID)
+class Activations:
+    cuts: Annotated[list[Text], Strict()] | Literal["auto"]
+    max_gb: Size
+    max_cost: Portion
+
+
+@dataclass(frozen=True, config=FORBID)
+class Split:
+    selector: Literal["classes", "random", "memorised", "ids", "subjects", "filter"]
+    classes: Annotated[list[Index | Text], Strict()]
+    fraction: Share
+    file: Text | None
+    filter: Text | None
+    duplicates: Literal["warn", "include", "refuse"]
+    near_duplicates: Literal["warn", "include", "refuse", "ignore"]
+    validation: Half
+    seed: Seed
+
+
+@dataclass(frozen=True, config=FORBID)
+class Retrain:
+    seeds: Annotated[list[Seed], Strict()]
+
+
+@dataclass(frozen=True, config=FORBID)
+class Evaluate:
+    seed: Seed
+
+
+@dataclass(frozen=True, config=FORBID)
+class Shadow:
+    """Models per side, for attacks that need many of them; 0 is off."""
+
+    heads: Models
+    networks: Models
+    epochs: Count | None
+    seed: Seed
+
+
+@dataclass(frozen=True, config=FORBID)
+class Register:
+    name: Text | None
+    experiment: Text | None
+    promote_level: Literal["outputs", "features", "backbone", "exact"]
+
+
+@dataclass(frozen=True, config=FORBID)
+class Sweep:
+    """Models that remember erased rows."""
+
+    original: Literal["champion", "keep"]
+    versions: Literal["remove", "keep"]
+
+
+@dataclass(frozen=True, config=FORBID)
+class Config:
+    data: Data
+    model: Model
+    train: Train
+    features: Features
+    extract: Extract
+    activations: Activations
+    split: Split
+    reference: Literal["retrain", "skip"]
+    retrain: Retrain
+    methods: Annotated[list[EntryName], Strict()]
+    fit: Annotated[dict[EntryName, Annotated[dict[Text, Any], Strict()]], Strict()]
+    evaluate: Evaluate
+    shadow: Shadow
+    register: Register
+    sweep: Sweep

@@ -1,0 +1,76 @@
+"""The collapse guard of every method: accuracy on held-out retained rows against the original's.
+
+The rows are those that `split.validation` holds out, which are in no metric (all retained rows where it is 0), at most
+ROWS of them. Original and method have both been trained on them, so a method that keeps what the original knew loses
+nothing here; what it loses, test rows lose too. No retrained model is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.methods.inputs import FitInputs
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.system.errors import CollapseError
+
+MAX_DROP = 0.03  # share of retained rows; below it lie all defaults on the models of docs/finetune.md
+ROWS = 2000
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Accuracies on the same rows, in [0, 1]. `error`: standard error of their difference, from rows on which the two
+    disagree (McNemar's counts)."""
+
+    before: float
+    after: float
+    error: float
+    rows: int
+
+    @property
+    def drop(self) -> float:
+        return self.before - self.after
+
+    def to_json(self) -> dict[str, Any]:
+        return {"before": self.before, "after": self.after, "error": self.error, "rows": self.rows}
+
+
+def guard_rows(request: FitInputs) -> np.ndarray:
+    """Retained rows that the guard asks about, ascending, evenly spaced where there are more than ROWS."""
+    held = np.intersect1d(request.retain_rows, request.held_rows)
+    rows = held if len(held) else request.retain_rows
+    return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64)]
+
+
+@torch.no_grad()
+def kept_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> Kept:
+    """The original and `unlearned` on the guard's rows."""
+    rows = guard_rows(request)
+    y, z = torch.from_numpy(request.labels[rows]), torch.from_numpy(request.store.z(rows))
+    before = request.head.logits(z).argmax(1) == y
+    if unlearned.classifier is None:
+        after = unlearned.logits(z).argmax(1) == y
+    else:
+        network, parts = unlearned.classifier, np.array_split(rows, math.ceil(len(rows) / BATCH))
+        after = torch.cat([network(request.dataset.inputs(part)).argmax(1).cpu() for part in parts]) == y
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    # Variance of the mean of lost - gained, each row +1, -1 or 0.
+    n = len(rows)
+    error = math.sqrt(max(lost + gained - (lost - gained) ** 2 / n, 0.0)) / n
+    return Kept(float(before.double().mean()), float(after.double().mean()), error, n)
+
+
+def refuse_lost(name: str, kept: Kept, max_drop: float) -> None:
+    """Raise CollapseError where the drop is above `max_drop` by more than two standard errors, or is not a number."""
+    if not kept.drop - 2 * kept.error <= max_drop:
+        raise CollapseError(
+            f"{name}: accuracy on {kept.rows:,} held-out retained rows fell from {100 * kept.before:.1f} to "
+            f"{100 * kept.after:.1f} %, more than {100 * max_drop:g} points; lower its lr or factor, or set "
+            f"fit.{name}.max_drop to accept it"
+        )

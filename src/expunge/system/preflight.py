@@ -1,0 +1,58 @@
+"""The check of params.yaml beside a stage: started as a command of its own, and not a second time once it passed."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from expunge.system.errors import ConfigError, ExpungeError
+from expunge.system.files import read_json, write_json
+from expunge.system.paths import WORK
+
+PARAMS, RECORD = Path("params.yaml"), WORK / "check.json"
+
+
+def passed(root: Path = Path()) -> bool:
+    """Whether this very params.yaml passed the check of this version here."""
+    try:
+        return bool(read_json(root / RECORD).get("params") == _digest(root))
+    except (ExpungeError, OSError, ValueError, AttributeError):
+        return False
+
+
+def remember(root: Path = Path()) -> None:
+    """Write down that params.yaml passed."""
+    write_json(root / RECORD, {"params": _digest(root)})
+
+
+@contextmanager
+def checked_beside() -> Iterator[None]:
+    """Check params.yaml in a process beside the body; what the body makes is kept only if nothing is wrong.
+
+    Raises ConfigError, when the body is done and before anything that follows it, with one line per conflict.
+    """
+    if passed():
+        yield
+        return
+    command = [sys.executable, "-m", "expunge.cli", "check", "--quiet"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield
+        said, _ = child.communicate()
+        if child.returncode != 0:
+            raise ConfigError(said.strip().removeprefix("error: ") or f"expunge check ended with {child.returncode}")
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def _digest(root: Path) -> str:
+    return hashlib.sha256(version("expunge").encode() + (root / PARAMS).read_bytes()).hexdigest()

@@ -1,0 +1,117 @@
+"""Optimizers and schedules of training: SGD with one cycle of our own, everything else timm's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from expunge.models.classifier import Classifier
+from expunge.models.vision_imports import import_vision
+from expunge.system.errors import ConfigError
+
+WARM_UP = 0.25  # share of the steps in which the learning rate rises
+START, END = 0.1, 1e-3  # learning rate at the first and last step, as shares of its peak
+SCHEDULES = ("one-cycle", "cosine", "constant")
+
+
+def one_cycle(step: int, steps: int, lr: float, warmup: float = WARM_UP) -> float:
+    """Learning rate of `step` in [0, steps): a linear rise to `lr`, then a cosine to `END * lr`.
+
+    After Smith and Topin (arXiv 1708.07120), with a cosine for the way down.
+    """
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return lr * (START + (1 - START) * step / rise)
+    way = (step - rise) / max(1, steps - 1 - rise)
+    return lr * (END + (1 - END) * 0.5 * (1 + math.cos(math.pi * way)))
+
+
+def make_optimizer(
+    classifier: Classifier, name: str, lr: float, momentum: float, weight_decay: float, layer_decay: float
+) -> torch.optim.Optimizer:
+    """The optimizer `name` over all weights of `classifier`.
+
+    "sgd" without layer decay is torch's, Nesterov's where there is momentum, with weight decay on every weight; all
+    others are `timm.optim.create_optimizer_v2`'s, without decay on norms and biases. `layer_decay`: factor of the rate
+    from each layer to the one below (timm's groups, BEiT, arXiv 2106.08254); the head has the whole rate. Raises
+    ConfigError for a name that timm does not know.
+    """
+    if name == "sgd" and layer_decay == 1.0:
+        parameters = list(classifier.parameters())
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    optim = import_vision("timm.optim")
+    if name not in optim.list_optimizers():
+        raise ConfigError(f"params.yaml: train.optimizer: timm knows no {name!r}; see timm.optim.list_optimizers()")
+    groups = _groups(classifier, weight_decay, layer_decay)
+    made: torch.optim.Optimizer = optim.create_optimizer_v2(
+        groups, opt=name, lr=lr, momentum=momentum, weight_decay=0.0
+    )
+    return made
+
+
+def _groups(classifier: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """timm's groups of the backbone, and the head's with the whole rate. timm numbers layers by a model's own
+    `group_matcher`, else by the order of its parameters."""
+    optim = import_vision("timm.optim")
+    backbone = classifier.backbone
+    if layer_decay < 1.0:
+        own = getattr(backbone, "group_matcher", None)
+        core = backbone if own is not None else _Ordered(backbone)
+        groups = optim.param_groups_layer_decay(core, weight_decay, layer_decay=layer_decay)
+    else:
+        groups = optim.param_groups_weight_decay(backbone, weight_decay)
+    head = [
+        {"params": [classifier.head.weight], "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": [classifier.head.bias], "weight_decay": 0.0, "lr_scale": 1.0},
+    ]
+    return [*groups, *head]
+
+
+class _Ordered(nn.Module):
+    """A backbone without a `group_matcher`: timm makes a layer of every twelve of its parameters, in their order."""
+
+    pretrained_cfg: ClassVar[dict[str, str]] = {"classifier": "none of its parameters"}
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.inner = backbone
+
+
+Rate = Callable[[int], None]
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int, lr: float, warmup: float) -> Rate:
+    """A function that sets the rates of `optimizer` for a step in [0, steps). The rate depends on the step alone.
+
+    `warmup`: share of the steps in which it rises. "cosine": timm's, to `END * lr`. "constant": no fall.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule {name!r}: one of {', '.join(SCHEDULES)}")
+    if name == "cosine":
+        rise = round(warmup * steps)
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        timm = import_vision("timm.scheduler").CosineLRScheduler(
+            optimizer,
+            t_initial=steps,
+            lr_min=END * lr,
+            warmup_t=rise,
+            warmup_lr_init=START * lr if rise else 0.0,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+        return timm.step_update  # type: ignore[no-any-return]
+
+    def set_rate(step: int) -> None:
+        value = one_cycle(step, steps, lr, warmup)
+        if name == "constant":
+            rise = round(warmup * steps)
+            value = lr * (START + (1 - START) * step / rise) if step < rise else lr
+        for group in optimizer.param_groups:
+            group["lr"] = value * group.get("lr_scale", 1.0)
+
+    return set_rate

@@ -1,0 +1,61 @@
+"""`train.engine: torchrun`: the training of all weights in several processes, which start again when one is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from expunge.config import Config
+from expunge.data.dataset import Dataset
+from expunge.features.reader import cores
+from expunge.models.classifier import Classifier
+from expunge.system.errors import DataError, ExpungeError
+from expunge.system.files import read_json, write_json
+
+JOB, ROWS, TRAINED, RESULT = "job.json", "rows.npy", "trained.safetensors", "result.json"
+RESTARTS = 3
+
+
+def train_with_torchrun(
+    config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path
+) -> list[dict[str, float]]:
+    """Train `classifier` in place as `training.trainer.train` does, by `train.workers` processes of this machine.
+
+    What they share lies in `work`, the last pass too: after a process died, torchrun starts all of them again, at most
+    RESTARTS times, and they go on from there. Raises DataError for what training refuses, ExpungeError where processes
+    kept dying.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    for name in (TRAINED, RESULT):
+        (work / name).unlink(missing_ok=True)
+    np.save(work / ROWS, np.asarray(rows, dtype=np.int64))
+    write_json(
+        work / JOB,
+        {"config": dataclasses.asdict(config), "dataset": str(dataset.directory.resolve()), "seed": seed},
+    )
+    workers = config.train.workers or 2
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
+        f"--max-restarts={RESTARTS}", "--monitor-interval=0.5", "-m", "expunge.training.worker", str(work),
+    ]  # fmt: skip
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // workers))
+    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads})
+    if not (work / RESULT).is_file():
+        raise ExpungeError(
+            f"train: torchrun gave up after {RESTARTS} restarts (exit status {ended.returncode}), see above; with "
+            "train.engine: local one process trains"
+        )
+    result: dict[str, Any] = read_json(work / RESULT)
+    if result["refused"]:
+        raise DataError(result["refused"])
+    classifier.load_state_dict(load_file(work / TRAINED))
+    classifier.eval()
+    history: list[dict[str, float]] = result["history"]
+    return history

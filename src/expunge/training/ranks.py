@@ -1,0 +1,111 @@
+"""One training shared by several processes: which rows each computes, and batch norm over all of them.
+
+Every process holds the whole network and the whole order of rows. Of each global batch it computes a slice; torch's
+DistributedDataParallel makes the gradients those of the whole batch. Batch norm would see slices, and torch's
+SyncBatchNorm has no CPU kernel, so its statistics are summed over processes here, with their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is `rank` of `world`; a process group is up where there are several."""
+
+    rank: int = 0
+    world: int = 1
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's slice of a batch; slices differ by at most one row and may be empty."""
+        return torch.tensor_split(rows, self.world)[self.rank] if self.world > 1 else rows
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.world > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def decided(self, value: Tensor) -> Tensor:
+        """What rank 0 found: no two processes may go different ways over a last digit."""
+        if self.world > 1:
+            distributed.broadcast(value, 0)
+        return value
+
+    def shared(self, classifier: nn.Module) -> nn.Module:
+        """`classifier`, its gradients averaged over processes after each backward pass."""
+        if self.world == 1:
+            return classifier
+        # Weights that a forward pass leaves out, as poolers are, must not be waited for.
+        return DistributedDataParallel(classifier, forward_sync_buffers=False, find_unused_parameters=True)
+
+
+class _Total(torch.autograd.Function):
+    """A sum over processes whose gradient is the sum of theirs: every process's loss depends on every summand."""
+
+    @staticmethod
+    def forward(_ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class _OverRanks:
+    """Mixed into a batch norm: in train mode mean and variance are of the rows of all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self
+        if not norm.training:
+            return super().forward(x)  # type: ignore[misc,no-any-return]
+        dims = [0, *range(2, x.ndim)]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        count = torch.tensor([x.numel() / x.shape[1]], device=x.device, dtype=torch.float32)
+        values = x.float()
+        sums: Tensor = _Total.apply(torch.cat([values.sum(dims), count]))  # type: ignore[no-untyped-call]
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        centred = values - mean.view(shape)
+        var: Tensor = _Total.apply(centred.square().sum(dims)) / n  # type: ignore[no-untyped-call]
+        if norm.track_running_stats:
+            self._follow(mean.detach(), var.detach() * n / (n - 1).clamp_min(1))
+        out = centred * torch.rsqrt(var + norm.eps).view(shape)
+        if norm.affine:
+            out = out * norm.weight.view(shape) + norm.bias.view(shape)
+        return out.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        """Running statistics as torch's batch norm moves them, the variance unbiased."""
+        norm: Any = self
+        norm.num_batches_tracked.add_(1)
+        share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+        norm.running_var.lerp_(var.to(norm.running_var.dtype), share)
+
+
+@contextmanager
+def norms_over_ranks(network: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Every batch norm of `network` sees the rows of all processes while the body runs."""
+    found = [(m, type(m)) for m in network.modules() if isinstance(m, _BatchNorm)] if ranks.world > 1 else []
+    try:
+        for module, kind in found:
+            module.__class__ = type(f"{kind.__name__}OverRanks", (_OverRanks, kind), {})
+        yield
+    finally:
+        for module, kind in found:
+            module.__class__ = kind

@@ -1,0 +1,110 @@
+"""The state of a training after a pass, kept so that a run that was killed ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.system.files import digest_of
+from expunge.system.progress import log_message
+
+STATE = "epoch.safetensors"
+OPTIMIZER = "optimizer."
+
+
+class TrainState:
+    """Tensors and, in the same file's header, JSON. One file, so one atomic replacement."""
+
+    def __init__(self, directory: Path | None, identity: Mapping[str, Any]) -> None:
+        self.path = directory / STATE if directory is not None else None
+        self.identity = digest_of(dict(identity))
+
+    def write(
+        self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        more, plain = _of_optimizer(optimizer) if optimizer is not None else ({}, {})
+        header = json.dumps({**state, "identity": self.identity, "optimizer": plain})
+        tmp = self.path.with_suffix(".tmp")
+        # A clone each: safetensors takes no two tensors of one memory, which layers that share weights have.
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in {**tensors, **more}.items()}, tmp, {"state": header}
+        )
+        os.replace(tmp, self.path)
+
+    def read(
+        self, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, Any] | None:
+        """Copy the kept state into `tensors` and `optimizer`; None if there is none, or it is of another recipe, data
+        or start."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as f:
+                state: dict[str, Any] = json.loads(f.metadata()["state"])
+                if state.pop("identity") != self.identity:
+                    log_message(f"train: {self.path} is of another recipe or data; starting anew")
+                    return None
+                with torch.no_grad():
+                    for name, tensor in tensors.items():
+                        tensor.copy_(f.get_tensor(name))
+                kept = {k: f.get_tensor(k) for k in f.keys() if k.startswith(OPTIMIZER)}  # noqa: SIM118 - a handle
+                plain = state.pop("optimizer")
+                if optimizer is not None:
+                    _into_optimizer(optimizer, kept, plain)
+        except SafetensorError as e:
+            log_message(f"train: {self.path} is damaged ({e}); starting anew")
+            return None
+        return state
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its tensors, by `optimizer.PARAMETER.KEY`, and its plain numbers, those of its groups under "groups": some count
+    their steps there."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for i, own in optimizer.state_dict()["state"].items():
+        for key, value in own.items():
+            if isinstance(value, Tensor):
+                tensors[f"{OPTIMIZER}{i}.{key}"] = value
+            else:
+                plain[f"{OPTIMIZER}{i}.{key}"] = value
+    groups = optimizer.state_dict()["param_groups"]
+    plain["groups"] = [
+        {k: {"tensor": v.item()} if isinstance(v, Tensor) else v for k, v in group.items() if _is_number(v)}
+        for group in groups
+    ]
+    return tensors, plain
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def _into_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    numbers = {**plain}
+    own = optimizer.state_dict()["param_groups"]
+    kept = [
+        {k: torch.tensor(v["tensor"]) if isinstance(v, dict) else v for k, v in group.items()}
+        for group in numbers.pop("groups")
+    ]
+    groups = [{**group, **numbered} for group, numbered in zip(own, kept, strict=True)]
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in {**tensors, **numbers}.items():
+        i, _, key = name.removeprefix(OPTIMIZER).partition(".")
+        if isinstance(value, Tensor) and value.shape == weights[int(i)].shape:
+            # Strides as the weight has them: sums over a tensor depend on its order in memory.
+            value = torch.empty_like(weights[int(i)], dtype=value.dtype).copy_(value)
+        state.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,56 @@
+"""One of the processes of `train.engine: torchrun`: torchrun starts `python -m expunge.training.worker FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from torch import distributed
+
+from expunge.config import Config
+from expunge.data.dataset import Dataset
+from expunge.system.errors import ExpungeError
+from expunge.system.files import read_json, write_json
+from expunge.training.launch import JOB, RESULT, ROWS, TRAINED
+from expunge.training.ranks import Ranks
+from expunge.training.recipe import build_classifier, fit_all
+
+PATIENCE = timedelta(minutes=30)  # for the slowest of a pass: torchrun tells of processes that died
+
+
+def main(work: Path) -> None:
+    """Train what the job in `work` says, together with the others. Rank 0 writes weights and history."""
+    job = read_json(work / JOB)
+    config = TypeAdapter(Config).validate_python(job["config"])
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+    refused, history = None, []
+    try:
+        dataset = Dataset(job["dataset"], verify=False)
+        classifier = build_classifier(config, dataset, job["seed"])
+        if gpu:
+            classifier.to(torch.device("cuda", torch.cuda.current_device()))
+        history = fit_all(config, classifier, dataset, np.load(work / ROWS), job["seed"], work, ranks)
+        if ranks.rank == 0:
+            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state_dict().items()}
+            save_file(tensors, work / (TRAINED + ".tmp"))
+            os.replace(work / (TRAINED + ".tmp"), work / TRAINED)
+    except ExpungeError as e:  # the same in all of them, and again after a restart: told, not tried again
+        refused = str(e)
+    if ranks.rank == 0:
+        write_json(work / RESULT, {"history": history, "refused": refused})
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
