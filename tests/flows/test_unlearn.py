@@ -63,11 +63,27 @@ def test_a_run_without_anything_stale_does_nothing(workspace):
 def test_a_failed_stage_fails_the_flow_with_its_last_words(workspace):
     from flows.unlearn import StageFailedError, unlearn
 
-    change(workspace, lambda p: p["split"].update(classes=["ankle"]))
-    with pytest.raises(StageFailedError, match="ankle"):
+    manifest = workspace / "data/features/original/manifest.json"
+    whole = manifest.read_bytes()
+    manifest.unlink()  # it may be a link into DVC's cache
+    manifest.write_text("{")
+    change(workspace, lambda p: p["split"].update(classes=[4]))
+    with pytest.raises(StageFailedError, match=r"manifest\.json"):
         unlearn(str(workspace), stages=["split"])
+    manifest.write_bytes(whole)
     change(workspace, lambda p: p["split"].update(classes=[5]))
     assert unlearn(str(workspace), stages=["split"])["split"] in ("done", "up to date")
+
+
+def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
+    from flows.unlearn import PreflightError, unlearn
+
+    lock = (workspace / "dvc.lock").read_bytes()
+    change(workspace, lambda p: p["split"].update(classes=["ankle"]))
+    with pytest.raises(PreflightError, match="unknown class 'ankle'"):
+        unlearn(str(workspace), stages=["split"])
+    change(workspace, lambda p: p["split"].update(classes=[5]))
+    assert (workspace / "dvc.lock").read_bytes() == lock
 
 
 def test_a_tracking_server_that_is_away_is_found_before_the_work_starts(workspace, monkeypatch):

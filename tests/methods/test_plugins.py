@@ -52,7 +52,7 @@ def test_the_example_keeps_the_contract_and_params_may_name_it(declare, inputs):
     from expunge_nearest_mean import METHOD
 
     made = check_method(METHOD, inputs)
-    found = fit("mine", inputs, {"mine": {"method": "nearest-mean", "strength": 1.0}})
+    found = fit("mine", inputs, {"mine": {"method": "nearest-mean", "max_drop": 0.5}})
     assert torch.equal(found.logits(inputs.z_forget), made.logits(inputs.z_forget))
     assert found.info["package"] == "plugin_0 0.1.0"
     named_5 = [(m.logits(inputs.z_forget).argmax(1) == 5).float().mean() for m in (_original(inputs), made)]
@@ -101,7 +101,7 @@ def test_an_unknown_method_is_answered_with_all_known_ones(declare, inputs):
 
 def test_our_own_names_cannot_be_taken(declare, inputs):
     declare("loft", "expunge_nearest_mean:METHOD")
-    assert "package" not in fit("loft", inputs, {"loft": {"rank": 8}}).info
+    assert "package" not in fit("loft", inputs, {"loft": {"rank": 8, "max_drop": 1.0}}).info
 
 
 class Random:

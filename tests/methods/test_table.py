@@ -35,7 +35,8 @@ def test_retained_moments_are_those_of_retained_rows(request_):
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact", "regun"}))
 def test_every_method_fits_and_comes_back(name, request_, tmp_path):
     before = {k: v.clone() for k, v in request_.classifier.state_dict().items()}
-    unlearned = fit(name, request_, TABLE)
+    # What one pass does to accuracy is not asked here.
+    unlearned = fit(name, request_, {**TABLE, name: {**TABLE[name], "max_drop": 1.0}})
     assert all(torch.equal(before[k], v) for k, v in request_.classifier.state_dict().items()), (
         "the original was changed"
     )

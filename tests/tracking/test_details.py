@@ -67,5 +67,5 @@ def test_samples_of_several_stages_are_in_the_order_of_time(tmp_path, monkeypatc
     for stage, at in (("extract-original", [5.0, 6.0]), ("shadow", [1.0]), ("train", [0.0])):
         usage = {"memory": {"time": at, "value": [10 * t for t in at]}}
         (tmp_path / f"reports/cost/{stage}.json").write_text(json.dumps({"usage": usage}))
-    assert shared_stages() == ["shadow", "extract-original"]
+    assert shared_stages() == ["extract-original", "shadow"]
     assert usage_of(shared_stages()) == {"memory": {"time": [1.0, 5.0, 6.0], "value": [10.0, 50.0, 60.0]}}

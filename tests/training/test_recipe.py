@@ -298,5 +298,5 @@ def test_training_above_a_cut_takes_the_optimizer_and_refuses_the_rest() -> None
     for changes in ({"ema": 0.9}, {"augment": "trivial"}, {"patience": 2}, {"schedule": "cosine"}, {"accumulate": 2}):
         with pytest.raises(ConfigError, match=rf"train\.{next(iter(changes))}: is not for model\.training: above"):
             arguments(**changes)
-    with pytest.raises(ConfigError, match="optimizer 'lamb': one of sgd, adamw"):
+    with pytest.raises(ConfigError, match="optimizer 'lamb': one of auto, sgd, adamw"):
         arguments(optimizer="lamb")
