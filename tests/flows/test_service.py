@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.flows.service import PARAMS, Service, lay_out_tiny, wait, with_dvc
+from tests.flows.service import OTHER_PARAMS, PARAMS, Service, lay_out_tiny, wait, with_dvc
 from tests.pipeline import dvc
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
@@ -84,7 +84,7 @@ def test_a_scheduled_run_executes_by_itself(service, workspace):
         client.delete_deployment_schedule(found.id, made[0].id)
     run = service.until(run.id, "Completed")
     assert run.state.message == "4 of 4 stages were run: begin, long, fit@loft, fit@ru-linear."
-    assert run.name.startswith("tiny, forget 5 · ")
+    assert run.name.startswith("digits, forget 5 · ")
     assert service.tasks(run.id) == dict.fromkeys(["begin", "long", "fit@loft", "fit@ru-linear"], "Completed")
     # Once more, with nothing stale.
     again = service.until(service.request("nightly/nightly"), "Up to date")
@@ -122,7 +122,7 @@ def test_a_killed_worker_is_replaced_and_the_next_run_completes_the_work(service
     service.deploy(workspace, "--silence", SILENCE)
     as_new(workspace)
     dvc(workspace, "repro")
-    (workspace / "params.yaml").write_text(PARAMS.replace("tiny", "other"))
+    (workspace / "params.yaml").write_text(OTHER_PARAMS)
     (workspace / "held").unlink()
     (workspace / "hold").touch()
     worker = next(p for p in service.processes if "worker" in p.cmdline())
