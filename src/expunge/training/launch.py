@@ -18,6 +18,7 @@ from expunge.features.reader import cores
 from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError, ExpungeError
 from expunge.system.files import read_json, write_json
+from expunge.system.progress import log_message
 
 JOB, ROWS, TRAINED, RESULT = "job.json", "rows.npy", "trained.safetensors", "result.json"
 RESTARTS = 3
@@ -28,9 +29,10 @@ def train_with_torchrun(
 ) -> list[dict[str, float]]:
     """Train `classifier` in place as `training.trainer.train` does, by `train.workers` processes of this machine.
 
-    What they share lies in `work`, the last pass too: after a process died, torchrun starts all of them again, at most
-    RESTARTS times, and they go on from there. Raises DataError for what training refuses, ExpungeError where processes
-    kept dying.
+    What they share lies in `work`, the last pass too: after a process died, all of them are started again, at most
+    RESTARTS times, and they go on from there. A new torchrun starts them: where it restarts them itself, the new
+    processes may wait for ever for addresses of the old (gloo, torch 2.13). Raises DataError for what training
+    refuses, ExpungeError where processes kept dying.
     """
     work.mkdir(parents=True, exist_ok=True)
     for name in (TRAINED, RESULT):
@@ -43,11 +45,15 @@ def train_with_torchrun(
     workers = config.train.workers or 2
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}",
-        f"--max-restarts={RESTARTS}", "--monitor-interval=0.5", "-m", "expunge.training.worker", str(work),
+        "--max-restarts=0", "--monitor-interval=0.5", "-m", "expunge.training.worker", str(work),
     ]  # fmt: skip
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // workers))
-    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads})
-    if not (work / RESULT).is_file():
+    for restarts in range(RESTARTS + 1):
+        ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads})
+        if (work / RESULT).is_file():
+            break
+        log_message(f"train: a process died (exit status {ended.returncode}) after {restarts} of {RESTARTS} restarts")
+    else:
         raise ExpungeError(
             f"train: torchrun gave up after {RESTARTS} restarts (exit status {ended.returncode}), see above; with "
             "train.engine: local one process trains"
