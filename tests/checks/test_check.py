@@ -172,6 +172,18 @@ def folder(tmp_path: Path, sizes: list[int]) -> Path:
     return tmp_path / "dataset"
 
 
+def test_requests_whose_rows_are_known_only_later_are_no_mistake(tmp_path, digits):
+    def hard(p: dict) -> None:
+        p["split"].update(selector="memorised", fraction=0.02)
+
+    def audit(p: dict) -> None:
+        p["data"].update(canaries=20)
+        p["split"].update(selector="canaries")
+
+    for change in (hard, audit):
+        assert lines(checked(tmp_path, change, digits)) == []
+
+
 @pytest.mark.parametrize("sizes", [[16], [16, 20]])
 def test_methods_that_need_one_size_on_pictures_of_several(tmp_path, sizes):
     dataset = folder(tmp_path, sizes)

@@ -273,6 +273,14 @@ def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_
     assert life(store, split_only).advance(TODAY).batch == batch.id
 
 
+def test_nothing_is_erased_where_canaries_are_planted(root, tmp_path):
+    store = Store.open()
+    taken_in(store, root, tmp_path, ["record-00001"])
+    (root / "data/dataset/canaries.parquet").write_bytes(b"")
+    with pytest.raises(RequestError, match="canaries are planted here"):
+        life(store, split_only).advance(TODAY)
+
+
 def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
     store = Store.open()
     params = Path("params.yaml").read_bytes()

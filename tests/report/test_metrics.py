@@ -30,8 +30,9 @@ def test_the_metrics_are_those_of_a_finished_run(run):
     judged = {gate["path"] for block in summary["methods"].values() for gate in block["verdict"]["gates"]}
     for metric in (*tables.COLUMNS, *wording.GATES):
         known = any(metric.value(block) is not None for block in blocks)
-        elsewhere = metric.path == "membership.margin_excess" or metric.path in map(stage_path, range(1, 5))
-        assert known or metric.path in judged or elsewhere, metric.path  # of single rows; of pictures and their network
+        # Of single rows; of planted canaries; of pictures and their network.
+        elsewhere = {"membership.margin_excess", "membership.canary_auc", *map(stage_path, range(1, 5))}
+        assert known or metric.path in judged or metric.path in elsewhere, metric.path
 
 
 @pytest.mark.parametrize(("block", "text"), [({"a": {"b": 0.25}}, "25.0%"), ({"a": {}}, "–"), (None, "–")])

@@ -96,6 +96,10 @@ class Request:
 def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
     """What the request of `config` is for: by selecting its rows where a dataset is prepared, else by its selector."""
     asked = config.split
+    if asked.selector == "canaries":
+        return Request("rows", config.data.canaries), []
+    if asked.selector == "memorised":
+        return Request("rows", max(round(asked.fraction * schema.train), 1)), []
     if schema.dataset is not None:
         train = schema.dataset.splits() == TRAIN
         try:

@@ -50,6 +50,11 @@ def broken_rules(config: Config) -> list[str]:
             "split.file",
             "must name the file of ids or subjects",
         ),
+        (
+            ask.selector != "canaries" or config.data.canaries > 0,
+            "data.canaries",
+            "must be above 0 for selector: canaries",
+        ),
         (ask.selector != "filter" or bool(ask.filter), "split.filter", "must be an expression for selector: filter"),
         (
             config.model.training != "none" or config.model.checkpoint is not None,

@@ -36,6 +36,7 @@ class Data:
     root: Text | None
     download: Bool
     columns: dict[Text, Text]
+    canaries: Models
 
 
 @dataclass(frozen=True, config=FORBID)
@@ -114,7 +115,7 @@ class Activations:
 
 @dataclass(frozen=True, config=FORBID)
 class Split:
-    selector: Literal["classes", "random", "memorised", "ids", "subjects", "filter"]
+    selector: Literal["classes", "random", "memorised", "canaries", "ids", "subjects", "filter"]
     classes: Annotated[list[Index | Text], Strict()]
     fraction: Share
     file: Text | None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expunge.data.canaries import Planter
 from expunge.data.readers.digits import read_digits
 from expunge.data.readers.emoji import read_emoji
 from expunge.data.readers.fashion_mnist import read_fashion_mnist
@@ -35,6 +36,7 @@ def prepare(
     root: Path | str | None = None,
     download: bool = False,
     columns: Mapping[str, str] | None = None,
+    canaries: int = 0,
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
@@ -42,13 +44,20 @@ def prepare(
     Fashion-MNIST, the fortunes or the archives of the emoji.
     `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
     `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
-    own. Raises DataError.
+    own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. Raises DataError.
     """
     if source.startswith(NAMED):
         opened = open_named(source, root, download, columns, test_fraction, seed, raw_dir)
     else:
         opened = open_source(source, path, test_fraction, seed, raw_dir)
-    return write_dataset(out_dir, opened, tombstones=Tombstones.near(out_dir))
+    tombstones = Tombstones.near(out_dir)
+    if canaries and tombstones is not None:
+        raise DataError(
+            "data.canaries: rows were erased in this workspace, and canaries are copies of rows; audit in a workspace "
+            "of its own, or set it to 0"
+        )
+    planter = Planter(canaries, len(opened.class_names), seed) if canaries else None
+    return write_dataset(out_dir, opened, tombstones=tombstones, planter=planter)
 
 
 def open_source(

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
+from expunge.data.canaries import canary_rows
 from expunge.data.dataset import Dataset
 from expunge.data.filters import names_individuals, parse_filter
 from expunge.data.tombstones import Tombstones
 from expunge.system.errors import DataError
 
-SELECTORS = ("classes", "random", "memorised", "ids", "subjects", "filter")
+SELECTORS = ("classes", "random", "memorised", "canaries", "ids", "subjects", "filter")
 LONGEST = 4096  # characters of an id or a subject: as many as a path may have
 FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")
 
@@ -44,6 +46,8 @@ def select(
         if scores is None:
             raise DataError("selector memorised needs the features of the model: run dvc repro split")
         return memorised_rows(train, scores(), fraction)
+    if selector == CANARY_SELECTOR:
+        return planted_rows(dataset)
     if selector == "filter":
         if not filter:
             raise DataError("selector filter needs an expression (split.filter in params.yaml)")
@@ -100,6 +104,16 @@ def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np
         raise DataError("selector memorised: some training rows have no score; run dvc repro extract")
     mask = np.zeros(len(train), dtype=bool)
     mask[rows[np.argsort(-scores[rows], kind="stable")[: max(round(fraction * len(rows)), 1)]]] = True
+    return mask
+
+
+def planted_rows(dataset: Dataset) -> np.ndarray:
+    """The mask of planted canaries. Raises DataError where the dataset has none."""
+    canaries = canary_rows(dataset.directory, dataset.sample_ids())
+    if canaries is None:
+        raise DataError(f"{dataset.directory}: no canaries were planted (data.canaries in params.yaml)")
+    mask = np.zeros(dataset.rows, dtype=bool)
+    mask[canaries[0]] = True
     return mask
 
 

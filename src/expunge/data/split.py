@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
 from expunge.data.dataset import Dataset
 from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
@@ -45,9 +46,9 @@ def split(
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
 
     The selector takes its own argument: classes -> `classes` (names or indices), random -> `fraction` of the training
-    rows and `seed`, memorised -> `fraction` and `scores`, ids and subjects -> `file`, filter -> `filter`. Only training
-    rows are forgotten. Test rows of a class whose training rows are all forgotten become test_forget, the others
-    test_retain.
+    rows and `seed`, memorised -> `fraction` and `scores`, ids and subjects -> `file`, filter -> `filter`; canaries has
+    none. Only training rows are forgotten. Test rows of a class whose training rows are all forgotten become
+    test_forget, the others test_retain.
 
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
     it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
@@ -59,9 +60,10 @@ def split(
     forget = select(
         dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed, scores=scores
     )
-    exact = exact_twins(dataset, train, forget, duplicates)
+    guarded = forget & (selector != CANARY_SELECTOR)  # a canary is a copy of a retained row on purpose
+    exact = exact_twins(dataset, train, guarded, duplicates)
     forget |= exact.joined
-    near = near_twins(neighbours, train, forget, exact.twins, near_duplicates)
+    near = near_twins(neighbours, train, guarded | exact.joined, exact.twins, near_duplicates)
     forget |= near.joined
     if not forget.any() and Tombstones.near(dataset.directory) is not None:
         raise DataError(

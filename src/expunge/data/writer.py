@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from expunge.data.canaries import CANARIES, Planter
 from expunge.data.images import binary_array, decode
 from expunge.data.schema import (
     CLASSES,
@@ -39,20 +40,24 @@ SHARD_BYTES = 200 << 20
 
 
 def write_dataset(
-    out_dir: Path | str, source: Source, shard_rows: int = 16384, tombstones: Tombstones | None = None
+    out_dir: Path | str,
+    source: Source,
+    shard_rows: int = 16384,
+    tombstones: Tombstones | None = None,
+    planter: Planter | None = None,
 ) -> dict[str, Any]:
     """Write `source` to the directory `out_dir` and return its manifest.
 
     Content is streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
-    rows. Raises DataError naming the row for a corrupt image, a blank text, a label out of range, an unknown split, a
-    repeated id.
+    rows. `planter` adds its canaries, and the file that says which they are. Raises DataError naming the row for a
+    corrupt image, a blank text, a label out of range, an unknown split, a repeated id.
     """
     schema = dataset_schema(source.has_subject, source.encoding)
     kept: list[pa.Table] = []
     shapes: set[tuple[int, int, int]] = set()
     with staged_dir(out_dir) as tmp:
         with closing(_Shards(tmp, schema, shard_rows, source.encoding)) as shards:
-            for batch in source.batches:
+            for batch in source.batches if planter is None else planter.stream(source.batches):
                 for piece in _pieces(batch):
                     table = _without_erased(_table(piece, source, schema, shapes), source, tombstones)
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
@@ -66,11 +71,15 @@ def write_dataset(
             log.warning("%s: %d rows have an exact duplicate (%s)", source.name, counts["rows"], DUPLICATES)
         pq.write_table(duplicates, tmp / DUPLICATES, compression="zstd")
         write_json(tmp / CLASSES, {"names": list(source.class_names)})
+        canaries = {}
+        if planter is not None:
+            pq.write_table(planter.table, tmp / CANARIES, compression="zstd")
+            canaries = {CANARIES: planter.table.num_rows}
         n_train = pc.sum(pc.equal(rows["split"], "train")).as_py()
         return write_manifest(
             tmp,
             "prepare",
-            rows={**shards.rows, DUPLICATES: duplicates.num_rows},
+            rows={**shards.rows, DUPLICATES: duplicates.num_rows, **canaries},
             source=source.name,
             encoding=source.encoding,
             image_shape=list(next(iter(shapes))) if len(shapes) == 1 else None,

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from expunge.data.canaries import CANARIES
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.erasure import candidate, certificate, evidence, intake, notify, standing
@@ -125,7 +126,11 @@ class Lifecycle:
 
     def _prepare(self, batch: Batch) -> Batch:
         self.pipeline(FIRST)
-
+        if (DATASET / CANARIES).is_file():
+            raise RequestError(
+                f"{batch.id}: canaries are planted here, copies of rows that an erasure would not find; set "
+                "data.canaries to 0, or audit in a workspace of its own"
+            )
         if remembers_erased(self.ledger):
             # It was trained on rows that were erased since. What is made from it would remember them.
             self.log(f"{batch.id}: the original is trained anew, without what was erased")

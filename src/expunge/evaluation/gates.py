@@ -30,17 +30,20 @@ CMIA_ROWS = 600  # forgotten rows that the class-wise attack learns from and is 
 PAIRED = ("divergence.forget.kl", "divergence.forget.agreement")
 HIDDEN = ("divergence.forget.kl_others", "divergence.forget.agreement_others")
 CMIA = "membership.cmia"
+CANARY = "membership.canary_auc"
 DIRECTION = "membership.margin_excess"
 STAGE = "representation.stages.probe_"  # and its number, 1 for the stage nearest the input
 MAX_STAGES = 4
 ALIGNMENT = ("representation.alignment_z_prime", "representation.alignment_z")
-# They refute and show nothing: in docs/verdict.md a map of an original's features passes one of them.
-REFUTE_ONLY = frozenset(ALIGNMENT)
+# They refute and show nothing: in docs/verdict.md a map of an original's features passes an alignment, and no study
+# has canaries.
+REFUTE_ONLY = frozenset((*ALIGNMENT, CANARY))
 CLAIM_OF = {
     "accuracy.forget": OUTPUTS,
     **dict.fromkeys((*PAIRED, *HIDDEN, CMIA, DIRECTION), OUTPUTS),
     "membership.loss_auc": OUTPUTS,
     "membership.mia_lr_member": OUTPUTS,
+    CANARY: OUTPUTS,
     "representation.probe_z_prime": FEATURES,
     "representation.knn_z_prime": FEATURES,
     ALIGNMENT[0]: FEATURES,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.evaluation.accuracy import PARTS
+from expunge.evaluation.exposure import CanaryRows
 
 Index = NDArray[np.int64]
 Sides = tuple[Index, Index] | None
@@ -24,7 +25,7 @@ class Rows:
     """Which rows each metric looks at; chosen once from labels, parts and seed, and the same for every model.
 
     `unseen` are the test rows of the forgotten rows' classes. `whole_classes`: no row of a forgotten class is retained;
-    then probes ask for the class, else whether a row was forgotten or never seen.
+    then probes ask for the class, else whether a row was forgotten or never seen. `canaries`: where any were planted.
     """
 
     labels: NDArray[Any]
@@ -38,6 +39,7 @@ class Rows:
     population: Index
     population_unseen: Index
     seed: int
+    canaries: CanaryRows | None = None
 
     @property
     def forget(self) -> Index:
@@ -52,7 +54,13 @@ class Rows:
         return rows if len(rows) <= size else rows[np.sort(self.rng(stream).choice(len(rows), size, replace=False))]
 
 
-def choose_rows(labels: NDArray[Any], part: NDArray[Any], order_by: NDArray[Any], seed: int) -> Rows:
+def choose_rows(
+    labels: NDArray[Any],
+    part: NDArray[Any],
+    order_by: NDArray[Any],
+    seed: int,
+    canaries: CanaryRows | None = None,
+) -> Rows:
     """Plan the evaluation. `labels (n,)` int, `part (n,)` in PARTS, `order_by (n, d)` features that fix the order."""
     labels, part = np.asarray(labels), np.asarray(part).astype(str)
     if labels.ndim != 1 or part.shape != labels.shape or len(order_by) != len(labels):
@@ -75,7 +83,9 @@ def choose_rows(labels: NDArray[Any], part: NDArray[Any], order_by: NDArray[Any]
     population_unseen = unseen if whole else unseen[np.sort(mixed[: len(unseen) // 2])]
     population = np.setdiff1d(test, np.concatenate([population_unseen, parts["test_forget"]]), assume_unique=False)
     population = order[np.isin(order, population)]
-    return Rows(labels, parts, test, unseen, whole, forgotten, train, held, population, population_unseen, seed)
+    return Rows(
+        labels, parts, test, unseen, whole, forgotten, train, held, population, population_unseen, seed, canaries
+    )
 
 
 def _probe_rows(parts: dict[str, Index], unseen: Index, whole: bool, rng: np.random.Generator) -> tuple[Sides, Sides]:

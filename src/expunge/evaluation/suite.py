@@ -18,7 +18,8 @@ from expunge.evaluation import divergence as div
 from expunge.evaluation import membership as mia
 from expunge.evaluation import representation as rep
 from expunge.evaluation.equivalence import Difference, auc_difference, row_difference
-from expunge.evaluation.gates import aligned
+from expunge.evaluation.exposure import CanaryRows, canary_block, canary_placements
+from expunge.evaluation.gates import CANARY, aligned
 from expunge.evaluation.judging import judge, judge_controls
 from expunge.evaluation.rows import Index, Rows, choose_rows
 
@@ -87,6 +88,7 @@ def measure(model: Outputs, rows: Rows) -> Measured:
     out["representation.alignment_z_prime"] = (
         out["representation.alignment_z"] if model.z_prime is None else aligned(model.z_prime, rows)
     )
+    out[CANARY] = None if rows.canaries is None else canary_placements(logits, rows.canaries)
     knn_z = probe_rows(model.z, rows, "knn")
     knn = {
         "representation.knn_z": knn_z,
@@ -104,6 +106,7 @@ def evaluate(
     part: NDArray[Any],
     seed: int = 0,
     half: int | None = None,
+    canaries: CanaryRows | None = None,
 ) -> dict[str, Any]:
     """The metrics block of one model; every value is a JSON scalar, list or dict, None where there is nothing to
     measure.
@@ -112,12 +115,13 @@ def evaluate(
     it is then None. To get a retrained model's own block, give the other retrained models: its divergences are then the
     noise floor. `intervals` holds 90 % bootstrap intervals of the values that have gates, with the row noise that
     candidate and retrained models share taken out. `judged` holds what claims are made of, see `judging.judge`;
-    `half` of the rows, 0 or 1, judges where several methods are chosen from, and all rows where it is None.
+    `half` of the rows, 0 or 1, judges where several methods are chosen from, and all rows where it is None. `canaries`:
+    where any were planted, as positions among these rows.
     """
     for name, model in [("candidate", candidate), ("original", original), *(("retrained", r) for r in retrained)]:
         if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
             raise ValueError(f"the {name} model's outputs must have {len(labels)} rows, like the labels")
-    rows = choose_rows(labels, part, original.z, seed)
+    rows = choose_rows(labels, part, original.z, seed, canaries)
     mine, theirs = measure(candidate, rows), [measure(r, rows) for r in retrained]
     divergence, divergence_rows = _divergence(candidate, retrained, rows)
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r, t in zip(retrained, theirs, strict=True)]
@@ -132,6 +136,7 @@ def evaluate(
         "relearn": _relearn(candidate, original, rows),
         "calibration": {"ece_test_retain": _on(acc.ece, candidate, rows.parts["test_retain"], rows.labels)},
         "per_class": _per_class(candidate, original, rows),
+        "canaries": canary_block(np.asarray(candidate.logits), rows.canaries),
         "intervals": _intervals(mine, theirs, divergence_rows, rows),
         "judged": judge((np.asarray(candidate.logits), {**mine.rows, **mine.knn}), first, others, rows, half),
     }
@@ -144,9 +149,10 @@ def controls_of(
     part: NDArray[Any],
     seed: int = 0,
     half: int | None = None,
+    canaries: CanaryRows | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The gates of the negative controls, made from the original's stored logits: name -> blocks as `judge_gates`."""
-    rows = choose_rows(labels, part, original.z, seed)
+    rows = choose_rows(labels, part, original.z, seed, canaries)
     base = measure(original, rows)
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r in retrained for t in [measure(r, rows)]]
     return judge_controls((np.asarray(original.logits), {**base.rows, **base.knn}), others, rows, half)
@@ -210,6 +216,7 @@ def _membership(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows, mi
             rows.rng(5),
         ),
         "rmia_auc": _rmia(candidate, retrained, rows),
+        "canary_auc": mine.value(CANARY),
         "class_geometry": geometry,
         "retain_loss_auc": mia.loss_auc(logits[retain], y[retain], logits[test_retain], y[test_retain]),
     }

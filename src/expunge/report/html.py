@@ -15,7 +15,7 @@ from expunge.report.evidence import Evidence
 from expunge.report.metrics import Metric, lookup, some
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL
-from expunge.report.tables import COLUMNS, candidates, claims_cells, takes
+from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidates, claims_cells, takes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -104,6 +104,8 @@ def render(
         table=main_table(summary),
         column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
         more=more_table(summary),
+        canaries=_upright(CANARIES, dict(candidates(summary))),
+        canaries_reading=canaries_reading(summary),
         attacks=shadow_table(summary),
         settings=wording.settings_lines(summary),
         seeds=wording.seed_count(summary),

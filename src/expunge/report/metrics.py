@@ -11,6 +11,7 @@ from typing import Any
 
 from expunge.evaluation.gates import MAX_STAGES, stage_path
 
+P_VALUE = "{:.2g}"
 PERCENT, PERCENT_2, NUMBER_1, NUMBER_2, NUMBER_3, WHOLE = "{:.1%}", "{:.2%}", "{:.1f}", "{:.2f}", "{:.3f}", "{:,.0f}"
 RETRAINED = "retrained"
 
@@ -137,6 +138,10 @@ _ALL = (
     Metric("membership.mia_svc.prob", "MIA-SVC on probabilities", PERCENT),
     Metric("membership.rmia_auc", "RMIA, AUC", NUMBER_3, "0.5"),
     Metric("membership.cmia", "class-wise attack: told from a retrained model by the other classes, AUC", NUMBER_3),
+    Metric("membership.canary_auc", "planted canaries told from those that were not planted, AUC", NUMBER_3, "0.5"),
+    Metric("canaries.exposure", "mean exposure of planted canaries, bits; 1.44 if never seen", NUMBER_2),
+    Metric("canaries.p_remembered", "chance that a model that never saw them knows them so well", P_VALUE, "above 5 %"),
+    Metric("canaries.p_overshot", "chance that a model that never saw them knows them so badly", P_VALUE, "above 5 %"),
     Metric("membership.class_geometry", "class geometry attack", PERCENT),
     Metric("membership.retain_loss_auc", "loss AUC of retained rows", NUMBER_3, "original"),
     Metric(

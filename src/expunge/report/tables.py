@@ -34,6 +34,13 @@ MANY_MODELS = some(
     "shadow.klom.p95",
     "shadow.forgetting_score",
 )
+# Filled where canaries were planted.
+CANARIES = some(
+    "membership.canary_auc",
+    "canaries.exposure",
+    "canaries.p_remembered",
+    "canaries.p_overshot",
+)
 IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl", "divergence.forget.agreement")
 
 
@@ -74,8 +81,41 @@ def markdown(summary: Mapping[str, Any]) -> str:
     head, *body = rows(summary)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in body)]
     refused = "\n".join(f"- {name} was refused: {why}" for name, why in summary.get("refused", {}).items())
-    parts = [f"# Result\n\n{headline(summary)}", "\n".join(lines), refused, many_models(summary), not_proven(summary)]
+    parts = [
+        f"# Result\n\n{headline(summary)}",
+        "\n".join(lines),
+        refused,
+        canaries(summary),
+        many_models(summary),
+        not_proven(summary),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def canaries_reading(summary: Mapping[str, Any]) -> str:
+    """What the table of canaries may be read as; empty where none were planted."""
+    counts = summary["references"]["original"].get("canaries")
+    if counts is None:
+        return ""
+    return (
+        f"Before training {counts['planted']:,} copies of training rows were planted with wrong labels; "
+        f"{counts['others']:,} more were drawn with them and left out by a coin. To a model that never saw the "
+        "planted ones nothing tells the two apart, so these chances hold without any retrained model. The exposure "
+        "of a planted one is log2 of the number of candidates less log2 of its rank among them by likelihood, at "
+        f"most {counts['exposure_max']:.1f} bits."
+    )
+
+
+def canaries(summary: Mapping[str, Any]) -> str:
+    """The audit by canaries as a table; empty where none were planted."""
+    reading = canaries_reading(summary)
+    if not reading:
+        return ""
+    head = ["", *(metric.heading for metric in CANARIES)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, block in candidates(summary):
+        lines.append(f"| {name} | " + " | ".join(metric.text(block) for metric in CANARIES) + " |")
+    return "\n\n".join(["## Canaries", reading, "\n".join(lines)])
 
 
 def many_models(summary: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ GATES = some(
     "membership.margin_excess",
     "membership.loss_auc",
     "membership.mia_lr_member",
+    "membership.canary_auc",
     "representation.probe_z_prime",
     "representation.probe_z",
     *(stage_path(i) for i in range(1, MAX_STAGES + 1)),

@@ -13,9 +13,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from expunge.config import Config, load_config
+from expunge.data.canaries import canary_rows
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.criteria import MIN_REFERENCES
+from expunge.evaluation.exposure import CanaryRows
 from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import Outputs, controls_of, evaluate
 from expunge.features.store import FeatureStore
@@ -128,6 +130,8 @@ def main() -> None:
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
     counted = ~split.held
+    planted = canary_rows(DATASET, store.column("sample_id").tolist())
+    canaries = None if planted is None else CanaryRows(*planted).among(counted)
     start = time.perf_counter()
     models, original, references = with_stages(models, original, references, counted, config)
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
@@ -142,6 +146,7 @@ def main() -> None:
                 split.parts[counted],
                 seed,
                 JUDGED_HALF,
+                canaries,
             )
             for model in models.values()
         ]
@@ -149,7 +154,7 @@ def main() -> None:
         if name == REFERENCES and references:
             known = [rows_of(r, counted) for r in references]
             controls = controls_of(
-                rows_of(original, counted), known, labels[counted], split.parts[counted], seed, JUDGED_HALF
+                rows_of(original, counted), known, labels[counted], split.parts[counted], seed, JUDGED_HALF, canaries
             )
     seconds = time.perf_counter() - start
     if name == REFERENCES:

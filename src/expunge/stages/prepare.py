@@ -21,6 +21,7 @@ def main() -> None:
             root=data.root,
             download=data.download,
             columns=data.columns,
+            canaries=data.canaries,
         )
     log_message(
         f"prepare: {manifest['rows_train']:,} training and {manifest['rows_test']:,} test rows of {data.source}"

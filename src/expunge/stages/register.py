@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from expunge.config import Config, load_config
+from expunge.data.canaries import CANARIES
 from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET
 from expunge.data.split import Split, described
@@ -81,7 +82,8 @@ def main() -> None:
         raise TrackingError(f"{e}. All that was computed is kept: `dvc repro` logs it when the store is back") from None
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET)
     name = config.register.name or model_name(config.data.source, config.model.name)
-    selected = summary["selected"]
+    audit = (DATASET / CANARIES).is_file()  # a model that canaries were planted into never serves
+    selected = None if audit else summary["selected"]
     shown = shown_words(summary["methods"][selected]["verdict"]) if selected else "none"
     keep_forgotten(dataset)
     tags = {"dvc_lock": lock_digest(), **git_state()}
@@ -112,7 +114,8 @@ def main() -> None:
             method=None,
             tags={"dvc_lock": tags["dvc_lock"]},
         )
-        log_message(f"register: nothing registered. {failures(summary)}")
+        why = "Canaries were planted in the training data: this run is an audit." if audit else failures(summary)
+        log_message(f"register: nothing registered. {why}")
         return
     verdict = summary["methods"][selected]["verdict"]
     tags |= {
