@@ -78,6 +78,25 @@ def test_a_further_retrained_model_is_not_refuted(world: World) -> None:
     assert failed(result) == set() and result["utility"] == "kept" and result["control"] is None
 
 
+def test_the_chance_of_the_fit_widens_the_intervals(world: World) -> None:
+    without = np.where(np.arange(CLASSES) == GONE, -12.0, 0.0)
+    fresh = world.model(9, without)
+    wild = [world.model(s, without + np.random.default_rng(s).normal(size=CLASSES)) for s in (10, 11)]
+
+    def gates(other_fits: list[Outputs]) -> dict[str, dict[str, Any]]:
+        block = evaluate(fresh, world.original, world.retrained, world.labels, world.part, other_fits=other_fits)
+        return {g["path"]: g for g in block["judged"]["gates"]}
+
+    once, same, spread = gates([]), gates([fresh, fresh]), gates(wild)
+    assert same == once
+    path = "divergence.forget.kl"
+    kl = [evaluate(m, world.original, world.retrained, world.labels, world.part) for m in (fresh, *wild)]
+    by_hand = np.std([block["divergence"]["forget"]["kl"] for block in kl], ddof=1)
+    assert spread[path]["fit_spread"] == pytest.approx(float(by_hand)) and once[path]["fit_spread"] == 0.0
+    assert spread[path]["value"] == once[path]["value"] and once[path]["power"] and once[path]["passed"]
+    assert not spread[path]["power"]  # what the method says of these rows is chance of its fit
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_with_too_few_retrained_models_nothing_is_told(world: World, count: int) -> None:
     for candidate in (world.original, world.retrained[0]):

@@ -1,9 +1,11 @@
 """An entry with another fit seed: what it changes, and what it leaves."""
 
+import pytest
 import torch
 
-from expunge.methods.seeding import seeded
+from expunge.methods.seeding import other_seeds, seeded
 from expunge.methods.table import fit
+from expunge.system.errors import ConfigError
 
 TABLE = {
     "mlp": {"method": "ru-mlp", "hidden": [16], "steps": 20, "seed": 3, "max_distortion": None},
@@ -27,3 +29,14 @@ def test_another_seed_gives_another_fit_and_the_same_the_same(request_):
 
     torch.testing.assert_close(weights(0), fit("mlp", request_, TABLE).map(request_.z_forget[:20]), rtol=0, atol=0)
     assert not torch.equal(weights(0), weights(1))
+
+
+def test_the_fits_that_an_entry_asks_for():
+    table = {**TABLE, "mlp": {**TABLE["mlp"], "fit_seeds": 3}}
+    others = other_seeds("mlp", table)
+    assert [other["mlp"]["seed"] for other in others] == [4, 5]
+    assert other_seeds("mlp", TABLE) == []  # one fit
+    assert other_seeds("certified-removal", {"certified-removal": {"fit_seeds": 3}}) is None  # it has no seed
+    for wrong in (0, True, "3", 2.0, 1000):
+        with pytest.raises(ConfigError, match=r"fit\.mlp\.fit_seeds"):
+            other_seeds("mlp", {"mlp": {"fit_seeds": wrong}})

@@ -84,7 +84,7 @@ def _of_entry(
 
 
 def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str, Any]) -> list[Problem]:
-    own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop")}
+    own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop", "fit_seeds")}
     if method == "exact":
         return [Problem(where, f"exact takes no settings, not {shown(own)}", "train has the model's")] if own else []
     found = []

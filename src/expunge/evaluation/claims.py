@@ -54,6 +54,7 @@ def judge_gates(gates: Sequence[GateRows], values: Mapping[str, NDArray[Any]]) -
             "passed": None,
             "refuted": False,
             "reason": power.reason,
+            "fit_spread": gate.fit_spread,
             "rows_needed": rows_needed(gate) if gate.usable and gate.shows and not power.power else None,
         }
         if gate.path in values:

@@ -204,6 +204,16 @@ def on_half(gates: Sequence[GateRows], half: int | None) -> list[GateRows]:
     return [replace(g, original=g.original[half::2], retrained=g.retrained[:, half::2]) for g in gates]
 
 
+def spread_over_fits(gates: Sequence[GateRows], fits: Sequence[Mapping[str, NDArray[Any]]]) -> list[GateRows]:
+    """The gates with the spread (standard deviation, ddof 1) of a method's values over its fits, on the same rows; as
+    they are where there is one fit, or no value."""
+    found = []
+    for gate in gates:
+        means = [float(np.mean(fit[gate.path])) for fit in fits if gate.path in fit and len(fit[gate.path])]
+        found.append(replace(gate, fit_spread=float(np.std(means, ddof=1))) if len(means) > 1 else gate)
+    return found
+
+
 def half_of(values: Mapping[str, NDArray[Any]], half: int | None) -> Values:
     """A candidate's values on the same rows as `on_half`."""
     return {path: np.asarray(v)[half::2] if half is not None else np.asarray(v) for path, v in values.items()}

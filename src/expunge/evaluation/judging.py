@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from expunge.evaluation.claims import judge_gates, utility_of
 from expunge.evaluation.controls import control_of, negative_controls
-from expunge.evaluation.gates import ModelRows, build_gates, half_of, model_rows, on_half, values_of
+from expunge.evaluation.gates import (
+    ModelRows,
+    build_gates,
+    half_of,
+    model_rows,
+    on_half,
+    spread_over_fits,
+    values_of,
+)
 from expunge.evaluation.rows import Rows
 
 # Logits (n, C) of all rows, and per-row values of what was measured, by path; None where it does not exist.
@@ -19,11 +27,17 @@ UTILITY_PARTS = ("retain", "test_retain")
 
 
 def judge(
-    candidate: Model, original: Model, retrained: Sequence[Model], rows: Rows, half: int | None = None
+    candidate: Model,
+    original: Model,
+    retrained: Sequence[Model],
+    rows: Rows,
+    half: int | None = None,
+    other_fits: Sequence[Model] = (),
 ) -> dict[str, Any]:
     """`gates` as `judge_gates` gives them, on every second row where `half` is 0 or 1; `choice`, the largest absolute
     share over the gates on the other rows, to choose a method by; `utility`; and `control`, the name of the control
-    that the candidate is by what it says, or None.
+    that the candidate is by what it says, or None. `other_fits`: the candidate's method under other fit seeds; where
+    they spread wider than retrained models, the intervals are as wide as they ask for.
 
     Without retrained models there are no gates, and utility is against the original, with `against` saying so.
     """
@@ -32,15 +46,16 @@ def judge(
     mine = model_rows(candidate[0], rows, candidate[1])
     gates = build_gates(base, references, rows)
     values = values_of(mine, references, base, rows)
-    other = None if half is None else 1 - half
-    shares = [
-        abs(block["share"])
-        for block in judge_gates(on_half(gates, other), half_of(values, other))
-        if block["share"] is not None
-    ]
+    fits = [values_of(model_rows(logits, rows, more), references, base, rows) for logits, more in other_fits]
+
+    def judged(half: int | None) -> list[dict[str, Any]]:
+        mine = half_of(values, half)
+        return judge_gates(spread_over_fits(on_half(gates, half), [mine, *(half_of(f, half) for f in fits)]), mine)
+
+    shares = [abs(b["share"]) for b in judged(None if half is None else 1 - half) if b["share"] is not None]
     compared = [_accuracies(model) for model in (retrained or [original])]
     return {
-        "gates": judge_gates(on_half(gates, half), half_of(values, half)),
+        "gates": judged(half),
         "choice": max(shares, default=None),
         "utility": {
             **utility_of(_accuracies(candidate), compared),

@@ -107,6 +107,7 @@ def evaluate(
     seed: int = 0,
     half: int | None = None,
     canaries: CanaryRows | None = None,
+    other_fits: Sequence[Outputs] = (),
 ) -> dict[str, Any]:
     """The metrics block of one model; every value is a JSON scalar, list or dict, None where there is nothing to
     measure.
@@ -116,7 +117,8 @@ def evaluate(
     noise floor. `intervals` holds 90 % bootstrap intervals of the values that have gates, with the row noise that
     candidate and retrained models share taken out. `judged` holds what claims are made of, see `judging.judge`;
     `half` of the rows, 0 or 1, judges where several methods are chosen from, and all rows where it is None. `canaries`:
-    where any were planted, as positions among these rows.
+    where any were planted, as positions among these rows. `other_fits`: the same method under other fit seeds, whose
+    spread the intervals of `judged` hold.
     """
     for name, model in [("candidate", candidate), ("original", original), *(("retrained", r) for r in retrained)]:
         if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
@@ -127,6 +129,7 @@ def evaluate(
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r, t in zip(retrained, theirs, strict=True)]
     base = mine if candidate is original else measure(original, rows)
     first = np.asarray(original.logits), {**base.rows, **base.knn}
+    fits = [(np.asarray(o.logits), {**m.rows, **m.knn}) for o in other_fits for m in [measure(o, rows)]]
     return {
         "accuracy": {name: mine.value(f"accuracy.{name}") for name in acc.PARTS},
         "gap": _gap(mine, theirs, rows),
@@ -138,7 +141,7 @@ def evaluate(
         "per_class": _per_class(candidate, original, rows),
         "canaries": canary_block(np.asarray(candidate.logits), rows.canaries),
         "intervals": _intervals(mine, theirs, divergence_rows, rows),
-        "judged": judge((np.asarray(candidate.logits), {**mine.rows, **mine.knn}), first, others, rows, half),
+        "judged": judge((np.asarray(candidate.logits), {**mine.rows, **mine.knn}), first, others, rows, half, fits),
     }
 
 

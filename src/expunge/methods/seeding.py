@@ -1,4 +1,4 @@
-"""The same entry of the table with another fit seed, for studies that fit one method many times."""
+"""The same entry of the table with another fit seed: what part of a result is chance of the fit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 from expunge.methods.method import installed
 from expunge.methods.table import METHODS, method_named
+from expunge.system.errors import ConfigError
+
+MAX_SEEDS = 100
 
 
 def seeded(name: str, table: Mapping[str, Mapping[str, Any]], offset: int) -> dict[str, Mapping[str, Any]]:
@@ -17,6 +20,22 @@ def seeded(name: str, table: Mapping[str, Mapping[str, Any]], offset: int) -> di
     An entry or method that the table does not know is left for `fit` to name.
     """
     return {name: _seeded(name, table[name] or {}, offset)} if name in table else {}
+
+
+def other_seeds(name: str, table: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]] | None:
+    """Tables of the fits beside the first that `fit.NAME.fit_seeds` asks for; None where the entry has no seed at all.
+
+    Raises ConfigError for a `fit_seeds` that is no number of at least 1.
+    """
+    given = table.get(name) or {}
+    count = given.get("fit_seeds", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_SEEDS:
+        raise ConfigError(
+            f"params.yaml: fit.{name}.fit_seeds: {count!r} is no number of fits between 1 and {MAX_SEEDS}"
+        )
+    if seeded(name, table, 1) == {name: given}:
+        return None
+    return [seeded(name, table, offset) for offset in range(1, count)]
 
 
 def _seeded(default: str, given: Mapping[str, Any], offset: int) -> dict[str, Any]:

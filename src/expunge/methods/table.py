@@ -1,10 +1,11 @@
 """The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line;
 methods of other packages are found by their entry points (methods/method.py).
 
-`fit.NAME` holds the settings of `methods: [NAME]`. Four keys are ours: `method` lets several settings of one method
+`fit.NAME` holds the settings of `methods: [NAME]`. Five keys are ours: `method` lets several settings of one method
 stand beside each other under names of their own, `after` holds a method with its settings that is fitted first and
-from whose result the entry starts, `choose` lists values of settings to choose from on held-out rows, and `max_drop` is
-the accuracy on held-out retained rows that the entry may lose before it is refused, see `utility.py`.
+from whose result the entry starts, `choose` lists values of settings to choose from on held-out rows, `max_drop` is the
+accuracy on held-out retained rows that the entry may lose before it is refused, see `utility.py`, and `fit_seeds` is
+how many fits with different seeds the intervals of the verdict are to hold, see `seeding.py`.
 """
 
 from __future__ import annotations
@@ -263,6 +264,7 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
         raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
     given = dict(table[name] or {})
     max_drop = given.pop("max_drop", MAX_DROP)
+    given.pop("fit_seeds", None)  # see `seeding.other_seeds`
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
         raise ConfigError(f"params.yaml: fit.{name}.max_drop: {max_drop!r} is no share of rows between 0 and 1")
     unlearned = _fit(name, name, request, given)

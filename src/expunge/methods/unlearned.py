@@ -15,6 +15,7 @@ from expunge.system.files import read_json, read_manifest, write_json
 
 # The head as it is shipped, with an affine map folded into it; and the head that reads z', for evaluation.
 SHIPPED_HEAD, HEAD_ON_MAP, INFO = "head.safetensors", "head_on_map.safetensors", "fit.json"
+SEEDS = "seeds"  # the same method fitted with other seeds, each in a folder with its number, from 1
 
 
 class Head(Protocol):

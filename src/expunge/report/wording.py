@@ -87,9 +87,16 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
         for name, state in verdict["claims"].items()
         if state != SHOWN
     ]
-    lines += copies_left(summary["request"])
+    lines += copies_left(summary["request"]) + fitted_once(summary["methods"][focus(summary)])
     lines += [line[2:].replace("`", "") for line in not_proven(summary).splitlines() if line.startswith("- ")]
     return [*lines, "The attacks are those listed here; a stronger one may find more."]
+
+
+def fitted_once(block: Mapping[str, Any]) -> list[str]:
+    """That the intervals lack the chance of the fit, where a method has a seed and was fitted with one of them."""
+    if block.get("fit_seeds") != 1:
+        return []
+    return ["It was fitted with one seed: the intervals do not hold what another fit seed would give (fit_seeds)."]
 
 
 def copies_left(request: Mapping[str, Any]) -> list[str]:

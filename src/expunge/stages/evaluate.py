@@ -23,7 +23,7 @@ from expunge.evaluation.suite import Outputs, controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
-from expunge.methods.unlearned import INFO, UnlearnedModel
+from expunge.methods.unlearned import INFO, SEEDS, UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
 from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
@@ -51,6 +51,14 @@ def settings_of(method: str) -> dict[str, Any]:
     """Its settings in params.yaml, and where some were chosen on held-out rows, from what and how they fared."""
     chosen = read_json(UNLEARNED / method / INFO).get("chosen")
     return {"params": read_manifest(UNLEARNED / method)["settings"] or {}, "chosen": chosen}
+
+
+def fits_of(name: str) -> list[str]:
+    """Folders below UNLEARNED of a method's fit and of its fits with other seeds; none for the references."""
+    if name == REFERENCES:
+        return []
+    others = (UNLEARNED / name / SEEDS).glob("*/")
+    return [name, *(f"{name}/{SEEDS}/{number}" for number in sorted(int(place.name) for place in others))]
 
 
 def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
@@ -126,7 +134,7 @@ def main() -> None:
     store = FeatureStore(FEATURES / ORIGINAL)
     labels, seed = store.column("label"), config.evaluate.seed
     original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config)
-    models = {name: outputs_of_method(name, original, config)} if name != REFERENCES else {ORIGINAL: original}
+    models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
     counted = ~split.held
@@ -134,6 +142,10 @@ def main() -> None:
     canaries = None if planted is None else CanaryRows(*planted).among(counted)
     start = time.perf_counter()
     models, original, references = with_stages(models, original, references, counted, config)
+    fits: list[Outputs] = []  # of the method, with other seeds
+    if name != REFERENCES:
+        first, *fits = models.values()
+        models = {name: first}
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -147,6 +159,7 @@ def main() -> None:
                 seed,
                 JUDGED_HALF,
                 canaries,
+                [rows_of(other, counted) for other in fits],
             )
             for model in models.values()
         ]
@@ -160,7 +173,13 @@ def main() -> None:
     if name == REFERENCES:
         block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}
     else:
-        block = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
+        info = read_json(UNLEARNED / name / INFO)
+        block = {
+            **blocks[0],
+            "settings": settings_of(name),
+            "exact": info.get("exact"),
+            "fit_seeds": info.get("fit_seeds"),
+        }
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})

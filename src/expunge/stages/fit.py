@@ -1,6 +1,7 @@
 """fit: one method of the table, from Moments and forget rows to a map or a head."""
 
 import argparse
+import dataclasses
 import time
 
 import numpy as np
@@ -10,7 +11,9 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
 from expunge.methods.inputs import FitInputs
+from expunge.methods.seeding import other_seeds
 from expunge.methods.table import fit, warm_up
+from expunge.methods.unlearned import SEEDS
 from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
 from expunge.system.errors import CollapseError, QualityError
@@ -43,9 +46,16 @@ def main() -> None:
     start = time.perf_counter()
     with staged_dir(UNLEARNED / name) as staging:
         try:
+            others = other_seeds(name, table)
             unlearned = fit(name, request, table)
             seconds = time.perf_counter() - start
-            unlearned.save(staging)
+            for number, other in enumerate(others or [], 1):
+                place = staging / SEEDS / str(number)
+                place.mkdir(parents=True)
+                fit(name, request, other).save(place)
+                write_manifest(place, "expunge.stages.fit", method=name, settings=other[name])
+            seeds = None if others is None else 1 + len(others)
+            dataclasses.replace(unlearned, info={**unlearned.info, "fit_seeds": seeds}).save(staging)
         except (CollapseError, QualityError) as e:  # a result about this method, not a fault of the run
             refused = str(e)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
