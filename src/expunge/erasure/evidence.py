@@ -17,7 +17,7 @@ from expunge.erasure.selection import Selection
 from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.metrics import name_of
-from expunge.report.tables import not_proven
+from expunge.report.tables import STILL_STORED
 from expunge.system.files import MANIFEST, read_json, sha256
 from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
 
@@ -123,8 +123,7 @@ def _block(summary: Mapping[str, Any], product: Candidate) -> Mapping[str, Any]:
 def _not_claimed(product: Candidate, summary: Mapping[str, Any]) -> list[str]:
     if (UNLEARNED / product.method).is_dir():
         # Where the rows lie is what the sweep's own findings say.
-        left = not_proven(summary).splitlines()[-1].removeprefix("- ").replace("`", "")
-        lines = [line for line in wording.not_claimed(summary) if line != left]
+        lines = [line for line in wording.not_claimed(summary) if line != STILL_STORED]
     else:
         lines = ["The attacks are those listed here; a stronger one may find more."]
     return [*lines, "Copies outside this installation, and models that others made from its data, are not covered."]

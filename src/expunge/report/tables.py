@@ -41,6 +41,7 @@ CANARIES = some(
     "canaries.p_remembered",
     "canaries.p_overshot",
 )
+STILL_STORED = "The rows still lie in the dataset, the feature store and their caches until they are deleted there."
 IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl", "divergence.forget.agreement")
 
 
@@ -173,30 +174,33 @@ def failures(summary: Mapping[str, Any]) -> str:
     return " ".join(f"{name}: {block['verdict']['why']}" for name, block in summary["methods"].items())
 
 
-def not_proven(summary: Mapping[str, Any]) -> str:
-    """What a reader must not conclude."""
-    lines = ["What this does not prove:"]
-    if summary["model"]["saw_forget_data"]:
+def unproven(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must not conclude, a sentence or two each; the last is STILL_STORED."""
+    model = summary["model"]
+    lines = []
+    if model["saw_forget_data"]:
         lines.append(
-            "- The original's backbone was trained on the forgotten rows. Where a method leaves it as it is, its "
+            "The original's backbone was trained on the forgotten rows. Where a method leaves it as it is, its "
             "features z still carry them, whatever the head answers."
         )
     else:
         lines.append(
-            "- The backbone is said never to have seen the forgotten rows; this rests on `model.saw_forget_data`, "
-            "not on a measurement."
+            "The backbone is said never to have seen the forgotten rows; this rests on model.saw_forget_data, not on a "
+            "measurement."
         )
-    if summary["model"].get("public_up_to"):
+    if model.get("public_up_to"):
         lines.append(
-            f"- The layers up to `{summary['model']['public_up_to']}` are said to be public and never to have seen the "
-            "forgotten rows; this rests on `model.weights`, not on a measurement."
+            f"The layers up to {model['public_up_to']} are said to be public and never to have seen the forgotten "
+            "rows; this rests on model.weights, not on a measurement."
         )
     if summary["references"]["retrained"] is None:
-        lines.append("- Nothing was retrained, so nothing here compares with a model that never saw the rows.")
-    lines.append(
-        "- The rows still lie in the dataset, the feature store and their caches until they are deleted there."
-    )
-    return "\n".join(lines)
+        lines.append("Nothing was retrained, so nothing here compares with a model that never saw the rows.")
+    return [*lines, STILL_STORED]
+
+
+def not_proven(summary: Mapping[str, Any]) -> str:
+    """What a reader must not conclude, as a list under a heading line."""
+    return "\n".join(["What this does not prove:", *(f"- {line}" for line in unproven(summary))])
 
 
 def flat(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:

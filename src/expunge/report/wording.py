@@ -10,7 +10,7 @@ from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, 
 from expunge.evaluation.gates import MAX_STAGES, stage_path
 from expunge.report.metrics import lookup, name_of, some
 from expunge.report.summary import CONTROL
-from expunge.report.tables import not_proven
+from expunge.report.tables import unproven
 
 CLAIMS = {
     OUTPUTS: "What the model says of forgotten rows is what retrained models say, within the margins.",
@@ -88,8 +88,7 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
         if state != SHOWN
     ]
     lines += copies_left(summary["request"]) + fitted_once(summary["methods"][focus(summary)])
-    lines += [line[2:].replace("`", "") for line in not_proven(summary).splitlines() if line.startswith("- ")]
-    return [*lines, "The attacks are those listed here; a stronger one may find more."]
+    return [*lines, *unproven(summary), "The attacks are those listed here; a stronger one may find more."]
 
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:
