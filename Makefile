@@ -59,7 +59,7 @@ test: $(DEV) ## The tests, under 10 minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
 test-slow: $(DEV) ## The others: servers, kills, real texts; a quarter of an hour
-	pytest -n 2 --dist loadgroup -v -m slow
+	pytest -n 2 --dist loadgroup -vv -m slow
 
 lint: $(DEV) ## ruff and mypy
 	ruff check .

@@ -216,7 +216,7 @@ cd developer
 cp -r "$CODE/flows" "$CODE/src" "$CODE/prefect.yaml" .
 cp ../step.py ../dvc.yaml .
 cp ../input.bin data
-echo '{}' > params.yaml
+cp "$CODE/params.demo.yaml" params.yaml
 echo __pycache__/ > .gitignore
 git init --quiet --initial-branch=main
 python -m dvc init
