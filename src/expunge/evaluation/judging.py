@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from expunge.evaluation.claims import judge_gates, utility_of
 from expunge.evaluation.controls import control_of, negative_controls
-from expunge.evaluation.gates import ModelRows, build_gates, half_of, model_rows, on_half, values_of
+from expunge.evaluation.excess import GateRows
+from expunge.evaluation.gates import ModelRows, Values, build_gates, half_of, model_rows, on_half, values_of
 from expunge.evaluation.rows import Rows
 
 # Logits (n, C) of all rows, and per-row values of what was measured, by path; None where it does not exist.
@@ -28,10 +29,12 @@ def judge(
     Without retrained models there are no gates, and utility is against the original, with `against` saying so.
     """
     references = [model_rows(logits, rows, values) for logits, values in retrained]
-    base = model_rows(original[0], rows, original[1])
-    mine = model_rows(candidate[0], rows, candidate[1])
-    gates = build_gates(base, references, rows)
-    values = values_of(mine, references, base, rows)
+    gates: list[GateRows] = []
+    values: Values = {}
+    if references:
+        base = model_rows(original[0], rows, original[1])
+        gates = build_gates(base, references, rows)
+        values = values_of(model_rows(candidate[0], rows, candidate[1]), references, base, rows)
     other = None if half is None else 1 - half
     shares = [
         abs(block["share"])

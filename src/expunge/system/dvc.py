@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,10 +27,21 @@ def environment(**more: str) -> dict[str, str]:
 
 def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataError) -> str:
     """Standard output of a DVC command in `root`. Raises `error` with the last lines that DVC wrote when it fails."""
-    done = subprocess.run(command(*arguments), cwd=root, env=environment(), text=True, capture_output=True)
+    what = " ".join(takewhile(lambda a: not a.startswith("-"), arguments[:2]))
+    return _said(what, command(*arguments), root, error)
+
+
+def commit(names: Sequence[str], root: Path = Path()) -> None:
+    """As `dvc commit --force NAMES`: the outputs of these stages and `.dvc` files as they are now, into the cache and
+    the lock file. DVC's own command reads and writes the lock file anew for every name."""
+    if names:
+        _said("commit", [python(), "-m", "expunge.system.dvc_commit", *names], root, DataError)
+
+
+def _said(what: str, arguments: Sequence[str], root: Path, error: type[ExpungeError]) -> str:
+    done = subprocess.run(arguments, cwd=root, env=environment(), text=True, capture_output=True)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
-        what = " ".join(takewhile(lambda a: not a.startswith("-"), arguments[:2]))
         raise error(f"dvc {what} failed: {tail}")
     return done.stdout
 
