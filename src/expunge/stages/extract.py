@@ -52,9 +52,9 @@ def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
     from expunge.data.dataset import Dataset
     from expunge.features.cluster import on_ray
     from expunge.features.extract import Engine, Extraction, Settings, extract
-    from expunge.features.reader import cores
     from expunge.features.torchrun import Torchrun
     from expunge.models.checkpoint import load_classifier
+    from expunge.system.ray_cluster import cores
 
     ranks = Torchrun.of(os.environ)
     config = load_config()
