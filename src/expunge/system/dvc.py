@@ -10,18 +10,16 @@ from itertools import takewhile
 from pathlib import Path
 
 from expunge.system.errors import DataError, ExpungeError
-from expunge.system.warm import python
 
 
 def command(*arguments: str) -> list[str]:
     """`dvc ARGUMENTS` as this interpreter starts it."""
-    return [python(), "-m", "dvc", *arguments]
+    return [sys.executable, "-m", "dvc", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
     """What DVC runs in: this interpreter first on the path, because dvc.yaml says `python`; no report to anybody."""
-    places = dict.fromkeys(str(Path(p).parent) for p in (python(), sys.executable))
-    path = os.pathsep.join([*places, os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **more}
 
 
@@ -35,7 +33,7 @@ def commit(names: Sequence[str], root: Path = Path()) -> None:
     """As `dvc commit --force NAMES`: the outputs of these stages and `.dvc` files as they are now, into the cache and
     the lock file. DVC's own command reads and writes the lock file anew for every name."""
     if names:
-        _said("commit", [python(), "-m", "expunge.system.dvc_commit", *names], root, DataError)
+        _said("commit", [sys.executable, "-m", "expunge.system.dvc_commit", *names], root, DataError)
 
 
 def _said(what: str, arguments: Sequence[str], root: Path, error: type[ExpungeError]) -> str:
