@@ -19,8 +19,9 @@ from rich.table import Table
 
 from benchmarks.bench_shadow_heads import CLASSES, features
 from expunge.evaluation import membership, representation, suite
+from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.shadow_heads import train_heads
-from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.suite import evaluate
 
 FORGOTTEN = 5
 FAMILIES = {

@@ -27,9 +27,9 @@ from expunge.data.source import Batch, Source
 from expunge.data.writer import write_dataset
 from expunge.features.extract import Extraction, Settings
 from expunge.features.mapper import Mapper
-from expunge.features.reader import cores
 from expunge.features.writer import publish
 from expunge.models.zoo import build
+from expunge.system.ray_cluster import cores
 
 MODELS = ("timm:resnet50", "timm:vit_base_patch16_224")
 SIDE, BATCH, ROWS, JPEGS = 224, 256, 16_384, 16_384

@@ -9,7 +9,7 @@ import torch
 
 from expunge.core import FeatureMap
 from expunge.evaluation import divergence
-from expunge.evaluation.suite import Outputs
+from expunge.evaluation.measuring import Outputs
 from expunge.models.classifier import Classifier
 
 RETAINED_ROWS = 6000  # retained training rows that are evaluated; all others are

@@ -20,9 +20,9 @@ from benchmarks.beside import answers, distances, shown_rows
 from expunge.core import FeatureMap, LinearHead, Moments, PourP, RepresentationLinear
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
+from expunge.evaluation.measuring import Outputs, measure
 from expunge.evaluation.membership import auc
 from expunge.evaluation.rows import Rows, choose_rows
-from expunge.evaluation.suite import Outputs, measure
 from expunge.finetune import FOR_SAMPLES, METHODS, Seal
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier

@@ -20,8 +20,8 @@ from benchmarks.beside import answers, distances, shown_rows
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
+from expunge.evaluation.measuring import Outputs, measure
 from expunge.evaluation.rows import choose_rows
-from expunge.evaluation.suite import Outputs, measure
 from expunge.features.store import FeatureStore
 from expunge.methods.inputs import FitInputs
 from expunge.methods.table import fit, warm_up

@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from expunge.core import AffineMap, LinearHead, Loft, Moments, RepresentationLinear
 from expunge.data.split import Split
-from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.measuring import Outputs
+from expunge.evaluation.suite import evaluate
 from expunge.features.store import MOMENTS, FeatureStore
 from expunge.models.checkpoint import load_classifier
 from expunge.report.tables import lookup

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.evaluation.measuring import probe_rows
 from expunge.evaluation.rows import choose_rows
-from expunge.evaluation.suite import probe_rows
 from expunge.results import verdict_table
 from expunge.results.study_models import Recipe, order_of, start, train
 from expunge.results.study_page import page, summarise

@@ -13,7 +13,6 @@ import yaml
 from safetensors.torch import save_file
 
 from expunge.commands.people import Deleted, delete, table_of
-from expunge.commands.request import WARM
 from expunge.config import load_config
 from expunge.core import RidgeHead
 from expunge.data.dataset import Dataset
@@ -24,7 +23,6 @@ from expunge.models.checkpoint import load_classifier
 from expunge.models.zoo import build
 from expunge.system.errors import TrackingError
 from expunge.system.files import read_json
-from expunge.system.warm import interpreter
 from expunge.workspaces.workspace import params_with
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, lay_out
 
@@ -85,7 +83,7 @@ def test_three_people_one_after_the_other(tmp_path, monkeypatch):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     root = workspace(tmp_path / "workspace")
-    with chdir(root), interpreter(WARM):
+    with chdir(root):
         dvc(root, "repro", "train", "extract", "validate-features", "activations")
         first = load_classifier("models/original")
         before = int((Dataset("data/dataset").splits() == "train").sum())

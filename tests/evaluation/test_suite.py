@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expunge.evaluation import gates, measuring
 from expunge.evaluation.claims import verdict_of
+from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.rows import choose_rows
-from expunge.evaluation.suite import Outputs, controls_of, evaluate
+from expunge.evaluation.suite import controls_of, evaluate
 
 CLASSES, DIM, ROWS, GONE = 5, 12, 4000, 2
 
@@ -271,3 +273,21 @@ def test_alignment_refutes_the_original_and_shows_nothing(world: World) -> None:
     assert "membership.cmia" in gates
     rows = World(whole_class=False)
     assert "membership.cmia" not in {g["path"] for g in rows.judge(rows.original)["gates"]}
+
+
+def test_features_that_did_not_move_are_measured_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that replaces the head leaves z, as a copy or as itself; the block is the same either way."""
+    measured = []
+
+    def counted(z: Any, rows: Any) -> Any:
+        measured.append(z)
+        return gates.aligned(z, rows)
+
+    original = world.original
+    same = Outputs(original.logits[:, ::-1].copy(), original.z.copy(), original.z.copy())
+    moved = Outputs(same.logits, original.z, original.z + 1)
+    expected = evaluate(Outputs(same.logits, original.z), original, [], world.labels, world.part)
+    monkeypatch.setattr(measuring, "aligned", counted)
+    assert evaluate(same, original, [], world.labels, world.part) == expected and len(measured) == 1
+    evaluate(moved, original, [], world.labels, world.part)
+    assert len(measured) == 3

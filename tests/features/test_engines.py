@@ -15,13 +15,13 @@ import yaml
 
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.features.cluster import _check_address
 from expunge.features.torchrun import Torchrun
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
 from expunge.stages.extract import main
 from expunge.system.errors import ConfigError
 from expunge.system.files import read_json, staged_dir, write_manifest
+from expunge.system.ray_cluster import check_address
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -191,4 +191,4 @@ def test_a_cluster_that_is_not_there():
     pytest.importorskip("ray")
     for address in ("127.0.0.1:1", "nowhere"):
         with pytest.raises(ConfigError, match=f"no Ray cluster answers at '{address}'"):
-            _check_address(address)
+            check_address(address)

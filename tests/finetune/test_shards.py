@@ -17,11 +17,11 @@ from expunge.data.prepare import prepare
 from expunge.finetune.above import activations_alone
 from expunge.finetune.places import Places, places
 from expunge.finetune.relearn import Relearn
-from expunge.finetune.shards import Before, Trained, before, train_shards
+from expunge.finetune.shards import Before, Engine, Trained, before, train_shards
 from expunge.models.classifier import Classifier
 from expunge.models.sharded import core_with_shards
 from expunge.models.zoo import build
-from expunge.system.errors import DataError
+from expunge.system.errors import ConfigError, DataError
 
 CUT, COUNT = "stage2", 240
 RECIPE = Relearn(
@@ -67,13 +67,15 @@ class Digits:
     def places(self, shards: int, slices: int) -> Places:
         return places(self.dataset, np.arange(COUNT), self.directory / "forgotten", shards, slices)
 
-    def trained(self, placed: Places, rows: np.ndarray, earlier: Trained | None = None) -> Trained:
+    def trained(
+        self, placed: Places, rows: np.ndarray, earlier: Trained | None = None, engine: Engine | None = None
+    ) -> Trained:
         """From nothing, or from what an earlier training left."""
         kept = None
         if earlier is not None:
             known = before(earlier.classifier_, None)
             kept = Before(known.parts, lambda s, r: earlier.states.get((s, r)) or known.state(s, r))
-        return train_shards(self.model, self.activations, self.labels, rows, RECIPE, placed, kept)
+        return train_shards(self.model, self.activations, self.labels, rows, RECIPE, placed, kept, engine)
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +195,44 @@ def test_a_row_is_seen_as_often_with_slices_as_without(digits: Digits) -> None:
         made = digits.trained(digits.places(1, slices), np.arange(COUNT))
         looked[slices] = {int(p["slice"]) for p in made.history_}
     assert looked == {1: {0}, 4: {0, 1, 2, 3}}
+
+
+@pytest.mark.slow
+def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes of a cluster on this machine; of a request only the shards that it touches become tasks."""
+    pytest.importorskip("ray")
+    from expunge.finetune.ray_shards import on_ray
+
+    placed, engine = digits.places(4, 2), on_ray(None, 2)
+    on_cluster = digits.trained(placed, np.arange(COUNT), engine=engine)
+    alone = digits.trained(placed, np.arange(COUNT))
+    assert same(on_cluster, alone) and on_cluster.again == alone.again == dict.fromkeys(range(4), 0)
+    assert [h["loss"] for h in on_cluster.history_] == [h["loss"] for h in alone.history_]
+    assert "4 shards, 2 Ray tasks at a time" in capsys.readouterr().err
+    for made, name in ((on_cluster, "one"), (alone, "two")):
+        (tmp_path / name).mkdir()
+        made.save_steps(tmp_path / name)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "one/steps").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "two/steps").iterdir()
+    }
+
+    left = np.setdiff1d(np.arange(COUNT), np.flatnonzero(placed.shard == 1)[:2])
+    deleted = digits.trained(placed, left, on_cluster, engine)
+    assert same(deleted, digits.trained(placed, left)) and set(deleted.again) == {1}
+    assert "1 shards, 1 Ray tasks at a time" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"extract\.workers: 3 need as many CPUs, the cluster has 2"):
+        _too_many(digits, placed)
+    with pytest.raises(ConfigError, match="no Ray cluster answers at 'nowhere'"):
+        digits.trained(placed, np.arange(COUNT), engine=on_ray("nowhere", None))
+
+
+def _too_many(digits: Digits, placed: Places) -> None:
+    from ray.cluster_utils import Cluster
+
+    from expunge.finetune.ray_shards import on_ray
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        digits.trained(placed, np.arange(COUNT), engine=on_ray(cluster.address, 3))
+    finally:
+        cluster.shutdown()

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
-from expunge.evaluation.suite import Outputs, controls_of, evaluate
+from expunge.evaluation.suite import controls_of, evaluate
 from expunge.report.evidence import Evidence, draw_view
 from expunge.report.summary import build_summary
 

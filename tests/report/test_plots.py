@@ -71,6 +71,18 @@ def test_views_skip_constant_features_and_draw_every_row():
     assert len(re.findall(r"<use [^>]*fill-opacity", pca.svg)) == 40 + 2  # and two in the legend
 
 
+def test_features_that_a_method_left_where_they_are_are_drawn_once():
+    z = np.random.default_rng(0).normal(size=(40, 4))
+    views = {"z of the original": z, "z' of exact": z.copy(), "z of the retrained model": z + 1}
+    e = replace(small({}), views=views, view_groups=np.repeat(["retained", "forgotten"], 20))
+    assert [panel.title for panel in plots.views(e)] == [
+        "z of the original = z' of exact, PCA",
+        "z of the original = z' of exact, t-SNE",
+        "z of the retrained model, PCA",
+        "z of the retrained model, t-SNE",
+    ]
+
+
 def test_pca_shows_the_widest_directions():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3)) * [10.0, 3.0, 0.1]

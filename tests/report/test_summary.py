@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from expunge.evaluation.claims import claims_of
 from expunge.report.summary import exact_of_retrained
+from expunge.report.tables import candidates, markdown
+from expunge.stages.compare import apart
+from expunge.system.errors import QualityError
 
 
 def test_without_retrained_models_no_method_is_selected_whatever_it_says(run) -> None:
@@ -18,3 +23,18 @@ def test_a_retrained_model_is_exact_only_where_its_backbone_never_saw_the_rows()
         return claims_of([], {}, references=3, clean_references=clean, exact=exact_of_retrained(clean))[0]["exact"]
 
     assert exact(True) == "shown" and exact(False) == "cannot tell"
+
+
+def test_without_the_control_the_table_has_the_others(run) -> None:
+    summary, _ = run(seeds=0)
+    others = {name: block for name, block in summary["methods"].items() if name != "logit-mask"}
+    bare = {**summary, "methods": others, "references": {**summary["references"], "logit_mask": None}}
+    assert [name for name, _ in candidates(bare)] == ["original", *others]
+    assert "logit-mask" in markdown(summary) and "logit-mask" not in markdown(bare)
+
+
+def test_where_every_method_refuses_the_reasons_are_the_error() -> None:
+    refused = {"exact": {"refused": "the key is another one"}}
+    assert apart({**refused, "logit-mask": {}}) == ({"logit-mask": {}}, {"exact": "the key is another one"})
+    with pytest.raises(QualityError, match=r"all refused \(exact: the key is another one\).*add logit-mask"):
+        apart(refused)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from expunge.commands.request import WARM, lifecycle
+from expunge.commands.request import lifecycle
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 from expunge.system.files import read_json
 from expunge.system.paths import CERTIFICATES, DATASET, LEDGER, SUMMARY
-from expunge.system.warm import interpreter
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +56,7 @@ def demo_people() -> None:
     workspace, seconds = train_people(Path.cwd())
     out = console()
     out.print(f"encoded and trained once: {seconds:.0f} s")
-    with chdir(workspace), interpreter(WARM):
+    with chdir(workspace):
         done = []
         for person in PEOPLE:
             done.append(delete(person))

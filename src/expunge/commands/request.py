@@ -16,7 +16,6 @@ from expunge.ledger.ledger import Ledger
 from expunge.system import dvc
 from expunge.system.errors import RequestError
 from expunge.system.paths import CERTIFICATES, DATASET, LEDGER
-from expunge.system.warm import interpreter
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,35 +24,6 @@ if TYPE_CHECKING:
     from expunge.erasure.requests import ErasureRequest, Store
 
 SOON = 7
-# What the stages of a run, DVC and MLflow import, once for all of them.
-WARM = (
-    "torch",
-    "pyarrow.parquet",
-    "dvc.cli.parser",
-    "dvc.repo.reproduce",
-    "dvc.repo.commit",
-    "dvc.repo.gc",
-    "dvc.scm",
-    "dvc.utils.serialize",
-    "scipy.stats",
-    "sklearn.manifold",
-    "sklearn.neighbors",
-    "sklearn.metrics",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_svg",
-    "great_expectations",
-    "mlflow.pyfunc",
-    "mlflow.cli",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "efficientnet_lite_pytorch",
-    "expunge.evaluation.suite",
-    "expunge.methods.table",
-    "expunge.report.html",
-    "expunge.training.recipe",
-    "expunge.quality",
-    "expunge.tracking",
-    "expunge.serving.servable",
-)
 
 By = Annotated[str, typer.Option("--by", help="Who does this; the user of this machine when left out.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept for good. Name no people.")]
@@ -188,8 +158,7 @@ def run(
 
     Can be ended and called again at any time: it goes on where it was.
     """
-    with interpreter(WARM):
-        outcome = lifecycle(_who(by)).advance(_today(), within)
+    outcome = lifecycle(_who(by)).advance(_today(), within)
     report(outcome)
     if outcome.state == "completed":
         from expunge.promotion.attachment import attach

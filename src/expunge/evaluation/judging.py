@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from expunge.evaluation.claims import judge_gates, utility_of
 from expunge.evaluation.controls import control_of, negative_controls
+from expunge.evaluation.excess import GateRows
 from expunge.evaluation.gates import (
     ModelRows,
+    Values,
     build_gates,
     half_of,
     model_rows,
@@ -42,11 +44,16 @@ def judge(
     Without retrained models there are no gates, and utility is against the original, with `against` saying so.
     """
     references = [model_rows(logits, rows, values) for logits, values in retrained]
-    base = model_rows(original[0], rows, original[1])
-    mine = model_rows(candidate[0], rows, candidate[1])
-    gates = build_gates(base, references, rows)
-    values = values_of(mine, references, base, rows)
-    fits = [values_of(model_rows(logits, rows, more), references, base, rows) for logits, more in other_fits]
+    gates: list[GateRows] = []
+    values: Values = {}
+    fits: list[Values] = []
+    if references:
+        base = model_rows(original[0], rows, original[1])
+        gates = build_gates(base, references, rows)
+        values, *fits = (
+            values_of(model_rows(logits, rows, measured), references, base, rows)
+            for logits, measured in (candidate, *other_fits)
+        )
 
     def judged(half: int | None) -> list[dict[str, Any]]:
         mine = half_of(values, half)

@@ -6,8 +6,7 @@ seeded. Rows are first put into an order that depends on their content only, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,84 +17,14 @@ from expunge.evaluation import divergence as div
 from expunge.evaluation import membership as mia
 from expunge.evaluation import representation as rep
 from expunge.evaluation.equivalence import Difference, auc_difference, row_difference
-from expunge.evaluation.exposure import CanaryRows, canary_block, canary_placements
-from expunge.evaluation.gates import CANARY, aligned
+from expunge.evaluation.exposure import CanaryRows, canary_block
+from expunge.evaluation.gates import CANARY
 from expunge.evaluation.judging import judge, judge_controls
+from expunge.evaluation.measuring import Measured, Measuring, Outputs
 from expunge.evaluation.rows import Index, Rows, choose_rows
 
-KNN_TRAIN = 2000  # rows on each side of kNN's training set
 CKA_ROWS, RELEARN_ROWS, GEOMETRY_ROWS = 4000, 2000, 4000
 RELEARN_SHARE = 0.95
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a model says about every row of the dataset: `logits (n, C)`, its backbone's features `z (n, d)`, and
-    `z_prime`, what its head reads, `(n, d')`; None where the head reads z itself. `stages`: per-row success of the
-    probes inside the backbone by the gate's path, over the same rows for every model; {} where none were measured."""
-
-    logits: NDArray[Any]
-    z: NDArray[Any]
-    z_prime: NDArray[Any] | None = None
-    stages: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    @property
-    def head_input(self) -> NDArray[Any]:
-        return self.z if self.z_prime is None else self.z_prime
-
-
-def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
-    """Per-row success of a linear probe or of kNN on the planned rows."""
-    if rows.probe_train is None or rows.probe_test is None:
-        return None
-    train, test = rows.probe_train, rows.probe_test
-    if kind == "knn":
-        train = (rows.thin(train[0], KNN_TRAIN, 1), rows.thin(train[1], KNN_TRAIN, 2))
-    positive, truth = (np.repeat([True, False], len(side[0])) for side in (train, test))
-    run = rep.linear_probe_rows if kind == "linear" else rep.knn_rows
-    return run(z[np.concatenate(train)], positive, z[np.concatenate(test)], truth)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
-
-    rows: dict[str, NDArray[Any] | None]
-    knn: dict[str, NDArray[Any] | None]
-    losses: tuple[NDArray[Any], NDArray[Any]]  # of forgotten and unseen rows
-
-    def value(self, path: str) -> float | None:
-        values = self.rows[path]
-        return None if values is None else div.mean(values)
-
-
-def measure(model: Outputs, rows: Rows) -> Measured:
-    """Everything of one model that a gate compares, kept by row so that differences can be resampled."""
-    logits, y = np.asarray(model.logits), rows.labels
-    out: dict[str, NDArray[Any] | None] = {
-        f"accuracy.{name}": acc.correct_rows(logits[index], y[index]).astype(np.float64)
-        for name, index in rows.parts.items()
-    }
-    out["membership.mia_lr_member"] = mia.mia_lr_rows(
-        logits[rows.parts["retain"]], logits[rows.test], logits[rows.forget]
-    )
-    out["representation.probe_z"] = probe_rows(model.z, rows, "linear")
-    out["representation.probe_z_prime"] = (
-        out["representation.probe_z"] if model.z_prime is None else probe_rows(model.z_prime, rows, "linear")
-    )
-    out |= dict(model.stages)
-    out["representation.alignment_z"] = aligned(model.z, rows)
-    out["representation.alignment_z_prime"] = (
-        out["representation.alignment_z"] if model.z_prime is None else aligned(model.z_prime, rows)
-    )
-    out[CANARY] = None if rows.canaries is None else canary_placements(logits, rows.canaries)
-    knn_z = probe_rows(model.z, rows, "knn")
-    knn = {
-        "representation.knn_z": knn_z,
-        "representation.knn_z_prime": knn_z if model.z_prime is None else probe_rows(model.z_prime, rows, "knn"),
-    }
-    losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
-    return Measured(out, knn, losses)
 
 
 def evaluate(
@@ -124,12 +53,13 @@ def evaluate(
         if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
             raise ValueError(f"the {name} model's outputs must have {len(labels)} rows, like the labels")
     rows = choose_rows(labels, part, original.z, seed, canaries)
-    mine, theirs = measure(candidate, rows), [measure(r, rows) for r in retrained]
+    measuring = Measuring(rows)
+    mine, theirs = measuring.of(candidate), [measuring.of(r) for r in retrained]
     divergence, divergence_rows = _divergence(candidate, retrained, rows)
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r, t in zip(retrained, theirs, strict=True)]
-    base = mine if candidate is original else measure(original, rows)
+    base = mine if candidate is original else measuring.of(original)
     first = np.asarray(original.logits), {**base.rows, **base.knn}
-    fits = [(np.asarray(o.logits), {**m.rows, **m.knn}) for o in other_fits for m in [measure(o, rows)]]
+    fits = [(np.asarray(o.logits), {**m.rows, **m.knn}) for o in other_fits for m in [measuring.of(o)]]
     return {
         "accuracy": {name: mine.value(f"accuracy.{name}") for name in acc.PARTS},
         "gap": _gap(mine, theirs, rows),
@@ -156,8 +86,9 @@ def controls_of(
 ) -> dict[str, list[dict[str, Any]]]:
     """The gates of the negative controls, made from the original's stored logits: name -> blocks as `judge_gates`."""
     rows = choose_rows(labels, part, original.z, seed, canaries)
-    base = measure(original, rows)
-    others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r in retrained for t in [measure(r, rows)]]
+    measuring = Measuring(rows)
+    base = measuring.of(original)
+    others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r in retrained for t in [measuring.of(r)]]
     return judge_controls((np.asarray(original.logits), {**base.rows, **base.knn}), others, rows, half)
 
 

@@ -1,14 +1,12 @@
 """Ray: shards are tasks of an existing cluster, or of one started on this machine for the run.
 
 All machines see the same files under the same paths, and have the same version of this package. Only numbers of shards
-travel through Ray. Ray is imported here alone, and only when it is asked for.
+travel through Ray.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import threading
 from collections import Counter, deque
 from dataclasses import asdict
@@ -20,14 +18,13 @@ import torch
 from expunge.data.dataset import Dataset
 from expunge.features.extract import Engine, Extraction
 from expunge.features.plan import Settings, Shard
-from expunge.features.reader import cores
 from expunge.models.checkpoint import load_classifier
-from expunge.system.errors import ConfigError, DataError, ExpungeError, ManifestError
+from expunge.system.errors import ConfigError, DataError, ManifestError
 from expunge.system.malloc import keep_freed
 from expunge.system.progress import log_message
+from expunge.system.ray_cluster import cluster, get, ray_module
 
 IN_FLIGHT = 2  # shards per worker: one is written while the next is computed
-STARTS = 3
 MOST_LOSSES = 3  # workers that one shard may cost
 
 
@@ -74,52 +71,16 @@ def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None)
     A lost worker is replaced and its shards are made again. Raises ConfigError where Ray is missing or the cluster has
     too little, DataError where one shard costs three workers.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise ConfigError("extract.engine is ray, and Ray is not installed; pip install 'expunge[ray]'") from None
+    ray = ray_module()
 
     def engine(extraction: Extraction) -> None:
         todo = deque(extraction.missing())
         if not todo:
             return
-        if address is None:
-            _start_here(ray, max(cores(), workers or 1))
-        else:
-            _check_address(address)
-            ray.init(address=address, logging_level=logging.WARNING)
-        try:
+        with cluster(ray, address, workers):
             _Cluster(ray, extraction, model, dataset, workers).make(todo)
-        finally:
-            ray.shutdown()
 
     return engine
-
-
-def _start_here(ray: Any, cpus: int) -> None:
-    """A cluster on this machine. Ray gives its own processes 30 seconds, too few where the machine is busy."""
-    for attempt in range(STARTS):
-        try:
-            ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
-            return
-        except Exception as e:  # Ray raises nothing narrower
-            ray.shutdown()
-            if "timed out" not in str(e) or attempt == STARTS - 1:
-                raise
-            log_message("extract: Ray took too long to start; once more")
-
-
-def _check_address(address: str) -> None:
-    """Ray itself would try for minutes. Raises ConfigError where nobody listens."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=10):
-            pass
-    except (OSError, ValueError) as e:
-        raise ConfigError(
-            f"extract.address: no Ray cluster answers at {address!r} ({e}); give host:port as 'ray start' says it"
-        ) from None
 
 
 class _Cluster:
@@ -149,7 +110,7 @@ class _Cluster:
     def make(self, todo: deque[Shard]) -> None:
         workers = self._start(min(self._workers, len(todo)))
         if self._extraction.settings.compile == "auto":
-            self._get(workers[0].choose.remote())
+            get(self._ray, workers[0].choose.remote())
         free, lost = workers * IN_FLIGHT, Counter[int]()
         running: dict[Any, tuple[Any, Shard]] = {}
         with self._extraction.progress(todo, f"extract, {len(workers)} Ray workers") as advance:
@@ -160,7 +121,7 @@ class _Cluster:
                 for done in self._ray.wait(list(running))[0]:
                     worker, shard = running.pop(done)
                     try:
-                        advance(self._get(done))
+                        advance(get(self._ray, done))
                         free.append(worker)
                     except self._ray.exceptions.RayActorError:
                         self._count_loss(lost, shard)
@@ -174,7 +135,7 @@ class _Cluster:
         """That many workers, ready. Raises ManifestError where one cannot be made ready."""
         workers = [self._remote.remote(*self._arguments) for _ in range(count)]
         try:
-            pids = self._get([worker.process.remote() for worker in workers])
+            pids = get(self._ray, [worker.process.remote() for worker in workers])
         except self._ray.exceptions.RayActorError as e:
             raise ManifestError(f"a Ray worker could not start: {str(e).strip().splitlines()[-1]}") from None
         log_message(f"extract: Ray workers ready, process {', '.join(map(str, pids))}")
@@ -188,12 +149,3 @@ class _Cluster:
                 "Take a smaller features.batch_size or features.shard_rows"
             )
         log_message(f"extract: warning: a worker was lost; {shard.name} is made again")
-
-    def _get(self, reference: Any) -> Any:
-        """The answer of a worker; its own errors as they were raised there."""
-        try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, ExpungeError):
-                raise e.cause from None
-            raise

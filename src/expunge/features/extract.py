@@ -17,12 +17,13 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED, RAW
 from expunge.features.mapper import Mapper, choose_compiled
 from expunge.features.plan import Plan, Settings, Shard
-from expunge.features.reader import Batch, Reader, cores, one_torch_thread
+from expunge.features.reader import Batch, Reader, one_torch_thread
 from expunge.features.store import Shards
 from expunge.features.writer import CHOICE, ShardWriter, adopt_store, is_whole, publish, shard_path
 from expunge.models.classifier import Classifier
 from expunge.system.files import read_json, write_json
 from expunge.system.progress import log_message, progress
+from expunge.system.ray_cluster import cores
 
 __all__ = ["Extraction", "Settings", "extract", "extract_shards"]
 

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 
-from expunge.core.ridge_head import RidgeHead
 from expunge.features.store import Shards
 
 Rows = np.ndarray
@@ -109,6 +108,8 @@ def memorisation_scores(store: Shards, labels: Rows, train: Rows, classes: int) 
     The leave-one-out residual less the residual, in closed form over all training rows; the ridge by generalised
     cross-validation. Two passes over the store, one row group in memory. [methods.md 8]
     """
+    from expunge.core.ridge_head import RidgeHead  # with torch, which a split by another selector does without
+
     head = RidgeHead(ridge="gcv")
     scores = np.full(len(train), np.nan)
     for start, z in store.iter_z():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,11 +20,6 @@ from expunge.features.plan import Shard
 
 READ_AHEAD = 4  # batches decoded while the model computes; bounds memory
 SLICE = 32  # pictures that one thread decodes at a time
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def one_torch_thread() -> None:

@@ -12,7 +12,7 @@ the result is bit for bit that of training from nothing, whatever was taken over
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ from expunge.system.errors import DataError
 from expunge.system.progress import log_message
 
 State = dict[str, Tensor]
+# What is trained: a shard, with the states of its first steps that are taken over; and what comes of it: the state
+# after every step, and the passes that were made.
+Job = tuple["Shard", list[State]]
+Made = tuple[list[State], list[dict[str, float]]]
+Engine = Callable[[Sequence[Job], Activations, NDArray[np.integer]], list[Made]]
 STEPS = "steps"  # the folder of what the steps before the last left
 
 
@@ -66,6 +71,11 @@ class Trained:
             save_file(state, file)
 
 
+def in_turn(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[Made]:
+    """The engine that trains one shard after the other in this process."""
+    return [shard.trained(activations, labels, taken) for shard, taken in jobs]
+
+
 def step_file(directory: Path, shard: int, step: int) -> Path:
     return directory / STEPS / f"shard-{shard:04d}-step-{step:04d}.safetensors"
 
@@ -93,12 +103,14 @@ def train_shards(
     recipe: Mapping[str, Any],
     places: Places,
     earlier: Before | None = None,
+    engine: Engine | None = None,
 ) -> Trained:
     """Train every shard on its part of `rows` of `activations` and of `labels` `(len(activations),)`, by `recipe`, the
     arguments of `Relearn`: `epochs` is how often a row is seen on the mean, `seed` that from which all others come.
 
-    Of `classifier` its description and preprocessing count, which name the public weights. Raises DataError where no
-    shard has rows enough, CheckpointError where the public weights are others now, and what `Relearn.fit` raises.
+    `engine` trains the shards; None: one after the other, here. Of `classifier` its description and preprocessing
+    count, which name the public weights. Raises DataError where no shard has rows enough, CheckpointError where the
+    public weights are others now, and what `Relearn.fit` raises.
     """
     base = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
     base.to(classifier.head.weight.device)
@@ -107,10 +119,12 @@ def train_shards(
     counts = counts_of(shards, labels, classifier.card.num_classes)
     if not (counts.sum(axis=1) >= LEAST_ROWS).any():
         raise DataError(f"no shard of {places.shards} has {LEAST_ROWS} rows; lower model.shards")
-    for number, shard in enumerate(shards):
-        states, history = shard.trained(activations, labels, earlier)
-        if shard.began < places.slices:
-            made.again[number] = shard.began
+    jobs = [(shard, shard.taken_over(earlier)) for shard in shards]
+    for number, (shard, (states, history)) in enumerate(
+        zip(shards, (engine or in_turn)(jobs, activations, labels), strict=True)
+    ):
+        if len(jobs[number][1]) < places.slices:
+            made.again[number] = len(jobs[number][1])
             made.history_ += history
         parts.append(shard.records(states))
         ends.append(states[-1])
@@ -152,8 +166,7 @@ def _joined(base: Classifier, cut: str, card: Any, ends: list[State], counts: ND
 
 
 class Shard:
-    """One shard: its `steps`, the rows of each, with their Merkle `roots`. `began` is the step that it was trained
-    from, the number of steps where everything was taken over."""
+    """One shard: its `steps`, the rows of each, with their Merkle `roots`."""
 
     def __init__(
         self,
@@ -166,14 +179,17 @@ class Shard:
     ) -> None:
         self.base, self.cut, self.traces, self.recipe, self.number = base, recipe["cut"], traces, recipe, number
         self.steps, self.roots = steps, roots
-        self.began = 0
 
-    def trained(
-        self, activations: Activations, labels: NDArray[np.integer], earlier: Before | None = None
-    ) -> tuple[list[State], list[dict[str, float]]]:
-        """The state after every step, and the passes that were made."""
-        states = self._taken_over(earlier) if earlier is not None else []
-        self.began, history = len(states), []
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "traces": None}  # they hold what autograd keeps, which no other process can have
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, traces=traces_of(state["base"]))
+
+    def trained(self, activations: Activations, labels: NDArray[np.integer], taken: Sequence[State] = ()) -> Made:
+        """The state after every step, and the passes that were made. `taken`: of the first steps, from an earlier
+        training."""
+        states, history = list(taken), []
         state = states[-1] if states else self._start()
         for step in range(len(states), len(self.steps)):
             known = len(self.steps[step - 1]) if step else 0
@@ -181,8 +197,8 @@ class Shard:
                 state, passes = self._step(step, state, activations, labels)
                 history += passes
             states.append(state)
-        if self.began < len(self.steps):
-            log_message(f"shard {self.number}: {len(self.steps[-1]):,} rows, from slice {self.began}")
+        if len(taken) < len(self.steps):
+            log_message(f"shard {self.number}: {len(self.steps[-1]):,} rows, from slice {len(taken)}")
         return states, history
 
     def records(self, states: list[State]) -> list[dict[str, Any]]:
@@ -192,8 +208,10 @@ class Shard:
             for rows, root, state in zip(self.steps, self.roots, states, strict=True)
         ]
 
-    def _taken_over(self, earlier: Before) -> list[State]:
+    def taken_over(self, earlier: Before | None) -> list[State]:
         """States of the steps whose rows are still the same, up to the last one whose weights are those recorded."""
+        if earlier is None:
+            return []
         recorded, found = earlier.parts[self.number], []
         for step, root in enumerate(self.roots):
             state = earlier.state(self.number, step) if recorded[step]["merkle_root"] == root else None

@@ -51,6 +51,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         recipe,
         placed,
         before(request.classifier, request.model_dir),
+        request.engine,
     )
     above = dict(made.classifier_.card.above or {})
     same = all(above[key] == claim[key] for key in ("recipe", "lower_digest"))

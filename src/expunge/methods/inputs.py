@@ -15,6 +15,7 @@ from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
+from expunge.finetune.shards import Engine
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_manifest
@@ -36,6 +37,7 @@ class FitInputs:
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows that are in neither
     model_dir: Path | None = None  # the original's: what its training kept for exact deletion
     forgotten_dir: Path | None = None  # where the key of row digests lies
+    engine: Engine | None = None  # who trains shards again; None: this process, one after the other
 
     @cached_property
     def head(self) -> LinearHead:

@@ -9,7 +9,7 @@ import torch
 from expunge.config import Config
 from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
-from expunge.evaluation.suite import Outputs
+from expunge.evaluation.measuring import Outputs
 from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.methods.unlearned import UnlearnedModel

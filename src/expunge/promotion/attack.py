@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from expunge.config import load_config
 from expunge.evaluation.margins import AUDIT
-from expunge.evaluation.suite import Outputs, evaluate
+from expunge.evaluation.measuring import Outputs
+from expunge.evaluation.suite import evaluate
 from expunge.evaluation.verdict import Gate, gates, lookup
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_retrained
 from expunge.promotion.session import ReviewSession

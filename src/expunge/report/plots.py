@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def views(e: Evidence) -> list[Panel]:
 
     out = []
     with threadpool_limits(1):  # one order of summation, one picture
-        for title, features in e.views.items():
+        for title, features in alike(e.views):
             x = np.asarray(features, np.float64)
             if len(x) < 12 or not np.ptp(x, axis=0).any():
                 continue
@@ -141,6 +141,19 @@ def views(e: Evidence) -> list[Panel]:
             out.append(_scatter(f"{title}, PCA", linear[:, :2], e.view_groups, a, b))
             out.append(_scatter(f"{title}, t-SNE", _tsne(linear), e.view_groups, "t-SNE 1", "t-SNE 2"))
     return out
+
+
+def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
+    """Views with the same features are one picture, whose title names both: a method that replaces the head moves
+    none."""
+    found: list[tuple[str, NDArray[Any]]] = []
+    for title, features in views.items():
+        same = next((i for i, (_, seen) in enumerate(found) if np.array_equal(seen, features)), None)
+        if same is None:
+            found.append((title, features))
+        else:
+            found[same] = (f"{found[same][0]} = {title}", features)
+    return found
 
 
 def _pca(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

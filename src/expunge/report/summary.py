@@ -66,7 +66,7 @@ def build_summary(
             }
             if retrained
             else None,
-            "logit_mask": methods[CONTROL],
+            "logit_mask": methods.get(CONTROL),
         },
         "methods": methods,
         "selected": select(methods),

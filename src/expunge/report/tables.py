@@ -46,11 +46,12 @@ IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl"
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Original, retrained, the control and every method, in the order of the table."""
+    """Original, retrained, the control and every method, in the order of the table, as far as they are there."""
     yield "original", summary["references"]["original"]
     if summary["references"]["retrained"] is not None:
         yield "retrained", summary["references"]["retrained"]
-    yield CONTROL, summary["references"]["logit_mask"]
+    if summary["references"]["logit_mask"] is not None:
+        yield CONTROL, summary["references"]["logit_mask"]
     yield from ((name, block) for name, block in summary["methods"].items() if name != CONTROL)
 
 

@@ -19,8 +19,8 @@ from expunge.evaluation.claims import claims_of, judge_gates
 from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL, logit_mask, lookup_list, negative_controls
 from expunge.evaluation.excess import power_of
 from expunge.evaluation.gates import CMIA, ModelRows, aligned, build_gates, model_rows, values_of
+from expunge.evaluation.measuring import probe_rows
 from expunge.evaluation.rows import Rows, choose_rows
-from expunge.evaluation.suite import probe_rows
 from expunge.results.study_models import Networks, Recipe, order_of, start, train
 
 SIZES = ("1", "5", "20", "100", "600", "class")

@@ -1,5 +1,6 @@
 """compare: verdicts, the summary, the table and the plots."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from expunge.config import Config, load_config
@@ -7,6 +8,7 @@ from expunge.data.split import REQUEST
 from expunge.report.summary import build_summary
 from expunge.report.tables import flat, headline, markdown, plot_csv
 from expunge.stages import run
+from expunge.system.errors import QualityError
 from expunge.system.files import read_json, read_manifest, write_json, write_text
 from expunge.system.paths import COST, METRICS, MODELS, ORIGINAL, REPORTS, SHADOW_REPORT, SPLIT, SUMMARY
 from expunge.system.progress import log_message
@@ -43,6 +45,22 @@ def clean_references(config: Config) -> bool:
     return config.model.training == "full" or not config.model.saw_forget_data
 
 
+def apart(evaluations: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Blocks of the methods that made something, and the reasons of those that refused.
+
+    Raises QualityError where all refused, which only happens without the control: there is nothing to put into a table.
+    """
+    refused = {name: block["refused"] for name, block in evaluations.items() if "refused" in block}
+    judged = {name: block for name, block in evaluations.items() if name not in refused}
+    if not judged:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise QualityError(
+            f"params.yaml: methods: all refused ({reasons}); mend that and run again, or add logit-mask to have the "
+            "refusal in the report"
+        )
+    return judged, refused
+
+
 def main() -> None:
     config = load_config()
     described = read_json(MODELS / ORIGINAL / "model.json")
@@ -55,8 +73,7 @@ def main() -> None:
         "digest": "sha256:" + read_manifest(MODELS / ORIGINAL)["files"]["model.safetensors"]["sha256"],
     }
     evaluations = {name: read_json(METRICS / f"{name}.json") for name in config.methods}
-    refused = {name: block["refused"] for name, block in evaluations.items() if "refused" in block}
-    judged = {name: block for name, block in evaluations.items() if name not in refused}
+    judged, refused = apart(evaluations)
     summary = build_summary(
         read_json(SPLIT / REQUEST),
         model,

@@ -18,8 +18,9 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.criteria import MIN_REFERENCES
 from expunge.evaluation.exposure import CanaryRows
+from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.rows import choose_rows
-from expunge.evaluation.suite import Outputs, controls_of, evaluate
+from expunge.evaluation.suite import controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained

@@ -6,12 +6,6 @@ import time
 from pathlib import Path
 
 from expunge.config import load_config
-from expunge.data.dataset import Dataset
-from expunge.features.cluster import on_ray
-from expunge.features.extract import Engine, Extraction, Settings, extract
-from expunge.features.reader import cores
-from expunge.features.torchrun import Torchrun
-from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
 from expunge.system.files import read_manifest, staged_dir, write_manifest
 from expunge.system.monitor import write_cost
@@ -29,10 +23,10 @@ def main() -> None:
     name = arguments.model
     out = FEATURES / name
     model = read_manifest(MODELS / name)
-    ranks = Torchrun.of(os.environ)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, or alone
     cost: dict[str, object] = {"shards": {}}
     if model.get("skipped"):
-        if ranks.rank == 0:
+        if first:
             with staged_dir(out) as staging:
                 write_manifest(staging, PRODUCER, skipped=True)
     elif (
@@ -40,20 +34,29 @@ def main() -> None:
         and model["backbone_digest"] == read_manifest(FEATURES / ORIGINAL, verify=False)["model_digest"]
     ):
         log_message(f"extract: {name} has the original's frozen backbone, so its features too")
-        if ranks.rank == 0:
+        if first:
             with staged_dir(out) as staging:
                 write_manifest(staging, PRODUCER, same_as=os.path.relpath(FEATURES / ORIGINAL, out))
     else:
-        cost = fetch(MODELS / name, out, ranks, arguments.repair)
-    if ranks.rank == 0:
+        cost = fetch(MODELS / name, out, arguments.repair)
+    if first:
         write_cost(f"extract-{name.replace('/', '-')}", cost)
 
 
-def fetch(model: Path, out: Path, ranks: Torchrun, repair: bool) -> dict[str, object]:
+def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
     """Write the store `out` with the engine that params or torchrun ask for; return what it cost, seconds by shard.
 
     Times differ from run to run, so they stand beside the store and not in its manifest, whose digest DVC compares.
+    torch comes in here: a model that has no features of its own needs none of it.
     """
+    from expunge.data.dataset import Dataset
+    from expunge.features.cluster import on_ray
+    from expunge.features.extract import Engine, Extraction, Settings, extract
+    from expunge.features.torchrun import Torchrun
+    from expunge.models.checkpoint import load_classifier
+    from expunge.system.ray_cluster import cores
+
+    ranks = Torchrun.of(os.environ)
     config = load_config()
     asked = config.extract
     engine: Engine | None = None

@@ -10,6 +10,7 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.features.store import FeatureStore
+from expunge.finetune.ray_shards import on_ray
 from expunge.methods.inputs import FitInputs
 from expunge.methods.seeding import other_seeds
 from expunge.methods.table import fit, warm_up
@@ -27,7 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method")
     name = parser.parse_args().method
-    table = load_config().fit
+    config = load_config()
+    table, clustered = config.fit, config.extract
     split = Split(SPLIT)
     request = FitInputs(
         store=FeatureStore(FEATURES / ORIGINAL),
@@ -40,6 +42,7 @@ def main() -> None:
         held_rows=np.flatnonzero(split.held),
         model_dir=MODELS / ORIGINAL,
         forgotten_dir=FORGOTTEN,
+        engine=on_ray(clustered.address, clustered.workers) if clustered.engine == "ray" else None,
     )
     warm_up(name, table, request.classifier.card.training)
     refused, seconds = None, 0.0

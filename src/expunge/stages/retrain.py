@@ -1,17 +1,14 @@
 """retrain: the same recipe on retained rows only; every metric is read beside this model's."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from expunge.config import load_config
-from expunge.data.dataset import Dataset
-from expunge.data.split import Split
-from expunge.features.store import FeatureStore
-from expunge.models.classifier import FROZEN
+from expunge.config import Config, load_config
 from expunge.stages import run
 from expunge.system.files import staged_dir, write_manifest
 from expunge.system.monitor import write_cost
 from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WORK, retrained
-from expunge.training.recipe import make_classifier
 
 
 def main() -> None:
@@ -20,14 +17,25 @@ def main() -> None:
     seed = parser.parse_args().seed
     config = load_config()
     out = MODELS / retrained(seed)
-    cost = {}
+    cost: dict[str, Any] = {}
     if config.reference == "skip":
         with staged_dir(out) as staging:
             write_manifest(staging, "expunge.stages.retrain", skipped=True)
     else:
-        store = FeatureStore(FEATURES / ORIGINAL) if config.model.training in FROZEN else None
-        cost = make_classifier(config, Dataset(DATASET), Split(SPLIT).rows("retain"), seed, out, WORK, store)
+        cost = retrain(config, seed, out)
     write_cost(f"retrain-{seed}", cost)
+
+
+def retrain(config: Config, seed: int, out: Path) -> dict[str, Any]:
+    """Write the model `out` and return what it cost. Imports torch, which a run without references does without."""
+    from expunge.data.dataset import Dataset
+    from expunge.data.split import Split
+    from expunge.features.store import FeatureStore
+    from expunge.models.classifier import FROZEN
+    from expunge.training.recipe import make_classifier
+
+    store = FeatureStore(FEATURES / ORIGINAL) if config.model.training in FROZEN else None
+    return make_classifier(config, Dataset(DATASET), Split(SPLIT).rows("retain"), seed, out, WORK, store)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,6 @@ from expunge.sweep.report import NotPurgeable, Residue, ResidueKind, SweepReport
 from expunge.sweep.storage import Storage, objects
 from expunge.sweep.targets import Targets
 from expunge.system.errors import DataError
-from expunge.system.warm import python
 
 __all__ = ["NotPurgeable", "Residue", "SweepReport", "sweep"]
 
@@ -195,7 +195,7 @@ def _put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = Fals
 
 
 def _run_stage(root: Path, name: str, *arguments: str) -> None:
-    command = [python(), "-m", f"expunge.stages.{name}", *arguments]
+    command = [sys.executable, "-m", f"expunge.stages.{name}", *arguments]
     done = subprocess.run(command, cwd=root, text=True, capture_output=True)
     if done.returncode != 0:
         raise DataError(f"{name}: {done.stderr.strip().splitlines()[-1:]}; mend that, then run the sweep again")

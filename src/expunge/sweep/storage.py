@@ -107,7 +107,7 @@ class Storage:
         # Inputs first: their `.dvc` files lie in folders that stages depend on.
         for names in (self._tracked(), list(locked)):
             if targets := [name for name in names if name in fresh]:
-                self.run("commit", "--force", *targets)
+                dvc.commit(targets, self.root)
         (self.root / KEPT_LOCK).unlink(missing_ok=True)
 
     def _has_outputs(self, entry: Mapping[str, Any]) -> bool:

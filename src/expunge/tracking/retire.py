@@ -3,20 +3,20 @@ are gone. Runs stay: they hold metrics, and no weights."""
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
-import subprocess
 from collections.abc import Collection, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import click
 from mlflow import MlflowClient
 from mlflow.entities.logged_model import LoggedModel
 
 from expunge.system.errors import TrackingError
-from expunge.system.warm import python
 from expunge.tracking.registry import Version
-from expunge.tracking.store import refusals, tracking_uri
+from expunge.tracking.store import fluent, refusals, tracking_uri
 
 MODELS = "models"  # MLflow's folder of logged models, in the artifact folder of an experiment
 EXAMPLES = ("input_example.json", "serving_input_example.json")
@@ -78,10 +78,14 @@ def collect_garbage() -> bool:
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         return False
-    command = [python(), "-m", "mlflow", "gc", "--backend-store-uri", uri]
-    done = subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, text=True, capture_output=True)
-    if done.returncode != 0:
-        raise TrackingError("mlflow gc failed: " + "\n".join((done.stdout + done.stderr).strip().splitlines()[-3:]))
+    from mlflow.cli import cli  # in this process: another one would import all of MLflow again
+
+    said = io.StringIO()
+    with refusals("removing what is marked as deleted"), fluent(), redirect_stdout(said), redirect_stderr(said):
+        try:
+            cli.main(["gc", "--backend-store-uri", uri], standalone_mode=False)
+        except click.ClickException as e:
+            raise TrackingError(f"mlflow gc failed: {e.format_message()}") from None
     return True
 
 

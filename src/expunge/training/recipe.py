@@ -22,6 +22,7 @@ from expunge.features.store import FeatureStore, Shards
 from expunge.finetune.above import activations_alone, train_above, train_rows
 from expunge.finetune.head_shards import HeadShards
 from expunge.finetune.places import places
+from expunge.finetune.ray_shards import on_ray
 from expunge.finetune.relearn import Relearn
 from expunge.finetune.shards import Trained, train_shards
 from expunge.models.checkpoint import save_classifier
@@ -212,7 +213,8 @@ def _train_above(
         made, history, steps = fitted.classifier_, fitted.history_, None
     else:
         placed = places(dataset, train, forgotten, shards, slices)
-        steps = train_shards(classifier, activations, labels, chosen, recipe, placed)
+        engine = on_ray(config.extract.address, config.extract.workers) if config.extract.engine == "ray" else None
+        steps = train_shards(classifier, activations, labels, chosen, recipe, placed, engine=engine)
         log_message(f"train: above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
         made, history = steps.classifier_, steps.history_
     return made, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": history}, steps

@@ -1,0 +1,112 @@
+"""What is measured of one model by row, so that differences can be resampled; see `suite` for the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.evaluation import accuracy as acc
+from expunge.evaluation import divergence as div
+from expunge.evaluation import membership as mia
+from expunge.evaluation import representation as rep
+from expunge.evaluation.exposure import canary_placements
+from expunge.evaluation.gates import CANARY, aligned
+from expunge.evaluation.rows import Rows
+
+KNN_TRAIN = 2000  # rows on each side of kNN's training set
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says about every row of the dataset: `logits (n, C)`, its backbone's features `z (n, d)`, and
+    `z_prime`, what its head reads, `(n, d')`; None where the head reads z itself. `stages`: per-row success of the
+    probes inside the backbone by the gate's path, over the same rows for every model; {} where none were measured."""
+
+    logits: NDArray[Any]
+    z: NDArray[Any]
+    z_prime: NDArray[Any] | None = None
+    stages: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def head_input(self) -> NDArray[Any]:
+        return self.z if self.z_prime is None else self.z_prime
+
+
+def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
+    """Per-row success of a linear probe or of kNN on the planned rows."""
+    if rows.probe_train is None or rows.probe_test is None:
+        return None
+    train, test = rows.probe_train, rows.probe_test
+    if kind == "knn":
+        train = (rows.thin(train[0], KNN_TRAIN, 1), rows.thin(train[1], KNN_TRAIN, 2))
+    positive, truth = (np.repeat([True, False], len(side[0])) for side in (train, test))
+    run = rep.linear_probe_rows if kind == "linear" else rep.knn_rows
+    return run(z[np.concatenate(train)], positive, z[np.concatenate(test)], truth)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
+
+    rows: dict[str, NDArray[Any] | None]
+    knn: dict[str, NDArray[Any] | None]
+    losses: tuple[NDArray[Any], NDArray[Any]]  # of forgotten and unseen rows
+
+    def value(self, path: str) -> float | None:
+        values = self.rows[path]
+        return None if values is None else div.mean(values)
+
+
+@dataclass(frozen=True)
+class OfFeatures:
+    """What is measured of one set of features, by row."""
+
+    probe: NDArray[Any] | None
+    alignment: NDArray[Any] | None
+    knn: NDArray[Any] | None
+
+
+class Measuring:
+    """Measures models on the same rows. Features that were measured before are told by their values, and not measured
+    again: a method that replaces the head leaves them where they are."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.known: list[tuple[NDArray[Any], OfFeatures]] = []
+
+    def of_features(self, z: NDArray[Any]) -> OfFeatures:
+        for seen, found in self.known:
+            if seen is z or np.array_equal(seen, z):
+                return found
+        found = OfFeatures(probe_rows(z, self.rows, "linear"), aligned(z, self.rows), probe_rows(z, self.rows, "knn"))
+        self.known.append((z, found))
+        return found
+
+    def of(self, model: Outputs) -> Measured:
+        return measure(model, self.rows, self.of_features)
+
+
+def measure(model: Outputs, rows: Rows, of_features: Callable[[NDArray[Any]], OfFeatures] | None = None) -> Measured:
+    """Everything of one model that a gate compares, kept by row so that differences can be resampled."""
+    logits, y = np.asarray(model.logits), rows.labels
+    out: dict[str, NDArray[Any] | None] = {
+        f"accuracy.{name}": acc.correct_rows(logits[index], y[index]).astype(np.float64)
+        for name, index in rows.parts.items()
+    }
+    out["membership.mia_lr_member"] = mia.mia_lr_rows(
+        logits[rows.parts["retain"]], logits[rows.test], logits[rows.forget]
+    )
+    of_features = of_features or Measuring(rows).of_features
+    z = of_features(model.z)
+    z_prime = z if model.z_prime is None else of_features(model.z_prime)
+    out |= {"representation.probe_z": z.probe, "representation.probe_z_prime": z_prime.probe}
+    out |= dict(model.stages)
+    out |= {"representation.alignment_z": z.alignment, "representation.alignment_z_prime": z_prime.alignment}
+    out[CANARY] = None if rows.canaries is None else canary_placements(logits, rows.canaries)
+    knn = {"representation.knn_z": z.knn, "representation.knn_z_prime": z_prime.knn}
+    losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
+    return Measured(out, knn, losses)

@@ -1,0 +1,74 @@
+"""`extract.engine: ray`: the shards above a cut are tasks of a cluster, as features are.
+
+Both ways give the same bytes: what a shard becomes depends on the public network, the recipe, its seed and its rows.
+Activations that are a file travel by its path, which all machines see; others are copied once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from expunge.finetune.cut import Activations
+from expunge.finetune.shards import Engine, Job, Made
+from expunge.system.errors import ConfigError
+from expunge.system.progress import log_message
+from expunge.system.ray_cluster import cluster, get, ray_module
+
+
+def on_ray(address: str | None, workers: int | None) -> Engine:
+    """Trains with `workers` processes of the cluster at `address`, one shard each at a time; None: as many as the
+    cluster has processors for. Shards of which everything is taken over stay here.
+
+    Every process computes with as many threads as this one, since sums in another order are other bits. Ray replaces a
+    lost one. Raises ConfigError where Ray is missing or the cluster has too little.
+    """
+    ray = ray_module()
+
+    def engine(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[Made]:
+        made: list[Made] = [(taken, []) for _, taken in jobs]
+        stale = deque(number for number, (shard, taken) in enumerate(jobs) if len(taken) < len(shard.steps))
+        if not stale:
+            return made
+        with cluster(ray, address, workers):
+            task, limit = _task(ray, jobs[stale[0]][0].base, workers)
+            log_message(f"{len(stale)} shards, {min(limit, len(stale))} Ray tasks at a time")
+            given = ray.put(_named(activations)), ray.put(np.asarray(labels)), torch.get_num_threads()
+            running: dict[Any, int] = {}
+            while stale or running:
+                while stale and len(running) < limit:
+                    number = stale.popleft()
+                    running[task.remote(jobs[number], *given)] = number
+                for done in ray.wait(list(running))[0]:
+                    made[running.pop(done)] = get(ray, done)
+        return made
+
+    return engine
+
+
+def train(job: Job, named: Path | Activations, labels: NDArray[np.integer], threads: int) -> Made:
+    """What a worker does."""
+    torch.set_num_threads(threads)
+    shard, taken = job
+    return shard.trained(np.load(named, mmap_mode="r") if isinstance(named, Path) else named, labels, taken)
+
+
+def _task(ray: Any, base: torch.nn.Module, workers: int | None) -> tuple[Any, int]:
+    """The remote function, and how many run at a time."""
+    kind = "GPU" if next(base.parameters()).is_cuda else "CPU"
+    most = int(ray.cluster_resources().get(kind, 0))
+    if not 0 < (workers or most) <= most:
+        raise ConfigError(f"extract.workers: {workers or 1} need as many {kind}s, the cluster has {most}")
+    return ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(train), workers or most
+
+
+def _named(activations: Activations) -> Path | Activations:
+    """The file behind a memory map of all of it."""
+    file = activations.filename if isinstance(activations, np.memmap) else None
+    return Path(file).resolve() if file is not None and Path(file).suffix == ".npy" else activations

@@ -1,0 +1,24 @@
+"""`dvc commit --force` for several stages and `.dvc` files at once: python -m expunge.system.dvc_commit NAME...
+
+DVC's command takes one name after the other, and for each it reads and writes the whole of dvc.lock with a parser in
+Python: 10 of the 76 processor seconds of a request, where one time takes less than one. [measured]
+"""
+
+import sys
+
+from dvc.repo import Repo, lock_repo
+
+
+def commit(repo: Repo, names: list[str]) -> None:
+    """Save and commit the stages that `names` stand for, then write every file of theirs once."""
+    stages = [found.stage for name in names for found in repo.stage.collect_granular(name)]
+    for stage in stages:
+        stage.save()
+        stage.commit()
+    for file in {stage.dvcfile.path: stage.dvcfile for stage in stages}.values():
+        file.dump_stages([stage for stage in stages if stage.dvcfile.path == file.path], update_pipeline=False)
+
+
+if __name__ == "__main__":
+    with Repo() as repo, lock_repo(repo):
+        commit(repo, sys.argv[1:])

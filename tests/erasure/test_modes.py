@@ -1,0 +1,156 @@
+"""Two people who can be recognised anywhere, deleted one after the other, in every mode that can be deleted from: from
+intake to certificate, and then not a byte of them anywhere, and the model that training without both gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from expunge.commands.people import delete
+from expunge.config import load_config
+from expunge.core import SoftmaxHead
+from expunge.data.dataset import Dataset
+from expunge.features.store import FeatureStore
+from expunge.models.checkpoint import load_classifier
+from expunge.models.zoo import build
+from expunge.system.files import read_json, read_manifest
+from expunge.training.recipe import make_classifier
+from expunge.workspaces.workspace import params_with
+from tests.pipeline import ENVIRONMENT, ROOT, dvc, lay_out
+from tests.sweep.everywhere import found
+
+pytestmark = pytest.mark.slow
+PEOPLE = ("canary-one", "canary-two")
+ABOVE = {"training": "above", "cut": "stage1", "weights": "public"}
+RIDGE = {"ridge": 1.0, "quantum": 2.0**-12}
+# What differs: in the section model, and in train.head.
+MODES = {
+    "ridge": ({"training": "ridge"}, RIDGE),
+    "head": ({"training": "head"}, {"ridge": 1e-3, "tol": 1e-7}),
+    "heads in shards": ({"training": "ridge", "shards": 3}, RIDGE),
+    "above": (ABOVE, {}),
+    "shards": ({**ABOVE, "shards": 3}, {}),
+    "slices": ({**ABOVE, "shards": 2, "slices": 2}, {}),
+}
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """Digits of 180 people. Two have names, ids and pixels that occur nowhere else."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    count = len(bunch.target)
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    subjects = [f"guest-{i % 180:03d}" for i in range(count)]
+    ids = [f"visit-{i:04d}" for i in range(count)]
+    for number, name in enumerate(PEOPLE):
+        for i in range(12 + 4 * number, count, 180):
+            subjects[i], ids[i] = f"{name}-subject", f"{name}-visit-{i:04d}"
+            images[i] = np.frombuffer(f"{name}={i:04d}=".encode().ljust(64, b"\xf0"), np.uint8).reshape(8, 8, 1)
+    split = np.array(["test" if i % 5 == 4 else "train" for i in range(count)])
+    return {
+        "images": images,
+        "labels": bunch.target,
+        "ids": np.array(ids),
+        "subjects": np.array(subjects),
+        "split": split,
+    }
+
+
+def workspace(root: Path, mode: str) -> Path:
+    lay_out(root)
+    np.savez(root / "data/source/people.npz", **arrays())
+    network = build("resnet-small", 10, (8, 8, 1), seed=3)
+    save_file({k: v.clone() for k, v in network.state_dict().items()}, root / "public.safetensors")
+    params = params_with(ROOT / "params.demo.yaml", yaml.safe_load((ROOT / "params.people.yaml").read_text()))
+    model, head = MODES[mode]
+    params["data"].update(source="npz", path="data/source/people.npz")
+    params["model"].update(name="resnet-small", checkpoint="public.safetensors", **model)
+    params["train"].update(epochs=2, precision="fp32", head=head)
+    params["activations"]["cuts"] = ["stage1"] if model is ABOVE or "cut" in model else []
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return root
+
+
+def stores(home: Path) -> list[Path]:
+    """Everything that was written: workspace, home of Prefect, and DVC's index, which lies elsewhere."""
+    sites = re.findall(r"site_cache_dir: (.*)", dvc(home / "workspace", "doctor"))
+    return [home / "workspace", home / "prefect", *map(Path, sites)]
+
+
+def audit(folder: Path, *more: str) -> dict:
+    command = [sys.executable, "-m", "expunge.cli", "certificate", "audit", str(folder), "--json", *more]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def singing(home: Path, name: str) -> set[str]:
+    return found(re.compile(name.encode() + rb"[-=]"), *stores(home))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_people_one_after_the_other(mode, tmp_path, monkeypatch):
+    for name in ("EXPUNGE_SIGNING_KEY", "EXPUNGE_REQUESTS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    # A process keeps MLflow's stores by address, and the default is relative to the workspace.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/workspace/mlflow.db")
+    for name in ("PATH", "OMP_NUM_THREADS", "NO_COLOR", "DVC_NO_ANALYTICS"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    root = workspace(tmp_path / "workspace", mode)
+    model, _ = MODES[mode]
+    with chdir(root):
+        dvc(root, "repro", "train", "extract", "validate-features", "activations")
+        before = singing(tmp_path, PEOPLE[0])
+        for place in ("data/source/", "data/dataset/", "data/features/", ".dvc/cache/"):
+            assert any(place in name for name in before), place
+        first = load_classifier("models/original")
+
+        for person in PEOPLE:
+            done = delete(f"{person}-subject")
+            assert done.claim == "exact" and sum(done.rows) == 10
+            assert singing(tmp_path, person) == set()
+            body = json.loads((done.certificate / "certificate.json").read_text())["certificate"]
+            assert body["sweep"]["left"] == [] and body["unlearning"]["exact"]["holds"] is True
+            said = audit(done.certificate, "--encode")
+            assert said["agrees"] and said["dataset_as_certified"]
+            if model.get("shards") and "cut" in model:
+                picked = audit(done.certificate, "--nonce", "5a" * 16, "--shards", "1")
+                assert picked["agrees"] and picked["same_bits"] and len(picked["shards_made_again"]) == 1
+                assert 1 <= len(body["unlearning"]["exact"]["again"]) <= model["shards"]
+
+        now = load_classifier("models/original")
+        version = next(root.glob("mlartifacts/**/servable/model.safetensors"))
+        assert all(torch.equal(v, now.state_dict()[k]) for k, v in load_file(version).items())
+        dataset = Dataset("data/dataset")
+        train = np.flatnonzero(dataset.splits() == "train")
+        assert dataset.rows == 1797 - 20
+        store = None if "cut" in model else FeatureStore("data/features/original")
+        make_classifier(load_config(), dataset, train, 1, Path("models/fresh"), tmp_path / "work", store)
+        fresh = load_classifier("models/fresh")
+        if model["training"] == "head":
+            exact = read_json(Path("models/unlearned/exact/fit.json"))["exact"]
+            allowed = exact["accuracy"]["bound"] + SoftmaxHead.load("models/fresh").bound_ + 1e-6
+            assert 0 < float((now.head.weight - fresh.head.weight).norm()) <= allowed
+            return
+        assert now.card == fresh.card
+        same = {k: torch.equal(v, now.state_dict()[k]) for k, v in fresh.state_dict().items()}
+        assert all(same.values()), [k for k, v in same.items() if not v]
+        assert any(not torch.equal(v, now.state_dict()[k]) for k, v in first.state_dict().items())
+        # And whatever the next request starts from: sums of heads, what steps of shards left.
+        kept = {n for n in read_manifest(Path("models/fresh"))["files"] if n.endswith(".safetensors")}
+        for name in kept - {"model.safetensors"}:
+            ours, theirs = load_file(f"models/original/{name}"), load_file(f"models/fresh/{name}")
+            assert all(torch.equal(ours[k], theirs[k]) for k in ("second", "by_class") if k in theirs), name
+            assert "cut" not in model or all(torch.equal(ours[k], v) for k, v in theirs.items()), name
