@@ -25,10 +25,11 @@ SIDE = 32  # what models of larger pictures are built for, so that a processor c
 
 
 def cut(preset: Preset) -> Preset:
-    """The same preset with its first run, one beta and few steps."""
+    """The same preset with its first run, one beta, few steps and few rows a round."""
     first = next(iter(preset.runs))
     grid = preset.grid and merged(preset.grid, {"beta": [0.01], "every": {"steps": STEPS}})
-    return replace(preset, grid=grid, runs={first: preset.runs[first]})
+    rounds = [{**asked, "rows": FEW} if "rows" in asked else asked for asked in preset.rounds]
+    return replace(preset, grid=grid, runs={first: preset.runs[first]}, rounds=rounds)
 
 
 def sample_changes(home: Path, preset: Preset) -> dict[str, Any]:
