@@ -116,6 +116,10 @@ def test_wrong_places_are_one_clear_line(root: Path, tmp_path: Path) -> None:
         reproduce_preset(root, "ru-cifar10-class", Wanted(data_root=tmp_path / "nowhere"), never)
     with pytest.raises(DataError, match="--data-root is for presets of torchvision"):
         reproduce_preset(root, "continual-exact", Wanted(data_root=tmp_path), never)
+    with pytest.raises(ConfigError, match="continual-exact: has no switches"):
+        reproduce_preset(root, "continual-exact", Wanted(frozenset({"raw-proxies"})), never)
+    with pytest.raises(ConfigError, match="--sample makes its own files"):
+        reproduce_preset(root, "ru-cifar10-class", Wanted(sample=True, data_root=tmp_path), never)
     with pytest.raises(ConfigError, match="fetched whole and small"):
         reproduce_preset(root, "continual-people", Wanted(sample=True), never)
 

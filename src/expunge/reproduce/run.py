@@ -17,7 +17,7 @@ from expunge.reproduce.presets import Preset, load, merged
 from expunge.reproduce.sample import cut, sample_changes
 from expunge.reproduce.switches import AUGMENTED, LOGITS_CKA
 from expunge.reproduce.weights import fetch_weights
-from expunge.system.errors import DataError
+from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_json, write_bytes, write_json, write_text
 from expunge.system.paths import RAW, SUMMARY, WORK
 from expunge.system.progress import log_message
@@ -43,6 +43,7 @@ class Wanted:
 def reproduce_preset(root: Path, name: str, wanted: Wanted, pipeline: Pipeline = reproduce) -> Path:
     """Run the preset `name` and write its page, whose path is returned. Raises ExpungeError."""
     preset = load(root, name)
+    _check(preset, wanted)
     home = root / HOME / "+".join([name, *(["sample"] if wanted.sample else []), *sorted(wanted.switches)])
     home.mkdir(parents=True, exist_ok=True)
     if preset.toy is not None:
@@ -60,6 +61,14 @@ def reproduce_preset(root: Path, name: str, wanted: Wanted, pipeline: Pipeline =
         results.append(page.Result(run, read_json(workspace / SUMMARY), _extras(workspace, wanted)))
     write_text(home / PAGE, page.of_runs(preset, results, wanted.switches, wanted.sample))
     return home / PAGE
+
+
+def _check(preset: Preset, wanted: Wanted) -> None:
+    """Refuse what the preset has no use for, before anything is made."""
+    if wanted.switches and (preset.rounds or preset.toy):
+        raise ConfigError(f"{preset.name}: has no switches for artefacts; leave --artefact and --as-published out")
+    if wanted.sample and wanted.data_root is not None:
+        raise ConfigError("--sample makes its own files; leave --data-root out")
 
 
 def _given(root: Path, home: Path, preset: Preset, wanted: Wanted) -> dict[str, Any]:
