@@ -55,7 +55,9 @@ def rows(page: str, heading: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"presets {i % 2}")) for i, n in enumerate(LONG)]
+)
 def test_a_preset_runs_whole(name: str, root: Path) -> None:
     """One with every switch on: the published numbers stand beside ours, the switches' own columns are filled."""
     on = frozenset(SWITCHES) if name in ("ru-cifar10-class", "loft-tiny-imagenet-rows") else OFF

@@ -21,7 +21,6 @@ from expunge.data.schema import TEST, TRAIN
 from expunge.data.selectors import class_indices
 from expunge.data.split import Split, split, whole_classes
 from expunge.evaluation.membership import loss_auc
-from expunge.features.extract import Settings, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.methods.inputs import FitInputs
 from expunge.methods.table import fit, warm_up
@@ -34,6 +33,7 @@ from expunge.system.progress import log_message
 
 HOME = WORK / "rounds"
 BEFORE = "original"
+RETAINED = 10_000
 KINDS = {"classes", "rows", "subjects", "seed"}
 
 
@@ -153,13 +153,26 @@ class Round:
         return self._numbers(self._logits(unlearned), time.perf_counter() - start)
 
     def _logits(self, unlearned: UnlearnedModel) -> np.ndarray:
-        z = torch.from_numpy(self.inputs.store.z())
-        if unlearned.classifier is not None:
-            settings = Settings.of(self.config.features)
-            _, shards = extract_shards(unlearned.classifier, self.inputs.dataset, WORK / "features", settings)
-            z = torch.from_numpy(shards.z())
-        logits: np.ndarray = unlearned.logits(z).numpy()
-        return logits
+        """Of every row where the backbone is the original's, else of those that are asked, NaN elsewhere."""
+        if unlearned.classifier is None:
+            logits: np.ndarray = unlearned.logits(torch.from_numpy(self.inputs.store.z())).numpy()
+            return logits
+        classifier = unlearned.classifier.eval()
+        rows = np.unique(np.concatenate([self.test, self._retained(), *(r.rows for r in self.requests)]))
+        rows = np.union1d(rows, np.concatenate([r.unseen for r in self.requests]))
+        out = np.full((self.inputs.dataset.rows, classifier.card.num_classes), np.nan, np.float32)
+        with torch.inference_mode():
+            for part in np.array_split(rows, len(rows) // self.config.features.batch_size + 1):
+                z = classifier.features(self.inputs.dataset.inputs(part)).float().cpu()
+                out[part] = unlearned.logits(z).numpy()
+        return out
+
+    def _retained(self) -> np.ndarray:
+        """Retained training rows that are asked: at most RETAINED, drawn with seed 0."""
+        rows = self.inputs.retain_rows
+        if len(rows) <= RETAINED:
+            return rows
+        return np.sort(np.random.default_rng(0).choice(rows, RETAINED, replace=False))
 
     def _numbers(self, logits: np.ndarray, seconds: float) -> dict[str, Any]:
         labels = self.inputs.labels
@@ -170,7 +183,7 @@ class Round:
             return loss_auc(logits[rows], labels[rows], logits[unseen], labels[unseen])
 
         return {
-            "retain": float(right[self.inputs.retain_rows].mean()),
+            "retain": float(right[self._retained()].mean()),
             "test": float(right[self.test].mean()),
             "fit_s": round(seconds, 3),
             "requests": [{"accuracy": float(right[r.rows].mean()), "auc": auc(r)} for r in self.requests],

@@ -22,7 +22,7 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
     asked = "\n".join(f"- {r['name']}, {r['rows']:,} training rows" for r in found["requests"])
     how = (
         "Every method answers all requests so far, anew from the original. After each round all earlier requests are "
-        "asked again."
+        "asked again. Retained accuracy is of at most 10,000 rows, drawn once a round."
     )
     parts = [
         f"# {preset.title}\n\nPreset `{preset.name}`.{warning}",

@@ -21,7 +21,11 @@ from expunge.system.files import write_bytes, write_text
 SEED = 0
 FOLDER = "sample"
 STEPS, FEW = 20, 3
-SIDE = 32  # what models of larger pictures are built for, so that a processor can train them
+# Pixels that models are built for, so that a processor can train them in seconds; None: what the pictures have.
+SIDES = {
+    "torchvision:CIFAR10": 16, "torchvision:CIFAR100": 8, "torchvision:TinyImageNet": 8, "torchvision:ImageNet": 32,
+    "fashion-mnist": None,
+}  # fmt: skip
 
 
 def cut(preset: Preset) -> Preset:
@@ -51,8 +55,7 @@ def sample_changes(home: Path, preset: Preset) -> dict[str, Any]:
     changes["data"]["download"] = False
     if preset.params.get("split", {}).get("selector") == "random":
         changes["split"]["fraction"] = 0.2
-    if "ImageNet" in source:
-        changes["model"] = {"image_size": SIDE}
+    changes["model"] = {"image_size": SIDES[source]}
     if preset.weights is not None:
         changes.setdefault("model", {})["checkpoint"] = str(_drawn_weights(place, preset.weights["model"]).resolve())
     return changes
@@ -97,14 +100,14 @@ def _cifar(place: Path, classes: int, per_class: int) -> None:
         planes = pictures(labels, 32, seed).transpose(0, 3, 1, 2)
         return b"".join(head + image.tobytes() for head, image in zip(heads, planes, strict=True))
 
-    drawn = np.arange(min(classes, 20))  # the others have a name and no picture
-    train, test = np.tile(drawn, per_class), drawn
+    drawn = np.arange(min(classes, 20))
+    train, test = np.concatenate([np.arange(classes), np.tile(drawn, per_class - 1)]), drawn
     parts = {"train.bin": train} if fine else {f"data_batch_{i + 1}.bin": train[i::5] for i in range(5)}
     for seed, (name, labels) in enumerate({**parts, "test.bin" if fine else "test_batch.bin": test}.items()):
         write_bytes(folder / name, records(labels, seed))
 
 
-# Of Tiny-ImageNet: those that presets name, and twenty that stay.
+# Of Tiny-ImageNet: those that presets name, and twenty that stay. Each class has a training picture, these have two.
 DRAWN = np.array([*range(12), 44, 53, 57, 65, 83, 108, 115, 150, 153, 168, 179, *range(180, 200)])
 
 
@@ -112,7 +115,7 @@ def _tiny_imagenet(place: Path) -> None:
     folder = place / "tiny-imagenet-200"
     names = [f"n{i:08d}" for i in range(200)]
     write_text(folder / "wnids.txt", "\n".join(names) + "\n")
-    train, test = np.repeat(DRAWN, 2), DRAWN
+    train, test = np.sort(np.concatenate([np.arange(200), DRAWN])), DRAWN
     for i, image in enumerate(pictures(train, 64, 0)):
         name = names[train[i]]
         _jpeg(folder / "train" / name / "images" / f"{name}_{i % 2}.JPEG", image)
