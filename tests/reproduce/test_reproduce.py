@@ -55,6 +55,27 @@ def rows(page: str, heading: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
+def test_a_killed_run_goes_on(root: Path) -> None:
+    """As a person types it, with DVC: killed when the data set is there, it does not read that again."""
+    command = [sys.executable, "-m", "expunge.cli", "reproduce", "continual-fashion-mnist", "--sample"]
+    workspace = root / HOME / "continual-fashion-mnist+sample" / "run"
+    first = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
+    for _ in range(600):
+        if (workspace / "dvc.lock").is_file() and "train:" in (workspace / "dvc.lock").read_text():
+            break
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (workspace.parent / "page.md").exists()
+    made = (workspace / "models/original/manifest.json").stat().st_mtime_ns
+    again = subprocess.run(command, cwd=root, env=ENVIRONMENT, text=True, capture_output=True, timeout=600)
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    assert again.stdout.strip().endswith("page: .expunge/reproduce/continual-fashion-mnist+sample/page.md")
+    assert (workspace / "models/original/manifest.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"presets {i % 2}")) for i, n in enumerate(LONG)]
 )
@@ -181,24 +202,3 @@ def test_rounds_that_ask_for_too_much() -> None:
         requests_of(few, [{"subjects": 1}])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"round 1: .* has none of classes, rows, subjects"):
         requests_of(few, [{"row": 1}])  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on(root: Path) -> None:
-    """As a person types it, with DVC: killed when the data set is there, it does not read that again."""
-    command = [sys.executable, "-m", "expunge.cli", "reproduce", "continual-fashion-mnist", "--sample"]
-    workspace = root / HOME / "continual-fashion-mnist+sample" / "run"
-    first = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(600):
-        if (workspace / "dvc.lock").is_file() and "train:" in (workspace / "dvc.lock").read_text():
-            break
-        assert first.poll() is None, "it ended before it could be killed"
-        time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (workspace.parent / "page.md").exists()
-    made = (workspace / "models/original/manifest.json").stat().st_mtime_ns
-    again = subprocess.run(command, cwd=root, env=ENVIRONMENT, text=True, capture_output=True, timeout=600)
-    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
-    assert again.stdout.strip().endswith("page: .expunge/reproduce/continual-fashion-mnist+sample/page.md")
-    assert (workspace / "models/original/manifest.json").stat().st_mtime_ns == made
