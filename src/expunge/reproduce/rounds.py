@@ -39,9 +39,11 @@ KINDS = {"classes", "rows", "subjects", "seed"}
 
 @dataclass(frozen=True)
 class Request:
-    """`rows`: training rows `(k,)`; `unseen`: test rows of the same classes, which loss attacks compare with."""
+    """`kind`: classes, rows or subjects; `rows`: training rows `(k,)`; `unseen`: test rows of the same classes, which
+    loss attacks compare with."""
 
     name: str
+    kind: str
     rows: np.ndarray
     unseen: np.ndarray
 
@@ -71,7 +73,7 @@ def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[R
             name = f"{asked[kind]} {'person' if asked[kind] == 1 else 'people'}"
         left &= ~mask
         unseen = np.flatnonzero(~train & np.isin(labels, labels[mask]))
-        made.append(Request(f"{number}: {name}", np.flatnonzero(mask), unseen))
+        made.append(Request(f"{number}: {name}", kind, np.flatnonzero(mask), unseen))
     return made
 
 
@@ -98,7 +100,7 @@ def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str,
                 write_json(kept, entry)
                 log_message(f"round {number} of {len(requests)}: {name}, {entry.get('fit_s', 0):.1f} s")
             found[name].append({k: v for k, v in entry.items() if k != "key"})
-    described = [{"name": r.name, "rows": len(r.rows)} for r in requests]
+    described = [{"name": r.name, "kind": r.kind, "rows": len(r.rows)} for r in requests]
     return {"requests": described, "methods": found}
 
 

@@ -44,7 +44,10 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
 
 
 def draw_rounds(found: Mapping[str, Any]) -> bytes:
-    """A PNG: test accuracy over rounds, and the highest accuracy on any earlier class request beside it."""
+    """A PNG: test accuracy over rounds, and beside it the highest accuracy on any class that was to be forgotten so
+    far; on any request where none asks for classes."""
+    classes = [i for i, r in enumerate(found["requests"]) if r["kind"] == "classes"]
+    looked_at = classes or list(range(len(found["requests"])))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes: Any = figure.subplots(1, 2)
     for name, entries in found["methods"].items():
@@ -53,11 +56,13 @@ def draw_rounds(found: Mapping[str, Any]) -> bytes:
         style = {"label": name, "marker": "o", "markersize": 3, "linewidth": 1, "linestyle": "--"}
         style |= {} if name == BEFORE else {"linestyle": "-"}
         axes[0].plot(rounds, [100 * e["test"] for e in kept], **style)
-        mean = [100 * np.mean([r["accuracy"] for r in e["requests"]]) for e in kept]
-        axes[1].plot(rounds, mean, **style)
+        asked = [[r["accuracy"] for i, r in enumerate(e["requests"]) if i in looked_at] for e in kept]
+        axes[1].plot(rounds, [100 * max(a, default=np.nan) for a in asked], **style)
     axes[0].set(title="test rows of classes that stay, % right", xlabel="round")
-    axes[1].set(title="rows of all requests so far, % right (mean)", xlabel="round")
-    axes[1].legend(fontsize=7)
+    axes[1].set(
+        title=f"{'class' if classes else 'request'} answered best of those so far, % right", xlabel="round"
+    )
+    axes[1].legend(fontsize=7, loc="center left")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=80, metadata={"Software": None})
     return out.getvalue()
