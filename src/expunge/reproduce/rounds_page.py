@@ -59,9 +59,7 @@ def draw_rounds(found: Mapping[str, Any]) -> bytes:
         asked = [[r["accuracy"] for i, r in enumerate(e["requests"]) if i in looked_at] for e in kept]
         axes[1].plot(rounds, [100 * max(a, default=np.nan) for a in asked], **style)
     axes[0].set(title="test rows of classes that stay, % right", xlabel="round")
-    axes[1].set(
-        title=f"{'class' if classes else 'request'} answered best of those so far, % right", xlabel="round"
-    )
+    axes[1].set(title=f"{'class' if classes else 'request'} answered best of those so far, % right", xlabel="round")
     axes[1].legend(fontsize=7, loc="center left")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=80, metadata={"Software": None})
