@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from expunge.results.gaussians import CLASSES, draw, make_features, run_toy
+from expunge.reproduce.gaussians import CLASSES, draw, make_features, run_toy
 
 
 def test_networks_forget_one_gaussian_and_keep_five() -> None:

@@ -44,7 +44,7 @@ ORDER = (
     ("methods", "quality", "training"),
     ("checks", "shadow", "testing", "tracking"),
     ("promotion", "stages", "sweep"),
-    ("erasure", "results"),
+    ("erasure", "reproduce", "results"),
     ("commands",),
     ("cli",),
 )

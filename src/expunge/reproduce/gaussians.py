@@ -1,6 +1,6 @@
 """The toy of Representation Unlearning (arXiv 2601.21564): six Gaussians in the plane, one of them forgotten.
 
-`python -m expunge.results.gaussians` draws the features before and after, with and without retained data, and prints
+`python -m expunge.reproduce.gaussians` draws the features before and after, with and without retained data, and prints
 what the frozen head says to them. The paper's positions, spread and widths are not known here; those below are ours.
 """
 
@@ -125,7 +125,7 @@ def draw(head: LinearHead, labels: Tensor, panels: list[Panel]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m expunge.results.gaussians", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m expunge.reproduce.gaussians", description=__doc__)
     parser.add_argument("--out", type=Path, default=PICTURE, help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -1,0 +1,72 @@
+"""reproduce: a paper's setting by name, from its files to one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from expunge.system.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(reproduce)
+
+
+def reproduce(
+    preset: Annotated[str | None, typer.Argument(help="A name of --list.")] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="Every preset with an estimate of what it costs.")] = False,
+    sample: Annotated[
+        bool,
+        typer.Option("--sample", help="A few drawn pictures in the real formats, one epoch: the path, in minutes."),
+    ] = False,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the data set lies, if it should not be fetched.")
+    ] = None,
+    artefact: Annotated[
+        list[str] | None, typer.Option(help="Switch a known artefact of published numbers on; may be given again.")
+    ] = None,
+    as_published: Annotated[bool, typer.Option("--as-published", help="Switch all of them on.")] = False,
+) -> None:
+    """Fetch, run and write one page: our table beside the published numbers. Goes on where it was ended."""
+    from expunge.reproduce.switches import chosen
+
+    root = Path.cwd()
+    if show_list:
+        _print_list(root)
+        return
+    if preset is None:
+        raise ConfigError("name a preset; `expunge reproduce --list` lists them")
+    from expunge.reproduce.run import Wanted, reproduce_preset
+
+    wanted = Wanted(chosen(artefact or [], as_published), sample, data_root)
+    written = reproduce_preset(root, preset, wanted)
+    typer.echo(f"page: {written.relative_to(root)}")
+
+
+def _print_list(root: Path) -> None:
+    from expunge.reproduce.costs import RATES, estimate, in_words
+    from expunge.reproduce.presets import load, names
+
+    table = Table("preset", "what", *RATES, "disk", "memory", box=None, pad_edge=False)
+    for name in names(root):
+        found = load(root, name)
+        if found.toy is not None:
+            table.add_row(name, found.title, "1 min", "-", "-", "1 GB")
+            continue
+        cost = estimate(
+            found.params_of(root, next(iter(found.runs)), frozenset(), {}), len(found.runs), len(found.rounds)
+        )
+        hours = [in_words(h) for h in cost.hours.values()]
+        table.add_row(name, found.title, *hours, f"{cost.disk_gb:.0f} GB", f"{cost.memory_gb:.0f} GB")
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(table)
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in RATES.items())
+    typer.echo(
+        f"Estimates: pictures x passes / rate, at multiply-adds per second of {rates}. None was measured; there was no "
+        "GPU. src/expunge/reproduce/costs.py has every number."
+    )

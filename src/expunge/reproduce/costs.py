@@ -1,0 +1,114 @@
+"""What a preset costs, estimated: pictures x passes / rate. Every number that it rests on stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CORES, GPU = "2 cores", "1 GPU"
+# Multiply-adds per second that training and inference reach. The first is a guess at two cores of a server, the second
+# at one data-centre GPU: neither was measured with these models. Methods are fitted on the processor either way.
+RATES = {CORES: 25e9, GPU: 15e12}
+BACKWARD = 3  # a training step costs so many forward passes
+PER_ENTRY_S, PER_ROUND_S = 60, 1  # starting, fitting and evaluating one entry of `methods`, in a run or in a round
+AUGMENT_S = 1.5e-4  # per picture and pass, on the processor
+ABOVE = 0.5  # share of a model's operations above the cuts that presets use
+BASE_GB = 1.5  # libraries
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """Rows, the side of a picture as stored in memory, and GB on disk as published."""
+
+    train: int
+    test: int
+    side: int
+    raw_gb: float
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Multiply-adds of one forward pass at the size that presets use, feature dimension, millions of weights."""
+
+    macs: float
+    dim: int
+    millions: float
+
+
+DATA = {
+    "torchvision:CIFAR10": DataSize(50_000, 10_000, 32, 0.35),
+    "torchvision:CIFAR100": DataSize(50_000, 10_000, 32, 0.35),
+    "torchvision:TinyImageNet": DataSize(100_000, 10_000, 64, 0.7),
+    "torchvision:ImageNet": DataSize(1_281_167, 50_000, 0, 150),  # files stay packed: one batch at a time in memory
+    "fashion-mnist": DataSize(60_000, 10_000, 28, 0.09),
+    "emoji": DataSize(6_050, 1_512, 72, 0.1),
+}
+MODELS = {
+    "expunge.models.published:resnet18": ModelSize(0.56e9, 512, 11.2),
+    "expunge.models.published:wrn_28_10": ModelSize(5.25e9, 640, 36.5),
+    "expunge.models.published:resnet34": ModelSize(4.6e9, 512, 21.3),  # 64 pixels
+    "torchvision:swin_t": ModelSize(0.37e9, 768, 28.0),  # 64 pixels
+    "torchvision:resnet50": ModelSize(4.1e9, 2048, 25.6),
+    "resnet-small": ModelSize(0.010e9, 128, 0.3),
+    "efficientnet-lite0": ModelSize(
+        0.1e9, 1280, 4.7
+    ),  # 0.033e9 at 64 pixels, but its layers run at a third of the rate
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours by machine of RATES, GB of disk and of memory."""
+
+    hours: dict[str, float]
+    disk_gb: float
+    memory_gb: float
+
+
+def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
+    """Of a preset whose first run has these params. Runs share the original; each retrains its own references."""
+    data, model = DATA[params["data"]["source"]], MODELS[params["model"]["name"]]
+    full = params["model"]["training"] == "full"
+    references = len(params["retrain"]["seeds"]) if params["reference"] == "retrain" else 0
+    passes = BACKWARD * params["train"]["epochs"] if full else 0
+    trained = 1 + runs * references
+    everything = data.train + data.test
+    operations: float = model.macs * (passes * data.train * trained + everything * trained)
+    again = max(runs, rounds)
+    fitting, evaluating = 0.0, 0.0
+    for name in params["methods"]:
+        settings = params["fit"][name] or {}
+        if settings.get("method", name) in ("relearn", "short-retrain"):
+            fitting += again * model.macs * ABOVE * BACKWARD * float(settings.get("epochs", 2)) * data.train
+            evaluating += again * model.macs * everything
+    overhead: float = (PER_ROUND_S if rounds else PER_ENTRY_S) * len(params["methods"]) * again
+    overhead += fitting / RATES[CORES]
+    if full and params["train"]["augment"] not in (None, "none"):
+        overhead += AUGMENT_S * params["train"]["epochs"] * data.train * trained
+    hours = {machine: ((operations + evaluating) / rate + overhead) / 3600 for machine, rate in RATES.items()}
+    features = everything * model.dim * 4 / 1e9
+    weights = model.millions * 4e6 / 1e9
+    pixels = everything * data.side**2 * 3 / 1e9
+    cuts = params["activations"]["cuts"]
+    activations = data.train * 2 * _floats_behind(params["model"]["name"]) / 1e9 if cuts else 0.0
+    disk = 2 * data.raw_gb + pixels + trained * (features + weights) + activations
+    logits = everything * 4 * len(params["methods"]) * again * 200 / 1e9
+    return Cost(hours, disk + logits, BASE_GB + pixels + 4 * features + 3 * weights)
+
+
+def _floats_behind(name: str) -> int:
+    """Of one picture behind the cut that presets use."""
+    return {
+        "expunge.models.published:resnet18": 256 * 8 * 8,
+        "expunge.models.published:wrn_28_10": 320 * 16 * 16,
+        "expunge.models.published:resnet34": 256 * 16 * 16,
+        "resnet-small": 32 * 14 * 14,
+    }.get(name, 0)
+
+
+def in_words(hours: float) -> str:
+    """A time for people."""
+    if hours < 1:
+        return f"{max(1, round(60 * hours))} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"

@@ -1,0 +1,207 @@
+"""Requests one after the other: after each round every earlier request is tested again.
+
+A round fits every method to all requests so far, from the original: sums of forgotten rows add up, and no method is
+applied to the result of another. What a round found is kept, so a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.config import Config
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TEST, TRAIN
+from expunge.data.selectors import class_indices
+from expunge.data.split import Split, split, whole_classes
+from expunge.evaluation.membership import loss_auc
+from expunge.features.store import FeatureStore
+from expunge.methods.inputs import FitInputs
+from expunge.methods.table import fit, warm_up
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import load_classifier
+from expunge.system.errors import CollapseError, ConfigError, QualityError
+from expunge.system.files import digest_of, read_json, read_manifest, write_json
+from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, WORK
+from expunge.system.progress import log_message
+
+HOME = WORK / "rounds"
+BEFORE = "original"
+RETAINED = 10_000
+KINDS = {"classes", "rows", "subjects", "seed"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """`kind`: classes, rows or subjects; `rows`: training rows `(k,)`; `unseen`: test rows of the same classes, which
+    loss attacks compare with."""
+
+    name: str
+    kind: str
+    rows: np.ndarray
+    unseen: np.ndarray
+
+
+def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[Request]:
+    """The rows of every round; those of `rows` and `subjects` are drawn from what earlier rounds left.
+
+    Raises ConfigError for a round of no known kind, and where too few are left to draw.
+    """
+    labels, train = dataset.labels(), dataset.splits() == TRAIN
+    left, made = train.copy(), []
+    for number, asked in enumerate(rounds, 1):
+        kind = next((k for k in ("classes", "rows", "subjects") if k in asked), None)
+        if kind is None or set(asked) - KINDS:
+            raise ConfigError(f"round {number}: {dict(asked)} has none of classes, rows, subjects, or more than a seed")
+        rng = np.random.default_rng(asked.get("seed", number))
+        if kind == "classes":
+            chosen = class_indices(dataset.class_names, asked["classes"])
+            mask = left & np.isin(labels, chosen)
+            name = "class " + ", ".join(dataset.class_names[c] for c in chosen)
+        elif kind == "rows":
+            mask = np.zeros(len(left), dtype=bool)
+            mask[rng.choice(np.flatnonzero(left), _at_most(asked[kind], left.sum(), number), replace=False)] = True
+            name = f"{asked[kind]} rows"
+        else:
+            mask = _subjects(dataset, left, asked[kind], rng, number)
+            name = f"{asked[kind]} {'person' if asked[kind] == 1 else 'people'}"
+        left &= ~mask
+        unseen = np.flatnonzero(~train & np.isin(labels, labels[mask]))
+        made.append(Request(f"{number}: {name}", kind, np.flatnonzero(mask), unseen))
+    return made
+
+
+def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """In the current workspace, whose model and features are there: {"requests", "methods": name -> one entry a round}.
+
+    An entry holds retained and test accuracy, seconds, and of every request so far its accuracy and loss AUC.
+    """
+    dataset = Dataset(DATASET, verify=False)
+    requests = requests_of(dataset, rounds)
+    model = read_manifest(MODELS / ORIGINAL)["files"]["model.safetensors"]["sha256"]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (BEFORE, *config.methods)}
+    for number in range(1, len(requests) + 1):
+        made: Round | None = None
+        for name in found:
+            settings = config.fit.get(name)
+            key = digest_of(
+                {"model": model, "settings": settings, "rows": [r.rows.tolist() for r in requests[:number]]}
+            )
+            kept = HOME / f"{number}-{name}.json"
+            if not kept.is_file() or (entry := read_json(kept))["key"] != key:
+                made = made or Round.of(config, dataset, requests[:number])
+                entry = {"key": key, **made.tested(name)}
+                write_json(kept, entry)
+                log_message(f"round {number} of {len(requests)}: {name}, {entry.get('fit_s', 0):.1f} s")
+            found[name].append({k: v for k, v in entry.items() if k != "key"})
+    described = [{"name": r.name, "kind": r.kind, "rows": len(r.rows)} for r in requests]
+    return {"requests": described, "methods": found}
+
+
+@dataclass(frozen=True)
+class Round:
+    """All requests so far, and what a method may look at to answer them together."""
+
+    config: Config
+    inputs: FitInputs
+    requests: Sequence[Request]
+    test: np.ndarray  # test rows of classes that stay
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset, requests: Sequence[Request]) -> Round:
+        directory = HOME / "split"
+        ids, rows = dataset.sample_ids(), np.concatenate([r.rows for r in requests])
+        HOME.mkdir(parents=True, exist_ok=True)
+        with open(HOME / "ids.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["sample_id"], *([ids[i]] for i in np.sort(rows))])
+        split(
+            dataset, directory, selector="ids", file=HOME / "ids.csv",
+            validation=config.split.validation, seed=config.split.seed,
+        )  # fmt: skip
+        made = Split(directory)
+        labels, train = dataset.labels(), dataset.splits() == TRAIN
+        gone = whole_classes(labels, train, np.isin(np.arange(len(labels)), rows))
+        inputs = FitInputs(
+            store=FeatureStore(FEATURES / ORIGINAL),
+            activations_dir=ACTIVATIONS,
+            dataset=dataset,
+            classifier=load_classifier(MODELS / ORIGINAL),
+            forget_rows=made.rows("forget"),
+            retain_rows=made.rows("retain"),
+            forget_classes=made.request["whole_classes"],
+            held_rows=np.flatnonzero(made.held),
+            model_dir=MODELS / ORIGINAL,
+            forgotten_dir=FORGOTTEN,
+        )
+        return cls(config, inputs, requests, np.flatnonzero((dataset.splits() == TEST) & ~np.isin(labels, gone)))
+
+    def tested(self, name: str) -> dict[str, Any]:
+        """Fit `name` and ask it everything; {"refused": why} where it would ruin the model."""
+        start = time.perf_counter()
+        if name == BEFORE:
+            return self._numbers(self.inputs.head.logits(torch.from_numpy(self.inputs.store.z())).numpy(), 0.0)
+        warm_up(name, self.config.fit, self.inputs.classifier.card.training)
+        try:
+            start = time.perf_counter()
+            unlearned = fit(name, self.inputs, self.config.fit)
+        except (CollapseError, QualityError) as e:
+            return {"refused": str(e)}
+        return self._numbers(self._logits(unlearned), time.perf_counter() - start)
+
+    def _logits(self, unlearned: UnlearnedModel) -> np.ndarray:
+        """Of every row where the backbone is the original's, else of those that are asked, NaN elsewhere."""
+        if unlearned.classifier is None:
+            logits: np.ndarray = unlearned.logits(torch.from_numpy(self.inputs.store.z())).numpy()
+            return logits
+        classifier = unlearned.classifier.eval()
+        rows = np.unique(np.concatenate([self.test, self._retained(), *(r.rows for r in self.requests)]))
+        rows = np.union1d(rows, np.concatenate([r.unseen for r in self.requests]))
+        out = np.full((self.inputs.dataset.rows, classifier.card.num_classes), np.nan, np.float32)
+        with torch.inference_mode():
+            for part in np.array_split(rows, len(rows) // self.config.features.batch_size + 1):
+                z = classifier.features(self.inputs.dataset.inputs(part)).float().cpu()
+                out[part] = unlearned.logits(z).numpy()
+        return out
+
+    def _retained(self) -> np.ndarray:
+        """Retained training rows that are asked: at most RETAINED, drawn with seed 0."""
+        rows = self.inputs.retain_rows
+        if len(rows) <= RETAINED:
+            return rows
+        return np.sort(np.random.default_rng(0).choice(rows, RETAINED, replace=False))
+
+    def _numbers(self, logits: np.ndarray, seconds: float) -> dict[str, Any]:
+        labels = self.inputs.labels
+        right = logits.argmax(1) == labels
+
+        def auc(request: Request) -> float | None:
+            rows, unseen = request.rows, request.unseen
+            return loss_auc(logits[rows], labels[rows], logits[unseen], labels[unseen])
+
+        return {
+            "retain": float(right[self._retained()].mean()),
+            "test": float(right[self.test].mean()),
+            "fit_s": round(seconds, 3),
+            "requests": [{"accuracy": float(right[r.rows].mean()), "auc": auc(r)} for r in self.requests],
+        }
+
+
+def _subjects(dataset: Dataset, left: np.ndarray, count: int, rng: np.random.Generator, number: int) -> np.ndarray:
+    if "subject" not in dataset.columns:
+        raise ConfigError(f"round {number}: this dataset has no subjects; ask for rows or classes")
+    subjects = np.array(dataset.table(["subject"])["subject"].to_pylist())
+    known = np.unique(subjects[left])
+    chosen = rng.choice(known, _at_most(count, len(known), number), replace=False)
+    return np.asarray(left & np.isin(subjects, chosen))
+
+
+def _at_most(count: int, there: int, number: int) -> int:
+    if not 0 < count < there:
+        raise ConfigError(f"round {number}: asks for {count} of {there} that are left")
+    return count

@@ -1,0 +1,103 @@
+"""The page of requests one after the other, and its picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from expunge.reproduce.page import WHOLE, published
+from expunge.reproduce.presets import Preset
+from expunge.reproduce.rounds import BEFORE
+
+Entries = Sequence[Mapping[str, Any]]
+
+
+def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sample: bool) -> str:
+    """Markdown: retained accuracy over rounds, every request after the last round, and after the round it came in."""
+    warning = f"\n\n**{WHOLE}**" if sample else ""
+    asked = "\n".join(f"- {r['name']}, {r['rows']:,} training rows" for r in found["requests"])
+    how = (
+        "Every method answers all requests so far, anew from the original. After each round all earlier requests are "
+        "asked again. Retained accuracy is of at most 10,000 rows, drawn once a round."
+    )
+    parts = [
+        f"# {preset.title}\n\nPreset `{preset.name}`.{warning}",
+        published(preset),
+        f"## Requests\n\n{asked}\n\n{how}",
+        f"## Accuracy on test rows of classes that stay, by round\n\n{_by_round(found, 'test')}\n\n"
+        f"![Accuracy over rounds]({picture})",
+        f"## Accuracy on retained training rows, by round\n\n{_by_round(found, 'retain')}",
+        "## Every request after the last round: accuracy on its training rows\n\n"
+        "In brackets the accuracy right after its own round. `original` is what was there before.\n\n"
+        f"{_by_request(found, 'accuracy')}",
+        "## The same: AUC of the loss attack, its rows against test rows of the same classes\n\n"
+        "0.5 says nothing about membership; below it is over-forgetting, also a trace.\n\n"
+        f"{_by_request(found, 'auc')}",
+        f"## Seconds to fit, by round\n\n{_by_round(found, 'fit_s', '{:.2f}')}",
+        *_differs(preset),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_rounds(found: Mapping[str, Any]) -> bytes:
+    """A PNG: test accuracy over rounds, and beside it the highest accuracy on any class that was to be forgotten so
+    far; on any request where none asks for classes."""
+    classes = [i for i, r in enumerate(found["requests"]) if r["kind"] == "classes"]
+    looked_at = classes or list(range(len(found["requests"])))
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes: Any = figure.subplots(1, 2)
+    for name, entries in found["methods"].items():
+        rounds = [i for i, e in enumerate(entries, 1) if "refused" not in e]
+        kept = [e for e in entries if "refused" not in e]
+        style = {"label": name, "marker": "o", "markersize": 3, "linewidth": 1, "linestyle": "--"}
+        style |= {} if name == BEFORE else {"linestyle": "-"}
+        axes[0].plot(rounds, [100 * e["test"] for e in kept], **style)
+        asked = [[r["accuracy"] for i, r in enumerate(e["requests"]) if i in looked_at] for e in kept]
+        axes[1].plot(rounds, [100 * max(a, default=np.nan) for a in asked], **style)
+    axes[0].set(title="test rows of classes that stay, % right", xlabel="round")
+    axes[1].set(title=f"{'class' if classes else 'request'} answered best of those so far, % right", xlabel="round")
+    axes[1].legend(fontsize=7, loc="center left")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=80, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _by_round(found: Mapping[str, Any], key: str, form: str = "{:.1%}") -> str:
+    count = len(found["requests"])
+    lines = ["| | " + " | ".join(str(i) for i in range(1, count + 1)) + " |", "|" + "---|" * (count + 1)]
+    for name, entries in found["methods"].items():
+        if key == "fit_s" and name == BEFORE:
+            continue
+        cells = ["refused" if "refused" in e else form.format(e[key]) for e in entries]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _by_request(found: Mapping[str, Any], key: str) -> str:
+    names = list(found["methods"])
+    lines = ["| request | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    for i, request in enumerate(found["requests"]):
+        cells = [_then_and_now(found["methods"][name], i, key, name) for name in names]
+        lines.append(f"| {request['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _then_and_now(entries: Entries, request: int, key: str, name: str) -> str:
+    form = "{:.3f}" if key == "auc" else "{:.1%}"
+
+    def said(entry: Mapping[str, Any]) -> str:
+        if "refused" in entry:
+            return "refused"
+        value = entry["requests"][request][key]
+        return "–" if value is None else form.format(value)
+
+    now, then = said(entries[-1]), said(entries[request])
+    return now if name == BEFORE else f"{now} ({then})"
+
+
+def _differs(preset: Preset) -> list[str]:
+    return ["## What is not as published\n\n" + "\n".join(f"- {d}" for d in preset.differs)] if preset.differs else []

@@ -1,0 +1,146 @@
+"""One preset from its file to its page: fetch, run in a workspace of its own, write. A run that was killed goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.config import load_config
+from expunge.data.readers.named import PREFIX, WITHOUT_DOWNLOAD
+from expunge.reproduce import page
+from expunge.reproduce.presets import Preset, load, merged
+from expunge.reproduce.sample import cut, sample_changes
+from expunge.reproduce.switches import AUGMENTED, LOGITS_CKA
+from expunge.reproduce.weights import fetch_weights
+from expunge.system.errors import ConfigError, DataError
+from expunge.system.files import read_json, write_bytes, write_json, write_text
+from expunge.system.paths import RAW, SUMMARY, WORK
+from expunge.system.progress import log_message
+from expunge.workspaces.workspace import lay_out, reproduce
+
+HOME = WORK / "reproduce"
+CACHE = HOME / "cache"  # of DVC, shared: presets with the same base training train it once
+PAGE = "page.md"
+ONCE = ("validate-features", "activations")  # what rounds of requests start from
+Pipeline = Callable[..., None]  # (root, workspace, *targets): `dvc repro`
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`switches`: known artefacts to reproduce; `sample`: drawn pictures in the real formats, a few dozen; `data_root`:
+    where the data set lies, if not where it is fetched to."""
+
+    switches: frozenset[str] = frozenset()
+    sample: bool = False
+    data_root: Path | None = None
+
+
+def reproduce_preset(root: Path, name: str, wanted: Wanted, pipeline: Pipeline = reproduce) -> Path:
+    """Run the preset `name` and write its page, whose path is returned. Raises ExpungeError."""
+    preset = load(root, name)
+    _check(preset, wanted)
+    home = root / HOME / "+".join([name, *(["sample"] if wanted.sample else []), *sorted(wanted.switches)])
+    home.mkdir(parents=True, exist_ok=True)
+    if preset.toy is not None:
+        return _toy(preset, home)
+    preset = cut(preset) if wanted.sample else preset
+    changes = _given(root, home, preset, wanted)
+    if preset.rounds:
+        return _rounds(root, home, preset, wanted, changes, pipeline)
+    results = []
+    for run in preset.runs:
+        params = preset.params_of(root, run, wanted.switches, changes)
+        workspace = _laid_out(root, home / run, params)
+        log_message(f"reproduce: {name}, {run}, in {workspace.relative_to(root)}")
+        pipeline(root, workspace, "report")
+        results.append(page.Result(run, read_json(workspace / SUMMARY), _extras(workspace, wanted)))
+    write_text(home / PAGE, page.of_runs(preset, results, wanted.switches, wanted.sample))
+    return home / PAGE
+
+
+def _check(preset: Preset, wanted: Wanted) -> None:
+    """Refuse what the preset has no use for, before anything is made."""
+    if wanted.switches and (preset.rounds or preset.toy):
+        raise ConfigError(f"{preset.name}: has no switches for artefacts; leave --artefact and --as-published out")
+    if wanted.sample and wanted.data_root is not None:
+        raise ConfigError("--sample makes its own files; leave --data-root out")
+
+
+def _given(root: Path, home: Path, preset: Preset, wanted: Wanted) -> dict[str, Any]:
+    """What goes over the preset's params: places on this machine, or the sample's sizes."""
+    source = preset.params.get("data", {}).get("source", "fashion-mnist")
+    if wanted.sample:
+        return merged(_engine(preset), sample_changes(home, preset))
+    changes: dict[str, Any] = _engine(preset)
+    if source.startswith(PREFIX):
+        place = wanted.data_root or root / RAW / "torchvision"
+        if source.removeprefix(PREFIX) in WITHOUT_DOWNLOAD and wanted.data_root is None:
+            raise DataError(f"{preset.name}: {source} cannot be fetched; say where it lies with --data-root DIRECTORY")
+        if wanted.data_root is not None and not wanted.data_root.is_dir():
+            raise DataError(f"{wanted.data_root}: no such directory (--data-root)")
+        changes["data"] = {"root": str(place.resolve())}
+    elif wanted.data_root is not None:
+        raise DataError(f"--data-root is for presets of torchvision:NAME, {preset.name} reads {source}")
+    if preset.weights is not None:
+        changes = merged(changes, {"model": {"checkpoint": str(fetch_weights(root, preset.weights).resolve())}})
+    return changes
+
+
+def _engine(preset: Preset) -> dict[str, Any]:
+    """Where there is a GPU torchrun trains whole networks: this process would train them on the processor."""
+    import torch
+
+    full = preset.params.get("model", {}).get("training", "full") == "full"
+    return {"train": {"engine": "torchrun", "workers": 1}} if full and torch.cuda.is_available() else {}
+
+
+def _laid_out(root: Path, workspace: Path, params: Mapping[str, Any]) -> Path:
+    workspace.mkdir(parents=True, exist_ok=True)
+    lay_out(root, workspace, yaml.safe_dump(dict(params), sort_keys=False), cache=root / CACHE)
+    return workspace
+
+
+def _extras(workspace: Path, wanted: Wanted) -> dict[str, Mapping[str, float | None]]:
+    """What the switches ask for beside the pipeline's own numbers."""
+    from expunge.reproduce.artefacts import augmented_retained, logits_cka
+
+    config = load_config(workspace / "params.yaml")
+    with chdir(workspace):  # paths in params are relative to it
+        here = Path()
+        found: dict[str, Mapping[str, float | None]] = {}
+        if AUGMENTED in wanted.switches:
+            found[AUGMENTED] = augmented_retained(here, config)
+        if LOGITS_CKA in wanted.switches:
+            found[LOGITS_CKA] = logits_cka(here, config)
+    return found
+
+
+def _rounds(
+    root: Path, home: Path, preset: Preset, wanted: Wanted, changes: Mapping[str, Any], pipeline: Pipeline
+) -> Path:
+    from expunge.reproduce.rounds import run_rounds
+    from expunge.reproduce.rounds_page import draw_rounds, page_of_rounds
+
+    workspace = _laid_out(root, home / "run", preset.params_of(root, "run", wanted.switches, changes))
+    log_message(f"reproduce: {preset.name}, in {workspace.relative_to(root)}")
+    pipeline(root, workspace, *ONCE)
+    with chdir(workspace):
+        found = run_rounds(load_config(), preset.rounds)
+    write_json(home / "rounds.json", found)
+    write_bytes(home / "rounds.png", draw_rounds(found))
+    write_text(home / PAGE, page_of_rounds(preset, found, "rounds.png", wanted.sample))
+    return home / PAGE
+
+
+def _toy(preset: Preset, home: Path) -> Path:
+    from expunge.reproduce.gaussians import draw, run_toy
+
+    head, labels, panels = run_toy()
+    write_bytes(home / "gaussians.png", draw(head, labels, panels))
+    write_text(home / PAGE, page.of_toy(preset, panels, "gaussians.png"))
+    return home / PAGE

@@ -1,0 +1,44 @@
+"""Public weights of torchvision, fetched once and compared with the digest in their published name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from expunge.models.vision_imports import import_vision
+from expunge.system.errors import CheckpointError
+from expunge.system.paths import RAW
+from expunge.system.progress import log_message
+
+
+def fetch_weights(root: Path, wanted: Mapping[str, str]) -> Path:
+    """The file of `wanted` = {model, name} below `data/raw/weights`; fetched where it is missing.
+
+    torch writes it under a temporary name and renames it once its sha256 is right. Raises CheckpointError for a file
+    of another content, and where nothing can be fetched.
+    """
+    import torch
+
+    url: str = import_vision("torchvision.models").get_model_weights(wanted["model"])[wanted["name"]].url
+    name = url.rsplit("/", 1)[-1]
+    start = re.search(r"-([0-9a-f]{8,})\.", name)
+    assert start is not None, name
+    file = root / RAW / "weights" / name
+    if file.is_file():
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if not found.startswith(start[1]):
+            raise CheckpointError(
+                f"{file}: sha256 is {found[:8]}..., its name says {start[1]}; it is incomplete or another file, delete "
+                "it and run again"
+            )
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    log_message(f"reproduce: fetching {url}")
+    try:
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=start[1], progress=False)
+    except (OSError, RuntimeError) as e:
+        raise CheckpointError(f"{file}: could not be fetched from {url} ({e}); put it there by hand") from None
+    return file

@@ -1,0 +1,38 @@
+"""The pipeline of dvc.yaml in this process: every stage in its order, without the seconds that each takes to start."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import chdir
+from pathlib import Path
+from unittest import mock
+
+import torch
+import yaml
+
+
+def stages(params: dict, targets: tuple[str, ...]) -> list[list[str]]:
+    """Stage and arguments, as `dvc repro TARGETS` would start them."""
+    first = [["prepare"], ["validate", "dataset"], ["train"], ["extract", "original"], ["validate", "features"]]
+    first.append(["activations"])
+    if "report" not in targets:
+        return first
+    seeds = [str(s) for s in params["retrain"]["seeds"]]
+    return [
+        *first, ["split"], ["validate", "split"],
+        *(["retrain", s] for s in seeds), *(["extract", f"retrained/{s}"] for s in seeds),
+        *(["fit", m] for m in params["methods"]), ["evaluate"], *(["evaluate", m] for m in params["methods"]),
+        ["shadow"], ["compare"], ["report"],
+    ]  # fmt: skip
+
+
+def run_here(root: Path, workspace: Path, *targets: str) -> None:
+    """What `expunge.workspaces.workspace.reproduce` does in processes of their own."""
+    params = yaml.safe_load((workspace / "params.yaml").read_text())
+    threads = torch.get_num_threads()
+    with chdir(workspace):
+        for name, *arguments in stages(params, targets):
+            with mock.patch.object(sys, "argv", [name, *arguments]):
+                importlib.import_module(f"expunge.stages.{name}").main()
+    torch.set_num_threads(threads)

@@ -1,0 +1,204 @@
+"""Every preset from end to end, on a few dozen drawn pictures in the formats that their data sets are published in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from expunge.cli import app
+from expunge.reproduce.presets import load, names
+from expunge.reproduce.run import CACHE, HOME, Wanted, reproduce_preset
+from expunge.reproduce.switches import SWITCHES
+from expunge.reproduce.weights import fetch_weights
+from expunge.system.errors import CheckpointError, ConfigError, DataError, ExpungeError
+from tests.pipeline import ENVIRONMENT
+from tests.reproduce.here import run_here
+
+ROOT = Path(__file__).parents[2]
+OFF: frozenset[str] = frozenset()
+FAST = ("ru-gaussians", "continual-fashion-mnist")
+LONG = [name for name in names(ROOT) if name not in (*FAST, "continual-people")]  # people are fetched whole
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A clone, as far as presets look at it."""
+    for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("src", "flows", "presets"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("data/source", "data/requests"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def rows(page: str, heading: str) -> dict[str, list[str]]:
+    """The first table below `heading`: first cell -> all cells."""
+    lines = page.split(heading, 1)[1].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    cells = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        cells.append([c.strip() for c in line.strip("|").split("|")])
+    return {c[0]: c for c in cells}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(root: Path) -> None:
+    """As a person types it, with DVC: killed when the data set is there, it does not read that again."""
+    command = [sys.executable, "-m", "expunge.cli", "reproduce", "continual-fashion-mnist", "--sample"]
+    workspace = root / HOME / "continual-fashion-mnist+sample" / "run"
+    first = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
+    for _ in range(600):
+        if (workspace / "dvc.lock").is_file() and "train:" in (workspace / "dvc.lock").read_text():
+            break
+        assert first.poll() is None, "it ended before it could be killed"
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (workspace.parent / "page.md").exists()
+    made = (workspace / "models/original/manifest.json").stat().st_mtime_ns
+    again = subprocess.run(command, cwd=root, env=ENVIRONMENT, text=True, capture_output=True, timeout=600)
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    assert again.stdout.strip().endswith("page: .expunge/reproduce/continual-fashion-mnist+sample/page.md")
+    assert (workspace / "models/original/manifest.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"presets {i % 2}")) for i, n in enumerate(LONG)]
+)
+def test_a_preset_runs_whole(name: str, root: Path) -> None:
+    """One with every switch on: the published numbers stand beside ours, the switches' own columns are filled."""
+    on = frozenset(SWITCHES) if name in ("ru-cifar10-class", "loft-tiny-imagenet-rows") else OFF
+    page = reproduce_preset(root, name, Wanted(on, sample=True), run_here).read_text()
+    preset = load(ROOT, name)
+    assert page.startswith(f"# {preset.title}") and "drawn pictures" in page
+    if preset.rounds:
+        assert len(rows(page, "## Every request")) == 2 + len(preset.rounds)
+        return
+    table = rows(page, "## Ours")
+    for known in preset.published:
+        assert table[known["what"]][1] == "published, secondary page" and "n/a" in table[known["what"]]
+    assert "original" in table and "logit-mask" in table
+    if preset.params.get("reference") != "skip":
+        assert table["retrained"][1] == "reference"
+    if preset.grid:
+        kinds = {table[n][1] for n in table if n.startswith(("std-", "zero-"))}
+        assert kinds == {"as published" if on else "as published, artefacts off"}
+        assert len([n for n in table if n.startswith(("std-", "zero-"))]) == 6
+    assert ("retain, augmented" in table[""]) == ("CKA of logits" in table[""]) == bool(on)
+    switches = rows(page, "## Known artefacts")
+    assert {switches[f"`{s}`"][1] for s in SWITCHES} == ({"on"} if on else {"off"})
+
+
+def test_the_toy_has_its_page_and_picture(root: Path) -> None:
+    page = reproduce_preset(root, "ru-gaussians", Wanted())
+    assert float(rows(page.read_text(), "## Ours")["standard"][2].rstrip("%")) < 5
+    assert (page.parent / "gaussians.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> None:
+    """Retained and forgotten rows are those of all requests so far; what was found is not computed again."""
+    name = "continual-fashion-mnist"
+    page = reproduce_preset(root, name, Wanted(sample=True), run_here)
+    found = json.loads((page.parent / "rounds.json").read_text())
+    assert [r["rows"] for r in found["requests"]][:2] == [12, 3] and len(found["requests"]) == 10
+    mask = found["methods"]["logit-mask"]
+    assert mask[0]["requests"][0]["accuracy"] == 0 and len(mask[-1]["requests"]) == 10
+    classes = [i for i, r in enumerate(found["requests"]) if "class" in r["name"]]
+    assert all(mask[-1]["requests"][i]["accuracy"] == 0 for i in classes)
+    assert (page.parent / "rounds.png").read_bytes().startswith(b"\x89PNG")
+    kept = page.parent / "run" / ".expunge" / "rounds"
+    (kept / "10-loft.json").unlink()  # as if killed there
+    before = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.json")}
+    again = reproduce_preset(root, name, Wanted(sample=True), lambda *_: None)
+    assert json.loads((again.parent / "rounds.json").read_text())["methods"]["leace"] == found["methods"]["leace"]
+    after = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.json")}
+    assert "10-loft.json" in after and {n: t for n, t in after.items() if n in before} == before
+
+
+def test_wrong_places_are_one_clear_line(root: Path, tmp_path: Path) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("nothing may be started")
+
+    with pytest.raises(DataError, match=r"cannot be fetched; say where it lies with --data-root"):
+        reproduce_preset(root, "loft-imagenet", Wanted(), never)
+    with pytest.raises(DataError, match=r"nowhere: no such directory \(--data-root\)"):
+        reproduce_preset(root, "ru-cifar10-class", Wanted(data_root=tmp_path / "nowhere"), never)
+    with pytest.raises(DataError, match="--data-root is for presets of torchvision"):
+        reproduce_preset(root, "continual-exact", Wanted(data_root=tmp_path), never)
+    with pytest.raises(ConfigError, match="continual-exact: has no switches"):
+        reproduce_preset(root, "continual-exact", Wanted(frozenset({"raw-proxies"})), never)
+    with pytest.raises(ConfigError, match="--sample makes its own files"):
+        reproduce_preset(root, "ru-cifar10-class", Wanted(sample=True, data_root=tmp_path), never)
+    with pytest.raises(ConfigError, match="fetched whole and small"):
+        reproduce_preset(root, "continual-people", Wanted(sample=True), never)
+
+
+def test_half_downloaded_weights_are_refused(root: Path) -> None:
+    file = root / "data" / "raw" / "weights" / "swin_t-704ceda3.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"swin_t-704ceda3\.pth: sha256 is .* incomplete or another file"):
+        fetch_weights(root, {"model": "swin_t", "name": "IMAGENET1K_V1"})
+
+
+def test_weights_that_cannot_be_fetched_leave_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(CheckpointError, match=r"could not be fetched from .* refused.*put it there by hand"):
+        fetch_weights(root, {"model": "resnet50", "name": "IMAGENET1K_V1"})
+    assert not list((root / "data" / "raw" / "weights").iterdir())
+
+
+def test_a_failed_stage_ends_it_without_a_page(root: Path) -> None:
+    def failing(*_: object) -> None:
+        raise ExpungeError("a stage failed")
+
+    with pytest.raises(ExpungeError):
+        reproduce_preset(root, "ru-cifar10-class", Wanted(sample=True), failing)
+    assert not list((root / HOME).rglob("page.md")) and not (root / CACHE / "page.md").exists()
+
+
+def test_the_list_names_every_preset_and_says_that_nothing_was_measured(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    told = CliRunner().invoke(app, ["reproduce", "--list"]).output
+    assert all(name in told for name in names(root)) and "None was measured" in told
+
+
+def test_rounds_that_ask_for_too_much() -> None:
+    from expunge.reproduce.rounds import requests_of
+
+    class Few:
+        """Six training rows of two classes, no subjects."""
+
+        columns = ("label",)
+        class_names = ("a", "b")
+
+        def labels(self) -> np.ndarray:
+            return np.array([0, 0, 0, 1, 1, 1])
+
+        def splits(self) -> np.ndarray:
+            return np.array(["train"] * 6)
+
+    few: object = Few()
+    with pytest.raises(ConfigError, match="round 2: asks for 3 of 3 that are left"):
+        requests_of(few, [{"classes": [0]}, {"rows": 3}])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="round 1: this dataset has no subjects"):
+        requests_of(few, [{"subjects": 1}])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"round 1: .* has none of classes, rows, subjects"):
+        requests_of(few, [{"row": 1}])  # type: ignore[arg-type]
