@@ -14,7 +14,7 @@ from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 def print_result() -> None:
     """Print the table, the verdict and where to look next. Raises ManifestError when nothing has run yet."""
     if not SUMMARY.is_file():
-        raise ManifestError(f"{SUMMARY}: no result yet; run `make run`, or `make demo` for a minute's worth")
+        raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for a minute's worth")
     summary = read_json(SUMMARY)
     console = Console()
     if not console.is_terminal:  # behind a pipe rich assumes 80 columns and would cut every number
@@ -43,4 +43,4 @@ def print_result() -> None:
     ):
         if path.exists():
             console.print(f"{what + ':':<14}{path}", highlight=False)
-    console.print("Runs and models: make ui, then http://127.0.0.1:5000, Model training", highlight=False)
+    console.print("Runs and models: expunge ui, then http://127.0.0.1:5000, Model training", highlight=False)

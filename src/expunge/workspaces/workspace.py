@@ -12,25 +12,44 @@ import yaml
 
 from expunge.system import dvc
 from expunge.system.errors import ConfigError, ExpungeError
+from expunge.system.installed import read_lock
+from expunge.workspaces.init.graph import graph, with_input
+from expunge.workspaces.init.plan import lock_of
+from expunge.workspaces.template import nearest, template
 
 # What the graph reads: the stages run in the workspace, the code is found through these links.
 LINKED = ("src", "flows")
-COPIED = ("dvc.yaml", ".dvcignore")
+NOTES = ("data/source/README.md", "data/requests/README.md")
 
 
 def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None) -> None:
     """Fill `workspace` with the graph of `root` and `params` as params.yaml; what earlier runs made there stays.
 
-    Workspaces with one `cache` share it, and what one of them made another takes from there instead of making it again.
+    A `root` without dvc.yaml gets that of the installed version. Inputs named by `data.path` are links, where they do
+    not lie in `data/source`. Workspaces with one `cache` share it, and what one of them made another takes from there
+    instead of making it again.
     """
     (workspace / "data").mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
-        shutil.copy(root / name, workspace / name)
+    path = (yaml.safe_load(params).get("data") or {}).get("path")
+    own = root / "src" / "expunge"
+    if own.is_dir():
+        shutil.copy(root / "dvc.yaml", workspace / "dvc.yaml")
+    else:
+        text = (root / "dvc.yaml").read_text(encoding="utf-8") if (root / "dvc.yaml").is_file() else graph(False)
+        (workspace / "dvc.yaml").write_text(with_input(text, path is not None), encoding="utf-8")
+        (read_lock(root) or lock_of({})).write(workspace)
+    shutil.copy(nearest(root, ".dvcignore"), workspace / ".dvcignore")
     (workspace / "params.yaml").write_text(params, encoding="utf-8")
-    for name in ("data/source", "data/requests"):
-        shutil.copytree(root / name, workspace / name, dirs_exist_ok=True)
+    for name in NOTES:
+        source = (root / name).parent
+        if source.is_dir():
+            shutil.copytree(source, (workspace / name).parent, dirs_exist_ok=True)
+        else:
+            (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(template(name), workspace / name)
+    _link_input(root, workspace, path)
     for name in LINKED:
-        if not (workspace / name).exists():
+        if (root / name).is_dir() and not (workspace / name).exists() and (own.is_dir() or name != "src"):
             (workspace / name).symlink_to(root / name)
     if not (workspace / ".dvc").exists():
         dvc.run("init", "--no-scm", "--quiet", root=workspace)
@@ -38,12 +57,21 @@ def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None)
             dvc.run("cache", "dir", str(cache.resolve()), root=workspace)
 
 
+def _link_input(root: Path, workspace: Path, path: str | None) -> None:
+    if path is None or Path(path).is_absolute() or (workspace / path).exists() or not (root / path).exists():
+        return
+    (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / path).symlink_to((root / path).resolve())
+
+
 def params_with(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The params of `file` with `changes` over them, section by section. Raises ConfigError for a key it lacks."""
     try:
         params: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; run from the root of the repository") from None
+        raise ConfigError(
+            f"{file}: no such file; run from the root of a workspace, or make one: `expunge init`"
+        ) from None
     _change(params, changes, file.name)
     return params
 
@@ -61,5 +89,7 @@ def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> No
 def reproduce(root: Path, workspace: Path, *targets: str) -> None:
     """`dvc repro` in the workspace; MLflow runs go to the store of `root`. Raises ExpungeError when a stage fails."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    if not dvc.reproduce(*targets, root=workspace, MLFLOW_TRACKING_URI=uri):
+    # `model.name: package.module:function` may name a module of the repository.
+    importable = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(root)]).strip(os.pathsep)
+    if not dvc.reproduce(*targets, root=workspace, MLFLOW_TRACKING_URI=uri, PYTHONPATH=importable):
         raise ExpungeError(f"a stage failed, see above; its workspace is {workspace.relative_to(root)}")
