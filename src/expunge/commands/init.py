@@ -14,6 +14,7 @@ from expunge.commands.variant import changes as parsed
 from expunge.system.errors import ConfigError
 
 HERE = Path()
+REQUESTED = Path("data/requests")
 REQUESTS = ("--classes", "--ids", "--subjects", "--filter", "--random", "--memorised")
 Word = str | None
 
@@ -67,7 +68,7 @@ def init(
         given = {"--data": data, "--model": model, "--training": training, "--weights": weights, **asked}
         if taken := [option for option, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(taken)}: --example has its own; leave one of them out")
-        _write(*_example(example, parsed(change or [])), without or [], None, dry_run)
+        _write(*_example(example, parsed(change or [])), without or [], [], dry_run)
         return
     if source is not None and source not in ("image-folder", "parquet", "npz", "text"):
         raise ConfigError(f"--source {source}: must be image-folder, parquet, npz or text")
@@ -80,7 +81,8 @@ def init(
         parsed(change or []),
     )  # fmt: skip
     params, path = _params(answers)
-    _write(params, path is not None, without or [], path if track else None, dry_run)
+    inputs = [name for name in (path, request.get("file")) if name is not None]
+    _write(params, path is not None, without or [], inputs if track else [], dry_run)
 
 
 def _asked(
@@ -122,6 +124,8 @@ def _request(option: str, value: Any) -> dict[str, Any]:
     if kind in ("ids", "subjects"):
         if not Path(value).is_file():
             raise ConfigError(f"{option} {value}: no such file; one id or name per line, or a column")
+        if Path(value).parent != REQUESTED:  # of which the stage `split` depends
+            raise ConfigError(f"{option} {value}: must lie in {REQUESTED}/; `mkdir -p {REQUESTED}`, and move it there")
         return {"selector": kind, "file": Path(value).as_posix()}
     return {"selector": kind, "filter" if kind == "filter" else "fraction": value}
 
@@ -165,7 +169,7 @@ def _checked(text: str) -> None:
         )
 
 
-def _write(params: str, own_input: bool, without: list[str], tracked: Word, dry_run: bool) -> None:
+def _write(params: str, own_input: bool, without: list[str], tracked: list[str], dry_run: bool) -> None:
     from expunge.system.installed import LOCK
     from expunge.workspaces.init.plan import PARTS, plan
     from expunge.workspaces.init.plan import track as give_to_dvc
@@ -191,8 +195,8 @@ def _write(params: str, own_input: bool, without: list[str], tracked: Word, dry_
     if dry_run:
         return
     made.write()
-    if tracked is not None:
-        typer.echo(give_to_dvc(HERE, tracked))
+    for name in tracked:
+        typer.echo(give_to_dvc(HERE, name))
     typer.echo(
         "next: expunge check, dvc repro, expunge show; params.yaml has every setting, `expunge docs` explains them"
     )
