@@ -80,11 +80,11 @@ def show(json: Annotated[bool, typer.Option("--json", help="The summary as JSON.
 def demo(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False,
 ) -> None:
-    """The whole pipeline on scikit-learn's digits, in a workspace of its own; its outputs are left here."""
+    """The whole pipeline on scikit-learn's digits, in a workspace of its own, .expunge/demo."""
     from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_demo
 
-    run_demo(Path.cwd(), keep)
+    os.chdir(run_demo(Path.cwd(), keep))
     print_result()
 
 
@@ -92,11 +92,11 @@ def demo(
 def demo_text(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier run computed instead of starting anew.")] = False,
 ) -> None:
-    """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; its outputs are left here."""
+    """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; in .expunge/texts."""
     from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_texts
 
-    run_texts(Path.cwd(), keep)
+    os.chdir(run_texts(Path.cwd(), keep))
     print_result()
 
 

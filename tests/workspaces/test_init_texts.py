@@ -39,8 +39,8 @@ def test_values_take_their_places_and_comments_keep_theirs():
     expected["train"]["head"] = {"ridge": "gcv"}
     assert yaml.safe_load(text) == expected
     assert len(changed_lines(PARAMS, text)) == 2 * 5
-    line = next(line for line in text.splitlines() if line.startswith("  source:"))
-    assert line.index("#") == PARAMS.splitlines()[4].index("#")
+    column = [next(line.index("#") for line in t.splitlines() if line.startswith("  source:")) for t in (PARAMS, text)]
+    assert column[0] == column[1]
 
 
 @pytest.mark.parametrize("wrong", [{"nothing": 1}, {"data": {"sorce": "npz"}}, {"fit": {"relearn": 3}}])

@@ -15,11 +15,11 @@ from expunge.system.errors import ConfigError, ExpungeError
 from expunge.system.installed import read_lock
 from expunge.workspaces.init.graph import graph, with_input
 from expunge.workspaces.init.plan import lock_of
-from expunge.workspaces.template import nearest, template
+from expunge.workspaces.template import nearest
 
 # What the graph reads: the stages run in the workspace, the code is found through these links.
 LINKED = ("src", "flows")
-NOTES = ("data/source/README.md", "data/requests/README.md")
+INPUTS = ("data/source", "data/requests")
 
 
 def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None) -> None:
@@ -31,8 +31,8 @@ def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None)
     """
     (workspace / "data").mkdir(parents=True, exist_ok=True)
     path = (yaml.safe_load(params).get("data") or {}).get("path")
-    own = root / "src" / "expunge"
-    if own.is_dir():
+    own = has_source(root)
+    if own:
         shutil.copy(root / "dvc.yaml", workspace / "dvc.yaml")
     else:
         text = (root / "dvc.yaml").read_text(encoding="utf-8") if (root / "dvc.yaml").is_file() else graph(False)
@@ -40,21 +40,23 @@ def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None)
         (read_lock(root) or lock_of({})).write(workspace)
     shutil.copy(nearest(root, ".dvcignore"), workspace / ".dvcignore")
     (workspace / "params.yaml").write_text(params, encoding="utf-8")
-    for name in NOTES:
-        source = (root / name).parent
-        if source.is_dir():
-            shutil.copytree(source, (workspace / name).parent, dirs_exist_ok=True)
-        else:
-            (workspace / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(template(name), workspace / name)
+    for name in INPUTS:
+        (workspace / name).mkdir(parents=True, exist_ok=True)
+        if (root / name).is_dir():
+            shutil.copytree(root / name, workspace / name, dirs_exist_ok=True)
     _link_input(root, workspace, path)
     for name in LINKED:
-        if (root / name).is_dir() and not (workspace / name).exists() and (own.is_dir() or name != "src"):
+        if (root / name).is_dir() and not (workspace / name).exists() and (own or name != "src"):
             (workspace / name).symlink_to(root / name)
     if not (workspace / ".dvc").exists():
         dvc.run("init", "--no-scm", "--quiet", root=workspace)
         if cache is not None:
             dvc.run("cache", "dir", str(cache.resolve()), root=workspace)
+
+
+def has_source(root: Path) -> bool:
+    """Whether `root` is the repository of this package, rather than one that it is installed for."""
+    return (root / "src" / "expunge").is_dir()
 
 
 def _link_input(root: Path, workspace: Path, path: str | None) -> None:
