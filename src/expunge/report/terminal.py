@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from expunge.report.tables import headline, not_proven, rows
+from expunge.report.tables import headline, not_proven, reasons, rows
 from expunge.system.errors import ManifestError
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
@@ -29,7 +29,12 @@ def print_result() -> None:
     for row in body:
         table.add_row(*row, style="bold" if row[0] == summary["selected"] else None)
     console.print(table)
-    console.print(headline(summary).replace("**", ""))
+    console.print(headline(summary).replace("**", ""), highlight=False)
+    if why := reasons(summary):
+        listed = Table("method", "why not", box=None, pad_edge=False)
+        for line in why:
+            listed.add_row(*line)
+        console.print(listed)
     for name, why in summary.get("refused", {}).items():
         console.print(f"{name} was refused: {why}", highlight=False)
     console.print(not_proven(summary), highlight=False)
