@@ -15,6 +15,8 @@ KINDS = {".parquet": "parquet", ".npz": "npz", ".csv": "text", ".tsv": "text"}
 # Their picture is known, so the default network and its cuts fit; nothing has to be named.
 OWN_CUTS = "resnet-small"
 FROZEN = ("head", "ridge")
+# Below so many pictures a batch of 256 makes a handful of steps per pass, and the network stays half trained.
+FEW, SMALL_BATCH = 10_000, 64
 PEOPLE = ("ids", "subjects")
 
 
@@ -97,12 +99,25 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
         **_methods(answers, text=source in ("text", "fortunes")),
         "register": {"name": answers.name},
     }
-    if source == "image-folder" and path is not None and "classes" in answers.request:
-        given = [str(c) for c in answers.request["classes"]]
-        made["split"]["classes"] = named_classes(given, folder_classes(root / path))
+    if source == "image-folder" and path is not None:
+        if "classes" in answers.request:
+            given = [str(c) for c in answers.request["classes"]]
+            made["split"]["classes"] = named_classes(given, folder_classes(root / path))
+        if answers.training == "full" and _pictures(root / path) < FEW:
+            made = _merged(made, _small_batches(made["methods"]))
     if answers.request["selector"] != "classes":
         made["split"]["classes"] = []
     return _merged(made, answers.changes)
+
+
+def _pictures(path: Path) -> int:
+    return sum(p.suffix.lower() in SUFFIXES for p in path.rglob("*"))
+
+
+def _small_batches(methods: Sequence[str]) -> dict[str, Any]:
+    fit: dict[str, Any] = {"short-retrain": {"batch_size": SMALL_BATCH}}
+    fit["teacher-map"] = {"after": {"batch_size": SMALL_BATCH}}
+    return {"train": {"batch_size": SMALL_BATCH}, "fit": {k: v for k, v in fit.items() if k in methods}}
 
 
 def _model(answers: Answers) -> dict[str, Any]:
