@@ -221,6 +221,7 @@ def test_another_build_is_refused_by_stages_and_explained_by_check(repository):
     assert not (repository / "data/dataset").exists()
     said = init("--upgrade", "--yes")
     assert "version 0.0.9 -> " in said and "other code in: data, gone" in said
+    assert "will run again where they ran: prepare, validate-dataset, train" in said and "goes back" not in said
     assert read_lock() == lock and other_version() is None
     Lock("0.0.9", lock.code, lock.files).write(repository)
     said = CliRunner().invoke(app, ["check"])

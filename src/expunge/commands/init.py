@@ -203,7 +203,8 @@ def _write(params: str, own_input: bool, without: list[str], tracked: list[str],
 
 
 def _upgrade(take: list[str], keep: list[str], yes: bool, dry_run: bool) -> None:
-    from expunge.system.installed import changed_code, installed_version
+    from expunge.system.installed import changed_code, installed_version, read_lock
+    from expunge.workspaces.init.graph import stages_of
     from expunge.workspaces.init.upgrade import upgrade
 
     new = upgrade(HERE, take, keep)
@@ -215,12 +216,12 @@ def _upgrade(take: list[str], keep: list[str], yes: bool, dry_run: bool) -> None
         typer.echo(f"{name}: stays as you changed it")
     if new.added:
         typer.echo(f"params.yaml: your values stay; new: {', '.join(new.added)}")
-    from expunge.system.installed import read_lock
-
     old = read_lock(HERE)
     assert old is not None
     changed = changed_code(old)
     typer.echo(f"version {old.version} -> {new.lock.version}; other code in: {', '.join(changed) or 'no stage'}")
+    if again := stages_of(changed):
+        typer.echo(f"will run again where they ran: {', '.join(again)}, and what depends on their outputs")
     if new.both:
         raise ConfigError(
             "nothing was written: you changed these files, and so did the new version:\n"

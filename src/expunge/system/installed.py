@@ -108,10 +108,11 @@ def other_version(root: Path = Path()) -> str | None:
         return None
     here = installed_version()
     which = f"version {here} is installed" if here != lock.version else f"another build of {here} is installed"
+    back = f", or `pip install expunge=={lock.version}` goes back" if here != lock.version else ""
     parts = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
     return (
         f"{LOCK} is of version {lock.version}, and {which}: other code in {parts}, so dvc.lock would say what is not "
-        f"so; `expunge init --upgrade` shows what changes, or `pip install expunge=={lock.version}` goes back"
+        f"so; `expunge init --upgrade` shows what changes{back}"
     )
 
 

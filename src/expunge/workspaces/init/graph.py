@@ -30,6 +30,16 @@ def units(text: str) -> list[str]:
     return sorted(unit_of(dep) for dep in deps)
 
 
+def stages_of(changed: Iterable[str]) -> list[str]:
+    """Stages of this version's dvc.yaml that depend on one of these parts of the package."""
+    stages, parts = yaml.safe_load(text_of("dvc.yaml"))["stages"], set(changed)
+    return [
+        name
+        for name, stage in stages.items()
+        if parts & {unit_of(str(dep)) for dep in stage["deps"] if str(dep).startswith(CODE)}
+    ]
+
+
 def graph(own_input: bool) -> str:
     """dvc.yaml of this version for a workspace. `own_input`: `prepare` depends on the path in `data.path`."""
     editor = YAML()
