@@ -80,14 +80,17 @@ def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
 
 def test_images_come_under_dvc_and_out_of_git(repository):
     images(repository, "bag", "Coat")
-    said = init("--data", "images", "--model", "timm:resnet18", "--image-size", "32", "--classes", "coat")
-    assert "images: tracked by DVC now" in said
+    (repository / "w.safetensors").write_bytes(b"weights")
+    model = ("--model", "timm:resnet18", "--image-size", "32", "--weights", "w.safetensors", "--training", "full")
+    said = init("--data", "images", *model, "--classes", "coat")
+    assert "images: tracked by DVC now" in said and "w.safetensors: tracked by DVC now" in said
     params = yaml.safe_load((repository / "params.yaml").read_text())
     assert (params["data"]["path"], params["split"]["classes"], params["activations"]["cuts"]) == (
         "images", ["Coat"], "auto",
     )  # fmt: skip
     git("add", ".")
-    assert "images.dvc" in git("ls-files").split() and "images/" not in git("ls-files")
+    assert {"images.dvc", "w.safetensors.dvc"} <= set(git("ls-files").split())
+    assert "images/" not in git("ls-files") and "w.safetensors\n" not in git("ls-files")
     shown = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]["prepare"]["deps"]
     assert shown == ["${data.path}"] and not (repository / "data/source").exists()
     assert "prepare" in dvc(repository, "status")
@@ -148,6 +151,7 @@ def test_dry_run_writes_nothing(repository):
         (["--data", "digits", "--model", "m", "--classes", "1", "--random", "0.1"], "--classes and --random"),
         (["--data", "digits", "--model", "m", "--training", "x", "--classes", "1"], "must be full, head"),
         (["--data", "digits", "--model", "m", "--ids", "rows.txt"], "no such file"),
+        (["--data", "digits", "--model", "m", "--classes", "1", "--weights", "../w.pt"], "no such file below"),
         (["--data", "digits", "--model", "m", "--ids", "there.txt"], r"must lie in data/requests"),
         (["--data", "digits", "--model", "m", "--classes", "1", "-S", "data.test_fraction=2"], "test_fraction"),
         ([*DIGITS, "-S", "train.epoch=3"], "train.epoch"),

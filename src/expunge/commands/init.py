@@ -80,8 +80,10 @@ def init(
         data, model, training, request, source, image_size, weights, checkpoint, _words(methods), name,
         parsed(change or []),
     )  # fmt: skip
+    for option, file in (("--weights", weights), ("--checkpoint", checkpoint)):
+        _is_below(option, file)
     params, path = _params(answers)
-    inputs = [name for name in (path, request.get("file")) if name is not None]
+    inputs = [name for name in (path, request.get("file"), weights, checkpoint) if name is not None]
     _write(params, path is not None, without or [], inputs if track else [], dry_run)
 
 
@@ -111,6 +113,11 @@ def _asked(
     if not given:
         given = {"--classes": typer.prompt("Classes to forget, with commas (rows: --ids, --subjects, --filter)")}
     return data, model, training, _request(*next(iter(given.items())))
+
+
+def _is_below(option: str, file: Word) -> None:
+    if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts or not Path(file).is_file()):
+        raise ConfigError(f"{option} {file}: no such file below this folder; copy it here, so that DVC can keep it")
 
 
 def _request(option: str, value: Any) -> dict[str, Any]:
