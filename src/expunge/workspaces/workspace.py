@@ -15,7 +15,7 @@ from expunge.system.errors import ConfigError, ExpungeError
 from expunge.system.installed import read_lock
 from expunge.workspaces.init.graph import graph, with_input
 from expunge.workspaces.init.plan import lock_of
-from expunge.workspaces.template import nearest
+from expunge.workspaces.template import nearest, template
 
 # What the graph reads: the stages run in the workspace, the code is found through these links.
 LINKED = ("src", "flows")
@@ -25,28 +25,29 @@ INPUTS = ("data/source", "data/requests")
 def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None) -> None:
     """Fill `workspace` with the graph of `root` and `params` as params.yaml; what earlier runs made there stays.
 
-    A `root` without dvc.yaml gets that of the installed version. Inputs named by `data.path` are links, where they do
-    not lie in `data/source`. Workspaces with one `cache` share it, and what one of them made another takes from there
-    instead of making it again.
+    A `root` that is no workspace gets the graph of the installed version. Data and weights that `params` names are
+    links, where they do not lie in `data/source`. Workspaces with one `cache` share it, and what one of them made
+    another takes from there instead of making it again.
     """
     (workspace / "data").mkdir(parents=True, exist_ok=True)
-    path = (yaml.safe_load(params).get("data") or {}).get("path")
-    own = has_source(root)
-    if own:
-        shutil.copy(root / "dvc.yaml", workspace / "dvc.yaml")
-    else:
-        text = (root / "dvc.yaml").read_text(encoding="utf-8") if (root / "dvc.yaml").is_file() else graph(False)
-        (workspace / "dvc.yaml").write_text(with_input(text, path is not None), encoding="utf-8")
-        (read_lock(root) or lock_of({})).write(workspace)
-    shutil.copy(nearest(root, ".dvcignore"), workspace / ".dvcignore")
+    named = yaml.safe_load(params)
+    path, model = named["data"].get("path"), named["model"]
+    own, lock = has_source(root), read_lock(root)
+    ours = own or lock is not None  # else dvc.yaml and what lies in data/ are of another pipeline
+    text = (root / "dvc.yaml").read_text(encoding="utf-8") if ours else graph(False)
+    (workspace / "dvc.yaml").write_text(text if own else with_input(text, path is not None), encoding="utf-8")
+    if not own:
+        (lock or lock_of({})).write(workspace)
+    shutil.copy(nearest(root, ".dvcignore") if ours else template(".dvcignore"), workspace / ".dvcignore")
     (workspace / "params.yaml").write_text(params, encoding="utf-8")
     for name in INPUTS:
         (workspace / name).mkdir(parents=True, exist_ok=True)
-        if (root / name).is_dir():
+        if ours and (root / name).is_dir():
             shutil.copytree(root / name, workspace / name, dirs_exist_ok=True)
-    _link_input(root, workspace, path)
+    for name in (path, model.get("checkpoint"), str(model.get("name")).partition(":")[2]):
+        _link_input(root, workspace, name)
     for name in LINKED:
-        if (root / name).is_dir() and not (workspace / name).exists() and (own or name != "src"):
+        if ours and (root / name).is_dir() and not (workspace / name).exists() and (own or name != "src"):
             (workspace / name).symlink_to(root / name)
     if not (workspace / ".dvc").exists():
         dvc.run("init", "--no-scm", "--quiet", root=workspace)
@@ -60,7 +61,7 @@ def has_source(root: Path) -> bool:
 
 
 def _link_input(root: Path, workspace: Path, path: str | None) -> None:
-    if path is None or Path(path).is_absolute() or (workspace / path).exists() or not (root / path).exists():
+    if not path or Path(path).is_absolute() or (workspace / path).exists() or not (root / path).exists():
         return
     (workspace / path).parent.mkdir(parents=True, exist_ok=True)
     (workspace / path).symlink_to((root / path).resolve())
