@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +32,7 @@ from expunge.commands import (
 from expunge.stages import guarded
 from expunge.system.errors import TrackingError
 from expunge.system.files import read_json
+from expunge.system.installed import installed_version
 from expunge.system.paths import SUMMARY
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def main() -> None:
 def print_version(asked: bool) -> None:
     """Print the version of this package and end, where it was asked for."""
     if asked:
-        typer.echo(f"expunge {version('expunge')}")
+        typer.echo(f"expunge {installed_version()}")
         raise typer.Exit()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,22 @@ def test_a_digest_follows_the_code(tmp_path, monkeypatch):
     (tmp_path / "data/a.py").write_text("x = 2\n")
     assert code_digest("data") != before
     assert code_digest("data.a") and code_digest("data.b") is None
+
+
+def test_a_source_tree_on_the_path_has_a_version_too(monkeypatch, tmp_path):
+    """The image of the worker holds the sources and no metadata of a package."""
+    from expunge.system import installed
+    from expunge.system.preflight import passed, remember
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    monkeypatch.setattr(installed, "version", absent)
+    assert installed.installed_version() == declared
+    (tmp_path / "params.yaml").write_text("")
+    remember(tmp_path)
+    assert passed(tmp_path)
 
 
 def test_ignore_rules_know_every_output_of_this_repository():
