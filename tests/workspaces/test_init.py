@@ -192,12 +192,13 @@ def test_at_a_terminal_it_asks(repository):
         command, stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
-    os.write(leader, b"images\n\nbag, coat\n")
+    os.write(leader, b"images\n\nbag, coat\n32\n")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert said.count("Data:") == said.count("Training") == said.count("Classes to forget") == 1
+    assert [said.count(word) for word in ("Data:", "Model (", "Training", "Classes to", "Side of")] == [1, 0, 1, 1, 1]
     params = yaml.safe_load((repository / "params.yaml").read_text())
     assert (params["model"]["training"], params["split"]["classes"]) == ("full", ["bag", "coat"])
+    assert params["model"]["image_size"] == 32
 
 
 def test_the_workflow_is_one(repository):

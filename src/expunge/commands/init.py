@@ -55,7 +55,7 @@ def init(
 ) -> None:
     """Make the current folder of a git repository a workspace of Expunge; no file that is there is overwritten.
 
-    At a terminal it asks for what no option says. `--upgrade` shows the difference first, and keeps your params.
+    Where data, model or request are missing it asks, at a terminal, for what no option says. `--upgrade` shows the difference first, and keeps your params.
     """
     asked: dict[str, Any] = {"--classes": classes, "--ids": ids, "--subjects": subjects, "--filter": filter}
     asked |= {"--random": random, "--memorised": memorised}
@@ -75,7 +75,10 @@ def init(
 
     from expunge.workspaces.init.answers import Answers
 
+    interactive = None in (data, model) or not any(value is not None for value in asked.values())
     data, model, training, request = _asked(data, model, training, weights, asked)
+    if interactive and image_size is None and not model.startswith("sentence:"):
+        image_size = typer.prompt("Side of the pictures in pixels (0: the model's own)", 0, type=int) or None
     answers = Answers(
         data, model, training, request, source, image_size, weights, checkpoint, _words(methods), name,
         parsed(change or []),
@@ -94,18 +97,16 @@ def _asked(
     given = {option: value for option, value in asked.items() if value is not None}
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)}: a request is of one kind; name one of them")
-    if not sys.stdin.isatty():
+    interactive = None in (data, model) or not given
+    if interactive and not sys.stdin.isatty():
         missing = [o for o, v in (("--data", data), ("--model", model)) if v is None]
         missing += [] if given else [f"what to forget ({', '.join(REQUESTS)})"]
-        if missing:
-            raise ConfigError(
-                f"{', '.join(missing)}: not given, and nobody is at a terminal to ask; or --example digits"
-            )
+        raise ConfigError(f"{', '.join(missing)}: not given, and nobody is at a terminal to ask; or --example digits")
     data = data or typer.prompt("Data: a folder with one folder per class, a file, or a source's name")
     model = model or typer.prompt("Model (resnet-small, timm:NAME, package.module:function ...)", "resnet-small")
     usual = "head" if weights or model.startswith("sentence:") else "full"
     if training is None:
-        training = usual if not sys.stdin.isatty() else typer.prompt("Training (full, head, ridge, none)", usual)
+        training = typer.prompt("Training (full, head, ridge, none)", usual) if interactive else usual
     if training not in ("full", "head", "ridge", "none"):
         raise ConfigError(
             f"--training {training}: must be full, head, ridge or none; above needs a cut: `expunge docs exact`"
