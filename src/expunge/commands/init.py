@@ -55,7 +55,8 @@ def init(
 ) -> None:
     """Make the current folder of a git repository a workspace of Expunge; no file that is there is overwritten.
 
-    Where data, model or request are missing it asks, at a terminal, for what no option says. `--upgrade` shows the difference first, and keeps your params.
+    Where data, model or request are missing it asks, at a terminal, for what no option says. `--upgrade` shows the
+    difference first, and keeps your params.
     """
     asked: dict[str, Any] = {"--classes": classes, "--ids": ids, "--subjects": subjects, "--filter": filter}
     asked |= {"--random": random, "--memorised": memorised}
