@@ -172,6 +172,12 @@ def test_outside_of_git_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(ConfigError, match="git init"):
         init(*DIGITS)
+    (tmp_path / ".git").write_text("nonsense")
+    with pytest.raises(ConfigError, match="git refuses this folder: fatal: invalid gitfile"):
+        init(*DIGITS)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="git is not installed"):
+        init(*DIGITS)
 
 
 def test_rows_by_id_are_given_to_dvc(repository):
@@ -182,6 +188,7 @@ def test_rows_by_id_are_given_to_dvc(repository):
     names = git("ls-files").split()
     assert "data/requests/asked.txt.dvc" in names and "data/requests/asked.txt" not in names
     assert not (repository / ".github").exists()
+    assert "nothing to upgrade" in init("--upgrade")
 
 
 def test_at_a_terminal_it_asks(repository):

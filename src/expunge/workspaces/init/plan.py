@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -133,7 +134,13 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 def git_top(root: Path) -> Path:
     """The root of the git repository that holds `root`. Raises ConfigError where there is none."""
-    done = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=root, text=True, capture_output=True)
+    try:
+        command, words = ["git", "rev-parse", "--show-toplevel"], {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(command, cwd=root, env=words, text=True, capture_output=True)
+    except FileNotFoundError:
+        raise ConfigError("git is not installed, and DVC and `expunge init` work in a git repository") from None
+    if done.returncode != 0 and "not a git repository" not in done.stderr:  # as one that belongs to somebody else
+        raise ConfigError(f"{root.resolve()}: git refuses this folder: {' '.join(done.stderr.split())}")
     if done.returncode != 0:
         raise ConfigError(f"{root.resolve()}: no git repository; `git init` here, or change to the folder of yours")
     return Path(done.stdout.strip())
