@@ -111,22 +111,3 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     assert "no Prefect server to deploy to" in run("expunge deploy", tmp_path, environment, ok=False)
     run("expunge promote --version 1 --reason tried --yes", tmp_path, environment)
     assert "1" in run("expunge ledger show", tmp_path, environment)
-
-
-@pytest.mark.slow
-def test_the_demo_in_any_folder_leaves_what_is_there(environment, tmp_path):
-    for name in ("models/mine.py", "reports/mine.md", "dvc.yaml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("stages: {}\n")
-    assert "Every method beside the original" in run("expunge demo", tmp_path, environment)
-    assert (tmp_path / ".expunge/demo/reports/registration.json").is_file()
-    for name in ("models", "reports"):
-        assert len(list((tmp_path / name).iterdir())) == 1, name
-    assert {p.name for p in tmp_path.iterdir()} <= {
-        "models",
-        "reports",
-        "dvc.yaml",
-        ".expunge",
-        "mlflow.db",
-        "mlartifacts",
-    }
