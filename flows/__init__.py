@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-# Flows and library live in one repository: flows of a clone use the clone's own library, whatever is installed.
-_LIBRARY = str(Path(__file__).absolute().parents[1] / "src")
-if _LIBRARY not in sys.path:
-    sys.path.insert(0, _LIBRARY)
+# Where flows and library live in one repository, flows of a clone use the clone's own library, whatever is installed.
+_LIBRARY = Path(__file__).absolute().parents[1] / "src"
+if (_LIBRARY / "expunge").is_dir() and str(_LIBRARY) not in sys.path:
+    sys.path.insert(0, str(_LIBRARY))
 
 # Before the first import of Prefect.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

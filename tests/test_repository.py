@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -43,3 +46,45 @@ def test_paths_in_pages_exist(name):
 
 def test_types_are_published():
     assert (ROOT / "src/expunge/py.typed").is_file()
+
+
+SCHEMAS = {
+    ".github/workflows/ci.yml": "github-workflows",
+    ".github/dependabot.yml": "dependabot",
+    ".github/ISSUE_TEMPLATE/bug.yml": "github-issue-forms",
+    ".github/ISSUE_TEMPLATE/idea.yml": "github-issue-forms",
+    ".github/ISSUE_TEMPLATE/config.yml": "github-issue-config",
+    "CITATION.cff": "citation-file-format",
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_files_of_hosts_follow_their_schemas(name):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{SCHEMAS[name]}", ROOT / name]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_file_of_hosts_that_has_a_schema_is_checked():
+    found = [p for place in (".github/workflows", ".github/ISSUE_TEMPLATE") for p in (ROOT / place).iterdir()]
+    assert {str(p.relative_to(ROOT)) for p in found} <= set(SCHEMAS)
+
+
+def test_the_container_for_development_calls_a_target_that_exists():
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    make, target = container["postCreateCommand"].split()
+    assert make == "make" and re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+    assert container["image"].endswith(PROJECT["requires-python"].removeprefix(">="))
+
+
+def test_what_the_wheel_packs_is_there_and_is_what_workspaces_get():
+    """`hatch_build.py` and `expunge init` name the same files; the slow test of docs/start.md builds the wheel."""
+    from expunge.workspaces.init import plan
+    from expunge.workspaces.init.answers import EXAMPLES
+    from hatch_build import PACKED
+
+    packed = {p.relative_to(ROOT).as_posix() for pattern in PACKED for p in ROOT.glob(pattern)}
+    written = {plan.GRAPH, plan.PARAMS, "prefect.yaml", *plan.NOTES, *EXAMPLES.values()}
+    flows = {p.relative_to(ROOT).as_posix() for p in (ROOT / "flows").rglob("*") if "__pycache__" not in p.parts}
+    assert written | flows <= packed
+    assert {"params.text.yaml", "params.people.yaml", ".dvcignore", "docs/start.md"} <= packed

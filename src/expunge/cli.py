@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,8 @@ from expunge.commands import (
     check,
     cuts,
     deploy,
+    docs,
+    init,
     methods,
     people,
     predict,
@@ -32,6 +33,7 @@ from expunge.commands import (
 from expunge.stages import guarded
 from expunge.system.errors import TrackingError
 from expunge.system.files import read_json
+from expunge.system.installed import installed_version
 from expunge.system.paths import SUMMARY
 
 app = typer.Typer(
@@ -50,7 +52,7 @@ def main() -> None:
 def print_version(asked: bool) -> None:
     """Print the version of this package and end, where it was asked for."""
     if asked:
-        typer.echo(f"expunge {version('expunge')}")
+        typer.echo(f"expunge {installed_version()}")
         raise typer.Exit()
 
 
@@ -79,11 +81,11 @@ def show(json: Annotated[bool, typer.Option("--json", help="The summary as JSON.
 def demo(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False,
 ) -> None:
-    """The whole pipeline on scikit-learn's digits, in a workspace of its own; its outputs are left here."""
+    """The whole pipeline on scikit-learn's digits, in a workspace of its own, .expunge/demo."""
     from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_demo
 
-    run_demo(Path.cwd(), keep)
+    os.chdir(run_demo(Path.cwd(), keep))
     print_result()
 
 
@@ -91,11 +93,11 @@ def demo(
 def demo_text(
     keep: Annotated[bool, typer.Option(help="Keep what an earlier run computed instead of starting anew.")] = False,
 ) -> None:
-    """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; its outputs are left here."""
+    """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; in .expunge/texts."""
     from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_texts
 
-    run_texts(Path.cwd(), keep)
+    os.chdir(run_texts(Path.cwd(), keep))
     print_result()
 
 
@@ -139,6 +141,8 @@ for commands in (
     variant,
     reproduce,
     deploy,
+    docs,
+    init,
     request,
     certificate,
     cuts,

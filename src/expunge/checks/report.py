@@ -9,6 +9,7 @@ from typing import Any
 from expunge.checks.problem import Problem
 from expunge.config import PARAMS, read_config
 from expunge.system.errors import ConfigError
+from expunge.system.installed import LOCK, installed_version, other_version, read_lock
 from expunge.system.paths import DATASET
 
 
@@ -35,10 +36,12 @@ class Report:
 def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
     """Read params, data schema and model once and collect every conflict. Writes nothing and runs no stage."""
     report = Report()
+    _version(report, params.parent)
     try:
         config, keys = read_config(params)
     except ConfigError as e:
-        return Report([Problem(str(params), str(e).removeprefix(f"{params}: "))])
+        report.problems.append(Problem(str(params), str(e).removeprefix(f"{params}: ")))
+        return report
     report.problems += [_of_line(params, line) for line in keys]
     if config is None:
         report.notes.append("keys are wrong: request, methods, model and resources are checked once they are right")
@@ -73,6 +76,22 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
             report.notes.append("the number of rows is not known yet: disk and memory are not estimated")
     report.seconds = last_times()
     return report
+
+
+def _version(report: Report, root: Path) -> None:
+    """Whether stages of this workspace were made for the installed version; one with `src/` has its own code."""
+    try:
+        lock, problem = read_lock(root), other_version(root)
+    except ConfigError as e:
+        report.problems.append(Problem.told(str(LOCK), e))
+        return
+    if problem:
+        report.problems.append(Problem.told(str(LOCK), problem.removeprefix(f"{LOCK} ")))
+    elif lock is not None and lock.version != installed_version():
+        report.notes.append(
+            f"{LOCK} is of version {lock.version}, and {installed_version()} is installed, whose stages are the same "
+            "code; `expunge init --upgrade` brings its flows and new keys"
+        )
 
 
 def _of_line(params: Path, line: str) -> Problem:

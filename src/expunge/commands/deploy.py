@@ -74,7 +74,9 @@ def worker(
 def _root() -> Path:
     root = Path.cwd()
     if not (root / "flows").is_dir() or not (root / "prefect.yaml").is_file():
-        raise ExpungeError(f"{root}: no flows/ and prefect.yaml here; run from the root of the repository")
+        raise ExpungeError(
+            f"{root}: no flows/ and prefect.yaml here; run from the root of a workspace, `expunge init` writes them"
+        )
     return root
 
 

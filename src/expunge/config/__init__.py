@@ -68,7 +68,7 @@ def _old_keys(raw: Any) -> list[str]:
     if raw.pop("verdict", None) is not None:
         found.append(
             "verdict is no section any more; remove it. The margins are the same for everybody and stand in "
-            "src/expunge/evaluation/criteria.py, with their reasons in docs/verdict.md"
+            "expunge.evaluation.criteria, with their reasons in docs/verdict.md"
         )
     register = raw.get("register")
     asked = register.get("promote_level") if isinstance(register, dict) else None

@@ -83,14 +83,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
     head, *body = rows(summary)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in body)]
     refused = "\n".join(f"- {name} was refused: {why}" for name, why in summary.get("refused", {}).items())
-    parts = [
-        f"# Result\n\n{headline(summary)}",
-        "\n".join(lines),
-        refused,
-        canaries(summary),
-        many_models(summary),
-        not_proven(summary),
-    ]
+    why = "\n".join(["| method | why not |", "|---|---|", *(f"| {n} | {w} |" for n, w in reasons(summary))])
+    missing = why if reasons(summary) else ""
+    result = [f"# Result\n\n{headline(summary)}", "\n".join(lines), missing]
+    parts = [*result, refused, canaries(summary), many_models(summary), not_proven(summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -153,7 +149,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     selected = summary["selected"]
     if selected is None:
         nothing = "Nothing was shown of any method, so nothing is to be registered."
-        return f"{asked} {nothing} {takes(summary)}{failures(summary)}"
+        return f"{asked} {nothing} {takes(summary)}".rstrip()
     verdict = summary["methods"][selected]["verdict"]
     return f"{asked} **{selected}**: {verdict_line(verdict)}. {takes(summary)}".rstrip()
 
@@ -170,8 +166,15 @@ def takes(summary: Mapping[str, Any]) -> str:
     )
 
 
+def reasons(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each method, and why it is not to be registered; empty where one is."""
+    if summary["selected"] is not None:
+        return []
+    return [(name, str(block["verdict"]["why"])) for name, block in summary["methods"].items()]
+
+
 def failures(summary: Mapping[str, Any]) -> str:
-    """Per method what was not shown, and why."""
+    """Per method what was not shown, and why, in one line."""
     return " ".join(f"{name}: {block['verdict']['why']}" for name, block in summary["methods"].items())
 
 

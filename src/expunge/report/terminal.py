@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
-from expunge.report.tables import headline, not_proven, rows
+from expunge.report.tables import headline, not_proven, reasons, rows
 from expunge.system.errors import ManifestError
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
+
+TITLE = "Every method beside the original and the retrained model"
+CAPTION = "KL and agree: with the retrained model on forgotten rows, in nats and as a share"
 
 
 def print_result() -> None:
     """Print the table, the verdict and where to look next. Raises ManifestError when nothing has run yet."""
     if not SUMMARY.is_file():
-        raise ManifestError(f"{SUMMARY}: no result yet; run `make run`, or `make demo` for a minute's worth")
+        raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for a minute's worth")
     summary = read_json(SUMMARY)
     console = Console()
     if not console.is_terminal:  # behind a pipe rich assumes 80 columns and would cut every number
-        console = Console(width=140)
-    head, *body = rows(summary)
-    table = Table(
-        title="Every method beside the original and the retrained model",
-        caption="KL and agree: with the retrained model on forgotten rows, in nats and as a share",
-    )
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for row in body:
-        table.add_row(*row, style="bold" if row[0] == summary["selected"] else None)
-    console.print(table)
-    console.print(headline(summary).replace("**", ""))
+        console = Console(width=200)
+    for table in tables(rows(summary), summary["selected"], console.width):
+        console.print(table)
+    console.print(headline(summary).replace("**", ""), highlight=False)
+    if why := reasons(summary):
+        listed = Table("method", "why not", box=None, pad_edge=False)
+        for line in why:
+            listed.add_row(*line)
+        console.print(listed)
     for name, why in summary.get("refused", {}).items():
         console.print(f"{name} was refused: {why}", highlight=False)
     console.print(not_proven(summary), highlight=False)
@@ -43,4 +45,23 @@ def print_result() -> None:
     ):
         if path.exists():
             console.print(f"{what + ':':<14}{path}", highlight=False)
-    console.print("Runs and models: make ui, then http://127.0.0.1:5000, Model training", highlight=False)
+    console.print("Runs and models: expunge ui, then http://127.0.0.1:5000, Model training", highlight=False)
+
+
+def tables(lines: Sequence[Sequence[str]], selected: str | None, width: int) -> list[Table]:
+    """The result as one table, or where the terminal is narrow as several below each other, no cell cut."""
+    sizes = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]  # with its border and two blanks
+    parts: list[list[int]] = [[]]
+    for i, size in enumerate(sizes[1:], start=1):
+        if parts[-1] and sizes[0] + sum(sizes[j] for j in parts[-1]) + size + 1 > width:
+            parts.append([])
+        parts[-1].append(i)
+    made = []
+    for number, part in enumerate(parts):
+        table = Table(title=TITLE if number == 0 else None, caption=CAPTION if part is parts[-1] else None)
+        for i in (0, *part):
+            table.add_column(lines[0][i], justify="left" if i == 0 else "right", no_wrap=True)
+        for row in lines[1:]:
+            table.add_row(*(row[i] for i in (0, *part)), style="bold" if row[0] == selected else None)
+        made.append(table)
+    return made

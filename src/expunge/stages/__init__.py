@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from expunge.system import malloc, monitor
 from expunge.system.errors import ExpungeError
+from expunge.system.installed import refuse_other_version
 
 # A stage imports a million objects and keeps them. Looking for garbage among them less often while they come in, and
 # not at all when the process ends (`run` freezes them), saves a short stage a third of its time.
@@ -31,9 +32,14 @@ QUIET = {
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage, its use of the machine sampled; see `guarded`."""
+    """Run a stage, its use of the machine sampled; see `guarded`. Refused where `expunge.lock` is of other code."""
     monitor.start()
-    guarded(main)
+
+    def of_this_version() -> None:
+        refuse_other_version()
+        main()
+
+    guarded(of_this_version)
 
 
 def guarded(main: Callable[[], object]) -> None:

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 from expunge.system.errors import ConfigError, ExpungeError
 from expunge.system.files import read_json, write_json
+from expunge.system.installed import installed_version
 from expunge.system.paths import WORK
 
 PARAMS, RECORD = Path("params.yaml"), WORK / "check.json"
@@ -55,4 +55,4 @@ def checked_beside() -> Iterator[None]:
 
 
 def _digest(root: Path) -> str:
-    return hashlib.sha256(version("expunge").encode() + (root / PARAMS).read_bytes()).hexdigest()
+    return hashlib.sha256(installed_version().encode() + (root / PARAMS).read_bytes()).hexdigest()

@@ -26,7 +26,9 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run from the root of the repository") from None
+        raise ConfigError(
+            f"{path}: no such file; run from the root of a workspace, or make one: `expunge init`"
+        ) from None
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from None
     if len(data) > MAX_BYTES:

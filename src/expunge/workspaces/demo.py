@@ -15,36 +15,34 @@ from expunge.system import dvc
 from expunge.system.errors import ExpungeError
 from expunge.system.paths import RAW
 from expunge.system.progress import log_message
-from expunge.workspaces.workspace import lay_out, params_with, reproduce
+from expunge.workspaces.template import nearest
+from expunge.workspaces.workspace import has_source, lay_out, params_with, reproduce
 
 PARAMS, TEXT_PARAMS, PEOPLE_PARAMS = "params.demo.yaml", "params.text.yaml", "params.people.yaml"
 TRAINED = ("train", "extract", "validate-features", "activations")  # what no request makes again
 OUTPUTS = ("data/dataset", "data/split", "data/features", "data/evaluation", "models", "reports")
 
 
-def run_demo(root: Path, keep: bool = False) -> None:
-    """Run `dvc repro` on params.demo.yaml in `.expunge/demo` and leave its outputs in `root`, as `make run` does.
+def run_demo(root: Path, keep: bool = False) -> Path:
+    """Run `dvc repro` on params.demo.yaml in `.expunge/demo`; returns the folder that holds its outputs.
 
-    Runs go to the same MLflow store as those of `make run`. Raises ExpungeError when a stage fails.
+    In the repository of this package that is `root`, as with `make run`; elsewhere `models/` may be somebody's own, and
+    they stay in `.expunge/demo`. Runs go to the MLflow store of `root`. Raises ExpungeError when a stage fails.
     """
     # Pictures of 8 x 8 gain nothing from a second thread, and lose much where another process computes too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not (root / PARAMS).is_file():
-        raise ExpungeError(f"{root / PARAMS}: no such file; run from the root of the repository")
     workspace = _fresh(root / ".expunge" / "demo", keep)
-    lay_out(root, workspace, (root / PARAMS).read_text(encoding="utf-8"))
-    _reproduce(root, workspace)
+    lay_out(root, workspace, nearest(root, PARAMS).read_text(encoding="utf-8"))
+    return _reproduce(root, workspace)
 
 
-def run_texts(root: Path, keep: bool = False) -> None:
+def run_texts(root: Path, keep: bool = False) -> Path:
     """As `run_demo`, on real texts and a sentence encoder that are fetched first; see params.text.yaml."""
-    if not (root / TEXT_PARAMS).is_file():
-        raise ExpungeError(f"{root / TEXT_PARAMS}: no such file; run from the root of the repository")
-    changes = yaml.safe_load((root / TEXT_PARAMS).read_text(encoding="utf-8"))
+    changes = yaml.safe_load(nearest(root, TEXT_PARAMS).read_text(encoding="utf-8"))
     workspace = _fresh(root / ".expunge" / "texts", keep)
-    lay_out(root, workspace, yaml.safe_dump(params_with(root / PARAMS, changes), sort_keys=False))
+    lay_out(root, workspace, yaml.safe_dump(params_with(nearest(root, PARAMS), changes), sort_keys=False))
     fetch_example_texts(workspace / "data" / "source" / "texts", root / RAW / "texts")
-    _reproduce(root, workspace)
+    return _reproduce(root, workspace)
 
 
 def train_people(root: Path) -> tuple[Path, float]:
@@ -52,11 +50,9 @@ def train_people(root: Path) -> tuple[Path, float]:
 
     Returns the workspace and the seconds of the pipeline, fetching apart. Raises ExpungeError when a stage fails.
     """
-    if not (root / PEOPLE_PARAMS).is_file():
-        raise ExpungeError(f"{root / PEOPLE_PARAMS}: no such file; run from the root of the repository")
-    changes = yaml.safe_load((root / PEOPLE_PARAMS).read_text(encoding="utf-8"))
+    changes = yaml.safe_load(nearest(root, PEOPLE_PARAMS).read_text(encoding="utf-8"))
     workspace = _fresh(root / ".expunge" / "people", keep=False)
-    lay_out(root, workspace, yaml.safe_dump(params_with(root / PARAMS, changes), sort_keys=False))
+    lay_out(root, workspace, yaml.safe_dump(params_with(nearest(root, PARAMS), changes), sort_keys=False))
     fetched = [archive(vendor, None, root / RAW) for vendor in SHA256]
     (workspace / RAW / "emoji").mkdir(parents=True)
     for file in fetched:  # the sweep takes the workspace's own name of it away
@@ -73,11 +69,15 @@ def _fresh(workspace: Path, keep: bool) -> Path:
     return workspace
 
 
-def _reproduce(root: Path, workspace: Path) -> None:
+def _reproduce(root: Path, workspace: Path) -> Path:
     reproduce(root, workspace)
+    if not has_source(root):
+        log_message(f"{workspace.name}: its outputs are in {workspace.relative_to(root)}")
+        return workspace
     for name in OUTPUTS:
         shutil.rmtree(root / name, ignore_errors=True)
         shutil.copytree(workspace / name, root / name)
     log_message(
         f"{workspace.name}: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are untouched"
     )
+    return root

@@ -12,25 +12,42 @@ import yaml
 
 from expunge.system import dvc
 from expunge.system.errors import ConfigError, ExpungeError
+from expunge.system.installed import read_lock
+from expunge.workspaces.init.graph import graph, with_input
+from expunge.workspaces.init.plan import lock_of
+from expunge.workspaces.template import nearest, template
 
 # What the graph reads: the stages run in the workspace, the code is found through these links.
 LINKED = ("src", "flows")
-COPIED = ("dvc.yaml", ".dvcignore")
+INPUTS = ("data/source", "data/requests")
 
 
 def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None) -> None:
     """Fill `workspace` with the graph of `root` and `params` as params.yaml; what earlier runs made there stays.
 
-    Workspaces with one `cache` share it, and what one of them made another takes from there instead of making it again.
+    A `root` that is no workspace gets the graph of the installed version. Data and weights that `params` names are
+    links, where they do not lie in `data/source`. Workspaces with one `cache` share it, and what one of them made
+    another takes from there instead of making it again.
     """
     (workspace / "data").mkdir(parents=True, exist_ok=True)
-    for name in COPIED:
-        shutil.copy(root / name, workspace / name)
+    named = yaml.safe_load(params)
+    path, model = named["data"].get("path"), named["model"]
+    own, lock = has_source(root), read_lock(root)
+    ours = own or lock is not None  # else dvc.yaml and what lies in data/ are of another pipeline
+    text = (root / "dvc.yaml").read_text(encoding="utf-8") if ours else graph(False)
+    (workspace / "dvc.yaml").write_text(text if own else with_input(text, path is not None), encoding="utf-8")
+    if not own:
+        (lock or lock_of({})).write(workspace)
+    shutil.copy(nearest(root, ".dvcignore") if ours else template(".dvcignore"), workspace / ".dvcignore")
     (workspace / "params.yaml").write_text(params, encoding="utf-8")
-    for name in ("data/source", "data/requests"):
-        shutil.copytree(root / name, workspace / name, dirs_exist_ok=True)
+    for name in INPUTS:
+        (workspace / name).mkdir(parents=True, exist_ok=True)
+        if ours and (root / name).is_dir():
+            shutil.copytree(root / name, workspace / name, dirs_exist_ok=True)
+    for name in (path, model.get("checkpoint"), str(model.get("name")).partition(":")[2]):
+        _link_input(root, workspace, name)
     for name in LINKED:
-        if not (workspace / name).exists():
+        if ours and (root / name).is_dir() and not (workspace / name).exists() and (own or name != "src"):
             (workspace / name).symlink_to(root / name)
     if not (workspace / ".dvc").exists():
         dvc.run("init", "--no-scm", "--quiet", root=workspace)
@@ -38,12 +55,26 @@ def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None)
             dvc.run("cache", "dir", str(cache.resolve()), root=workspace)
 
 
+def has_source(root: Path) -> bool:
+    """Whether `root` is the repository of this package, rather than one that it is installed for."""
+    return (root / "src" / "expunge").is_dir()
+
+
+def _link_input(root: Path, workspace: Path, path: str | None) -> None:
+    if not path or Path(path).is_absolute() or (workspace / path).exists() or not (root / path).exists():
+        return
+    (workspace / path).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / path).symlink_to((root / path).resolve())
+
+
 def params_with(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The params of `file` with `changes` over them, section by section. Raises ConfigError for a key it lacks."""
     try:
         params: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; run from the root of the repository") from None
+        raise ConfigError(
+            f"{file}: no such file; run from the root of a workspace, or make one: `expunge init`"
+        ) from None
     _change(params, changes, file.name)
     return params
 
@@ -61,5 +92,7 @@ def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> No
 def reproduce(root: Path, workspace: Path, *targets: str) -> None:
     """`dvc repro` in the workspace; MLflow runs go to the store of `root`. Raises ExpungeError when a stage fails."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    if not dvc.reproduce(*targets, root=workspace, MLFLOW_TRACKING_URI=uri):
+    # `model.name: package.module:function` may name a module of the repository.
+    importable = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(root)]).strip(os.pathsep)
+    if not dvc.reproduce(*targets, root=workspace, MLFLOW_TRACKING_URI=uri, PYTHONPATH=importable):
         raise ExpungeError(f"a stage failed, see above; its workspace is {workspace.relative_to(root)}")

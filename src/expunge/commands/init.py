@@ -1,0 +1,252 @@
+"""init: the pipeline into one's own git repository, and from one version of Expunge to the next."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from expunge.commands.variant import changes as parsed
+from expunge.system.errors import ConfigError
+
+HERE = Path()
+REQUESTED = Path("data/requests")
+REQUESTS = ("--classes", "--ids", "--subjects", "--filter", "--random", "--memorised")
+Word = str | None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(init)
+
+
+def init(
+    data: Annotated[
+        Word,
+        typer.Option(help="A folder with a folder per class, a .parquet, .npz or .csv, or the name of a source."),
+    ] = None,
+    source: Annotated[Word, typer.Option(help="Kind of the data where the path does not say it, as text.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels; left out, the model's own.")] = None,
+    model: Annotated[Word, typer.Option(help="As resnet-small, timm:resnet18, package.module:function.")] = None,
+    training: Annotated[Word, typer.Option(help="full | head | ridge | none, see `expunge docs exact`.")] = None,
+    weights: Annotated[Word, typer.Option(help="File of public weights, which saw no row of the data.")] = None,
+    checkpoint: Annotated[Word, typer.Option(help="File of weights that were trained on the data.")] = None,
+    classes: Annotated[Word, typer.Option(help="Forget these classes: names or indices, with commas.")] = None,
+    ids: Annotated[Word, typer.Option(help="Forget the rows whose ids stand in this file.")] = None,
+    subjects: Annotated[Word, typer.Option(help="Forget the people who stand in this file.")] = None,
+    filter: Annotated[Word, typer.Option(help="Forget rows by a condition, as 'label == 5'.")] = None,
+    random: Annotated[float | None, typer.Option(help="Forget this share of the training rows, at random.")] = None,
+    memorised: Annotated[float | None, typer.Option(help="Forget this share: what was learned by heart.")] = None,
+    methods: Annotated[Word, typer.Option(help="Names of `expunge methods`, with commas.")] = None,
+    name: Annotated[Word, typer.Option(help="Of the registered model.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", "-S", help="Any other key, as train.epochs=20.")] = None,
+    example: Annotated[Word, typer.Option(help="digits: a whole example, a minute long, instead of your data.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out: flows (Prefect) or ci (GitHub).")] = None,
+    track: Annotated[bool, typer.Option(help="Give the data to DVC, which keeps them out of git.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Bring this workspace to the installed version.")] = False,
+    take: Annotated[list[str] | None, typer.Option(help="Upgrade: this file's new text, over your changes.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Upgrade: leave this file as it is.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upgrade without asking.")] = False,
+) -> None:
+    """Make the current folder of a git repository a workspace of Expunge; no file that is there is overwritten.
+
+    Where data, model or request are missing it asks, at a terminal, for what no option says. `--upgrade` shows the
+    difference first, and keeps your params.
+    """
+    asked: dict[str, Any] = {"--classes": classes, "--ids": ids, "--subjects": subjects, "--filter": filter}
+    asked |= {"--random": random, "--memorised": memorised}
+    if upgrade:
+        _upgrade(take or [], keep or [], yes, dry_run)
+        return
+    if take or keep:
+        raise ConfigError("--take and --keep: are for --upgrade")
+    if example is not None:
+        given = {"--data": data, "--model": model, "--training": training, "--weights": weights, **asked}
+        if taken := [option for option, value in given.items() if value is not None]:
+            raise ConfigError(f"{', '.join(taken)}: --example has its own; leave one of them out")
+        _write(*_example(example, parsed(change or [])), without or [], [], dry_run)
+        return
+    if source is not None and source not in ("image-folder", "parquet", "npz", "text"):
+        raise ConfigError(f"--source {source}: must be image-folder, parquet, npz or text")
+
+    from expunge.workspaces.init.answers import Answers
+
+    interactive = None in (data, model) or not any(value is not None for value in asked.values())
+    data, model, training, request = _asked(data, model, training, weights, asked)
+    if interactive and image_size is None and not model.startswith("sentence:"):
+        image_size = typer.prompt("Side of the pictures in pixels (0: the model's own)", 0, type=int) or None
+    answers = Answers(
+        data, model, training, request, source, image_size, weights, checkpoint, _words(methods), name,
+        parsed(change or []),
+    )  # fmt: skip
+    for option, file in (("--weights", weights), ("--checkpoint", checkpoint)):
+        _is_below(option, file)
+    params, path = _params(answers)
+    inputs = [name for name in (path, request.get("file"), weights, checkpoint) if name is not None]
+    _write(params, path is not None, without or [], inputs if track else [], dry_run)
+
+
+def _asked(
+    data: Word, model: Word, training: Word, weights: Word, asked: Mapping[str, Any]
+) -> tuple[str, str, str, dict[str, Any]]:
+    """Data, model, training and request, asked for at a terminal; elsewhere ConfigError says all that is missing."""
+    given = {option: value for option, value in asked.items() if value is not None}
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}: a request is of one kind; name one of them")
+    interactive = None in (data, model) or not given
+    if interactive and not sys.stdin.isatty():
+        missing = [o for o, v in (("--data", data), ("--model", model)) if v is None]
+        missing += [] if given else [f"what to forget ({', '.join(REQUESTS)})"]
+        raise ConfigError(f"{', '.join(missing)}: not given, and nobody is at a terminal to ask; or --example digits")
+    data = data or typer.prompt("Data: a folder with one folder per class, a file, or a source's name")
+    model = model or typer.prompt("Model (resnet-small, timm:NAME, package.module:function ...)", "resnet-small")
+    usual = "head" if weights or model.startswith("sentence:") else "full"
+    if training is None:
+        training = typer.prompt("Training (full, head, ridge, none)", usual) if interactive else usual
+    if training not in ("full", "head", "ridge", "none"):
+        raise ConfigError(
+            f"--training {training}: must be full, head, ridge or none; above needs a cut: `expunge docs exact`"
+        )
+    if not given:
+        given = {"--classes": typer.prompt("Classes to forget, with commas (rows: --ids, --subjects, --filter)")}
+    return data, model, training, _request(*next(iter(given.items())))
+
+
+def _is_below(option: str, file: Word) -> None:
+    if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts or not Path(file).is_file()):
+        raise ConfigError(f"{option} {file}: no such file below this folder; copy it here, so that DVC can keep it")
+
+
+def _request(option: str, value: Any) -> dict[str, Any]:
+    kind = option.removeprefix("--")
+    if kind == "classes":
+        from expunge.workspaces.init.answers import named_classes
+
+        if not _words(value):
+            raise ConfigError("--classes: is empty; name at least one class")
+        return {"selector": kind, "classes": named_classes(_words(value), [])}
+    if kind in ("ids", "subjects"):
+        if not Path(value).is_file():
+            raise ConfigError(f"{option} {value}: no such file; one id or name per line, or a column")
+        if Path(value).parent != REQUESTED:  # of which the stage `split` depends
+            raise ConfigError(f"{option} {value}: must lie in {REQUESTED}/; `mkdir -p {REQUESTED}`, and move it there")
+        return {"selector": kind, "file": Path(value).as_posix()}
+    return {"selector": kind, "filter" if kind == "filter" else "fraction": value}
+
+
+def _params(answers: Any) -> tuple[str, str | None]:
+    """The text of params.yaml, checked, and the path of the data below this folder."""
+    from expunge.workspaces.init.answers import changes_of
+    from expunge.workspaces.init.editing import with_values
+    from expunge.workspaces.template import text_of
+
+    changes = changes_of(answers, HERE)
+    text = with_values(text_of("params.yaml"), changes)
+    _checked(text)
+    return text, changes["data"]["path"]
+
+
+def _example(name: str, changes: Mapping[str, Any]) -> tuple[str, bool]:
+    from expunge.workspaces.init.answers import EXAMPLES
+    from expunge.workspaces.init.editing import with_values
+    from expunge.workspaces.template import text_of
+
+    if name not in EXAMPLES:
+        raise ConfigError(f"--example {name}: there is {', '.join(EXAMPLES)}")
+    first, _, rest = text_of(EXAMPLES[name]).partition("\n")
+    text = with_values(f"{first.replace('`make demo`', f'`expunge init --example {name}`')}\n{rest}", changes)
+    _checked(text)
+    return text, False
+
+
+def _checked(text: str) -> None:
+    """Raise ConfigError with every key that is wrong, before anything is written."""
+    from expunge.config import read_config
+
+    with tempfile.TemporaryDirectory() as tmp:
+        file = Path(tmp) / "params.yaml"
+        file.write_text(text, encoding="utf-8")
+        _, problems = read_config(file)
+    if problems:
+        raise ConfigError(
+            "nothing was written, since params.yaml would be wrong:\n" + "\n".join(f"  {p}" for p in problems)
+        )
+
+
+def _write(params: str, own_input: bool, without: list[str], tracked: list[str], dry_run: bool) -> None:
+    from expunge.system.installed import LOCK
+    from expunge.workspaces.init.plan import PARTS, plan
+    from expunge.workspaces.init.plan import track as give_to_dvc
+
+    if wrong := [part for part in without if part not in PARTS]:
+        raise ConfigError(f"--without {wrong[0]}: must be {' or '.join(PARTS)}")
+    if (HERE / LOCK).exists():
+        raise ConfigError(
+            f"{LOCK}: this is a workspace already; edit params.yaml, or `expunge init --upgrade` after an update"
+        )
+    made = plan(HERE, params, own_input, without)
+    if found := made.conflicts():
+        raise ConfigError(
+            "nothing was written, because of what is here already:\n"
+            + "\n".join(f"  {line}" for line in found)
+            + "\nmove it away, or make a folder of its own in this repository and init there "
+            "(`mkdir forget && cd forget`); `--without flows` or `--without ci` leaves these files out"
+        )
+    lines = [f"  {name}" for name in sorted(made.files)]
+    lines += [f"  {name}: {len(lines)} lines added" for name, lines in made.appended.items() if lines]
+    lines += [f"  {LOCK}", *(["  .dvc/ (dvc init)"] if made.starts_dvc else [])]
+    typer.echo("\n".join(["would write:" if dry_run else "written:", *lines]))
+    if dry_run:
+        return
+    made.write()
+    for name in tracked:
+        typer.echo(give_to_dvc(HERE, name))
+    typer.echo(
+        "next: expunge check, dvc repro, expunge show; params.yaml has every setting, `expunge docs` explains them"
+    )
+
+
+def _upgrade(take: list[str], keep: list[str], yes: bool, dry_run: bool) -> None:
+    from expunge.system.installed import changed_code, installed_version, read_lock
+    from expunge.workspaces.init.graph import stages_of
+    from expunge.workspaces.init.upgrade import upgrade
+
+    new = upgrade(HERE, take, keep)
+    if new.empty:
+        typer.echo(f"nothing to upgrade: this workspace is of version {installed_version()}")
+        return
+    typer.echo(new.difference(), nl=False)
+    for name in new.kept:
+        typer.echo(f"{name}: stays as you changed it")
+    if new.added:
+        typer.echo(f"params.yaml: your values stay; new: {', '.join(new.added)}")
+    old = read_lock(HERE)
+    assert old is not None
+    changed = changed_code(old)
+    typer.echo(f"version {old.version} -> {new.lock.version}; other code in: {', '.join(changed) or 'no stage'}")
+    if again := stages_of(changed):
+        typer.echo(f"will run again where they ran: {', '.join(again)}, and what depends on their outputs")
+    if new.both:
+        raise ConfigError(
+            "nothing was written: you changed these files, and so did the new version:\n"
+            + "\n".join(f"  {name}" for name in new.both)
+            + "\n--take FILE for the new text (git has yours), --keep FILE for yours; once for each"
+        )
+    if dry_run:
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nothing was written: nobody is at a terminal to agree; read the difference, then --yes")
+        if not typer.confirm("Write this?"):
+            raise ConfigError("nothing was written")
+    new.write()
+    typer.echo("written; `expunge check` reads params.yaml, `dvc status` names the stages that will run again")
+
+
+def _words(text: Word) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]

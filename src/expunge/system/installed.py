@@ -1,0 +1,122 @@
+"""What stages of a workspace depend on where `src/` is not in it: the code of the installed package, by its digests.
+
+`expunge init` writes them into `expunge.lock`, `expunge init --upgrade` moves them, and dvc.yaml names, stage by stage,
+the entries that the stage imports. So a new version makes stale only what its changes reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.system.errors import ConfigError
+from expunge.system.files import write_text
+from expunge.system.safe_yaml import read_mapping
+
+LOCK = Path("expunge.lock")
+PACKAGE = Path(__file__).parents[1]
+HEADER = (
+    "# Written by `expunge init` and moved by `expunge init --upgrade`: not by hand. `code`: digests of the installed\n"
+    "# package, of which each stage of dvc.yaml names its own. `files`: what was written here, as it was written.\n"
+)
+SKIPPED = ("__pycache__", ".pyc", ".tmp")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """`code`: module or package below `expunge` -> digest. `files`: path -> digest of what init wrote there."""
+
+    version: str
+    code: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """As it stands in `expunge.lock`: modules nested, since DVC takes a dot for a level."""
+        code: dict[str, Any] = {}
+        for unit, digest in sorted(self.code.items()):
+            *packages, last = unit.split(".")
+            at = code
+            for package in packages:
+                at = at.setdefault(package, {})
+            at[last] = digest
+        content = {"version": self.version, "code": code, "files": dict(sorted(self.files.items()))}
+        return HEADER + yaml.safe_dump(content, sort_keys=False, width=200)
+
+    def write(self, root: Path) -> None:
+        write_text(root / LOCK, self.text())
+
+
+def installed_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("expunge")
+    except PackageNotFoundError:  # from a source tree on the path
+        import expunge
+
+        return expunge.__version__
+
+
+def code_digest(unit: str) -> str | None:
+    """Digest of the module or package `unit` below `expunge`, as "stages.fit"; None where this version lacks it."""
+    path = PACKAGE.joinpath(*unit.split("."))
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path.with_suffix(".py")]
+    files = [f for f in files if not any(part.endswith(SKIPPED) for part in f.relative_to(PACKAGE).parts)]
+    if not all(f.is_file() for f in files):
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:32]
+
+
+def read_lock(root: Path = Path()) -> Lock | None:
+    """The lock of the workspace `root`; None where stages depend on `src/`. Raises ConfigError for one that is none."""
+    if not (root / LOCK).is_file():
+        return None
+    raw = read_mapping(root / LOCK)
+    code, files = raw.get("code"), raw.get("files")
+    if not isinstance(code, dict) or not isinstance(files, dict) or not isinstance(raw.get("version"), str):
+        raise ConfigError(f"{root / LOCK}: not as `expunge init` writes it; `git checkout {LOCK}`")
+    return Lock(raw["version"], _flat(code, ""), {str(k): str(v) for k, v in files.items()})
+
+
+def _flat(tree: dict[Any, Any], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return found
+
+
+def changed_code(lock: Lock) -> list[str]:
+    """Entries of `lock` whose code in the installed package is another one."""
+    return [unit for unit, digest in lock.code.items() if code_digest(unit) != digest]
+
+
+def other_version(root: Path = Path()) -> str | None:
+    """What is wrong where the workspace `root` was made for other code than the installed one; None where nothing is.
+
+    In two parts with "; " between them: the problem and the way out.
+    """
+    lock = read_lock(root)
+    if lock is None or not (changed := changed_code(lock)):
+        return None
+    here = installed_version()
+    which = f"version {here} is installed" if here != lock.version else f"another build of {here} is installed"
+    back = f", or `pip install expunge=={lock.version}` goes back" if here != lock.version else ""
+    parts = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+    return (
+        f"{LOCK} is of version {lock.version}, and {which}: other code in {parts}, so dvc.lock would say what is not "
+        f"so; `expunge init --upgrade` shows what changes{back}"
+    )
+
+
+def refuse_other_version(root: Path = Path()) -> None:
+    """Raise ConfigError where the workspace `root` was made for other code than the installed one."""
+    if problem := other_version(root):
+        raise ConfigError(problem)

@@ -1,0 +1,171 @@
+"""What `expunge init` writes, and what stands in its way: all of it is known before the first file is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from importlib.metadata import requires
+from pathlib import Path
+
+from expunge.system import dvc
+from expunge.system.errors import ConfigError
+from expunge.system.files import write_text
+from expunge.system.installed import Lock, code_digest, installed_version
+from expunge.workspaces.init.graph import graph, outputs, units
+from expunge.workspaces.template import files_below, text_of
+
+GRAPH, PARAMS = "dvc.yaml", "params.yaml"
+WORKFLOW = ".github/workflows/expunge.yml"
+PARTS = ("flows", "ci")
+NOTES = ("data/source/README.md", "data/requests/README.md")
+# What no stage makes, and git must not have: work in progress, stores, forgotten rows, keys and certificates.
+IGNORED = (
+    ".expunge/", "__pycache__/", "/mlflow.db*", "/mlartifacts/", "/mlruns/", "/data/raw/", "/data/forgotten/",
+    "/data/tombstones/", "/records/", "/dvc_plots/", "/reports/audit.json", "/reports/review.html",
+    "/reports/data_docs/",
+)  # fmt: skip
+DVC_IGNORED = ("__pycache__/", ".venv/", ".expunge/", "*.tmp")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`files`: path below `root` -> text of files that are ours. `appended`: ignore file -> lines that it lacks."""
+
+    root: Path
+    top: Path
+    files: dict[str, str]
+    appended: dict[str, list[str]]
+    lock: Lock
+
+    @property
+    def starts_dvc(self) -> bool:
+        return not (self.root / ".dvc").is_dir()
+
+    def conflicts(self) -> list[str]:
+        """One line for each file, or output of a stage, that is there and is not what would be written."""
+        found = [
+            f"{name}: is there already"
+            for name, text in self.files.items()
+            if (self.root / name).exists() and not _holds(self.root / name, text)
+        ]
+        made = [name for name, _ in outputs(self.files[GRAPH])]
+        found += [f"{name}: is there already, and a stage would replace it" for name in made if _full(self.root / name)]
+        return found
+
+    def write(self) -> None:
+        """DVC first, then every file; `expunge.lock` comes last, so that a run that was ended is begun again."""
+        if self.starts_dvc:
+            below = () if self.root.resolve() == self.top.resolve() else ("--subdir",)
+            dvc.run("init", "--quiet", *below, root=self.root)
+            dvc.run("config", "core.analytics", "false", root=self.root)
+        for name, text in self.files.items():
+            if not _holds(self.root / name, text):
+                write_text(self.root / name, text)
+        for name, lines in self.appended.items():
+            if lines:
+                append_lines(self.root / name, lines)
+        self.lock.write(self.root)
+
+
+def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()) -> Plan:
+    """What makes `root` a workspace with this text of params.yaml. Raises ConfigError outside of a git repository."""
+    top = git_top(root)
+    files = managed(root, own_input, without)
+    files[PARAMS] = params
+    notes = {n: text_of(n) for n in NOTES if not (n == NOTES[0] and own_input) and not (root / n).exists()}
+    return Plan(root, top, {**files, **notes}, ignore_rules(root, files[GRAPH]), lock_of(files))
+
+
+def managed(root: Path, own_input: bool, without: Collection[str] = ()) -> dict[str, str]:
+    """Files that follow the installed version, by their path below `root`; params.yaml, whose values are the user's, is
+    none of them."""
+    files = {GRAPH: graph(own_input)}
+    if "flows" not in without:
+        files |= {name: text_of(name) for name in ["prefect.yaml", *files_below("flows")]}
+    if "ci" not in without:
+        top = git_top(root)
+        up = Path(*[".."] * len(root.resolve().relative_to(top.resolve()).parts))
+        files[(up / WORKFLOW).as_posix()] = workflow(root.resolve().relative_to(top.resolve()))
+    return files
+
+
+def workflow(below: Path) -> str:
+    """The CI workflow for a workspace in the folder `below` of its repository."""
+    text = template_of_workflow()
+    torch = next((r.partition("==")[2].strip() for r in requires("expunge") or [] if r.startswith("torch==")), "2.13.0")
+    for word, value in {"WORKSPACE/": f"{below.as_posix()}/", "WORKSPACE": below.as_posix()}.items():
+        text = text.replace(word, value if below != Path() or not word.endswith("/") else "")
+    return text.replace("TORCH", torch).replace("VERSION", installed_version())
+
+
+def template_of_workflow() -> str:
+    return (Path(__file__).parent / "ci.yml").read_text(encoding="utf-8")
+
+
+def ignore_rules(root: Path, graph_text: str) -> dict[str, list[str]]:
+    """Lines that .gitignore and .dvcignore lack. Outputs are named singly: `models/` may be somebody's own folder."""
+    outs = [f"/{name}" for name, in_git in outputs(graph_text) if not in_git]
+    folders = tuple(out for out in outs if out.endswith("/"))
+    outs = [out for out in outs if out in folders or not out.startswith(folders)]
+    wanted = {".gitignore": [*IGNORED, *outs], ".dvcignore": [*DVC_IGNORED]}
+    return {name: [line for line in lines if line not in _lines(root / name)] for name, lines in wanted.items()}
+
+
+def lock_of(files: dict[str, str]) -> Lock:
+    """The lock of a workspace that holds `files` of the installed version."""
+    code = {unit: code_digest(unit) or "" for unit in units(text_of("dvc.yaml"))}
+    return Lock(installed_version(), code, {name: digest(text) for name, text in files.items() if name != PARAMS})
+
+
+def digest(text: str) -> str:
+    """As `files` of expunge.lock names the content of a file."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Behind what the file holds; nothing of it is changed."""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    gap = "" if not old else "\n" if old.endswith("\n") else "\n\n"
+    write_text(path, f"{old}{gap}# expunge\n" + "".join(f"{line}\n" for line in lines))
+
+
+def git_top(root: Path) -> Path:
+    """The root of the git repository that holds `root`. Raises ConfigError where there is none."""
+    try:
+        command, words = ["git", "rev-parse", "--show-toplevel"], {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(command, cwd=root, env=words, text=True, capture_output=True)
+    except FileNotFoundError:
+        raise ConfigError("git is not installed, and DVC and `expunge init` work in a git repository") from None
+    if done.returncode != 0 and "not a git repository" not in done.stderr:  # as one that belongs to somebody else
+        raise ConfigError(f"{root.resolve()}: git refuses this folder: {' '.join(done.stderr.split())}")
+    if done.returncode != 0:
+        raise ConfigError(f"{root.resolve()}: no git repository; `git init` here, or change to the folder of yours")
+    return Path(done.stdout.strip())
+
+
+def track(root: Path, path: str) -> str:
+    """Give the input to DVC, which keeps it out of git; says what was done. What git or DVC has already stays."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--", path], cwd=root, text=True, capture_output=True).stdout
+    if (root / f"{path}.dvc").is_file():
+        return f"{path}: DVC tracks it already"
+    if listed:
+        return (
+            f"{path}: git tracks it, and keeps what it has seen; `git rm -r --cached {path} && dvc add {path}` for data"
+        )
+    dvc.run("add", "--quiet", path, root=root)
+    return f"{path}: tracked by DVC now ({path}.dvc is for git)"
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+def _full(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

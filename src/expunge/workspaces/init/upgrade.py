@@ -1,0 +1,129 @@
+"""From one version to the next: what of a workspace would change, as a difference, and the change.
+
+A file that nobody changed since it was written follows the new version. One that both changed is left to the person. Of
+params.yaml every value stays; keys that the new version added come in with their comments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from expunge.system.errors import ConfigError
+from expunge.system.files import write_text
+from expunge.system.installed import LOCK, Lock, read_lock
+from expunge.workspaces.init.editing import with_missing
+from expunge.workspaces.init.plan import (
+    GRAPH,
+    PARAMS,
+    PARTS,
+    append_lines,
+    digest,
+    ignore_rules,
+    lock_of,
+    managed,
+)
+from expunge.workspaces.template import text_of
+
+
+@dataclass
+class Upgrade:
+    """`files`: path -> its new text, None where the new version has it no more. `both`: changed here and
+    by the version. `kept`: changed here alone."""
+
+    root: Path
+    lock: Lock
+    files: dict[str, str | None] = field(default_factory=dict)
+    both: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    appended: dict[str, list[str]] = field(default_factory=dict)
+
+    def difference(self) -> str:
+        """All of it as one unified difference, the lock's digests left out."""
+        parts = [_diff(name, _read(self.root / name), text) for name, text in sorted(self.files.items())]
+        for name, lines in self.appended.items():
+            parts += [f"{name}: lines that it lacks\n" + "".join(f"+{line}\n" for line in lines)] if lines else []
+        return "".join(parts)
+
+    @property
+    def empty(self) -> bool:
+        return not self.files and not any(self.appended.values()) and self.lock == read_lock(self.root)
+
+    def write(self) -> None:
+        for name, text in self.files.items():
+            if text is None:
+                os.unlink(self.root / name)
+            else:
+                write_text(self.root / name, text)
+        for name, lines in self.appended.items():
+            if lines:
+                append_lines(self.root / name, lines)
+        self.lock.write(self.root)
+
+
+def upgrade(root: Path, take: Collection[str] = (), keep: Collection[str] = ()) -> Upgrade:
+    """What makes the workspace `root` one of the installed version. `take`: files whose new text wins where both
+    changed; `keep`: files that stay as they are there.
+
+    Raises ConfigError where `root` is no workspace, its params.yaml cannot be read, or `take` and `keep` name no file.
+    """
+    old = read_lock(root)
+    if old is None:
+        raise ConfigError(f"{root.resolve()}: no {LOCK} here, so `expunge init` made no workspace of it; run it first")
+    own = _read(root / PARAMS)
+    if own is None:
+        raise ConfigError(f"{root / PARAMS}: no such file; `git checkout {PARAMS}`")
+    params, added = with_missing(own, text_of(PARAMS))
+    path = (yaml.safe_load(params).get("data") or {}).get("path")
+    without = [part for part in PARTS if not any(_part_of(name) == part for name in old.files)]
+    new = managed(root, path is not None, without)
+    known = {*new, *old.files}
+    if unknown := [name for name in (*take, *keep) if name not in known]:
+        raise ConfigError(f"{unknown[0]}: no file of `expunge init`; these are {', '.join(sorted(known))}")
+    result = Upgrade(root, lock_of(new), added=added, appended=ignore_rules(root, new[GRAPH]))
+    if params != own:
+        result.files[PARAMS] = params
+    for name in sorted(known):
+        _compare(result, name, old.files.get(name), new.get(name), take, keep)
+    return result
+
+
+def _compare(
+    result: Upgrade, name: str, written: str | None, text: str | None, take: Collection[str], keep: Collection[str]
+) -> None:
+    here = _read(result.root / name)
+    now = None if here is None else digest(here)
+    wanted = None if text is None else digest(text)
+    if now == wanted:
+        return
+    if now == written or name in take:
+        result.files[name] = text
+    elif wanted == written or name in keep or (here is None and written is not None):
+        result.kept.append(name)
+    else:
+        result.both.append(name)
+        result.files[name] = text
+
+
+def _part_of(name: str) -> str:
+    return "ci" if name.endswith(".github/workflows/expunge.yml") else "flows" if name.startswith("flows/") else ""
+
+
+def _read(path: Path) -> str | None:
+    return path.read_bytes().decode("utf-8") if path.is_file() else None
+
+
+def _diff(name: str, old: str | None, new: str | None) -> str:
+    lines = difflib.unified_diff(
+        (old or "").splitlines(keepends=True),
+        (new or "").splitlines(keepends=True),
+        "/dev/null" if old is None else f"a/{name}",
+        "/dev/null" if new is None else f"b/{name}",
+    )
+    return "".join(lines)

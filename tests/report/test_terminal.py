@@ -1,0 +1,44 @@
+"""What `expunge show` prints: the table, one sentence, and where nothing qualifies a second table with the reasons."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from rich.console import Console
+
+from expunge.report.tables import headline, markdown, reasons, rows
+from expunge.report.terminal import print_result, tables
+from expunge.system.files import write_json
+from expunge.system.paths import SUMMARY
+
+
+@pytest.mark.parametrize("selected", ["loft", None])
+def test_reasons_are_a_table_and_the_result_is_a_sentence(run, tmp_path, monkeypatch, capsys, selected):
+    summary = copy.deepcopy(run()[0])
+    summary["selected"] = selected
+    monkeypatch.chdir(tmp_path)
+    write_json(SUMMARY, summary)
+    print_result()
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("method  ")]
+    assert len(rows) == (selected is None)
+    assert [name for name, _ in reasons(summary)] == ([] if selected else list(summary["methods"]))
+    assert ("| method | why not |" in markdown(summary)) == (selected is None)
+    for block in summary["methods"].values():
+        assert block["verdict"]["why"] not in headline(summary)
+    assert "expunge ui" in printed and "make " not in printed
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_cell_is_cut_in_a_narrow_terminal(run, width, capsys):
+    lines = rows(run()[0])
+    made = tables(lines, None, width)
+    console = Console(width=width)
+    for table in made:
+        console.print(table)
+    printed = capsys.readouterr().out
+    assert "…" not in printed and (len(made) == 1) == (width == 200)
+    for column in zip(*lines, strict=True):
+        for cell in column:
+            assert cell in printed

@@ -1,0 +1,297 @@
+"""`expunge init` in somebody's repository: what it writes, what it leaves alone, and how a workspace is upgraded."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from expunge.cli import app
+from expunge.system.errors import ConfigError
+from expunge.system.installed import LOCK, Lock, other_version, read_lock
+from expunge.workspaces.init import plan
+from tests.pipeline import ENVIRONMENT, ROOT, dvc, stage
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000008200817735"
+    "66e30000000049454e44ae426082"
+)
+DIGITS = ("--example", "digits")
+
+
+def init(*arguments: str) -> str:
+    """What it printed. An ExpungeError passes."""
+    done = CliRunner().invoke(app, ["init", *arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], text=True, capture_output=True, check=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    return tmp_path
+
+
+def everything(root: Path) -> dict[str, bytes]:
+    files = (p for p in root.rglob("*") if p.is_file() and ".git" not in p.parts)
+    return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+
+def images(root: Path, *classes: str) -> None:
+    for name in classes:
+        (root / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            (root / "images" / name / f"{i}.png").write_bytes(PNG)
+
+
+def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
+    (repository / ".gitignore").write_text("*.bak")
+    assert "next: expunge check" in init(*DIGITS)
+    wanted = subprocess.run(["git", "ls-files", "flows"], cwd=ROOT, text=True, capture_output=True).stdout.split()
+    for name in (*wanted, "prefect.yaml", "data/requests/README.md"):
+        assert (repository / name).read_bytes() == (ROOT / name).read_bytes(), name
+    params, demo = (yaml.safe_load(p.read_text()) for p in (repository / "params.yaml", ROOT / "params.demo.yaml"))
+    assert params == demo
+    stages = dvc(repository, "stage", "list", "--name-only").split()
+    assert {s.partition("@")[0] for s in stages} == set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert {f"fit@{method}" for method in demo["methods"]} <= set(stages)
+    ignored = (repository / ".gitignore").read_text()
+    assert ignored.startswith("*.bak\n\n# expunge\n") and ignored.count("/data/dataset\n") == 1
+    assert "params.yaml: nothing wrong" in CliRunner().invoke(app, ["check"]).output
+    # Every file of it may be committed, and nothing that a run makes.
+    git("add", ".")
+    names = git("ls-files").split()
+    assert {"dvc.yaml", "expunge.lock", "flows/unlearn.py", ".github/workflows/expunge.yml"} <= set(names)
+    with pytest.raises(ConfigError, match="a workspace already"):
+        init(*DIGITS)
+
+
+def test_images_come_under_dvc_and_out_of_git(repository):
+    images(repository, "bag", "Coat")
+    (repository / "w.safetensors").write_bytes(b"weights")
+    model = ("--model", "timm:resnet18", "--image-size", "32", "--weights", "w.safetensors", "--training", "full")
+    said = init("--data", "images", *model, "--classes", "coat")
+    assert "images: tracked by DVC now" in said and "w.safetensors: tracked by DVC now" in said
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    assert (params["data"]["path"], params["split"]["classes"], params["activations"]["cuts"]) == (
+        "images", ["Coat"], "auto",
+    )  # fmt: skip
+    git("add", ".")
+    assert {"images.dvc", "w.safetensors.dvc"} <= set(git("ls-files").split())
+    assert "images/" not in git("ls-files") and "w.safetensors\n" not in git("ls-files")
+    shown = yaml.safe_load((repository / "dvc.yaml").read_text())["stages"]["prepare"]["deps"]
+    assert shown == ["${data.path}"] and not (repository / "data/source").exists()
+    assert "prepare" in dvc(repository, "status")
+
+
+def test_all_conflicts_are_told_together_and_nothing_is_written(repository):
+    for name in ("dvc.yaml", "flows/__init__.py", "models/original/weights.bin", "reports/results.md"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("mine\n")
+    (repository / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())  # as it would be: no conflict
+    (repository / "models/mine.py").write_text("")
+    before = everything(repository)
+    with pytest.raises(ConfigError) as told:
+        init(*DIGITS)
+    words = str(told.value)
+    for name in ("dvc.yaml", "flows/__init__.py", "models/original", "reports/results.md"):
+        assert f"  {name}: is there already" in words
+    assert "prefect.yaml:" not in words and "models/mine" not in words and "mkdir forget" in words
+    assert everything(repository) == before
+    with pytest.raises(ConfigError) as told:
+        init(*DIGITS, "--without", "flows")
+    assert "flows/__init__.py:" not in str(told.value)
+    # The way out that it names.
+    (repository / "forget").mkdir()
+    os.chdir(repository / "forget")
+    init(*DIGITS)
+    workflow = (repository / ".github/workflows/expunge.yml").read_text()
+    assert "working-directory: forget" in workflow and "path: |\n            forget/dvc.lock" in workflow
+    assert "prepare" in dvc(repository / "forget", "stage", "list", "--name-only")
+    assert {k: v for k, v in everything(repository).items() if k in before} == before
+
+
+def test_a_run_that_was_ended_is_begun_again(repository, monkeypatch):
+    def killed(*_: object) -> None:
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lock, "write", killed)
+        with pytest.raises(OSError):
+            init(*DIGITS)
+        assert not (repository / LOCK).exists() and (repository / "dvc.yaml").exists()
+    init(*DIGITS)
+    assert (repository / LOCK).is_file() and (repository / ".gitignore").read_text().count("# expunge\n") == 1
+
+
+def test_dry_run_writes_nothing(repository):
+    assert "would write:" in init(*DIGITS, "--dry-run")
+    assert everything(repository) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--data, --model, what to forget"),
+        (["--data", "digits", "--model", "resnet-small"], "what to forget"),
+        ([*DIGITS, "--classes", "3"], "--classes: --example has its own"),
+        (["--example", "cats"], "there is digits"),
+        (["--data", "digits", "--model", "m", "--classes", "1", "--random", "0.1"], "--classes and --random"),
+        (["--data", "digits", "--model", "m", "--training", "x", "--classes", "1"], "must be full, head"),
+        (["--data", "digits", "--model", "m", "--ids", "rows.txt"], "no such file"),
+        (["--data", "digits", "--model", "m", "--classes", "1", "--weights", "../w.pt"], "no such file below"),
+        (["--data", "digits", "--model", "m", "--ids", "there.txt"], r"must lie in data/requests"),
+        (["--data", "digits", "--model", "m", "--classes", "1", "-S", "data.test_fraction=2"], "test_fraction"),
+        ([*DIGITS, "-S", "train.epoch=3"], "train.epoch"),
+        ([*DIGITS, "--without", "docs"], "flows or ci"),
+        ([*DIGITS, "--take", "dvc.yaml"], "--upgrade"),
+        (["--upgrade"], "run it first"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_is_written(repository, arguments, words):
+    (repository / "there.txt").write_text("7\n")
+    with pytest.raises(ConfigError, match=words):
+        init(*arguments)
+    assert set(everything(repository)) == {"there.txt"}
+
+
+def test_outside_of_git_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(ConfigError, match="git init"):
+        init(*DIGITS)
+    (tmp_path / ".git").write_text("nonsense")
+    with pytest.raises(ConfigError, match="git refuses this folder: fatal: invalid gitfile"):
+        init(*DIGITS)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="git is not installed"):
+        init(*DIGITS)
+
+
+def test_rows_by_id_are_given_to_dvc(repository):
+    (repository / "data/requests").mkdir(parents=True)
+    (repository / "data/requests/asked.txt").write_text("digits-7\n")
+    init("--data", "digits", "--model", "resnet-small", "--ids", "data/requests/asked.txt", "--without", "ci")
+    git("add", ".")
+    names = git("ls-files").split()
+    assert "data/requests/asked.txt.dvc" in names and "data/requests/asked.txt" not in names
+    assert not (repository / ".github").exists()
+    assert "nothing to upgrade" in init("--upgrade")
+
+
+def test_at_a_terminal_it_asks(repository):
+    images(repository, "bag", "coat")
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "expunge", "init", "--model", "resnet-small"]
+    process = subprocess.Popen(
+        command, stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    os.write(leader, b"images\n\nbag, coat\n32\n")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert [said.count(word) for word in ("Data:", "Model (", "Training", "Classes to", "Side of")] == [1, 0, 1, 1, 1]
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    assert (params["model"]["training"], params["split"]["classes"]) == ("full", ["bag", "coat"])
+    assert params["model"]["image_size"] == 32
+
+
+def test_the_workflow_is_one(repository):
+    init(*DIGITS)
+    checker = Path(sys.executable).parent / "check-jsonschema"
+    command = [str(checker), "--builtin-schema", "vendor.github-workflows", ".github/workflows/expunge.yml"]
+    done = subprocess.run(command, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout
+    text = (repository / ".github/workflows/expunge.yml").read_text()
+    assert not any(word in text for word in ("WORKSPACE", "TORCH", "VERSION"))
+    pinned = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if '"torch==' in line)
+    assert text.count(f"torch=={pinned.split('==')[1].split(chr(34))[0]} ") == 2
+
+
+def test_another_build_is_refused_by_stages_and_explained_by_check(repository):
+    init(*DIGITS)
+    assert other_version() is None
+    lock = read_lock()
+    Lock("0.0.9", {**lock.code, "data": "0" * 32, "gone": "0" * 32}, lock.files).write(repository)
+    said = CliRunner().invoke(app, ["check"])
+    assert said.exit_code == 2
+    assert "expunge.lock: is of version 0.0.9, and version" in said.output and "other code in data, gone" in said.output
+    refused = stage(repository, "prepare")
+    assert refused.returncode == 2 and "expunge init --upgrade" in refused.stderr
+    assert not (repository / "data/dataset").exists()
+    said = init("--upgrade", "--yes")
+    assert "version 0.0.9 -> " in said and "other code in: data, gone" in said
+    assert "will run again where they ran: prepare, validate-dataset, train" in said and "goes back" not in said
+    assert read_lock() == lock and other_version() is None
+    Lock("0.0.9", lock.code, lock.files).write(repository)
+    said = CliRunner().invoke(app, ["check"])
+    assert said.exit_code == 0 and "note: expunge.lock is of version 0.0.9" in said.output
+
+
+@pytest.fixture
+def newer(repository, monkeypatch):
+    """A workspace, and a version after it: one flow has another line, one is gone, one is new; params has a new key."""
+    init(*DIGITS)
+    own = (repository / "params.yaml").read_text().replace("  epochs: 8", "  epochs: 9 # mine")
+    (repository / "params.yaml").write_text(
+        own.replace("  near_duplicates: warn", "  # no such key then: near_duplicates")
+    )
+    before = plan.managed
+
+    def after(*arguments: object) -> dict[str, str]:
+        files = before(*arguments)
+        del files["flows/audit.py"]
+        return {**files, "flows/nightly.py": files["flows/nightly.py"] + "NEW = 1\n", "flows/added.py": "ADDED = 1\n"}
+
+    monkeypatch.setattr("expunge.workspaces.init.upgrade.managed", after)
+    return repository
+
+
+def test_an_upgrade_shows_the_difference_and_keeps_values(newer):
+    before = everything(newer)
+    with pytest.raises(ConfigError, match="then --yes"):
+        init("--upgrade")
+    said = init("--upgrade", "--dry-run")
+    assert everything(newer) == before
+    for line in ("+NEW = 1", "+ADDED = 1", "+++ /dev/null", "--- a/flows/audit.py", "+  near_duplicates: warn"):
+        assert f"\n{line}" in said, line
+    assert "your values stay; new: split.near_duplicates" in said
+    init("--upgrade", "--yes")
+    params = yaml.safe_load((newer / "params.yaml").read_text())
+    assert (params["train"]["epochs"], params["split"]["near_duplicates"]) == (9, "warn")
+    assert "# mine" in (newer / "params.yaml").read_text()
+    assert not (newer / "flows/audit.py").exists() and (newer / "flows/added.py").is_file()
+    changed = {name for name, content in everything(newer).items() if before.get(name) != content}
+    assert changed == {"flows/nightly.py", "flows/added.py", "params.yaml", "expunge.lock"}
+    assert "nothing to upgrade" in init("--upgrade")
+
+
+def test_what_both_changed_is_left_to_the_person(newer):
+    for name in ("flows/nightly.py", "dvc.yaml"):
+        (newer / name).write_text((newer / name).read_text() + "# mine\n")
+    (newer / "prefect.yaml").unlink()
+    before = everything(newer)
+    with pytest.raises(ConfigError, match=r"and so did the new version:\n  flows/nightly\.py\n"):
+        init("--upgrade", "--yes")
+    with pytest.raises(ConfigError, match=r"flows/nigthly\.py: no file of"):
+        init("--upgrade", "--yes", "--keep", "flows/nigthly.py")
+    assert everything(newer) == before
+    said = init("--upgrade", "--yes", "--keep", "flows/nightly.py")
+    assert "dvc.yaml: stays as you changed it" in said and "flows/nightly.py: stays" in said
+    assert (newer / "flows/nightly.py").read_text().endswith("# mine\n") and not (newer / "prefect.yaml").exists()
+    assert "nothing to upgrade" in init("--upgrade")
+    said = init("--upgrade", "--yes", "--take", "flows/nightly.py", "--take", "dvc.yaml")
+    assert (newer / "flows/nightly.py").read_text().endswith("NEW = 1\n")
+    assert not (newer / "dvc.yaml").read_text().endswith("# mine\n")

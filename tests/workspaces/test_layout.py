@@ -1,0 +1,61 @@
+"""Demos and variants in folders that are not this repository: what they take from there, and what they leave alone."""
+
+from __future__ import annotations
+
+import yaml
+
+from expunge.system.installed import LOCK, other_version, read_lock
+from expunge.workspaces.init.graph import graph
+from expunge.workspaces.init.plan import lock_of
+from expunge.workspaces.workspace import has_source, lay_out
+from tests.pipeline import ROOT, dvc
+
+DEMO = (ROOT / "params.demo.yaml").read_text()
+
+
+def write(root, name: str, text: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+
+
+def test_a_folder_with_another_pipeline_gives_nothing_and_gets_a_demo(tmp_path):
+    for name in ("dvc.yaml", ".dvcignore", "flows/mine.py", "data/source/private.csv", "data/requests/names.txt"):
+        write(tmp_path, name, "stages: {}\n")
+    workspace = tmp_path / ".expunge/demo"
+    lay_out(tmp_path, workspace, DEMO)
+    assert not has_source(tmp_path) and other_version(workspace) is None
+    assert yaml.safe_load((workspace / "dvc.yaml").read_text()) == yaml.safe_load(graph(False))
+    assert not (workspace / "flows").exists() and not (workspace / "src").exists()
+    assert not [p for p in (workspace / "data").rglob("*") if p.is_file()]
+    dvc(workspace, "repro", "prepare")
+    assert (workspace / "data/dataset/manifest.json").is_file()
+    lock = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]["prepare"]["params"][LOCK.as_posix()]
+    assert lock["code.data"] == read_lock(workspace).code["data"]
+
+
+def test_a_workspace_gives_its_graph_flows_data_and_weights(tmp_path):
+    params = yaml.safe_load(DEMO)
+    params["data"].update(source="image-folder", path="images")
+    params["model"].update(checkpoint="weights/w.safetensors", name="transformers:encoder")
+    for name in (
+        "flows/mine.py",
+        "images/bag/1.png",
+        "weights/w.safetensors",
+        "encoder/config.json",
+        "data/requests/a",
+    ):
+        write(tmp_path, name, "x")
+    write(tmp_path, "dvc.yaml", graph(True) + "# mine\n")
+    write(tmp_path, ".dvcignore", "*.mine\n")
+    lock_of({}).write(tmp_path)
+    workspace = tmp_path / ".expunge/variants/other"
+    lay_out(tmp_path, workspace, yaml.safe_dump(params))
+    assert (workspace / "dvc.yaml").read_text() == graph(True) + "# mine\n"
+    assert (workspace / ".dvcignore").read_text() == "*.mine\n" and read_lock(workspace) == read_lock(tmp_path)
+    for name in ("flows", "images", "weights/w.safetensors", "encoder"):
+        assert (workspace / name).resolve() == (tmp_path / name).resolve(), name
+    assert (workspace / "data/requests/a").read_text() == "x"
+    # A demo there has no path: its `prepare` depends on the folder of inputs.
+    lay_out(tmp_path, tmp_path / ".expunge/demo", DEMO)
+    stages = yaml.safe_load((tmp_path / ".expunge/demo/dvc.yaml").read_text())["stages"]
+    assert stages["prepare"]["deps"] == ["data/source"]
