@@ -167,3 +167,13 @@ def test_unknown_method_and_setting(copy):
 def test_a_dead_tracking_server(copy, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     refused(copy, "register", says=["127.0.0.1:9"])
+
+
+def test_a_method_that_needs_more_rows_is_refused_and_the_run_goes_on(copy, some_ids):
+    """A request of one row has no covariance, which LOFT needs; other methods may answer it."""
+    (copy / "data" / "requests" / "ids.txt").write_text(some_ids[0])
+    split_with(copy, selector="ids", file="data/requests/ids.txt")
+    assert stage(copy, "split").returncode == 0
+    done = stage(copy, "fit", "loft")
+    assert done.returncode == 0, done.stderr
+    assert "needs the moments of at least 2 rows" in read_json(copy / "models/unlearned/loft/manifest.json")["refused"]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from expunge.system.errors import CheckpointError, DataError
+from expunge.system.errors import CheckpointError, DataError, TooFewRowsError
 
 # A chunk is converted to float64 before it is multiplied; 2**18 numbers (2 MiB) stay in the cache and bound the
 # memory.
@@ -190,4 +190,4 @@ class Moments:
 
     def _check_rows(self, needed: int) -> None:
         if self.n < needed:
-            raise DataError(f"this needs the moments of at least {needed} rows, there are {self.n}")
+            raise TooFewRowsError(f"this needs the moments of at least {needed} rows, there are {self.n}")

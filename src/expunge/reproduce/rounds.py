@@ -26,7 +26,7 @@ from expunge.methods.inputs import FitInputs
 from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
-from expunge.system.errors import CollapseError, ConfigError, QualityError
+from expunge.system.errors import REFUSALS, ConfigError
 from expunge.system.files import digest_of, read_json, read_manifest, write_json
 from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, WORK
 from expunge.system.progress import log_message
@@ -150,7 +150,7 @@ class Round:
         try:
             start = time.perf_counter()
             unlearned = fit(name, self.inputs, self.config.fit)
-        except (CollapseError, QualityError) as e:
+        except REFUSALS as e:
             return {"refused": str(e)}
         return self._numbers(self._logits(unlearned), time.perf_counter() - start)
 

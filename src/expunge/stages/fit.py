@@ -17,7 +17,7 @@ from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import SEEDS
 from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
-from expunge.system.errors import CollapseError, QualityError
+from expunge.system.errors import REFUSALS
 from expunge.system.files import staged_dir, write_manifest
 from expunge.system.monitor import write_cost
 from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, SPLIT, UNLEARNED
@@ -59,7 +59,7 @@ def main() -> None:
                 write_manifest(place, "expunge.stages.fit", method=name, settings=other[name])
             seeds = None if others is None else 1 + len(others)
             dataclasses.replace(unlearned, info={**unlearned.info, "fit_seeds": seeds}).save(staging)
-        except (CollapseError, QualityError) as e:  # a result about this method, not a fault of the run
+        except REFUSALS as e:  # a result about this method, not a fault of the run
             refused = str(e)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
     write_cost(f"fit-{name}", {"fit_s": round(seconds, 4)})

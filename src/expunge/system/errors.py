@@ -16,6 +16,10 @@ class DataError(ExpungeError):
     """A dataset, a request or a row cannot be used as it is."""
 
 
+class TooFewRowsError(DataError):
+    """A method needs more rows than the request names."""
+
+
 class ManifestError(ExpungeError):
     """A directory has no manifest.json, or its files disagree with it."""
 
@@ -30,6 +34,10 @@ class CollapseError(ExpungeError):
 
 class QualityError(ExpungeError):
     """A quality gate said no."""
+
+
+# Results about one method of a run, which goes on with the others.
+REFUSALS = (CollapseError, QualityError, TooFewRowsError)
 
 
 class TrackingError(ExpungeError):
