@@ -93,7 +93,7 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:
     """That the intervals lack the chance of the fit, where a method has a seed and was fitted with one of them."""
-    if block.get("fit_seeds") != 1:
+    if block["settings"].get("fit_seeds") != 1:
         return []
     return ["It was fitted with one seed: the intervals do not hold what another fit seed would give (fit_seeds)."]
 

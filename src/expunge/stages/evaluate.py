@@ -49,9 +49,11 @@ VALIDATION = "validation"  # the part of rows that settings were chosen by, wher
 
 
 def settings_of(method: str) -> dict[str, Any]:
-    """Its settings in params.yaml, and where some were chosen on held-out rows, from what and how they fared."""
-    chosen = read_json(UNLEARNED / method / INFO).get("chosen")
-    return {"params": read_manifest(UNLEARNED / method)["settings"] or {}, "chosen": chosen}
+    """Its settings in params.yaml; where some were chosen on held-out rows, from what and how they fared; and with how
+    many seeds it was fitted, None where it has none."""
+    info = read_json(UNLEARNED / method / INFO)
+    params = read_manifest(UNLEARNED / method)["settings"] or {}
+    return {"params": params, "chosen": info.get("chosen"), "fit_seeds": info.get("fit_seeds")}
 
 
 def fits_of(name: str) -> list[str]:
@@ -174,13 +176,7 @@ def main() -> None:
     if name == REFERENCES:
         block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}
     else:
-        info = read_json(UNLEARNED / name / INFO)
-        block = {
-            **blocks[0],
-            "settings": settings_of(name),
-            "exact": info.get("exact"),
-            "fit_seeds": info.get("fit_seeds"),
-        }
+        block = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", block)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})
