@@ -118,3 +118,14 @@ def test_every_row_is_accounted_for(finished):
         table = pq.read_table(path)
         assert len(table) == 1797
         assert set(table["part"].to_pylist()) == PARTS | {"validation"}
+
+
+def test_an_entry_that_is_fitted_with_several_seeds(copy):
+    """The first fit ships, and the spread over the fits stands beside every gate."""
+    entry = {"method": "ru-mlp", "hidden": [16], "steps": 20, "max_distortion": None, "max_drop": 1.0, "fit_seeds": 3}
+    change(copy, lambda p: (p["methods"].append("several"), p["fit"].update(several=entry)))
+    dvc(copy, "repro", "-q", "evaluate@several")
+    block = json.loads((copy / "reports/evaluation/several.json").read_text())
+    assert block["settings"]["fit_seeds"] == 3
+    assert max(gate["fit_spread"] for gate in block["judged"]["gates"]) > 0
+    assert sorted(p.name for p in (copy / "models/unlearned/several/seeds").iterdir()) == ["1", "2"]

@@ -141,7 +141,7 @@ def write_manifest(
     """
     rows, digests, groups = rows or {}, digests or {}, groups or {}
     files = {}
-    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
         name = file.relative_to(directory).as_posix()
         files[name] = {"sha256": digests.get(name) or sha256(file), "bytes": file.stat().st_size}
         if name in rows:
