@@ -12,7 +12,7 @@ from expunge.checks.problem import Problem
 from expunge.config import Config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT, TRAIN
-from expunge.data.selectors import select
+from expunge.data.selectors import select, share_of
 from expunge.data.split import whole_classes
 from expunge.system.errors import ExpungeError
 
@@ -99,7 +99,7 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
     if asked.selector == "canaries":
         return Request("rows", config.data.canaries), []
     if asked.selector == "memorised":
-        return Request("rows", max(round(asked.fraction * schema.train), 1)), []
+        return Request("rows", share_of(asked.fraction, schema.train)), []
     if schema.dataset is not None:
         train = schema.dataset.splits() == TRAIN
         try:

@@ -85,13 +85,18 @@ def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int
     return indices
 
 
+def share_of(fraction: float, rows: int) -> int:
+    """How many of `rows` rows a request for that share names: at least one."""
+    return max(round(fraction * rows), 1)
+
+
 def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """A seeded `fraction` of the training rows, at least one, drawn without replacement."""
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
     rows = np.flatnonzero(train)
     mask = np.zeros(len(train), dtype=bool)
-    mask[np.random.default_rng(seed).choice(rows, max(round(fraction * len(rows)), 1), replace=False)] = True
+    mask[np.random.default_rng(seed).choice(rows, share_of(fraction, len(rows)), replace=False)] = True
     return mask
 
 
@@ -103,7 +108,7 @@ def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np
     if not np.isfinite(scores[rows]).all():
         raise DataError("selector memorised: some training rows have no score; run dvc repro extract")
     mask = np.zeros(len(train), dtype=bool)
-    mask[rows[np.argsort(-scores[rows], kind="stable")[: max(round(fraction * len(rows)), 1)]]] = True
+    mask[rows[np.argsort(-scores[rows], kind="stable")[: share_of(fraction, len(rows))]]] = True
     return mask
 
 

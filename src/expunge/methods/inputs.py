@@ -13,12 +13,15 @@ from torch import Tensor
 
 from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
-from expunge.data.schema import TRAIN
+from expunge.data.schema import FORGET, RETAIN, TRAIN
+from expunge.data.split import Split
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.finetune.shards import Engine
+from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_manifest
+from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,23 @@ class FitInputs:
     model_dir: Path | None = None  # the original's: what its training kept for exact deletion
     forgotten_dir: Path | None = None  # where the key of row digests lies
     engine: Engine | None = None  # who trains shards again; None: this process, one after the other
+
+    @classmethod
+    def of_split(cls, split: Split, engine: Engine | None = None) -> FitInputs:
+        """The request of `split`, put to the original of the workspace that is the current directory."""
+        return cls(
+            store=FeatureStore(FEATURES / ORIGINAL),
+            activations_dir=ACTIVATIONS,
+            dataset=Dataset(DATASET, verify=False),
+            classifier=load_classifier(MODELS / ORIGINAL),
+            forget_rows=split.rows(FORGET),
+            retain_rows=split.rows(RETAIN),
+            forget_classes=split.request["whole_classes"],
+            held_rows=np.flatnonzero(split.held),
+            model_dir=MODELS / ORIGINAL,
+            forgotten_dir=FORGOTTEN,
+            engine=engine,
+        )
 
     @cached_property
     def head(self) -> LinearHead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from expunge.evaluation.claims import shown_words
@@ -81,13 +81,18 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
 def markdown(summary: Mapping[str, Any]) -> str:
     """`reports/results.md`: first what came of it, then the table, then what it does not prove."""
     head, *body = rows(summary)
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in body)]
     refused = "\n".join(f"- {name} was refused: {why}" for name, why in summary.get("refused", {}).items())
-    why = "\n".join(["| method | why not |", "|---|---|", *(f"| {n} | {w} |" for n, w in reasons(summary))])
-    missing = why if reasons(summary) else ""
-    result = [f"# Result\n\n{headline(summary)}", "\n".join(lines), missing]
+    why = reasons(summary)
+    missing = markdown_table(["method", "why not"], why) if why else ""
+    result = [f"# Result\n\n{headline(summary)}", markdown_table(head, body), missing]
     parts = [*result, refused, canaries(summary), many_models(summary), not_proven(summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A heading row and rows of as many cells."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
 
 
 def canaries_reading(summary: Mapping[str, Any]) -> str:
@@ -109,11 +114,9 @@ def canaries(summary: Mapping[str, Any]) -> str:
     reading = canaries_reading(summary)
     if not reading:
         return ""
-    head = ["", *(metric.heading for metric in CANARIES)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, block in candidates(summary):
-        lines.append(f"| {name} | " + " | ".join(metric.text(block) for metric in CANARIES) + " |")
-    return "\n\n".join(["## Canaries", reading, "\n".join(lines)])
+    body = [[name, *(metric.text(block) for metric in CANARIES)] for name, block in candidates(summary)]
+    table = markdown_table(["", *(metric.heading for metric in CANARIES)], body)
+    return "\n\n".join(["## Canaries", reading, table])
 
 
 def many_models(summary: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from expunge.report.metrics import Metric, some
 from expunge.report.summary import CONTROL
-from expunge.report.tables import candidates, claims_cells, headline
+from expunge.report.tables import candidates, claims_cells, headline, markdown_table
 from expunge.reproduce.gaussians import Panel
 from expunge.reproduce.presets import Preset
 from expunge.reproduce.switches import AUGMENTED, LOGITS_CKA, OF_ENTRIES, SWITCHES
@@ -52,7 +52,7 @@ def of_runs(preset: Preset, results: Sequence[Result], switches: frozenset[str],
         parts[-1] += _refused(result.summary) + f"\n\nEverything else of this run: `{result.run}/reports/report.html`."
     if len(results) > 1:
         parts.append(f"## Mean and deviation over {len(results)} requests\n\n{_means(results)}")
-    return "\n\n".join([*parts, _kinds(preset), _switches(switches), _differences(preset)]).strip() + "\n"
+    return "\n\n".join([*parts, _kinds(preset), _switches(switches), differences(preset)]).strip() + "\n"
 
 
 def of_toy(preset: Preset, panels: Sequence[Panel], picture: str) -> str:
@@ -62,7 +62,7 @@ def of_toy(preset: Preset, panels: Sequence[Panel], picture: str) -> str:
     what = "Shares of test rows that the frozen head calls by their class."
     table = "\n".join(lines)
     parts = [_head(preset, False), published(preset), f"## Ours\n\n{what}\n\n{table}"]
-    return "\n\n".join([*parts, f"![Features before and after]({picture})", _differences(preset)]) + "\n"
+    return "\n\n".join([*parts, f"![Features before and after]({picture})", differences(preset)]) + "\n"
 
 
 def published(preset: Preset) -> str:
@@ -94,19 +94,15 @@ def _table(preset: Preset, result: Result, switches: frozenset[str]) -> str:
     used = [m for m in COLUMNS if any(m.value(b) is not None for b in blocks.values())]
     more = [EXTRAS[name] for name in EXTRAS if name in switches]
     head = ["", "what", *(m.heading for m in used), *more, "utility", "shown"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    body = []
     for known in preset.published:
         cells = [m.form.format(known["value"]) if m.path == known["metric"] else "n/a" for m in used]
-        lines.append(_line([known["what"], "published, secondary page", *cells, *["n/a"] * len(more), "", ""]))
+        body.append([known["what"], "published, secondary page", *cells, *["n/a"] * len(more), "", ""])
     for name, block in blocks.items():
         extra = [_extra(result.extras[s], name) for s in EXTRAS if s in switches]
         cells = [m.text(block) for m in used]
-        lines.append(_line([name, kinds[name], *cells, *extra, *claims_cells(block)]))
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        body.append([name, kinds[name], *cells, *extra, *claims_cells(block)])
+    return markdown_table(head, body)
 
 
 def _extra(values: Mapping[str, float | None], name: str) -> str:
@@ -131,11 +127,11 @@ def _means(results: Sequence[Result]) -> str:
     """Accuracies over the requests, by model; deviations have ddof 1."""
     metrics = [m for m in COLUMNS if m.path.startswith("accuracy.")]
     blocks = [dict(candidates(r.summary)) for r in results]
-    lines = [_line(["", *(m.heading for m in metrics)]), "|" + "---|" * (1 + len(metrics))]
+    body = []
     for name in blocks[0]:
         own = [b[name] for b in blocks if name in b]
-        lines.append(_line([name, *(_mean(m, own) for m in metrics)]))
-    return "\n".join(lines)
+        body.append([name, *(_mean(m, own) for m in metrics)])
+    return markdown_table(["", *(m.heading for m in metrics)], body)
 
 
 def _mean(metric: Metric, blocks: Sequence[Mapping[str, Any]]) -> str:
@@ -179,5 +175,5 @@ def _switches(switches: frozenset[str]) -> str:
     return "## Known artefacts\n\n" + "\n".join(lines)
 
 
-def _differences(preset: Preset) -> str:
+def differences(preset: Preset) -> str:
     return "## What is not as published\n\n" + "\n".join(f"- {d}" for d in preset.differs) if preset.differs else ""

@@ -21,14 +21,12 @@ from expunge.data.schema import TEST, TRAIN
 from expunge.data.selectors import class_indices
 from expunge.data.split import Split, split, whole_classes
 from expunge.evaluation.membership import loss_auc
-from expunge.features.store import FeatureStore
 from expunge.methods.inputs import FitInputs
 from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import UnlearnedModel
-from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import REFUSALS, ConfigError
 from expunge.system.files import digest_of, read_json, read_manifest, write_json
-from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, WORK
+from expunge.system.paths import DATASET, MODELS, ORIGINAL, WORK
 from expunge.system.progress import log_message
 
 HOME = WORK / "rounds"
@@ -127,23 +125,15 @@ class Round:
         made = Split(directory)
         labels, train = dataset.labels(), dataset.splits() == TRAIN
         gone = whole_classes(labels, train, np.isin(np.arange(len(labels)), rows))
-        inputs = FitInputs(
-            store=FeatureStore(FEATURES / ORIGINAL),
-            activations_dir=ACTIVATIONS,
-            dataset=dataset,
-            classifier=load_classifier(MODELS / ORIGINAL),
-            forget_rows=made.rows("forget"),
-            retain_rows=made.rows("retain"),
-            forget_classes=made.request["whole_classes"],
-            held_rows=np.flatnonzero(made.held),
-            model_dir=MODELS / ORIGINAL,
-            forgotten_dir=FORGOTTEN,
+        return cls(
+            config,
+            FitInputs.of_split(made),
+            requests,
+            np.flatnonzero((dataset.splits() == TEST) & ~np.isin(labels, gone)),
         )
-        return cls(config, inputs, requests, np.flatnonzero((dataset.splits() == TEST) & ~np.isin(labels, gone)))
 
     def tested(self, name: str) -> dict[str, Any]:
         """Fit `name` and ask it everything; {"refused": why} where it would ruin the model."""
-        start = time.perf_counter()
         if name == BEFORE:
             return self._numbers(self.inputs.head.logits(torch.from_numpy(self.inputs.store.z())).numpy(), 0.0)
         warm_up(name, self.config.fit, self.inputs.classifier.card.training)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from expunge.reproduce.page import WHOLE, published
+from expunge.reproduce.page import WHOLE, differences, published
 from expunge.reproduce.presets import Preset
 from expunge.reproduce.rounds import BEFORE
 
@@ -38,9 +38,9 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
         "0.5 says nothing about membership; below it is over-forgetting, also a trace.\n\n"
         f"{_by_request(found, 'auc')}",
         f"## Seconds to fit, by round\n\n{_by_round(found, 'fit_s', '{:.2f}')}",
-        *_differs(preset),
+        differences(preset),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def draw_rounds(found: Mapping[str, Any]) -> bytes:
@@ -97,7 +97,3 @@ def _then_and_now(entries: Entries, request: int, key: str, name: str) -> str:
 
     now, then = said(entries[-1]), said(entries[request])
     return now if name == BEFORE else f"{now} ({then})"
-
-
-def _differs(preset: Preset) -> list[str]:
-    return ["## What is not as published\n\n" + "\n".join(f"- {d}" for d in preset.differs)] if preset.differs else []

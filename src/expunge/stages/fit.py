@@ -4,23 +4,18 @@ import argparse
 import dataclasses
 import time
 
-import numpy as np
-
 from expunge.config import load_config
-from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.features.store import FeatureStore
 from expunge.finetune.ray_shards import on_ray
 from expunge.methods.inputs import FitInputs
 from expunge.methods.seeding import other_seeds
 from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import SEEDS
-from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
 from expunge.system.errors import REFUSALS
 from expunge.system.files import staged_dir, write_manifest
 from expunge.system.monitor import write_cost
-from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, SPLIT, UNLEARNED
+from expunge.system.paths import SPLIT, UNLEARNED
 from expunge.system.progress import log_message
 
 
@@ -30,20 +25,8 @@ def main() -> None:
     name = parser.parse_args().method
     config = load_config()
     table, clustered = config.fit, config.extract
-    split = Split(SPLIT)
-    request = FitInputs(
-        store=FeatureStore(FEATURES / ORIGINAL),
-        activations_dir=ACTIVATIONS,
-        dataset=Dataset(DATASET, verify=False),
-        classifier=load_classifier(MODELS / ORIGINAL),
-        forget_rows=split.rows("forget"),
-        retain_rows=split.rows("retain"),
-        forget_classes=split.request["whole_classes"],
-        held_rows=np.flatnonzero(split.held),
-        model_dir=MODELS / ORIGINAL,
-        forgotten_dir=FORGOTTEN,
-        engine=on_ray(clustered.address, clustered.workers) if clustered.engine == "ray" else None,
-    )
+    engine = on_ray(clustered.address, clustered.workers) if clustered.engine == "ray" else None
+    request = FitInputs.of_split(Split(SPLIT), engine)
     warm_up(name, table, request.classifier.card.training)
     refused, seconds = None, 0.0
     start = time.perf_counter()
