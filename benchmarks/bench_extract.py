@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import Shards, write_shard
 from expunge.models.checkpoint import save_classifier
 from expunge.models.zoo import build
@@ -64,7 +64,7 @@ def whole_stage(model: str, rows: int, rounds: int, root: Path) -> dict[str, flo
             classifier.features(images[i : i + BATCH])
 
     def stage() -> None:
-        extract(classifier, dataset, root / "out", root / "work", Settings(BATCH, rows // 4))
+        extract(classifier, dataset, root / "out", root / "work", ExtractionSettings(BATCH, rows // 4))
 
     def seconds(work: Callable[[], None]) -> tuple[float, float]:
         tick, busy = time.perf_counter(), time.process_time()
@@ -124,7 +124,7 @@ def peak_memory(dataset: str, root: str) -> None:
     """In a process of its own: extract and print the largest resident memory, in MB."""
     data = Dataset(dataset)
     classifier = build("resnet-small", 10, data.image_shape or (SIZE, SIZE, 1), seed=1)
-    extract(classifier, data, Path(root) / "out", Path(root) / "work", Settings(100, 1000))
+    extract(classifier, data, Path(root) / "out", Path(root) / "work", ExtractionSettings(100, 1000))
     # ru_maxrss would count what the parent held when it forked.
     status = Path("/proc/self/status").read_text()
     print(int(status.split("VmHWM:")[1].split()[0]) / 2**10)

@@ -25,7 +25,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED, RAW
 from expunge.data.source import Batch, Source
 from expunge.data.writer import write_dataset
-from expunge.features.extract import Extraction, Settings
+from expunge.features.extract import Extraction, ExtractionSettings
 from expunge.features.mapper import Mapper
 from expunge.features.writer import publish
 from expunge.models.zoo import build
@@ -65,7 +65,7 @@ def dataset(rows: int, encoding: str, directory: Path) -> Dataset:
     return Dataset(directory)
 
 
-def bare_rate(classifier: Any, settings: Settings, rounds: int = 40) -> float:
+def bare_rate(classifier: Any, settings: ExtractionSettings, rounds: int = 40) -> float:
     """Images per second of the compiled model on one uint8 batch that lies on the device."""
     mapper = Mapper(classifier, settings, compiled=settings.compile == "auto")
     images = torch.from_numpy(pictures(settings.batch_size)).to(settings.device)
@@ -79,7 +79,7 @@ def bare_rate(classifier: Any, settings: Settings, rounds: int = 40) -> float:
     return rounds * settings.batch_size / (time.perf_counter() - tick)
 
 
-def stage_rate(classifier: Any, data: Dataset, settings: Settings, root: Path) -> dict[str, Any]:
+def stage_rate(classifier: Any, data: Dataset, settings: ExtractionSettings, root: Path) -> dict[str, Any]:
     """Images per second of the stage, from reading to the renamed store, after what a run of any length pays once:
     the choice whether to compile, and compilation (`prepared_s`)."""
     tick = time.perf_counter()
@@ -112,12 +112,12 @@ def gflop(classifier: Any) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _wait(settings: Settings) -> None:
+def _wait(settings: ExtractionSettings) -> None:
     if settings.device == "cuda":
         torch.cuda.synchronize()
 
 
-def measure(settings: Settings, rows: int, jpegs: int, models: tuple[str, ...] = MODELS) -> dict[str, Any]:
+def measure(settings: ExtractionSettings, rows: int, jpegs: int, models: tuple[str, ...] = MODELS) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if settings.device == "cuda" else "cpu"
     peak = next((peak for part, peak in PEAKS.items() if part in name), None)
     found: dict[str, Any] = {"device": name, "cores": os.cpu_count(), "batch": settings.batch_size}
@@ -152,7 +152,7 @@ def run() -> dict[str, Any]:
     if not torch.cuda.is_available():
         print("bench_extract_gpu: skipped, torch finds no NVIDIA GPU here")
         return {"skipped": "no NVIDIA GPU"}
-    settings = Settings(BATCH, 4096, precision="bf16", device="cuda", compile="auto")
+    settings = ExtractionSettings(BATCH, 4096, precision="bf16", device="cuda", compile="auto")
     found = measure(settings, ROWS, JPEGS)
     for name, values in found.items():
         print(f"{name}: {values}")

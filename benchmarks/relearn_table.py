@@ -60,7 +60,7 @@ class Case:
             forget_rows=np.flatnonzero(train & gone),
             retain_rows=np.flatnonzero(train & ~gone),
             forget_classes=[forgotten],
-            held_rows=np.empty(0, np.int64),
+            validation_rows=np.empty(0, np.int64),
         )
         parts = np.char.add(np.where(train, "", "test_"), np.where(gone, "forget", "retain"))
         self.shown = shown_rows(parts)

@@ -59,5 +59,5 @@ def request_(finished):
         forget_rows=split.rows("forget"),
         retain_rows=split.rows("retain"),
         forget_classes=split.request["whole_classes"],
-        held_rows=np.flatnonzero(split.held),
+        validation_rows=np.flatnonzero(split.validation_mask),
     )

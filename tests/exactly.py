@@ -21,7 +21,7 @@ from expunge.data.prepare import prepare
 from expunge.erasure.auditable import recomputes, trusted
 from expunge.erasure.certificate import canonical
 from expunge.erasure.evidence import manifests
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.keys import signing_key
@@ -64,7 +64,7 @@ def write_features(model: str = "models/original") -> None:
     shutil.rmtree("data/features", ignore_errors=True)
     extract(
         load_classifier(model), Dataset("data/dataset"), Path("data/features/original"), Path(".expunge/f"),
-        Settings.of(load_config().features),
+        ExtractionSettings.of(load_config().features),
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def inputs(gone: np.ndarray) -> FitInputs:
         forget_rows=gone,
         retain_rows=np.setdiff1d(training_rows(), gone),
         forget_classes=[],
-        held_rows=np.empty(0, np.int64),
+        validation_rows=np.empty(0, np.int64),
         model_dir=Path("models/original"),
         forgotten_dir=Path("data/forgotten"),
     )

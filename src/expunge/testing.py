@@ -19,7 +19,7 @@ from expunge.core import SoftmaxHead
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.data.schema import TRAIN
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.methods.inputs import FitInputs
 from expunge.methods.method import Method
@@ -46,7 +46,7 @@ def small_inputs(directory: Path, kind: str = "classes") -> FitInputs:
         with staged_dir(model) as staging:
             save_classifier(staging, classifier)
             write_manifest(staging, __name__)
-        extract(classifier, dataset, features, directory / "work", Settings(500, 65_536))
+        extract(classifier, dataset, features, directory / "work", ExtractionSettings(500, 65_536))
     dataset = Dataset(data)
     train = np.flatnonzero(dataset.splits() == TRAIN)
     of_class = dataset.labels()[train] == FORGOTTEN_CLASS
@@ -59,7 +59,7 @@ def small_inputs(directory: Path, kind: str = "classes") -> FitInputs:
         forget_rows=forget,
         retain_rows=np.setdiff1d(train, forget),
         forget_classes=[FORGOTTEN_CLASS] if kind == "classes" else [],
-        held_rows=np.empty(0, np.int64),
+        validation_rows=np.empty(0, np.int64),
         model_dir=model,
         forgotten_dir=directory / "forgotten",
     )
@@ -97,7 +97,7 @@ def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | N
 
 def _fit_head(classifier: Any, dataset: Dataset, directory: Path) -> None:
     """Give `classifier` the head that fits its own features on training rows."""
-    extract(classifier, dataset, directory / "first", directory / "work", Settings(500, 65_536))
+    extract(classifier, dataset, directory / "first", directory / "work", ExtractionSettings(500, 65_536))
     train = np.flatnonzero(dataset.splits() == TRAIN)
     z, labels = torch.from_numpy(FeatureStore(directory / "first").z(train)), torch.from_numpy(dataset.labels()[train])
     head = SoftmaxHead(1e-6, tol=1e-6).fit(z, labels.long(), len(dataset.class_names)).head_

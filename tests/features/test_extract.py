@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.features.extract import Settings, extract, extract_shards
+from expunge.features.extract import ExtractionSettings, extract, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.models.zoo import build
 from expunge.system.errors import DataError
 from expunge.system.files import read_manifest
 from tests.features import work
 
-SETTINGS = Settings(batch_size=64, shard_rows=400)
+SETTINGS = ExtractionSettings(batch_size=64, shard_rows=400)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_threads_of_the_model_are_as_before(dataset, classifier, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        extract(classifier, dataset, tmp_path / "out", tmp_path / "work", Settings(900, 2000))
+        extract(classifier, dataset, tmp_path / "out", tmp_path / "work", ExtractionSettings(900, 2000))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -185,11 +185,11 @@ MEMORY = """
 import sys
 from pathlib import Path
 from expunge.data.dataset import Dataset
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.models.zoo import build
 dataset, root = Dataset(sys.argv[1]), Path(sys.argv[2])
 classifier = build("resnet-small", 10, dataset.image_shape, seed=1)
-extract(classifier, dataset, root / "out", root / "work", Settings(100, 500))
+extract(classifier, dataset, root / "out", root / "work", ExtractionSettings(100, 500))
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count what the parent held when it forked
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """

@@ -6,7 +6,7 @@ from torch import nn
 
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.mapper import Mapper
 from expunge.features.store import FeatureStore
 from expunge.models.zoo import build
@@ -44,7 +44,7 @@ def classifier_of(dataset, **memory):
 
 def fetch(classifier, dataset, root, **settings):
     settings = {"batch_size": 64, "shard_rows": 600} | settings
-    extract(classifier, dataset, root / "out", root / "work", Settings(**settings))
+    extract(classifier, dataset, root / "out", root / "work", ExtractionSettings(**settings))
     return FeatureStore(root / "out")
 
 
@@ -84,7 +84,7 @@ def test_autocast_is_near(dataset, tmp_path, precision):
 
 def test_pieces_of_a_compiled_model_keep_one_shape(dataset):
     """What pads and cuts the last batch, with a plain function in the compiled one's place."""
-    mapper = Mapper(classifier_of(dataset), Settings(batch_size=32, shard_rows=600))
+    mapper = Mapper(classifier_of(dataset), ExtractionSettings(batch_size=32, shard_rows=600))
     shapes = []
 
     def compiled(pixels):
@@ -103,5 +103,5 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     features = Features(64, 600, "fp32", "fp32", "cuda", "auto", "penultimate")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"features\.device is cuda"):
-        Settings.of(features)
-    assert Settings.of(features, elsewhere=True).device == "cuda"
+        ExtractionSettings.of(features)
+    assert ExtractionSettings.of(features, elsewhere=True).device == "cuda"

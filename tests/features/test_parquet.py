@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.features import parquet
-from expunge.features.store import NUMBERS, schema
+from expunge.features.store import STORAGE_TYPES, schema
 
 OPTIONS = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["sample_id", "label", "split"]}
 
@@ -26,7 +26,7 @@ def table_of(n, subject=False):
 
 def both(directory, n, dim, dtype, subject, group_rows, dictionary=False):
     """The same table written here and by Arrow; the two files."""
-    numbers = NUMBERS[dtype]
+    numbers = STORAGE_TYPES[dtype]
     z = np.random.default_rng(n * dim).integers(0, 124, (n, dim, np.dtype(numbers.stored).itemsize), np.uint8)  # no NaN
     z = z.view(numbers.stored).reshape(n, dim)
     rows, target = table_of(n, subject), schema(dim, subject, dtype)
@@ -43,7 +43,7 @@ def both(directory, n, dim, dtype, subject, group_rows, dictionary=False):
 @given(
     n=st.integers(1, 90),
     dim=st.integers(1, 70),
-    dtype=st.sampled_from(sorted(NUMBERS)),
+    dtype=st.sampled_from(sorted(STORAGE_TYPES)),
     subject=st.booleans(),
     group_rows=st.integers(1, 40),
     dictionary=st.booleans(),

@@ -13,7 +13,7 @@ from PIL import Image
 from expunge.data.dataset import Dataset
 from expunge.data.images import decode
 from expunge.data.prepare import prepare
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.plan import Shard
 from expunge.features.reader import Reader
 from expunge.features.store import FeatureStore
@@ -21,7 +21,7 @@ from expunge.models.zoo import build
 from expunge.system.errors import DataError
 from expunge.system.files import read_json, write_manifest
 
-SETTINGS = Settings(batch_size=8, shard_rows=20)
+SETTINGS = ExtractionSettings(batch_size=8, shard_rows=20)
 
 
 def picture(rng, mode, size):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expunge.features import parquet
-from expunge.features.store import NUMBERS, ROW_GROUP, FeatureStore, Shards, groups, narrow, widen, write_shard
+from expunge.features.store import ROW_GROUP, STORAGE_TYPES, FeatureStore, Shards, groups, narrow, widen, write_shard
 from expunge.system.errors import ManifestError
 from expunge.system.files import read_manifest, staged_dir, write_json, write_manifest
 
@@ -170,7 +170,7 @@ def test_smaller_numbers_are_rounded_as_torch_rounds(dtype, z):
     values = np.concatenate([hard, z[:, 0]])
     expected = torch.from_numpy(values).to(TORCH[dtype])
     stored = narrow(values, dtype)
-    assert stored.dtype == NUMBERS[dtype].stored and stored.itemsize == 2
+    assert stored.dtype == STORAGE_TYPES[dtype].stored and stored.itemsize == 2
     torch.testing.assert_close(torch.from_numpy(widen(stored, dtype)), expected.float(), rtol=0, atol=0)
     assert stored.tobytes() == expected.view(torch.int16).numpy().tobytes()
 
@@ -185,7 +185,7 @@ def test_smaller_numbers_on_disk(tmp_path, z, dtype):
     np.testing.assert_array_equal(shards.z(rows), kept[rows])
     assert all(chunk.dtype == np.float32 for _, chunk in shards.iter_z())
     field = pq.read_schema(path).field("z").type.value_field
-    assert field.type == NUMBERS[dtype].arrow
+    assert field.type == STORAGE_TYPES[dtype].arrow
     assert (field.metadata or {}).get(b"dtype") == (b"bfloat16, little endian" if dtype == "bf16" else None)
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from expunge.data.dataset import Dataset
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.models.zoo import build
 
-SETTINGS = Settings(batch_size=64, shard_rows=200, dtype="fp16")
+SETTINGS = ExtractionSettings(batch_size=64, shard_rows=200, dtype="fp16")
 
 
 def run(dataset_directory: str, root: str) -> None:

@@ -16,7 +16,7 @@ from expunge.config import Config, load_config
 from expunge.core import LinearHead, RidgeHead, SoftmaxHead
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.ledger.merkle import merkle_root
 from expunge.methods.exact import recompute
@@ -64,7 +64,7 @@ class Place:
             config = self.config(training)
             rows = np.flatnonzero(self.dataset.splits() == "train")
             make_classifier(config, self.dataset, rows, 1, out, self.directory / "work")
-            settings = Settings.of(config.features)
+            settings = ExtractionSettings.of(config.features)
             extract(load_classifier(out), self.dataset, store, self.directory / "work" / "features", settings)
         return out
 
@@ -79,7 +79,7 @@ class Place:
             forget_rows=forget,
             retain_rows=np.setdiff1d(rows, forget),
             forget_classes=[],
-            held_rows=np.empty(0, np.int64),
+            validation_rows=np.empty(0, np.int64),
             model_dir=out,
             forgotten_dir=self.directory / "forgotten",
         )

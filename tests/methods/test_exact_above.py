@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.finetune.above import activations_alone, keep
 from expunge.finetune.cut import fetch_activations
@@ -101,7 +101,7 @@ class Place:
         classifier, store = load_classifier(self.original), self.directory / "all" / "features"
         if not store.is_dir():
             work = self.directory / "all" / "work" / "features"
-            extract(classifier, self.dataset, store, work, Settings.of(self.config().features))
+            extract(classifier, self.dataset, store, work, ExtractionSettings.of(self.config().features))
         rows = np.flatnonzero(self.dataset.splits() == "train")
         return FitInputs(
             store=FeatureStore(store),
@@ -111,7 +111,7 @@ class Place:
             forget_rows=forget,
             retain_rows=np.setdiff1d(rows, forget),
             forget_classes=[],
-            held_rows=np.empty(0, np.int64),
+            validation_rows=np.empty(0, np.int64),
             model_dir=self.original,
             forgotten_dir=self.directory / "forgotten",
         )

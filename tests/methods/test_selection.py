@@ -23,8 +23,11 @@ def test_held_rows_are_a_share_of_both_sides(finished):
     split = Split(finished / "data/split")
     for part in ("retain", "forget"):
         rows = split.rows(part)
-        assert split.held[rows].sum() == len(rows) // 10
-    assert not split.held[split.rows("test_retain")].any() and not split.held[split.rows("test_forget")].any()
+        assert split.validation_mask[rows].sum() == len(rows) // 10
+    assert (
+        not split.validation_mask[split.rows("test_retain")].any()
+        and not split.validation_mask[split.rows("test_forget")].any()
+    )
 
 
 def test_fits_under_judgement_never_see_held_rows(request_):
@@ -37,10 +40,10 @@ def test_fits_under_judgement_never_see_held_rows(request_):
 
     choose_settings("loft", request_, {"rank": [16]}, fitted)
     (part,) = seen
-    rows = np.setdiff1d(request_.retain_rows, request_.held_rows)
+    rows = np.setdiff1d(request_.retain_rows, request_.validation_rows)
     z = torch.from_numpy(request_.store.z(rows))
     torch.testing.assert_close(part.retain.cov(), Moments.of(z).cov(), rtol=1e-8, atol=1e-10)
-    assert part.retain.n == len(rows) and not np.isin(part.forget_rows, request_.held_rows).any()
+    assert part.retain.n == len(rows) and not np.isin(part.forget_rows, request_.validation_rows).any()
     train = np.concatenate([rows, part.forget_rows])
     labels, z = request_.labels[train], request_.store.z(train).astype(np.float64)
     for c in range(10):

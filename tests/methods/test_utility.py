@@ -34,7 +34,8 @@ def request(held: np.ndarray, forget: np.ndarray) -> Any:
         nn.Flatten(), nn.Linear(6, 3), Preprocess(1, 6, 1, (0.5,), (0.5,)), ModelCard("x", 3, 6, "full", True)
     )
     return SimpleNamespace(
-        retain_rows=np.setdiff1d(np.arange(N), forget), forget_rows=forget, held_rows=held, labels=LABELS, head=HEAD,
+        retain_rows=np.setdiff1d(np.arange(N), forget), forget_rows=forget, validation_rows=held, labels=LABELS,
+        head=HEAD,
         store=SimpleNamespace(z=lambda rows: Z[rows], dim=6), classifier=network, forget_classes=[],
     )  # fmt: skip
 

@@ -135,7 +135,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     assert found["methods"].keys() == {"logit-mask", "relearn-stage2"}
 
     # What is attacked is what the networks on disk answer.
-    forget = Split(copy / "data/split").counted("forget")
+    forget = Split(copy / "data/split").scored_rows("forget")
     dataset = Dataset(copy / "data" / "dataset")
     for name in ("trained-2", "retrained-3"):
         with torch.no_grad():

@@ -26,7 +26,7 @@ from expunge.data.prepare import prepare
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_json
 from expunge.training.launch import RESULT, train_with_torchrun
-from expunge.training.ranks import Ranks, norms_over_ranks
+from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
 from expunge.training.recipe import build_classifier, fit_all
 from expunge.training.state import STATE
 from tests.pipeline import ENVIRONMENT, ROOT
@@ -59,16 +59,16 @@ def norm_rank(rank: int, port: int, out: Path) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(7, 3, 4, 4), torch.randn(7, 3, 4, 4)
     network = nn.Sequential(nn.BatchNorm2d(3))
-    ranks = Ranks(rank, 2)
-    rows = ranks.own(torch.arange(7))
+    group = ProcessGroup(rank, 2)
+    rows = group.own(torch.arange(7))
     mine = x[rows].clone().requires_grad_(True)
-    with norms_over_ranks(network, ranks):
+    with synchronised_batch_norm(network, group):
         for _ in range(2):
             y = network(mine)
         (y * weight[rows]).sum().backward()
     grads = [network[0].weight.grad, network[0].bias.grad]
     for g in grads:
-        ranks.total(g)
+        group.total(g)
     assert type(network[0]) is nn.BatchNorm2d
     torch.save([y.detach(), mine.grad, *grads, network[0].running_mean, network[0].running_var], out / f"{rank}.pt")
     distributed.destroy_process_group()
@@ -100,9 +100,9 @@ def test_batch_norm_over_two_processes_is_batch_norm_of_the_whole_batch(tmp_path
 
 def test_slices_cover_a_batch_once() -> None:
     rows = torch.arange(7)
-    parts = [Ranks(rank, 3).own(rows) for rank in range(3)]
+    parts = [ProcessGroup(rank, 3).own(rows) for rank in range(3)]
     assert torch.equal(torch.cat(parts), rows) and [len(p) for p in parts] == [3, 2, 2]
-    assert len(Ranks(1, 2).own(rows[:1])) == 0 and torch.equal(Ranks().own(rows), rows)
+    assert len(ProcessGroup(1, 2).own(rows[:1])) == 0 and torch.equal(ProcessGroup().own(rows), rows)
     assert F.cross_entropy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), reduction="sum").item() == 0.0
 
 

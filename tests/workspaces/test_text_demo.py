@@ -16,7 +16,7 @@ from expunge.core import LinearHead, identity
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.data.split import split
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.models.checkpoint import load_classifier
 from expunge.quality import validate_dataset
@@ -62,7 +62,11 @@ def home(tmp_path_factory) -> Path:
     train = np.flatnonzero(dataset.splits() == "train")
     make_classifier(config, dataset, train, 1, home / "model", home / "work")
     extract(
-        load_classifier(home / "model"), dataset, home / "features", home / "work" / "f", Settings.of(config.features)
+        load_classifier(home / "model"),
+        dataset,
+        home / "features",
+        home / "work" / "f",
+        ExtractionSettings.of(config.features),
     )
     return home
 

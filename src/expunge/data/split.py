@@ -155,15 +155,15 @@ class Split:
         return np.array(table["part"].to_pylist())
 
     @cached_property
-    def held(self) -> np.ndarray:
+    def validation_mask(self) -> np.ndarray:
         """bool `(rows,)`: training rows held out to choose settings by; fitted to afterwards, and in no metric."""
-        held = np.zeros(len(self.parts), dtype=bool)
+        mask = np.zeros(len(self.parts), dtype=bool)
         drawn = self.request["validation"]
         for stream, part in enumerate((RETAIN, FORGET)):
             rows = self.rows(part)
             rng = np.random.default_rng([drawn["seed"], stream])
-            held[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
-        return held
+            mask[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
+        return mask
 
     def rows(self, part: str) -> np.ndarray:
         """int64 dataset positions of one part, ascending."""
@@ -171,8 +171,8 @@ class Split:
             raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
 
-    def counted(self, part: str) -> np.ndarray:
+    def scored_rows(self, part: str) -> np.ndarray:
         """Like `rows`, without those that settings may have been chosen by."""
         rows = self.rows(part)
-        counted: np.ndarray = rows[~self.held[rows]]
-        return counted
+        scored: np.ndarray = rows[~self.validation_mask[rows]]
+        return scored

@@ -19,7 +19,7 @@ from expunge.data.schema import TRAIN
 from expunge.erasure.auditable import ABOVE, SHARDS, kind_of, recomputes, trusted
 from expunge.erasure.certificate import verify
 from expunge.erasure.evidence import manifests
-from expunge.features.extract import Settings, extract_shards
+from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.keys import PublicKey
@@ -119,7 +119,7 @@ def _inputs(classifier: Classifier, version: Version) -> FitInputs:
         forget_rows=np.flatnonzero(train & forgotten),
         retain_rows=np.flatnonzero(train & ~forgotten),
         forget_classes=[],
-        held_rows=np.empty(0, np.int64),
+        validation_rows=np.empty(0, np.int64),
         forgotten_dir=FORGOTTEN,
     )
 
@@ -139,7 +139,7 @@ def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[
 
 def _features(inputs: FitInputs) -> dict[str, Any]:
     """The features of the retained rows made again, beside the stored ones: the largest distance relative to |z|."""
-    settings = Settings.of(load_config().features)
+    settings = ExtractionSettings.of(load_config().features)
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)
     _, shards = extract_shards(inputs.classifier, inputs.dataset, place, settings)

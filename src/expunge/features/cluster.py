@@ -17,7 +17,7 @@ import torch
 
 from expunge.data.dataset import Dataset
 from expunge.features.extract import Engine, Extraction
-from expunge.features.plan import Settings, Shard
+from expunge.features.plan import ExtractionSettings, Shard
 from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import ConfigError, DataError, ManifestError
 from expunge.system.malloc import keep_freed
@@ -38,7 +38,11 @@ class Worker:
         self._threads = threads
         torch.set_num_threads(threads)
         self._extraction = Extraction(
-            load_classifier(model), Dataset(dataset, verify=False), Path(work_root), Settings(**settings), threads
+            load_classifier(model),
+            Dataset(dataset, verify=False),
+            Path(work_root),
+            ExtractionSettings(**settings),
+            threads,
         )
         if self._extraction.plan.digest != digest:
             raise ManifestError(

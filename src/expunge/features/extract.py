@@ -16,16 +16,16 @@ import torch
 from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED, RAW
 from expunge.features.mapper import Mapper, choose_compiled
-from expunge.features.plan import Plan, Settings, Shard
+from expunge.features.plan import ExtractionSettings, Plan, Shard
 from expunge.features.reader import Batch, Reader, one_torch_thread
 from expunge.features.store import Shards
 from expunge.features.writer import CHOICE, ShardWriter, adopt_store, is_whole, publish, shard_path
 from expunge.models.classifier import Classifier
 from expunge.system.files import read_json, write_json
+from expunge.system.processors import cores
 from expunge.system.progress import log_message, progress
-from expunge.system.ray_cluster import cores
 
-__all__ = ["Extraction", "Settings", "extract", "extract_shards"]
+__all__ = ["Extraction", "ExtractionSettings", "extract", "extract_shards"]
 
 Advance = Callable[[int], None]
 
@@ -35,7 +35,7 @@ def extract(
     dataset: Dataset,
     out: Path,
     work_root: Path,
-    settings: Settings,
+    settings: ExtractionSettings,
     engine: Engine | None = None,
     repair: bool = False,
 ) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def extract(
 
 
 def extract_shards(
-    classifier: Classifier, dataset: Dataset, work_root: Path, settings: Settings
+    classifier: Classifier, dataset: Dataset, work_root: Path, settings: ExtractionSettings
 ) -> tuple[Path, Shards]:
     """Fill the work directory; return it and its shards. Whole shards found there are kept."""
     extraction = Extraction(classifier, dataset, work_root, settings)
@@ -75,7 +75,7 @@ class Extraction:
         classifier: Classifier,
         dataset: Dataset,
         work_root: Path,
-        settings: Settings,
+        settings: ExtractionSettings,
         threads: int | None = None,
     ) -> None:
         self.classifier, self.dataset, self.settings = classifier, dataset, settings

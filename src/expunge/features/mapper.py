@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.features.plan import Settings
+from expunge.features.plan import ExtractionSettings
 from expunge.features.reader import Batch
 from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError
@@ -40,7 +40,7 @@ class Mapper:
     halved. Fewer rows at a time can change the last bits of features where a library chooses its kernels by batch size.
     """
 
-    def __init__(self, classifier: Classifier, settings: Settings, compiled: bool = False) -> None:
+    def __init__(self, classifier: Classifier, settings: ExtractionSettings, compiled: bool = False) -> None:
         self.device = torch.device(settings.device)
         self.cuda = self.device.type == "cuda"
         self.rows_at_once = settings.batch_size
@@ -141,7 +141,7 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def choose_compiled(classifier: Classifier, settings: Settings, images: Tensor) -> dict[str, Any]:
+def choose_compiled(classifier: Classifier, settings: ExtractionSettings, images: Tensor) -> dict[str, Any]:
     """Time the plain and the compiled model on one full batch and say which is faster: `compiled`, and both rates.
 
     Only the first of an extraction measures; its choice is kept beside the shards, since the two ways may differ in the

@@ -13,7 +13,7 @@ import torch
 
 from expunge.config import Features
 from expunge.data.dataset import Dataset
-from expunge.features.store import NUMBERS
+from expunge.features.store import STORAGE_TYPES
 from expunge.models.checkpoint import backbone_digest, digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError
@@ -24,7 +24,7 @@ FORMAT = 2  # of a work directory; raised when the same plan would give other by
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExtractionSettings:
     """What of params determines the bytes of a store.
 
     `precision`: the arithmetic of the forward pass, "fp32", or "fp16" and "bf16" by autocast. `dtype`: the numbers on
@@ -40,7 +40,7 @@ class Settings:
     compile: str = "off"
 
     @classmethod
-    def of(cls, features: Features, elsewhere: bool = False) -> Settings:
+    def of(cls, features: Features, elsewhere: bool = False) -> ExtractionSettings:
         """The settings of params. Raises ConfigError where a GPU is asked for and this machine has none.
 
         `elsewhere`: other machines compute, whose GPUs cannot be seen from here.
@@ -79,10 +79,10 @@ class Plan:
 
     description: dict[str, Any]
     rows: int
-    settings: Settings
+    settings: ExtractionSettings
 
     @classmethod
-    def of(cls, classifier: Classifier, dataset: Dataset, settings: Settings) -> Plan:
+    def of(cls, classifier: Classifier, dataset: Dataset, settings: ExtractionSettings) -> Plan:
         description = {
             "format": FORMAT,
             "backbone": backbone_digest(classifier),
@@ -90,8 +90,8 @@ class Plan:
             "preprocess": classifier.preprocess.to_json(),
             **asdict(settings),
         }
-        if settings.dtype not in NUMBERS:
-            raise ConfigError(f"features.dtype is {settings.dtype!r}; it must be one of {', '.join(NUMBERS)}")
+        if settings.dtype not in STORAGE_TYPES:
+            raise ConfigError(f"features.dtype is {settings.dtype!r}; it must be one of {', '.join(STORAGE_TYPES)}")
         if settings.dtype != "fp32":
             # What rounding costs is measured on this head's logits and kept with the shards.
             description["head"] = digest_of_tensors(classifier.head.state_dict())

@@ -30,7 +30,7 @@ CLASS_SUMS = "class_sums.safetensors"
 
 
 @dataclass(frozen=True)
-class Numbers:
+class StorageType:
     """How `z` lies on disk."""
 
     name: str
@@ -39,10 +39,10 @@ class Numbers:
 
 
 # Arrow and Parquet have no bfloat16: its two bytes, little endian, are stored as they are.
-NUMBERS = {
-    "fp32": Numbers("float32", np.float32, pa.float32()),
-    "fp16": Numbers("float16", np.float16, pa.float16()),
-    "bf16": Numbers("bfloat16", np.uint16, pa.binary(2)),
+STORAGE_TYPES = {
+    "fp32": StorageType("float32", np.float32, pa.float32()),
+    "fp16": StorageType("float16", np.float16, pa.float16()),
+    "bf16": StorageType("bfloat16", np.uint16, pa.binary(2)),
 }
 
 
@@ -50,7 +50,7 @@ def narrow(z: np.ndarray, dtype: str) -> np.ndarray:
     """float32 `z` as it is stored in `dtype`, rounded to nearest, ties to even; what is too large becomes infinite."""
     if dtype != "bf16":
         with np.errstate(over="ignore"):
-            return z.astype(NUMBERS[dtype].stored, copy=False)
+            return z.astype(STORAGE_TYPES[dtype].stored, copy=False)
     bits = np.ascontiguousarray(z).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -72,7 +72,7 @@ def schema(dim: int, subject: bool, dtype: str = "fp32") -> pa.Schema:
     if subject:
         fields.append(pa.field("subject", pa.string()))
     note = {"dtype": "bfloat16, little endian"} if dtype == "bf16" else None
-    item = pa.field("item", NUMBERS[dtype].arrow, False, metadata=note)
+    item = pa.field("item", STORAGE_TYPES[dtype].arrow, False, metadata=note)
     return pa.schema([*fields, pa.field("z", pa.list_(item, dim), False)])
 
 
@@ -80,7 +80,7 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
     """Write one shard: `rows` holds the columns beside `z (n, d)`, which `narrow` made. Same input, same bytes."""
     dim = z.shape[1]
     target = schema(dim, "subject" in rows.column_names, dtype)
-    z = np.ascontiguousarray(z, NUMBERS[dtype].stored)
+    z = np.ascontiguousarray(z, STORAGE_TYPES[dtype].stored)
     names = [field.name for field in target][:-1]
     parquet.write(
         path,
@@ -113,7 +113,7 @@ def groups(path: Path, dim: int, dtype: str = "fp32") -> list[list[int]]:
         rows = meta.row_group(number).num_rows
         chunk = meta.row_group(number).column(meta.num_columns - 1)
         end = chunk.data_page_offset + chunk.total_compressed_size
-        found.append([end - rows * dim * np.dtype(NUMBERS[dtype].stored).itemsize, rows])
+        found.append([end - rows * dim * np.dtype(STORAGE_TYPES[dtype].stored).itemsize, rows])
     return found
 
 
@@ -126,7 +126,7 @@ def _map(path: Path) -> mmap.mmap:
 def _views(content: mmap.mmap, groups: Sequence[Sequence[int]], dim: int, dtype: str) -> Iterator[np.ndarray]:
     """Read-only `(rows, dim)` of each row group."""
     for first, rows in groups:
-        yield np.ndarray((rows, dim), NUMBERS[dtype].stored, content, first)
+        yield np.ndarray((rows, dim), STORAGE_TYPES[dtype].stored, content, first)
 
 
 class Shards:
@@ -171,7 +171,10 @@ class Shards:
             raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {starts[-1]}")
         order = np.argsort(rows, kind="stable")
         group = np.searchsorted(starts, rows[order], side="right") - 1
-        at = first[group] + (rows[order] - starts[group]) * self.dim * np.dtype(NUMBERS[self.dtype].stored).itemsize
+        at = (
+            first[group]
+            + (rows[order] - starts[group]) * self.dim * np.dtype(STORAGE_TYPES[self.dtype].stored).itemsize
+        )
         stored = self._gather(np.searchsorted(shard[group], np.arange(len(self.paths) + 1)), at)
         z = widen(stored, self.dtype)
         return z if (order[1:] > order[:-1]).all() else z[np.argsort(order)]
@@ -184,7 +187,7 @@ class Shards:
         """
         import torch  # here alone: checks and lists of a store do without it
 
-        number = np.dtype(NUMBERS[self.dtype].stored)
+        number = np.dtype(STORAGE_TYPES[self.dtype].stored)
         size = self.dim * number.itemsize
         number = np.dtype(np.int16) if number == np.uint16 else number  # torch selects no unsigned numbers
         found = np.empty((len(at), self.dim), number)
@@ -196,7 +199,7 @@ class Shards:
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes to it
                 overlapping = torch.from_numpy(np.ndarray(shape, number, content, strides=strides))
             torch.index_select(overlapping, 0, torch.from_numpy(at[mine] // step), out=torch.from_numpy(found[mine]))
-        return found.view(NUMBERS[self.dtype].stored)
+        return found.view(STORAGE_TYPES[self.dtype].stored)
 
     def iter_z(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield `(first row, z (k, d) float32)` per row group: mapped, so memory stays flat."""
@@ -233,7 +236,7 @@ class FeatureStore(Shards):
             )
         files = self.manifest["files"]
         stored = self.manifest.get("dtype", "float32")
-        dtype = next((name for name, numbers in NUMBERS.items() if numbers.name == stored), None)
+        dtype = next((name for name, numbers in STORAGE_TYPES.items() if numbers.name == stored), None)
         if dtype is None:
             raise ManifestError(f"{self.directory}: z is stored as {stored!r}, which this version does not read")
         shards = [self.directory / name for name in sorted(files) if name.endswith(".parquet")]

@@ -14,7 +14,7 @@ from torch import distributed
 
 from expunge.features.extract import Extraction
 
-# Torchrun wait for the slowest, which may have hours more to do; torchrun ends all of them when one fails.
+# The ranks wait for the slowest, which may have hours of work left; torchrun ends all of them when one fails.
 PATIENCE = timedelta(days=30)
 
 
@@ -23,23 +23,23 @@ class Torchrun:
     """Which of how many processes this one is, as torchrun says. Rank 0 decides, publishes and reports."""
 
     rank: int
-    world: int
-    here: int  # processes on this machine
+    world_size: int
+    local_world_size: int  # processes on this machine
 
     @classmethod
     def of(cls, environment: MutableMapping[str, str]) -> Torchrun:
         """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; of several GPUs this process keeps its own."""
-        ranks = cls(
+        process = cls(
             int(environment.get("RANK", 0)),
             int(environment.get("WORLD_SIZE", 1)),
             int(environment.get("LOCAL_WORLD_SIZE", 1)),
         )
-        if ranks.world > 1:
+        if process.world_size > 1:
             # Before CUDA starts: helper threads and pinned memory then belong to the right GPU, too.
             visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-            gpus = visible.split(",") if visible else [str(i) for i in range(ranks.here)]
+            gpus = visible.split(",") if visible else [str(i) for i in range(process.local_world_size)]
             environment["CUDA_VISIBLE_DEVICES"] = gpus[int(environment.get("LOCAL_RANK", 0)) % len(gpus)]
-        return ranks
+        return process
 
     def make(self, extraction: Extraction) -> None:
         """The engine: rank 0 says which shards are missing, each rank makes its share, all wait for the last."""
@@ -50,8 +50,10 @@ class Torchrun:
                 missing[[shard.index for shard in extraction.missing()]] = 1
                 extraction.choose()
             distributed.broadcast(missing, 0)
-            mine = [extraction.plan.shards[i] for i in missing.nonzero().flatten().tolist()][self.rank :: self.world]
-            with extraction.progress(mine, f"extract, rank {self.rank} of {self.world}") as advance:
+            mine = [extraction.plan.shards[i] for i in missing.nonzero().flatten().tolist()][
+                self.rank :: self.world_size
+            ]
+            with extraction.progress(mine, f"extract, rank {self.rank} of {self.world_size}") as advance:
                 extraction.run(mine, advance)
             distributed.barrier()
         finally:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
 from expunge.features.plan import PLAN, Plan, Shard
-from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, groups, narrow, widen, write_shard
+from expunge.features.store import CLASS_SUMS, MOMENTS, STORAGE_TYPES, Shards, groups, narrow, widen, write_shard
 from expunge.system.errors import DataError
 from expunge.system.files import MANIFEST, read_json, sha256, staged_dir, write_json, write_manifest
 from expunge.system.progress import log_message
@@ -197,7 +197,7 @@ def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
             digests={name: record["files"][name] for name, record in records.items()},
             groups={name: groups(work / name, moments.dim, plan.settings.dtype) for name in records},
             dim=moments.dim,
-            dtype=NUMBERS[plan.settings.dtype].name,
+            dtype=STORAGE_TYPES[plan.settings.dtype].name,
             layout="plain pages, one per row group",
             model_digest=plan.description["backbone"],
             dataset_digest=plan.description["dataset"],

@@ -35,7 +35,7 @@ class FitInputs:
     forget_rows: np.ndarray
     retain_rows: np.ndarray
     forget_classes: list[int]  # classes forgotten as a whole
-    held_rows: np.ndarray  # of both, to choose settings by
+    validation_rows: np.ndarray  # of both, to choose settings by
     unseen_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # rows the model never saw
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows that are in neither
     model_dir: Path | None = None  # the original's: what its training kept for exact deletion
@@ -53,7 +53,7 @@ class FitInputs:
             forget_rows=split.rows(FORGET),
             retain_rows=split.rows(RETAIN),
             forget_classes=split.request["whole_classes"],
-            held_rows=np.flatnonzero(split.held),
+            validation_rows=np.flatnonzero(split.validation_mask),
             model_dir=MODELS / ORIGINAL,
             forgotten_dir=FORGOTTEN,
             engine=engine,

@@ -10,7 +10,7 @@ from expunge.config import Config
 from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
 from expunge.evaluation.measuring import Outputs
-from expunge.features.extract import Settings, extract_shards
+from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
@@ -29,7 +29,7 @@ def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:
     unlearned = UnlearnedModel.load(UNLEARNED / name)
     z = torch.from_numpy(original.z)
     if unlearned.classifier is not None:
-        settings = Settings.of(config.features)
+        settings = ExtractionSettings.of(config.features)
         work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
         z = torch.from_numpy(shards.z())
         shutil.rmtree(work)

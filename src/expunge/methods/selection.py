@@ -97,13 +97,13 @@ def choose_settings(
     where = f"fit.{name}"
     listed = candidates(choose, where)
     parts = request.retain_rows, request.forget_rows
-    kept, gone = (np.intersect1d(rows, request.held_rows) for rows in parts)
+    kept, gone = (np.intersect1d(rows, request.validation_rows) for rows in parts)
     if not request.forget_classes:
         return listed[0], {"taken": listed[0], "candidates": [], "why_first": "the request names rows, not classes"}
     if not len(kept) or not len(gone):
         return listed[0], {"taken": listed[0], "candidates": [], "why_first": "no row is held out (split.validation)"}
-    retain_rows, forget_rows = (np.setdiff1d(rows, request.held_rows) for rows in parts)
-    part = replace(request, retain_rows=retain_rows, forget_rows=forget_rows, left_out=request.held_rows)
+    retain_rows, forget_rows = (np.setdiff1d(rows, request.validation_rows) for rows in parts)
+    part = replace(request, retain_rows=retain_rows, forget_rows=forget_rows, left_out=request.validation_rows)
     z_kept, z_gone = (torch.from_numpy(request.store.z(rows)) for rows in (kept, gone))
     y_kept, y_gone = (torch.from_numpy(request.labels[rows]) for rows in (kept, gone))
 

@@ -77,7 +77,7 @@ class Rows:
             return store.z(rows), labels[rows]
 
         retain, forget = split.rows(RETAIN), split.rows(FORGET)
-        train, scored = np.union1d(retain, forget), thin(split.counted(FORGET), FORGET_ROWS)
+        train, scored = np.union1d(retain, forget), thin(split.scored_rows(FORGET), FORGET_ROWS)
         population = thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
         at_forget = np.searchsorted(train, scored)
         return cls(at(train), at(retain), at(scored), at(population), at_forget, split.request["whole_classes"])

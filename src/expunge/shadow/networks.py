@@ -25,7 +25,7 @@ from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN, TRAIN
 from expunge.data.split import Split
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
 from expunge.evaluation.ulira import margins
-from expunge.features.extract import Settings, extract
+from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.finetune.cut import fetch_activations
 from expunge.methods.inputs import FitInputs
@@ -77,7 +77,10 @@ class Job:
         epochs = config.shadow.epochs or config.train.epochs
         precision = "fp32" if config.train.precision == "auto" else config.train.precision
         recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
-        forget, population = thin(split.counted(FORGET), FORGET_ROWS), thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
+        forget, population = (
+            thin(split.scored_rows(FORGET), FORGET_ROWS),
+            thin(split.rows(TEST_RETAIN), POPULATION_ROWS),
+        )
         return cls(dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "shadow")
 
     def model_key(self, side: str, seed: int) -> str:
@@ -194,7 +197,9 @@ def _score(job: Job, directory: Path, side: str, offset: int) -> None:
 
 def _request(job: Job, classifier: Classifier, scratch: Path) -> FitInputs:
     """The run's request, put to another network: its own features, Moments and activations, in a scratch directory."""
-    extract(classifier, job.dataset, scratch / "features", job.work / "features", Settings.of(job.config.features))
+    extract(
+        classifier, job.dataset, scratch / "features", job.work / "features", ExtractionSettings.of(job.config.features)
+    )
     store = FeatureStore(scratch / "features")
     with staged_dir(scratch / "activations") as staging:
         if job.config.activations.cuts:
@@ -211,7 +216,7 @@ def _request(job: Job, classifier: Classifier, scratch: Path) -> FitInputs:
         forget_rows=job.split.rows(FORGET),
         retain_rows=job.split.rows(RETAIN),
         forget_classes=job.split.request["whole_classes"],
-        held_rows=np.flatnonzero(job.split.held),
+        validation_rows=np.flatnonzero(job.split.validation_mask),
     )
 
 

@@ -113,7 +113,7 @@ def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.n
             )
             columns = {
                 "sample_id": ids,
-                "part": np.where(split.held, VALIDATION, split.parts),
+                "part": np.where(split.validation_mask, VALIDATION, split.parts),
                 "label": labels,
                 "logits": logits,
             }
@@ -140,7 +140,7 @@ def main() -> None:
     models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
-    counted = ~split.held
+    counted = ~split.validation_mask
     planted = canary_rows(DATASET, store.column("sample_id").tolist())
     canaries = None if planted is None else CanaryRows(*planted).among(counted)
     start = time.perf_counter()

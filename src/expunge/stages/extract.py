@@ -51,29 +51,31 @@ def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
     """
     from expunge.data.dataset import Dataset
     from expunge.features.cluster import on_ray
-    from expunge.features.extract import Engine, Extraction, Settings, extract
+    from expunge.features.extract import Engine, Extraction, ExtractionSettings, extract
     from expunge.features.torchrun import Torchrun
     from expunge.models.checkpoint import load_classifier
-    from expunge.system.ray_cluster import cores
+    from expunge.system.processors import cores
 
-    ranks = Torchrun.of(os.environ)
+    process = Torchrun.of(os.environ)
     config = load_config()
     asked = config.extract
     engine: Engine | None = None
-    if ranks.world > 1:
-        engine = ranks.make
+    if process.world_size > 1:
+        engine = process.make
     elif asked.engine == "ray":
         engine = on_ray(model, DATASET, asked.address, asked.workers)
-    settings = Settings.of(config.features, elsewhere=asked.engine == "ray")
-    classifier, dataset = load_classifier(model), Dataset(DATASET, verify=ranks.rank == 0)
-    if ranks.rank:
-        ranks.make(Extraction(classifier, dataset, WORK / "features", settings, cores() // ranks.here or 1))
+    settings = ExtractionSettings.of(config.features, elsewhere=asked.engine == "ray")
+    classifier, dataset = load_classifier(model), Dataset(DATASET, verify=process.rank == 0)
+    if process.rank:
+        process.make(
+            Extraction(classifier, dataset, WORK / "features", settings, cores() // process.local_world_size or 1)
+        )
         return {}
     tick = time.perf_counter()
     store = extract(classifier, dataset, out, WORK / "features", settings, engine, repair)
     seconds = time.perf_counter() - tick
     return {
-        "engine": f"torchrun, {ranks.world} processes" if ranks.world > 1 else asked.engine,
+        "engine": f"torchrun, {process.world_size} processes" if process.world_size > 1 else asked.engine,
         "settings": store["settings"],
         "choice": store["choice"],
         "rows": dataset.rows,

@@ -18,7 +18,7 @@ from expunge.core import Moments
 from expunge.data.schema import ASSIGNMENT_SCHEMA, DUPLICATES, PARTS, TRAIN
 from expunge.data.split import ASSIGNMENT, REQUEST
 from expunge.data.writer import find_duplicates
-from expunge.features.store import CLASS_SUMS, MOMENTS, NUMBERS, Shards, narrow, write_shard
+from expunge.features.store import CLASS_SUMS, MOMENTS, STORAGE_TYPES, Shards, narrow, write_shard
 from expunge.sweep.journal import Journal, staged
 from expunge.sweep.report import Residue
 from expunge.sweep.shards import copy_without, link, renew_manifest
@@ -108,7 +108,7 @@ def features(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, found: dict) -> None:  # type: ignore[type-arg]
     place.mkdir()
     moments, sums = Moments.load(directory / MOMENTS), load_file(directory / CLASS_SUMS)
-    dtype = next(n for n, numbers in NUMBERS.items() if numbers.name == old.get("dtype", "float32"))
+    dtype = next(n for n, numbers in STORAGE_TYPES.items() if numbers.name == old.get("dtype", "float32"))
     rows = {}
     for name, erased in found.items():
         if not erased.any():

@@ -14,14 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from expunge.system.errors import ConfigError, ExpungeError
+from expunge.system.processors import cores
 from expunge.system.progress import log_message
 
 STARTS = 3
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ray_module() -> Any:

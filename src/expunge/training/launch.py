@@ -17,8 +17,8 @@ from expunge.data.dataset import Dataset
 from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError, ExpungeError
 from expunge.system.files import read_json, write_json
+from expunge.system.processors import cores
 from expunge.system.progress import log_message
-from expunge.system.ray_cluster import cores
 
 JOB, ROWS, TRAINED, RESULT = "job.json", "rows.npy", "trained.safetensors", "result.json"
 RESTARTS = 3

@@ -17,7 +17,7 @@ from expunge.config import Config
 from expunge.core import RidgeHead, SoftmaxHead
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
-from expunge.features.extract import Settings, extract_shards
+from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore, Shards
 from expunge.finetune.above import activations_alone, train_above, train_rows
 from expunge.finetune.head_shards import HeadShards
@@ -33,7 +33,7 @@ from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.paths import FORGOTTEN
 from expunge.system.progress import log_message
 from expunge.training.launch import train_with_torchrun
-from expunge.training.ranks import Ranks
+from expunge.training.process_group import ProcessGroup
 from expunge.training.settings import Recipe, recipe_of
 from expunge.training.trainer import computes_bf16, train
 
@@ -136,7 +136,7 @@ def fit_all(
     rows: np.ndarray,
     seed: int,
     resume: Path,
-    ranks: Ranks | None = None,
+    group: ProcessGroup | None = None,
 ) -> list[dict[str, float]]:
     """Train all weights of `classifier` in place, in this process, by the recipe of params; see `trainer.train`."""
     images = dataset.images(rows)
@@ -151,7 +151,7 @@ def fit_all(
         seed=seed,
         held=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
         resume_dir=resume,
-        ranks=ranks,
+        group=group,
     )
 
 
@@ -241,7 +241,9 @@ def _train_head(
     what makes the next one fast after a deletion; or a head for each shard of the people."""
     make, count = partial(make_head, config.model.training, config.train.head), config.model.shards
     head: RidgeHead | SoftmaxHead | HeadShards = make()  # wrong settings are found before features are fetched
-    shards: Shards = store or extract_shards(classifier, dataset, work / "features", Settings.of(config.features))[1]
+    shards: Shards = (
+        store or extract_shards(classifier, dataset, work / "features", ExtractionSettings.of(config.features))[1]
+    )
     start_time = time.perf_counter()
     z, labels = torch.from_numpy(shards.z(rows)), torch.from_numpy(dataset.labels()[rows])
     if count > 1:

@@ -28,7 +28,7 @@ from expunge.system.errors import DataError
 from expunge.system.progress import log_message, progress
 from expunge.training.augment import make_augment
 from expunge.training.descent import END, START, WARM_UP, make_optimizer, make_schedule, one_cycle
-from expunge.training.ranks import Ranks, norms_over_ranks
+from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
 from expunge.training.state import STATE, TrainState
 
 __all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
@@ -61,7 +61,7 @@ def train(
     patience: int | None = None,
     held: NDArray[np.bool_] | None = None,
     resume_dir: Path | None = None,
-    ranks: Ranks | None = None,
+    group: ProcessGroup | None = None,
 ) -> list[dict[str, float]]:
     """Train `classifier` in place on uint8 `images` (n, h, w) or (n, h, w, c) and `labels` (n,); leave it in eval mode.
 
@@ -71,7 +71,7 @@ def train(
     batch norm keeps the statistics that it came with. `accumulate`: a batch is computed in so many parts, which gives
     the gradient of the whole but for batch norm, whose batches are the parts. `patience`: stop after so many passes
     without a smaller loss on the rows `held (n,)`, and go back to the best; these rows are not trained on.
-    `ranks`: this process's place among those that train together, each with a slice of every batch; rank 0 keeps the
+    `group`: this process's place among those that train together, each with a slice of every batch; rank 0 keeps the
     state.
 
     The weights depend on the arguments, the data, the kind of processor and the number of threads only.
@@ -98,12 +98,12 @@ def train(
         "augment": augment, "accumulate": accumulate, "patience": patience,
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
-    run = _Run(classifier, images, labels, arguments, held if patience is not None else None, ranks or Ranks())
+    run = _Run(classifier, images, labels, arguments, held if patience is not None else None, group or ProcessGroup())
     data = _digest(images, labels) + ("" if held is None else _digest(held.view(np.uint8), labels))
     state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
 
     def keep(bf16: bool, history: list[dict[str, float]]) -> None:
-        if run.ranks.rank == 0:
+        if run.group.rank == 0:
             state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
 
     kept = state.read(run.tensors(), run.optimizer)
@@ -114,7 +114,7 @@ def train(
     else:
         bf16, history = kept["bf16"], kept["history"]
         log_message(f"train: resuming after epoch {len(history)} of {epochs}")
-    with norms_over_ranks(classifier, run.ranks):
+    with synchronised_batch_norm(classifier, run.group):
         for epoch in range(len(history), epochs):
             if patience is not None and _tired(history, patience):
                 log_message(f"train: stopped after epoch {epoch}: the held-out loss fell last {patience} passes ago")
@@ -141,7 +141,7 @@ class _Run:
         labels: NDArray[np.int32],
         a: Mapping[str, Any],
         held: NDArray[np.bool_] | None,
-        ranks: Ranks,
+        group: ProcessGroup,
     ) -> None:
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = classifier.head.weight.device
@@ -160,8 +160,8 @@ class _Run:
         self.ema: Any = None
         if a["ema"] > 0:
             self.ema = import_vision("timm.utils").ModelEmaV3(classifier, decay=a["ema"], use_warmup=True)
-        self.ranks = ranks
-        self.network = ranks.shared(self.classifier)
+        self.group = group
+        self.network = group.shared(self.classifier)
         self.best = copy.deepcopy(classifier.state_dict()) if held is not None else {}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ class _Run:
         began = time.perf_counter()
         # Dropout and the like draw from the global generator: borrow it, set by epoch, and give it back.
         with torch.random.fork_rng(), progress("train", len(order), "images", epoch, self.a["epochs"]) as advance:
-            torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.ranks.rank)
+            torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.group.rank)
             for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
                 step = epoch * self.batches + i
                 self.set_rate(step)
@@ -204,7 +204,7 @@ class _Run:
                 loss_sum += loss.cpu().double() * len(rows)
                 correct += hits.cpu()
                 advance(len(rows))
-        sums = self.ranks.total(torch.stack([loss_sum, correct.double()]).to(self.device)).cpu()
+        sums = self.group.total(torch.stack([loss_sum, correct.double()]).to(self.device)).cpu()
         loss_sum, correct = sums[0], sums[1]
         seconds = time.perf_counter() - began
         loss_mean = loss_sum.item() / len(order)
@@ -223,11 +223,11 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         for part in torch.tensor_split(rows, min(self.a["accumulate"], len(rows))):
-            loss, right = self.loss(self.ranks.own(part), len(part), bf16)
+            loss, right = self.loss(self.group.own(part), len(part), bf16)
             if len(part) < len(rows):
                 loss = loss * (len(part) / len(rows))
             # Gradients are averaged over processes, each of which has its share of the sum.
-            (loss * self.ranks.world if self.ranks.world > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            (loss * self.group.world_size if self.group.world_size > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total, hits = total + loss.detach(), hits + right
         self.optimizer.step()
         if self.ema is not None:
@@ -262,7 +262,7 @@ class _Run:
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             hits += int((logits.argmax(1) == labels).sum())
         found = torch.tensor([loss, hits], dtype=torch.float64, device=self.device)
-        loss, right = self.ranks.decided(found).tolist()
+        loss, right = self.group.decided(found).tolist()
         history[-1] |= {"held_loss": loss / len(self.held), "held_accuracy": right / len(self.held)}
         if all(history[-1]["held_loss"] < h["held_loss"] for h in history[:-1]):
             self.best = copy.deepcopy(network.state_dict())

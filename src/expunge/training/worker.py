@@ -18,7 +18,7 @@ from expunge.data.dataset import Dataset
 from expunge.system.errors import ExpungeError
 from expunge.system.files import read_json, write_json
 from expunge.training.launch import JOB, RESULT, ROWS, TRAINED
-from expunge.training.ranks import Ranks
+from expunge.training.process_group import ProcessGroup
 from expunge.training.recipe import build_classifier, fit_all
 
 PATIENCE = timedelta(minutes=30)  # for the slowest of a pass: torchrun tells of processes that died
@@ -32,21 +32,21 @@ def main(work: Path) -> None:
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
-    ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+    group = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     refused, history = None, []
     try:
         dataset = Dataset(job["dataset"], verify=False)
         classifier = build_classifier(config, dataset, job["seed"])
         if gpu:
             classifier.to(torch.device("cuda", torch.cuda.current_device()))
-        history = fit_all(config, classifier, dataset, np.load(work / ROWS), job["seed"], work, ranks)
-        if ranks.rank == 0:
+        history = fit_all(config, classifier, dataset, np.load(work / ROWS), job["seed"], work, group)
+        if group.rank == 0:
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state_dict().items()}
             save_file(tensors, work / (TRAINED + ".tmp"))
             os.replace(work / (TRAINED + ".tmp"), work / TRAINED)
     except ExpungeError as e:  # the same in all of them, and again after a restart: told, not tried again
         refused = str(e)
-    if ranks.rank == 0:
+    if group.rank == 0:
         write_json(work / RESULT, {"history": history, "refused": refused})
     distributed.barrier()
     distributed.destroy_process_group()

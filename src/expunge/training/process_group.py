@@ -19,31 +19,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process is `rank` of `world`; a process group is up where there are several."""
+class ProcessGroup:
+    """This process is `rank` of `world_size`; a process group is up where there are several."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     def own(self, rows: Tensor) -> Tensor:
         """This process's slice of a batch; slices differ by at most one row and may be empty."""
-        return torch.tensor_split(rows, self.world)[self.rank] if self.world > 1 else rows
+        return torch.tensor_split(rows, self.world_size)[self.rank] if self.world_size > 1 else rows
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.all_reduce(value)
         return value
 
     def decided(self, value: Tensor) -> Tensor:
         """What rank 0 found: no two processes may go different ways over a last digit."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.broadcast(value, 0)
         return value
 
     def shared(self, classifier: nn.Module) -> nn.Module:
         """`classifier`, its gradients averaged over processes after each backward pass."""
-        if self.world == 1:
+        if self.world_size == 1:
             return classifier
         # Weights that a forward pass leaves out, as poolers are, must not be waited for.
         return DistributedDataParallel(classifier, forward_sync_buffers=False, find_unused_parameters=True)
@@ -65,7 +65,7 @@ class _Total(torch.autograd.Function):
         return total
 
 
-class _OverRanks:
+class _Synchronised:
     """Mixed into a batch norm: in train mode mean and variance are of the rows of all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,12 +99,12 @@ class _OverRanks:
 
 
 @contextmanager
-def norms_over_ranks(network: nn.Module, ranks: Ranks) -> Iterator[None]:
+def synchronised_batch_norm(network: nn.Module, group: ProcessGroup) -> Iterator[None]:
     """Every batch norm of `network` sees the rows of all processes while the body runs."""
-    found = [(m, type(m)) for m in network.modules() if isinstance(m, _BatchNorm)] if ranks.world > 1 else []
+    found = [(m, type(m)) for m in network.modules() if isinstance(m, _BatchNorm)] if group.world_size > 1 else []
     try:
         for module, kind in found:
-            module.__class__ = type(f"{kind.__name__}OverRanks", (_OverRanks, kind), {})
+            module.__class__ = type(f"{kind.__name__}Synchronised", (_Synchronised, kind), {})
         yield
     finally:
         for module, kind in found:
