@@ -63,7 +63,7 @@ def test_every_experiment_has_params_that_the_pipeline_takes(variant, tmp_path):
     for seed in variant.seeds:
         path.write_text(variant.params_text(ROOT, seed))
         config = load_config(path)
-        assert config.train.seed == seed and config.retrain.seeds == [100 + seed]
+        assert config.train.seed == seed and config.retrain.seeds == [100 + seed, 200 + seed, 300 + seed]
         assert not set(variant.without) & set(config.methods)
 
 

@@ -20,9 +20,9 @@ FIT, RETRAIN = "cost.fit_s", "cost.retrain_s"
 HEAD = """# Results
 
 Written by `python -m expunge.results`, which runs every experiment below and is the only author of this page. A cell is
-the mean over training seeds ± their standard deviation. Every seed has an original model of its own and a model
-retrained without the forgotten rows, with a seed of its own; the target of every column is the row of the retrained
-models. KL (nats) and agreement compare with the retrained model of the same seed on forgotten rows; in the row of the
+the mean over training seeds ± their standard deviation. Every seed has an original model of its own and three models
+retrained without the forgotten rows, with seeds of their own; the target of every column is the row of the retrained
+models. KL (nats) and agreement compare with the retrained models of the same seed on forgotten rows; in the row of the
 retrained models they compare the seeds with each other, which is as near as two models trained without the rows come.
 
 Every run is judged by itself, on its own rows and retrained models (docs/verdict.md). The last columns count, over the

@@ -14,7 +14,7 @@ from expunge.system.progress import log_message
 from expunge.workspaces.workspace import lay_out, params_with, reproduce
 
 HOME = Path(".expunge/results")
-RETRAIN_SEEDS = 100  # the retrained model of training seed s has seed 100 + s: no pair shares its start
+RETRAIN_SEEDS = (100, 200, 300)  # training seed s has retrained models of seeds 100 + s ... : none shares its start
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Variant:
         params = params_with(root / self.params, self.changes)
         params["methods"] = [name for name in params["methods"] if name not in self.without]
         params["train"]["seed"] = seed
-        params["retrain"]["seeds"] = [RETRAIN_SEEDS + seed]
+        params["retrain"]["seeds"] = [first + seed for first in RETRAIN_SEEDS]
         return yaml.safe_dump(params, sort_keys=False)
 
     def workspace(self, root: Path, seed: int) -> Path:
