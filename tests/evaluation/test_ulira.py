@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from expunge.evaluation import ulira as ul
-from expunge.evaluation.membership import auc
+from expunge.evaluation.membership import auc, tpr_at_fpr
 
 
 def ensemble(rng: np.random.Generator, models: int, rows: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -141,3 +141,28 @@ def test_forgetting_score_halves_with_every_bin() -> None:
     assert ul.forgetting_score(np.empty(0)) is None
     with pytest.raises(ValueError, match="non-negative"):
         ul.forgetting_score(np.array([np.nan]))
+
+
+def test_the_interval_of_the_tpr_is_a_bootstrap_over_models() -> None:
+    rng = np.random.default_rng(6)
+    scores, member = ensemble(rng, 40, 200, 1.0)
+    scores += rng.normal(0, 1.5, (40, 1))  # what is common to the rows of a model
+    low, high = ul.tpr_interval(scores, member, 0.01)
+    drawn = []
+    for _ in range(300):  # the same, written plainly: whole models, copied
+        models = rng.integers(40, size=40)
+        s, m = scores[models], member[models]
+        drawn.append(tpr_at_fpr(s[m], s[~m], 0.01))
+    assert low == pytest.approx(np.percentile(drawn, 2.5), abs=0.03)
+    assert high == pytest.approx(np.percentile(drawn, 97.5), abs=0.03)
+
+
+def test_the_interval_draws_unlearned_and_retrained_models_apart() -> None:
+    rng = np.random.default_rng(7)
+    member = np.repeat([[True], [False]], [3, 12], axis=0) & np.ones((15, 50), bool)
+    scores = rng.normal(size=(15, 50))
+    low, high = ul.tpr_interval(scores, member, 0.1)
+    assert low is not None and high is not None and 0 <= low <= high <= 1
+    scores[:3] += 100
+    assert ul.tpr_interval(scores, member, 0.1) == (1.0, 1.0)
+    assert ul.tpr_interval(np.full((4, 5), np.nan), np.eye(4, 5, dtype=bool), 0.1) == (None, None)
