@@ -62,6 +62,8 @@ def test_only_models_that_had_a_row_count_for_it() -> None:
     dense = ShadowMargins(base.forget, base.population, had).dense()
     assert dense.shape == (8, 300)
     np.testing.assert_array_equal(dense[:, 5], base.forget[had[:, 5], 5])
+    made_by = ShadowMargins(base.forget, base.population, had).made_by()
+    np.testing.assert_array_equal(np.take_along_axis(base.forget, made_by, axis=0), dense)
     clean, dirty = (against(s, retrained, 8, 0) for s in (ShadowMargins(base.forget, base.population, had), spoiled))
     assert clean["ulira"] == dirty["ulira"] and clean["klom"] == dirty["klom"]
     # Spoiled scores remain in the mean over reference models, but are not scored themselves.

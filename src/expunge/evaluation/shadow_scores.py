@@ -35,6 +35,12 @@ class ShadowMargins:
             raise ValueError("every row must have been in equally many models")
         return self.forget.T[self.had.T].reshape(self.forget.shape[1], -1).T
 
+    def made_by(self) -> NDArray[np.intp]:
+        """Which of the models made each margin of `dense`: `(m', n)`."""
+        if self.had is None:
+            return np.broadcast_to(np.arange(len(self.forget))[:, None], self.forget.shape)
+        return np.nonzero(self.had.T)[1].reshape(self.forget.shape[1], -1).T
+
     def part(self, start: int, stop: int) -> ShadowMargins:
         """Some of the models."""
         had = None if self.had is None else self.had[start:stop]
@@ -56,7 +62,9 @@ def against(unlearned: ShadowMargins, retrained: ShadowMargins, group: int, seed
     rows = np.random.default_rng([seed, 0]).permutation(margins.shape[1])[:EPSILON_ROWS]
     epsilons = np.concatenate([epsilon_rows(a[:, rows], b[:, rows]) for a, b in pairs])
     return {
-        "ulira": ulira(margins, inside),
+        "ulira": ulira(
+            margins, inside, np.concatenate([unlearned.made_by(), len(unlearned.forget) + retrained.made_by()])
+        ),
         "rmia": _rmia(unlearned, retrained),
         "klom": {f"p{q}": float(np.percentile(klom, q)) for q in (50, 95, 99)},
         "forgetting_score": forgetting_score(epsilons),

@@ -80,49 +80,57 @@ def _attack(scores: NDArray[Any], member: NDArray[np.bool_]) -> dict[str, float 
     return result | {name: sorted_tpr(inside, outside, fpr) for name, fpr in FPRS.items()}
 
 
-def ulira(scores: NDArray[Any], member: NDArray[Any]) -> dict[str, float | None]:
+def ulira(
+    scores: NDArray[Any], member: NDArray[Any], models: NDArray[np.intp] | None = None
+) -> dict[str, float | None]:
     """U-LiRA: AUC and TPR at 1 % and 0.1 % FPR of `lira_scores`, over all models and rows; None without usable rows.
 
     Range [0, 1]; target 0.5, 0.01 and 0.001. For unlearned against retrained models stack their scores and mark the
-    unlearned ones as members. `tpr_at_fpr_01pct_low` and `_high` bound the last by `tpr_interval`.
+    unlearned ones as members. `tpr_at_fpr_01pct_low` and `_high` bound the last: `tpr_interval`, which takes `models`.
     """
     s, m = _check(scores, member)
     ratio = lira_scores(s, m)
-    low, high = tpr_interval(ratio, m, FPRS["tpr_at_fpr_01pct"])
+    low, high = tpr_interval(ratio, m, FPRS["tpr_at_fpr_01pct"], models)
     return _attack(ratio, m) | {"tpr_at_fpr_01pct_low": low, "tpr_at_fpr_01pct_high": high}
 
 
 def tpr_interval(
-    scores: NDArray[Any], member: NDArray[np.bool_], fpr: float, draws: int = 200, seed: int = 0
+    scores: NDArray[Any],
+    member: NDArray[np.bool_],
+    fpr: float,
+    models: NDArray[np.intp] | None = None,
+    draws: int = 200,
+    seed: int = 0,
 ) -> tuple[float, float] | tuple[None, None]:
     """95 % interval of the TPR at `fpr` over models: percentiles of a bootstrap that draws whole models.
 
-    `scores (m, n)`, NaN where a pair does not count; `member (m, n)`. Rows of one model are not independent, so rows are
-    not drawn. Models that had every row are drawn among themselves, so no draw lacks a side. (None, None) where a side
-    has no score. With few models the interval is too narrow, as every bootstrap over few units is.
+    `scores (m, n)`, NaN where a pair does not count; `member (m, n)`; `models (m, n)`: which model made a score, the
+    number of its line where it is None. Scores of one model are not independent, so single scores are not drawn. Models
+    that had every row are drawn among themselves, so that no draw lacks a side. (None, None) where a side has no score.
+    With few models the interval is too narrow, as every bootstrap over few units is.
     """
+    made_by = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape) if models is None else models
     known = ~np.isnan(scores)
     inside, outside = member & known, ~member & known
-    n_in, n_out = inside.sum(axis=1), outside.sum(axis=1)
-    if not n_in.any() or not n_out.any():
+    if not inside.any() or not outside.any():
         return None, None
-    whole = member.all(axis=1)
-    groups = [g for g in (np.flatnonzero(whole), np.flatnonzero(~whole)) if len(g)]
-    row_models = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape)
+    count = int(made_by.max()) + 1
+    own, own_by = scores[inside], made_by[inside]
     order = np.argsort(scores[outside], kind="stable")[::-1]
-    highest, models = scores[outside][order], row_models[outside][order]
+    others, others_by = scores[outside][order], made_by[outside][order]
+    n_own, n_others = np.bincount(own_by, minlength=count), np.bincount(others_by, minlength=count)
+    groups = [g for g in (np.flatnonzero((n_own > 0) & (n_others == 0)), np.flatnonzero(n_others)) if len(g)]
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(draws):
-        weight = np.zeros(len(scores), dtype=np.int64)
+        weight = np.zeros(count, dtype=np.int64)
         for group in groups:
             weight[group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)))
-        allowed = int(np.floor(fpr * int(weight @ n_out) + 1e-9))
-        above = np.cumsum(weight[models]) > allowed
-        if not above.any() or not weight @ n_in:
-            continue  # a draw of models without a score on one side
-        caught = ((scores > highest[np.argmax(above)]) & inside).sum(axis=1)
-        found.append(float(weight @ caught / (weight @ n_in)))
+        above = np.cumsum(weight[others_by]) > np.floor(fpr * int(weight @ n_others) + 1e-9)
+        if not above.any() or not weight @ n_own:
+            continue  # the models drawn have no score on one side
+        caught = np.bincount(own_by[own > others[np.argmax(above)]], minlength=count)
+        found.append(float(weight @ caught / (weight @ n_own)))
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 

@@ -37,9 +37,14 @@ class Metric:
         return lookup(block, self.path)
 
     def text(self, block: Mapping[str, Any] | None) -> str:
-        """The value as a table shows it; a dash where it does not exist."""
+        """The value as a table shows it, with its interval where it lies beside it; a dash where it does not exist."""
         value = self.value(block)
-        return "–" if value is None else self.form.format(value)
+        return "–" if value is None else self.form.format(value) + self.interval_text(block)
+
+    def interval_text(self, block: Mapping[str, Any] | None) -> str:
+        """` (low to high)` where the block holds `PATH_low` and `PATH_high`, else nothing."""
+        low, high = (lookup(block, f"{self.path}_{end}") for end in ("low", "high"))
+        return "" if low is None or high is None else f" ({self.form.format(low)} to {self.form.format(high)})"
 
 
 def lookup(block: Mapping[str, Any] | None, path: str) -> Any:

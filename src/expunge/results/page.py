@@ -54,7 +54,8 @@ def _section(variant: Variant, pooled: Pooled) -> str:
             "### Attacks with many models",
             f"Valid because {pooled.summaries[0]['shadow']['valid_because']}. U-LiRA and RMIA try to tell unlearned "
             "models from models that never had the rows, row by row; 0.5 is a guess. The row of "
-            "the retrained models compares them with each other: so equal models look.",
+            "the retrained models compares them with each other: so equal models look. In brackets the 95 % interval "
+            "over models.",
             table(pooled, MANY_MODELS, {}),
         ]
     return "\n\n".join(parts)
@@ -69,6 +70,9 @@ def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVer
         if not any(values):
             continue
         cells = [_cell(metric.form, value) for metric, value in zip(columns, values, strict=True)]
+        if len(pooled.seeds) == 1:
+            intervals = (metric.interval_text(pooled.blocks[name][0]) for metric in columns)
+            cells = [cell + interval for cell, interval in zip(cells, intervals, strict=True)]
         if judged:
             cells += verdict_cells(judged[name]) if name in judged else ["", ""]
         label = f"{name} (control)" if name == CONTROL else name
