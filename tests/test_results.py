@@ -116,7 +116,7 @@ def test_the_page_holds_mean_and_spread_of_the_summaries(ran, pooled):
     assert yaml.safe_load((DIGITS.workspace(ran, 2) / "params.yaml").read_text())["train"]["seed"] == 2
 
 
-def made(*verdicts):
+def pool_of(*verdicts):
     summaries = tuple({"methods": {"m": {"verdict": verdict}}} for verdict in verdicts)
     return Pooled(tuple(range(len(verdicts))), summaries, {})
 
@@ -124,18 +124,18 @@ def made(*verdicts):
 def test_verdicts_are_counted_over_the_seeds():
     outputs, both = ("outputs",), ("outputs", "features")
     found = judge(
-        made(made_verdict(outputs), made_verdict(both, refuted=("backbone",)), made_verdict(both, "lost")), "m"
+        pool_of(made_verdict(outputs), made_verdict(both, refuted=("backbone",)), made_verdict(both, "lost")), "m"
     )
     assert found.kept == 2 and found.runs == 3 and found.always == ("outputs",)
     assert found.shown["features"] == 2 and found.refuted["backbone"] == 1
     assert verdict_cells(found) == ["2/3", "outputs 3/3, features 2/3"]
-    assert verdict_cells(judge(made(made_verdict(())), "m")) == ["1/1", "none"]
+    assert verdict_cells(judge(pool_of(made_verdict(())), "m")) == ["1/1", "none"]
 
 
 def priced(*verdicts):
     """Runs of one method that took a tenth of a retraining."""
     block = {"cost": {"fit_s": 1.0, "retrain_s": 10.0}}
-    runs = made(*verdicts)
+    runs = pool_of(*verdicts)
     return Pooled(runs.seeds, runs.summaries, {"m": [block for _ in verdicts]})
 
 

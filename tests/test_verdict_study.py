@@ -15,7 +15,7 @@ from expunge.results.study_trials import (
     NEGATIVE,
     RETRAINED,
     Measure,
-    Said,
+    ModelOutputs,
     forgotten,
     judge_trial,
     load_networks,
@@ -92,7 +92,7 @@ def test_features_that_models_share_are_probed_once_with_the_same_values(monkeyp
     z, other = rng.normal(size=(2, 400, 6))
     logits = rng.normal(size=(2, 400, 4))
     rows = choose_rows(labels, part, z, 0)
-    models = [Said(logits[0], z, z), Said(logits[1], z, z), Said(logits[0], z, other)]
+    models = [ModelOutputs(logits[0], z, z), ModelOutputs(logits[1], z, z), ModelOutputs(logits[0], z, other)]
     alone = [Measure(rows)(m).alone for m in models]
     calls = []
     monkeypatch.setattr(

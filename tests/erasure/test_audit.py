@@ -29,7 +29,7 @@ from tests.exactly import CERTIFICATE, certify, delete, write_features
 
 
 @pytest.fixture(scope="module", params=["ridge", "head", "above", "shards", "ridge-sharded"])
-def made(request, tmp_path_factory) -> Path:
+def deleted_from(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp(f"audited-{request.param}")
     with pytest.MonkeyPatch.context() as patch, chdir(root):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
@@ -38,16 +38,16 @@ def made(request, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def root(made, monkeypatch) -> Path:
+def root(deleted_from, monkeypatch) -> Path:
     """The workspace, put back as it was afterwards; the registry's files lie under their first path."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made / 'mlflow.db'}")
-    monkeypatch.chdir(made)
-    kept = made.with_name(f"{made.name}-kept")
-    shutil.copytree(made, kept)
-    yield made
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{deleted_from / 'mlflow.db'}")
+    monkeypatch.chdir(deleted_from)
+    copy = deleted_from.with_name(f"{deleted_from.name}-kept")
+    shutil.copytree(deleted_from, copy)
+    yield deleted_from
     os.chdir("/")
-    shutil.rmtree(made)
-    kept.rename(made)
+    shutil.rmtree(deleted_from)
+    copy.rename(deleted_from)
 
 
 def found(encode: bool = False, **nonce: object) -> dict:

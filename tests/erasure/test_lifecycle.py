@@ -34,7 +34,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def finished_run(tmp_path_factory) -> Path:
     root = small.workspace(tmp_path_factory.mktemp("life") / "workspace", [5])
     (root / "data/requests/one.txt").unlink()
     dvc(root, "init", "--no-scm", "--quiet")
@@ -42,8 +42,8 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def root(made, tmp_path, monkeypatch) -> Path:
-    root = small.copy(made, tmp_path / "workspace")
+def root(finished_run, tmp_path, monkeypatch) -> Path:
+    root = small.copy(finished_run, tmp_path / "workspace")
     monkeypatch.chdir(root)
     return root
 

@@ -14,7 +14,7 @@ from expunge.finetune.places import places
 COUNT = 600
 
 
-def made(directory: Path, kept: np.ndarray, subjects: bool = True) -> Dataset:
+def dataset_of(directory: Path, kept: np.ndarray, subjects: bool = True) -> Dataset:
     file = directory / f"{len(kept)}-{subjects}.npz"
     last = COUNT  # one more row, for testing
     kept = np.append(kept, last)
@@ -34,10 +34,10 @@ def made(directory: Path, kept: np.ndarray, subjects: bool = True) -> Dataset:
 
 def test_rows_of_a_subject_stay_together_wherever_others_are(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
-    whole = places(made(tmp_path, rows), rows, tmp_path / "keys", 8, 4)
+    whole = places(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 8, 4)
     assert np.array_equal(whole.shard[::2], whole.shard[1::2]) and np.array_equal(whole.slice[::2], whole.slice[1::2])
     kept = rows[rows % 7 > 2]
-    less = places(made(tmp_path, kept), np.arange(len(kept)), tmp_path / "keys", 8, 4)
+    less = places(dataset_of(tmp_path, kept), np.arange(len(kept)), tmp_path / "keys", 8, 4)
     assert np.array_equal(less.shard, whole.shard[kept]) and np.array_equal(less.slice, whole.slice[kept])
     assert less.leaves == [whole.leaves[i] for i in kept] and less.key == whole.key
     everywhere = np.bincount(whole.shard[::2] * 4 + whole.slice[::2], minlength=32)
@@ -46,7 +46,7 @@ def test_rows_of_a_subject_stay_together_wherever_others_are(tmp_path: Path) -> 
 
 def test_another_key_places_them_otherwise(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
-    one, two = (places(made(tmp_path, rows), rows, tmp_path / key, 8, 1) for key in ("one", "two"))
+    one, two = (places(dataset_of(tmp_path, rows), rows, tmp_path / key, 8, 1) for key in ("one", "two"))
     assert one.key != two.key and 0.02 < (one.shard == two.shard).mean() < 0.3
     content = (tmp_path / "one" / "key").read_bytes()
     assert one.key not in content.hex() and (tmp_path / "one" / "key").stat().st_mode & 0o077 == 0
@@ -55,15 +55,15 @@ def test_another_key_places_them_otherwise(tmp_path: Path) -> None:
 def test_rows_without_a_subject_go_by_their_id_and_are_nobodys(tmp_path: Path) -> None:
     """Ids here are the names of subjects in the other tests: they are still other owners."""
     rows = np.arange(COUNT)
-    alone = places(made(tmp_path, rows, subjects=False), rows, tmp_path / "keys", 2**32, 1).shard
+    alone = places(dataset_of(tmp_path, rows, subjects=False), rows, tmp_path / "keys", 2**32, 1).shard
     assert len(set(alone.tolist())) > COUNT - 3
-    owned = places(made(tmp_path, rows), rows, tmp_path / "keys", 2**32, 1).shard
+    owned = places(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 2**32, 1).shard
     assert not set(alone.tolist()) & set(owned.tolist())
 
 
 def test_the_root_is_of_the_rows_in_the_slices_up_to_one(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
-    placed = places(made(tmp_path, rows), rows, tmp_path / "keys", 2, 3)
+    placed = places(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 2, 3)
     some = placed.up_to(rows[10:], 1, 1)
     assert set(some) == {i for i in range(10, COUNT) if placed.shard[i] == 1 and placed.slice[i] <= 1}
     assert placed.root(some) == placed.root(some[::-1]) != placed.root(some[1:])

@@ -27,7 +27,7 @@ from expunge.system.files import read_json, staged_dir, write_json, write_manife
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12), dtype=np.uint8)
 
 
-def small(num_classes: int = 4, seed: int = 0) -> Classifier:
+def small_classifier(num_classes: int = 4, seed: int = 0) -> Classifier:
     return build("resnet-small", num_classes, (12, 12, 1), seed=seed)
 
 
@@ -47,7 +47,7 @@ class Evil:
 
 
 def test_round_trip_keeps_logits_and_description(tmp_path: Path) -> None:
-    model = small()
+    model = small_classifier()
     with torch.no_grad():
         model.train()(IMAGES)  # moves the batch norm statistics
         model.eval()
@@ -59,13 +59,16 @@ def test_round_trip_keeps_logits_and_description(tmp_path: Path) -> None:
 
 
 def test_same_weights_same_bytes_whatever_the_memory_format(tmp_path: Path) -> None:
-    a, b = saved(tmp_path / "a", small()), saved(tmp_path / "b", small().to(memory_format=torch.channels_last))
+    a, b = (
+        saved(tmp_path / "a", small_classifier()),
+        saved(tmp_path / "b", small_classifier().to(memory_format=torch.channels_last)),
+    )
     for file in ("model.safetensors", "model.json", "manifest.json"):
         assert (a / file).read_bytes() == (b / file).read_bytes()
 
 
 def test_backbone_digest_follows_the_backbone_only(tmp_path: Path) -> None:
-    model = small()
+    model = small_classifier()
     before = backbone_digest(model)
     model.set_head(torch.ones(4, 128), torch.ones(4))
     assert backbone_digest(model) == before == read_json(saved(tmp_path / "m", model) / "model.json")["backbone_digest"]
@@ -82,7 +85,7 @@ def test_tensor_digest_sees_name_shape_type_and_value() -> None:
 
 
 def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    path = saved(tmp_path / "m", small())
+    path = saved(tmp_path / "m", small_classifier())
     data = bytearray((path / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (path / "model.safetensors").write_bytes(data)
@@ -91,7 +94,7 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_description_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "m", small())
+    path = saved(tmp_path / "m", small_classifier())
     description = read_json(path / "model.json")
     description["card"]["num_classes"] = 5
     with staged_dir(tmp_path / "n") as d:
@@ -105,7 +108,7 @@ def test_a_description_of_another_architecture_is_refused(tmp_path: Path) -> Non
 
 
 def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded() -> None:
-    model = small()
+    model = small_classifier()
     before = digest_of_tensors(model.state_dict())
     tensors = {k: v + 1 for k, v in model.state_dict().items()}
     tensors["surprise"] = tensors.pop("backbone.stem.0.weight")
@@ -159,7 +162,7 @@ def test_damaged_missing_and_strange_files_are_named(tmp_path: Path) -> None:
 
 
 def test_nothing_in_our_checkpoints_is_a_pickle(tmp_path: Path) -> None:
-    path = saved(tmp_path / "m", small())
+    path = saved(tmp_path / "m", small_classifier())
     assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "model.json", "model.safetensors"]
     found = subprocess.run(["grep", "-c", str(tmp_path), *map(str, path.iterdir())], capture_output=True, text=True)
     assert found.returncode == 1  # nor is the place it was written at

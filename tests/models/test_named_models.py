@@ -52,7 +52,7 @@ def test_the_halves_answer_as_the_models_own_package(name: str, dim: int, head: 
     assert expected.std() > 0
 
 
-def small(kind: str) -> tuple[torch.nn.Module, int, str]:
+def small_transformer(kind: str) -> tuple[torch.nn.Module, int, str]:
     """A small classifier of transformers with random weights, its width and the name of its head."""
     t = import_vision("transformers")
     torch.manual_seed(2)
@@ -78,7 +78,7 @@ def small(kind: str) -> tuple[torch.nn.Module, int, str]:
 
 @pytest.mark.parametrize("kind", ["resnet", "swin", "vit"])
 def test_transformers_directories_are_split_at_their_head(kind: str, tmp_path: Path) -> None:
-    whole, dim, head = small(kind)
+    whole, dim, head = small_transformer(kind)
     whole.eval().save_pretrained(tmp_path)
     model = build(f"transformers:{tmp_path}", 4, (40, 40, 3), training="none", image_size=32)
     assert (model.card.feature_dim, model.card.head) == (dim, f"model.{head}")
@@ -92,7 +92,7 @@ def test_transformers_directories_are_split_at_their_head(kind: str, tmp_path: P
     [("resnet", "resnet.encoder.stages.0", 8), ("swin", "swin.layernorm", 16), ("vit", "vit.layernorm", 16)],
 )
 def test_layers_of_transformers_models_go_by_their_own_names(kind: str, layer: str, dim: int, tmp_path: Path) -> None:
-    whole, _, _ = small(kind)
+    whole, _, _ = small_transformer(kind)
     whole.eval().save_pretrained(tmp_path)
     model = build(f"transformers:{tmp_path}", 4, (40, 40, 3), training="head", image_size=32, layers=[layer])
     kept = {}

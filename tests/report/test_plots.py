@@ -20,21 +20,21 @@ def one_hot(predicted: list[int], classes: int) -> np.ndarray:
     return np.eye(classes, dtype=np.float32)[predicted] * 9
 
 
-def small(logits: dict[str, np.ndarray], classes: int = 3) -> Evidence:
+def evidence_of(logits: dict[str, np.ndarray], classes: int = 3) -> Evidence:
     labels, parts = np.array([0, 0, 0, 0, 1, 2, 0]), np.array(["forget"] * 4 + ["retain"] * 2 + ["test_forget"])
     names = tuple(f"class {i}" for i in range(classes))
     return Evidence(names, labels, parts, logits, {}, np.array([]), "")
 
 
 def test_confusion_counts_forgotten_rows_only():
-    e = small({"original": one_hot([0] * 7, 3), "loft": one_hot([1, 2, 2, 2, 0, 0, 0], 3)})
+    e = evidence_of({"original": one_hot([0] * 7, 3), "loft": one_hot([1, 2, 2, 2, 0, 0, 0], 3)})
     (panel,) = plots.confusion_shift(e)
     cells = [t for t in texts(panel.svg) if t.isdigit()]
     assert sorted(cells) == ["100", "100", "25", "75"]  # true labels, original, and loft's two classes
 
 
 def test_many_classes_are_folded_and_nothing_is_lost():
-    e = small({"m": one_hot([50, 51, 52, 53, 0, 0, 0], 60)}, 60)
+    e = evidence_of({"m": one_hot([50, 51, 52, 53, 0, 0, 0], 60)}, 60)
     (panel,) = plots.confusion_shift(e)
     shown = texts(panel.svg)
     assert "41 others" in shown
@@ -55,7 +55,7 @@ def test_confidence_and_loss_are_those_of_the_softmax():
 
 
 def test_a_group_without_rows_is_left_out():
-    e = small({"m": one_hot([0] * 7, 3)})
+    e = evidence_of({"m": one_hot([0] * 7, 3)})
     without = replace(e, parts=np.array(["forget"] * 4 + ["retain"] * 3))
     assert plots.attack_curves(without) == []
     (panel, _) = plots.histograms(without, ["m"])
@@ -65,7 +65,7 @@ def test_a_group_without_rows_is_left_out():
 def test_views_skip_constant_features_and_draw_every_row():
     groups = np.repeat(["retained", "forgotten"], 20)
     z = np.random.default_rng(0).normal(size=(40, 4))
-    e = replace(small({}), views={"z": z, "nothing": np.ones((40, 4))}, view_groups=groups)
+    e = replace(evidence_of({}), views={"z": z, "nothing": np.ones((40, 4))}, view_groups=groups)
     pca, tsne = plots.views(e)
     assert pca.title == "z, PCA" and tsne.title == "z, t-SNE"
     assert len(re.findall(r"<use [^>]*fill-opacity", pca.svg)) == 40 + 2  # and two in the legend
@@ -74,7 +74,7 @@ def test_views_skip_constant_features_and_draw_every_row():
 def test_features_that_a_method_left_where_they_are_are_drawn_once():
     z = np.random.default_rng(0).normal(size=(40, 4))
     views = {"z of the original": z, "z' of exact": z.copy(), "z of the retrained model": z + 1}
-    e = replace(small({}), views=views, view_groups=np.repeat(["retained", "forgotten"], 20))
+    e = replace(evidence_of({}), views=views, view_groups=np.repeat(["retained", "forgotten"], 20))
     assert [panel.title for panel in plots.views(e)] == [
         "z of the original = z' of exact, PCA",
         "z of the original = z' of exact, t-SNE",

@@ -47,7 +47,7 @@ def published(tmp_path_factory):
 
 
 @pytest.fixture
-def made(published, tmp_path):
+def repository(published, tmp_path):
     """A copy: a test pushes to it. The remote's address is in the repository, so it is put right."""
     shutil.copytree(published, tmp_path, dirs_exist_ok=True)
     work, bare, remote = tmp_path / "work", tmp_path / "repository.git", tmp_path / "remote"
@@ -58,8 +58,8 @@ def made(published, tmp_path):
     return bare, remote
 
 
-def test_a_clone_gets_code_and_data_and_gives_back_a_lock(made, tmp_path):
-    bare, remote = made
+def test_a_clone_gets_code_and_data_and_gives_back_a_lock(repository, tmp_path):
+    bare, remote = repository
     clone = Path(refresh(str(bare), str(tmp_path / "clones" / "one"))["directory"])
     assert (clone / "rows.txt").read_text() == "7\n"
     main = git(bare, "rev-parse", "main")
@@ -82,9 +82,9 @@ def test_a_clone_gets_code_and_data_and_gives_back_a_lock(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_machine_takes_what_was_made_from_the_remote(made, tmp_path):
+def test_another_machine_takes_what_was_made_from_the_remote(repository, tmp_path):
     """Nothing is run twice: the branch brings the lock, the remote the data, with or without the branch."""
-    bare, _ = made
+    bare, _ = repository
     first = Path(refresh(str(bare), str(tmp_path / "first"))["directory"])
     dvc(first, "repro", "--quiet")
     push(first, BRANCH)
@@ -96,8 +96,8 @@ def test_another_machine_takes_what_was_made_from_the_remote(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_merged_lock_leaves_nothing_to_push(made, tmp_path):
-    bare, _ = made
+def test_a_merged_lock_leaves_nothing_to_push(repository, tmp_path):
+    bare, _ = repository
     clone = Path(refresh(str(bare), str(tmp_path / "clone"))["directory"])
     dvc(clone, "repro", "--quiet")
     git(bare, "update-ref", "refs/heads/main", str(push(clone, BRANCH)))
@@ -108,8 +108,8 @@ def test_a_merged_lock_leaves_nothing_to_push(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_changes_of_tracked_files_are_dropped_and_new_commits_come_in(made, tmp_path):
-    bare, _ = made
+def test_changes_of_tracked_files_are_dropped_and_new_commits_come_in(repository, tmp_path):
+    bare, _ = repository
     clone = Path(refresh(str(bare), str(tmp_path / "clone"))["directory"])
     (clone / "params.yaml").write_text("broken")
     (clone / "begun").write_text("work in progress")
@@ -124,8 +124,8 @@ def test_changes_of_tracked_files_are_dropped_and_new_commits_come_in(made, tmp_
 
 
 @pytest.mark.slow
-def test_a_remote_by_address_where_the_repository_names_none(made, tmp_path):
-    bare, remote = made
+def test_a_remote_by_address_where_the_repository_names_none(repository, tmp_path):
+    bare, remote = repository
     work = tmp_path / "work"
     dvc(work, "remote", "remove", "storage")
     git(work, "commit", "--quiet", "-am", "no remote")
@@ -138,8 +138,8 @@ def test_a_remote_by_address_where_the_repository_names_none(made, tmp_path):
     assert push(clone, BRANCH)
 
 
-def test_what_cannot_be_had_is_named(made, tmp_path):
-    bare, _ = made
+def test_what_cannot_be_had_is_named(repository, tmp_path):
+    bare, _ = repository
     with pytest.raises(CloneError, match="no branch, tag or commit 'nowhere'"):
         refresh(str(bare), str(tmp_path / "a"), "nowhere")
     with pytest.raises(CloneError, match="absent"):

@@ -89,11 +89,11 @@ def _by_request(found: Mapping[str, Any], key: str) -> str:
 def _then_and_now(entries: Entries, request: int, key: str, name: str) -> str:
     form = "{:.3f}" if key == "auc" else "{:.1%}"
 
-    def said(entry: Mapping[str, Any]) -> str:
+    def cell(entry: Mapping[str, Any]) -> str:
         if "refused" in entry:
             return "refused"
         value = entry["requests"][request][key]
         return "–" if value is None else form.format(value)
 
-    now, then = said(entries[-1]), said(entries[request])
+    now, then = cell(entries[-1]), cell(entries[request])
     return now if name == BEFORE else f"{now} ({then})"

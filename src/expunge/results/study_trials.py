@@ -103,7 +103,7 @@ def load_networks(file: Path) -> Networks:
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelOutputs:
     """Logits (n, C), the backbone's features z (n, h), and what the head reads."""
 
     logits: NDArray[Any]
@@ -126,13 +126,13 @@ class Measure:
             self._probed[key] = aligned(z, self.rows) if kind == "own" else probe_rows(z, self.rows, kind)
         return self._probed[key]
 
-    def __call__(self, said: Said) -> ModelRows:
+    def __call__(self, outputs: ModelOutputs) -> ModelRows:
         probes = {
             f"representation.{name}_{part}": self._probe(z, kind)
             for name, kind in (("probe", "linear"), ("knn", "knn"), ("alignment", "own"))
-            for part, z in (("z", said.z), ("z_prime", said.z_prime))
+            for part, z in (("z", outputs.z), ("z_prime", outputs.z_prime))
         }
-        return model_rows(said.logits, self.rows, probes)
+        return model_rows(outputs.logits, self.rows, probes)
 
 
 def judge_trial(
@@ -148,18 +148,18 @@ def judge_trial(
 
     `trained`: the sizes that `train_trial` was given; `references`: how many of the retrained models judge."""
 
-    def said(index: int) -> Said:
+    def outputs_of(index: int) -> ModelOutputs:
         logits, z = networks.one(index).outputs(data.x)
-        return Said(logits, z, z)
+        return ModelOutputs(logits, z, z)
 
-    original, other = said(0), said(1)
+    original, other = outputs_of(0), outputs_of(1)
     each = REFERENCES + OTHERS
     for size in sizes:
         i = trained.index(size)
         first = 2 + i * each
-        judges = [said(first + k) for k in range(references)]
-        retrained = said(first + each - 1)
-        noisy = said(2 + len(trained) * each + i)
+        judges = [outputs_of(first + k) for k in range(references)]
+        retrained = outputs_of(first + each - 1)
+        noisy = outputs_of(2 + len(trained) * each + i)
         yield from _judge(data, trial, size, original, other, judges, retrained, noisy, networks)
 
 
@@ -167,11 +167,11 @@ def _judge(
     data: Data,
     trial: int,
     size: str,
-    original: Said,
-    other: Said,
-    judges: list[Said],
-    retrained: Said,
-    noisy: Said,
+    original: ModelOutputs,
+    other: ModelOutputs,
+    judges: list[ModelOutputs],
+    retrained: ModelOutputs,
+    noisy: ModelOutputs,
     networks: Networks,
 ) -> Iterator[dict[str, Any]]:
     rows = _plan(data, size, trial, original)
@@ -185,13 +185,13 @@ def _judge(
 
     telling = {gate.path for gate in gates if power_of(gate).tells}
 
-    def blocks(said: Said) -> list[dict[str, Any]]:
+    def blocks(outputs: ModelOutputs) -> list[dict[str, Any]]:
         # What cannot tell says nothing of any candidate, so its values need not be computed.
-        values = values_of(measure(said), references, base, rows, attack=CMIA in telling) if telling else {}
+        values = values_of(measure(outputs), references, base, rows, attack=CMIA in telling) if telling else {}
         return judge_gates(gates, values)
 
-    def outputs_only(said: Said, logits: NDArray[Any]) -> Said:
-        return Said(logits, said.z, said.z)
+    def outputs_only(outputs: ModelOutputs, logits: NDArray[Any]) -> ModelOutputs:
+        return ModelOutputs(logits, outputs.z, outputs.z)
 
     named = negative_controls(original.logits, data.y, forget, classes, accuracy)
     controls = {name: blocks(outputs_only(original, logits)) for name, logits in named.items()}
@@ -220,7 +220,7 @@ def _judge(
         }
 
 
-def _plan(data: Data, size: str, trial: int, original: Said) -> Rows:
+def _plan(data: Data, size: str, trial: int, original: ModelOutputs) -> Rows:
     lost = forgotten(data, size, trial)
     part = np.full(len(data.y), "retain", dtype="<U12")
     part[data.train :] = "test_retain"
@@ -231,9 +231,9 @@ def _plan(data: Data, size: str, trial: int, original: Said) -> Rows:
     return choose_rows(data.y, part, original.z, trial)
 
 
-def _leace(data: Data, rows: Rows, original: Said, networks: Networks) -> Said:
+def _leace(data: Data, rows: Rows, original: ModelOutputs, networks: Networks) -> ModelOutputs:
     z = torch.from_numpy(original.z)
     fitted = Leace().fit(Moments.of(z[rows.parts["retain"]]), Moments.of(z[rows.forget]))
     z_prime = fitted.map_(z).float()
     head = LinearHead(networks.weights[2][0].T.double().contiguous(), networks.weights[3][0, 0].double())
-    return Said(head.logits(z_prime).numpy(), original.z, z_prime.numpy())
+    return ModelOutputs(head.logits(z_prime).numpy(), original.z, z_prime.numpy())

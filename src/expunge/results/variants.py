@@ -61,6 +61,13 @@ VARIANTS = (
             "shadow": {"heads": 64},
         },
     ),
+    Variant(
+        "networks",
+        "digits, small ResNet, forget class 5, attacked with 64 whole networks a side",
+        (1,),
+        {"methods": ["logit-mask", "ru-linear", "teacher-map", "relearn"], "shadow": {"networks": 64}},
+        params="params.demo.yaml",
+    ),
 )
 
 
