@@ -59,10 +59,8 @@ def test_round_trip_keeps_logits_and_description(tmp_path: Path) -> None:
 
 
 def test_same_weights_same_bytes_whatever_the_memory_format(tmp_path: Path) -> None:
-    a, b = (
-        saved(tmp_path / "a", small_classifier()),
-        saved(tmp_path / "b", small_classifier().to(memory_format=torch.channels_last)),
-    )
+    a = saved(tmp_path / "a", small_classifier())
+    b = saved(tmp_path / "b", small_classifier().to(memory_format=torch.channels_last))
     for file in ("model.safetensors", "model.json", "manifest.json"):
         assert (a / file).read_bytes() == (b / file).read_bytes()
 

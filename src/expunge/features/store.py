@@ -171,10 +171,8 @@ class Shards:
             raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {starts[-1]}")
         order = np.argsort(rows, kind="stable")
         group = np.searchsorted(starts, rows[order], side="right") - 1
-        at = (
-            first[group]
-            + (rows[order] - starts[group]) * self.dim * np.dtype(STORAGE_TYPES[self.dtype].stored).itemsize
-        )
+        row_bytes = self.dim * np.dtype(STORAGE_TYPES[self.dtype].stored).itemsize
+        at = first[group] + (rows[order] - starts[group]) * row_bytes
         stored = self._gather(np.searchsorted(shard[group], np.arange(len(self.paths) + 1)), at)
         z = widen(stored, self.dtype)
         return z if (order[1:] > order[:-1]).all() else z[np.argsort(order)]

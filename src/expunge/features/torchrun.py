@@ -50,9 +50,8 @@ class Torchrun:
                 missing[[shard.index for shard in extraction.missing()]] = 1
                 extraction.choose()
             distributed.broadcast(missing, 0)
-            mine = [extraction.plan.shards[i] for i in missing.nonzero().flatten().tolist()][
-                self.rank :: self.world_size
-            ]
+            shards = [extraction.plan.shards[i] for i in missing.nonzero().flatten().tolist()]
+            mine = shards[self.rank :: self.world_size]
             with extraction.progress(mine, f"extract, rank {self.rank} of {self.world_size}") as advance:
                 extraction.run(mine, advance)
             distributed.barrier()

@@ -69,10 +69,10 @@ def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVer
         values = [pooled.values(name, metric.path) for metric in columns]
         if not any(values):
             continue
-        cells = [_cell(metric.form, value) for metric, value in zip(columns, values, strict=True)]
         if len(pooled.seeds) == 1:
-            intervals = (metric.interval_text(pooled.blocks[name][0]) for metric in columns)
-            cells = [cell + interval for cell, interval in zip(cells, intervals, strict=True)]
+            cells = [metric.text(pooled.blocks[name][0]) for metric in columns]
+        else:
+            cells = [_cell(metric.form, value) for metric, value in zip(columns, values, strict=True)]
         if judged:
             cells += verdict_cells(judged[name]) if name in judged else ["", ""]
         label = f"{name} (control)" if name == CONTROL else name

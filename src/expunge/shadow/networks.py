@@ -77,10 +77,8 @@ class Job:
         epochs = config.shadow.epochs or config.train.epochs
         precision = "fp32" if config.train.precision == "auto" else config.train.precision
         recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
-        forget, population = (
-            thin(split.scored_rows(FORGET), FORGET_ROWS),
-            thin(split.rows(TEST_RETAIN), POPULATION_ROWS),
-        )
+        forget = thin(split.scored_rows(FORGET), FORGET_ROWS)
+        population = thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
         return cls(dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "shadow")
 
     def model_key(self, side: str, seed: int) -> str:
