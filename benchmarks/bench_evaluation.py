@@ -36,8 +36,8 @@ FAMILIES = {
     "_intervals": "intervals",
 }
 FUNCTIONS: dict[ModuleType, tuple[str, ...]] = {
-    membership: ("mia_lr_rows", "mia_svc", "rmia_scores", "class_geometry", "loss_auc", "auc"),
-    representation: ("linear_probe_rows", "knn_rows", "linear_cka", "relearn_curve", "prototype_samples"),
+    membership: ("mia_lr_rows", "mia_svc", "rmia_scores", "class_geometry_rows", "loss_auc", "auc"),
+    representation: ("linear_probe_rows", "knn_rows", "linear_cka", "relearned_rows", "prototype_samples"),
     suite: ("row_difference", "auc_difference"),
 }
 

@@ -129,13 +129,17 @@ def test_class_geometry_finds_a_class_by_its_neighbours_only_if_it_shows_there()
     telling = logits.copy()
     telling[y == 3, 1] += 3.0  # the forgotten class leans to a neighbour
     telling[:, 3] = -np.inf
-    assert mia.class_geometry(telling, y == 3, np.array([3]), np.random.default_rng(0)) > 0.8  # type: ignore[operator]
+    found = mia.class_geometry_rows(telling, y == 3, np.array([3]), np.random.default_rng(0))
+    held = (y == 3).sum() - (y == 3).sum() // 2  # the smaller side decides how many of each are scored
+    assert found is not None and found.shape == (2 * held,) and set(found) == {0.0, 1.0}
+    assert found[:held].mean() > 0.8 and found[held:].mean() > 0.8
     silent = rng.normal(size=(2000, 4))
-    got = mia.class_geometry(silent, y == 3, np.array([3]), np.random.default_rng(0))
-    assert got == pytest.approx(0.5, abs=0.06)
+    guesses = mia.class_geometry_rows(silent, y == 3, np.array([3]), np.random.default_rng(0))
+    assert guesses is not None and guesses.mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_class_geometry_needs_rows_and_classes() -> None:
     logits, y = np.zeros((20, 2)), np.arange(20) % 2
-    assert mia.class_geometry(logits, y == 1, np.array([1]), np.random.default_rng(0)) is None
-    assert mia.class_geometry(np.zeros((20, 3)), np.zeros(20, bool), np.array([2]), np.random.default_rng(0)) is None
+    assert mia.class_geometry_rows(logits, y == 1, np.array([1]), np.random.default_rng(0)) is None
+    nobody = np.zeros(20, dtype=bool)
+    assert mia.class_geometry_rows(np.zeros((20, 3)), nobody, np.array([2]), np.random.default_rng(0)) is None

@@ -129,7 +129,9 @@ def test_relearning_follows_gradient_descent_on_the_head() -> None:
     head = torch.nn.Linear(5, 3).double()
     x = torch.from_numpy(z)
     logits = head(x).detach().numpy()
-    got = rep.relearn_curve(logits, z, y, steps=30)
+    rows = rep.relearned_rows(logits, z, y, steps=30)
+    assert rows is not None and rows.shape == (31, 80)
+    got = rows.mean(axis=1)
     rate = 1.0 / float((z * z).sum(axis=1).mean() + 1.0)
     expected, optimiser = [], torch.optim.SGD(head.parameters(), lr=rate)
     for _ in range(31):
@@ -146,13 +148,14 @@ def test_a_masked_class_is_learned_again_and_the_scale_of_features_does_not_matt
     z, y = rng.normal(size=(100, 4)), np.full(100, 2)
     logits = rng.normal(size=(100, 3))
     logits[:, 2] = -np.inf
-    curve = rep.relearn_curve(logits, z, y)
-    assert curve[0] == 0.0 and curve[-1] > 0.95
+    rows = rep.relearned_rows(logits, z, y)
+    assert rows is not None and not rows[0].any() and rows[-1].mean() > 0.95
     huge = np.where(np.isinf(logits), -1e6, logits)
-    assert rep.relearn_curve(huge, z, y) == curve
-    shifted = rep.relearn_curve(logits, z * 1e4, y)
-    assert all(0.0 <= v <= 1.0 for v in shifted)
-    assert rep.relearn_curve(logits[:0], z[:0], y[:0]) == []
+    np.testing.assert_array_equal(rep.relearned_rows(huge, z, y), rows)
+    large, larger = (rep.relearned_rows(logits, (z + 2) * scale, y) for scale in (1e5, 1e6))
+    assert large is not None and larger is not None and large[-1].mean() > 0.9
+    np.testing.assert_array_equal(large, larger)
+    assert rep.relearned_rows(logits[:0], z[:0], y[:0]) is None
 
 
 def test_steps_to_finds_the_first_step() -> None:

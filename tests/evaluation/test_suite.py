@@ -166,6 +166,30 @@ def test_relearning_is_instant_for_the_original_and_not_for_the_mask(world: Worl
     assert relearn[0]["prototype_samples"] == relearn[1]["prototype_samples"]
 
 
+def test_relearning_and_class_geometry_are_gates_with_the_values_that_the_block_shows(world: World) -> None:
+    candidate = Outputs(world.original.logits, world.original.z, world.original.z * 0.5)
+    block = world.evaluate(candidate, world.retrained)
+    blocks = {g["path"]: g for g in block["judged"]["gates"]}
+    curve = block["relearn"]["curve"]
+    assert blocks["relearn.area"]["claim"] == "features" and blocks["membership.class_geometry"]["claim"] == "outputs"
+    assert blocks["relearn.area"]["value"] == block["relearn"]["area"] == pytest.approx(float(np.mean(curve)))
+    assert blocks["membership.class_geometry"]["value"] == block["membership"]["class_geometry"]
+    random_rows = World(whole_class=False)
+    paths = {g["path"] for g in random_rows.judge(random_rows.original)["gates"]}
+    assert "relearn.area" in paths and "membership.class_geometry" not in paths
+
+
+def test_a_control_learns_again_from_its_own_answers(world: World) -> None:
+    """The mask has the original's features and starts from hidden answers; class geometry does not see a mask."""
+    area = {name: {g["path"]: g["value"] for g in found} for name, found in world.controls(3).items()}
+    assert area["logit mask"]["relearn.area"] < area["original"]["relearn.area"]
+    assert area["logit mask"]["membership.class_geometry"] == area["original"]["membership.class_geometry"]
+    masked = np.array(world.original.logits, np.float64)
+    masked[:, GONE] = -1e4
+    block = world.evaluate(Outputs(masked, world.original.z), world.retrained)
+    assert area["logit mask"]["relearn.area"] == block["relearn"]["area"]
+
+
 def test_random_rows_are_probed_for_membership(world: World) -> None:
     rows = World(whole_class=False)
     got = rows.evaluate(rows.original, rows.retrained[:1])

@@ -30,6 +30,8 @@ CMIA_ROWS = 600  # forgotten rows that the class-wise attack learns from and is 
 PAIRED = ("divergence.forget.kl", "divergence.forget.agreement")
 HIDDEN = ("divergence.forget.kl_others", "divergence.forget.agreement_others")
 CMIA = "membership.cmia"
+GEOMETRY = "membership.class_geometry"
+RELEARN = "relearn.area"
 CANARY = "membership.canary_auc"
 DIRECTION = "membership.margin_excess"
 STAGE = "representation.stages.probe_"  # and its number, 1 for the stage nearest the input
@@ -40,12 +42,13 @@ ALIGNMENT = ("representation.alignment_z_prime", "representation.alignment_z")
 REFUTE_ONLY = frozenset((*ALIGNMENT, CANARY))
 CLAIM_OF = {
     "accuracy.forget": OUTPUTS,
-    **dict.fromkeys((*PAIRED, *HIDDEN, CMIA, DIRECTION), OUTPUTS),
+    **dict.fromkeys((*PAIRED, *HIDDEN, CMIA, GEOMETRY, DIRECTION), OUTPUTS),
     "membership.loss_auc": OUTPUTS,
     "membership.mia_lr_member": OUTPUTS,
     CANARY: OUTPUTS,
     "representation.probe_z_prime": FEATURES,
     "representation.knn_z_prime": FEATURES,
+    RELEARN: FEATURES,
     ALIGNMENT[0]: FEATURES,
     "representation.probe_z": BACKBONE,
     "representation.knn_z": BACKBONE,
@@ -210,7 +213,9 @@ def spread_over_fits(gates: Sequence[GateRows], fits: Sequence[Mapping[str, NDAr
     found = []
     for gate in gates:
         means = [float(np.mean(fit[gate.path])) for fit in fits if gate.path in fit and len(fit[gate.path])]
-        found.append(replace(gate, fit_spread=float(np.std(means, ddof=1))) if len(means) > 1 else gate)
+        # Equal means have no spread, which the rounding of their own mean would hide.
+        differ = len(means) > 1 and np.ptp(means) > 0
+        found.append(replace(gate, fit_spread=float(np.std(means, ddof=1))) if differ else gate)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,15 +73,20 @@ def judge(
 
 
 def judge_controls(
-    original: Model, retrained: Sequence[Model], rows: Rows, half: int | None = None
+    original: Model,
+    retrained: Sequence[Model],
+    rows: Rows,
+    half: int | None = None,
+    measured_of: Callable[[NDArray[Any]], Mapping[str, NDArray[Any] | None]] = lambda _: {},
 ) -> dict[str, list[dict[str, Any]]]:
-    """The gates of every negative control; their features are the original's."""
+    """The gates of every negative control. Their features are the original's, and so is what was measured of these;
+    `measured_of` gives, from a control's logits, what depends on both."""
     references = [model_rows(logits, rows, values) for logits, values in retrained]
     base = model_rows(original[0], rows, original[1])
     gates = on_half(build_gates(base, references, rows), half)
     found = {}
     for name, logits in _controls(original[0], references, rows).items():
-        mine = model_rows(logits, rows, original[1])
+        mine = model_rows(logits, rows, {**original[1], **measured_of(logits)})
         found[name] = judge_gates(gates, half_of(values_of(mine, references, base, rows), half))
     return found
 

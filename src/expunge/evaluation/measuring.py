@@ -14,10 +14,12 @@ from expunge.evaluation import divergence as div
 from expunge.evaluation import membership as mia
 from expunge.evaluation import representation as rep
 from expunge.evaluation.exposure import canary_placements
-from expunge.evaluation.gates import CANARY, aligned
+from expunge.evaluation.gates import CANARY, GEOMETRY, RELEARN, aligned
 from expunge.evaluation.rows import Rows
 
 KNN_TRAIN = 2000  # rows on each side of kNN's training set
+RELEARN_ROWS = 2000  # forgotten rows that the head learns again
+GEOMETRY_ROWS = 4000  # test rows of all classes
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,26 @@ def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
     return run(z[np.concatenate(train)], positive, z[np.concatenate(test)], truth)
 
 
+def relearned(logits: NDArray[Any], head_input: NDArray[Any], rows: Rows) -> NDArray[np.bool_] | None:
+    """`representation.relearned_rows` on the planned forgotten rows, from the model's own answers."""
+    index = rows.thin(rows.forget, RELEARN_ROWS, 7)
+    return rep.relearned_rows(logits[index], np.asarray(head_input)[index], rows.labels[index])
+
+
+def area(right: NDArray[np.bool_] | None) -> NDArray[np.float64] | None:
+    """The area under each row's relearning curve `(n,)`, in [0, 1]: the share of steps at which it is answered
+    rightly."""
+    return None if right is None else right.mean(axis=0)
+
+
+def geometry_rows(logits: NDArray[Any], rows: Rows) -> NDArray[Any] | None:
+    """`membership.class_geometry_rows` on the planned test rows; None unless whole classes are forgotten."""
+    if not rows.whole_classes:
+        return None
+    near, classes = rows.thin(rows.test, GEOMETRY_ROWS, 3), rows.forgotten_classes
+    return mia.class_geometry_rows(logits[near], np.isin(rows.labels[near], classes), classes, rows.rng(4))
+
+
 @dataclass(frozen=True)
 class Measured:
     """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
@@ -55,6 +77,7 @@ class Measured:
     rows: dict[str, NDArray[Any] | None]
     knn: dict[str, NDArray[Any] | None]
     losses: tuple[NDArray[Any], NDArray[Any]]  # of forgotten and unseen rows
+    relearned: NDArray[np.bool_] | None
 
     def value(self, path: str) -> float | None:
         values = self.rows[path]
@@ -106,7 +129,9 @@ def measure(model: Outputs, rows: Rows, of_features: Callable[[NDArray[Any]], Of
     out |= {"representation.probe_z": z.probe, "representation.probe_z_prime": z_prime.probe}
     out |= dict(model.stages)
     out |= {"representation.alignment_z": z.alignment, "representation.alignment_z_prime": z_prime.alignment}
+    right = relearned(logits, model.head_input, rows)
+    out |= {RELEARN: area(right), GEOMETRY: geometry_rows(logits, rows)}
     out[CANARY] = None if rows.canaries is None else canary_placements(logits, rows.canaries)
     knn = {"representation.knn_z": z.knn, "representation.knn_z_prime": z_prime.knn}
     losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
-    return Measured(out, knn, losses)
+    return Measured(out, knn, losses, right)

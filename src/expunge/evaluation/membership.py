@@ -203,17 +203,18 @@ def rmia_scores(
     return np.asarray((left + right) / (2.0 * len(other)))
 
 
-def class_geometry(
+def class_geometry_rows(
     logits: NDArray[Any], forgotten: NDArray[Any], classes: NDArray[Any], rng: np.random.Generator
-) -> float | None:
+) -> Floats | None:
     """How well a row of a forgotten class is recognised by the probabilities of the other classes alone.
 
     `forgotten (n,)` bool marks the rows of forgotten classes, `classes` are their indices. Their columns are dropped,
     the rest is renormalised, and a balanced logistic regression on these log-probabilities learns on a random half of
-    the rows and is scored on the other. Returns its balanced accuracy in [0, 1]; 0.5 is a guess. The target is the
-    retrained model's value, which is well above 0.5, because a class it never saw has neighbours too.
-    None with fewer than two remaining classes or fewer than 8 rows on either side. Derived from the nearest-neighbour
-    attack on class unlearning (Ebrahimpour-Boroojeny et al., 2025).
+    the rows. It is scored on as many others of both sides: 1.0 per row that it recognises, else 0.0; first the rows of
+    forgotten classes, then as many others. The mean is its balanced accuracy in [0, 1]; 0.5 is a guess. The target is
+    the retrained model's value, which is well above 0.5, because a class it never saw has neighbours too. None with
+    fewer than two remaining classes or fewer than 8 rows on either side. Derived from the nearest-neighbour attack on
+    class unlearning (Ebrahimpour-Boroojeny et al., 2025).
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -222,11 +223,13 @@ def class_geometry(
     if len(keep) < 2 or min(target.sum(), (~target).sum()) < 8:
         return None
     x = log_softmax(np.asarray(logits)[:, keep])
+    sides = [rng.permutation(np.flatnonzero(side)) for side in (target, ~target)]
     learn = np.zeros(len(x), dtype=bool)
-    for side in (np.flatnonzero(target), np.flatnonzero(~target)):
-        learn[rng.permutation(side)[: len(side) // 2]] = True
+    learn[np.concatenate([side[: len(side) // 2] for side in sides])] = True
     centre, scale = x[learn].mean(axis=0), x[learn].std(axis=0)
     x = (x - centre) / np.where(scale > 0, scale, 1.0)
     model = LogisticRegression(class_weight="balanced", max_iter=500).fit(x[learn], target[learn])
-    right = model.predict(x[~learn]) == target[~learn]
-    return float((right[target[~learn]].mean() + right[~target[~learn]].mean()) / 2)
+    held = [side[len(side) // 2 :] for side in sides]
+    count = min(len(side) for side in held)
+    scored = np.concatenate([np.sort(side[:count]) for side in held])
+    return np.asarray(model.predict(x[scored]) == target[scored], dtype=np.float64)

@@ -164,9 +164,12 @@ def prototype_samples(
     return None
 
 
-def relearn_curve(logits: NDArray[Any], z: NDArray[Any], labels: NDArray[Any], steps: int = 100) -> list[float]:
-    """Accuracy on the forgotten rows after 0 .. `steps` full-batch gradient steps of the head on them, `steps + 1`
-    values.
+def relearned_rows(
+    logits: NDArray[Any], z: NDArray[Any], labels: NDArray[Any], steps: int = 100
+) -> NDArray[np.bool_] | None:
+    """Whether each forgotten row is answered rightly after 0 .. `steps` full-batch gradient steps of the head on all of
+    them, `(steps + 1, n)`; None without rows. Its mean over rows is the relearning curve, over steps a row's area under
+    it.
 
     `z (n, d)` is what the head reads, `logits (n, C)` what it says now. Cross-entropy; the step is 1 / mean ||[z;
     1]||^2, so the curve does not depend on the scale of the features and never diverges (the curvature is at most half
@@ -175,20 +178,20 @@ def relearn_curve(logits: NDArray[Any], z: NDArray[Any], labels: NDArray[Any], s
     """
     start, x, y = check_logits(logits), check_features(z), np.asarray(labels)
     if not len(y):
-        return []
+        return None
     start = np.maximum(start, start.max(axis=1, keepdims=True) - 10.0)
     h = np.concatenate([np.asarray(x, np.float64), np.ones((len(x), 1))], axis=1)
     rate = 1.0 / float((h * h).sum(axis=1).mean())
     change = np.zeros((h.shape[1], start.shape[1]))
     onehot = np.eye(start.shape[1])[y]
-    curve = []
+    right = np.zeros((steps + 1, len(y)), dtype=np.bool_)
     for step in range(steps + 1):
         now = start + h @ change
-        curve.append(float(np.mean(now.argmax(axis=1) == y)))
+        right[step] = now.argmax(axis=1) == y
         if step < steps:
             p = np.exp(now - now.max(axis=1, keepdims=True))
             change += rate / len(y) * (h.T @ (onehot - p / p.sum(axis=1, keepdims=True)))
-    return curve
+    return right
 
 
 def steps_to(curve: Sequence[float], target: float) -> int | None:

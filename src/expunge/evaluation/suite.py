@@ -18,12 +18,12 @@ from expunge.evaluation import membership as mia
 from expunge.evaluation import representation as rep
 from expunge.evaluation.equivalence import Difference, auc_difference, row_difference
 from expunge.evaluation.exposure import CanaryRows, canary_block
-from expunge.evaluation.gates import CANARY
+from expunge.evaluation.gates import CANARY, GEOMETRY, RELEARN
 from expunge.evaluation.judging import judge, judge_controls
-from expunge.evaluation.measuring import Measured, Measuring, Outputs
+from expunge.evaluation.measuring import RELEARN_ROWS, Measured, Measuring, Outputs, area, relearned
 from expunge.evaluation.rows import Index, Rows, choose_rows
 
-CKA_ROWS, RELEARN_ROWS, GEOMETRY_ROWS = 4000, 2000, 4000
+CKA_ROWS = 4000
 RELEARN_SHARE = 0.95
 
 
@@ -66,7 +66,7 @@ def evaluate(
         "divergence": divergence,
         "membership": _membership(candidate, retrained, rows, mine),
         "representation": _representation(candidate, original, retrained, rows, mine),
-        "relearn": _relearn(candidate, original, rows),
+        "relearn": _relearn(candidate, original, rows, mine),
         "calibration": {"ece_test_retain": _on(acc.ece, candidate, rows.parts["test_retain"], rows.labels)},
         "per_class": _per_class(candidate, original, rows),
         "canaries": canary_block(np.asarray(candidate.logits), rows.canaries),
@@ -89,7 +89,10 @@ def controls_of(
     measuring = Measuring(rows)
     base = measuring.of(original)
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r in retrained for t in [measuring.of(r)]]
-    return judge_controls((np.asarray(original.logits), {**base.rows, **base.knn}), others, rows, half)
+    first = np.asarray(original.logits), {**base.rows, **base.knn}
+    return judge_controls(
+        first, others, rows, half, lambda logits: {RELEARN: area(relearned(logits, original.head_input, rows))}
+    )
 
 
 def _on(metric: Callable[..., Any], model: Outputs, index: Index, labels: NDArray[Any]) -> Any:
@@ -133,11 +136,6 @@ def _membership(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows, mi
     logits, y = np.asarray(candidate.logits), rows.labels
     retain, test_retain = rows.parts["retain"], rows.parts["test_retain"]
     members, others = -mine.losses[0], -mine.losses[1]
-    near = rows.thin(rows.test, GEOMETRY_ROWS, 3)
-    geometry = None
-    if rows.whole_classes:
-        is_forgotten = np.isin(y[near], rows.forgotten_classes)
-        geometry = mia.class_geometry(logits[near], is_forgotten, rows.forgotten_classes, rows.rng(4))
     return {
         "loss_auc": mia.auc(members, others),
         "tpr_at_fpr_1pct": mia.tpr_at_fpr(members, others, 0.01),
@@ -151,7 +149,7 @@ def _membership(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows, mi
         ),
         "rmia_auc": _rmia(candidate, retrained, rows),
         "canary_auc": mine.value(CANARY),
-        "class_geometry": geometry,
+        "class_geometry": mine.value(GEOMETRY),
         "retain_loss_auc": mia.loss_auc(logits[retain], y[retain], logits[test_retain], y[test_retain]),
     }
 
@@ -195,15 +193,16 @@ def _representation(
     }
 
 
-def _relearn(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, Any]:
-    """Steps and prototype samples until RELEARN_SHARE of the original's accuracy on forgotten rows is back."""
+def _relearn(candidate: Outputs, original: Outputs, rows: Rows, mine: Measured) -> dict[str, Any]:
+    """The relearning curve and the area under it; steps and prototype samples until RELEARN_SHARE of the original's
+    accuracy on forgotten rows is back."""
     index = rows.thin(rows.forget, RELEARN_ROWS, 7)
     before = _on(acc.accuracy, original, index, rows.labels)
-    if before is None:
-        return {"target_accuracy": None, "steps": None, "curve": [], "prototype_samples": None}
+    if before is None or mine.relearned is None:
+        return {"target_accuracy": None, "steps": None, "area": None, "curve": [], "prototype_samples": None}
     target = RELEARN_SHARE * before
     z = np.asarray(candidate.head_input)
-    curve = rep.relearn_curve(np.asarray(candidate.logits)[index], z[index], rows.labels[index])
+    curve = [float(share) for share in mine.relearned.mean(axis=1)]
     samples = None
     if rows.whole_classes and len(rows.parts["test_forget"]):
         sets = [(z[i], rows.labels[i]) for i in (rows.parts["retain"], rows.forget, rows.parts["test_forget"])]
@@ -211,6 +210,7 @@ def _relearn(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, Any
     return {
         "target_accuracy": target,
         "steps": rep.steps_to(curve, target),
+        "area": mine.value(RELEARN),
         "curve": curve,
         "prototype_samples": samples,
     }

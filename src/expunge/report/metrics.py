@@ -147,7 +147,11 @@ _ALL = (
     Metric("canaries.exposure", "mean exposure of planted canaries, bits; 1.44 if never seen", NUMBER_2),
     Metric("canaries.p_remembered", "chance that a model that never saw them knows them so well", P_VALUE, "above 5 %"),
     Metric("canaries.p_overshot", "chance that a model that never saw them knows them so badly", P_VALUE, "above 5 %"),
-    Metric("membership.class_geometry", "class geometry attack", PERCENT),
+    Metric(
+        "membership.class_geometry",
+        "class geometry attack: the class recognised by the other classes' probabilities",
+        PERCENT,
+    ),
     Metric("membership.retain_loss_auc", "loss AUC of retained rows", NUMBER_3, "original"),
     Metric(
         "representation.probe_z_prime",
@@ -165,6 +169,7 @@ _ALL = (
     Metric("representation.cka.original", "CKA with the original", NUMBER_3),
     Metric("representation.cka.retrained", "CKA with the retrained model", NUMBER_3, "1"),
     Metric("calibration.ece_test_retain", "calibration error on retained test rows", NUMBER_3, "0"),
+    Metric("relearn.area", "share of 100 steps of learning again at which forgotten rows are known", PERCENT),
     Metric("relearn.steps", "steps to relearn", WHOLE),
     Metric("relearn.prototype_samples", "samples per class to relearn by prototypes", WHOLE),
     Metric(

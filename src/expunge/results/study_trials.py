@@ -18,8 +18,8 @@ from expunge.core.moments import Moments
 from expunge.evaluation.claims import claims_of, judge_gates
 from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL, logit_mask, lookup_list, negative_controls
 from expunge.evaluation.excess import power_of
-from expunge.evaluation.gates import CMIA, ModelRows, aligned, build_gates, model_rows, values_of
-from expunge.evaluation.measuring import probe_rows
+from expunge.evaluation.gates import CMIA, GEOMETRY, RELEARN, ModelRows, aligned, build_gates, model_rows, values_of
+from expunge.evaluation.measuring import area, geometry_rows, probe_rows, relearned
 from expunge.evaluation.rows import Rows, choose_rows
 from expunge.results.study_models import Networks, Recipe, order_of, start, train
 
@@ -132,7 +132,9 @@ class Measure:
             for name, kind in (("probe", "linear"), ("knn", "knn"), ("alignment", "own"))
             for part, z in (("z", outputs.z), ("z_prime", outputs.z_prime))
         }
-        return model_rows(outputs.logits, self.rows, probes)
+        again = area(relearned(outputs.logits, outputs.z_prime, self.rows))
+        own = {RELEARN: again, GEOMETRY: geometry_rows(outputs.logits, self.rows)}
+        return model_rows(outputs.logits, self.rows, {**probes, **own})
 
 
 def judge_trial(
