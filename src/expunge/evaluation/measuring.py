@@ -71,20 +71,6 @@ def geometry_rows(logits: NDArray[Any], rows: Rows) -> NDArray[Any] | None:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
-
-    rows: dict[str, NDArray[Any] | None]
-    knn: dict[str, NDArray[Any] | None]
-    losses: tuple[NDArray[Any], NDArray[Any]]  # of forgotten and unseen rows
-    relearned: NDArray[np.bool_] | None
-
-    def value(self, path: str) -> float | None:
-        values = self.rows[path]
-        return None if values is None else div.mean(values)
-
-
-@dataclass(frozen=True)
 class OfFeatures:
     """What is measured of one set of features, by row."""
 
@@ -93,24 +79,54 @@ class OfFeatures:
     knn: NDArray[Any] | None
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
+
+    rows: dict[str, NDArray[Any] | None]
+    knn: dict[str, NDArray[Any] | None]
+    relearned: NDArray[np.bool_] | None
+
+    @property
+    def of_z(self) -> OfFeatures:
+        """What was measured of the backbone's features."""
+        probe, alignment = self.rows["representation.probe_z"], self.rows["representation.alignment_z"]
+        return OfFeatures(probe, alignment, self.knn["representation.knn_z"])
+
+    def value(self, path: str) -> float | None:
+        values = self.rows[path]
+        return None if values is None else div.mean(values)
+
+
 class Measuring:
-    """Measures models on the same rows. Features that were measured before are told by their values, and not measured
-    again: a method that replaces the head leaves them where they are."""
+    """Measures models on the same rows, each once. Features that were measured before are told by their values, and not
+    measured again: a method that replaces the head leaves them where they are."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.known: list[tuple[NDArray[Any], OfFeatures]] = []
+        self.features: list[tuple[NDArray[Any], OfFeatures]] = []
+        self.models: list[tuple[Outputs, Measured]] = []
 
     def of_features(self, z: NDArray[Any]) -> OfFeatures:
-        for seen, found in self.known:
+        for seen, found in self.features:
             if seen is z or np.array_equal(seen, z):
                 return found
         found = OfFeatures(probe_rows(z, self.rows, "linear"), aligned(z, self.rows), probe_rows(z, self.rows, "knn"))
-        self.known.append((z, found))
+        self.features.append((z, found))
         return found
 
     def of(self, model: Outputs) -> Measured:
-        return measure(model, self.rows, self.of_features)
+        for seen, found in self.models:
+            if seen is model:
+                return found
+        found = measure(model, self.rows, self.of_features)
+        self.models.append((model, found))
+        return found
+
+    def knows(self, model: Outputs, measured: Measured) -> None:
+        """Take what was measured of `model` on these rows before."""
+        self.models.append((model, measured))
+        self.features.append((model.z, measured.of_z))
 
 
 def measure(model: Outputs, rows: Rows, of_features: Callable[[NDArray[Any]], OfFeatures] | None = None) -> Measured:
@@ -133,5 +149,4 @@ def measure(model: Outputs, rows: Rows, of_features: Callable[[NDArray[Any]], Of
     out |= {RELEARN: area(right), GEOMETRY: geometry_rows(logits, rows)}
     out[CANARY] = None if rows.canaries is None else canary_placements(logits, rows.canaries)
     knn = {"representation.knn_z": z.knn, "representation.knn_z_prime": z_prime.knn}
-    losses = (mia.loss(logits[rows.forget], y[rows.forget]), mia.loss(logits[rows.unseen], y[rows.unseen]))
-    return Measured(out, knn, losses, right)
+    return Measured(out, knn, right)

@@ -37,6 +37,7 @@ def evaluate(
     half: int | None = None,
     canaries: CanaryRows | None = None,
     other_fits: Sequence[Outputs] = (),
+    measuring: Measuring | None = None,
 ) -> dict[str, Any]:
     """The metrics block of one model; every value is a JSON scalar, list or dict, None where there is nothing to
     measure.
@@ -47,13 +48,14 @@ def evaluate(
     candidate and retrained models share taken out. `judged` holds what claims are made of, see `judging.judge`;
     `half` of the rows, 0 or 1, judges where several methods are chosen from, and all rows where it is None. `canaries`:
     where any were planted, as positions among these rows. `other_fits`: the same method under other fit seeds, whose
-    spread the intervals of `judged` hold.
+    spread the intervals of `judged` hold. `measuring`: on the rows that `choose_rows` gives for these arguments; models
+    that it knows are not measured again.
     """
     for name, model in [("candidate", candidate), ("original", original), *(("retrained", r) for r in retrained)]:
         if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
             raise ValueError(f"the {name} model's outputs must have {len(labels)} rows, like the labels")
-    rows = choose_rows(labels, part, original.z, seed, canaries)
-    measuring = Measuring(rows)
+    measuring = measuring or Measuring(choose_rows(labels, part, original.z, seed, canaries))
+    rows = measuring.rows
     mine, theirs = measuring.of(candidate), [measuring.of(r) for r in retrained]
     divergence, divergence_rows = _divergence(candidate, retrained, rows)
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r, t in zip(retrained, theirs, strict=True)]
@@ -70,7 +72,7 @@ def evaluate(
         "calibration": {"ece_test_retain": _on(acc.ece, candidate, rows.parts["test_retain"], rows.labels)},
         "per_class": _per_class(candidate, original, rows),
         "canaries": canary_block(np.asarray(candidate.logits), rows.canaries),
-        "intervals": _intervals(mine, theirs, divergence_rows, rows),
+        "intervals": _intervals((candidate, mine), list(zip(retrained, theirs, strict=True)), divergence_rows, rows),
         "judged": judge((np.asarray(candidate.logits), {**mine.rows, **mine.knn}), first, others, rows, half, fits),
     }
 
@@ -83,10 +85,11 @@ def controls_of(
     seed: int = 0,
     half: int | None = None,
     canaries: CanaryRows | None = None,
+    measuring: Measuring | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """The gates of the negative controls, made from the original's stored logits: name -> blocks as `judge_gates`."""
-    rows = choose_rows(labels, part, original.z, seed, canaries)
-    measuring = Measuring(rows)
+    measuring = measuring or Measuring(choose_rows(labels, part, original.z, seed, canaries))
+    rows = measuring.rows
     base = measuring.of(original)
     others = [(np.asarray(r.logits), {**t.rows, **t.knn}) for r in retrained for t in [measuring.of(r)]]
     first = np.asarray(original.logits), {**base.rows, **base.knn}
@@ -135,7 +138,7 @@ def _divergence(
 def _membership(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows, mine: Measured) -> dict[str, Any]:
     logits, y = np.asarray(candidate.logits), rows.labels
     retain, test_retain = rows.parts["retain"], rows.parts["test_retain"]
-    members, others = -mine.losses[0], -mine.losses[1]
+    members, others = _scores(candidate, rows)
     return {
         "loss_auc": mia.auc(members, others),
         "tpr_at_fpr_1pct": mia.tpr_at_fpr(members, others, 0.01),
@@ -224,20 +227,31 @@ def _per_class(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, A
     return {"accuracy": acc.per_class(logits, rows.labels[index]), "damage": damage, "worst_class": worst}
 
 
+def _scores(model: Outputs, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Minus the loss of forgotten and of unseen rows: the larger, the better the model fits a row."""
+    forget, unseen = (
+        -mia.loss(np.asarray(model.logits)[index], rows.labels[index]) for index in (rows.forget, rows.unseen)
+    )
+    return forget, unseen
+
+
 def _intervals(
-    mine: Measured, theirs: list[Measured], divergences: dict[str, NDArray[Any]], rows: Rows
+    candidate: tuple[Outputs, Measured],
+    references: list[tuple[Outputs, Measured]],
+    divergences: dict[str, NDArray[Any]],
+    rows: Rows,
 ) -> dict[str, list[float]]:
     """[low, high] per gate that has a reference: the retrained mean plus the interval of the paired difference."""
     found: dict[str, tuple[float, Difference | None]] = {}
-    for path, values in mine.rows.items():
-        others = [o for t in theirs if (o := t.rows.get(path)) is not None]
+    for path, values in candidate[1].rows.items():
+        others = [o for _, t in references if (o := t.rows.get(path)) is not None]
         if values is not None and others and len(values):
             reference = np.mean(others, axis=0)
             found[path] = float(reference.mean()), row_difference(values - reference, rows.rng(9))
     for path, values in divergences.items():
         found[path] = 0.0, row_difference(values, rows.rng(9))
-    sides = [(-t.losses[0], -t.losses[1]) for t in theirs]
-    paired = auc_difference((-mine.losses[0], -mine.losses[1]), sides, rows.rng(10))
+    sides = [_scores(model, rows) for model, _ in references]
+    paired = auc_difference(_scores(candidate[0], rows), sides, rows.rng(10))
     reference_auc = div.mean(np.array([v for s in sides if (v := mia.auc(*s)) is not None]))
     if reference_auc is not None:
         found["membership.loss_auc"] = reference_auc, paired

@@ -23,6 +23,7 @@ from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
+from expunge.methods.measured import measure_references
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
 from expunge.methods.unlearned import INFO, SEEDS, UnlearnedModel
 from expunge.models.checkpoint import load_classifier
@@ -152,26 +153,29 @@ def main() -> None:
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
     with threadpool_limits(1):
+        of = {id(model): rows_of(model, counted) for model in (original, *references, *models.values(), *fits)}
+        y, part, first_rows = labels[counted], split.parts[counted], of[id(original)]
+        rows = choose_rows(y, part, first_rows.z, seed, canaries)
+        measuring = measure_references(rows, [of[id(m)] for m in (original, *references)], WORK / "measured")
         blocks = [
             evaluate(
-                rows_of(model, counted),
-                rows_of(original, counted),
-                [rows_of(r, counted) for r in references if r is not model],
-                labels[counted],
-                split.parts[counted],
+                of[id(model)],
+                first_rows,
+                [of[id(r)] for r in references if r is not model],
+                y,
+                part,
                 seed,
                 JUDGED_HALF,
                 canaries,
-                [rows_of(other, counted) for other in fits],
+                [of[id(other)] for other in fits],
+                measuring,
             )
             for model in models.values()
         ]
         controls = {}
         if name == REFERENCES and references:
-            known = [rows_of(r, counted) for r in references]
-            controls = controls_of(
-                rows_of(original, counted), known, labels[counted], split.parts[counted], seed, JUDGED_HALF, canaries
-            )
+            known = [of[id(r)] for r in references]
+            controls = controls_of(first_rows, known, y, part, seed, JUDGED_HALF, canaries, measuring)
     seconds = time.perf_counter() - start
     if name == REFERENCES:
         block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}

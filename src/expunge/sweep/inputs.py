@@ -36,7 +36,7 @@ INSTALLED = {
     "emoji": ("the published archives at their origin", "whoever publishes them"),
 }
 PUBLISHED = ("the data set by name, in the files it was read from or at its origin", "the owner of those files")
-IN_PROGRESS = ("features", "activations", "train", "shadow")
+IN_PROGRESS = ("features", "activations", "train", "shadow", "stages", "measured")
 
 
 @dataclass(frozen=True)
