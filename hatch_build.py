@@ -22,6 +22,8 @@ PACKED = (
     "data/requests/README.md",
     "flows/*.py",
     "docs/*.md",
+    "presets/*.yaml",
+    "presets/base/*.yaml",
 )
 
 

@@ -182,6 +182,13 @@ def test_the_list_names_every_preset_and_says_that_nothing_was_measured(
     assert all(name in told for name in names(root)) and "None was measured" in told
 
 
+def test_elsewhere_the_presets_of_the_package_stand_over_its_own_params(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: {seed: 5}\n")  # somebody's own
+    assert names(tmp_path) == names(ROOT)
+    here, there = (load(root, "ru-cifar10-class").params_of(root, "run", OFF, {}) for root in (ROOT, tmp_path))
+    assert here == there
+
+
 def test_rounds_that_ask_for_too_much() -> None:
     from expunge.reproduce.rounds import requests_of
 

@@ -12,6 +12,7 @@ from typing import Any
 from expunge.reproduce.switches import entry_settings
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import read_mapping
+from expunge.workspaces.template import template
 from expunge.workspaces.workspace import params_with
 
 HOME = Path("presets")
@@ -52,7 +53,7 @@ class Preset:
         """The whole params of one run. `more` goes over everything. Raises ConfigError for a key that is not there."""
         changes = merged(merged(self.params, self.runs[run]), more)
         settings: dict[str, Any] = changes.pop("fit", None) or {}
-        params = params_with(root / "params.yaml", changes)
+        params = params_with(source_of(root) / "params.yaml", changes)
         if unknown := sorted(set(settings) - set(params["fit"])):
             raise ConfigError(f"{HOME / self.name}.yaml: fit.{unknown[0]} is no entry of params.yaml")
         entries = self.entries(switches)
@@ -61,21 +62,24 @@ class Preset:
         return params
 
 
+def source_of(root: Path) -> Path:
+    """The folder that has `presets/` and the params.yaml below them: `root`, or what the installed package brings."""
+    return root if (root / HOME).is_dir() else template(HOME.name).parent
+
+
 def names(root: Path) -> list[str]:
     """Every preset, in alphabetical order."""
-    return sorted(path.stem for path in (root / HOME).glob("*.yaml"))
+    return sorted(path.stem for path in (source_of(root) / HOME).glob("*.yaml"))
 
 
 def load(root: Path, name: str) -> Preset:
     """Raises ConfigError for a preset that is not there, and for keys that none has."""
     known = names(root)
-    if not known:
-        raise ConfigError(f"{root / HOME}: no presets; run from the root of the repository")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         raise ConfigError(f"{HOME / name}.yaml: no such preset; {hint}")
-    given = _read(root / HOME / f"{name}.yaml")
+    given = _read(source_of(root) / HOME / f"{name}.yaml")
     if "title" not in given:
         raise ConfigError(f"{HOME / name}.yaml: has no title")
     given.pop("extends", None)
