@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "jit": {"lr": 0.01, "epochs": 6, "batch_size": 64},
     "residual-alignment": {"lr": 0.3, "epochs": 10, "batch_size": 64},
     "min-norm": {"lr": 0.05, "epochs": 3, "batch_size": 64},
-    "partially-blinded": {"lr": 0.03, "epochs": 10, "batch_size": 64},
+    "partially-blinded": {"lr": 0.003, "epochs": 100, "batch_size": 64, "cap": 1.2},
     "one-step": {"strength": 100.0},
     "damp": {},
     "short-retrain": {"epochs": 4, "batch_size": 64},
@@ -49,7 +49,7 @@ LOOSE: dict[str, tuple[float, float]] = {
     "natmu": (0.4, 0.9),
     "jit": (0.6, 0.7),
     "min-norm": (1.0, 0.85),
-    "partially-blinded": (0.6, 0.8),
+    "partially-blinded": (0.15, 0.7),
     "one-step": (1.0, 0.0),
     "damp": (0.5, 0.85),
 }
