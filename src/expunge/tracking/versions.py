@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -13,7 +14,6 @@ from mlflow.exceptions import MlflowException
 
 from expunge.serving.servable import Servable, servable_digest
 from expunge.system.errors import TrackingError
-from expunge.system.files import read_json
 from expunge.tracking.registry import Version
 from expunge.tracking.store import fluent, refusals
 
@@ -41,11 +41,14 @@ def servable_of(version: Version) -> tuple[Servable, str]:
 
     Raises TrackingError if it is no servable of ours, ManifestError or CheckpointError if a file was changed.
     """
-    with refusals(f"reading version {version.version} of {version.name!r}"), fluent():
-        directory = Path(mlflow.artifacts.download_artifacts(version.uri)) / SERVABLE
-    if not directory.is_dir():
-        raise TrackingError(f"{version.uri}: holds no {SERVABLE.as_posix()}; it was not registered by this pipeline")
-    return Servable.load(directory), servable_digest(directory)
+    with TemporaryDirectory() as place:  # MLflow would leave what it fetched from a server
+        with refusals(f"reading version {version.version} of {version.name!r}"), fluent():
+            directory = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=place)) / SERVABLE
+        if not directory.is_dir():
+            raise TrackingError(
+                f"{version.uri}: holds no {SERVABLE.as_posix()}; it was not registered by this pipeline"
+            )
+        return Servable.load(directory), servable_digest(directory)
 
 
 def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
@@ -56,7 +59,7 @@ def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
             parent = client.get_run(version.run_id).data.tags.get("mlflow.parentRunId")
             if parent is None or SUMMARY not in {f.path for f in client.list_artifacts(parent)}:
                 return nothing
-            summary = read_json(mlflow.artifacts.download_artifacts(run_id=parent, artifact_path=SUMMARY))
+            summary = mlflow.artifacts.load_dict(f"runs:/{parent}/{SUMMARY}")
     except TrackingError as e:
         # A run that was deleted leaves its versions behind; any other refusal is not ours to swallow.
         if isinstance(e.__cause__, MlflowException) and e.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
