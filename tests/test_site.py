@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, asks no other host for anything, and lists what the code has."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 
 from expunge.cli import app
 from expunge.config import Config
+from expunge.report.schema import summary_schema
 
 ROOT = Path(__file__).parents[1]
 # Tags by which a browser fetches something on its own, and the attribute that names it.
@@ -124,3 +126,14 @@ def test_pages_on_the_api_describe_what_a_reader_imports(site):
     modules = {p.stem for p in (ROOT / "src/expunge/evaluation").glob("*.py")} - {"__init__"}
     page = (site / "reference/api/evaluation.html").read_text(encoding="utf-8")
     assert {name for name in modules if f'id="expunge.evaluation.{name}"' not in page} == set()
+
+
+@pytest.mark.slow
+def test_the_page_on_the_summary_has_every_part_and_the_schema_lies_beside_it(site):
+    schema = json.loads((site / "reference/summary.schema.json").read_text(encoding="utf-8"))
+    assert schema == summary_schema()
+    page = (site / "reference/summary.html").read_text(encoding="utf-8")
+    for name, part in schema["$defs"].items():
+        table = page[page.index(f'<h2 id="{name.lower()}"') :].partition("</table>")[0]
+        assert re.findall(r"<tr>\s*<td><code>(\w+)</code></td>", table) == list(part["properties"]), name
+    assert 'href="summary.schema.json"' in page

@@ -9,6 +9,7 @@ from typing import Any
 from commands_page import commands_page
 from mkdocs.structure.files import File, Files
 from params_page import params_page
+from summary_page import FILE, schema_file, summary_page
 
 # A link to a file outside docs/ works in the repository, and has no target on the site.
 OUTSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)+([^)#]+)(?:#[^)]*)?\)")
@@ -23,6 +24,8 @@ def api_page(package: str, text: str, *options: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "reference/params.md": params_page,
     "reference/commands.md": commands_page,
+    "reference/summary.md": summary_page,
+    f"reference/{FILE}": schema_file,
     "reference/api/expunge.md": lambda: api_page("expunge", "The package at the top holds the version."),
     "reference/api/core.md": lambda: api_page("expunge.core", "Import every name below from `expunge.core`."),
     "reference/api/evaluation.md": lambda: api_page(

@@ -8,10 +8,12 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
+from schema_words import table, words
 
 from expunge.config import Config
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
+HEADER = ["key", "type", "here", "meaning"]
 INTRODUCTION = """# params.yaml
 
 Every run reads its settings from `params.yaml`. The file has one section per stage of `dvc.yaml`, and every key below
@@ -44,39 +46,20 @@ def params_page() -> str:
             alone.append(row(name, entry, values[name], comment_of(text, "", name)))
             continue
         rows = [row(k, e, values[name][k], comment_of(text, name, k)) for k, e in kind["properties"].items()]
-        parts.append("\n".join([f"## {name}", "", *above(text, name), *table(rows), ""]))
-    parts.append("\n".join(["## Keys without a section", "", *table(alone), ""]))
+        parts.append("\n".join([f"## {name}", "", *above(text, name), *table(HEADER, rows), ""]))
+    parts.append("\n".join(["## Keys without a section", "", *table(HEADER, alone), ""]))
     fit = text[text.index("\nfit:\n") :].strip()
     return "\n".join([*parts, METHODS + f"```yaml\n{fit}\n```\n"])
 
 
-def table(rows: list[str]) -> list[str]:
-    return ["| key | type | here | meaning |", "|---|---|---|---|", *rows]
-
-
-def row(key: str, schema: dict[str, Any], value: Any, comment: str) -> str:
-    cells = [f"`{key}`", words(schema), f"`{yaml_text(value)}`", comment]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def row(key: str, schema: dict[str, Any], value: Any, comment: str) -> list[str]:
+    """The cells of one key."""
+    return [f"`{key}`", words(schema), f"`{yaml_text(value)}`", comment]
 
 
 def yaml_text(value: Any) -> str:
     """A value on one line, as YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
-
-
-def words(schema: dict[str, Any]) -> str:
-    """A JSON Schema of one key in words: its type and its bounds."""
-    if "anyOf" in schema:
-        return " or ".join(words(one) for one in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{one}`" for one in schema.get("enum", [schema.get("const")]))
-    if schema.get("type") == "array":
-        return f"list of {words(schema['items'])}"
-    names = {"integer": "int", "number": "float", "string": "text", "boolean": "true or false", "object": "mapping"}
-    name = names.get(schema.get("type", ""), schema.get("type", "any value"))
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {schema[key]:,}" for key, sign in signs.items() if key in schema]
-    return " ".join([name, ", ".join(bounds)]).strip()
 
 
 def comment_of(text: str, section: str, key: str) -> str:
