@@ -22,6 +22,7 @@ PACKED = (
     "data/requests/README.md",
     "flows/*.py",
     "docs/*.md",
+    "docs/decisions/*.md",
 )
 
 

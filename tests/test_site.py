@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, asks no other host for anything, and lists what the code has."""
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter
 
 from expunge.cli import app
 from expunge.config import Config
+from expunge.erasure.batches import Step
 from expunge.report.schema import summary_schema
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,34 @@ def test_every_page_is_in_the_navigation():
     assert written - named == set(), "add these pages to `nav` in mkdocs.yml"
     assert named - written == set(), "mkdocs.yml names pages that do not exist"
     assert len(pages) == len(set(pages))
+
+
+def drawings():
+    """The script that draws the pictures of docs/architecture.md."""
+    spec = importlib.util.spec_from_file_location("drawings", ROOT / "docs/hooks/drawings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["stages.svg", "packages.svg"])
+def test_the_drawings_are_those_of_the_code(name):
+    drawn = drawings().DRAWINGS[name]()
+    assert (ROOT / "docs/images" / name).read_text() == drawn, "run `python docs/hooks/drawings.py`"
+
+
+def test_the_drawing_of_stages_has_every_stage_and_an_arrow_to_each_but_the_first():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    graph = drawings().stage_graph(stages)
+    assert set(graph) == set(stages)
+    assert [name for name in graph if not graph.in_degree(name)] == ["prepare"]
+    assert {("train", "extract"), ("fit", "evaluate"), ("compare", "report")} <= set(graph.edges)
+    assert ("prepare", "train") not in graph.edges  # it follows from the arrows by way of validate-dataset
+
+
+def test_the_page_on_architecture_has_every_step_of_a_request():
+    page = (ROOT / "docs/architecture.md").read_text()
+    assert re.findall(r"^\| ([a-z]+) \|", page, re.M)[1:] == [step.value for step in Step]
 
 
 @pytest.fixture(scope="module")
