@@ -62,10 +62,11 @@ test: $(DEV) ## The tests, under 10 minutes on 2 cores
 test-slow: $(DEV) ## The others: servers, kills, real texts; a quarter of an hour
 	pytest -n 2 --dist loadgroup -vv -m slow
 
-lint: $(DEV) ## ruff and mypy
+lint: $(DEV) ## ruff, mypy and codespell
 	ruff check .
 	ruff format --check .
 	mypy
+	codespell src tests flows benchmarks docs docker examples presets *.md *.yaml *.yml Makefile
 
 docs: $(DEV) ## The documentation site, with reference pages made from the code; site/index.html is its first page
 	python -m mkdocs build --strict --quiet
