@@ -9,6 +9,7 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -93,6 +94,24 @@ def test_the_page_on_architecture_has_every_step_of_a_request():
     assert re.findall(r"^\| ([a-z]+) \|", page, re.M)[1:] == [step.value for step in Step]
 
 
+def test_links_that_leave_docs_become_text_and_others_stay(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs/hooks"))
+    import pages
+
+    def mended(place: str, text: str) -> str:
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=place))
+        return pages.on_page_markdown(text, page=page)
+
+    assert mended("start.md", "see [the list](../CONTRIBUTING.md#adding)") == "see the list (`CONTRIBUTING.md`)"
+    assert mended("decisions/0001.md", "[code](../../src/expunge/cli.py)") == "code (`src/expunge/cli.py`)"
+    for place, link in [
+        ("decisions/0001.md", "[verdict](../verdict.md#rules)"),
+        ("start.md", "[paper](https://arxiv.org/abs/2601.21564)"),
+        ("start.md", "![picture](../images/a.png)"),
+    ]:
+        assert mended(place, link) == link
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs") / "site"
@@ -167,3 +186,10 @@ def test_the_page_on_the_summary_has_every_part_and_the_schema_lies_beside_it(si
         table = page[page.index(f'<h2 id="{name.lower()}"') :].partition("</table>")[0]
         assert re.findall(r"<tr>\s*<td><code>(\w+)</code></td>", table) == list(part["properties"]), name
     assert 'href="summary.schema.json"' in page
+
+
+@pytest.mark.slow
+def test_pages_of_the_root_are_on_the_site_with_their_links(site):
+    assert "Adding things" in text_of(site / "reference/contributing.html")
+    assert "Keep a Changelog" in text_of(site / "reference/changelog.html")
+    assert 'href="../verdict.html"' in (site / "decisions/0004-claims.html").read_text(encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from commands_page import commands_page
@@ -11,8 +13,16 @@ from mkdocs.structure.files import File, Files
 from params_page import params_page
 from summary_page import FILE, schema_file, summary_page
 
-# A link to a file outside docs/ works in the repository, and has no target on the site.
-OUTSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)+([^)#]+)(?:#[^)]*)?\)")
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+
+
+def root_page(name: str) -> str:
+    """A page at the root of the repository, with its links as they are seen from docs/reference/."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return LINK.sub(lambda link: f"[{link.group(1)}](../../{link.group(2)}{link.group(3) or ''})", text).replace(
+        "](../../docs/", "](../"
+    )
 
 
 def api_page(package: str, text: str, *options: str) -> str:
@@ -26,6 +36,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands_page,
     "reference/summary.md": summary_page,
     f"reference/{FILE}": schema_file,
+    "reference/contributing.md": lambda: root_page("CONTRIBUTING.md"),
+    "reference/changelog.md": lambda: root_page("CHANGELOG.md"),
     "reference/api/expunge.md": lambda: api_page("expunge", "The package at the top holds the version."),
     "reference/api/core.md": lambda: api_page("expunge.core", "Import every name below from `expunge.core`."),
     "reference/api/evaluation.md": lambda: api_page(
@@ -41,6 +53,15 @@ def on_files(files: Files, *, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with each link to a file outside docs/ replaced by its text and the path of the file."""
-    return OUTSIDE.sub(r"\1 (`\2`)", markdown)
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """The page with each link to a file outside docs/ replaced by its text and the path of the file.
+
+    Such a link works in the repository, and has no target on the site.
+    """
+    here = posixpath.dirname(page.file.src_uri)
+
+    def mended(link: re.Match[str]) -> str:
+        text, target = link.group(1), posixpath.normpath(posixpath.join(here, link.group(2)))
+        return f"{text} (`{target.removeprefix('../')}`)" if target.startswith("../") else link.group()
+
+    return LINK.sub(mended, markdown)
