@@ -94,7 +94,7 @@ def test_the_page_on_architecture_has_every_step_of_a_request():
     assert re.findall(r"^\| ([a-z]+) \|", page, re.M)[1:] == [step.value for step in Step]
 
 
-def test_links_that_leave_docs_become_text_and_others_stay(monkeypatch):
+def test_links_that_leave_docs_become_text_and_pages_that_are_named_become_links(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs/hooks"))
     import pages
 
@@ -104,7 +104,11 @@ def test_links_that_leave_docs_become_text_and_others_stay(monkeypatch):
 
     assert mended("start.md", "see [the list](../CONTRIBUTING.md#adding)") == "see the list (`CONTRIBUTING.md`)"
     assert mended("decisions/0001.md", "[code](../../src/expunge/cli.py)") == "code (`src/expunge/cli.py`)"
+    assert mended("start.md", "read `docs/verdict.md`") == "read [`docs/verdict.md`](verdict.md)"
+    assert mended("reference/params.md", "`docs/exact.md`") == "[`docs/exact.md`](../exact.md)"
     for place, link in [
+        ("start.md", "`docs/none.md`"),
+        ("start.md", "[`docs/exact.md`](exact.md)"),
         ("decisions/0001.md", "[verdict](../verdict.md#rules)"),
         ("start.md", "[paper](https://arxiv.org/abs/2601.21564)"),
         ("start.md", "![picture](../images/a.png)"),

@@ -14,6 +14,8 @@ from params_page import params_page
 from summary_page import FILE, schema_file, summary_page
 
 ROOT = Path(__file__).parents[2]
+# A page that is named, and not linked yet.
+NAMED = re.compile(r"(?<!\[)`docs/([\w-]+\.md)`")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -54,14 +56,18 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """The page with each link to a file outside docs/ replaced by its text and the path of the file.
+    """The page with `docs/NAME.md` made a link, and each link to a file outside docs/ made text.
 
-    Such a link works in the repository, and has no target on the site.
+    The latter works in the repository, and has no target on the site.
     """
     here = posixpath.dirname(page.file.src_uri)
+
+    def linked(name: re.Match[str]) -> str:
+        known = (ROOT / "docs" / name.group(1)).is_file()
+        return f"[{name.group()}]({posixpath.relpath(name.group(1), here or '.')})" if known else name.group()
 
     def mended(link: re.Match[str]) -> str:
         text, target = link.group(1), posixpath.normpath(posixpath.join(here, link.group(2)))
         return f"{text} (`{target.removeprefix('../')}`)" if target.startswith("../") else link.group()
 
-    return LINK.sub(mended, markdown)
+    return NAMED.sub(linked, LINK.sub(mended, markdown))

@@ -13,6 +13,7 @@ from schema_words import table, words
 from expunge.config import Config
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
+DOCUMENT = re.compile(r"docs/[\w-]+\.md")
 HEADER = ["key", "type", "here", "meaning"]
 INTRODUCTION = """# params.yaml
 
@@ -73,7 +74,7 @@ def comment_of(text: str, section: str, key: str) -> str:
         raise ValueError(f"{PARAMS.name}: no line for {section}.{key}")
     first, more = found.groups()
     lines = [first or "", *(line.strip().removeprefix("# ") for line in more.splitlines())]
-    return "<br>".join(line for line in lines if line)
+    return DOCUMENT.sub(r"`\g<0>`", "<br>".join(line for line in lines if line))
 
 
 def above(text: str, section: str) -> list[str]:
