@@ -20,10 +20,12 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
     return shut
 
 
-def problems(summary: dict[str, Any]) -> list[str]:
-    """Every place where a summary breaks the schema, or holds a key that the schema does not name."""
-    found = []
-    for error in Draft202012Validator(closed(summary_schema())).iter_errors(summary):
+def problems(summary: dict[str, Any], part: str | None = None) -> list[str]:
+    """Every place where a summary, or one `part` of it, breaks the schema or holds a key that it does not name."""
+    schema, found = closed(summary_schema()), []
+    if part is not None:
+        schema = {"$ref": f"#/$defs/{part}", "$defs": schema["$defs"]}
+    for error in Draft202012Validator(schema).iter_errors(summary):
         # Where a part may be null, the error of the part itself is the one that says something.
         inner = [e for e in error.context or [error] if e.validator != "type"] or [error]
         found += [f"{'.'.join(str(p) for p in e.absolute_path)}: {e.message[:200]}" for e in inner]

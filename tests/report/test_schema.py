@@ -3,9 +3,11 @@
 import copy as copying
 import json
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
+from expunge.evaluation.shadow_scores import ShadowMargins, floor
 from expunge.report.schema import summary_schema
 from expunge.report.summary import SCHEMA
 from tests.summaries import problems
@@ -65,3 +67,12 @@ def test_a_missing_key_and_an_unknown_one_are_named(summary):
     broken["model"]["colour"] = "red"
     found = problems(broken)
     assert len(found) == 2 and "'forget_rows' is a required property" in found[0] and "'colour'" in found[1]
+
+
+def test_what_attacks_with_many_models_give_follows_it():
+    rng = np.random.default_rng(0)
+    attacks = floor(ShadowMargins(rng.normal(size=(8, 40)), rng.normal(size=(8, 50))), seed=0)
+    assert problems(attacks, "ShadowAttacks") == []
+    assert problems({**attacks, "unlearned_by": "fitted to every network"}, "ShadowAttacks") == []
+    del attacks["ulira"]["auc"]
+    assert problems(attacks, "ShadowAttacks") == ["ulira: 'auc' is a required property"]

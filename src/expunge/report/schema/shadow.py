@@ -18,6 +18,15 @@ class Attack(Part):
     """True positive rate at a false positive rate of 0.1 %."""
 
 
+class Ulira(Attack):
+    """U-LiRA, with an interval that draws whole models."""
+
+    tpr_at_fpr_01pct_low: Share | None
+    """Lower end of the 95 % interval of the true positive rate at 0.1 %."""
+    tpr_at_fpr_01pct_high: Share | None
+    """Upper end."""
+
+
 class Klom(Part):
     """KL divergence of margins between unlearned and retrained models: percentiles over rows, nats."""
 
@@ -29,8 +38,9 @@ class Klom(Part):
 class ShadowAttacks(Part):
     """Attacks that need many models."""
 
-    ulira: Attack
-    """U-LiRA. `tpr_at_fpr_01pct_low` and `_high` bound its last value."""
+    unlearned_by: str | None = None
+    """How the shadow models forgot the rows; absent for the references."""
+    ulira: Ulira
     rmia: Attack
     """RMIA with shadow models as references."""
     klom: Klom
