@@ -9,13 +9,14 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
+export NO_MKDOCS_2_WARNING := 1
 # dvc.yaml says `python`: the environment's own comes first.
 # Thirty short processes import the same packages: let the first one keep the bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo people test test-slow lint bench results verdict-study ui up down clean lock
+.PHONY: help setup run demo people test test-slow lint docs bench results verdict-study ui up down clean lock
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,10 +62,14 @@ test: $(DEV) ## The tests, under 10 minutes on 2 cores
 test-slow: $(DEV) ## The others: servers, kills, real texts; a quarter of an hour
 	pytest -n 2 --dist loadgroup -vv -m slow
 
-lint: $(DEV) ## ruff and mypy
+lint: $(DEV) ## ruff, mypy and codespell
 	ruff check .
 	ruff format --check .
 	mypy
+	codespell src tests flows benchmarks docs docker examples presets *.md *.yaml *.yml Makefile
+
+docs: $(DEV) ## The documentation site, with reference pages made from the code; site/index.html is its first page
+	python -m mkdocs build --strict --quiet
 
 bench: $(DEV) ## Every speed claim as a ratio measured now; writes reports/bench.json
 	python -m benchmarks
@@ -87,7 +92,7 @@ down: ## Ends them; what they keep stays in volumes
 	docker compose --profile gpu --file docker/compose.yaml down
 
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs
-	rm -rf data/dataset data/split data/features data/activations data/shadow data/evaluation models reports .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf data/dataset data/split data/features data/activations data/shadow data/evaluation models reports site .expunge mlflow.db mlartifacts .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # torch and what its wheel brings stay out: they differ by platform.
 RESOLVE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q

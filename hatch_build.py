@@ -24,6 +24,7 @@ PACKED = (
     "docs/*.md",
     "presets/*.yaml",
     "presets/base/*.yaml",
+    "docs/decisions/*.md",
 )
 
 

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from expunge.models.zoo import build
 from tests.pipeline import change, dvc, lay_out
+from tests.summaries import problems
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def test_the_original_gives_them_away_and_exact_deletion_does_not(audited):
     assert original["p_remembered"] < 1e-4 and summary["methods"]["logit-mask"]["canaries"] == original
     assert min(deleted["p_remembered"], deleted["p_overshot"]) > 0.01
     assert summary["methods"]["exact"]["verdict"]["claims"]["exact"] == "shown"
+    assert problems(summary) == []
 
 
 @pytest.mark.slow

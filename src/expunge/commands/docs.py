@@ -22,8 +22,9 @@ def docs(name: Annotated[str | None, typer.Argument(help="Of a page, as check; l
 
     pages = {n.removeprefix("docs/").removesuffix(".md"): n for n in files_below("docs") if n.endswith(".md")}
     if name is None:
+        width = max(map(len, pages)) + 2
         for page, file in pages.items():
-            typer.echo(f"{page:<14}{text_of(file).partition(chr(10))[0].lstrip('# ')}")
+            typer.echo(f"{page:<{width}}{text_of(file).partition(chr(10))[0].lstrip('# ')}")
         return
     name = name.removeprefix("docs/").removesuffix(".md")
     if name not in pages:

@@ -162,7 +162,6 @@ def preflight() -> None:
 @ledger_app.command("show")
 def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     """Every decision, oldest first."""
-
     from expunge.promotion.review_terminal import console
 
     heads = ("", "time (UTC)", "what", "about", "version", "instead of", "shown", "by")

@@ -83,7 +83,6 @@ def list_requests(
 @request_app.command()
 def show(id_: Id) -> None:
     """One request and everything that happened to it."""
-
     from expunge.promotion.review_terminal import console
 
     store = _store()

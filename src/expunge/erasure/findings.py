@@ -10,7 +10,6 @@ def joined(
     before: Mapping[str, list[dict[str, Any]]], after: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
     """One report of the look before a sweep and of the sweep. What was found and is not left was purged."""
-
     # The sweep's own words where it has any: the look before names the same things differently in places.
     told = {entry["where"] for entry in after["found"]}
     found = [*after["found"], *(entry for entry in before["found"] if entry["where"] not in told)]

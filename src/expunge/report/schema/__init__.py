@@ -1,0 +1,44 @@
+"""The shape of reports/summary.json, schema 2: pydantic models, from which its JSON Schema is made.
+
+A program that reads a summary may rely on every key here. Keys may be added without a new schema number, so a reader
+must ignore keys that it does not know. Start with `Summary`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from expunge.report.schema.base import Part
+from expunge.report.schema.models import Method, References
+from expunge.report.schema.request import Model, Request
+from expunge.report.schema.shadow import Shadow
+from expunge.report.summary import SCHEMA
+
+
+class Summary(Part):
+    """The result of a run. Accuracies and rates are fractions, divergences nats, times seconds."""
+
+    schema_: Literal[2] = Field(alias="schema", description="Number of this schema.")
+    request: Request
+    model: Model
+    shadow: Shadow
+    references: References
+    methods: dict[str, Method]
+    """By the name of the entry in params.yaml."""
+    selected: str | None
+    """The method that is registered; null where none may serve."""
+    refused: dict[str, str]
+    """Methods that made no model, each with the reason."""
+
+
+def summary_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of reports/summary.json."""
+    schema = Summary.model_json_schema(by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:expunge:summary:{SCHEMA}",
+        **schema,
+        "title": "reports/summary.json",
+    }
