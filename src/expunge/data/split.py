@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
@@ -83,7 +84,7 @@ def split(
         "selector": selector,
         "forget_rows": int(forget.sum()),
         "retain_rows": int((train & ~forget).sum()),
-        "digest": request_digest([ids[i] for i in np.flatnonzero(forget)], dataset.digest),
+        "digest": digest_of_rows(dataset, np.flatnonzero(forget)),
         "classes": np.unique(labels[forget]).tolist(),
         "whole_classes": whole.tolist(),
         "duplicates_left_in_retain": exact.left,
@@ -134,6 +135,12 @@ def request_digest(sample_ids: Sequence[str], dataset_digest: str) -> str:
     return "sha256:" + hmac.new(dataset_digest.encode(), ids, hashlib.sha256).hexdigest()
 
 
+def digest_of_rows(dataset: Dataset, rows: np.ndarray) -> str:
+    """The `request_digest` of the row positions `rows` `(n,)`."""
+    ids = dataset.sample_ids()
+    return request_digest([ids[i] for i in rows.tolist()], dataset.digest)
+
+
 class Split:
     """A split directory whose manifest was checked: `request` as written, `parts` by dataset row."""
 
@@ -170,6 +177,12 @@ class Split:
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
+
+    def digest_of(self, part: str, dataset_digest: str) -> str:
+        """The `request_digest` of the rows of one part, under the digest of the dataset as it was or is."""
+        table = pq.ParquetFile(self.directory / ASSIGNMENT).read(["sample_id", "part"])
+        ids = table.filter(pc.equal(table["part"], part))["sample_id"].to_pylist()
+        return request_digest(ids, dataset_digest)
 
     def scored_rows(self, part: str) -> np.ndarray:
         """Like `rows`, without those that settings may have been chosen by."""
