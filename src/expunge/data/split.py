@@ -19,7 +19,7 @@ from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
 from expunge.data.dataset import Dataset
 from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
-from expunge.data.selectors import select
+from expunge.data.selectors import refuse_most, select
 from expunge.data.tombstones import Tombstones, refuse
 from expunge.system.errors import DataError, ManifestError
 from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
@@ -43,6 +43,7 @@ def split(
     seed: int = 0,
     neighbours: Neighbours | None = None,
     scores: Callable[[], np.ndarray] | None = None,
+    more_than_half: bool = True,
 ) -> dict[str, Any]:
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
 
@@ -54,7 +55,7 @@ def split(
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
     it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
     forgotten ones, or "ignore". `validation`: share of the retained and of the forgotten rows by which settings may be
-    chosen and which no metric counts, drawn with `seed`.
+    chosen and which no metric counts, drawn with `seed`. `more_than_half`: whether it may forget so much.
     Raises DataError for a request that names what is not there, nothing, or everything.
     """
     train = dataset.splits() == TRAIN
@@ -75,6 +76,8 @@ def split(
         raise DataError(f"the request ({selector}) forgets no training row; nothing to do")
     if not (train & ~forget).any():
         raise DataError(f"the request ({selector}) forgets every training row; nothing would be left to keep")
+
+    refuse_most(selector, forget, train, more_than_half)
 
     labels = dataset.labels()
     whole = whole_classes(labels, train, forget)

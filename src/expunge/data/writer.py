@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from expunge.data.canaries import CANARIES, Planter
 from expunge.data.images import binary_array, decode
+from expunge.data.limits import TEXT_CHARACTERS
 from expunge.data.schema import (
     CLASSES,
     DIGEST_BYTES,
@@ -222,6 +223,11 @@ def _texts(batch: Batch, source: Source) -> dict[str, pa.Array]:
     for sample_id, text in zip(batch.sample_ids, batch.content, strict=True):
         if not text.strip():
             raise DataError(f"{source.name}: the text of row {sample_id!r} is blank; write one, or leave the row out")
+        if len(text) > TEXT_CHARACTERS:
+            raise DataError(
+                f"{source.name}: the text of row {sample_id!r} has {len(text):,} characters, allowed "
+                f"{TEXT_CHARACTERS:,}; cut it into rows, or leave it out"
+            )
         digests.append(text_digest(text))
     return {"text": pa.array(batch.content, pa.string()), "digest": pa.array(digests, pa.binary(DIGEST_BYTES))}
 

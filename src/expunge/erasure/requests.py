@@ -87,8 +87,10 @@ class Store:
         who: str,
         file: str | None = None,
         classes: Sequence[int | str] = (),
+        most: bool = False,
     ) -> ErasureRequest:
         """Take a request in, due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
+        `most`: it may be for more than half of the rows.
 
         Raises RequestError where an open request asks for the same.
         """
@@ -113,6 +115,7 @@ class Store:
             if kind == "subjects":
                 c.execute(insert(SUBJECTS), [{"request": id_, "hmac": _hmac(v, key)} for v in values])
             facts = {"digest": row["digest"], "kind": kind, "asked": len(wanted), "received": received.isoformat()}
+            facts |= {"more_than_half": True} if most else {}
             write_event(c, id_, 1, "intake", who, basis, facts, State.received)
         return self.get(id_)
 
