@@ -203,7 +203,7 @@ def read_values(file: Path, column: str) -> list[str]:
         values = readers[file.suffix.lower()](file, column)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (split.file in params.yaml)") from None
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
+    except (OSError, ValueError, csv.Error, pa.ArrowException, MemoryError) as e:
         raise DataError(f"{file}: cannot be read ({e})") from e
     if not values:
         raise DataError(f"{file}: lists nothing to forget")
@@ -246,14 +246,22 @@ def _read_csv(file: Path, column: str) -> list[str]:
 def _read_parquet(file: Path, column: str) -> list[str]:
     with pq.ParquetFile(file) as table:
         names, rows = table.schema_arrow.names, table.metadata.num_rows
+        kind = table.schema_arrow.field(column).type if column in names else None
     if rows > LIST_VALUES:  # before they are read: a file of few bytes may hold very many
         raise DataError(f"{file}: lists {rows:,} values, allowed {LIST_VALUES:,}; ask in several requests")
     if column not in names:
         raise DataError(f"{file}: no column {column!r}; it has {', '.join(names)}")
+    if kind is not None and not (pa.types.is_integer(kind) or _is_text(kind)):
+        raise DataError(f"{file}: column {column!r} is {kind}; integers or text must stand in it")
     values = pq.read_table(file, columns=[column])[column]
     if values.null_count:
         raise DataError(f"{file}: {values.null_count} rows have no {column}")
     return [str(v) for v in values.to_pylist()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_large_string(inner) or pa.types.is_string(inner))
 
 
 def _never_there(dataset: Dataset, missing: list[str]) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
@@ -21,11 +20,13 @@ from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
 from expunge.data.selectors import refuse_most, select
 from expunge.data.tombstones import Tombstones, refuse
+from expunge.system.damage import reading
 from expunge.system.errors import DataError, ManifestError
 from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 
 ASSIGNMENT = "assignment.parquet"
 REQUEST = "request.json"
+AGAIN = "run the split stage again"
 
 
 def split(
@@ -154,25 +155,38 @@ class Split:
         if "parts" not in self.manifest:
             raise ManifestError(f"{self.directory}: not a split (its producer is {self.manifest.get('producer')!r})")
         self.request: dict[str, Any] = read_json(self.directory / REQUEST)
+        if not isinstance(self.request, dict) or "digest" not in self.request or "validation" not in self.request:
+            raise ManifestError(f"{self.directory / REQUEST}: not a request; {AGAIN}")
         if (tombstones := Tombstones.near(self.directory)) is not None:
-            ids = pq.ParquetFile(self.directory / ASSIGNMENT).read(["sample_id"])["sample_id"].to_pylist()
-            refuse(tombstones, self.directory, ids, None)
+            refuse(tombstones, self.directory, self._read("sample_id"), None)
+
+    def _read(self, column: str) -> list[str]:
+        file = self.directory / ASSIGNMENT
+        with reading(file, AGAIN):
+            table = pq.ParquetFile(file).read([column])  # pq.read_table would import pandas
+            table.validate(full=True)
+            values: list[str] = table[column].to_pylist()
+        if not all(isinstance(value, str) for value in values):
+            raise ManifestError(f"{file}: column {column!r} holds something else than text; {AGAIN}")
+        if len(values) != (told := self.manifest["files"][ASSIGNMENT].get("rows")):
+            raise ManifestError(f"{file}: holds {len(values)} rows, its manifest says {told}; {AGAIN}")
+        return values
 
     @cached_property
     def parts(self) -> np.ndarray:
         """str `(rows,)` in dataset order."""
-        table = pq.ParquetFile(self.directory / ASSIGNMENT).read(["part"])  # pq.read_table would import pandas
-        return np.array(table["part"].to_pylist())
+        return np.array(self._read("part"))
 
     @cached_property
     def validation_mask(self) -> np.ndarray:
         """bool `(rows,)`: training rows held out to choose settings by; fitted to afterwards, and in no metric."""
         mask = np.zeros(len(self.parts), dtype=bool)
-        drawn = self.request["validation"]
-        for stream, part in enumerate((RETAIN, FORGET)):
-            rows = self.rows(part)
-            rng = np.random.default_rng([drawn["seed"], stream])
-            mask[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
+        with reading(self.directory / REQUEST, AGAIN):
+            drawn = self.request["validation"]
+            for stream, part in enumerate((RETAIN, FORGET)):
+                rows = self.rows(part)
+                rng = np.random.default_rng([drawn["seed"], stream])
+                mask[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
         return mask
 
     def rows(self, part: str) -> np.ndarray:
@@ -183,9 +197,8 @@ class Split:
 
     def digest_of(self, part: str, dataset_digest: str) -> str:
         """The `request_digest` of the rows of one part, under the digest of the dataset as it was or is."""
-        table = pq.ParquetFile(self.directory / ASSIGNMENT).read(["sample_id", "part"])
-        ids = table.filter(pc.equal(table["part"], part))["sample_id"].to_pylist()
-        return request_digest(ids, dataset_digest)
+        ids = self._read("sample_id")
+        return request_digest([ids[i] for i in self.rows(part).tolist()], dataset_digest)
 
     def scored_rows(self, part: str) -> np.ndarray:
         """Like `rows`, without those that settings may have been chosen by."""

@@ -30,6 +30,7 @@ from expunge.data.schema import (
 )
 from expunge.data.source import Batch, Source
 from expunge.data.tombstones import Tombstones
+from expunge.system.damage import reading
 from expunge.system.errors import DataError
 from expunge.system.files import staged_dir, write_json, write_manifest
 
@@ -60,7 +61,9 @@ def write_dataset(
         with closing(_Shards(tmp, schema, shard_rows, source.encoding)) as shards:
             for batch in source.batches if planter is None else planter.stream(source.batches):
                 for piece in _pieces(batch):
-                    table = _without_erased(_table(piece, source, schema, shapes), source, tombstones)
+                    with reading(source.name, "correct these rows, or leave them out", DataError):
+                        table = _table(piece, source, schema, shapes)
+                    table = _without_erased(table, source, tombstones)
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
                     shards.add(table)
         if not kept:

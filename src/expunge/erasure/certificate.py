@@ -100,18 +100,18 @@ def verify(path: Path, key: PublicKey) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
         body, signature = document["certificate"], document["signature"]
-        signed_by = document["key"]
+        signed_by, content = document["key"], canonical(body)
     except OSError as e:
         raise CertificateError(f"{path}: cannot be read ({e.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise CertificateError(f"{path}: not a certificate") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CertificateError(f"{path}: not a certificate; ask its issuer for the original") from None
     if set(document) != {"certificate", "key", "signature"} or not isinstance(body, dict):
-        raise CertificateError(f"{path}: not a certificate")
+        raise CertificateError(f"{path}: not a certificate; ask its issuer for the original")
     if signed_by != key.fingerprint:
         raise CertificateError(
             f"{path}: signed with the key {signed_by}, not with {key.fingerprint}; ask its issuer for their public key"
         )
-    if not key.signed(canonical(body), str(signature)):
+    if not key.signed(content, str(signature)):
         raise CertificateError(f"{path}: changed after it was signed; ask its issuer for the original")
     return body
 
@@ -122,7 +122,7 @@ def known_entries(directory: Path = CERTIFICATES) -> list[str]:
     for file in sorted(directory.glob(f"*/{JSON_NAME}")):
         try:
             previous = json.loads(file.read_text(encoding="utf-8"))["certificate"]["ledger"]["previous"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
             raise CertificateError(f"{file}: not a certificate; restore it") from None
         found.append(str(previous))
     return found

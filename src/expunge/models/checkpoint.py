@@ -22,7 +22,8 @@ from expunge.models.tokens import Tokens
 from expunge.models.trained_on import refuse_contradiction
 from expunge.models.weights import load_tensors, read_weights
 from expunge.models.zoo import rebuild
-from expunge.system.errors import CheckpointError
+from expunge.system.damage import reading
+from expunge.system.errors import CheckpointError, ConfigError
 from expunge.system.files import digest_of, read_json, read_manifest, write_json
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -71,6 +72,11 @@ def load_classifier(directory: Path | str) -> Classifier:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    with reading(directory / DESCRIPTION, "run the stage that writes it again", CheckpointError):
+        return _load(directory, manifest)
+
+
+def _load(directory: Path, manifest: Mapping[str, Any]) -> Classifier:
     description = read_json(directory / DESCRIPTION)
     if description.get("schema") != SCHEMA:
         raise CheckpointError(
@@ -80,6 +86,9 @@ def load_classifier(directory: Path | str) -> Classifier:
     preprocess = Tokens.load(directory, given) if "tokenizer" in given else Preprocess.from_json(given)
     card = ModelCard.from_json(description["card"])
     refuse_contradiction(directory, card, manifest)
-    classifier = rebuild(card, preprocess)
+    try:
+        classifier = rebuild(card, preprocess)
+    except ConfigError as e:
+        raise CheckpointError(f"{directory / DESCRIPTION}: {e}") from None
     load_tensors(classifier, read_weights(directory / WEIGHTS), directory / WEIGHTS)
     return classifier.eval()

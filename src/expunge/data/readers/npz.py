@@ -43,6 +43,11 @@ def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
     optional = {k: arrays[k] for k in ("ids", "subjects", "split") if k in arrays}
     _same_rows(file, len(images), labels=labels, **optional)
     names, indices = index_labels(labels, str(file))
+    for name, array in {k: arrays[k] for k in ("ids", "subjects", "split", "class_names") if k in arrays}.items():
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise DataError(
+                f"{file}: {name} is {array.dtype} of shape {array.shape}; a row of integers or text is needed"
+            )
     if "class_names" in arrays:
         names = tuple(str(n) for n in arrays["class_names"])
     if "split" in arrays:
