@@ -27,15 +27,16 @@ class Difference:
     wrote: bool
 
 
-def md5_of(path: Path) -> str | None:
+def md5_of(path: Path, seen: dict[Path, str] | None = None) -> str | None:
     """As DVC 3 writes it: the MD5 of a file, or for a folder, ending in ".dir", that of the list of its files. None
-    where nothing is."""
+    where nothing is. `seen`: MD5s of files that were read already, which is added to."""
+    seen = {} if seen is None else seen
     if path.is_file():
-        return _md5(path)
+        return _md5(path, seen)
     if not path.is_dir():
         return None
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    listed = [{"md5": _md5(path / name), "relpath": name} for name in names if not _ignored(name)]
+    listed = [{"md5": _md5(path / name, seen), "relpath": name} for name in names if not _ignored(name)]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
@@ -43,7 +44,8 @@ def differences(stages: dict[str, Any]) -> Iterator[Difference]:
     """Where the current directory is not what the entries `stages` of a dvc.lock say: outputs first, then dependencies
     on outputs of other stages. Files that no stage wrote are left alone: they are the user's."""
     outs = {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}
-    known = {path: md5_of(Path(path)) for path in outs}
+    seen: dict[Path, str] = {}
+    known = {path: md5_of(Path(path), seen) for path in outs}
     for stage, entry in stages.items():
         for out in entry.get("outs", []):
             if known[out["path"]] != out["md5"]:
@@ -51,7 +53,7 @@ def differences(stages: dict[str, Any]) -> Iterator[Difference]:
     for stage, entry in stages.items():
         for dep in entry.get("deps", []):
             if _overlaps(dep["path"], outs):
-                known.setdefault(dep["path"], md5_of(Path(dep["path"])))
+                known.setdefault(dep["path"], md5_of(Path(dep["path"]), seen))
                 if known[dep["path"]] != dep["md5"]:
                     yield Difference(stage, dep["path"], False)
 
@@ -64,9 +66,11 @@ def stages_of(lock: Path, runs: str) -> dict[str, Any]:
     return {n: e for n, e in entries.items() if n.partition("@")[0] in there and str(e["cmd"]).startswith(runs)}
 
 
-def _md5(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "md5").hexdigest()
+def _md5(file: Path, seen: dict[Path, str]) -> str:
+    if file not in seen:
+        with file.open("rb") as f:
+            seen[file] = hashlib.file_digest(f, "md5").hexdigest()
+    return seen[file]
 
 
 def _ignored(name: str) -> bool:
