@@ -92,8 +92,8 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
     base = os.environ.get("EXPUNGE_MLFLOW_URL") or tracking
     if not tracking.startswith(("http://", "https://")):
         return [("MLflow", "`make ui` on the worker, then *Model training*")]
+    from expunge.system.addresses import shown
     from expunge.tracking import connect, find_version
-    from expunge.tracking.store import shown
 
     client, base = connect(), shown(base).rstrip("/")
     if run_id is None:

@@ -6,10 +6,13 @@ from contextlib import chdir
 from datetime import date
 from pathlib import Path
 
+from expunge.data.dataset import Dataset
+from expunge.erasure import soundness
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.intake import COLUMNS
 from expunge.erasure.lifecycle import Lifecycle
 from expunge.erasure.requests import ErasureRequest, Store, new_id
+from expunge.erasure.selection import mask_of
 from expunge.erasure.states import State
 from expunge.ledger.ledger import Ledger
 from tests.sweep import small
@@ -60,7 +63,11 @@ def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
     batch = batches.claim(TODAY)
     assert batch is not None
     each = {r.id: {"train": 8, "test": 2, "accuracy": {"original": 1.0, "product": 0.9}} for r in requests}
-    facts = {"product": PRODUCT, "run": {**RUN, "each": each}}
+    with chdir(root):
+        dataset = Dataset("data/dataset")
+        masks = {r.id: mask_of(store, r, dataset) for r in requests}
+        rows = soundness.fingerprints(store, dataset, masks)
+    facts = {"product": PRODUCT, "run": {**RUN, "each": each}, "rows": rows}
     batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"claims": "outputs"})
     approved = {"approved_by": "cem", "approved_because": "as good as retrained"}
     batch = batches.at(batch, Step.promote, approved, State.running, "approval", "as good as retrained", "cem")

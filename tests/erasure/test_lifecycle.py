@@ -159,6 +159,17 @@ def test_what_is_erased_already_is_met(root, expunge, tmp_path):
     assert "1 of 2 ids are not in the dataset" in verified("--ids", str(tmp_path / "never.txt")).err
 
 
+def test_most_of_the_data_is_erased_only_on_purpose(root, expunge):
+    """Two of three classes, perhaps the list of those that are to stay."""
+    id_ = expunge("request", "add", "--classes", "0,1").out.partition(":")[0]
+    refused = expunge("request", "verify", id_)
+    assert refused.status == 2 and f"request {id_} is for 160 of 240 rows, more than half" in refused.err
+    assert "expunge request add --more-than-half" in refused.err and Store.open().get(id_).state == State.received
+    assert expunge("request", "refuse", id_, "--reason", "a mistake").status == 0
+    meant = expunge("request", "add", "--classes", "0,1", "--more-than-half").out.partition(":")[0]
+    assert "verified, 160 rows" in expunge("request", "verify", meant).out
+
+
 def test_a_list_that_was_put_there_by_hand_is_noticed(root, expunge):
     (root / "data/requests/R-20260101-ffffff.csv").write_text("subject\nsubject-003\n")
     shown = expunge("request", "list").out
@@ -217,6 +228,7 @@ def split_only(stages=(), force=False) -> None:
     block = {"verdict": {**made_verdict((), refuted=("outputs",)), "why": "Utility kept; refuted: outputs."}}
     write_json("reports/summary.json", {"selected": None, "methods": {"loft": block}})
     write_json("reports/registration.json", {"model": "m", "content": "sha256:1", "method": None})
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
 
 
 @pytest.fixture

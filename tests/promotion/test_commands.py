@@ -75,7 +75,7 @@ def test_from_review_to_ledger(copy, expunge):
     assert entry["facts"]["who"] == getpass.getuser()
     shown = expunge("ledger", "show").out
     assert "good [bold]enough[/bold]" in shown
-    assert "as the ledger says" in expunge("audit").out
+    assert "as the ledger says" in expunge("audit").out and json.loads(expunge("audit", "--json").out)["clock"] == []
 
     refused = expunge("rollback", "--reason", "why")
     assert refused.status == 2 and refused.err.startswith("error: version 1 is the only champion")

@@ -12,7 +12,7 @@ from expunge.checks.problem import Problem
 from expunge.config import Config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT, TRAIN
-from expunge.data.selectors import select, share_of
+from expunge.data.selectors import refuse_most, select, share_of
 from expunge.data.split import whole_classes
 from expunge.system.errors import ExpungeError
 
@@ -107,6 +107,8 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
                 schema.dataset, train, asked.selector, classes=asked.classes, fraction=asked.fraction,
                 file=asked.file, filter=asked.filter, seed=asked.seed,
             )  # fmt: skip
+            if (train & ~forget).any():
+                refuse_most(asked.selector, forget, train, asked.more_than_half)
         except ExpungeError as e:
             return Request(None), [Problem.told("split", e)]
         left = int((train & ~forget).sum())

@@ -57,6 +57,8 @@ def verify_certificate(
         f"{file}: signed by this key and unchanged. Request {body['request']['id']}, completed {body['completed']}"
         f"{level}; residues left: {len(sweep['left'])}; for others to clean: {len(sweep['not_purgeable'])}."
     )
+    for line in body.get("clock", []):
+        typer.echo(f"Attention: {line}.")
 
 
 @certificate_app.command("audit")

@@ -116,19 +116,25 @@ def rollback(reason: Reason, by: By = "", model: Model = None, ledger: LedgerPat
 
 
 def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) -> None:
-    """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand."""
+    """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand.
+
+    A clock that was set back while decisions were written is told, too.
+    """
+    from expunge.ledger.clock import set_back
     from expunge.promotion.session import ReviewSession
 
     workspace = ReviewSession(model, ledger)
     findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
+    clock = set_back(workspace.promoter.ledger.entries())
     if json:
-        print_json({"model": workspace.name, "champion": champion and champion.version, "findings": findings})
+        told = {"champion": champion and champion.version, "findings": findings, "clock": clock}
+        print_json({"model": workspace.name, **told})
     if findings:
         raise PromotionError(f"{workspace.name}: " + "\n- ".join(findings))
     if json:
         return
     state = "has no champion yet" if champion is None else f"serves version {champion.version}, as the ledger says"
-    typer.echo(f"{workspace.name} {state}.")
+    typer.echo("\n".join([f"{workspace.name} {state}.", *(f"Attention: {line}" for line in clock)]))
 
 
 def export(

@@ -44,6 +44,9 @@ def add(
     classes: Annotated[str | None, typer.Option(help="Classes, by name or index, with commas between.")] = None,
     basis: Annotated[str, typer.Option(help="On what ground, for example: GDPR Art. 17(1)(b).")] = "",
     received: Annotated[str | None, typer.Option(help="YYYY-MM-DD; today when left out.")] = None,
+    more_than_half: Annotated[
+        bool, typer.Option("--more-than-half", help="It may be for more than half of the rows.")
+    ] = False,
     by: By = "",
 ) -> None:
     """Take a request in. A file is copied into data/requests and tracked by DVC: remove your own copy afterwards."""
@@ -59,6 +62,7 @@ def add(
         received=_day(received),
         today=_today(),
         who=_who(by),
+        most=more_than_half,
     )
     _publish(store)
     typer.echo(f"{made.id}: received {made.received}, {made.asked} {made.kind}, due {made.due}")

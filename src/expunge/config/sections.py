@@ -124,6 +124,7 @@ class Split:
     near_duplicates: Literal["warn", "include", "refuse", "ignore"]
     validation: Half
     seed: Seed
+    more_than_half: Bool = False
 
 
 @dataclass(frozen=True, config=FORBID)

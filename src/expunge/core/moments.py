@@ -171,7 +171,7 @@ class Moments:
         try:
             tensors = load_file(str(path))
             n, s, big = int(tensors["n"].item()), tensors["s"], tensors["S"]
-        except (OSError, SafetensorError, KeyError, RuntimeError) as e:
+        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, OverflowError, MemoryError) as e:
             raise CheckpointError(f"{path}: no moments in it ({e}); run extract again") from None
         if s.ndim != 1 or big.shape != (s.shape[0], s.shape[0]) or s.dtype != torch.float64 or n < 0:
             raise CheckpointError(f"{path}: its tensors do not have the shapes of moments; run extract again")

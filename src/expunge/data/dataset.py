@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.images import decode, raw_stack
-from expunge.data.schema import CLASSES, DIGEST_BYTES, RAW, TEXT, content_column
+from expunge.data.schema import CLASSES, DIGEST_BYTES, ENCODED, RAW, TEXT, content_column
 from expunge.data.tombstones import Tombstones, refuse
+from expunge.system.damage import reading
 from expunge.system.errors import DataError, ManifestError
-from expunge.system.files import digest_of, read_json, read_manifest
+from expunge.system.files import MANIFEST, digest_of, read_json, read_manifest
 
 Images = np.ndarray | list[np.ndarray]
 Inputs = Images | list[str]
+AGAIN = "run the prepare stage again"
 MANIFEST_KEYS = ("encoding", "image_shape", "rows_train", "rows_test", "duplicates")
 
 
@@ -49,6 +51,10 @@ class Dataset:
         if missing:
             producer = self.manifest.get("producer")
             raise ManifestError(f"{self.directory}: not a dataset: its manifest, by {producer!r}, has no {missing[0]}")
+        with reading(self.directory, AGAIN):
+            self._open(erased)
+
+    def _open(self, erased: str) -> None:
         files = self.manifest["files"]
         self._shards = [self.directory / name for name in sorted(files) if name.startswith("part-")]
         self.rows = sum(group.rows for group in self._groups)
@@ -59,11 +65,15 @@ class Dataset:
             held = rows_of[shard]
             if files[shard.name].get("rows") != held:
                 raise ManifestError(f"{shard}: holds {held} rows, its manifest says {files[shard.name].get('rows')}")
-        self.class_names: list[str] = read_json(self.directory / CLASSES)["names"]
+        self.class_names: list[str] = [str(name) for name in read_json(self.directory / CLASSES)["names"]]
         self.encoding: str = self.manifest["encoding"]
+        if self.encoding not in (RAW, ENCODED, TEXT):
+            raise ManifestError(f"{self.directory / MANIFEST}: encoding {self.encoding!r} is unknown; {AGAIN}")
         self._content = content_column(self.encoding)
         shape = self.manifest["image_shape"]
-        self.image_shape: tuple[int, int, int] | None = (shape[0], shape[1], shape[2]) if shape else None
+        self.image_shape: tuple[int, int, int] | None = (int(shape[0]), int(shape[1]), int(shape[2])) if shape else None
+        if self.image_shape is not None and (min(self.image_shape) < 1 or self.image_shape[2] not in (1, 3)):
+            raise ManifestError(f"{self.directory / MANIFEST}: no image has the shape {shape}; {AGAIN}")
         if erased == "refuse" and (tombstones := Tombstones.near(self.directory)) is not None:
             rows = self.table(["sample_id", "digest"])
             refuse(tombstones, self.directory, rows["sample_id"].to_pylist(), rows["digest"].to_pylist())
@@ -89,11 +99,9 @@ class Dataset:
         tables = []
         for shard, groups in groupby(self._groups_between(start, stop), key=lambda g: g.shard):
             mine = list(groups)
-            try:
-                with pq.ParquetFile(shard) as file:
-                    table = file.read_row_groups([g.index for g in mine], columns=list(columns))
-            except (pa.ArrowException, OSError) as e:
-                raise ManifestError(f"{shard}: cannot be read ({e}); run prepare again") from e
+            with reading(shard, AGAIN), pq.ParquetFile(shard) as file:
+                table = file.read_row_groups([g.index for g in mine], columns=list(columns))
+                table.validate(full=True)  # text of a damaged page may be no UTF-8
             tables.append(table.slice(max(0, start - mine[0].first)))
         if not tables:
             return pa.table({name: [] for name in columns})
@@ -114,7 +122,8 @@ class Dataset:
     def digests(self) -> np.ndarray:
         """Row digests as void scalars `(rows,)` of 16 bytes: comparable, sortable, usable in np.isin."""
         column = self.table(["digest"])["digest"]
-        return np.frombuffer(b"".join(column.to_pylist()), dtype=f"V{DIGEST_BYTES}")
+        with reading(self.directory, AGAIN):
+            return np.frombuffer(b"".join(column.to_pylist()), dtype=f"V{DIGEST_BYTES}")
 
     def content_bytes(self) -> np.ndarray:
         """int64 `(rows,)`: the stored size of each image or text."""
@@ -193,10 +202,8 @@ class Dataset:
     def _groups(self) -> list[_Group]:
         groups, first = [], 0
         for shard in self._shards:
-            try:
+            with reading(shard, AGAIN):
                 meta = pq.read_metadata(shard)
-            except (pa.ArrowException, OSError) as e:
-                raise ManifestError(f"{shard}: not a whole Parquet file ({e}); prepare again") from e
             for i in range(meta.num_row_groups):
                 groups.append(_Group(shard, i, first, meta.row_group(i).num_rows))
                 first += groups[-1].rows
@@ -213,14 +220,18 @@ class Dataset:
         columns = ["sample_id", self._content]
         if self.image_shape is None and self.encoding == RAW:
             columns += ["height", "width", "channels"]
-        try:
+        with reading(f"{group.shard}, row group {group.index}", AGAIN):
             with pq.ParquetFile(group.shard, memory_map=True) as file:
-                return file.read_row_group(group.index, columns=columns)
-        except (pa.ArrowException, OSError) as e:
-            raise ManifestError(f"{group.shard}: row group {group.index} is unreadable ({e}); prepare again") from e
+                table = file.read_row_group(group.index, columns=columns)
+            table.validate(full=True)  # offsets of a damaged page may point past its end
+            return table
 
     def decode(self, table: pa.Table) -> Inputs:
         """Images or texts of a table of `iter_tables`, or of a slice of one. Threads may decode slices side by side."""
+        with reading(self.directory, AGAIN):
+            return self._decode(table)
+
+    def _decode(self, table: pa.Table) -> Inputs:
         if self.encoding == TEXT:
             texts: list[str] = table["text"].to_pylist()
             return texts

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from expunge.data.limits import PIXELS
 from expunge.system.errors import DataError
 
 # Formats whose decoders are self-contained; Pillow's EPS plug-in, for one, would start an interpreter.
@@ -20,10 +21,11 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
     Grey stays grey (c = 1), everything else becomes RGB. EXIF rotation is applied. Transparent pixels are laid over
     white. 16-bit grey is scaled to 8 bits. Raises DataError for a corrupt file and for what cannot be converted
-    faithfully: 32-bit integers, floats, CIELAB, several frames.
+    faithfully: 32-bit integers, floats, CIELAB, several frames, more than PIXELS pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as checked:
+            _refuse_large(checked, name)
             checked.verify()  # PNG checksums and the end of the file, which loading alone passes over
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             frames = getattr(opened, "n_frames", 1)
@@ -34,8 +36,20 @@ def decode(data: bytes, name: str) -> np.ndarray:
             return _pixels(image, name)
     except DataError:
         raise
+    except Image.DecompressionBombError as e:  # Pillow's own limit, where it is lower than ours
+        raise DataError(f"{name}: too many pixels for a picture ({e}); make it smaller, or remove it") from e
     except Exception as e:  # decoders of broken files raise nearly anything: OSError, SyntaxError, ValueError, KeyError
         raise DataError(f"{name}: not a readable image ({type(e).__name__}: {e}); replace or remove it") from e
+
+
+def _refuse_large(image: Image.Image, name: str) -> None:
+    """By the size that the header declares, before anything is unpacked."""
+    width, height = image.size
+    if width * height > PIXELS:
+        raise DataError(
+            f"{name}: the image declares {width:,} x {height:,} pixels, allowed {PIXELS:,} in all; make it smaller, or "
+            "remove it"
+        )
 
 
 def _pixels(image: Image.Image, name: str) -> np.ndarray:

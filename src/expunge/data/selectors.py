@@ -16,6 +16,7 @@ from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
 from expunge.data.canaries import canary_rows
 from expunge.data.dataset import Dataset
 from expunge.data.filters import names_individuals, parse_filter
+from expunge.data.limits import LIST_BYTES, LIST_VALUES
 from expunge.data.tombstones import Tombstones
 from expunge.system.errors import DataError
 
@@ -59,6 +60,20 @@ def select(
     if selector == "ids":
         return id_rows(dataset, train, Path(file))
     return _only_train(subject_rows(dataset, Path(file)), train, f"{file}")
+
+
+def refuse_most(selector: str, forget: np.ndarray, train: np.ndarray, allowed: bool) -> None:
+    """Raises DataError where classes, subjects or a filter select more than half of the training rows, unless that is
+    `allowed`: a name or a sign that is wrong selects the others. `forget`, `train`: masks `(rows,)`.
+
+    A list of ids and a share of the rows say themselves how many they are.
+    """
+    count, rows = int((forget & train).sum()), int(train.sum())
+    if selector in ("classes", "subjects", "filter") and 2 * count > rows and not allowed:
+        raise DataError(
+            f"the request ({selector}) forgets {count:,} of {rows:,} training rows, more than half; if that is meant, "
+            "set split.more_than_half: true"
+        )
 
 
 def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
@@ -183,13 +198,17 @@ def read_values(file: Path, column: str) -> list[str]:
     if file.suffix.lower() not in readers:
         raise DataError(f"{file}: expected .txt, .csv or .parquet")
     try:
+        if file.stat().st_size > LIST_BYTES:
+            raise DataError(f"{file}: {file.stat().st_size:,} bytes, allowed {LIST_BYTES:,}; ask in several requests")
         values = readers[file.suffix.lower()](file, column)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (split.file in params.yaml)") from None
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as e:
+    except (OSError, ValueError, csv.Error, pa.ArrowException, MemoryError) as e:
         raise DataError(f"{file}: cannot be read ({e})") from e
     if not values:
         raise DataError(f"{file}: lists nothing to forget")
+    if len(values) > LIST_VALUES:
+        raise DataError(f"{file}: lists {len(values):,} values, allowed {LIST_VALUES:,}; ask in several requests")
     if long := next((i for i, value in enumerate(values, 1) if len(value) > LONGEST), None):
         raise DataError(
             f"{file}: value {long} has {len(values[long - 1]):,} characters, allowed {LONGEST:,}; "
@@ -225,13 +244,24 @@ def _read_csv(file: Path, column: str) -> list[str]:
 
 
 def _read_parquet(file: Path, column: str) -> list[str]:
-    names = pq.read_schema(file).names
+    with pq.ParquetFile(file) as table:
+        names, rows = table.schema_arrow.names, table.metadata.num_rows
+        kind = table.schema_arrow.field(column).type if column in names else None
+    if rows > LIST_VALUES:  # before they are read: a file of few bytes may hold very many
+        raise DataError(f"{file}: lists {rows:,} values, allowed {LIST_VALUES:,}; ask in several requests")
     if column not in names:
         raise DataError(f"{file}: no column {column!r}; it has {', '.join(names)}")
+    if kind is not None and not (pa.types.is_integer(kind) or _is_text(kind)):
+        raise DataError(f"{file}: column {column!r} is {kind}; integers or text must stand in it")
     values = pq.read_table(file, columns=[column])[column]
     if values.null_count:
         raise DataError(f"{file}: {values.null_count} rows have no {column}")
     return [str(v) for v in values.to_pylist()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_large_string(inner) or pa.types.is_string(inner))
 
 
 def _never_there(dataset: Dataset, missing: list[str]) -> list[str]:

@@ -18,13 +18,15 @@ from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
 from expunge.data.dataset import Dataset
 from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
-from expunge.data.selectors import select
+from expunge.data.selectors import refuse_most, select
 from expunge.data.tombstones import Tombstones, refuse
+from expunge.system.damage import reading
 from expunge.system.errors import DataError, ManifestError
 from expunge.system.files import read_json, read_manifest, staged_dir, write_json, write_manifest
 
 ASSIGNMENT = "assignment.parquet"
 REQUEST = "request.json"
+AGAIN = "run the split stage again"
 
 
 def split(
@@ -42,6 +44,7 @@ def split(
     seed: int = 0,
     neighbours: Neighbours | None = None,
     scores: Callable[[], np.ndarray] | None = None,
+    more_than_half: bool = True,
 ) -> dict[str, Any]:
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
 
@@ -53,7 +56,7 @@ def split(
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
     it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
     forgotten ones, or "ignore". `validation`: share of the retained and of the forgotten rows by which settings may be
-    chosen and which no metric counts, drawn with `seed`.
+    chosen and which no metric counts, drawn with `seed`. `more_than_half`: whether it may forget so much.
     Raises DataError for a request that names what is not there, nothing, or everything.
     """
     train = dataset.splits() == TRAIN
@@ -75,6 +78,8 @@ def split(
     if not (train & ~forget).any():
         raise DataError(f"the request ({selector}) forgets every training row; nothing would be left to keep")
 
+    refuse_most(selector, forget, train, more_than_half)
+
     labels = dataset.labels()
     whole = whole_classes(labels, train, forget)
     part = parts_of(labels, train, forget)
@@ -83,7 +88,7 @@ def split(
         "selector": selector,
         "forget_rows": int(forget.sum()),
         "retain_rows": int((train & ~forget).sum()),
-        "digest": request_digest([ids[i] for i in np.flatnonzero(forget)], dataset.digest),
+        "digest": digest_of_rows(dataset, np.flatnonzero(forget)),
         "classes": np.unique(labels[forget]).tolist(),
         "whole_classes": whole.tolist(),
         "duplicates_left_in_retain": exact.left,
@@ -134,6 +139,12 @@ def request_digest(sample_ids: Sequence[str], dataset_digest: str) -> str:
     return "sha256:" + hmac.new(dataset_digest.encode(), ids, hashlib.sha256).hexdigest()
 
 
+def digest_of_rows(dataset: Dataset, rows: np.ndarray) -> str:
+    """The `request_digest` of the row positions `rows` `(n,)`."""
+    ids = dataset.sample_ids()
+    return request_digest([ids[i] for i in rows.tolist()], dataset.digest)
+
+
 class Split:
     """A split directory whose manifest was checked: `request` as written, `parts` by dataset row."""
 
@@ -144,25 +155,38 @@ class Split:
         if "parts" not in self.manifest:
             raise ManifestError(f"{self.directory}: not a split (its producer is {self.manifest.get('producer')!r})")
         self.request: dict[str, Any] = read_json(self.directory / REQUEST)
+        if not isinstance(self.request, dict) or "digest" not in self.request or "validation" not in self.request:
+            raise ManifestError(f"{self.directory / REQUEST}: not a request; {AGAIN}")
         if (tombstones := Tombstones.near(self.directory)) is not None:
-            ids = pq.ParquetFile(self.directory / ASSIGNMENT).read(["sample_id"])["sample_id"].to_pylist()
-            refuse(tombstones, self.directory, ids, None)
+            refuse(tombstones, self.directory, self._read("sample_id"), None)
+
+    def _read(self, column: str) -> list[str]:
+        file = self.directory / ASSIGNMENT
+        with reading(file, AGAIN):
+            table = pq.ParquetFile(file).read([column])  # pq.read_table would import pandas
+            table.validate(full=True)
+            values: list[str] = table[column].to_pylist()
+        if not all(isinstance(value, str) for value in values):
+            raise ManifestError(f"{file}: column {column!r} holds something else than text; {AGAIN}")
+        if len(values) != (told := self.manifest["files"][ASSIGNMENT].get("rows")):
+            raise ManifestError(f"{file}: holds {len(values)} rows, its manifest says {told}; {AGAIN}")
+        return values
 
     @cached_property
     def parts(self) -> np.ndarray:
         """str `(rows,)` in dataset order."""
-        table = pq.ParquetFile(self.directory / ASSIGNMENT).read(["part"])  # pq.read_table would import pandas
-        return np.array(table["part"].to_pylist())
+        return np.array(self._read("part"))
 
     @cached_property
     def validation_mask(self) -> np.ndarray:
         """bool `(rows,)`: training rows held out to choose settings by; fitted to afterwards, and in no metric."""
         mask = np.zeros(len(self.parts), dtype=bool)
-        drawn = self.request["validation"]
-        for stream, part in enumerate((RETAIN, FORGET)):
-            rows = self.rows(part)
-            rng = np.random.default_rng([drawn["seed"], stream])
-            mask[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
+        with reading(self.directory / REQUEST, AGAIN):
+            drawn = self.request["validation"]
+            for stream, part in enumerate((RETAIN, FORGET)):
+                rows = self.rows(part)
+                rng = np.random.default_rng([drawn["seed"], stream])
+                mask[rng.choice(rows, int(drawn["share"] * len(rows)), replace=False)] = True
         return mask
 
     def rows(self, part: str) -> np.ndarray:
@@ -170,6 +194,11 @@ class Split:
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
+
+    def digest_of(self, part: str, dataset_digest: str) -> str:
+        """The `request_digest` of the rows of one part, under the digest of the dataset as it was or is."""
+        ids = self._read("sample_id")
+        return request_digest([ids[i] for i in self.rows(part).tolist()], dataset_digest)
 
     def scored_rows(self, part: str) -> np.ndarray:
         """Like `rows`, without those that settings may have been chosen by."""

@@ -68,7 +68,7 @@ class Tombstones:
             ids, contents = (
                 held[name].reshape(-1, BYTES).view(f"V{BYTES}").reshape(-1) for name in ("ids", "contents")
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as e:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as e:
             raise DataError(
                 f"{directory / ROWS}: no tombstones in it ({e}); restore it: erased rows could return"
             ) from e

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from expunge.data.canaries import CANARIES, Planter
 from expunge.data.images import binary_array, decode
+from expunge.data.limits import TEXT_CHARACTERS
 from expunge.data.schema import (
     CLASSES,
     DIGEST_BYTES,
@@ -29,6 +30,7 @@ from expunge.data.schema import (
 )
 from expunge.data.source import Batch, Source
 from expunge.data.tombstones import Tombstones
+from expunge.system.damage import reading
 from expunge.system.errors import DataError
 from expunge.system.files import staged_dir, write_json, write_manifest
 
@@ -59,7 +61,9 @@ def write_dataset(
         with closing(_Shards(tmp, schema, shard_rows, source.encoding)) as shards:
             for batch in source.batches if planter is None else planter.stream(source.batches):
                 for piece in _pieces(batch):
-                    table = _without_erased(_table(piece, source, schema, shapes), source, tombstones)
+                    with reading(source.name, "correct these rows, or leave them out", DataError):
+                        table = _table(piece, source, schema, shapes)
+                    table = _without_erased(table, source, tombstones)
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
                     shards.add(table)
         if not kept:
@@ -222,6 +226,11 @@ def _texts(batch: Batch, source: Source) -> dict[str, pa.Array]:
     for sample_id, text in zip(batch.sample_ids, batch.content, strict=True):
         if not text.strip():
             raise DataError(f"{source.name}: the text of row {sample_id!r} is blank; write one, or leave the row out")
+        if len(text) > TEXT_CHARACTERS:
+            raise DataError(
+                f"{source.name}: the text of row {sample_id!r} has {len(text):,} characters, allowed "
+                f"{TEXT_CHARACTERS:,}; cut it into rows, or leave it out"
+            )
         digests.append(text_digest(text))
     return {"text": pa.array(batch.content, pa.string()), "digest": pa.array(digests, pa.binary(DIGEST_BYTES))}
 

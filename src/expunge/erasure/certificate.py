@@ -18,6 +18,7 @@ from expunge.erasure.auditable import recomputes, trusted
 from expunge.erasure.batches import Batch
 from expunge.erasure.certificate_page import page
 from expunge.erasure.requests import ErasureRequest, Event, Store
+from expunge.ledger.clock import set_back
 from expunge.ledger.keys import PublicKey, signing_key
 from expunge.ledger.ledger import SWEEP, Ledger
 from expunge.system.errors import CertificateError
@@ -32,10 +33,14 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Erasure
     """One folder per request below `records/certificates`: certificate.json and certificate.html. Returns the digest of
     every certificate. The same batch gives the same bytes, however often it is written."""
     key = signing_key(ledger.path.parent)
-    sweep = next(e for e in store.events(batch.id) if e.kind == SWEEP)
+    # Of several sweeps, where a batch began again, the last is the one that is certified.
+    sweep = [e for e in store.events(batch.id) if e.kind == SWEEP][-1]
+    entries = ledger.entries()
+    seen = entries[: 1 + [e.hash for e in entries].index(sweep.entry)] if sweep.entry else entries
     written = {}
     for request in requests:
-        body = build(request, store.events(request.id), batch, sweep)
+        first = next((e.seq for e in seen if e.facts.get("about") == request.id), 1)
+        body = build(request, store.events(request.id), batch, sweep, set_back(seen, first))
         document = {"certificate": body, "key": key.public.fingerprint, "signature": key.sign(canonical(body))}
         with staged_dir(CERTIFICATES / request.id) as tmp:
             write_text(tmp / JSON_NAME, json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -45,8 +50,10 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Erasure
     return written
 
 
-def build(request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep: Event) -> dict[str, Any]:
-    """The body. Times come from what is written down, not from now."""
+def build(
+    request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep: Event, clock: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The body. Times come from what is written down, not from now; `clock` says where a clock was set back."""
     facts, run = batch.facts, batch.facts.get("run")
     product = facts.get("product")
     body: dict[str, Any] = {
@@ -62,6 +69,7 @@ def build(request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep:
             "history": [{"at": e.at, "what": e.kind, "state": e.state, "by": e.who} for e in events],
         },
         "completed": sweep.at,
+        "clock": list(clock),
         "batch": batch.id,
         "manifests": {"before": facts["manifests_before"], "after": facts["manifests_after"]},
         "sweep": facts["sweep"],
@@ -92,18 +100,18 @@ def verify(path: Path, key: PublicKey) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
         body, signature = document["certificate"], document["signature"]
-        signed_by = document["key"]
+        signed_by, content = document["key"], canonical(body)
     except OSError as e:
         raise CertificateError(f"{path}: cannot be read ({e.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise CertificateError(f"{path}: not a certificate") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CertificateError(f"{path}: not a certificate; ask its issuer for the original") from None
     if set(document) != {"certificate", "key", "signature"} or not isinstance(body, dict):
-        raise CertificateError(f"{path}: not a certificate")
+        raise CertificateError(f"{path}: not a certificate; ask its issuer for the original")
     if signed_by != key.fingerprint:
         raise CertificateError(
             f"{path}: signed with the key {signed_by}, not with {key.fingerprint}; ask its issuer for their public key"
         )
-    if not key.signed(canonical(body), str(signature)):
+    if not key.signed(content, str(signature)):
         raise CertificateError(f"{path}: changed after it was signed; ask its issuer for the original")
     return body
 
@@ -114,7 +122,7 @@ def known_entries(directory: Path = CERTIFICATES) -> list[str]:
     for file in sorted(directory.glob(f"*/{JSON_NAME}")):
         try:
             previous = json.loads(file.read_text(encoding="utf-8"))["certificate"]["ledger"]["previous"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
             raise CertificateError(f"{file}: not a certificate; restore it") from None
         found.append(str(previous))
     return found

@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from expunge.system.addresses import hidden, shown
 from expunge.system.errors import RequestError
 from expunge.system.files import create_durable
 from expunge.system.paths import RECORDS
@@ -113,7 +114,7 @@ def connect(url: str | None = None) -> Engine:
     given = url or os.environ.get(ENV) or DEFAULT_URL
     try:
         parsed = make_url(given)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the second for a port that is no number
         raise RequestError(f"{ENV}: not the URL of a database; for example postgresql://HOST/NAME") from None
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
@@ -127,8 +128,8 @@ def connect(url: str | None = None) -> Engine:
             event.listen(engine, "begin", _begin_sqlite)
         _create_tables(engine)
     except (SQLAlchemyError, ImportError, NoSuchModuleError) as e:
-        why = str(getattr(e, "orig", None) or e).split("\n", 1)[0]
-        raise RequestError(f"{parsed.render_as_string()}: the request store cannot be opened ({why})") from None
+        why = hidden(str(getattr(e, "orig", None) or e).split("\n", 1)[0], given)
+        raise RequestError(f"{shown(given)}: the request store cannot be opened ({why})") from None
     return engine
 
 
@@ -140,8 +141,9 @@ def transaction(engine: Engine) -> Iterator[Connection]:
             yield connection
     except DBAPIError as e:
         if e.connection_invalidated or type(e).__name__ == "OperationalError":
-            first = str(e.orig).split("\n", 1)[0]
-            raise RequestError(f"{engine.url.render_as_string()}: the request store does not answer ({first})") from e
+            address = engine.url.render_as_string(hide_password=False)
+            first = hidden(str(e.orig).split("\n", 1)[0], address)
+            raise RequestError(f"{shown(address)}: the request store does not answer ({first})") from e
         raise
 
 

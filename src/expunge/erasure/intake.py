@@ -36,8 +36,10 @@ def take_in(
     received: date,
     today: date,
     who: str,
+    most: bool = False,
 ) -> ErasureRequest:
     """A new request for the rows in the file `ids`, the people in the file `subjects`, or whole classes: one of them.
+    `most`: it may be for more than half of the rows.
 
     Raises RequestError or DataError, which name no id.
     """
@@ -47,7 +49,7 @@ def take_in(
         raise RequestError(f"received {received} lies in the future; give the day on which it came in")
     id_ = new_id(received)
     if classes:
-        return store.add(id_, "classes", [], classes=classes, received=received, basis=basis, who=who)
+        return store.add(id_, "classes", [], classes=classes, received=received, basis=basis, who=who, most=most)
     source, kind = (ids, "ids") if ids is not None else (subjects, "subjects")
     values = values_of(Path(str(source)), "ids" if kind == "ids" else "subjects")
     file = REQUESTS / f"{id_}.csv"
@@ -61,6 +63,7 @@ def take_in(
             basis=basis,
             who=who,
             file=file.as_posix(),
+            most=most,
         )
     except BaseException:
         remove(file)

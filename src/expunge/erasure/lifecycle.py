@@ -27,7 +27,7 @@ import numpy as np
 from expunge.data.canaries import CANARIES
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.erasure import candidate, certificate, evidence, intake, notify, standing
+from expunge.erasure import candidate, certificate, evidence, history, intake, lists, notify, soundness, standing
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.evidence import manifests
 from expunge.erasure.findings import joined
@@ -37,10 +37,11 @@ from expunge.erasure.states import State
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import SWEEP, Ledger
 from expunge.sweep import sweep
+from expunge.sweep.journal import Journal
 from expunge.sweep.report import ResidueKind
 from expunge.system.errors import RequestError
 from expunge.system.files import write_durable, write_text
-from expunge.system.paths import DATASET, FORGOTTEN, REGISTRATION, REQUESTS, SPLIT, WORK
+from expunge.system.paths import DATASET, FORGOTTEN, REGISTRATION, SPLIT
 from expunge.training.original import original_digest, remembers_erased
 
 PARAMS = Path("params.yaml")
@@ -88,6 +89,7 @@ class Lifecycle:
 
         Raises RequestError while another process is at it; what a step raises leaves the batch at that step.
         """
+        history.check(self.store, self.ledger)
         self.store.publish(self.ledger)
         if self.batches.current() is None:  # in the middle of a sweep nothing can be read
             self._record_by_hand()
@@ -145,12 +147,12 @@ class Lifecycle:
             # Only test rows are asked for: no model was trained on them, and only the data are to change.
             return self.batches.at(batch, Step.collect, {})
         ids = Dataset(DATASET).sample_ids()
-        intake.write_values(_list(batch), "sample_id", [ids[i] for i in np.flatnonzero(selection.forget)])
+        intake.write_values(lists.to_forget(batch), "sample_id", [ids[i] for i in np.flatnonzero(selection.forget)])
         params = PARAMS.read_text(encoding="utf-8")
         kept = batch.facts.get("params", params)
         if "params" not in batch.facts:
             batch = self.batches.at(batch, Step.prepare, {"params": kept})
-        write_text(PARAMS, with_split(kept, _list(batch)))
+        write_text(PARAMS, with_split(kept, lists.to_forget(batch)))
         return self.batches.at(batch, Step.run, {})
 
     def _run(self, batch: Batch) -> Batch:
@@ -165,22 +167,25 @@ class Lifecycle:
                 f"{batch.id}: the pipeline forgot other rows than were asked for; params.yaml was changed, or "
                 "somebody else works in this folder. The next run begins again"
             )
+        soundness.results()
         chosen = candidate.choose()
         if isinstance(chosen, candidate.Refusal):
             self._clean_up(batch)
             self._remove_lists(batch)
             return self.batches.at(batch, Step.closed, {}, State.refused, "refusal", chosen.reason)
+        soundness.models()
         run = evidence.of_run(chosen, selection)
         again = run["each"].get("again")
         made = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "claims": chosen.claims}
         told = {**made, "dvc_lock": run["source"]["dvc_lock"], **({"again": again} if again else {})}
-        return self.batches.at(
-            batch, Step.approval, {"product": made, "run": run}, State.awaiting_approval, "verdict", told=told
-        )
+        rows = soundness.fingerprints(self.store, Dataset(DATASET), selection.of)
+        facts = {"product": made, "run": run, "rows": rows}
+        return self.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told=told)
 
     def _promote(self, batch: Batch) -> Batch:
         from expunge.promotion.session import ReviewSession
 
+        self._refuse_changed(batch, self._selection(batch))
         made = batch.facts["product"]
         promoter = ReviewSession(made["model"], self.ledger.path).promoter
         version = promoter.version(made["version"])
@@ -193,25 +198,29 @@ class Lifecycle:
         return self.batches.at(batch, Step.collect, facts)
 
     def _collect(self, batch: Batch) -> Batch:
-        erase = _erase(batch)
-        if not erase.is_file():
+        if not lists.to_erase(batch).is_file():
             selection = self._selection(batch)
+            self._refuse_changed(batch, selection)
+            if "product" in batch.facts and soundness.LOCK.is_file():
+                soundness.results()
             ids = Dataset(DATASET).sample_ids()
-            rows = [ids[i] for i in np.flatnonzero(selection.erase)]
+            rows = soundness.contents([ids[i] for i in np.flatnonzero(selection.erase)])
             params = batch.facts.get("params", PARAMS.read_text(encoding="utf-8"))
             met = not (standing.rows_asked(params, Dataset(DATASET)) & ~selection.erase).any()
             told = {"rows": rows, "people": selection.people, "met": met}
-            write_durable(erase, json.dumps(told).encode())
+            write_durable(lists.to_erase(batch), json.dumps(told).encode())
         self._remove_lists(batch)
         self._clean_up(batch)
-        if json.loads(erase.read_text(encoding="utf-8"))["met"]:
+        if lists.wanted(batch)["met"]:
             standing.keep_split()
         # Written down before anything goes: a sweep that is killed at its very end finds nothing the next time.
         looked = self._swept(batch, apply=False)
-        facts = {"original": original_digest(), "manifests_before": _manifests(), "looked": looked}
+        facts = {"original": original_digest(), "manifests_before": manifests(), "looked": looked}
         return self.batches.at(batch, Step.sweep, facts)
 
     def _sweep(self, batch: Batch) -> Batch:
+        if Journal.of(Path.cwd()) is None:  # else rows are gone from some stores already
+            soundness.still(batch.id, lists.wanted(batch)["rows"])
         found = joined(batch.facts["looked"], self._swept(batch, apply=True))
         # Rows of others that hold the same content stay where params say so; the certificate lists them.
         blocking = [r for r in found["left"] if r["kind"] != ResidueKind.duplicate]
@@ -219,18 +228,30 @@ class Lifecycle:
             where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
             raise RequestError(f"{batch.id}: the sweep left residues ({where}); remove what holds them and run again")
         told = {"original": batch.facts["original"], **{k: len(v) for k, v in found.items()}}
-        facts = {"sweep": found, "manifests_after": _manifests()}
+        facts = {"sweep": found, "manifests_after": manifests()}
         return self.batches.at(batch, Step.certify, facts, kind=SWEEP, told=told)
 
     def _certify(self, batch: Batch) -> Batch:
-        _erase(batch).unlink(missing_ok=True)
+        soundness.erased_stay_away()
+        history.check(self.store, self.ledger)
+        lists.to_erase(batch).unlink(missing_ok=True)
         written = certificate.write(self.store, self.ledger, batch, self.batches.requests(batch))
         told = {"of": {id_: {"certificate": digest} for id_, digest in written.items()}}
         return self.batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
 
     def _swept(self, batch: Batch, apply: bool) -> dict[str, list[dict[str, Any]]]:
-        wanted = json.loads(_erase(batch).read_text(encoding="utf-8"))
-        return sweep(Path.cwd(), rows=wanted["rows"], subjects=wanted["people"], apply=apply).as_dict()
+        wanted = lists.wanted(batch)
+        return sweep(Path.cwd(), rows=list(wanted["rows"]), subjects=wanted["people"], apply=apply).as_dict()
+
+    def _refuse_changed(self, batch: Batch, selection: Selection) -> None:
+        """Raises RequestError, and has the batch begin again, where rows of its requests changed after the verdict."""
+        now = soundness.fingerprints(self.store, Dataset(DATASET), selection.of)
+        if other := soundness.changed(batch.facts.get("rows"), now):
+            self.batches.release(self.batches.at(batch, Step.prepare, {}))
+            raise RequestError(
+                f"{batch.id}: the rows of {', '.join(other)} in {DATASET} are not those that the run was judged on; "
+                "what was shown is not of them. The next run begins again"
+            )
 
     def _selection(self, batch: Batch) -> Selection:
         return select(self.store, self.batches.requests(batch), Dataset(DATASET), ForgottenRows(FORGOTTEN))
@@ -238,9 +259,9 @@ class Lifecycle:
     def _clean_up(self, batch: Batch) -> None:
         """The pipeline's own list goes, and params.yaml is as it was, unless somebody changed it meanwhile."""
         before = batch.facts.get("params")
-        if before is not None and PARAMS.read_text(encoding="utf-8") == with_split(before, _list(batch)):
+        if before is not None and PARAMS.read_text(encoding="utf-8") == with_split(before, lists.to_forget(batch)):
             write_text(PARAMS, before)
-        intake.remove(_list(batch))
+        intake.remove(lists.to_forget(batch))
 
     def _remove_lists(self, batch: Batch) -> None:
         for request in self.batches.requests(batch):
@@ -273,17 +294,3 @@ class Lifecycle:
         for request in self.store.all([State.completed, State.refused]):
             if not request.told and notify.send(request, self.log):
                 self.store.tell(request.id)
-
-
-def _manifests() -> dict[str, str | None]:
-    return manifests()
-
-
-def _list(batch: Batch) -> Path:
-    """What the pipeline is given."""
-    return REQUESTS / f"{batch.id}.csv"
-
-
-def _erase(batch: Batch) -> Path:
-    """What the sweep is given: outlives the rows themselves until the sweep is over."""
-    return WORK / "erasure" / f"{batch.id}.json"

@@ -11,9 +11,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from expunge.erasure.requests import ErasureRequest
+from expunge.system.addresses import hidden
 
 ENV = "EXPUNGE_WEBHOOK_URL"
 SECONDS = 5.0
@@ -41,10 +43,19 @@ def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
                 return True
         except urllib.error.HTTPError as e:
             why = f"it answered {e.code}"
-        except (OSError, ValueError) as e:
-            why = str(getattr(e, "reason", e))
+        except OSError as e:
+            why = hidden(str(getattr(e, "reason", e)), url)
+        except (ValueError, HTTPException):  # what they say holds the address
+            why = "the address cannot be used"
         if pause is not None:
             time.sleep(pause)
     # The address may hold a secret.
-    log(f"{ENV} ({urlsplit(url).hostname}): not told of {request.id}, {why}; the next run tries again")
+    log(f"{ENV} ({_host(url)}): not told of {request.id}, {why}; the next run tries again")
     return False
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or "no host"
+    except ValueError:
+        return "no address"

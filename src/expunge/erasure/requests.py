@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, update
 
 from expunge.erasure import database
 from expunge.erasure.database import EVENTS, KEYS, REQUESTS, SUBJECTS, transaction
@@ -87,8 +87,10 @@ class Store:
         who: str,
         file: str | None = None,
         classes: Sequence[int | str] = (),
+        most: bool = False,
     ) -> ErasureRequest:
         """Take a request in, due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
+        `most`: it may be for more than half of the rows.
 
         Raises RequestError where an open request asks for the same.
         """
@@ -113,6 +115,7 @@ class Store:
             if kind == "subjects":
                 c.execute(insert(SUBJECTS), [{"request": id_, "hmac": _hmac(v, key)} for v in values])
             facts = {"digest": row["digest"], "kind": kind, "asked": len(wanted), "received": received.isoformat()}
+            facts |= {"more_than_half": True} if most else {}
             write_event(c, id_, 1, "intake", who, basis, facts, State.received)
         return self.get(id_)
 
@@ -131,6 +134,12 @@ class Store:
         with transaction(self.engine) as c:
             key = self._key(c, request.id)
         return key is not None and hmac.compare_digest(digest_of_values(values, key), request.digest)
+
+    def digest_under_key(self, id_: str, values: Sequence[str]) -> str:
+        """`hmac-sha256:...` of `values` under the key of a request, "" once that is destroyed."""
+        with transaction(self.engine) as c:
+            key = self._key(c, id_)
+        return "" if key is None else digest_of_values(values, key)
 
     def has_key(self, id_: str) -> bool:
         with transaction(self.engine) as c:
@@ -176,10 +185,11 @@ class Store:
 
     def events(self, about: str) -> list[Event]:
         """Everything that happened to a request or a batch, oldest first."""
-        names = [f.name for f in fields(Event)]
-        with transaction(self.engine) as c:
-            rows = c.execute(select(EVENTS).where(EVENTS.c.about == about).order_by(EVENTS.c.number)).mappings()
-            return [Event(**{name: row[name] for name in names}) for row in rows]
+        return self._events(select(EVENTS).where(EVENTS.c.about == about).order_by(EVENTS.c.number))
+
+    def all_events(self) -> list[Event]:
+        """Everything that happened, oldest first."""
+        return self._events(select(EVENTS).order_by(EVENTS.c.id))
 
     def entries(self) -> list[str]:
         """Hashes of ledger entries that this store knows of."""
@@ -206,6 +216,11 @@ class Store:
     def listed(self, c: Connection) -> list[ErasureRequest]:
         rows = c.execute(select(REQUESTS).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
         return [ErasureRequest.of(row) for row in rows]
+
+    def _events(self, wanted: Select[Any]) -> list[Event]:
+        names = [f.name for f in fields(Event)]
+        with transaction(self.engine) as c:
+            return [Event(**{name: row[name] for name in names}) for row in c.execute(wanted).mappings()]
 
     def _get(self, c: Connection, id_: str) -> ErasureRequest:
         row = c.execute(select(REQUESTS).where(REQUESTS.c.id == id_)).mappings().first()

@@ -65,7 +65,8 @@ def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
     """All rows of `request`, of both splits. Raises RequestError, which names no id, for what is not in the dataset."""
     values = asked_values(store, request)
     if request.kind == "classes":
-        return np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes))
+        mask = np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes))
+        return _refuse_most(store, request, mask)
     column = "sample_id" if request.kind == "ids" else "subject"
     if column not in dataset.columns:
         raise RequestError(f"request {request.id}: the dataset has no subjects; ask for rows by id")
@@ -79,7 +80,17 @@ def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
             f"request {request.id}: {missing} of {len(values)} {request.kind} are not in the dataset; "
             "ask again, or refuse it with that reason"
         )
-    return np.isin(found, values)
+    return _refuse_most(store, request, np.isin(found, values))
+
+
+def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
+    """`mask`, unless it is for more than half of the rows and nobody said so when the request was taken in."""
+    if 2 * mask.sum() > len(mask) and not store.events(request.id)[0].facts.get("more_than_half"):
+        raise RequestError(
+            f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half; if that is meant, "
+            f"refuse it and take it in again with `expunge request add --more-than-half`"
+        )
+    return mask
 
 
 def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, forgotten: ForgottenRows) -> Selection:

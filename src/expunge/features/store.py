@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 
 from expunge.data.tombstones import Tombstones, refuse
 from expunge.features import parquet
+from expunge.system.damage import reading
 from expunge.system.errors import ManifestError
 from expunge.system.files import read_manifest
 
 ROW_GROUP = 16_384
+AGAIN = "run the extract stage again"
 MOMENTS = "moments.safetensors"
 CLASS_SUMS = "class_sums.safetensors"
 
@@ -104,10 +106,8 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
 
 def groups(path: Path, dim: int, dtype: str = "fp32") -> list[list[int]]:
     """`[first byte of z, rows]` of each row group of a shard, as its footer says. Raises ManifestError."""
-    try:
+    with reading(path, AGAIN):
         meta = pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise ManifestError(f"{path}: not a whole Parquet file ({e}); run the extract stage again") from None
     found = []
     for number in range(meta.num_row_groups):
         rows = meta.row_group(number).num_rows
@@ -209,8 +209,12 @@ class Shards:
 
     def column(self, name: str) -> np.ndarray:
         """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
-        table = pa.concat_tables([pq.ParquetFile(path).read([name]) for path in self.paths])
-        return np.array(table[name].to_numpy())  # a copy: Arrow's memory is read-only
+        tables = []
+        for path in self.paths:
+            with reading(path, AGAIN):
+                tables.append(pq.ParquetFile(path).read([name]))
+                tables[-1].validate(full=True)
+        return np.array(pa.concat_tables(tables)[name].to_numpy())  # a copy: Arrow's memory is read-only
 
 
 class FeatureStore(Shards):
@@ -228,10 +232,16 @@ class FeatureStore(Shards):
         if "same_as" in self.manifest:
             self.directory = self.directory / self.manifest["same_as"]
             self.manifest = read_manifest(self.directory, verify=verify)
-        if "dim" not in self.manifest:
+        if not isinstance(self.manifest.get("dim"), int) or self.manifest["dim"] < 1:
             raise ManifestError(
                 f"{self.directory}: not a feature store (its producer is {self.manifest.get('producer')!r})"
             )
+        with reading(self.directory, AGAIN):
+            self._open(verify)
+        if (tombstones := Tombstones.near(self.directory)) is not None:
+            refuse(tombstones, self.directory, self.column("sample_id").tolist(), None)
+
+    def _open(self, verify: bool) -> None:
         files = self.manifest["files"]
         stored = self.manifest.get("dtype", "float32")
         dtype = next((name for name, numbers in STORAGE_TYPES.items() if numbers.name == stored), None)
@@ -247,8 +257,16 @@ class FeatureStore(Shards):
         held = int(self._places[2][-1])
         if held != self.rows:
             raise ManifestError(f"{self.directory}: its shards hold {held} rows, the manifest says {self.rows}")
-        if (tombstones := Tombstones.near(self.directory)) is not None:
-            refuse(tombstones, self.directory, self.column("sample_id").tolist(), None)
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """Every row of z lies inside its file: what a footer or a manifest says is mapped as it is."""
+        row_bytes = self.dim * np.dtype(STORAGE_TYPES[self.dtype].stored).itemsize
+        for path, found in zip(self.paths, self._groups, strict=True):
+            size = path.stat().st_size
+            for first, rows in found:
+                if first < 0 or rows < 0 or first + rows * row_bytes > size:
+                    raise ManifestError(f"{path}: z is said to lie outside of the file; {AGAIN}")
 
     def _verify_groups(self, known: Mapping[str, Sequence[Sequence[int]]]) -> None:
         for path in self.paths:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -47,7 +47,7 @@ class PublicKey:
             key = load_pem_public_key(Path(path).read_bytes())
         except OSError as e:
             raise KeyFileError(f"{path}: the public key cannot be read ({e.strerror})") from None
-        except ValueError:
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             raise KeyFileError(f"{path}: not a public key in PEM; it begins with BEGIN PUBLIC KEY") from None
         if not isinstance(key, Ed25519PublicKey):
             raise KeyFileError(f"{path}: not an Ed25519 key")
@@ -90,9 +90,13 @@ def signing_key(home: Path | str = ".") -> SigningKey:
     if given.lstrip().startswith("-----BEGIN"):
         return _parse(given.encode(), ENV)
     path = Path(given) if given else Path(home) / KEYS / PRIVATE
-    if not path.is_file():
+    if not _is_file(path):
         if given:
-            raise KeyFileError(f"{ENV}: {path}: no such file; unset it to have a key made in {KEYS}")
+            # What is no path may be the key itself, without its lines of dashes.
+            named = (
+                f"{path}: no such file" if path.suffix in (".pem", ".key") else "neither PEM nor a file that is here"
+            )
+            raise KeyFileError(f"{ENV}: {named}; unset it to have a key made in {KEYS}")
         _make(path)
     if path.stat().st_mode & 0o077:
         raise KeyFileError(f"{path}: others can read this private key; `chmod 600 {path}`, or make a new one")
@@ -112,10 +116,17 @@ def public_key(home: Path | str = ".") -> PublicKey:
     return PublicKey.read(path)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is longer than names may be
+        return False
+
+
 def _parse(pem: bytes, where: str) -> SigningKey:
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise KeyFileError(f"{where}: not a private key in PEM without a password") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{where}: not an Ed25519 key")

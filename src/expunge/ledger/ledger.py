@@ -172,9 +172,13 @@ class Ledger:
 
 def _parse(line: str, where: str) -> Entry:
     try:
-        return Entry(**json.loads(line))
-    except (json.JSONDecodeError, TypeError, RecursionError):
+        entry = Entry(**json.loads(line))
+        if not isinstance(entry.facts, dict) or type(entry.seq) is not int:
+            raise TypeError
+        json.dumps(asdict(entry), allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
         raise LedgerError(f"{where}: not an entry of a ledger; restore the file") from None
+    return entry
 
 
 def _refuse_personal(value: Any) -> None:

@@ -109,7 +109,10 @@ class HeadFiles:
         if not path.is_file():
             return None
         try:
-            return Head(**read_json(path))
+            head = Head(**read_json(path))
+            if type(head.seq) is not int or not all(isinstance(v, str) for v in (head.hash, head.key, head.signature)):
+                raise TypeError
+            return head
         except Exception:
             raise LedgerError(f"{path}: not the head of a ledger; restore it") from None
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import torch
 
 from expunge.config import Config
 from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
+from expunge.data.schema import RETAIN
+from expunge.data.split import Split
 from expunge.evaluation.measuring import Outputs
 from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
+from expunge.models.trained_on import RECORD, refuse_other_rows
+from expunge.system.files import read_manifest
 from expunge.system.paths import DATASET, FEATURES, MODELS, UNLEARNED, WORK, retrained
 
 
@@ -36,8 +41,19 @@ def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:
     return Outputs(unlearned.logits(z).numpy(), z.numpy(), unlearned.map(z).float().numpy())
 
 
-def outputs_of_retrained(config: Config) -> list[Outputs]:
-    """One per seed of `retrain.seeds`; none where `reference` is skip."""
-    return (
-        [] if config.reference == "skip" else [outputs_of_classifier(retrained(seed)) for seed in config.retrain.seeds]
-    )
+def outputs_of_retrained(config: Config, split: Split) -> list[Outputs]:
+    """One per seed of `retrain.seeds`; none where `reference` is skip. Raises CheckpointError for a model whose record
+    says that it was trained on other rows than `split` retains."""
+    if config.reference == "skip":
+        return []
+    check_retrained(split, config.retrain.seeds)
+    return [outputs_of_classifier(retrained(seed)) for seed in config.retrain.seeds]
+
+
+def check_retrained(split: Split, seeds: Sequence[int]) -> None:
+    """Raises CheckpointError naming the first retrained model that was trained on other rows than `split` retains."""
+    count = len(split.rows(RETAIN))
+    for seed in seeds:
+        directory = MODELS / retrained(seed)
+        trained = read_manifest(directory, verify=False).get(RECORD)
+        refuse_other_rows(directory, trained, lambda dataset: split.digest_of(RETAIN, dataset), count)

@@ -19,9 +19,11 @@ from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.layers import PENULTIMATE
 from expunge.models.preprocess import Preprocess
 from expunge.models.tokens import Tokens
+from expunge.models.trained_on import refuse_contradiction
 from expunge.models.weights import load_tensors, read_weights
 from expunge.models.zoo import rebuild
-from expunge.system.errors import CheckpointError
+from expunge.system.damage import reading
+from expunge.system.errors import CheckpointError, ConfigError
 from expunge.system.files import digest_of, read_json, read_manifest, write_json
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -65,10 +67,16 @@ def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
 def load_classifier(directory: Path | str) -> Classifier:
     """The classifier of a checkpoint directory, in eval mode, after checking it against its manifest.
 
-    Raises ManifestError for a damaged directory, CheckpointError for tensors that do not fit the architecture.
+    Raises ManifestError for a damaged directory, CheckpointError for tensors that do not fit the architecture and for a
+    `saw_forget_data` that the record of the training contradicts.
     """
     directory = Path(directory)
-    read_manifest(directory)
+    manifest = read_manifest(directory)
+    with reading(directory / DESCRIPTION, "run the stage that writes it again", CheckpointError):
+        return _load(directory, manifest)
+
+
+def _load(directory: Path, manifest: Mapping[str, Any]) -> Classifier:
     description = read_json(directory / DESCRIPTION)
     if description.get("schema") != SCHEMA:
         raise CheckpointError(
@@ -76,6 +84,11 @@ def load_classifier(directory: Path | str) -> Classifier:
         )
     given = description["preprocess"]
     preprocess = Tokens.load(directory, given) if "tokenizer" in given else Preprocess.from_json(given)
-    classifier = rebuild(ModelCard.from_json(description["card"]), preprocess)
+    card = ModelCard.from_json(description["card"])
+    refuse_contradiction(directory, card, manifest)
+    try:
+        classifier = rebuild(card, preprocess)
+    except ConfigError as e:
+        raise CheckpointError(f"{directory / DESCRIPTION}: {e}") from None
     load_tensors(classifier, read_weights(directory / WEIGHTS), directory / WEIGHTS)
     return classifier.eval()

@@ -61,7 +61,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as e:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError, MemoryError) as e:
         error = e
     with path.open("rb") as f:
         start = f.read(4)
@@ -83,7 +83,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors (a pickle could run code), so it was refused. "
             "Save only model.state_dict(), best with safetensors.torch.save_file"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+    except Exception as e:  # zip and pickle readers of a damaged file raise nearly anything
         raise CheckpointError(
             f"{path}: cannot be read as a torch checkpoint ({type(e).__name__}: {str(e).partition(chr(10))[0]})"
         ) from None

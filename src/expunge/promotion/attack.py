@@ -79,7 +79,7 @@ def attack_champion(workspace: ReviewSession, seeds: Sequence[int]) -> dict[str,
     servable = servable_of(champion)[0]
     labels, original = workspace.dataset.labels(), outputs_of_classifier("original")
     candidate = outputs(servable, workspace)
-    references = outputs_of_retrained(config) if same else []
+    references = outputs_of_retrained(config, workspace.split) if same and workspace.split is not None else []
     torch.set_num_threads(1)
     with threadpool_limits(1):
         blocks = [evaluate(candidate, original, references, labels, parts, seed) for seed in seeds]

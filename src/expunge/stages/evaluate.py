@@ -137,7 +137,7 @@ def main() -> None:
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
     labels, seed = store.column("label"), config.evaluate.seed
-    original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config)
+    original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config, split)
     models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}

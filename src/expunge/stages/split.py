@@ -29,6 +29,7 @@ def main() -> None:
         near_duplicates=config.near_duplicates,
         validation=config.validation,
         seed=config.seed,
+        more_than_half=config.more_than_half,
         neighbours=Nearby(store, train, subjects, config.seed),
         scores=lambda: memorisation_scores(store, dataset.labels(), train, len(dataset.class_names)),
     )

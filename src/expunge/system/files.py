@@ -89,8 +89,10 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; run the stage that writes it") from None
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, a number or a nesting without end
         raise ManifestError(f"{path}: not valid JSON ({e}); delete it and run its stage again") from None
+    except OSError as e:
+        raise ManifestError(f"{path}: cannot be read ({e.strerror}); delete it and run its stage again") from None
 
 
 @contextmanager
@@ -173,10 +175,13 @@ def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
             f"{directory}: no {MANIFEST}, so it is incomplete or not ours; run the stage that writes it"
         )
     manifest: dict[str, Any] = read_json(directory / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise ManifestError(f"{directory / MANIFEST}: not a manifest; run the stage that writes {directory} again")
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise ManifestError(
             f"{directory / MANIFEST}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}"
         )
+    _check_entries(directory, manifest.get("files"))
     present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
     for name in sorted(present ^ set(manifest["files"])):
         state = "is missing" if name in manifest["files"] else "is not in the manifest"
@@ -188,3 +193,22 @@ def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
                 f"{file}: differs from its manifest (truncated or changed); run the stage that writes {directory} again"
             )
     return manifest
+
+
+def _check_entries(directory: Path, files: Any) -> None:
+    """Raises ManifestError unless `files` says of every file what `write_manifest` does."""
+    bad = None if isinstance(files, dict) else "files"
+    for name, entry in files.items() if isinstance(files, dict) else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or not _count(entry.get("bytes")):
+            bad = name
+        elif "rows" in entry and not _count(entry["rows"]):
+            bad = f"{name}, rows"
+    if bad is not None:
+        raise ManifestError(
+            f"{directory / MANIFEST}: what it says of {bad!r} is not what a stage writes; "
+            f"run the stage that writes {directory} again"
+        )
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -18,6 +17,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from expunge.system.addresses import hidden, shown
 from expunge.system.errors import TrackingError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -108,14 +108,8 @@ def refusals(doing: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as e:
-        first = str(e).split("\n", 1)[0]  # SQL statements and stack traces follow
+        first = hidden(str(e).split("\n", 1)[0], tracking_uri())  # SQL statements and stack traces follow
         raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}") from e
-
-
-def shown(uri: str) -> str:
-    """`uri` without the user and password that may stand in it."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
 def _database(uri: str) -> Path:

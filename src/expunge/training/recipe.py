@@ -17,6 +17,7 @@ from expunge.config import Config
 from expunge.core import RidgeHead, SoftmaxHead
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
+from expunge.data.split import digest_of_rows
 from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore, Shards
 from expunge.finetune.above import activations_alone, train_above, train_rows
@@ -27,6 +28,7 @@ from expunge.finetune.relearn import Relearn
 from expunge.finetune.shards import Trained, train_shards
 from expunge.models.checkpoint import save_classifier
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
+from expunge.models.trained_on import record, refuse_seen
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
@@ -81,7 +83,11 @@ def make_classifier(
         if steps is not None:
             steps.save_steps(staging)
         write_manifest(
-            staging, PRODUCER, training_rows=len(rows), seed=seed, backbone_digest=description["backbone_digest"]
+            staging,
+            PRODUCER,
+            seed=seed,
+            backbone_digest=description["backbone_digest"],
+            trained_on=record(dataset.digest, digest_of_rows(dataset, rows), len(rows), model.training),
         )
     shutil.rmtree(resume, ignore_errors=True)
     return cost
@@ -90,6 +96,8 @@ def make_classifier(
 def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
     """The model that params name, for the images and classes of `dataset`, before training."""
     model = config.model
+    if model.checkpoint is not None and not model.saw_forget_data:
+        refuse_seen(Path(model.checkpoint), dataset.digest)
     return build(
         model.name,
         len(dataset.class_names),

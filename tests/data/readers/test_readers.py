@@ -171,7 +171,7 @@ def test_bad_parquet(tmp_path: Path, changes: dict, message: str) -> None:
 def test_truncated_parquet_is_named(tmp_path: Path) -> None:
     file = parquet(tmp_path / "in.parquet")
     file.write_bytes(file.read_bytes()[:-50])
-    refused(tmp_path, r"in\.parquet: not a whole Parquet file", "parquet", file)
+    refused(tmp_path, r"in\.parquet: damaged, or not what it should be", "parquet", file)
     damaged = parquet(tmp_path / "damaged.parquet")
     content = bytearray(damaged.read_bytes())
     content[4:300] = bytes(296)

@@ -97,11 +97,11 @@ def test_what_cannot_be_a_dataset_is_refused_by_name(tmp_path: Path) -> None:
         write(file, {k: rows()[k] for k in ("label", "split")}),
     )
     file.write_bytes(b"text,label\nabc\xff\xfe,1\nb,0\n")
-    refused(tmp_path, r"in\.csv: damaged table .*UTF8", "text", file)
+    refused(tmp_path, r"in\.csv: damaged.*UTF8", "text", file)
     file.write_text("text,label\na,1\nb,0,extra\n")
     refused(tmp_path, r"in\.csv: .*Expected 2 columns, got 3", "text", file)
     file.write_text("")
-    refused(tmp_path, r"in\.csv: not a table", "text", file)
+    refused(tmp_path, r"in\.csv: damaged.*Empty CSV", "text", file)
     refused(
         tmp_path,
         r"in\.json: source text reads \.parquet or \.csv or \.tsv",

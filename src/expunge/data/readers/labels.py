@@ -27,6 +27,8 @@ def index_labels(values: Sequence[object] | np.ndarray, where: str) -> tuple[tup
         return names, array.astype(np.int32)
     if array.dtype.kind in "OU" and all(isinstance(v, str) for v in array):
         unique, inverse = np.unique(array.astype(str), return_inverse=True)
+        if any("\ud800" <= c <= "\udfff" for name in unique for c in str(name)):
+            raise DataError(f"{where}: the name of a class is no valid Unicode text; rename it")
         return tuple(str(u) for u in unique), inverse.astype(np.int32)
     missing = [i for i, v in enumerate(values) if v is None]
     if missing:

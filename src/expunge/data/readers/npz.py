@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from expunge.data.limits import NPZ_BYTES
 from expunge.data.readers.labels import index_labels
 from expunge.data.schema import RAW, TEST, TRAIN
 from expunge.data.source import Source, array_batches, split_names, stratified_test_rows
@@ -43,6 +43,11 @@ def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
     optional = {k: arrays[k] for k in ("ids", "subjects", "split") if k in arrays}
     _same_rows(file, len(images), labels=labels, **optional)
     names, indices = index_labels(labels, str(file))
+    for name, array in {k: arrays[k] for k in ("ids", "subjects", "split", "class_names") if k in arrays}.items():
+        if array.ndim != 1 or array.dtype.kind not in "iuU":
+            raise DataError(
+                f"{file}: {name} is {array.dtype} of shape {array.shape}; a row of integers or text is needed"
+            )
     if "class_names" in arrays:
         names = tuple(str(n) for n in arrays["class_names"])
     if "split" in arrays:
@@ -62,9 +67,22 @@ def _load(file: Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise DataError(f"{file}: a single array, not an .npz archive with images and labels")
         with archive:
+            _refuse_large(archive, file)
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except DataError:
+        raise
+    except Exception as e:  # zip and header parsers let out nearly anything: BadZipFile, zlib.error, MemoryError
         raise DataError(f"{file}: not a readable .npz archive without pickled objects ({e})") from e
+
+
+def _refuse_large(archive: np.lib.npyio.NpzFile, file: Path) -> None:
+    """By the sizes that the archive declares: a megabyte may unpack to a thousand."""
+    size = sum(entry.file_size for entry in archive.zip.infolist()) if archive.zip is not None else 0
+    if size > NPZ_BYTES:
+        raise DataError(
+            f"{file}: its arrays declare {size:,} bytes, allowed {NPZ_BYTES:,} since they are held in memory; use "
+            "source: image-folder or parquet"
+        )
 
 
 def _one(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: Path) -> np.ndarray:

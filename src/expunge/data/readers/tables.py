@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from expunge.data.readers.labels import index_labels
 from expunge.data.schema import content_column
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
+from expunge.system.damage import reading
 from expunge.system.errors import DataError
 
 BATCH = 64
+AGAIN = "write or fetch it again"
 CSV_BLOCK = 1 << 20  # bytes read at once; a row must fit
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ROLES = {
@@ -46,6 +48,7 @@ def read_table(
         raise DataError(f"{path}: no {' or '.join(suffixes)} files in it")
     content = content_column(encoding)
     columns = _roles(files, content)
+    _check_types(files, columns, encoding)
     names, labels = index_labels([v for f in files for v in _labels(f, columns["label"])], str(path))
     drawn = None if "split" in columns else split_names(stratified_test_rows(labels, test_fraction, seed))
     width = len(str(len(labels) - 1))
@@ -89,14 +92,36 @@ def _roles(files: list[Path], content: str) -> dict[str, str]:
 
 
 def _column_names(file: Path) -> list[str]:
-    try:
+    with reading(file, AGAIN, DataError):
         if file.suffix.lower() in DELIMITERS:
             with _open_csv(file, None) as reader:
                 return list(reader.schema.names)
         return list(pq.read_schema(file).names)
-    except (pa.ArrowException, OSError) as e:
-        kind = "table" if file.suffix.lower() in DELIMITERS else "whole Parquet file"
-        raise DataError(f"{file}: not a {kind} ({e}); write or fetch it again") from e
+
+
+def _check_types(files: list[Path], columns: dict[str, str], encoding: str) -> None:
+    """Raises DataError naming file and column for values that nothing could be made of; CSV holds text alone."""
+    for file in files:
+        if file.suffix.lower() in DELIMITERS:
+            continue
+        schema = pq.read_schema(file)
+        for role, name in columns.items():
+            kind = schema.field(name).type
+            if role == "text" or role == "split":
+                fits, wanted = _is_text(kind), "text"
+            elif role == "image":
+                fits, wanted = _is_file(kind), "the bytes of image files"
+            else:
+                fits, wanted = pa.types.is_integer(kind) or _is_text(kind), "integers or text"
+            if not fits:
+                raise DataError(f"{file}: column {name!r} is {kind}; {wanted} must stand in it")
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("bytes")
+        return at >= 0 and _is_file(kind.field(at).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _labels(file: Path, name: str) -> list[Any]:
@@ -104,8 +129,6 @@ def _labels(file: Path, name: str) -> list[Any]:
     values = []
     for table in _stream(file, [name]):
         column = table[name]
-        if not (pa.types.is_integer(column.type) or _is_text(column.type)):
-            raise DataError(f"{file}: column {name!r} is {column.type}; integers or names are needed")
         values += column.to_pylist()
     if file.suffix.lower() in DELIMITERS and all(v is not None and v.isascii() and v.isdigit() for v in values):
         return [int(v) for v in values]
@@ -113,7 +136,7 @@ def _labels(file: Path, name: str) -> list[Any]:
 
 
 def _stream(file: Path, columns: list[str]) -> Iterator[pa.Table]:
-    try:
+    with reading(file, AGAIN, DataError):
         if file.suffix.lower() in DELIMITERS:
             with _open_csv(file, columns) as reader:
                 for batch in reader:
@@ -121,10 +144,8 @@ def _stream(file: Path, columns: list[str]) -> Iterator[pa.Table]:
             return
         with pq.ParquetFile(file) as reader:
             for batch in reader.iter_batches(batch_size=BATCH, columns=columns):
+                batch.validate(full=True)  # offsets of a damaged page may point past its end
                 yield pa.Table.from_batches([batch])
-    except (pa.ArrowException, OSError) as e:
-        kind = "table" if file.suffix.lower() in DELIMITERS else "Parquet file"
-        raise DataError(f"{file}: damaged {kind} ({e}); write or fetch it again") from e
 
 
 def _open_csv(file: Path, columns: list[str] | None) -> pacsv.CSVStreamingReader:

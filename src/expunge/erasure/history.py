@@ -1,0 +1,47 @@
+"""Whether the request store and the ledger tell of the same past. Either may have been put back from a backup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from expunge.erasure.certificate import known_entries
+from expunge.erasure.requests import Event, Store
+from expunge.ledger.ledger import Entry, Ledger
+from expunge.system.errors import LedgerError, RequestError
+from expunge.system.paths import CERTIFICATES
+
+
+def check(store: Store, ledger: Ledger, certificates: Path = CERTIFICATES) -> None:
+    """Raises LedgerError where the ledger lacks an entry that the store or a certificate has seen, RequestError where
+    the store lacks or contradicts an event that the ledger holds.
+
+    Requests of which the store knows nothing at all are passed over: whoever lost a store for good begins a new one,
+    and takes open requests in again.
+    """
+    try:
+        ledger.verify([*store.entries(), *known_entries(certificates)])
+    except LedgerError as e:
+        raise LedgerError(f"{e}. Until then no request is carried out or certified") from None
+    events = {f"{e.about}/{e.number}": e for e in store.all_events()}
+    known = {e.about for e in events.values()}
+    for entry in ledger.entries():
+        if entry.facts.get("about") in known:
+            _check_entry(entry, events)
+
+
+def _check_entry(entry: Entry, events: Mapping[str, Event]) -> None:
+    name = str(entry.facts["event"])
+    event = events.get(name)
+    if event is None:
+        what = f"does not know of event {name} ({entry.kind}), which"
+    elif (event.kind, event.at, event.who) != (entry.kind, entry.facts["at"], entry.facts["who"]):
+        what = (
+            f"has another event {name} ({event.kind} of {event.at}) than the {entry.kind} of {entry.facts['at']} that"
+        )
+    else:
+        return
+    raise RequestError(
+        f"the request store {what} stands in the ledger as entry {entry.seq}: the store was put back from a backup. "
+        "Put back its newest copy; where that is lost, begin an empty store and take open requests in again"
+    )

@@ -1,0 +1,75 @@
+"""What the directory of a model records of its training: how many rows of which dataset, and which weights.
+
+    "trained_on": {"dataset": "sha256:...", "rows": "sha256:...", "count": 3235, "training": "full"}
+
+`rows` is the digest that names a set of rows (`expunge.data.split.request_digest`): no id can be read from it. The
+record stands in `manifest.json`, so that a description which says something else can be held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.models.classifier import ABOVE, ModelCard
+from expunge.system.errors import CheckpointError, ManifestError
+from expunge.system.files import MANIFEST, read_json
+
+RECORD, FULL = "trained_on", "full"
+
+
+def record(dataset: str, rows: str, count: int, training: str) -> dict[str, Any]:
+    """`dataset`: its digest; `rows`: the digest of the training rows; `training` as in ModelCard."""
+    return {"dataset": dataset, "rows": rows, "count": count, "training": training}
+
+
+def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where `card` says that the weights never saw a row that may be forgotten, and the record
+    of their training says that all of them were trained on such rows."""
+    if card.saw_forget_data:
+        return
+    trained = manifest.get(RECORD) or {}
+    if FULL in (card.training, trained.get("training")) or card.recipe is not None:
+        rows = f" on {trained['count']:,} rows" if "count" in trained else ""
+        raise CheckpointError(
+            f"{directory}: saw_forget_data is false, but the record of its training says that all weights were "
+            f"trained{rows}; set model.saw_forget_data: true, or run `dvc repro --force train` where it was changed"
+        )
+
+
+def refuse_seen(checkpoint: Path, dataset: str) -> None:
+    """Raises CheckpointError where a record lies beside the file `checkpoint` and says that its backbone was trained on
+    the dataset with this digest. For weights that are said never to have seen its rows."""
+    try:
+        trained = read_json(checkpoint.parent / MANIFEST).get(RECORD) or {}
+    except (ManifestError, AttributeError):
+        return  # the record of another program, or none
+    if trained.get("dataset") == dataset and trained.get("training") in (FULL, ABOVE):
+        raise CheckpointError(
+            f"{checkpoint}: model.saw_forget_data is false, but these weights were trained on {trained['count']:,} "
+            f"rows of this dataset ({checkpoint.parent / MANIFEST}); set it to true, or start from weights that never "
+            "saw them"
+        )
+
+
+def refuse_other_rows(
+    directory: Path, trained: Mapping[str, Any] | None, digest: Callable[[str], str], count: int
+) -> None:
+    """Raises CheckpointError unless the record `trained` of the model in `directory` names the rows that it should have
+    been trained on: `count` of them, of which `digest` makes the digest under that of a dataset. A sweep changes the
+    dataset, not which rows a retrained model saw.
+    """
+    again = "remove it and run `dvc repro`, which trains it again on the retained rows"
+    if trained is None:
+        raise CheckpointError(f"{directory}: nothing says which rows it was trained on; {again}")
+    if trained.get("count") != count:
+        raise CheckpointError(
+            f"{directory}: trained on {trained.get('count')} rows, the split retains {count}: this is no model that "
+            f"was trained without the forgotten rows; {again}"
+        )
+    if trained.get("rows") != digest(str(trained.get("dataset"))):
+        raise CheckpointError(
+            f"{directory}: trained on other rows than the split retains: this is no model that was trained without the "
+            f"forgotten rows; {again}"
+        )

@@ -1,0 +1,447 @@
+"""No false certificate: every known way to have one signed that is not true, and the sentence that refuses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expunge.config import load_config
+from expunge.data.dataset import Dataset
+from expunge.data.prepare import open_source
+from expunge.data.writer import write_dataset
+from expunge.erasure import soundness
+from expunge.erasure.batches import Batches, Step
+from expunge.erasure.certificate import verify
+from expunge.erasure.lifecycle import Lifecycle
+from expunge.erasure.requests import Store
+from expunge.erasure.states import State
+from expunge.ledger import ledger as ledger_module
+from expunge.ledger.clock import set_back
+from expunge.ledger.keys import public_key
+from expunge.ledger.ledger import Ledger
+from expunge.methods.outputs import check_retrained
+from expunge.models.checkpoint import load_classifier
+from expunge.system.errors import CheckpointError, ExpungeError, LedgerError, RequestError
+from expunge.system.files import read_json, write_json, write_manifest
+from expunge.training.recipe import build_classifier
+from tests.erasure.made import GONE, TODAY, finish, life, promoted, request_for
+from tests.pipeline import change, dvc
+from tests.sweep import small
+
+# A run that was finished, and what is done to it before it is judged.
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory) -> Path:
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("judged") / "workspace", symlinks=True))
+
+
+@pytest.fixture
+def workspace(run, monkeypatch) -> Iterator[Path]:
+    """The run, in which a test may change dvc.lock, models, reports and evaluations: they are put back afterwards."""
+    places = ("dvc.lock", "models", "reports", "data/evaluation", "params.yaml")
+    monkeypatch.chdir(run)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    kept = run.with_name("kept")
+    kept.mkdir()
+    for name in places:
+        (kept / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if Path(name).is_dir() else shutil.copy2)(name, kept / name)
+    yield run
+    for name in places:
+        shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
+        shutil.move(kept / name, name)
+    shutil.rmtree(kept)
+
+
+def edited_metric() -> None:
+    """One digit, in the same second and of the same size: DVC itself passes over it."""
+    file = Path("reports/evaluation/loft.json")
+    before, text = file.stat(), file.read_text()
+    at = text.index('"accuracy"') + text[text.index('"accuracy"') :].index("0.") + 2
+    file.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size and file.read_text() != text
+
+
+def swapped_weights() -> None:
+    """The original's, with a manifest that fits: the files agree with each other."""
+    place = Path("models/original")
+    manifest = read_json(place / "manifest.json")
+    shutil.copy("models/retrained/1/model.safetensors", place)
+    for kept in ("schema", "files"):
+        manifest.pop(kept)
+    write_manifest(place, manifest.pop("producer"), **manifest)
+    load_classifier(place)
+
+
+def evaluation_of_another() -> None:
+    shutil.rmtree("data/evaluation/loft")
+    shutil.copytree("data/evaluation/logit-mask", "data/evaluation/loft")
+
+
+def edited_summary() -> None:
+    summary = read_json("reports/summary.json")
+    for block in summary["methods"].values():
+        if "verdict" in block:
+            block["verdict"]["claims"]["exact"] = "shown"
+    write_json("reports/summary.json", summary)
+
+
+CHANGES: dict[str, tuple[Callable[[], object], str]] = {
+    "an edited metric": (
+        edited_metric,
+        r"reports/evaluation/loft.json: changed since the stage evaluate@loft wrote it",
+    ),
+    "exchanged weights": (swapped_weights, r"models/original: changed since the stage train wrote it"),
+    "the evaluation of another": (
+        evaluation_of_another,
+        r"data/evaluation/loft: changed since the stage evaluate@loft",
+    ),
+    "an edited summary": (edited_summary, r"reports/summary.json: changed since the stage compare wrote it"),
+    "a file that is gone": (
+        lambda: shutil.rmtree("models/unlearned/loft"),
+        r"models/unlearned/loft: gone since .* fit",
+    ),
+    "no lock": (lambda: Path("dvc.lock").unlink(), r"dvc.lock: not here"),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_results_that_are_not_those_of_the_run_are_refused(how, workspace):
+    soundness.results()
+    break_it, says = CHANGES[how]
+    break_it()
+    with pytest.raises(RequestError, match=says) as refused:
+        soundness.results()
+    assert "dvc repro" in str(refused.value)
+
+
+def test_an_edited_result_that_was_committed_is_refused(workspace):
+    edited_metric()
+    os.utime("reports/evaluation/loft.json")
+    dvc(workspace, "commit", "--force", "evaluate@loft")
+    with pytest.raises(RequestError, match=r"reports/evaluation: not what the stage compare read when it ran"):
+        soundness.results()
+
+
+def test_entries_of_a_method_that_was_taken_out_do_not_count(workspace):
+    change(workspace, lambda p: p["methods"].remove("relearn"))
+    shutil.rmtree("models/unlearned/relearn")
+    names = {f.stage for f in soundness.found_differences()}
+    assert "fit@relearn" not in names and "evaluate@relearn" not in names
+
+
+def judged(run: Path) -> tuple[Store, Lifecycle]:
+    """A batch for the class that the run forgot, about to be judged."""
+    for name in ("records", "ledger.jsonl", "ledger.head.json"):
+        shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
+    store = Store.open()
+    classes = load_config().split.classes
+    made = store.add("R-20260220-0a1b2c", "classes", [], classes=classes, received=TODAY, basis="", who="ann")
+    store.verify(made.id, "ben", "", {})
+    batches = Batches(store, "nightly")
+    batches.release(batches.at(batches.claim(TODAY), Step.judge, {}))
+    return store, life(run, store)
+
+
+def test_a_run_is_judged_only_on_its_own_results(workspace):
+    store, runner = judged(workspace)
+    metric = Path("reports/evaluation/loft.json").read_bytes()
+    edited_metric()
+    with pytest.raises(RequestError, match="so no certificate can rest on it"):
+        runner.advance(TODAY)
+    assert runner.batches.current().step == Step.judge and store.get("R-20260220-0a1b2c").state == State.running
+    Path("reports/evaluation/loft.json").write_bytes(metric)
+    assert runner.advance(TODAY).state == "awaiting approval"
+    assert runner.batches.current().facts["rows"].keys() == {"R-20260220-0a1b2c"}
+    store.engine.dispose()
+
+
+# Models and the records of their training.
+
+
+def record_of(directory: str, **changes: object) -> None:
+    manifest = read_json(f"{directory}/manifest.json")
+    write_json(f"{directory}/manifest.json", {**manifest, "trained_on": {**manifest["trained_on"], **changes}})
+
+
+def test_the_record_says_which_rows(workspace):
+    from expunge.data.split import Split, request_digest
+
+    split, dataset = Split("data/split"), Dataset("data/dataset")
+    ids = dataset.sample_ids()
+    for name, rows in (
+        ("original", np.flatnonzero(dataset.splits() == "train")),
+        ("retrained/1", split.rows("retain")),
+    ):
+        trained = read_json(f"models/{name}/manifest.json")["trained_on"]
+        assert trained == {
+            "dataset": dataset.digest, "rows": request_digest([ids[i] for i in rows], dataset.digest),
+            "count": len(rows), "training": load_config().model.training,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["on all rows", "on as many others", "nobody knows"])
+def test_a_retrained_model_that_saw_the_forgotten_rows_is_refused(what, workspace):
+    from expunge.data.split import Split
+
+    soundness.models()
+    original = read_json("models/original/manifest.json")["trained_on"]
+    if what == "on all rows":
+        record_of("models/retrained/1", rows=original["rows"], count=original["count"])
+    elif what == "on as many others":
+        record_of("models/retrained/1", rows=original["rows"])
+    else:
+        manifest = read_json("models/retrained/1/manifest.json")
+        manifest.pop("trained_on")
+        write_json("models/retrained/1/manifest.json", manifest)
+    says = {"on all rows": "the split retains", "on as many others": "other rows", "nobody knows": "nothing says"}[what]
+    with pytest.raises(CheckpointError, match=rf"models/retrained/1: .*{says}.* run `dvc repro`"):
+        soundness.models()
+    with pytest.raises(CheckpointError, match=says):
+        check_retrained(Split("data/split"), load_config().retrain.seeds)
+
+
+def test_a_model_that_says_it_never_saw_what_it_was_trained_on_is_refused(workspace):
+    """The description is edited and the manifest made to fit; what was recorded of the training stands against it."""
+    place = Path("models/original")
+    description = read_json(place / "model.json")
+    assert description["card"]["training"] == "full"
+    for edits in ({}, {"training": "head"}, {"training": "head", "recipe": None}):
+        card = {**description["card"], "saw_forget_data": False, **edits}
+        write_json(place / "model.json", {**description, "card": card})
+        manifest = read_json(place / "manifest.json")
+        for kept in ("schema", "files"):
+            manifest.pop(kept)
+        write_manifest(place, manifest.pop("producer"), **manifest)
+        with pytest.raises(
+            CheckpointError, match=r"models/original: saw_forget_data is false, but .* trained on .* rows"
+        ):
+            load_classifier(place)
+        with pytest.raises(CheckpointError, match="saw_forget_data is false"):
+            soundness.models()
+
+
+def test_weights_that_were_trained_on_this_dataset_are_no_public_start(workspace, tmp_path):
+    """The backbone of an earlier run, declared as one that never saw the rows."""
+    shutil.copytree("models/original", tmp_path / "ours")
+    weights = tmp_path / "ours/model.safetensors"
+
+    def lie(params: dict) -> None:
+        params["model"].update(training="head", saw_forget_data=False, checkpoint=str(weights))
+
+    change(workspace, lie)
+    with pytest.raises(CheckpointError, match=r"saw_forget_data is false, but these weights were trained on .* rows"):
+        build_classifier(load_config(), Dataset("data/dataset"), 0)
+
+
+# Rows that change between verdict and erasure.
+
+
+@pytest.fixture(scope="module")
+def approved(tmp_path_factory) -> Path:
+    root = small.workspace(tmp_path_factory.mktemp("approved") / "workspace", [5])
+    store = Store.open(url_of(root))
+    promoted(store, root)
+    with chdir(root):
+        store.publish(Ledger("ledger.jsonl"))
+    store.engine.dispose()
+    return root
+
+
+@pytest.fixture
+def root(approved, tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(small.copy(approved, tmp_path / "workspace"))
+    return tmp_path / "workspace"
+
+
+def url_of(root: Path) -> str:
+    return f"sqlite:///{root / 'records/requests.db'}"
+
+
+def other_contents(root: Path, rows: list[int]) -> None:
+    """The dataset written again; `rows` keep their ids and have other pictures."""
+    with np.load(root / small.NPZ) as archive:
+        arrays = dict(archive)
+    arrays["images"][rows] ^= 255
+    np.savez_compressed(root / small.NPZ, **arrays)
+    write_dataset(root / "data/dataset", open_source("npz", root / small.NPZ, 0.2, 0), shard_rows=small.SHARD)
+
+
+def test_rows_that_changed_after_the_verdict_are_not_certified(root):
+    other_contents(root, [10 * GONE[0]])
+    with pytest.raises(RequestError, match=r"the rows of R-\w+-\w+ in data/dataset are not those .* begins again"):
+        finish(root, url_of(root))
+    store = Store.open(url_of(root))
+    assert Batches(store, "").current().step == Step.prepare and not list(root.glob("records/certificates/*"))
+    assert Dataset("data/dataset").rows == small.ROWS
+    store.engine.dispose()
+
+
+def test_other_rows_may_change(root):
+    other_contents(root, [10 * 9])
+    assert finish(root, url_of(root)) == "completed"
+
+
+def test_rows_that_changed_before_the_sweep_are_not_certified(root):
+    store = Store.open(url_of(root))
+    runner = life(root, store)
+    batch = runner._collect(runner.batches.claim(TODAY))
+    runner.batches.release(batch)
+    before = (root / "data/dataset").rename(root / "data/before")
+    other_contents(root, [10 * GONE[0], 10 * GONE[1]])
+    with pytest.raises(RequestError, match=r"of 30 rows 2 have other contents and 0 are gone.*dvc checkout"):
+        runner.advance(TODAY)
+    shutil.rmtree("data/dataset")
+    before.rename(root / "data/dataset")
+    assert runner.advance(TODAY).state == "completed"
+    store.engine.dispose()
+
+
+def test_rows_that_came_back_before_the_signature_are_not_certified(root):
+    """Somebody puts the dataset back from a copy while nobody looks."""
+    store = Store.open(url_of(root))
+    runner = life(root, store)
+    shutil.copytree("data/dataset", "data/copy")
+    batch = runner._sweep(runner._collect(runner.batches.claim(TODAY)))
+    runner.batches.release(batch)
+    shutil.rmtree("data/dataset")
+    (root / "data/copy").rename(root / "data/dataset")
+    with pytest.raises(RequestError, match=r"nothing is certified: .*erased"):
+        runner.advance(TODAY)
+    assert not list(root.glob("records/certificates/*"))
+    store.engine.dispose()
+
+
+# Store and ledger of different days.
+
+LEDGER_FILES = ("ledger.jsonl", "ledger.head.json")
+
+
+def go_on(root: Path) -> None:
+    """One more request, in store and ledger."""
+    store = Store.open(url_of(root))
+    request_for(store, root, [7])
+    store.publish(Ledger("ledger.jsonl"))
+    store.engine.dispose()
+
+
+def test_a_ledger_from_a_backup_is_found(root):
+    """Ledger and signed head agree with each other; the store has seen more."""
+    (root / "backup").mkdir()
+    for name in LEDGER_FILES:
+        shutil.copy(name, root / "backup")
+    go_on(root)
+    newest = {name: Path(name).read_bytes() for name in LEDGER_FILES}
+    for name in LEDGER_FILES:
+        shutil.copy(root / "backup" / name, name)
+    Ledger("ledger.jsonl").verify()
+    with pytest.raises(LedgerError, match=r"was written once and is not in it; .* no request is carried out"):
+        finish(root, url_of(root))
+    assert Path("ledger.jsonl").read_bytes() == (root / "backup/ledger.jsonl").read_bytes()  # nothing was added to it
+    for name, content in newest.items():
+        Path(name).write_bytes(content)
+    assert finish(root, url_of(root)) == "completed"
+
+
+@pytest.mark.parametrize("then", ["at once", "after another event of the same number"])
+def test_a_store_from_a_backup_is_found(then, root):
+    store = Store.open(url_of(root))
+    made = request_for(store, root, [7])
+    store.publish(Ledger("ledger.jsonl"))
+    store.engine.dispose()
+    shutil.copy("records/requests.db", root / "backup.db")
+    store = Store.open(url_of(root))
+    store.extend(made.id, 3, "ann", "many requests", TODAY)
+    store.publish(Ledger("ledger.jsonl"))
+    store.engine.dispose()
+    newest = Path("records/requests.db").read_bytes()
+    shutil.copy(root / "backup.db", "records/requests.db")
+    if then == "at once":
+        says = rf"does not know of event {made.id}/3 \(extension\).* from a backup. Put back its newest copy"
+    else:
+        store = Store.open(url_of(root))
+        store.refuse(made.id, "ben", "not theirs")
+        store.publish(Ledger("ledger.jsonl"))
+        store.engine.dispose()
+        says = rf"has another event {made.id}/3 \(refusal.* than the extension"
+    with pytest.raises(RequestError, match=says):
+        finish(root, url_of(root))
+    assert not list(root.glob("records/certificates/*"))
+    Path("records/requests.db").write_bytes(newest)
+    if then == "at once":
+        assert finish(root, url_of(root)) == "completed"
+
+
+def test_an_empty_store_begins_anew_beside_the_ledger(root):
+    """Where the store is lost for good."""
+    Path("records/requests.db").unlink()
+    store = Store.open(url_of(root))
+    assert life(root, store).advance(TODAY).state == "nothing to do"
+    store.engine.dispose()
+
+
+# Clocks.
+
+
+def set_clock(monkeypatch, by: timedelta) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + by
+
+    monkeypatch.setattr(ledger_module, "datetime", Clock)
+
+
+def test_a_clock_that_was_set_back_stands_in_the_certificate(root, monkeypatch):
+    set_clock(monkeypatch, timedelta(days=-3))
+    assert finish(root, url_of(root)) == "completed"
+    file = next(root.glob("records/certificates/*/certificate.json"))
+    said = verify(file, public_key(root))["clock"]
+    assert said and "the clock was set back" in said[0] and "(sweep)" in " ".join(said)
+    assert "the clock was set back" in file.with_suffix(".html").read_text()
+
+
+def test_a_clock_that_goes_right_is_not_mentioned(root):
+    assert finish(root, url_of(root)) == "completed"
+    file = next(root.glob("records/certificates/*/certificate.json"))
+    assert verify(file, public_key(root))["clock"] == []
+
+
+def test_an_audit_tells_of_it(workspace, monkeypatch, capsys):
+    from expunge.cli import main
+
+    for name in LEDGER_FILES:
+        Path(name).unlink(missing_ok=True)
+    ledger = Ledger("ledger.jsonl")
+    ledger.append("note", {})
+    set_clock(monkeypatch, timedelta(hours=-2))
+    ledger.append("note", {})
+    monkeypatch.setattr("sys.argv", ["expunge", "audit"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().out
+    assert not ended.value.code and "has no champion yet." in said
+    assert "Attention: ledger entry 2 (note)" in said and "the clock was set back" in said
+
+
+def test_which_entries_are_early(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for days in (0, 2, 1, 2, 3):
+        set_clock(monkeypatch, timedelta(days=days))
+        ledger.append("note", {"days": days})
+    said = set_back(ledger.entries())
+    assert [s.split(" ")[2] for s in said] == ["3"] and "86,4" in said[0] and "entry 2" in said[0]
+    assert set_back(ledger.entries(), first=4) == []
+    assert datetime.fromisoformat(ledger.entries()[0].time).tzinfo == UTC
+    assert json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[2])["facts"] == {"days": 1}
+    assert issubclass(LedgerError, ExpungeError)
