@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -216,16 +214,3 @@ def flat(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         name: {path: value for path in IN_DVC if (value := lookup(block, path)) is not None}
         for name, block in candidates(summary)
     }
-
-
-def plot_csv(summary: Mapping[str, Any], paths: Mapping[str, str]) -> str:
-    """Long-form CSV `candidate,metric,value` of the metrics in `paths` (name -> dotted path)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["candidate", "metric", "value"])
-    for name, block in candidates(summary):
-        for metric, path in paths.items():
-            value = lookup(block, path)
-            if value is not None:
-                writer.writerow([name, metric, f"{value:.6g}"])
-    return out.getvalue()

@@ -19,6 +19,7 @@ COST = REPORTS / "cost"
 SHADOW = Path("data/shadow")
 SHADOW_REPORT = REPORTS / "shadow.json"
 METRICS = REPORTS / "evaluation"
+DVC_PLOTS = REPORTS / "plots"
 SUMMARY = REPORTS / "summary.json"
 AUDIT = REPORTS / "audit.json"  # of the serving version; no stage's output
 REGISTRATION = REPORTS / "registration.json"

@@ -1,0 +1,36 @@
+"""What DVC shows: the files that the stage writes are those that dvc.yaml declares."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import yaml
+
+from expunge.report.dvc_files import PLOTS, plots
+from expunge.report.tables import candidates
+
+ROOT = Path(__file__).parents[2]
+COMPARE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["compare"]
+
+
+def test_dvc_yaml_has_one_plot_per_metric_under_its_name():
+    declared = [next(iter(entry.items())) for entry in COMPARE["plots"]]
+    wanted = {f"reports/plots/{m.path}.csv": m.name[0].upper() + m.name[1:] for m in PLOTS}
+    assert {name: options["title"] for name, options in declared} == wanted
+    for name, options in declared:
+        assert (options["x"], options["y"], options["template"]) == ("value", "model", "bar_horizontal_sorted"), name
+
+
+def test_a_plot_holds_one_metric_of_every_model(run):
+    summary, _ = run()
+    written = plots(summary)
+    assert list(written) == [f"{metric.path}.csv" for metric in PLOTS]
+    for metric in PLOTS:
+        rows = list(csv.DictReader(io.StringIO(written[f"{metric.path}.csv"])))
+        known = {name: value for name, b in candidates(summary) if (value := metric.value(b)) is not None}
+        assert {row["model"]: float(row["value"]) for row in rows} == {n: float(f"{v:.6g}") for n, v in known.items()}
+        assert known, metric.path
+    without, _ = run(seeds=0)
+    assert plots(without)["divergence.forget.kl.csv"] == "model,value\n"
