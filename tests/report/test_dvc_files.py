@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import yaml
 
-from expunge.report.dvc_files import PLOTS, plots
+from expunge.config.rules import TAKEN
+from expunge.report.dvc_files import METRICS, PLOTS, metrics, outcome, plots
+from expunge.report.metrics import lookup
 from expunge.report.tables import candidates
 
 ROOT = Path(__file__).parents[2]
@@ -34,3 +37,23 @@ def test_a_plot_holds_one_metric_of_every_model(run):
         assert known, metric.path
     without, _ = run(seeds=0)
     assert plots(without)["divergence.forget.kl.csv"] == "model,value\n"
+
+
+def test_every_model_has_a_file_of_few_metrics(run):
+    summary, _ = run()
+    written = {name: json.loads(text) for name, text in metrics(summary).items()}
+    models = dict(candidates(summary))
+    assert set(written) == {f"{name}.json" for name in models}
+    assert set(models) - set(summary["methods"]) <= set(TAKEN)  # names that no method may have
+    for name, block in models.items():
+        assert {k: v for k, v in written[f"{name}.json"].items() if k != "shown"} == {
+            short: lookup(block, path) for short, path in METRICS.items()
+        }
+    assert written["loft.json"]["shown"] == "outputs" and written["logit-mask.json"]["shown"] == "none"
+    assert outcome(summary) == {"selected": "loft"}
+
+
+def test_what_a_run_does_not_have_is_left_out(run):
+    without, _ = run(whole=False, seeds=0)
+    assert json.loads(metrics(without)["keep.json"]).keys() == {"test_retain", "shown"}
+    assert "retrained.json" not in metrics(without) and outcome(without) == {"selected": "nothing"}

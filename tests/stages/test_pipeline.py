@@ -92,7 +92,10 @@ def test_the_registered_version_answers_as_evaluated(finished, summary):
 
 
 def test_metrics_and_plots_are_shown(copy):
-    assert "retrained.accuracy.test_retain" in dvc(copy, "metrics", "show")
+    table = dvc(copy, "metrics", "show")
+    names = ["logit-mask", "loft", "original", "relearn", "retrained", "ru-linear", "teacher-map"]
+    assert [name for name in names if f"reports/metrics/{name}.json" in table] == names
+    assert max(map(len, table.splitlines())) <= 120
     assert "dvc_plots/index.html" in dvc(copy, "plots", "show")
     shown = json.loads(dvc(copy, "plots", "show", "--json"))["data"]
     assert {Path(name).stem for name in shown} == {metric.path for metric in PLOTS}

@@ -5,13 +5,25 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
-from expunge.report.dvc_files import plots
+from expunge.report.dvc_files import metrics, outcome, plots
 from expunge.report.summary import build_summary
-from expunge.report.tables import flat, headline, markdown
+from expunge.report.tables import headline, markdown
 from expunge.stages import run
 from expunge.system.errors import QualityError
 from expunge.system.files import read_json, read_manifest, write_json, write_text, write_texts
-from expunge.system.paths import COST, DVC_PLOTS, METRICS, MODELS, ORIGINAL, REPORTS, SHADOW_REPORT, SPLIT, SUMMARY
+from expunge.system.paths import (
+    COST,
+    DVC_METRICS,
+    DVC_PLOTS,
+    METRICS,
+    MODELS,
+    ORIGINAL,
+    OUTCOME,
+    REPORTS,
+    SHADOW_REPORT,
+    SPLIT,
+    SUMMARY,
+)
 from expunge.system.progress import log_message
 
 
@@ -72,8 +84,9 @@ def main() -> None:
     )
     summary["refused"] = refused
     write_json(SUMMARY, summary)
-    write_json(REPORTS / "metrics.json", flat(summary))
+    write_json(OUTCOME, outcome(summary))
     write_text(REPORTS / "results.md", markdown(summary))
+    write_texts(DVC_METRICS, metrics(summary))
     write_texts(DVC_PLOTS, plots(summary))
     log_message(headline(summary).replace("**", ""))
 
