@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from expunge.config.rules import TAKEN
 from expunge.report.dvc_files import METRICS, PLOTS, metrics, outcome, plots
 from expunge.report.metrics import lookup
 from expunge.report.tables import candidates
+from expunge.system.paths import DVC_METRICS, DVC_PLOTS, OUTCOME
 
 ROOT = Path(__file__).parents[2]
 COMPARE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["compare"]
@@ -24,6 +26,16 @@ def test_dvc_yaml_has_one_plot_per_metric_under_its_name():
     assert {name: options["title"] for name, options in declared} == wanted
     for name, options in declared:
         assert (options["x"], options["y"], options["template"]) == ("value", "model", "bar_horizontal_sorted"), name
+
+
+def test_git_has_metrics_and_plots_instead_of_the_cache():
+    metric_files, plot_files = ([next(iter(e.items())) for e in COMPARE[kind]] for kind in ("metrics", "plots"))
+    assert [name for name, _ in metric_files] == [OUTCOME.as_posix(), DVC_METRICS.as_posix()]
+    assert {Path(name).parent for name, _ in plot_files} == {DVC_PLOTS}
+    assert all(options["cache"] is False for _, options in [*metric_files, *plot_files])
+    names = [str(OUTCOME), str(DVC_METRICS / "loft.json"), *(name for name, _ in plot_files), "reports/summary.json"]
+    ignored = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, text=True, capture_output=True).stdout
+    assert ignored.split() == ["reports/summary.json"]
 
 
 def test_a_plot_holds_one_metric_of_every_model(run):

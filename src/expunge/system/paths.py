@@ -22,6 +22,7 @@ METRICS = REPORTS / "evaluation"
 DVC_METRICS = REPORTS / "metrics"  # a file per model
 OUTCOME = REPORTS / "outcome.json"
 DVC_PLOTS = REPORTS / "plots"
+IN_GIT = (OUTCOME, DVC_METRICS, DVC_PLOTS)  # with dvc.lock: `cache: false` in dvc.yaml
 SUMMARY = REPORTS / "summary.json"
 AUDIT = REPORTS / "audit.json"  # of the serving version; no stage's output
 REGISTRATION = REPORTS / "registration.json"
