@@ -21,7 +21,7 @@ def nightly(workspace: str = ".", push: bool = False) -> State[object]:
 
     Args:
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
-        push: For a clone: push data to its DVC remote and dvc.lock to a branch named like this run.
+        push: For a clone: push data to its DVC remote; dvc.lock, metrics and plots to a branch named like this run.
     """
     root = Path(workspace).resolve()
     stale = stale_stages(root)

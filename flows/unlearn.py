@@ -32,7 +32,7 @@ def unlearn(workspace: str = ".", stages: Stages = None, force: bool = False, pu
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
         stages: Stages to run, in this order, as `dvc stage list` names them; all of dvc.yaml when left out.
         force: Run the stages even where nothing changed since they ran last.
-        push: For a clone: push data to its DVC remote and dvc.lock to a branch named like this run.
+        push: For a clone: push data to its DVC remote; dvc.lock, metrics and plots to a branch named like this run.
     """
     return bring_up_to_date(Path(workspace).resolve(), stages, force, push)
 

@@ -91,6 +91,10 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["retrain"].update(seeds=[1, 1]), r"retrain\.seeds must be a list of different seeds"),
         (lambda p: p["methods"].remove("logit-mask"), r"methods must hold logit-mask"),
         (lambda p: p["methods"].append("loft"), r"methods names a method twice"),
+        (
+            lambda p: (p["methods"].append("retrained"), p["fit"].update(retrained={"method": "loft"})),
+            r"methods names an entry original or retrained or references",
+        ),
         (lambda p: p["methods"].append("magic"), r"fit\.magic is missing"),
         (lambda p: p["data"].update(source="npz"), r"data\.path must name the input"),
         (lambda p: p["features"].update(layers=["stage1"]), r"features\.layers other than penultimate need"),

@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import mlflow
 import pytest
 
 from expunge.evaluation.claims import shown_words
+from expunge.report.dvc_files import PLOTS
 from tests.pipeline import change, dvc
 
 PARTS = {"retain", "forget", "test_retain", "test_forget"}
@@ -90,9 +92,16 @@ def test_the_registered_version_answers_as_evaluated(finished, summary):
 
 
 def test_metrics_and_plots_are_shown(copy):
-    assert "retrained.accuracy.test_retain" in dvc(copy, "metrics", "show")
-    page = dvc(copy, "plots", "show")
-    assert "dvc_plots/index.html" in page
+    table = dvc(copy, "metrics", "show")
+    names = ["logit-mask", "loft", "original", "relearn", "retrained", "ru-linear", "teacher-map"]
+    assert [name for name in names if f"reports/metrics/{name}.json" in table] == names
+    assert max(map(len, table.splitlines())) <= 120
+    assert "dvc_plots/index.html" in dvc(copy, "plots", "show")
+    shown = json.loads(dvc(copy, "plots", "show", "--json"))["data"]
+    assert {Path(name).stem for name in shown} == {metric.path for metric in PLOTS}
+    for name, (plot,) in shown.items():
+        models = [row["model"] for row in plot["content"]["data"]["values"]]
+        assert len(models) == len(set(models)) == 7, name  # a bar per model, nothing stacked
 
 
 def test_no_row_id_leaves_the_data(finished):

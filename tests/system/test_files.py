@@ -16,6 +16,7 @@ from expunge.system.files import (
     write_durable,
     write_json,
     write_manifest,
+    write_texts,
 )
 
 
@@ -52,6 +53,12 @@ def test_success_replaces_it(tmp_path):
     make(tmp_path / "out", "old")
     make(tmp_path / "out", "new")
     assert (tmp_path / "out" / "a.txt").read_text() == "new"
+
+
+def test_a_folder_of_texts_holds_nothing_else(tmp_path):
+    write_texts(tmp_path / "out", {"a.csv": "1\n", "b.csv": "2\n"})
+    write_texts(tmp_path / "out", {"a.csv": "3\n"})
+    assert {p.name: p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {"a.csv": "3\n"}
 
 
 def test_without_a_manifest_nothing_appears(tmp_path):

@@ -107,6 +107,37 @@ def test_a_merged_lock_leaves_nothing_to_push(repository, tmp_path):
     assert "expunge/again" not in git(bare, "branch")
 
 
+COMPARE = """\
+  compare:
+    cmd: python -c "import os; os.makedirs('reports/metrics'); open('reports/metrics/a.json', 'w').write('{}')"
+    deps: [held]
+    metrics:
+      - reports/metrics:
+          cache: false
+"""
+
+
+@pytest.mark.slow
+def test_metrics_go_with_the_lock_and_come_with_a_clone(repository, tmp_path):
+    bare, _ = repository
+    work = tmp_path / "work"
+    (work / "dvc.yaml").write_text((work / "dvc.yaml").read_text() + COMPARE)
+    (work / ".gitignore").write_text((work / ".gitignore").read_text() + "/reports/\n")  # as an older workspace
+    git(work, "commit", "--quiet", "-am", "metrics")
+    git(work, "push", "--quiet", str(bare), "HEAD:main")
+    clone = Path(refresh(str(bare), str(tmp_path / "clone"))["directory"])
+    dvc(clone, "repro", "--quiet")
+    assert push(clone, BRANCH)
+    assert git(bare, "diff", "--name-only", "main", BRANCH).split() == ["dvc.lock", "reports/metrics/a.json"]
+    # Once the branch is merged, a clone shows them without a run; untracked files are no obstacle.
+    git(bare, "branch", "--force", "main", BRANCH)
+    refresh(str(bare), str(clone))
+    assert push(clone, "expunge/again") is None and git(clone, "status", "--porcelain") == ""
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", str(bare), str(other))
+    assert (other / "reports/metrics/a.json").read_text() == "{}"
+
+
 @pytest.mark.slow
 def test_changes_of_tracked_files_are_dropped_and_new_commits_come_in(repository, tmp_path):
     bare, _ = repository

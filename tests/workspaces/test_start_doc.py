@@ -99,7 +99,9 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     assert stages["prepare"]["params"]["expunge.lock"]["code.data"] == lock["code"]["data"]
     run("git add .", tmp_path, environment)
     names = run("git ls-files", tmp_path, environment).split()
-    assert "dvc.lock" in names and not [n for n in names if n.startswith(("images/", "models/", "reports/", "mlflow"))]
+    assert "dvc.lock" in names and not [n for n in names if n.startswith(("images/", "models/", "mlflow"))]
+    small = {"reports/metrics", "reports/plots", "reports"}
+    assert {str(Path(n).parent) for n in names if n.startswith("reports/")} == small and "reports/outcome.json" in names
 
     # The rest works there too: flows, variants, the pages, promotion.
     assert "up to date" in run("dvc status", tmp_path, environment)

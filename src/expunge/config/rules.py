@@ -19,6 +19,8 @@ RENAMED = {
     "ensembles": "shadow",
     "shadow.full": "shadow.networks",
 }
+# What reports, files and stages call the models that methods stand beside.
+TAKEN = ("original", "retrained", "references")
 NO_SHARDS = "is for model.training: above, head or ridge; set it to 1"
 
 
@@ -118,6 +120,11 @@ def broken_rules(config: Config) -> list[str]:
             "must hold logit-mask: a control stands beside what is compared with retrained models",
         ),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),
+        (
+            not set(config.methods) & set(TAKEN),
+            "methods",
+            f"names an entry {' or '.join(TAKEN)}, as models beside the methods are called; give it another name",
+        ),
     ]
     found = [f"{key} {problem}" for good, key, problem in rules if not good]
     for name in config.methods:

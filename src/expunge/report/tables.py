@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +40,6 @@ CANARIES = some(
     "canaries.p_overshot",
 )
 STILL_STORED = "The rows still lie in the dataset, the feature store and their caches until they are deleted there."
-IN_DVC = ("accuracy.test_retain", "accuracy.test_forget", "divergence.forget.kl", "divergence.forget.agreement")
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -208,24 +205,3 @@ def unproven(summary: Mapping[str, Any]) -> list[str]:
 def not_proven(summary: Mapping[str, Any]) -> str:
     """What a reader must not conclude, as a list under a heading line."""
     return "\n".join(["What this does not prove:", *(f"- {line}" for line in unproven(summary))])
-
-
-def flat(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """`reports/metrics.json`: per candidate the few numbers that `dvc metrics` and `dvc exp show` put side by side."""
-    return {
-        name: {path: value for path in IN_DVC if (value := lookup(block, path)) is not None}
-        for name, block in candidates(summary)
-    }
-
-
-def plot_csv(summary: Mapping[str, Any], paths: Mapping[str, str]) -> str:
-    """Long-form CSV `candidate,metric,value` of the metrics in `paths` (name -> dotted path)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["candidate", "metric", "value"])
-    for name, block in candidates(summary):
-        for metric, path in paths.items():
-            value = lookup(block, path)
-            if value is not None:
-                writer.writerow([name, metric, f"{value:.6g}"])
-    return out.getvalue()

@@ -5,27 +5,26 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
+from expunge.report.dvc_files import metrics, outcome, plots
 from expunge.report.summary import build_summary
-from expunge.report.tables import flat, headline, markdown, plot_csv
+from expunge.report.tables import headline, markdown
 from expunge.stages import run
 from expunge.system.errors import QualityError
-from expunge.system.files import read_json, read_manifest, write_json, write_text
-from expunge.system.paths import COST, METRICS, MODELS, ORIGINAL, REPORTS, SHADOW_REPORT, SPLIT, SUMMARY
+from expunge.system.files import read_json, read_manifest, write_json, write_text, write_texts
+from expunge.system.paths import (
+    COST,
+    DVC_METRICS,
+    DVC_PLOTS,
+    METRICS,
+    MODELS,
+    ORIGINAL,
+    OUTCOME,
+    REPORTS,
+    SHADOW_REPORT,
+    SPLIT,
+    SUMMARY,
+)
 from expunge.system.progress import log_message
-
-PLOTS = {
-    "accuracy": {
-        "retain": "accuracy.retain",
-        "forget": "accuracy.forget",
-        "test retained": "accuracy.test_retain",
-        "test forgotten": "accuracy.test_forget",
-    },
-    "divergence": {
-        "KL on forgotten rows (nats)": "divergence.forget.kl",
-        "JS on forgotten rows (nats)": "divergence.forget.js",
-    },
-    "membership": {"loss AUC": "membership.loss_auc", "MIA member share": "membership.mia_lr_member"},
-}
 
 
 def cost_of(name: str, config: Config) -> dict[str, Any]:
@@ -85,10 +84,10 @@ def main() -> None:
     )
     summary["refused"] = refused
     write_json(SUMMARY, summary)
-    write_json(REPORTS / "metrics.json", flat(summary))
+    write_json(OUTCOME, outcome(summary))
     write_text(REPORTS / "results.md", markdown(summary))
-    for name, paths in PLOTS.items():
-        write_text(REPORTS / "plots" / f"{name}.csv", plot_csv(summary, paths))
+    write_texts(DVC_METRICS, metrics(summary))
+    write_texts(DVC_PLOTS, plots(summary))
     log_message(headline(summary).replace("**", ""))
 
 

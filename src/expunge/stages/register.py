@@ -54,7 +54,7 @@ ARTIFACTS = (
     "results.csv",
     "model_card.md",
     "summary.json",
-    "metrics.json",
+    "metrics",
     "figures",
     "plots",
     "validation",

@@ -116,6 +116,19 @@ def staged_dir(path: Path | str) -> Iterator[Path]:
         raise
 
 
+def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
+    """A directory that holds these files, name -> text, and nothing else; complete or not there, as `staged_dir`.
+
+    It has no manifest: for directories that DVC shows, which takes every file in them for a plot or a metric.
+    """
+    path = Path(directory)
+    tmp = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    for name, text in texts.items():
+        write_text(tmp / name, text)
+    replace_dir(tmp, path)
+
+
 def replace_dir(new: Path, path: Path) -> None:
     """Move the complete directory `new` to `path`, removing what was there."""
     if path.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from expunge.system.files import digest_of
+from expunge.system.paths import IN_GIT
 
 
 def lock_digest() -> str:
@@ -18,7 +19,9 @@ def lock_digest() -> str:
 
 
 def git_state() -> dict[str, str]:
-    """Commit and whether the work tree differs from it; empty outside a git checkout."""
+    """Commit, and whether the work tree differs from it in anything but what a run itself writes: dvc.lock, metrics and
+    plots, which `lock_digest` tells. Empty outside a git checkout."""
+    others = [":/", *(f":(exclude){path}" for path in ("dvc.lock", *IN_GIT))]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
@@ -26,7 +29,7 @@ def git_state() -> dict[str, str]:
     try:
         return {
             "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": str(bool(git("status", "--porcelain", "-uno"))).lower(),
+            "git_dirty": str(bool(git("status", "--porcelain", "-uno", "--", *others))).lower(),
         }
     except (OSError, subprocess.CalledProcessError):
         return {}

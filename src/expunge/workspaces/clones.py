@@ -1,7 +1,8 @@
 """Workspaces from git and a DVC remote: a clone that stays, brought up to date before a run, its results pushed after.
 
 The clone's own branch is never moved: results go to a branch of their own, and dvc.lock stays in the work tree. So the
-next run finds what the last one did, a killed one included, and where nothing is stale does nothing.
+next run finds what the last one did, a killed one included, and where nothing is stale does nothing. With dvc.lock go
+the small metrics and plots, which DVC leaves to git.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from expunge.system import dvc
 from expunge.system.errors import CloneError
 from expunge.system.files import sha256, write_text
-from expunge.system.paths import WORK
+from expunge.system.paths import IN_GIT, WORK
 
 LOCK = "dvc.lock"
 REMOTE = "expunge"
@@ -51,7 +52,7 @@ def refresh(repository: str, directory: str, revision: str = "main", remote: str
 
 
 def push(workspace: Path, branch: str) -> str | None:
-    """Push data and run cache to the DVC remote, then dvc.lock as one commit on `branch` of origin.
+    """Push data and run cache to the DVC remote, then dvc.lock, metrics and plots as one commit on `branch` of origin.
 
     The commit follows the one that is checked out; the work tree and its index stay as they are. Returns the commit, or
     None where dvc.lock says what the repository says already. Data goes first: a branch never names data that is away.
@@ -65,12 +66,13 @@ def push(workspace: Path, branch: str) -> str | None:
     with tempfile.TemporaryDirectory() as tmp:
         index = {**AUTHOR, "GIT_INDEX_FILE": str(Path(tmp) / "index")}
         _run(workspace, "git", "read-tree", "HEAD", **index)
-        _run(workspace, "git", "update-index", "--add", LOCK, **index)
+        kept = [str(path) for path in IN_GIT if (workspace / path).exists()]
+        _run(workspace, "git", "add", "--all", "--force", "--", LOCK, *kept, **index)
         tree = _run(workspace, "git", "write-tree", **index)
         if tree == _run(workspace, "git", "rev-parse", "HEAD^{tree}"):
             write_text(workspace / PUSHED, made)
             return None
-        message = f"{LOCK} of {branch.removeprefix('expunge/')}"
+        message = f"Results of {branch.removeprefix('expunge/')}"
         commit = _run(workspace, "git", "commit-tree", tree, "-p", "HEAD", "-m", message, **index)
     _run(workspace, "git", "push", "--quiet", "origin", f"{commit}:refs/heads/{branch}")
     write_text(workspace / PUSHED, made)

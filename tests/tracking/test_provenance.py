@@ -1,0 +1,32 @@
+"""What a run says of the code that it came from."""
+
+from __future__ import annotations
+
+import subprocess
+
+from expunge.tracking.provenance import git_state
+
+
+def git(*arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    return subprocess.run(("git", *identity, *arguments), text=True, capture_output=True, check=True).stdout.strip()
+
+
+def test_what_a_run_writes_makes_no_tree_dirty(tmp_path, monkeypatch):
+    workspace = tmp_path / "below"
+    names = ("params.yaml", "dvc.lock", "reports/outcome.json", "reports/metrics/loft.json", "reports/plots/kl.csv")
+    for name in names:
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text("1\n")
+    (tmp_path / "code.py").write_text("1\n")
+    monkeypatch.chdir(workspace)
+    git("init", "--quiet", str(tmp_path))
+    git("add", "--all", ":/")
+    git("commit", "--quiet", "--message", "first")
+    for name in names[1:]:
+        (workspace / name).write_text("2\n")
+    assert git_state() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "false"}
+    for path in (workspace / "params.yaml", tmp_path / "code.py"):
+        path.write_text("2\n")
+        assert git_state()["git_dirty"] == "true"
+        path.write_text("1\n")
