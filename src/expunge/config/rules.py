@@ -124,7 +124,21 @@ def broken_rules(config: Config) -> list[str]:
             "must hold logit-mask: a control stands beside what is compared with retrained models",
         ),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),
+        (
+            len(set(config.evaluate.metrics)) == len(config.evaluate.metrics),
+            "evaluate.metrics",
+            "names a metric twice",
+        ),
     ]
+    others = plugins.names("metrics") if config.evaluate.metrics else []
+    if unknown := [name for name in config.evaluate.metrics if name not in others]:
+        rules.append(
+            (
+                False,
+                "evaluate.metrics",
+                f"names {unknown[0]!r}, which no installed package declares; known: {', '.join(others) or 'none'}",
+            )
+        )
     found = [f"{key} {problem}" for good, key, problem in rules if not good]
     for name in config.methods:
         if name in config.fit:

@@ -23,6 +23,7 @@ from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
+from expunge.methods.installed_metrics import BLOCK, described, forgotten_values, load_metrics
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
 from expunge.methods.unlearned import INFO, SEEDS, UnlearnedModel
 from expunge.models.checkpoint import load_classifier
@@ -133,6 +134,7 @@ def main() -> None:
         write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
         return
     config = load_config()
+    metrics = load_metrics(config.evaluate.metrics)
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
     labels, seed = store.column("label"), config.evaluate.seed
@@ -152,7 +154,7 @@ def main() -> None:
     # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        blocks = [
+        blocks: list[dict[str, Any]] = [
             evaluate(
                 rows_of(model, counted),
                 rows_of(original, counted),
@@ -166,6 +168,9 @@ def main() -> None:
             )
             for model in models.values()
         ]
+        if metrics:
+            for block, model in zip(blocks, models.values(), strict=True):
+                block[BLOCK] = forgotten_values(metrics, rows_of(model, counted), labels[counted], split.parts[counted])
         controls = {}
         if name == REFERENCES and references:
             known = [rows_of(r, counted) for r in references]
@@ -174,11 +179,11 @@ def main() -> None:
             )
     seconds = time.perf_counter() - start
     if name == REFERENCES:
-        block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}
+        written = {"original": blocks[0], "retrained": blocks[1:], "controls": controls, "metrics": described(metrics)}
     else:
-        block = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
+        written = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
     write_rows(name, models, split, labels, store.column("sample_id"))
-    write_json(METRICS / f"{name}.json", block)
+    write_json(METRICS / f"{name}.json", written)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})
     log_message(f"evaluate {name}: {seconds:.1f} s")
 
