@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from expunge.core import LogitMask
-from expunge.methods.method import Method
 from expunge.methods.seeding import seeded
-from expunge.methods.table import METHODS, fit
+from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import ConfigError
 from expunge.testing import check_method, small_inputs
@@ -86,40 +83,6 @@ def test_an_unknown_method_is_answered_with_all_known_ones(declare, inputs):
 def test_our_own_names_cannot_be_taken(declare, inputs):
     declare("methods", "loft", "expunge_nearest_mean:METHOD")
     assert "package" not in fit("loft", inputs, {"loft": {"rank": 8, "max_drop": 1.0}}).info
-
-
-class Random:
-    """Breaks one promise after the other."""
-
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def __call__(self, name, request, settings, before):
-        made = METHODS["logit-mask"].fit(name, request, settings, before)
-        if self.how == "random":
-            return dataclasses.replace(made, head=dataclasses.replace(made.head, bias=torch.randn(len(made.head.bias))))
-        if self.how == "changes the original":
-            with torch.no_grad():
-                request.classifier.head.bias.add_(1)
-        if self.how == "nan":
-            return dataclasses.replace(made, head=dataclasses.replace(made.head, bias=made.head.bias * float("nan")))
-        if self.how == "no json":
-            return dataclasses.replace(made, info={"pair": (1, 2)})
-        return made
-
-
-@pytest.mark.parametrize(
-    ("how", "promise"),
-    [
-        ("random", "take randomness from a seed"),
-        ("changes the original", "changed in place"),
-        ("nan", "not finite"),
-        ("no json", "does not survive JSON"),
-    ],
-)
-def test_a_broken_promise_is_named(inputs, how, promise):
-    with pytest.raises(AssertionError, match=promise):
-        check_method(Method(LogitMask, Random(how)), inputs)
 
 
 def test_a_request_for_rows_is_refused_by_a_method_for_classes(tmp_path, declare):
