@@ -43,7 +43,7 @@ def declare(tmp_path, monkeypatch):
         return folder
 
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.syspath_prepend(EXAMPLES / "expunge-nearest-mean/src")
+    monkeypatch.syspath_prepend(EXAMPLES / "expunge-seven-segments/src")
     yield install
     plugins.declared.cache_clear()
     for name in set(sys.modules) - before:

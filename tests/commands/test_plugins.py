@@ -16,7 +16,7 @@ def listed() -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def test_every_kind_is_listed_with_its_package_and_what_is_wrong(declare):
-    declare("methods", "nearest-mean", "expunge_nearest_mean:METHOD")
+    declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
     declare("methods", "broken", "no_such_module:METHOD")
     declare("readers", "mine", "json:load")
     declare("readers", "digits", "json:load")
@@ -34,7 +34,7 @@ def test_every_kind_is_listed_with_its_package_and_what_is_wrong(declare):
 
 
 def test_the_table_has_one_line_each_where_it_is_piped(declare):
-    declare("methods", "nearest-mean", "expunge_nearest_mean:METHOD")
+    declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
     declare("methods", "broken", "no_such_module:METHOD")
     lines = CliRunner().invoke(app, ["plugins"]).output.splitlines()
     assert [line.split()[:4] for line in lines] == [

@@ -15,7 +15,7 @@ from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import ConfigError
 from expunge.testing import check_method, small_inputs
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "expunge-nearest-mean"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "expunge-seven-segments"
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def inputs(tmp_path_factory):
 
 def test_the_example_keeps_the_contract_and_params_may_name_it(declare, inputs):
     declared = (EXAMPLE / "pyproject.toml").read_text()
-    assert 'nearest-mean = "expunge_nearest_mean:METHOD"' in declared
-    declare("methods", "nearest-mean", "expunge_nearest_mean:METHOD")
-    from expunge_nearest_mean import METHOD
+    assert 'nearest-mean = "expunge_seven_segments.method:METHOD"' in declared
+    declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
+    from expunge_seven_segments.method import METHOD
 
     made = check_method(METHOD, inputs)
     found = fit("mine", inputs, {"mine": {"method": "nearest-mean", "max_drop": 0.5}})
@@ -49,7 +49,7 @@ def _original(inputs) -> UnlearnedModel:
 def test_the_list_of_methods_names_the_package(declare):
     from expunge.cli import app
 
-    declare("methods", "nearest-mean", "expunge_nearest_mean:METHOD")
+    declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
     done = CliRunner().invoke(app, ["methods", "--json"])
     listed = json.loads(done.output)
     assert listed["nearest-mean"]["package"] == "plugin_0 0.1.0" and listed["loft"]["package"] is None
@@ -64,7 +64,7 @@ def test_the_list_of_methods_names_the_package(declare):
             "plugin_0 0.1.0: no_such_module:METHOD cannot be imported: ModuleNotFoundError",
         ),
         ("json:dumps", "json:dumps is no expunge.methods.method.Method"),
-        ("expunge_nearest_mean:NearestMean", "is no expunge.methods.method.Method"),
+        ("expunge_seven_segments.method:NearestMean", "is no expunge.methods.method.Method"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_package(declare, inputs, value, why):
@@ -75,19 +75,19 @@ def test_what_cannot_be_used_is_named_with_its_package(declare, inputs, value, w
 
 
 def test_an_unknown_method_is_answered_with_all_known_ones(declare, inputs):
-    declare("methods", "nearest-mean", "expunge_nearest_mean:METHOD")
+    declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
     with pytest.raises(ConfigError, match=r"unknown method 'neerest-mean'; known: logit-mask, .*nearest-mean"):
         fit("neerest-mean", inputs, {"neerest-mean": {}})
 
 
 def test_our_own_names_cannot_be_taken(declare, inputs):
-    declare("methods", "loft", "expunge_nearest_mean:METHOD")
+    declare("methods", "loft", "expunge_seven_segments.method:METHOD")
     assert "package" not in fit("loft", inputs, {"loft": {"rank": 8, "max_drop": 1.0}}).info
 
 
 def test_a_request_for_rows_is_refused_by_a_method_for_classes(tmp_path, declare):
-    declare("methods", "nearest-mean", "expunge_nearest_mean:METHOD")
-    from expunge_nearest_mean import METHOD
+    declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
+    from expunge_seven_segments.method import METHOD
 
     with pytest.raises(AssertionError, match=r"facts\.requests has no 'rows'"):
         check_method(METHOD, small_inputs(tmp_path, "rows"))

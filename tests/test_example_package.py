@@ -1,0 +1,94 @@
+"""The example package: installed as a user installs it, its contract tests, and a run from prepare to register."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import ENVIRONMENT, ROOT, change, lay_out
+
+pytestmark = pytest.mark.slow
+EXAMPLE = ROOT / "examples/expunge-seven-segments"
+
+
+def command(where: Path, site: Path, *arguments: str) -> str:
+    path = os.pathsep.join([str(site), str(ROOT / "src")])
+    environment = {**ENVIRONMENT, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=where, env=environment, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """Where pip puts the package; built from a copy, so that nothing is written into the repository."""
+    source, target = tmp_path_factory.mktemp("example") / "package", tmp_path_factory.mktemp("site")
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
+    options = ("--no-deps", "--no-build-isolation", "--quiet", "--target", str(target), str(source))
+    command(source, target, "pip", "install", "--disable-pip-version-check", *options)
+    return target
+
+
+@pytest.fixture(scope="module")
+def workspace(site, tmp_path_factory) -> Path:
+    """A workspace in which the pipeline ran with one plug-in of each kind."""
+
+    def edit(params: dict) -> None:
+        params["data"]["source"] = "seven-segments"
+        params["model"]["name"] = "segment-net:24"
+        params["methods"] = ["logit-mask", "nearest-mean"]
+        params["fit"]["nearest-mean"] = {"max_drop": 0.5}
+        params["activations"]["cuts"] = []
+        params["train"].update(epochs=10, batch_size=32)
+        params["evaluate"]["metrics"] = ["wrong-segments"]
+
+    place = lay_out(tmp_path_factory.mktemp("example-run") / "workspace")
+    change(place, edit)
+    command(place, site, "expunge.cli", "check")
+    command(place, site, "dvc", "repro")
+    return place
+
+
+def test_it_keeps_the_contracts(site, tmp_path):
+    tests = ("-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}", "-c", os.devnull)
+    assert "4 passed" in command(tmp_path, site, "pytest", "--rootdir", str(tmp_path), *tests, str(EXAMPLE / "tests"))
+
+
+def test_it_is_listed_and_loads(site, tmp_path):
+    listed = json.loads(command(tmp_path, site, "expunge.cli", "plugins", "--json"))
+    assert [(p["kind"], p["name"], p["package"], p["problem"]) for p in listed] == [
+        ("methods", "nearest-mean", "expunge-seven-segments 0.1.0", ""),
+        ("readers", "seven-segments", "expunge-seven-segments 0.1.0", ""),
+        ("models", "segment-net", "expunge-seven-segments 0.1.0", ""),
+        ("metrics", "wrong-segments", "expunge-seven-segments 0.1.0", ""),
+    ]
+
+
+def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(workspace):
+    def read(name: str) -> dict:
+        return json.loads((workspace / name).read_text())
+
+    package = "expunge-seven-segments 0.1.0"
+    assert read("data/dataset/manifest.json")["package"] == package
+    assert read("models/original/model.json")["package"] == package
+    assert read("models/unlearned/nearest-mean/fit.json")["package"] == package
+    summary = read("reports/summary.json")
+    assert summary["metrics"]["wrong-segments"]["package"] == package
+    references, methods = summary["references"], summary["methods"]
+    values = {
+        n: b["plugins"]["wrong-segments"] for n, b in [*references.items(), *methods.items()] if n != "logit_mask"
+    }
+    assert values["original"] < 0.5 < values["retrained"] <= 7  # it knew the digit; who never saw it takes another one
+    assert values["logit-mask"] > 0.5
+    table = (workspace / "reports/results.md").read_text()
+    assert "| wrong-segments |" in table and f"{values['retrained']:.2f}" in table
+    assert "expunge-seven-segments" in (workspace / "reports/report.html").read_text()
+    print(json.dumps({n: b["verdict"]["why"] for n, b in methods.items()}), read("reports/registration.json"), values)
