@@ -91,4 +91,23 @@ def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(wo
     table = (workspace / "reports/results.md").read_text()
     assert "| wrong-segments |" in table and f"{values['retrained']:.2f}" in table
     assert "expunge-seven-segments" in (workspace / "reports/report.html").read_text()
-    print(json.dumps({n: b["verdict"]["why"] for n, b in methods.items()}), read("reports/registration.json"), values)
+
+
+def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_works(workspace, site, tmp_path):
+    """Run last: the workspace changes."""
+    newer = tmp_path / "site"
+    shutil.copytree(site, newer)
+    info = next(newer.glob("expunge_seven_segments-0.1.0.dist-info"))
+    metadata = (info / "METADATA").read_text().replace("Version: 0.1.0", "Version: 0.2.0")
+    (info / "METADATA").write_text(metadata)
+    info.rename(info.with_name("expunge_seven_segments-0.2.0.dist-info"))
+    assert "up to date" in command(workspace, newer, "dvc", "status")
+    said = command(workspace, newer, "expunge.cli", "check")
+    line = "`dvc repro --force --single-item fit@nearest-mean`, then `dvc repro`"
+    assert "fit@nearest-mean: made by expunge-seven-segments 0.1.0, and expunge-seven-segments 0.2.0 is" in said
+    assert line in said and "evaluate-references evaluate@logit-mask evaluate@nearest-mean: made by" in said
+    command(workspace, newer, "dvc", "repro", "--force", "--single-item", "fit@nearest-mean")
+    made = json.loads((workspace / "models/unlearned/nearest-mean/fit.json").read_text())
+    assert made["package"] == "expunge-seven-segments 0.2.0"
+    assert "fit@nearest-mean: made by" not in command(workspace, newer, "expunge.cli", "check")
+    assert "evaluate@nearest-mean" in command(workspace, newer, "dvc", "status")  # what follows is stale now
