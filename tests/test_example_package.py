@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.pipeline import ENVIRONMENT, ROOT, change, lay_out
 
 pytestmark = pytest.mark.slow
 EXAMPLE = ROOT / "examples/expunge-seven-segments"
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of docs/plugins.md in a language; "" for what commands print."""
+    page = (ROOT / "docs/plugins.md").read_text()
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [text for tag, text in found if tag == language]
 
 
 def command(where: Path, site: Path, *arguments: str) -> str:
@@ -42,13 +52,9 @@ def workspace(site, tmp_path_factory) -> Path:
     """A workspace in which the pipeline ran with one plug-in of each kind."""
 
     def edit(params: dict) -> None:
-        params["data"]["source"] = "seven-segments"
-        params["model"]["name"] = "segment-net:24"
-        params["methods"] = ["logit-mask", "nearest-mean"]
-        params["fit"]["nearest-mean"] = {"max_drop": 0.5}
-        params["activations"]["cuts"] = []
+        for section, values in yaml.safe_load(blocks("yaml")[0]).items():  # as docs/plugins.md says
+            params[section] = {**params[section], **values} if isinstance(values, dict) else values
         params["train"].update(epochs=10, batch_size=32)
-        params["evaluate"]["metrics"] = ["wrong-segments"]
 
     place = lay_out(tmp_path_factory.mktemp("example-run") / "workspace")
     change(place, edit)
@@ -63,6 +69,7 @@ def test_it_keeps_the_contracts(site, tmp_path):
 
 
 def test_it_is_listed_and_loads(site, tmp_path):
+    declared = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
     listed = json.loads(command(tmp_path, site, "expunge.cli", "plugins", "--json"))
     assert [(p["kind"], p["name"], p["package"], p["problem"]) for p in listed] == [
         ("methods", "nearest-mean", "expunge-seven-segments 0.1.0", ""),
@@ -70,6 +77,9 @@ def test_it_is_listed_and_loads(site, tmp_path):
         ("models", "segment-net", "expunge-seven-segments 0.1.0", ""),
         ("metrics", "wrong-segments", "expunge-seven-segments 0.1.0", ""),
     ]
+    printed = command(tmp_path, site, "expunge.cli", "plugins").splitlines()
+    assert "\n".join(line.rstrip() for line in printed) + "\n" in blocks("")
+    assert tomllib.loads(blocks("toml")[0])["project"].items() <= declared["project"].items()
 
 
 def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(workspace):
