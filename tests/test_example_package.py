@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 
@@ -55,6 +56,7 @@ def workspace(site, tmp_path_factory) -> Path:
         for section, values in yaml.safe_load(blocks("yaml")[0]).items():  # as docs/plugins.md says
             params[section] = {**params[section], **values} if isinstance(values, dict) else values
         params["train"].update(epochs=10, batch_size=32)
+        params["retrain"]["seeds"] = [1]
 
     place = lay_out(tmp_path_factory.mktemp("example-run") / "workspace")
     change(place, edit)
@@ -101,6 +103,10 @@ def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(wo
     table = (workspace / "reports/results.md").read_text()
     assert "| wrong-segments |" in table and f"{values['retrained']:.2f}" in table
     assert "expunge-seven-segments" in (workspace / "reports/report.html").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    logged = {r.info.run_name: r.data.metrics.get("plugins/wrong-segments") for r in runs}
+    assert logged["original"] == pytest.approx(values["original"]) and logged["nearest-mean"] is not None
 
 
 def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_works(workspace, site, tmp_path):
