@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
+import pytest
 from typer.testing import CliRunner
 
 from expunge.cli import app
@@ -53,3 +55,18 @@ def test_a_method_that_cannot_be_loaded_leaves_the_others_in_the_list_of_methods
     done = CliRunner().invoke(app, ["methods"])
     assert done.exit_code == 0 and "loft" in done.stdout and "broken" not in done.stdout
     assert "left out: method 'broken' of plugin_0 0.1.0" in done.stderr
+
+
+@pytest.mark.parametrize(("data", "source"), [("input.bin", ["--source", "mine"]), ("mine", [])])
+def test_init_takes_a_reader_of_a_package_with_and_without_a_path(declare, tmp_path, monkeypatch, data, source):
+    declare("readers", "mine", "json:load")
+    place = tmp_path / "repository"
+    place.mkdir()
+    subprocess.run(["git", "init", "--quiet", place], check=True)
+    (place / "input.bin").write_bytes(b"as it is")
+    monkeypatch.chdir(place)
+    asked = ["init", "--data", data, *source, "--model", "resnet-small", "--classes", "even", "--training", "full"]
+    done = CliRunner().invoke(app, [*asked, "--dry-run"])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    refused = CliRunner().invoke(app, [*asked[:2], "input.bin", "--source", "other", *asked[-6:], "--dry-run"])
+    assert "a reader of `expunge plugins`" in str(refused.exception)
