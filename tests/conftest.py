@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.declared import write_package
 from tests.pipeline import dvc, lay_out
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 # Nothing above imports torch, which reads these once.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
@@ -21,6 +24,31 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
         elif item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+@pytest.fixture
+def declare(tmp_path, monkeypatch):
+    """Install packages `plugin_0`, `plugin_1`, ... that declare one entry point each; the folder of their modules is
+    on the path."""
+    from expunge.system import plugins
+
+    folder = tmp_path / "site"
+    folder.mkdir()
+    before = set(sys.modules)
+
+    def install(kind: str, name: str, value: str) -> Path:
+        number = len(list(folder.glob("*.dist-info")))
+        write_package(folder, f"plugin_{number}", {kind: {name: value}})
+        plugins.declared.cache_clear()
+        return folder
+
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(EXAMPLES / "expunge-seven-segments/src")
+    yield install
+    plugins.declared.cache_clear()
+    for name in set(sys.modules) - before:
+        if any(str(getattr(sys.modules[name], "__file__", None)).startswith(str(p)) for p in (folder, EXAMPLES)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

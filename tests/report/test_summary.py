@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 
 from expunge.evaluation.claims import claims_of
+from expunge.report.export import results_csv
+from expunge.report.html import column_help
 from expunge.report.summary import exact_of_retrained
-from expunge.report.tables import candidates, markdown
+from expunge.report.tables import candidates, markdown, rows
 from expunge.stages.compare import apart
 from expunge.system.errors import QualityError
 
@@ -38,3 +43,17 @@ def test_where_every_method_refuses_the_reasons_are_the_error() -> None:
     assert apart({**refused, "logit-mask": {}}) == ({"logit-mask": {}}, {"exact": "the key is another one"})
     with pytest.raises(QualityError, match=r"all refused \(exact: the key is another one\).*add logit-mask"):
         apart(refused)
+
+
+def test_a_metric_of_another_package_is_a_column_with_its_form_and_an_explanation(run) -> None:
+    summary, _ = run(seeds=2)
+    described = {"name": "mean logit", "form": "{:.1f}", "target": "low", "package": "mine 1.0"}
+    given: dict[str, Any] = {**copy.deepcopy(summary), "metrics": {"logit": described}}
+    assert "logit" not in rows(given)[0]  # no candidate has a value yet
+    for number, (_, block) in enumerate(candidates(given)):
+        block["plugins"] = {"logit": number + 0.25}
+    table = rows(given)
+    at = table[0].index("logit")
+    assert [line[at] for line in table[1:]] == [f"{n}.2" for n in range(len(table) - 1)]
+    assert "mine 1.0" in column_help(given)["logit"] and "low" in column_help(given)["logit"]
+    assert "original,plugins.logit,0.25,,," in results_csv(given)

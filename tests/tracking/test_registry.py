@@ -200,6 +200,15 @@ def test_it_loads_where_neither_expunge_nor_the_users_architecture_is_installed(
     assert not [p for p in pins if "+" in p]
 
 
+def test_a_family_of_another_package_is_required_and_found_again_by_its_name(store, tmp_path, declare):
+    declare("models", "mine", "tests.testing.broken_families:GOOD")
+    s = submission(tmp_path, architecture="mine:any")
+    version = register_model(s)
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(version.uri).predict(s.inputs), s.expected, atol=1e-5)
+    pins = Path(mlflow.artifacts.download_artifacts(f"{version.uri}/requirements.txt")).read_text().split()
+    assert "plugin_0==0.1.0" in pins
+
+
 def test_requirements_name_what_builds_the_architecture():
     def names(architecture: str) -> set[str]:
         return {r.split("==")[0] for r in requirements(architecture)}

@@ -12,10 +12,11 @@ from expunge.config import Config
 from expunge.core import identity
 from expunge.core.estimator import Estimator
 from expunge.finetune import RidgeOracle
-from expunge.methods.method import installed, load_installed
+from expunge.methods.method import load_installed
 from expunge.methods.selection import candidates
 from expunge.methods.table import METHODS
 from expunge.models.classifier import ABOVE, FROZEN
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import shown
 
@@ -53,12 +54,13 @@ def _of_entry(
 ) -> list[Problem]:
     if not method:
         return [Problem(where, "names no method", "write {method: NAME, ...}")]
+    others = [] if method in METHODS else plugins.names("methods")
     try:
-        line = METHODS[method] if method in METHODS else load_installed(method) if method in installed() else None
+        line = METHODS[method] if method in METHODS else load_installed(method) if method in others else None
     except ConfigError as e:
         return [Problem.told(where, e)]
     if line is None:
-        near = difflib.get_close_matches(method, [*METHODS, *installed()], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(method, [*METHODS, *others], n=3, cutoff=0.4)
         return [Problem(where, f"unknown method {shown(method)}", f"near it: {', '.join(near) or 'expunge methods'}")]
     facts = line.kind.facts
     found = _settings(where, method, line.kind, given) + _after(where, method, given)

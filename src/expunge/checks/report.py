@@ -49,6 +49,7 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
 
     from expunge.checks.methods import method_problems, refusals  # torch comes along, which wrong keys do not need
     from expunge.checks.model import built, cut_problems
+    from expunge.checks.plugins import outdated
     from expunge.checks.resources import needs, resource_problems
     from expunge.checks.schema import Schema, request_of
     from expunge.checks.times import last_times
@@ -61,7 +62,7 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
     report.problems += found
     told = {p.where for p in report.problems}
     report.problems += [p for p in method_problems(config, schema, request) if p.where not in told]
-    report.notes += refusals(config)
+    report.notes += refusals(config) + outdated(config)
     classifier, found = built(config, schema)
     report.problems += found
     if classifier is not None:

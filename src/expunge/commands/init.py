@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from expunge.commands.variant import changes as parsed
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
 
 HERE = Path()
@@ -71,8 +72,10 @@ def init(
             raise ConfigError(f"{', '.join(taken)}: --example has its own; leave one of them out")
         _write(*_example(example, parsed(change or [])), without or [], [], dry_run)
         return
-    if source is not None and source not in ("image-folder", "parquet", "npz", "text"):
-        raise ConfigError(f"--source {source}: must be image-folder, parquet, npz or text")
+    if source not in (None, "image-folder", "parquet", "npz", "text", *plugins.names("readers")):
+        raise ConfigError(
+            f"--source {source}: must be image-folder, parquet, npz, text, or a reader of `expunge plugins`"
+        )
 
     from expunge.workspaces.init.answers import Answers
 

@@ -18,12 +18,22 @@ def register(app: typer.Typer) -> None:
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List the methods that params.yaml may name, and what each is for."""
-    from expunge.methods.method import installed, load_installed, package
+    from expunge.methods.method import load_installed
     from expunge.methods.table import METHODS
+    from expunge.system import plugins
+    from expunge.system.errors import ConfigError
 
     facts = {name: method.kind.facts for name, method in METHODS.items()}
-    packages = {name: package(entry) for name, entry in installed().items() if name not in METHODS}
-    facts |= {name: load_installed(name).kind.facts for name in packages}
+    packages = {}
+    for name in plugins.names("methods"):
+        if name in METHODS:  # ours, whatever a package declares
+            continue
+        try:
+            facts[name] = load_installed(name).kind.facts
+        except ConfigError as e:  # the others are listed all the same
+            typer.echo(f"left out: {e}", err=True)
+        else:
+            packages[name] = plugins.package_of("methods", name)
     if as_json:
         typer.echo(dumps({name: {**asdict(f), "package": packages.get(name)} for name, f in facts.items()}, indent=2))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from expunge.config.sections import Config
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import shown
 from expunge.system.validation import check_plain
@@ -28,14 +29,18 @@ def broken_rules(config: Config) -> list[str]:
     """Every conflict between keys, each one line `key problem`, in the order of the sections."""
     model, cuts, above = config.model, config.activations.cuts, config.model.training == "above"
     held, ask = cuts != "auto" and model.cut in cuts, config.split
+    own_source = config.data.source in SOURCES or config.data.source.startswith(NAMED)
+    by_package = not own_source and config.data.source in plugins.names("readers")
     rules = [
         (
-            config.data.source.startswith(NAMED) or config.data.source in SOURCES,
+            own_source or by_package,
             "data.source",
-            f"is {config.data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME",
+            f"is {config.data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME, or a "
+            "reader of an installed package (`expunge plugins` lists them)",
         ),
         (
             config.data.source.startswith(NAMED)
+            or by_package
             or config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji")
             or config.data.path is not None,
             "data.path",
@@ -110,6 +115,7 @@ def broken_rules(config: Config) -> list[str]:
         ),
         (
             config.data.source.startswith("hf:")
+            or by_package  # it reads pictures or texts, which prepare tells
             or (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
             "must be sentence:NAME-OR-DIR for data.source text and fortunes, and only there",
@@ -125,7 +131,21 @@ def broken_rules(config: Config) -> list[str]:
             "methods",
             f"names an entry {' or '.join(TAKEN)}, as models beside the methods are called; give it another name",
         ),
+        (
+            len(set(config.evaluate.metrics)) == len(config.evaluate.metrics),
+            "evaluate.metrics",
+            "names a metric twice",
+        ),
     ]
+    others = plugins.names("metrics") if config.evaluate.metrics else []
+    if unknown := [name for name in config.evaluate.metrics if name not in others]:
+        rules.append(
+            (
+                False,
+                "evaluate.metrics",
+                f"names {unknown[0]!r}, which no installed package declares; known: {', '.join(others) or 'none'}",
+            )
+        )
     found = [f"{key} {problem}" for good, key, problem in rules if not good]
     for name in config.methods:
         if name in config.fit:

@@ -24,6 +24,7 @@ Half = Annotated[float, Strict(), Field(ge=0, le=0.5, allow_inf_nan=False)]
 Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
 Bool = Annotated[bool, Strict()]
 EntryName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
+MetricName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # part of dotted paths
 FORBID = ConfigDict(extra="forbid")
 
 
@@ -135,6 +136,7 @@ class Retrain:
 @dataclass(frozen=True, config=FORBID)
 class Evaluate:
     seed: Seed
+    metrics: Annotated[list[MetricName], Strict()]  # of other packages
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from expunge.data.readers.text import read_text
 from expunge.data.source import Source
 from expunge.data.tombstones import Tombstones
 from expunge.data.writer import write_dataset
+from expunge.system import plugins
 from expunge.system.errors import DataError
 
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
 NAMED = ("torchvision:", "hf:")  # and then the name of a data set
+# A reader of another package, declared in the group `expunge.readers`: `read(path=, test_fraction=, seed=)`, where
+# `path` is data.path of params.yaml, or None.
+Reader = Callable[..., Source]
 
 
 def prepare(
@@ -41,7 +46,7 @@ def prepare(
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
     `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of
-    Fashion-MNIST, the fortunes or the archives of the emoji.
+    Fashion-MNIST, the fortunes or the archives of the emoji; a reader of another package takes it or not.
     `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
     `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
     own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. Raises DataError.
@@ -57,7 +62,13 @@ def prepare(
             "of its own, or set it to 0"
         )
     planter = Planter(canaries, len(opened.class_names), seed) if canaries else None
-    return write_dataset(out_dir, opened, tombstones=tombstones, planter=planter)
+    package = plugins.package_of("readers", source) if by_package(source) else None
+    return write_dataset(out_dir, opened, tombstones=tombstones, planter=planter, package=package)
+
+
+def by_package(source: str) -> bool:
+    """Whether another package reads `source`. Our own names stay ours, whatever a package declares."""
+    return source not in SOURCES and not source.startswith(NAMED) and source in plugins.names("readers")
 
 
 def open_source(
@@ -72,8 +83,10 @@ def open_source(
         return read_fortunes(path, raw_dir, test_fraction, seed)
     if source == "emoji":
         return read_emoji(path, raw_dir, test_fraction, seed)
+    if by_package(source):
+        return _open_installed(source, path, test_fraction, seed)
     if source not in SOURCES:
-        names = ", ".join((*SOURCES, *(f"{prefix}NAME" for prefix in NAMED)))
+        names = ", ".join((*SOURCES, *(f"{prefix}NAME" for prefix in NAMED), *plugins.names("readers")))
         raise DataError(f"unknown data source {source!r}; known are {names}")
     if path is None:
         raise DataError(f"source {source} needs a path (data.path in params.yaml)")
@@ -87,6 +100,19 @@ def open_source(
         return read_text(Path(path), test_fraction, seed)
 
     return read_npz(Path(path), test_fraction, seed)
+
+
+def _open_installed(source: str, path: Path | str | None, test_fraction: float, seed: int) -> Source:
+    if path is not None and not Path(path).exists():
+        raise DataError(f"{path}: no such file or directory (data.path in params.yaml)")
+    reader: Reader = plugins.load("readers", source, None)
+    opened = reader(path=None if path is None else Path(path), test_fraction=test_fraction, seed=seed)
+    if not isinstance(opened, Source):
+        raise DataError(
+            f"reader {source!r} of {plugins.package_of('readers', source)} returned a {type(opened).__name__}, not an "
+            "expunge.data.source.Source"
+        )
+    return replace(opened, name=source)
 
 
 def open_named(

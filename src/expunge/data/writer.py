@@ -47,11 +47,13 @@ def write_dataset(
     shard_rows: int = 16384,
     tombstones: Tombstones | None = None,
     planter: Planter | None = None,
+    package: str | None = None,
 ) -> dict[str, Any]:
     """Write `source` to the directory `out_dir` and return its manifest.
 
     Content is streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
-    rows. `planter` adds its canaries, and the file that says which they are. Raises DataError naming the row for a
+    rows. `planter` adds its canaries, and the file that says which they are. `package`: name and version of the package
+    that reads the source, where it is not this one; the manifest keeps it. Raises DataError naming the row for a
     corrupt image, a blank text, a label out of range, an unknown split, a repeated id.
     """
     schema = dataset_schema(source.has_subject, source.encoding)
@@ -80,6 +82,7 @@ def write_dataset(
             pq.write_table(planter.table, tmp / CANARIES, compression="zstd")
             canaries = {CANARIES: planter.table.num_rows}
         n_train = pc.sum(pc.equal(rows["split"], "train")).as_py()
+        made_by: dict[str, Any] = {} if package is None else {"package": package}
         return write_manifest(
             tmp,
             "prepare",
@@ -90,6 +93,7 @@ def write_dataset(
             rows_train=n_train,
             rows_test=rows.num_rows - n_train,
             duplicates=counts,
+            **made_by,
         )
 
 

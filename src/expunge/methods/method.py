@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from expunge.core.estimator import Estimator
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
-
-GROUP = "expunge.methods"
 
 Settings = Mapping[str, Any]
 # The entry's name in params, what the method may look at, its settings, and the result of `after` where there is one.
@@ -36,26 +33,11 @@ def make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
         raise ConfigError(f"params.yaml: fit.{name}: {e}") from None
 
 
-@cache
-def installed() -> dict[str, EntryPoint]:
-    """Methods of other packages: entry points of the group `expunge.methods`, by name; nothing is imported."""
-    return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
-
-
 def load_installed(name: str) -> Method:
     """The method that a package declares as `name`. Raises ConfigError naming the package where it cannot be used."""
-    entry = installed()[name]
-    try:
-        found = entry.load()
-    except Exception as e:  # whatever another package raises while it is imported
-        raise ConfigError(f"method {name!r} of {package(entry)}: {entry.value} cannot be imported: {e}") from e
-    if not isinstance(found, Method):
-        raise ConfigError(f"method {name!r} of {package(entry)}: {entry.value} is no expunge.methods.method.Method")
+    found: Method = plugins.load("methods", name, Method)
     if not (isinstance(found.kind, type) and issubclass(found.kind, Estimator) and hasattr(found.kind, "facts")):
-        raise ConfigError(f"method {name!r} of {package(entry)}: its class is no Estimator with `facts`")
+        raise ConfigError(
+            f"method {name!r} of {plugins.package_of('methods', name)}: its class is no Estimator with `facts`"
+        )
     return found
-
-
-def package(entry: EntryPoint) -> str:
-    """`NAME VERSION` of the distribution that declares an entry point."""
-    return "a package" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.methods.method import installed
 from expunge.methods.table import METHODS, method_named
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
 
 MAX_SEEDS = 100
@@ -41,7 +41,8 @@ def other_seeds(name: str, table: Mapping[str, Mapping[str, Any]]) -> list[dict[
 def _seeded(default: str, given: Mapping[str, Any], offset: int) -> dict[str, Any]:
     settings = dict(given)
     named = settings.get("method", default)
-    method = method_named(named, default) if named in {*METHODS, *installed()} else None
+    known = named in METHODS or named in plugins.names("methods")
+    method = method_named(named, default) if known else None
     if method is not None and (seed := inspect.signature(method.kind).parameters.get("seed")) is not None:
         settings["seed"] = int(settings.get("seed", seed.default)) + offset
     after = settings.get("after")

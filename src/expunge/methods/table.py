@@ -47,11 +47,12 @@ from expunge.methods.exact_above import delete_above
 from expunge.methods.exact_heads import delete_from_heads, in_shards
 from expunge.methods.exact_shards import delete_from_shards
 from expunge.methods.inputs import FitInputs
-from expunge.methods.method import Method, Settings, installed, load_installed, make, package
+from expunge.methods.method import Method, Settings, load_installed, make
 from expunge.methods.selection import choose_settings
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.methods.utility import MAX_DROP, kept_accuracy, refuse_lost
 from expunge.models.classifier import ABOVE
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
 
 UNGUARDED = ("logit-mask", "exact", "certified-removal")
@@ -252,9 +253,10 @@ def method_named(method: str, entry: str) -> Method:
     """The method of the entry `entry` of params: ours, or an installed package's. Raises ConfigError for others."""
     if method in METHODS:
         return METHODS[method]
-    if method in installed():
+    others = plugins.names("methods")
+    if method in others:
         return load_installed(method)
-    known = ", ".join([*METHODS, *installed()])
+    known = ", ".join([*METHODS, *others])
     raise ConfigError(f"params.yaml: fit.{entry}: unknown method {method!r}; known: {known}")
 
 
@@ -288,7 +290,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
         unlearned = line.fit(name, request, settings, before)
         if method in METHODS:
             return unlearned
-        made_by = package(installed()[method])
+        made_by = plugins.package_of("methods", method)
         return dataclasses.replace(unlearned, info={**unlearned.info, "package": made_by})
 
     if not choose:

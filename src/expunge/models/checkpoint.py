@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.models.classifier import Classifier, ModelCard
+from expunge.models.families import package_of
 from expunge.models.layers import PENULTIMATE
 from expunge.models.preprocess import Preprocess
 from expunge.models.tokens import Tokens
@@ -58,6 +59,8 @@ def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
         "preprocess": classifier.preprocess.to_json(),
         "backbone_digest": backbone_digest(classifier),
     }
+    if (package := package_of(classifier.card.name)) is not None:
+        description["package"] = package
     if isinstance(classifier.preprocess, Tokens):
         classifier.preprocess.save(directory)
     write_json(directory / DESCRIPTION, description)

@@ -1,4 +1,5 @@
-"""Where architectures come from. One `Family` per source; adding one is two functions and a line in `FAMILIES`."""
+"""Where architectures come from. One `Family` per source; adding one is two functions and a line in `FAMILIES`, or an
+entry point of the group `expunge.models` in a package of its own."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from expunge.models.heads import LogitsOf
 from expunge.models.resnet import ResNetSmall
 from expunge.models.vision_imports import import_vision
+from expunge.system import plugins
 from expunge.system.errors import ConfigError
 
 Size = tuple[int, int]
@@ -224,18 +226,33 @@ FAMILIES = {
     "transformers": Family(_transformers_expects, _transformers),
     "function": Family(_function_expects, _function),
 }
+# Names of ours before a colon, which stay ours whatever a package declares.
+OWN = ("resnet-small", "efficientnet-lite0", "timm", "torchvision", "transformers", "sentence")
+
+
+def package_of(name: str) -> str | None:
+    """`NAME VERSION` of the package whose family the model `name` is of; None for families of ours."""
+    source = name.partition(":")[0]
+    return None if source in OWN or source not in plugins.names("models") else plugins.package_of("models", source)
 
 
 def family_of(name: str) -> tuple[Family, str]:
-    """`timm:resnet18` -> (timm's family, "resnet18"). Raises ConfigError listing what exists."""
+    """`timm:resnet18` -> (timm's family, "resnet18"). Raises ConfigError listing what exists.
+
+    A family of another package is named like its entry point, with or without `:` and a detail.
+    """
     if name in ("resnet-small", "efficientnet-lite0"):
         return FAMILIES[name], name
     source, _, detail = name.partition(":")
     if detail and source in ("timm", "torchvision", "transformers"):
         return FAMILIES[source], detail
+    if package_of(name) is not None:
+        family: Family = plugins.load("models", source, Family)
+        return family, detail
     if detail and all(part.isidentifier() for part in source.split(".")) and detail.isidentifier():
         return FAMILIES["function"], name
     raise ConfigError(
         f"model.name: unknown model {name!r}; known: resnet-small, efficientnet-lite0, timm:NAME, torchvision:NAME, "
         "transformers:NAME-OR-DIR, package.module:function; for texts sentence:NAME-OR-DIR"
+        + "".join(f"; {other} of {plugins.package_of('models', other)}" for other in plugins.names("models"))
     )

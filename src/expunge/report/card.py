@@ -10,7 +10,7 @@ import yaml
 
 from expunge.report import wording
 from expunge.report.metrics import METRICS
-from expunge.report.tables import COLUMNS, candidates, takes, verdict_line
+from expunge.report.tables import candidates, columns, takes, verdict_line
 
 # Type in the Hub's vocabulary, split, and the metric.
 INDEXED = (
@@ -108,7 +108,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     """Original, retrained and the method the card is about, one metric a line."""
     shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", wording.focus(summary))]
     lines = ["| metric | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for metric in COLUMNS:
+    for metric in columns(summary):
         if any(metric.value(block) is not None for _, block in shown):
             lines.append(f"| {metric.name} | " + " | ".join(metric.text(block) for _, block in shown) + " |")
     return "\n".join(lines)

@@ -12,10 +12,10 @@ from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
 from expunge.report.evidence import Evidence
-from expunge.report.metrics import Metric, lookup, some
+from expunge.report.metrics import Metric, lookup, of_packages, some
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL
-from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidates, claims_cells, takes
+from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidates, claims_cells, columns, takes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -102,7 +102,7 @@ def render(
         gates_of={method: wording.gate_rows(block["verdict"]) for method, block in summary["methods"].items()},
         not_claimed=wording.not_claimed(summary),
         table=main_table(summary),
-        column_help={name: COLUMN_HELP[name] for name in main_table(summary)["head"] if name in COLUMN_HELP},
+        column_help=column_help(summary),
         more=more_table(summary),
         canaries=_upright(CANARIES, dict(candidates(summary))),
         canaries_reading=canaries_reading(summary),
@@ -141,12 +141,18 @@ def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
 def main_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Head and rows of cells (value, spread) of the result table; columns without any value are left out."""
     blocks = list(candidates(summary))
-    used = [metric for metric in COLUMNS if any(metric.value(block) is not None for _, block in blocks)]
+    used = columns(summary)
     body = []
     for name, block in blocks:
         cells = [_cell(block, metric) for metric in used]
         body.append({"name": name, "control": name == CONTROL, "cells": cells, "claims": claims_cells(block)})
     return {"head": [*(metric.heading for metric in used), "utility", "shown"], "rows": body}
+
+
+def column_help(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What each column of the result table says, by its heading."""
+    known = COLUMN_HELP | {metric.heading: metric.help for metric in of_packages(summary)}
+    return {name: known[name] for name in main_table(summary)["head"] if name in known}
 
 
 def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -208,6 +208,21 @@ def some(*paths: str) -> tuple[Metric, ...]:
     return tuple(METRICS[path] for path in paths)
 
 
+def of_packages(summary: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """The metrics of other packages that this summary holds."""
+    return tuple(
+        Metric(
+            f"plugins.{name}",
+            m["name"],
+            m["form"],
+            m["target"],
+            short=name,
+            help=f"{m['name']}; a good value is near: {m['target']}; measured by {m['package']}",
+        )
+        for name, m in summary.get("metrics", {}).items()
+    )
+
+
 def name_of(path: str) -> str:
     """What a metric is called in words; its path where it is not registered."""
     return METRICS[path].name if path in METRICS else path

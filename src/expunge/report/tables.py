@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import CLAIMS, MIN_REFERENCES
-from expunge.report.metrics import lookup, some
+from expunge.report.metrics import Metric, lookup, of_packages, some
 from expunge.report.summary import CONTROL
 
 COLUMNS = some(
@@ -52,9 +52,15 @@ def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
     yield from ((name, block) for name, block in summary["methods"].items() if name != CONTROL)
 
 
+def columns(summary: Mapping[str, Any]) -> list[Metric]:
+    """The metrics of the result table, those of other packages last; without those that no candidate has."""
+    blocks = [block for _, block in candidates(summary)]
+    return [m for m in (*COLUMNS, *of_packages(summary)) if any(m.value(block) is not None for block in blocks)]
+
+
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """The table as text: a heading row, then one row per candidate. A value that does not exist is a dash."""
-    used = [metric for metric in COLUMNS if any(metric.value(block) is not None for _, block in candidates(summary))]
+    used = columns(summary)
     table = [["", *(metric.heading for metric in used), "utility", "shown"]]
     for name, block in candidates(summary):
         cells = [metric.text(block) for metric in used]

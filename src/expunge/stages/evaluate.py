@@ -23,6 +23,7 @@ from expunge.evaluation.rows import choose_rows
 from expunge.evaluation.suite import controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
+from expunge.methods.installed_metrics import BLOCK, described, forgotten_values, load_metrics
 from expunge.methods.measured import measure_references
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
 from expunge.methods.unlearned import INFO, SEEDS, UnlearnedModel
@@ -134,6 +135,7 @@ def main() -> None:
         write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
         return
     config = load_config()
+    metrics = load_metrics(config.evaluate.metrics)
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
     labels, seed = store.column("label"), config.evaluate.seed
@@ -157,7 +159,7 @@ def main() -> None:
         y, part, first_rows = labels[counted], split.parts[counted], of[id(original)]
         rows = choose_rows(y, part, first_rows.z, seed, canaries)
         measuring = measure_references(rows, [of[id(m)] for m in (original, *references)], WORK / "measured")
-        blocks = [
+        blocks: list[dict[str, Any]] = [
             evaluate(
                 of[id(model)],
                 first_rows,
@@ -172,17 +174,20 @@ def main() -> None:
             )
             for model in models.values()
         ]
+        if metrics:
+            for block, model in zip(blocks, models.values(), strict=True):
+                block[BLOCK] = forgotten_values(metrics, of[id(model)], y, part)
         controls = {}
         if name == REFERENCES and references:
             known = [of[id(r)] for r in references]
             controls = controls_of(first_rows, known, y, part, seed, JUDGED_HALF, canaries, measuring)
     seconds = time.perf_counter() - start
     if name == REFERENCES:
-        block = {"original": blocks[0], "retrained": blocks[1:], "controls": controls}
+        written = {"original": blocks[0], "retrained": blocks[1:], "controls": controls, "metrics": described(metrics)}
     else:
-        block = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
+        written = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
     write_rows(name, models, split, labels, store.column("sample_id"))
-    write_json(METRICS / f"{name}.json", block)
+    write_json(METRICS / f"{name}.json", written)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})
     log_message(f"evaluate {name}: {seconds:.1f} s")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from expunge.config import Data
 from expunge.data.images import decode
-from expunge.data.prepare import NAMED, open_source
+from expunge.data.prepare import NAMED, by_package, open_source
 from expunge.data.readers.tables import DELIMITERS, ROLES
 from expunge.data.schema import ENCODED, TEXT, row_digest, text_digest
 from expunge.data.selectors import read_values
@@ -36,6 +36,7 @@ INSTALLED = {
     "emoji": ("the published archives at their origin", "whoever publishes them"),
 }
 PUBLISHED = ("the data set by name, in the files it was read from or at its origin", "the owner of those files")
+READ_ELSEWHERE = ("what the reader of another package reads", "whoever keeps it")
 IN_PROGRESS = ("features", "activations", "train", "shadow", "stages", "measured")
 
 
@@ -53,8 +54,9 @@ class _Rows:
 def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Found]:
     """The input of the pipeline. One that was installed, or that may not be written, is somebody else's to clean:
     tombstones keep its rows out of the dataset."""
-    if data.source.startswith(NAMED) or (data.source in INSTALLED and data.path is None):
-        what, who = INSTALLED.get(data.source, PUBLISHED)
+    foreign = by_package(data.source)  # only its reader knows the format, so the input cannot be rewritten here
+    if data.source.startswith(NAMED) or ((foreign or data.source in INSTALLED) and data.path is None):
+        what, who = READ_ELSEWHERE if foreign else INSTALLED.get(data.source, PUBLISHED)
         if len(targets.tombstones):
             yield NotPurgeable(f"source {data.source}", what, who)
         raw = targets.root / RAW
@@ -72,7 +74,7 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
         return
     # Not `path` itself where it lies elsewhere: a report names no place on the machine.
     where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
-    if where != str(data.path) or data.source in INSTALLED or not _writable(path):
+    if where != str(data.path) or foreign or data.source in INSTALLED or not _writable(path):
         yield NotPurgeable(where, f"{count} rows in an input that may not be rewritten", "the owner of that file")
         return
     yield Residue(where, "rows", count)

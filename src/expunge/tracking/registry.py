@@ -22,6 +22,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import expunge
+from expunge.models.families import package_of
 from expunge.serving.servable import Contract, servable_digest, write_servable
 from expunge.system.errors import TrackingError
 from expunge.system.files import write_json
@@ -192,7 +193,10 @@ def requirements(architecture: str) -> list[str]:
 
 
 def _own_builder(architecture: str) -> tuple[list[str], list[Path]]:
-    """For `package.module:function`: the distributions that install it, else its source, stored with the model."""
+    """For `package.module:function`: the distributions that install it, else its source, stored with the model. For a
+    family of another package: that package."""
+    if (package := package_of(architecture)) is not None:
+        return [package.split()[0]], []
     source, colon, _ = architecture.partition(":")
     top = source.partition(".")[0]
     if not colon or source in BUILDERS or top == expunge.__name__:

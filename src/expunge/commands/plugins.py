@@ -1,0 +1,64 @@
+"""plugins: what installed packages bring along, and whether it can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import dumps
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+OURS = "not used: the name is Expunge's own"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command()(plugins)
+
+
+def plugins(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List methods, readers, model families and metrics of other packages. Each is imported, to see whether it loads.
+
+    The exit status is 0 whatever is found: one that does not load stops only what names it.
+    """
+    found = list(_found())
+    if as_json:
+        typer.echo(dumps(found, indent=2))
+        return
+    if not found:
+        typer.echo("no installed package brings anything along; `expunge docs plugins` says how one does")
+        return
+    table = Table("kind", "name", "package", "loads", box=None, pad_edge=False)
+    for line in found:
+        table.add_row(line["kind"], line["name"], line["package"], line["problem"] or "yes")
+    console = Console()
+    # Piped, it is one line per plug-in: a width of 80 would break names and reasons.
+    (console if console.is_terminal else Console(width=400)).print(table)
+
+
+def _found() -> Iterator[dict[str, str]]:
+    """Kind, name, package with its version, and what is wrong with it, "" where nothing is."""
+    from expunge.data.prepare import NAMED, SOURCES
+    from expunge.evaluation.forget_metric import ForgetMetric
+    from expunge.methods.method import load_installed
+    from expunge.methods.table import METHODS
+    from expunge.models.families import OWN, Family
+    from expunge.system import plugins
+    from expunge.system.errors import ConfigError
+
+    ours = {"methods": set(METHODS), "models": set(OWN), "readers": {*SOURCES, *(n.rstrip(":") for n in NAMED)}}
+    for kind in plugins.KINDS:
+        for name in plugins.names(kind):
+            problem = ""
+            try:
+                if name in ours.get(kind, ()):
+                    problem = OURS
+                elif kind == "methods":
+                    load_installed(name)
+                else:
+                    plugins.load(kind, name, {"readers": None, "models": Family, "metrics": ForgetMetric}[kind])
+            except ConfigError as e:
+                problem = f"no: {str(e).partition(': ')[2]}"
+            yield {"kind": kind, "name": name, "package": plugins.package_of(kind, name), "problem": problem}

@@ -1,0 +1,70 @@
+"""docs/notebooks: run as a reader runs them, and kept as they were run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+
+from tests.pipeline import ROOT
+
+NOTEBOOKS = ROOT / "docs/notebooks"
+NAMES = ("first-request", "library-alone", "reading-a-verdict")
+LINES = 20  # of a cell
+LIBRARY = ("expunge.core", "expunge.evaluation", "expunge.testing")  # what a reader may rely on
+
+
+def code(name: str) -> list[dict]:
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def kinds(cell: dict) -> list[str]:
+    """What a cell put out: "text", or the richest form of a picture or value. Messages about progress are left out."""
+    found = []
+    for out in cell["outputs"]:
+        if out["output_type"] == "stream":
+            text = "".join(out["text"])
+            if out["name"] == "stdout" and not text.startswith("extract:"):
+                found.append("text")
+        else:
+            found.append("picture" if "image/png" in out.get("data", {}) else out["output_type"])
+    return [kind for i, kind in enumerate(found) if kind != "text" or found[:i].count("text") == 0]
+
+
+def test_every_notebook_is_here_and_the_docs_name_it():
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == sorted(NAMES)
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"docs/notebooks/{name}.ipynb" in readme for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_kept_as_it_was_run_with_short_cells_of_the_public_library(name):
+    cells = code(name)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert any("picture" in kinds(cell) for cell in cells)
+    for cell in cells:
+        text = "".join(cell["source"])
+        assert len(text.splitlines()) <= LINES, text
+        for module in re.findall(r"^(?:from|import) (expunge[\w.]*)", text, re.MULTILINE):
+            assert module.startswith(LIBRARY), module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_and_puts_out_what_is_kept(name, tmp_path, monkeypatch):
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason="`make test` installs it from requirements-dev.lock")
+    import nbformat
+    from nbclient import NotebookClient
+
+    for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
+    made = [kinds(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
+    assert made == [kinds(cell) for cell in code(name)]
