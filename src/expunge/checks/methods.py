@@ -77,9 +77,9 @@ def _of_entry(
         found.append(Problem(where, f"{method} needs activations at a cut, and activations.cuts is []", "add the cut"))
     if "activations" in facts.needs and schema.mixed and config.model.training != ABOVE:
         found.append(Problem(where, f"{method} needs pictures of one size, and theirs differ", _instead(schema)))
-    if "unseen rows" in facts.needs:
-        says = f"{method} needs rows that the model never saw, and the fit stage has none"
-        found.append(Problem(where, says, "leave it out of methods; as a class of expunge.finetune it takes them"))
+    if "unseen rows" in facts.needs and request.kind == "rows" and not config.split.unseen:
+        says = f"{method} needs rows that the model never saw, and split.unseen is 0"
+        found.append(Problem(where, says, "set split.unseen, as to 0.1: the model is then trained without that share"))
     return found + _training(config, where, method)
 
 

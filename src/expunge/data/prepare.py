@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from expunge.data.readers.parquet import read_parquet
 from expunge.data.readers.text import read_text
 from expunge.data.source import Source
 from expunge.data.tombstones import Tombstones
+from expunge.data.unseen import set_aside
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError
 
@@ -37,6 +39,7 @@ def prepare(
     download: bool = False,
     columns: Mapping[str, str] | None = None,
     canaries: int = 0,
+    unseen: float = 0.0,
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
@@ -44,12 +47,15 @@ def prepare(
     Fashion-MNIST, the fortunes or the archives of the emoji.
     `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
     `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
-    own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. Raises DataError.
+    own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. The share `unseen` of the
+    training rows is set aside, also drawn with `seed`: no model is trained on it. Raises DataError.
     """
     if source.startswith(NAMED):
         opened = open_named(source, root, download, columns, test_fraction, seed, raw_dir)
     else:
         opened = open_source(source, path, test_fraction, seed, raw_dir)
+    if unseen:
+        opened = replace(opened, batches=set_aside(opened.batches, unseen, seed))
     tombstones = Tombstones.near(out_dir)
     if canaries and tombstones is not None:
         raise DataError(
