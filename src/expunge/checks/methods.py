@@ -125,9 +125,9 @@ def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
         return [Problem(f"{where}.after", says, "write {method: relearn, ...}")]
     if method == "seal" and kind == "weights":
         return [Problem(f"{where}.after", f"{first} changes the backbone, so there is no map to seal", "name a map")]
-    if method == "oracle-match" and kind not in ("weights", None):
-        says = f"{first} leaves the backbone, and oracle-match needs a relearned one"
-        return [Problem(f"{where}.after", says, "name relearn, or leave `after` out")]
+    if method == "oracle-match" and kind == "map":
+        says = f"{first} maps the features, and oracle-match needs a relearned network or a head"
+        return [Problem(f"{where}.after", says, "name relearn or head-refit, or leave `after` out")]
     return []
 
 
