@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo people test test-slow lint docs bench results verdict-study ui up down clean lock
+.PHONY: help setup run demo people test test-slow lint docs bench results comparators verdict-study ui up down clean lock
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench: $(DEV) ## Every speed claim as a ratio measured now; writes reports/bench
 
 results: $(READY) ## docs/results.md: every experiment over its seeds; goes on where it was ended
 	python -m expunge.results
+
+comparators: $(READY) ## docs/comparators.md: every method on two requests, three seeds each; goes on where it was ended
+	python -m expunge.results.comparators
 
 verdict-study: $(READY) ## Calibrates the verdict over hundreds of small models; goes on where it was ended
 	python -m expunge.results.verdict_study --page docs/verdict-study.md

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.dataset import Dataset
-from expunge.data.schema import FORGET, PARTS, RAW, RETAIN, SPLITS, TEST_FORGET, TEST_RETAIN, TEXT, TRAIN
+from expunge.data.schema import FORGET, PARTS, RAW, RETAIN, SPLITS, TEST_FORGET, TEST_RETAIN, TEXT, TRAIN, UNSEEN
 from expunge.data.split import ASSIGNMENT, Split
 from expunge.features.store import FeatureStore
 from expunge.system.errors import QualityError
@@ -44,12 +44,13 @@ def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, A
     dataset = Dataset(directory)
     frame = dataset_frame(dataset)
     n_classes = len(dataset.class_names)
+    unseen = dataset.manifest.get("rows_unseen", 0)
     suite = [
-        gxe.ExpectTableRowCountToEqual(value=dataset.manifest["rows_train"] + dataset.manifest["rows_test"]),
+        gxe.ExpectTableRowCountToEqual(value=dataset.manifest["rows_train"] + dataset.manifest["rows_test"] + unseen),
         gxe.ExpectColumnValuesToNotBeNull(column="sample_id"),
         gxe.ExpectColumnValuesToBeUnique(column="sample_id"),
         gxe.ExpectColumnValuesToBeBetween(column="label", min_value=0, max_value=n_classes - 1),
-        gxe.ExpectColumnDistinctValuesToBeInSet(column="split", value_set=list(SPLITS)),
+        gxe.ExpectColumnDistinctValuesToBeInSet(column="split", value_set=[*SPLITS, *([UNSEEN] if unseen else [])]),
         gxe.ExpectColumnDistinctValuesToEqualSet(column="train_label", value_set=list(range(n_classes))),
         gxe.ExpectColumnValuesToBeBetween(column="content_bytes", min_value=1),
     ]
@@ -131,7 +132,7 @@ def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
     frame: pd.DataFrame = table.select(["sample_id", "part"]).to_pandas()
     in_order = table["row"].to_numpy() == np.arange(len(table))
     frame["matches_dataset"] = _agrees(table["sample_id"], reference["sample_id"]) * in_order
-    allowed = {"train": (RETAIN, FORGET), "test": (TEST_RETAIN, TEST_FORGET)}
+    allowed = {"train": (RETAIN, FORGET), "test": (TEST_RETAIN, TEST_FORGET), UNSEEN: (UNSEEN,)}
     splits = reference["split"].to_pylist()[: len(table)]
     fits = [part in allowed.get(s, ()) for part, s in zip(frame["part"], splits, strict=False)]
     frame["fits_split"] = np.array(fits + [False] * (len(table) - len(fits)), dtype=int)

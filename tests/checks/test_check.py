@@ -75,7 +75,10 @@ ROWS = {"selector": "random", "fraction": 0.1}
         (lambda p: (p["split"].update(ROWS), add(p, "trew")), r"fit\.trew: trew is for whole classes, .*names rows of"),
         (lambda p: (p["split"].update(ROWS), add(p, "pour-p")), r"fit\.pour-p: pour-p is for whole classes"),
         (lambda p: add(p, "regun"), r"fit\.regun: regun is for rows of classes that stay, .*names whole classes"),
-        (lambda p: add(p, "regun"), r"fit\.regun: regun needs rows that the model never saw"),
+        (
+            lambda p: (add(p, "regun"), p["split"].update(selector="random")),
+            r"fit\.regun: regun needs rows that the model never saw, and split\.unseen is 0; set split\.unseen",
+        ),
         (lambda p: p["fit"]["teacher-map"].pop("after"), r"fit\.teacher-map: .*starts from another.*add after"),
         (
             lambda p: p["fit"]["teacher-map"].update(after={"method": "relern"}),

@@ -47,7 +47,7 @@ def test_whole_class(tmp_path: Path, dataset: Dataset, data: dict, classes: list
     assert read.request == request == json.loads((tmp_path / "s" / "request.json").read_text())
     assert read.parts.tolist() == expected
     assert read.rows("test_forget").tolist() == [i for i, p in enumerate(expected) if p == "test_forget"]
-    assert read.manifest["parts"] == {p: expected.count(p) for p in names.values()}
+    assert read.manifest["parts"] == {p: expected.count(p) for p in names.values()} | {"unseen": 0}
 
 
 def test_names_of_classes_in_any_case_where_they_are_one_class() -> None:

@@ -95,7 +95,7 @@ def test_the_penalty_pulls_back_to_the_original_as_the_closed_form_says() -> Non
 def test_partial_blinding_loses_the_class_from_its_rows_alone(digits: Any) -> None:
     images = digits.images.copy()
     images[digits.retain] = 0
-    # Where ascent with long steps ends depends on the machine: between 20 and 95 % of the other rows. Short ones do not.
+    # Where ascent with long steps ends depends on the machine, and with short ones it does not.
     method = PartiallyBlinded(lr=0.003, epochs=100, batch_size=64, cap=1.2)
     result = method.fit(digits.model, images, digits.labels, *digits.rows).classifier_
     others = digits.test[digits.labels[digits.test] != 5]

@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bad-teacher": {"lr": 0.05, "batch_size": 64},
     "delete": {"lr": 0.0003, "epochs": 20, "weight_decay": 0.0, "batch_size": 64},
     "trew": {"lr": 0.02, "epochs": 8, "batch_size": 64, "retain_share": 1.0},
+    "muda": {"lr": 0.05, "epochs": 4, "batch_size": 64, "retain_share": 1.0},
     "scissorhands": {"sparsity": 0.7, "lam": 0.05, "lr": 0.02, "epochs": 4, "batch_size": 64},
     "retention-mask": {"keep": 0.5, "lr": 0.3, "epochs": 6, "batch_size": 64, "fisher_rows": 300},
     "boundary-shrink": {"lr": 0.001, "epochs": 6, "batch_size": 64, "weight_decay": 0.0},
@@ -38,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "min-norm": {"lr": 0.05, "epochs": 3, "batch_size": 64},
     "partially-blinded": {"lr": 0.003, "epochs": 100, "batch_size": 64, "cap": 1.2},
     "one-step": {"strength": 100.0},
+    "instance-wise": {"lr": 0.1, "epochs": 15, "batch_size": 64},
     "damp": {},
     "short-retrain": {"epochs": 4, "batch_size": 64},
 }

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from expunge.core.group_removal import group_effect, ridge
+from expunge.core.head import LinearHead
+from expunge.core.head_refit import HeadRefit
 from expunge.finetune.loop import Run
-from expunge.finetune.oracle import GroupOracle, OracleMatch, RidgeOracle, TeacherOracle, distance
+from expunge.finetune.oracle import GroupOracle, HeadOracle, OracleMatch, RidgeOracle, TeacherOracle, distance
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
+from expunge.system.errors import DataError
 from expunge.training.trainer import train
 from tests.finetune.conftest import small_network
 
@@ -122,3 +125,24 @@ def test_the_student_comes_near_a_retrained_network_and_a_group_of_one_is_the_di
         GroupOracle([], [digits.model])
     with pytest.raises(ValueError, match="forget_multiplier"):
         OracleMatch(oracle=group, forget_multiplier=0)
+
+
+def test_a_head_oracle_gives_the_refitted_head_s_logits_and_masked_classes_the_least(digits: Any) -> None:
+    z, labels = digits.z(digits.model, digits.retain), torch.from_numpy(digits.labels[digits.retain])
+    head = HeadRefit(l2=1e-3).fit(LinearHead(digits.model.head.weight, digits.model.head.bias), z, labels).head_
+    oracle = HeadOracle(head)
+    run = Run(OracleMatch(oracle=oracle), digits.model, digits.images, digits.labels, *digits.rows)
+    oracle.prepare(run)
+    found = oracle.logits(run, digits.forget)
+    expected = head.logits(digits.z(digits.model, digits.forget)).float()
+    others = [c for c in range(10) if c != 5]
+    torch.testing.assert_close(found[:, others], expected[:, others], atol=1e-4, rtol=1e-4)
+    assert expected[:, 5].max() < -9000
+    torch.testing.assert_close(found[:, 5], found[:, others].amin(1))
+    with pytest.raises(DataError, match=r"the oracle's head is \[10, 4\]"):
+        HeadOracle(LinearHead(torch.zeros(10, 4), torch.zeros(10))).prepare(run)
+    # Distilled, the network follows it: forgotten rows leave their class.
+    method = OracleMatch(oracle=oracle, epochs=8, lr=1e-4, batch_size=64)
+    result = method.fit(digits.model, digits.images, digits.labels, *digits.rows).classifier_
+    assert digits.accuracy(digits.model, digits.forget) > 0.99
+    assert digits.accuracy(result, digits.forget) < 0.1

@@ -62,9 +62,11 @@ def test_every_line_of_the_table_says_what_it_is_for():
 
 def test_a_method_matches_the_oracle_that_its_entry_names(request_):
     table = {"oracle": {"method": "oracle-match", "after": {"method": "ru-linear", "beta": 1.0}}}
-    with pytest.raises(ConfigError, match="leaves the backbone"):
+    with pytest.raises(ConfigError, match="maps the features"):
         fit("oracle", request_, table)
     table["oracle"] = {"method": "oracle-match", "epochs": 1, "after": {"method": "relearn", "cut": "stage2"}}
+    assert fit("oracle", request_, table).classifier is not None
+    table["oracle"] = {"method": "oracle-match", "epochs": 1, "after": {"method": "head-refit"}}
     assert fit("oracle", request_, table).classifier is not None
 
 

@@ -79,9 +79,9 @@ def _of_entry(
         found.append(Problem(where, f"{method} needs activations at a cut, and activations.cuts is []", "add the cut"))
     if "activations" in facts.needs and schema.mixed and config.model.training != ABOVE:
         found.append(Problem(where, f"{method} needs pictures of one size, and theirs differ", _instead(schema)))
-    if "unseen rows" in facts.needs:
-        says = f"{method} needs rows that the model never saw, and the fit stage has none"
-        found.append(Problem(where, says, "leave it out of methods; as a class of expunge.finetune it takes them"))
+    if "unseen rows" in facts.needs and request.kind == "rows" and not config.split.unseen:
+        says = f"{method} needs rows that the model never saw, and split.unseen is 0"
+        found.append(Problem(where, says, "set split.unseen, as to 0.1: the model is then trained without that share"))
     return found + _training(config, where, method)
 
 
@@ -127,9 +127,9 @@ def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
         return [Problem(f"{where}.after", says, "write {method: relearn, ...}")]
     if method == "seal" and kind == "weights":
         return [Problem(f"{where}.after", f"{first} changes the backbone, so there is no map to seal", "name a map")]
-    if method == "oracle-match" and kind not in ("weights", None):
-        says = f"{first} leaves the backbone, and oracle-match needs a relearned one"
-        return [Problem(f"{where}.after", says, "name relearn, or leave `after` out")]
+    if method == "oracle-match" and kind == "map":
+        says = f"{first} maps the features, and oracle-match needs a relearned network or a head"
+        return [Problem(f"{where}.after", says, "name relearn or head-refit, or leave `after` out")]
     return []
 
 

@@ -64,7 +64,7 @@ class Schema:
     def _of_dataset(cls, dataset: Dataset) -> Schema:
         texts, manifest = dataset.encoding == TEXT, dataset.manifest
         mixed = not texts and dataset.image_shape is None
-        rows = manifest["rows_train"] + manifest["rows_test"]
+        rows = sum(manifest.get(f"rows_{split}", 0) for split in ("train", "test", "unseen"))
         names = len(dataset.class_names)
         return cls(texts, dataset.image_shape, mixed, names, manifest["rows_train"], rows, dataset)
 

@@ -1,4 +1,4 @@
-"""methods: every method with the requests it answers, what it needs and changes, what it costs, and its source."""
+"""methods: every method with its requests, what it needs and changes, its cost and source, and what was measured."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
     """List the methods that params.yaml may name, and what each is for."""
     from expunge.methods.method import load_installed
     from expunge.methods.table import METHODS
+    from expunge.results.comparators_page import NOT_MEASURED, claims
     from expunge.system import plugins
     from expunge.system.errors import ConfigError
+    from expunge.workspaces.template import text_of
 
     facts = {name: method.kind.facts for name, method in METHODS.items()}
     packages = {}
@@ -34,13 +36,16 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
             typer.echo(f"left out: {e}", err=True)
         else:
             packages[name] = plugins.package_of("methods", name)
+    measured = claims(text_of("docs/comparators.md"))
+    claim = {name: measured.get(name, NOT_MEASURED) for name in facts}
     if as_json:
-        typer.echo(dumps({name: {**asdict(f), "package": packages.get(name)} for name, f in facts.items()}, indent=2))
+        more = {name: {"package": packages.get(name), "claim": claim[name]} for name in facts}
+        typer.echo(dumps({name: {**asdict(f), **more[name]} for name, f in facts.items()}, indent=2))
         return
-    table = Table("method", "requests", "needs", "changes", "cost", "source", box=None, pad_edge=False)
+    table = Table("method", "requests", "needs", "changes", "cost", "source", "claim", box=None, pad_edge=False)
     for name, f in facts.items():
         source = f"{f.source} ({packages[name]})" if name in packages else f.source
-        table.add_row(name, ", ".join(f.requests), ", ".join(f.needs), f.changes, f.cost, source)
+        table.add_row(name, ", ".join(f.requests), ", ".join(f.needs), f.changes, f.cost, source, claim[name])
     console = Console()
     # Piped, it is one line per method: a width of 80 would break names and papers.
-    (console if console.is_terminal else Console(width=200)).print(table)
+    (console if console.is_terminal else Console(width=260)).print(table)

@@ -124,6 +124,7 @@ class Split:
     duplicates: Literal["warn", "include", "refuse"]
     near_duplicates: Literal["warn", "include", "refuse", "ignore"]
     validation: Half
+    unseen: Half
     seed: Seed
     more_than_half: Bool = False
 

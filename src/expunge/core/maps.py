@@ -90,6 +90,11 @@ class AffineMap(_Saved):
     def dim(self) -> int:
         return self.bias.shape[0]
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is `identity(dim)`, which stores nothing."""
+        return self.form == "remove" and not self.weight.numel() and not self.bias.any()
+
     def __repr__(self) -> str:
         rank = "" if self.form == "dense" else f", rank={self.weight.shape[1]}"
         return f"AffineMap(dim={self.dim}, form={self.form!r}{rank})"

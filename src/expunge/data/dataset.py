@@ -112,8 +112,8 @@ class Dataset:
         return np.asarray(self.table(["label"])["label"].to_numpy())
 
     def splits(self) -> np.ndarray:
-        """str `(rows,)`, "train" or "test"."""
-        return np.array(self.table(["split"])["split"].to_pylist(), dtype="U5")
+        """str `(rows,)`, "train", "test" or "unseen"."""
+        return np.array(self.table(["split"])["split"].to_pylist(), dtype="U6")
 
     def sample_ids(self) -> list[str]:
         ids: list[str] = self.table(["sample_id"])["sample_id"].to_pylist()

@@ -19,6 +19,7 @@ from expunge.data.readers.parquet import read_parquet
 from expunge.data.readers.text import read_text
 from expunge.data.source import Source
 from expunge.data.tombstones import Tombstones
+from expunge.data.unseen import set_aside
 from expunge.data.writer import write_dataset
 from expunge.system import plugins
 from expunge.system.errors import DataError
@@ -42,6 +43,7 @@ def prepare(
     download: bool = False,
     columns: Mapping[str, str] | None = None,
     canaries: int = 0,
+    unseen: float = 0.0,
 ) -> dict[str, Any]:
     """Read `source` and write the dataset directory `out_dir`; returns its manifest.
 
@@ -49,12 +51,15 @@ def prepare(
     Fashion-MNIST, the fortunes or the archives of the emoji; a reader of another package takes it or not.
     `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
     `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
-    own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. Raises DataError.
+    own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. The share `unseen` of the
+    training rows is set aside, also drawn with `seed`: no model is trained on it. Raises DataError.
     """
     if source.startswith(NAMED):
         opened = open_named(source, root, download, columns, test_fraction, seed, raw_dir)
     else:
         opened = open_source(source, path, test_fraction, seed, raw_dir)
+    if unseen:
+        opened = replace(opened, batches=set_aside(opened.batches, unseen, seed))
     tombstones = Tombstones.near(out_dir)
     if canaries and tombstones is not None:
         raise DataError(

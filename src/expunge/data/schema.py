@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 TRAIN, TEST = "train", "test"
-SPLITS = (TRAIN, TEST)
+SPLITS = (TRAIN, TEST)  # every dataset has both
+UNSEEN = "unseen"  # as split and as part: training rows of the source that no model is trained on and no metric counts
 
 RETAIN, FORGET, TEST_RETAIN, TEST_FORGET = "retain", "forget", "test_retain", "test_forget"
-PARTS = (RETAIN, FORGET, TEST_RETAIN, TEST_FORGET)
+PARTS = (RETAIN, FORGET, TEST_RETAIN, TEST_FORGET, UNSEEN)
 
 RAW = "raw"  # row-major HWC uint8
 ENCODED = "encoded"  # the original PNG, JPEG, ... file

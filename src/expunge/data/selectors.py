@@ -147,7 +147,8 @@ def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
     _refuse(file, "are not in the dataset", _never_there(dataset, [i for i in wanted if i not in position]))
     wanted = [i for i in wanted if i in position]
     rows = np.array([position[i] for i in wanted], dtype=np.int64)
-    _refuse(file, "are test rows, which no model was trained on", [wanted[k] for k in np.flatnonzero(~train[rows])])
+    others = [wanted[k] for k in np.flatnonzero(~train[rows])]
+    _refuse(file, "are test rows, or unseen ones, which no model was trained on", others)
     mask = np.zeros(len(train), dtype=bool)
     mask[rows] = True
     return mask

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
 from expunge.data.dataset import Dataset
 from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
-from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN
+from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN, UNSEEN
 from expunge.data.selectors import refuse_most, select
 from expunge.data.tombstones import Tombstones, refuse
 from expunge.system.damage import reading
@@ -51,7 +51,7 @@ def split(
     The selector takes its own argument: classes -> `classes` (names or indices), random -> `fraction` of the training
     rows and `seed`, memorised -> `fraction` and `scores`, ids and subjects -> `file`, filter -> `filter`; canaries has
     none. Only training rows are forgotten. Test rows of a class whose training rows are all forgotten become
-    test_forget, the others test_retain.
+    test_forget, the others test_retain; rows that were set aside before training stay unseen.
 
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
     it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
@@ -59,7 +59,8 @@ def split(
     chosen and which no metric counts, drawn with `seed`. `more_than_half`: whether it may forget so much.
     Raises DataError for a request that names what is not there, nothing, or everything.
     """
-    train = dataset.splits() == TRAIN
+    splits = dataset.splits()
+    train = splits == TRAIN
     forget = select(
         dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed, scores=scores
     )
@@ -82,7 +83,7 @@ def split(
 
     labels = dataset.labels()
     whole = whole_classes(labels, train, forget)
-    part = parts_of(labels, train, forget)
+    part = parts_of(labels, splits, forget)
     ids = dataset.sample_ids()
     request = {
         "selector": selector,
@@ -115,12 +116,14 @@ def whole_classes(labels: np.ndarray, train: np.ndarray, forget: np.ndarray) -> 
     return np.setdiff1d(labels[forget], labels[train & ~forget])
 
 
-def parts_of(labels: np.ndarray, train: np.ndarray, forget: np.ndarray) -> np.ndarray:
-    """The part of every row: str `(n,)`. `labels (n,)`, `train (n,)` mask of training rows, `forget (n,)` of those that
-    are forgotten."""
+def parts_of(labels: np.ndarray, splits: np.ndarray, forget: np.ndarray) -> np.ndarray:
+    """The part of every row: str `(n,)`. `labels (n,)`, `splits (n,)` str, `forget (n,)` mask of the training rows that
+    are forgotten. Unseen rows are a part of their own, whatever their class."""
+    train = splits == TRAIN
     part = np.where(forget & train, FORGET, RETAIN).astype("U11")  # room for the longest name
     gone = whole_classes(labels, train, forget & train)
     part[~train] = np.where(np.isin(labels[~train], gone), TEST_FORGET, TEST_RETAIN)
+    part[splits == UNSEEN] = UNSEEN
     return part
 
 

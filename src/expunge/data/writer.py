@@ -22,7 +22,10 @@ from expunge.data.schema import (
     DUPLICATES,
     ENCODED,
     SPLITS,
+    TEST,
     TEXT,
+    TRAIN,
+    UNSEEN,
     content_column,
     dataset_schema,
     row_digest,
@@ -81,8 +84,8 @@ def write_dataset(
         if planter is not None:
             pq.write_table(planter.table, tmp / CANARIES, compression="zstd")
             canaries = {CANARIES: planter.table.num_rows}
-        n_train = pc.sum(pc.equal(rows["split"], "train")).as_py()
         made_by: dict[str, Any] = {} if package is None else {"package": package}
+        counted = {name: pc.sum(pc.equal(rows["split"], name)).as_py() for name in (TRAIN, TEST, UNSEEN)}
         return write_manifest(
             tmp,
             "prepare",
@@ -90,8 +93,9 @@ def write_dataset(
             source=source.name,
             encoding=source.encoding,
             image_shape=list(next(iter(shapes))) if len(shapes) == 1 else None,
-            rows_train=n_train,
-            rows_test=rows.num_rows - n_train,
+            rows_train=counted[TRAIN],
+            rows_test=counted[TEST],
+            rows_unseen=counted[UNSEEN],
             duplicates=counts,
             **made_by,
         )
@@ -280,7 +284,7 @@ def _check_rows(rows: pa.Table, source: Source) -> None:
     if repeated:
         raise DataError(f"{source.name}: {len(repeated)} sample ids occur twice or more, first {repeated[0]!r}")
     splits = set(pc.unique(rows["split"]).to_pylist())
-    unknown = sorted(splits - set(SPLITS))
+    unknown = sorted(splits - {*SPLITS, UNSEEN})
     if unknown:
         raise DataError(f"{source.name}: split {unknown[0]!r} is neither 'train' nor 'test'; rename or drop those rows")
     for name in SPLITS:

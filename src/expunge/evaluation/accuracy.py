@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from expunge.evaluation.divergence import check_logits, log_softmax, mean
 
 PARTS = ("retain", "forget", "test_retain", "test_forget")
+UNSEEN = "unseen"  # rows that are in no metric: methods may be fitted with them, no model is trained on them
 
 
 def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.evaluation.accuracy import PARTS
+from expunge.evaluation.accuracy import PARTS, UNSEEN
 from expunge.evaluation.exposure import CanaryRows
 
 Index = NDArray[np.int64]
@@ -61,13 +61,14 @@ def choose_rows(
     seed: int,
     canaries: CanaryRows | None = None,
 ) -> Rows:
-    """Plan the evaluation. `labels (n,)` int, `part (n,)` in PARTS, `order_by (n, d)` features that fix the order."""
+    """Plan the evaluation. `labels (n,)` int, `part (n,)` in PARTS, or UNSEEN: of a row that no metric looks at.
+    `order_by (n, d)`: features that fix the order."""
     labels, part = np.asarray(labels), np.asarray(part).astype(str)
     if labels.ndim != 1 or part.shape != labels.shape or len(order_by) != len(labels):
         raise ValueError(
             f"labels, part and features must describe the same rows: {labels.shape}, {part.shape}, {len(order_by)}"
         )
-    unknown = sorted(set(np.unique(part)) - set(PARTS))
+    unknown = sorted(set(np.unique(part)) - {*PARTS, UNSEEN})
     if unknown:
         raise ValueError(f"unknown part {str(unknown[0])!r}, expected one of {', '.join(PARTS)}")
     keys = [np.asarray(order_by)[:, j] for j in range(min(8, np.shape(order_by)[1]))]

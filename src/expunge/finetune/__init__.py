@@ -13,13 +13,15 @@ from expunge.finetune.blinded import PartiallyBlinded
 from expunge.finetune.boundary import BoundaryExpand, BoundaryShrink
 from expunge.finetune.damp import Damp
 from expunge.finetune.delete import Delete
+from expunge.finetune.instance_wise import InstanceWise
 from expunge.finetune.jit import Jit
 from expunge.finetune.loss_free import LossFreeSsd
 from expunge.finetune.min_norm import MinNorm
+from expunge.finetune.muda import Muda
 from expunge.finetune.natmu import NatMU
 from expunge.finetune.neggrad import NegGradPlus
 from expunge.finetune.one_step import OneStep
-from expunge.finetune.oracle import GroupOracle, OracleMatch, RidgeOracle, TeacherOracle
+from expunge.finetune.oracle import GroupOracle, HeadOracle, OracleMatch, RidgeOracle, TeacherOracle
 from expunge.finetune.projected import ProjectedGradient
 from expunge.finetune.regun import ReGUn
 from expunge.finetune.relabel import RandomLabels, SalUn
@@ -43,6 +45,7 @@ METHODS: dict[str, type[Estimator]] = {
     "bad-teacher": BadTeacher,
     "delete": Delete,
     "trew": Trew,
+    "muda": Muda,
     "scissorhands": Scissorhands,
     "retention-mask": RetentionMask,
     "boundary-shrink": BoundaryShrink,
@@ -56,6 +59,7 @@ METHODS: dict[str, type[Estimator]] = {
     "min-norm": MinNorm,
     "partially-blinded": PartiallyBlinded,
     "one-step": OneStep,
+    "instance-wise": InstanceWise,
     "damp": Damp,
     "short-retrain": ShortRetrain,
 }
@@ -80,9 +84,12 @@ __all__ = [
     "Delete",
     "FineTune",
     "GroupOracle",
+    "HeadOracle",
+    "InstanceWise",
     "Jit",
     "LossFreeSsd",
     "MinNorm",
+    "Muda",
     "NatMU",
     "NegGradPlus",
     "OneStep",

@@ -13,8 +13,11 @@ from torch.nn.functional import one_hot
 
 from expunge.core.facts import Facts
 from expunge.core.group_removal import group_effect, ridge
+from expunge.core.head import LinearHead
+from expunge.core.logit_mask import MASKED_BIAS
 from expunge.finetune.loop import MIXED, Index, Phase, Run, Terms, Updater, single
 from expunge.models.classifier import Classifier
+from expunge.system.errors import DataError
 
 
 class Oracle(Protocol):
@@ -66,6 +69,30 @@ class RidgeOracle:
         return torch.cat([z, z.new_ones(len(z), 1)], 1)
 
 
+class HeadOracle:
+    """The logits of another head on the original's features, such as `head-refit` finds without the forgotten rows.
+
+    Where that head is the optimum of its problem, these are the logits of training the head again, as Newton's method
+    predicts them: RidgeOracle is the same for a ridge head. They move through the head alone. A masked class has no
+    logit to be near to; it gets the row's smallest other one [derived].
+    """
+
+    def __init__(self, head: LinearHead) -> None:
+        self.head = head
+        self.masked = head.bias <= MASKED_BIAS
+
+    def prepare(self, run: Run) -> None:
+        if tuple(self.head.weight.shape) != tuple(run.original.head.weight.shape):
+            found, wanted = list(self.head.weight.shape), list(run.original.head.weight.shape)
+            raise DataError(f"the oracle's head is {found}, the model's {wanted}; give one on the same features")
+
+    @torch.no_grad()
+    def logits(self, run: Run, rows: Index) -> Tensor:
+        out = self.head.logits(run.original.features(run.images[rows]).float())
+        least = out.masked_fill(self.masked, torch.inf).amin(1, keepdim=True)
+        return torch.where(self.masked, least, out).float()
+
+
 class GroupOracle:
     """The original's logits plus the mean difference between `retrained` networks and `others` trained on all rows.
 
@@ -96,7 +123,7 @@ class OracleMatch(Updater):
     t are the oracle's logits; both are centred over classes first, for a common shift changes no probability [derived].
     The paper's datamodels, which need thousands of networks, are not part of this: the oracles here stand in for them.
 
-    oracle              a TeacherOracle, RidgeOracle or GroupOracle
+    oracle              a TeacherOracle, RidgeOracle, HeadOracle or GroupOracle
     forget_multiplier   how often an epoch passes each forgotten row
     retain_multiplier   retained rows of an epoch, per forgotten row; drawn anew for each, `retain_share` has no effect
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
-from expunge.data.schema import FORGET, RETAIN, TRAIN
+from expunge.data.schema import FORGET, RETAIN, TRAIN, UNSEEN
 from expunge.data.split import Split
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.finetune.shards import Engine
@@ -54,6 +54,7 @@ class FitInputs:
             retain_rows=split.rows(RETAIN),
             forget_classes=split.request["whole_classes"],
             validation_rows=np.flatnonzero(split.validation_mask),
+            unseen_rows=split.rows(UNSEEN),
             model_dir=MODELS / ORIGINAL,
             forgotten_dir=FORGOTTEN,
             engine=engine,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from expunge.core import (
+    AffineMap,
     CertifiedRemoval,
     Esc,
     HeadRefit,
@@ -37,9 +38,10 @@ from expunge.core import (
     identity,
 )
 from expunge.core.tilted import Tilt
-from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal, TeacherOracle
+from expunge.finetune import FOR_SAMPLES, HeadOracle, OracleMatch, RidgeOracle, Seal, TeacherOracle
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
+from expunge.finetune.oracle import Oracle
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
 from expunge.methods.exact import delete_exactly
@@ -187,10 +189,17 @@ def _finetune(
 
 
 def _oracle_match(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
-    """The oracle is the entry's teacher, or the ridge head without the forgotten rows where it has none."""
-    if before is not None and before.classifier is None:
-        raise ConfigError(f"params.yaml: fit.{name}: `after` leaves the backbone; oracle-match needs a relearned one")
-    oracle = TeacherOracle(before.classifier) if before is not None and before.classifier is not None else RidgeOracle()
+    """The oracle is what `after` leaves, a network or a head; the ridge head without the forgotten rows where there is
+    no `after`."""
+    oracle: Oracle = RidgeOracle()
+    if before is not None and before.classifier is not None:
+        oracle = TeacherOracle(before.classifier)
+    elif before is not None:
+        if not (isinstance(before.map, AffineMap) and before.map.is_identity):
+            raise ConfigError(
+                f"params.yaml: fit.{name}: `after` maps the features; oracle-match needs a relearned network or a head"
+            )
+        oracle = HeadOracle(before.head)
     fitted = make(name, OracleMatch, {"oracle": oracle, **settings})
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
     return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})

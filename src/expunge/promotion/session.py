@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.data.schema import FORGET, TRAIN
+from expunge.data.schema import FORGET
 from expunge.data.split import Split, described, parts_of
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Entry, Ledger
@@ -75,7 +75,7 @@ class ReviewSession:
         if request is None or not self.promoter.forgotten.knows(request):
             return None
         forget = self.promoter.forgotten.mask(request, self.dataset.sample_ids())
-        return parts_of(self.dataset.labels(), self.dataset.splits() == TRAIN, forget)
+        return parts_of(self.dataset.labels(), self.dataset.splits(), forget)
 
     def review(self, which: str = CHALLENGER) -> Review:
         """The version `which` beside the champion, or beside the original where nothing was promoted yet."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN
+from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN, UNSEEN
 from expunge.system.errors import ManifestError
 
 ROWS = 20_000  # at most so many rows of each part
@@ -58,9 +58,9 @@ def groups_of(labels: NDArray[Any], parts: NDArray[Any]) -> dict[str, Index]:
 
 
 def draw_rows(parts: NDArray[Any], seed: int, limit: int = ROWS) -> Index:
-    """At most `limit` rows of each part, in dataset order."""
+    """At most `limit` rows of each part that is evaluated, in dataset order."""
     rng = np.random.default_rng([seed, 101])
-    drawn = [_thin(np.flatnonzero(parts == part), limit, rng) for part in np.unique(parts)]
+    drawn = [_thin(np.flatnonzero(parts == part), limit, rng) for part in np.unique(parts) if part != UNSEEN]
     return np.sort(np.concatenate(drawn))
 
 

@@ -51,7 +51,8 @@ def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[R
 
     Raises ConfigError for a round of no known kind, and where too few are left to draw.
     """
-    labels, train = dataset.labels(), dataset.splits() == TRAIN
+    labels, splits = dataset.labels(), dataset.splits()
+    train = splits == TRAIN
     left, made = train.copy(), []
     for number, asked in enumerate(rounds, 1):
         kind = next((k for k in ("classes", "rows", "subjects") if k in asked), None)
@@ -70,7 +71,7 @@ def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[R
             mask = _subjects(dataset, left, asked[kind], rng, number)
             name = f"{asked[kind]} {'person' if asked[kind] == 1 else 'people'}"
         left &= ~mask
-        unseen = np.flatnonzero(~train & np.isin(labels, labels[mask]))
+        unseen = np.flatnonzero((splits == TEST) & np.isin(labels, labels[mask]))
         made.append(Request(f"{number}: {name}", kind, np.flatnonzero(mask), unseen))
     return made
 

@@ -72,7 +72,7 @@ def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVer
         if len(pooled.seeds) == 1:
             cells = [metric.text(pooled.blocks[name][0]) for metric in columns]
         else:
-            cells = [_cell(metric.form, value) for metric, value in zip(columns, values, strict=True)]
+            cells = [cell(metric.form, value) for metric, value in zip(columns, values, strict=True)]
         if judged:
             cells += verdict_cells(judged[name]) if name in judged else ["", ""]
         label = f"{name} (control)" if name == CONTROL else name
@@ -80,7 +80,7 @@ def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVer
     return "\n".join(lines)
 
 
-def _cell(form: str, values: Sequence[float]) -> str:
+def cell(form: str, values: Sequence[float]) -> str:
     if not values:
         return "–"
     mean = form.format(np.mean(values))
@@ -125,7 +125,8 @@ def _claims(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
 
 def _counts(pooled: Pooled, name: str, j: PooledVerdict) -> bool:
     """Whether a speed says anything: utility was kept in every run, and in none does the method what a control does."""
-    controls = [summary["methods"][name]["verdict"]["control"] for summary in pooled.summaries]
+    found = [summary["methods"][name] for summary in pooled.summaries if name in summary["methods"]]
+    controls = [block["verdict"]["control"] for block in found]
     return j.kept == j.runs and not any(controls)
 
 

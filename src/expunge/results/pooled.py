@@ -55,14 +55,15 @@ def pool(workspaces: Mapping[int, Path]) -> Pooled:
     if len(workspaces) > 1:
         retrained = _with_floor(retrained, [_forgotten_logits(path) for path in workspaces.values()])
     blocks = {"original": [s["references"]["original"] for s in summaries], "retrained": retrained}
-    names = [CONTROL, *(name for name in summaries[0]["methods"] if name != CONTROL)]
-    blocks |= {name: [s["methods"][name] for s in summaries] for name in names}
+    # A method may be refused in one seed and not in another.
+    names = dict.fromkeys([CONTROL, *(name for summary in summaries for name in summary["methods"])])
+    blocks |= {name: [s["methods"][name] for s in summaries if name in s["methods"]] for name in names}
     return Pooled(tuple(workspaces), tuple(summaries), blocks)
 
 
 def judge(pooled: Pooled, name: str) -> PooledVerdict:
-    """The verdicts of the single runs, each on its own rows and retrained models, counted."""
-    verdicts = [summary["methods"][name]["verdict"] for summary in pooled.summaries]
+    """The verdicts of the runs in which it was not refused, each on its own rows and retrained models, counted."""
+    verdicts = [summary["methods"][name]["verdict"] for summary in pooled.summaries if name in summary["methods"]]
 
     def count(outcome: str) -> dict[str, int]:
         return {claim: sum(v["claims"][claim] == outcome for v in verdicts) for claim in CLAIMS}

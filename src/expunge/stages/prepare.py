@@ -9,7 +9,8 @@ from expunge.system.progress import log_message
 
 
 def main() -> None:
-    data = load_config().data
+    config = load_config()
+    data = config.data
     with checked_beside():
         manifest = prepare(
             data.source,
@@ -22,6 +23,7 @@ def main() -> None:
             download=data.download,
             columns=data.columns,
             canaries=data.canaries,
+            unseen=config.split.unseen,
         )
     log_message(
         f"prepare: {manifest['rows_train']:,} training and {manifest['rows_test']:,} test rows of {data.source}"

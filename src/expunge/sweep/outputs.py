@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from expunge.core import Moments
-from expunge.data.schema import ASSIGNMENT_SCHEMA, DUPLICATES, PARTS, TRAIN
+from expunge.data.schema import ASSIGNMENT_SCHEMA, DUPLICATES, PARTS, TEST, TRAIN, UNSEEN
 from expunge.data.split import ASSIGNMENT, REQUEST
 from expunge.data.writer import find_duplicates
 from expunge.features.store import CLASS_SUMS, MOMENTS, STORAGE_TYPES, Shards, narrow, write_shard
@@ -54,8 +54,8 @@ def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
     for name in old["files"]:
         if not name.startswith("part-") and name != DUPLICATES:
             link(directory / name, place / name)
-    left = ~targets.erased
-    counted = {"rows_train": int((left & targets.train).sum()), "rows_test": int((left & ~targets.train).sum())}
+    left = np.asarray(columns["split"].to_pylist())[~targets.erased]
+    counted = {f"rows_{name}": int((left == name).sum()) for name in (TRAIN, TEST, UNSEEN)}
     renew_manifest(place, directory, old, {**rows, DUPLICATES: duplicates.num_rows}, duplicates=counts, **counted)
 
 

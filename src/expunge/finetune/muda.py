@@ -1,0 +1,92 @@
+"""MUDA: forgotten rows' features are turned into the directions of retained ones, then retained rows are relearned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from expunge.core.facts import Facts
+from expunge.finetune.kinds import need_whole_classes
+from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, kl, single
+from expunge.finetune.projected import outside
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Muda(Updater):
+    """`1 - DA + KL(sg p(P z) || p(z))` on forgotten rows, then CE on retained ones, in turns.
+
+    After Seo, Kim and Han, arXiv 2407.17710, whose formulas were not found: a reconstruction. P projects on the leading
+    eigenvectors of E[z z'] of retained rows under the student, taken anew at the start of each epoch, and
+    `DA = sum ||P z||^2 / sum ||z||^2` of the batch. The second term teaches what the student itself says once the
+    other directions are taken away.
+
+    energy        share of the second moment that P holds
+    moment_rows   retained rows of which it is taken, drawn with `seed`
+
+    An epoch is a pass over the forgotten rows, by running statistics of batch norm, and one over the retained rows.
+    Whole classes only: rows of classes that stay lie where the others lie. A projection reaches DA = 1, which no
+    retrained model has: the metric counts the distance to that (`evaluation.alignment`). Other arguments as in Updater.
+    Fitted besides: `ranks_`, the rank of P in each epoch.
+    """
+
+    facts: ClassVar[Facts] = Facts(
+        ("classes",),
+        ("images", "retained rows"),
+        "weights",
+        "passes over retained rows",
+        "arXiv 2407.17710, reconstruction",
+    )
+    energy: float = 0.95
+    moment_rows: int = 2000
+    epochs: int = 2
+    retain_share: float = 0.3
+    ranks_: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.energy <= 1 or self.moment_rows < 1:
+            raise ValueError(f"energy {self.energy} must lie in (0, 1] and moment_rows {self.moment_rows} be 1 or more")
+
+    def phases(self, run: Run) -> list[Phase]:
+        need_whole_classes(run, "the features of its rows lie where those of the retained rows lie")
+        self.ranks_ = []
+        projections: dict[int, Tensor] = {}
+
+        def away(epoch: int, rows: Index) -> Terms:
+            if epoch not in projections:
+                projections[epoch] = self._projection(run)
+            p = projections[epoch]
+            z = run.features(rows, frozen_norm=True)
+            with torch.no_grad():
+                target = run.student.head(z @ p).softmax(1)
+            return {"unaligned": 1 - aligned(z, p), "forget": kl(target, run.student.head(z))}
+
+        def back(rows: Index) -> Terms:
+            return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
+
+        def of(epoch: int) -> list[Phase]:
+            forget = Phase(epoch, "forgotten", single(run.forgotten(epoch)), lambda rows: away(epoch, rows))
+            return [forget, Phase(epoch, "retained", single(run.retained(epoch)), back)]
+
+        return [phase for epoch in range(self.epochs) for phase in of(epoch)]
+
+    @torch.no_grad()
+    def _projection(self, run: Run) -> Tensor:
+        """P `(d, d)` float32 of the student as it is now, in eval mode."""
+        training = run.student.training
+        student = run.student.eval()
+        rows = run.rng(RELABEL).permutation(run.retain)[: self.moment_rows]
+        z = torch.cat([student.features(run.images[part]).double() for part in run.split(rows)])
+        student.train(training)
+        p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) - outside((z.T @ z / len(z))[None], self.energy)[0]
+        self.ranks_.append(round(float(p.trace())))
+        return p.float()
+
+
+def aligned(z: Tensor, projection: Tensor) -> Tensor:
+    """DA of features `z (b, d)` with an orthogonal projection `(d, d)`, in [0, 1]."""
+    return (z @ projection).square().sum() / z.square().sum()

@@ -1,0 +1,112 @@
+"""python -m expunge.results.comparators: run every method beside each other, and write them into docs/comparators.md.
+
+Two requests, three training seeds each, and each method that answers the request with the settings that params.yaml has
+for it. Every run is a workspace below `.expunge/results`, whose finished stages DVC knows: a command that was ended
+goes on where it was, and of methods that were added later only those run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from expunge.methods.table import METHODS
+from expunge.report.summary import CONTROL
+from expunge.results.comparators_page import section, with_measured
+from expunge.results.pooled import pool
+from expunge.results.variants import HOME, Variant, finished, run_variants
+from expunge.stages import run
+from expunge.system.errors import ConfigError, ExpungeError
+from expunge.system.files import write_text
+from expunge.system.progress import log_message
+
+PAGE = Path("docs/comparators.md")
+SEEDS = (1, 2, 3)
+OTHER_TRAINING = ("exact", "certified-removal")  # for models that were trained to be deleted from
+UNSEEN = 0.1
+
+
+def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "params.yaml") -> list[str]:
+    """The methods of `root`'s params that answer a request of `kind`, "classes" or "rows", the control first.
+
+    Entries that are further settings of a method are left out. `only`: no others than these and the control. Raises
+    ConfigError for a name that is no such method.
+    """
+    fit = yaml.safe_load((root / file).read_text(encoding="utf-8"))["fit"]
+    able = [
+        name
+        for name, method in METHODS.items()
+        if name in fit and kind in method.kind.facts.requests and name not in (CONTROL, *OTHER_TRAINING)
+    ]
+    every = {name for name in METHODS if name in fit}
+    if unknown := [name for name in only if name not in every]:
+        raise ConfigError(f"{unknown[0]}: no method that {file} has settings for; `expunge methods` lists them")
+    return [CONTROL, *(name for name in able if not only or name in only)]
+
+
+def held(root: Path, experiment: str) -> set[str]:
+    """Methods that the workspaces of an experiment have run already, or are running."""
+    files = (root / HOME / experiment).glob("*/params.yaml")
+    return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["methods"]}
+
+
+def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """The two requests; the first word of each title names its kind. `only`: no others than these methods and those
+    that were run before, which stay in the table."""
+
+    def methods(experiment: str, kind: str) -> list[str]:
+        kept = sorted(held(root, experiment) & set(METHODS) - {CONTROL}) if only else []
+        return methods_for(root, kind, [*only, *kept])
+
+    return (
+        Variant(
+            "comparators-class",
+            "class: Fashion-MNIST, small ResNet, forget class 5 (sandal)",
+            SEEDS,
+            {"methods": methods("comparators-class", "classes")},
+        ),
+        Variant(
+            "comparators-rows",
+            "rows: Fashion-MNIST, small ResNet, forget a random 10 % of the training rows",
+            SEEDS,
+            {
+                "methods": methods("comparators-rows", "rows"),
+                "split": {"selector": "random", "fraction": 0.1, "unseen": UNSEEN},
+            },
+        ),
+    )
+
+
+def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
+    """Put what is finished into the page. Raises ExpungeError when nothing is."""
+    found = [(variant, workspaces) for variant in variants if (workspaces := finished(root, variant))]
+    if not found:
+        raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results.comparators")
+    text = (root / PAGE).read_text(encoding="utf-8")
+    write_text(root / PAGE, with_measured(text, [section(variant, pool(w)) for variant, w in found]))
+    log_message(f"comparators: {PAGE}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m expunge.results.comparators", description=__doc__)
+    parser.add_argument("only", nargs="*", metavar="METHOD", help="these methods and the control; all when left out")
+    parser.add_argument("--request", choices=("class", "rows"), help="this request alone")
+    parser.add_argument("--collect", action="store_true", help="run nothing, write the page from what is finished")
+    arguments = parser.parse_args()
+    root = Path.cwd()
+    variants = experiments(root, arguments.only)
+    if arguments.request:
+        variants = tuple(v for v in variants if v.name.endswith(arguments.request))
+    if not arguments.collect:
+        for variant in variants:  # the page grows with every request that is done
+            run_variants(root, [variant])
+            write_comparators(root, experiments(root))
+    else:
+        write_comparators(root, experiments(root))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,90 @@
+"""The measured part of docs/comparators.md: written from runs, and read again by `expunge methods`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from expunge.report.metrics import some
+from expunge.report.summary import CONTROL
+from expunge.report.tables import markdown_table
+from expunge.results.page import FIT, RETRAIN, cell, meaning, verdict_cells
+from expunge.results.pooled import Pooled, judge
+from expunge.results.variants import Variant
+from expunge.system.errors import ExpungeError
+
+BEGIN = "<!-- measured: written by python -m expunge.results.comparators -->"
+END = "<!-- end of what is written -->"
+NOT_MEASURED = "not measured"
+KEPT, SHOWN = "kept", "shown"  # headings by which the verdict is found again
+METRICS = some(
+    "accuracy.forget",
+    "accuracy.test_retain",
+    "divergence.forget.kl",
+    "divergence.forget.agreement",
+    "membership.loss_auc",
+    "representation.probe_z_prime",
+)
+
+
+def section(variant: Variant, pooled: Pooled) -> str:
+    """One experiment: what its table says, the table, and what was refused."""
+    judged = {name: judge(pooled, name) for name in pooled.blocks if name not in ("original", "retrained")}
+    head = ["", *(metric.heading for metric in METRICS), "cost", "refused", KEPT, SHOWN]
+    body = []
+    for name, blocks in pooled.blocks.items():
+        label = f"{name} (control)" if name == CONTROL else name
+        cells = [cell(metric.form, pooled.values(name, metric.path)) for metric in METRICS]
+        verdict = verdict_cells(judged[name]) if name in judged else ["", ""]
+        refused = len(pooled.seeds) - len(blocks)
+        body.append([label, *cells, cost_share(pooled, name), f"{refused}" if refused else "", *verdict])
+    seeds = f"Training seeds: {', '.join(map(str, pooled.seeds))} of {len(variant.seeds)}."
+    request = pooled.summaries[0]["request"]
+    rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows go."
+    lines = [*meaning(pooled, judged), *refusals(pooled)]
+    return "\n\n".join(
+        [f"### {variant.title}", f"{rows} {seeds}", "\n".join(f"- {s}" for s in lines), markdown_table(head, body)]
+    )
+
+
+def cost_share(pooled: Pooled, name: str) -> str:
+    """Seconds of the fit as a share of those of a retraining."""
+    fit, retrain = pooled.values(name, FIT), pooled.values(name, RETRAIN)
+    return f"{np.mean(fit) / np.mean(retrain):.1%}" if fit and retrain else "–"
+
+
+def refusals(pooled: Pooled) -> list[str]:
+    """What was refused, in how many seeds, with the first reason."""
+    reasons: dict[str, list[str]] = {}
+    for summary in pooled.summaries:
+        for name, reason in summary.get("refused", {}).items():
+            reasons.setdefault(name, []).append(reason)
+    return [f"Refused in {len(r)} of {len(pooled.seeds)} seeds: {n}: {r[0]}" for n, r in reasons.items()]
+
+
+def with_measured(text: str, sections: Sequence[str]) -> str:
+    """The page `text` with `sections` between its two marks. Raises ExpungeError where it lacks them."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ExpungeError(f"docs/comparators.md: needs the lines `{BEGIN}` and `{END}`; restore them from git")
+    return before + "\n\n".join([BEGIN, *sections, END]) + after
+
+
+def claims(text: str) -> Mapping[str, str]:
+    """Method -> its verdicts in the page `text`, as "class: kept 3/3, shown outputs 3/3"; others are left out."""
+    found: dict[str, list[str]] = {}
+    measured = text.partition(BEGIN)[2].partition(END)[0]
+    kind, head = "", [""]
+    for line in measured.splitlines():
+        if line.startswith("### "):
+            kind, head = line.removeprefix("### ").partition(":")[0], [""]
+        elif line.startswith("| "):
+            cells = [part.strip() for part in line.strip("|").split("|")]
+            if SHOWN in cells:
+                head = cells
+            elif SHOWN in head and (shown := cells[head.index(SHOWN)]):
+                name = cells[0].removesuffix(" (control)")
+                found.setdefault(name, []).append(f"{kind}: kept {cells[head.index(KEPT)]}, shown {shown}")
+    return {name: "; ".join(said) for name, said in found.items()}

@@ -1,0 +1,69 @@
+"""Rows that are set aside before training: drawn by their ids, a part of their own, never asked to be forgotten."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expunge.data.dataset import Dataset
+from expunge.data.prepare import prepare
+from expunge.data.split import Split, split
+from expunge.data.unseen import drawn
+from expunge.system.errors import DataError
+from tests.data.made import arrays
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> tuple[Path, dict]:
+    made = arrays(600)
+    np.savez(tmp_path / "a.npz", x=made["images"], y=made["labels"], ids=made["ids"], split=made["splits"])
+    return tmp_path / "a.npz", made
+
+
+def dataset_of(file: Path, unseen: float, seed: int = 0) -> Dataset:
+    prepare("npz", file.parent / "d", path=file, unseen=unseen, seed=seed)
+    return Dataset(file.parent / "d")
+
+
+def test_the_share_is_of_training_rows_and_no_row_depends_on_another(archive: tuple[Path, dict]) -> None:
+    file, made = archive
+    splits = dataset_of(file, 0.3).splits()
+    given = np.array(made["splits"])
+    np.testing.assert_array_equal(splits == "test", given == "test")
+    # 450 rows at 0.3 each: four standard deviations are 39.
+    assert abs((splits == "unseen").sum() - 135) < 39
+    expected = [s == "train" and drawn(i, 0) < 0.3 for i, s in zip(made["ids"], given, strict=True)]
+    np.testing.assert_array_equal(splits == "unseen", expected)
+    half = slice(None, 300)
+    np.savez(file, x=made["images"][half], y=made["labels"][half], ids=made["ids"][half], split=made["splits"][half])
+    np.testing.assert_array_equal(dataset_of(file, 0.3).splits(), splits[half])
+    assert (dataset_of(file, 0.3, seed=1).splits() != splits[half]).any()
+
+
+def test_draws_are_even_between_0_and_1() -> None:
+    found = np.sort([drawn(f"row {i}", 7) for i in range(2000)])
+    # Kolmogorov-Smirnov against the uniform distribution; 0.0364 is its quantile of 99 % for 2,000 draws.
+    assert np.abs(found - (np.arange(2000) + 0.5) / 2000).max() < 0.0364
+
+
+def test_unseen_rows_are_a_part_of_their_own(archive: tuple[Path, dict], tmp_path: Path) -> None:
+    dataset = dataset_of(archive[0], 0.3)
+    counted = dataset.manifest
+    assert counted["rows_train"] + counted["rows_unseen"] == 450 and counted["rows_test"] == 150
+    request = split(dataset, tmp_path / "s", selector="classes", classes=["1"], validation=0.2)
+    made = Split(tmp_path / "s")
+    np.testing.assert_array_equal(made.parts == "unseen", dataset.splits() == "unseen")
+    assert request["forget_rows"] + request["retain_rows"] == counted["rows_train"]
+    # The class keeps unseen rows, and is forgotten as a whole all the same.
+    assert request["whole_classes"] == [1] and (dataset.labels()[made.rows("unseen")] == 1).any()
+    assert not made.validation_mask[made.rows("unseen")].any()
+
+
+def test_an_unseen_row_cannot_be_forgotten_and_a_share_above_a_half_is_refused(archive: tuple, tmp_path: Path) -> None:
+    dataset = dataset_of(archive[0], 0.3)
+    first = dataset.sample_ids()[int(np.flatnonzero(dataset.splits() == "unseen")[0])]
+    (tmp_path / "ids.txt").write_text(f"{first}\n")
+    with pytest.raises(DataError, match="1 values are test rows, or unseen ones, which no model was trained on"):
+        split(dataset, tmp_path / "s", selector="ids", file=tmp_path / "ids.txt")
+    with pytest.raises(DataError, match=r"split\.unseen is 0\.6"):
+        prepare("npz", tmp_path / "e", path=archive[0], unseen=0.6)
