@@ -11,6 +11,7 @@ how many fits with different seeds the intervals of the verdict are to hold, see
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
+from expunge.methods.correcting import refuse_correction, taught
 from expunge.methods.exact import delete_exactly
 from expunge.methods.exact_above import delete_above
 from expunge.methods.exact_heads import delete_from_heads, in_shards
@@ -144,6 +146,7 @@ def _certified_removal(name: str, request: FitInputs, settings: Settings, _: Unl
 
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     """The head's logits on retained rows are known from z."""
+    settings = taught(name, request, settings)
     method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
@@ -177,8 +180,11 @@ def _finetune(
 ) -> UnlearnedModel:
     if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
         settings = {**FOR_SAMPLES.get(method, {}), **settings}
-    fitted = make(name, FINETUNE[method], settings)
-    rows: tuple[np.ndarray, ...] = (request.retain_rows, request.forget_rows)
+    kind = FINETUNE[method]
+    if "targets" in inspect.signature(kind).parameters:
+        settings = taught(name, request, settings)
+    fitted = make(name, kind, settings)
+    rows: tuple[np.ndarray | None, ...] = (request.retain_rows, None if request.corrects else request.forget_rows)
     if isinstance(fitted, Updater):
         rows = (*rows, request.unseen_rows)
     fitted.fit(request.classifier, request.images(), request.labels, *rows)
@@ -236,6 +242,8 @@ METHODS: dict[str, Method] = {
 }
 
 
+CORRECTING = [name for name, method in METHODS.items() if "corrections" in method.kind.facts.requests]
+
 # torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
 DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost != "closed form"}
 
@@ -277,6 +285,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     method, after = settings.pop("method", default), settings.pop("after", None)
     choose = settings.pop("choose", None)
     line = method_named(method, name)
+    refuse_correction(name, method, line.kind.facts, request, CORRECTING)
     if after is not None and not (isinstance(after, Mapping) and "method" in after):
         raise ConfigError(
             f"params.yaml: fit.{name}.after: {after!r} is not a method with its settings; "
