@@ -25,6 +25,7 @@ from expunge.evaluation.rows import Index, Rows, choose_rows
 
 CKA_ROWS, RELEARN_ROWS, GEOMETRY_ROWS = 4000, 2000, 4000
 RELEARN_SHARE = 0.95
+NO_RELEARNING: dict[str, Any] = {"target_accuracy": None, "steps": None, "curve": [], "prototype_samples": None}
 
 
 def evaluate(
@@ -200,7 +201,7 @@ def _relearn(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, Any
     index = rows.thin(rows.forget, RELEARN_ROWS, 7)
     before = _on(acc.accuracy, original, index, rows.labels)
     if before is None:
-        return {"target_accuracy": None, "steps": None, "curve": [], "prototype_samples": None}
+        return NO_RELEARNING
     target = RELEARN_SHARE * before
     z = np.asarray(candidate.head_input)
     curve = rep.relearn_curve(np.asarray(candidate.logits)[index], z[index], rows.labels[index])

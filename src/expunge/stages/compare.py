@@ -5,6 +5,7 @@ from typing import Any
 
 from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
+from expunge.report.request_words import worded
 from expunge.report.summary import build_summary
 from expunge.report.tables import flat, headline, markdown, plot_csv
 from expunge.stages import run
@@ -86,10 +87,10 @@ def main() -> None:
     summary["refused"] = refused
     write_json(SUMMARY, summary)
     write_json(REPORTS / "metrics.json", flat(summary))
-    write_text(REPORTS / "results.md", markdown(summary))
+    write_text(REPORTS / "results.md", worded(markdown(summary), summary["request"]))
     for name, paths in PLOTS.items():
         write_text(REPORTS / "plots" / f"{name}.csv", plot_csv(summary, paths))
-    log_message(headline(summary).replace("**", ""))
+    log_message(worded(headline(summary), summary["request"]).replace("**", ""))
 
 
 if __name__ == "__main__":

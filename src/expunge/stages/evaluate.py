@@ -20,7 +20,7 @@ from expunge.evaluation.criteria import MIN_REFERENCES
 from expunge.evaluation.exposure import CanaryRows
 from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.rows import choose_rows
-from expunge.evaluation.suite import controls_of, evaluate
+from expunge.evaluation.suite import NO_RELEARNING, controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
@@ -81,7 +81,8 @@ def with_stages(
     if len(references) < MIN_REFERENCES:
         return models, original, references
     split, dataset, store = Split(SPLIT), Dataset(DATASET, verify=False), FeatureStore(FEATURES / ORIGINAL)
-    rows = choose_rows(store.column("label")[counted], split.parts[counted], original.z[counted], config.evaluate.seed)
+    labels = split.labels(store.column("label"))
+    rows = choose_rows(labels[counted], split.parts[counted], original.z[counted], config.evaluate.seed)
     at = np.flatnonzero(counted)
     names = stage_names(load_classifier(MODELS / ORIGINAL))
 
@@ -135,7 +136,7 @@ def main() -> None:
     config = load_config()
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
-    labels, seed = store.column("label"), config.evaluate.seed
+    labels, seed = split.labels(store.column("label")), config.evaluate.seed  # corrected rows by their new labels
     original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config)
     models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
@@ -166,6 +167,8 @@ def main() -> None:
             )
             for model in models.values()
         ]
+        if split.corrections is not None:  # to learn the corrected rows again is what was asked for
+            blocks = [{**block, "relearn": NO_RELEARNING} for block in blocks]
         controls = {}
         if name == REFERENCES and references:
             known = [rows_of(r, counted) for r in references]
