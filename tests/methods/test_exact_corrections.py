@@ -146,3 +146,20 @@ def test_the_head_refit_is_that_of_the_corrected_labels(heads: Heads) -> None:
     assert (
         float((made.head.weight - fit("head-refit", with_old, {"head-refit": {"l2": 1e-3}}).head.weight).norm()) > 0.1
     )
+
+
+@pytest.mark.parametrize("corrects", [True, False])
+def test_influence_of_second_order_is_exact_for_ridge_and_first_order_goes_there(corrects: bool, heads: Heads) -> None:
+    inputs = heads.inputs("ridge", heads.rows("few"))
+    if corrects:
+        inputs = corrected(inputs, inputs.forget_rows)
+    n = len(inputs.train_rows)
+    given = {"loss": "squared", "ridge": 1.0 / n, "temperature": 0.1, "max_drop": 1.0}
+    second = fit("second-order", inputs, {"second-order": given})
+    first = fit("first-order", inputs, {"first-order": given})
+    y = torch.from_numpy(inputs.labels[inputs.retain_rows])
+    wanted = RidgeHead(len(y) / n, temperature=0.1).fit(inputs.z_retain, y, 10).head_.weight
+    far = [float((w - wanted).norm() / wanted.norm()) for w in (second.head.weight, first.head.weight)]
+    start = float((inputs.head.weight - wanted).norm() / wanted.norm())
+    assert far[0] < 0.1 * start and far[0] < far[1] < start  # the original's features were rounded (quantum)
+    assert first.info["gradient_norm"] > second.info["gradient_norm"]

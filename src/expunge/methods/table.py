@@ -37,13 +37,14 @@ from expunge.core import (
     TeacherMap,
     identity,
 )
+from expunge.core.influence import FirstOrder, SecondOrder
 from expunge.core.tilted import Tilt
 from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal, TeacherOracle
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
-from expunge.methods.correcting import refuse_correction, taught
+from expunge.methods.correcting import by_influence, refuse_correction, taught
 from expunge.methods.exact import delete_exactly
 from expunge.methods.exact_above import delete_above
 from expunge.methods.exact_heads import delete_from_heads, in_shards
@@ -233,6 +234,8 @@ METHODS: dict[str, Method] = {
     "esc": Method(Esc, _esc),
     "head-refit": Method(HeadRefit, _head_refit),
     "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, or Relearn, as the model was trained
+    "first-order": Method(FirstOrder, partial(by_influence, method=FirstOrder)),
+    "second-order": Method(SecondOrder, partial(by_influence, method=SecondOrder)),
     "certified-removal": Method(CertifiedRemoval, _certified_removal),
     "relearn": Method(Relearn, _relearn),
     "teacher-map": Method(TeacherMap, _teacher_map),
