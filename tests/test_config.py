@@ -59,6 +59,15 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["split"].update(classes=5), r"split\.classes is 5; it must be list"),
         (lambda p: p["split"].update(fraction=1.5), r"split\.fraction is 1\.5; it must be less than 1"),
         (lambda p: p["split"].update(selector="ids"), r"split\.file must name the file"),
+        (lambda p: p["split"].update(selector="correct"), r"split\.file must name the file of .* corrections"),
+        (
+            lambda p: p["split"].update(selector="correct", file="c.csv", duplicates="include"),
+            r"must be warn for selector: correct; list copies",
+        ),
+        (
+            lambda p: (p["split"].update(selector="correct", file="c.csv"), p["shadow"].update(heads=8)),
+            r"shadow must be 0 for selector: correct",
+        ),
         (lambda p: p["split"].update(selector="canaries"), r"data\.canaries must be above 0 for selector: canaries"),
         (lambda p: p["split"].update(selector="filter"), r"split\.filter must be an expression"),
         (lambda p: p["model"].update(training="none"), r"model\.checkpoint must name the weights"),

@@ -283,3 +283,25 @@ def test_prepare_does_not_check_again_what_passed(tmp_path, monkeypatch):
     assert not preflight.passed()
     with pytest.raises(ConfigError, match="reference"), preflight.checked_beside():
         pass
+
+
+def test_corrections_are_checked_on_the_dataset_and_want_methods_that_can_teach(tmp_path, digits):
+    from expunge.data.dataset import Dataset
+
+    dataset, file = Dataset(digits), tmp_path / "corrections.csv"
+
+    def asks(label: int, methods: list[str]) -> Any:
+        def change(p: dict) -> None:
+            p["split"].update(selector="correct", file=str(file))
+            p["methods"] = ["logit-mask", *methods]
+            p["fit"] = {name: p["fit"].get(name, {}) for name in p["methods"]}
+
+        file.write_text(f"sample_id,label\n{dataset.sample_ids()[0]},{label}\n")
+        return change
+
+    own = int(dataset.labels()[0])
+    assert lines(checked(tmp_path, asks((own + 1) % 10, ["relearn"]), digits)) == []
+    (found,) = lines(checked(tmp_path, asks((own + 1) % 10, ["loft"]), digits))
+    assert "loft is for whole classes, and this request names corrected labels" in found and "relearn" in found
+    (found,) = lines(checked(tmp_path, asks(own, ["relearn"]), digits))
+    assert "changes nothing" in found

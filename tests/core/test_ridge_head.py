@@ -328,3 +328,57 @@ def test_bad_settings_are_refused():
     for bad in ({"ridge": 0.0}, {"ridge": "loo"}, {"temperature": -1.0}, {"grid": ()}):
         with pytest.raises(ValueError):
             RidgeHead(**bad)
+
+
+def other_labels(y: torch.Tensor, rows: torch.Tensor, shift: int = 1) -> torch.Tensor:
+    new = y.clone()
+    new[rows] = (y[rows] + shift) % CLASSES
+    return new
+
+
+@pytest.mark.parametrize("count", [1, 5, 60])
+@pytest.mark.parametrize("settings_", [{}, {"ridge": "gcv"}, {"ridge": "press"}, {"temperature": "leave-one-out"}])
+def test_corrected_labels_equal_numpy_and_a_fit_from_scratch(count, settings_):
+    z, y = drawn(200)
+    rows = torch.randperm(200, generator=torch.Generator().manual_seed(3))[:count]
+    new = other_labels(y, rows)
+    head = RidgeHead(**settings_).fit(z, y, CLASSES)
+    before = head.weights_.clone()
+    head.correct(z[rows], y[rows], new[rows], (z, new) if head.needs_rows else None)
+    fresh = RidgeHead(**settings_).fit(z, new, CLASSES)
+    assert near(head.weights_, reference(z, new, head.ridge_)) and near(head.weights_, fresh.weights_)
+    assert (head.ridge_, head.n_) == (fresh.ridge_, 200) and head.temperature_ == pytest.approx(fresh.temperature_)
+    assert torch.equal(head.counts_, fresh.counts_)
+    assert not near(before, head.weights_, 1e-4)
+
+
+def test_with_a_quantum_corrected_sums_have_the_bits_of_a_fit_and_the_reverse_restores_them():
+    z, y = drawn(200)
+    rows, head = torch.arange(0, 40), RidgeHead(quantum=2.0**-10)
+    first = head.fit(z, y, CLASSES).weights_.clone()
+    new = other_labels(y, rows)
+    head.correct(z[rows], y[rows], new[rows])
+    fresh = RidgeHead(quantum=2.0**-10).fit(z, new, CLASSES)
+    assert torch.equal(head.weights_, fresh.weights_) and torch.equal(head.sums.squares, fresh.sums.squares)
+    head.correct(z[rows], new[rows], y[rows])
+    assert torch.equal(head.weights_, first)
+
+
+def test_a_class_can_be_emptied_by_corrections():
+    z, y = drawn(100)
+    rows = (y == 2).nonzero()[:, 0]
+    new = other_labels(y, rows)
+    head = RidgeHead().fit(z, y, CLASSES).correct(z[rows], y[rows], new[rows])
+    assert int(head.counts_[2]) == 0 and float(head.head_.bias[2]) == MASKED_BIAS
+    assert near(head.weights_, reference(z, new, 1.0))
+
+
+def test_corrections_of_rows_that_are_not_there_change_nothing():
+    z, y = drawn(50)
+    head = RidgeHead().fit(z, y, CLASSES)
+    before = head.sums.by_class.clone()
+    with pytest.raises(DataError, match="not among those of this head"):
+        head.correct(100 * z[:3], y[:3], (y[:3] + 1) % CLASSES)
+    with pytest.raises(DataError, match="its label is 4"):
+        head.correct(z[:1], y[:1], torch.tensor([CLASSES]))
+    assert torch.equal(head.sums.by_class, before)

@@ -119,3 +119,24 @@ def test_refusals(tmp_path: Path) -> None:
     write_json(tmp_path / "head_shards.json", {"schema": 9})
     with pytest.raises(CheckpointError, match="schema 9"):
         HeadShards.load(tmp_path, RidgeHead)
+
+
+@pytest.mark.parametrize("make", [ridge, softmax])
+def test_corrected_labels_are_those_of_a_fit_from_nothing(make: Callable[[], RidgeHead | SoftmaxHead]) -> None:
+    part = rows()
+    moved = (part[2] == 1) & (np.arange(ROWS) % 5 == 0)
+    new = part[1].clone()
+    new[moved] = (new[moved] + 1) % CLASSES
+    now = (part[0], new, part[2])
+    first = fitted(make, part)
+    before = list(first.heads)
+    made, again = first.corrected(some(part, moved), new[moved], now)
+    assert again == [1] and made.heads[0] is before[0] and made.heads[2] is before[2]
+    fresh = fitted(make, now)
+    assert np.array_equal(made.counts_, fresh.counts_)
+    if make is ridge:
+        assert torch.equal(made.head_.weight, fresh.head_.weight)
+    else:
+        bound = accuracy_of(made.known)["bound"] + accuracy_of(fresh.known)["bound"]
+        assert float((made.head_.weight - fresh.head_.weight).norm()) <= bound + 1e-6
+    assert float((fitted(make, part).head_.weight - fresh.head_.weight).norm()) > 1e-2

@@ -37,6 +37,7 @@ def request(held: np.ndarray, forget: np.ndarray) -> Any:
         retain_rows=np.setdiff1d(np.arange(N), forget), forget_rows=forget, validation_rows=held, labels=LABELS,
         head=HEAD,
         store=SimpleNamespace(z=lambda rows: Z[rows], dim=6), classifier=network, forget_classes=[],
+        corrects=False,
     )  # fmt: skip
 
 

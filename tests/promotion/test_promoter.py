@@ -302,3 +302,9 @@ def test_a_cut_ledger_is_noticed(promoter):
     promoter.ledger.path.write_text(lines[0])
     with pytest.raises(LedgerError, match="cut off"):
         promoter.audit()
+
+
+def test_a_version_of_corrected_labels_is_refused_while_the_dataset_holds_the_old_ones(promoter):
+    promoter.client.set_model_version_tag(promoter.name, "1", "corrects", "40")
+    (why,) = promoter.check(promoter.version("1"))
+    assert "it corrects 40 labels" in why and "put the new labels into the data's source" in why

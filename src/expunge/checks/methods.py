@@ -65,10 +65,9 @@ def _of_entry(
     facts = line.kind.facts
     found = _settings(where, method, line.kind, given) + _after(where, method, given)
     if request.kind is not None and request.kind not in facts.requests and method not in NOT_CHECKED_FOR_KIND:
-        kinds = {"classes": "whole classes", "rows": "rows of classes that stay"}
-        also = ", ".join(
-            k for k, m in METHODS.items() if request.kind in m.kind.facts.requests and m.kind.facts.needs == facts.needs
-        )
+        kinds = {"classes": "whole classes", "rows": "rows of classes that stay", "corrections": "corrected labels"}
+        able = {k: m.kind.facts.needs for k, m in METHODS.items() if request.kind in m.kind.facts.requests}
+        also = ", ".join(k for k, n in able.items() if request.kind == "corrections" or n == facts.needs)
         says = f"{method} is for {kinds[facts.requests[0]]}, and this request names {kinds[request.kind]}"
         way_out = f"leave it out of methods{f', or take one of {also}' if also else ''}"
         found.append(Problem(where, says, way_out))

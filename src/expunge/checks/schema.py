@@ -10,6 +10,8 @@ import numpy as np
 
 from expunge.checks.problem import Problem
 from expunge.config import Config
+from expunge.data.corrections import SELECTOR as CORRECT
+from expunge.data.corrections import corrections_of
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT, TRAIN
 from expunge.data.selectors import refuse_most, select, share_of
@@ -87,7 +89,8 @@ def _same_source(dataset: Dataset, config: Config) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """`kind`: "classes" where whole classes are forgotten, "rows" where rows of classes that stay, None: unknown."""
+    """`kind`: "classes" where whole classes are forgotten, "rows" where rows of classes that stay, "corrections" where
+    labels are replaced, None: unknown. `forget_rows`: of corrections those that are corrected."""
 
     kind: str | None
     forget_rows: int = 0
@@ -103,6 +106,8 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
     if schema.dataset is not None:
         train = schema.dataset.splits() == TRAIN
         try:
+            if asked.selector == CORRECT:
+                return Request("corrections", len(corrections_of(schema.dataset, train, asked.file).rows)), []
             forget = select(
                 schema.dataset, train, asked.selector, classes=asked.classes, fraction=asked.fraction,
                 file=asked.file, filter=asked.filter, seed=asked.seed,
@@ -118,11 +123,11 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
         kind = "classes" if len(whole_classes(schema.dataset.labels(), train, forget)) else "rows"
         return Request(kind, int(forget.sum())), []
     found = []
-    if asked.selector in ("ids", "subjects") and asked.file and not Path(asked.file).is_file():
+    if asked.selector in ("ids", "subjects", CORRECT) and asked.file and not Path(asked.file).is_file():
         found.append(Problem("split.file", f"{asked.file}: no such file", "write the list, and dvc add it"))
     indices = [c for c in asked.classes if isinstance(c, int)]
     if asked.selector == "classes" and schema.classes and not all(0 <= c < schema.classes for c in indices):
         found.append(Problem("split.classes", f"{asked.classes}: classes are 0..{schema.classes - 1}", "change it"))
     if asked.selector == "classes" and not asked.classes:
         found.append(Problem("split.classes", "is empty", "name at least one class"))
-    return Request({"classes": "classes", "filter": None}.get(asked.selector, "rows")), found
+    return Request({"classes": "classes", "filter": None, CORRECT: "corrections"}.get(asked.selector, "rows")), found

@@ -42,6 +42,7 @@ def add(
     ids: Annotated[Path | None, typer.Option(help="File of row ids: .txt, .csv or .parquet.")] = None,
     subject_file: Annotated[Path | None, typer.Option(help="File of subjects, whose rows all go.")] = None,
     classes: Annotated[str | None, typer.Option(help="Classes, by name or index, with commas between.")] = None,
+    correct: Annotated[Path | None, typer.Option(help="Not taken in yet: the refusal says what to do.")] = None,
     basis: Annotated[str, typer.Option(help="On what ground, for example: GDPR Art. 17(1)(b).")] = "",
     received: Annotated[str | None, typer.Option(help="YYYY-MM-DD; today when left out.")] = None,
     more_than_half: Annotated[
@@ -52,6 +53,12 @@ def add(
     """Take a request in. A file is copied into data/requests and tracked by DVC: remove your own copy afterwards."""
     from expunge.erasure.intake import take_in
 
+    if correct is not None:
+        raise RequestError(
+            f"{correct}: corrections are not carried out as requests yet, since the dataset keeps the old labels; put "
+            "the new ones into the data's source and train again, and see docs/correct.md for the exact model in "
+            "seconds (split.selector: correct)"
+        )
     store = _store()
     made = take_in(
         store,

@@ -53,9 +53,19 @@ def broken_rules(config: Config) -> list[str]:
         ),
         (config.data.source.startswith("hf:") or not config.data.columns, "data.columns", "is for data.source hf:NAME"),
         (
-            ask.selector not in ("ids", "subjects") or ask.file is not None,
+            ask.selector not in ("ids", "subjects", "correct") or ask.file is not None,
             "split.file",
-            "must name the file of ids or subjects",
+            "must name the file of ids, subjects or corrections",
+        ),
+        (
+            ask.selector != "correct" or {ask.duplicates, ask.near_duplicates} <= {"warn", "ignore"},
+            "split.duplicates and split.near_duplicates",
+            "must be warn for selector: correct; list copies with their new labels too",
+        ),
+        (
+            ask.selector != "correct" or config.shadow.heads == config.shadow.networks == 0,
+            "shadow",
+            "must be 0 for selector: correct: its attacks ask whether a row was trained on, and corrected rows are",
         ),
         (
             ask.selector != "canaries" or config.data.canaries > 0,

@@ -116,7 +116,7 @@ class Activations:
 
 @dataclass(frozen=True, config=FORBID)
 class Split:
-    selector: Literal["classes", "random", "memorised", "canaries", "ids", "subjects", "filter"]
+    selector: Literal["classes", "random", "memorised", "canaries", "ids", "subjects", "filter", "correct"]
     classes: Annotated[list[Index | Text], Strict()]
     fraction: Share
     file: Text | None

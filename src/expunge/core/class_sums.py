@@ -101,11 +101,23 @@ class ClassSums:
         onehot = torch.nn.functional.one_hot(y, self.num_classes).to(h)
         self.by_class.addmm_(h.T, onehot, alpha=sign)
         self.squares.addmv_(onehot.T, h.square().sum(dim=1), alpha=sign)
-        if sign < 0:  # what is left of a class without rows is rounding, and made of nothing but its rows
-            empty = self.counts == 0
-            self.by_class[:, empty] = 0.0
-            self.squares[empty] = 0.0
+        if sign < 0:
+            self._clear_empty()
         self._check_exact()
+
+    def _clear_empty(self) -> None:
+        """What is left of a class without rows is rounding, and made of nothing but its rows."""
+        empty = self.counts == 0
+        self.by_class[:, empty] = 0.0
+        self.squares[empty] = 0.0
+
+    def relabel(self, h: Tensor, old: Tensor, new: Tensor) -> None:
+        """Move the rows `h (k, p)` from their class in `old (k,)` to that in `new (k,)`; second moments stay."""
+        after, before = (torch.nn.functional.one_hot(y, self.num_classes).to(h) for y in (new, old))
+        change = after - before
+        self.by_class.addmm_(h.T, change)
+        self.squares.addmv_(change.T, h.square().sum(dim=1))
+        self._clear_empty()
 
     def minus(self, z: Tensor, y: Tensor) -> ClassSums:
         """A copy without the rows of `z`."""

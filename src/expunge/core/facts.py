@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-REQUESTS = ("classes", "rows")
+REQUESTS = ("classes", "rows", "corrections")
 NEEDS = ("head", "moments", "features", "activations", "images", "retained rows", "unseen rows", "teacher")
 CHANGES = ("head", "map", "weights")
 COSTS = ("closed form", "features only", "passes over forgotten rows", "passes over retained rows")
@@ -14,7 +14,8 @@ COSTS = ("closed form", "features only", "passes over forgotten rows", "passes o
 class Facts:
     """Facts of a method, kept as the class attribute `facts`.
 
-    requests   kinds of request it makes sense for, of REQUESTS; another kind is refused
+    requests   kinds of request it makes sense for, of REQUESTS; another kind is refused. "corrections": rows that keep
+               existing under another label
     needs      what it looks at besides the forgotten rows, of NEEDS
     changes    "head", "map" (features on their way to the head) or "weights" (below the head as well)
     cost       what its time grows with, of COSTS; "closed form" also covers one pass of gradients without descent,

@@ -1,4 +1,4 @@
-"""Head refit: train the head again on retained features alone, to the optimum."""
+"""Head refit: train the head again on retained features alone, or on corrected labels, to the optimum."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HeadRefit(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("features", "retained rows"), "head", "features only", "derived"
+        ("classes", "rows", "corrections"), ("features", "retained rows"), "head", "features only", "derived"
     )
     head_: LinearHead
     map_: FeatureMap

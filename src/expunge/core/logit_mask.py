@@ -17,7 +17,7 @@ MASKED_BIAS = -1e4
 class LogitMask(Estimator):
     """Zero the head rows of `classes` and set their biases to -1e4; features are left as they are."""
 
-    facts: ClassVar[Facts] = Facts(("classes",), ("head",), "head", "closed form", "control")
+    facts: ClassVar[Facts] = Facts(("classes", "corrections"), ("head",), "head", "closed form", "control")
     head_: LinearHead
     map_: AffineMap
 

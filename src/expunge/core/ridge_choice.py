@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expunge.core.cholesky import Factor
-from expunge.core.class_sums import ClassSums
+from expunge.core.class_sums import ClassSums, as_labelled
 from expunge.system.errors import DataError
 
 CHUNK_ROWS = 4096
@@ -38,6 +39,24 @@ class LeaveOneOut:
     def press(self) -> float:
         """The mean squared residual over rows and classes."""
         return float(self.residuals.square().mean()) if len(self.residuals) else 0.0
+
+
+def checked_rows(
+    kept: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None, needed: bool, sums: ClassSums, n: int
+) -> tuple[Tensor, Tensor] | None:
+    """`kept`, features and labels, after checking that it is there where it is `needed` and has the `n` rows that the
+    head will have. Raises DataError."""
+    if kept is None:
+        if needed:
+            raise DataError(
+                "ridge press and temperature leave-one-out are chosen from rows: give kept=(z, y), "
+                "the rows that are there afterwards, or fix both"
+            )
+        return None
+    z, y = as_labelled(*kept, sums.dim, sums.num_classes)
+    if len(y) != n:
+        raise DataError(f"kept has {len(y)} rows, but the head has {n} afterwards")
+    return z, y
 
 
 def chunks(sums: ClassSums, z: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -22,6 +22,7 @@ from expunge.core.ridge_choice import (
     LeaveOneOut,
     check_choice,
     check_grid,
+    checked_rows,
     choose_ridge,
     choose_temperature,
     leave_group_out,
@@ -61,7 +62,7 @@ class RidgeHead(Estimator):
     `leave_one_out_`. [methods.md 8; the rank-k form is derived there]
     """
 
-    facts: ClassVar[Facts] = Facts(("classes", "rows"), ("head",), "head", "closed form", "derived")
+    facts: ClassVar[Facts] = Facts(("classes", "rows", "corrections"), ("head",), "head", "closed form", "derived")
     head_: LinearHead
     weights_: Tensor
     ridge_: float
@@ -165,6 +166,19 @@ class RidgeHead(Estimator):
         return self._change(z, y, kept, 1)
 
     @torch.no_grad()
+    def correct(self, z: Array, old: Array, new: Array, kept: Rows | None = None) -> RidgeHead:
+        """Rows `z (k, d)` with labels `old (k,)` get `new (k,)`: `S` and its factor stay, two columns of `B` change a
+        row. `kept`: all rows, with the new labels. Raises DataError as `remove`."""
+        z, old = as_labelled(z, old, self.sums.dim, self.sums.num_classes)
+        _, new = as_labelled(z, new, self.sums.dim, self.sums.num_classes)
+        factor, rows, h = self._solved(), self._checked(kept, self.n_), self.sums.augmented(z)
+        self.sums.check_removable(h, old)
+        self.sums.relabel(h, old, new)
+        if choose_ridge(self.ridge, self.sums, rows, self.grid) != self.ridge_:
+            return self.solve(kept)
+        return self._finish(factor.solve(self.sums.by_class), rows)
+
+    @torch.no_grad()
     def leave_one_out(self, z: Array, y: Array) -> LeaveOneOut:
         """Of rows `z (n, d)`, `y (n,)` that are among those of the head, each left out alone; `O(n p^2)`."""
         z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
@@ -254,19 +268,7 @@ class RidgeHead(Estimator):
         return refined(factor, self.sums.second, self.ridge_, self.sums.by_class, weights, self.drift)
 
     def _checked(self, kept: Rows | None, n: int | None = None) -> tuple[Tensor, Tensor] | None:
-        """`kept`, after checking that it is there where it is needed and has as many rows as the head will have."""
-        if kept is None:
-            if self.needs_rows:
-                raise DataError(
-                    "ridge press and temperature leave-one-out are chosen from rows: give kept=(z, y), "
-                    "the rows that are there afterwards, or fix both"
-                )
-            return None
-        z, y = as_labelled(*kept, self.sums.dim, self.sums.num_classes)
-        wanted = self.n_ if n is None else n
-        if len(y) != wanted:
-            raise DataError(f"kept has {len(y)} rows, but the head has {wanted} afterwards")
-        return z, y
+        return checked_rows(kept, self.needs_rows, self.sums, self.n_ if n is None else n)
 
     def _matrix(self) -> Tensor:
         matrix = self.sums.second.clone()

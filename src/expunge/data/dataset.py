@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,7 @@ class Dataset:
             held = rows_of[shard]
             if files[shard.name].get("rows") != held:
                 raise ManifestError(f"{shard}: holds {held} rows, its manifest says {files[shard.name].get('rows')}")
+        self._labels: np.ndarray | None = None
         self.class_names: list[str] = [str(name) for name in read_json(self.directory / CLASSES)["names"]]
         self.encoding: str = self.manifest["encoding"]
         if self.encoding not in (RAW, ENCODED, TEXT):
@@ -109,7 +111,15 @@ class Dataset:
 
     def labels(self) -> np.ndarray:
         """int32 `(rows,)`."""
-        return np.asarray(self.table(["label"])["label"].to_numpy())
+        return np.asarray(self.table(["label"])["label"].to_numpy()) if self._labels is None else self._labels
+
+    def with_labels(self, labels: np.ndarray) -> Dataset:
+        """The same rows, whose `labels()` are int32 `labels (rows,)`; files, `table` and `digest` stay as they are."""
+        if labels.shape != (self.rows,):
+            raise ValueError(f"labels {labels.shape} for {self.rows} rows")
+        other = copy.copy(self)
+        other._labels = np.asarray(labels, dtype=np.int32)
+        return other
 
     def splits(self) -> np.ndarray:
         """str `(rows,)`, "train", "test" or "unseen"."""

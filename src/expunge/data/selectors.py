@@ -144,11 +144,11 @@ def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
     """
     wanted = read_values(file, "sample_id")
     position = {sample_id: row for row, sample_id in enumerate(dataset.sample_ids())}
-    _refuse(file, "are not in the dataset", _never_there(dataset, [i for i in wanted if i not in position]))
+    refuse_listed(file, "are not in the dataset", _never_there(dataset, [i for i in wanted if i not in position]))
     wanted = [i for i in wanted if i in position]
     rows = np.array([position[i] for i in wanted], dtype=np.int64)
     others = [wanted[k] for k in np.flatnonzero(~train[rows])]
-    _refuse(file, "are test rows, or unseen ones, which no model was trained on", others)
+    refuse_listed(file, "are test rows, or unseen ones, which no model was trained on", others)
     mask = np.zeros(len(train), dtype=bool)
     mask[rows] = True
     return mask
@@ -161,7 +161,7 @@ def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
     wanted = read_values(file, "subject")
     subjects = dataset.table(["subject"])["subject"].to_pylist()
     known = set(subjects)
-    _refuse(file, "are subjects of no row", _never_there(dataset, [s for s in wanted if s not in known]))
+    refuse_listed(file, "are subjects of no row", _never_there(dataset, [s for s in wanted if s not in known]))
     chosen = set(wanted)
     return np.array([s in chosen for s in subjects], dtype=bool)
 
@@ -215,7 +215,7 @@ def read_values(file: Path, column: str) -> list[str]:
             f"{file}: value {long} has {len(values[long - 1]):,} characters, allowed {LONGEST:,}; "
             "write one id to a line"
         )
-    _refuse(file, "are listed twice or more", [v for v, count in Counter(values).items() if count > 1])
+    refuse_listed(file, "are listed twice or more", [v for v, count in Counter(values).items() if count > 1])
     return values
 
 
@@ -284,7 +284,8 @@ def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:
     return selected
 
 
-def _refuse(file: Path, problem: str, values: Sequence[str]) -> None:
+def refuse_listed(file: Path, problem: str, values: Sequence[str]) -> None:
+    """Raise DataError where `values` of `file` have the `problem`, naming how many and the first of them."""
     if values:
         first = ", ".join(repr(v) for v in values[:3])
         raise DataError(f"{file}: {len(values)} values {problem}, first {first}")

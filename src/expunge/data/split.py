@@ -1,4 +1,4 @@
-"""Which rows are forgotten: from an erasure request to one part per row of the dataset."""
+"""Which rows a request is about: from an erasure request or corrections to one part per row of the dataset."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
+from expunge.data.corrections import LABELS, Corrections, corrections_of
+from expunge.data.corrections import SELECTOR as CORRECT
 from expunge.data.dataset import Dataset
-from expunge.data.duplicates import IGNORE, Neighbours, exact_twins, near_twins
+from expunge.data.duplicates import IGNORE, WARN, Neighbours, exact_twins, near_twins
 from expunge.data.schema import ASSIGNMENT_SCHEMA, FORGET, PARTS, RETAIN, TEST_FORGET, TEST_RETAIN, TRAIN, UNSEEN
 from expunge.data.selectors import refuse_most, select
 from expunge.data.tombstones import Tombstones, refuse
@@ -49,9 +51,11 @@ def split(
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
 
     The selector takes its own argument: classes -> `classes` (names or indices), random -> `fraction` of the training
-    rows and `seed`, memorised -> `fraction` and `scores`, ids and subjects -> `file`, filter -> `filter`; canaries has
-    none. Only training rows are forgotten. Test rows of a class whose training rows are all forgotten become
-    test_forget, the others test_retain; rows that were set aside before training stay unseen.
+    rows and `seed`, memorised -> `fraction` and `scores`, ids, subjects and correct -> `file`, filter -> `filter`;
+    canaries has none. Only training rows are forgotten. Test rows of a class whose training rows are all forgotten
+    become test_forget, the others test_retain; rows that were set aside before training stay unseen. With correct no
+    row goes: the part "forget" holds those whose label is replaced, and columns `old_label` and `new_label` of
+    assignment.parquet say by what.
 
     A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
     it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
@@ -61,9 +65,15 @@ def split(
     """
     splits = dataset.splits()
     train = splits == TRAIN
-    forget = select(
-        dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed, scores=scores
-    )
+    corrections = None
+    if selector == CORRECT:
+        corrections = _checked_corrections(dataset, train, file, duplicates, near_duplicates)
+        forget = np.isin(np.arange(len(train)), corrections.rows)
+    else:
+        forget = select(
+            dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed,
+            scores=scores,
+        )  # fmt: skip
     guarded = forget & (selector != CANARY_SELECTOR)  # a canary is a copy of a retained row on purpose
     exact = exact_twins(dataset, train, guarded, duplicates)
     forget |= exact.joined
@@ -82,14 +92,17 @@ def split(
     refuse_most(selector, forget, train, more_than_half)
 
     labels = dataset.labels()
-    whole = whole_classes(labels, train, forget)
-    part = parts_of(labels, splits, forget)
+    whole = whole_classes(labels, train, forget) if corrections is None else np.empty(0, np.int32)
+    part = parts_of(labels, splits, forget, corrections is not None)
     ids = dataset.sample_ids()
+    named = [ids[i] for i in np.flatnonzero(forget)]
+    if corrections is not None:  # other labels for the same rows are another request
+        named = [json.dumps([i, int(new)]) for i, new in zip(named, corrections.new, strict=True)]
     request = {
         "selector": selector,
         "forget_rows": int(forget.sum()),
         "retain_rows": int((train & ~forget).sum()),
-        "digest": digest_of_rows(dataset, np.flatnonzero(forget)),
+        "digest": request_digest(named, dataset.digest),
         "classes": np.unique(labels[forget]).tolist(),
         "whole_classes": whole.tolist(),
         "duplicates_left_in_retain": exact.left,
@@ -103,6 +116,8 @@ def split(
     }
     rows = pa.array(np.arange(len(part), dtype=np.int64))
     table = pa.table([pa.array(ids), rows, pa.array(part.tolist())], schema=ASSIGNMENT_SCHEMA)
+    for name, column in ({} if corrections is None else corrections.columns(len(part))).items():
+        table = table.append_column(name, column)
     with staged_dir(out_dir) as tmp:
         pq.write_table(table, tmp / ASSIGNMENT, compression="zstd", use_dictionary=["part"])
         write_json(tmp / REQUEST, request)
@@ -111,17 +126,27 @@ def split(
     return request
 
 
+def _checked_corrections(
+    dataset: Dataset, train: np.ndarray, file: Path | str | None, duplicates: str, near_duplicates: str
+) -> Corrections:
+    """Raises DataError for policies that make no sense: a copy of a corrected row has no new label of its own."""
+    for key, value in (("duplicates", duplicates), ("near_duplicates", near_duplicates)):
+        if value not in (WARN, IGNORE):
+            raise DataError(f"split.{key}: {value} is not for corrections; list the copies too, and set it to warn")
+    return corrections_of(dataset, train, file)
+
+
 def whole_classes(labels: np.ndarray, train: np.ndarray, forget: np.ndarray) -> np.ndarray:
     """Classes whose training rows are all forgotten, ascending. `labels`, `train` and `forget`: of every row."""
     return np.setdiff1d(labels[forget], labels[train & ~forget])
 
 
-def parts_of(labels: np.ndarray, splits: np.ndarray, forget: np.ndarray) -> np.ndarray:
+def parts_of(labels: np.ndarray, splits: np.ndarray, forget: np.ndarray, corrected: bool = False) -> np.ndarray:
     """The part of every row: str `(n,)`. `labels (n,)`, `splits (n,)` str, `forget (n,)` mask of the training rows that
-    are forgotten. Unseen rows are a part of their own, whatever their class."""
+    are forgotten, or `corrected`: then no class goes. Unseen rows are a part of their own, whatever their class."""
     train = splits == TRAIN
     part = np.where(forget & train, FORGET, RETAIN).astype("U11")  # room for the longest name
-    gone = whole_classes(labels, train, forget & train)
+    gone = labels[:0] if corrected else whole_classes(labels, train, forget & train)
     part[~train] = np.where(np.isin(labels[~train], gone), TEST_FORGET, TEST_RETAIN)
     part[splits == UNSEEN] = UNSEEN
     return part
@@ -174,6 +199,24 @@ class Split:
         if len(values) != (told := self.manifest["files"][ASSIGNMENT].get("rows")):
             raise ManifestError(f"{file}: holds {len(values)} rows, its manifest says {told}; {AGAIN}")
         return values
+
+    @cached_property
+    def corrections(self) -> Corrections | None:
+        """New labels of the rows of the request; None where it forgets rows."""
+        if self.request["selector"] != CORRECT:
+            return None
+        return Corrections.of_table(pq.ParquetFile(self.directory / ASSIGNMENT).read(LABELS))
+
+    def labels(self, labels: np.ndarray) -> np.ndarray:
+        """int32 `(rows,)`: those that hold after the request, of `labels (rows,)`, those of the dataset. Raises
+        DataError where the corrections were written for others."""
+        return labels if self.corrections is None else self.corrections.apply(labels, self.directory)
+
+    @cached_property
+    def training_rows(self) -> np.ndarray:
+        """int64 dataset positions of the rows that a model is trained on after the request, ascending: those that are
+        retained, and those that are corrected."""
+        return self.rows(RETAIN) if self.corrections is None else np.union1d(self.rows(RETAIN), self.rows(FORGET))
 
     @cached_property
     def parts(self) -> np.ndarray:

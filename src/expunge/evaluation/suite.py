@@ -25,6 +25,13 @@ from expunge.evaluation.rows import Index, Rows, choose_rows
 
 CKA_ROWS = 4000
 RELEARN_SHARE = 0.95
+NO_RELEARNING: dict[str, Any] = {
+    "target_accuracy": None,
+    "steps": None,
+    "area": None,
+    "curve": [],
+    "prototype_samples": None,
+}
 
 
 def evaluate(
@@ -202,7 +209,7 @@ def _relearn(candidate: Outputs, original: Outputs, rows: Rows, mine: Measured) 
     index = rows.thin(rows.forget, RELEARN_ROWS, 7)
     before = _on(acc.accuracy, original, index, rows.labels)
     if before is None or mine.relearned is None:
-        return {"target_accuracy": None, "steps": None, "area": None, "curve": [], "prototype_samples": None}
+        return NO_RELEARNING
     target = RELEARN_SHARE * before
     z = np.asarray(candidate.head_input)
     curve = [float(share) for share in mine.relearned.mean(axis=1)]

@@ -87,6 +87,28 @@ class HeadShards:
         counts = count_rows(left[2], left[1].numpy(), *self.counts_.shape)
         return HeadShards(heads, counts, self.key), touched
 
+    def corrected(
+        self,
+        moved: tuple[Tensor, Tensor, NDArray[np.int64]],
+        new: Tensor,
+        now: tuple[Tensor, Tensor, NDArray[np.int64]],
+    ) -> tuple[HeadShards, list[int]]:
+        """Rows `moved`, features `(k, d)`, old labels and shards, get the labels `new (k,)`; `now`: all rows with the
+        labels that hold then. Heads of other shards are not touched. Also which shards were."""
+        touched = sorted(set(moved[2].tolist()))
+        heads = list(self.heads)
+        for number in touched:
+            head, kept = heads[number], _of(now, number)
+            if isinstance(head, RidgeHead):
+                z, old = _of(moved, number)
+                head.correct(z, old, _of((moved[0], new, moved[2]), number)[1], kept if head.needs_rows else None)
+                if head.quantum is not None:
+                    head.solve(kept if head.needs_rows else None)
+            elif head is not None:
+                head.refit(*kept)
+        counts = count_rows(now[2], now[1].numpy(), *self.counts_.shape)
+        return HeadShards(heads, counts, self.key), touched
+
     def save(self, directory: Path | str) -> None:
         """Write every head with its state into a folder of its own, what they are last."""
         directory = Path(directory)

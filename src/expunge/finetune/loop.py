@@ -103,11 +103,12 @@ class Updater(Estimator):
         images: NDArray[np.uint8],
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
-        forget_rows: NDArray[Any],
+        forget_rows: NDArray[Any] | None,
         unseen_rows: NDArray[Any] | None = None,
     ) -> Self:
         """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is left as it is.
 
+        `forget_rows` None: no row goes, and `labels` are corrected ones; for methods that look at retained rows alone.
         `unseen_rows`: rows that `classifier` was never trained on, for the methods that need some; neither test rows
         nor rows that choose settings. Raises DataError for rows or labels that cannot be used, CollapseError when loss
         or weights stop being finite.
@@ -135,7 +136,7 @@ class Run:
         images: NDArray[np.uint8],
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
-        forget_rows: NDArray[Any],
+        forget_rows: NDArray[Any] | None,
         unseen_rows: NDArray[Any] | None = None,
     ) -> None:
         self.options = options

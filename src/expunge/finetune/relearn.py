@@ -60,7 +60,7 @@ class Relearn(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"),
+        ("classes", "rows", "corrections"),
         ("activations", "retained rows"),
         "weights",
         "passes over retained rows",

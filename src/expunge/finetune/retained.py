@@ -20,7 +20,11 @@ class FineTune(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 1911.04933"
+        ("classes", "rows", "corrections"),
+        ("images", "retained rows"),
+        "weights",
+        "passes over retained rows",
+        "arXiv 1911.04933",
     )
     factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
 

@@ -29,15 +29,18 @@ def checked(
     images: NDArray[np.uint8],
     labels: NDArray[Any],
     retain_rows: NDArray[Any],
-    forget_rows: NDArray[Any],
+    forget_rows: NDArray[Any] | None,
 ) -> tuple[Index, Index, Index]:
-    """Labels and rows as int64. Raises DataError for what cannot be used."""
-    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, forget_rows))
+    """Labels and rows as int64; `forget_rows` None: labels were corrected and no row goes. Raises DataError for what
+    cannot be used."""
+    gone = np.empty(0, np.int64) if forget_rows is None else forget_rows
+    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, gone))
     if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:
         raise DataError(
             f"images {images.shape} {images.dtype} and labels {y.shape}: there must be one label per uint8 image"
         )
-    for name, rows in (("retain_rows", retain), ("forget_rows", forget)):
+    given = {"retain_rows": retain} if forget_rows is None else {"retain_rows": retain, "forget_rows": forget}
+    for name, rows in given.items():
         if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(y):
             raise DataError(f"{name}: {len(rows)} rows; there must be some, within 0..{len(y) - 1}")
     both = np.intersect1d(retain, forget)

@@ -40,7 +40,7 @@ class ShortRetrain(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"),
+        ("classes", "rows", "corrections"),
         ("images", "retained rows"),
         "weights",
         "passes over retained rows",

@@ -1,4 +1,5 @@
-"""Exact deletion from a head on a public backbone: what is shipped is what training without the rows gives."""
+"""Exact deletion from a head on a public backbone, and exact correction of labels: what is shipped is what training
+without the rows, or on the corrected labels, gives."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def why_not(request: FitInputs) -> str | None:
 
 
 def delete_exactly(request: FitInputs) -> UnlearnedModel:
-    """The head without the forgotten rows, by the procedure that fits how the model was trained, and its provenance.
+    """The head without the forgotten rows, or of the corrected labels, by the procedure that fits how the model was
+    trained, and its provenance.
 
     Raises QualityError with the reason where the model cannot be deleted from.
     """
@@ -51,19 +53,24 @@ def delete_exactly(request: FitInputs) -> UnlearnedModel:
     if reason is not None:
         raise QualityError(f"exact: {reason}")
     head, manifest = load_head(request)
-    labels = torch.from_numpy(request.labels)
-    gone = np.union1d(request.forget_rows, request.left_out)
+    labels, old = torch.from_numpy(request.labels), torch.from_numpy(request.old_labels)
     if isinstance(head, RidgeHead):
-        z = torch.from_numpy(request.store.z(gone))
         kept = (request.z_retain, labels[request.retain_rows]) if head.needs_rows else None
-        head.remove(z, labels[gone], kept)
+        if request.corrects:
+            head.correct(request.z_forget, old[request.forget_rows], labels[request.forget_rows], kept)
+            procedure = "ridge: sums of the corrected rows moved to their new classes"
+        else:
+            gone = np.union1d(request.forget_rows, request.left_out)
+            head.remove(torch.from_numpy(request.store.z(gone)), labels[gone], kept)
+            procedure = "ridge: sums less those of the rows, Cholesky factor updated"
         if head.quantum is not None:  # exact sums, a factor of their own: the bits of training without the rows
             head.solve(kept)
-        procedure, holds = "ridge: sums less those of the rows, Cholesky factor updated", head.drift_ <= head.drift
+        holds = head.drift_ <= head.drift
         accuracy = {"residual": head.drift_, "relative_tolerance": 0.0 if head.quantum is not None else TOLERANCE}
     else:
         head.refit(request.z_retain, labels[request.retain_rows])
-        procedure, holds = "softmax: Newton-CG from the present optimum", head.converged_
+        procedure = "softmax: Newton-CG from the present optimum"
+        holds = head.converged_
         accuracy = {"gradient_norm": head.gradient_norm_, "bound": head.bound_}
     exact = {
         "holds": bool(holds) and head.n_ == len(request.retain_rows),
@@ -85,7 +92,7 @@ def load_head(request: FitInputs) -> tuple[Head, dict[str, Any]]:
             "deletion was possible, or by another method; run the train stage again"
         )
     head: Head = (RidgeHead if card.training == "ridge" else SoftmaxHead).load(request.model_dir)
-    counts = np.bincount(request.labels[request.train_rows], minlength=card.num_classes)
+    counts = np.bincount(request.old_labels[request.train_rows], minlength=card.num_classes)
     if not np.array_equal(head.counts_.numpy(), counts):
         raise QualityError(
             f"exact: the head in {request.model_dir} was trained on {head.n_} rows, the dataset has {counts.sum()} "

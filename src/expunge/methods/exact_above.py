@@ -64,7 +64,8 @@ def delete_above(request: FitInputs) -> UnlearnedModel:
     made = fitted.classifier_
     exact = {
         "holds": made.card.above == request.classifier.card.above,
-        "procedure": "above: trained again from public weights on kept activations, without the rows",
+        "procedure": "above: trained again from public weights on kept activations, "
+        + ("on the corrected labels" if request.corrects else "without the rows"),
         "accuracy": {"relative_tolerance": 0.0},
         "weights_digest": digest_of_tensors(made.state_dict()),
         **provenance(request),

@@ -34,13 +34,19 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
         raise QualityError(f"exact: {reason}")
     heads, placed, manifest = load_heads(request)
     gone = np.union1d(request.forget_rows, request.left_out)
-    made, again = heads.without(_rows(request, placed, gone), _rows(request, placed, request.retain_rows))
+    left = _rows(request, placed, request.retain_rows)
+    if request.corrects:
+        z, new, shard = _rows(request, placed, gone)
+        made, again = heads.corrected((z, torch.from_numpy(request.old_labels[gone]), shard), new, left)
+    else:
+        made, again = heads.without(_rows(request, placed, gone), left)
     known, ridge = made.known, request.classifier.card.training == "ridge"
     accuracy = dict(accuracy_of(known))
     holds = all(h.drift_ <= h.drift if isinstance(h, RidgeHead) else h.converged_ for h in known)
     if ridge:
         accuracy["relative_tolerance"] = 0.0 if known[0].get_params()["quantum"] is not None else TOLERANCE
-    which = "sums less those of the rows" if ridge else "Newton-CG from the present optimum"
+    sums = "sums of the corrected rows moved" if request.corrects else "sums less those of the rows"
+    which = sums if ridge else "Newton-CG from the present optimum"
     exact = {
         "holds": holds and int(made.counts_.sum()) == len(request.retain_rows),
         "procedure": f"{'ridge' if ridge else 'softmax'}: {len(again)} of {len(made.heads)} heads changed, by {which}",
@@ -68,7 +74,7 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
     heads = HeadShards.load(request.model_dir, KINDS[card.training])
     placed = placed_as(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
-    counts = count_rows(placed.shard, request.labels[request.train_rows], len(heads.heads), card.num_classes)
+    counts = count_rows(placed.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
     kept = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
     if not kept or not np.array_equal(heads.counts_, counts):
         raise QualityError(

@@ -59,7 +59,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         "holds": same and above["shards"]["key"] == shards["key"],
         "procedure": (
             f"above: {len(made.again)} of {shards['count']} shards trained again from public weights on kept "
-            "activations, without the rows"
+            f"activations, {'on the corrected labels' if request.corrects else 'without the rows'}"
         ),
         "accuracy": {"relative_tolerance": 0.0},
         "weights_digest": digest_of_tensors(made.classifier_.state_dict()),

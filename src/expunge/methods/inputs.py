@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
-from expunge.data.schema import FORGET, RETAIN, TRAIN, UNSEEN
+from expunge.data.schema import FORGET, TRAIN, UNSEEN
 from expunge.data.split import Split
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.finetune.shards import Engine
@@ -26,7 +26,11 @@ from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODE
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What a method may look at. Test rows and retrained models are out of its reach."""
+    """What a method may look at. Test rows and retrained models are out of its reach.
+
+    Where the request corrects labels no row goes: `retain_rows` are all training rows, `forget_rows` those of them that
+    are corrected, `labels` those that hold afterwards, also in `dataset`, and `old_labels` those of the original.
+    """
 
     store: FeatureStore
     activations_dir: Path
@@ -40,23 +44,29 @@ class FitInputs:
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows that are in neither
     model_dir: Path | None = None  # the original's: what its training kept for exact deletion
     forgotten_dir: Path | None = None  # where the key of row digests lies
+    new_labels: np.ndarray | None = None  # int32 by dataset row, where the request corrects some
     engine: Engine | None = None  # who trains shards again; None: this process, one after the other
 
     @classmethod
     def of_split(cls, split: Split, engine: Engine | None = None) -> FitInputs:
         """The request of `split`, put to the original of the workspace that is the current directory."""
+        dataset, new = Dataset(DATASET, verify=False), None
+        if split.corrections is not None:
+            new = split.labels(dataset.labels())
+            dataset = dataset.with_labels(new)
         return cls(
             store=FeatureStore(FEATURES / ORIGINAL),
             activations_dir=ACTIVATIONS,
-            dataset=Dataset(DATASET, verify=False),
+            dataset=dataset,
             classifier=load_classifier(MODELS / ORIGINAL),
             forget_rows=split.rows(FORGET),
-            retain_rows=split.rows(RETAIN),
+            retain_rows=split.training_rows,
             forget_classes=split.request["whole_classes"],
             validation_rows=np.flatnonzero(split.validation_mask),
             unseen_rows=split.rows(UNSEEN),
             model_dir=MODELS / ORIGINAL,
             forgotten_dir=FORGOTTEN,
+            new_labels=new,
             engine=engine,
         )
 
@@ -64,9 +74,19 @@ class FitInputs:
     def head(self) -> LinearHead:
         return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
 
+    @property
+    def corrects(self) -> bool:
+        """Whether the request replaces labels instead of taking rows away."""
+        return self.new_labels is not None
+
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32, by dataset row."""
+        """int32, by dataset row: those that hold after the request."""
+        return self.old_labels if self.new_labels is None else self.new_labels
+
+    @cached_property
+    def old_labels(self) -> np.ndarray:
+        """int32, by dataset row: those that the original was trained on."""
         return self.store.column("label")
 
     @cached_property
@@ -99,7 +119,7 @@ class FitInputs:
     @cached_property
     def retain(self) -> Moments:
         """`total - forget`: no pass over retained rows."""
-        return self.total - self.forget
+        return self.total if self.corrects else self.total - self.forget
 
     @cached_property
     def class_counts(self) -> Tensor:

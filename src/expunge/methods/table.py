@@ -11,6 +11,7 @@ how many fits with different seeds the intervals of the verdict are to hold, see
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from expunge.core import (
     TeacherMap,
     identity,
 )
+from expunge.core.influence import FirstOrder, SecondOrder
 from expunge.core.tilted import Tilt
 from expunge.finetune import FOR_SAMPLES, HeadOracle, OracleMatch, RidgeOracle, Seal, TeacherOracle
 from expunge.finetune import METHODS as FINETUNE
@@ -44,6 +46,7 @@ from expunge.finetune.loop import Updater
 from expunge.finetune.oracle import Oracle
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
+from expunge.methods.correcting import by_influence, refuse_correction, taught
 from expunge.methods.exact import delete_exactly
 from expunge.methods.exact_above import delete_above
 from expunge.methods.exact_heads import delete_from_heads, in_shards
@@ -147,6 +150,7 @@ def _certified_removal(name: str, request: FitInputs, settings: Settings, _: Unl
 
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     """The head's logits on retained rows are known from z."""
+    settings = taught(name, request, settings)
     method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
@@ -180,8 +184,11 @@ def _finetune(
 ) -> UnlearnedModel:
     if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
         settings = {**FOR_SAMPLES.get(method, {}), **settings}
-    fitted = make(name, FINETUNE[method], settings)
-    rows: tuple[np.ndarray, ...] = (request.retain_rows, request.forget_rows)
+    kind = FINETUNE[method]
+    if "targets" in inspect.signature(kind).parameters:
+        settings = taught(name, request, settings)
+    fitted = make(name, kind, settings)
+    rows: tuple[np.ndarray | None, ...] = (request.retain_rows, None if request.corrects else request.forget_rows)
     if isinstance(fitted, Updater):
         rows = (*rows, request.unseen_rows)
     fitted.fit(request.classifier, request.images(), request.labels, *rows)
@@ -237,6 +244,8 @@ METHODS: dict[str, Method] = {
     "esc": Method(Esc, _esc),
     "head-refit": Method(HeadRefit, _head_refit),
     "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, or Relearn, as the model was trained
+    "first-order": Method(FirstOrder, partial(by_influence, method=FirstOrder)),
+    "second-order": Method(SecondOrder, partial(by_influence, method=SecondOrder)),
     "certified-removal": Method(CertifiedRemoval, _certified_removal),
     "relearn": Method(Relearn, _relearn),
     "teacher-map": Method(TeacherMap, _teacher_map),
@@ -245,6 +254,8 @@ METHODS: dict[str, Method] = {
     **{name: Method(kind, partial(_finetune, method=name)) for name, kind in FINETUNE.items()},
 }
 
+
+CORRECTING = [name for name, method in METHODS.items() if "corrections" in method.kind.facts.requests]
 
 # torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
 DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost != "closed form"}
@@ -288,6 +299,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     method, after = settings.pop("method", default), settings.pop("after", None)
     choose = settings.pop("choose", None)
     line = method_named(method, name)
+    refuse_correction(name, method, line.kind.facts, request, CORRECTING)
     if after is not None and not (isinstance(after, Mapping) and "method" in after):
         raise ConfigError(
             f"params.yaml: fit.{name}.after: {after!r} is not a method with its settings; "

@@ -42,9 +42,11 @@ class Kept:
 
 
 def guard_rows(request: FitInputs) -> np.ndarray:
-    """Retained rows that the guard asks about, ascending, evenly spaced where there are more than ROWS."""
-    held = np.intersect1d(request.retain_rows, request.validation_rows)
-    rows = held if len(held) else request.retain_rows
+    """Retained rows that the guard asks about, ascending, evenly spaced where there are more than ROWS. Corrected rows
+    are not among them: the original was taught other labels."""
+    kept = np.setdiff1d(request.retain_rows, request.forget_rows)
+    held = np.intersect1d(kept, request.validation_rows)
+    rows = held if len(held) else kept
     return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64)]
 
 

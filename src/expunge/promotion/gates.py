@@ -8,7 +8,7 @@ from typing import Any
 from expunge.evaluation.claims import may_serve, shown_words, useful
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.serving.servable import Contract
-from expunge.tracking import Version
+from expunge.tracking import CORRECTS, Version
 
 
 def failed_gates(
@@ -30,6 +30,11 @@ def failed_gates(
     """
     tags = version.tags
     failed = []
+    if CORRECTS in tags:
+        failed.append(
+            f"it corrects {tags[CORRECTS]} labels, and the dataset still holds the old ones, which the next run would "
+            "bring back: put the new labels into the data's source, run the pipeline, and promote what that registers"
+        )
     claimed, utility = tags.get("claims", "none"), tags.get("utility", "cannot tell")
     if not may_serve(claimed.split(", "), least):
         gates = tags.get("failed_gates", "none known")
@@ -52,7 +57,7 @@ def failed_gates(
             f"it takes {contract.takes} and answers {len(contract.classes)} classes, the champion "
             f"{champion.takes} and {len(champion.classes)} classes or other names; register it under a name of its own"
         )
-    return failed + remembered(version, forgotten, to_cover)
+    return failed if CORRECTS in tags else failed + remembered(version, forgotten, to_cover)
 
 
 def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str, str]) -> list[str]:

@@ -18,6 +18,7 @@ from expunge.system.errors import ExpungeError, PromotionError
 from expunge.tracking import (
     CHALLENGER,
     CHAMPION,
+    CORRECTS,
     MlflowClient,
     Version,
     aliased,
@@ -210,7 +211,7 @@ class Promoter:
 
     def _unknown(self, version: Version) -> list[str]:
         request = version.tags.get("request")
-        if request is None or self.forgotten.knows(request):
+        if request is None or CORRECTS in version.tags or self.forgotten.knows(request):
             return []
         return [
             f"which rows it forgot (request {short(request)}) is not known here, and later promotions need it: it was "

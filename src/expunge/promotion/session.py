@@ -57,7 +57,7 @@ class ReviewSession:
     @cached_property
     def promoter(self) -> Promoter:
         ledger, forgotten = Ledger(self._ledger), ForgottenRows(FORGOTTEN)
-        if self.split is not None:
+        if self.split is not None and self.split.corrections is None:
             ids = self.dataset.sample_ids()
             own = (ids[i] for i in self.split.rows(FORGET).tolist())
             present = None if remembers_erased(ledger) else ids
@@ -88,7 +88,10 @@ class ReviewSession:
         parts: dict[str, Part] = {}
         if rows is not None:
             before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
-            parts = side_by_side(before, predictor(servable_of(challenger)[0]), self.dataset, Parts(rows))
+            dataset = self.dataset
+            if self.split is not None and self.at_hand(request):  # corrected rows by their new labels
+                dataset = dataset.with_labels(self.split.labels(dataset.labels()))
+            parts = side_by_side(before, predictor(servable_of(challenger)[0]), dataset, Parts(rows))
         evaluated = evaluation_of(promoter.client, challenger)
         return Review(
             champion=champion,

@@ -9,6 +9,7 @@ from expunge.evaluation.claims import shown_claims
 from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, OUTPUTS, REFUTED, SHOWN
 from expunge.evaluation.gates import MAX_STAGES, stage_path
 from expunge.report.metrics import lookup, name_of, some
+from expunge.report.request_words import corrects
 from expunge.report.summary import CONTROL
 from expunge.report.tables import unproven
 
@@ -73,6 +74,8 @@ def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:
     """What was asked for, without ids: the classes where whole classes go, else a count."""
     request = summary["request"]
     rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows"
+    if corrects(request):
+        return f"the labels of {rows}"
     whole = [classes[c] for c in request["whole_classes"]]
     if whole and request["classes"] == request["whole_classes"]:
         return f"{'class' if len(whole) == 1 else 'classes'} {', '.join(whole)}: {rows}"

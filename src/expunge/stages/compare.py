@@ -6,6 +6,7 @@ from typing import Any
 from expunge.config import Config, load_config
 from expunge.data.split import REQUEST
 from expunge.report.dvc_files import metrics, outcome, plots
+from expunge.report.request_words import worded
 from expunge.report.summary import build_summary
 from expunge.report.tables import headline, markdown
 from expunge.stages import run
@@ -85,10 +86,10 @@ def main() -> None:
     summary["refused"] = refused
     write_json(SUMMARY, summary)
     write_json(OUTCOME, outcome(summary))
-    write_text(REPORTS / "results.md", markdown(summary))
+    write_text(REPORTS / "results.md", worded(markdown(summary), summary["request"]))
     write_texts(DVC_METRICS, metrics(summary))
     write_texts(DVC_PLOTS, plots(summary))
-    log_message(headline(summary).replace("**", ""))
+    log_message(worded(headline(summary), summary["request"]).replace("**", ""))
 
 
 if __name__ == "__main__":

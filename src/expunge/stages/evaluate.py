@@ -20,7 +20,7 @@ from expunge.evaluation.criteria import MIN_REFERENCES
 from expunge.evaluation.exposure import CanaryRows
 from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.rows import choose_rows
-from expunge.evaluation.suite import controls_of, evaluate
+from expunge.evaluation.suite import NO_RELEARNING, controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
 from expunge.methods.installed_metrics import BLOCK, described, forgotten_values, load_metrics
@@ -83,7 +83,8 @@ def with_stages(
     if len(references) < MIN_REFERENCES:
         return models, original, references
     split, dataset, store = Split(SPLIT), Dataset(DATASET, verify=False), FeatureStore(FEATURES / ORIGINAL)
-    rows = choose_rows(store.column("label")[counted], split.parts[counted], original.z[counted], config.evaluate.seed)
+    labels = split.labels(store.column("label"))
+    rows = choose_rows(labels[counted], split.parts[counted], original.z[counted], config.evaluate.seed)
     at = np.flatnonzero(counted)
     names = stage_names(load_classifier(MODELS / ORIGINAL))
 
@@ -138,7 +139,7 @@ def main() -> None:
     metrics = load_metrics(config.evaluate.metrics)
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
-    labels, seed = store.column("label"), config.evaluate.seed
+    labels, seed = split.labels(store.column("label")), config.evaluate.seed  # corrected rows by their new labels
     original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config, split)
     models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
@@ -177,6 +178,8 @@ def main() -> None:
         if metrics:
             for block, model in zip(blocks, models.values(), strict=True):
                 block[BLOCK] = forgotten_values(metrics, of[id(model)], y, part)
+        if split.corrections is not None:  # to learn the corrected rows again is what was asked for
+            blocks = [{**block, "relearn": NO_RELEARNING} for block in blocks]
         controls = {}
         if name == REFERENCES and references:
             known = [of[id(r)] for r in references]

@@ -14,6 +14,7 @@ from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Ledger
 from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
+from expunge.report.request_words import corrects, worded
 from expunge.report.tables import failures, headline, markdown
 from expunge.stages import run
 from expunge.system.errors import TrackingError
@@ -33,6 +34,7 @@ from expunge.system.paths import (
 )
 from expunge.system.progress import log_message
 from expunge.tracking import (
+    CORRECTS,
     FORGETS,
     Submission,
     claim_tags,
@@ -85,7 +87,9 @@ def main() -> None:
     audit = (DATASET / CANARIES).is_file()  # a model that canaries were planted into never serves
     selected = None if audit else summary["selected"]
     shown = shown_words(summary["methods"][selected]["verdict"]) if selected else "none"
-    keep_forgotten(dataset)
+    split = Split(SPLIT)
+    if split.corrections is None:
+        keep_forgotten(split, dataset)
     tags = {"dvc_lock": lock_digest(), **git_state()}
     if flow_run := os.environ.get(FLOW_RUN):
         tags["flow_run"] = flow_run
@@ -94,7 +98,7 @@ def main() -> None:
     ids = log_pipeline_run(
         summary,
         experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
-        run_name=f"forget {describe(summary, dataset)} · {shown} · {selected or 'nothing'}",
+        run_name=f"{asks(summary)} {describe(summary, dataset)} · {shown} · {selected or 'nothing'}",
         description_md=description(summary, dataset),
         params=flat_params(config),
         tags=tags,
@@ -119,10 +123,11 @@ def main() -> None:
         return
     verdict = summary["methods"][selected]["verdict"]
     tags |= {
-        "verdict": headline(summary).replace("**", ""),
+        "verdict": worded(headline(summary), summary["request"]).replace("**", ""),
         **claim_tags(verdict),
         "request": summary["request"]["digest"],
-        FORGETS: described(Split(SPLIT).parts, dataset),
+        **({CORRECTS: str(len(split.corrections.rows))} if split.corrections is not None else {}),
+        FORGETS: described(split.parts, dataset) if split.corrections is None else describe(summary, dataset),
     }
     inputs, probabilities = examples_with_answers(selected, dataset)
     content = content_digest(selected, summary)
@@ -152,9 +157,9 @@ def main() -> None:
     log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger; shown: {shown}")
 
 
-def keep_forgotten(dataset: Dataset) -> None:
+def keep_forgotten(split: Split, dataset: Dataset) -> None:
     """Which rows this request forgets, keyed, for promotions after the workspace has gone on to another one."""
-    split, ids, ledger = Split(SPLIT), dataset.sample_ids(), Ledger(LEDGER)
+    ids, ledger = dataset.sample_ids(), Ledger(LEDGER)
     own = (ids[i] for i in split.rows(FORGET).tolist())
     present = None if remembers_erased(ledger) else ids
     ForgottenRows(FORGOTTEN, split.request["digest"], own, present).register()
@@ -168,7 +173,13 @@ def description(summary: dict[str, Any], dataset: Dataset) -> str:
         if selected
         else "Nothing qualified"
     )
-    return f"{came}: forget {describe(summary, dataset)}.\n\n" + markdown(summary).removeprefix("# Result\n\n")
+    table = worded(markdown(summary), summary["request"]).removeprefix("# Result\n\n")
+    return f"{came}: {asks(summary)} {describe(summary, dataset)}.\n\n{table}"
+
+
+def asks(summary: dict[str, Any]) -> str:
+    """What the request does, as a verb."""
+    return "correct" if corrects(summary["request"]) else "forget"
 
 
 def describe(summary: dict[str, Any], dataset: Dataset) -> str:
@@ -176,6 +187,8 @@ def describe(summary: dict[str, Any], dataset: Dataset) -> str:
     request = summary["request"]
     if request["selector"] == "classes":
         return ", ".join(dataset.class_names[c] for c in request["classes"])
+    if corrects(request):
+        return f"the labels of {request['forget_rows']:,} rows"
     return f"{request['forget_rows']:,} rows ({request['selector']})"
 
 

@@ -21,6 +21,7 @@ from expunge.report.comparison_view import Sides
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
 from expunge.report.export import results_csv
 from expunge.report.html import Section, render, sections
+from expunge.report.request_words import worded
 from expunge.report.style import standalone
 from expunge.report.tables import candidates
 from expunge.report.wording import focus
@@ -103,19 +104,20 @@ def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Confi
     def said(candidate: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda rows: read_logits(files[candidate], rows).argmax(1).astype(np.int64)
 
-    parts = on_same_rows(said(ORIGINAL), said(name), dataset, Split(SPLIT))
+    split = Split(SPLIT)
+    parts = on_same_rows(said(ORIGINAL), said(name), dataset.with_labels(split.labels(dataset.labels())), split)
     retrained = {part: said("retrained")(p.rows) for part, p in parts.items()} if "retrained" in files else {}
     blocks = (summary["references"]["original"], summary["methods"][name], summary["references"]["retrained"])
     return section(Sides(ORIGINAL, name, blocks, parts, retrained, dataset.class_names), dataset)
 
 
-def write_figures(drawn: Sequence[Section]) -> None:
+def write_figures(drawn: Sequence[Section], request: dict[str, Any]) -> None:
     """`reports/figures`: every panel of the page as a file, numbered in its order."""
     with staged_dir(FIGURES) as staging:
         for i, section in enumerate(drawn, start=1):
             for panel in (*section.panels, *section.more):
                 name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {panel.title}".lower()).strip("-")
-                write_text(staging / f"{i:02}-{name[:100]}.svg", standalone(panel))
+                write_text(staging / f"{i:02}-{name[:100]}.svg", worded(standalone(panel), request))
         write_manifest(staging, "expunge.stages.report")
 
 
@@ -132,10 +134,12 @@ def main() -> None:
         "text" if dataset.encoding == TEXT else "image",
     )
     drawn = sections(summary, evidence)
-    write_text(REPORTS / "report.html", render(summary, evidence, drawn, beside_the_original(summary, dataset, config)))
-    write_figures(drawn)
+    asked = summary["request"]
+    page = render(summary, evidence, drawn, beside_the_original(summary, dataset, config))
+    write_text(REPORTS / "report.html", worded(page, asked))
+    write_figures(drawn, asked)
     write_text(REPORTS / "results.csv", results_csv(summary))
-    write_text(REPORTS / "model_card.md", model_card(summary, data, dataset.class_names))
+    write_text(REPORTS / "model_card.md", worded(model_card(summary, data, dataset.class_names), asked))
     log_message(f"report: {REPORTS / 'report.html'}")
 
 

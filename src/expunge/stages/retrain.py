@@ -1,4 +1,4 @@
-"""retrain: the same recipe on retained rows only; every metric is read beside this model's."""
+"""retrain: the same recipe on retained rows only, or on corrected labels; every metric is read beside this model's."""
 
 import argparse
 from pathlib import Path
@@ -35,7 +35,10 @@ def retrain(config: Config, seed: int, out: Path) -> dict[str, Any]:
     from expunge.training.recipe import make_classifier
 
     store = FeatureStore(FEATURES / ORIGINAL) if config.model.training in FROZEN else None
-    return make_classifier(config, Dataset(DATASET), Split(SPLIT).rows("retain"), seed, out, WORK, store)
+    dataset, split = Dataset(DATASET), Split(SPLIT)
+    if split.corrections is not None:
+        dataset = dataset.with_labels(split.labels(dataset.labels()))
+    return make_classifier(config, dataset, split.training_rows, seed, out, WORK, store)
 
 
 if __name__ == "__main__":

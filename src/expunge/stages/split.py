@@ -1,6 +1,7 @@
 """split: which rows are forgotten."""
 
 from expunge.config import load_config
+from expunge.data.corrections import SELECTOR as CORRECT
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TRAIN
 from expunge.data.split import split
@@ -33,7 +34,8 @@ def main() -> None:
         neighbours=Nearby(store, train, subjects, config.seed),
         scores=lambda: memorisation_scores(store, dataset.labels(), train, len(dataset.class_names)),
     )
-    log_message(f"split: {request['forget_rows']:,} rows to forget, {request['retain_rows']:,} retained")
+    asked = "labels to correct" if request["selector"] == CORRECT else "rows to forget"
+    log_message(f"split: {request['forget_rows']:,} {asked}, {request['retain_rows']:,} retained")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expunge.config import Data
+from expunge.data.corrections import COLUMNS, read_labels
 from expunge.data.images import decode
 from expunge.data.prepare import NAMED, by_package, open_source
 from expunge.data.readers.tables import DELIMITERS, ROLES
@@ -211,19 +212,29 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
         if file.suffix.lower() == ".parquet":
             pq.write_table(pa.table({column: kept}), place)
         else:
-            head = [column] if file.suffix.lower() == ".csv" else []
+            head = [[column]] if file.suffix.lower() == ".csv" else []
+            lines = [[value] for value in kept]
+            if _corrects(file):
+                labels = read_labels(file)
+                head, lines = [list(COLUMNS)], [[value, labels[value]] for value in kept]
             with place.open("w", encoding="utf-8", newline="") as stream:
-                csv.writer(stream, lineterminator="\n").writerows([value] for value in [*head, *kept])
+                csv.writer(stream, lineterminator="\n").writerows([*head, *lines])
 
 
 def _column(file: Path) -> str:
     """Which of the two kinds of list a table is."""
-    if file.suffix.lower() == ".parquet":
-        names = pq.read_schema(file).names
-    else:
-        with file.open(encoding="utf-8-sig") as stream:
-            names = next(csv.reader(islice(stream, 1)), [])
+    names = pq.read_schema(file).names if file.suffix.lower() == ".parquet" else _header(file)
     return "subject" if "subject" in names and "sample_id" not in names else "sample_id"
+
+
+def _corrects(file: Path) -> bool:
+    """Whether a list holds new labels beside its ids."""
+    return file.suffix.lower() == ".csv" and set(COLUMNS) <= set(_header(file))
+
+
+def _header(file: Path) -> list[str]:
+    with file.open(encoding="utf-8-sig") as stream:
+        return next(csv.reader(islice(stream, 1)), [])
 
 
 def _drop_tracking(file: Path, journal: Journal) -> None:

@@ -81,7 +81,7 @@ def covering(targets: Targets) -> list[str]:
         split = _split(targets)
         digest = str(split.request["digest"])
         parts = split.parts
-        if len(parts) == len(ids):
+        if len(parts) == len(ids) and split.corrections is None:  # models of corrections are trained on all rows
             at_hand = digest, [ids[i] for i in np.flatnonzero(parts == FORGET).tolist()]
             requests.add(digest)
     forgotten = ForgottenRows(targets.root / FORGOTTEN, *(at_hand or ()))

@@ -31,6 +31,7 @@ from expunge.tracking.registry import (
 from expunge.tracking.runs import Dataset, Detail, RunIds, claim_tags, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
 from expunge.tracking.versions import (
+    CORRECTS,
     FORGETS,
     RETRAINED,
     Evaluation,
@@ -50,6 +51,7 @@ from expunge.tracking.versions import (
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "CORRECTS",
     "FORGETS",
     "RETRAINED",
     "Dataset",

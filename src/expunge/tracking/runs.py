@@ -264,7 +264,8 @@ def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
 
 def _inputs(dataset: Dataset, request: Mapping[str, Any]) -> list[DatasetInput]:
     counts = {k: v for k, v in request.items() if k.endswith("_rows")}
-    split = Dataset(f"{dataset.name}, {request['selector']} forgotten", request["digest"], counts, "data/split")
+    done = "labels corrected" if request["selector"] == "correct" else f"{request['selector']} forgotten"
+    split = Dataset(f"{dataset.name}, {done}", request["digest"], counts, "data/split")
     return [_input(dataset, "dataset"), _input(split, "erasure request")]
 
 

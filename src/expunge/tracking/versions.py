@@ -21,6 +21,7 @@ SERVABLE = Path("artifacts") / "servable"
 SUMMARY = "summary.json"
 TAG_LENGTH = 5000  # of a version's tag, on every database
 LEDGER_TAG = "ledger"
+CORRECTS = "corrects"  # tag of a version: of how many training rows its request replaces the labels
 FORGETS = "forgets"  # tag of a version: what its request forgets, in words without ids
 RETRAINED = "retrained"  # the method of a version that is the retrained model itself
 

@@ -20,7 +20,7 @@ from expunge.system.files import read_json, write_json
 from expunge.system.processors import cores
 from expunge.system.progress import log_message
 
-JOB, ROWS, TRAINED, RESULT = "job.json", "rows.npy", "trained.safetensors", "result.json"
+JOB, ROWS, LABELS, TRAINED, RESULT = "job.json", "rows.npy", "labels.npy", "trained.safetensors", "result.json"
 RESTARTS = 3
 
 
@@ -38,6 +38,7 @@ def train_with_torchrun(
     for name in (TRAINED, RESULT):
         (work / name).unlink(missing_ok=True)
     np.save(work / ROWS, np.asarray(rows, dtype=np.int64))
+    np.save(work / LABELS, dataset.labels())
     write_json(
         work / JOB,
         {"config": dataclasses.asdict(config), "dataset": str(dataset.directory.resolve()), "seed": seed},

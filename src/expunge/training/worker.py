@@ -17,7 +17,7 @@ from expunge.config import Config
 from expunge.data.dataset import Dataset
 from expunge.system.errors import ExpungeError
 from expunge.system.files import read_json, write_json
-from expunge.training.launch import JOB, RESULT, ROWS, TRAINED
+from expunge.training.launch import JOB, LABELS, RESULT, ROWS, TRAINED
 from expunge.training.process_group import ProcessGroup
 from expunge.training.recipe import build_classifier, fit_all
 
@@ -35,7 +35,7 @@ def main(work: Path) -> None:
     group = ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     refused, history = None, []
     try:
-        dataset = Dataset(job["dataset"], verify=False)
+        dataset = Dataset(job["dataset"], verify=False).with_labels(np.load(work / LABELS))
         classifier = build_classifier(config, dataset, job["seed"])
         if gpu:
             classifier.to(torch.device("cuda", torch.cuda.current_device()))
