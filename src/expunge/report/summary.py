@@ -29,7 +29,8 @@ def build_summary(
     method. The control is judged like the others, shown among the references, and never selected. `clean_references`:
     whether the retrained models' backbones never saw the forgotten rows. `shadow` is what
     the stage of that name wrote: its numbers go into the blocks they belong to, the rest stands beside them.
-    `metrics` of the summary describes those of other packages, whose values are below `plugins` of every block.
+    `metrics` of the summary describes those of other packages, whose values are below `plugins` of every block; both
+    are absent where there are none.
     """
     many = dict(shadow or {"kind": "off"})
     attacked, floors = many.pop("methods", {}), many.pop("references", {})
@@ -50,7 +51,7 @@ def build_summary(
         "request": dict(request),
         "model": dict(model),
         "shadow": many,
-        "metrics": dict(references.get("metrics", {})),
+        **({"metrics": described} if (described := dict(references.get("metrics", {}))) else {}),
         "references": {
             "original": {
                 **_plain(original),
