@@ -15,6 +15,7 @@ from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET, RETAIN, TRAIN, UNSEEN
 from expunge.data.split import Split
+from expunge.data.unseen import usable
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.finetune.shards import Engine
 from expunge.models.checkpoint import load_classifier
@@ -45,16 +46,18 @@ class FitInputs:
     @classmethod
     def of_split(cls, split: Split, engine: Engine | None = None) -> FitInputs:
         """The request of `split`, put to the original of the workspace that is the current directory."""
+        dataset = Dataset(DATASET, verify=False)
+        subjects = dataset.table(["subject"])["subject"].to_pylist() if "subject" in dataset.columns else None
         return cls(
             store=FeatureStore(FEATURES / ORIGINAL),
             activations_dir=ACTIVATIONS,
-            dataset=Dataset(DATASET, verify=False),
+            dataset=dataset,
             classifier=load_classifier(MODELS / ORIGINAL),
             forget_rows=split.rows(FORGET),
             retain_rows=split.rows(RETAIN),
             forget_classes=split.request["whole_classes"],
             validation_rows=np.flatnonzero(split.validation_mask),
-            unseen_rows=split.rows(UNSEEN),
+            unseen_rows=usable(split.rows(UNSEEN), split.rows(FORGET), subjects),
             model_dir=MODELS / ORIGINAL,
             forgotten_dir=FORGOTTEN,
             engine=engine,
