@@ -115,6 +115,12 @@ def test_a_mistake_is_one_line_with_key_and_way_out(tmp_path, change, said):
     assert all(len(line.splitlines()) == 1 and "; " in line for line in found)
 
 
+def test_a_teacher_s_settings_may_stand_for_beta_where_it_is_fitted(tmp_path):
+    assert lines(checked(tmp_path, lambda p: add(p, "trew", {"beta": {"cut": "stage1"}}))) == []
+    found = lines(checked(tmp_path, lambda p: add(p, "ru-mlp", {"beta": {"cut": "stage1"}, "hiden": [3]})))
+    assert any("fit.ru-mlp: " in line for line in found)
+
+
 def test_what_the_fit_stage_refuses_without_ending_the_run_is_a_note(tmp_path):
     report = checked(tmp_path, lambda p: add(p, "exact"))
     assert lines(report) == []

@@ -8,7 +8,7 @@ import pytest
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.data.split import Split, split
-from expunge.data.unseen import drawn
+from expunge.data.unseen import drawn, usable
 from expunge.system.errors import DataError
 from tests.data.made import arrays
 
@@ -67,3 +67,10 @@ def test_an_unseen_row_cannot_be_forgotten_and_a_share_above_a_half_is_refused(a
         split(dataset, tmp_path / "s", selector="ids", file=tmp_path / "ids.txt")
     with pytest.raises(DataError, match=r"split\.unseen is 0\.6"):
         prepare("npz", tmp_path / "e", path=archive[0], unseen=0.6)
+
+
+def test_unseen_rows_of_whoever_is_forgotten_are_not_used() -> None:
+    subjects = ["ann", "bob", None, "ann", "bob", None, "cid"]
+    unseen, forget = np.array([3, 4, 5, 6]), np.array([0, 2])
+    assert usable(unseen, forget, subjects).tolist() == [4, 5, 6]
+    assert usable(unseen, forget, None).tolist() == unseen.tolist()

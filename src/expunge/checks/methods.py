@@ -29,6 +29,7 @@ FILLED: Mapping[str, Mapping[str, Any]] = {
 }
 # Methods that start from another entry's result -> whether they need one.
 STARTS_FROM = {"teacher-map": True, "seal": True, "oracle-match": False, "head-refit": False}
+FITS_BETA = ("tilt", "trew")
 NOT_CHECKED_FOR_KIND = ("logit-mask",)  # the control is the original itself where there is nothing to mask
 
 
@@ -88,6 +89,8 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
     own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop", "fit_seeds")}
     if method == "exact":
         return [Problem(where, f"exact takes no settings, not {shown(own)}", "train has the model's")] if own else []
+    if method in FITS_BETA and isinstance(own.get("beta"), Mapping):
+        own["beta"] = 1.0  # settings of the teacher that it is fitted to
     found = []
     variants: list[dict[str, Any]] = [{}]
     if choose := given.get("choose"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from expunge.data.schema import TRAIN, UNSEEN
 from expunge.data.source import Batch
@@ -30,3 +32,12 @@ def drawn(sample_id: str, seed: int) -> float:
     """A number in [0, 1) that looks drawn, by id and seed."""
     h = hashlib.blake2b(sample_id.encode(), key=str(seed).encode(), person=PURPOSE, digest_size=8)
     return int.from_bytes(h.digest()) / 2**64
+
+
+def usable(unseen: np.ndarray, forget: np.ndarray, subjects: Sequence[str | None] | None) -> np.ndarray:
+    """Those of the rows `unseen` that belong to nobody who has a row in `forget`; `subjects`: of every row, or None
+    where the dataset has none. Whoever is forgotten should not help to fit the model that forgets them."""
+    if subjects is None:
+        return unseen
+    asked = {subjects[i] for i in forget.tolist()} - {None}
+    return np.array([i for i in unseen.tolist() if subjects[i] not in asked], np.int64)

@@ -19,7 +19,7 @@ class Trew(Updater):
 
     t is `core.tilted.tilted_target`. An epoch is a pass over the longer side, a batch of each in every step.
 
-    beta   strength of the tilt, 10 as published; 0 is the target of DELETE; `core.tilted.fit_beta` fits it
+    beta   strength of the tilt, 10 as published; 0 is the target of DELETE; `methods.tilt_strength` fits it
     tau    temperature of the similarity of classes; not found in the paper
     rank   principal components of the head's rows in which classes are compared; None takes all
 

@@ -15,6 +15,7 @@ from expunge.core import LinearHead, Moments
 from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET, TRAIN, UNSEEN
 from expunge.data.split import Split
+from expunge.data.unseen import usable
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
 from expunge.finetune.shards import Engine
 from expunge.models.checkpoint import load_classifier
@@ -54,6 +55,7 @@ class FitInputs:
         if split.corrections is not None:
             new = split.labels(dataset.labels())
             dataset = dataset.with_labels(new)
+        subjects = dataset.table(["subject"])["subject"].to_pylist() if "subject" in dataset.columns else None
         return cls(
             store=FeatureStore(FEATURES / ORIGINAL),
             activations_dir=ACTIVATIONS,
@@ -63,7 +65,7 @@ class FitInputs:
             retain_rows=split.training_rows,
             forget_classes=split.request["whole_classes"],
             validation_rows=np.flatnonzero(split.validation_mask),
-            unseen_rows=split.rows(UNSEEN),
+            unseen_rows=usable(split.rows(UNSEEN), split.rows(FORGET), subjects),
             model_dir=MODELS / ORIGINAL,
             forgotten_dir=FORGOTTEN,
             new_labels=new,

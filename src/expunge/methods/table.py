@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from expunge.core import (
-    AffineMap,
     CertifiedRemoval,
     Esc,
     HeadRefit,
@@ -40,10 +39,9 @@ from expunge.core import (
 )
 from expunge.core.influence import FirstOrder, SecondOrder
 from expunge.core.tilted import Tilt
-from expunge.finetune import FOR_SAMPLES, HeadOracle, OracleMatch, RidgeOracle, Seal, TeacherOracle
+from expunge.finetune import FOR_SAMPLES, OracleMatch, Seal
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
-from expunge.finetune.oracle import Oracle
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
 from expunge.methods.correcting import by_influence, refuse_correction, taught
@@ -53,7 +51,9 @@ from expunge.methods.exact_heads import delete_from_heads, in_shards
 from expunge.methods.exact_shards import delete_from_shards
 from expunge.methods.inputs import FitInputs
 from expunge.methods.method import Method, Settings, load_installed, make
+from expunge.methods.oracles import oracle_after
 from expunge.methods.selection import choose_settings
+from expunge.methods.tilt_strength import Teach, with_beta
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.methods.utility import MAX_DROP, kept_accuracy, refuse_lost
 from expunge.models.classifier import ABOVE
@@ -196,24 +196,22 @@ def _finetune(
 
 
 def _oracle_match(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
-    """The oracle is what `after` leaves, a network or a head; the ridge head without the forgotten rows where there is
-    no `after`."""
-    oracle: Oracle = RidgeOracle()
-    if before is not None and before.classifier is not None:
-        oracle = TeacherOracle(before.classifier)
-    elif before is not None:
-        if not (isinstance(before.map, AffineMap) and before.map.is_identity):
-            raise ConfigError(
-                f"params.yaml: fit.{name}: `after` maps the features; oracle-match needs a relearned network or a head"
-            )
-        oracle = HeadOracle(before.head)
-    fitted = make(name, OracleMatch, {"oracle": oracle, **settings})
+    fitted = make(name, OracleMatch, {"oracle": oracle_after(name, before), **settings})
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
     return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
 
 
+def _teach(name: str) -> Teach:
+    return lambda request, settings: _relearn(name, request, settings, None)
+
+
+def _trew(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
+    return _finetune(name, request, with_beta(name, request, settings, _teach(name)), before, "trew")
+
+
 def _tilt(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     classes = request.whole_classes(name)
+    settings = with_beta(name, request, settings, _teach(name))
     fitted = make(name, Tilt, {"classes": classes, **settings}).fit(request.head)
     return UnlearnedModel(fitted.map_, fitted.head_, {"masked": classes})
 
@@ -252,6 +250,7 @@ METHODS: dict[str, Method] = {
     "seal": Method(Seal, _seal),
     "oracle-match": Method(OracleMatch, _oracle_match),
     **{name: Method(kind, partial(_finetune, method=name)) for name, kind in FINETUNE.items()},
+    "trew": Method(FINETUNE["trew"], _trew),
 }
 
 

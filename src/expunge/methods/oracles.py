@@ -1,0 +1,23 @@
+"""What the oracle of `oracle-match` is: the result that its entry starts from."""
+
+from __future__ import annotations
+
+from expunge.core import AffineMap
+from expunge.finetune import HeadOracle, RidgeOracle, TeacherOracle
+from expunge.finetune.oracle import Oracle
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.system.errors import ConfigError
+
+
+def oracle_after(name: str, before: UnlearnedModel | None) -> Oracle:
+    """What `after` of the entry `name` left, a network or a head; the ridge head without the forgotten rows where there
+    is no `after`. Raises ConfigError where it maps the features."""
+    if before is None:
+        return RidgeOracle()
+    if before.classifier is not None:
+        return TeacherOracle(before.classifier)
+    if isinstance(before.map, AffineMap) and before.map.is_identity:
+        return HeadOracle(before.head)
+    raise ConfigError(
+        f"params.yaml: fit.{name}: `after` maps the features; oracle-match needs a relearned network or a head"
+    )
