@@ -129,5 +129,5 @@ def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_
     evaluations = ("evaluate-references", "evaluate@logit-mask", "evaluate@nearest-mean")
     command(workspace, newer, "dvc", "repro", "--force", "--single-item", *evaluations)
     said = command(workspace, newer, "expunge.cli", "check")
-    assert "fit@nearest-mean: made by" not in said and "evaluate-references" not in said
-    assert "prepare: made by" in said and "train: made by" in said
+    left = [line.split(": ")[1] for line in said.splitlines() if ": made by expunge-seven-segments 0.1.0" in line]
+    assert left == ["prepare", "train"]
