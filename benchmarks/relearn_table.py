@@ -23,8 +23,8 @@ from expunge.data.schema import TRAIN
 from expunge.evaluation.measuring import Outputs, measure
 from expunge.evaluation.rows import choose_rows
 from expunge.features.store import FeatureStore
+from expunge.methods.fitting import fit, warm_up
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier

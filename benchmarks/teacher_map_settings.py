@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.relearn_table import Case, Line
 from expunge.config import load_config
-from expunge.methods.table import METHODS, fit, warm_up
+from expunge.methods.fitting import fit, warm_up
+from expunge.methods.table import METHODS
 
 ORIGINAL, CLASSES, RETRAINED = 1, (1, 2, 3, 4, 6, 7, 8), 1
 TEACHERS = ((0.2, 64), (0.2, 128))  # passes, batch size; 0.3 passes take 5 seconds and more

@@ -25,8 +25,8 @@ from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.keys import signing_key
+from expunge.methods.fitting import fit
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit
 from expunge.models.checkpoint import load_classifier
 from expunge.models.zoo import build
 from expunge.stages import activations

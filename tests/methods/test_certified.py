@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from expunge.ledger.forgotten import ForgottenRows
+from expunge.methods.fitting import fit
 from expunge.methods.spending import FILE, spent_before
-from expunge.methods.table import fit
 from expunge.system.errors import DataError, QualityError
 from expunge.system.files import read_json
 

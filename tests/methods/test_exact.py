@@ -20,8 +20,8 @@ from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.ledger.merkle import merkle_root
 from expunge.methods.exact import recompute
+from expunge.methods.fitting import fit
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.zoo import build

@@ -21,8 +21,8 @@ from expunge.features.store import FeatureStore
 from expunge.finetune.above import activations_alone, keep
 from expunge.finetune.cut import fetch_activations
 from expunge.methods.exact_above import recompute
+from expunge.methods.fitting import fit
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier

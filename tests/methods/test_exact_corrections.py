@@ -14,8 +14,8 @@ from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.methods import exact_above, exact_shards
 from expunge.methods.exact import recompute
+from expunge.methods.fitting import fit
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit
 from expunge.methods.utility import guard_rows
 from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import QualityError

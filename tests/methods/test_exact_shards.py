@@ -14,8 +14,8 @@ from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.finetune.shards import STEPS
 from expunge.methods.exact_shards import drawn, recompute
+from expunge.methods.fitting import fit
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.models.sharded import core_with_shards

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from expunge.methods.fitting import fit
 from expunge.methods.seeding import seeded
-from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import ConfigError
 from expunge.testing import check_method, small_inputs

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from expunge.methods.fitting import fit
 from expunge.methods.seeding import other_seeds, seeded
-from expunge.methods.table import fit
 from expunge.system.errors import ConfigError
 
 TABLE = {

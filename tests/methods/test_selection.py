@@ -8,8 +8,8 @@ import torch
 
 from expunge.core import Moments
 from expunge.data.split import Split
+from expunge.methods.fitting import fit
 from expunge.methods.selection import candidates, choose_settings, judge
-from expunge.methods.table import fit
 from expunge.system.errors import CollapseError, ConfigError
 
 

@@ -8,7 +8,8 @@ import torch
 
 from expunge.core import AffineMap
 from expunge.core.facts import Facts
-from expunge.methods.table import METHODS, fit
+from expunge.methods.fitting import fit
+from expunge.methods.table import METHODS
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import ConfigError, DataError, QualityError
 from expunge.system.files import write_manifest

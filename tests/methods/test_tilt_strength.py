@@ -6,7 +6,8 @@ import torch
 
 from expunge.core.tilted import similarities, tilted_target
 from expunge.finetune.relearn import features_above
-from expunge.methods.table import _relearn, fit
+from expunge.methods.fitting import fit
+from expunge.methods.table import _relearn
 from expunge.methods.tilt_strength import with_beta
 
 SETTINGS = {"cut": "stage2", "epochs": 1.0}

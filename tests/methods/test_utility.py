@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from expunge.core import AffineMap, LinearHead, identity
-from expunge.methods import table, utility
-from expunge.methods.table import fit
+from expunge.methods import fitting, utility
+from expunge.methods.fitting import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.methods.utility import Kept, guard_rows, kept_accuracy, refuse_lost
 from expunge.models.classifier import Classifier, ModelCard
@@ -88,8 +88,8 @@ def test_a_result_that_collapsed_is_refused_and_the_user_may_accept_it(monkeypat
     whole = UnlearnedModel(identity(6), HEAD, {"a": 1})
     asked = request(np.empty(0, int), np.arange(390, N))
     for name in ("leace", "exact"):
-        entry = dataclasses.replace(table.METHODS[name], fit=lambda *_: wrecked)
-        monkeypatch.setitem(table.METHODS, name, entry)
+        entry = dataclasses.replace(fitting.METHODS[name], fit=lambda *_: wrecked)
+        monkeypatch.setitem(fitting.METHODS, name, entry)
     with pytest.raises(CollapseError, match="leace: accuracy on 390 held-out"):
         fit("leace", asked, {"leace": {}})
     with pytest.raises(CollapseError, match=r"fit\.other\.max_drop"):
@@ -97,7 +97,7 @@ def test_a_result_that_collapsed_is_refused_and_the_user_may_accept_it(monkeypat
     accepted = fit("leace", asked, {"leace": {"max_drop": 1.0}})
     assert accepted.info["held_out"]["after"] < 0.6 < accepted.info["held_out"]["before"]
     assert fit("exact", asked, {"exact": {}}) is wrecked  # what is exact is not judged by its accuracy
-    monkeypatch.setitem(table.METHODS, "leace", dataclasses.replace(table.METHODS["leace"], fit=lambda *_: whole))
+    monkeypatch.setitem(fitting.METHODS, "leace", dataclasses.replace(fitting.METHODS["leace"], fit=lambda *_: whole))
     assert fit("leace", asked, {"leace": {}}).info == {"a": 1, "held_out": kept_accuracy(asked, whole).to_json()}
     for wrong in (-0.1, 2, "much", True):
         with pytest.raises(ConfigError, match=r"fit\.leace\.max_drop"):

@@ -15,7 +15,7 @@ from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.features.store import FeatureStore
-from expunge.methods.table import fit
+from expunge.methods.fitting import fit
 from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.random_features import RandomFeatures
 from expunge.models.zoo import build

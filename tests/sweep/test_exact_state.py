@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from expunge.core import RidgeHead, SoftmaxHead
 from expunge.data.dataset import Dataset
 from expunge.features.store import FeatureStore
-from expunge.methods.table import fit
+from expunge.methods.fitting import fit
 from expunge.models.checkpoint import load_classifier
 from expunge.sweep import sweep
 from expunge.system.files import read_json, read_manifest, write_json, write_manifest

@@ -12,7 +12,7 @@ import torch
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
 from expunge.features.store import FeatureStore
-from expunge.methods.table import fit
+from expunge.methods.fitting import fit
 from expunge.models.checkpoint import load_classifier
 from expunge.sweep import sweep
 from expunge.system.files import read_json, read_manifest

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.methods.table import METHODS, method_named
+from expunge.methods.fitting import method_named
+from expunge.methods.table import METHODS
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
 

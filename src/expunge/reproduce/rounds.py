@@ -21,8 +21,8 @@ from expunge.data.schema import TEST, TRAIN
 from expunge.data.selectors import class_indices
 from expunge.data.split import Split, split, whole_classes
 from expunge.evaluation.membership import loss_auc
+from expunge.methods.fitting import fit, warm_up
 from expunge.methods.inputs import FitInputs
-from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import REFUSALS, ConfigError
 from expunge.system.files import digest_of, read_json, read_manifest, write_json

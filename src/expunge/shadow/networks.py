@@ -28,9 +28,9 @@ from expunge.evaluation.ulira import margins
 from expunge.features.extract import ExtractionSettings, extract
 from expunge.features.store import FeatureStore
 from expunge.finetune.cut import fetch_activations
+from expunge.methods.fitting import fit
 from expunge.methods.inputs import FitInputs
 from expunge.methods.seeding import seeded
-from expunge.methods.table import fit
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier

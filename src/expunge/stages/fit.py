@@ -7,9 +7,9 @@ import time
 from expunge.config import load_config
 from expunge.data.split import Split
 from expunge.finetune.ray_shards import on_ray
+from expunge.methods.fitting import fit, warm_up
 from expunge.methods.inputs import FitInputs
 from expunge.methods.seeding import other_seeds
-from expunge.methods.table import fit, warm_up
 from expunge.methods.unlearned import SEEDS
 from expunge.stages import run
 from expunge.system.errors import REFUSALS

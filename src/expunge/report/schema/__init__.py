@@ -17,6 +17,19 @@ from expunge.report.schema.shadow import Shadow
 from expunge.report.summary import SCHEMA
 
 
+class PackageMetric(Part):
+    """A metric of another package, as reports show it."""
+
+    name: str
+    """Its name in words."""
+    form: str
+    """How a value is printed."""
+    target: str
+    """What a good value is."""
+    package: str
+    """The package and its version."""
+
+
 class Summary(Part):
     """The result of a run. Accuracies and rates are fractions, divergences nats, times seconds."""
 
@@ -29,6 +42,7 @@ class Summary(Part):
     """By the name of the entry in params.yaml."""
     selected: str | None
     """The method that is registered; null where none may serve."""
+    metrics: dict[str, PackageMetric] = Field({}, description="Metrics of other packages; absent where there are none.")
     refused: dict[str, str]
     """Methods that made no model, each with the reason."""
 

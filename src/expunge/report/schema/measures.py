@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from expunge.report.schema.base import Interval, Part, Share, metric
 
 
@@ -154,3 +156,4 @@ class Measures(Part):
     """Null where no canaries were planted."""
     intervals: dict[str, Interval]
     """90 % bootstrap intervals over rows, by the dotted path of the metric."""
+    plugins: dict[str, float] = Field({}, description="Metrics of other packages, by name; absent without them.")

@@ -1,0 +1,94 @@
+"""Fits an entry of `fit` in params.yaml: its method, what comes before it, and the guard against collapse."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+from expunge.methods.correcting import refuse_correction
+from expunge.methods.inputs import FitInputs
+from expunge.methods.method import Method, Settings, load_installed
+from expunge.methods.selection import choose_settings
+from expunge.methods.table import METHODS
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.methods.utility import MAX_DROP, kept_accuracy, refuse_lost
+from expunge.models.classifier import ABOVE
+from expunge.system import plugins
+from expunge.system.errors import ConfigError
+
+UNGUARDED = ("logit-mask", "exact", "certified-removal")
+CORRECTING = [name for name, method in METHODS.items() if "corrections" in method.kind.facts.requests]
+
+# torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
+DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost != "closed form"}
+
+
+def warm_up(name: str, table: Mapping[str, Settings], training: str) -> None:
+    """Import what the entry will need for a model trained as `training` says, so that its fit can be timed alone."""
+    settings = table.get(name) or {}
+    needed = {settings.get("method", name), (settings.get("after") or {}).get("method")}
+    if needed & (DESCENDS | {"exact"} if training == ABOVE else DESCENDS):
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+
+def method_named(method: str, entry: str) -> Method:
+    """The method of the entry `entry` of params: ours, or an installed package's. Raises ConfigError for others."""
+    if method in METHODS:
+        return METHODS[method]
+    others = plugins.names("methods")
+    if method in others:
+        return load_installed(method)
+    known = ", ".join([*METHODS, *others])
+    raise ConfigError(f"params.yaml: fit.{entry}: unknown method {method!r}; known: {known}")
+
+
+def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> UnlearnedModel:
+    """Fit the entry `name` of `table`, the `fit` section of params. Raises ConfigError for what it does not know."""
+    if name not in table:
+        raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
+    given = dict(table[name] or {})
+    max_drop = given.pop("max_drop", MAX_DROP)
+    given.pop("fit_seeds", None)  # see `seeding.other_seeds`
+    if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
+        raise ConfigError(f"params.yaml: fit.{name}.max_drop: {max_drop!r} is no share of rows between 0 and 1")
+    unlearned = _fit(name, name, request, given)
+    return _guarded(name, given.get("method", name), request, unlearned, max_drop)
+
+
+def _fit(name: str, default: str, request: FitInputs, given: Settings) -> UnlearnedModel:
+    """Fit the settings `given` of the entry `name`, of the method `default` where they name none."""
+    settings = dict(given)
+    method, after = settings.pop("method", default), settings.pop("after", None)
+    choose = settings.pop("choose", None)
+    line = method_named(method, name)
+    refuse_correction(name, method, line.kind.facts, request, CORRECTING)
+    if after is not None and not (isinstance(after, Mapping) and "method" in after):
+        raise ConfigError(
+            f"params.yaml: fit.{name}.after: {after!r} is not a method with its settings; "
+            "write `after: {method: NAME, ...}`, so that a change of those settings makes the entry stale"
+        )
+
+    def fitted(request: FitInputs, settings: Settings) -> UnlearnedModel:
+        before = None if after is None else _fit(name, after["method"], request, after)
+        unlearned = line.fit(name, request, settings, before)
+        if method in METHODS:
+            return unlearned
+        made_by = plugins.package_of("methods", method)
+        return dataclasses.replace(unlearned, info={**unlearned.info, "package": made_by})
+
+    if not choose:
+        return fitted(request, settings)
+    taken, record = choose_settings(name, request, choose, lambda part, more: fitted(part, {**settings, **more}))
+    unlearned = fitted(request, {**settings, **taken})
+    return dataclasses.replace(unlearned, info={**unlearned.info, "chosen": record})
+
+
+def _guarded(name: str, method: str, request: FitInputs, unlearned: UnlearnedModel, max_drop: float) -> UnlearnedModel:
+    """The result with what it kept, refused where it lost too much. Exact answers are what they are."""
+    if method in UNGUARDED:
+        return unlearned
+    kept = kept_accuracy(request, unlearned)
+    refuse_lost(name, kept, max_drop)
+    return dataclasses.replace(unlearned, info={**unlearned.info, "held_out": kept.to_json()})
