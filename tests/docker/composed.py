@@ -120,14 +120,14 @@ class Service:
         if source.is_dir():
             to.symlink_to(source)
         elif source.suffix not in (".lock", ".txt"):
-            to.write_text(self.said(source.read_text(encoding="utf-8")), encoding="utf-8")
+            to.write_text(self.translated(source.read_text(encoding="utf-8")), encoding="utf-8")
             to.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
     def at(self, path: str) -> Path:
         """Where `path` of the container lies."""
         return self.root / path.lstrip("/")
 
-    def said(self, text: str, own: str | None = None) -> str:
+    def translated(self, text: str, own: str | None = None) -> str:
         """`text` with the hosts and paths it means here; `own` is what 127.0.0.1 and localhost stand for."""
         text = re.sub(r"\b(127\.0\.0\.1|localhost)\b", own or self.inner, text)
         text = text.replace("0.0.0.0", self.outer).replace("listen_addresses=*", f"listen_addresses={self.outer}")
@@ -137,9 +137,9 @@ class Service:
         return re.sub(rf"(?<![\w./-])({places})(?![\w.-])", lambda m: str(self.at(m[1])), text)
 
     def environment(self) -> dict[str, str]:
-        own = {name: self.said(str(value)) for name, value in self.spec.get("environment", {}).items()}
+        own = {name: self.translated(str(value)) for name, value in self.spec.get("environment", {}).items()}
         path = (self.at("/usr/local/bin"), Path(sys.executable).parent, "/usr/local/bin", "/usr/bin", "/bin")
-        baked = {name: self.said(value) for name, value in self.image.environment.items()}
+        baked = {name: self.translated(value) for name, value in self.image.environment.items()}
         return {"PATH": os.pathsep.join(map(str, path)), "LC_ALL": "C.UTF-8", **baked, **own}
 
     @property
@@ -155,7 +155,7 @@ class Service:
         return [str(word) for word in ("unshare", "--mount", script, *told, "--", *command)]
 
     def command(self) -> list[str]:
-        return [self.said(word) for word in [*self.image.entrypoint, *self.spec["command"]]]
+        return [self.translated(word) for word in [*self.image.entrypoint, *self.spec["command"]]]
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """A command in the service, behind its entrypoint, as `docker compose run` would do."""
@@ -175,7 +175,7 @@ class Service:
 
     def healthy(self) -> bool:
         """Its own health check, asked once."""
-        test = [self.said(word, own=self.outer) for word in self.spec["healthcheck"]["test"][1:]]
+        test = [self.translated(word, own=self.outer) for word in self.spec["healthcheck"]["test"][1:]]
         return subprocess.run(test, env=self.environment(), capture_output=True, timeout=30).returncode == 0
 
     def ready(self) -> bool:

@@ -16,7 +16,7 @@ from expunge.core import AffineMap, LinearHead, identity
 from expunge.methods import fitting, utility
 from expunge.methods.fitting import fit
 from expunge.methods.unlearned import UnlearnedModel
-from expunge.methods.utility import Kept, guard_rows, kept_accuracy, refuse_lost
+from expunge.methods.utility import RetainedAccuracy, guard_rows, refuse_lost, retained_accuracy
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import CollapseError, ConfigError
@@ -50,7 +50,7 @@ def test_the_rows_are_held_out_retained_ones() -> None:
 def test_accuracy_before_and_after_and_its_error_by_hand() -> None:
     broken = UnlearnedModel(identity(6), LinearHead(HEAD.weight * torch.tensor([[1.0], [1.0], [0.0]]), HEAD.bias))
     asked = request(np.empty(0, int), np.arange(390, N))
-    kept = kept_accuracy(asked, broken)
+    kept = retained_accuracy(asked, broken)
     rows = np.arange(390)
     before = HEAD.logits(torch.from_numpy(Z[rows])).argmax(1).numpy() == LABELS[rows]
     after = broken.logits(torch.from_numpy(Z[rows])).argmax(1).numpy() == LABELS[rows]
@@ -67,7 +67,7 @@ def test_a_network_is_asked_itself() -> None:
     network = copy.deepcopy(asked.classifier).eval()
     with torch.no_grad():
         right = network(images[:390]).argmax(1).numpy() == LABELS[:390]
-    assert kept_accuracy(asked, UnlearnedModel.of_classifier(network, {})).after == pytest.approx(right.mean())
+    assert retained_accuracy(asked, UnlearnedModel.of_classifier(network, {})).after == pytest.approx(right.mean())
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_network_is_asked_itself() -> None:
     [(0.02, 0.0, False), (0.04, 0.0, True), (0.04, 0.01, False), (float("nan"), 0.0, True)],
 )
 def test_only_a_drop_beyond_its_error_is_refused(drop: float, error: float, refused: bool) -> None:
-    kept = Kept(0.9, 0.9 - drop, error, 500)
+    kept = RetainedAccuracy(0.9, 0.9 - drop, error, 500)
     if not refused:
         return refuse_lost("m", kept, 0.03)
     with pytest.raises(CollapseError, match=r"m: accuracy on 500 held-out retained rows fell .* fit\.m\.max_drop"):
@@ -98,7 +98,7 @@ def test_a_result_that_collapsed_is_refused_and_the_user_may_accept_it(monkeypat
     assert accepted.info["held_out"]["after"] < 0.6 < accepted.info["held_out"]["before"]
     assert fit("exact", asked, {"exact": {}}) is wrecked  # what is exact is not judged by its accuracy
     monkeypatch.setitem(fitting.METHODS, "leace", dataclasses.replace(fitting.METHODS["leace"], fit=lambda *_: whole))
-    assert fit("leace", asked, {"leace": {}}).info == {"a": 1, "held_out": kept_accuracy(asked, whole).to_json()}
+    assert fit("leace", asked, {"leace": {}}).info == {"a": 1, "held_out": retained_accuracy(asked, whole).to_json()}
     for wrong in (-0.1, 2, "much", True):
         with pytest.raises(ConfigError, match=r"fit\.leace\.max_drop"):
             fit("leace", asked, {"leace": {"max_drop": wrong}})

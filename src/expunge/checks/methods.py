@@ -59,7 +59,7 @@ def _of_entry(
     try:
         line = METHODS[method] if method in METHODS else load_installed(method) if method in others else None
     except ConfigError as e:
-        return [Problem.told(where, e)]
+        return [Problem.from_error(where, e)]
     if line is None:
         near = difflib.get_close_matches(method, [*METHODS, *others], n=3, cutoff=0.4)
         return [Problem(where, f"unknown method {shown(method)}", f"near it: {', '.join(near) or 'expunge methods'}")]
@@ -97,7 +97,7 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
         try:
             variants = candidates(choose, where)
         except ConfigError as e:
-            return [Problem.told(where, e)]
+            return [Problem.from_error(where, e)]
         if kind.facts.changes == "weights":
             found.append(Problem(f"{where}.choose", f"{method} changes the backbone", "choose is for maps and heads"))
     for variant in variants:

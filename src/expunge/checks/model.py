@@ -26,7 +26,7 @@ def built(config: Config, schema: Schema) -> tuple[Classifier | None, list[Probl
         except ExpungeError as e:
             words = str(e)
             key = words.split(":")[0] if words.startswith(("model.", "features.")) else "model"
-            found.append(Problem.told(key, e))
+            found.append(Problem.from_error(key, e))
             if key != "model.head" or head is None:
                 return None, found
             head = None  # cuts do not depend on it
@@ -71,5 +71,5 @@ def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, Spli
             try:
                 splits[cut] = split_at_cut(classifier, cut, traces)
             except ExpungeError as e:
-                found.append(Problem.told(where, e))
+                found.append(Problem.from_error(where, e))
     return splits, found

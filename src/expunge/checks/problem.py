@@ -14,10 +14,10 @@ class Problem:
     way_out: str = ""
 
     @classmethod
-    def told(cls, where: str, words: str | Exception) -> Problem:
+    def from_error(cls, where: str, words: str | Exception) -> Problem:
         """From the line of an error, `params.yaml: KEY: PROBLEM; WAY OUT`; its own key takes the place of `where`."""
-        said = str(words).replace("\n", " ").removeprefix("params.yaml: ")
-        what, _, way_out = said.partition("; ")
+        line = str(words).replace("\n", " ").removeprefix("params.yaml: ")
+        what, _, way_out = line.partition("; ")
         return cls(where, what.removeprefix(f"{where}: ").removeprefix(f"{where} "), way_out)
 
     def __str__(self) -> str:

@@ -84,10 +84,10 @@ def _version(report: Report, root: Path) -> None:
     try:
         lock, problem = read_lock(root), other_version(root)
     except ConfigError as e:
-        report.problems.append(Problem.told(str(LOCK), e))
+        report.problems.append(Problem.from_error(str(LOCK), e))
         return
     if problem:
-        report.problems.append(Problem.told(str(LOCK), problem.removeprefix(f"{LOCK} ")))
+        report.problems.append(Problem.from_error(str(LOCK), problem.removeprefix(f"{LOCK} ")))
     elif lock is not None and lock.version != installed_version():
         report.notes.append(
             f"{LOCK} is of version {lock.version}, and {installed_version()} is installed, whose stages are the same "

@@ -52,7 +52,7 @@ class Schema:
                 if _same_source(dataset, config):
                     return cls._of_dataset(dataset), []
             except (ExpungeError, OSError, KeyError) as e:
-                found.append(Problem.told(str(directory), e))
+                found.append(Problem.from_error(str(directory), e))
         path = config.data.path
         if path is not None and source not in ("fashion-mnist", "fortunes", "emoji") and not Path(path).exists():
             found.append(Problem("data.path", f"{path}: no such file or directory", "put the input there"))
@@ -115,7 +115,7 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
             if (train & ~forget).any():
                 refuse_most(asked.selector, forget, train, asked.more_than_half)
         except ExpungeError as e:
-            return Request(None), [Problem.told("split", e)]
+            return Request(None), [Problem.from_error("split", e)]
         left = int((train & ~forget).sum())
         if not forget.any() or not left:
             what = "every training row, so nothing would be left to keep" if not left else "no training row"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
-from expunge.finetune.kinds import kept_classes, need_whole_classes
+from expunge.finetune.kinds import has_retained_rows, need_whole_classes
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import ConfigError
@@ -46,7 +46,7 @@ class BoundaryShrink(Updater):
 
     def phases(self, run: Run) -> list[Phase]:
         need_whole_classes(run, WHY)
-        keep = kept_classes(run)
+        keep = has_retained_rows(run)
 
         def loss(rows: Index) -> Terms:
             beyond = across(run, rows, self.eps).masked_fill(~keep, -torch.inf)

@@ -39,7 +39,7 @@ def need_rows(run: Run, why: str) -> None:
         )
 
 
-def kept_classes(run: Run) -> Tensor:
+def has_retained_rows(run: Run) -> Tensor:
     """True for classes with retained rows, `(C,)` bool, on the run's device."""
     keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)
     keep[torch.from_numpy(run.retained_classes)] = True

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
 from expunge.core.tilted import similarities, tilted_target
-from expunge.finetune.kinds import kept_classes, need_whole_classes
+from expunge.finetune.kinds import has_retained_rows, need_whole_classes
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl
 
 
@@ -42,7 +42,7 @@ class Trew(Updater):
 
     def phases(self, run: Run) -> list[Phase]:
         need_whole_classes(run, "its rows would be taught a wrong answer")
-        keep = kept_classes(run)
+        keep = has_retained_rows(run)
         s = similarities(run.original.head.weight, keep, self.tau, self.rank)
 
         def loss(retained: Index, forgotten: Index) -> Terms:

@@ -81,7 +81,7 @@ class ForgottenRows:
 
     def among(self, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
         """Mask `(n,)` of the rows that any kept set holds."""
-        kept, key = self._kept(), self._key()
+        kept, key = self._promoted(), self._key()
         return np.array([_digest(i, key) in kept for i in sample_ids], dtype=bool)
 
     def digests(self, sample_ids: Iterable[str]) -> list[bytes]:
@@ -105,7 +105,7 @@ class ForgottenRows:
             return ""
         return hashlib.blake2b(key=self._key(), person=b"fingerprint", digest_size=DIGEST_BYTES).hexdigest()
 
-    def _kept(self) -> set[bytes]:
+    def _promoted(self) -> set[bytes]:
         """Every digest of a promoted request."""
         requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))
         return set().union(*(_split(self._stored(request)) for request in requests))
@@ -123,7 +123,7 @@ class ForgottenRows:
             if self._request is not None:
                 own |= _split(self._stored(self._request))
             if self._present is not None:
-                own |= self._kept() - {_digest(i, key) for i in self._present}
+                own |= self._promoted() - {_digest(i, key) for i in self._present}
             self._at_hand = key, b"".join(sorted(own))
         return self._at_hand[1]
 

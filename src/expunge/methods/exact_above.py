@@ -59,7 +59,7 @@ def delete_above(request: FitInputs) -> UnlearnedModel:
         raise QualityError(f"exact: {reason}")
     claim = dict(request.classifier.card.above or {})
     recipe, labels = claim["recipe"], request.labels[request.train_rows]
-    activations = kept_activations(request, recipe["cut"], claim["lower_digest"])
+    activations = retained_activations(request, recipe["cut"], claim["lower_digest"])
     fitted = train_above(request.classifier, activations, labels, request.among_train(request.retain_rows), recipe)
     made = fitted.classifier_
     exact = {
@@ -73,7 +73,7 @@ def delete_above(request: FitInputs) -> UnlearnedModel:
     return UnlearnedModel.of_classifier(made, {"exact": exact, "history": fitted.history_})
 
 
-def kept_activations(request: FitInputs, cut: str, lower: str) -> Activations:
+def retained_activations(request: FitInputs, cut: str, lower: str) -> Activations:
     """The activations of the training rows, checked to be of these rows and lower layers, byte for byte.
 
     Raises QualityError where they are of others, ConfigError where none are kept.
@@ -129,7 +129,7 @@ def recompute(
     public = public_start(request.classifier.card, request.classifier.preprocess).eval()
     cut = recipe["cut"]
     same_lower = all(lower_digest(split_at_cut(model, cut)) == lower for model in (public, shipped))
-    activations = kept_activations(request, cut, lower)
+    activations = retained_activations(request, cut, lower)
     same_activations = None
     if from_inputs is not None:
         again = activations_alone(public, request.dataset, cut, from_inputs)

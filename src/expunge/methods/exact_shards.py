@@ -19,7 +19,7 @@ from expunge.finetune.above import activations_alone
 from expunge.finetune.places import Places, places
 from expunge.finetune.shards import before, counts_of, shards_of, train_shards
 from expunge.methods.exact import rows_root
-from expunge.methods.exact_above import kept_activations, provenance, why_not
+from expunge.methods.exact_above import provenance, retained_activations, why_not
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import digest_of_tensors
@@ -42,7 +42,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
     claim = dict(request.classifier.card.above or {})
     recipe, shards = claim["recipe"], claim["shards"]
     placed = placed_as(request, shards)
-    activations = kept_activations(request, recipe["cut"], claim["lower_digest"])
+    activations = retained_activations(request, recipe["cut"], claim["lower_digest"])
     made = train_shards(
         request.classifier,
         activations,
@@ -126,7 +126,7 @@ def recompute(
     public = public_start(replace(request.classifier.card, above=None), request.classifier.preprocess).eval()
     same_lower = all(lower_digest(split_at_cut(unsharded(m), cut)) == lower for m in (public, shipped))
     placed, rows = placed_as(request, shards), request.among_train(request.retain_rows)
-    activations, same_activations = kept_activations(request, cut, lower), None
+    activations, same_activations = retained_activations(request, cut, lower), None
     if from_inputs is not None:
         kept, activations = activations, activations_alone(public, request.dataset, cut, from_inputs)
         same_activations = bool(np.array_equal(activations, kept, equal_nan=True))

@@ -13,7 +13,7 @@ from expunge.methods.method import Method, Settings, load_installed
 from expunge.methods.selection import choose_settings
 from expunge.methods.table import METHODS
 from expunge.methods.unlearned import UnlearnedModel
-from expunge.methods.utility import MAX_DROP, kept_accuracy, refuse_lost
+from expunge.methods.utility import MAX_DROP, refuse_lost, retained_accuracy
 from expunge.models.classifier import ABOVE
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
@@ -89,6 +89,6 @@ def _guarded(name: str, method: str, request: FitInputs, unlearned: UnlearnedMod
     """The result with what it kept, refused where it lost too much. Exact answers are what they are."""
     if method in UNGUARDED:
         return unlearned
-    kept = kept_accuracy(request, unlearned)
+    kept = retained_accuracy(request, unlearned)
     refuse_lost(name, kept, max_drop)
     return dataclasses.replace(unlearned, info={**unlearned.info, "held_out": kept.to_json()})

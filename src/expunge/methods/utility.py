@@ -24,7 +24,7 @@ BATCH = 500
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetainedAccuracy:
     """Accuracies on the same rows, in [0, 1]. `error`: standard error of their difference, from rows on which the two
     disagree (McNemar's counts)."""
 
@@ -51,7 +51,7 @@ def guard_rows(request: FitInputs) -> np.ndarray:
 
 
 @torch.no_grad()
-def kept_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> Kept:
+def retained_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> RetainedAccuracy:
     """The original and `unlearned` on the guard's rows."""
     rows = guard_rows(request)
     y, z = torch.from_numpy(request.labels[rows]), torch.from_numpy(request.store.z(rows))
@@ -65,10 +65,10 @@ def kept_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> Kept:
     # Variance of the mean of lost - gained, each row +1, -1 or 0.
     n = len(rows)
     error = math.sqrt(max(lost + gained - (lost - gained) ** 2 / n, 0.0)) / n
-    return Kept(float(before.double().mean()), float(after.double().mean()), error, n)
+    return RetainedAccuracy(float(before.double().mean()), float(after.double().mean()), error, n)
 
 
-def refuse_lost(name: str, kept: Kept, max_drop: float) -> None:
+def refuse_lost(name: str, kept: RetainedAccuracy, max_drop: float) -> None:
     """Raise CollapseError where the drop is above `max_drop` by more than two standard errors, or is not a number."""
     if not kept.drop - 2 * kept.error <= max_drop:
         raise CollapseError(

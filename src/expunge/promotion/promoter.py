@@ -23,9 +23,9 @@ from expunge.tracking import (
     Version,
     aliased,
     drop_alias,
-    entries_kept,
     evaluation_of,
     keep_entry,
+    ledger_entries,
     move_alias,
     servable_of,
     version_of,
@@ -175,7 +175,7 @@ class Promoter:
     def audit(self) -> list[str]:
         """What is not as the ledger says: an alias that was moved by hand, which becomes an entry, changed files, a cut
         ledger. Empty if all is well. Raises LedgerError for a ledger that was changed."""
-        self.ledger.verify(entries_kept(self.client, self.name))
+        self.ledger.verify(ledger_entries(self.client, self.name))
         self.record_by_hand()
         recorded, champion = self.history().champion, self.champion()
         if champion is None:

@@ -67,7 +67,7 @@ class Review:
     def as_dict(self) -> dict[str, Any]:
         """The review in names and numbers: JSON, without ids of rows."""
 
-        def said(version: Version | None, forgets: str | None) -> dict[str, Any] | None:
+        def version_fields(version: Version | None, forgets: str | None) -> dict[str, Any] | None:
             if version is None:
                 return None
             return {"version": version.version, "forgets": forgets, **{t: version.tags.get(t) for t in TAGS}}
@@ -75,8 +75,8 @@ class Review:
         names = ("champion" if self.champion is not None else ORIGINAL, "challenger", "retrained")
         return {
             "model": self.challenger.name,
-            "champion": said(self.champion, self.forgets[0]),
-            "challenger": said(self.challenger, self.forgets[1]),
+            "champion": version_fields(self.champion, self.forgets[0]),
+            "challenger": version_fields(self.challenger, self.forgets[1]),
             "serves": self.serves,
             "passes": not self.failed,
             "failed": list(self.failed),

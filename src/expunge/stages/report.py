@@ -101,12 +101,14 @@ def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Confi
     """HTML of the original and the method the page is about on the same rows, from what the evaluation kept."""
     files, name = outputs(summary, config), focus(summary)
 
-    def said(candidate: str) -> Callable[[np.ndarray], np.ndarray]:
+    def answers_of(candidate: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda rows: read_logits(files[candidate], rows).argmax(1).astype(np.int64)
 
     split = Split(SPLIT)
-    parts = on_same_rows(said(ORIGINAL), said(name), dataset.with_labels(split.labels(dataset.labels())), split)
-    retrained = {part: said("retrained")(p.rows) for part, p in parts.items()} if "retrained" in files else {}
+    parts = on_same_rows(
+        answers_of(ORIGINAL), answers_of(name), dataset.with_labels(split.labels(dataset.labels())), split
+    )
+    retrained = {part: answers_of("retrained")(p.rows) for part, p in parts.items()} if "retrained" in files else {}
     blocks = (summary["references"]["original"], summary["methods"][name], summary["references"]["retrained"])
     return section(Sides(ORIGINAL, name, blocks, parts, retrained, dataset.class_names), dataset)
 

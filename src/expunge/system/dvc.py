@@ -26,17 +26,17 @@ def environment(**more: str) -> dict[str, str]:
 def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataError) -> str:
     """Standard output of a DVC command in `root`. Raises `error` with the last lines that DVC wrote when it fails."""
     what = " ".join(takewhile(lambda a: not a.startswith("-"), arguments[:2]))
-    return _said(what, command(*arguments), root, error)
+    return _output_of(what, command(*arguments), root, error)
 
 
 def commit(names: Sequence[str], root: Path = Path()) -> None:
     """As `dvc commit --force NAMES`: the outputs of these stages and `.dvc` files as they are now, into the cache and
     the lock file. DVC's own command reads and writes the lock file anew for every name."""
     if names:
-        _said("commit", [sys.executable, "-m", "expunge.system.dvc_commit", *names], root, DataError)
+        _output_of("commit", [sys.executable, "-m", "expunge.system.dvc_commit", *names], root, DataError)
 
 
-def _said(what: str, arguments: Sequence[str], root: Path, error: type[ExpungeError]) -> str:
+def _output_of(what: str, arguments: Sequence[str], root: Path, error: type[ExpungeError]) -> str:
     done = subprocess.run(arguments, cwd=root, env=environment(), text=True, capture_output=True)
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])

@@ -85,7 +85,7 @@ def run_of_retrained(client: MlflowClient, request: str, dvc_lock: str) -> str:
     return run_id
 
 
-def entries_kept(client: MlflowClient, name: str) -> list[str]:
+def ledger_entries(client: MlflowClient, name: str) -> list[str]:
     """Hashes of ledger entries that the registry keeps, one on each version that was ever made champion here."""
     with refusals(f"reading the versions of {name!r}"):
         found = client.search_model_versions(f"name = '{name}'")
