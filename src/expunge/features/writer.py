@@ -47,8 +47,8 @@ class ShardWriter:
     def write(self, shard: Shard, z: np.ndarray, seconds: Mapping[str, float]) -> None:
         """Write a shard, its Moments and its class sums. The record that marks them as complete is written last.
 
-        `z` is float32 `(rows, d)`. Raises DataError, which names the first row, if features are not finite, and
-        DataError if rounding to the dtype on disk has too large an effect.
+        `z` is float32 `(rows, d)`. Raises DataError if features are not finite (the message names the first row), and
+        if rounding to the dtype on disk has too large an effect.
         """
         tick = time.perf_counter()
         finite = np.isfinite(z).all(axis=1)

@@ -58,8 +58,8 @@ def refuse_other_rows(
 ) -> None:
     """Raise CheckpointError unless the model in `directory` was trained on the expected rows, by its record `trained`.
 
-    There must be `count` rows, and `digest(dataset digest)` must give the digest of the rows. It is evaluated for the
-    dataset in the record, because a sweep changes the digest of the dataset but not the rows of a retrained model.
+    The record must have `count` rows, and their digest must be `digest(d)`, where d is the digest of the dataset in the
+    record. That digest is used because a sweep changes the dataset but not the rows on which a model was retrained.
     """
     again = "remove it and run `dvc repro`, which trains it again on the retained rows"
     if trained is None:

@@ -108,10 +108,9 @@ def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
 
 
 def public_start(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
-    """Build the classifier of `card` with the public weights that it records, in place of its trained ones.
+    """Build the classifier of `card` as before training: with the public weights that it records and an initial head.
 
-    Its head is not the trained one either. Raises CheckpointError if the file is missing or its sha256 is not the
-    recorded one.
+    Raises CheckpointError if the file of weights is missing or its sha256 is not the recorded one.
     """
     assert card.weights is not None
     source, text = card.weights["source"], isinstance(preprocess, Tokens)

@@ -1,7 +1,7 @@
 """Extract author names from the attribution lines of quotations, and unify the spellings of one author.
 
-In the files of the `fortune` program, a quotation ends with an indented line `-- Author, "Source"`. All rules are
-deterministic rules on text, so the same files give the same authors on every machine.
+In the files of the `fortune` program, a quotation ends with an indented line `-- Author, "Source"`. The rules are
+deterministic and use only the text, so the same files give the same authors on every machine.
 """
 
 from __future__ import annotations
