@@ -1,7 +1,8 @@
 """Canaries: mislabelled copies of training rows that are planted before training, so that forgetting can be audited.
 
-Of 2 N drawn pairs (a training picture or text, a wrong label) a coin plants N; the other N are never trained on. Until
-a model is trained on the planted ones nothing sets the two halves apart but the coin.
+2 N pairs of a training input (image or text) and a wrong label are drawn. A random half of them is planted in the
+training data; the model is never trained on the other half. The two halves therefore have the same distribution, and
+only training on the planted half can make them differ.
 """
 
 from __future__ import annotations
@@ -24,25 +25,27 @@ CANARIES = "canaries.parquet"
 SELECTOR = "canaries"
 SCHEMA = pa.schema(
     [
-        pa.field("sample_id", pa.string()),  # of the planted copy; null: never planted
+        pa.field("sample_id", pa.string()),  # of the planted copy; null if the pair was not planted
         pa.field("source", pa.string(), nullable=False),  # sample_id of the training row it copies
-        pa.field("label", pa.int32(), nullable=False),  # the wrong one
+        pa.field("label", pa.int32(), nullable=False),  # the wrong label
     ]
 )
 
 
 class Planter:
-    """Passes the batches of a source on and adds a batch of `count` canaries at the end.
+    """Adds a batch of `count` canaries after the last batch of a source.
 
-    The 2 `count` training rows with the smallest keyed digest of their id are drawn, so the choice depends on `seed`
-    and the ids, not on their order; their content stays in memory until the end. `table` is complete afterwards.
-    Raises DataError where there are too few training rows or classes.
+    The 2 `count` training rows whose ids have the smallest keyed digests are drawn. The draw therefore depends on
+    `seed` and the ids, and not on the order of the rows. The content of these rows is held in memory until the source
+    ends; after that, `table` (columns of SCHEMA) lists all drawn pairs. Raises DataError if there are fewer than
+    2 `count` training rows or fewer than two classes.
     """
 
     def __init__(self, count: int, classes: int, seed: int) -> None:
         self.count, self.classes, self.seed = count, classes, seed
         self.table = SCHEMA.empty_table()
-        self._seen = 0  # tells entries apart whose ids are equal, which the writer refuses later
+        # Breaks ties between equal ids, so that the heap never compares content; the writer refuses such ids.
+        self._seen = 0
         self._drawn: list[tuple[int, int, str, int, Any]] = []  # a heap whose first entry has the largest digest
 
     def stream(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -93,9 +96,12 @@ class Planter:
 
 
 def canary_rows(directory: Path | str, sample_ids: Sequence[str]) -> tuple[np.ndarray, ...] | None:
-    """Where the canaries of the dataset in `directory` are among the rows with `sample_ids`: int64 rows `(N,)` of the
-    planted ones and their wrong labels `(N,)`, rows `(N,)` that those left out would have copied and their wrong labels
-    `(N,)`; None where none were planted. Raises DataError for one that is not among the rows."""
+    """Return the rows and wrong labels of the canaries of the dataset in `directory`; None if it has no canaries.
+
+    The four int64 arrays `(N,)` are: the positions in `sample_ids` of the planted copies, their wrong labels, the
+    positions of the rows that the pairs that were not planted would have copied, and the wrong labels of these pairs.
+    Raises DataError if a row is not in `sample_ids`.
+    """
     file = Path(directory) / CANARIES
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Training rows that keep existing under another label: the list that is asked for, and what a split records of it."""
+"""Corrections: training rows that stay in the data under a new label, as a request lists and a split records them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Corrections:
     new: Labels
 
     def apply(self, labels: Labels, what: Path | str = "the dataset") -> Labels:
-        """A copy of `labels (n,)` in which the new labels stand. Raises DataError naming `what` where the labels of the
-        rows are not those that were to be replaced."""
+        """Return a copy of `labels (n,)`, int32, with the corrected labels. Raises DataError, which names `what`, if
+        the labels of the corrected rows are not `old`."""
         if len(self.rows) and not (self.rows[-1] < len(labels) and np.array_equal(labels[self.rows], self.old)):
             raise DataError(f"{what}: its labels are not those that the corrections were written for; split again")
         corrected: Labels = np.array(labels, dtype=np.int32)
@@ -42,7 +42,7 @@ class Corrections:
         return corrected
 
     def columns(self, rows: int) -> dict[str, pa.Array]:
-        """`old_label` and `new_label` int32 of all `rows` rows of a dataset, null where nothing is corrected."""
+        """The columns `old_label` and `new_label`, int32, of a dataset of `rows` rows; null in uncorrected rows."""
         wanted = np.ones(rows, dtype=bool)
         wanted[self.rows] = False
         columns = {}
@@ -54,17 +54,17 @@ class Corrections:
 
     @classmethod
     def of_table(cls, table: pa.Table) -> Corrections:
-        """From a table with the `columns`. Raises KeyError where it lacks them."""
+        """Read the corrections from a table that has the columns of `columns`. Raises KeyError if it lacks them."""
         rows = np.flatnonzero(table["new_label"].is_valid().to_numpy())
         return cls(rows, *(table[name].take(pa.array(rows)).to_numpy() for name in LABELS))
 
 
 def corrections_of(dataset: Dataset, train: NDArray[np.bool_], file: Path | str | None) -> Corrections:
-    """What `file`, a CSV with the columns sample_id and label (a class name or index), changes in `dataset`.
+    """Read the corrections of `dataset` from `file`, a CSV with the columns sample_id and label (class name or index).
 
-    `train (n,)`: the mask of training rows. Raises DataError for a file that cannot be used, for ids that are unknown,
-    listed twice or of test rows, for labels that are no class or of a class without another training row, and for a
-    correction that changes nothing.
+    `train (n,)` is the mask of training rows. Raises DataError for an unreadable file, for an id that is unknown,
+    listed twice or that of a test row, for a label that is not a class or whose class has no other training row, and
+    for a label that the row already has.
     """
     if file is None:
         raise DataError("selector correct needs a file (split.file in params.yaml)")
@@ -97,14 +97,15 @@ def corrections_of(dataset: Dataset, train: NDArray[np.bool_], file: Path | str 
 
 
 def class_index(names: Sequence[str]) -> dict[str, int]:
-    """Label by what a list may call a class: its name, or its index where no class has that name."""
+    """Map class names to labels, and indices as text too; a class that is named like an index takes precedence."""
     return {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
 
 
 def read_labels(file: Path) -> dict[str, str]:
-    """sample_id -> label, as text, of a CSV with these two columns in any order; others are passed over.
+    """Return sample_id -> label, both text, from a CSV with these two columns in any order; other columns are ignored.
 
-    Raises DataError naming the file, the row and the way out.
+    Raises DataError for a file that is missing, unreadable or empty, lacks a column or a label, or repeats an id. The
+    message names the file, the row where there is one, and the remedy.
     """
     if file.suffix.lower() != ".csv":
         raise DataError(f"{file}: expected a .csv; {WAY_OUT}")

@@ -1,4 +1,4 @@
-"""Reading the canonical dataset."""
+"""Read access to the canonical dataset."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ MANIFEST_KEYS = ("encoding", "image_shape", "rows_train", "rows_test", "duplicat
 
 
 class Dataset:
-    """A dataset directory whose manifest was checked.
+    """A dataset directory whose files were checked against its manifest.
 
-    `rows` is the number of rows, `class_names` the names by label, `encoding` "raw", "encoded" or "text",
-    `image_shape` the (height, width, channels) that all images share, or None. Images are one uint8 array
-    `(n, h, w, c)` when they share a shape, else a list of `(h, w, c)` arrays; texts are a list of str.
+    `rows` is the number of rows, `class_names` the class names indexed by label, `encoding` "raw", "encoded" or "text",
+    `image_shape` the (height, width, channels) of all images, or None if they differ. Images are returned as one uint8
+    array `(n, h, w, c)` if they share a shape, else as a list of `(h, w, c)` arrays; texts as a list of str.
     """
 
     def __init__(
         self, directory: Path | str, verify: bool = True, erased: Literal["refuse", "allow"] = "refuse"
     ) -> None:
-        """Raises ManifestError for a directory without a manifest or whose files disagree with it, DataError where an
-        erased row is back in it; only the sweep, which takes such rows out, reads them (`erased="allow"`).
+        """Open `directory`. Raises ManifestError if it has no manifest or its files disagree with it.
 
-        `verify=False` compares sizes only, not every sha256.
+        Raises DataError if it contains an erased row, unless `erased="allow"`, which only the sweep uses, to remove
+        such rows. `verify=False` compares the sizes of the files and not their sha256.
         """
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory, verify=verify)
@@ -85,7 +85,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:...` of the content of all files."""
+        """`sha256:...` over the names and sha256 digests of all files."""
         return digest_of({name: entry["sha256"] for name, entry in self.manifest["files"].items()})
 
     @cached_property
@@ -93,7 +93,10 @@ class Dataset:
         return list(pq.read_schema(self._shards[0]).names)
 
     def table(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
-        """The named columns of the rows `start` to `stop`, in memory; all rows by default."""
+        """Read the named columns of the rows `start` to `stop` (exclusive) into memory; all rows by default.
+
+        Raises DataError for an unknown column.
+        """
         stop = self.rows if stop is None else min(stop, self.rows)
         unknown = [c for c in columns if c not in self.columns]
         if unknown:
@@ -103,18 +106,21 @@ class Dataset:
             mine = list(groups)
             with reading(shard, AGAIN), pq.ParquetFile(shard) as file:
                 table = file.read_row_groups([g.index for g in mine], columns=list(columns))
-                table.validate(full=True)  # text of a damaged page may be no UTF-8
+                table.validate(full=True)  # text of a damaged page may be invalid UTF-8
             tables.append(table.slice(max(0, start - mine[0].first)))
         if not tables:
             return pa.table({name: [] for name in columns})
         return pa.concat_tables(tables).slice(0, stop - start)
 
     def labels(self) -> np.ndarray:
-        """int32 `(rows,)`."""
+        """The labels of all rows, int32 `(rows,)`."""
         return np.asarray(self.table(["label"])["label"].to_numpy()) if self._labels is None else self._labels
 
     def with_labels(self, labels: np.ndarray) -> Dataset:
-        """The same rows, whose `labels()` are int32 `labels (rows,)`; files, `table` and `digest` stay as they are."""
+        """A view of this dataset whose `labels()` returns int32 `labels (rows,)`.
+
+        `table`, `digest` and the files keep the stored labels. Raises ValueError for another number of labels.
+        """
         if labels.shape != (self.rows,):
             raise ValueError(f"labels {labels.shape} for {self.rows} rows")
         other = copy.copy(self)
@@ -122,7 +128,7 @@ class Dataset:
         return other
 
     def splits(self) -> np.ndarray:
-        """str `(rows,)`, "train", "test" or "unseen"."""
+        """The split of each row, str `(rows,)`: "train", "test" or "unseen"."""
         return np.array(self.table(["split"])["split"].to_pylist(), dtype="U6")
 
     def sample_ids(self) -> list[str]:
@@ -130,23 +136,23 @@ class Dataset:
         return ids
 
     def digests(self) -> np.ndarray:
-        """Row digests as void scalars `(rows,)` of 16 bytes: comparable, sortable, usable in np.isin."""
+        """Row digests as void scalars of 16 bytes, `(rows,)`; they can be compared, sorted and passed to np.isin."""
         column = self.table(["digest"])["digest"]
         with reading(self.directory, AGAIN):
             return np.frombuffer(b"".join(column.to_pylist()), dtype=f"V{DIGEST_BYTES}")
 
     def content_bytes(self) -> np.ndarray:
-        """int64 `(rows,)`: the stored size of each image or text."""
+        """The stored size of each image or text in bytes, int64 `(rows,)`."""
         tables = (self._read_content(group) for group in self._groups)
         return np.concatenate([pc.binary_length(t[self._content]).to_numpy() for t in tables]).astype(np.int64)
 
     def iter_batches(
         self, rows_per_batch: int, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, Inputs]]:
-        """Yield `(first row, images or texts)` of rows `start` to `stop`, `rows_per_batch` at a time, the last perhaps
-        shorter.
+        """Yield `(first row, images or texts)` for batches of `rows_per_batch` rows from `start` to `stop` (exclusive).
 
-        Arrays may be read-only views of a decoded Parquet page. Raises DataError naming the row of a bad image.
+        The last batch may be shorter. Arrays may be read-only views of a decoded Parquet page. Raises DataError for an
+        image that cannot be decoded, with the id of its row.
         """
         for row, table in self.iter_tables(rows_per_batch, start, stop):
             yield row, self.decode(table)
@@ -154,7 +160,7 @@ class Dataset:
     def iter_tables(
         self, rows_per_batch: int, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Yield `(first row, table)` as `iter_batches` does, its images not yet decoded: `decode` does that."""
+        """Yield `(first row, table)` in the same batches as `iter_batches`, with images undecoded; see `decode`."""
         if rows_per_batch < 1:
             raise ValueError(f"rows_per_batch is {rows_per_batch}; give at least 1")
         stop = self.rows if stop is None else min(stop, self.rows)
@@ -173,7 +179,7 @@ class Dataset:
             yield row, pending[0]
 
     def images(self, rows: np.ndarray | None = None) -> Images:
-        """`inputs` for those who need pixels. Raises DataError where the dataset holds texts."""
+        """Like `inputs`, but raises DataError if the dataset holds texts."""
         if self.encoding == TEXT:
             raise DataError(
                 f"{self.directory}: holds texts, and methods that train a backbone or relearn above a cut take images; "
@@ -182,7 +188,10 @@ class Dataset:
         return cast(Images, self.inputs(rows))
 
     def inputs(self, rows: np.ndarray | None = None) -> Inputs:
-        """Images or texts of the row positions `rows` `(n,)`, in that order, or of all rows, in memory."""
+        """Read the images or texts at the row positions `rows` `(n,)`, in that order, or of all rows, into memory.
+
+        Raises IndexError for a position outside the dataset.
+        """
         wanted = np.arange(self.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} asked of a dataset with {self.rows} rows")
@@ -220,7 +229,7 @@ class Dataset:
         return groups
 
     def _groups_between(self, start: int, stop: int) -> list[_Group]:
-        """The row groups that hold any of the rows `start` to `stop`."""
+        """The row groups that contain any of the rows `start` to `stop` (exclusive)."""
         if start >= stop:
             return []
         first = bisect_right(self._groups, start, key=lambda g: g.first) - 1
@@ -237,7 +246,7 @@ class Dataset:
             return table
 
     def decode(self, table: pa.Table) -> Inputs:
-        """Images or texts of a table of `iter_tables`, or of a slice of one. Threads may decode slices side by side."""
+        """Decode the images or texts of a table from `iter_tables`, or of a slice of it. The method is thread-safe."""
         with reading(self.directory, AGAIN):
             return self._decode(table)
 
@@ -260,7 +269,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Group:
-    """One row group of a shard, and the dataset row that it starts at."""
+    """One row group of a shard; `first` is the dataset row at which it starts."""
 
     shard: Path
     index: int

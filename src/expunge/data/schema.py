@@ -1,4 +1,4 @@
-"""The canonical dataset: its columns, its constants and the digest of a row.
+"""The schema of the canonical dataset: its columns, its constants and the digests of its rows.
 
 A dataset is a directory of Parquet shards, `classes.json`, `duplicates.parquet` and `manifest.json`.
 """
@@ -12,14 +12,15 @@ import pyarrow as pa
 
 TRAIN, TEST = "train", "test"
 SPLITS = (TRAIN, TEST)  # every dataset has both
-UNSEEN = "unseen"  # as split and as part: training rows of the source that no model is trained on and no metric counts
+# A split and a part: training rows of the source on which no model is trained and which no metric counts.
+UNSEEN = "unseen"
 
 RETAIN, FORGET, TEST_RETAIN, TEST_FORGET = "retain", "forget", "test_retain", "test_forget"
 PARTS = (RETAIN, FORGET, TEST_RETAIN, TEST_FORGET, UNSEEN)
 
-RAW = "raw"  # row-major HWC uint8
-ENCODED = "encoded"  # the original PNG, JPEG, ... file
-TEXT = "text"  # a text, as the source has it
+RAW = "raw"  # uint8 pixels (height, width, channels), row-major
+ENCODED = "encoded"  # the bytes of the original image file (PNG, JPEG, ...)
+TEXT = "text"  # a text, as in the source
 
 DIGEST_BYTES = 16
 CLASSES = "classes.json"
@@ -27,12 +28,12 @@ DUPLICATES = "duplicates.parquet"
 
 
 def content_column(encoding: str) -> str:
-    """The column that holds what a model looks at."""
+    """The name of the column that holds the input of the model: "text" or "image"."""
     return "text" if encoding == TEXT else "image"
 
 
 def dataset_schema(has_subject: bool, encoding: str) -> pa.Schema:
-    """Columns of a dataset shard, in order. `subject` may be null in a row, nothing else may."""
+    """The columns of a dataset shard, in order. Only `subject` may be null."""
     content = [
         pa.field("image", pa.binary(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
@@ -62,10 +63,10 @@ ASSIGNMENT_SCHEMA = pa.schema(
 
 
 def row_digest(image: np.ndarray) -> bytes:
-    """BLAKE2b-128 of the shape and the decoded pixels of one `(h, w, c)` uint8 image.
+    """Return the BLAKE2b-128 digest of the shape and the decoded pixels of one `(h, w, c)` uint8 image.
 
-    Two files with the same pixels have the same digest, whatever their format; a grey image and the same picture
-    stored as colour do not.
+    Files of different formats with the same pixels have the same digest. A greyscale image and its RGB version have
+    different digests.
     """
     h = hashlib.blake2b(np.asarray(image.shape, dtype="<u4").tobytes(), digest_size=DIGEST_BYTES)
     h.update(np.ascontiguousarray(image).data)
@@ -73,5 +74,5 @@ def row_digest(image: np.ndarray) -> bytes:
 
 
 def text_digest(text: str) -> bytes:
-    """BLAKE2b-128 of the UTF-8 bytes of one text."""
+    """Return the BLAKE2b-128 digest of the UTF-8 bytes of one text."""
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()

@@ -1,4 +1,4 @@
-"""The ways to say which training rows are forgotten."""
+"""Selectors: from the settings of a request to the mask of the training rows to forget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from expunge.data.tombstones import Tombstones
 from expunge.system.errors import DataError
 
 SELECTORS = ("classes", "random", "memorised", "canaries", "ids", "subjects", "filter")
-LONGEST = 4096  # characters of an id or a subject: as many as a path may have
+LONGEST = 4096  # characters of an id or a subject; the longest path on Linux, since paths may be ids
 FILTER_COLUMNS = ("sample_id", "subject", "label", "class", "split", "height", "width", "channels")
 
 
@@ -37,8 +37,9 @@ def select(
     seed: int,
     scores: Callable[[], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows, `scores`
-    gives how much the model memorised each row `(rows,)`, for the selector of that name."""
+    """Return the mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows,
+    `scores` returns how strongly the model memorised each row `(rows,)`, for the selector "memorised" only.
+    Raises DataError for a request that is incomplete or does not fit the dataset."""
     if selector == "classes":
         return train & np.isin(dataset.labels(), class_indices(dataset.class_names, classes))
     if selector == "random":
@@ -63,10 +64,10 @@ def select(
 
 
 def refuse_most(selector: str, forget: np.ndarray, train: np.ndarray, allowed: bool) -> None:
-    """Raises DataError where classes, subjects or a filter select more than half of the training rows, unless that is
-    `allowed`: a name or a sign that is wrong selects the others. `forget`, `train`: masks `(rows,)`.
+    """Raise DataError if classes, subjects or a filter select more than half of the training rows, unless `allowed`.
 
-    A list of ids and a share of the rows say themselves how many they are.
+    This catches requests whose condition is inverted by mistake. Lists of ids and shares of the rows are not checked,
+    since they state their size. `forget` and `train` are masks `(rows,)`.
     """
     count, rows = int((forget & train).sum()), int(train.sum())
     if selector in ("classes", "subjects", "filter") and 2 * count > rows and not allowed:
@@ -77,8 +78,8 @@ def refuse_most(selector: str, forget: np.ndarray, train: np.ndarray, allowed: b
 
 
 def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
-    """Label indices of classes given by name or index; upper and lower case count only where two names differ in
-    nothing else. Raises DataError listing the known classes."""
+    """Return the labels of classes given by name or index. Case is ignored unless two class names differ only in case.
+    Raises DataError for an unknown class, listing the known ones, for a repeated class, and for an empty list."""
     if not wanted:
         raise DataError("selector classes needs at least one class (split.classes in params.yaml)")
     indices = []
@@ -101,12 +102,12 @@ def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int
 
 
 def share_of(fraction: float, rows: int) -> int:
-    """How many of `rows` rows a request for that share names: at least one."""
+    """The number of rows in the share `fraction` of `rows` rows, rounded and at least 1."""
     return max(round(fraction * rows), 1)
 
 
 def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """A seeded `fraction` of the training rows, at least one, drawn without replacement."""
+    """Draw `fraction` of the training rows, at least one, without replacement. Raises DataError outside (0, 1)."""
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
     rows = np.flatnonzero(train)
@@ -116,7 +117,8 @@ def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np.ndarray:
-    """The `fraction` of the training rows, at least one, with the highest `scores (rows,)`; of equal ones the first."""
+    """Select the `fraction` of the training rows, at least one, with the highest `scores (rows,)`; ties by row order.
+    Raises DataError for a fraction outside (0, 1) and for a training row whose score is not finite."""
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
     rows = np.flatnonzero(train)
@@ -128,7 +130,7 @@ def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np
 
 
 def planted_rows(dataset: Dataset) -> np.ndarray:
-    """The mask of planted canaries. Raises DataError where the dataset has none."""
+    """Return the mask `(rows,)` of the planted canaries. Raises DataError if the dataset has none."""
     canaries = canary_rows(dataset.directory, dataset.sample_ids())
     if canaries is None:
         raise DataError(f"{dataset.directory}: no canaries were planted (data.canaries in params.yaml)")
@@ -138,9 +140,10 @@ def planted_rows(dataset: Dataset) -> np.ndarray:
 
 
 def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
-    """The rows whose sample_id stands in `file`. Raises DataError for unknown, repeated and test ids.
+    """Return the mask of the rows whose sample_id is listed in `file`. Raises DataError for unknown or repeated ids,
+    and for ids of test or unseen rows.
 
-    Rows that were erased already are passed over: a request that names them is met.
+    Ids of rows that were erased earlier are ignored, since the request is fulfilled for them.
     """
     wanted = read_values(file, "sample_id")
     position = {sample_id: row for row, sample_id in enumerate(dataset.sample_ids())}
@@ -155,7 +158,8 @@ def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
 
 
 def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
-    """The rows, of both splits, whose subject stands in `file`. Raises DataError for unknown and repeated subjects."""
+    """Return the mask of the rows of all splits whose subject is listed in `file`.
+    Raises DataError for unknown and repeated subjects, and for a dataset without a subject column."""
     if "subject" not in dataset.columns:
         raise DataError(f"{dataset.directory}: this dataset has no subject column; select by ids instead")
     wanted = read_values(file, "subject")
@@ -167,7 +171,10 @@ def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
 
 
 def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
-    """The rows, of both splits, for which the filter holds; see `expunge.data.filters` for its language."""
+    """Return the mask of the rows of all splits that match the filter `text`; see `expunge.data.filters`.
+
+    Raises DataError for an invalid filter, and for one that names rows or people, since params.yaml stays in git.
+    """
     names = [c for c in FILTER_COLUMNS if c in dataset.columns]
     table = dataset.table(names)
     class_column = pa.array(dataset.class_names).take(table["label"].combine_chunks())
@@ -190,10 +197,10 @@ def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
 
 
 def read_values(file: Path, column: str) -> list[str]:
-    """The values of a .txt (one a line), .csv or .parquet file, each once.
+    """Return the values listed in a .txt (one per line), .csv or .parquet file.
 
-    A table must have `column`; a csv of a single column needs no header. Raises DataError for an unreadable file, no
-    values, a value of more than 4,096 characters, or values listed twice.
+    A table must have `column`; a CSV with a single column needs no header. Raises DataError for an unreadable file, no
+    values, more than LIST_BYTES bytes or LIST_VALUES values, a value of more than 4,096 characters, or repeated values.
     """
     readers = {".txt": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
@@ -248,7 +255,7 @@ def _read_parquet(file: Path, column: str) -> list[str]:
     with pq.ParquetFile(file) as table:
         names, rows = table.schema_arrow.names, table.metadata.num_rows
         kind = table.schema_arrow.field(column).type if column in names else None
-    if rows > LIST_VALUES:  # before they are read: a file of few bytes may hold very many
+    if rows > LIST_VALUES:  # checked before reading, since a small compressed file may hold very many rows
         raise DataError(f"{file}: lists {rows:,} values, allowed {LIST_VALUES:,}; ask in several requests")
     if column not in names:
         raise DataError(f"{file}: no column {column!r}; it has {', '.join(names)}")
@@ -266,7 +273,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _never_there(dataset: Dataset, missing: list[str]) -> list[str]:
-    """Those of `missing` that are not there because they were erased are left out."""
+    """Return the `missing` values without those of erased rows."""
     tombstones = Tombstones.near(dataset.directory)
     if tombstones is None or not missing:
         return missing
@@ -275,7 +282,7 @@ def _never_there(dataset: Dataset, missing: list[str]) -> list[str]:
 
 
 def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:
-    """Keep the training rows of a selection that may also cover test rows."""
+    """Restrict `mask` to training rows. Raises DataError if it selects only rows that are not training rows."""
     if mask.any() and not (mask & train).any():
         raise DataError(
             f"{what} selects {int(mask.sum())} test rows and no training row; only training rows are forgotten"
@@ -285,7 +292,7 @@ def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:
 
 
 def refuse_listed(file: Path, problem: str, values: Sequence[str]) -> None:
-    """Raise DataError where `values` of `file` have the `problem`, naming how many and the first of them."""
+    """Raise DataError if any `values` of `file` have the `problem`; the message has their number and the first."""
     if values:
         first = ", ".join(repr(v) for v in values[:3])
         raise DataError(f"{file}: {len(values)} values {problem}, first {first}")

@@ -1,4 +1,4 @@
-"""What a reader hands to the writer: class names and a stream of batches."""
+"""The interface between readers and the writer: class names and a stream of batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expunge.system.errors import DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a source, in order. `content` is `(n, h, w, c)` uint8 images (raw), n encoded files, or n texts."""
+    """n consecutive rows of a source. `content` is `(n, h, w, c)` uint8 images (raw), n encoded files, or n texts."""
 
     sample_ids: Sequence[str]
     labels: np.ndarray
@@ -24,7 +24,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Source:
-    """A data source that can be read once, front to back."""
+    """A data source whose batches can be read once, in order."""
 
     name: str
     class_names: tuple[str, ...]
@@ -34,10 +34,10 @@ class Source:
 
 
 def stratified_test_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """A boolean mask `(n,)` with a seeded `fraction` of every class set; the rest is for training.
+    """Return the boolean mask `(n,)` of a stratified test split with `fraction` of the rows of every class.
 
-    Rounds per class, and leaves at least one training row and one test row in a class of two or more.
-    Raises DataError for a fraction outside (0, 1).
+    The number of test rows is rounded per class; a class of two or more rows keeps at least one training row and one
+    test row. Raises DataError for a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise DataError(f"test_fraction is {fraction}; give a number between 0 and 1")
@@ -51,11 +51,11 @@ def stratified_test_rows(labels: np.ndarray, fraction: float, seed: int) -> np.n
 
 
 def test_rows_of_subjects(labels: np.ndarray, subjects: Sequence[str], fraction: float, seed: int) -> np.ndarray:
-    """A boolean mask `(n,)` of test rows that leaves every subject a training row, so that all can be forgotten.
+    """Return a boolean mask `(n,)` of test rows that leaves every subject a training row, so that it can be forgotten.
 
-    Of each subject a seeded row is kept for training; of the other rows of a class, `fraction` of its number of rows
-    is drawn, as far as there are so many. Test rows are therefore of subjects that the model was trained on.
-    Raises DataError for a fraction outside (0, 1).
+    One row of each subject, drawn with `seed`, is kept for training. From the other rows of each class, `fraction` of
+    the size of the class is drawn, or all of them if there are fewer. All test rows therefore belong to subjects in the
+    training data. Raises DataError for a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise DataError(f"test_fraction is {fraction}; give a number between 0 and 1")
@@ -82,7 +82,7 @@ def array_batches(
     subjects: Sequence[str | None] | None = None,
     rows: int = 4096,
 ) -> Iterator[Batch]:
-    """Cut arrays that are in memory into batches of `rows` rows."""
+    """Yield arrays in memory as batches of `rows` rows."""
     for i in range(0, len(images), rows):
         cut = slice(i, i + rows)
         yield Batch(sample_ids[cut], labels[cut], splits[cut], images[cut], subjects[cut] if subjects else None)

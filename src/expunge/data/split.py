@@ -1,4 +1,4 @@
-"""Which rows a request is about: from an erasure request or corrections to one part per row of the dataset."""
+"""Split a dataset by an erasure request or by corrections: one part for every row."""
 
 from __future__ import annotations
 
@@ -50,18 +50,19 @@ def split(
 ) -> dict[str, Any]:
     """Write `out_dir` (assignment.parquet, request.json, manifest.json) and return the request.
 
-    The selector takes its own argument: classes -> `classes` (names or indices), random -> `fraction` of the training
-    rows and `seed`, memorised -> `fraction` and `scores`, ids, subjects and correct -> `file`, filter -> `filter`;
-    canaries has none. Only training rows are forgotten. Test rows of a class whose training rows are all forgotten
-    become test_forget, the others test_retain; rows that were set aside before training stay unseen. With correct no
-    row goes: the part "forget" holds those whose label is replaced, and columns `old_label` and `new_label` of
-    assignment.parquet say by what.
+    The arguments that each selector uses: classes -> `classes` (names or indices), random -> `fraction` of the training
+    rows and `seed`, memorised -> `fraction` and `scores`, ids, subjects and correct -> `file`, filter -> `filter`,
+    canaries -> none. Only training rows are forgotten. Test rows of a class whose training rows are all forgotten
+    become test_forget, the other test rows test_retain; unseen rows stay unseen. The selector correct removes no row:
+    the part "forget" then contains the rows whose labels change, and assignment.parquet has the columns `old_label` and
+    `new_label`.
 
-    A retained exact duplicate of a forgotten image undoes the erasure: `duplicates` says whether to warn, to include
-    it in the request, or to refuse. `near_duplicates` says the same of retained rows that `neighbours` finds near
-    forgotten ones, or "ignore". `validation`: share of the retained and of the forgotten rows by which settings may be
-    chosen and which no metric counts, drawn with `seed`. `more_than_half`: whether it may forget so much.
-    Raises DataError for a request that names what is not there, nothing, or everything.
+    A retained exact duplicate of a forgotten row undoes the erasure. `duplicates` is the policy for such rows: "warn",
+    "include" them in the request, or "refuse" it. `near_duplicates` is the policy for retained rows that `neighbours`
+    finds near forgotten ones; it may also be "ignore". `validation` is the share of the retained and of the forgotten
+    rows that is held out for choosing settings and excluded from metrics; it is drawn with `seed`. `more_than_half`
+    permits classes, subjects and filters to select more than half of the training rows. Raises DataError for a request
+    that names unknown rows, no training row, or all of them, or that a policy refuses.
     """
     splits = dataset.splits()
     train = splits == TRAIN
@@ -74,7 +75,7 @@ def split(
             dataset, train, selector, classes=classes, fraction=fraction, file=file, filter=filter, seed=seed,
             scores=scores,
         )  # fmt: skip
-    guarded = forget & (selector != CANARY_SELECTOR)  # a canary is a copy of a retained row on purpose
+    guarded = forget & (selector != CANARY_SELECTOR)  # canaries are copies of retained rows on purpose
     exact = exact_twins(dataset, train, guarded, duplicates)
     forget |= exact.joined
     near = near_twins(neighbours, train, guarded | exact.joined, exact.twins, near_duplicates)
@@ -96,7 +97,7 @@ def split(
     part = parts_of(labels, splits, forget, corrections is not None)
     ids = dataset.sample_ids()
     named = [ids[i] for i in np.flatnonzero(forget)]
-    if corrections is not None:  # other labels for the same rows are another request
+    if corrections is not None:  # so that other labels for the same rows give another digest
         named = [json.dumps([i, int(new)]) for i, new in zip(named, corrections.new, strict=True)]
     request = {
         "selector": selector,
@@ -129,7 +130,7 @@ def split(
 def _checked_corrections(
     dataset: Dataset, train: np.ndarray, file: Path | str | None, duplicates: str, near_duplicates: str
 ) -> Corrections:
-    """Raises DataError for policies that make no sense: a copy of a corrected row has no new label of its own."""
+    """Read the corrections. Raises DataError for the policies include and refuse, which apply only to erasure."""
     for key, value in (("duplicates", duplicates), ("near_duplicates", near_duplicates)):
         if value not in (WARN, IGNORE):
             raise DataError(f"split.{key}: {value} is not for corrections; list the copies too, and set it to warn")
@@ -137,15 +138,19 @@ def _checked_corrections(
 
 
 def whole_classes(labels: np.ndarray, train: np.ndarray, forget: np.ndarray) -> np.ndarray:
-    """Classes whose training rows are all forgotten, ascending. `labels`, `train` and `forget`: of every row."""
+    """Return the classes whose training rows are all forgotten, ascending. All arguments have shape `(n,)`."""
     return np.setdiff1d(labels[forget], labels[train & ~forget])
 
 
 def parts_of(labels: np.ndarray, splits: np.ndarray, forget: np.ndarray, corrected: bool = False) -> np.ndarray:
-    """The part of every row: str `(n,)`. `labels (n,)`, `splits (n,)` str, `forget (n,)` mask of the training rows that
-    are forgotten, or `corrected`: then no class goes. Unseen rows are a part of their own, whatever their class."""
+    """Return the part of every row, str `(n,)`.
+
+    `labels (n,)` are integers, `splits (n,)` strings, and `forget (n,)` is the mask of the forgotten training rows. If
+    they are `corrected` instead, no class is removed and no test row becomes test_forget. Unseen rows stay unseen,
+    whatever their class.
+    """
     train = splits == TRAIN
-    part = np.where(forget & train, FORGET, RETAIN).astype("U11")  # room for the longest name
+    part = np.where(forget & train, FORGET, RETAIN).astype("U11")  # 11 characters: the longest name
     gone = labels[:0] if corrected else whole_classes(labels, train, forget & train)
     part[~train] = np.where(np.isin(labels[~train], gone), TEST_FORGET, TEST_RETAIN)
     part[splits == UNSEEN] = UNSEEN
@@ -153,7 +158,7 @@ def parts_of(labels: np.ndarray, splits: np.ndarray, forget: np.ndarray, correct
 
 
 def described(parts: np.ndarray, dataset: Dataset) -> str:
-    """What is forgotten, without ids: names of whole classes, and how many other training rows. `parts (n,)`."""
+    """Describe a request without ids: names of whole classes, and the number of other training rows. `parts (n,)`."""
     labels, forget = dataset.labels(), parts == FORGET
     whole = whole_classes(labels, (parts == FORGET) | (parts == RETAIN), forget)
     names = [dataset.class_names[c] for c in whole]
@@ -162,22 +167,22 @@ def described(parts: np.ndarray, dataset: Dataset) -> str:
 
 
 def request_digest(sample_ids: Sequence[str], dataset_digest: str) -> str:
-    """`sha256:...` that names a set of forgotten rows: HMAC-SHA256 of the sorted ids, keyed by the dataset's digest."""
+    """Identify a set of rows by `sha256:...`, the HMAC-SHA256 of the sorted ids with the dataset's digest as key."""
     ids = json.dumps(sorted(sample_ids), ensure_ascii=False, separators=(",", ":")).encode()
     return "sha256:" + hmac.new(dataset_digest.encode(), ids, hashlib.sha256).hexdigest()
 
 
 def digest_of_rows(dataset: Dataset, rows: np.ndarray) -> str:
-    """The `request_digest` of the row positions `rows` `(n,)`."""
+    """Return the `request_digest` of the rows at the positions `rows` `(n,)`."""
     ids = dataset.sample_ids()
     return request_digest([ids[i] for i in rows.tolist()], dataset.digest)
 
 
 class Split:
-    """A split directory whose manifest was checked: `request` as written, `parts` by dataset row."""
+    """A split directory whose files were checked against its manifest; `request` is the content of request.json."""
 
     def __init__(self, directory: Path | str) -> None:
-        """Raises ManifestError for what is no split, DataError where an erased row is back in it."""
+        """Open `directory`. Raises ManifestError if it is not a valid split, DataError if it lists an erased row."""
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory)
         if "parts" not in self.manifest:
@@ -202,30 +207,32 @@ class Split:
 
     @cached_property
     def corrections(self) -> Corrections | None:
-        """New labels of the rows of the request; None where it forgets rows."""
+        """The corrections of the request; None if the request forgets rows."""
         if self.request["selector"] != CORRECT:
             return None
         return Corrections.of_table(pq.ParquetFile(self.directory / ASSIGNMENT).read(LABELS))
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """int32 `(rows,)`: those that hold after the request, of `labels (rows,)`, those of the dataset. Raises
-        DataError where the corrections were written for others."""
+        """Return the labels after the request, int32 `(rows,)`, given the `labels (rows,)` of the dataset.
+
+        Raises DataError if the corrections were written for other labels.
+        """
         return labels if self.corrections is None else self.corrections.apply(labels, self.directory)
 
     @cached_property
     def training_rows(self) -> np.ndarray:
-        """int64 dataset positions of the rows that a model is trained on after the request, ascending: those that are
-        retained, and those that are corrected."""
+        """int64 dataset positions, ascending, of the rows on which a model is trained after the request: the retained
+        and the corrected rows."""
         return self.rows(RETAIN) if self.corrections is None else np.union1d(self.rows(RETAIN), self.rows(FORGET))
 
     @cached_property
     def parts(self) -> np.ndarray:
-        """str `(rows,)` in dataset order."""
+        """The part of each row, str `(rows,)` in dataset order."""
         return np.array(self._read("part"))
 
     @cached_property
     def validation_mask(self) -> np.ndarray:
-        """bool `(rows,)`: training rows held out to choose settings by; fitted to afterwards, and in no metric."""
+        """Mask `(rows,)` of the training rows held out for choosing settings; used in the final fit, not in metrics."""
         mask = np.zeros(len(self.parts), dtype=bool)
         with reading(self.directory / REQUEST, AGAIN):
             drawn = self.request["validation"]
@@ -236,18 +243,18 @@ class Split:
         return mask
 
     def rows(self, part: str) -> np.ndarray:
-        """int64 dataset positions of one part, ascending."""
+        """Return the dataset positions of one part, int64, ascending. Raises ValueError for an unknown part."""
         if part not in PARTS:
             raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
 
     def digest_of(self, part: str, dataset_digest: str) -> str:
-        """The `request_digest` of the rows of one part, under the digest of the dataset as it was or is."""
+        """Return the `request_digest` of the rows of one part under a present or past digest of the dataset."""
         ids = self._read("sample_id")
         return request_digest([ids[i] for i in self.rows(part).tolist()], dataset_digest)
 
     def scored_rows(self, part: str) -> np.ndarray:
-        """Like `rows`, without those that settings may have been chosen by."""
+        """Like `rows`, without the validation rows, by which settings may have been chosen."""
         rows = self.rows(part)
         scored: np.ndarray = rows[~self.validation_mask[rows]]
         return scored

@@ -3,11 +3,12 @@
     data/tombstones/key                   32 random bytes, mode 0600
     data/tombstones/rows.safetensors      `ids` and `contents`, uint8 (n, 16): keyed BLAKE2b of each, sorted
 
-Without the key nobody can test whether a row was ever here; with it one can, and no more: neither an id nor a picture
-can be computed from a digest. The folder is nobody's output: neither git nor DVC restores an older state of it.
-`EXPUNGE_TOMBSTONES` names another place, for clones that share one, or to keep it apart from what backups restore.
+Whoever has the key can test whether a given row was erased, but cannot compute ids or content from the digests; without
+the key even the test is impossible. Neither git nor DVC tracks the folder, so neither restores an older state of it.
+The environment variable `EXPUNGE_TOMBSTONES` names another folder, for clones that share one, or to keep it out of
+backups.
 
-An id alone is a weaker sign than content: sources without ids number their rows. See `hits`.
+An id alone is weaker evidence than content, because sources without ids number their rows; `hits` reports both.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Hits:
-    """Masks `(n,)` over rows. `contents`: what the row holds was erased. `ids`: its id was that of an erased row."""
+    """Masks `(n,)` of rows whose content (`contents`) or whose id (`ids`) is that of an erased row."""
 
     contents: Mask
     ids: Mask
@@ -50,7 +51,7 @@ class Hits:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """A folder's tombstones. `ids` and `contents`: sorted void scalars of 16 bytes."""
+    """The tombstones of a folder. `ids` and `contents` are sorted arrays of void scalars of 16 bytes."""
 
     directory: Path
     key: bytes
@@ -59,7 +60,7 @@ class Tombstones:
 
     @classmethod
     def read(cls, directory: Path) -> Tombstones | None:
-        """What `directory` holds; None where nothing was erased yet. Raises DataError for a damaged folder."""
+        """Read `directory`; None if nothing was erased yet. Raises DataError for a damaged folder."""
         if not (directory / ROWS).is_file():
             return None
         key = _key(directory)
@@ -76,8 +77,11 @@ class Tombstones:
 
     @classmethod
     def near(cls, path: Path | str) -> Tombstones | None:
-        """Those that hold for the data at `path`: of the nearest workspace around it that has any, so what was erased
-        from a repository stays out of the workspaces below it, too."""
+        """Read the tombstones that apply to the data at `path`; None if there are none.
+
+        They are those of the nearest enclosing workspace that has any, so rows that were erased from a repository stay
+        erased in the workspaces inside it. `EXPUNGE_TOMBSTONES` takes precedence.
+        """
         if named := os.environ.get(VARIABLE):
             return cls.read(Path(named))
         for parent in Path(path).resolve().parents:
@@ -87,7 +91,7 @@ class Tombstones:
 
     @classmethod
     def open(cls, directory: Path, keep: bool = True) -> Tombstones:
-        """As `read`, with no rows and a new key where there are none yet; the key is written unless `keep` is false."""
+        """Like `read`, but returns an empty set with a new key if there are none; `keep` writes that key to disk."""
         empty = np.empty(0, f"V{BYTES}")
         known = cls.read(directory)
         if known is None:
@@ -98,7 +102,7 @@ class Tombstones:
         return known
 
     def plus(self, ids: Iterable[str], contents: Iterable[bytes]) -> Tombstones:
-        """These and more rows; nothing is written."""
+        """Return the union of these tombstones and those of more rows, without writing it."""
         return Tombstones(
             self.directory,
             self.key,
@@ -110,14 +114,14 @@ class Tombstones:
         return len(self.ids)
 
     def to_bytes(self) -> bytes:
-        """The file of the rows; the same rows and key give the same bytes."""
+        """Serialize `ids` and `contents`. The result is deterministic for given rows and key."""
         return save({name: getattr(self, name).view(np.uint8).reshape(-1, BYTES) for name in ("ids", "contents")})
 
     def write(self) -> None:
         write_durable(self.directory / ROWS, self.to_bytes())
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Hits:
-        """Which rows were erased, by id and, where their 16-byte content digests are given, by content."""
+        """Return which rows were erased, by id and, if the 16-byte content digests are given, by content."""
         known = np.zeros(len(ids), bool) if contents is None else self._known(contents, self._contents)
         return Hits(known, self._known((i.encode() for i in ids), self._ids))
 
@@ -140,15 +144,15 @@ class Tombstones:
 
 
 def home(root: Path) -> Path:
-    """Where the tombstones of the workspace `root` lie."""
+    """The folder of the tombstones of the workspace `root`."""
     return Path(os.environ.get(VARIABLE) or root / "data" / FOLDER)
 
 
 def refuse(tombstones: Tombstones | None, what: Path, ids: Sequence[str], contents: Sequence[bytes] | None) -> None:
-    """Raise DataError if `what` holds a row that was erased.
+    """Raise DataError if `what` contains a row that was erased.
 
-    Dropping rows here would shift every later row against features and splits; so nothing is read until the data were
-    swept again.
+    Such rows are not dropped on reading, because that would shift the positions of all later rows against features and
+    splits. The data can be read again after a sweep.
     """
     if tombstones is None:
         return

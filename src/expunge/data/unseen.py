@@ -1,4 +1,4 @@
-"""Training rows that are set aside before any model is trained, for methods that need rows the model never saw."""
+"""Set training rows aside before any model is trained, for methods that need rows which the model never saw."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PURPOSE = b"unseen"
 
 
 def set_aside(batches: Iterator[Batch], share: float, seed: int) -> Iterator[Batch]:
-    """`batches` with about `share` of their training rows marked UNSEEN.
+    """Yield `batches` with about `share` of their training rows marked UNSEEN.
 
-    A row's place depends on its id and `seed` alone, so rows that come or are erased move no other. Raises DataError
-    for a share outside (0, 0.5].
+    Whether a row is marked depends only on its id and `seed`, so adding or erasing rows does not change the others.
+    Raises DataError for a share outside (0, 0.5].
     """
     if not 0 < share <= 0.5:
         raise DataError(f"split.unseen is {share}; it must lie in (0, 0.5]")
@@ -29,14 +29,17 @@ def set_aside(batches: Iterator[Batch], share: float, seed: int) -> Iterator[Bat
 
 
 def drawn(sample_id: str, seed: int) -> float:
-    """A number in [0, 1) that looks drawn, by id and seed."""
+    """Return a pseudo-random number in [0, 1) that is a function of the id and `seed` (keyed BLAKE2b)."""
     h = hashlib.blake2b(sample_id.encode(), key=str(seed).encode(), person=PURPOSE, digest_size=8)
     return int.from_bytes(h.digest()) / 2**64
 
 
 def usable(unseen: np.ndarray, forget: np.ndarray, subjects: Sequence[str | None] | None) -> np.ndarray:
-    """Those of the rows `unseen` that belong to nobody who has a row in `forget`; `subjects`: of every row, or None
-    where the dataset has none. Whoever is forgotten should not help to fit the model that forgets them."""
+    """Return the positions in `unseen` whose subject has no row in `forget`, int64.
+
+    `subjects` are those of all rows of the dataset, or None if it has none. Rows of a forgotten person must not be used
+    to fit the model that forgets that person.
+    """
     if subjects is None:
         return unseen
     asked = {subjects[i] for i in forget.tolist()} - {None}

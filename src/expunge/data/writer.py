@@ -1,4 +1,4 @@
-"""Write any source as the canonical Parquet dataset: streamed, whole or not at all, the same bytes every time."""
+"""Write any source as the canonical Parquet dataset. Writing is streamed, atomic and deterministic."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from expunge.system.files import staged_dir, write_json, write_manifest
 log = logging.getLogger(__name__)
 
 GROUP_ROWS = 4096
-GROUP_BYTES = 32 << 20  # of images or texts; what stays in memory while writing
+GROUP_BYTES = 32 << 20  # of images or texts; bounds the memory needed for writing
 SHARD_BYTES = 200 << 20
 
 
@@ -55,9 +55,9 @@ def write_dataset(
     """Write `source` to the directory `out_dir` and return its manifest.
 
     Content is streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
-    rows. `planter` adds its canaries, and the file that says which they are. `package`: name and version of the package
-    that reads the source, where it is not this one; the manifest keeps it. Raises DataError naming the row for a
-    corrupt image, a blank text, a label out of range, an unknown split, a repeated id.
+    rows. `planter` adds canaries and the file CANARIES, which lists them. `package` is the name and version of the
+    package whose reader is used, if it is another one; the manifest records it. Raises DataError for a corrupt image, a
+    blank text, a label out of range, an unknown split and a repeated id; the message names the row or the value.
     """
     schema = dataset_schema(source.has_subject, source.encoding)
     kept: list[pa.Table] = []
@@ -102,11 +102,11 @@ def write_dataset(
 
 
 def find_duplicates(rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Rows whose content occurs more than once, and how many there are.
+    """Return a table of the rows whose content occurs more than once, and counts of them.
 
-    `rows` holds sample_id, label, split and digest. The table has columns sample_id, group (int32, numbered by first
-    occurrence), label, split, ordered by group; the counts are rows, groups, groups_across_splits and
-    groups_across_labels.
+    `rows` has the columns sample_id, label, split and digest. The table has the columns sample_id, group (int32,
+    numbered by first occurrence), label and split, and is ordered by group. The counts are rows, groups,
+    groups_across_splits and groups_across_labels.
     """
     digests = np.frombuffer(b"".join(rows["digest"].to_pylist()), dtype="<u8").reshape(-1, DIGEST_BYTES // 8)
     order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
@@ -149,12 +149,12 @@ class _Shards:
         self._name = ""
 
     def add(self, table: pa.Table) -> None:
-        """Take rows; they are written as soon as they fill a row group, however they came in batches."""
+        """Add rows. They are written once they fill a row group, so row groups do not depend on the batches."""
         self._pending = pa.concat_tables([self._pending, table])
         self._write(last=False)
 
     def close(self) -> None:
-        """Write what is pending and finish the last shard."""
+        """Write the pending rows and close the last shard."""
         self._write(last=True)
         self._finish()
 
@@ -187,7 +187,10 @@ class _Shards:
 
 
 def _pieces(batch: Batch) -> Iterator[Batch]:
-    """Cut a batch that is larger than a row group: an Arrow array holds at most 2 GiB."""
+    """Split a batch into pieces no larger than a row group, because a binary Arrow array holds at most 2 GiB.
+
+    Raises DataError if the columns of the batch differ in length.
+    """
     n = len(batch.sample_ids)
     if not len(batch.labels) == len(batch.splits) == len(batch.content) == n:
         raise DataError(f"a reader gave {n} ids for {len(batch.content)} rows and {len(batch.labels)} labels")
@@ -264,8 +267,11 @@ def _images(batch: Batch, source: Source, shapes: set[tuple[int, int, int]]) -> 
 
 
 def _without_erased(table: pa.Table, source: Source, tombstones: Tombstones | None) -> pa.Table:
-    """Drop rows that were erased and that the source still holds: installed packages cannot be rewritten, nor can
-    inputs that are read only. Ids and the split of the others were given before, so nothing else changes."""
+    """Drop the rows that were erased but are still in the source, such as an installed package or a read-only input.
+
+    The reader has already assigned ids and splits, so those of the other rows do not change. Raises DataError for a row
+    with the id of an erased row but other content.
+    """
     if tombstones is None:
         return table
     hits = tombstones.hits(table["sample_id"].to_pylist(), table["digest"].to_pylist())

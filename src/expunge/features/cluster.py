@@ -1,7 +1,7 @@
-"""Ray: shards are tasks of an existing cluster, or of one started on this machine for the run.
+"""Extraction with Ray, on an existing cluster or on one that is started on this machine for the run.
 
-All machines see the same files under the same paths, and have the same version of this package. Only numbers of shards
-travel through Ray.
+All machines must see the same files under the same paths and have the same version of this package. Only shard numbers
+and row counts are sent through Ray.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from expunge.system.malloc import keep_freed
 from expunge.system.progress import log_message
 from expunge.system.ray_cluster import cluster, get, ray_module
 
-IN_FLIGHT = 2  # shards per worker: one is written while the next is computed
-MOST_LOSSES = 3  # workers that one shard may cost
+IN_FLIGHT = 2  # shards per worker, so that one is written while the next is computed
+MOST_LOSSES = 3  # the run fails when as many workers were lost with the same shard
 
 
 class Worker:
-    """One process with the model loaded once. Ray calls `make` in two threads, one of which computes at a time."""
+    """A Ray actor: a process that loads the model once. `make` runs in two threads, of which one computes at a time.
+
+    Raises ManifestError if the plan on this machine has another digest than `digest`.
+    """
 
     def __init__(
         self, model: str, dataset: str, work_root: str, settings: dict[str, Any], digest: str, threads: int
@@ -52,17 +55,17 @@ class Worker:
         self._computing = threading.Lock()
 
     def process(self) -> int:
-        """Its process id: it is ready."""
+        """Return the process id; the call succeeds once the worker is ready."""
         return os.getpid()
 
     def choose(self) -> None:
         self._extraction.choose()
 
     def make(self, index: int) -> int:
-        """Make the shard `index`; return its rows."""
+        """Make the shard `index` and return its number of rows."""
         shard = self._extraction.plan.shards[index]
         with self._computing:
-            torch.set_num_threads(self._threads)  # of this thread
+            torch.set_num_threads(self._threads)  # the setting applies to the calling thread only
             ((_, z, seconds),) = self._extraction.map([shard], lambda rows: None)
         torch.set_num_threads(1)
         self._extraction.writer.write(shard, z, seconds)
@@ -70,10 +73,10 @@ class Worker:
 
 
 def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None) -> Engine:
-    """The engine that makes shards with `workers` processes of the cluster at `address`.
+    """Return the engine that makes shards with `workers` processes of the Ray cluster at `address`.
 
-    A lost worker is replaced and its shards are made again. Raises ConfigError where Ray is missing or the cluster has
-    too little, DataError where one shard costs three workers.
+    A lost worker is replaced and its shards are made again. Raises ConfigError if Ray is not installed or the cluster
+    has too few CPUs or GPUs, and DataError if three workers were lost with the same shard.
     """
     ray = ray_module()
 
@@ -88,7 +91,7 @@ def on_ray(model: Path, dataset: Path, address: str | None, workers: int | None)
 
 
 class _Cluster:
-    """The workers of one run, and the shards they are at."""
+    """The workers of one run and the assignment of shards to them."""
 
     def __init__(self, ray: Any, extraction: Extraction, model: Path, dataset: Path, workers: int | None) -> None:
         self._ray, self._extraction = ray, extraction
@@ -130,13 +133,13 @@ class _Cluster:
                     except self._ray.exceptions.RayActorError:
                         self._count_loss(lost, shard)
                         todo.appendleft(shard)
-                        if worker in workers:  # the first of its shards to be missed
+                        if worker in workers:  # only the first of its lost shards replaces the worker
                             self._ray.kill(worker)
                             workers[workers.index(worker)], *_ = replacement = self._start(1)
                             free = [w for w in free if w is not worker] + replacement * IN_FLIGHT
 
     def _start(self, count: int) -> list[Any]:
-        """That many workers, ready. Raises ManifestError where one cannot be made ready."""
+        """Start `count` workers and wait until they are ready. Raises ManifestError if one cannot start."""
         workers = [self._remote.remote(*self._arguments) for _ in range(count)]
         try:
             pids = get(self._ray, [worker.process.remote() for worker in workers])

@@ -1,4 +1,7 @@
-"""One forward pass over every row: reader -> mapper -> writer, shard by shard, resumable, Moments on the way."""
+"""Extract features in one forward pass over every row: reader -> mapper -> writer, resumable shard by shard.
+
+The Moments of the features are computed in the same pass.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +42,12 @@ def extract(
     engine: Engine | None = None,
     repair: bool = False,
 ) -> dict[str, Any]:
-    """Write the feature store `out`; return its manifest with what each shard cost (`seconds`) and how many rows were
-    made (`rows_made`: the others were there) beside it.
+    """Write the feature store `out`; return the result of `publish` with `rows_made`, the rows computed in this run.
 
-    Shards are made in a work directory named by what determines their bytes (backbone, dataset, settings). A killed run
-    finds its whole shards there, and so does a stage that needed the same features earlier. `engine` makes the missing
-    shards; without one they are made here. `repair` keeps the whole shards of the store that
-    is there already. Raises DataError naming the first row whose features are not finite.
+    Shards are made in a work directory that is named after what determines their bytes (backbone, dataset, settings).
+    An interrupted run therefore resumes with its complete shards, and shards that an earlier stage made with the same
+    plan are reused. `engine` makes the missing shards; by default this process does. `repair` keeps the intact shards
+    of an existing store `out`. Raises DataError, which names the first row, if features are not finite.
     """
     extraction = Extraction(classifier, dataset, work_root, settings)
     if repair:
@@ -57,7 +59,7 @@ def extract(
 def extract_shards(
     classifier: Classifier, dataset: Dataset, work_root: Path, settings: ExtractionSettings
 ) -> tuple[Path, Shards]:
-    """Fill the work directory; return it and its shards. Whole shards found there are kept."""
+    """Make the missing shards in the work directory; return the directory and its shards."""
     extraction = Extraction(classifier, dataset, work_root, settings)
     extraction.make()
     files = [shard_path(extraction.work, shard) for shard in extraction.plan.shards]
@@ -65,9 +67,9 @@ def extract_shards(
 
 
 class Extraction:
-    """One model on one dataset: its plan, its work directory, and this process's reader, mapper and writer.
+    """The extraction of one model on one dataset: its plan and work directory, and a reader, a mapper and a writer.
 
-    `threads` decode; None takes one per core.
+    `threads` is the number of threads that decode; None means one per core.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Extraction:
         self._mapper: Mapper | None = None
 
     def missing(self) -> list[Shard]:
-        """The shards still to be made. What killed runs left half written is removed."""
+        """Return the shards that are missing or damaged. Temporary files of interrupted runs are deleted."""
         for leftover in self.work.glob("*.tmp"):
             leftover.unlink()
         todo = [shard for shard in self.plan.shards if not is_whole(self.work, shard)]
@@ -101,40 +103,40 @@ class Extraction:
         return todo
 
     def make(self) -> None:
-        """The local engine: make what is missing in this process."""
+        """The default engine: make the missing shards in this process."""
         todo = self.missing()
         self.choose()
         with self.progress(todo) as advance:
             self.run(todo, advance)
 
     def progress(self, shards: Iterable[Shard], what: str = "extract") -> AbstractContextManager[Advance]:
-        """Shows rows per second and the time left over the rows of `shards`."""
+        """Return a progress display over the rows of `shards`, with rows per second and the remaining time."""
         unit = "images" if self.dataset.encoding in (RAW, ENCODED) else "rows"
         return progress(what, sum(s.stop - s.start for s in shards), unit)
 
     def choose(self) -> None:
-        """With compile "auto": measure once whether compiling pays, and keep the choice beside the shards."""
+        """With compile "auto", measure once whether the compiled model is faster; store the choice with the shards."""
         if self.settings.compile != "auto" or (self.work / CHOICE).is_file():
             return
         first = Shard(0, 0, min(self.settings.batch_size, self.plan.rows))
         images = next(iter(self.reader.batches([first]))).images
-        if images.dtype != torch.int64:  # texts come in many lengths, a compiled model takes one
+        if images.dtype != torch.int64:  # texts differ in length, and a compiled model has one input shape
             choice = choose_compiled(self.classifier, self.settings, images)
             write_json(self.work / CHOICE, choice)
             log_message(f"extract: {'compiled' if choice['compiled'] else 'plain'} model, by measurement")
 
     @property
     def mapper(self) -> Mapper:
-        """Made when it is first needed: an engine's own process needs none."""
+        """The mapper, created on first use, because a process that only coordinates workers needs none."""
         if self._mapper is None:
             choice = read_json(self.work / CHOICE) if (self.work / CHOICE).is_file() else {}
             self._mapper = Mapper(self.classifier, self.settings, bool(choice.get("compiled")))
         return self._mapper
 
     def run(self, shards: Sequence[Shard], advance: Advance) -> None:
-        """Make `shards` in this process: reading, decoding, computing and writing run beside each other."""
+        """Make `shards` in this process. Reading, decoding, computing and writing run concurrently."""
         threads = torch.get_num_threads()
-        writing: Future[None] | None = None  # one shard is written while the next is made: memory stays bounded
+        writing: Future[None] | None = None  # at most one shard waits for the disk, which bounds memory
         try:
             with ThreadPoolExecutor(1, initializer=one_torch_thread) as writer:
                 for shard, z, seconds in self.map(shards, advance):
@@ -147,7 +149,7 @@ class Extraction:
             torch.set_num_threads(threads)
 
     def map(self, shards: Sequence[Shard], advance: Advance) -> Iterator[tuple[Shard, np.ndarray, dict[str, float]]]:
-        """Yield `shard, z (rows, d) float32, seconds by step`, in order; batches flow on from shard to shard."""
+        """Yield `shard, z (rows, d) float32, seconds per step` in order, without a pause between shards."""
         waited: dict[int, float] = defaultdict(float)
         seconds: dict[str, float] = defaultdict(float)
         z = np.empty(0, np.float32)
@@ -167,7 +169,7 @@ class Extraction:
 
 
 def _timed(batches: Iterator[Batch], waited: dict[int, float]) -> Iterator[Batch]:
-    """Add up, by shard, how long the model's thread waits for batches."""
+    """Yield `batches`; add the seconds for which the caller waits for each to `waited`, by shard index."""
     while True:
         tick = time.perf_counter()
         batch = next(batches, None)

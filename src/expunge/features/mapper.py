@@ -1,4 +1,4 @@
-"""Mapper: batches of pictures in, features out, with the device kept busy."""
+"""The mapper computes the features of batches; on CUDA, copies overlap with computation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from expunge.system.errors import DataError
 from expunge.system.progress import log_message
 
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-RESULTS = 2  # batches on their way back from the device
-TRIAL_BATCHES = 20  # timed per way of computing, after compilation
+RESULTS = 2  # buffers for batches that are copied back from the device
+TRIAL_BATCHES = 20  # timed batches per variant (plain, compiled), after compilation
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """Features `z (n, d)` float32 of a batch, on the CPU; `forward_s` is the time the model or its device took."""
+    """The features `z (n, d)` of a batch, float32 on the CPU; `forward_s` is the time of the forward pass."""
 
     batch: Batch
     z: np.ndarray
@@ -34,10 +34,10 @@ class Mapped:
 
 
 class Mapper:
-    """The backbone on its device.
+    """Runs the backbone on its device.
 
-    When the device runs out of memory, batches are computed in halves from then on, with a warning each time they are
-    halved. Fewer rows at a time can change the last bits of features where a library chooses its kernels by batch size.
+    When the device runs out of memory, the number of rows per forward pass is halved for the rest of the run, with a
+    warning. This can change the last bits of features, because libraries may choose kernels by batch size.
     """
 
     def __init__(self, classifier: Classifier, settings: ExtractionSettings, compiled: bool = False) -> None:
@@ -47,16 +47,16 @@ class Mapper:
         self._batch_size = settings.batch_size
         self._autocast = AUTOCAST[settings.precision]
         self.classifier = classifier.eval()
-        if self.cuda:  # a copy: the caller's model stays where it is
+        if self.cuda:  # a copy, so that the caller's model stays on its device
             self.classifier = deepcopy(classifier).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compiled:
-            # Without preprocessing: its constants are made on the CPU, and a CUDA graph takes none of those.
+            # Preprocessing is not compiled: it creates its constants on the CPU, which CUDA graphs do not support.
             self._compiled = torch.compile(self.classifier.backbone, mode="reduce-overhead", dynamic=False)
 
     def run(self, batches: Iterator[Batch]) -> Iterator[Mapped]:
-        """Features of the batches, in order. On CUDA the next batch is copied while the last one is computed."""
+        """Yield the features of the batches in order. On CUDA, a batch is copied while the previous one is computed."""
         return self._run_cuda(batches) if self.cuda else self._run_cpu(batches)
 
     def _run_cpu(self, batches: Iterator[Batch]) -> Iterator[Mapped]:
@@ -88,7 +88,7 @@ class Mapper:
         return Mapped(batch, z.numpy(), started.elapsed_time(ended) / 1000)
 
     def _to_device(self, images: Any) -> Any:
-        """Page-locked tensors travel on a stream of their own, beside the computation."""
+        """Copy page-locked tensors to the device on a separate stream, concurrently with the computation."""
         if not isinstance(images, Tensor):
             return images
         with torch.cuda.stream(self._copies):
@@ -98,7 +98,10 @@ class Mapper:
         return there
 
     def features(self, images: Any) -> Tensor:
-        """z `(n, d)` float32 on the device, in pieces where the whole batch does not fit into its memory."""
+        """Return z `(n, d)`, float32 on the device; computed in pieces if the batch does not fit into its memory.
+
+        Raises DataError if a single row does not fit.
+        """
         while True:
             try:
                 with torch.inference_mode(), self._casting():
@@ -113,7 +116,7 @@ class Mapper:
         if self._compiled is None or not isinstance(images, Tensor) or len(images) > self._batch_size:
             return self.classifier.features(images).float()
         missing = self._batch_size - len(images)
-        if missing:  # one shape, one compiled graph
+        if missing:  # pad the batch: another shape would be compiled again
             images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
         z = self._compiled(images if images.is_floating_point() else self.classifier.preprocess(images))
         return z[: len(z) - missing].float()
@@ -129,7 +132,7 @@ class Mapper:
                 "take a smaller model.image_size or a larger device"
             ) from None
         self.rows_at_once = tried // 2
-        self._compiled = None  # its memory pool is sized for whole batches
+        self._compiled = None  # its memory pool has the size of full batches
         if self.cuda:
             torch.cuda.empty_cache()
         log_message(
@@ -142,10 +145,10 @@ def _event() -> torch.cuda.Event:
 
 
 def choose_compiled(classifier: Classifier, settings: ExtractionSettings, images: Tensor) -> dict[str, Any]:
-    """Time the plain and the compiled model on one full batch and say which is faster: `compiled`, and both rates.
+    """Time the plain and the compiled model on one full batch; return `compiled` and both rates in images per second.
 
-    Only the first of an extraction measures; its choice is kept beside the shards, since the two ways may differ in the
-    last bits. Compiling that fails counts as slower, with the reason.
+    The choice is made once per extraction and stored with the shards, because the two variants may differ in the last
+    bits. If compilation fails, its rate is 0 and `why` has the reason.
     """
     rates: dict[str, Any] = {}
     for way in (False, True):
@@ -161,7 +164,7 @@ def choose_compiled(classifier: Classifier, settings: ExtractionSettings, images
                 mapper.features(there)
             torch.cuda.synchronize()
             rates[name] = round(TRIAL_BATCHES * len(images) / (time.perf_counter() - tick), 1)
-        except RuntimeError as e:  # torch.compile's errors are RuntimeErrors; a missing compiler is one, too
+        except RuntimeError as e:  # torch.compile raises RuntimeErrors, also for a missing compiler
             if not way:
                 raise
             rates |= {name: 0.0, "why": str(e).splitlines()[0]}

@@ -1,7 +1,6 @@
-"""What features say about rows before a request is split: which are nearly copies of others, and which the model
-learned by heart.
+"""Near-duplicates and memorised rows, found by features before a request is split.
 
-Near-duplicates of forgotten rows that stay behind undo an erasure, even by retraining (Ye et al., arXiv 2501.16663).
+Retained near-duplicates of forgotten rows undo an erasure, even one by retraining (Ye et al., arXiv 2501.16663).
 """
 
 from __future__ import annotations
@@ -14,21 +13,22 @@ import numpy as np
 from expunge.features.store import Shards
 
 Rows = np.ndarray
-SHARE = 0.25  # of the median distance of a row to its nearest; the figures behind it are in docs/verdict.md
-SAMPLE = 1000  # training rows whose nearest neighbour is looked for
-QUERIES = 1024  # rows compared with a row group at a time
-ROUNDING = 1e-5  # of squared norms: more than float32 loses in a product of a thousand dimensions or so
+SHARE = 0.25  # of the median distance of a row to its nearest neighbour; docs/verdict.md has the measurements
+SAMPLE = 1000  # training rows for which that distance is computed
+QUERIES = 1024  # rows that are compared with a row group at a time; bounds memory
+ROUNDING = 1e-5  # relative to squared norms: exceeds the float32 error of products in about 1,000 dimensions
 
 
 class Nearby:
     """Euclidean distances between rows of a feature store.
 
-    `train (n,)` marks training rows, `subjects (n,)` names whose row each is: rows of one subject are no neighbours
-    where the distance is measured, as pictures of one person are alike without being copies. Rows of nobody (None) are
-    subjects of their own.
+    `train (n,)` is the mask of training rows, `subjects (n,)` the subject of each row. Rows of one subject are not
+    neighbours when the threshold is measured, because images of one person are similar without being copies. A row
+    without a subject (None) counts as a subject of its own.
 
-    Products are float32, as most of the time goes into them; what they leave in question is computed again in float64.
-    Memory: the rows that are asked about, one row group of the store, and their products, `QUERIES` rows at a time.
+    Inner products, which take most of the time, are computed in float32; distances near the threshold are computed
+    again in float64. Memory holds the queried rows (at most QUERIES at a time), one row group of the store, and their
+    products.
     """
 
     def __init__(self, store: Shards, train: Rows, subjects: Sequence[str | None] | None = None, seed: int = 0) -> None:
@@ -41,11 +41,11 @@ class Nearby:
         self.seed = seed
 
     def distance(self) -> float | None:
-        """Below it two rows are near-duplicates: SHARE of the median distance of SAMPLE training rows to the nearest
-        training row of another subject. None where there is only one.
+        """Return the distance below which two rows are near-duplicates; None if there is only one subject.
 
-        A quarter of a median stays where it is even if many rows have copies, and on data without copies no row is as
-        near as that to another. [measured]
+        It is SHARE times the median distance of SAMPLE training rows to the nearest training row of another subject.
+        The median does not change if many rows have copies, and in data without copies no two rows were as close as a
+        quarter of it. [measured]
         """
         rows = np.flatnonzero(self.train)
         if len(np.unique(self.groups[rows])) < 2:
@@ -62,15 +62,15 @@ class Nearby:
         return SHARE * float(np.median(np.linalg.norm(self._exact(rows) - self._exact(nearest), axis=1)))
 
     def near(self, asked: Rows, others: Rows, distance: float) -> tuple[Rows, Rows]:
-        """Masks `(n,)`: those of the rows `others` that lie within `distance` of a row of `asked`, and those of `asked`
-        that have such a row. Both arguments are masks `(n,)`."""
+        """Return two masks `(n,)`: the rows of `others` within `distance` of a row of `asked`, and the rows of `asked`
+        that have such a neighbour. Both arguments are masks `(n,)`."""
         rows = np.flatnonzero(asked)
         near, has = np.zeros(len(self.train), bool), np.zeros(len(self.train), bool)
         for first in range(0, len(rows), QUERIES):
             part = rows[first : first + QUERIES]
             exact = self._exact(part)
             for start, z, likeness in self._compared(part, others):
-                # |a - b|^2 <= D^2 is the same as a.b - |b|^2 / 2 >= (|a|^2 - D^2) / 2, rows less their centre.
+                # |a - b|^2 <= D^2 is equivalent to a.b - |b|^2 / 2 >= (|a|^2 - D^2) / 2; a and b are centred rows.
                 shifted = exact - self._centre
                 own = np.square(shifted).sum(axis=1)
                 slack = ROUNDING * (own + float(np.square(z - self._centre).sum(axis=1).max()))
@@ -83,15 +83,18 @@ class Nearby:
 
     @cached_property
     def _centre(self) -> np.ndarray:
-        """About the middle of all rows: smaller norms, so that less is lost in differences of products."""
+        """The mean of the first row group. Centred rows have smaller norms, and so smaller rounding errors."""
         return np.asarray(next(self.store.iter_z())[1].mean(axis=0))
 
     def _exact(self, rows: Rows) -> np.ndarray:
         return np.asarray(self.store.z(rows), np.float64)
 
     def _compared(self, rows: Rows, others: Rows) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Per row group of the store: its first row, its features, and `a.b - |b|^2 / 2` of each of `rows` with its
-        rows, `(len(rows), k)` float32, largest for the nearest; -inf for rows that are not among `others`."""
+        """Yield for each row group of the store its first row, its features `(k, d)`, and `a.b - |b|^2 / 2`.
+
+        The latter is float32 `(len(rows), k)`, for each a of `rows` and each b of the row group, both centred. It is
+        largest for the nearest row, and -inf for a b outside the mask `others`.
+        """
         asked = self.store.z(rows) - self._centre
         for start, z in self.store.iter_z():
             shifted = z - self._centre
@@ -102,13 +105,13 @@ class Nearby:
 
 
 def memorisation_scores(store: Shards, labels: Rows, train: Rows, classes: int) -> Rows:
-    """By how much having a training row changes what a ridge head on these features says of it: float64 `(n,)`, NaN
-    for other rows.
+    """Return how strongly a ridge head on these features memorises each training row: float64 `(n,)`, NaN elsewhere.
 
-    The leave-one-out residual less the residual, in closed form over all training rows; the ridge by generalised
-    cross-validation. Two passes over the store, one row group in memory. [methods.md 8]
+    The score is the leave-one-out residual minus the residual, in closed form over all training rows; the ridge
+    parameter is chosen by generalised cross-validation. The store is read twice, with one row group in memory.
+    [methods.md 8]
     """
-    from expunge.core.ridge_head import RidgeHead  # with torch, which a split by another selector does without
+    from expunge.core.ridge_head import RidgeHead  # imports torch, which other selectors do not need
 
     head = RidgeHead(ridge="gcv")
     scores = np.full(len(train), np.nan)

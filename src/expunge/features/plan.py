@@ -1,4 +1,4 @@
-"""What determines the bytes of a feature store, and the shards it is cut into: one plan for every engine."""
+"""The plan of an extraction: what determines the bytes of a feature store, and its division into shards."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from expunge.system.errors import ConfigError
 from expunge.system.files import digest_of, write_json
 
 PLAN = "plan.json"
-FORMAT = 2  # of a work directory; raised when the same plan would give other bytes
+FORMAT = 2  # of a work directory; increased when the same plan would give other bytes
 
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """What of params determines the bytes of a store.
+    """The settings of params that determine the bytes of a store.
 
-    `precision`: the arithmetic of the forward pass, "fp32", or "fp16" and "bf16" by autocast. `dtype`: the numbers on
-    disk, "fp32", "fp16" or "bf16". `device`: "cpu" or "cuda". `compile`: "auto" measures once whether torch.compile
-    with CUDA graphs pays; it is used on CUDA only.
+    `precision` is that of the forward pass: "fp32", or by autocast "fp16" or "bf16". `dtype` is the number type on
+    disk: "fp32", "fp16" or "bf16". `device` is "cpu" or "cuda". `compile` "auto" measures once whether torch.compile
+    with CUDA graphs is faster; it applies to CUDA only.
     """
 
     batch_size: int
@@ -41,9 +41,9 @@ class ExtractionSettings:
 
     @classmethod
     def of(cls, features: Features, elsewhere: bool = False) -> ExtractionSettings:
-        """The settings of params. Raises ConfigError where a GPU is asked for and this machine has none.
+        """Read the settings of params. Raises ConfigError if the device is "cuda" and this machine has no GPU.
 
-        `elsewhere`: other machines compute, whose GPUs cannot be seen from here.
+        That check is omitted with `elsewhere`: other machines compute, and this one cannot see their GPUs.
         """
         device = features.device
         if device == "auto":
@@ -62,7 +62,7 @@ class ExtractionSettings:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows `start` to `stop` of the dataset, in the file `part-{index:05d}.parquet`."""
+    """Rows `start` to `stop` (exclusive) of the dataset, in the file `part-{index:05d}.parquet`."""
 
     index: int
     start: int
@@ -75,7 +75,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards of one model on one dataset."""
+    """The shards of one model on one dataset. `description` has everything that determines their bytes."""
 
     description: dict[str, Any]
     rows: int
@@ -93,7 +93,7 @@ class Plan:
         if settings.dtype not in STORAGE_TYPES:
             raise ConfigError(f"features.dtype is {settings.dtype!r}; it must be one of {', '.join(STORAGE_TYPES)}")
         if settings.dtype != "fp32":
-            # What rounding costs is measured on this head's logits and kept with the shards.
+            # The effect of rounding is measured on the logits of this head and stored with the shards.
             description["head"] = digest_of_tensors(classifier.head.state_dict())
         return cls(description, dataset.rows, settings)
 
@@ -107,11 +107,11 @@ class Plan:
         return [Shard(i, a, min(a + self.settings.shard_rows, self.rows)) for i, a in enumerate(starts)]
 
     def open(self, work_root: Path) -> Path:
-        """The work directory of this plan: whoever has the same plan finds the same shards there."""
+        """Return the work directory of this plan; create it unless an earlier run with the same plan did."""
         work = work_root / self.digest.removeprefix("sha256:")[:16]
         if not (work / PLAN).is_file():
             work.mkdir(parents=True, exist_ok=True)
-            # Several processes may open one directory at once: each renames a file of its own.
+            # Several processes may open the directory at the same time, so each renames its own temporary file.
             mine = work / f"{PLAN}.{uuid.uuid4().hex}.tmp"
             write_json(mine, self.description)
             os.replace(mine, work / PLAN)

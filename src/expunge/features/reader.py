@@ -1,4 +1,4 @@
-"""Reader: batches of pictures, read and decoded ahead of the model, in order."""
+"""The reader reads and decodes batches in order, ahead of the model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED
 from expunge.features.plan import Shard
 
-READ_AHEAD = 4  # batches decoded while the model computes; bounds memory
-SLICE = 32  # pictures that one thread decodes at a time
+READ_AHEAD = 4  # batches that are decoded while the model computes; bounds memory
+SLICE = 32  # images that one thread decodes at a time
 
 
 def one_torch_thread() -> None:
-    """In a helper thread: torch computes there on this thread alone, beside the model's own threads.
+    """Restrict torch to one thread in the calling helper thread, so that it does not compete with the model's threads.
 
-    The setting is the thread's own; what the main thread uses does not change.
+    The setting is local to the thread; the number of threads of the main thread does not change.
     """
     torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows `first` and on of a shard. `images` is what the model takes: uint8 `(n, h, w, c)`, preprocessed float
-    `(n, channels, height, width)` where pictures differ in size, or tokens `(n, t)` of texts."""
+    """Rows of a shard from dataset row `first` on. `images` is the input of the model: uint8 `(n, h, w, c)`,
+    preprocessed float `(n, channels, height, width)` if images differ in size, or token ids `(n, t)` of texts."""
 
     shard: Shard
     first: int
@@ -43,10 +43,11 @@ class Batch:
 
 
 class Reader:
-    """Reads the rows of shards one after another: one thread reads Parquet, `threads` decode.
+    """Reads the rows of shards in order: one thread reads Parquet, `threads` threads decode.
 
-    Pillow's decoders release the GIL. `pin` puts arrays into page-locked memory, from which a GPU copies in the
-    background. Errors of a row (DataError, naming it) are raised where its batch is taken.
+    Decoding in threads is parallel because Pillow's decoders release the GIL. `pin` allocates page-locked memory, from
+    which copies to a GPU run in the background. The DataError of an unreadable row, which names it, is raised when its
+    batch is taken.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Reader:
                 while (finish := queue.popleft().result()) is not None:
                     queue.append(reader.submit(self._next, tables, pool))
                     yield finish()
-            finally:  # left early: what is queued need not be decoded
+            finally:  # if the caller stops early, queued batches are not decoded
                 reader.shutdown(wait=True, cancel_futures=True)
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -79,7 +80,7 @@ class Reader:
     def _next(
         self, tables: Iterator[tuple[Shard, int, pa.Table]], pool: ThreadPoolExecutor
     ) -> Callable[[], Batch] | None:
-        """Read one batch and start decoding it; the function returned waits for its pixels."""
+        """Read one batch and start decoding it; the returned function waits for the result. None after the last one."""
         tick = time.perf_counter()
         item = next(tables, None)
         if item is None:
@@ -111,7 +112,7 @@ class Reader:
         if out is not None:
             out.numpy()[:] = images
             return None, time.perf_counter() - tick
-        # Pictures of different sizes become the model's input here, side by side, not one by one in its thread.
+        # Images of different sizes are preprocessed here, in parallel, and not one by one in the model's thread.
         return self.preprocess(images), time.perf_counter() - tick
 
     def _together(self, parts: list[Tensor]) -> Tensor:
@@ -122,7 +123,7 @@ class Reader:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
 
     def _prepared(self, images: Any) -> Any:
-        """Pictures of one size go to the model as they are, preprocessed on its device; lists are preprocessed here."""
+        """Preprocess lists. Return images of one size as they are, since the model preprocesses them on its device."""
         if not isinstance(images, np.ndarray):
             return self._together([self.preprocess(images)])
         if not self.pin:

@@ -1,8 +1,9 @@
-"""The feature store: Parquet shards in dataset order, memory-mapped row access, total Moments beside them.
+"""The feature store: Parquet shards in dataset order with memory-mapped row access, and the total Moments.
 
-`z` is written PLAIN, uncompressed and one data page per row group, so the values of a row group are the last bytes of
-its column chunk, whole and contiguous. Any Parquet reader reads the file; ours also maps it, so the rows of a request
-cost what the request is large, however many rows are retained. Readers get float32, whatever is stored.
+`z` is written with PLAIN encoding, uncompressed, in one data page per row group. The values of a row group are
+therefore the last bytes of its column chunk, contiguous. Any Parquet reader can read the files. This module also maps
+them into memory, so that the cost of reading the rows of a request depends on their number only. Readers always get
+float32.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ CLASS_SUMS = "class_sums.safetensors"
 
 @dataclass(frozen=True)
 class StorageType:
-    """How `z` lies on disk."""
+    """How `z` is stored on disk."""
 
     name: str
     stored: type[np.generic]
     arrow: pa.DataType
 
 
-# Arrow and Parquet have no bfloat16: its two bytes, little endian, are stored as they are.
+# Arrow and Parquet have no bfloat16, so its two bytes are stored as little-endian binary values.
 STORAGE_TYPES = {
     "fp32": StorageType("float32", np.float32, pa.float32()),
     "fp16": StorageType("float16", np.float16, pa.float16()),
@@ -49,7 +50,7 @@ STORAGE_TYPES = {
 
 
 def narrow(z: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 `z` as it is stored in `dtype`, rounded to nearest, ties to even; what is too large becomes infinite."""
+    """Convert float32 `z` to its stored form in `dtype`, rounded to nearest, ties to even; overflow gives infinity."""
     if dtype != "bf16":
         with np.errstate(over="ignore"):
             return z.astype(STORAGE_TYPES[dtype].stored, copy=False)
@@ -58,14 +59,14 @@ def narrow(z: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def widen(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """What `narrow` made, as float32."""
+    """Convert the result of `narrow` back to float32."""
     if dtype != "bf16":
         return stored.astype(np.float32, copy=False)
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def schema(dim: int, subject: bool, dtype: str = "fp32") -> pa.Schema:
-    """Columns `sample_id`, `label`, `split`, optional `subject`, and `z` as `fixed_size_list<number>[dim]`."""
+    """Return the columns `sample_id`, `label`, `split`, optional `subject`, and `z` `fixed_size_list<number>[dim]`."""
     fields = [
         pa.field("sample_id", pa.string(), False),
         pa.field("label", pa.int32(), False),
@@ -79,7 +80,10 @@ def schema(dim: int, subject: bool, dtype: str = "fp32") -> pa.Schema:
 
 
 def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") -> None:
-    """Write one shard: `rows` holds the columns beside `z (n, d)`, which `narrow` made. Same input, same bytes."""
+    """Write one shard, deterministically; `rows` has the other columns, `z (n, d)` is the result of `narrow`.
+
+    Raises ManifestError if a row group does not have the expected layout.
+    """
     dim = z.shape[1]
     target = schema(dim, "subject" in rows.column_names, dtype)
     z = np.ascontiguousarray(z, STORAGE_TYPES[dtype].stored)
@@ -105,7 +109,7 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
 
 
 def groups(path: Path, dim: int, dtype: str = "fp32") -> list[list[int]]:
-    """`[first byte of z, rows]` of each row group of a shard, as its footer says. Raises ManifestError."""
+    """Read `[first byte of z, rows]` of each row group from the footer of a shard. Raises ManifestError if damaged."""
     with reading(path, AGAIN):
         meta = pq.read_metadata(path)
     found = []
@@ -118,21 +122,21 @@ def groups(path: Path, dim: int, dtype: str = "fp32") -> list[list[int]]:
 
 
 def _map(path: Path) -> mmap.mmap:
-    """The bytes of a file, without reading them."""
+    """Map a file into memory, read-only."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _views(content: mmap.mmap, groups: Sequence[Sequence[int]], dim: int, dtype: str) -> Iterator[np.ndarray]:
-    """Read-only `(rows, dim)` of each row group."""
+    """Yield a read-only array `(rows, dim)` of each row group."""
     for first, rows in groups:
         yield np.ndarray((rows, dim), STORAGE_TYPES[dtype].stored, content, first)
 
 
 class Shards:
-    """Row access to shard files in dataset order, memory-mapped. `dtype` is how `z` is stored.
+    """Memory-mapped row access to shard files in dataset order; `z` is stored as `dtype`.
 
-    `known` are the `groups` of files whose footers need not be read, by name.
+    `known` maps names of files to their `groups`, so that their footers need not be read.
     """
 
     def __init__(
@@ -153,13 +157,16 @@ class Shards:
 
     @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every row group: its shard, the first byte of its z, its first row; the last has one more, all rows."""
+        """Of each row group the shard, the first byte of z, and the first row, followed by the total number of rows."""
         shard = np.repeat(np.arange(len(self.paths)), [len(shard) for shard in self._groups])
         first, rows = np.array([group for shard in self._groups for group in shard], np.int64).reshape(-1, 2).T
         return shard, first, np.cumsum([0, *rows])
 
     def z(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Features `(k, d)` float32 of the dataset positions `rows (k,)`, in that order; all rows when None."""
+        """Return the features `(k, d)`, float32, at the dataset positions `rows (k,)`, in that order; None: all rows.
+
+        Raises IndexError for a position outside the store.
+        """
         shard, first, starts = self._places
         if rows is None:
             everything = np.empty((starts[-1], self.dim), np.float32)
@@ -178,16 +185,17 @@ class Shards:
         return z if (order[1:] > order[:-1]).all() else z[np.argsort(order)]
 
     def _gather(self, bounds: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Rows as they are stored, by the byte they begin at in their file: of shard i `at[bounds[i] : bounds[i + 1]]`.
+        """Return stored rows by their byte offsets `at`; those in shard i are `at[bounds[i] : bounds[i + 1]]`.
 
-        A file is taken for a matrix whose rows overlap, one wherever a row may begin. Most of the time goes into memory
-        that is touched for the first time, which torch does in several threads.
+        A file is viewed as a strided matrix with overlapping rows, one at every offset at which a row may begin, from
+        which torch.index_select copies. Most of the time is spent on memory that is touched for the first time, and
+        torch does this with several threads.
         """
-        import torch  # here alone: checks and lists of a store do without it
+        import torch  # imported here, because checks and listings of a store do not need it
 
         number = np.dtype(STORAGE_TYPES[self.dtype].stored)
         size = self.dim * number.itemsize
-        number = np.dtype(np.int16) if number == np.uint16 else number  # torch selects no unsigned numbers
+        number = np.dtype(np.int16) if number == np.uint16 else number  # index_select does not support uint16
         found = np.empty((len(at), self.dim), number)
         for i in np.flatnonzero(np.diff(bounds)):
             content, mine = _map(self.paths[i]), slice(bounds[i], bounds[i + 1])
@@ -200,7 +208,7 @@ class Shards:
         return found.view(STORAGE_TYPES[self.dtype].stored)
 
     def iter_z(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield `(first row, z (k, d) float32)` per row group: mapped, so memory stays flat."""
+        """Yield `(first row, z (k, d) float32)` per row group. The files are mapped, so memory use is bounded."""
         start = 0
         for path, found in zip(self.paths, self._groups, strict=True):
             for view in _views(_map(path), found, self.dim, self.dtype):
@@ -208,7 +216,7 @@ class Shards:
                 start += len(view)
 
     def column(self, name: str) -> np.ndarray:
-        """One of `sample_id`, `label`, `split`, `subject` over all rows, in dataset order."""
+        """Read one of the columns `sample_id`, `label`, `split`, `subject`, `(rows,)`, in dataset order."""
         tables = []
         for path in self.paths:
             with reading(path, AGAIN):
@@ -220,10 +228,10 @@ class Shards:
 class FeatureStore(Shards):
     """A store directory.
 
-    Opening checks the manifest and file sizes; `verify` also compares every sha256 (the quality gate does that once per
-    extraction). A store may say that it is the same as another one: a model whose backbone is frozen has the features
-    of its original. Raises ManifestError naming what is missing, truncated or changed, DataError where an erased row is
-    back.
+    Opening it checks the manifest and the file sizes; `verify` also compares every sha256, which the quality gate does
+    once per extraction. A store may refer to another one by `same_as`, because a model with a frozen backbone has the
+    features of its original. Raises ManifestError, which names the file, if something is missing, truncated or changed,
+    and DataError if the store contains an erased row.
     """
 
     def __init__(self, directory: Path | str, verify: bool = False) -> None:
@@ -260,7 +268,7 @@ class FeatureStore(Shards):
         self._check_places()
 
     def _check_places(self) -> None:
-        """Every row of z lies inside its file: what a footer or a manifest says is mapped as it is."""
+        """Raise ManifestError if z exceeds its file, since offsets of footers and manifests are mapped as they are."""
         row_bytes = self.dim * np.dtype(STORAGE_TYPES[self.dtype].stored).itemsize
         for path, found in zip(self.paths, self._groups, strict=True):
             size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""`torchrun`: several processes of one machine, or of several with one file system, share one plan.
+"""Extraction with torchrun: processes on one machine, or on several with a shared file system, divide one plan.
 
 torchrun --nproc-per-node 2 -m expunge.stages.extract original
 """
@@ -14,13 +14,13 @@ from torch import distributed
 
 from expunge.features.extract import Extraction
 
-# The ranks wait for the slowest, which may have hours of work left; torchrun ends all of them when one fails.
+# All ranks wait for the slowest one, which may take hours longer; if one fails, torchrun terminates all.
 PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Torchrun:
-    """Which of how many processes this one is, as torchrun says. Rank 0 decides, publishes and reports."""
+    """The rank of this process and the numbers of processes. Rank 0 plans, publishes the store and reports."""
 
     rank: int
     world_size: int
@@ -28,21 +28,21 @@ class Torchrun:
 
     @classmethod
     def of(cls, environment: MutableMapping[str, str]) -> Torchrun:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; of several GPUs this process keeps its own."""
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; make only the GPU of this process visible."""
         process = cls(
             int(environment.get("RANK", 0)),
             int(environment.get("WORLD_SIZE", 1)),
             int(environment.get("LOCAL_WORLD_SIZE", 1)),
         )
         if process.world_size > 1:
-            # Before CUDA starts: helper threads and pinned memory then belong to the right GPU, too.
+            # Set before CUDA is initialised, so that helper threads and pinned memory use the same GPU.
             visible = environment.get("CUDA_VISIBLE_DEVICES", "")
             gpus = visible.split(",") if visible else [str(i) for i in range(process.local_world_size)]
             environment["CUDA_VISIBLE_DEVICES"] = gpus[int(environment.get("LOCAL_RANK", 0)) % len(gpus)]
         return process
 
     def make(self, extraction: Extraction) -> None:
-        """The engine: rank 0 says which shards are missing, each rank makes its share, all wait for the last."""
+        """The engine: rank 0 broadcasts which shards are missing, each rank makes its share, then all synchronise."""
         distributed.init_process_group("gloo", timeout=PATIENCE)
         try:
             missing = torch.zeros(len(extraction.plan.shards), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Writer: one shard at a time to disk, with its Moments and class sums, and all of them into a store."""
+"""The writer writes shards with their Moments and class sums, and publishes all shards as a store."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ from expunge.system.files import MANIFEST, read_json, sha256, staged_dir, write_
 from expunge.system.progress import log_message
 
 PRODUCER = "expunge.features.extract"
-CHOICE = "choice.json"  # beside the plan: what was measured before the first shard
-# What rounding z to a smaller type may cost in one shard; a type that costs more is refused.
+CHOICE = "choice.json"  # in the work directory: the result of `choose_compiled`
+# The largest effect that rounding z to a smaller type may have in one shard; a type with a larger one is refused.
 MAX_LOGIT_DIFFERENCE = 0.1
-MAX_CHANGED = 0.001  # share of rows whose prediction changes; one row is always allowed
+MAX_CHANGED = 0.001  # share of rows whose prediction changes; one row is always accepted
 ROWS_AT_ONCE = 16_384
 
 
 class ShardWriter:
-    """Writes shards of one plan into its work directory. `head` measures what rounding costs. Used from one thread."""
+    """Writes the shards of one plan into its work directory; not thread-safe.
+
+    The effect of rounding is measured on the logits of `head`.
+    """
 
     def __init__(self, plan: Plan, work: Path, dataset: Dataset, head: nn.Linear) -> None:
         self.plan, self.work, self.dataset = plan, work, dataset
@@ -42,10 +45,10 @@ class ShardWriter:
         self._device = plan.settings.device
 
     def write(self, shard: Shard, z: np.ndarray, seconds: Mapping[str, float]) -> None:
-        """Write shard, Moments and class sums under temporary names; the record that makes them count comes last.
+        """Write a shard, its Moments and its class sums. The record that marks them as complete is written last.
 
-        `z` is float32 `(rows, d)`. Raises DataError for features that are not finite, naming the first row, and for a
-        dtype on disk that costs too much.
+        `z` is float32 `(rows, d)`. Raises DataError if features are not finite (the message names the first row), and
+        if rounding to the dtype on disk has too large an effect.
         """
         tick = time.perf_counter()
         finite = np.isfinite(z).all(axis=1)
@@ -60,7 +63,7 @@ class ShardWriter:
         stored = narrow(z, dtype)
         loss = {} if dtype == "fp32" else self._loss(z, stored, shard)
         files = _shard_files(self.work, shard)
-        tmp = files[0].with_suffix(f".{uuid.uuid4().hex}.tmp")  # another process may be at the same shard
+        tmp = files[0].with_suffix(f".{uuid.uuid4().hex}.tmp")  # another process may write the same shard
         rows = self._rows(shard)
         write_shard(tmp, rows, stored, dtype)
         os.replace(tmp, files[0])
@@ -77,7 +80,7 @@ class ShardWriter:
         )
 
     def adopt(self, shard: Shard, file: Path, loss: Mapping[str, Any]) -> None:
-        """Take over a whole shard of a published store: link it and make its sums again from what it holds."""
+        """Reuse an intact shard of a published store: link the file and recompute its sums from the stored features."""
         files = _shard_files(self.work, shard)
         files[0].unlink(missing_ok=True)
         os.link(file, files[0])
@@ -92,7 +95,7 @@ class ShardWriter:
         return self.dataset.table(columns, shard.start, shard.stop)
 
     def _sums(self, rows: pa.Table, stored: np.ndarray, files: tuple[Path, Path, Path]) -> None:
-        """Moments and class sums of the training rows, of z as readers will see it, in an order of their own."""
+        """Write the Moments and class sums of the training rows, computed from z as readers get it, in row order."""
         dtype, dim = self.plan.settings.dtype, stored.shape[1]
         classes = len(self.dataset.class_names)
         train = np.flatnonzero(np.asarray(rows["split"]) == "train")
@@ -105,13 +108,16 @@ class ShardWriter:
         save_file({"sums": sums, "counts": torch.bincount(labels, minlength=classes)}, files[2])
 
     def _loss(self, z: np.ndarray, stored: np.ndarray, shard: Shard) -> dict[str, Any]:
-        """Largest logit difference and changed predictions that rounding makes. Raises DataError beyond the bounds."""
+        """Return the largest logit difference and the number of changed predictions due to rounding.
+
+        Raises DataError if they exceed MAX_LOGIT_DIFFERENCE or MAX_CHANGED.
+        """
         dtype = self.plan.settings.dtype
         largest, changed = 0.0, 0
         for at in range(0, len(z), ROWS_AT_ONCE):
             whole = self._logits(z[at : at + ROWS_AT_ONCE])
             rounded = self._logits(widen(stored[at : at + ROWS_AT_ONCE], dtype))
-            # NaN, where a value became infinite, must not pass for the smaller number.
+            # Infinite values after rounding give NaN, which max() could ignore; count it as an infinite difference.
             largest = max(largest, float((whole - rounded).abs().nan_to_num(nan=torch.inf).max()))
             changed += int((whole.argmax(1) != rounded.argmax(1)).sum())
         if largest > MAX_LOGIT_DIFFERENCE or changed > max(1, MAX_CHANGED * len(z)):
@@ -140,7 +146,7 @@ def shard_path(work: Path, shard: Shard) -> Path:
 
 
 def is_whole(work: Path, shard: Shard) -> bool:
-    """Whether the shard was finished and still has the digests of then."""
+    """Whether the shard was completed and its files still have the recorded digests."""
     record = _record(work, shard)
     if not record.is_file():
         return False
@@ -152,7 +158,7 @@ def is_whole(work: Path, shard: Shard) -> bool:
 
 
 def adopt_store(writer: ShardWriter, store: Path) -> None:
-    """Take the whole shards of a published store of the same plan into the work directory, for its repair."""
+    """Reuse the intact shards of a published store of the same plan, to repair that store."""
     manifest = read_json(store / MANIFEST)
     if manifest.get("plan_digest") != writer.plan.digest:
         log_message(f"extract: {store} was made by another plan, so nothing in it is kept")
@@ -169,9 +175,10 @@ def adopt_store(writer: ShardWriter, store: Path) -> None:
 
 
 def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
-    """Merge the sums of the shards in their order, move everything to `out`, manifest last, drop the work directory.
+    """Merge the sums of the shards in order, write the store `out`, manifest last, and remove the work directory.
 
-    Returns the manifest, and beside it what differs from run to run and so stays out of it: `seconds` by shard.
+    Return the manifest with the extra keys `seconds` (per shard) and `choice`. These differ from run to run and are
+    therefore not in the manifest on disk.
     """
     records = {shard_path(work, shard).name: read_json(_record(work, shard)) for shard in plan.shards}
     moments: Moments | None = None
@@ -217,7 +224,7 @@ def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
 
 
 def _drop(work: Path) -> None:
-    """Remove a work directory, and those of the same features that it supersedes (of the model before its head)."""
+    """Remove a work directory and those whose plans differ from it only in the head, which it supersedes."""
     mine = read_json(work / PLAN)
     for other in work.parent.iterdir():
         if (other / PLAN).is_file():

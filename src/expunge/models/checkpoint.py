@@ -1,7 +1,7 @@
-"""Our own checkpoints.
+"""Save and load Expunge's own checkpoints.
 
-A checkpoint directory holds `model.safetensors` (`backbone.*`, `head.*`), `model.json`, `tokenizer.json` where the
-model reads texts, and, last, `manifest.json`.
+A checkpoint directory contains `model.safetensors` (`backbone.*`, `head.*`), `model.json`, `tokenizer.json` if the
+model reads texts, and `manifest.json`, which is written last.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCHEMA = 1
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """`sha256:...` over names, types, shapes and bytes, in order of name."""
+    """Return `sha256:...` over the names, types, shapes and bytes of `tensors`, in order of name."""
     h = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
@@ -42,15 +42,15 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def backbone_digest(classifier: Classifier) -> str:
-    """Digest of what makes z: the backbone's tensors and, where they were chosen, the layers that z is read from. A new
-    head on the same backbone leaves it as it is."""
+    """Return the digest of what determines z: the tensors of the backbone and, unless it is the default, the choice of
+    layers. It does not depend on the head."""
     tensors, layers = digest_of_tensors(classifier.backbone.state_dict()), classifier.card.layers
     return tensors if layers == (PENULTIMATE,) else digest_of({"tensors": tensors, "layers": list(layers)})
 
 
 def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
     """Write weights and description into `directory`; return the description. The caller writes the manifest."""
-    # contiguous: training keeps convolution weights channels-last, the file has one order.
+    # Training keeps convolution weights in channels-last order; the file always has the contiguous one.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state_dict().items()}
     save_file(tensors, directory / WEIGHTS)
     description = {
@@ -68,10 +68,10 @@ def save_classifier(directory: Path, classifier: Classifier) -> dict[str, Any]:
 
 
 def load_classifier(directory: Path | str) -> Classifier:
-    """The classifier of a checkpoint directory, in eval mode, after checking it against its manifest.
+    """Load the classifier of a checkpoint directory in eval mode, after checking the directory against its manifest.
 
     Raises ManifestError for a damaged directory, CheckpointError for tensors that do not fit the architecture and for a
-    `saw_forget_data` that the record of the training contradicts.
+    `saw_forget_data` that contradicts the record of the training.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)

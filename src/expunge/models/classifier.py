@@ -1,4 +1,4 @@
-"""A classifier cut at its head: pictures or texts -> z (the backbone) -> logits = W z + b (the head)."""
+"""A classifier divided into backbone and head: images or texts -> z (backbone) -> logits = W z + b (head)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from expunge.models.preprocess import Inputs, Preprocess
 from expunge.models.tokens import Tokens
 
 TRAINING = ("full", "above", "head", "ridge", "none")
-ABOVE = "above"  # what lies above a cut is trained from public weights, on activations of layers that stay
-FROZEN = ("head", "ridge")  # a head is fitted to the features of a backbone that stays as it is
+ABOVE = "above"  # the layers above a cut are trained from public weights, on activations of the frozen layers below
+FROZEN = ("head", "ridge")  # only a head is fitted, to the features of a frozen backbone
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known about a classifier besides its weights.
+    """The description of a classifier, without its weights.
 
-    `training`: what the pipeline trains, `full` (backbone and head), `above` (what lies above a cut, and the head),
-    `head` (softmax), `ridge` (least squares), or `none` (it came trained).
-    `saw_forget_data`: whether the weights that training started from and keeps were trained on rows that a request may
-    name; if so, nothing done to what is trained here can equal retraining.
-    `head`: the name the head had in the original model.
+    `training`: what the pipeline trains: `full` (backbone and head), `above` (the layers above a cut, and the head),
+    `head` (softmax regression), `ridge` (least squares), or `none` (the model was trained elsewhere).
+    `saw_forget_data`: whether the weights that training starts from and keeps were trained on rows that a request may
+    name. If so, no method that changes only the trained part can equal retraining.
+    `head`: the name of the head in the original model.
     `options`: what rebuilding the architecture needs besides its name, such as a transformers configuration.
-    `layers`: the modules whose pooled outputs are z, side by side; what the head of the original model reads if only
-    PENULTIMATE.
-    `random_features`: how many features drawn from a fixed seed stand beside z (see `models/random_features.py`).
-    `weights`: the public weights that training started from, `source` (a checkpoint's path as params name it, or the
-    model's name) and `digest` of the backbone's tensors; None where nothing is claimed.
-    `above`: for training `above` the `recipe` (arguments of `Relearn`, its cut and seed among them) and `lower_digest`,
-    what lies below the cut (see `models/lower.py`): all that training again without some rows needs. With shards also
-    `shards`: `count`, `slices`, the fingerprint of the `key` that places subjects, and `parts`, for every step of every
-    shard its rows, their Merkle root and the digest of its weights (see `models/sharded.py`).
-    `recipe`: how all weights were trained, every setting resolved (see `training/settings.py`), with `mean_lr` and
-    `final_lr`; None where they came trained or lie above a cut.
+    `layers`: the modules whose pooled outputs are concatenated to z; PENULTIMATE alone is the input of the original
+    model's head.
+    `random_features`: the number of random features that are appended to z (see `models/random_features.py`).
+    `weights`: the public weights that training started from, by `source` (the path of a checkpoint as in params, or
+    the name of the model) and `digest` of that file; None if they are not declared public.
+    `above`: for training `above`, the `recipe` (arguments of `Relearn` with the cut and the seed) and the
+    `lower_digest` of the layers below the cut (see `models/lower.py`), which is all that retraining without some rows
+    needs. With shards also `shards`: `count`, `slices`, the fingerprint of the `key` that assigns subjects, and
+    `parts`: for every step of every shard its rows, their Merkle root and the digest of its weights (see
+    `models/sharded.py`).
+    `recipe`: the resolved settings with which all weights were trained (see `training/settings.py`), with `mean_lr`
+    and `final_lr`; None if the model was trained elsewhere or only above a cut.
     """
 
     name: str
@@ -61,7 +62,7 @@ class ModelCard:
 
     @property
     def features_saw(self) -> bool:
-        """Whether the features depend on rows that a request may name."""
+        """Whether the features may depend on rows that a request may name."""
         return self.saw_forget_data or self.training == ABOVE
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +74,10 @@ class ModelCard:
 
 
 class Classifier(nn.Module):
-    """`head(backbone(preprocess(inputs)))`. Mode (train or eval) and gradients are the caller's affair."""
+    """Computes `head(backbone(preprocess(inputs)))`. The caller sets the mode (train or eval) and gradients.
+
+    Raises ValueError if the shape of `head` differs from that in `card`.
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, preprocess: Preprocess | Tokens, card: ModelCard) -> None:
         super().__init__()
@@ -88,18 +92,19 @@ class Classifier(nn.Module):
         self.card = card
 
     def features(self, inputs: Inputs) -> Tensor:
-        """z `(n, feature_dim)` of uint8 images (see Preprocess) or texts (see Tokens), or of a tensor that is already
-        preprocessed."""
+        """Return z `(n, feature_dim)` of uint8 images (see Preprocess) or texts (see Tokens). A tensor of floats or of
+        token ids counts as preprocessed."""
         z: Tensor = self.backbone(self._prepared(inputs))
         return z
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Logits `(n, num_classes)`; `inputs` as in `features`."""
+        """Return logits `(n, num_classes)`; `inputs` as in `features`."""
         logits: Tensor = self.head(self.features(inputs))
         return logits
 
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Copy `weight (k, d)` and `bias (k,)` into the head, as a refit or a fold makes them."""
+        """Copy `weight (k, d)` and `bias (k,)`, such as those of a refit, into the head. Raises ValueError for other
+        shapes than the head's."""
         if weight.shape != self.head.weight.shape or bias.shape != self.head.bias.shape:
             raise ValueError(
                 f"head is {tuple(self.head.weight.shape)}, given {tuple(weight.shape)} and {tuple(bias.shape)}"

@@ -1,4 +1,4 @@
-"""What each cut of a classifier costs: disk per input, operations and parameters above it."""
+"""The costs of the cuts of a classifier: disk space per input, and operations and parameters above the cut."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from expunge.models.cut_split import EXAMPLES, Split
 from expunge.models.cuts import split_at_cut, splits, traces_of
 from expunge.system.errors import ConfigError
 
-BYTES = 2  # of a float16
-TOKENS = 64  # of a text, where a size per text is told
+BYTES = 2  # per number, float16
+TOKENS = 64  # the length of a text for which sizes are given
 
 
 @dataclass(frozen=True)
 class CutCost:
-    """`shape`: of one input's activations (of a text of TOKENS tokens). `kb`: kilobytes per input as float16.
+    """The cost of one cut. `shape` is that of one input's activations (for texts, at TOKENS tokens), `kb` their size as
+    float16 in kilobytes (1e3 bytes).
 
-    `share_above`: of the multiplications and additions of one forward pass (torch.utils.flop_counter counts matrix
-    products, convolutions and attention), those above the cut, in [0, 1]; `parameters_above`: numbers above it.
+    `share_above` is the share in [0, 1] of the operations of one forward pass that lie above the cut;
+    torch.utils.flop_counter counts matrix products, convolutions and attention. `parameters_above` is the number of
+    scalar parameters above the cut, with the head.
     """
 
     name: str
@@ -37,25 +39,26 @@ class CutCost:
 
 
 def cut_costs(classifier: Classifier) -> list[CutCost]:
-    """Every cut of `classifier`, in eval mode, that works, the deepest first."""
+    """Return the costs of all valid cuts of `classifier` (in eval mode), the deepest (nearest the input) first."""
     traces = traces_of(classifier)
     found = splits(classifier, traces)
     return [_cost(split, _flops(split, whole=True)) for split in found]
 
 
 def share_above(classifier: Classifier, cut: str) -> float:
-    """The share of one forward pass's multiplications and additions that lies above `cut`, in (0, 1].
+    """Return the share of the operations of one forward pass that lie above `cut`, in (0, 1].
 
-    Raises ConfigError for a cut that does not work.
+    Raises ConfigError for an invalid cut.
     """
     split = split_at_cut(classifier, cut)
     return _cost(split, _flops(split, whole=True)).share_above
 
 
 def choose_cut(costs: list[CutCost], rows: int, max_gb: float, max_cost: float) -> CutCost:
-    """The deepest cut whose activations of `rows` inputs fit `max_gb` and whose share above is at most `max_cost`.
+    """Return the first of `costs` (the deepest cut) that needs at most `max_gb` GB for `rows` inputs and whose
+    `share_above` is at most `max_cost`.
 
-    Raises ConfigError where none does, with the nearest.
+    Raises ConfigError if there is none; the message names the nearest one.
     """
     for cost in costs:
         if cost.gb(rows) <= max_gb and cost.share_above <= max_cost:

@@ -1,4 +1,4 @@
-"""The two halves of a backbone: its forward, the modules below a cut replaced. `models/cuts.py` makes and checks."""
+"""Run the layers below or above a cut of a backbone. `split_at_cut` in `models/cuts.py` creates and checks a Split."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from expunge.models.preprocess import Preprocess
 from expunge.models.sentence import ByLength, SentenceEncoder
 from expunge.system.errors import ConfigError
 
-EXAMPLES = ((2, 5), (3, 7))  # inputs and, for texts, tokens: two passes tell which sizes follow which
+# (inputs, tokens of texts) of two passes, to infer how the sizes of activations depend on both.
+EXAMPLES = ((2, 5), (3, 7))
 
 
 @dataclass(frozen=True)
 class Traces:
-    """Two recorded passes of a backbone, over the EXAMPLES, and the second example's input and features."""
+    """The traces of two forward passes over the EXAMPLES, and the input `x` and the features `z` of the second."""
 
     first: Trace
     second: Trace
@@ -33,7 +34,7 @@ class Traces:
 
 
 class Reached(Exception):
-    """Ends a forward pass at the cut. `out` is the cut module's output."""
+    """Raised to end a forward pass at the cut; `out` is the output of the cut module."""
 
     def __init__(self, out: Any) -> None:
         super().__init__()
@@ -41,19 +42,19 @@ class Reached(Exception):
 
 
 class Replacement(nn.Module):
-    """What is asked of it and is not its own, such as a type or a stride, is the replaced module's."""
+    """Base class of modules that replace another one; unknown attributes, such as a stride, are those of `replaced`."""
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__()
-        self.__dict__["replaced"] = replaced  # not a child: its weights are not listed here
-        self._forward_hooks = replaced._forward_hooks  # whoever reads the module's output reads it here too
+        self.__dict__["replaced"] = replaced  # not a child module, so its parameters are not listed
+        self._forward_hooks = replaced._forward_hooks  # so that hooks of the replaced module see this output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["replaced"], name)
 
 
 class StandIn(Replacement):
-    """Gives NaN in the shapes that the module it replaces gives for `n` inputs of `t` tokens."""
+    """Replaces a module below the cut: returns NaN in the shapes of its output for `n` inputs of `t` tokens."""
 
     def __init__(self, replaced: nn.Module, first: Any, second: Any) -> None:
         super().__init__(replaced)
@@ -75,7 +76,7 @@ class StandIn(Replacement):
 
 
 class Source(Replacement):
-    """Stands where the cut is: gives `value` in the place of the tensor that the module gave."""
+    """Replaces the cut module: returns its output structure with `value` in the place of the tensor."""
 
     def __init__(self, replaced: nn.Module, out: Any) -> None:
         super().__init__(replaced)
@@ -88,14 +89,14 @@ class Source(Replacement):
 
 @dataclass(frozen=True)
 class Above:
-    """What lies above a cut, the head apart: names and modules of the backbone, and names of its parameters."""
+    """The part of a backbone above a cut, without the head: its modules by name, and the names of its parameters."""
 
     modules: Mapping[str, nn.Module]
     parameters: tuple[str, ...]
 
 
 class Split:
-    """The backbone of a classifier in eval mode, cut behind the module `name`. `split_at_cut` makes and checks it."""
+    """The backbone of a classifier in eval mode, cut after the module `name`. Created and checked by `split_at_cut`."""
 
     def __init__(self, classifier: Classifier, name: str, traces: Traces) -> None:
         self.classifier = classifier
@@ -112,13 +113,13 @@ class Split:
         self.tail = self._clone(self.core, "")
 
     def shape(self, tokens: int | None = None) -> tuple[int, ...]:
-        """Shape of one input's activations; of a text's at `tokens` tokens."""
+        """Return the shape of one input's activations; for texts, at `tokens` tokens."""
         one, two = (tensor_of(t.calls[self.inner][0].out) for t in (self.traces.first, self.traces.second))
         shape = zip(one.shape, two.shape, strict=True)
         return tuple(_size(p, q, 1, tokens or EXAMPLES[1][1]) for p, q in shape)[1:]
 
     def below(self, x: Tensor) -> Tensor:
-        """Output of the cut module for preprocessed `x`; what lies above does not run."""
+        """Return the output of the cut module for preprocessed `x`; the layers above it do not run."""
 
         def stop(_module: nn.Module, _given: object, out: Any) -> None:
             raise Reached(out)
@@ -133,7 +134,7 @@ class Split:
         raise AssertionError(f"{self.name} did not run")
 
     def above(self, activations: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Features `(n, d)` from what `below` gave; for texts with `inside (n, t)`, the positions within each text."""
+        """Return features `(n, d)` from the result of `below`; for texts, `inside (n, t)` masks text positions."""
         n, device = activations.shape[0], activations.device
         if self.texts:
             assert inside is not None
@@ -155,7 +156,7 @@ class Split:
 
     @cached_property
     def lying_above(self) -> Above:
-        """The modules that run above, and the parameters that the features depend on when the activations are given."""
+        """The modules that run above the cut, and the parameters on which features depend, given the activations."""
         frozen = {id(p) for m in self.kept_below for p in m.parameters()}
         x = self.traces.x[: EXAMPLES[0][0]]
         learned = [(p, p.requires_grad) for p in self.core.parameters()]
@@ -172,14 +173,14 @@ class Split:
         return Above(dict(self._above), tuple(k for k, p in self.core.named_parameters() if id(p) in used))
 
     def train_above(self, mode: bool = True) -> None:
-        """Set train or eval mode of the modules above the cut and of the head; those below keep theirs."""
+        """Set the modules above the cut and the head to train or eval mode; modules below the cut stay in eval mode."""
         self.tail.train(mode)
         for module in self.kept_below:
             module.eval()
         self.classifier.head.train(mode)
 
     def _clone(self, module: nn.Module, path: str) -> nn.Module:
-        """`module` with its children below the cut replaced; parameters, buffers and all other children are shared."""
+        """Copy `module` with its children below the cut replaced; parameters, buffers and other children are shared."""
         new: nn.Module = module.__class__.__new__(module.__class__)
         new.__dict__ = dict(module.__dict__)
         new._modules = {k: c and self._child(c, f"{path}.{k}".lstrip(".")) for k, c in module._modules.items()}
@@ -201,7 +202,8 @@ class Split:
                 raise ConfigError(f"{path} runs below and above {self.name}, with the same weights")
             return child
         if not any(c.fed for c in calls) or len(calls) > 1:
-            # Runs on stand-ins' NaN: what it gives does not come from the input, or it has to be told call from call.
+            # It runs on the NaN of stand-ins: its output does not depend on the input, or a stand-in would have to
+            # distinguish several calls.
             self.kept_below.append(child)
             return child
         return self._stand_in(child, path)
@@ -213,13 +215,13 @@ class Split:
     def _stand_in(self, child: nn.Module, path: str) -> StandIn:
         out = [t.calls[path][0].out for t in (self.traces.first, self.traces.second)]
         stand_in = StandIn(child, *out)
-        stand_in()  # sizes that follow neither inputs nor tokens are refused here
+        stand_in()  # raises ValueError for sizes that depend on neither inputs nor tokens
         self.stand_ins.append(stand_in)
         return stand_in
 
 
 def core_of(classifier: Classifier) -> tuple[nn.Module, str]:
-    """What is cut, and the prefix of its wrappers that names of modules come without."""
+    """Return the module to cut, and the prefix that its wrappers add to the names of modules."""
     core = classifier.backbone.encoder if isinstance(classifier.backbone, ByLength) else classifier.backbone
     prefix, inner = "", core
     while isinstance(inner, Layers | LogitsOf | SentenceEncoder):
@@ -234,7 +236,10 @@ def tensor_of(out: Any) -> Tensor:
 
 
 def _size(p: int, q: int, n: int, t: int) -> int:
-    """A size that was `p` and `q` in the two EXAMPLES, for `n` inputs of `t` tokens: the same, or a multiple."""
+    """Infer a size for `n` inputs of `t` tokens from its values `p` and `q` in the two EXAMPLES.
+
+    The size is constant or proportional to n, t or n t. Raises ValueError otherwise.
+    """
     (n1, t1), (n2, t2) = EXAMPLES
     for one, two, now in ((1, 1, 1), (n1, n2, n), (t1, t2, t), (n1 * t1, n2 * t2, n * t)):
         if p * two == q * one and p % one == 0:

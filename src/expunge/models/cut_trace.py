@@ -1,4 +1,4 @@
-"""One recorded forward pass: which modules run, in which order, and through which of them everything must pass."""
+"""Trace a forward pass: which modules run, in which order, and which of them lie on every path to the output."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass
 class Call:
-    """One run of a module. `began` and `ended` count events of the pass; `out` is its output, tensors without values.
+    """One call of a module. `began` and `ended` are event numbers; `out` is the output, with tensors on "meta".
 
-    `node` is the autograd node of its output, None unless that holds exactly one tensor; `fed` tells whether a
-    gradient of the output reaches the model's input.
+    `node` is the autograd node of the output, None unless the output is exactly one tensor with a gradient. `fed` says
+    whether a gradient of the output reaches the input of the model.
     """
 
     began: int
@@ -33,18 +33,21 @@ class Call:
 
 @dataclass
 class Trace:
-    """`calls`: by dotted name, in order of the calls. `needed`: names of modules through which all of the output's
-    dependence on the input passes, in order of the calls; names whose output is the same tensor share a tuple."""
+    """A traced forward pass. `calls` maps dotted module names to their calls, in order.
+
+    `needed` lists the modules through which all of the output's dependence on the input passes, in order of the calls;
+    modules with the same output tensor share a tuple.
+    """
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
     needed: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def trace(core: nn.Module, x: Tensor) -> Trace:
-    """Record `core(x)` in the mode it is in: `x` float images (n, c, h, w), or int64 token ids (n, t).
+    """Trace `core(x)` in the current mode; `x` are float images `(n, c, h, w)` or int64 token ids `(n, t)`.
 
-    Autograd's graph of the pass tells what depends on the input (for ids: on the embeddings that are looked up). What
-    has no gradient, such as an attention mask, is not seen here; whoever cuts must compare outputs.
+    Dependence on the input (for ids, on their embeddings) is read from autograd's graph. Paths without a gradient, such
+    as an attention mask, are not in it, so a cut must also be checked by comparing outputs.
     """
     found, clock, nodes = Trace(), itertools.count(), {}
     sources: list[Tensor] = []
@@ -95,7 +98,7 @@ def _without_values(t: Tensor) -> Tensor:
 
 
 def _same_ids(given: tuple[Any, ...], ids: Tensor) -> bool:
-    """Whether an embedding is asked for the tokens, and not for positions or segments."""
+    """Whether the input of an embedding is the token ids, and not positions or segments."""
     asked = given[0] if given else None
     return isinstance(asked, Tensor) and asked.shape == ids.shape and bool((asked == ids)[ids >= 0].all())
 
@@ -118,7 +121,7 @@ def _only_the_input_has_gradients(core: nn.Module) -> Iterator[None]:
 
 
 def _reaching(start: Node | None, ends: set[Node]) -> set[Node]:
-    """Nodes of the graph behind `start` from which an end can be reached, ends included."""
+    """Return the nodes of the autograd graph of `start` from which a node of `ends` can be reached, and `ends`."""
     order: list[Node] = []
     seen: set[Node] = set()
     stack: list[tuple[Node, bool]] = [(start, False)] if start is not None else []
@@ -131,14 +134,14 @@ def _reaching(start: Node | None, ends: set[Node]) -> set[Node]:
             stack.append((node, True))
             stack += [(n, False) for n, _ in node.next_functions if n is not None]
     reaching = set(ends)
-    for node in order:  # what a node leads to stands before it
+    for node in order:  # in postorder, so the successors of a node come before it
         if any(n in reaching for n, _ in node.next_functions):
             reaching.add(node)
     return reaching
 
 
 def leaves_behind(z: Tensor) -> set[int]:
-    """`id` of every tensor, parameters above all, to which a gradient of `z` would flow."""
+    """Return the `id` of every leaf tensor, such as a parameter, to which a gradient of `z` would flow."""
     found: set[int] = set()
     seen: set[Node] = set()
     stack = [z.grad_fn] if z.grad_fn is not None else []
@@ -153,7 +156,10 @@ def leaves_behind(z: Tensor) -> set[int]:
 
 
 def _needed(found: Trace, start: Node | None, fed: set[Node]) -> list[tuple[str, ...]]:
-    """Kahn's algorithm from the output: a node that is alone when its turn comes lies on every path."""
+    """Find the modules on every path from input to output, by Kahn's topological sort from the output.
+
+    A node that is the only discovered one when it is visited lies on every path.
+    """
     waiting: dict[Node, int] = {}
     for node in fed:
         for following, _ in node.next_functions:

@@ -1,10 +1,10 @@
-"""A backbone cut behind any of its modules: `below(x)` gives that module's output, `above(a)` goes on from there.
+"""Cut a backbone after any of its modules: `below(x)` returns that module's output, `above(a)` computes z from it.
 
 `above` runs the backbone's own forward, in which the modules below the cut are replaced by stand-ins and the cut module
-by its stored output. Modules above the cut are the classifier's own objects, so training, batch norm's modes and
-gradients are theirs. Stand-ins give NaN: what reaches the output past the cut makes it NaN, and the cut is refused.
-docs/cuts.md says why this and not a traced graph. A text encoder's attention mask is made again from the positions that
-are inside the text.
+by its stored output. Modules above the cut are the same objects as in the classifier, so training, batch norm modes and
+gradients apply to them. Stand-ins return NaN: a path to the output that bypasses the cut makes the output NaN, and the
+cut is refused. docs/cuts.md explains why no traced graph is used. The attention mask of a text encoder is recomputed
+from the positions inside the text.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from expunge.models.preprocess import Preprocess
 from expunge.system.errors import ConfigError
 
 NOTHING_ABOVE = "no weights lie above it but the head's"
-NEAREST = 6  # names that a refusal offers
+NEAREST = 6  # valid names that an error message offers
 
 
 def example(classifier: Classifier, n: int, t: int) -> Tensor:
-    """Noise in place of `n` preprocessed images, or token ids of texts, the longest of `t` tokens."""
+    """Return random inputs: `n` preprocessed images, or token ids `(n, t)`, the last of half length (seed 0)."""
     generator = torch.Generator().manual_seed(0)
     p = classifier.preprocess
     device = classifier.head.weight.device
@@ -39,8 +39,10 @@ def example(classifier: Classifier, n: int, t: int) -> Tensor:
 
 
 def traces_of(classifier: Classifier) -> Traces:
-    """Two recorded passes. Raises ValueError for a classifier in train mode, ConfigError for one with shards, whose
-    parts are cut already."""
+    """Trace two forward passes over the EXAMPLES.
+
+    Raises ValueError for a classifier in train mode, and ConfigError for one with shards, which are already cut.
+    """
     if classifier.training:
         raise ValueError("the classifier is in train mode, where activations depend on the batch; call eval() first")
     core, _ = core_of(classifier)
@@ -56,10 +58,11 @@ def traces_of(classifier: Classifier) -> Traces:
 
 
 def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None) -> Split:
-    """Cut the backbone of `classifier`, in eval mode, behind the module `name`, checked to the bit on an example.
+    """Cut the backbone of `classifier` after the module `name`; the result is checked bit by bit on an example.
 
-    Raises ConfigError, with the nearest names that work, for a module that the backbone lacks, that runs more than once
-    or not at all, past which more than one tensor goes, or above which no weights lie; ValueError in train mode.
+    Raises ValueError for a classifier in train mode, and ConfigError for an invalid cut, with the nearest valid names.
+    A cut is invalid if there is no such module, if it does not run exactly once, if more than one tensor passes from
+    below to above, or if the backbone has no weights above it.
     """
     traces = traces or traces_of(classifier)
     problem = _problem(classifier, name, traces)
@@ -69,12 +72,12 @@ def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None
 
 
 def cut_names(classifier: Classifier, traces: Traces | None = None) -> tuple[str, ...]:
-    """Names of all modules at which `classifier` can be cut, one per tensor, the deepest (nearest the input) first."""
+    """Return the names of all valid cuts of `classifier`, one per tensor, the deepest (nearest the input) first."""
     return tuple(split.name for split in splits(classifier, traces or traces_of(classifier)))
 
 
 def splits(classifier: Classifier, traces: Traces) -> Iterator[Split]:
-    """Every cut that works, the deepest first."""
+    """Yield all valid cuts, the deepest (nearest the input) first."""
     prefix = core_of(classifier)[1]
     for names in traces.first.needed:
         for name in names:
@@ -87,7 +90,7 @@ def splits(classifier: Classifier, traces: Traces) -> Iterator[Split]:
 
 
 def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
-    """The cut at `name`, or why there is none."""
+    """Return the cut after the module `name`, or the reason why it is invalid."""
     core, prefix = core_of(classifier)
     modules, calls = dict(core.named_modules()), traces.first.calls
     inner = prefix + name if prefix + name in modules else name
@@ -110,7 +113,7 @@ def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
 
 @torch.no_grad()
 def _differs(split: Split) -> str | None:
-    """Why `above(below(x))` is not the backbone's answer; None where it is, bit for bit."""
+    """Return why `above(below(x))` cannot replace the backbone; None if both agree bit by bit."""
     x, expected = split.traces.x, split.traces.z
     a = split.below(x)
     if len(a) != len(x) or not a.is_floating_point():
@@ -130,7 +133,7 @@ def _differs(split: Split) -> str | None:
 
 
 def _nearest(classifier: Classifier, name: str, traces: Traces) -> str:
-    """Names that work: the most similar ones and the next below and above in the order of the pass."""
+    """Return a hint with valid cuts: those with similar names, and the next ones in the order of the forward pass."""
     core, prefix = core_of(classifier)
     calls = traces.first.calls
     inner = prefix + name if prefix + name in dict(core.named_modules()) else name

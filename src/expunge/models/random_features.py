@@ -1,8 +1,8 @@
-"""Random features: a wide layer drawn from a seed, on which a linear head answers as a kernel machine on z would.
+"""Random features: a wide random layer, on which a linear head approximates a kernel machine on z.
 
-Rahimi and Recht (NeurIPS 2007) draw features whose products approximate a kernel; with rectified ones it is the
-arc-cosine kernel of degree 1 (Cho and Saul, NeurIPS 2009). Nothing in the layer comes from data, so a head on it is
-deleted from as exactly as one on z.
+Inner products of random features approximate a kernel (Rahimi and Recht, NeurIPS 2007); for rectified ones it is the
+arc-cosine kernel of degree 1 (Cho and Saul, NeurIPS 2009). The layer does not depend on data, so deletion from a head
+on it is as exact as from a head on z.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from expunge.models.classifier import Classifier
 
-SEED = 0  # one for all models, so that models of different training seeds have the same features
+SEED = 0  # the same for all models, so that models with different training seeds have the same random features
 
 
 class RandomFeatures(nn.Module):
-    """`backbone`'s z `(n, d)` to `[u, sqrt(2/N) relu(u A)]`, `(n, d + N)`, with `u = z / |z|` and `A (d, N)` standard
-    normal. The length of z is left out, so that no scale has to be learned from data; a z of zero stays zero."""
+    """Maps the z `(n, d)` of `backbone` to `[u, sqrt(2/N) relu(u A)]`, `(n, d + N)`, with `u = z / |z|`.
+
+    The entries of `A (d, N)` are standard normal. z is normalised, so that no scale has to be estimated from data; a
+    zero z stays zero.
+    """
 
     def __init__(self, backbone: nn.Module, dim: int, count: int, seed: int) -> None:
         super().__init__()
@@ -36,7 +39,7 @@ class RandomFeatures(nn.Module):
 
 
 def with_random_features(classifier: Classifier, count: int) -> Classifier:
-    """`classifier` with `count` random features of its z, in eval mode, and a head of zeros, to be fitted."""
+    """Return a classifier in eval mode that appends `count` random features to z, with a head of zeros to be fitted."""
     card = replace(classifier.card, feature_dim=classifier.card.feature_dim + count, random_features=count)
     backbone = RandomFeatures(classifier.backbone, classifier.card.feature_dim, count, SEED)
     head = nn.Linear(card.feature_dim, card.num_classes, device="meta").to_empty(device="cpu")

@@ -1,6 +1,7 @@
-"""A compact pre-activation-free ResNet for small images: widths 32-64-128, one residual block each.
+"""A compact ResNet without pre-activation for small images: widths 32, 64 and 128, with one residual block each.
 
-`forward` is split where the cut-layer methods need it: `stem`, `stage1`, `stage2`, `stage3`, then average pooling.
+`forward` consists of the stages at which cut-layer methods may cut: `stem`, `stage1`, `stage2`, `stage3`, followed by
+average pooling.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm and a skip; `stride` halves the picture."""
+    """Two 3 x 3 convolutions with batch norm and a skip connection; a `stride` of 2 halves height and width."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
@@ -29,13 +30,14 @@ class Block(nn.Module):
 
 
 class ResNetSmall(nn.Module):
-    """`(n, channels, h, w)` float images to features `(n, 128)`; about 0.3 M parameters.
+    """Maps float images `(n, channels, h, w)` to features `(n, 128)`; it has about 0.3 M parameters.
 
-    `stem_stride` 2 quarters the work and costs little accuracy from 16 pixels on; smaller pictures need 1.
+    `stem_stride` 2 reduces the computation to a quarter and costs little accuracy for images of at least 16 pixels;
+    smaller ones need 1.
     """
 
     feature_dim = 128
-    # In order: what a cut-layer method may keep (below) and relearn (above).
+    # In order of computation; a cut-layer method keeps the stages up to a cut and retrains those above.
     stages = ("stem", "stage1", "stage2", "stage3")
 
     def __init__(self, channels: int = 1, stem_stride: int = 2) -> None:
@@ -49,13 +51,13 @@ class ResNetSmall(nn.Module):
         return self.above(self.below(x, self.stages[0]), self.stages[0])
 
     def below(self, x: Tensor, cut: str) -> Tensor:
-        """Activations `(n, c, h, w)` that leave the stage `cut`."""
+        """Return the activations `(n, c, h, w)` after the stage `cut`."""
         for name in self.stages[: self.stages.index(cut) + 1]:
             x = getattr(self, name)(x)
         return x
 
     def above(self, activations: Tensor, cut: str) -> Tensor:
-        """Features `(n, 128)` from the activations that leave `cut`."""
+        """Return features `(n, 128)` from the activations after the stage `cut`."""
         x = activations
         for name in self.stages[self.stages.index(cut) + 1 :]:
             x = getattr(self, name)(x)

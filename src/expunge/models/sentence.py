@@ -1,4 +1,4 @@
-"""A transformer that reads texts: masked mean of its last hidden states, and a linear head on it."""
+"""Text classifiers: a transformer encoder, the masked mean of its last hidden states, and a linear head."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from expunge.models.weights import load_tensors, read_weights
 from expunge.system.errors import ConfigError
 
 PREFIX = "sentence:"
-LONGEST = 512  # tokens, where neither tokenizer nor encoder names fewer
-ROWS = 32  # texts of similar length that go through the encoder together
+LONGEST = 512  # tokens, unless the tokenizer or the encoder has a lower limit
+ROWS = 32  # texts of similar length per forward pass
 
 
 class SentenceEncoder(nn.Module):
-    """Token ids `(n, t)` int64, negative behind the end of a text, to the mean of its last hidden states `(n, d)`."""
+    """Maps token ids `(n, t)`, int64 and negative after the end of a text, to the mean of its last hidden states
+    `(n, d)`."""
 
     def __init__(self, model: nn.Module, pad: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class SentenceEncoder(nn.Module):
 
 
 class ByLength(nn.Module):
-    """Runs texts of similar length together: a batch of texts of any length would compute mostly padding."""
+    """Runs `encoder` on groups of texts of similar length, which avoids most of the computation on padding."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -62,10 +63,11 @@ def build_sentence(
     layers: tuple[str, ...],
     seed: int,
 ) -> Classifier:
-    """`sentence:DIR-OR-NAME`: a transformers encoder with its tokenizer and a new linear head, in eval mode.
+    """Build `sentence:DIR-OR-NAME`: a transformers encoder with its tokenizer and a new linear head, in eval mode.
 
-    Weights come from `checkpoint`, else from the directory. Whatever pooling the directory names, it is the masked
-    mean. Raises ConfigError for what transformers cannot read, CheckpointError for weights that do not fit.
+    Weights come from `checkpoint`, else from the directory. Pooling is always the masked mean, even if the directory
+    specifies another one. Raises ConfigError for an unsupported `training`, for missing weights and for files that
+    transformers cannot read, CheckpointError for weights that do not fit.
     """
     if training not in (*FROZEN, ABOVE):
         raise ConfigError(
@@ -82,13 +84,13 @@ def build_sentence(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = _encoder(card)
-        # What the encoder lacks, such as the head of its pretraining, is of no use here; what it needs must be there.
+        # Tensors that the encoder lacks, such as those of a pretraining head, are ignored; all of its own must exist.
         _load(encoder, source)
         return _classifier(encoder, tokens, card)
 
 
 def rebuild_sentence(card: ModelCard, tokens: Tokens, weights: Path | None = None) -> Classifier:
-    """The architecture a card describes, with the encoder's `weights` or with its weights still to be loaded."""
+    """Build the architecture that a card describes; load the encoder's `weights` if a file is given."""
     with torch.random.fork_rng(devices=[]):
         encoder = _encoder(card)
         if weights is not None:
@@ -97,7 +99,7 @@ def rebuild_sentence(card: ModelCard, tokens: Tokens, weights: Path | None = Non
 
 
 def weights_of_sentence(card: ModelCard) -> Path | None:
-    """The weights that the encoder's directory brings along."""
+    """Return the file of weights in the encoder's directory, or None."""
     return transformers_config(card.name.removeprefix(PREFIX))[1]
 
 
@@ -113,7 +115,7 @@ def _encoder(card: ModelCard) -> SentenceEncoder:
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     model = transformers.AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # reads the first token only; not every checkpoint has it
+        model.pooler = None  # it uses only the first token, and not every checkpoint has it
     return SentenceEncoder(model, config.pad_token_id or 0).eval()
 
 
@@ -129,7 +131,7 @@ def _classifier(encoder: SentenceEncoder, tokens: Tokens, card: ModelCard) -> Cl
 
 
 def _tokens(detail: str, config: dict[str, Any]) -> Tokens:
-    """The tokenizer, with the longest text that it and the encoder name."""
+    """Return the tokenizer, with the lowest of the length limits of tokenizer, encoder and LONGEST."""
     file = transformers_file(detail, TOKENIZER)
     if file is None:
         raise ConfigError(

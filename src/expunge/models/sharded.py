@@ -1,9 +1,9 @@
-"""A classifier whose part above a cut exists several times, each trained on rows of its own: shards, as in SISA.
+"""Sharded classifiers, as in SISA: the layers above a cut exist once per shard, each trained on its own rows.
 
-Bourtoule et al. (arXiv 1912.03817) train one model per disjoint shard of the rows and combine their answers, so that a
-request trains again only the shards that hold its rows. Here the shards share the layers up to the cut. The features
-`z (n, S C)` of the whole are the log-probabilities of its S shards side by side, and its head is their mean: for every
-class over the shards that were trained on rows of it. So it is a classifier as any other, with a linear head.
+Bourtoule et al. (arXiv 1912.03817) train one model per disjoint shard of the rows and combine their outputs, so that a
+request retrains only the shards that contain its rows. Here the shards share the layers up to the cut. The features
+`z (n, S C)` are the concatenated log-probabilities of the S shards for C classes. The head averages them, for each
+class over the shards that were trained on rows of it. The whole is therefore a classifier with a linear head.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from expunge.models.cuts import split_at_cut, traces_of
 from expunge.models.sentence import ByLength
 from expunge.models.tokens import Tokens
 
-LEAST_ROWS = 2  # a shard with fewer is not trained (batch norm has nothing to norm by) and has no say
+LEAST_ROWS = 2  # a shard with fewer is not trained, since batch norm needs two, and gets no weight
 
 
 class Upper(nn.Module):
-    """What one shard has of its own: the layers above the cut, and a head `z_s (n, d) -> (n, C)`."""
+    """The part of one shard: the layers above the cut, and a head `z_s (n, d) -> (n, C)`."""
 
     def __init__(self, tail: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class Upper(nn.Module):
 
 
 class ShardedCore(nn.Module):
-    """Preprocessed inputs -> log-probabilities of the shards side by side, `(n, S C)` float32.
+    """Maps preprocessed inputs to the concatenated log-probabilities of the shards, `(n, S C)` float32.
 
-    `base` holds the whole public backbone, of which the layers up to the cut run, once for all shards.
+    `base` is the complete public backbone. Its layers up to the cut run once for all shards.
     """
 
     below: Split
@@ -52,10 +52,10 @@ class ShardedCore(nn.Module):
         above = [uncut(copy_above(base, below), cut, traces) for _ in range(count)]
         self.base = below.core
         self.uppers = nn.ModuleList(Upper(split.tail, split.classifier.head) for split in above)
-        self.below, self.above = below, above  # how the halves are run
+        self.below, self.above = below, above  # not modules: they run `base` and `uppers`
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ShardedCore:
-        """Halved anew: traces of the halves belong to a graph, which is not copied."""
+        """Cut a copy of the base again, because traces refer to an autograd graph, which cannot be copied."""
         base = copy.deepcopy(self.below.classifier, memo)
         made = ShardedCore(base.eval(), self.below.name, len(self.uppers))
         made.load_state_dict(self.state_dict())
@@ -73,10 +73,10 @@ class ShardedCore(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _shared(self, x: Tensor) -> Tensor:
-        """Activations at the cut."""
+        """Return the activations at the cut."""
         if not torch.compiler.is_exporting():
             return self.below.below(x)
-        # An exporter follows calls to their end: the whole backbone runs, and what is not used is left out afterwards.
+        # An exporter traces complete calls, so the whole backbone runs, and the exporter drops the unused layers.
         seen: list[Any] = []
         handle = self.base.get_submodule(self.below.inner).register_forward_hook(lambda _m, _i, out: seen.append(out))
         try:
@@ -87,22 +87,22 @@ class ShardedCore(nn.Module):
 
 
 def copy_above(base: Classifier, below: Split) -> Classifier:
-    """A copy of `base` that shares its layers up to the cut and has all others for itself."""
+    """Copy `base`, sharing the parameters up to the cut with it."""
     frozen = {id(p) for m in [*below.stand_ins, below.source] for p in m.replaced.parameters()}
     shared = {i: p for p in below.core.parameters() if (i := id(p)) in frozen}
-    return copy.deepcopy(base, shared)  # a memo of what is not copied
+    return copy.deepcopy(base, shared)  # deepcopy's memo: these objects are not copied
 
 
 def uncut(classifier: Classifier, cut: str, traces: Traces) -> Split:
-    """The halves of a classifier of which another one with the same architecture was traced and cut before."""
+    """Cut a classifier with the traces of another one of the same architecture, without checking the cut again."""
     return Split(classifier, cut, traces)
 
 
 def sharded(base: Classifier, cut: str, count: int, card: ModelCard) -> Classifier:
-    """`count` shards above the module `cut` of `base`, in eval mode, all with the weights of `base` there.
+    """Return a classifier in eval mode with `count` shards above the module `cut`, all with the weights of `base`.
 
-    `card`: the description of the whole; its `feature_dim` becomes `count` times the number of classes. Every shard
-    has the same say (see `average`). Raises ConfigError where the backbone cannot be cut there.
+    `card` is the description of the whole; its `feature_dim` becomes `count` times the number of classes. All shards
+    have the same weight in the head (see `average`). Raises ConfigError for an invalid cut.
     """
     classes = card.num_classes
     core = ShardedCore(base, cut, count)
@@ -114,10 +114,10 @@ def sharded(base: Classifier, cut: str, count: int, card: ModelCard) -> Classifi
 
 
 def average(counts: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-    """Weight `(C, S C)` and bias `(C,)` of the mean of log-probabilities, from rows `counts (S, C)` of shards.
+    """Return weight `(C, S C)` and bias `(C,)` of a head that averages the log-probabilities of the shards.
 
-    The mean for a class is over the shards with rows of it, for the others never learned it; over all that were trained
-    where nobody has any.
+    `counts (S, C)` are the training rows per shard and class. The mean for a class is over the trained shards with rows
+    of it, because the others never learned it; if no shard has any, it is over all trained shards.
     """
     shares = say(counts)
     shards, classes = counts.shape
@@ -128,7 +128,7 @@ def average(counts: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
 
 
 def say(counts: NDArray[np.integer]) -> NDArray[np.float32]:
-    """The share `(S, C)` that each shard has in the answer for each class; columns sum to 1."""
+    """Return the weight `(S, C)` of each shard in the mean for each class; columns sum to 1. See `average`."""
     trained = counts.sum(axis=1) >= LEAST_ROWS
     held = (counts > 0) & trained[:, None]
     held |= ~held.any(axis=0) & (trained if trained.any() else True)[..., None]  # type: ignore[index]
@@ -137,25 +137,25 @@ def say(counts: NDArray[np.integer]) -> NDArray[np.float32]:
 
 
 def core_with_shards(classifier: Classifier) -> ShardedCore | None:
-    """What makes its features, where it has shards."""
+    """Return the sharded core of `classifier`; None if it has no shards."""
     core = core_of(classifier)[0]
     return core if isinstance(core, ShardedCore) else None
 
 
 def unsharded(classifier: Classifier) -> Classifier:
-    """The classifier itself, or of one with shards the public one that they were made from, with a head of no use."""
+    """Return the public classifier from which shards were made (its head is unused), or `classifier` without shards."""
     core = core_with_shards(classifier)
     return classifier if core is None else core.below.classifier
 
 
 def upper_state(classifier: Classifier, cut: str, traces: Traces) -> dict[str, Tensor]:
-    """What a shard keeps of a `classifier` without shards: copies of its tensors above the cut, named as in `Upper`."""
+    """Return copies of the tensors above the cut of a `classifier` without shards, with the names in `Upper`."""
     upper = Upper(uncut(classifier, cut, traces).tail, classifier.head)
     return {name: tensor.detach().contiguous().clone() for name, tensor in upper.state_dict().items()}
 
 
 def with_upper(base: Classifier, cut: str, traces: Traces, state: Mapping[str, Tensor]) -> Classifier:
-    """A copy of `base` with the tensors that `upper_state` gave."""
+    """Return a copy of `base` with the tensors `state` from `upper_state`."""
     made = copy.deepcopy(base)
     if not isinstance(base.preprocess, Tokens):
         made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""From texts to a backbone's input: the one tokenising of extraction and serving."""
+"""Tokenise texts for a backbone; extraction and serving use the same code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from expunge.models.preprocess import Inputs
 from expunge.system.errors import CheckpointError, ConfigError, DataError
 from expunge.system.files import write_text
 
-TOKENIZER = "tokenizer.json"  # stands beside the model; the description only names it
-ENDED = -1  # in place of a token behind the end of a text
+TOKENIZER = "tokenizer.json"  # stored with the model; the description has only its digest
+ENDED = -1  # the id of positions after the end of a text
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer as its JSON, and the tokens that an encoder takes; what a longer text has beyond is cut off."""
+    """A tokenizer, given as its JSON, that truncates texts to `max_length` tokens."""
 
     tokenizer: str
     max_length: int
@@ -39,9 +39,9 @@ class Tokens:
         return encoder
 
     def __call__(self, texts: Inputs) -> Tensor:
-        """Token ids int64 `(n, t)`, t the longest text's, ENDED behind the end of a text; a tensor passes as it is.
+        """Return token ids, int64 `(n, t)`, with ENDED after the end of a text; t is the length of the longest one.
 
-        Raises DataError for anything but texts.
+        A tensor is returned unchanged. Raises DataError for anything but a list of texts.
         """
         if isinstance(texts, Tensor):
             return texts
@@ -56,7 +56,7 @@ class Tokens:
         return ids
 
     def to_json(self) -> dict[str, Any]:
-        """Names the tokenizer by its digest; `save` writes it."""
+        """Describe the tokenizer by its digest; `save` writes the tokenizer itself."""
         return {"max_length": self.max_length, "tokenizer": self.digest}
 
     @cached_property
@@ -68,7 +68,7 @@ class Tokens:
 
     @classmethod
     def load(cls, directory: Path, value: Mapping[str, Any]) -> Tokens:
-        """Raises CheckpointError where the tokenizer is not the one that `value` names."""
+        """Load the tokenizer that `save` wrote. Raises CheckpointError unless it has the digest in `value`."""
         tokens = cls((directory / TOKENIZER).read_text(encoding="utf-8"), value["max_length"])
         if tokens.digest != value["tokenizer"]:
             raise CheckpointError(f"{directory / TOKENIZER}: not the tokenizer that the model was made with")

@@ -1,9 +1,9 @@
-"""What the directory of a model records of its training: how many rows of which dataset, and which weights.
+"""The record of a model's training in its directory: how many rows of which dataset, and which weights.
 
     "trained_on": {"dataset": "sha256:...", "rows": "sha256:...", "count": 3235, "training": "full"}
 
-`rows` is the digest that names a set of rows (`expunge.data.split.request_digest`): no id can be read from it. The
-record stands in `manifest.json`, so that a description which says something else can be held against it.
+`rows` is the digest of a set of rows (`expunge.data.split.request_digest`), which reveals no ids. The record is in
+`manifest.json`, so that the description in `model.json` can be checked against it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ RECORD, FULL = "trained_on", "full"
 
 
 def record(dataset: str, rows: str, count: int, training: str) -> dict[str, Any]:
-    """`dataset`: its digest; `rows`: the digest of the training rows; `training` as in ModelCard."""
+    """Return the record: the digest of the dataset, that of the training rows, and `training` as in ModelCard."""
     return {"dataset": dataset, "rows": rows, "count": count, "training": training}
 
 
 def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where `card` says that the weights never saw a row that may be forgotten, and the record
-    of their training says that all of them were trained on such rows."""
+    """Raise CheckpointError if `card` states that the weights never saw a row that may be forgotten, but the record
+    says that all weights were trained on such rows."""
     if card.saw_forget_data:
         return
     trained = manifest.get(RECORD) or {}
@@ -39,12 +39,12 @@ def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str
 
 
 def refuse_seen(checkpoint: Path, dataset: str) -> None:
-    """Raises CheckpointError where a record lies beside the file `checkpoint` and says that its backbone was trained on
-    the dataset with this digest. For weights that are said never to have seen its rows."""
+    """Raise CheckpointError if the manifest next to the file `checkpoint` records training on the dataset with this
+    digest. It is called for weights that are declared never to have seen its rows."""
     try:
         trained = read_json(checkpoint.parent / MANIFEST).get(RECORD) or {}
     except (ManifestError, AttributeError):
-        return  # the record of another program, or none
+        return  # there is no manifest, or another program wrote it
     if trained.get("dataset") == dataset and trained.get("training") in (FULL, ABOVE):
         raise CheckpointError(
             f"{checkpoint}: model.saw_forget_data is false, but these weights were trained on {trained['count']:,} "
@@ -56,9 +56,10 @@ def refuse_seen(checkpoint: Path, dataset: str) -> None:
 def refuse_other_rows(
     directory: Path, trained: Mapping[str, Any] | None, digest: Callable[[str], str], count: int
 ) -> None:
-    """Raises CheckpointError unless the record `trained` of the model in `directory` names the rows that it should have
-    been trained on: `count` of them, of which `digest` makes the digest under that of a dataset. A sweep changes the
-    dataset, not which rows a retrained model saw.
+    """Raise CheckpointError unless the model in `directory` was trained on the expected rows, by its record `trained`.
+
+    The record must have `count` rows, and their digest must be `digest(d)`, where d is the digest of the dataset in the
+    record. That digest is used because a sweep changes the dataset but not the rows on which a model was retrained.
     """
     again = "remove it and run `dvc repro`, which trains it again on the retained rows"
     if trained is None:

@@ -1,8 +1,8 @@
-"""Importing torchvision, and what imports it, beside a torch build that its compiled operators do not fit.
+"""Import torchvision and its dependents even if its compiled operators do not match the installed torch.
 
-A torchvision wheel built for CUDA fails on a CPU torch with `operator torchvision::nms does not exist`, and takes timm
-and transformers with it. Models need none of its compiled operators: declaring the two that it asks for
-lets the import pass. `torchvision.ops.nms` and `torchvision.io` then do not work; nothing here uses them.
+A torchvision wheel for CUDA fails on a CPU build of torch with `operator torchvision::nms does not exist`, and so do
+imports of timm and transformers. Models do not need the compiled operators, so declaring the two that torchvision
+requires on import is enough. `torchvision.ops.nms` and `torchvision.io` then do not work; nothing here uses them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 
 from expunge.system.errors import ConfigError
 
-# The declarations live as long as this object.
+# Holds the declarations, which end with this object.
 _declared: torch.library.Library | None = None
 
 
 def import_vision(name: str) -> ModuleType:
-    """Import module `name` of timm, torchvision or transformers. Raises ConfigError where it is not installed."""
+    """Import the module `name` of timm, torchvision or transformers. Raises ConfigError if it is not installed."""
     try:
-        if importlib.util.find_spec("torchvision") is not None:  # transformers imports it where it is
+        if importlib.util.find_spec("torchvision") is not None:  # transformers imports it if it is installed
             _import_torchvision()
         return importlib.import_module(name)
     except ModuleNotFoundError as e:

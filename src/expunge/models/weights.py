@@ -1,4 +1,4 @@
-"""Files of weights, ours and those of others, read without executing anything in them."""
+"""Read files of weights without executing code in them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from expunge.system.errors import CheckpointError
 
-# Where training scripts put the weights in what they save beside the optimizer.
+# The keys under which training scripts commonly save the weights in a checkpoint with optimizer state.
 NESTED = ("state_dict", "model", "model_state_dict")
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Copy `tensors` into `module`. Raises CheckpointError naming the first that are missing, unknown or misshapen."""
+    """Copy `tensors` into `module`. Raises CheckpointError, with the first names, for tensors that are missing, unknown
+    or of another shape."""
     own = module.state_dict()
-    # Old files lack batch norm's step counter, which nothing here reads.
+    # Old files lack the step counters of batch norm, which are not used here.
     missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
     unknown = [k for k in tensors if k not in own]
     misshapen = [
@@ -43,10 +44,10 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """Name -> tensor of a `.safetensors`, `.pt` or `.pth` file. Code inside the file is never executed.
+    """Return name -> tensor of a `.safetensors`, `.pt` or `.pth` file. Code in the file is never executed.
 
-    A `.pt` may hold the tensors directly or under `state_dict` or `model`; the prefix `module.` of data-parallel
-    training is dropped. Raises CheckpointError if the file is missing, damaged, or anything but tensors.
+    A `.pt` file may hold the tensors directly or under a key of NESTED; the prefix `module.` of data-parallel training
+    is removed. Raises CheckpointError if the file is missing or damaged, or contains anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +66,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         error = e
     with path.open("rb") as f:
         start = f.read(4)
-    # Only now: a header of 128 bytes starts with the first byte of a pickle.
+    # Checked only after loading failed: a valid file whose header has 128 bytes also starts with the pickle byte 0x80.
     if start[:1] == b"\x80" or start == b"PK\x03\x04":
         raise CheckpointError(
             f"{path}: a pickle named .safetensors, so it was refused; save the weights with safetensors.torch.save_file"
@@ -76,14 +77,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, before it refuses them
+            warnings.simplefilter("ignore")  # torch.load warns about pickle protocols before it refuses a file
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds more than tensors (a pickle could run code), so it was refused. "
             "Save only model.state_dict(), best with safetensors.torch.save_file"
         ) from None
-    except Exception as e:  # zip and pickle readers of a damaged file raise nearly anything
+    except Exception as e:  # the zip and pickle readers raise many kinds of errors for a damaged file
         raise CheckpointError(
             f"{path}: cannot be read as a torch checkpoint ({type(e).__name__}: {str(e).partition(chr(10))[0]})"
         ) from None

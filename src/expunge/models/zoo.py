@@ -1,4 +1,4 @@
-"""Classifiers by name, cut at their head, with the weights they start from."""
+"""Build classifiers by name, split into backbone and head, with their initial weights."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def build(
 ) -> Classifier:
     """Build the classifier `name` for images of `image_shape` (h, w, c), or for texts (None), in eval mode.
 
-    Weights come from `checkpoint`, else from what the source brings along (EfficientNet-Lite0's package, a transformers
-    directory), else from `seed`. With `training` "none" they must fit tensor by tensor; otherwise a head for another
-    number of classes is left out and starts anew. With "head" there must be weights: a random backbone is not frozen.
-    `image_size`: side of the square the images are resized to; None takes the backbone's own.
-    `head`: name of the last linear layer; None finds it.
-    `layers`: modules whose pooled outputs, side by side, are the features (see Layers); the head is then a new one.
-    `random_features`: how many stand beside z, for a head on a frozen backbone (see RandomFeatures).
-    `public`: the weights are public, so nothing in them comes from rows that a request may name; the card records them.
-    Raises ConfigError for names and sizes that cannot be, CheckpointError for weights that do not fit.
+    Weights come from `checkpoint`, else from the source (EfficientNet-Lite0's package, a transformers directory), else
+    they are drawn with `seed`. With `training` "none" all tensors must fit; otherwise a head for another number of
+    classes is replaced by a new one. Only "full" can start from random weights.
+    `image_size`: side of the square to which images are resized; None: the backbone's own size.
+    `head`: name of the last linear layer; None: it is searched.
+    `layers`: modules whose pooled outputs are concatenated to the features (see Layers), with a new head.
+    `random_features`: number of random features appended to z, for a head on a frozen backbone (see RandomFeatures).
+    `public`: the weights are public, so they do not depend on rows that a request may name; the card records them.
+    Raises ConfigError for invalid names and sizes and for missing weights, CheckpointError for weights that do not fit.
     """
     if (image_shape is None) != name.startswith(PREFIX):
         kinds = "images, the dataset holds texts" if image_shape is None else "texts, the dataset holds images"
@@ -92,7 +92,7 @@ def build(
 
 
 def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
-    """The architecture a card describes, its weights still to be loaded."""
+    """Build the architecture that a card describes; the caller loads the weights."""
     if card.above and "shards" in card.above:
         base = rebuild(replace(card, above=None), preprocess).eval()
         return sharded(base, card.above["recipe"]["cut"], card.above["shards"]["count"], card)
@@ -108,9 +108,9 @@ def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
 
 
 def public_start(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:
-    """The classifier of `card` with the public weights that it records, and a head of its own.
+    """Build the classifier of `card` as before training: with the public weights that it records and an initial head.
 
-    Raises CheckpointError where the file is gone or holds other bytes than those recorded.
+    Raises CheckpointError if the file of weights is missing or its sha256 is not the recorded one.
     """
     assert card.weights is not None
     source, text = card.weights["source"], isinstance(preprocess, Tokens)
@@ -168,7 +168,7 @@ def _cut(model: nn.Module, head: str, pixels: Tensor, preprocess: Preprocess, ca
 
 
 def _preprocess(expects: Expects, model: nn.Module, image_channels: int, name: str) -> Preprocess:
-    """A model takes as many channels as its first convolution."""
+    """Return the preprocessing; the number of channels is that of the model's first convolution."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else image_channels
     mean, std = (v * channels if len(v) == 1 else v for v in (expects.mean, expects.std))
@@ -179,13 +179,13 @@ def _preprocess(expects: Expects, model: nn.Module, image_channels: int, name: s
 
 
 def _example(preprocess: Preprocess) -> Tensor:
-    """Noise in which two layers will not agree by chance."""
+    """Return random pixels (seed 0), for which outputs of different layers do not agree by chance."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, preprocess.channels, preprocess.height, preprocess.width, generator=generator)
 
 
 def _inner_name(model: nn.Module, head: str) -> str:
-    """Users name layers as transformers does, without our wrapper."""
+    """Add the prefix of LogitsOf to a module name, since users give names as in transformers."""
     return f"model.{head}" if isinstance(model, LogitsOf) else head
 
 

@@ -1,1 +1,1 @@
-"""One file per kind of source. Each reader returns a `Source` whose batches are read once."""
+"""Readers, one file per kind of source. Each returns a `Source`, whose batches can be read once."""

@@ -1,4 +1,4 @@
-"""Published archives: found, checked against their published MD5, fetched when asked for, and unpacked whole or not."""
+"""Published archives: download them on request, check them against the published MD5, and unpack them atomically."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from expunge.system.errors import DataError
 log = logging.getLogger(__name__)
 
 PIECE = 1 << 20
-TIMEOUT = 60  # seconds without an answer
+TIMEOUT = 60  # seconds that the server may be silent
 
 
 @dataclass(frozen=True)
 class Published:
-    """A file as its publisher offers it: `urls` are tried in order, `md5` is the publisher's (hex)."""
+    """A published file: `urls` are tried in order, `md5` is the hexadecimal digest that the publisher states."""
 
     name: str
     md5: str
@@ -34,10 +34,9 @@ class Published:
 
 
 def checked_file(directory: Path, wanted: Published, download: bool) -> Path:
-    """The published file in `directory`, fetched there first when it is missing and `download` is true.
+    """Return the path of the published file in `directory`; download it first if it is missing and `download` is true.
 
-    Raises DataError for a missing file, and for one whose MD5 is not the published one: it is half-downloaded, changed
-    or another file.
+    Raises DataError for a missing file, and for one whose MD5 is not the published one, such as an incomplete download.
     """
     file = directory / wanted.name
     if file.is_file():
@@ -49,7 +48,10 @@ def checked_file(directory: Path, wanted: Published, download: bool) -> Path:
 
 
 def fetch(directory: Path, wanted: Published) -> Path:
-    """Download to `directory / wanted.name`: under a temporary name until its MD5 is right. Raises DataError."""
+    """Download to `directory / wanted.name`; the file has a temporary name until its MD5 was checked.
+
+    Raises DataError if no URL gives the published file.
+    """
     file = directory / wanted.name
     problems = []
     for url in wanted.urls:
@@ -68,10 +70,11 @@ def fetch(directory: Path, wanted: Published) -> Path:
 
 
 def unpacked(root: Path, folder: str, wanted: Published, download: bool) -> Path:
-    """The directory `root / folder`, unpacked from the published archive in `root` when it is not there.
+    """Return the directory `root / folder`; unpack it from the published archive in `root` if it is missing.
 
-    `root` may be that directory itself. The archive is checked first and unpacked under a temporary name, so that
-    `folder` is whole or absent. Raises DataError.
+    `root` may also be that directory itself. The archive is checked first and unpacked under a temporary name, so
+    `folder` is complete or absent. Raises DataError if there is neither folder nor archive and `download` is false, and
+    for an archive that cannot be downloaded or unpacked.
     """
     if root.name == folder and root.is_dir():
         return root
@@ -107,7 +110,7 @@ def _extract(archive: Path, out: Path) -> None:
 
 @contextmanager
 def _temporary(directory: Path, name: str) -> Iterator[Path]:
-    """A name beside the final one; whatever is left under it is removed."""
+    """Yield a temporary path in `directory`; remove what is left there at the end."""
     tmp = directory / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         yield tmp

@@ -1,7 +1,7 @@
-"""Who said it: names from the attribution lines of quotations, and one name for each author.
+"""Extract author names from the attribution lines of quotations, and unify the spellings of one author.
 
-The files of the `fortune` program end a quotation with an indented line `-- Author, "Source"`. Everything here is plain
-text rules, so the same files give the same authors everywhere.
+In the files of the `fortune` program, a quotation ends with an indented line `-- Author, "Source"`. The rules are
+deterministic and use only the text, so the same files give the same authors on every machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TITLES = {
     *("marshal", "mayor", "miss", "mr", "mrs", "ms", "pres", "president", "prime", "minister", "prof", "professor"),
     *("rabbi", "rep", "rev", "reverend", "secretary", "sen", "senator", "sgt", "sir", "vice"),
 }
-# Words of attributions that name a thing, a group or nobody. Any of them in a name makes it no author.
+# Words of attributions to a thing, a group or an unknown person. A name with any of them is not an author.
 NOBODY = {
     *("adage", "advertisement", "anon", "anonymous", "another", "army", "article", "author", "bible"),
     *("book", "bulletin", "bumper", "button", "chinese", "church", "comics", "committee", "company", "cookie"),
@@ -35,7 +35,7 @@ NOBODY = {
     *("usenet", "various", "weekly", "winner", "winning", "wisdom", "world", "yet", "zen"),
 }
 
-# Spellings of one author that no rule above joins, checked by hand against the quotations.
+# Spellings of one author that no rule below joins; they were checked by hand against the quotations.
 ALIASES = {
     "Captain Kirk": "Kirk",
     "Cervantes": "Miguel de Cervantes",
@@ -62,9 +62,9 @@ ALIASES = {
 
 
 def quotation(fortune: str) -> tuple[str, str] | None:
-    """The text and the attribution of one fortune; None unless exactly one indented `-- ...` line follows a text.
+    """Return text and attribution of one fortune; None unless exactly one indented line `-- ...` follows a text.
 
-    A dialogue or a list with several such lines has no single author. The attribution runs on to the next blank line.
+    A dialogue or a list with several such lines has no single author. The attribution extends to the next blank line.
     """
     lines = fortune.strip("\n").split("\n")
     found = [(row, match[1]) for row, line in enumerate(lines) if (match := ATTRIBUTION.match(line))]
@@ -81,10 +81,10 @@ def quotation(fortune: str) -> tuple[str, str] | None:
 
 
 def author(attribution: str) -> str | None:
-    """The name an attribution begins with, without titles; None where it names no single author.
+    """Return the name at the beginning of an attribution, without titles; None if it does not name a single author.
 
-    A name is one to five capitalised words or initials, with particles between them. It ends at punctuation, or, from
-    two words on, at the first word in lower case: `Larry Wall in the perl man page`.
+    A name consists of one to five capitalised words or initials, with particles between them. It ends at punctuation
+    or, after at least two words, at the first lower-case word, as in `Larry Wall in the perl man page`.
     """
     words: list[str] = []
     head = ENDS.split(attribution.strip(), maxsplit=1)[0].split()
@@ -103,7 +103,7 @@ def author(attribution: str) -> str | None:
     while len(bare) > 1 and _plain(bare[-1]) in SUFFIXES:
         bare.pop()
     if len(bare) == 1 and len(words) > 1 and _plain(words[-1]) not in SUFFIXES:
-        bare = words  # `Dr. Johnson`: a title and a surname are a name
+        bare = words  # a title before a single surname is kept: `Dr. Johnson`
     if not 1 <= len(bare) <= 5 or bare[0] in ("A", "An") or _initials(bare[-1]):
         return None
     if {_plain(word) for word in bare if not _initials(word)} & NOBODY:
@@ -112,13 +112,13 @@ def author(attribution: str) -> str | None:
 
 
 def one_name_each(names: Sequence[str]) -> dict[str, str]:
-    """Map every spelling in `names` (one entry a quotation) to the name of its author.
+    """Map every spelling in `names` (one entry per quotation) to the name of its author.
 
-    Spellings that differ in case, accents or dots are one author. So are names with one surname and one first name
-    whose further given names agree or are left out initials (`Harry S. Truman`, `Harry Truman`). A name of initials
-    joins the one author whose given names they abbreviate, one by one (`T. S. Eliot`, `Thomas Stearns Eliot`), and
-    stays alone where two authors fit. A surname alone is never joined to a full name, unless ALIASES says so.
-    The longest spelling names the author, then the more frequent, then the first by letters.
+    Spellings that differ only in case, accents or dots belong to one author. So do names with the same surname and
+    first name whose other given names agree or are omitted initials (`Harry S. Truman`, `Harry Truman`). Initials are
+    joined to the author whose given names they abbreviate one by one (`T. S. Eliot`, `Thomas Stearns Eliot`), unless
+    two authors match. A surname alone is joined to a full name only through ALIASES. The author's name is the longest
+    spelling; ties go to the more frequent one, then to the first in alphabetical order.
     """
     spellings: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for name in names:
@@ -137,7 +137,7 @@ def one_name_each(names: Sequence[str]) -> dict[str, str]:
 
 
 def _groups(keys: list[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
-    """Keys with one surname, by author: full first names first, then the initials that fit one of them only."""
+    """Group keys with the same surname by author: first by full first names, then add initials that fit one group."""
     groups: list[list[tuple[str, ...]]] = []
     firsts: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
     for key in keys:
@@ -155,12 +155,12 @@ def _groups(keys: list[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
 
 
 def _extends(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
-    """Whether `long` says what `short` does, with nothing but initials after it."""
+    """Whether `long` begins with `short`, up to abbreviation, and continues only with initials."""
     return _abbreviates(short, long[: len(short)]) and all(len(word) == 1 for word in long[len(short) :])
 
 
 def _abbreviates(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
-    """Whether given names are equal one by one, or one of a pair is the initial of the other."""
+    """Whether two lists of given names match one by one; a name also matches its initial."""
     same = all(x == y or (1 in (len(x), len(y)) and x[0] == y[0]) for x, y in zip(a, b, strict=False))
     return len(a) == len(b) and same
 
@@ -178,7 +178,7 @@ def _capitalised(word: str) -> bool:
 
 
 def _initials(word: str) -> bool:
-    """`A.`, `J.R.R.` and a single capital."""
+    """Whether `word` consists of initials, such as `A.`, `J.R.R.` or a single capital."""
     return re.fullmatch(r"(?:[A-Z]\.)*[A-Z]\.?", word) is not None and (len(word) == 1 or "." in word)
 
 

@@ -1,6 +1,7 @@
-"""CIFAR-10 and CIFAR-100 from their binary version (Krizhevsky 2009). The python version is a pickle and is refused.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their binary version. The Python version is a pickle and is refused.
 
-A record is 1 label byte (CIFAR-10) or a coarse and a fine one (CIFAR-100), then 32 x 32 red, green and blue bytes.
+A record consists of one label byte (CIFAR-10) or of a coarse and a fine one (CIFAR-100), followed by the 32 x 32 bytes
+of each of the channels red, green and blue.
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
@@ -28,7 +29,7 @@ ROWS = {TRAIN: 50_000, TEST: 10_000}
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two: its files, how many label bytes a record has (the last is the label), the file of names."""
+    """The files of one of the two data sets. `label_bytes` precede each image; the last of them is the label."""
 
     name: str
     folder: str
@@ -63,11 +64,11 @@ CIFAR100 = Cifar(
 
 
 def read_cifar(root: Path, which: Cifar, download: bool = False) -> Source:
-    """All rows, train first; ids are `train-00000` and `test-00000`, numbered through the files in order.
+    """Read all rows, train first; ids are `train-00000` and `test-00000`, numbered consecutively over the files.
 
-    `root` holds the unpacked directory or the archive, or is that directory. A file of another number of records than
-    published is read with a warning. Raises DataError for the pickled version, a missing file, half a record, and a
-    label out of range.
+    `root` contains the unpacked directory or the archive, or is that directory. A warning is logged if a split has
+    another number of rows than published. Raises DataError for the pickled version, a missing file, an incomplete
+    record, and a label out of range.
     """
     archive_here = (root / which.archive.name).is_file()
     if (root / which.pickled).is_dir() and not (root / which.folder).is_dir() and not archive_here and not download:
@@ -97,7 +98,7 @@ def read_cifar(root: Path, which: Cifar, download: bool = False) -> Source:
 
 
 def _records(file: Path, which: Cifar) -> np.ndarray:
-    """A read-only view `(n, label bytes + 3072)` uint8 of a file of records."""
+    """Map a file of records into memory as a read-only array `(n, label bytes + 3072)`, uint8."""
     size = which.label_bytes + PIXELS
     if not file.is_file():
         raise DataError(f"{file}: no such file; unpack {which.archive.name} again")

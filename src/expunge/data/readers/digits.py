@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8, nothing to fetch."""
+"""scikit-learn's handwritten digits: 1,797 greyscale images of 8 x 8 pixels, which need no download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from expunge.data.source import Source, array_batches, split_names, stratified_t
 
 
 def read_digits(test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """The digits with a seeded, stratified test split. Their 17 grey levels (0 to 16) are spread over 0 to 255."""
+    """Read the digits with a seeded, stratified test split. Grey levels 0 to 16 are scaled to 0 to 255."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,7 +1,8 @@
 """Emoji of two vendors, 64 x 64 pixels in colour, from the npm packages `emoji-datasource-google` and `-twitter`.
 
-The subject is the base character with its skin tones in both drawings, the class is the group of Unicode. Pictures:
-Noto Emoji (Apache-2.0, its flags free of copyright) and Twemoji (CC-BY-4.0, Twitter, Inc and other contributors).
+The subject is the base character, with all its skin tones and the images of both vendors. The class is the Unicode
+group. The images are Noto Emoji (Apache-2.0, its flags are free of copyright) and Twemoji (CC-BY-4.0, Twitter, Inc and
+other contributors).
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ CLASS_NAMES = (
     "Symbols",
     "Travel & Places",
 )
-LEFT_OUT = "Component"  # five swatches of skin, which are no character
+LEFT_OUT = "Component"  # the five skin tone swatches, which are not characters
 SIZE = 64
 TABLE = "package/emoji.json"
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """One picture: `vendor` and file name, the character it belongs to (a row of the table), its class."""
+    """One image: its vendor and file name, its character (a row of the table) and its class."""
 
     vendor: str
     file: str
@@ -64,12 +65,13 @@ class _Picture:
 def read_emoji(
     path: Path | str | None = None, raw_dir: Path | str = "data/raw", test_fraction: float = 0.2, seed: int = 0
 ) -> Source:
-    """7,562 pictures of 1,831 subjects in nine classes; ids are the vendor and the code points.
+    """Read 7,562 images of 1,831 subjects in nine classes; ids consist of the vendor and the code points.
 
-    Transparent pixels are laid over white. A character's skin tones are one subject, and so are characters that replace
-    each other or are drawn nearly alike, in classes each of its own. `path` names a directory with the two archives;
-    without it they are fetched into `raw_dir`/emoji. One picture of every subject is for training; see
-    `test_rows_of_subjects`. Raises DataError for a missing, damaged or unpublished archive.
+    Images are composited over white. The skin tones of a character are one subject. Characters that replace each other
+    are one subject too, and so are characters of one class that one vendor draws nearly alike. `path` names a directory
+    with the two archives; without it they are downloaded into `raw_dir`/emoji. At least one image of every subject is a
+    training row; see `test_rows_of_subjects`. Raises DataError for an archive that is missing, damaged or not the
+    published one.
     """
     files = {vendor: archive(vendor, path, Path(raw_dir)) for vendor in SHA256}
     table, contents = _open(files)
@@ -87,7 +89,7 @@ def read_emoji(
 
 
 def archive(vendor: str, path: Path | str | None, raw_dir: Path) -> Path:
-    """The checked archive of one vendor, from the directory `path` or else from npm."""
+    """Return the archive of one vendor, from the directory `path` or else from npm, after checking its sha256."""
     package, digest = f"emoji-datasource-{vendor}", SHA256[vendor]
     if path is None:
         return fetch_npm(package, VERSION, digest, raw_dir / "emoji")
@@ -100,9 +102,9 @@ def archive(vendor: str, path: Path | str | None, raw_dir: Path) -> Path:
 
 
 def _open(files: dict[str, Path]) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """The table of characters, and the bytes of the small pictures of both archives by member name.
+    """Return the table of characters, and the bytes of the 64 x 64 images of both archives by member name.
 
-    Nothing is unpacked to the disk, and only regular members under the expected names are read.
+    Nothing is unpacked to the disk, and only regular files with the expected names are read.
     """
     contents: dict[str, bytes] = {}
     for vendor, file in files.items():
@@ -122,7 +124,7 @@ def _open(files: dict[str, Path]) -> tuple[list[dict[str, Any]], dict[str, bytes
 
 
 def _pictures(table: list[dict[str, Any]]) -> list[_Picture]:
-    """Every picture that a vendor has drawn, by character, skin tone and vendor."""
+    """List all images, ordered by character, skin tone and vendor."""
     pictures = []
     for row, character in enumerate(table):
         if character["category"] == LEFT_OUT:
@@ -136,7 +138,7 @@ def _pictures(table: list[dict[str, Any]]) -> list[_Picture]:
 
 
 def _pixels(data: bytes, name: str) -> np.ndarray:
-    """RGB over white, uint8 `(64, 64, 3)`, whatever mode the PNG file has."""
+    """Decode a PNG file of any mode to RGB over white, uint8 `(64, 64, 3)`."""
     pixels = decode(data, name)
     if pixels.shape[:2] != (SIZE, SIZE):
         raise DataError(f"{name}: the picture is {pixels.shape[1]} x {pixels.shape[0]}, not {SIZE} x {SIZE}")
@@ -146,7 +148,7 @@ def _pixels(data: bytes, name: str) -> np.ndarray:
 def _subjects(
     table: list[dict[str, Any]], pictures: list[_Picture], images: np.ndarray, labels: np.ndarray
 ) -> list[str]:
-    """The subject of every picture: the short name of the first of the characters that belong together."""
+    """Return the subject of every image: the short name of the first character of its group."""
     characters = np.array([p.character for p in pictures])
     by_code = {c["unified"]: row for row, c in enumerate(table)}
     replaced = [(row, by_code[c["obsoleted_by"]]) for row, c in enumerate(table) if c.get("obsoleted_by") in by_code]

@@ -1,8 +1,8 @@
-"""Fashion-MNIST (Zalando, MIT licence): 60,000 + 10,000 grey images of 28 x 28 in ten classes.
+"""Fashion-MNIST (Zalando, MIT licence): 60,000 + 10,000 greyscale images of 28 x 28 pixels in ten classes.
 
-The four files come from the installed Debian package `dataset-fashion-mnist`, else from that package fetched without
-root, else from the official repository. Their decompressed content is checked, since the Debian package holds the
-same data in gzip files with other headers.
+The four files come from the installed Debian package `dataset-fashion-mnist`, else from that package downloaded without
+root, else from the official repository. Digests are those of the decompressed content, because the Debian package has
+the same data in gzip files with other headers.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ FILES = {TRAIN: "train", TEST: "t10k"}
 
 
 def read_fashion_mnist(path: Path | str | None = None, raw_dir: Path | str = "data/raw") -> Source:
-    """All 70,000 images, train rows first; ids are `train-00000` and `test-00000`.
+    """Read all 70,000 images, train rows first; ids are `train-00000` and `test-00000`.
 
-    `path` names a directory that holds the four idx.gz files; without it they are looked for and, if need be, fetched
-    into `raw_dir`. Raises DataError for a missing file and for one whose content is not the published one.
+    `path` names a directory with the four idx.gz files; without it `locate` finds or downloads them. Raises DataError
+    for a missing file and for one whose content is not the published one.
     """
     directory = Path(path) if path is not None else locate(Path(raw_dir))
     arrays = {
@@ -77,7 +77,7 @@ def read_fashion_mnist(path: Path | str | None = None, raw_dir: Path | str = "da
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """The uint8 array in a gzipped idx file, after its sha256 was compared with the published content's."""
+    """Return the uint8 array in a gzipped idx file. Raises DataError unless its content has the published sha256."""
     try:
         data = gzip.decompress(file.read_bytes())
     except FileNotFoundError:
@@ -93,7 +93,10 @@ def read_idx(file: Path) -> np.ndarray:
 
 
 def locate(raw_dir: Path) -> Path:
-    """The directory with the four files; fetched into `raw_dir` when they are not on this machine."""
+    """Return a directory with the four files; download them into `raw_dir` if they are not on this machine.
+
+    Raises DataError if they cannot be downloaded.
+    """
     fetched = raw_dir / "fashion-mnist"
     for directory in (INSTALLED, fetched):
         if all((directory / name).is_file() for name in SHA256):
@@ -123,12 +126,12 @@ def locate(raw_dir: Path) -> Path:
 
 
 def fetch_package(work: Path) -> Path:
-    """Download the Debian package into `work` and unpack it there; needs apt-get and dpkg, not root."""
+    """Download the Debian package into `work` and unpack it there; needs apt-get and dpkg, but not root."""
     return unpack_debian([PACKAGE], work) / INSTALLED.relative_to("/")
 
 
 def fetch_official(work: Path, urls: tuple[str, ...] = URLS) -> Path:
-    """Download the four files over HTTPS into `work`, from the first of `urls` that has them."""
+    """Download the four files over HTTPS into `work`, from the first of `urls` that has all of them."""
     directory = work / "official"
     directory.mkdir()
     problems = []

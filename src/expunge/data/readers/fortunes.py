@@ -1,7 +1,7 @@
 """Quotations with their authors, from the files of Debian's packages `fortunes-min` and `fortunes`.
 
-The subject is the author as the attribution names it, the class is the file. Kept are the 28 files with at least 50
-quotations of a named author. The files come from the installed packages, else from the packages fetched without root.
+The subject is the author that the attribution names, the class is the file. The 28 files with at least 50 quotations of
+named authors are used. They come from the installed packages, else from the packages downloaded without root.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 PACKAGES = ("fortunes-min", "fortunes")
 INSTALLED = Path("/usr/share/games/fortunes")
 FETCHED = "fortunes"
-# sha256 of each file, which is a class.
+# sha256 of each file; the names of the files are the classes.
 SHA256 = {
     "art": "600b8197bc994fd4fcbb623aa5e700629540af44f044d4907886bd1031f160ce",
     "computers": "a86be224d9f733b88eeaf8a46ea0427e05cc69c69edcf5f6db47ddf561ca37fd",
@@ -63,12 +63,12 @@ SEPARATOR = re.compile(r"^%[ \t]*\n?", re.MULTILINE)
 def read_fortunes(
     path: Path | str | None = None, raw_dir: Path | str = "data/raw", test_fraction: float = 0.2, seed: int = 0
 ) -> Source:
-    """6,297 quotations of 2,784 authors in 28 classes; ids are the file and the number of the fortune in it.
+    """Read 6,297 quotations of 2,784 authors in 28 classes; ids consist of the file and the fortune's number in it.
 
-    Left out are fortunes without exactly one attribution line, those whose attribution names no single author, and
-    repeated texts after the first. `path` names a directory with the files; without it they are looked for and, if
-    need be, fetched into `raw_dir`. One quotation of every author is for training; see `test_rows_of_subjects`.
-    Raises DataError for a missing file and for one whose content is not the published one.
+    Fortunes without exactly one attribution line, fortunes whose attribution does not name a single author, and
+    repeated texts are omitted. `path` names a directory with the files; without it `locate` finds or downloads them. At
+    least one quotation of every author is a training row; see `test_rows_of_subjects`. Raises DataError for a missing
+    file and for one whose content is not the published one.
     """
     directory = Path(path) if path is not None else locate(Path(raw_dir))
     ids, labels, texts, names = _quotations(directory)
@@ -83,7 +83,7 @@ def read_fortunes(
 
 
 def _quotations(directory: Path) -> tuple[list[str], np.ndarray, list[str], list[str]]:
-    """Ids, labels int32 `(n,)`, texts and authors' names as written, in the order of files and fortunes."""
+    """Return ids, labels int32 `(n,)`, texts and the authors' names as written, in the order of files and fortunes."""
     ids, labels, texts, names = [], [], [], []
     seen: set[str] = set()
     for label, file in enumerate(SHA256):
@@ -101,7 +101,7 @@ def _quotations(directory: Path) -> tuple[list[str], np.ndarray, list[str], list
 
 
 def read_file(file: Path) -> str:
-    """The text of one file, after its sha256 was compared with the published one."""
+    """Return the text of one file. Raises DataError unless it has the published sha256."""
     try:
         data = file.read_bytes()
     except OSError as e:
@@ -113,7 +113,10 @@ def read_file(file: Path) -> str:
 
 
 def locate(raw_dir: Path) -> Path:
-    """The directory with the files; fetched into `raw_dir` when they are not on this machine."""
+    """Return a directory with the files; download them into `raw_dir` if they are not on this machine.
+
+    Raises DataError if they cannot be downloaded.
+    """
     fetched = raw_dir / FETCHED
     for directory in (INSTALLED, fetched):
         if _complete(directory):
@@ -138,7 +141,7 @@ def locate(raw_dir: Path) -> Path:
 
 
 def _complete(directory: Path) -> bool:
-    """Whether all files are there as published; an installed package of another version is passed over."""
+    """Whether `directory` has all files as published, which a package of another version does not."""
     try:
         for name in SHA256:
             read_file(directory / name)

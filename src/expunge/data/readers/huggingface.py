@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face Hub at a pinned commit, and local directories, through the library `datasets`.
 
-`hf:OWNER/NAME@COMMIT`, `hf:OWNER/NAME:CONFIG@COMMIT`, or `hf:DIRECTORY` for files that `datasets` reads (Parquet, CSV,
-JSON lines, Arrow, image folders) and for what its `save_to_disk` wrote.
+A source is `hf:OWNER/NAME@COMMIT`, `hf:OWNER/NAME:CONFIG@COMMIT`, or `hf:DIRECTORY`. A directory has files that
+`datasets` reads (Parquet, CSV, JSON lines, Arrow, image folders) or was written by its `save_to_disk`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ PREFIX = "hf:"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BATCH = 64
-# Builders of `datasets` that read tables and pictures; its others run code, ask a database, or read pickles.
+# The builders of `datasets` for tables and images. Other builders run code, query databases, or read pickles.
 BUILDERS = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "text")
 COLUMN_ROLES = ("image", "text", "label", "subject", "id")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one split of the source, under the split they get here (None: still to be drawn)."""
+    """The rows of one split of the source; `split` is their split in the dataset (None: to be drawn)."""
 
     name: str
     split: str | None
@@ -46,13 +46,14 @@ def read_huggingface(
     test_fraction: float = 0.2,
     seed: int = 0,
 ) -> Source:
-    """The splits train and test (or validation, where test is missing or unlabelled); ids are `train-000`, unless there
-    is a column `sample_id` or `id`.
+    """Read the splits train and test; validation replaces test if that is missing or unlabelled.
 
-    The picture column is the one of feature type Image, else the text column is the one of strings that is not the
-    label; the label column is that of type ClassLabel, else `label`. `columns` names them where that is not unique:
-    keys image or text, label, subject, id. Downloads go to `cache`. Raises DataError for an unpinned or vanished
-    revision, for formats that could run code, and for missing or ambiguous columns.
+    Without a test and a validation split, a seeded stratified `test_fraction` is drawn. Ids are `train-000`, unless
+    there is a column `sample_id` or `id`. The image column is the one of feature type Image. If there is none, the text
+    column is the column of strings that is not the label. The label column is the one of type ClassLabel, else `label`.
+    `columns` names them if this is not unique, with the keys image or text, label, subject and id. Downloads go to
+    `cache`. Raises DataError for a revision that is not pinned or not found, for formats that could run code, and for
+    missing or ambiguous columns.
     """
     splits, base = _splits(source, cache)
     parts = _parts(splits, source, columns or {})
@@ -98,7 +99,7 @@ def _library() -> Any:
 
 
 def _splits(source: str, cache: Path) -> tuple[Mapping[str, Any], Path]:
-    """Every split of the source, and the directory it may read pictures from."""
+    """Return all splits of the source, and the directory from which it may read image files."""
     datasets, name = _library(), source.removeprefix(PREFIX)
     local = Path(name)
     if local.is_dir():
@@ -133,12 +134,12 @@ def _built(source: str, datasets: Any, cache: Path, **where: Any) -> Mapping[str
 
 
 def _quietly(source: str, call: Any, *args: Any, **options: Any) -> Any:
-    """Call the library; what it raises becomes one line."""
+    """Call the library without progress bars. Raises DataError with the first line of its error."""
     progress = importlib.import_module("datasets.utils.logging")
     progress.disable_progress_bar()
     try:
         return call(*args, **options)
-    except Exception as e:  # of many kinds: HTTP, cache locks, Arrow, a missing revision, features that do not fit
+    except Exception as e:  # of HTTP, cache locks, Arrow, a missing revision, features that do not match
         cause = e.__cause__ if "generating the dataset" in str(e) and e.__cause__ else e
         line = (str(cause).strip().splitlines() or [""])[0]
         raise DataError(f"{source}: {type(cause).__name__}: {line}; check the name, the commit and the files") from e
@@ -151,14 +152,14 @@ def _parts(splits: Mapping[str, Any], source: str, columns: Mapping[str, str]) -
     if TEST in splits and "validation" in splits:
         label = _roles(splits[TEST].features, source, columns)["label"]
         if all(v in (None, -1) for v in splits[TEST][label]):
-            held = "validation"  # the test split of a contest
+            held = "validation"  # the test split of a competition, whose labels are withheld
     if held not in splits:
         return [Part(TRAIN, None, splits[TRAIN])]
     return [Part(TRAIN, TRAIN, splits[TRAIN]), Part(held, TEST, splits[held])]
 
 
 def _roles(features: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """Which column plays which role: those named, else by feature type, else by name."""
+    """Map each role to its column: as `columns` says, else by feature type, else by name."""
     for role, name in columns.items():
         if role not in COLUMN_ROLES:
             raise DataError(f"data.columns: unknown role {role!r}; known are {', '.join(COLUMN_ROLES)}")
@@ -193,7 +194,7 @@ def _one(found: Sequence[str], role: str, source: str, features: Mapping[str, An
 
 
 def _labels(parts: Sequence[Part], source: str, columns: Mapping[str, str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and int32 labels `(n,)` of all parts together. Names of a ClassLabel keep its order."""
+    """Return the class names and the int32 labels `(n,)` of all parts. The names of a ClassLabel keep their order."""
     values: list[Any] = []
     names: tuple[str, ...] | None = None
     for part in parts:
@@ -209,7 +210,7 @@ def _labels(parts: Sequence[Part], source: str, columns: Mapping[str, str]) -> t
 
 
 def _content(rows: Any, roles: Mapping[str, str]) -> Any:
-    """Only the columns needed; pictures as their file's bytes, not decoded by the library."""
+    """Select the columns that have a role; images stay encoded, as the bytes or the path of their file."""
     kept = rows.select_columns(sorted(set(roles.values())))
     return kept.cast_column(roles["image"], _library().Image(decode=False)) if "image" in roles else kept
 
@@ -222,7 +223,7 @@ def _present(values: Sequence[Any], where: str, column: str, first: int) -> list
 
 
 def _bytes(picture: Mapping[str, Any], allowed: tuple[Path, Path], where: str, row: int) -> bytes:
-    """The bytes of a picture, which lie in the row, or in a file of the data set."""
+    """Return the bytes of an image, which are in the row or in a file below one of the `allowed` directories."""
     if picture.get("bytes") is not None:
         return bytes(picture["bytes"])
     file = Path(picture.get("path") or "").resolve()

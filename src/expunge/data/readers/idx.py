@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and KMNIST from idx files where torchvision keeps them: `root/NAME/raw`, packed or not."""
+"""MNIST, Fashion-MNIST and KMNIST from idx files, gzipped or not, in torchvision's layout `root/NAME/raw`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIGITS = tuple(str(i) for i in range(10))
 
 @dataclass(frozen=True)
 class IdxSet:
-    """A data set of four idx files, their MD5 in the order train images, train labels, test images, test labels."""
+    """A data set of four idx files; `md5` is in the order train images, train labels, test images, test labels."""
 
     folder: str
     class_names: tuple[str, ...]
@@ -77,10 +77,10 @@ KMNIST = IdxSet(
 
 
 def read_idx_set(root: Path, which: IdxSet, download: bool = False) -> Source:
-    """All rows, train first; ids are `train-00000` and `test-00000`.
+    """Read all rows, train first; ids are `train-00000` and `test-00000`.
 
-    The files lie in `root/NAME/raw` or in `root`. A downloaded file is compared with its published MD5; any file must
-    be a whole idx array of bytes. Raises DataError naming the file.
+    The files are in `root/NAME/raw` or in `root`. The MD5 of downloaded files is checked. Raises DataError, which names
+    the file, for a missing file and for one that is not a complete idx array of bytes.
     """
     raw = root / which.folder / "raw"
     directory = raw if raw.is_dir() or download else root
@@ -120,7 +120,7 @@ def _array(directory: Path, which: IdxSet, stem: str, dims: int, download: bool)
 
 
 def parse_idx(data: bytes, dims: int, file: Path) -> np.ndarray:
-    """The uint8 array of `dims` dimensions in the bytes of an idx file. Raises DataError for anything else."""
+    """Parse the bytes of an idx file as a uint8 array of `dims` dimensions. Raises DataError for anything else."""
     head = 4 + 4 * dims
     if len(data) < head or data[:4] != bytes([0, 0, MAGIC_UBYTE, dims]):
         raise DataError(f"{file}: not an idx file of bytes with {dims} dimensions; delete it and fetch it again")

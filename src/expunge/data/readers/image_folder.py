@@ -1,4 +1,7 @@
-"""A folder of images: one folder per class, optionally below `train/` and `test/` or `val/`; file bytes are kept."""
+"""Read a folder of images with one folder per class, optionally below `train/` and `test/` or `val/`.
+
+The bytes of the image files are stored unchanged.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ BATCH = 64
 
 
 def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """Images below `root`; a row's id is its path relative to `root`, a class's name is its folder's.
+    """Read the images below `root`; ids are paths relative to `root`, class names are those of the class folders.
 
-    With `train` and one of `test` and `val` at the top they are the split, `val` being the test split; else a seeded
-    stratified `test_fraction` is drawn.
-    Images may lie at any depth below their class folder. Hidden files are passed over; any other file that is not an
-    image is refused by name, as is an image outside a class folder.
+    If `root` has a folder `train` and one of `test` and `val`, these are the training and the test split. Otherwise a
+    seeded stratified `test_fraction` is drawn. Images may be at any depth below their class folder. Hidden files are
+    ignored. Raises DataError, which names the file, for other files that are not images, and for images outside a class
+    folder.
     """
     if not root.is_dir():
         raise DataError(f"{root}: not a directory; image-folder reads one folder per class")
@@ -50,7 +53,7 @@ def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> 
 
 
 def _images(top: Path) -> list[Path]:
-    """Image files below `top`, in an order that does not depend on the file system."""
+    """List the image files below `top`, sorted by path, so that the order does not depend on the file system."""
     found = []
     for file in sorted(top.rglob("*"), key=lambda p: p.relative_to(top).as_posix()):
         if any(part.startswith(".") for part in file.relative_to(top).parts) or file.is_dir():

@@ -1,6 +1,6 @@
-"""Tiny-ImageNet and ImageNet as published: training pictures by class, the validation pictures are the test set.
+"""Tiny-ImageNet and ImageNet in their published layouts. The validation images are the test set.
 
-Class names are WordNet ids in sorted order, as the weights of torchvision and timm count them.
+Class names are WordNet ids in sorted order, as in the weights of torchvision and timm.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ KAGGLE_ANSWERS = "LOC_val_solution.csv"
 
 
 def read_tiny_imagenet(root: Path, download: bool = False) -> Source:
-    """Tiny-ImageNet (200 classes, 64 x 64): train and the annotated validation pictures; its test set has no labels.
+    """Read Tiny-ImageNet (200 classes, 64 x 64 pixels): training and validation images; its test set has no labels.
 
-    `wnids.txt` names the classes. Validation labels come from `val/val_annotations.txt`, or from class folders where
-    somebody sorted the pictures. Grey pictures become RGB, so all rows have one shape. Ids are relative paths.
+    `wnids.txt` lists the classes. Validation labels come from `val/val_annotations.txt` or, without that file, from
+    class folders in `val`. Greyscale images become RGB, so all rows have one shape. Ids are relative paths. Raises
+    DataError for missing or inconsistent files.
     """
     directory = unpacked(root, "tiny-imagenet-200", TINY, download)
     names = sorted(set(_lines(directory / "wnids.txt")))
@@ -50,10 +51,11 @@ def read_tiny_imagenet(root: Path, download: bool = False) -> Source:
 
 
 def read_imagenet(root: Path) -> Source:
-    """ILSVRC-2012: `train/WNID/*.JPEG` and `val/WNID/*.JPEG` below `root`, file bytes as they are; ids are the paths.
+    """Read ILSVRC-2012 from `train/WNID/*.JPEG` and `val/WNID/*.JPEG` below `root`; ids are these paths.
 
-    Validation pictures that lie flat in `val/` need Kaggle's LOC_val_solution.csv in `root` or a directory above it.
-    Without a licence to pass on, nothing is downloaded.
+    The bytes of the files are stored unchanged. If the validation images are directly in `val/`, Kaggle's
+    LOC_val_solution.csv must be in the same directory as `val/` or in one of the three above it. Nothing is downloaded,
+    because there is no licence to redistribute the images. Raises DataError for missing or inconsistent files.
     """
     kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
     top = kaggle if kaggle.is_dir() else root
@@ -69,7 +71,7 @@ def read_imagenet(root: Path) -> Source:
 
 
 def _by_class(root: Path, folder: str, index: dict[str, int], split: str) -> list[Picture]:
-    """Pictures at any depth below the class folders of `root / folder`, in sorted order."""
+    """List the images at any depth below the class folders of `root / folder`, sorted by path."""
     pictures = []
     for directory in sorted(d for d in (root / folder).glob("*") if d.is_dir() and not d.name.startswith(".")):
         label = _index(index, directory.name, root / folder)
@@ -87,7 +89,7 @@ def _index(index: dict[str, int], name: str, where: Path) -> int:
 
 
 def _annotated(file: Path) -> list[tuple[str, str]]:
-    """File name and WordNet id of each line `name<TAB>wnid<TAB>x0<TAB>y0<TAB>x1<TAB>y1`."""
+    """Return the file name and the WordNet id of each line `name<TAB>wnid<TAB>x0<TAB>y0<TAB>x1<TAB>y1`."""
     rows = []
     for number, line in enumerate(_lines(file), 1):
         fields = line.split("\t")
@@ -122,7 +124,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _as_rgb(root: Path, pictures: list[Picture]) -> Iterator[Batch]:
-    """The pictures decoded to `(64, 64, 3)`, a batch at a time."""
+    """Yield batches of images decoded to uint8 `(64, 64, 3)`. Raises DataError for an image of another size."""
     for i in range(0, len(pictures), BATCH):
         cut = pictures[i : i + BATCH]
         images = [decode(read_file(root / p.path), str(root / p.path)) for p in cut]

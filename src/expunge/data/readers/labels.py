@@ -1,4 +1,4 @@
-"""Class labels as sources give them: integers, or names."""
+"""Convert the class labels of a source, which are integers or names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAX_CLASSES = 100_000
 
 
 def index_labels(values: Sequence[object] | np.ndarray, where: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and int32 labels `(n,)`. Names are sorted; integers keep their value and are named by it.
+    """Return the class names and int32 labels `(n,)`. Names are sorted; integers keep their value and name their class.
 
-    Raises DataError for anything else, for negative labels and for missing ones.
+    Raises DataError for values of other types, for missing labels, and for integers outside 0 to MAX_CLASSES - 1.
     """
     array = np.asarray(values)
     if array.ndim != 1:

@@ -1,4 +1,4 @@
-"""Data sets whose pictures are files and whose splits are lists: what their readers share, Food-101, Flowers-102."""
+"""Data sets of image files with lists for their splits: shared functions, and readers of Food-101 and Flowers-102."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLOWER_CLASSES = 102
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file by its path relative to the data set, which is also its id."""
+    """An image file; its id is `path`, relative to the root of the data set."""
 
     path: str
     label: int
@@ -42,7 +42,10 @@ class Picture:
 
 
 def picture_source(name: str, root: Path, class_names: Sequence[str], pictures: Sequence[Picture]) -> Source:
-    """A source of encoded files below `root`, in the order given. Raises DataError for paths that lead outside it."""
+    """Return a source of the image files `pictures` below `root`, in the given order.
+
+    Raises DataError for an empty list and for a path outside `root`.
+    """
     if not pictures:
         raise DataError(f"{root}: its lists name no picture")
     for picture in pictures:
@@ -61,7 +64,7 @@ def picture_source(name: str, root: Path, class_names: Sequence[str], pictures: 
 
 
 def read_file(file: Path) -> bytes:
-    """The bytes of a picture. Raises DataError."""
+    """Return the bytes of an image file. Raises DataError if it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as e:
@@ -69,7 +72,7 @@ def read_file(file: Path) -> bytes:
 
 
 def read_food101(root: Path, download: bool = False) -> Source:
-    """Food-101 (Bossard et al. 2014): `meta/train.json` and `meta/test.json` list the pictures of each class."""
+    """Read Food-101 (Bossard et al. 2014); `meta/train.json` and `meta/test.json` list the images of each class."""
     directory = unpacked(root, "food-101", FOOD, download)
     listed = {split: _listed(directory / "meta" / f"{split}.json") for split in SPLITS}
     names = sorted(set(listed[TRAIN]) | set(listed[TEST]))
@@ -95,10 +98,11 @@ def _listed(file: Path) -> dict[str, list[str]]:
 
 
 def read_flowers102(root: Path, download: bool = False) -> Source:
-    """Oxford 102 Flowers (Nilsback and Zisserman 2008) below `root/flowers-102`, as torchvision lays it out.
+    """Read Oxford 102 Flowers (Nilsback and Zisserman 2008) from `root/flowers-102`, in torchvision's layout.
 
-    The published training and validation sets (1,020 each) are for training, the published test set (6,149) is the
-    test set. Classes are called by their published numbers, 1 to 102.
+    The published training and validation sets (1,020 images each) are the training split, the published test set
+    (6,149) is the test split. Class names are the published numbers 1 to 102. Raises DataError for missing or
+    inconsistent files.
     """
     base = root if root.name == "flowers-102" else root / "flowers-102"
     directory = unpacked(base, "jpg", FLOWERS, download).parent

@@ -1,4 +1,4 @@
-"""MATLAB files (version 5, as SVHN and Flowers-102 have them), read by scipy: arrays only, nothing is executed."""
+"""Read arrays from MATLAB files (version 5, as of SVHN and Flowers-102) with scipy, which executes no code in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expunge.system.errors import DataError
 
 
 def read_mat(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    """The numeric arrays `names` of `file`. Raises DataError for a missing file or array, and a damaged file."""
+    """Return the integer arrays `names` of `file`. Raises DataError for a missing file or array, and a damaged file."""
     try:
         found = loadmat(file, variable_names=names)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Data sets by name: `torchvision:CIFAR10` reads the files torchvision downloads, without loading a pickle.
+"""Read data sets by their name in torchvision, such as `torchvision:CIFAR10`, without loading a pickle.
 
-The formats are read here, not by torchvision's classes: those of CIFAR unpickle, and importing them needs compiled
-operators that fit the installed torch.
+torchvision's own classes are not used: those of CIFAR load pickles, and importing them needs compiled operators that
+match the installed torch.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ NAMED: dict[str, Callable[[Path, bool], Source]] = {
     "STL10": read_stl10,
     "Food101": read_food101,
     "Flowers102": read_flowers102,
-    "TinyImageNet": read_tiny_imagenet,  # no class of torchvision; the same layout as its publisher's archive
+    "TinyImageNet": read_tiny_imagenet,  # not in torchvision; the layout of the publisher's archive
 }
 WITHOUT_DOWNLOAD = ("ImageNet", "ImageFolder")
 
 
 def read_named(source: str, root: Path, download: bool = False, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """The data set `torchvision:NAME` below `root`; with `download` it is fetched there when it is not there yet.
+    """Open the data set `torchvision:NAME` below `root`; `download` allows downloading it there.
 
-    Splits are the publisher's; `test_fraction` and `seed` only matter for ImageFolder without train/ and test/.
-    Raises DataError for an unknown name, a missing root, and whatever is wrong with the files.
+    The splits are the publisher's; `test_fraction` and `seed` apply only to ImageFolder without train/ and test/.
+    Raises DataError for an unknown name, a missing root, and invalid files.
     """
     name = source.removeprefix(PREFIX)
     known = (*NAMED, *WITHOUT_DOWNLOAD)

@@ -1,4 +1,4 @@
-"""Which owners of pictures belong together because pictures of theirs are nearly alike."""
+"""Group the owners of images (such as characters) that have nearly equal images."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Iterable
 
 import numpy as np
 
-BLOCK = 4  # pixels; pictures are compared as means of blocks
-ALIKE = 4.0  # grey levels of 255: root mean square difference of block means below which two pictures are one
-ROWS = 512  # pictures compared at a time
+BLOCK = 4  # pixels; images are compared by the means of BLOCK x BLOCK pixels
+ALIKE = 4.0  # grey levels of 255: root mean square difference of block means below which two images count as equal
+ROWS = 512  # images compared at a time; bounds memory
 
 
 def joined(
     images: np.ndarray, owners: np.ndarray, sets: np.ndarray, linked: Iterable[tuple[int, int]] = ()
 ) -> np.ndarray:
-    """int64 `(n,)`: for each picture the smallest owner among those that belong together with its own.
+    """Return for each image the smallest owner in the group of its owner, int64 `(n,)`.
 
-    `images` uint8 `(n, h, w, c)`, h and w multiples of 4; `owners` int `(n,)`; pictures are compared within a value of
-    `sets` `(n,)`. Owners belong together when pictures of theirs differ by less than ALIKE, when `linked` says so, or
-    by a chain of both. Sums of blocks are whole numbers below 2^53, so the answer does not depend on the machine.
+    `images` are uint8 `(n, h, w, c)` with h and w multiples of 4, `owners` are int `(n,)`. Two owners are in one group
+    if they have images that differ by less than ALIKE, if `linked` contains the pair, or by a chain of such pairs. Only
+    images with the same value of `sets (n,)` are compared. All sums are integers below 2^53, which float64 represents
+    exactly, so the result does not depend on the machine.
     """
+    # Disjoint sets: the root of each tree is the smallest owner of its group.
     parent = {int(o): int(o) for o in np.unique(owners)}
 
     def root(owner: int) -> int:
@@ -39,7 +41,7 @@ def joined(
 
 
 def _alike(images: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs i < j of pictures whose block means differ by less than ALIKE."""
+    """Return the pairs i < j of images whose block means differ by less than ALIKE (root mean square)."""
     n, height, width, channels = images.shape
     blocks = images.reshape(n, height // BLOCK, BLOCK, width // BLOCK, BLOCK, channels)
     sums = blocks.sum(axis=(2, 4), dtype=np.int64).reshape(n, -1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""A NumPy .npz archive of arrays that are all of one shape. Pickled objects in it are refused."""
+"""Read a NumPy .npz archive whose images have one shape. Archives with pickled objects are refused."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ KNOWN = (*IMAGES, *LABELS, "x_train", "y_train", "x_test", "y_test", "ids", "sub
 
 
 def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """Images `x` or `images`, labels `y` or `labels`; optional `ids`, `subjects`, `split`, `class_names`.
+    """Read images `x` or `images` and labels `y` or `labels`; optional are `ids`, `subjects`, `split`, `class_names`.
 
-    Images are uint8 `(n, h, w)` or `(n, h, w, c)` with c 1 or 3. The split comes from `split` ("train", "test"), from
-    `x_train`, `y_train`, `x_test`, `y_test` in place of x and y, or is drawn: a seeded stratified `test_fraction`.
-    `ids` and `subjects` then follow the order train, test. The whole archive is held in memory.
+    Images are uint8 `(n, h, w)` or `(n, h, w, c)` with c 1 or 3. The split is `split` ("train" or "test" per row).
+    Alternatively `x_train`, `y_train`, `x_test` and `y_test` replace x and y; `ids` and `subjects` then have the order
+    train, test. Otherwise a seeded stratified `test_fraction` is drawn. The whole archive is held in memory. Raises
+    DataError for an unreadable archive and for arrays that are unknown, missing or of a wrong type or shape.
     """
     arrays = _load(file)
     unknown = sorted(set(arrays) - set(KNOWN))
@@ -71,12 +72,12 @@ def _load(file: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except DataError:
         raise
-    except Exception as e:  # zip and header parsers let out nearly anything: BadZipFile, zlib.error, MemoryError
+    except Exception as e:  # zip and header parsers raise BadZipFile, zlib.error, MemoryError and others
         raise DataError(f"{file}: not a readable .npz archive without pickled objects ({e})") from e
 
 
 def _refuse_large(archive: np.lib.npyio.NpzFile, file: Path) -> None:
-    """By the sizes that the archive declares: a megabyte may unpack to a thousand."""
+    """Raise DataError if the archive declares more than NPZ_BYTES bytes. This is checked before decompression."""
     size = sum(entry.file_size for entry in archive.zip.infolist()) if archive.zip is not None else 0
     if size > NPZ_BYTES:
         raise DataError(

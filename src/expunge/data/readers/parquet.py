@@ -1,4 +1,4 @@
-"""Parquet files with one encoded image a row: one file, or a directory of files read in name order."""
+"""Read Parquet files with one encoded image per row: one file, or the files of a directory in name order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from expunge.data.source import Source
 
 
 def read_parquet(path: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """Columns `image` (file bytes, or a struct with a `bytes` field), `label` (integer or name), and optionally
-    `sample_id` or `id`, `subject`, `split` ("train" or "test")."""
+    """Read the columns `image` (file bytes, or a struct with a `bytes` field) and `label` (integer or name).
+
+    Optional columns are `sample_id` or `id`, `subject`, and `split` ("train" or "test"). See `read_table`.
+    """
     return read_table(path, "parquet", ENCODED, (".parquet",), test_fraction, seed)

@@ -1,6 +1,7 @@
-"""STL-10 (Coates et al. 2011) from its binary files: 5,000 + 8,000 colour images of 96 x 96. Unlabelled ones are left.
+"""STL-10 (Coates et al. 2011) from its binary files: 5,000 + 8,000 colour images of 96 x 96 pixels.
 
-Each image is 3 channels of 96 x 96 bytes, column by column; labels are bytes 1 to 10.
+The unlabelled images are not read. An image consists of 3 channels of 96 x 96 bytes in column-major order; labels are
+bytes 1 to 10.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ ARCHIVE = Published(
 )
 SIDE, CLASSES = 96, 10
 SIZE = 3 * SIDE * SIDE
-ROWS = 256  # a batch: 7 MB
+ROWS = 256  # per batch of 7 MB
 
 
 def read_stl10(root: Path, download: bool = False) -> Source:
-    """The labelled rows, train first; ids are `train-0000` and `test-0000`. Raises DataError naming the file."""
+    """Read the labelled rows, train first; ids are `train-0000` and `test-0000`.
+
+    Raises DataError, which names the file, for a missing or incomplete file and for a label out of range.
+    """
     directory = unpacked(root, FOLDER, ARCHIVE, download)
     names = _names(directory / "class_names.txt")
     parts = {split: _read(directory, split) for split in SPLITS}

@@ -21,9 +21,10 @@ FILES = {
 
 
 def read_svhn(root: Path, download: bool = False) -> Source:
-    """The digits of both files, train first; ids are `train-00000` and `test-00000`. The extra file is not read.
+    """Read the digits of both files, train first; ids are `train-00000` and `test-00000`. The extra set is not read.
 
-    `X (32, 32, 3, n)` uint8 and `y (n, 1)` with 10 for the digit zero. Raises DataError.
+    The files have `X (32, 32, 3, n)` uint8 and `y (n, 1)`, with 10 for the digit zero. Raises DataError for a missing
+    file, other arrays than these, and a label out of range.
     """
     arrays = {split: _read(root, wanted, download) for split, wanted in FILES.items()}
 

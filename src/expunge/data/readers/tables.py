@@ -1,4 +1,4 @@
-"""Files of rows (Parquet, CSV, TSV) with one image or text each: one file, or a directory read in name order."""
+"""Read tables (Parquet, CSV, TSV) with one image or text per row: one file, or those of a directory in name order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from expunge.system.errors import DataError
 
 BATCH = 64
 AGAIN = "write or fetch it again"
-CSV_BLOCK = 1 << 20  # bytes read at once; a row must fit
+CSV_BLOCK = 1 << 20  # bytes read at once; a row must fit into one block
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 ROLES = {
     "label": ("label",),
@@ -33,10 +33,11 @@ ROLES = {
 def read_table(
     path: Path, source: str, encoding: str, suffixes: tuple[str, ...], test_fraction: float, seed: int
 ) -> Source:
-    """Rows of files with one of `suffixes`; the column of content is named as in the dataset.
+    """Read the rows of files with one of `suffixes`; the content column is `image` or `text`, according to `encoding`.
 
-    Without ids a row is called by its number, without a split column a seeded stratified `test_fraction` is drawn.
-    Content is streamed a few rows at a time; the label column is read first. Raises DataError naming file and row.
+    Without an id column, ids are row numbers. Without a split column, a seeded stratified `test_fraction` is drawn.
+    Content is streamed a few rows at a time; the label column is read first. Raises DataError for missing columns,
+    columns of a wrong type and missing values; the message names the file and, where there is one, the row.
     """
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
@@ -74,7 +75,7 @@ def read_table(
 
 
 def _roles(files: list[Path], content: str) -> dict[str, str]:
-    """Which column of the files plays which role; all files must have the same."""
+    """Map each role to its column. Raises DataError if one is missing or the files differ."""
     columns: dict[str, str] = {}
     for file in files:
         known = _column_names(file)
@@ -100,7 +101,7 @@ def _column_names(file: Path) -> list[str]:
 
 
 def _check_types(files: list[Path], columns: dict[str, str], encoding: str) -> None:
-    """Raises DataError naming file and column for values that nothing could be made of; CSV holds text alone."""
+    """Raise DataError for a Parquet column of a type that cannot be used; all columns of CSV and TSV files are text."""
     for file in files:
         if file.suffix.lower() in DELIMITERS:
             continue
@@ -125,7 +126,7 @@ def _is_file(kind: pa.DataType) -> bool:
 
 
 def _labels(file: Path, name: str) -> list[Any]:
-    """Labels of one file; a CSV file's are numbers where each of them is one."""
+    """Return the labels of one file; those of a CSV or TSV file become integers if all of them are digits."""
     values = []
     for table in _stream(file, [name]):
         column = table[name]
@@ -149,7 +150,10 @@ def _stream(file: Path, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _open_csv(file: Path, columns: list[str] | None) -> pacsv.CSVStreamingReader:
-    """Every column as text, an empty cell as missing. CSV quotes with "; TSV has no quotes, as IANA defines it."""
+    """Open a file with all columns as text and empty cells as missing values.
+
+    CSV uses double quotes; TSV has no quoting, as in IANA's definition of text/tab-separated-values.
+    """
     quoted = DELIMITERS[file.suffix.lower()] == ","
     convert: dict[str, Any] = {"strings_can_be_null": True, "null_values": [""]}
     if columns is not None:
@@ -165,7 +169,7 @@ def _open_csv(file: Path, columns: list[str] | None) -> pacsv.CSVStreamingReader
 
 
 def _present(column: pa.ChunkedArray, file: Path, name: str, first: int) -> list[Any]:
-    """The values of a column that must not be missing; image structs give their bytes."""
+    """Return the values of a column; of image structs, the field `bytes`. Raises DataError for a missing value."""
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, "bytes")
     missing = np.flatnonzero(column.is_null().to_numpy())

@@ -1,4 +1,4 @@
-"""Parquet, CSV or TSV files with one text a row: one file, or a directory of files read in name order."""
+"""Read Parquet, CSV or TSV files with one text per row: one file, or the files of a directory in name order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from expunge.data.source import Source
 
 
 def read_text(path: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """Columns `text`, `label` (integer or name), and optionally `sample_id` or `id`, `subject`, `split` ("train" or
-    "test"). The first line of CSV and TSV files names the columns."""
+    """Read the columns `text`, `label` (integer or name), and optionally `sample_id` or `id`, `subject`, `split`
+    ("train" or "test"). The first line of CSV and TSV files names the columns. See `read_table`."""
     return read_table(path, "text", TEXT, (".parquet", *DELIMITERS), test_fraction, seed)
