@@ -27,8 +27,7 @@ DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost !
 
 
 def warm_up(name: str, table: Mapping[str, Settings], training: str) -> None:
-    """Trigger the imports that the entry needs on a model with this `training`, so that they are not timed.
-    """
+    """Trigger the imports that the entry needs on a model with this `training`, so that they are not timed."""
     settings = table.get(name) or {}
     needed = {settings.get("method", name), (settings.get("after") or {}).get("method")}
     if needed & (DESCENDS | {"exact"} if training == ABOVE else DESCENDS):
@@ -97,7 +96,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
 def _guarded(name: str, method: str, request: FitInputs, unlearned: UnlearnedModel, max_drop: float) -> UnlearnedModel:
     """Add the accuracy on held-out retained rows to the result, and refuse it if it lost too much.
 
-    Methods in UNGUARDED are never refused.
+    Results of methods in UNGUARDED are returned unchanged.
     """
     if method in UNGUARDED:
         return unlearned
