@@ -1,4 +1,4 @@
-"""Class-wise membership inference: does a model treat a forgotten class as a retrained model treats an unseen one?
+"""Class-wise membership inference: distinguish a model's outputs on a forgotten class from a retrained model's.
 
 After CMIA of Ebrahimpour-Boroojeny et al. (arXiv 2506.20893). The authors' attack model was not found, so this is a
 reconstruction.

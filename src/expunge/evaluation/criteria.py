@@ -15,7 +15,7 @@ ALPHA = 0.05
 ALPHA_REFUTE = 0.05
 # Probability, at one gate with power, that a further retrained model lies outside the margin.
 BETA = 0.10
-# With fewer retrained models, the estimate of their spread has at most one degree of freedom.
+# With fewer retrained models, the estimate of their spread has at most one degree of freedom, so nothing can be shown.
 MIN_REFERENCES = 3
 # With fewer rows, the spread over rows is not estimated well enough.
 MIN_ROWS = 20

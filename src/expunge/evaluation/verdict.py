@@ -1,4 +1,4 @@
-"""Gates of the audit: the values of a metrics block that it compares with those at registration and of retraining."""
+"""The values of a metrics block that an audit compares with those at registration and of the retrained models."""
 
 from __future__ import annotations
 
