@@ -43,7 +43,7 @@ def spent_before(forgotten_dir: Path) -> Spending:
 
 
 def record(forgotten_dir: Path, before: Spending, epsilon: float, delta: float, rows: int) -> None:
-    """Add a release to the list. Call this before the head is written.
+    """Add a release to the list and flush it to the disk. Call this before the head is written.
 
     If a run is killed in between, the list then overstates what was spent and never understates it.
     """
