@@ -31,7 +31,7 @@ FORGOTTEN_CLASS, FORGOTTEN_ROWS = 5, 20
 
 
 def small_inputs(directory: Path, kind: str = "classes") -> FitInputs:
-    """Return a request on the digits: to forget the class 5 (`kind` "classes") or about 20 rows ("rows").
+    """Return a request on the digits: to forget the class 5 (`kind` "classes") or 20 rows ("rows").
 
     Its files are written below `directory` on the first call. The classifier is a small ResNet with random weights and
     a softmax head fitted to its features, so it is made in seconds. No activations are stored; a method that needs them
