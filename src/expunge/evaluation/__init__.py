@@ -1,5 +1,5 @@
 """Metrics, attacks and the verdict: pure functions of arrays.
 
 May import system.
-Start with `suite.py`, which joins the metrics, and `verdict.py`, which judges them.
+Start with `suite.py`, which computes all metrics of one model, and `claims.py`, which judges them.
 """

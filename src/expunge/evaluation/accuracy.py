@@ -1,5 +1,7 @@
-"""Accuracies, their distance to the retrained model, per-class damage and calibration. Whole-set averages
-throughout."""
+"""Accuracies, their distance to the retrained model's, per-class damage and calibration error.
+
+All values are averages over whole sets of rows, never means of batch means.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from numpy.typing import NDArray
 from expunge.evaluation.divergence import check_logits, log_softmax, mean
 
 PARTS = ("retain", "forget", "test_retain", "test_forget")
-UNSEEN = "unseen"  # rows that are in no metric: methods may be fitted with them, no model is trained on them
+UNSEEN = "unseen"  # rows that no metric uses and no model is trained on; methods may be fitted with them
 
 
 def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether the largest of `logits (n, C)` is at `labels (n,)`; the first of equal logits counts as the largest."""
+    """Whether each row is classified correctly, `(n,)`: the largest of `logits (n, C)` is the one at `labels (n,)`.
+
+    Of equal logits the first counts as the largest. Raises ValueError for labels of another length or out of range.
+    """
     x = check_logits(logits)
     y = np.asarray(labels)
     if y.shape != (len(x),):
@@ -27,7 +32,8 @@ def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_
 
 
 def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float | None:
-    """Share of rows predicted right, in [0, 1]; None without rows. Target: the retrained model's value."""
+    """Share of rows that are classified correctly, in [0, 1]; None without rows. Target: the retrained model's
+    value."""
     return mean(correct_rows(logits, labels))
 
 
@@ -38,17 +44,20 @@ def accuracies(logits: NDArray[Any], labels: NDArray[Any], part: NDArray[Any]) -
 
 
 def mean_gap(candidate: Mapping[str, float | None], reference: Mapping[str, float | None]) -> float | None:
-    """Mean over the common keys of |candidate - reference|, keys with None left out. Range [0, 1], target 0."""
+    """Mean of |candidate - reference| over the keys that have a value on both sides; None without one.
+
+    Range [0, 1], target 0.
+    """
     gaps = _gaps(candidate, reference)
     return float(np.mean(gaps)) if gaps else None
 
 
 def tow(candidate: Mapping[str, float | None], reference: Mapping[str, float | None]) -> float | None:
-    """Tug of war, the product over keys of 1 - |candidate - reference|; Zhao et al. (2024) with keys forget, retain,
-    test.
+    """Tug of war (ToW), the product over keys of 1 - |candidate - reference|.
 
-    Range [0, 1], higher is better, target 1. A model that was never unlearned scores 0.96 on random forgetting,
-    so read it beside the original's. None without a common key.
+    Source: Zhao et al. (2024), with the keys forget, retain and test. Range [0, 1], higher is better, target 1.
+    The original itself scores 0.96 on random forgetting, so compare the value with the original's. None without a
+    common key.
     """
     gaps = _gaps(candidate, reference)
     return float(np.prod([1.0 - g for g in gaps])) if gaps else None
@@ -70,10 +79,12 @@ def class_damage(
 ) -> tuple[list[float | None], int | None]:
     """Recall lost per class, original minus model, `C` entries in [-1, 1], and the class that lost most.
 
-    0 means no damage. Target: the retrained model's own damage. None for a class without rows.
+    0 means no damage. Target: the retrained model's own damage. The entry of a class without rows is None, and so is
+    the second value when no class has rows.
     """
     before, after = per_class(original_logits, labels), per_class(logits, labels)
     lost = [None if a is None or b is None else b - a for b, a in zip(before, after, strict=True)]
+    # The negated index makes `max` return the first of equally damaged classes.
     known = [(value, -c) for c, value in enumerate(lost) if value is not None]
     return lost, -max(known)[1] if known else None
 
@@ -81,7 +92,7 @@ def class_damage(
 def ece(logits: NDArray[Any], labels: NDArray[Any], bins: int = 15) -> float | None:
     """Expected calibration error: sum over equal-width confidence bins of share * |accuracy - mean confidence|.
 
-    Source: Guo et al. (2017). Range [0, 1], target the retrained model's value; None without rows.
+    Source: Guo et al. (2017). Range [0, 1]. Target: the retrained model's value. None without rows.
     """
     correct = correct_rows(logits, labels)
     if not len(correct):

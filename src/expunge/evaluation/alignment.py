@@ -1,6 +1,6 @@
-"""Dimensional alignment: how much of the forgotten rows' features lies where the retained rows' features lie.
+"""Dimensional alignment: the share of the forgotten rows' feature energy in the leading directions of retained rows.
 
-After Seo, Kim and Han (arXiv 2407.17710), whose formula was not found: this one is a reconstruction.
+After Seo, Kim and Han (arXiv 2407.17710). The authors' formula was not found, so this one is a reconstruction.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from expunge.evaluation.divergence import Floats
 
 @dataclass(frozen=True)
 class Alignment:
-    """`at_rank`: the share of the forgotten rows' energy in the leading `rank` retained directions, in [0, 1];
-    `area`: the mean of that share over all ranks 1..d, in (0, 1].
+    """Alignment of one model's features.
 
-    Neither is better when higher. A model that never saw the rows gives the value to meet; a projection onto retained
-    directions reaches 1, above it [derived].
+    `at_rank`: the share of the forgotten rows' energy in the `rank` leading retained directions, in [0, 1].
+    `area`: the mean of that share over all ranks 1..d, in (0, 1].
+    Higher is not better. The target is the value of a model that never saw the rows. A projection onto the retained
+    directions gives 1, which lies above that target [derived].
     """
 
     rank: int
@@ -28,15 +29,16 @@ class Alignment:
     area: float
 
     def from_reference(self, reference: Alignment) -> dict[str, float]:
-        """Signed differences to the retrained model's values, in [-1, 1]; 0 is the target, either side is off."""
+        """Signed differences to the retrained model's values, in [-1, 1]. Target: 0; both signs are deviations."""
         return {"at_rank": self.at_rank - reference.at_rank, "area": self.area - reference.area}
 
 
 def alignment(retain: NDArray[Any], forget: NDArray[Any], energy: float = 0.95) -> Alignment:
-    """Alignment of forgotten with retained features of one model, at the least rank that holds `energy` of the latter.
+    """Alignment of forgotten with retained features of one model.
 
+    `at_rank` is taken at the smallest rank whose directions hold the share `energy` of the retained rows' energy.
     `retain` and `forget (d, d)`: uncentred second moments E[z z'] of the model's own features, as `Moments.second()`
-    gives them. Raises ValueError for matrices of different shapes or `energy` outside (0, 1].
+    returns them. Raises ValueError for matrices of different shapes and for `energy` outside (0, 1].
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy {energy} must lie in (0, 1]")
@@ -51,7 +53,7 @@ def alignment_curve(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
     """`DA_k = tr(P_k' S_f P_k) / tr(S_f)` for k = 1..d, `(d,)` float64, nondecreasing, its last value 1.
 
     `retain` and `forget (d, d)`: uncentred second moments S_r and S_f; P_k holds the k leading eigenvectors of S_r.
-    Raises ValueError when S_f is zero: features that vanish lie nowhere.
+    Raises ValueError when S_f is zero, because the share is then undefined.
     """
     _, vectors = _spectrum(retain)
     total = float(np.trace(forget))
@@ -63,13 +65,13 @@ def alignment_curve(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
 
 
 def alignment_rows(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
-    """Per forgotten row `(n,)` its part in the area under the alignment curve, which is their mean.
+    """Contribution of each forgotten row `(n,)` to the area under the alignment curve; their mean is the area.
 
-    `retain (m, d)` and `forget (n, d)`: features. The area, over ranks 1 .. min(m, d), counts the energy of a row in
-    the j-th of k directions with the weight (k - j + 1) / k. With `w` that sum and `t` the row's energy, the part is
-    `area + (w - area t) / mean(t)`: the area is a ratio of means, and this is its linearisation, so that the spread
-    over rows is that of the ratio (delta method). [derived]
-    Raises ValueError where either side vanishes.
+    `retain (m, d)` and `forget (n, d)`: features. The area is taken over the ranks 1 .. k, k = min(m, d). In it the
+    energy of a row in the j-th direction has the weight (k - j + 1) / k. Let `w` be the row's weighted energy and `t`
+    its energy. The contribution is `area + (w - area t) / mean(t)`. The area is a ratio of means, and this is its
+    linearisation, so the spread over rows is that of the ratio (delta method). [derived]
+    Raises ValueError when the features of either side are all zero.
     """
     x, y = np.asarray(retain, np.float64), np.asarray(forget, np.float64)
     total = np.square(y).sum(axis=1)
@@ -83,10 +85,10 @@ def alignment_rows(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
 
 
 def _directions(x: Floats) -> Floats:
-    """Orthonormal columns `(d, min(m, d))`: the directions of rows `x (m, d)`, that with most energy first.
+    """Principal directions of the rows `x (m, d)` as orthonormal columns `(d, min(m, d))`, by falling energy.
 
-    From the smaller of the two matrices of products, so that at most min(m, d)^3 is computed; directions without energy
-    stay zero there.
+    They are computed from the smaller of `x' x` and `x x'`, so that the eigenproblem has size min(m, d). From `x x'`,
+    directions without energy come out as zero columns.
     """
     if x.shape[1] <= x.shape[0]:
         return _spectrum(x.T @ x)[1]
@@ -96,15 +98,18 @@ def _directions(x: Floats) -> Floats:
 
 
 def energy_rank(second: NDArray[Any], energy: float) -> int:
-    """The least k whose k largest eigenvalues hold the share `energy` of the trace of `second (d, d)`."""
+    """Smallest k for which the k largest eigenvalues sum to the share `energy` of the trace of `second (d, d)`."""
     values, _ = _spectrum(second)
     held = np.cumsum(values) / values.sum()
-    # Rounding leaves the last share within some 1e-16 of 1.
+    # Rounding can leave the last share slightly below 1, hence the tolerance and the upper limit.
     return min(int(np.searchsorted(held, energy - 1e-12)) + 1, len(values))
 
 
 def _spectrum(second: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Eigenvalues, largest first, and their eigenvectors as columns. Raises ValueError for a zero matrix."""
+    """Eigenvalues of a symmetric matrix in falling order, and their eigenvectors as columns.
+
+    Raises ValueError for a zero matrix.
+    """
     values, vectors = np.linalg.eigh(np.asarray(second, np.float64))
     values = np.maximum(values[::-1], 0.0)
     if values.sum() <= 0:

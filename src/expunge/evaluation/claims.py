@@ -1,4 +1,4 @@
-"""From gates to claims: what was shown of one model, what was refuted, and what nobody can tell from this run."""
+"""Claims about one model, derived from its gates: each is shown, refuted, or cannot be decided from this run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ STATISTICAL = (OUTPUTS, FEATURES, BACKBONE)
 
 
 def judge_gates(gates: Sequence[GateRows], values: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
-    """One JSON block per gate: what it can tell, the candidate's share of the excess, its interval, and the outcome.
+    """Judge a candidate at every gate: one JSON block each, with the gate's power, share, interval and outcome.
 
-    `values` holds the candidate's per-row values by path; a gate without one is neither passed nor refuted.
+    `values` holds the candidate's per-row values by path. A gate without an entry is neither passed nor refuted.
     """
     powers = [power_of(gate) for gate in gates]
     telling = {c: sum(p.tells and g.claim == c for g, p in zip(gates, powers, strict=True)) for c in STATISTICAL}
@@ -58,6 +58,7 @@ def judge_gates(gates: Sequence[GateRows], values: Mapping[str, NDArray[Any]]) -
             "rows_needed": rows_needed(gate) if gate.usable and gate.shows and not power.power else None,
         }
         if gate.path in values:
+            # Bonferroni: ALPHA_REFUTE is the error rate over all gates of the claim that can refute.
             found = share_of(gate, values[gate.path], ALPHA_REFUTE / max(telling[gate.claim], 1))
             block["value"] = found.value
             if power.tells and found.interval is not None:
@@ -69,7 +70,7 @@ def judge_gates(gates: Sequence[GateRows], values: Mapping[str, NDArray[Any]]) -
 
 
 def outcome(claim: str, blocks: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What the gates of one claim say of one model, before the controls are asked: outcome and why."""
+    """Outcome of one claim from its gates alone, before the controls are considered, and the reason for it."""
     mine = [b for b in blocks if b["claim"] == claim]
     if not mine:
         return CANNOT_TELL, "nothing was measured"
@@ -88,7 +89,7 @@ def outcome(claim: str, blocks: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def fails(claim: str, blocks: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a control is refuted by a gate of the claim that has power: one that a candidate has to pass."""
+    """Whether a gate with power refutes the control for this claim. A candidate has to pass every such gate."""
     return any(b["claim"] == claim and b["power"] and b["refuted"] for b in blocks)
 
 
@@ -104,11 +105,11 @@ def claims_of(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Outcome and reason of every claim of one model.
 
-    `blocks`: its gates as `judge_gates` gives them; `controls`: those of the run's negative controls, each of which
-    must fail a gate with power before a claim is shown. `clean_references`: whether the reference models' backbones
-    never saw the forgotten rows; if they did, they are no reference for any claim. `every_stage`: whether the gates of
-    the backbone looked at each of its stages; if not, it can only be refuted. `control`: the name of the control that
-    this model is by what it does. `exact`: `info["exact"]`, with `holds` and `why`; None where it is not claimed.
+    `blocks`: its gates, from `judge_gates`. `controls`: the gates of the run's negative controls; a claim is shown only
+    if each control fails a gate with power. `clean_references`: whether the reference models' backbones never saw the
+    forgotten rows; otherwise they count as a reference for no claim. `every_stage`: whether the backbone was measured
+    at each of its stages; otherwise its claim can only be refuted. `control`: the name of the negative control whose
+    answers the model gives, or None. `exact`: `info["exact"]` with `holds` and `why`, or None if it is not claimed.
     """
     claims, why = {}, {}
     for claim in STATISTICAL:
@@ -140,7 +141,7 @@ def claims_of(
 
 
 def exact_claim(exact: Mapping[str, Any] | None) -> tuple[str, str]:
-    """The claim by construction, from what the candidate's record says; it needs no statistics and no reference."""
+    """Outcome and reason of the claim `exact`, from the candidate's record; it needs no statistics or references."""
     if exact is None or exact.get("holds") is None:
         reason = str((exact or {}).get("why") or "not claimed: the weights were made from the original's")
         return CANNOT_TELL, reason
@@ -152,12 +153,13 @@ def exact_claim(exact: Mapping[str, Any] | None) -> tuple[str, str]:
 def utility_of(
     candidate: Mapping[str, NDArray[Any]], retrained: Sequence[Mapping[str, NDArray[Any]]]
 ) -> dict[str, Any]:
-    """Is the model as good as retrained ones? One-sided: better is no failure.
+    """Test one-sidedly whether the model is as accurate as retrained ones; a better model passes.
 
-    Each maps the part of rows to successes `(n,)` per row, the same rows for all models. The model is the very one that
-    would be served, so its accuracy is what users get, and it is `kept` where every part lies at most UTILITY below the
-    retrained models' mean; `lost` where for one part the interval (models as in `excess`, rows paired) lies below that;
-    else nobody can tell. Without retrained models pass the original: then the interval is over rows only.
+    Each mapping goes from a part of the rows to the successes `(n,)` per row, over the same rows for all models.
+    Utility is `kept` if the estimate of every part is at most UTILITY below the retrained models' mean. The estimate
+    decides, because the measured model is the one that would be served. It is `lost` if for one part the whole interval
+    (models as in `excess`, rows paired) lies below that margin, and undecided otherwise. Without retrained models pass
+    the original; the interval is then over rows only.
     """
     parts = {}
     outcomes = []
@@ -179,7 +181,7 @@ def utility_of(
 
 
 def sentence(utility: str, claims: Mapping[str, str], why: Mapping[str, str]) -> str:
-    """One sentence that a person reads in seconds."""
+    """Summarise utility and claims in one sentence, with the reason for the first claim that was not shown."""
     words = {SHOWN: [], REFUTED: [], CANNOT_TELL: []}  # type: dict[str, list[str]]
     for claim in CLAIMS:
         words[claims[claim]].append(claim)
@@ -196,7 +198,7 @@ def verdict_of(
     clean_references: bool,
     exact: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The verdict of one model as summary.json has it, from its metrics block (`judged`, see `judging.judge`)."""
+    """The verdict of one model as written to summary.json, from `judged` in its metrics block (`judging.judge`)."""
     judged = block["judged"]
     claims, why = claims_of(
         judged["gates"],
@@ -223,19 +225,19 @@ def verdict_of(
 
 
 def shown_claims(verdict: Mapping[str, Any]) -> list[str]:
-    """The erasure claims that were shown, in their order."""
+    """The erasure claims that were shown, in the order of CLAIMS."""
     return [claim for claim in CLAIMS if verdict["claims"][claim] == SHOWN]
 
 
 def shown_words(verdict: Mapping[str, Any]) -> str:
-    """The shown claims as a tag or a table has them: `outputs, features`, or `none`."""
+    """The shown claims as text for a tag or a table: `outputs, features`, or `none`."""
     return ", ".join(shown_claims(verdict)) or "none"
 
 
 def may_serve(shown: Sequence[str], least: str) -> bool:
-    """Whether the shown claims reach `least`: it and those before it, or the claim by construction, which implies all.
+    """Whether the shown claims include `least` and all claims before it, or `exact`, which implies every other.
 
-    Raises ValueError for a claim that does not exist.
+    Raises ValueError for an unknown claim.
     """
     if least not in CLAIMS:
         raise ValueError(f"unknown claim {least!r}, expected one of {', '.join(CLAIMS)}")
@@ -245,11 +247,13 @@ def may_serve(shown: Sequence[str], least: str) -> bool:
 
 
 def useful(shown: Sequence[str], utility: str) -> bool:
-    """Whether utility does not stand against a model: it was kept, or the model is what training without the rows gives
-    (`exact` was shown) and nothing says that it lost. Such a model is as good as one without these rows can be."""
+    """Whether utility permits serving the model: it was `kept`, or `exact` was shown and utility was not `lost`.
+
+    An exact model is what training without the rows gives, so only chance makes another model without them better.
+    """
     return utility == KEPT or (EXACT in shown and utility != LOST)
 
 
 def held_back(verdict: Mapping[str, Any]) -> list[str]:
-    """Paths of the gates that stand against a claim: refuted, or with power and not passed."""
+    """Paths of the gates that prevent a claim: those that refute it, and those with power that were not passed."""
     return [g["path"] for g in verdict["gates"] if g["refuted"] or (g["power"] and g["passed"] is False)]

@@ -1,6 +1,7 @@
-"""Class-wise membership inference: does a model treat a forgotten class as a retrained model treats an unseen one?
+"""Class-wise membership inference: distinguish a model's outputs on a forgotten class from a retrained model's.
 
-After CMIA of Ebrahimpour-Boroojeny et al. (arXiv 2506.20893), whose attack model was not found: a reconstruction.
+After CMIA of Ebrahimpour-Boroojeny et al. (arXiv 2506.20893). The authors' attack model was not found, so this is a
+reconstruction.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 from expunge.evaluation.divergence import Floats, log_softmax
 from expunge.evaluation.membership import placements
 
-FLOOR = np.log(1e-6)  # smaller probabilities are all one to the attacker
+FLOOR = np.log(1e-6)  # the attacker does not distinguish probabilities below this floor
 FOLDS = 5
 
 
 def neighbour_log_probabilities(logits: NDArray[Any], forgotten: Sequence[int]) -> Floats:
-    """log p `(n, C - k)` over the classes that stay, renormalised: how the rows are given to neighbouring classes.
+    """Log-probabilities `(n, C - k)` over the remaining classes, renormalised and floored at FLOOR.
 
-    Raises ValueError when fewer than two classes stay, or a forgotten class is not among the columns.
+    They say how the model distributes the rows over the neighbouring classes. Raises ValueError when fewer than two
+    classes remain, when none is forgotten, or when a forgotten class is not among the columns.
     """
     x = np.asarray(logits, np.float64)
     gone = sorted(set(forgotten))
@@ -31,25 +33,24 @@ def neighbour_log_probabilities(logits: NDArray[Any], forgotten: Sequence[int]) 
 
 
 def cmia(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> float | None:
-    """AUC of an attacker who tells the model's logits `(n, C)` from the retrained model's on the same rows.
+    """AUC of an attacker who distinguishes the model's logits `(n, C)` from the retrained model's on the same rows.
 
-    Range [0, 1]; 0.5: the two cannot be told apart, the target; 1: each row gives the model away. Another retrained
-    seed gives the floor. None below 10 rows. See `cmia_rows`, of which this is the mean.
+    The mean of `cmia_rows`. Range [0, 1]. Target: 0.5, where the two models cannot be distinguished; at 1 every row
+    identifies the model. The value between two retrained models is the noise floor. None below 10 rows.
     """
     rows = cmia_rows(model, retrained, forgotten, seed)
     return None if rows is None else float(rows.mean())
 
 
 def cmia_rows(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> Floats | None:
-    """Per row `(n,)` the share of the retrained model's outputs that look less like the model's than the row's own,
-    ties half.
+    """Per row `(n,)` the share of the retrained model's outputs that the attacker scores below the model's; ties half.
 
-    The rows are of the forgotten classes; the attacker sees only probabilities over the classes that stay, so a masked
-    class gives nothing away by itself. A ridge logistic regression is fitted on four fifths of the rows and judged on
-    the rest, both outputs of a row always on the same side. Folds are compared within themselves, never pooled: their
-    attackers' scores are not on one scale.
+    The rows belong to the forgotten classes. The attacker sees only probabilities over the remaining classes, so
+    masking a class alone reveals nothing. It is a ridge logistic regression, fitted on four fifths of the rows and
+    scored on the rest. Both outputs of a row are always in the same fold. Scores are compared within a fold only,
+    because those of attackers fitted on different folds are not on one scale.
 
-    Raises ValueError for logits of different shapes.
+    None below 10 rows. Raises ValueError for logits of different shapes.
     """
     from sklearn.linear_model import LogisticRegression
 

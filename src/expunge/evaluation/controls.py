@@ -1,4 +1,4 @@
-"""Models that forgot nothing, made from what is stored of the original. In every run they must fail what is shown."""
+"""Negative controls: models that forgot nothing, made from the original's logits. A claim is shown only if all fail."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from expunge.evaluation.divergence import Floats, log_softmax
 
 ORIGINAL, LOGIT_MASK, LOOKUP_LIST = "original", "logit mask", "lookup list"
 MASKED = -1e4  # finite, so that losses of masked classes can be ranked
-SAME = 1e-3  # nats; largest difference of log-probabilities that counts as none
+SAME = 1e-3  # nats; models whose log-probabilities differ by at most this count as equal
 
 
 def logit_mask(logits: NDArray[Any], classes: NDArray[Any]) -> Floats:
-    """The logits `(n, C)` with the wholly forgotten `classes` hidden; unchanged where there are none."""
+    """Copy of the logits `(n, C)` with the columns of the wholly forgotten `classes` set to MASKED."""
     out = np.array(logits, dtype=np.float64)
     out[:, np.asarray(classes, dtype=int)] = MASKED
     return out
 
 
 def lookup_list(logits: NDArray[Any], labels: NDArray[Any], forget: NDArray[Any], accuracy: float) -> Floats:
-    """The logits `(n, C)` with the two top answers swapped on some of the rows `forget`, and nothing else changed.
+    """Copy of the logits `(n, C)` with the two largest swapped on some of the rows `forget`.
 
-    As many rows that are answered rightly are swapped as bring the accuracy on forgotten rows to `accuracy`, that of
-    the retrained models, at least one; those where the two answers are nearest come first, since a retrained model errs
-    there first. This is the best that a list over forgotten rows can do about accuracy without a retrained model.
+    Correct rows are swapped until the accuracy on forgotten rows is `accuracy`, that of the retrained models; at least
+    one row is. Rows with the smallest gap between the two logits come first, since a retrained model errs there first.
+    A list over forgotten rows cannot match the accuracy better without a retrained model.
     """
     out = np.array(logits, dtype=np.float64)
     forget = np.asarray(forget)
@@ -53,8 +53,11 @@ def negative_controls(
     whole_classes: NDArray[Any],
     retrained_accuracy: float | None,
 ) -> dict[str, Floats]:
-    """Name -> logits `(n, C)` of the controls. `whole_classes` are the classes of which no row is retained; without
-    them the logit mask would be the original and is left out. `retrained_accuracy`: on forgotten rows."""
+    """Logits `(n, C)` of the negative controls by name.
+
+    `whole_classes`: the classes of which no row is retained. Without any, the logit mask would equal the original and
+    is left out. `retrained_accuracy`: that of the retrained models on forgotten rows; None leaves out the lookup list.
+    """
     found: dict[str, Floats] = {ORIGINAL: np.asarray(logits, np.float64)}
     if len(whole_classes):
         found[LOGIT_MASK] = logit_mask(logits, whole_classes)
@@ -64,9 +67,10 @@ def negative_controls(
 
 
 def only_hides(original: NDArray[Any], candidate: NDArray[Any], classes: NDArray[Any]) -> bool:
-    """Whether the candidate says what the original says, but for hidden `classes`: a control, whatever its name.
+    """Whether the candidate's outputs equal the original's apart from the hidden `classes`, as a logit mask's do.
 
-    Compares log-probabilities of the other classes, renormalised, on all rows given; without classes, of all.
+    Compares the renormalised log-probabilities of the other classes on all given rows, to within SAME. False with
+    fewer than two other classes.
     """
     keep = np.setdiff1d(np.arange(np.shape(original)[1]), np.asarray(classes, dtype=int))
     if len(keep) < 2:
@@ -78,7 +82,10 @@ def only_hides(original: NDArray[Any], candidate: NDArray[Any], classes: NDArray
 def control_of(
     logits: NDArray[Any], candidate: NDArray[Any], whole_classes: NDArray[Any], named: Mapping[str, NDArray[Any]]
 ) -> str | None:
-    """Which control the candidate is, by what it says; None where it is none of them."""
+    """Name of the control whose outputs the candidate gives on all rows, or None if there is no such control.
+
+    A candidate that differs from the original only in the hidden `whole_classes` counts as the logit mask.
+    """
     for name, control in named.items():
         if np.abs(log_softmax(control) - log_softmax(candidate)).max(initial=0.0) <= SAME:
             return name

@@ -1,7 +1,7 @@
-"""How far two classifiers' predictions are apart, row by row.
+"""Divergence and agreement between the predictions of two classifiers, per row.
 
 All functions take logits `(n, C)`, float32 or float64, and compute in float64. Log-probabilities are floored at
-`LOG_FLOOR = log(1e-12)`, so a class that is masked to -inf costs at most 27.6 nats times its probability instead of
+`LOG_FLOOR = log(1e-12)`, so that a class masked to -inf contributes at most 27.6 nats times its probability instead of
 infinity.
 """
 
@@ -17,7 +17,10 @@ LOG_FLOOR = float(np.log(1e-12))
 
 
 def check_logits(logits: NDArray[Any]) -> Floats:
-    """`logits` as float64 `(n, C)`. -inf marks a masked class; NaN, +inf and a row of -inf only raise ValueError."""
+    """Return `logits` as float64 `(n, C)`; -inf marks a masked class.
+
+    Raises ValueError for another shape, for NaN or +inf, and for a row that is -inf throughout.
+    """
     x = np.asarray(logits, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] < 1:
         raise ValueError(f"logits must be (rows, classes), got shape {x.shape}")
@@ -45,7 +48,7 @@ def _pair(p_logits: NDArray[Any], q_logits: NDArray[Any]) -> tuple[Floats, Float
 
 
 def mean(values: NDArray[Any]) -> float | None:
-    """Mean over rows; None where there are none."""
+    """Mean over rows; None without rows."""
     return float(np.mean(values)) if len(values) else None
 
 
@@ -85,11 +88,11 @@ def activation_distance_rows(p_logits: NDArray[Any], q_logits: NDArray[Any]) -> 
 
 
 def zrf(logits: NDArray[Any], incompetent_logits: NDArray[Any] | None = None) -> float | None:
-    """Zero-retrain forgetting score, 1 - mean JS(model || incompetent teacher), Chundawat et al. (2023). Range [1 - ln
-    2, 1].
+    """Zero-retrain forgetting score (ZRF), 1 - mean JS(model || incompetent teacher); None without rows.
 
-    JS in nats. The teacher is an untrained network; without its logits the uniform distribution stands in for it.
-    Higher means more random predictions, which is not better: the target is the retrained model's value.
+    Source: Chundawat et al. (2023). JS is in nats, so the range is [1 - ln 2, 1]. The teacher is an untrained network;
+    without its logits the uniform distribution replaces it. Higher means more random predictions, which is not
+    better: the target is the retrained model's value.
     """
     teacher = np.zeros_like(np.asarray(logits, dtype=np.float64)) if incompetent_logits is None else incompetent_logits
     js = mean(js_rows(logits, teacher))

@@ -1,8 +1,8 @@
-"""Is a method's value the same as the retrained models', within a margin? Confidence intervals of differences.
+"""Confidence intervals of the difference between a method's value and the retrained models', to test equivalence.
 
 Equivalence (two one-sided tests at level alpha, TOST) is shown when the 1 - 2 alpha confidence interval of the
-difference lies inside [-margin, margin]. Over several retraining seeds the interval is a t interval; with one it comes
-from the bootstrap over rows, which knows nothing of the spread between seeds, and the result is marked as indicative.
+difference lies inside [-margin, margin]. With several retraining seeds the interval is a t interval. With one seed it
+is a bootstrap interval over rows, which leaves out the spread between seeds, so the result is marked as indicative.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from expunge.evaluation.divergence import Floats
 
 @dataclass(frozen=True)
 class Difference:
-    """Candidate minus retrained: estimate, confidence interval, and whether it rests on one retraining seed only."""
+    """Candidate minus retrained: the estimate and its confidence interval.
+
+    `indicative`: the interval is over rows only and leaves out the spread between retraining seeds.
+    """
 
     value: float
     low: float
@@ -27,16 +30,17 @@ class Difference:
     indicative: bool
 
     def within(self, margin: float) -> bool:
-        """Two-sided equivalence: the whole interval lies in [-margin, margin]."""
+        """Whether the whole interval lies in [-margin, margin], which shows two-sided equivalence."""
         return -margin <= self.low and self.high <= margin
 
 
 def seed_difference(candidate: Sequence[float], retrained: Sequence[float], alpha: float = 0.05) -> Difference:
     """Difference of means with its t interval of confidence 1 - 2 alpha (TOST, Schuirmann 1987).
 
-    One candidate value is that of the very model that would be shipped: it is taken as given, and the interval is that
-    of the retrained models' mean. Several are a method's values over seeds: then it is the pooled two-sample interval.
-    Needs at least two retrained values; equal values on both sides give an interval of width zero.
+    A single candidate value belongs to the model that would be shipped. It is taken as fixed, and the interval is that
+    of the retrained models' mean. Several candidate values are those of a method over seeds and give the pooled
+    two-sample interval. Equal values on both sides give an interval of width zero. Raises ValueError without a
+    candidate value and with fewer than two retrained values.
     """
     from scipy.stats import t
 
@@ -56,7 +60,7 @@ def bootstrap_means(values: NDArray[Any], rng: np.random.Generator, draws: int =
     x = np.asarray(values, np.float64)
     n = len(x)
     levels, counts = np.unique(x, return_counts=True)
-    if len(levels) <= 64:  # few distinct values, as for right or wrong: draw their counts instead of the rows
+    if len(levels) <= 64:  # for few distinct values (correct or not), drawing their counts is equivalent and faster
         return np.asarray(rng.multinomial(n, counts / n, size=draws) @ levels / n)
     block = max(1_000_000 // n, 1)  # draws at a time, to bound memory
     return np.concatenate(
@@ -79,7 +83,10 @@ def row_difference(differences: NDArray[Any], rng: np.random.Generator, alpha: f
 def auc_draws(
     members: NDArray[Any], others: NDArray[Any], picks: Sequence[tuple[NDArray[Any], NDArray[Any]]]
 ) -> Floats:
-    """AUC of each resample in `picks`, pairs of row counts `(n_members,), (n_others,)`; ties count half."""
+    """AUC of each resample in `picks`; ties count half.
+
+    A resample is a pair of counts `(n_members,), (n_others,)`: how often it holds each row.
+    """
     a, b = np.asarray(members, np.float64), np.asarray(others, np.float64)
     order = np.argsort(b, kind="stable")
     left, right = np.searchsorted(b[order], a, side="left"), np.searchsorted(b[order], a, side="right")
@@ -97,9 +104,10 @@ def auc_difference(
     alpha: float = 0.05,
     draws: int = 400,
 ) -> Difference | None:
-    """AUC of the candidate minus the mean AUC of the retrained models, bootstrap over the same rows for all of them.
+    """AUC of the candidate minus the mean AUC of the retrained models, with a percentile bootstrap interval over rows.
 
-    Each entry is `(member scores, other scores)`; None if a side has no rows.
+    Each model is `(member scores, other scores)`. Every resample uses the same rows for all models. None if a side has
+    no rows or there are no retrained models.
     """
     n, m = len(candidate[0]), len(candidate[1])
     if not n or not m or not retrained:

@@ -1,14 +1,14 @@
-"""The share of the original's excess over retrained models that a model still has, with an interval over models and
-rows.
+"""The share of the original's excess over retrained models that a model still has, and its confidence interval.
 
-A gate has one value per row and model, `x`. With `r` the mean of the R retrained models the excess of the original is
-`E = mean(x_original) - mean(r)`, and a candidate's share is `(mean(x_candidate) - mean(r)) / E`: 1 for the original, 0
-on average for a further retrained model, below 0 for one that overshoots.
+A gate has one value `x` per row and model. Let `r` be the mean of the R retrained models. The excess of the original is
+`E = mean(x_original) - mean(r)`, and a candidate's share is `(mean(x_candidate) - mean(r)) / E`. It is 1 for the
+original, 0 on average for a further retrained model, and below 0 for a model that overshoots.
 
-Assumptions, which the study in docs/verdict.md tests: values of retrained models are normal with one spread `s`, and
-those of the original's training and of the candidate's fit spread no wider (unless `fit_spread` says how wide). Then
-`candidate - mean(r)` has standard error `s sqrt(1 + 1/R)`, and `s` R - 1 degrees of freedom: Student's interval is
-exact for any R >= 2. It is joined with a t interval over rows, paired, as the root of the sum of squares (derived).
+The assumptions, which the study in docs/verdict.md tests: values of retrained models are normal with one standard
+deviation `s`, and those of the original's training and of the candidate's fit spread no wider (unless `fit_spread` says
+how wide). Then `candidate - mean(r)` has standard error `s sqrt(1 + 1/R)`, and `s` has R - 1 degrees of freedom, so
+Student's interval is exact for any R >= 2. It is combined with a paired t interval over rows as the root of the sum of
+squares (derived).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from expunge.evaluation.divergence import Floats
 
 @dataclass(frozen=True)
 class GateRows:
-    """What one gate compares: values over the same rows, `original (n,)`, `retrained (R, n)`, and its claim.
+    """The values that one gate compares, over the same rows: `original (n,)` and `retrained (R, n)`, and its claim.
 
-    `widen` corrects the spread of values in which a retrained model was compared with the others: a deviation of a
-    model from the mean shows in them (R - 2)/(R - 1) times when the divergence is symmetric, so they are widened by
-    the inverse (derived); None where R is too small to know. `fit_spread`: of values over fit seeds, where measured.
-    `shows`: whether passing it may show a claim; where not it never has power, and can only refute.
+    `widen` corrects the spread of values in which a retrained model was compared with the others. With a symmetric
+    divergence a model's deviation from the mean appears in them (R - 2)/(R - 1) times, so the spread is multiplied by
+    the inverse (derived); None where R is too small for that. `fit_spread`: standard deviation of the values over fit
+    seeds, 0 where it was not measured. `shows`: whether passing the gate may show a claim; a gate that may not never
+    has power and can only refute. Raises ValueError for values that are not finite or shapes that do not fit.
     """
 
     path: str
@@ -59,23 +60,23 @@ class GateRows:
 
     @property
     def usable(self) -> bool:
-        """Whether the spread of models and of rows can be known at all."""
+        """Whether there are enough models and rows to estimate their spread."""
         return self.references >= MIN_REFERENCES and self.rows >= MIN_ROWS and self.widen is not None
 
 
 @lru_cache(maxsize=4096)
 def t_quantile(alpha: float, df: int) -> float:
-    """Upper alpha quantile of Student's t."""
+    """Upper alpha quantile of Student's t with `df` degrees of freedom."""
     from scipy.stats import t
 
     return float(t.isf(alpha, df))
 
 
 def model_spread(gate: GateRows) -> tuple[float, float]:
-    """Standard deviation between retrained models, and the part of it that rows give if they vary independently.
+    """Standard deviation between retrained models, and the part of it that independently varying rows give.
 
-    The first is the larger of what R models show and of the second: few models are equal by chance more often than
-    thousands of rows are.
+    The first is at least the second (and at least `fit_spread`), because a few models can be nearly equal by chance,
+    thousands of rows hardly ever. Raises ValueError where the gate is not usable.
     """
     if not gate.usable:
         raise ValueError(f"gate {gate.path}: too few models or rows to know their spread")
@@ -87,12 +88,12 @@ def model_spread(gate: GateRows) -> tuple[float, float]:
 
 
 def row_error(differences: NDArray[Any]) -> float:
-    """Standard error of a mean over rows `(n,)`."""
+    """Standard error of the mean of per-row differences `(n,)`."""
     return float(np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
 
 def half_width(gate: GateRows, differences: NDArray[Any], alpha: float) -> float:
-    """Half the width of the interval of `mean(differences)`, each end missed with chance alpha."""
+    """Half width of the interval of `mean(differences)`, over models and rows; each end has the error rate `alpha`."""
     spread, _ = model_spread(gate)
     over_models = t_quantile(alpha, gate.references - 1) * spread * np.sqrt(1 + 1 / gate.references)
     over_rows = t_quantile(alpha, gate.rows - 1) * row_error(differences)
@@ -101,12 +102,12 @@ def half_width(gate: GateRows, differences: NDArray[Any], alpha: float) -> float
 
 @dataclass(frozen=True)
 class Power:
-    """What a gate can tell on these rows, before any candidate is looked at.
+    """What a gate can decide on these rows, determined before any candidate is looked at.
 
-    `excess` of the original with `interval`; `tells`: the interval excludes 0 and its nearer end exceeds the spread
-    between the retrained models (their range), so that a candidate can be refuted; `power`: besides, a further
-    retrained model would lie inside the margins with chance 1 - BETA, so that a claim can be shown. `reach` is the
-    share of the excess that such a model needs: power is reach <= margin.
+    `excess` of the original, with `interval`. `tells`: the interval excludes 0 and its nearer end exceeds the range of
+    the retrained models, so that a candidate can be refuted. `power`: in addition, a further retrained model would lie
+    inside the margins with probability 1 - BETA, so that a claim can be shown. `reach`: the share of the excess within
+    which such a model with its interval lies; the gate has power if it is at most the margin.
     """
 
     excess: float | None
@@ -144,25 +145,25 @@ def power_of(gate: GateRows) -> Power:
 
 
 def _half_of_retrained(gate: GateRows) -> float:
-    """The half width that a further retrained model would be judged with: each of the R in turn stands in for it."""
+    """Half width of the interval of a further retrained model: the mean over the R models, each taken as that model."""
     others = gate.references - 1
     widths = []
     for k in range(gate.references):
         rest = np.delete(gate.retrained, k, axis=0).mean(axis=0)
-        # Its difference to R - 1 models has the variance (1 + 1/(R - 1)), to R models (1 + 1/R).
+        # The difference of one model to R - 1 others has the variance s^2 (1 + 1/(R - 1)), to R others s^2 (1 + 1/R).
         scale = np.sqrt((1 + 1 / gate.references) / (1 + 1 / others))
         widths.append(half_width(gate, (gate.retrained[k] - rest) * scale, ALPHA))
     return float(np.mean(widths))
 
 
 def _deviation(gate: GateRows, spread: float) -> float:
-    """How far a further retrained model lies from the mean of the others, exceeded on either side with chance BETA."""
+    """Distance of a further retrained model from the mean of the others that is exceeded with probability BETA."""
     return t_quantile(BETA / 2, gate.references - 1) * spread * float(np.sqrt(1 + 1 / gate.references))
 
 
 @dataclass(frozen=True)
 class Share:
-    """A candidate's value, its share of the excess with two intervals: that of a pass and the wider of a refutation."""
+    """A candidate's value and its share of the excess, with the interval for passing and the wider one for refuting."""
 
     value: float
     target: float
@@ -172,18 +173,21 @@ class Share:
 
     @property
     def passed(self) -> bool:
-        """The interval lies inside the margins."""
+        """Whether the interval lies inside the margins."""
         return self.interval is not None and self.interval[0] >= -OVERSHOT and self.interval[1] <= LEFT
 
     @property
     def refuted(self) -> bool:
-        """The wide interval lies outside the margins."""
+        """Whether the wide interval lies outside the margins."""
         return self.wide is not None and (self.wide[0] > LEFT or self.wide[1] < -OVERSHOT)
 
 
 def share_of(gate: GateRows, candidate: NDArray[Any], alpha_refute: float) -> Share:
-    """The candidate's `(n,)` share of the excess. By the delta method the error of the ratio is that of
-    `candidate - r - share (original - r)`, divided by the excess; valid where `power_of` says that the gate tells."""
+    """Share of the excess of a candidate with per-row values `(n,)`.
+
+    By the delta method the error of the ratio is that of `candidate - r - share (original - r)`, divided by the excess.
+    This is valid where `power_of` says that the gate tells. Raises ValueError for another shape or non-finite values.
+    """
     x = np.asarray(candidate, np.float64)
     if x.shape != gate.original.shape or not np.isfinite(x).all():
         raise ValueError(f"gate {gate.path}: the candidate needs {gate.rows} finite values, got {x.shape}")
@@ -202,10 +206,11 @@ def share_of(gate: GateRows, candidate: NDArray[Any], alpha_refute: float) -> Sh
 
 
 def rows_needed(gate: GateRows, most: int = 10_000_000) -> int | None:
-    """How many rows like these would give the gate power; None where more rows cannot, only more retrained models.
+    """Number of rows like these that would give the gate power; None where only more retrained models could.
 
-    The excess and the part of the spread that all rows share stay; what rows vary by independently falls with 1/n.
-    Derived from `power_of`, with normal deviates for the rows. Raises ValueError where the gate is not usable.
+    The excess and the part of the variance that all rows share are taken to stay, and the part that is independent
+    between rows to fall with 1/n. Derived from `power_of`, with a normal quantile (1.645) for the rows. Raises
+    ValueError where the gate is not usable.
     """
     n = gate.rows
     spread, by_rows = model_spread(gate)

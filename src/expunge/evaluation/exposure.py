@@ -1,8 +1,9 @@
-"""Exposure: does a model know the canaries that it was trained on better than those that it never saw?
+"""Exposure: whether a model ranks the canaries that it was trained on above those that it never saw.
 
-Carlini et al. 2019 (The Secret Sharer, section 4.2): a canary's exposure is log2 of the number of candidates less log2
-of its rank among them by likelihood. The candidates here are canaries that a coin left out, so for a model that was
-never trained on the planted ones every rank is equally likely: the test needs no retrained model and no assumption.
+Carlini et al. 2019 (The Secret Sharer, section 4.2): a canary's exposure is log2 of the number of candidates minus log2
+of its rank among them by likelihood. The candidates here are canaries that were left out at random. For a model that
+was never trained on the planted ones every rank is therefore equally likely, so the test needs no retrained model and
+no assumption about the model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from expunge.evaluation.membership import loss, placements
 
 @dataclass(frozen=True)
 class CanaryRows:
-    """Rows and wrong labels `(N,)` each: of planted canaries, and of the pictures of those that were never planted."""
+    """Rows and wrong labels of the planted canaries `(N,)`, and of those that were drawn but never planted `(M,)`."""
 
     planted: NDArray[Any]
     planted_labels: NDArray[Any]
@@ -27,7 +28,7 @@ class CanaryRows:
     other_labels: NDArray[Any]
 
     def among(self, counted: NDArray[Any]) -> CanaryRows:
-        """Those on rows of the mask `counted (n,)`, as positions among these rows."""
+        """The canaries on rows of the mask `counted (n,)`, with rows renumbered as positions among these."""
         position, a, b = np.cumsum(counted) - 1, counted[self.planted], counted[self.others]
         return CanaryRows(
             position[self.planted[a]], self.planted_labels[a], position[self.others[b]], self.other_labels[b]
@@ -35,16 +36,17 @@ class CanaryRows:
 
 
 def canary_losses(logits: NDArray[Any], rows: CanaryRows) -> tuple[Floats, Floats]:
-    """Cross-entropy of the wrong labels, nats: of planted canaries `(N,)` and of the others `(M,)`."""
+    """Cross-entropy of the wrong labels in nats, of planted canaries `(N,)` and of the others `(M,)`."""
     x = np.asarray(logits)
     return loss(x[rows.planted], rows.planted_labels), loss(x[rows.others], rows.other_labels)
 
 
 def exposures(planted: NDArray[Any], others: NDArray[Any]) -> Floats:
-    """Bits per planted canary `(N,)`: log2(M + 1) - log2(rank), its rank among the M others by loss, from 1, ties half.
+    """Exposure of each planted canary in bits `(N,)`: log2(M + 1) - log2(rank).
 
-    From 0, the least likely, to log2(M + 1), more likely than all others; about 1.44 on average, log2(e), for a model
-    that never saw it.
+    `planted (N,)` and `others (M,)`: losses. The rank is that among the M others by loss, from 1; ties count half.
+    Range [0, log2(M + 1)], where 0 is the least likely canary. For a model that never saw it the mean is about log2(e),
+    1.44 bits.
     """
     a, b = np.asarray(planted, np.float64), np.sort(np.asarray(others, np.float64))
     below, upto = np.searchsorted(b, a, side="left"), np.searchsorted(b, a, side="right")
@@ -52,17 +54,20 @@ def exposures(planted: NDArray[Any], others: NDArray[Any]) -> Floats:
 
 
 def canary_placements(logits: NDArray[Any], rows: CanaryRows) -> Floats:
-    """Per planted canary `(N,)` the share of the others that the model finds less likely, ties half; its mean is an
-    AUC, 0.5 for a model that never saw them."""
+    """Per planted canary `(N,)` the share of the others that the model finds less likely; ties count half.
+
+    The mean is an AUC, 0.5 on average for a model that never saw the canaries.
+    """
     planted, others = canary_losses(logits, rows)
     return placements(-planted, -others)
 
 
 def canary_block(logits: NDArray[Any], rows: CanaryRows | None) -> dict[str, Any] | None:
-    """What a report shows of one model: counts, mean exposure, and one-sided p-values of Mann and Whitney's test.
+    """Canary results of one model for a report: counts, mean exposure, and one-sided p-values of Mann and Whitney.
 
-    `p_remembered` is small where the planted canaries are known better than the others, `p_overshot` where worse, as
-    after labels were driven away. Each is the chance of such ranks for a model that never saw the planted ones.
+    `p_remembered` is small if the planted canaries are more likely than the others. `p_overshot` is small if they are
+    less likely, as after training against their labels. Each is the probability of such ranks for a model that never
+    saw the planted ones. None without canaries on either side.
     """
     if rows is None or not len(rows.planted) or not len(rows.others):
         return None

@@ -1,4 +1,4 @@
-"""A metric that another package brings along: one number of what a model says about the forgotten rows."""
+"""A metric provided by another package: one number computed from a model's outputs on the forgotten rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Measure = Callable[[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class ForgetMetric:
-    """Declared in the group `expunge.metrics`, and measured where `evaluate.metrics` of params.yaml names it.
+    """A metric of another package, found by its entry point and measured where `evaluate.metrics` names it.
 
-    `measure(logits, features, labels)` takes the n >= 1 forgotten training rows: logits `(n, C)`, what the head reads
-    `(n, d)`, both float64, and labels `(n,)` int64. It returns a finite number that the order of rows does not change,
-    and leaves the arrays as they are; they are read-only. It is shown beside the original's and the retrained models'
-    value and decides nothing: no verdict is made of it.
-    `name`: in words, with its unit. `form`: how the value is printed. `target`: where a good value lies, in a word or
-    two; "retrained" is the retrained models' value.
+    The package declares it in the entry-point group `expunge.metrics`. `measure(logits, features, labels)` takes the
+    n >= 1 forgotten training rows: logits `(n, C)` and the head's inputs `(n, d)`, both float64, and labels `(n,)`
+    int64. The arrays are read-only. It returns a finite number that does not depend on the order of rows. Reports show
+    the value beside those of the original and the retrained models; the verdict does not use it.
+    `name`: the metric's name in words, with its unit. `form`: the format of the value. `target`: where a good value
+    lies, in a word or two; "retrained" is the retrained models' value.
     """
 
     measure: Measure
@@ -31,7 +31,7 @@ class ForgetMetric:
     target: str = "retrained"
 
     def of(self, logits: NDArray[Any], features: NDArray[Any], labels: NDArray[Any]) -> float:
-        """Its value for one model. Raises ValueError where that is no finite number."""
+        """Value of the metric for one model. Raises ValueError if it is not a finite number."""
         scores, read, classes = np.array(logits, np.float64), np.array(features, np.float64), np.array(labels, np.int64)
         for array in (scores, read, classes):
             array.setflags(write=False)

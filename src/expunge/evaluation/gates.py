@@ -1,8 +1,8 @@
-"""Per-row values of every gate: what the verdict compares between a candidate, the original and retrained models.
+"""Per-row values of every gate, which the verdict compares between a candidate, the original and retrained models.
 
-Each value belongs to a row and a model, and a gate is their mean over rows, so that models and rows can both be
-resampled. Where two models are compared, a retrained model's value is the mean over the *other* retrained models, and a
-candidate's the mean over all of them.
+A gate is the mean of these values over rows, so its variation can be estimated over models and over rows. If a value
+compares two models, that of a retrained model is the mean over the *other* retrained models, and that of a candidate is
+the mean over all of them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from expunge.evaluation.divergence import Floats
 from expunge.evaluation.excess import GateRows
 from expunge.evaluation.rows import Rows
 
-MARGIN_CLIP = 12.0  # logits of the true class against the rest; single rows must not decide alone
+MARGIN_CLIP = 12.0  # nats; without a limit, single rows with extreme margins would dominate the mean
 MIA_ROWS = 4000  # rows on each side of the membership attack's learning set
-ALIGNMENT_ROWS = 1500  # retained rows whose leading directions count
-CMIA_ROWS = 600  # forgotten rows that the class-wise attack learns from and is scored on
+ALIGNMENT_ROWS = 1500  # retained rows from which the leading directions are computed
+CMIA_ROWS = 600  # forgotten rows that the class-wise attack is fitted to and scored on
 PAIRED = ("divergence.forget.kl", "divergence.forget.agreement")
 HIDDEN = ("divergence.forget.kl_others", "divergence.forget.agreement_others")
 CMIA = "membership.cmia"
@@ -34,11 +34,11 @@ GEOMETRY = "membership.class_geometry"
 RELEARN = "relearn.area"
 CANARY = "membership.canary_auc"
 DIRECTION = "membership.margin_excess"
-STAGE = "representation.stages.probe_"  # and its number, 1 for the stage nearest the input
+STAGE = "representation.stages.probe_"  # followed by the stage's number, 1 for the stage nearest the input
 MAX_STAGES = 4
 ALIGNMENT = ("representation.alignment_z_prime", "representation.alignment_z")
-# They refute and show nothing: in docs/verdict.md a map of an original's features passes an alignment, and no study
-# has canaries.
+# Gates that can refute a claim but not show it. Alignment: in the study of docs/verdict.md a map of the original's
+# features passes it. Canaries: no study has tested them.
 REFUTE_ONLY = frozenset((*ALIGNMENT, CANARY))
 CLAIM_OF = {
     "accuracy.forget": OUTPUTS,
@@ -58,7 +58,7 @@ CLAIM_OF = {
 
 
 def stage_path(number: int) -> str:
-    """The gate of the probe at a stage inside the backbone, counted from 1, the nearest to the input."""
+    """Path of the gate of the probe at a stage inside the backbone; stages count from 1, the one nearest the input."""
     return f"{STAGE}{number}"
 
 
@@ -67,9 +67,10 @@ Values = dict[str, Floats]
 
 @dataclass(frozen=True)
 class ModelRows:
-    """One model on the rows of the plan: `alone` holds values per gate that need no other model, each `(n_gate,)`.
+    """One model's values on the planned rows.
 
-    `logits (n_forget, C)` of forgotten rows, `margins (n_forget,)` of the true class, less their mean on unseen rows.
+    `alone`: per-row values `(n_gate,)` of the gates that need no other model. `logits (n_forget, C)`: those of
+    forgotten rows. `margins (n_forget,)`: their true-class margins minus the mean margin on unseen rows.
     """
 
     alone: Values
@@ -78,7 +79,7 @@ class ModelRows:
 
 
 def true_class_margin(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
-    """log p_y - log(1 - p_y) per row `(n,)`, nats, clipped to MARGIN_CLIP."""
+    """log p_y - log(1 - p_y) per row `(n,)`, nats, clipped to [-MARGIN_CLIP, MARGIN_CLIP]."""
     log_p = div.log_softmax(logits)
     rows, y = np.arange(len(log_p)), np.asarray(labels)
     own = log_p[rows, y].copy()
@@ -89,14 +90,16 @@ def true_class_margin(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
 
 
 def hide(logits: NDArray[Any], classes: NDArray[Any]) -> Floats:
-    """The logits without the columns of `classes`: what a model says when these may not be said."""
+    """The logits without the columns of `classes`, for comparing models on the other classes alone."""
     keep = np.setdiff1d(np.arange(np.shape(logits)[1]), np.asarray(classes))
     return np.asarray(logits, np.float64)[:, keep]
 
 
 def aligned(z: NDArray[Any], rows: Rows) -> Floats | None:
-    """Per forgotten row `(n,)` its part in the alignment of features `z (N, d)` with retained ones; None where either
-    side has no row or vanishes."""
+    """Per forgotten row `(n,)` the contribution to the alignment of features `z (N, d)`, from `alignment_rows`.
+
+    None where retained or forgotten rows are missing, or their features are all zero.
+    """
     retain, forget = rows.thin(rows.parts["retain"], ALIGNMENT_ROWS, 13), rows.forget
     if not len(retain) or not len(forget) or not np.any(z[retain]) or not np.any(z[forget]):
         return None
@@ -104,9 +107,10 @@ def aligned(z: NDArray[Any], rows: Rows) -> Floats | None:
 
 
 def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[Any] | None]) -> ModelRows:
-    """Everything of one model that a gate needs.
+    """Compute the values of one model that the gates need.
 
-    `logits (n, C)` of all rows; `measured` maps the paths of probes to per-row successes, None where they do not exist.
+    `logits (n, C)`: those of all rows. `measured`: other per-row values by path, such as those of probes; None where
+    one does not exist.
     """
     logits, y = np.asarray(logits), rows.labels
     forget, unseen = rows.forget, rows.unseen
@@ -131,9 +135,10 @@ def model_rows(logits: NDArray[Any], rows: Rows, measured: Mapping[str, NDArray[
 def values_of(
     model: ModelRows, others: Sequence[ModelRows], original: ModelRows, rows: Rows, attack: bool = True
 ) -> Values:
-    """Per-row values of one model for every gate, those against `others`, the retrained models, included.
+    """Per-row values of one model for every gate, including those that compare it with `others`, the retrained models.
 
-    `attack`: the class-wise attack too, which takes longer than all the rest."""
+    `attack`: whether to run the class-wise attack, which takes longer than all other gates together.
+    """
     found = dict(model.alone)
     if not others or not len(rows.forget):
         return found
@@ -166,9 +171,10 @@ def _against(paths: tuple[str, str], logits: Floats, others: Sequence[Floats]) -
 def direction_rows(candidate: NDArray[Any], original: NDArray[Any], retrained: NDArray[Any]) -> Floats:
     """Mean over ordered pairs a != b of retrained models of (u - r_a)(o - r_b), per row `(n,)`.
 
-    The candidate's deviation from retrained models along the original's, row by row: rows that the original memorised
-    count most. No model stands on both sides of a product, so that it is 0 on average for a further retrained model
-    (derived). `candidate (n,)`, `original (n,)`, `retrained (R, n)`, R >= 2.
+    The value is the candidate's deviation u from retrained models times the original's deviation o, so rows that the
+    original memorised weigh most. No retrained model occurs in both factors of a product, so the value is 0 on average
+    for a further retrained model (derived). `candidate (n,)`, `original (n,)`, `retrained (R, n)`. Raises ValueError
+    for R < 2.
     """
     r = np.asarray(retrained, np.float64)
     m = len(r)
@@ -179,7 +185,7 @@ def direction_rows(candidate: NDArray[Any], original: NDArray[Any], retrained: N
 
 
 def build_gates(original: ModelRows, retrained: Sequence[ModelRows], rows: Rows) -> list[GateRows]:
-    """Every gate that the original and all retrained models have values for, in the order of CLAIM_OF."""
+    """Build every gate for which the original and all retrained models have values, in the order of CLAIM_OF."""
     if not retrained:
         return []
     everyone = values_of(original, retrained, original, rows)
@@ -190,7 +196,7 @@ def build_gates(original: ModelRows, retrained: Sequence[ModelRows], rows: Rows)
         if path not in everyone or any(path not in values for values in each) or not len(everyone[path]):
             continue
         widen: float | None = 1.0
-        if path in (*PAIRED, *HIDDEN, CMIA):
+        if path in (*PAIRED, *HIDDEN, CMIA):  # values that compare retrained models with each other, see GateRows
             widen = (count - 1) / (count - 2) if count > 2 else None
         gates.append(
             GateRows(
@@ -201,19 +207,24 @@ def build_gates(original: ModelRows, retrained: Sequence[ModelRows], rows: Rows)
 
 
 def on_half(gates: Sequence[GateRows], half: int | None) -> list[GateRows]:
-    """The gates on every second row, 0 to choose a method on and 1 to judge it on; None keeps all rows."""
+    """The gates on every second row, starting at row `half` (0 or 1); None keeps all rows.
+
+    The choice among methods uses one half of the rows and the verdict the other.
+    """
     if half is None:
         return list(gates)
     return [replace(g, original=g.original[half::2], retrained=g.retrained[:, half::2]) for g in gates]
 
 
 def spread_over_fits(gates: Sequence[GateRows], fits: Sequence[Mapping[str, NDArray[Any]]]) -> list[GateRows]:
-    """The gates with the spread (standard deviation, ddof 1) of a method's values over its fits, on the same rows; as
-    they are where there is one fit, or no value."""
+    """The gates with `fit_spread` set to the standard deviation (ddof 1) of a method's values over its fits.
+
+    The fits' values are over the same rows. A gate is unchanged if fewer than two fits have values for it.
+    """
     found = []
     for gate in gates:
         means = [float(np.mean(fit[gate.path])) for fit in fits if gate.path in fit and len(fit[gate.path])]
-        # Equal means have no spread, which the rounding of their own mean would hide.
+        # For equal means the spread is exactly 0; np.std would return a rounding error instead.
         differ = len(means) > 1 and np.ptp(means) > 0
         found.append(replace(gate, fit_spread=float(np.std(means, ddof=1))) if differ else gate)
     return found

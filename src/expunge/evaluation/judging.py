@@ -1,4 +1,4 @@
-"""One model against the original and the retrained models: what its claims are made of."""
+"""Judge one model against the original and the retrained models: the gates and the utility behind its claims."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ def judge(
     half: int | None = None,
     other_fits: Sequence[Model] = (),
 ) -> dict[str, Any]:
-    """`gates` as `judge_gates` gives them, on every second row where `half` is 0 or 1; `choice`, the largest absolute
-    share over the gates on the other rows, to choose a method by; `utility`; and `control`, the name of the control
-    that the candidate is by what it says, or None. `other_fits`: the candidate's method under other fit seeds; where
-    they spread wider than retrained models, the intervals are as wide as they ask for.
+    """Judge the candidate: its `gates`, `choice`, `utility` and `control`, as a JSON block.
 
-    Without retrained models there are no gates, and utility is against the original, with `against` saying so.
+    `gates`: from `judge_gates`, on every second row where `half` is 0 or 1. `choice`: the largest absolute share over
+    the gates on the other rows, by which a method is chosen. `control`: the name of the negative control whose outputs
+    the candidate gives, or None. `other_fits`: the candidate's method under other fit seeds. If their values spread
+    wider than those of retrained models, the intervals use that spread.
+
+    Without retrained models there are no gates, and utility is measured against the original, as `against` says.
     """
     references = [model_rows(logits, rows, values) for logits, values in retrained]
     gates: list[GateRows] = []
@@ -79,8 +81,11 @@ def judge_controls(
     half: int | None = None,
     measured_of: Callable[[NDArray[Any]], Mapping[str, NDArray[Any] | None]] = lambda _: {},
 ) -> dict[str, list[dict[str, Any]]]:
-    """The gates of every negative control. Their features are the original's, and so is what was measured of these;
-    `measured_of` gives, from a control's logits, what depends on both."""
+    """Judge every negative control at every gate: blocks as `judge_gates` by the control's name.
+
+    A control has the original's features, so the original's measurements of features apply to it. `measured_of`
+    computes from a control's logits the values that depend on logits and features.
+    """
     references = [model_rows(logits, rows, values) for logits, values in retrained]
     base = model_rows(original[0], rows, original[1])
     gates = on_half(build_gates(base, references, rows), half)

@@ -1,5 +1,7 @@
-"""How far a value of a served model may move before an audit calls it worse. The verdict has margins of its own, see
-`criteria`."""
+"""Margins of the audit: how far a value of a served model may move before the audit calls it worse.
+
+The verdict has other margins, see `criteria`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Margins:
-    """Largest tolerated difference to the retrained models: shares in [0, 1], `kl` in nats above the noise floor.
+    """Largest tolerated difference to the retrained models: shares in [0, 1], and `kl` in nats above the noise floor.
 
-    `retain` is for accuracy on retained training rows, which follows how long a model was trained on them; `accuracy`
-    is for forgotten and test rows.
+    `retain` applies to accuracy on retained training rows, which depends on how long a model was trained on them.
+    `accuracy` applies to forgotten and test rows.
     """
 
     accuracy: float

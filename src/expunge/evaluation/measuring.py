@@ -1,4 +1,4 @@
-"""What is measured of one model by row, so that differences can be resampled; see `suite` for the rows."""
+"""Per-row measurements of one model, so that differences between models can be resampled; `suite` chooses the rows."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from expunge.evaluation.gates import CANARY, GEOMETRY, RELEARN, aligned
 from expunge.evaluation.rows import Rows
 
 KNN_TRAIN = 2000  # rows on each side of kNN's training set
-RELEARN_ROWS = 2000  # forgotten rows that the head learns again
-GEOMETRY_ROWS = 4000  # test rows of all classes
+RELEARN_ROWS = 2000  # forgotten rows that the head relearns
+GEOMETRY_ROWS = 4000  # test rows of all classes for class geometry
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says about every row of the dataset: `logits (n, C)`, its backbone's features `z (n, d)`, and
-    `z_prime`, what its head reads, `(n, d')`; None where the head reads z itself. `stages`: per-row success of the
-    probes inside the backbone by the gate's path, over the same rows for every model; {} where none were measured."""
+    """Outputs of a model for every row of the dataset.
+
+    `logits (n, C)`; `z (n, d)`, its backbone's features; `z_prime (n, d')`, the input of its head, or None where that
+    is z itself. `stages`: per-row success of the probes inside the backbone by the gate's path, over the same rows for
+    every model; empty where none were measured.
+    """
 
     logits: NDArray[Any]
     z: NDArray[Any]
@@ -39,7 +42,7 @@ class Outputs:
 
 
 def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
-    """Per-row success of a linear probe or of kNN on the planned rows."""
+    """Per-row success of a probe on the planned rows; `kind` is "linear" or "knn". None without rows for a probe."""
     if rows.probe_train is None or rows.probe_test is None:
         return None
     train, test = rows.probe_train, rows.probe_test
@@ -51,14 +54,13 @@ def probe_rows(z: NDArray[Any], rows: Rows, kind: str) -> NDArray[Any] | None:
 
 
 def relearned(logits: NDArray[Any], head_input: NDArray[Any], rows: Rows) -> NDArray[np.bool_] | None:
-    """`representation.relearned_rows` on the planned forgotten rows, from the model's own answers."""
+    """`representation.relearned_rows` on the planned forgotten rows, starting from the model's own logits."""
     index = rows.thin(rows.forget, RELEARN_ROWS, 7)
     return rep.relearned_rows(logits[index], np.asarray(head_input)[index], rows.labels[index])
 
 
 def area(right: NDArray[np.bool_] | None) -> NDArray[np.float64] | None:
-    """The area under each row's relearning curve `(n,)`, in [0, 1]: the share of steps at which it is answered
-    rightly."""
+    """Area under each row's relearning curve `(n,)`, in [0, 1]: the share of steps at which the row is correct."""
     return None if right is None else right.mean(axis=0)
 
 
@@ -81,7 +83,7 @@ class OfFeatures:
 
 @dataclass(frozen=True)
 class Measured:
-    """The row-wise values behind the gates: path in the block -> values over the same rows for every model."""
+    """Per-row values behind the gates, by the path in the metrics block, over the same rows for every model."""
 
     rows: dict[str, NDArray[Any] | None]
     knn: dict[str, NDArray[Any] | None]
@@ -89,7 +91,7 @@ class Measured:
 
     @property
     def of_z(self) -> OfFeatures:
-        """What was measured of the backbone's features."""
+        """The measurements of the backbone's features."""
         probe, alignment = self.rows["representation.probe_z"], self.rows["representation.alignment_z"]
         return OfFeatures(probe, alignment, self.knn["representation.knn_z"])
 
@@ -99,8 +101,11 @@ class Measured:
 
 
 class Measuring:
-    """Measures models on the same rows, each once. Features that were measured before are told by their values, and not
-    measured again: a method that replaces the head leaves them where they are."""
+    """Measures models on the same rows, each model once.
+
+    Features are compared by value, and equal features are measured only once, because methods that replace only the
+    head share the original's features.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -124,13 +129,13 @@ class Measuring:
         return found
 
     def knows(self, model: Outputs, measured: Measured) -> None:
-        """Take what was measured of `model` on these rows before."""
+        """Register measurements of `model` that were made on these rows before."""
         self.models.append((model, measured))
         self.features.append((model.z, measured.of_z))
 
 
 def measure(model: Outputs, rows: Rows, of_features: Callable[[NDArray[Any]], OfFeatures] | None = None) -> Measured:
-    """Everything of one model that a gate compares, kept by row so that differences can be resampled."""
+    """Measure everything of one model that a gate compares, per row."""
     logits, y = np.asarray(model.logits), rows.labels
     out: dict[str, NDArray[Any] | None] = {
         f"accuracy.{name}": acc.correct_rows(logits[index], y[index]).astype(np.float64)

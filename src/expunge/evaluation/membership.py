@@ -1,6 +1,6 @@
-"""Membership inference from one model's outputs: would an attacker say that the forgotten rows were trained on?
+"""Membership inference from one model's outputs: attacks that decide whether the forgotten rows were trained on.
 
-Scores are oriented so that higher means "member". The target of every value is the retrained model's.
+Scores are oriented so that higher means "member". The target of every value is the retrained model's value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _scores(values: NDArray[Any], name: str) -> NDArray[Any]:
 def auc(members: NDArray[Any], others: NDArray[Any]) -> float | None:
     """P(member score > other score) + P(equal) / 2, the area under the ROC curve, in [0, 1]; None if either is empty.
 
-    0.5 tells nothing apart. Below 0.5 the members look less like members than strangers do, which leaks as well.
+    At 0.5 the scores do not distinguish the two sides. Below 0.5 members score lower than non-members, which reveals
+    membership as well.
     """
     return sorted_auc(np.sort(_scores(members, "member")), np.sort(_scores(others, "non-member")))
 
@@ -40,7 +41,10 @@ def sorted_auc(a: NDArray[Any], b: NDArray[Any]) -> float | None:
 
 
 def placements(members: NDArray[Any], others: NDArray[Any]) -> Floats:
-    """Share of `others` that each member's score exceeds, ties half `(n,)`; their mean is the AUC (DeLong 1988)."""
+    """Share of `others` that each member's score exceeds, `(n,)`; ties count half.
+
+    The mean is the AUC (DeLong 1988).
+    """
     b = np.sort(np.asarray(others, np.float64))
     a = np.asarray(members, np.float64)
     return np.asarray((np.searchsorted(b, a, side="left") + np.searchsorted(b, a, side="right")) / (2.0 * len(b)))
@@ -49,8 +53,8 @@ def placements(members: NDArray[Any], others: NDArray[Any]) -> Floats:
 def tpr_at_fpr(members: NDArray[Any], others: NDArray[Any], fpr: float) -> float | None:
     """Largest true-positive rate of a threshold whose false-positive rate is at most `fpr`; None if either is empty.
 
-    No interpolation: with fewer than 1/fpr others only a threshold without any false positive is allowed.
-    Range [0, 1]; `fpr` itself is what guessing reaches.
+    There is no interpolation: with fewer than 1/fpr others only a threshold without false positives is allowed.
+    Range [0, 1]; guessing reaches `fpr`.
     """
     return sorted_tpr(np.sort(_scores(members, "member")), np.sort(_scores(others, "non-member")), fpr)
 
@@ -59,7 +63,7 @@ def sorted_tpr(a: NDArray[Any], b: NDArray[Any], fpr: float) -> float | None:
     """`tpr_at_fpr` of scores that are sorted already."""
     if not len(a) or not len(b):
         return None
-    allowed = int(np.floor(fpr * len(b) + 1e-9))
+    allowed = int(np.floor(fpr * len(b) + 1e-9))  # the tolerance offsets rounding of the product
     if allowed >= len(b):
         return 1.0
     return float(1.0 - np.searchsorted(a, b[len(b) - 1 - allowed], side="right") / len(a))
@@ -100,10 +104,11 @@ def modified_entropy(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
 
 
 def mia_lr_rows(retain: NDArray[Any], test: NDArray[Any], forget: NDArray[Any]) -> Floats | None:
-    """MIA-LR per forgotten row: 1.0 called member, 0.0 not, 0.5 undecided. Input: logits of the three sets.
+    """MIA-LR per forgotten row: 1.0 for a member, 0.0 for a non-member, 0.5 on the decision boundary.
 
-    A logistic regression with balanced class weights on the softmax entropy learns retained = 1 against test = 0
-    (scikit-learn, C = 1). `test` must hold all test rows, those of forgotten classes too. None if a set is empty.
+    Input: logits of the three sets. A logistic regression with balanced class weights (scikit-learn, C = 1) on the
+    softmax entropy learns retained = 1 against test = 0. `test` must hold all test rows, including those of forgotten
+    classes. None if a set is empty.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -117,13 +122,16 @@ def mia_lr_rows(retain: NDArray[Any], test: NDArray[Any], forget: NDArray[Any]) 
 
 
 def mia_lr(retain: NDArray[Any], test: NDArray[Any], forget: NDArray[Any]) -> float | None:
-    """Share of the forgotten rows that `mia_lr_rows` calls member, in [0, 1]; target the retrained model's share."""
+    """Share of the forgotten rows that `mia_lr_rows` calls members, in [0, 1]. Target: the retrained model's share."""
     rows = mia_lr_rows(retain, test, forget)
     return None if rows is None else float(rows.mean())
 
 
 def svc_feature(name: str, logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
-    """One of SVC_FEATURES as a matrix `(n, 1)`, or `(n, C)` for `prob`, the whole probability vector."""
+    """One of SVC_FEATURES as a matrix `(n, 1)`, or `(n, C)` for `prob`, the whole probability vector.
+
+    Raises ValueError for another name.
+    """
     if name == "prob":
         return np.exp(log_softmax(logits))
     if name == "correctness":
@@ -146,11 +154,11 @@ def mia_svc(
     rng: np.random.Generator,
     rows: int = 1000,
 ) -> dict[str, float | None]:
-    """MIA-SVC: per feature, the share of forgotten rows called member, in [0, 1]; target the retrained model's share.
+    """MIA-SVC: per feature, the share of forgotten rows called members, in [0, 1]. Target: the retrained model's share.
 
-    Each set is `(logits (n, C), labels (n,))`. SVC(C=3, rbf, gamma="auto") learns retained = 1 against test = 0 on
-    `rows` rows of each, drawn by `rng`, and is applied to at most `rows` forgotten rows: an SVC on all rows takes
-    minutes. A feature that is constant over the learning rows gives 0.5, an empty set None.
+    Each set is `(logits (n, C), labels (n,))`. SVC(C=3, rbf, gamma="auto") learns retained = 1 against test = 0 on at
+    most `rows` rows of each set, drawn by `rng`, and is applied to at most `rows` forgotten rows, because an SVC on all
+    rows takes minutes. A feature that is constant over the learning rows gives 0.5. If a set is empty, all are None.
     """
     from sklearn.svm import SVC
 
@@ -182,10 +190,11 @@ def rmia_scores(
 ) -> Floats:
     """RMIA per row: the share of population z with (p(x)/pbar(x)) / (p(z)/pbar(z)) > gamma, in [0, 1]; ties count half.
 
-    True-class probabilities: `target (n,)`, `references (m, n)`, `population_target (k,)`, `population_references (m,
-    k)`; pbar is the mean over the m reference models, which must not have seen the rows asked about (or half of them
-    must have: the online form). Source: Zarifzadeh et al. (2024), eq. 4 without the offline correction, which is
-    monotone in pbar and needs a held-out constant. Half for ties, so that a model equal to its reference scores 0.5.
+    Input: true-class probabilities `target (n,)`, `references (m, n)`, `population_target (k,)` and
+    `population_references (m, k)`. pbar is the mean over the m reference models. None of these may have seen the scored
+    rows (offline form), or half of them must have (online form). Source: Zarifzadeh et al. (2024), eq. 4 without the
+    offline correction, which is monotone in pbar and needs a held-out constant. Because ties count half, a model equal
+    to its reference scores 0.5. Raises ValueError for shapes that do not fit, and without references or population.
     """
     if np.shape(references)[1:] != np.shape(target) or np.shape(population_references)[1:] != np.shape(
         population_target
@@ -193,7 +202,7 @@ def rmia_scores(
         raise ValueError("references must be (models, rows) with the rows of the target")
     if not len(references) or not len(population_target):
         raise ValueError("RMIA needs at least one reference model and one population row")
-    tiny = 1e-12
+    tiny = 1e-12  # avoids a division by zero
     ratio = np.asarray(target, np.float64) / np.maximum(np.mean(references, axis=0, dtype=np.float64), tiny)
     other = np.asarray(population_target, np.float64) / np.maximum(
         np.mean(population_references, axis=0, dtype=np.float64), tiny
@@ -206,15 +215,15 @@ def rmia_scores(
 def class_geometry_rows(
     logits: NDArray[Any], forgotten: NDArray[Any], classes: NDArray[Any], rng: np.random.Generator
 ) -> Floats | None:
-    """How well a row of a forgotten class is recognised by the probabilities of the other classes alone.
+    """Whether rows are recognised as belonging to forgotten classes from the probabilities of the other classes alone.
 
-    `forgotten (n,)` bool marks the rows of forgotten classes, `classes` are their indices. Their columns are dropped,
-    the rest is renormalised, and a balanced logistic regression on these log-probabilities learns on a random half of
-    the rows. It is scored on as many others of both sides: 1.0 per row that it recognises, else 0.0; first the rows of
-    forgotten classes, then as many others. The mean is its balanced accuracy in [0, 1]; 0.5 is a guess. The target is
-    the retrained model's value, which is well above 0.5, because a class it never saw has neighbours too. None with
-    fewer than two remaining classes or fewer than 8 rows on either side. Derived from the nearest-neighbour attack on
-    class unlearning (Ebrahimpour-Boroojeny et al., 2025).
+    `forgotten (n,)` bool marks the rows of forgotten classes, and `classes` are their indices. Their columns are
+    dropped and the others renormalised. A balanced logistic regression on these log-probabilities learns on a random
+    half of the rows and is scored on the other half, with equally many rows of both sides. Returns 1.0 for a correct
+    row and 0.0 otherwise: first the rows of forgotten classes, then as many others. The mean is the balanced accuracy
+    in [0, 1]; guessing gives 0.5. The target is the retrained model's value, which is well above 0.5, because a class
+    that was never seen has neighbours too. None with fewer than two remaining classes or fewer than 8 rows on either
+    side. Derived from the nearest-neighbour attack on class unlearning (Ebrahimpour-Boroojeny et al., 2025).
     """
     from sklearn.linear_model import LogisticRegression
 

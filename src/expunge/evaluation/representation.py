@@ -1,8 +1,8 @@
-"""What features still say about the forgotten rows: probes, CKA and how fast the forgotten is learned again.
+"""What features reveal about the forgotten rows: linear and kNN probes, CKA, and the speed of relearning.
 
-Features are `(n, d)`, float32 or float64. Probes are scored on rows they did not learn from. The target of each value
-is the retrained model's on its own features, which is well above chance: a class that was never seen can still be
-linearly separable.
+Features are `(n, d)`, float32 or float64. Probes are scored on rows that they did not learn from. The target of each
+value is the retrained model's on its own features. It is well above chance, because a class that was never seen can
+still be linearly separable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Bools = NDArray[np.bool_]
 
 
 def check_features(z: NDArray[Any], name: str = "features") -> NDArray[Any]:
-    """`z` as a float matrix `(n, d)`; another shape or a non-finite value raises ValueError."""
+    """Return `z` as a matrix `(n, d)`. Raises ValueError for another shape or a non-finite value."""
     x = np.asarray(z)
     if x.ndim != 2 or x.shape[1] < 1:
         raise ValueError(f"{name} must be (rows, dimensions), got shape {x.shape}")
@@ -31,17 +31,18 @@ def check_features(z: NDArray[Any], name: str = "features") -> NDArray[Any]:
 
 def _standardise(train: NDArray[Any], *others: NDArray[Any]) -> list[Floats]:
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-    # A constant column has a standard deviation of rounding size: it must not be blown up into noise.
+    # The standard deviation of a constant column is a rounding error. Dividing by it would turn the column into noise.
     scale = np.where(scale > 1e-6 * np.abs(centre) + 1e-7 * scale.max(), scale, np.inf)
     return [np.asarray((x - centre) / scale, dtype=np.float64) for x in (train, *others)]
 
 
 def linear_probe_rows(train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any], truth: NDArray[Any]) -> Floats:
-    """Whether a fresh linear probe is right, per test row `(n_test,)`: 1.0, 0.0, or 0.5 on the decision boundary.
+    """Whether a fresh linear probe is correct, per test row `(n_test,)`: 1.0, 0.0, or 0.5 on the decision boundary.
 
     A logistic regression with balanced class weights (L2, C = 1, standardised features, L-BFGS) learns `positive (n,)`
-    bool from `train (n, d)` and is scored on `test` against `truth`. Constant features give 0.5 everywhere.
-    Give as many positive as negative test rows: then the mean is the balanced accuracy, 0.5 for a guess.
+    bool from `train (n, d)` and is scored on `test` against `truth`. Constant features give 0.5 for every row. With as
+    many positive as negative test rows the mean is the balanced accuracy, 0.5 for guessing. Raises ValueError if the
+    training rows are all positive or all negative.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -62,23 +63,24 @@ def linear_probe(train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any]
 def knn_rows(
     train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any], truth: NDArray[Any], k: int = 11
 ) -> Floats:
-    """Whether the majority of the k nearest training rows (Euclidean, raw features) is right, per test row: 1, 0.5, 0.
+    """Whether the majority of the k nearest training rows is correct, per test row: 1.0, 0.0, or 0.5 for a tied vote.
 
-    Give as many positive as negative training rows. Equal distances at the k-th place count with equal weight, so
-    that constant features give the majority's label or, with balanced rows, 0.5.
+    Distances are Euclidean on the raw features. Use as many positive as negative training rows. Rows at the same
+    distance as the k-th share the remaining votes equally, so constant features give the majority's label, or 0.5 with
+    balanced rows. Raises ValueError without training rows.
     """
     y, t = np.asarray(positive, dtype=bool), np.asarray(truth, dtype=bool)
     a, b = check_features(train).astype(np.float64), check_features(test).astype(np.float64)
     if not len(a):
         raise ValueError("kNN needs rows to learn from")
     k = min(k, len(a))
-    shift = a.mean(axis=0)
+    shift = a.mean(axis=0)  # centring keeps the squared norms small and so the differences of distances accurate
     a, b = a - shift, b - shift
     norms = (a * a).sum(axis=1)
     right = np.empty(len(b))
     for start in range(0, len(b), 512):
         chunk = b[start : start + 512]
-        distance = norms - 2.0 * (chunk @ a.T)  # the test row's own norm changes no order
+        distance = norms - 2.0 * (chunk @ a.T)  # squared, without the test row's norm, which does not affect the order
         scale = 1e-9 * (norms.max() + (chunk * chunk).sum(axis=1, keepdims=True))
         kth = np.partition(distance, k - 1, axis=1)[:, k - 1 : k]
         near, tied = distance < kth - scale, np.abs(distance - kth) <= scale
@@ -98,9 +100,9 @@ def knn(train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any], truth: 
 def linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float | None:
     """Linear CKA ||Yc^T Xc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F) of features of the same rows; Kornblith et al. (2019).
 
-    Range [0, 1]; 1 for features equal up to rotation, scale and shift, exactly 1.0 for identical input. None where
-    one side is constant. Dimensions may differ. With z' of one model and z of another the target is the CKA between
-    two retrained models.
+    Range [0, 1]: 1 for features equal up to rotation, scale and shift, and exactly 1.0 for identical input. None if
+    one side is constant or there are no rows. The dimensions of `x` and `y` may differ. With z' of one model and z of
+    another the target is the CKA between two retrained models. Raises ValueError for different numbers of rows.
     """
     a, b = check_features(x).astype(np.float64), check_features(y).astype(np.float64)
     if len(a) != len(b):
@@ -125,7 +127,10 @@ def _centre(x: Floats) -> Floats | None:
 
 
 def prototype_accuracy(prototypes: NDArray[Any], classes: NDArray[Any], z: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Accuracy of the nearest-mean rule: each row of `z` gets the class of the nearest of `prototypes (k, d)`."""
+    """Accuracy of nearest-prototype classification, in [0, 1].
+
+    Each row of `z (n, d)` gets the entry in `classes (k,)` of the nearest of `prototypes (k, d)` in Euclidean distance.
+    """
     p, x = np.asarray(prototypes, np.float64), np.asarray(z, np.float64)
     distance = (p * p).sum(axis=1) - 2.0 * (x @ p.T)
     return float(np.mean(np.asarray(classes)[distance.argmin(axis=1)] == np.asarray(labels)))
@@ -140,11 +145,12 @@ def prototype_samples(
     sizes: Sequence[int] = (1, 2, 5, 10, 20, 50, 100),
     draws: int = 5,
 ) -> int | None:
-    """Rows per forgotten class after which a prototype recognises it: the smallest of `sizes` whose accuracy on `test`,
-    averaged over `draws` random choices, reaches `target`; None if none does or a class has fewer rows.
+    """Number of rows per forgotten class from which a prototype recognises the class again.
 
-    Each set is `(z, labels)`. Retained classes get the mean of all their rows as prototype. Fewer is a faster return
-    of the forgotten; the target is the number a retrained model needs.
+    It is the smallest of `sizes` for which the accuracy on `test`, averaged over `draws` random choices of rows,
+    reaches `target`; None if none does or a class has fewer rows. Each set is `(z, labels)`. The prototype of a
+    retained class is the mean of all its rows. A smaller number means that the class returns faster. Target: the number
+    that a retrained model needs.
     """
     (zr, yr), (zf, yf), (zt, yt) = retain, forget, test
     old, new = np.unique(yr), np.unique(yf)
@@ -167,14 +173,14 @@ def prototype_samples(
 def relearned_rows(
     logits: NDArray[Any], z: NDArray[Any], labels: NDArray[Any], steps: int = 100
 ) -> NDArray[np.bool_] | None:
-    """Whether each forgotten row is answered rightly after 0 .. `steps` full-batch gradient steps of the head on all of
-    them, `(steps + 1, n)`; None without rows. Its mean over rows is the relearning curve, over steps a row's area under
-    it.
+    """Whether each forgotten row is correct after 0 .. `steps` gradient steps of the head, `(steps + 1, n)` bool.
 
-    `z (n, d)` is what the head reads, `logits (n, C)` what it says now. Cross-entropy; the step is 1 / mean ||[z;
-    1]||^2, so the curve does not depend on the scale of the features and never diverges (the curvature is at most half
-    the inverse of that). Only the head's change is followed, so its weights are not needed. A logit more than 10 below
-    the row's largest starts 10 below it: an attacker removes a mask (-inf or a large negative bias) before learning.
+    The steps are full-batch gradient steps on the cross-entropy of all forgotten rows. The mean over rows is the
+    relearning curve; the mean over steps is a row's area under it. None without rows. `z (n, d)`: the input of the
+    head; `logits (n, C)`: its present output. The step size is 1 / mean ||[z; 1]||^2. The curvature is at most half
+    the inverse of that, so the descent never diverges and the curve does not depend on the scale of the features. Only
+    the change of the head is computed, so its weights are not needed. A logit more than 10 below the row's largest
+    starts 10 below it, because an attacker removes a mask (-inf or a large negative bias) before learning.
     """
     start, x, y = check_logits(logits), check_features(z), np.asarray(labels)
     if not len(y):
@@ -195,5 +201,5 @@ def relearned_rows(
 
 
 def steps_to(curve: Sequence[float], target: float) -> int | None:
-    """First index of `curve` that reaches `target`; None if none does."""
+    """Index of the first value of `curve` that reaches `target`; None if none does."""
     return next((i for i, value in enumerate(curve) if value >= target), None)

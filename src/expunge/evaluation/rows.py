@@ -1,7 +1,6 @@
-"""Which rows each metric looks at.
+"""The choice of the rows that each metric uses.
 
-Rows are put into an order that depends on their content only and drawn from it with a seed, so the order in which they
-come changes no result.
+Rows are sorted by their content and then drawn with a seed, so results do not depend on the order of the input.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ PROBE_TRAIN, PROBE_TEST = 4000, 1000  # rows on each side of a probe
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows each metric looks at; chosen once from labels, parts and seed, and the same for every model.
+    """The rows that each metric uses, chosen once by `choose_rows` and the same for every model.
 
-    `unseen` are the test rows of the forgotten rows' classes. `whole_classes`: no row of a forgotten class is retained;
-    then probes ask for the class, else whether a row was forgotten or never seen. `canaries`: where any were planted.
+    `unseen`: the test rows of the forgotten rows' classes. `whole_classes`: whether no row of a forgotten class is
+    retained. If so, probes predict the forgotten class; otherwise they predict whether a row was forgotten or never
+    seen. `canaries`: the planted canaries and their counterparts, or None.
     """
 
     labels: NDArray[Any]
@@ -46,11 +46,11 @@ class Rows:
         return self.parts["forget"]
 
     def rng(self, stream: int) -> np.random.Generator:
-        """An independent generator per purpose, so that adding a metric does not move another."""
+        """Return a generator for one purpose, so that adding a metric does not change the draws of another."""
         return np.random.default_rng([self.seed, stream])
 
     def thin(self, rows: Index, size: int, stream: int) -> Index:
-        """At most `size` of `rows`, in order."""
+        """At most `size` of `rows`, drawn without replacement and in their order."""
         return rows if len(rows) <= size else rows[np.sort(self.rng(stream).choice(len(rows), size, replace=False))]
 
 
@@ -61,8 +61,11 @@ def choose_rows(
     seed: int,
     canaries: CanaryRows | None = None,
 ) -> Rows:
-    """Plan the evaluation. `labels (n,)` int, `part (n,)` in PARTS, or UNSEEN: of a row that no metric looks at.
-    `order_by (n, d)`: features that fix the order."""
+    """Choose the rows of every metric.
+
+    `labels (n,)` int. `part (n,)`: one of PARTS, or UNSEEN for a row that no metric uses. `order_by (n, d)`: features
+    by which rows are sorted. Raises ValueError for inputs of different lengths or an unknown part.
+    """
     labels, part = np.asarray(labels), np.asarray(part).astype(str)
     if labels.ndim != 1 or part.shape != labels.shape or len(order_by) != len(labels):
         raise ValueError(
@@ -90,10 +93,10 @@ def choose_rows(
 
 
 def _probe_rows(parts: dict[str, Index], unseen: Index, whole: bool, rng: np.random.Generator) -> tuple[Sides, Sides]:
-    """Balanced (positive, negative) rows to learn from and to be scored on; None where a side is empty.
+    """Balanced (positive, negative) rows for a probe to learn from and to be scored on; None if there are too few.
 
-    Whole classes: forgotten against retained training rows, scored on their test rows. Otherwise forgotten against
-    unseen rows, half of each to learn from.
+    With whole classes forgotten, the probe learns forgotten against retained training rows and is scored on their test
+    rows. Otherwise it separates forgotten from unseen rows and learns from one half of each.
     """
 
     def draw(rows: Index, size: int) -> Index:

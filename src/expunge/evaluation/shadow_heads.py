@@ -1,7 +1,8 @@
-"""Many linear heads on cached features, trained at once: per-row attacks without a network for each of them.
+"""Many linear heads on cached features, trained together: per-row attacks that need no network for each model.
 
-Head i learns from a random half of the rows, so half of the heads never had a given row. What they say about membership
-holds for the whole model only where the backbone never saw the forgotten rows; with another backbone training refuses.
+Each head learns from a random half of the rows, so about half of the heads never had a given row. Attacks on these
+heads are valid for the whole model only if the backbone never saw the forgotten rows; `train_heads` refuses other
+backbones.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ TOGETHER = 16  # heads per batched product: their minibatches fit the processor'
 
 @dataclass(frozen=True)
 class Recipe:
-    """Minibatch SGD on whitened features; the rate falls linearly to 0. A head has half of its rows at hand, so its
-    minibatches hold `batch // 2`."""
+    """Settings of minibatch SGD on whitened features; the learning rate falls linearly to 0.
+
+    A head has only half of the rows, so its minibatches hold `batch // 2` rows.
+    """
 
     epochs: int = 3
     batch: int = 256
@@ -32,7 +35,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ShadowHeads:
-    """`weight (N, C, d)`, `bias (N, C)` float32; `member (N, n)` bool: which rows each head learned from."""
+    """N trained heads: `weight (N, C, d)` and `bias (N, C)` float32, and `member (N, n)` bool, the rows of each."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -41,8 +44,8 @@ class ShadowHeads:
     def margins(self, z: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float32]:
         """log p_y - log(1 - p_y) of every head on every row, `(N, n)`, clipped to MARGIN_LIMIT.
 
-        For an unlearning map f behind which the heads stay frozen, `margins(f(z), labels)` are the unlearned heads'
-        scores.
+        If an unlearning map f is applied to the features and the heads stay frozen, `margins(f(z), labels)` are the
+        scores of the unlearned heads.
         """
         heads, classes, dim = self.weight.shape
         x = torch.from_numpy(np.ascontiguousarray(check_features(z), dtype=np.float32))
@@ -75,12 +78,13 @@ def train_heads(
     recipe: Recipe | None = None,
     member: NDArray[np.bool_] | None = None,
 ) -> ShadowHeads:
-    """Train `heads` softmax heads on features `z (n, d)`, each on its own random half of the rows, or as `member
-    (heads, n)` says.
+    """Train `heads` softmax heads on features `z (n, d)`.
 
-    Each head walks through its own rows in an order of its own, all of them for as many steps as the one with the
-    fewest rows needs. Same input and seed give the same heads. Raises ValueError where the backbone saw the forgotten
-    rows: heads that never had a row would then still have learned from it through the features.
+    Each head learns from a random half of the rows, or from those that `member (heads, n)` marks, in an order of its
+    own. All heads take as many steps as the one with the fewest rows. The same input and seed give the same heads.
+    Raises ValueError where the backbone saw the forgotten rows: a head would then have learned from a row through the
+    features even without having it. Also raises ValueError for shapes or labels that do not fit and for a head without
+    rows.
     """
     if saw_forget_data:
         raise ValueError(
@@ -114,9 +118,10 @@ def train_heads(
 
 
 def complementary_halves(rows: int, heads: int, seed: int) -> NDArray[np.bool_]:
-    """`(heads, rows)` bool for an even number of heads: a random half and the other half, in turn.
+    """Rows of each head, `(heads, rows)` bool: a random half and its complement, alternately.
 
-    Every row is in exactly half of the heads, so the scores of the heads that had a row form a full matrix.
+    Every row is in exactly half of the heads, so the scores of the heads that had a row form a full matrix. Raises
+    ValueError for an odd number of heads.
     """
     if heads % 2 or heads < 2:
         raise ValueError(f"halves come in pairs, got {heads} heads")
@@ -128,8 +133,8 @@ def complementary_halves(rows: int, heads: int, seed: int) -> NDArray[np.bool_]:
 def whitening(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean `(d,)` and matrix `(d, d)` that make the features uncorrelated with unit variance.
 
-    Directions below 1e-6 of the largest variance are dropped (a zero column). In these coordinates plain gradient
-    steps are near Newton steps for a softmax head, so a few epochs suffice.
+    Directions with less than 1e-6 of the largest variance are dropped (a zero column). In these coordinates gradient
+    steps of a softmax head are close to Newton steps, so a few epochs suffice.
     """
     centre = x.mean(axis=0, dtype=np.float64)
     a = np.asarray(x, dtype=np.float32) - centre.astype(np.float32)
@@ -141,10 +146,10 @@ def whitening(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]
 def _descend(
     x: torch.Tensor, y: torch.Tensor, member: torch.Tensor, classes: int, recipe: Recipe, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `(N, d, C)` and biases `(N, C)` of all heads.
+    """Train all heads by SGD and return their weights `(N, d, C)` and biases `(N, C)`.
 
-    Every head walks through its own rows in an order of its own: with a shared order, heads of one call would be more
-    alike than heads of two calls, and an attack would tell two calls apart though no row does.
+    Each head takes its rows in an order of its own. With a shared order, heads of one call would be more alike than
+    heads of two calls, and an attack would distinguish the calls although no row does.
     """
     fewest, parts = int(member.sum(dim=1).min()), []
     for start in range(0, len(member), TOGETHER):

@@ -1,4 +1,4 @@
-"""Unlearned models against models that never had the forgotten rows: the attacks that need many of both."""
+"""Attacks that compare many unlearned models with many models that never had the forgotten rows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from expunge.evaluation.ulira import epsilon_rows, forgetting_score, klom_rows, rmia, ulira
 
-EPSILON_ROWS = 500  # rows of the forgetting score, which tries every interval of margins per row
+EPSILON_ROWS = 500  # rows of the forgetting score, whose cost per row is quadratic in the number of models
 
 
 @dataclass(frozen=True)
 class ShadowMargins:
-    """Margins of m models: on the forgotten rows `(m, n)`, and on population rows that no model had `(m, k)`.
+    """Margins of m models on the forgotten rows `(m, n)` and on population rows that no model had `(m, k)`.
 
-    `had (m, n)` bool: which models had which forgotten row before they unlearned it, equally many per row; None where
-    all had all of them, or none had any.
+    `had (m, n)` bool: which model had which forgotten row before unlearning it, with the same number of models for
+    every row; None if all models had all rows, or none had any.
     """
 
     forget: NDArray[Any]
@@ -27,7 +27,7 @@ class ShadowMargins:
     had: NDArray[np.bool_] | None = None
 
     def dense(self) -> NDArray[Any]:
-        """Margins `(m', n)` of the models that had each row."""
+        """Margins `(m', n)` of the m' models that had each row. Raises ValueError if their number differs by row."""
         if self.had is None:
             return self.forget
         counts = np.unique(self.had.sum(axis=0))
@@ -36,13 +36,13 @@ class ShadowMargins:
         return self.forget.T[self.had.T].reshape(self.forget.shape[1], -1).T
 
     def made_by(self) -> NDArray[np.intp]:
-        """Which of the models made each margin of `dense`: `(m', n)`."""
+        """Index of the model that made each margin of `dense`, `(m', n)`."""
         if self.had is None:
             return np.broadcast_to(np.arange(len(self.forget))[:, None], self.forget.shape)
         return np.nonzero(self.had.T)[1].reshape(self.forget.shape[1], -1).T
 
     def part(self, start: int, stop: int) -> ShadowMargins:
-        """Some of the models."""
+        """The models from `start` up to, but without, `stop`."""
         had = None if self.had is None else self.had[start:stop]
         return ShadowMargins(self.forget[start:stop], self.population[start:stop], had)
 
@@ -50,9 +50,9 @@ class ShadowMargins:
 def against(unlearned: ShadowMargins, retrained: ShadowMargins, group: int, seed: int) -> dict[str, Any]:
     """U-LiRA, RMIA, KLoM percentiles and the NeurIPS-2023 forgetting score of one method.
 
-    KLoM and the score depend on how many models are compared, so they compare `group` models with `group` models, over
-    as many disjoint pairs of groups as there are; then values of different methods, and the one between two groups of
-    retrained models, can stand beside each other.
+    KLoM and the score depend on the number of models compared. They therefore compare `group` models with `group`
+    models, over as many disjoint pairs of groups as there are. This makes values of different methods, and the value
+    between two groups of retrained models, comparable. Raises ValueError if either side has fewer than `group` models.
     """
     had, never = unlearned.dense(), retrained.forget
     margins = np.concatenate([had, never])
@@ -72,7 +72,7 @@ def against(unlearned: ShadowMargins, retrained: ShadowMargins, group: int, seed
 
 
 def floor(retrained: ShadowMargins, seed: int) -> dict[str, Any]:
-    """The same between two halves of the retrained models: what models differ by that owe the rows nothing."""
+    """The noise floor of `against`: its values between two halves of the retrained models."""
     half = len(retrained.forget) // 2
     return against(retrained.part(0, half), retrained.part(half, 2 * half), half, seed)
 
@@ -93,5 +93,5 @@ def _rmia(unlearned: ShadowMargins, retrained: ShadowMargins) -> dict[str, float
 
 
 def _probability(margins: NDArray[Any]) -> NDArray[np.float32]:
-    """Of the true class, from log p - log(1 - p)."""
+    """Probability of the true class, from its margin log p - log(1 - p)."""
     return np.asarray(1.0 / (1.0 + np.exp(-margins.astype(np.float64))), dtype=np.float32)

@@ -1,7 +1,7 @@
-"""All metrics of one model, beside the original and the retrained ones: the block that a report shows per method.
+"""All metrics of one model, compared with the original and the retrained models: the block that a report shows.
 
-Large sets are thinned where a metric would take long on all rows; sizes are the constants below and the choice is
-seeded. Rows are first put into an order that depends on their content only, so the order they come in changes nothing.
+Large sets are thinned for metrics that would take long on all rows, to the sizes of the constants here and in
+`measuring`. The choice is seeded. Rows are first sorted by their content, so the order of the input changes no result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from expunge.evaluation.measuring import RELEARN_ROWS, Measured, Measuring, Outp
 from expunge.evaluation.rows import Index, Rows, choose_rows
 
 CKA_ROWS = 4000
-RELEARN_SHARE = 0.95
+RELEARN_SHARE = 0.95  # share of the original's accuracy on forgotten rows that counts as relearned
 NO_RELEARNING: dict[str, Any] = {
     "target_accuracy": None,
     "steps": None,
@@ -46,17 +46,20 @@ def evaluate(
     other_fits: Sequence[Outputs] = (),
     measuring: Measuring | None = None,
 ) -> dict[str, Any]:
-    """The metrics block of one model; every value is a JSON scalar, list or dict, None where there is nothing to
-    measure.
+    """Compute the metrics block of one model.
 
-    `labels (n,)` int and `part (n,)` str describe the rows of all outputs. `retrained` may be empty: what compares with
-    it is then None. To get a retrained model's own block, give the other retrained models: its divergences are then the
-    noise floor. `intervals` holds 90 % bootstrap intervals of the values that have gates, with the row noise that
-    candidate and retrained models share taken out. `judged` holds what claims are made of, see `judging.judge`;
-    `half` of the rows, 0 or 1, judges where several methods are chosen from, and all rows where it is None. `canaries`:
-    where any were planted, as positions among these rows. `other_fits`: the same method under other fit seeds, whose
-    spread the intervals of `judged` hold. `measuring`: on the rows that `choose_rows` gives for these arguments; models
-    that it knows are not measured again.
+    Every value is a JSON scalar, list or dict, or None where there is nothing to measure. `labels (n,)` int and `part
+    (n,)` str describe the rows of all outputs. `retrained` may be empty; values that compare with it are then None. For
+    a retrained model's own block pass the other retrained models; its divergences are then the noise floor.
+
+    In the block, `intervals` holds 90 % bootstrap intervals of the values with gates, without the row noise that
+    candidate and retrained models share. `judged` holds what the claims rest on, see `judging.judge`.
+
+    `half`: 0 or 1 judges on that half of the rows, as needed if a method is chosen from several; None judges on all
+    rows. `canaries`: their positions among these rows, if any were planted. `other_fits`: the same method under other
+    fit seeds, whose spread enters the intervals of `judged`. `measuring`: measurements on the rows that `choose_rows`
+    returns for these arguments; models that it knows are not measured again. Raises ValueError for outputs with another
+    number of rows than the labels.
     """
     for name, model in [("candidate", candidate), ("original", original), *(("retrained", r) for r in retrained)]:
         if len(model.logits) != len(labels) or len(model.z) != len(labels) or len(model.head_input) != len(labels):
@@ -94,7 +97,7 @@ def controls_of(
     canaries: CanaryRows | None = None,
     measuring: Measuring | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The gates of the negative controls, made from the original's stored logits: name -> blocks as `judge_gates`."""
+    """Judge the negative controls, made from the original's logits: blocks as `judge_gates` by the control's name."""
     measuring = measuring or Measuring(choose_rows(labels, part, original.z, seed, canaries))
     rows = measuring.rows
     base = measuring.of(original)
@@ -110,7 +113,7 @@ def _on(metric: Callable[..., Any], model: Outputs, index: Index, labels: NDArra
 
 
 def _whole_test(m: Measured, rows: Rows) -> dict[str, float | None]:
-    """Accuracies with the test split as one, as the tug of war wants them."""
+    """Accuracies on retained, forgotten and all test rows, the keys of the tug of war."""
     test = [m.rows[f"accuracy.{name}"] for name in ("test_retain", "test_forget")]
     pooled = np.concatenate([t for t in test if t is not None])
     return {"retain": m.value("accuracy.retain"), "forget": m.value("accuracy.forget"), "test": div.mean(pooled)}
@@ -126,7 +129,7 @@ def _gap(mine: Measured, theirs: list[Measured], rows: Rows) -> dict[str, float 
 def _divergence(
     candidate: Outputs, retrained: Sequence[Outputs], rows: Rows
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Means over rows and seeds, and for the gates the per-row means over seeds on forgotten rows."""
+    """Divergences as means over rows and retraining seeds, and per forgotten row as means over seeds for intervals."""
     block: dict[str, Any] = {}
     for name, index in (("forget", rows.forget), ("test", rows.test)):
         each = [div.summary(np.asarray(r.logits)[index], np.asarray(candidate.logits)[index]) for r in retrained]
@@ -165,7 +168,10 @@ def _membership(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows, mi
 
 
 def _rmia(candidate: Outputs, retrained: Sequence[Outputs], rows: Rows) -> float | None:
-    """AUC of RMIA, forgotten against unseen rows; the retrained models are its references, test rows its population."""
+    """AUC of RMIA, forgotten against unseen rows, with the retrained models as references and test rows as population.
+
+    None without retrained models or without rows on any side.
+    """
     if not retrained or not len(rows.forget) or not len(rows.population_unseen) or not len(rows.population):
         return None
 
@@ -204,8 +210,10 @@ def _representation(
 
 
 def _relearn(candidate: Outputs, original: Outputs, rows: Rows, mine: Measured) -> dict[str, Any]:
-    """The relearning curve and the area under it; steps and prototype samples until RELEARN_SHARE of the original's
-    accuracy on forgotten rows is back."""
+    """The relearning curve and its area, and the steps and prototype samples until the target accuracy is reached.
+
+    The target is RELEARN_SHARE of the original's accuracy on forgotten rows.
+    """
     index = rows.thin(rows.forget, RELEARN_ROWS, 7)
     before = _on(acc.accuracy, original, index, rows.labels)
     if before is None or mine.relearned is None:
@@ -227,7 +235,7 @@ def _relearn(candidate: Outputs, original: Outputs, rows: Rows, mine: Measured) 
 
 
 def _per_class(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, Any]:
-    """Test recall of every class, what it lost against the original, and the retained class that lost most."""
+    """Recall of every class on retained test rows, its loss against the original, and the class that lost most."""
     index = rows.parts["test_retain"]
     logits, before = np.asarray(candidate.logits)[index], np.asarray(original.logits)[index]
     damage, worst = acc.class_damage(logits, before, rows.labels[index])
@@ -235,7 +243,7 @@ def _per_class(candidate: Outputs, original: Outputs, rows: Rows) -> dict[str, A
 
 
 def _scores(model: Outputs, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Minus the loss of forgotten and of unseen rows: the larger, the better the model fits a row."""
+    """Membership scores of forgotten and of unseen rows: the negated loss, larger where the model fits a row better."""
     forget, unseen = (
         -mia.loss(np.asarray(model.logits)[index], rows.labels[index]) for index in (rows.forget, rows.unseen)
     )
@@ -248,7 +256,7 @@ def _intervals(
     divergences: dict[str, NDArray[Any]],
     rows: Rows,
 ) -> dict[str, list[float]]:
-    """[low, high] per gate that has a reference: the retrained mean plus the interval of the paired difference."""
+    """[low, high] by gate: the retrained models' mean plus the interval of the paired difference to it."""
     found: dict[str, tuple[float, Difference | None]] = {}
     for path, values in candidate[1].rows.items():
         others = [o for _, t in references if (o := t.rows.get(path)) is not None]

@@ -1,8 +1,8 @@
 """Per-row attacks over many models: U-LiRA, RMIA over an ensemble, KLoM and the NeurIPS-2023 forgetting score.
 
 They compare, for each row, the scores of models that had the row (and then unlearned it) with those of models that
-never had it. Scores are margins `log p_y - log(1 - p_y)`, clipped to [-MARGIN_LIMIT, MARGIN_LIMIT]. A pair of
-distributions that cannot be told apart is the target: AUC 0.5, epsilon 0, KLoM as between two halves of the retrained
+never had it. Scores are margins `log p_y - log(1 - p_y)`, clipped to [-MARGIN_LIMIT, MARGIN_LIMIT]. The target is that
+the two distributions cannot be distinguished: AUC 0.5, epsilon 0, and KLoM as between two halves of the retrained
 models.
 """
 
@@ -19,11 +19,14 @@ from expunge.evaluation.membership import rmia_scores, sorted_auc, sorted_tpr
 
 MARGIN_LIMIT = 100.0
 FPRS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_01pct": 0.001}
-CHUNK = 256  # rows at a time: memory does not grow with rows, and a chunk of a few hundred models stays in the cache
+CHUNK = 256  # rows at a time: bounds memory, and a chunk of a few hundred models fits in the processor's cache
 
 
 def margins(logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
-    """log(p_y / (1 - p_y)) = logit_y - logsumexp of the other logits, per row `(n,)`, from logits `(n, C)`, C >= 2."""
+    """Margin log(p_y / (1 - p_y)) = logit_y - logsumexp of the other logits, per row `(n,)`, from logits `(n, C)`.
+
+    Clipped to [-MARGIN_LIMIT, MARGIN_LIMIT]. Raises ValueError for fewer than two classes.
+    """
     x = check_logits(logits)
     rows, y = np.arange(len(x)), np.asarray(labels)
     if x.shape[1] < 2:
@@ -45,19 +48,19 @@ def _check(scores: NDArray[Any], member: NDArray[Any]) -> tuple[NDArray[Any], ND
 
 
 def lira_scores(scores: NDArray[Any], member: NDArray[Any]) -> NDArray[np.float32]:
-    """Log likelihood ratio `(models, rows)`: how much more likely each score is among the models that had the row.
+    """Log likelihood ratio of each score under "the model had the row" against "it never had it", `(m, n)` float32.
 
-    `scores (m, n)`; `member (m, n)` bool: model i had row j (and unlearned it). Each side of a row is a Gaussian
-    fitted to the other models' scores, the scored one left out, so that a score is never judged by a fit to itself.
-    NaN for rows with fewer than 3 models on a side. Variances are at least 1e-6 of the mean variance. Source: Carlini
-    et al. (2022), online LiRA; Hayes et al. (2024) for unlearned against retrained models.
+    `scores (m, n)`; `member (m, n)` bool: model i had row j (and unlearned it). For each row a Gaussian is fitted to
+    the scores of either side, without the model that is scored, so that no score is judged by a fit to itself. NaN for
+    rows with fewer than 3 models on a side. Variances are at least 1e-6 of the mean variance. Source: Carlini et al.
+    (2022), online LiRA; Hayes et al. (2024) for unlearned against retrained models.
     """
     s, m = _check(scores, member)
     ratio = np.full(s.shape, np.nan, dtype=np.float32)
     floor = 1e-6 * float(np.mean(s.var(axis=0))) + 1e-12
     for start in range(0, s.shape[1], CHUNK):
         x, inside = s[:, start : start + CHUNK].astype(np.float64), m[:, start : start + CHUNK]
-        x = x - x.mean(axis=0)  # keeps the sums of squares below accurate
+        x = x - x.mean(axis=0)  # centring avoids cancellation in the sums of squares below
         log_likelihood = []
         for side in (inside, ~inside):
             # Leave-one-out sums: a model on this side is taken out of its own fit.
@@ -74,7 +77,7 @@ def lira_scores(scores: NDArray[Any], member: NDArray[Any]) -> NDArray[np.float3
 
 def _attack(scores: NDArray[Any], member: NDArray[np.bool_]) -> dict[str, float | None]:
     inside, outside = scores[member], scores[~member]
-    # Sorted once here: there may be tens of millions of scores.
+    # Sort only once, because there may be tens of millions of scores.
     inside, outside = np.sort(inside[~np.isnan(inside)]), np.sort(outside[~np.isnan(outside)])
     result = {"auc": sorted_auc(inside, outside)}
     return result | {name: sorted_tpr(inside, outside, fpr) for name, fpr in FPRS.items()}
@@ -85,8 +88,9 @@ def ulira(
 ) -> dict[str, float | None]:
     """U-LiRA: AUC and TPR at 1 % and 0.1 % FPR of `lira_scores`, over all models and rows; None without usable rows.
 
-    Range [0, 1]; target 0.5, 0.01 and 0.001. For unlearned against retrained models stack their scores and mark the
-    unlearned ones as members. `tpr_at_fpr_01pct_low` and `_high` bound the last: `tpr_interval`, which takes `models`.
+    Range [0, 1]; targets 0.5, 0.01 and 0.001. To compare unlearned with retrained models, stack their scores and mark
+    the unlearned ones as members. `tpr_at_fpr_01pct_low` and `_high` are the interval of the TPR at 0.1 % FPR, from
+    `tpr_interval`, to which `models` is passed.
     """
     s, m = _check(scores, member)
     ratio = lira_scores(s, m)
@@ -102,12 +106,13 @@ def tpr_interval(
     draws: int = 200,
     seed: int = 0,
 ) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of the TPR at `fpr` over models: percentiles of a bootstrap that draws whole models.
+    """95 % percentile bootstrap interval of the TPR at `fpr`; the bootstrap draws whole models.
 
-    `scores (m, n)`, NaN where a pair does not count; `member (m, n)`; `models (m, n)`: which model made a score, the
-    number of its line where it is None. Scores of one model are not independent, so single scores are not drawn. Models
-    that had every row are drawn among themselves, so that no draw lacks a side. (None, None) where a side has no score.
-    With few models the interval is too narrow, as every bootstrap over few units is.
+    `scores (m, n)`, NaN for a pair that does not count; `member (m, n)` bool; `models (m, n)`: index of the model that
+    made a score; None means that row i of `scores` is model i. Scores of one model are not independent, so whole models
+    are drawn instead of single scores. Models that had every row are drawn as a group of their own, so that no resample
+    lacks a side. (None, None) where a side has no score. With few models the interval is too narrow, as that of every
+    bootstrap over few units.
     """
     made_by = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape) if models is None else models
     known = ~np.isnan(scores)
@@ -142,10 +147,11 @@ def rmia(
     gamma: float = 1.0,
     scored: NDArray[Any] | None = None,
 ) -> dict[str, float | None]:
-    """RMIA over an ensemble: every model in turn is the target and all others are its references.
+    """RMIA over an ensemble: every model in turn is the target, and all others are its references.
 
-    True-class probabilities of rows `(m, n)` and of population rows that no model had `(m, k)`; result as `ulira`.
-    `scored (m, n)` bool: which pairs of model and row count in the result, all of them where it is None.
+    `probability (m, n)` and `population (m, k)`: true-class probabilities of the rows, and of population rows that no
+    model had. `member (m, n)` bool as in `ulira`. `scored (m, n)` bool: the pairs of model and row that count; None
+    means all. Returns AUC and TPRs as `ulira` does, without the interval. Raises ValueError for fewer than two models.
     """
     p, m = _check(probability, member)
     if len(p) < 2:
@@ -162,12 +168,12 @@ def rmia(
 
 
 def klom_rows(unlearned: NDArray[Any], retrained: NDArray[Any], bins: int = 20) -> Floats:
-    """KL(unlearned || retrained) of the two margin histograms per row `(n,)`, nats, from margins `(m, n)` and `(m',
-    n)`.
+    """KLoM: KL(unlearned || retrained) of the two margin histograms per row `(n,)`, nats.
 
-    `bins` equal bins between the smallest and largest margin of both, empty retrained bins counted as 1e-5: Georgiev et
-    al. (2024), with bins and floor as in public implementations. Range [0, 11.6]. Few models are far apart by chance:
-    compare with the value between two halves of the retrained models.
+    Input: margins `(m, n)` and `(m', n)`. Each row has `bins` equal bins between the smallest and the largest margin of
+    both sides; empty retrained bins count as 1e-5. Source: Georgiev et al. (2024), with bins and floor as in public
+    implementations. Range [0, 11.6]. With few models the value is large by chance, so compare it with that between two
+    halves of the retrained models. Raises ValueError for margins of different rows or with NaN.
     """
     a, b = (np.clip(np.asarray(x, np.float64), -MARGIN_LIMIT, MARGIN_LIMIT) for x in (unlearned, retrained))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
@@ -190,18 +196,19 @@ def _histogram(x: Floats, low: Floats, width: Floats, bins: int) -> Floats:
 
 
 def klom(unlearned: NDArray[Any], retrained: NDArray[Any]) -> dict[str, float | None]:
-    """50th, 95th and 99th percentile over rows of `klom_rows`; None without rows. Lower is better."""
+    """50th, 95th and 99th percentiles of `klom_rows` over rows; None without rows. Lower is better."""
     rows = klom_rows(unlearned, retrained)
     return {f"p{q}": float(np.percentile(rows, q)) if len(rows) else None for q in (50, 95, 99)}
 
 
 def epsilon_rows(unlearned: NDArray[Any], retrained: NDArray[Any], delta: float = 1e-5) -> Floats:
-    """Per row `(n,)`, the largest epsilon that an attack proves between unlearned and retrained models; may be inf.
+    """Largest epsilon per row `(n,)` that an attack demonstrates between unlearned and retrained models; may be inf.
 
-    For each attack with rates FPR, FNR: max(log(1 - delta - FPR) - log FNR, log(1 - delta - FNR) - log FPR); attacks
-    where exactly one rate is 0 are left out, and one that separates perfectly gives inf; at least 0. Attacks: every
-    single threshold on the margin, both directions, and every interval between two thresholds, at the midpoints of the
-    observed margins. Source: Triantafillou et al. (2024), Algorithm 1, from margins `(m, n)` and `(m', n)`.
+    Input: margins `(m, n)` and `(m', n)`. An attack with rates FPR and FNR gives max(log(1 - delta - FPR) - log FNR,
+    log(1 - delta - FNR) - log FPR). Attacks with exactly one rate of 0 are left out, and an attack that separates
+    perfectly gives inf. The result is at least 0. The attacks are every single threshold on the margin in both
+    directions and every interval between two thresholds, with thresholds at the midpoints of the observed margins.
+    Source: Triantafillou et al. (2024), Algorithm 1. Raises ValueError for margins of different rows.
     """
     a, b = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
@@ -215,11 +222,11 @@ def epsilon_rows(unlearned: NDArray[Any], retrained: NDArray[Any], delta: float 
 
 
 def _attacks(x: Floats, y: Floats) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """(FPR, FNR) of all threshold and interval attacks that call x positive and y negative."""
+    """(FPR, FNR) of all threshold and interval attacks, where x is the positive and y the negative side."""
     levels = np.unique(np.concatenate([x, y]))
     below_x = np.concatenate([[0], np.searchsorted(np.sort(x), levels, side="right")]) / len(x)
     below_y = np.concatenate([[0], np.searchsorted(np.sort(y), levels, side="right")]) / len(y)
-    # An interval (t_i, t_j] with t_0 = -inf and t_last = +inf holds the single thresholds in both directions.
+    # The intervals (t_i, t_j] with t_0 = -inf and t_last = +inf include the single thresholds in both directions.
     i, j = np.triu_indices(len(below_x), k=1)
     yield below_y[j] - below_y[i], 1.0 - (below_x[j] - below_x[i])
 
@@ -237,11 +244,11 @@ def _epsilon(fpr: NDArray[Any], fnr: NDArray[Any], delta: float) -> float:
 
 
 def forgetting_score(epsilons: NDArray[Any], bin_width: float = 0.5, bins: int = 13) -> float | None:
-    """Forgetting quality of the NeurIPS-2023 challenge: mean over rows of 2 / 2^k, k = 1 + floor(epsilon / bin_width)
-    at most `bins`.
+    """Forgetting quality of the NeurIPS-2023 challenge: the mean over rows of 2 / 2^k.
 
-    Range (0, 1], higher is better, 1 when every epsilon is below `bin_width`. None without rows.
-    Source: Triantafillou et al. (2024), section 4.
+    k = 1 + floor(epsilon / bin_width), at most `bins`. Range (0, 1]; higher is better; 1 if every epsilon is below
+    `bin_width`. None without rows. Raises ValueError for a negative epsilon or NaN. Source: Triantafillou et al.
+    (2024), section 4.
     """
     eps = np.asarray(epsilons, np.float64)
     if np.isnan(eps).any() or (eps < 0).any():

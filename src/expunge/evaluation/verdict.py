@@ -1,4 +1,4 @@
-"""Values of a metrics block that an audit compares with those at registration and with the retrained models'."""
+"""The values of a metrics block that an audit compares with those at registration and of the retrained models."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from expunge.evaluation.margins import Margins
 
 @dataclass(frozen=True)
 class Gate:
-    """One comparison: where the value lies in a metrics block, the margin, and whether only one side
-    counts."""
+    """One comparison: the value's path in a metrics block, the margin, and the side on which it counts."""
 
     path: str
     margin: float
     side: str = "both"  # both | not above | not below
 
     def excess(self, difference: Difference) -> float:
-        """How far the interval leaves the margin; 0 or less when the gate passes."""
+        """How far the interval exceeds the margin; 0 or less if the gate passes."""
         above, below = difference.high - self.margin, -self.margin - difference.low
         return {"both": max(above, below), "not above": above, "not below": below}[self.side]
 
 
 def gates(margins: Margins) -> list[Gate]:
-    """Every gate. KL and agreement are held against the floor between retrained models."""
+    """Return every gate of the audit. KL and agreement are compared with the noise floor between retrained models."""
     return [
         *(Gate(f"accuracy.{p}", margins.retain if p == "retain" else margins.accuracy) for p in PARTS),
         Gate("divergence.forget.kl", margins.kl, "not above"),
@@ -40,7 +39,7 @@ def gates(margins: Margins) -> list[Gate]:
 
 
 def lookup(block: Mapping[str, Any], path: str) -> float | None:
-    """Value at a dotted path, None where a key is missing or null."""
+    """Return the value at a dotted path; None if a key is missing or null."""
     value: Any = block
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,5 +1,5 @@
-"""From a name in params.yaml to an unlearned model: the table of methods, what they are given, and what they leave.
+"""From a name in params.yaml to an unlearned model: the table of methods, their inputs and their results.
 
 May import config, core, data, evaluation, features, finetune, models and system.
-Start with `table.py`; `inputs.py` holds what a method may look at.
+Start with `table.py`; `inputs.py` defines what a method may use.
 """

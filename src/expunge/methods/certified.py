@@ -1,4 +1,4 @@
-"""Certified removal on a request: a noisy head of all training rows, the rows removed from it, what it spent listed."""
+"""Certified removal of a request: train a noisy head, remove the rows from it, and record the privacy budget spent."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from expunge.methods.unlearned import UnlearnedModel
 def remove_certified(method: CertifiedRemoval, request: FitInputs) -> UnlearnedModel:
     """Train the noisy head on every training row, then remove the request from it.
 
-    What earlier runs of this workspace spent counts against the budget. `info["certified"]` says whether the
-    certificate holds (`holds`: True, or None with `why`), and what was spent. Raises QualityError where the budget
-    does not cover the request, DataError where the backbone saw the rows.
+    The epsilon and delta that earlier runs of this workspace spent count against the budget. `info["certified"]` says
+    whether the certificate holds (`holds`: True, or None with `why`) and how much was spent. Raises QualityError if the
+    budget does not cover the request, and DataError if the backbone saw the rows.
     """
     rows, labels = request.train_rows, torch.from_numpy(request.labels)
     before = None if request.forgotten_dir is None else spent_before(request.forgotten_dir)

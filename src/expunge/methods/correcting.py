@@ -1,4 +1,4 @@
-"""What a correction of labels asks of a method: that it can teach another label, and does not learn the old ones."""
+"""Requests that correct labels: a method must be able to teach new labels and must not learn the old ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.system.errors import QualityError
 
 
 def refuse_correction(name: str, method: str, facts: Facts, request: FitInputs, instead: list[str]) -> None:
-    """Raise QualityError where `request` corrects labels and the entry `name` has a `method` that takes away alone."""
+    """Raise QualityError if `request` corrects labels and the `method` of the entry `name` can only remove rows."""
     if request.corrects and "corrections" not in facts.requests:
         raise QualityError(
             f"{name}: {method} takes rows away and cannot teach another label; take {', '.join(instead)}"
@@ -23,7 +23,10 @@ def refuse_correction(name: str, method: str, facts: Facts, request: FitInputs, 
 
 
 def taught(name: str, request: FitInputs, settings: Settings) -> Settings:
-    """The settings of a method that may learn from the original's answers; with corrections it learns from labels."""
+    """Settings of a method that can learn from the original's outputs; if the request corrects labels, from labels.
+
+    Raises QualityError if the request corrects labels and the settings ask for other targets.
+    """
     if not request.corrects:
         return settings
     if settings.get("targets", "labels") != "labels":
@@ -38,13 +41,16 @@ def by_influence(
     _: UnlearnedModel | None,
     method: type[FirstOrder] | type[SecondOrder],
 ) -> UnlearnedModel:
-    """A step on the head for rows that get other labels, or that go."""
+    """Take an influence-function step on the head for rows that are removed or get new labels."""
     fitted = make(name, method, settings).fit(request.head, *_changed(request))
     return UnlearnedModel(identity(request.store.dim), fitted.head_, {"gradient_norm": fitted.gradient_norm_})
 
 
 def _changed(request: FitInputs) -> tuple[Rows, Rows, Rows | None]:
-    """Rows that stay as they are, those of the request with the labels that they had, and with those that they get."""
+    """The unchanged rows, the rows of the request with their old labels, and these with their new labels.
+
+    The last is None unless the request corrects labels.
+    """
     kept = np.setdiff1d(request.retain_rows, request.forget_rows)
     old, new = (torch.from_numpy(labels[request.forget_rows]) for labels in (request.old_labels, request.labels))
     z, y = torch.from_numpy(request.store.z(kept)), torch.from_numpy(request.labels[kept])

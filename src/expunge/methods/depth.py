@@ -1,4 +1,4 @@
-"""What a backbone's inner stages still say about forgotten rows: a linear probe at up to four places of its depth."""
+"""Linear probes at up to four inner stages of a backbone: what their features still reveal about forgotten rows."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from expunge.models.layers import PENULTIMATE, Layers
 from expunge.system.errors import ConfigError
 from expunge.system.files import digest_of
 
-TRAIN, TEST = 1500, 750  # rows on each side that a probe learns from and is scored on: bounds the forward passes
+TRAIN, TEST = 1500, 750  # rows on each side that a probe learns from and is scored on; this limits the forward passes
 BATCH = 256
 
 
 def stage_names(classifier: Classifier) -> tuple[str, ...]:
-    """Up to MAX_STAGES modules of the backbone through which everything passes, spread over depth, nearest the input
-    first.
+    """Names of up to MAX_STAGES modules of the backbone, spread over its depth, the one nearest the input first.
 
-    The last of all, the features that the head reads, is not among them. Empty where the backbone has no such module
-    or cannot be traced.
+    All information passes through each of these modules. The last one, which gives the features that the head reads, is
+    left out. Empty if the backbone has no such module or cannot be traced.
     """
     core, prefix = core_of(copy.deepcopy(classifier))  # hooks stay on the copy
     try:
@@ -58,10 +57,10 @@ def stage_names(classifier: Classifier) -> tuple[str, ...]:
 def stage_features(
     classifier: Classifier, names: tuple[str, ...], dataset: Dataset, rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float32]]:
-    """Pooled features `(len(rows), d)` of each of `names`, in eval mode, fp32.
+    """Pooled features `(len(rows), d)` float32 of each module in `names`, computed in eval mode.
 
-    Pictures are averaged over space, tokens over the positions of the text. Raises ConfigError for a module that the
-    backbone lacks.
+    Image features are averaged over space, token features over positions. Raises ConfigError for a module that the
+    backbone does not have.
     """
     core, prefix = core_of(copy.deepcopy(classifier.eval()))  # hooks stay on the copy
     modules = dict(core.named_modules())
@@ -84,7 +83,7 @@ def stage_probes(
 ) -> dict[str, NDArray[np.float64]]:
     """Per-row success of the probe at every stage, by the gate's path, over the same rows for every model.
 
-    `at` maps the rows of the plan to rows of the dataset. Empty where the plan has no rows for a probe.
+    `at` maps the planned rows to rows of the dataset. Empty if the plan has no rows for a probe.
     """
     if rows.probe_train is None or rows.probe_test is None or not names:
         return {}
@@ -109,7 +108,10 @@ def cached_probes(
     rows: Rows,
     at: NDArray[np.int64],
 ) -> Mapping[str, NDArray[np.float64]]:
-    """As `stage_probes`, kept in `directory`: every method is compared with the model that `digest` names."""
+    """`stage_probes` of the model with this `digest`, read from `directory` or computed and stored there.
+
+    Every method is compared with the same models, so their probes are computed only once.
+    """
     sides = [side.tolist() for pair in (rows.probe_train, rows.probe_test) if pair is not None for side in pair]
     key = digest_of([digest, names, dataset.digest, sides, at.tolist(), rows.seed, TRAIN, TEST, code_version()])
     path = directory / f"{key.removeprefix('sha256:')}.safetensors"
@@ -118,6 +120,7 @@ def cached_probes(
     found = stage_probes(classifier, names, dataset, rows, at)
     if found:
         directory.mkdir(parents=True, exist_ok=True)
+        # Rename only a complete file, so that an interrupted run leaves no damaged one.
         own = path.with_suffix(".tmp")
         save_file(found, own)
         own.replace(path)
@@ -125,12 +128,12 @@ def cached_probes(
 
 
 def code_version() -> str:
-    """Digest of this module and of the probe: a change of either makes what is kept stale."""
+    """Digest of the sources of this module and of the probe; a change of either invalidates stored results."""
     return digest_of([Path(f).read_text(encoding="utf-8") for f in (__file__, linear_probe_rows.__code__.co_filename)])
 
 
 def _pools(core: torch.nn.Module, name: str, sample: Tensor) -> bool:
-    """Whether the module gives one vector, row or map per input."""
+    """Whether the module's output can be pooled to one vector per input."""
     try:
         Layers(core, [name], sample)
     except ConfigError:
@@ -140,6 +143,6 @@ def _pools(core: torch.nn.Module, name: str, sample: Tensor) -> bool:
 
 @torch.no_grad()
 def _is_last(core: torch.nn.Module, name: str, sample: Tensor) -> bool:
-    """Whether its pooled output is what the head reads, which has gates of its own."""
+    """Whether the module's pooled output equals the features that the head reads; these have gates of their own."""
     both = Layers(core, [name, PENULTIMATE], sample)(sample)
     return both.shape[1] % 2 == 0 and torch.allclose(*both.chunk(2, dim=1))

@@ -1,5 +1,7 @@
-"""Exact deletion from a head on a public backbone, and exact correction of labels: what is shipped is what training
-without the rows, or on the corrected labels, gives."""
+"""Exact deletion of rows from a head on a public backbone, and exact correction of labels.
+
+The result is the head that training without the rows, or on the corrected labels, gives.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ TOLERANCE = 1e-9  # relative, between a downdated ridge head and one computed fr
 
 
 def why_not(request: FitInputs) -> str | None:
-    """Why rows cannot be deleted exactly from this model; None where they can."""
+    """Return why rows cannot be deleted exactly from this model, or None if they can."""
     card = request.classifier.card
     if card.training not in FROZEN:
         return (
@@ -44,10 +46,10 @@ def why_not(request: FitInputs) -> str | None:
 
 
 def delete_exactly(request: FitInputs) -> UnlearnedModel:
-    """The head without the forgotten rows, or of the corrected labels, by the procedure that fits how the model was
-    trained, and its provenance.
+    """Compute the head without the forgotten rows, or with the corrected labels, and the provenance of the result.
 
-    Raises QualityError with the reason where the model cannot be deleted from.
+    The procedure depends on how the model was trained. Raises QualityError with the reason if exact deletion from the
+    model is not possible.
     """
     reason = why_not(request)
     if reason is not None:
@@ -63,7 +65,9 @@ def delete_exactly(request: FitInputs) -> UnlearnedModel:
             gone = np.union1d(request.forget_rows, request.left_out)
             head.remove(torch.from_numpy(request.store.z(gone)), labels[gone], kept)
             procedure = "ridge: sums less those of the rows, Cholesky factor updated"
-        if head.quantum is not None:  # exact sums, a factor of their own: the bits of training without the rows
+        # With a quantum the sums are exact. Solving from a new factor then gives the same bits as training without the
+        # rows, which an updated factor would not.
+        if head.quantum is not None:
             head.solve(kept)
         holds = head.drift_ <= head.drift
         accuracy = {"residual": head.drift_, "relative_tolerance": 0.0 if head.quantum is not None else TOLERANCE}
@@ -82,7 +86,11 @@ def delete_exactly(request: FitInputs) -> UnlearnedModel:
 
 
 def load_head(request: FitInputs) -> tuple[Head, dict[str, Any]]:
-    """The head that training kept, and the manifest of its model. Raises QualityError where it is of other rows."""
+    """Load the head that training kept, and the manifest of its model.
+
+    Raises ConfigError without a model directory, and QualityError if no head was kept or it belongs to other rows or to
+    another backbone.
+    """
     if request.model_dir is None:
         raise ConfigError("exact: the directory of the model is not given, so there is no head to delete from")
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
@@ -104,7 +112,7 @@ def load_head(request: FitInputs) -> tuple[Head, dict[str, Any]]:
 
 
 def provenance(request: FitInputs, head: Head, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the claim rests on: public layers, rows, procedure, seed and versions. Ids of rows are in none of it."""
+    """Provenance of the claim: public layers, rows, head, seed and versions. It contains no ids of rows."""
     shared = grounds(request)
     return {
         **shared,
@@ -120,7 +128,7 @@ def provenance(request: FitInputs, head: Head, manifest: dict[str, Any]) -> dict
 
 
 def grounds(request: FitInputs) -> dict[str, Any]:
-    """What every exact claim rests on, however the model was trained: retained rows, versions and kind of machine."""
+    """The part of the provenance common to all exact claims: retained rows, versions and machine type."""
     return {
         "rows": {"retained": len(request.retain_rows), "merkle_root": rows_root(request)},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -129,9 +137,9 @@ def grounds(request: FitInputs) -> dict[str, Any]:
 
 
 def rows_root(request: FitInputs) -> str:
-    """The Merkle root of keyed digests of the retained rows, each with its label, in the order of the digests.
+    """Merkle root of the keyed digests of the retained rows, each with its label, in sorted order.
 
-    Raises ConfigError where the directory of the key is not given.
+    Raises ConfigError if the directory of the key is not given.
     """
     if request.forgotten_dir is None:
         raise ConfigError("exact: the directory of the key of row digests is not given")
@@ -141,12 +149,12 @@ def rows_root(request: FitInputs) -> str:
 
 
 def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:
-    """Audit by recomputation: the head fitted from scratch on the retained rows, with the settings that `claim`
-    (`info["exact"]`) names, beside the `shipped` one.
+    """Audit the claim by recomputation: fit the head from scratch and compare it with the `shipped` one.
 
-    `agrees` is True where rows, backbone and weights are those that were claimed: weights to the stated tolerance or
-    bound, and the rounding of float32. The auditor must still trust that the features of the rows are those of the
-    public backbone and that the backbone never saw the rows.
+    The head is fitted to the retained rows with the settings in `claim` (`info["exact"]`). `agrees` is True if rows,
+    backbone and weights are those claimed, the weights to within the stated tolerance or bound plus the rounding of
+    float32. The auditor must still trust that the features of the rows are those of the public backbone and that the
+    backbone never saw the rows.
     """
     same_rows = rows_root(request) == claim["rows"]["merkle_root"]
     ridge = claim["head"]["kind"] == "RidgeHead"
@@ -156,7 +164,7 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (head.head_, shipped))
     same_bits, absent = bool(torch.equal(ours, theirs)), head.counts_ == 0
     same_masked = bool(torch.equal(ours[absent, -1], theirs[absent, -1]))
-    for weights in (ours, theirs):  # the mask of a class without rows is no weight that was fitted
+    for weights in (ours, theirs):  # the bias of a class without rows is a mask, not a fitted weight
         weights[absent, -1] = 0.0
     distance, size = float((ours - theirs).norm()), float(ours.norm())
     if isinstance(head, RidgeHead):

@@ -1,7 +1,7 @@
-"""Exact deletion from a model trained above a cut: training again without the rows, from kept activations.
+"""Exact deletion from a model trained above a cut: retrain these layers without the rows on stored activations.
 
-`training/recipe.py` trains by `finetune.above.train_above` on the same activations, so the weights are those of
-training on a dataset without the rows, bit for bit, on one machine. No picture is decoded and no lower layer runs.
+`training/recipe.py` trains by `finetune.above.train_above` on the same activations, so the weights are bit-identical to
+those of training on a dataset without the rows, on the same machine. No image is decoded and no lower layer is run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from expunge.system.files import read_manifest, sha256
 
 
 def why_not(request: FitInputs) -> str | None:
-    """Why rows cannot be deleted exactly from this model; None where they can."""
+    """Return why rows cannot be deleted exactly from this model, or None if they can."""
     card = request.classifier.card
     if card.above is None or card.weights is None:
         return "the model's description does not name its public weights and its recipe; run the train stage again"
@@ -50,9 +50,9 @@ def why_not(request: FitInputs) -> str | None:
 
 
 def delete_above(request: FitInputs) -> UnlearnedModel:
-    """The network that training on the retained rows gives, by the original's recipe and seed, and its provenance.
+    """Train the layers above the cut on the retained rows with the original's recipe and seed; add the provenance.
 
-    Raises QualityError with the reason where the model cannot be deleted from.
+    Raises QualityError with the reason if exact deletion from the model is not possible.
     """
     reason = why_not(request)
     if reason is not None:
@@ -74,9 +74,10 @@ def delete_above(request: FitInputs) -> UnlearnedModel:
 
 
 def retained_activations(request: FitInputs, cut: str, lower: str) -> Activations:
-    """The activations of the training rows, checked to be of these rows and lower layers, byte for byte.
+    """Load the activations of the training rows, and verify their digest, rows and lower layers.
 
-    Raises QualityError where they are of others, ConfigError where none are kept.
+    Raises QualityError if they belong to other rows or lower layers or differ from the manifest, and ConfigError if
+    none are stored.
     """
     found = request.activations(cut)
     manifest = read_manifest(request.activations_dir, verify=False)
@@ -95,7 +96,7 @@ def retained_activations(request: FitInputs, cut: str, lower: str) -> Activation
 
 
 def provenance(request: FitInputs) -> dict[str, Any]:
-    """What the claim rests on: public layers, rows, recipe, seed and versions. Ids of rows are in none of it."""
+    """Provenance of the claim: public layers, rows, recipe, seed and versions. It contains no ids of rows."""
     card = request.classifier.card
     assert card.above is not None and card.weights is not None
     recipe = dict(card.above["recipe"])
@@ -116,13 +117,14 @@ def provenance(request: FitInputs) -> dict[str, Any]:
 def recompute(
     request: FitInputs, shipped: Classifier, claim: dict[str, Any], from_inputs: Path | None = None
 ) -> dict[str, Any]:
-    """Audit by recomputation: what lies above is trained from the public weights once more, on the retained rows, by
-    the recipe that `claim` (`info["exact"]`) names, and compared with the `shipped` network.
+    """Audit the claim by recomputation: train the layers above the cut again and compare with the `shipped` network.
 
-    `from_inputs`: a work directory; activations are then fetched anew from pictures or texts by the public layers, and
-    must be those that were kept. Else the auditor must trust that they are, and in any case that the public weights
-    never saw the rows. `agrees` is True where rows, lower layers and every bit of the weights are those claimed; on
-    another kind of machine or another number of threads bits differ and `distance` says how far.
+    Training starts from the public weights and uses the retained rows and the recipe in `claim` (`info["exact"]`).
+    `from_inputs`: a work directory. If it is given, the public layers compute the activations again from images or
+    texts, and these must equal the stored ones. Otherwise the auditor must trust the stored activations. In either case
+    the auditor must trust that the public weights never saw the rows. `agrees` is True if rows, lower layers and every
+    bit of the weights are those claimed. On another type of machine or with another number of threads the bits differ;
+    `distance` then gives the largest absolute difference of a weight.
     """
     same_rows = rows_root(request) == claim["rows"]["merkle_root"]
     recipe, lower = claim["recipe"], claim["public"]["lower_digest"]
@@ -144,7 +146,7 @@ def recompute(
         "agrees": same_rows and same_lower and same_bits and same_activations is not False,
         "rows": same_rows,
         "backbone": same_lower,
-        "activations": same_activations,  # None: not fetched anew
+        "activations": same_activations,  # None: not computed again
         "distance": distance,
         "allowed": 0.0,
         "same_bits": same_bits,

@@ -1,4 +1,4 @@
-"""Exact deletion from heads in shards on a public backbone: the heads whose people asked change, the others do not."""
+"""Exact deletion from heads in shards on a public backbone: only the heads whose shards hold forgotten rows change."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ KINDS: dict[str, type[RidgeHead] | type[SoftmaxHead]] = {"ridge": RidgeHead, "he
 
 
 def in_shards(request: FitInputs) -> bool:
-    """Whether training kept several heads."""
+    """Whether the model was trained as several heads, one per shard."""
     return request.model_dir is not None and (request.model_dir / DESCRIPTION).is_file()
 
 
 def delete_from_heads(request: FitInputs) -> UnlearnedModel:
-    """The mean of heads without the forgotten rows, and its provenance. Raises QualityError with the reason where the
-    model cannot be deleted from."""
+    """Compute the mean of the heads without the forgotten rows, or with the corrected labels, and its provenance.
+
+    Raises QualityError with the reason if exact deletion from the model is not possible.
+    """
     reason = why_not(request)
     if reason is not None:
         raise QualityError(f"exact: {reason}")
@@ -66,9 +68,9 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
 
 
 def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
-    """The heads that training kept, where the training rows belong, and the manifest of the model.
+    """Load the heads that training kept, the shards of the training rows, and the manifest of the model.
 
-    Raises QualityError where the heads are of other rows, another key or another backbone.
+    Raises QualityError if the heads belong to other rows, another key or another backbone.
     """
     assert request.model_dir is not None
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
@@ -87,7 +89,7 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
 
 
 def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:
-    """As `exact.recompute`, of all heads and their mean: every one is fitted from scratch on its retained rows."""
+    """Audit as `exact.recompute` does, for all heads: each is fitted from scratch and their mean is compared."""
     described = claim["heads"]
     placed = placed_as(request, {"count": described["count"], "slices": 1, "key": described["key"]})
     same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
@@ -100,7 +102,7 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (made.head_, shipped))
     same_bits, absent = bool(torch.equal(ours, theirs)), torch.from_numpy(made.counts_.sum(axis=0) == 0)
     same_masked = bool(torch.equal(ours[absent, -1], theirs[absent, -1]))
-    for weights in (ours, theirs):  # the mask of a class without rows is no weight that was fitted
+    for weights in (ours, theirs):  # the bias of a class without rows is a mask, not a fitted weight
         weights[absent, -1] = 0.0
     distance = float((ours - theirs).norm())
     size = float(np.sqrt(sum(float(h.head_.weight.double().square().sum()) for h in made.known)) + ours.norm())
@@ -121,11 +123,11 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
 
 
 def _rows(request: FitInputs, placed: Places, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """Features, labels and shards of `rows`."""
+    """Features `(n, d)`, labels `(n,)` and shards `(n,)` of `rows`."""
     z, labels = torch.from_numpy(request.store.z(rows)), torch.from_numpy(request.labels[rows])
     return z, labels, placed.shard[request.among_train(rows)]
 
 
 def _root(request: FitInputs, placed: Places, number: int) -> str:
-    """The Merkle root of the retained rows of a shard."""
+    """Merkle root of the retained rows of shard `number`."""
     return placed.root(placed.up_to(request.among_train(request.retain_rows), number, 0))

@@ -1,7 +1,7 @@
-"""Exact deletion from a model in shards: those that hold forgotten rows are trained again, the others stay as they are.
+"""Exact deletion from a model in shards: only the shards that hold forgotten rows are trained again.
 
-`training/recipe.py` trains by `finetune.shards.train_shards` on the same activations, so what is trained again is what
-training on a dataset without the rows gives, and so is what stays, bit for bit, on one machine.
+`training/recipe.py` trains by `finetune.shards.train_shards` on the same activations. All shards, retrained or kept,
+are therefore bit-identical to those of training on a dataset without the rows, on the same machine.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from expunge.system.errors import ConfigError, QualityError
 
 
 def delete_from_shards(request: FitInputs) -> UnlearnedModel:
-    """The network that training on the retained rows gives, by the original's recipe, seed and shards.
+    """Retrain the affected shards on their retained rows with the original's recipe and seed; add the provenance.
 
-    Raises QualityError with the reason where the model cannot be deleted from.
+    Raises QualityError with the reason if exact deletion from the model is not possible.
     """
     reason = why_not(request)
     if reason is not None:
@@ -71,9 +71,9 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
 
 
 def placed_as(request: FitInputs, shards: dict[str, Any]) -> Places:
-    """Where the training rows belong, by the key that the model was trained with.
+    """Shards and slices of the training rows, by the key that the model was trained with.
 
-    Raises ConfigError where the directory of the key is not given, QualityError where it holds another one.
+    Raises ConfigError if the directory of the key is not given, and QualityError if it holds another key.
     """
     if request.forgotten_dir is None:
         raise ConfigError("exact: the directory of the key that places subjects into shards is not given")
@@ -89,10 +89,11 @@ def placed_as(request: FitInputs, shards: dict[str, Any]) -> Places:
 
 
 def drawn(nonce: str, count: int, wanted: int) -> list[int]:
-    """The `wanted` of `count` shards that an auditor's `nonce`, hexadecimal, picks: those with the least HMAC-SHA256 of
-    their number under it. Who does not know the nonce beforehand cannot know which.
+    """Select `wanted` of `count` shards by an auditor's `nonce` in hexadecimal digits; return their sorted numbers.
 
-    Raises ConfigError for a nonce of fewer than 16 bytes, or more shards than there are.
+    Selected are the shards whose numbers have the smallest HMAC-SHA256 under the nonce. Without knowing the nonce
+    nobody can predict the selection. Raises ConfigError for a nonce of fewer than 16 bytes and for a `wanted` outside
+    1..count.
     """
     try:
         key = bytes.fromhex(nonce)
@@ -113,12 +114,13 @@ def recompute(
     from_inputs: Path | None = None,
     chosen: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Audit by recomputation: the `chosen` shards (None: all) are trained from the public weights once more, on their
-    retained rows, by the recipe that `claim` (`info["exact"]`) names, and compared with those `shipped`.
+    """Audit the claim by recomputation: train the `chosen` shards again and compare them with those `shipped`.
 
-    Rows of every shard are compared by their Merkle root, weights of every shard by the digest claimed, their mean by
-    the counts of rows. `from_inputs` and what is returned as in `exact_above.recompute`; `distance` is that of the
-    shards made again, which stand in `shards_made_again`.
+    Training starts from the public weights and uses the shards' retained rows and the recipe in `claim`
+    (`info["exact"]`). `chosen`: numbers of shards; None means all. For every shard the Merkle root of its rows and the
+    digest of its weights are compared with the claim, and the weights of their mean with those that the counts of rows
+    give. `from_inputs` and the result are as in `exact_above.recompute`. `distance` is that of the retrained shards,
+    which `shards_made_again` lists.
     """
     recipe, shards = claim["recipe"], claim["shards"]
     cut, lower = recipe["cut"], claim["public"]["lower_digest"]
@@ -151,7 +153,7 @@ def recompute(
         "agrees": same_rows and same_lower and same_bits and same_mean and same_activations is not False,
         "rows": same_rows,
         "backbone": same_lower,
-        "activations": same_activations,  # None: not fetched anew
+        "activations": same_activations,  # None: not computed again
         "distance": distance,
         "allowed": 0.0,
         "same_bits": same_bits,
@@ -162,7 +164,7 @@ def recompute(
 
 
 def _ends(shipped: Classifier) -> list[dict[str, torch.Tensor]]:
-    """The tensors of every shard of a classifier."""
+    """State dict of every shard of a classifier, detached."""
     core = core_with_shards(shipped)
     assert core is not None
     return [{k: v.detach() for k, v in upper.state_dict().items()} for upper in core.uppers]

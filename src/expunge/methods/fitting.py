@@ -1,4 +1,4 @@
-"""Fits an entry of `fit` in params.yaml: its method, what comes before it, and the guard against collapse."""
+"""Fit an entry of the section `fit` in params.yaml: the entry in `after`, the method itself, and the collapse guard."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from expunge.system.errors import ConfigError
 UNGUARDED = ("logit-mask", "exact", "certified-removal")
 CORRECTING = [name for name, method in METHODS.items() if "corrections" in method.kind.facts.requests]
 
-# torch imports its compiler when a process makes its first optimizer: seconds that belong to no method.
+# torch imports its compiler when a process creates its first optimizer. This takes seconds, which must not count as the
+# fit time of a method.
 DESCENDS = {name for name, method in METHODS.items() if method.kind.facts.cost != "closed form"}
 
 
 def warm_up(name: str, table: Mapping[str, Settings], training: str) -> None:
-    """Import what the entry will need for a model trained as `training` says, so that its fit can be timed alone."""
+    """Trigger the imports that the entry needs on a model with this `training`, so that they are not timed."""
     settings = table.get(name) or {}
     needed = {settings.get("method", name), (settings.get("after") or {}).get("method")}
     if needed & (DESCENDS | {"exact"} if training == ABOVE else DESCENDS):
@@ -34,7 +35,10 @@ def warm_up(name: str, table: Mapping[str, Settings], training: str) -> None:
 
 
 def method_named(method: str, entry: str) -> Method:
-    """The method of the entry `entry` of params: ours, or an installed package's. Raises ConfigError for others."""
+    """Return the method of the entry `entry` of params, ours or an installed package's.
+
+    Raises ConfigError for an unknown method.
+    """
     if method in METHODS:
         return METHODS[method]
     others = plugins.names("methods")
@@ -45,12 +49,16 @@ def method_named(method: str, entry: str) -> Method:
 
 
 def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> UnlearnedModel:
-    """Fit the entry `name` of `table`, the `fit` section of params. Raises ConfigError for what it does not know."""
+    """Fit the entry `name` of `table`, the section `fit` of params.
+
+    Raises ConfigError for a missing entry, an unknown method or an invalid setting, and CollapseError if the result
+    lost too much accuracy on retained rows.
+    """
     if name not in table:
         raise ConfigError(f"params.yaml: fit.{name} is missing; add it ({{}} takes the defaults)")
     given = dict(table[name] or {})
     max_drop = given.pop("max_drop", MAX_DROP)
-    given.pop("fit_seeds", None)  # see `seeding.other_seeds`
+    given.pop("fit_seeds", None)  # handled by `seeding.other_seeds`
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
         raise ConfigError(f"params.yaml: fit.{name}.max_drop: {max_drop!r} is no share of rows between 0 and 1")
     unlearned = _fit(name, name, request, given)
@@ -58,7 +66,7 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
 
 
 def _fit(name: str, default: str, request: FitInputs, given: Settings) -> UnlearnedModel:
-    """Fit the settings `given` of the entry `name`, of the method `default` where they name none."""
+    """Fit the entry `name` with the settings `given`; if these name no method, it is `default`."""
     settings = dict(given)
     method, after = settings.pop("method", default), settings.pop("after", None)
     choose = settings.pop("choose", None)
@@ -86,7 +94,10 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
 
 
 def _guarded(name: str, method: str, request: FitInputs, unlearned: UnlearnedModel, max_drop: float) -> UnlearnedModel:
-    """The result with what it kept, refused where it lost too much. Exact answers are what they are."""
+    """Add the accuracy on held-out retained rows to the result, and refuse it if it lost too much.
+
+    Results of methods in UNGUARDED are returned unchanged.
+    """
     if method in UNGUARDED:
         return unlearned
     kept = retained_accuracy(request, unlearned)

@@ -1,4 +1,4 @@
-"""What a method may look at when it is fitted to a request: features, moments, labels, images, never a test row."""
+"""Inputs of a method that is fitted to a request: features, Moments, labels and images, but no test rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODE
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What a method may look at. Test rows and retrained models are out of its reach.
+    """Everything that a method may use. Test rows and retrained models are not among it.
 
-    Where the request corrects labels no row goes: `retain_rows` are all training rows, `forget_rows` those of them that
-    are corrected, `labels` those that hold afterwards, also in `dataset`, and `old_labels` those of the original.
+    A request that corrects labels removes no row. Then `retain_rows` are all training rows, `forget_rows` those that
+    are corrected, `labels` (and the labels of `dataset`) the corrected labels, and `old_labels` those of the original.
     """
 
     store: FeatureStore
@@ -40,17 +40,17 @@ class FitInputs:
     forget_rows: np.ndarray
     retain_rows: np.ndarray
     forget_classes: list[int]  # classes forgotten as a whole
-    validation_rows: np.ndarray  # of both, to choose settings by
+    validation_rows: np.ndarray  # retained and forgotten rows held out for choosing settings
     unseen_rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # rows the model never saw
-    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows that are in neither
-    model_dir: Path | None = None  # the original's: what its training kept for exact deletion
-    forgotten_dir: Path | None = None  # where the key of row digests lies
-    new_labels: np.ndarray | None = None  # int32 by dataset row, where the request corrects some
-    engine: Engine | None = None  # who trains shards again; None: this process, one after the other
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # training rows in neither of the two
+    model_dir: Path | None = None  # directory of the original, with the state that its training kept for exact deletion
+    forgotten_dir: Path | None = None  # directory with the key of the row digests
+    new_labels: np.ndarray | None = None  # int32 by dataset row, if the request corrects labels
+    engine: Engine | None = None  # runs the training of shards; None: in this process, one after the other
 
     @classmethod
     def of_split(cls, split: Split, engine: Engine | None = None) -> FitInputs:
-        """The request of `split`, put to the original of the workspace that is the current directory."""
+        """The request of `split` with the original model of the workspace in the current directory."""
         dataset, new = Dataset(DATASET, verify=False), None
         if split.corrections is not None:
             new = split.labels(dataset.labels())
@@ -78,17 +78,17 @@ class FitInputs:
 
     @property
     def corrects(self) -> bool:
-        """Whether the request replaces labels instead of taking rows away."""
+        """Whether the request corrects labels instead of removing rows."""
         return self.new_labels is not None
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32, by dataset row: those that hold after the request."""
+        """Labels after the request, int32 by dataset row."""
         return self.old_labels if self.new_labels is None else self.new_labels
 
     @cached_property
     def old_labels(self) -> np.ndarray:
-        """int32, by dataset row: those that the original was trained on."""
+        """Labels that the original was trained on, int32 by dataset row."""
         return self.store.column("label")
 
     @cached_property
@@ -101,11 +101,11 @@ class FitInputs:
 
     @cached_property
     def train_rows(self) -> np.ndarray:
-        """All training rows, in dataset order: the rows of `activations`."""
+        """All training rows in dataset order, which is also the order of the rows of `activations`."""
         return np.flatnonzero(self.store.column("split") == TRAIN)
 
     def among_train(self, rows: np.ndarray) -> np.ndarray:
-        """Where the training rows `rows` stand among `train_rows`."""
+        """Positions of the training rows `rows` among `train_rows`."""
         return np.searchsorted(self.train_rows, rows)
 
     @cached_property
@@ -114,24 +114,24 @@ class FitInputs:
 
     @cached_property
     def total(self) -> Moments:
-        """Of all training rows but those left out, accumulated when the features were fetched."""
+        """Moments of all training rows except `left_out`, accumulated when the features were extracted."""
         total = Moments.load(self.store.directory / MOMENTS)
         return total - Moments.of(torch.from_numpy(self.store.z(self.left_out))) if len(self.left_out) else total
 
     @cached_property
     def retain(self) -> Moments:
-        """`total - forget`: no pass over retained rows."""
+        """Moments of the retained rows, computed as `total - forget` without a pass over them."""
         return self.total if self.corrects else self.total - self.forget
 
     @cached_property
     def class_counts(self) -> Tensor:
-        """Training rows per class but those left out, `(C,)` int64."""
+        """Number of training rows per class, without `left_out`, `(C,)` int64."""
         counts = load_file(self.store.directory / CLASS_SUMS)["counts"]
         return counts - torch.bincount(torch.from_numpy(self.labels[self.left_out]), minlength=len(counts))
 
     @cached_property
     def class_means(self) -> Tensor:
-        """Mean training feature per class, left-out rows apart, `(C, d)` float64."""
+        """Mean feature of the training rows per class, without `left_out`, `(C, d)` float64."""
         sums = load_file(self.store.directory / CLASS_SUMS)["sums"]
         if len(self.left_out):
             z = torch.from_numpy(self.store.z(self.left_out)).double()
@@ -139,7 +139,7 @@ class FitInputs:
         return sums / self.class_counts.clamp(min=1)[:, None]
 
     def images(self) -> np.ndarray:
-        """All images, uint8 `(n, h, w, c)`, in memory, for methods that train. Raises DataError for mixed sizes."""
+        """All images in memory, uint8 `(n, h, w, c)`, for methods that train. Raises DataError for mixed sizes."""
         images = self.dataset.images()
         if isinstance(images, list):
             raise DataError(
@@ -148,7 +148,10 @@ class FitInputs:
         return images
 
     def cut(self, name: str) -> str:
-        """The cut that a method asks for; "auto" is the one fetched. Raises ConfigError for several."""
+        """The cut that a method asks for; "auto" means the only one with activations.
+
+        Raises ConfigError for "auto" unless there is exactly one.
+        """
         if name != "auto":
             return name
         files = list(read_manifest(self.activations_dir, verify=False)["files"])
@@ -157,7 +160,10 @@ class FitInputs:
         return str(files[0]).removesuffix(".npy")
 
     def activations(self, cut: str) -> np.ndarray:
-        """Activations `(train rows, ...)` float16 behind a cut, memory-mapped; their axes as in finetune/cut.py."""
+        """Activations behind a cut, `(train rows, ...)` float16, memory-mapped; axes as in finetune/cut.py.
+
+        Raises ConfigError if none are stored for the cut.
+        """
         manifest = read_manifest(self.activations_dir, verify=False)
         if f"{cut}.npy" not in manifest["files"]:
             raise ConfigError(f"params.yaml: activations.cuts has no {cut!r}; add it, so that they are fetched once")
@@ -165,6 +171,7 @@ class FitInputs:
         return mapped
 
     def whole_classes(self, name: str) -> list[int]:
+        """The classes that are forgotten as a whole. Raises ConfigError, naming the entry `name`, if there are none."""
         if not self.forget_classes:
             raise ConfigError(
                 f"params.yaml: methods: {name} forgets whole classes, but this request names rows; remove it there"

@@ -1,4 +1,4 @@
-"""Metrics of other packages that `evaluate.metrics` names: loaded, measured, and described for reports."""
+"""Metrics of other packages that `evaluate.metrics` names: load, measure, and describe them for reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ BLOCK = "plugins"  # the part of a model's metrics that holds them: {name: value
 
 
 def load_metrics(names: Sequence[str]) -> dict[str, ForgetMetric]:
-    """By name. Raises ConfigError naming the package of one that cannot be used, and all known names for an unknown."""
+    """Load the metrics `names` and return them by name.
+
+    Raises ConfigError for an unknown name, with all known ones, and for a metric that cannot be used, with its package.
+    """
     known = plugins.names("metrics")
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(
@@ -29,7 +32,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, ForgetMetric]:
 
 
 def described(metrics: Mapping[str, ForgetMetric]) -> dict[str, dict[str, str]]:
-    """What reports need to show them without the packages: their names in words, formats, targets and packages."""
+    """Descriptions of the metrics, so that reports need not load their packages: name, format, target and package."""
     return {
         name: {"name": m.name, "form": m.form, "target": m.target, "package": plugins.package_of("metrics", name)}
         for name, m in metrics.items()
@@ -39,9 +42,10 @@ def described(metrics: Mapping[str, ForgetMetric]) -> dict[str, dict[str, str]]:
 def forgotten_values(
     metrics: Mapping[str, ForgetMetric], model: Outputs, labels: NDArray[Any], parts: NDArray[Any]
 ) -> dict[str, float]:
-    """Each metric of the rows whose part is "forget". `labels (n,)` and `parts (n,)` describe the rows of `model`.
+    """Value of each metric on the rows whose part is "forget".
 
-    Raises ConfigError with the package's name where a metric gives no finite number.
+    `labels (n,)` and `parts (n,)` describe the rows of `model`. Raises ConfigError with the package's name if the value
+    of a metric is not a finite number.
     """
     rows = np.flatnonzero(np.asarray(parts) == FORGET)
     found = {}

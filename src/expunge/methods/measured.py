@@ -1,4 +1,4 @@
-"""What was measured of the original and of retrained models, kept in files: every method is compared with the same."""
+"""Measurements of the original and of retrained models, stored in files, since every method is compared with them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from expunge.system.files import write_bytes
 
 
 def measure_references(rows: Rows, references: Iterable[Outputs], directory: Path) -> Measuring:
-    """A `Measuring` that knows `references`: read from `directory` where they were measured before on the same rows by
-    the same code, else measured now and written there. Files of other models are removed."""
+    """Return a `Measuring` that holds the measurements of `references`.
+
+    Measurements that the same code made on the same rows before are read from `directory`. The others are made now and
+    written there. Files of other models are removed.
+    """
     measuring, plan, wanted = Measuring(rows), _digest(rows, _code()), set()
     for model in references:
         path = directory / f"{_digest(plan, model)}.safetensors"
@@ -54,12 +57,15 @@ def _read(path: Path) -> Measured:
 
 
 def _code() -> str:
-    """Digest of the code that measures."""
+    """Digest of the sources of the package `evaluation`; a change of any invalidates stored measurements."""
     return _digest([path.read_text(encoding="utf-8") for path in sorted(Path(evaluation.__file__).parent.glob("*.py"))])
 
 
 def _digest(*values: Any) -> str:
-    """Hexadecimal digest of arrays, strings, numbers and what is made of them."""
+    """Hexadecimal digest of arrays, strings, numbers, and dataclasses, dicts, lists and tuples of these.
+
+    Raises TypeError for a value of another type.
+    """
     digest = hashlib.blake2b(digest_size=20)
 
     def add(value: Any) -> None:

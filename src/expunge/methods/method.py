@@ -1,4 +1,4 @@
-"""A line of the table of methods, and lines that other packages bring along."""
+"""An entry of the table of methods, and entries that other packages provide."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from expunge.system import plugins
 from expunge.system.errors import ConfigError
 
 Settings = Mapping[str, Any]
-# The entry's name in params, what the method may look at, its settings, and the result of `after` where there is one.
+# Arguments: the entry's name in params, the method's inputs, its settings, and the result of `after` or None.
 Fit = Callable[[str, FitInputs, Settings, UnlearnedModel | None], UnlearnedModel]
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A line of the table: the class, whose `facts` say what it is for, and how it is fitted to a request."""
+    """An entry of the table: the class, whose `facts` describe its use, and the function that fits it to a request."""
 
     kind: type[Estimator]
     fit: Fit
 
 
 def make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
-    """`method(**settings)`. Raises ConfigError naming the entry `name` where the settings are not the method's."""
+    """Return `method(**settings)`. Raises ConfigError, naming the entry `name`, if the settings are invalid."""
     try:
         return method(**settings)
     except (TypeError, ValueError) as e:
@@ -34,7 +34,7 @@ def make(name: str, method: Callable[..., Any], settings: Settings) -> Any:
 
 
 def load_installed(name: str) -> Method:
-    """The method that a package declares as `name`. Raises ConfigError naming the package where it cannot be used."""
+    """Load the method that a package declares as `name`. Raises ConfigError, naming the package, if it is unusable."""
     found: Method = plugins.load("methods", name, Method)
     if not (isinstance(found.kind, type) and issubclass(found.kind, Estimator) and hasattr(found.kind, "facts")):
         raise ConfigError(

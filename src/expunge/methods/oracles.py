@@ -1,4 +1,4 @@
-"""What the oracle of `oracle-match` is: the result that its entry starts from."""
+"""The oracle of `oracle-match`: the result of the entry in its `after`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from expunge.system.errors import ConfigError
 
 
 def oracle_after(name: str, before: UnlearnedModel | None) -> Oracle:
-    """What `after` of the entry `name` left, a network or a head; the ridge head without the forgotten rows where there
-    is no `after`. Raises ConfigError where it maps the features."""
+    """Return the result of `after` of the entry `name`, a network or a head, as an oracle.
+
+    Without `after` the oracle is the ridge head without the forgotten rows. Raises ConfigError if `after` maps the
+    features.
+    """
     if before is None:
         return RidgeOracle()
     if before.classifier is not None:

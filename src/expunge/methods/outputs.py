@@ -1,4 +1,4 @@
-"""Logits and features of every row: of the original, of retrained models and of what a method left behind."""
+"""Logits and features of every row, for the original, the retrained models and the result of a method."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from expunge.system.paths import DATASET, FEATURES, MODELS, UNLEARNED, WORK, ret
 
 
 def outputs_of_classifier(name: str) -> Outputs:
-    """A trained classifier: its head on its own features."""
+    """Outputs of the trained classifier `name`, from its stored features."""
     head = load_classifier(MODELS / name).head
     z = FeatureStore(FEATURES / name).z()
     return Outputs(LinearHead(head.weight, head.bias).logits(torch.from_numpy(z)).numpy(), z)
 
 
 def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:
-    """An unlearned classifier: the original's features, or those of its own backbone, its map and its shipped head."""
+    """Outputs of the unlearned model `name`: its map and shipped head on the original's features.
+
+    If the model has a backbone of its own, features are extracted with that.
+    """
     unlearned = UnlearnedModel.load(UNLEARNED / name)
     z = torch.from_numpy(original.z)
     if unlearned.classifier is not None:
@@ -42,8 +45,10 @@ def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:
 
 
 def outputs_of_retrained(config: Config, split: Split) -> list[Outputs]:
-    """One per seed of `retrain.seeds`; none where `reference` is skip. Raises CheckpointError for a model whose record
-    says that it was trained on other rows than `split` retains."""
+    """Outputs of the retrained models, one per seed of `retrain.seeds`; none if `reference` is skip.
+
+    Raises CheckpointError for a model whose record says that it was trained on other rows than `split` retains.
+    """
     if config.reference == "skip":
         return []
     check_retrained(split, config.retrain.seeds)
@@ -51,7 +56,7 @@ def outputs_of_retrained(config: Config, split: Split) -> list[Outputs]:
 
 
 def check_retrained(split: Split, seeds: Sequence[int]) -> None:
-    """Raises CheckpointError naming the first retrained model that was trained on other rows than `split` retains."""
+    """Raise CheckpointError for the first retrained model that was trained on other rows than `split` retains."""
     count = len(split.rows(RETAIN))
     for seed in seeds:
         directory = MODELS / retrained(seed)

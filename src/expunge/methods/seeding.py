@@ -1,4 +1,4 @@
-"""The same entry of the table with another fit seed: what part of a result is chance of the fit."""
+"""Fits of the same entry with other seeds, from which the variation between fits is estimated."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MAX_SEEDS = 100
 
 
 def seeded(name: str, table: Mapping[str, Mapping[str, Any]], offset: int) -> dict[str, Mapping[str, Any]]:
-    """A table with the entry `name` alone, its seed and that of what it starts from (`after`) raised by `offset`.
+    """Return a table with only the entry `name`, whose seed and that of its `after` are raised by `offset`.
 
-    A method without a `seed` has no randomness of its own (or, as certified removal, a secret one) and stays as it is.
-    An entry or method that the table does not know is left for `fit` to name.
+    A method without a `seed` is unchanged: it has no randomness, or a secret one, as certified removal has. An unknown
+    entry or method is passed through, because `fit` reports it.
     """
     return {name: _seeded(name, table[name] or {}, offset)} if name in table else {}
 
 
 def other_seeds(name: str, table: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]] | None:
-    """Tables of the fits beside the first that `fit.NAME.fit_seeds` asks for; None where the entry has no seed at all.
+    """Tables of the further fits that `fit.NAME.fit_seeds` asks for, after the first; None if the entry has no seed.
 
-    Raises ConfigError for a `fit_seeds` that is no number of at least 1.
+    Raises ConfigError for a `fit_seeds` that is not an integer between 1 and MAX_SEEDS.
     """
     given = table.get(name) or {}
     count = given.get("fit_seeds", 1)

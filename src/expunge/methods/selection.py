@@ -1,11 +1,11 @@
-"""Choosing a method's settings without a retrained model and without a row that is reported.
+"""Choice of a method's settings without a retrained model and without any row that enters a metric.
 
 A share of the retained and of the forgotten training rows is held out (`split.validation`). Every candidate is fitted
-to the other rows and judged by the held-out ones, by what can be known without retraining: the probability left for
-a forgotten class, and the accuracy that retained rows lose against the original. (Probability, not how many rows are
-still named: a dozen rows tell candidates apart by it.) Among candidates whose sum of both is the same, to a
-thousandth, the one that changes the original's predictions on retained rows least is taken. Held-out rows are in no
-metric; the method is then fitted to all rows with the settings that were taken.
+to the other rows and judged on the held-out ones by two values that need no retraining: the probability left for a
+forgotten class, and the accuracy that retained rows lose against the original. Probability is used instead of the
+share of rows still classified as forgotten, because it distinguishes candidates even on a dozen rows. Among candidates
+with the same sum of both, to a thousandth, the one that changes the original's predictions on retained rows least is
+chosen. Held-out rows enter no metric. The method is then fitted to all rows with the chosen settings.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import CollapseError, ConfigError
 
-STEP = 1e-3  # shares that differ by less are equal
+STEP = 1e-3  # resolution at which sums of shares are compared
 
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """One candidate on held-out rows: mean probability left for the class that goes and accuracy lost, in [0, 1], and
-    KL in nats; None where the fit was refused."""
+    """Scores of one candidate on held-out rows; None if the fit was refused.
+
+    `forgotten_left`: mean probability left for the forgotten class, in [0, 1]. `retained_lost`: accuracy lost on
+    retained rows, in [0, 1]. `retained_kl`: KL(original || candidate) on retained rows, in nats.
+    """
 
     settings: dict[str, Any]
     forgotten_left: float | None
@@ -40,13 +43,13 @@ class CandidateScore:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """The smaller the better."""
+        """Sort key of candidates; smaller is better."""
         assert self.forgotten_left is not None and self.retained_lost is not None and self.retained_kl is not None
         return round((self.forgotten_left + self.retained_lost) / STEP), self.retained_kl
 
 
 def candidates(choose: Mapping[str, Sequence[Any]], where: str) -> list[dict[str, Any]]:
-    """Every combination of the listed values. Raises ConfigError for what is no list of values."""
+    """Every combination of the listed values. Raises ConfigError for a setting without a list of values."""
     for key, values in choose.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"params.yaml: {where}.choose.{key} is {values!r}; list the values to choose from")
@@ -56,8 +59,11 @@ def candidates(choose: Mapping[str, Sequence[Any]], where: str) -> list[dict[str
 def judge(
     settings: dict[str, Any], logits: Callable[[], tuple[Tensor, Tensor]], original: tuple[Tensor, Tensor], y: Tensor
 ) -> CandidateScore:
-    """`logits()` fits the candidate and gives its logits on held-out retained `(n, C)` and forgotten `(m, C)` rows;
-    `original` are the original's on retained rows and the labels of forgotten rows `(m,)`; `y (n,)` retained labels."""
+    """Fit and score one candidate on held-out rows.
+
+    `logits()` fits the candidate and returns its logits on retained `(n, C)` and forgotten `(m, C)` rows. `original`:
+    the original's logits on retained rows and the labels `(m,)` of forgotten rows. `y (n,)`: labels of retained rows.
+    """
     before, forgotten_labels = original
     try:
         kept, gone = logits()
@@ -75,7 +81,10 @@ def judge(
 
 
 def best(judged: Sequence[CandidateScore], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings to take, and the record for the report. Raises CollapseError when every candidate was refused."""
+    """The best candidate's settings, and the record for the report.
+
+    Raises CollapseError if every candidate was refused.
+    """
     able = [j for j in judged if j.refused is None]
     if not able:
         raise CollapseError(f"{where}: every candidate was refused; the first: {judged[0].refused}")
@@ -89,10 +98,10 @@ def choose_settings(
     choose: Mapping[str, Any],
     fitted: Callable[[FitInputs, Mapping[str, Any]], UnlearnedModel],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The best of the combinations in `choose`, and how all fared. `fitted(request, settings)` fits one of them.
+    """The best of the combinations in `choose`, and the scores of all. `fitted(request, settings)` fits one of them.
 
-    Where nothing can be chosen the first combination is taken, and the record says why: for single rows nothing tells
-    without retraining how they should fare. Raises ConfigError for what is no choice.
+    If the request names rows instead of classes, or no row is held out, the first combination is taken and the record
+    says why: without retraining there is no target for single rows. Raises ConfigError for an invalid `choose`.
     """
     where = f"fit.{name}"
     listed = candidates(choose, where)

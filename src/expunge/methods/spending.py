@@ -1,7 +1,7 @@
-"""What certified heads have spent so far, kept beside the forgotten rows and carried from run to run.
+"""The privacy budget that certified heads have spent so far, stored beside the forgotten rows across runs.
 
-`certified.json` in that folder lists every release: epsilon, delta, rows. It holds no noise, no weights and no ids.
-Releases with noise of their own add up, in epsilon and in delta [basic composition].
+`certified.json` in that directory lists every release with its epsilon, delta and number of rows. It holds no noise, no
+weights and no ids. Releases with independent noise add up in epsilon and in delta [basic composition].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "certified.json"
 
 @dataclass(frozen=True)
 class Spending:
-    """`epsilon`, `delta`: sums over `releases`; `known`: False where rows were forgotten before anything was listed."""
+    """`epsilon` and `delta` summed over `releases`; `known` is False if rows were forgotten before the list began."""
 
     epsilon: float
     delta: float
@@ -29,7 +29,7 @@ class Spending:
 
 
 def spent_before(forgotten_dir: Path) -> Spending:
-    """What was spent up to now. Raises DataError for a damaged list."""
+    """Read what was spent so far. Raises DataError for a damaged list."""
     path = forgotten_dir / FILE
     if not path.is_file():
         return Spending(0.0, 0.0, (), known=not ForgottenRows(forgotten_dir).requests())
@@ -43,7 +43,10 @@ def spent_before(forgotten_dir: Path) -> Spending:
 
 
 def record(forgotten_dir: Path, before: Spending, epsilon: float, delta: float, rows: int) -> None:
-    """Add a release, on the disk before the head is: a killed run has spent too much rather than too little."""
+    """Add a release to the list and flush it to the disk. Call this before the head is written.
+
+    If a run is killed in between, the list then overstates what was spent and never understates it.
+    """
     releases = [*before.releases, {"epsilon": epsilon, "delta": delta, "rows": rows}]
     content = json.dumps({"complete": before.known, "releases": releases}, indent=2, sort_keys=True) + "\n"
     forgotten_dir.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,14 @@
-"""The table of methods: from a name in params.yaml to what fits it. Adding a method is one function and one line;
-methods of other packages are found by their entry points (methods/method.py).
+"""The table of methods, from a name in params.yaml to the function that fits it.
 
-`fit.NAME` holds the settings of `methods: [NAME]`. Five keys are ours: `method` lets several settings of one method
-stand beside each other under names of their own, `after` holds a method with its settings that is fitted first and
-from whose result the entry starts, `choose` lists values of settings to choose from on held-out rows, `max_drop` is the
-accuracy on held-out retained rows that the entry may lose before it is refused, see `utility.py`, and `fit_seeds` is
-how many fits with different seeds the intervals of the verdict are to hold, see `seeding.py`.
+A new method needs one function and one line here. Methods of other packages are found by their entry points
+(methods/method.py).
+
+`fit.NAME` holds the settings of the entry NAME in `methods`. Five keys are not passed to the method. `method`: the
+method's name, so that one method can have several entries with different settings. `after`: a method with its settings
+that is fitted first; the entry starts from its result. `choose`: lists of values to choose from on held-out rows, see
+`selection.py`. `max_drop`: the accuracy on held-out retained rows that the entry may lose before it is refused, see
+`utility.py`. `fit_seeds`: the number of fits with different seeds whose spread the intervals of the verdict include,
+see `seeding.py`.
 """
 
 from __future__ import annotations
@@ -56,11 +59,11 @@ from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.classifier import ABOVE
 from expunge.system.errors import ConfigError
 
-STITCHED = 2000  # retained rows that carry a teacher's features over into the original's space
+STITCHED = 2000  # retained rows from which the map of a teacher's features into the original's space is fitted
 
 
 def _logit_mask(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    if not request.forget_classes:  # nothing to mask: the control is the original itself, and the table shows it
+    if not request.forget_classes:  # without a whole class there is nothing to mask, and the control is the original
         return UnlearnedModel(identity(request.store.dim), request.head, {"masked": []})
     fitted = make(name, LogitMask, {"classes": request.forget_classes, **settings}).fit(request.head)
     return UnlearnedModel(fitted.map_, fitted.head_, {"masked": request.forget_classes})
@@ -99,7 +102,7 @@ def _ru_zero_shot_mlp(name: str, request: FitInputs, settings: Settings, _: Unle
 
 
 def _zero_shot(method: Any, request: FitInputs, forget: Moments | torch.Tensor) -> UnlearnedModel:
-    """Retained features stay out of it, as published; class means were kept when the features were fetched."""
+    """Fit without retained features, as published; class means were stored when the features were extracted."""
     fitted = method.fit(
         forget, request.head, request.class_counts, request.forget_classes or None, class_means=request.class_means
     )
@@ -144,7 +147,7 @@ def _certified_removal(name: str, request: FitInputs, settings: Settings, _: Unl
 
 
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
-    """The head's logits on retained rows are known from z."""
+    """Relearn the layers above the cut; the original's logits on retained rows are computed from the stored z."""
     settings = taught(name, request, settings)
     method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
@@ -155,7 +158,10 @@ def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedMode
 
 
 def _teacher_map(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
-    """The teacher shares the layers below its cut with the original, so activations stand for its pictures too."""
+    """Fit a map and head to a relearned teacher.
+
+    The teacher shares the layers below its cut with the original, so its features are computed from stored activations.
+    """
     if before is None or before.classifier is None or "kept_up_to" not in before.info:
         raise ConfigError(f"params.yaml: fit.{name}: teacher-map needs `after: {{method: relearn, ...}}`: its teacher")
     teacher, cut = before.classifier, before.info["kept_up_to"]
@@ -177,7 +183,7 @@ def _teacher_map(name: str, request: FitInputs, settings: Settings, before: Unle
 def _finetune(
     name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None, method: str
 ) -> UnlearnedModel:
-    if not request.forget_classes:  # rows of classes that stay need gentler settings; what params say goes before
+    if not request.forget_classes:  # requests for rows need gentler defaults; settings in params take precedence
         settings = {**FOR_SAMPLES.get(method, {}), **settings}
     kind = FINETUNE[method]
     if "targets" in inspect.signature(kind).parameters:
@@ -236,7 +242,7 @@ METHODS: dict[str, Method] = {
     "pour-p": Method(PourP, _pour_p),
     "esc": Method(Esc, _esc),
     "head-refit": Method(HeadRefit, _head_refit),
-    "exact": Method(RidgeHead, _exact),  # or SoftmaxHead, or Relearn, as the model was trained
+    "exact": Method(RidgeHead, _exact),  # or SoftmaxHead or Relearn, depending on how the model was trained
     "first-order": Method(FirstOrder, partial(by_influence, method=FirstOrder)),
     "second-order": Method(SecondOrder, partial(by_influence, method=SecondOrder)),
     "certified-removal": Method(CertifiedRemoval, _certified_removal),

@@ -1,4 +1,4 @@
-"""How strongly a forgotten class is tilted to its neighbours: found on a retained class, without a retrained model."""
+"""Strength of the tilt of a forgotten class, estimated on a retained class without a retrained model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Teach = Callable[[FitInputs, Mapping[str, Any]], UnlearnedModel]
 
 
 def with_beta(name: str, request: FitInputs, settings: Mapping[str, Any], teach: Teach) -> dict[str, Any]:
-    """`settings` with a number for beta where it holds settings of `relearn`, as `beta: {cut: stage1}`; else as given.
+    """Replace a beta that holds settings of `relearn`, such as `beta: {cut: stage1}`, by a number; else no change.
 
     `teach` relearns with such settings, without the forgotten rows of the request that it is given. The retained class
-    nearest to the forgotten one, in the head, plays the forgotten class: a teacher is relearned without either, and
-    beta is what tilts the original's answers on that class as far as the teacher's go [derived]. Raises ConfigError
-    for a request that forgets no class or leaves fewer than three.
+    whose head row is nearest to the forgotten one takes its role: a teacher is relearned without either class, and beta
+    is chosen so that the original's tilted outputs on that class match the teacher's [derived]. Raises ConfigError for
+    a request that forgets no class or leaves fewer than three.
     """
     teacher_settings = settings.get("beta")
     if not isinstance(teacher_settings, Mapping):

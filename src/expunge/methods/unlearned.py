@@ -1,4 +1,4 @@
-"""What a method leaves behind: a map and a head on the original's features, or a classifier with weights of its own."""
+"""The result of a method: a map and a head on the original's features, or a classifier with weights of its own."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from expunge.models.checkpoint import DESCRIPTION, load_classifier, save_classif
 from expunge.models.classifier import Classifier
 from expunge.system.files import read_json, read_manifest, write_json
 
-# The head as it is shipped, with an affine map folded into it; and the head that reads z', for evaluation.
+# The shipped head has an affine map folded into it. The head that reads z' is kept for evaluation.
 SHIPPED_HEAD, HEAD_ON_MAP, INFO = "head.safetensors", "head_on_map.safetensors", "fit.json"
-SEEDS = "seeds"  # the same method fitted with other seeds, each in a folder with its number, from 1
+SEEDS = "seeds"  # directory of the fits with other seeds, each in a subdirectory with its number, from 1
 
 
 class Head(Protocol):
-    """A head with the state that it is deleted from: `core.RidgeHead`, `SoftmaxHead` or `finetune.HeadShards`."""
+    """A head with the state needed for exact deletion: `core.RidgeHead`, `SoftmaxHead` or `finetune.HeadShards`."""
 
     def save(self, directory: Path) -> None: ...
 
 
 class Steps(Protocol):
-    """What the steps of a training in shards left (`finetune.shards.Trained`)."""
+    """The states that training in shards left after each step (`finetune.shards.Trained`)."""
 
     def save_steps(self, directory: Path) -> None: ...
 
@@ -38,12 +38,12 @@ class UnlearnedModel:
     head: LinearHead
     info: dict[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
-    exact_head: Head | None = None  # written with its state, so that the next request starts from it
-    steps: Steps | None = None  # written with what its steps left, for the same reason
+    exact_head: Head | None = None  # saved with its state, so that the next request can start from it
+    steps: Steps | None = None  # saved for the same reason
 
     @classmethod
     def of_classifier(cls, classifier: Classifier, info: dict[str, Any], steps: Steps | None = None) -> UnlearnedModel:
-        """A method that changed weights below the head: nothing stands between backbone and head."""
+        """The result of a method that changed weights below the head; the map is the identity."""
         return cls(
             identity(classifier.card.feature_dim),
             LinearHead(classifier.head.weight, classifier.head.bias),
@@ -54,15 +54,15 @@ class UnlearnedModel:
 
     @property
     def shipped_head(self) -> LinearHead:
-        """The head on z that gives the same logits, where the map is affine; else the head on z'."""
+        """The head that is shipped: with an affine map folded in, so that it reads z, and otherwise the head on z'."""
         return self.map.fold_into(self.head) if isinstance(self.map, AffineMap) else self.head
 
     def logits(self, z: Tensor) -> Tensor:
-        """`(n, d) -> (n, C)`, computed as it is shipped."""
+        """Logits `(n, C)` of features `z (n, d)`, computed with the shipped head."""
         return self.shipped_head.logits(z if isinstance(self.map, AffineMap) else self.map(z))
 
     def save(self, directory: Path) -> None:
-        """Write into a directory that is being staged; its manifest is the caller's."""
+        """Write into a staged directory. The caller writes its manifest."""
         self.map.save(directory)
         self.head.save(directory / HEAD_ON_MAP)
         self.shipped_head.save(directory / SHIPPED_HEAD)
@@ -76,7 +76,10 @@ class UnlearnedModel:
 
     @classmethod
     def load(cls, directory: Path | str) -> UnlearnedModel:
-        """Read what `save` wrote. Raises ManifestError or CheckpointError naming what is damaged."""
+        """Load what `save` wrote, without `exact_head` and `steps`.
+
+        Raises ManifestError or CheckpointError, naming the damaged file.
+        """
         directory = Path(directory)
         read_manifest(directory)
         classifier = load_classifier(directory) if (directory / DESCRIPTION).is_file() else None

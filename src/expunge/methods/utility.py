@@ -1,8 +1,8 @@
-"""The collapse guard of every method: accuracy on held-out retained rows against the original's.
+"""The collapse guard of every method: accuracy on held-out retained rows, compared with the original's.
 
-The rows are those that `split.validation` holds out, which are in no metric (all retained rows where it is 0), at most
-ROWS of them. Original and method have both been trained on them, so a method that keeps what the original knew loses
-nothing here; what it loses, test rows lose too. No retrained model is asked.
+The rows are those that `split.validation` holds out, which enter no metric (all retained rows if it is 0), at most ROWS
+of them. Both the original and the method were trained on them, so a method that keeps the original's knowledge loses
+nothing here, and accuracy that it loses here is lost on test rows too. No retrained model is needed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.system.errors import CollapseError
 
-MAX_DROP = 0.03  # share of retained rows; below it lie all defaults on the models of docs/finetune.md
+MAX_DROP = 0.03  # share of retained rows; all defaults lose less on the models of docs/finetune.md
 ROWS = 2000
 BATCH = 500
 
 
 @dataclass(frozen=True)
 class RetainedAccuracy:
-    """Accuracies on the same rows, in [0, 1]. `error`: standard error of their difference, from rows on which the two
-    disagree (McNemar's counts)."""
+    """Accuracies of original and method on the same rows, in [0, 1].
+
+    `error`: standard error of their difference, from the rows on which only one is correct (McNemar's counts).
+    """
 
     before: float
     after: float
@@ -42,8 +44,10 @@ class RetainedAccuracy:
 
 
 def guard_rows(request: FitInputs) -> np.ndarray:
-    """Retained rows that the guard asks about, ascending, evenly spaced where there are more than ROWS. Corrected rows
-    are not among them: the original was taught other labels."""
+    """Retained rows that the guard uses, in ascending order and evenly spaced if there are more than ROWS.
+
+    Corrected rows are left out, because the original was trained on their old labels.
+    """
     kept = np.setdiff1d(request.retain_rows, request.forget_rows)
     held = np.intersect1d(kept, request.validation_rows)
     rows = held if len(held) else kept
@@ -52,7 +56,7 @@ def guard_rows(request: FitInputs) -> np.ndarray:
 
 @torch.no_grad()
 def retained_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> RetainedAccuracy:
-    """The original and `unlearned` on the guard's rows."""
+    """Accuracy of the original and of `unlearned` on the guard's rows."""
     rows = guard_rows(request)
     y, z = torch.from_numpy(request.labels[rows]), torch.from_numpy(request.store.z(rows))
     before = request.head.logits(z).argmax(1) == y
@@ -62,14 +66,14 @@ def retained_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> Retained
         network, parts = unlearned.classifier, np.array_split(rows, math.ceil(len(rows) / BATCH))
         after = torch.cat([network(request.dataset.inputs(part)).argmax(1).cpu() for part in parts]) == y
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    # Variance of the mean of lost - gained, each row +1, -1 or 0.
+    # Standard error of the mean of values that are +1 (lost), -1 (gained) or 0.
     n = len(rows)
     error = math.sqrt(max(lost + gained - (lost - gained) ** 2 / n, 0.0)) / n
     return RetainedAccuracy(float(before.double().mean()), float(after.double().mean()), error, n)
 
 
 def refuse_lost(name: str, kept: RetainedAccuracy, max_drop: float) -> None:
-    """Raise CollapseError where the drop is above `max_drop` by more than two standard errors, or is not a number."""
+    """Raise CollapseError if the drop exceeds `max_drop` by more than two standard errors, or is not a number."""
     if not kept.drop - 2 * kept.error <= max_drop:
         raise CollapseError(
             f"{name}: accuracy on {kept.rows:,} held-out retained rows fell from {100 * kept.before:.1f} to "

@@ -1,4 +1,4 @@
-"""Numbers that published tables hold and that ours do not, on request: see `switches.py`."""
+"""Numbers that published tables contain and ours do not, computed on request (see `switches.py`)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from expunge.system.files import read_manifest
 from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, UNLEARNED, retrained
 from expunge.training.augment import make_augment
 
-ROWS = 5_000  # at most so many retained rows, drawn with seed 0
+ROWS = 5_000  # largest number of retained rows, drawn with seed 0
 BATCH = 250
 
 
 def augmented_retained(workspace: Path, config: Config) -> dict[str, float]:
-    """Accuracy on retained training pictures as augmentation changes them, by model; one draw per picture, seed 0."""
+    """Accuracy on augmented retained training images, in [0, 1], by model; one augmentation per image, seed 0.
+
+    Raises DataError if images differ in size.
+    """
     dataset, rows = Dataset(workspace / DATASET, verify=False), Split(workspace / SPLIT).rows(RETAIN)
     if len(rows) > ROWS:
         rows = np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
@@ -57,7 +60,10 @@ def augmented_retained(workspace: Path, config: Config) -> dict[str, float]:
 
 
 def logits_cka(workspace: Path, config: Config) -> dict[str, float | None]:
-    """Linear CKA of a model's logits with the original's features on forgotten rows, for maps of these features."""
+    """Linear CKA of logits with the original's features on forgotten rows, by method.
+
+    Methods with weights of their own below the head are left out.
+    """
     z = FeatureStore(workspace / FEATURES / ORIGINAL).z(Split(workspace / SPLIT).rows(FORGET))
     return {
         method: linear_cka(unlearned.logits(torch.from_numpy(z)).numpy(), z)

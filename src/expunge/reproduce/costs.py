@@ -1,4 +1,4 @@
-"""What a preset costs, estimated: pictures x passes / rate. Every number that it rests on stands here."""
+"""Estimated cost of a preset: images x passes / rate. All numbers that the estimate uses are constants here."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 CORES, GPU = "2 cores", "1 GPU"
-# Multiply-adds per second that training and inference reach. The first is a guess at two cores of a server, the second
-# at one data-centre GPU: neither was measured with these models. Methods are fitted on the processor either way.
+# Multiply-adds per second in training and inference. Both rates are guesses, for two cores of a server and for one
+# data-centre GPU, and were not measured with these models. Methods are fitted on the processor in both cases.
 RATES = {CORES: 25e9, GPU: 15e12}
-BACKWARD = 3  # a training step costs so many forward passes
-PER_ENTRY_S, PER_ROUND_S = 60, 1  # starting, fitting and evaluating one entry of `methods`, in a run or in a round
-AUGMENT_S = 1.5e-4  # per picture and pass, on the processor
+BACKWARD = 3  # cost of a training step in forward passes
+PER_ENTRY_S, PER_ROUND_S = 60, 1  # seconds to start, fit and evaluate one entry of `methods`, in a run or in a round
+AUGMENT_S = 1.5e-4  # seconds per image and pass, on the processor
 ABOVE = 0.5  # share of a model's operations above the cuts that presets use
-BASE_GB = 1.5  # libraries
+BASE_GB = 1.5  # memory of the loaded libraries
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """Rows, the side of a picture as stored in memory, and GB on disk as published."""
+    """Numbers of rows, side of an image in memory in pixels, and GB on disk as published."""
 
     train: int
     test: int
@@ -29,7 +29,7 @@ class DataSize:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Multiply-adds of one forward pass at the size that presets use, feature dimension, millions of weights."""
+    """Multiply-adds of one forward pass at the image size of the presets, feature dimension, and million weights."""
 
     macs: float
     dim: int
@@ -40,7 +40,7 @@ DATA = {
     "torchvision:CIFAR10": DataSize(50_000, 10_000, 32, 0.35),
     "torchvision:CIFAR100": DataSize(50_000, 10_000, 32, 0.35),
     "torchvision:TinyImageNet": DataSize(100_000, 10_000, 64, 0.7),
-    "torchvision:ImageNet": DataSize(1_281_167, 50_000, 0, 150),  # files stay packed: one batch at a time in memory
+    "torchvision:ImageNet": DataSize(1_281_167, 50_000, 0, 150),  # files stay encoded, with one batch in memory
     "fashion-mnist": DataSize(60_000, 10_000, 28, 0.09),
     "emoji": DataSize(6_050, 1_512, 72, 0.1),
 }
@@ -59,7 +59,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Hours by machine of RATES, GB of disk and of memory."""
+    """Hours by machine of RATES, and GB of disk and memory."""
 
     hours: dict[str, float]
     disk_gb: float
@@ -67,7 +67,10 @@ class Cost:
 
 
 def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
-    """Of a preset whose first run has these params. Runs share the original; each retrains its own references."""
+    """Estimate the cost of a preset whose first run has these params.
+
+    All runs share the original, and each run retrains its own references.
+    """
     data, model = DATA[params["data"]["source"]], MODELS[params["model"]["name"]]
     full = params["model"]["training"] == "full"
     references = len(params["retrain"]["seeds"]) if params["reference"] == "retrain" else 0
@@ -98,7 +101,7 @@ def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
 
 
 def _floats_behind(name: str) -> int:
-    """Of one picture behind the cut that presets use."""
+    """Size of the activations of one image behind the cut that presets use."""
     return {
         "expunge.models.published:resnet18": 256 * 8 * 8,
         "expunge.models.published:wrn_28_10": 320 * 16 * 16,
@@ -108,7 +111,7 @@ def _floats_behind(name: str) -> int:
 
 
 def in_words(hours: float) -> str:
-    """A time for people."""
+    """Format a time in minutes, hours or days."""
     if hours < 1:
         return f"{max(1, round(60 * hours))} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"

@@ -37,11 +37,11 @@ PICTURE = Path("docs/images/gaussians.png")
 
 @dataclass(frozen=True)
 class Panel:
-    """Features `z (n, 2)` in one state, and what the frozen head makes of them.
+    """Features `z (n, 2)` before or after a map, and the output of the frozen head on them.
 
-    `retained` and `forgotten` are the shares of test rows in [0, 1] that it calls by their class, `confidence` the mean
-    largest probability of forgotten rows (1/6 is none), `distance` their root mean square distance to the mean of all
-    training rows over that of the retained ones before.
+    `retained`, `forgotten`: shares of test rows that the head classifies correctly, in [0, 1]. `confidence`: mean of
+    the largest probability on forgotten rows; 1/6 is the smallest possible. `distance`: root mean square distance of
+    forgotten rows to the mean of all training rows, divided by that of the retained training rows before the map.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Panel:
 
 
 def make_features(seed: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    """Features `(6 rows, 2)` float32 around six points of a circle, and labels `(6 rows,)`."""
+    """Draw features `(6 rows, 2)` float32 around six points of a circle, and their labels `(6 rows,)`."""
     generator = torch.Generator().manual_seed(seed)
     angle = torch.arange(CLASSES) * (2 * torch.pi / CLASSES)
     centres = RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -62,7 +62,7 @@ def make_features(seed: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
 
 
 def fit_maps(z: Tensor, labels: Tensor, head: LinearHead, seed: int) -> dict[str, FeatureMap]:
-    """The maps shown: with retained data (linear in closed form, network) and zero-shot (network, scaled head rows)."""
+    """Fit the maps by title: with retained data (linear in closed form, MLP) and zero-shot (MLP, scaled head rows)."""
     gone = labels == FORGOTTEN
     retain, forget = z[~gone], z[gone]
     linear = RepresentationLinear(BETA, max_distortion=None).fit(Moments.of(retain), Moments.of(forget), head)
@@ -73,7 +73,10 @@ def fit_maps(z: Tensor, labels: Tensor, head: LinearHead, seed: int) -> dict[str
 
 
 def run_toy(seed: int = 0) -> tuple[LinearHead, Tensor, list[Panel]]:
-    """Train the head, fit the maps, and look at test rows drawn with another seed: head, labels, panels."""
+    """Train the head, fit the maps, and evaluate them on test rows drawn with another seed.
+
+    Returns the head, the labels of the test rows, and the panels.
+    """
     z, labels = make_features(seed)
     start = LinearHead(torch.zeros(CLASSES, 2), torch.zeros(CLASSES))
     head = HeadRefit(l2=L2).fit(start, z, labels).head_
@@ -101,7 +104,7 @@ def _panel(title: str, z: Tensor, labels: Tensor, head: LinearHead, mean: Tensor
 
 
 def draw(head: LinearHead, labels: Tensor, panels: list[Panel]) -> bytes:
-    """A PNG with one plot a panel: regions of the frozen head behind the features; the forgotten class is black."""
+    """PNG with one plot per panel: the features over the decision regions of the frozen head; forgotten is black."""
     colours = matplotlib.colormaps["tab10"](np.arange(1, CLASSES + 1))
     colours[FORGOTTEN] = (0, 0, 0, 1)
     figure = Figure(figsize=(3.1 * len(panels), 3.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""The page of a preset: our table beside the published numbers that are known, and what was or was not reproduced."""
+"""The page of a preset: our table beside the known published numbers, and the differences to the published setting."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WHOLE = "Numbers of drawn pictures: this run shows that the path works here, and
 
 @dataclass(frozen=True)
 class Result:
-    """`summary`: of one run, as the pipeline writes it; `extras`: by switch, what it asks for of each model."""
+    """Results of one run: the pipeline's `summary`, and `extras`, the values by switch and model."""
 
     run: str
     summary: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Result:
 
 
 def of_runs(preset: Preset, results: Sequence[Result], switches: frozenset[str], sample: bool) -> str:
-    """Markdown: what is published, a table per run, the means over runs, switches, differences."""
+    """Markdown page: published numbers, a table per run, means over runs, switches, and differences."""
     parts = [_head(preset, sample), published(preset)]
     for result in results:
         parts.append(f"## Request {result.run}\n\n" if len(results) > 1 else "## Ours\n\n")
@@ -56,7 +56,7 @@ def of_runs(preset: Preset, results: Sequence[Result], switches: frozenset[str],
 
 
 def of_toy(preset: Preset, panels: Sequence[Panel], picture: str) -> str:
-    """The page of the toy: a table and its picture."""
+    """Markdown page of the toy: a table and its image."""
     lines = ["| | retained | forgotten | mean confidence on forgotten |", "|---|---|---|---|"]
     lines += [f"| {p.title} | {p.retained:.1%} | {p.forgotten:.1%} | {p.confidence:.3f} |" for p in panels]
     what = "Shares of test rows that the frozen head calls by their class."
@@ -66,7 +66,7 @@ def of_toy(preset: Preset, panels: Sequence[Panel], picture: str) -> str:
 
 
 def published(preset: Preset) -> str:
-    """The numbers that are known. Papers' own tables were not at hand where presets were written."""
+    """Section with the known published numbers; the papers' own tables were not available for the presets."""
     if preset.paper is None:
         return "## Published\n\nThis is no paper's setting; there is nothing to compare with."
     if not preset.published:
@@ -85,7 +85,7 @@ def _head(preset: Preset, sample: bool) -> str:
 
 
 def _table(preset: Preset, result: Result, switches: frozenset[str]) -> str:
-    """Published numbers, references, then the entries by kind; those of the grid in its order."""
+    """Table of published numbers, references, and entries by kind, with those of the grid in its order."""
     entries = list(preset.entries(switches))
     kinds = {name: _kind(name, entries, switches) for name, _ in candidates(result.summary)}
     order = sorted(kinds, key=lambda n: (ORDER.index(kinds[n]), entries.index(n) if n in entries else 0))
@@ -124,7 +124,7 @@ def _kind(name: str, entries: Sequence[str], switches: frozenset[str]) -> str:
 
 
 def _means(results: Sequence[Result]) -> str:
-    """Accuracies over the requests, by model; deviations have ddof 1."""
+    """Table of mean accuracies over the requests, by model, with standard deviations (ddof 1)."""
     metrics = [m for m in COLUMNS if m.path.startswith("accuracy.")]
     blocks = [dict(candidates(r.summary)) for r in results]
     body = []
@@ -143,7 +143,7 @@ def _mean(metric: Metric, blocks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _once(text: str) -> str:
-    """The headline without every method's own sentence: they are many, and the table has their verdicts."""
+    """The headline without the sentences of single methods, whose verdicts are in the table."""
     return text.split(" Nothing was shown of any method")[0] + (
         " Nothing was shown of any method." if " Nothing was shown of any method" in text else ""
     )

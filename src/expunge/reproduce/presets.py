@@ -1,4 +1,4 @@
-"""Presets: one small file each in `presets/`, over params.yaml and what it extends in `presets/base/`."""
+"""Presets: files in `presets/` that change params.yaml, each on top of what it extends in `presets/base/`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Preset:
-    """`params`: what goes over params.yaml; `runs`: name -> what goes over that, one request each; `rounds`: requests
-    one after the other instead; `grid`: entries of `fit` for every beta; `weights`: public weights of torchvision that
-    the model starts from; `published`: numbers that are known; `differs`: what is not as the paper has it."""
+    """One preset.
+
+    `params`: changes of params.yaml. `runs`: further changes by name of the run; each run is one request. `rounds`:
+    successive requests, instead of runs. `grid`: entries of `fit` for every beta. `weights`: public weights of
+    torchvision from which the model starts. `published`: known published numbers. `differs`: differences to the paper.
+    """
 
     name: str
     title: str
@@ -40,7 +43,7 @@ class Preset:
     toy: str | None = None
 
     def entries(self, switches: frozenset[str]) -> dict[str, dict[str, Any]]:
-        """The entries of `fit` that the grid makes, by name: ENTRY-BETA."""
+        """Entries of `fit` that the grid defines, by their names ENTRY-BETA."""
         if self.grid is None:
             return {}
         made = {}
@@ -50,7 +53,7 @@ class Preset:
         return made
 
     def params_of(self, root: Path, run: str, switches: frozenset[str], more: Mapping[str, Any]) -> dict[str, Any]:
-        """The whole params of one run. `more` goes over everything. Raises ConfigError for a key that is not there."""
+        """Complete params of one run; `more` overrides everything else. Raises ConfigError for an unknown key."""
         changes = merged(merged(self.params, self.runs[run]), more)
         settings: dict[str, Any] = changes.pop("fit", None) or {}
         params = params_with(source_of(root) / "params.yaml", changes)
@@ -63,17 +66,17 @@ class Preset:
 
 
 def source_of(root: Path) -> Path:
-    """The folder that has `presets/` and the params.yaml below them: `root`, or what the installed package brings."""
+    """Directory with `presets/` and the params.yaml that they change: `root`, or the installed package's template."""
     return root if (root / HOME).is_dir() else template(HOME.name).parent
 
 
 def names(root: Path) -> list[str]:
-    """Every preset, in alphabetical order."""
+    """Names of all presets in alphabetical order."""
     return sorted(path.stem for path in (source_of(root) / HOME).glob("*.yaml"))
 
 
 def load(root: Path, name: str) -> Preset:
-    """Raises ConfigError for a preset that is not there, and for keys that none has."""
+    """Load the preset `name`. Raises ConfigError for an unknown preset, an unknown key, or a missing title."""
     known = names(root)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -87,7 +90,7 @@ def load(root: Path, name: str) -> Preset:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """One file over what it extends. Lists of differences add up, all else is replaced."""
+    """Read one file and merge it over what it extends. The lists `differs` are concatenated, other values replaced."""
     given = dict(read_mapping(file))
     if unknown := sorted(set(given) - KEYS):
         raise ConfigError(f"{file}: unknown key {unknown[0]!r}; known are {', '.join(sorted(KEYS))}")
@@ -104,7 +107,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` upon `under`, key by key, at any depth."""
+    """Merge `over` into a copy of `under`, key by key at any depth."""
     out: dict[str, Any] = copy.deepcopy(dict(under))
     for key, value in over.items():
         below = out.get(key)
@@ -116,6 +119,6 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _power(beta: float) -> str:
-    """0.001 as 1e-3: entries are parts of DVC's keys, where a dot separates."""
+    """Format 0.001 as 1e-3. Entries are parts of DVC's keys, in which a dot is a separator."""
     mantissa, exponent = f"{beta:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}".replace(".", "_")

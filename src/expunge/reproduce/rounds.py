@@ -1,7 +1,7 @@
-"""Requests one after the other: after each round every earlier request is tested again.
+"""Successive requests: after each round every earlier request is tested again.
 
-A round fits every method to all requests so far, from the original: sums of forgotten rows add up, and no method is
-applied to the result of another. What a round found is kept, so a run that was killed goes on.
+Each round fits every method from the original to all requests so far. Moments of forgotten rows add up, and no method
+is applied to the result of another. The results of a round are stored, so that an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ KINDS = {"classes", "rows", "subjects", "seed"}
 
 @dataclass(frozen=True)
 class Request:
-    """`kind`: classes, rows or subjects; `rows`: training rows `(k,)`; `unseen`: test rows of the same classes, which
-    loss attacks compare with."""
+    """One request.
+
+    `kind`: classes, rows or subjects. `rows (k,)`: its training rows. `unseen`: test rows of the same classes, with
+    which the loss attack compares.
+    """
 
     name: str
     kind: str
@@ -47,9 +50,9 @@ class Request:
 
 
 def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[Request]:
-    """The rows of every round; those of `rows` and `subjects` are drawn from what earlier rounds left.
+    """Requests of all rounds; `rows` and `subjects` are drawn from what earlier rounds left.
 
-    Raises ConfigError for a round of no known kind, and where too few are left to draw.
+    Raises ConfigError for a round of unknown kind, and if too few rows or subjects are left.
     """
     labels, splits = dataset.labels(), dataset.splits()
     train = splits == TRAIN
@@ -77,9 +80,11 @@ def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[R
 
 
 def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """In the current workspace, whose model and features are there: {"requests", "methods": name -> one entry a round}.
+    """Run all rounds in the current workspace, which must have its model and features.
 
-    An entry holds retained and test accuracy, seconds, and of every request so far its accuracy and loss AUC.
+    Returns {"requests", "methods"}; "methods" maps each name to one entry per round. An entry holds the retained and
+    test accuracy, the seconds to fit, and the accuracy and loss AUC of every request so far, or the reason of a
+    refusal.
     """
     dataset = Dataset(DATASET, verify=False)
     requests = requests_of(dataset, rounds)
@@ -105,12 +110,12 @@ def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str,
 
 @dataclass(frozen=True)
 class Round:
-    """All requests so far, and what a method may look at to answer them together."""
+    """All requests so far, and the inputs of a method that answers them together."""
 
     config: Config
     inputs: FitInputs
     requests: Sequence[Request]
-    test: np.ndarray  # test rows of classes that stay
+    test: np.ndarray  # test rows of retained classes
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset, requests: Sequence[Request]) -> Round:
@@ -134,7 +139,7 @@ class Round:
         )
 
     def tested(self, name: str) -> dict[str, Any]:
-        """Fit `name` and ask it everything; {"refused": why} where it would ruin the model."""
+        """Fit the entry `name` and evaluate it; {"refused": reason} if the fit is refused."""
         if name == BEFORE:
             return self._numbers(self.inputs.head.logits(torch.from_numpy(self.inputs.store.z())).numpy(), 0.0)
         warm_up(name, self.config.fit, self.inputs.classifier.card.training)
@@ -146,7 +151,7 @@ class Round:
         return self._numbers(self._logits(unlearned), time.perf_counter() - start)
 
     def _logits(self, unlearned: UnlearnedModel) -> np.ndarray:
-        """Of every row where the backbone is the original's, else of those that are asked, NaN elsewhere."""
+        """Logits `(n, C)` of all rows, or with another backbone than the original's of the evaluated rows, else NaN."""
         if unlearned.classifier is None:
             logits: np.ndarray = unlearned.logits(torch.from_numpy(self.inputs.store.z())).numpy()
             return logits
@@ -161,7 +166,7 @@ class Round:
         return out
 
     def _retained(self) -> np.ndarray:
-        """Retained training rows that are asked: at most RETAINED, drawn with seed 0."""
+        """Retained training rows that are evaluated: at most RETAINED, drawn with seed 0."""
         rows = self.inputs.retain_rows
         if len(rows) <= RETAINED:
             return rows

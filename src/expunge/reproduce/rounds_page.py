@@ -1,4 +1,4 @@
-"""The page of requests one after the other, and its picture."""
+"""The page of successive requests, and its plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sample: bool) -> str:
-    """Markdown: retained accuracy over rounds, every request after the last round, and after the round it came in."""
+    """Markdown page: accuracies by round, and every request after the last round and after its own round."""
     warning = f"\n\n**{WHOLE}**" if sample else ""
     asked = "\n".join(f"- {r['name']}, {r['rows']:,} training rows" for r in found["requests"])
     how = (
@@ -44,8 +44,10 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
 
 
 def draw_rounds(found: Mapping[str, Any]) -> bytes:
-    """A PNG: test accuracy over rounds, and beside it the highest accuracy on any class that was to be forgotten so
-    far; on any request where none asks for classes."""
+    """PNG with two plots over rounds: the test accuracy, and the highest accuracy on any class forgotten so far.
+
+    If no request names classes, the second plot shows the highest accuracy on any request.
+    """
     classes = [i for i, r in enumerate(found["requests"]) if r["kind"] == "classes"]
     looked_at = classes or list(range(len(found["requests"])))
     figure = Figure(figsize=(9, 3.4), layout="constrained")

@@ -1,4 +1,7 @@
-"""One preset from its file to its page: fetch, run in a workspace of its own, write. A run that was killed goes on."""
+"""Run one preset from its file to its page: fetch data, run it in its own workspace, and write the page.
+
+An interrupted run can be continued.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,19 @@ from expunge.system.progress import log_message
 from expunge.workspaces.workspace import lay_out, reproduce
 
 HOME = WORK / "reproduce"
-CACHE = HOME / "cache"  # of DVC, shared: presets with the same base training train it once
+CACHE = HOME / "cache"  # DVC's cache, shared by all presets, so that a common base model is trained only once
 PAGE = "page.md"
-ONCE = ("validate-features", "activations")  # what rounds of requests start from
+ONCE = ("validate-features", "activations")  # stages that must have run before the rounds
 Pipeline = Callable[..., None]  # (root, workspace, *targets): `dvc repro`
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """`switches`: known artefacts to reproduce; `sample`: drawn pictures in the real formats, a few dozen; `data_root`:
-    where the data set lies, if not where it is fetched to."""
+    """Options of a run.
+
+    `switches`: known artefacts to reproduce. `sample`: use a few dozen synthetic images in the real formats.
+    `data_root`: directory of the data set, if it is not where it would be downloaded to.
+    """
 
     switches: frozenset[str] = frozenset()
     sample: bool = False
@@ -41,7 +47,10 @@ class Wanted:
 
 
 def reproduce_preset(root: Path, name: str, wanted: Wanted, pipeline: Pipeline = reproduce) -> Path:
-    """Run the preset `name` and write its page, whose path is returned. Raises ExpungeError."""
+    """Run the preset `name`, write its page and return the path of the page.
+
+    Raises ConfigError or DataError for options that do not fit the preset, and ExpungeError if the pipeline fails.
+    """
     preset = load(root, name)
     _check(preset, wanted)
     home = root / HOME / "+".join([name, *(["sample"] if wanted.sample else []), *sorted(wanted.switches)])
@@ -64,7 +73,7 @@ def reproduce_preset(root: Path, name: str, wanted: Wanted, pipeline: Pipeline =
 
 
 def _check(preset: Preset, wanted: Wanted) -> None:
-    """Refuse what the preset has no use for, before anything is made."""
+    """Raise ConfigError for options that do not apply to the preset, before anything is written."""
     if wanted.switches and (preset.rounds or preset.toy):
         raise ConfigError(f"{preset.name}: has no switches for artefacts; leave --artefact and --as-published out")
     if wanted.sample and wanted.data_root is not None:
@@ -72,7 +81,10 @@ def _check(preset: Preset, wanted: Wanted) -> None:
 
 
 def _given(root: Path, home: Path, preset: Preset, wanted: Wanted) -> dict[str, Any]:
-    """What goes over the preset's params: places on this machine, or the sample's sizes."""
+    """Changes of the preset's params: directories on this machine, or the sizes of the sample.
+
+    Raises DataError for a missing or superfluous data root.
+    """
     source = preset.params.get("data", {}).get("source", "fashion-mnist")
     if wanted.sample:
         return merged(_engine(preset), sample_changes(home, preset))
@@ -92,7 +104,7 @@ def _given(root: Path, home: Path, preset: Preset, wanted: Wanted) -> dict[str, 
 
 
 def _engine(preset: Preset) -> dict[str, Any]:
-    """Where there is a GPU torchrun trains whole networks: this process would train them on the processor."""
+    """Changes that train whole networks with torchrun if there is a GPU; this process would train on the processor."""
     import torch
 
     full = preset.params.get("model", {}).get("training", "full") == "full"
@@ -106,7 +118,7 @@ def _laid_out(root: Path, workspace: Path, params: Mapping[str, Any]) -> Path:
 
 
 def _extras(workspace: Path, wanted: Wanted) -> dict[str, Mapping[str, float | None]]:
-    """What the switches ask for beside the pipeline's own numbers."""
+    """The numbers that the switches ask for in addition to those of the pipeline."""
     from expunge.reproduce.artefacts import augmented_retained, logits_cka
 
     config = load_config(workspace / "params.yaml")

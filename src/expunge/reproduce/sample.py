@@ -1,6 +1,6 @@
-"""`--sample`: drawn pictures in the published formats, a few dozen, so that a whole preset runs in minutes.
+"""`--sample`: a few dozen synthetic images in the published formats, so that a whole preset runs in minutes.
 
-A picture of a class is a stripe pattern of its own with noise. Numbers of such a run mean nothing.
+Each class has a stripe pattern of its own with noise. The numbers of such a run have no meaning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from expunge.system.files import write_bytes, write_text
 SEED = 0
 FOLDER = "sample"
 STEPS, FEW = 20, 3
-# Pixels that models are built for, so that a processor can train them in seconds; None: what the pictures have.
+# Image sides for which models are built, small enough to train on a processor in seconds; None: that of the images.
 SIDES = {
     "torchvision:CIFAR10": 16, "torchvision:CIFAR100": 8, "torchvision:TinyImageNet": 8, "torchvision:ImageNet": 32,
     "fashion-mnist": None,
@@ -29,7 +29,7 @@ SIDES = {
 
 
 def cut(preset: Preset) -> Preset:
-    """The same preset with its first run, one beta, few steps and few rows a round."""
+    """The preset reduced to its first run, one beta, few steps, and few rows per round."""
     first = next(iter(preset.runs))
     grid = preset.grid and merged(preset.grid, {"beta": [0.01], "every": {"steps": STEPS}})
     rounds = [{**asked, "rows": FEW} if "rows" in asked else asked for asked in preset.rounds]
@@ -37,7 +37,10 @@ def cut(preset: Preset) -> Preset:
 
 
 def sample_changes(home: Path, preset: Preset) -> dict[str, Any]:
-    """Write the files below `home`; returns what goes over the preset's params."""
+    """Write the sample's files below `home` and return the changes of the preset's params.
+
+    Raises ConfigError for a data set without a sample.
+    """
     source = preset.params.get("data", {}).get("source", "fashion-mnist")
     if source not in WRITERS:
         raise ConfigError(f"{preset.name}: {source} is fetched whole and small; run it without --sample")
@@ -62,7 +65,7 @@ def sample_changes(home: Path, preset: Preset) -> dict[str, Any]:
 
 
 def _drawn_weights(place: Path, model: str) -> Path:
-    """A checkpoint of 1,000 classes with weights of a draw, named as a published one would be."""
+    """Write a checkpoint of `model` with random weights and 1,000 classes, and return its path."""
     import torch
     from safetensors.torch import save
 
@@ -75,7 +78,7 @@ def _drawn_weights(place: Path, model: str) -> Path:
 
 
 def pictures(labels: np.ndarray, side: int, seed: int) -> np.ndarray:
-    """uint8 `(n, side, side, 3)`: stripes whose angle, width and colour are the class's, with noise."""
+    """Images, uint8 `(n, side, side, 3)`: stripes with noise; angle, width and colour depend on the class."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side] / side
     out = np.empty((len(labels), side, side, 3), np.uint8)
@@ -89,7 +92,7 @@ def pictures(labels: np.ndarray, side: int, seed: int) -> np.ndarray:
 
 
 def _cifar(place: Path, classes: int, per_class: int) -> None:
-    """Binary records of CIFAR-10 or -100: label bytes, then red, green and blue planes."""
+    """Write binary records of CIFAR-10 or -100: label bytes, then the red, green and blue planes."""
     fine = classes == 100
     folder = place / ("cifar-100-binary" if fine else "cifar-10-batches-bin")
     names = [f"class-{i:02d}" for i in range(classes)]
@@ -107,7 +110,7 @@ def _cifar(place: Path, classes: int, per_class: int) -> None:
         write_bytes(folder / name, records(labels, seed))
 
 
-# Of Tiny-ImageNet: those that presets name, and twenty that stay. Each class has a training picture, these have two.
+# Classes of Tiny-ImageNet with two training images instead of one: those that presets name, and twenty retained ones.
 DRAWN = np.array([*range(12), 44, 53, 57, 65, 83, 108, 115, 150, 153, 168, 179, *range(180, 200)])
 
 
@@ -128,7 +131,7 @@ def _tiny_imagenet(place: Path) -> None:
 
 
 def _imagenet(place: Path) -> None:
-    """A thousand classes with a picture each, and a few of the three that are forgotten."""
+    """Write 1,000 classes with one training image each, and more of the three that presets forget."""
     names = [f"n{i:08d}" for i in range(1000)]
     train = np.concatenate([np.arange(1000), np.repeat([97, 316, 852], 9)])
     test = np.concatenate([np.arange(0, 1000, 50), np.repeat([97, 316, 852], 3)])
@@ -139,7 +142,7 @@ def _imagenet(place: Path) -> None:
 
 
 def _fashion(place: Path) -> None:
-    """idx files: a magic number, sizes, bytes."""
+    """Write idx files: a magic number, the sizes, and the bytes."""
     raw = place / "FashionMNIST" / "raw"
     for kind, labels in (("train", np.tile(np.arange(10), 12)), ("t10k", np.tile(np.arange(10), 3))):
         grey = pictures(labels, 28, len(kind))[..., 0]

@@ -1,4 +1,4 @@
-"""Known artefacts of published numbers, as switches: off, unless somebody asks for them by name."""
+"""Known artefacts of published numbers, as switches that are off by default."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from expunge.system.errors import ConfigError
 
 STEPS, SCALING, PROXIES = "forget-set-steps", "published-scaling", "raw-proxies"
 AUGMENTED, LOGITS_CKA = "augmented-retained", "logits-cka"
-OF_ENTRIES = frozenset({STEPS, SCALING, PROXIES})  # those that change what is fitted
-# Name -> what is done with it, and what without.
+OF_ENTRIES = frozenset({STEPS, SCALING, PROXIES})  # switches that change the fits
+# By name, the effect of the switch and what is done without it.
 SWITCHES: dict[str, tuple[str, str]] = {
     AUGMENTED: (
         "retained accuracy is also measured on augmented training pictures, as a training loader gives them",
@@ -37,7 +37,7 @@ SWITCHES: dict[str, tuple[str, str]] = {
 
 
 def chosen(given: Sequence[str], as_published: bool = False) -> frozenset[str]:
-    """The switches that are on. Raises ConfigError for a name that none has."""
+    """The switches that are on: those `given`, or all with `as_published`. Raises ConfigError for an unknown name."""
     for name in given:
         if name not in SWITCHES:
             close = difflib.get_close_matches(name, SWITCHES, n=1)
@@ -47,7 +47,7 @@ def chosen(given: Sequence[str], as_published: bool = False) -> frozenset[str]:
 
 
 def entry_settings(settings: Mapping[str, Any], switches: frozenset[str]) -> dict[str, Any]:
-    """The settings of one entry of Representation Unlearning with the switches applied."""
+    """Settings of one entry of Representation Unlearning with the switches applied."""
     zero_shot = "zero-shot" in settings["method"]
     own: dict[str, Any] = {} if STEPS not in switches else {"steps": "published"}
     if zero_shot:

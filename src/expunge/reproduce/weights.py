@@ -1,4 +1,4 @@
-"""Public weights of torchvision, fetched once and compared with the digest in their published name."""
+"""Public weights of torchvision, downloaded once and verified by the digest in their file name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from expunge.system.progress import log_message
 
 
 def fetch_weights(root: Path, wanted: Mapping[str, str]) -> Path:
-    """The file of `wanted` = {model, name} below `data/raw/weights`; fetched where it is missing.
+    """Return the file of the weights `wanted` = {model, name} below `data/raw/weights`; download it if it is missing.
 
-    torch writes it under a temporary name and renames it once its sha256 is right. Raises CheckpointError for a file
-    of another content, and where nothing can be fetched.
+    torch downloads to a temporary file and renames it after checking its sha256. Raises CheckpointError for a file with
+    another digest, and if the download fails.
     """
     import torch
 

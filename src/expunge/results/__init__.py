@@ -1,5 +1,5 @@
-"""docs/results.md: the experiments behind this project's claims, run over seeds by one command.
+"""The experiments behind docs/results.md and docs/comparators.md, and the calibration of the verdict.
 
 May import every package except commands and flows.
-Start with `variants.py`.
+Start with `variants.py`, which lists the experiments.
 """

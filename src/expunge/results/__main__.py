@@ -18,7 +18,7 @@ PAGE = Path("docs/results.md")
 
 
 def write_page(root: Path, variants: Sequence[Variant]) -> None:
-    """Write docs/results.md from the runs that are finished. Raises ExpungeError when there are none."""
+    """Write docs/results.md from the finished runs. Raises ExpungeError if there are none."""
     parts = []
     for variant in variants:
         workspaces = finished(root, variant)

@@ -25,15 +25,15 @@ from expunge.system.progress import log_message
 
 PAGE = Path("docs/comparators.md")
 SEEDS = (1, 2, 3)
-OTHER_TRAINING = ("exact", "certified-removal")  # for models that were trained to be deleted from
+OTHER_TRAINING = ("exact", "certified-removal")  # these need models that were trained for deletion
 UNSEEN = 0.1
 
 
 def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "params.yaml") -> list[str]:
-    """The methods of `root`'s params that answer a request of `kind`, "classes" or "rows", the control first.
+    """Names of the methods in the params file of `root` that answer requests of `kind`, with the control first.
 
-    Entries that are further settings of a method are left out. `only`: no others than these and the control. Raises
-    ConfigError for a name that is no such method.
+    `kind`: "classes" or "rows". Entries that are further settings of a method are left out. `only` restricts the result
+    to these methods and the control. Raises ConfigError for a name in `only` that is no method of the params file.
     """
     fit = yaml.safe_load((root / file).read_text(encoding="utf-8"))["fit"]
     able = [
@@ -48,14 +48,16 @@ def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "pa
 
 
 def held(root: Path, experiment: str) -> set[str]:
-    """Methods that the workspaces of an experiment have run already, or are running."""
+    """Methods that the workspaces of an experiment have run or are running, from their params."""
     files = (root / HOME / experiment).glob("*/params.yaml")
     return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["methods"]}
 
 
 def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
-    """The two requests; the first word of each title names its kind. `only`: no others than these methods and those
-    that were run before, which stay in the table."""
+    """The experiments of the two requests; the first word of each title names the kind of request.
+
+    `only` restricts them to these methods and those that were run before, which stay in the table.
+    """
 
     def methods(experiment: str, kind: str) -> list[str]:
         kept = sorted(held(root, experiment) & set(METHODS) - {CONTROL}) if only else []
@@ -81,7 +83,7 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
 
 
 def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
-    """Put what is finished into the page. Raises ExpungeError when nothing is."""
+    """Write the finished experiments into the page. Raises ExpungeError if none is finished."""
     found = [(variant, workspaces) for variant in variants if (workspaces := finished(root, variant))]
     if not found:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results.comparators")
@@ -101,7 +103,7 @@ def main() -> None:
     if arguments.request:
         variants = tuple(v for v in variants if v.name.endswith(arguments.request))
     if not arguments.collect:
-        for variant in variants:  # the page grows with every request that is done
+        for variant in variants:  # write the page after each request, so that an interruption keeps what is finished
             run_variants(root, [variant])
             write_comparators(root, experiments(root))
     else:

@@ -1,4 +1,4 @@
-"""The measured part of docs/comparators.md: written from runs, and read again by `expunge methods`."""
+"""The measured part of docs/comparators.md: write it from runs, and read it for `expunge methods`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expunge.system.errors import ExpungeError
 BEGIN = "<!-- measured: written by python -m expunge.results.comparators -->"
 END = "<!-- end of what is written -->"
 NOT_MEASURED = "not measured"
-KEPT, SHOWN = "kept", "shown"  # headings by which the verdict is found again
+KEPT, SHOWN = "kept", "shown"  # headings by which `claims` finds the verdict in the page
 METRICS = some(
     "accuracy.forget",
     "accuracy.test_retain",
@@ -29,7 +29,7 @@ METRICS = some(
 
 
 def section(variant: Variant, pooled: Pooled) -> str:
-    """One experiment: what its table says, the table, and what was refused."""
+    """Markdown of one experiment: its findings in sentences, the refusals, and the table."""
     judged = {name: judge(pooled, name) for name in pooled.blocks if name not in ("original", "retrained")}
     head = ["", *(metric.heading for metric in METRICS), "cost", "refused", KEPT, SHOWN]
     body = []
@@ -49,13 +49,13 @@ def section(variant: Variant, pooled: Pooled) -> str:
 
 
 def cost_share(pooled: Pooled, name: str) -> str:
-    """Seconds of the fit as a share of those of a retraining."""
+    """Mean fit time as a percentage of the mean retraining time; a dash if either is missing."""
     fit, retrain = pooled.values(name, FIT), pooled.values(name, RETRAIN)
     return f"{np.mean(fit) / np.mean(retrain):.1%}" if fit and retrain else "–"
 
 
 def refusals(pooled: Pooled) -> list[str]:
-    """What was refused, in how many seeds, with the first reason."""
+    """A sentence per refused method: in how many seeds it was refused, and the first reason."""
     reasons: dict[str, list[str]] = {}
     for summary in pooled.summaries:
         for name, reason in summary.get("refused", {}).items():
@@ -64,7 +64,10 @@ def refusals(pooled: Pooled) -> list[str]:
 
 
 def with_measured(text: str, sections: Sequence[str]) -> str:
-    """The page `text` with `sections` between its two marks. Raises ExpungeError where it lacks them."""
+    """Replace what lies between the two marks of the page `text` by `sections`.
+
+    Raises ExpungeError if the page lacks a mark.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -73,7 +76,10 @@ def with_measured(text: str, sections: Sequence[str]) -> str:
 
 
 def claims(text: str) -> Mapping[str, str]:
-    """Method -> its verdicts in the page `text`, as "class: kept 3/3, shown outputs 3/3"; others are left out."""
+    """Verdicts by method in the page `text`, such as "class: kept 3/3, shown outputs 3/3".
+
+    Methods without a verdict in the page are left out.
+    """
     found: dict[str, list[str]] = {}
     measured = text.partition(BEGIN)[2].partition(END)[0]
     kind, head = "", [""]

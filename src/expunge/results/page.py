@@ -1,4 +1,4 @@
-"""docs/results.md as text: per experiment a table over seeds, and what it means in plain words."""
+"""The text of docs/results.md: for each experiment a table over seeds and its findings in sentences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ training seeds, how often utility was kept and each claim about erasure shown. {
 
 
 def page(parts: Sequence[tuple[Variant, Pooled]]) -> str:
-    """The whole page; experiments without a finished run are not in it."""
+    """The whole page, from the given experiments."""
     seconds = f"Seconds were measured on {os.cpu_count()} cores."
     sections = [_section(*part) for part in parts]
     return "\n\n".join([HEAD.format(seconds=seconds).strip(), *sections]) + "\n"
@@ -62,7 +62,7 @@ def _section(variant: Variant, pooled: Pooled) -> str:
 
 
 def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVerdict]) -> str:
-    """Markdown, one row per candidate; a candidate without any value is left out."""
+    """Markdown table with one row per candidate; a candidate without any value is left out."""
     head = ["", *(metric.heading for metric in columns), *(["kept", "shown"] if judged else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in pooled.blocks:
@@ -81,6 +81,7 @@ def table(pooled: Pooled, columns: Sequence[Metric], judged: dict[str, PooledVer
 
 
 def cell(form: str, values: Sequence[float]) -> str:
+    """Mean of the values ± their standard deviation (ddof 1), or the single value, or a dash without values."""
     if not values:
         return "–"
     mean = form.format(np.mean(values))
@@ -88,7 +89,7 @@ def cell(form: str, values: Sequence[float]) -> str:
 
 
 def meaning(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
-    """What the table says, in sentences made from its numbers."""
+    """The findings of the table in sentences, generated from its numbers."""
     before, without = np.mean(pooled.values("original", FORGET)), np.mean(pooled.values("retrained", FORGET))
     lines = [
         f"The original is right on {before:.1%} of the forgotten rows, a model that never saw them on {without:.1%}."
@@ -103,7 +104,7 @@ def meaning(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
 
 
 def verdict_cells(j: PooledVerdict) -> list[str]:
-    """How often utility was kept, and which claims were shown how often."""
+    """Two cells: how often utility was kept, and how often each claim was shown."""
     shown = ", ".join(f"{claim} {count}/{j.runs}" for claim, count in j.shown.items() if count)
     return [f"{j.kept}/{j.runs}", shown or "none"]
 
@@ -124,7 +125,10 @@ def _claims(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
 
 
 def _counts(pooled: Pooled, name: str, j: PooledVerdict) -> bool:
-    """Whether a speed says anything: utility was kept in every run, and in none does the method what a control does."""
+    """Whether the speed of a method is worth stating.
+
+    It is if utility was kept in every run and the method is a negative control in none.
+    """
     found = [summary["methods"][name] for summary in pooled.summaries if name in summary["methods"]]
     controls = [block["verdict"]["control"] for block in found]
     return j.kept == j.runs and not any(controls)
@@ -140,7 +144,7 @@ def _with_cost(pooled: Pooled, name: str) -> str:
 
 
 def _nearness(pooled: Pooled) -> list[str]:
-    """Which methods come nearer to the retrained model than the control, which removes nothing."""
+    """Which methods have a smaller KL to the retrained models than the control, which removes nothing."""
     control = pooled.values(CONTROL, KL)
     if not control:
         return []
@@ -153,7 +157,10 @@ def _nearness(pooled: Pooled) -> list[str]:
 
 
 def _over_forgetting(pooled: Pooled) -> list[str]:
-    """Methods whose forgotten rows look less like training rows than unseen ones do: that gives them away too."""
+    """Methods whose forgotten rows are called members at least 10 points less often than with retrained models.
+
+    Such over-forgetting reveals the rows as well.
+    """
     target = pooled.values("retrained", MEMBER)
     if not target:
         return []

@@ -1,4 +1,4 @@
-"""Several runs of one experiment, one per training seed, as one: means, spreads, and how often each claim was shown."""
+"""Pool the runs of one experiment, one per training seed: their metrics, and how often each claim was shown."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ Block = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pooled:
-    """One experiment: `blocks` holds per candidate one block of metrics per seed, in the order of the table."""
+    """One experiment over its seeds.
+
+    `blocks`: by candidate, in the order of the table, one block of metrics per seed in which it was not refused.
+    """
 
     seeds: tuple[int, ...]
     summaries: tuple[Mapping[str, Any], ...]
     blocks: Mapping[str, Sequence[Block]]
 
     def values(self, candidate: str, path: str) -> list[float]:
-        """Of every seed that has one."""
+        """The candidate's values at `path`, from every seed that has one."""
         return [v for block in self.blocks[candidate] if (v := lookup(block, path)) is not None]
 
 
 @dataclass(frozen=True)
 class PooledVerdict:
-    """Over the training seeds: how often each claim was shown and refuted, and how often utility was kept."""
+    """Counts over the training seeds: how often each claim was shown and refuted, and how often utility was kept."""
 
     runs: int
     kept: int
@@ -49,7 +52,10 @@ class PooledVerdict:
 
 
 def pool(workspaces: Mapping[int, Path]) -> Pooled:
-    """Read the runs. The retrained models of different seeds stand against each other: that is the noise floor."""
+    """Read and pool the runs, by training seed.
+
+    With several seeds, the divergences of the retrained models are replaced by those between seeds, the noise floor.
+    """
     summaries = [read_json(path / SUMMARY) for path in workspaces.values()]
     retrained = [summary["references"]["retrained"] for summary in summaries]
     if len(workspaces) > 1:
@@ -62,7 +68,10 @@ def pool(workspaces: Mapping[int, Path]) -> Pooled:
 
 
 def judge(pooled: Pooled, name: str) -> PooledVerdict:
-    """The verdicts of the runs in which it was not refused, each on its own rows and retrained models, counted."""
+    """Count the verdicts of the method `name` over the runs in which it was not refused.
+
+    Each run has a verdict of its own, on its own rows and retrained models.
+    """
     verdicts = [summary["methods"][name]["verdict"] for summary in pooled.summaries if name in summary["methods"]]
 
     def count(outcome: str) -> dict[str, int]:
@@ -72,7 +81,7 @@ def judge(pooled: Pooled, name: str) -> PooledVerdict:
 
 
 def _with_floor(blocks: Sequence[Block], logits: Sequence[np.ndarray]) -> list[Block]:
-    """Every retrained model's mean divergence from those of the other seeds, on the forgotten rows."""
+    """The blocks with each retrained model's mean divergence from those of the other seeds, on forgotten rows."""
     result: list[Block] = []
     for i, block in enumerate(blocks):
         others = [divergence(logits[j], logits[i]) for j in range(len(logits)) if j != i]
@@ -83,7 +92,7 @@ def _with_floor(blocks: Sequence[Block], logits: Sequence[np.ndarray]) -> list[B
 
 
 def _forgotten_logits(workspace: Path) -> np.ndarray:
-    """Of the run's first retrained model, `(n, C)`."""
+    """Logits `(n, C)` of the run's first retrained model on the forgotten rows."""
     path = min((workspace / EVALUATION / "references").glob("retrained-*.parquet"))
     table = pq.read_table(path, columns=["part", "logits"])
     logits = table["logits"].combine_chunks()

@@ -1,7 +1,7 @@
-"""Many small networks trained at once, for the calibration of the verdict: one hidden layer, batched over models.
+"""Many small networks with one hidden layer, trained together in batched products, to calibrate the verdict.
 
-All models of a batch take the same number of steps on their own rows in their own order, from their own start, so that
-each is what it would be alone.
+All models take the same number of steps, each from its own initial weights on its own rows in its own order. The models
+are therefore independent of each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Floats32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Width of the hidden layer, and how it is trained: Adam with a linear decay of the learning rate to 0."""
+    """Width of the hidden layer and settings of the training, by Adam with a linear decay of the learning rate to 0."""
 
     hidden: int
     steps: int
@@ -28,7 +28,7 @@ class Recipe:
 
 @dataclass
 class Networks:
-    """M networks: `weights` are (M, d, h), (M, 1, h), (M, h, C), (M, 1, C), float32."""
+    """M networks. `weights`: tensors (M, d, h), (M, 1, h), (M, h, C) and (M, 1, C), float32."""
 
     weights: list[Tensor]
 
@@ -36,26 +36,26 @@ class Networks:
         return len(self.weights[0])
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the heads read: x (n, d) or (M, n, d) -> (M, n, h)."""
+        """Hidden features (M, n, h), the inputs of the heads, of `x` (n, d) or (M, n, d)."""
         w1, b1, _, _ = self.weights
         return torch.relu(torch.matmul(x, w1) + b1)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(M, n, C)."""
+        """Logits (M, n, C) of `x` (n, d) or (M, n, d)."""
         return torch.baddbmm(self.weights[3], self.hidden(x), self.weights[2])
 
     def one(self, index: int) -> Networks:
         return Networks([w[index : index + 1] for w in self.weights])
 
     def outputs(self, x: Tensor) -> tuple[Floats32, Floats32]:
-        """Logits (n, C) and hidden features (n, h) of the only network."""
+        """Logits (n, C) and hidden features (n, h) of the first network, meant for the result of `one`."""
         with torch.no_grad():
             z = self.hidden(x)
             return torch.baddbmm(self.weights[3], z, self.weights[2])[0].numpy(), z[0].numpy()
 
 
 def start(seeds: list[int], dim: int, classes: int, hidden: int) -> Networks:
-    """One network per seed, uniform in +-1/sqrt(fan in) as torch.nn.Linear starts."""
+    """Initialise one network per seed, uniformly in ±1/sqrt(fan in) as torch.nn.Linear does."""
     weights: list[list[Tensor]] = [[], [], [], []]
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -66,16 +66,18 @@ def start(seeds: list[int], dim: int, classes: int, hidden: int) -> Networks:
 
 
 def order_of(rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`length` row numbers: permutations of `rows`, one after the other."""
+    """Draw `length` row numbers: successive permutations of `rows`, cut off at the end."""
     passes = -(-length // len(rows))
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:length]
 
 
 def train(networks: Networks, x: Tensor, targets: Tensor, orders: Tensor, recipe: Recipe) -> Networks:
-    """Train all networks. `x (n, d)`, `targets (M, n)` int64 or `(n,)`, `orders (M, steps * batch)` rows per model.
+    """Train all networks.
 
-    The loss is the mean cross-entropy of each model's batch, its gradients are written out: of so small networks they
-    take less than half of autograd's time. Classes come before rows in memory, so that the softmax runs over long rows.
+    `x (n, d)`; `targets (M, n)` or `(n,)` int64; `orders (M, steps * batch)`: the rows of each model in order. The loss
+    is the mean cross-entropy of each model's batch. Gradients are written out by hand, which takes less than half of
+    autograd's time for such small networks. Classes come before rows in memory, so that the softmax runs over long
+    contiguous rows.
     """
     b, m = recipe.batch_size, len(networks)
     w1, b1, w2, b2 = networks.weights

@@ -1,4 +1,4 @@
-"""What the calibration of the verdict found, as counts and as a page."""
+"""The results of the verdict's calibration, as counts and as a page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Key = tuple[str, str, str]  # size, candidate, claim
 
 
 def has_power(gates: Sequence[Mapping[str, Any]], claim: str) -> bool:
-    """Whether a trial could have shown the claim: at least one of its gates has power."""
+    """Whether at least one gate of the claim has power."""
     return any(g["power"] and g["claim"] == claim for g in gates)
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts of outcomes per size, candidate and claim; and of trials in which the test has power.
+    """Count the outcomes per size, candidate and claim, and the trials with power per size and claim.
 
-    A trial has power for a claim where a gate has and every control of its run fails one: then a claim can be shown.
+    A trial has power for a claim if a gate of the claim has power and every control of the run fails such a gate. Only
+    then can the claim be shown.
     """
     outcomes: Counter[tuple[str, str, str, str]] = Counter()
     powered: Counter[tuple[str, str]] = Counter()
@@ -53,7 +54,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def gate_power(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Share of trials in which each gate has power, per size, and the rows it says it would need (median)."""
+    """Share of trials in which each gate has power, by path and size."""
     found: dict[str, dict[str, list[bool]]] = {}
     for r in records:
         if r["candidate"] == RETRAINED:
@@ -63,7 +64,7 @@ def gate_power(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
 
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: per data set the outcomes of negative controls and of the retrained model."""
+    """Markdown page: per data set the outcomes of negative controls and the retrained model, and the gates' power."""
     lines = ["<!-- Written by python -m expunge.results.verdict_study. -->"]
     for name, s in found.items():
         counts = ", ".join(f"{size}: {n}" for size, n in s["trials"].items() if n)
@@ -95,7 +96,7 @@ def _retrained_table(s: Mapping[str, Any]) -> list[str]:
     sizes = [size for size in SIZES if s["trials"][size]]
     lines = ["An independent retrained model.", ""]
     lines += ["| | " + " | ".join(sizes) + " |", "|---|" + "---|" * len(sizes)]
-    for claim in (OUTPUTS, FEATURES):  # the backbone's needs measures of every stage, which these networks lack
+    for claim in (OUTPUTS, FEATURES):  # the claim on the backbone needs probes at every stage, which the study lacks
         cells = []
         for size in sizes:
             key = f"{size}|{claim}"

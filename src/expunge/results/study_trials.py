@@ -1,4 +1,4 @@
-"""One trial of the verdict's calibration: an original, requests of every size, retrained models, and what is judged."""
+"""One trial of the verdict's calibration: train an original and retrained models, and judge the candidates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from expunge.evaluation.rows import Rows, choose_rows
 from expunge.results.study_models import Networks, Recipe, order_of, start, train
 
 SIZES = ("1", "5", "20", "100", "600", "class")
-REFERENCES, OTHERS = 3, 1  # retrained models to judge by, and to be judged
+REFERENCES, OTHERS = 3, 1  # retrained models that serve as references, and those that are judged as candidates
 RETRAINED, OTHER, NOISE, LEACE = "retrained", "another original", "label noise", "LEACE"
 MASK_OF_ANOTHER, LIST_OF_ANOTHER = f"{LOGIT_MASK} of another", f"{LOOKUP_LIST} of another"
 NEGATIVE = (ORIGINAL, LOGIT_MASK, LOOKUP_LIST, OTHER, MASK_OF_ANOTHER, LIST_OF_ANOTHER, NOISE, LEACE)
@@ -33,7 +33,7 @@ NOISE_STEPS, NOISE_LR = 60, 1e-3
 
 @dataclass(frozen=True)
 class Data:
-    """Rows `x (n, d)` float32 and `y (n,)`; the first `train` are training rows, the others test rows."""
+    """Rows `x (n, d)` float32 with labels `y (n,)`; the first `train` are training rows, the others test rows."""
 
     name: str
     x: torch.Tensor
@@ -47,7 +47,7 @@ class Data:
 
 
 def forgotten(data: Data, size: str, trial: int) -> NDArray[np.int64]:
-    """The training rows of one request: drawn at random, or all of the class `trial` modulo their number."""
+    """Training rows of one request: drawn at random, or all of one class, which is `trial` modulo the class count."""
     if size == "class":
         return np.flatnonzero(data.y[: data.train] == trial % data.classes)
     rng = np.random.default_rng([trial, int(size), 1])
@@ -55,8 +55,10 @@ def forgotten(data: Data, size: str, trial: int) -> NDArray[np.int64]:
 
 
 def train_trial(data: Data, trial: int, file: Path, sizes: tuple[str, ...] = SIZES) -> None:
-    """Train everything of one trial and store the weights: two originals, then per size four retrained models and the
-    original after label noise."""
+    """Train all networks of one trial and store their weights in `file`.
+
+    These are two originals, then four retrained models per size, and then per size the original after label noise.
+    """
     everything = np.arange(data.train)
     sets = [everything, everything]
     for size in sizes:
@@ -74,13 +76,14 @@ def train_trial(data: Data, trial: int, file: Path, sizes: tuple[str, ...] = SIZ
     pairs = zip(trained.weights, noisy.weights, strict=True)
     arrays = {f"w{i}": torch.cat(pair).contiguous() for i, pair in enumerate(pairs)}
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Rename only a complete file, so that an interrupted run leaves no damaged one.
     staging = file.with_name(f".{file.name}.part")
     save_file(arrays, staging)
     staging.replace(file)
 
 
 def _label_noise(data: Data, trial: int, original: Networks, sizes: tuple[str, ...]) -> Networks:
-    """The original, fine-tuned per size on forgotten rows with wrong labels, half of each batch, and retained rows."""
+    """The original fine-tuned per size; half of each batch are forgotten rows with wrong labels, half retained rows."""
     targets, orders = [], []
     half = max(data.recipe.batch_size // 2, 1)
     for i, size in enumerate(sizes):
@@ -104,7 +107,7 @@ def load_networks(file: Path) -> Networks:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Logits (n, C), the backbone's features z (n, h), and what the head reads."""
+    """Logits (n, C), the backbone's features z (n, h), and the head's inputs z_prime (n, h)."""
 
     logits: NDArray[Any]
     z: NDArray[Any]
@@ -112,12 +115,12 @@ class ModelOutputs:
 
 
 class Measure:
-    """Values of one model on the rows of a request. Features that several models share are probed once."""
+    """Measures models on the rows of a request. Features that several models share are probed only once."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self._probed: dict[tuple[int, str], NDArray[Any] | None] = {}
-        self._kept: list[NDArray[Any]] = []  # so that no other array gets the identity of one that was probed
+        self._kept: list[NDArray[Any]] = []  # keeps probed arrays alive, so that their ids are not reused
 
     def _probe(self, z: NDArray[Any], kind: str) -> NDArray[Any] | None:
         key = id(z), kind
@@ -146,9 +149,10 @@ def judge_trial(
     trained: tuple[str, ...] = SIZES,
     references: int = REFERENCES,
 ) -> Iterator[dict[str, Any]]:
-    """Per size and candidate one record: claims, and per gate power, share, interval and outcome.
+    """Yield one record per size and candidate: its claims, and per gate the power, share, interval and outcome.
 
-    `trained`: the sizes that `train_trial` was given; `references`: how many of the retrained models judge."""
+    `trained`: the sizes that `train_trial` was given. `references`: how many of the retrained models are references.
+    """
 
     def outputs_of(index: int) -> ModelOutputs:
         logits, z = networks.one(index).outputs(data.x)
@@ -188,7 +192,7 @@ def _judge(
     telling = {gate.path for gate in gates if power_of(gate).tells}
 
     def blocks(outputs: ModelOutputs) -> list[dict[str, Any]]:
-        # What cannot tell says nothing of any candidate, so its values need not be computed.
+        # A gate that does not tell decides nothing about any candidate, so its values need not be computed.
         values = values_of(measure(outputs), references, base, rows, attack=CMIA in telling) if telling else {}
         return judge_gates(gates, values)
 
@@ -208,7 +212,7 @@ def _judge(
     if len(classes):
         candidates[MASK_OF_ANOTHER] = blocks(outputs_only(other, logit_mask(other.logits, classes)))
     else:
-        candidates[LOGIT_MASK] = controls[ORIGINAL]  # it has no class to hide
+        candidates[LOGIT_MASK] = controls[ORIGINAL]  # without a whole class to hide, the mask equals the original
     for name, found in candidates.items():
         claims, why = claims_of(found, controls, references=len(references))
         keys = ("path", "claim", "power", "tells", "share", "interval", "passed", "refuted", "excess", "rows_needed")

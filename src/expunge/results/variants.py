@@ -1,4 +1,4 @@
-"""The experiments: each is params.yaml with a few changes, run once per training seed in a workspace of its own."""
+"""The experiments: each is a params file with some changes, run once per training seed in its own workspace."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from expunge.system.progress import log_message
 from expunge.workspaces.workspace import lay_out, params_with, reproduce
 
 HOME = Path(".expunge/results")
-RETRAIN_SEEDS = (100, 200, 300)  # training seed s has retrained models of seeds 100 + s ... : none shares its start
+# The retrained models of training seed s have the seeds 100 + s, 200 + s and 300 + s, so that no two models share their
+# initial weights.
+RETRAIN_SEEDS = (100, 200, 300)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`changes` go over the file `params`, section by section; `without` are methods that do not apply."""
+    """An experiment: the file `params` with `changes`, section by section, and without the methods in `without`."""
 
     name: str
     title: str
@@ -29,7 +31,7 @@ class Variant:
     params: str = "params.yaml"
 
     def params_text(self, root: Path, seed: int) -> str:
-        """The params.yaml of one seed. Raises ConfigError for a change of a key that the file does not have."""
+        """Text of params.yaml for one seed. Raises ConfigError for a change of a key that the file does not have."""
         params = params_with(root / self.params, self.changes)
         params["methods"] = [name for name in params["methods"] if name not in self.without]
         params["train"]["seed"] = seed
@@ -47,12 +49,13 @@ VARIANTS = (
         "Fashion-MNIST, small ResNet, forget a random 10 % of the training rows",
         (1, 2, 3),
         {"split": {"selector": "random", "fraction": 0.1}},
-        without=("pour-p", "teacher-map"),  # one forgets classes, the other does nothing for rows: docs/relearn.md
+        # pour-p forgets only classes, and teacher-map has no effect on rows (docs/relearn.md).
+        without=("pour-p", "teacher-map"),
     ),
     Variant(
         "frozen",
         "Fashion-MNIST, EfficientNet-Lite0 of ImageNet with a linear head, forget class 5 (sandal)",
-        (1,),  # head and reference are the one optimum of a convex problem: a seed changes nothing
+        (1,),  # head and reference are the unique optima of convex problems, so the seed has no effect
         {
             "model": {"name": "efficientnet-lite0", "training": "head", "saw_forget_data": False},
             "activations": {"cuts": []},
@@ -72,7 +75,10 @@ VARIANTS = (
 
 
 def run_variants(root: Path, variants: Sequence[Variant]) -> None:
-    """Run what is missing or out of date; DVC knows. Raises ExpungeError when a stage fails; a next run goes on."""
+    """Run the stages that are missing or out of date, as DVC determines.
+
+    Raises ExpungeError if a stage fails; the next run continues from there.
+    """
     for variant, seed in _runs(variants):
         log_message(f"results: {variant.name}, training seed {seed}")
         workspace = variant.workspace(root, seed)
@@ -81,7 +87,7 @@ def run_variants(root: Path, variants: Sequence[Variant]) -> None:
 
 
 def finished(root: Path, variant: Variant) -> dict[int, Path]:
-    """Training seed -> workspace of the runs that have a summary."""
+    """Workspaces of the runs that have a summary, by training seed."""
     workspaces = {seed: variant.workspace(root, seed) for seed in variant.seeds}
     return {seed: path for seed, path in workspaces.items() if (path / SUMMARY).is_file()}
 

@@ -38,8 +38,11 @@ RECIPES = {
 
 
 def load(name: str) -> Data:
-    """The rows of one data set: pixels of the digits; of Fashion-MNIST 15,000 training and 5,000 test rows in the 64
-    whitened principal components of the other 45,000 training rows, a public transformation that no request touches."""
+    """Load the rows of one data set.
+
+    Of the digits these are the pixels. Of Fashion-MNIST they are 15,000 training and 5,000 test rows in the 64 whitened
+    principal components of the other 45,000 training rows. That transformation is public: no request touches its rows.
+    """
     source = read_digits() if name == "digits" else read_fashion_mnist()
     batches = [(np.asarray(b.content), np.asarray(b.labels), np.asarray(b.splits) == "train") for b in source.batches]
     images, labels, is_train = (np.concatenate(columns) for columns in zip(*batches, strict=True))
@@ -57,14 +60,14 @@ def load(name: str) -> Data:
 
 
 def whiten(x: NDArray[np.float32], public: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
-    """`x (n, d)` in its `dim` first principal components over the rows `public`, each with variance 1 there."""
+    """`x (n, d)` projected on the first `dim` principal components of the rows `public`, with variance 1 there."""
     centre = x[public].mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(x[public].T))
     return np.asarray((x - centre) @ (vectors[:, -dim:] / np.sqrt(values[-dim:])), dtype=np.float32)
 
 
 def run_trials(data: Data, trials: Iterable[int], home: Path, judge_again: bool = False) -> None:
-    """Train and judge the trials that are not there yet."""
+    """Train and judge the missing trials. `judge_again`: judge stored trials again."""
     for trial in trials:
         weights, judged = (home / data.name / f"{kind}-{trial:04d}" for kind in ("weights", "judged"))
         weights, judged = weights.with_suffix(".safetensors"), judged.with_suffix(".json")
@@ -76,7 +79,7 @@ def run_trials(data: Data, trials: Iterable[int], home: Path, judge_again: bool 
 
 
 def records(home: Path, name: str) -> list[dict[str, Any]]:
-    """Everything judged so far. Raises DataError where nothing is."""
+    """All records judged so far. Raises DataError if there are none."""
     files = sorted((home / name).glob("judged-*.json"))
     if not files:
         raise DataError(
@@ -95,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=None, help=f"write the tables there, as {PAGE}")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # Adam's squares of vanishing gradients: many times slower otherwise
+    # Adam's averages of tiny squared gradients become denormal numbers, which slow the training many times.
+    torch.set_flush_denormal(True)
     with threadpool_limits(1):
         for name in given.data:
             run_trials(load(name), range(given.first, given.first + given.trials), given.home, given.judge)

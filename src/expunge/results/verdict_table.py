@@ -38,14 +38,14 @@ OLD = {
 
 
 def few(data: Data, home: Path, trials: Iterable[int], sizes: tuple[str, ...], references: int) -> Iterator[Record]:
-    """Stored trials judged again by the first `references` of their retrained models."""
+    """Judge stored trials again with only the first `references` of their retrained models."""
     for trial in trials:
         networks = load_networks(home / data.name / f"weights-{trial:04d}.safetensors")
         yield from judge_trial(data, trial, networks, sizes, references=references)
 
 
 def over_a_tenth(data: Data, home: Path, trials: Iterable[int]) -> Iterator[Record]:
-    """Trials with requests of a tenth of the training rows, trained where they are not there yet."""
+    """Judge trials whose requests name a tenth of the training rows; missing networks are trained."""
     sizes = (str(data.train // TENTH),)
     for trial in trials:
         weights = home / data.name / f"tenth-{trial:04d}.safetensors"
@@ -55,7 +55,7 @@ def over_a_tenth(data: Data, home: Path, trials: Iterable[int]) -> Iterator[Reco
 
 
 def counted(found: Sequence[Record], candidate: str, size: str | None = None, claim: str = OUTPUTS) -> str:
-    """Outcomes of one claim: how many shown, refuted and open, of how many."""
+    """Text with how often one claim was shown, refuted and undecided for a candidate, and of how many records."""
     states = [r["claims"][claim] for r in found if r["candidate"] == candidate and size in (None, r["size"])]
     names = (SHOWN, REFUTED, CANNOT_TELL)
     said = [f"{name} {states.count(name)}" for name in names if states.count(name)]
@@ -67,7 +67,7 @@ def each(found: Sequence[Record], candidate: str, sizes: Sequence[str]) -> str:
 
 
 def without_references(found: Sequence[Record]) -> str:
-    """What a run with `reference: skip` may say of LEACE, and whether it could be registered for serving."""
+    """Text with how often LEACE could be registered for serving in a run with `reference: skip`."""
     served = total = 0
     for r in (r for r in found if r["candidate"] == LEACE):
         claims, _ = claims_of(r["gates"], {}, references=0)
@@ -77,7 +77,7 @@ def without_references(found: Sequence[Record]) -> str:
 
 
 def on_a_backbone_that_saw(found: Sequence[Record]) -> str:
-    """A model that does match its references, where these stand on a backbone that saw the rows."""
+    """Text with how often a claim is shown of a model that matches references whose backbone saw the rows."""
     shown = total = 0
     for r in (r for r in found if r["candidate"] == RETRAINED and r["size"] in ("600", "class")):
         controls = {c["candidate"]: c["gates"] for c in found if _beside(c, r)}
@@ -95,7 +95,7 @@ def _beside(control: Record, r: Record) -> bool:
 
 
 def fallback() -> str:
-    """What a retrained model may claim by construction, for a backbone trained anew and one that was taken over."""
+    """Text with the claim `exact` of a retrained model whose backbone was trained anew, and one that was taken over."""
     said = []
     for words, clean in (("trained anew", True), ("taken over from a model that saw the rows", False)):
         claims, _ = claims_of([], {}, references=2, clean_references=clean, exact=exact_of_retrained(clean))
@@ -106,8 +106,11 @@ def fallback() -> str:
 def table(
     stored: Sequence[Record], one: Sequence[Record], two: Sequence[Record], tenth: Sequence[Record]
 ) -> list[Line]:
-    """A line per case of the first verdict's failures. `stored`: judged trials of the study; `one`, `two`: some of them
-    judged by so many retrained models; `tenth`: trials whose requests name a tenth of the rows."""
+    """One line per failure of the first verdict.
+
+    `stored`: judged trials of the study. `one`, `two`: some of these, judged with one and two retrained models.
+    `tenth`: trials whose requests name a tenth of the rows.
+    """
     sizes = " / ".join(SMALL)
     lines = [
         (f"the untouched original, {sizes} rows, one retrained model", "original, small", each(one, ORIGINAL, SMALL)),

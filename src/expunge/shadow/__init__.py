@@ -1,4 +1,4 @@
-"""Shadow models: heads on cached features or whole networks, for attacks that need many models.
+"""Shadow models for attacks that need many models: heads on cached features, or whole networks.
 
 May import everything below it except tracking and report.
 Start with `plan` here, then `heads.py` or `networks.py`.
@@ -30,8 +30,11 @@ SHARDS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """`kind` of models to train; `valid_because` says why its reading holds, `refused_because` what was turned down and
-    why."""
+    """Which shadow models to train.
+
+    `valid_because`: why attacks on models of this `kind` are valid. `refused_because`: why models that params ask for
+    are not trained.
+    """
 
     kind: Literal["off", "refused", "heads", "networks"]
     valid_because: str | None = None
@@ -43,7 +46,7 @@ class Plan:
 
 
 def plan(model: Model, asked: Shadow) -> Plan:
-    """What is valid of what params ask for."""
+    """Decide which of the shadow models that params ask for are valid for this model."""
     if not asked.heads and not asked.networks:
         return Plan("off")
     if model.training == "above":

@@ -1,4 +1,4 @@
-"""Heads on cached features: the run's methods applied to many heads that each had half of the training rows."""
+"""Shadow heads on cached features: the run's methods applied to many heads, each trained on half of the rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BELOW_THE_HEAD = "it changes weights below the head, which heads on cached featu
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of params' `methods`: the method behind its name, its settings, and what the run fitted."""
+    """An entry of `methods` in params: its method, its settings, and the result that the run fitted."""
 
     method: str
     settings: Mapping[str, Any]
@@ -42,13 +42,13 @@ class Entry:
 
     @classmethod
     def of(cls, name: str, table: Mapping[str, Mapping[str, Any]], unlearned: UnlearnedModel) -> Entry:
-        """The entry `name` of the `fit` section."""
+        """The entry `name` of `table`, the section `fit` of params."""
         settings = {key: value for key, value in table[name].items() if key not in ("method", "after")}
         return cls(table[name].get("method", name), settings, unlearned)
 
     @property
     def why_not(self) -> str | None:
-        """Why heads cannot show it, None where they can."""
+        """Why shadow heads cannot represent this entry, or None if they can."""
         if self.unlearned.classifier is not None:
             return BELOW_THE_HEAD
         return None if self.method in COVERED else NOT_COVERED
@@ -56,7 +56,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Rows:
-    """Features and labels that every head is trained or scored on; `forget_at` are positions among `train`."""
+    """Features and labels of the rows that every head is trained or scored on.
+
+    `forget_at`: positions of the scored forgotten rows among those of `train`.
+    """
 
     train: tuple[np.ndarray, np.ndarray]
     retain: tuple[np.ndarray, np.ndarray]
@@ -67,7 +70,7 @@ class Rows:
 
     @classmethod
     def of(cls, store: FeatureStore, split: Split, seed: int) -> Rows:
-        """Test rows of retained classes are the population; large sets are thinned by `seed`."""
+        """Select the rows. The population consists of test rows of retained classes; `seed` thins large sets."""
         labels, rng = store.column("label"), np.random.default_rng(seed)
 
         def thin(rows: np.ndarray, size: int) -> np.ndarray:
@@ -86,10 +89,11 @@ class Rows:
 def attack_heads(
     rows: Rows, entries: Mapping[str, Entry], heads: int, classes: int, epochs: int | None, seed: int
 ) -> dict[str, Any]:
-    """Attacks on every entry that touches only head or map.
+    """Train shadow heads and attack every entry that changes only the head or adds a map.
 
-    `heads` (even) learn from halves of all training rows, every row in half of them, and unlearn; as many learn from
-    halves of the retained rows. Where a row is scored, only heads that had it count on the unlearned side.
+    `heads` (an even number) heads learn from halves of all training rows, with every row in half of them, and are then
+    unlearned. As many heads learn from halves of the retained rows. For each scored row only the unlearned heads that
+    had it count.
     """
     recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
     halves = complementary_halves(len(rows.train[0]), heads, seed)
@@ -150,7 +154,7 @@ def _mapped(map_: FeatureMap | None, z: np.ndarray) -> np.ndarray:
 def _unlearn(
     entry: Entry, before: ShadowHeads, rows: Rows, had: np.ndarray, train: _Trainer, seed: int
 ) -> ShadowMargins:
-    """The heads after unlearning, as `COVERED` says."""
+    """Margins of the heads after unlearning, which is done as `COVERED` describes."""
     map_ = entry.unlearned.map
     match entry.method:
         case "head-refit":
@@ -169,7 +173,7 @@ def _unlearn(
 
 
 def _each(heads: ShadowHeads, change: Callable[[LinearHead], LinearHead]) -> ShadowHeads:
-    """Every head, changed."""
+    """Apply `change` to every head."""
     changed = [
         change(LinearHead(torch.from_numpy(w), torch.from_numpy(b)))
         for w, b in zip(heads.weight, heads.bias, strict=True)

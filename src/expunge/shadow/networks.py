@@ -1,8 +1,8 @@
-"""Whole networks: many trained on all rows and unlearned, as many trained on retained rows only.
+"""Shadow networks: many trained on all rows and then unlearned, and as many trained on retained rows only.
 
-Each lies in a directory of its own below `data/shadow`, `trained-0` or `retrained-0`: its weights in `model`, its
-margins in `margins`. Both carry a key, a digest of everything that determines them, so a killed run, or one that asks
-for more models, makes only what is missing.
+Each network has a directory below `data/shadow`, such as `trained-0` or `retrained-0`, with its weights in `model` and
+its margins in `margins`. Both have a key, a digest of everything that determines them. A run that was interrupted, or
+that asks for more models, therefore computes only what is missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from expunge.training.recipe import make_classifier
 
 PRODUCER = "expunge.shadow.networks"
 MARGINS, KEY = "margins.safetensors", "key.json"
-RETRAINED_SEEDS = 100_000  # first seed of the retrained models, behind those of all trained ones
+RETRAINED_SEEDS = 100_000  # offset of the retrained models' seeds, so that they differ from those of trained ones
 # Packages whose sources determine a result; tests/test_graph.py compares them with what this module imports.
 TRAINING_CODE = ("config", "core", "data", "features", "finetune", "ledger", "models", "system", "training")
 FITTING_CODE = (
@@ -56,7 +56,7 @@ FITTING_CODE = (
 
 @dataclass(frozen=True)
 class Job:
-    """What every network of a run shares. `forget` and `population` are the scored rows."""
+    """What all networks of a run share. `forget` and `population` are the scored rows."""
 
     config: Config
     dataset: Dataset
@@ -68,7 +68,10 @@ class Job:
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset, split: Split, out: Path, work: Path) -> Job:
-        """One precision for all: where params leave the choice to a measurement, networks could differ by it."""
+        """Select the scored rows and fix the recipe.
+
+        The precision "auto" becomes fp32, because a measured choice could differ between networks.
+        """
         rng = np.random.default_rng(config.shadow.seed)
 
         def thin(rows: np.ndarray, size: int) -> np.ndarray:
@@ -82,12 +85,16 @@ class Job:
         return cls(dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "shadow")
 
     def model_key(self, side: str, seed: int) -> str:
+        """Digest of everything that determines the weights of a network."""
         rows = self.split.request["digest"] if side == "retrained" else "all"
         settings = dataclasses.asdict(self.config.model), dataclasses.asdict(self.config.train)
         return digest_of([side, seed, rows, self.dataset.digest, settings, code_digest(TRAINING_CODE)])
 
     def margins_key(self, side: str, seed: int) -> str:
-        """Weights of the retrained models meet no method, so settings of methods do not make them stale."""
+        """Digest of everything that determines the margins of a network.
+
+        No method is fitted to retrained networks, so their key does not depend on settings of methods.
+        """
         fits = (self.config.methods, self.config.fit) if side == "trained" else ()
         parts = [self.model_key(side, seed), self.split.request["digest"], self.config.shadow.seed, fits]
         features = dataclasses.asdict(self.config.features), dataclasses.asdict(self.config.activations)
@@ -95,7 +102,7 @@ class Job:
 
 
 def code_digest(names: tuple[str, ...]) -> str:
-    """Digest of the sources that determine a result: changed code makes it stale, as in dvc.yaml."""
+    """Digest of the sources of packages and modules `names`; changed code invalidates results, as in dvc.yaml."""
     root = Path(__file__).parents[1]
     files = [
         f for name in names for f in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))
@@ -107,7 +114,10 @@ def code_digest(names: tuple[str, ...]) -> str:
 
 
 def attack_networks(job: Job, count: int) -> dict[str, Any]:
-    """Train what is missing, fit every method to every trained network, and attack; members beyond `count` go."""
+    """Train the missing networks, fit every method to every trained network, and run the attacks.
+
+    Directories of networks beyond `count` are deleted.
+    """
     names = {side: [f"{side}-{i}" for i in range(count)] for side in ("trained", "retrained")}
     for old in job.out.glob("*rained-*"):
         if old.name not in [*names["trained"], *names["retrained"]]:
@@ -139,7 +149,10 @@ def attack_networks(job: Job, count: int) -> dict[str, Any]:
 
 
 def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
-    """Margins of one network, and of what every method makes of it: `NAME/forget (n,)`, `NAME/population (k,)`."""
+    """Margins of one network and of its unlearned versions: `NAME/forget (n,)` and `NAME/population (k,)`.
+
+    NAME is `network` or that of a method. Stored weights and margins with the right key are reused.
+    """
     seed = job.config.shadow.seed + index + (RETRAINED_SEEDS if side == "retrained" else 0)
     directory = job.out / f"{side}-{index}"
     keys = {"model": job.model_key(side, seed), "margins": job.margins_key(side, seed)}
@@ -157,7 +170,7 @@ def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
 
 
 def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
-    """Is this part there, undamaged, and made from the same things?"""
+    """Whether the part `what` of the network exists, is undamaged, and has the right key."""
     if not (directory / KEY).is_file() or read_json(directory / KEY).get(what) != keys[what]:
         return False
     try:
@@ -169,7 +182,10 @@ def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
 
 
 def _score(job: Job, directory: Path, side: str, offset: int) -> None:
-    """`offset` is added to the seed of every fit: one seed for all would leave out what the fit itself varies by."""
+    """Compute and store the margins of a network and of its unlearned versions.
+
+    `offset` is added to the seed of every fit, so that the variation between fits is included.
+    """
     classifier = load_classifier(directory / "model")
     labels = job.dataset.labels()
     found: dict[str, np.ndarray] = {}
@@ -194,7 +210,7 @@ def _score(job: Job, directory: Path, side: str, offset: int) -> None:
 
 
 def _request(job: Job, classifier: Classifier, scratch: Path) -> FitInputs:
-    """The run's request, put to another network: its own features, Moments and activations, in a scratch directory."""
+    """The run's request for another network, with that network's features, Moments and activations in `scratch`."""
     extract(
         classifier, job.dataset, scratch / "features", job.work / "features", ExtractionSettings.of(job.config.features)
     )

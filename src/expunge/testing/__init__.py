@@ -1,11 +1,11 @@
-"""Contracts of what other packages bring along: their authors run these checks in tests of their own.
+"""Contract tests for the methods, metrics, models and readers of other packages, to be run in their own tests.
 
     from expunge.testing import check_method, check_metric, check_model, check_reader, small_inputs
 
     def test_the_method_keeps_its_contract(tmp_path):
         check_method(METHOD, small_inputs(tmp_path))
 
-Each raises AssertionError with one sentence that says which promise is broken, and for what.
+Each check raises AssertionError with one sentence that names the violated contract and the case.
 """
 
 from expunge.testing.methods import check_method, small_inputs

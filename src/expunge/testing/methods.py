@@ -1,4 +1,4 @@
-"""The contract of methods of other packages, on scikit-learn's digits."""
+"""Contract test for methods of other packages, on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ FORGOTTEN_CLASS, FORGOTTEN_ROWS = 5, 20
 
 
 def small_inputs(directory: Path, kind: str = "classes") -> FitInputs:
-    """A request on the digits, written below `directory` once: the class 5 ("classes"), or 20 rows ("rows").
+    """Return a request on the digits: to forget the class 5 (`kind` "classes") or 20 rows ("rows").
 
-    The classifier is a small ResNet with random weights and a softmax head fitted to its features, so it is made in
-    seconds. Activations are not kept: a method that needs them is tested in a pipeline.
+    Its files are written below `directory` on the first call. The classifier is a small ResNet with random weights and
+    a softmax head fitted to its features, so it is made in seconds. No activations are stored; a method that needs them
+    must be tested in a pipeline.
     """
     data, model, features = directory / "dataset", directory / "model", directory / "features"
     if not features.exists():
@@ -65,11 +66,11 @@ def small_inputs(directory: Path, kind: str = "classes") -> FitInputs:
 
 
 def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | None = None) -> UnlearnedModel:
-    """Fit `method` twice and check what every line of the table keeps. Returns the product, for tests of its own.
+    """Fit `method` twice, check the contract of methods, and return the result for further tests.
 
-    Raises AssertionError saying which promise is broken: facts that fit the request; settings that it does not have are
-    refused; finite float32 logits `(n, C)`; the original and the request as they were; the same
-    settings give the same files and answers, whatever the global generators; a product that comes back from its files.
+    The contract: `facts` fit the request; unknown settings are refused; logits are finite float32 `(n, C)`; the
+    original and the request are unchanged; the same settings give the same files and logits, whatever the state of the
+    global generators; and the result can be loaded from its files. Raises AssertionError naming what is violated.
     """
     kind = "classes" if inputs.forget_classes else "rows"
     assert kind in method.kind.facts.requests, f"facts.requests has no {kind!r}: this request is not for the method"
@@ -119,7 +120,7 @@ def _refused() -> Iterator[None]:
 
 
 def _held(inputs: FitInputs) -> dict[str, Tensor]:
-    """Copies of what a method is given, by name."""
+    """Copies of the tensors that a method is given, by name."""
     rows = {"forget_rows": inputs.forget_rows, "retain_rows": inputs.retain_rows, "labels": inputs.labels}
     held = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
     held |= {"z_forget": inputs.z_forget.clone(), "z_retain": inputs.z_retain.clone()}
@@ -127,7 +128,7 @@ def _held(inputs: FitInputs) -> dict[str, Tensor]:
 
 
 def _answers(made: UnlearnedModel, inputs: FitInputs, z: Tensor) -> Tensor:
-    """Logits of features `z`, and behind them those of pictures where the product has weights of its own."""
+    """Logits of features `z`, followed by those of images if the result has weights of its own."""
     said = [made.logits(z)]
     if made.classifier is not None:
         assert not made.classifier.training, "the product's classifier is in training mode"
@@ -141,7 +142,7 @@ def _answers(made: UnlearnedModel, inputs: FitInputs, z: Tensor) -> Tensor:
 
 
 def _fit_head(classifier: Any, dataset: Dataset, directory: Path) -> None:
-    """Give `classifier` the head that fits its own features on training rows."""
+    """Fit the head of `classifier` to its own features on training rows."""
     extract(classifier, dataset, directory / "first", directory / "work", ExtractionSettings(500, 65_536))
     train = np.flatnonzero(dataset.splits() == TRAIN)
     z, labels = torch.from_numpy(FeatureStore(directory / "first").z(train)), torch.from_numpy(dataset.labels()[train])

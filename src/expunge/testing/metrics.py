@@ -1,4 +1,4 @@
-"""The contract of metrics of other packages."""
+"""Contract test for metrics of other packages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from expunge.evaluation.forget_metric import ForgetMetric
 from expunge.testing.promises import other_chance, promised
 
 Rows = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
-TOLERANCE = 1e-9  # sums in another order
+TOLERANCE = 1e-9  # relative; allows for rounding when rows are summed in another order
 
 
 def check_metric(metric: ForgetMetric) -> dict[str, float]:
-    """Measure `metric` on rows as models give them, hard cases among them; its values, by case.
+    """Measure `metric` on typical and extreme rows, and return its values by case.
 
-    Raises AssertionError where a value is no finite number, where arrays are written to, where the order of rows or
-    the state of a global generator changes it, or where what reports show of it is not usable.
+    Raises AssertionError if a value is not a finite number, if the metric writes to its arrays, if the order of rows or
+    the state of a global generator changes the value, or if the name, target or format for reports is unusable.
     """
     assert isinstance(metric, ForgetMetric), f"{type(metric).__name__} is no expunge.evaluation.ForgetMetric"
     for name in ("name", "target"):
@@ -42,7 +42,7 @@ def check_metric(metric: ForgetMetric) -> dict[str, float]:
 
 
 def cases() -> dict[str, Rows]:
-    """Rows that a metric meets, by what is particular about them."""
+    """Typical and extreme rows for a metric, by a description of the case."""
     rng = np.random.default_rng(0)
 
     def rows(n: int, classes: int, d: int) -> Rows:

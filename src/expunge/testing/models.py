@@ -1,4 +1,4 @@
-"""The contract of model families of other packages."""
+"""Contract test for model families of other packages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from expunge.system.files import write_manifest
 from expunge.testing.promises import contents, differing, other_chance, promised
 
 IMAGES, CLASSES = 6, 3
-TOLERANCE = 1e-4  # of logits: sums in another order
+TOLERANCE = 1e-4  # of logits; allows for rounding when sums are taken in another order
 
 
 def check_model(name: str, image_shape: Shape = (16, 16, 1)) -> Classifier:
-    """Build the model `name`, as `model.name` says it, for images of `image_shape` (h, w, c); the classifier.
+    """Build the model `name` for images of `image_shape` (h, w, c), check the contract, and return the classifier.
 
-    The package must be installed, since a checkpoint finds its architecture again by the name alone. Raises
-    AssertionError where it cannot be cut at a linear head; where logits are not finite float32 `(n, C)`; where the same
-    seed gives other weights, or another seed the same; where evaluation mode changes a weight, an input or an answer;
-    where a row's answer depends on the rows beside it; where a gradient lacks in training or is there without one being
-    asked for; and where a checkpoint does not give back the same bytes and answers.
+    `name` is written as in `model.name`. The package must be installed, since a checkpoint finds its architecture by
+    the name alone. Raises AssertionError if the model has no linear head at which it can be cut; if logits are not
+    finite float32 `(n, C)`; if the same seed gives different weights or different seeds the same; if a pass in
+    evaluation mode changes weights or inputs, or two passes give different logits; if the logits of a row depend on the
+    other rows; if a parameter has no gradient in training, or outputs carry one under `torch.no_grad`; and if a
+    checkpoint does not reproduce the same bytes and logits.
     """
     with promised(f"{name} cannot be built"):
         family, detail = family_of(name)
@@ -54,7 +55,7 @@ def check_model(name: str, image_shape: Shape = (16, 16, 1)) -> Classifier:
 
 
 def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    """Names of tensors that differ."""
+    """Names of the tensors that differ or exist on one side only."""
     return [n for n in {**before, **after} if n not in before or n not in after or not torch.equal(before[n], after[n])]
 
 

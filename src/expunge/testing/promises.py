@@ -1,4 +1,4 @@
-"""What several checks of contracts share."""
+"""Helpers that several contract tests share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expunge.system.errors import ExpungeError
 
 @contextmanager
 def promised(what: str) -> Iterator[None]:
-    """What the product refuses in the body breaks the promise `what`: raises AssertionError with both."""
+    """Turn an error in the body into an AssertionError that names the violated contract `what` and the error."""
     try:
         yield
     except (ExpungeError, TypeError, ValueError, IndexError, KeyError, RuntimeError) as e:
@@ -26,8 +26,10 @@ def promised(what: str) -> Iterator[None]:
 
 @contextmanager
 def other_chance(seed: int) -> Iterator[None]:
-    """The global generators of Python, numpy and torch start elsewhere in the body, and as they were behind it: a
-    result that changes with `seed` was drawn from one of them."""
+    """Seed the global generators of Python, numpy and torch in the body, and restore their states afterwards.
+
+    A result that changes with `seed` was drawn from one of these generators.
+    """
     before = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -41,16 +43,16 @@ def other_chance(seed: int) -> Iterator[None]:
 
 
 def state_of_chance() -> tuple[Any, ...]:
-    """Where the global generators of Python and numpy stand."""
+    """State of the global generators of Python and numpy."""
     numpy: Any = np.random.get_state(legacy=False)
     return random.getstate(), numpy["state"]["key"].tobytes(), numpy["state"]["pos"]
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file below `directory`, by its path there."""
+    """Content of every file below `directory`, by its path relative to it."""
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
 def differing(first: dict[str, bytes], second: dict[str, bytes]) -> list[str]:
-    """Names of files that only one has, or that hold other bytes."""
+    """Names of the files that exist on one side only or have different contents."""
     return [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]

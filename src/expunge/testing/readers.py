@@ -1,4 +1,4 @@
-"""The contract of readers of other packages."""
+"""Contract test for readers of other packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from expunge.testing.promises import contents, differing, other_chance, promised
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows of a source, in its order."""
+    """All rows of a source, in the source's order."""
 
     ids: list[str]
     labels: list[int]
@@ -30,13 +30,13 @@ class _Rows:
 
 
 def check_reader(read: Reader, path: Path | None = None) -> dict[str, Any]:
-    """Read all rows several times, as `prepare` does with `data.path: path`; the manifest of the dataset.
+    """Read all rows several times, as `prepare` does with `data.path: path`, and return the manifest of the dataset.
 
-    Raises AssertionError naming the row where a batch is not as `Batch` and `Source` say: ids are unique texts, labels
-    whole numbers of classes, splits "train" or "test", images uint8 `(n, h, w, 1 or 3)`, files that decode, or texts.
-    Also where a class has no training row; where reading again gives other rows; where another `test_fraction` or
-    `seed` changes more than the split; where global generators are drawn from; and where the written dataset has other
-    bytes the second time.
+    Raises AssertionError, naming the row, if a batch violates `Batch` or `Source`: ids must be unique texts, labels
+    integers of known classes, splits "train" or "test", and content images uint8 `(n, h, w, 1 or 3)`, image files that
+    can be decoded, or texts. Also raises AssertionError if a class has no training row; if reading again gives other
+    rows; if another `test_fraction` or `seed` changes more than the split; if the reader draws from a global generator;
+    and if the dataset has different bytes when it is written again.
     """
     with promised("the reader fails"), other_chance(1):
         state = state_of_chance()
