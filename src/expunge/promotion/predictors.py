@@ -1,4 +1,4 @@
-"""Classes that a version, or the original, predicts for pictures or texts."""
+"""Functions that return the predicted classes of a version, or of the original, for images or texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def predictor(servable: Servable) -> Predict:
 
 
 def original(directory: Path) -> Predict:
-    """The classifier that was trained on everything, from its checkpoint."""
+    """Return the predictor of the original classifier, trained on all rows, from its checkpoint."""
     classifier = load_classifier(directory)
 
     def predict(inputs: Inputs) -> NDArray[np.int64]:
