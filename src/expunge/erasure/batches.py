@@ -28,8 +28,8 @@ from expunge.erasure.requests import ErasureRequest, Store, destroy_key, move, w
 from expunge.erasure.states import FINAL, WAITING, State
 from expunge.system.errors import RequestError
 
-LEASE_SECONDS = 600.0
-BEAT_SECONDS = 60.0
+LEASE_SECONDS = 600.0  # without renewal, a process on another host may take over after this time
+BEAT_SECONDS = 60.0  # between renewals
 
 
 class Step(StrEnum):
@@ -82,11 +82,13 @@ class Batches:
             return _current(c)
 
     def closed(self) -> list[Batch]:
+        """Return the closed batches, ordered by id."""
         with transaction(self.store.engine) as c:
             rows = c.execute(select(BATCHES).where(BATCHES.c.open.is_(None)).order_by(BATCHES.c.id)).mappings()
             return [Batch.of(row) for row in rows]
 
     def requests(self, batch: Batch) -> list[ErasureRequest]:
+        """Return the requests of `batch`, ordered by due date."""
         return [r for r in self.store.all() if r.batch == batch.id]
 
     def claim(self, today: date, within: int | None = None) -> Batch | None:
@@ -203,6 +205,7 @@ def _current(c: Connection) -> Batch | None:
 
 
 def _mine(batch: Batch) -> Any:
+    """Return the condition that the stored batch still has the version of `batch`, for compare-and-set."""
     return (BATCHES.c.id == batch.id) & (BATCHES.c.version == batch.version)
 
 
@@ -217,7 +220,7 @@ def _dead(owner: str) -> bool:
     if int(pid) == os.getpid():
         return True
     try:
-        os.kill(int(pid), 0)
+        os.kill(int(pid), 0)  # signal 0 only checks whether the process exists
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -43,7 +43,7 @@ from expunge.system.paths import RECORDS
 
 ENV = "EXPUNGE_REQUESTS_URL"
 DEFAULT_URL = f"sqlite:///{RECORDS / 'requests.db'}"
-BUSY_SECONDS = 30
+BUSY_SECONDS = 30  # how long SQLite waits for the lock of another process
 
 METADATA = MetaData()
 REQUESTS = Table(
@@ -93,12 +93,12 @@ EVENTS = Table(
     "erasure_events",
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("about", String(40), nullable=False),  # a request or a batch
+    Column("about", String(40), nullable=False),  # id of a request or of a batch
     Column("number", Integer, nullable=False),
     Column("at", String(32), nullable=False),
     Column("who", Text, nullable=False),
     Column("kind", String(20), nullable=False),
-    Column("state", String(20)),  # of the request afterwards
+    Column("state", String(20)),  # state of the request after the event
     Column("reason", Text, nullable=False),
     Column("facts", JSON, nullable=False),
     Column("entry", String(80)),  # hash of its ledger entry; null until it is published

@@ -86,7 +86,7 @@ def write_values(file: Path, column: str, values: Sequence[str]) -> None:
     for i, value in enumerate(values):
         writer.writerow([value, "" if i else secrets.token_hex(16)])
     if file.exists():
-        file.unlink()  # it may be a link into the cache
+        file.unlink()  # it may be a link into DVC's cache, which must not be overwritten
     write_text(file, out.getvalue())
     dvc.run("add", str(file), error=RequestError)
     os.chmod(file, 0o600)

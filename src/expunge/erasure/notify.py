@@ -19,7 +19,7 @@ from expunge.erasure.requests import ErasureRequest
 from expunge.system.addresses import hidden
 
 ENV = "EXPUNGE_WEBHOOK_URL"
-SECONDS = 5.0
+SECONDS = 5.0  # timeout of one attempt
 PAUSES = (0.5, 2.0)  # seconds between attempts; after the last one, the next run tries again
 
 

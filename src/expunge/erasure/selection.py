@@ -42,10 +42,12 @@ class Selection:
 
     @property
     def erase(self) -> Mask:
+        """The rows to erase: those of any request, in both splits."""
         return np.asarray(np.logical_or.reduce(list(self.of.values())), dtype=bool)
 
     @property
     def forget(self) -> Mask:
+        """The training rows to forget: those to erase, and those of `again`."""
         return np.asarray((self.erase | self.again) & self.train, dtype=bool)
 
 

@@ -12,6 +12,8 @@ MOST_MONTHS = 3  # GDPR Art. 12(3): one month, extendable by two
 
 
 class State(StrEnum):
+    """The state of an erasure request; MOVES defines the allowed transitions."""
+
     received = "received"
     verified = "verified"
     scheduled = "scheduled"
