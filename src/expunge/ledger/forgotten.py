@@ -47,6 +47,7 @@ class ForgottenRows:
         self._at_hand: tuple[bytes, bytes] | None = None  # cache: the key, and the current set under it
 
     def knows(self, request: str) -> bool:
+        """Return whether the set of `request` is known: it is the current request, or its set is in the folder."""
         return self._read(request) is not None
 
     def keep(self, request: str) -> None:

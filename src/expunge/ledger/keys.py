@@ -38,6 +38,8 @@ PRIVATE, PUBLIC = "signing.pem", "signing.pub.pem"
 
 @dataclass(frozen=True)
 class PublicKey:
+    """An Ed25519 public key, which verifies signatures."""
+
     key: Ed25519PublicKey
 
     @classmethod
@@ -73,6 +75,8 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class SigningKey:
+    """An Ed25519 private key, which signs."""
+
     key: Ed25519PrivateKey
 
     @property

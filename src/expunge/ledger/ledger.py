@@ -28,6 +28,7 @@ from expunge.system.files import digest_of, sync
 
 GENESIS = "sha256:" + "0" * 64
 SWEEP = "sweep"  # entry kind of a sweep; its facts name the original model that was trained on the erased rows
+# Keys that the facts of an entry must not have, at any depth.
 PERSONAL = frozenset({"sample_id", "sample_ids", "subject", "subjects", "row", "rows"})
 
 
@@ -44,12 +45,14 @@ class Entry:
 
     @classmethod
     def after(cls, last: Entry | None, kind: str, facts: Mapping[str, Any], time: str) -> Entry:
+        """Return the entry that follows `last` in the chain, or the first entry if `last` is None."""
         seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
         body = {"seq": seq, "time": time, "kind": kind, "facts": dict(facts), "previous": previous}
         return cls(seq, time, kind, dict(facts), previous, digest_of(body))
 
     @property
     def line(self) -> str:
+        """The entry as a line of the file."""
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -165,6 +168,7 @@ class Ledger:
                     f"{where}: entry {entry.seq} does not follow entry {before.seq if before else 0}: "
                     "an entry was dropped, moved or put in; restore the file"
                 )
+            # The text is compared too: the same JSON values in another notation would have the same hash.
             if entry.hash != wanted.hash or entry.line != line + "\n":
                 raise LedgerError(f"{where}: entry {entry.seq} was changed after it was written; restore the file")
             entries.append(entry)
@@ -183,6 +187,7 @@ def _parse(line: str, where: str) -> Entry:
 
 
 def _refuse_personal(value: Any) -> None:
+    """Raise LedgerError if `value` has a key of PERSONAL at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key in PERSONAL:
@@ -200,6 +205,7 @@ def _content(descriptor: int) -> bytes:
 
 
 def _write(descriptor: int, line: bytes) -> None:
+    """Append and sync a line. On failure truncate the file to its former size and raise LedgerError."""
     size = os.fstat(descriptor).st_size
     try:
         if os.write(descriptor, line) != len(line):

@@ -43,6 +43,7 @@ class Head:
 
     @classmethod
     def of(cls, entry: Link, key: SigningKey) -> Head:
+        """Sign `entry` as the last one."""
         return cls(entry.seq, entry.hash, key.public.fingerprint, key.sign(_content(entry.seq, entry.hash)))
 
     def names(self, entry: Link) -> bool:
