@@ -27,6 +27,7 @@ from expunge.system.errors import PromotionError
 from expunge.tracking import evaluation_of, servable_of
 
 SCHEMA = 1
+# Targets of the metrics that compare outputs with those of the retrained models: no difference.
 PERFECT = {"divergence.forget.kl": 0.0, "divergence.forget.agreement": 1.0}
 
 
@@ -134,6 +135,7 @@ def compare(
 
 
 def _distance(gate: Gate, value: float, target: float) -> float:
+    """Return the distance from the target. It is signed for one-sided gates, and then negative on the allowed side."""
     return {"both": abs(value - target), "not above": value - target, "not below": target - value}[gate.side]
 
 

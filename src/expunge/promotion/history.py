@@ -30,6 +30,7 @@ class History:
 
     @classmethod
     def of(cls, entries: Sequence[Entry], model: str) -> History:
+        """Derive the history of `model` from all entries of the ledger; withdrawn decisions do not count."""
         withdrawn = {e.facts["entry"] for e in entries if e.kind == WITHDRAWN}
         standing: list[Entry] = []
         promoted: list[Entry] = []

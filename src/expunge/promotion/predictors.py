@@ -15,6 +15,8 @@ from expunge.serving.servable import BATCH, Servable
 
 
 def predictor(servable: Servable) -> Predict:
+    """Return a function that predicts classes int64 `(n,)` with `servable`, in batches."""
+
     def predict(inputs: Inputs) -> NDArray[np.int64]:
         batches = [servable.logits(inputs[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(inputs), BATCH)]
         return np.concatenate(batches).astype(np.int64)

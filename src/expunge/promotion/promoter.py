@@ -58,9 +58,11 @@ class Promoter:
     least: str
 
     def history(self) -> History:
+        """Read the decisions about this model from the ledger. Raises LedgerError for a broken chain."""
         return History.of(self.ledger.entries(), self.name)
 
     def champion(self) -> Version | None:
+        """Return the version that the alias `champion` points to in the registry, or None."""
         return aliased(self.client, self.name, CHAMPION)
 
     def version(self, which: str) -> Version:

@@ -17,7 +17,7 @@ from expunge.system.errors import DataError
 from expunge.system.progress import progress
 
 IDS = ("sample_id", "id")
-CLASSES = "classes"  # key of the file's metadata: class names in the order of `probabilities`
+CLASSES = "classes"  # key in the file's metadata for the class names, in the order of `probabilities`
 
 
 def score_parquet(servable: Servable, source: Path, out: Path, model: str) -> int:
