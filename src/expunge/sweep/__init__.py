@@ -186,6 +186,7 @@ def _say_twins(targets: Targets, report: SweepReport) -> None:
 
 
 def _put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = False) -> None:
+    """Add findings to the report; with `purged`, residues count as found and purged."""
     for entry in found:
         if isinstance(entry, NotPurgeable):
             report.not_purgeable.append(entry)

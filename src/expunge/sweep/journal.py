@@ -64,6 +64,7 @@ class Journal:
         return place
 
     def drop(self, target: Path) -> None:
+        """Register `target` for removal."""
         self.drops.append(self._name(target))
 
     def commit(self) -> None:

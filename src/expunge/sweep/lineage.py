@@ -81,7 +81,8 @@ def covering(targets: Targets) -> list[str]:
         split = _split(targets)
         digest = str(split.request["digest"])
         parts = split.parts
-        if len(parts) == len(ids) and split.corrections is None:  # models of corrections are trained on all rows
+        # After a label correction all rows are in training, so such a split forgets none.
+        if len(parts) == len(ids) and split.corrections is None:
             at_hand = digest, [ids[i] for i in np.flatnonzero(parts == FORGET).tolist()]
             requests.add(digest)
     forgotten = ForgottenRows(targets.root / FORGOTTEN, *(at_hand or ()))

@@ -31,6 +31,7 @@ COPY_ROWS = 4096  # rows of activations that are copied at once, to bound memory
 
 
 def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """Sweep the dataset: rewrite its shards, and recompute duplicates and row counts."""
     if not targets.erased.any():
         return
     yield Residue(str(DATASET), "rows", int(targets.erased.sum()))

@@ -41,6 +41,7 @@ class Storage:
 
     @property
     def in_use(self) -> bool:
+        """Whether the workspace has a DVC pipeline."""
         return (self.root / ".dvc").is_dir() and (self.root / "dvc.yaml").is_file()
 
     def run(self, *arguments: str) -> str:

@@ -20,6 +20,7 @@ MAINTAINER = "whoever maintains the repository: rewrite its history, here and in
 
 
 def needles(targets: Targets) -> IdScanner:
+    """Return a scanner for the ids of erased rows and for people of whom no row is retained."""
     return IdScanner([*targets.ids, *targets.subjects])
 
 
