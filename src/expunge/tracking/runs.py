@@ -63,6 +63,8 @@ class Detail:
 
 @dataclass(frozen=True)
 class RunIds:
+    """Ids of the experiment, the parent run, and the child runs by name."""
+
     experiment: str
     parent: str
     children: Mapping[str, str]

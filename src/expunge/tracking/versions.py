@@ -106,7 +106,7 @@ def keep_certificate(client: MlflowClient, version: Version, folder: Path, reque
     `certificate` of the version to the request. Storing it again changes nothing."""
     with refusals(f"storing the certificate of {request} with version {version.version} of {version.name!r}"):
         client.log_artifacts(version.run_id, str(folder), f"certificates/{request}")
-        source = client.get_model_version(version.name, version.version).source  # models:/m-...
+        source = client.get_model_version(version.name, version.version).source  # of the form models:/m-...
         client.log_model_artifacts(source.rpartition("/")[2], str(folder), f"certificates/{request}")
         client.set_model_version_tag(version.name, version.version, "certificate", request)
 
