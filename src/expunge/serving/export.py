@@ -23,7 +23,7 @@ from expunge.serving.servable import ANY, Servable
 from expunge.system.errors import CheckpointError, ExpungeError
 
 TOLERANCE = 1e-4  # on logits, relative to the largest; kernels differ in the order of summation
-BATCHES = (1, 2, 5)
+BATCHES = (1, 2, 5)  # sizes that are checked; the program is traced with 2
 FACTS = "expunge.json"
 OPSET = 20
 
@@ -155,7 +155,7 @@ def _images(shape: tuple[int, ...], n: int) -> NDArray[np.uint8]:
     at more than one scale."""
     rng = np.random.default_rng(n)
     coarse = rng.integers(0, 200, (n, *(-(-s // 4) if i < 2 else s for i, s in enumerate(shape))))
-    fine = rng.integers(0, 56, (n, *shape))
+    fine = rng.integers(0, 56, (n, *shape))  # the sum is at most 199 + 55, which fits uint8
     return (coarse.repeat(4, 1).repeat(4, 2)[:, : shape[0], : shape[1]] + fine).astype(np.uint8)
 
 

@@ -28,7 +28,7 @@ from expunge.system.files import digest_of, read_json, read_manifest, write_json
 
 CONTRACT = "serving.json"
 MAP = "map"
-ANY = -1
+ANY = -1  # in a shape: any height or width
 BATCH = 256
 
 
