@@ -1,5 +1,5 @@
 """Erasure requests from intake to the signed certificate.
 
-May import promotion, sweep, ledger and what these may import.
-Start with `lifecycle.py`, which carries a request through its steps, and `requests.py`, the store.
+May import promotion, sweep, ledger and the packages that these may import.
+Start with `lifecycle.py`, which takes a batch of requests through its steps, and `requests.py`, the store.
 """

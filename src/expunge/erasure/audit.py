@@ -1,6 +1,7 @@
-"""Proof by recomputation: the head or network that a certificate speaks of, made again from the rows that stayed.
+"""Audit by recomputation: fit the certified head or network again on the retained rows and compare the weights.
 
-Works in the workspace, with its data, features and registry. The certificate itself needs none of this to be verified.
+The audit runs in the workspace and needs its data, features and registry. Verifying the signature of the certificate
+needs none of them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from expunge.system.errors import CertificateError, TrackingError
 from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, ORIGINAL, WORK
 from expunge.tracking import Version, connect, servable_of, version_of
 
-FEATURE_TOLERANCE = 1e-4  # of |z|: another batch size or processor rounds otherwise
+FEATURE_TOLERANCE = 1e-4  # relative to |z|; rounding differs between batch sizes and processors
 
 
 def audit(
@@ -43,12 +44,12 @@ def audit(
     """Recompute what the certificate `file` claims as exact, in the current directory, and compare it with the weights
     of the registered version.
 
-    `encode`: the features of the rows are made again from the dataset by the version's own backbone, or the activations
-    by the public layers, too. `nonce`: hexadecimal, the auditor's own, which picks the `wanted` shards that are made
-    again of a model with shards; all are without it. `agrees` in what is returned is True where rows, backbone, weights
-    and, if asked for, features or activations are those that were claimed.
-    Raises CertificateError where the signature is wrong or nothing exact is claimed, TrackingError where the registry
-    has no such version any more, ManifestError and CheckpointError where its files or the data were changed.
+    With `encode`, the features are also extracted again from the dataset with the version's own backbone, or the
+    activations with the public layers. `nonce` (hexadecimal, chosen by the auditor) selects the `wanted` shards of a
+    sharded model that are trained again; without it all of them are. `agrees` in the result is True if the rows, the
+    backbone, the weights and, with `encode`, the features or activations are the certified ones.
+    Raises CertificateError if the signature is wrong or nothing exact is claimed, TrackingError if the registry no
+    longer has the version, and ManifestError or CheckpointError if its files or the data were changed.
     """
     body = verify(file, key)
     unlearning = body["unlearning"] or {}
@@ -107,7 +108,7 @@ def _version(made: dict[str, Any]) -> Version:
 
 
 def _inputs(classifier: Classifier, version: Version) -> FitInputs:
-    """The workspace as the version was fitted to it, without the rows that its request forgot."""
+    """Return the inputs of the version's fit, with its retained and its forgotten training rows."""
     dataset, store = Dataset(DATASET), FeatureStore(FEATURES / ORIGINAL, verify=True)
     train = dataset.splits() == TRAIN
     forgotten = ForgottenRows(FORGOTTEN).mask(version.tags["request"], dataset.sample_ids())
@@ -125,8 +126,8 @@ def _inputs(classifier: Classifier, version: Version) -> FitInputs:
 
 
 def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[int] | None) -> dict[str, Any]:
-    """The network, or the `chosen` ones of its shards, trained again above its cut, on kept activations or, with
-    `encode`, on activations made again."""
+    """Train the network, or its `chosen` shards, again above the cut: on the stored activations or, with `encode`, on
+    recomputed ones."""
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)
     try:
@@ -138,7 +139,8 @@ def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[
 
 
 def _features(inputs: FitInputs) -> dict[str, Any]:
-    """The features of the retained rows made again, beside the stored ones: the largest distance relative to |z|."""
+    """Extract the features of the retained rows again and return their largest distance, relative to |z|, to the
+    stored ones."""
     settings = ExtractionSettings.of(load_config().features)
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)
@@ -155,7 +157,7 @@ def _features(inputs: FitInputs) -> dict[str, Any]:
 
 
 def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """`max_i |a_i - b_i| / |b_i|` over rows `(n, d)`; infinite for other shapes."""
+    """Return `max_i |a_i - b_i| / |b_i|` over the rows of `(n, d)` arrays; infinity if the shapes differ."""
     if a.shape != b.shape:
         return float("inf")
     size = np.linalg.norm(b.astype(np.float64), axis=1).clip(min=np.finfo(np.float32).tiny)

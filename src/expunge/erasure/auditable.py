@@ -1,4 +1,4 @@
-"""What an audit of a certificate makes again, and what whoever audits still has to trust, in words."""
+"""Sentences that say what an audit of a certificate recomputes and what the auditor still has to trust."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ KEY = "the key of the row digests (data/forgotten/key) was not chosen to fit"
 
 
 def kind_of(claim: Mapping[str, Any]) -> str | None:
-    """ "ridge", "softmax", "above" or "shards", of a product's record of what is exact (`fit.json`); None for another
-    procedure."""
+    """Return the kind of an exact claim (`exact` in `fit.json`): "ridge", "softmax", "above" or "shards"; None for any
+    other procedure."""
     if "recipe" in claim:
         return SHARDS if "shards" in claim else ABOVE
     return HEADS.get(claim.get("head", {}).get("kind"))
 
 
 def recomputes(claim: Mapping[str, Any]) -> str | None:
-    """What `expunge certificate audit` makes again, in a sentence; None where it cannot repeat the procedure."""
+    """Return a phrase that says what `expunge certificate audit` recomputes; None if it cannot repeat the procedure."""
     kind = kind_of(claim)
     if kind is None:
         return None
@@ -53,8 +53,11 @@ def recomputes(claim: Mapping[str, Any]) -> str | None:
 
 
 def trusted(encoded: bool = False, shards: tuple[int, int] | None = None) -> list[str]:
-    """What has to be trusted after a recomputation that agrees; `encoded`: the features were made again, too;
-    `shards`: how many of how many were."""
+    """Return what still has to be trusted after a recomputation that agrees.
+
+    `encoded`: the features or activations were recomputed too. `shards`: how many shards were recomputed, and how many
+    there are.
+    """
     return [BACKBONE, *([] if encoded else [ENCODED]), *_unseen(shards), CONTENT, KEY]
 
 

@@ -1,8 +1,8 @@
-"""A batch: the requests that one run carries out together, and how far it is. At most one is open.
+"""Batches: the requests that one run carries out together, and the step it has reached. At most one batch is open.
 
-Whoever works on it holds it until a time that is put off as long as the process lives. When the process dies, another
-one takes the batch over: at once on the same machine, after the time elsewhere. Every step is written down with the
-version that it found, so that a process that lost the batch can write nothing more.
+The process that works on a batch holds a lease, which it renews for as long as it lives. When the process dies, another
+one takes the batch over: immediately on the same machine, after the lease has expired on another. Each update compares
+the version of the batch (optimistic locking), so a process that has lost the batch cannot write to it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from expunge.erasure.requests import ErasureRequest, Store, destroy_key, move, w
 from expunge.erasure.states import FINAL, WAITING, State
 from expunge.system.errors import RequestError
 
-LEASE_SECONDS = 600.0
-BEAT_SECONDS = 60.0
+LEASE_SECONDS = 600.0  # without renewal, a process on another host may take over after this time
+BEAT_SECONDS = 60.0  # between renewals
 
 
 class Step(StrEnum):
-    """What is done next."""
+    """The step of a batch that is carried out next."""
 
     prepare = "prepare"
     run = "run"
@@ -48,7 +48,8 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Batch:
-    """`facts`: what its steps found, for later ones and for certificates; JSON, without ids of rows or people."""
+    """One batch. `facts`: the results of its steps, for later steps and for certificates, as JSON without ids of rows
+    or of people. `until`: when the lease of `owner` expires, in seconds since 1970."""
 
     id: str
     open: bool | None
@@ -64,7 +65,7 @@ class Batch:
 
 
 def owner_name() -> str:
-    """Names this process and says where to look whether it lives."""
+    """Return `HOST:PID:RANDOM`, which names this process so that others on its host can check whether it is alive."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
@@ -76,22 +77,25 @@ class Batches:
         self.owner = owner_name()
 
     def current(self) -> Batch | None:
-        """The open one."""
+        """Return the open batch, or None."""
         with transaction(self.store.engine) as c:
             return _current(c)
 
     def closed(self) -> list[Batch]:
+        """Return the closed batches, ordered by id."""
         with transaction(self.store.engine) as c:
             rows = c.execute(select(BATCHES).where(BATCHES.c.open.is_(None)).order_by(BATCHES.c.id)).mappings()
             return [Batch.of(row) for row in rows]
 
     def requests(self, batch: Batch) -> list[ErasureRequest]:
+        """Return the requests of `batch`, ordered by due date."""
         return [r for r in self.store.all() if r.batch == batch.id]
 
     def claim(self, today: date, within: int | None = None) -> Batch | None:
-        """Take over the open batch, or open one with every verified request; None where there is nothing to do.
+        """Take over the open batch, or open one with every verified request; None if no request is waiting.
 
-        `within`: only if one of them is due in so many days. Raises RequestError while another process is at it.
+        `within`: open one only if a waiting request is due within so many days. Raises RequestError if another live
+        process holds the batch, or opened one at the same moment.
         """
         try:
             with transaction(self.store.engine) as c:
@@ -117,8 +121,12 @@ class Batches:
         who: str | None = None,
         told: Mapping[str, Any] | None = None,
     ) -> Batch:
-        """The batch is now at `step` and knows `facts`. With `moves` its requests move to that state in the same
-        transaction; final ones lose their key. With `kind` an event is written, which tells `told`."""
+        """Record that the batch is at `step`, and add `facts`, in one transaction.
+
+        With `moves`, its requests move to that state in the same transaction, and `kind` names their events; a final
+        state destroys their keys. Without `moves`, a `kind` writes one event of the batch. `told` are the facts of the
+        events; `told["of"]` has those of single requests, by id. Raises RequestError if the batch was taken over.
+        """
         with transaction(self.store.engine) as c:
             values = {"step": step, "facts": {**batch.facts, **facts}, "version": batch.version + 1}
             if step == Step.closed:
@@ -133,18 +141,18 @@ class Batches:
         return after
 
     def release(self, batch: Batch) -> None:
-        """Others may go on."""
+        """Give up the lease, so that another process can continue the batch."""
         with transaction(self.store.engine) as c:
             c.execute(update(BATCHES).where(_mine(batch)).values(owner=None, version=batch.version + 1))
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Put the time off, from a thread, for as long as the body runs."""
+        """Renew the lease from a thread for as long as the body runs."""
         done = threading.Event()
 
         def beat() -> None:
             while not done.wait(BEAT_SECONDS):
-                # A database that is away for a moment is asked again before the time is up.
+                # The lease lasts ten beats, so it survives a short outage of the database.
                 with suppress(RequestError), transaction(self.store.engine) as c:
                     until = time.time() + LEASE_SECONDS
                     c.execute(update(BATCHES).where(BATCHES.c.owner == self.owner).values(until=until))
@@ -184,7 +192,7 @@ class Batches:
         for request in own:
             facts = {"batch": batch.id, **told.get("of", {}).get(request.id, {})}
             facts |= {k: v for k, v in told.items() if k != "of"}
-            # A request that goes back waits for the next batch.
+            # A request that returns to "scheduled" waits for the next batch.
             columns = {"batch": None} if new == State.scheduled else {}
             move(c, request, new, kind, who, reason, facts, **columns)
             if new in FINAL:
@@ -197,19 +205,22 @@ def _current(c: Connection) -> Batch | None:
 
 
 def _mine(batch: Batch) -> Any:
+    """Return the condition that the stored batch still has the version of `batch`, for compare-and-set."""
     return (BATCHES.c.id == batch.id) & (BATCHES.c.version == batch.version)
 
 
 def _dead(owner: str) -> bool:
-    """Whether the process is known to be gone: only on its own machine. A process number that is ours now was
-    somebody else's before."""
+    """Return whether the process is known to have ended, which can only be known on its own host.
+
+    Called for other owners only: if the PID is our own, it was reused and its earlier process has ended.
+    """
     host, pid, _ = owner.rsplit(":", 2)
     if host != socket.gethostname():
         return False
     if int(pid) == os.getpid():
         return True
     try:
-        os.kill(int(pid), 0)
+        os.kill(int(pid), 0)  # signal 0 only checks whether the process exists
     except ProcessLookupError:
         return True
     except PermissionError:

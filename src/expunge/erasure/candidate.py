@@ -1,8 +1,8 @@
-"""What a batch puts before the approver: the version that the pipeline registered, or the retrained model itself.
+"""Choose the version that a batch submits for approval: the registered product of a method, or the retrained model.
 
-A retrained model is exact where its backbone was trained without the rows too, and it is judged like anything else.
-Where no method may serve it is the product, if one was made and may; else nothing is, and the requests are refused with
-the reasons.
+A retrained model is exact if its backbone was trained without the rows too; it is judged by the same gates as a method.
+If no method qualifies, the retrained model is the product, provided that it was trained and qualifies. Otherwise there
+is no product, and the requests are refused with the reasons.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A registered version: its name, number, method and the claims that were shown, as its tag has them."""
+    """A registered version: model name, version number, method, and the shown claims as written in its tag."""
 
     model: str
     version: str
@@ -33,13 +33,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why no version may be put before anybody."""
+    """The reason why no version can be submitted for approval."""
 
     reason: str
 
 
 def choose() -> Candidate | Refusal:
-    """Look at what the last run of the pipeline made. The same run gives the same answer, and one version."""
+    """Return the product of the last run of the pipeline, or a Refusal.
+
+    Calling it again for the same run returns the same version. Raises LookupError if the registry lacks the version
+    that the run registered.
+    """
     from expunge.tracking import connect, find_version
 
     config, summary, receipt = load_config(), read_json(SUMMARY), read_json(REGISTRATION)
@@ -66,7 +70,7 @@ def choose() -> Candidate | Refusal:
 
 
 def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
-    """Register the model of the first seed; the version that has the same content is used again."""
+    """Register the retrained model of the first seed, or reuse the version that has the same content."""
     from expunge.methods.unlearned import UnlearnedModel
     from expunge.models.checkpoint import load_classifier
     from expunge.tracking import FORGETS, RETRAINED, Submission, claim_tags, connect, register_model, run_of_retrained

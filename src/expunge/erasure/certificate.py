@@ -1,10 +1,10 @@
-"""The certificate of a completed request: what was done, what it rests on, what is not claimed; signed.
+"""The signed certificate of a completed request: what was done, on what evidence, and what is not claimed.
 
     {"certificate": {...}, "key": "sha256:...", "signature": "..."}
 
 The signature (Ed25519, base64) covers the JSON of `certificate` with sorted keys and without spaces, in UTF-8 with
-non-ASCII characters escaped. Whoever has the public key can check it offline, with `expunge certificate verify` or in
-a few lines of any language. It names no row and no person.
+non-ASCII characters escaped. It can be verified offline with the public key, by `expunge certificate verify` or in a
+few lines of any language. A certificate contains no id of a row or of a person.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ JSON_NAME, HTML_NAME = "certificate.json", "certificate.html"
 
 
 def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[ErasureRequest]) -> dict[str, str]:
-    """One folder per request below `records/certificates`: certificate.json and certificate.html. Returns the digest of
-    every certificate. The same batch gives the same bytes, however often it is written."""
+    """Write certificate.json and certificate.html of every request to its own directory in `records/certificates`.
+
+    Returns the digest of each certificate by request id. Writing the same batch again gives the same bytes.
+    """
     key = signing_key(ledger.path.parent)
-    # Of several sweeps, where a batch began again, the last is the one that is certified.
+    # A batch that began again may have swept more than once; the last sweep is certified.
     sweep = [e for e in store.events(batch.id) if e.kind == SWEEP][-1]
     entries = ledger.entries()
     seen = entries[: 1 + [e.hash for e in entries].index(sweep.entry)] if sweep.entry else entries
@@ -53,7 +55,8 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Erasure
 def build(
     request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep: Event, clock: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The body. Times come from what is written down, not from now; `clock` says where a clock was set back."""
+    """Return the body of a certificate. Its times come from recorded events, not from the current time. `clock` lists
+    where the clock was set back."""
     facts, run = batch.facts, batch.facts.get("run")
     product = facts.get("product")
     body: dict[str, Any] = {
@@ -91,12 +94,15 @@ def build(
 
 
 def canonical(body: Mapping[str, Any]) -> bytes:
-    """What is signed."""
+    """Return the bytes that are signed."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def verify(path: Path, key: PublicKey) -> dict[str, Any]:
-    """The body of the certificate at `path`. Raises CertificateError unless it is as `key` signed it; asks nobody."""
+    """Return the body of the certificate at `path`; works offline.
+
+    Raises CertificateError if it cannot be read, is no certificate, or is not what `key` signed.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
         body, signature = document["certificate"], document["signature"]
@@ -117,7 +123,8 @@ def verify(path: Path, key: PublicKey) -> dict[str, Any]:
 
 
 def known_entries(directory: Path = CERTIFICATES) -> list[str]:
-    """Hashes of ledger entries that certificates here name."""
+    """Return the hashes of the ledger entries that the certificates in `directory` name. Raises CertificateError for a
+    file that is no certificate."""
     found = []
     for file in sorted(directory.glob(f"*/{JSON_NAME}")):
         try:
@@ -129,7 +136,7 @@ def known_entries(directory: Path = CERTIFICATES) -> list[str]:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A key that stands twice means one thing to one reader and another to the next."""
+    """Raise ValueError for a repeated key: JSON parsers disagree on which of its values counts."""
     out = dict(pairs)
     if len(out) != len(pairs):
         raise ValueError("a key stands twice")

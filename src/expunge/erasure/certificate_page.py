@@ -1,4 +1,4 @@
-"""The certificate as a page that opens offline, for people."""
+"""The certificate as an HTML page that opens offline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """HTML of a signed certificate."""
+    """Return the HTML page of a signed certificate."""
     environment = Environment(
         loader=PackageLoader("expunge.erasure", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,7 +1,8 @@
-"""Where requests are kept: SQLite in the workspace, or any PostgreSQL by URL. The same statements serve both.
+"""The database of the requests: SQLite in the workspace, or PostgreSQL by URL, with the same statements for both.
 
-Every change is one transaction that says which state it found: of two operators at once one is first, and the other is
-told. An event is written in the transaction of the change that it tells of, and goes into the ledger afterwards, once.
+Every change is one transaction that compares the version it found (optimistic locking). If two operators change the
+same request at once, the second gets an error. An event is written in the same transaction as its change and is
+appended to the ledger once, afterwards.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from expunge.system.paths import RECORDS
 
 ENV = "EXPUNGE_REQUESTS_URL"
 DEFAULT_URL = f"sqlite:///{RECORDS / 'requests.db'}"
-BUSY_SECONDS = 30
+BUSY_SECONDS = 30  # how long SQLite waits for the lock of another process
 
 METADATA = MetaData()
 REQUESTS = Table(
@@ -51,19 +52,19 @@ REQUESTS = Table(
     Column("id", String(40), primary_key=True),
     Column("kind", String(10), nullable=False),  # ids | subjects | classes
     Column("state", String(20), nullable=False),
-    Column("version", Integer, nullable=False),  # grows with every change
+    Column("version", Integer, nullable=False),  # incremented by every change
     Column("received", Date, nullable=False),
-    Column("months", Integer, nullable=False),  # until it is due
+    Column("months", Integer, nullable=False),  # from receipt to the due date
     Column("due", Date, nullable=False),
     Column("verified", Boolean, nullable=False),
     Column("basis", Text, nullable=False),
-    Column("asked", Integer, nullable=False),  # values in the file, or classes
+    Column("asked", Integer, nullable=False),  # number of values in the file, or of classes
     Column("classes", JSON, nullable=False),
     Column("file", Text),
     Column("digest", String(100), nullable=False),
     Column("batch", String(40)),
     Column("reason", Text, nullable=False),
-    Column("told", Boolean, nullable=False),  # whether the recipients know that it is final
+    Column("told", Boolean, nullable=False),  # whether the recipients were notified that it is final
 )
 KEYS = Table(
     "erasure_keys",
@@ -81,45 +82,46 @@ BATCHES = Table(
     "erasure_batches",
     METADATA,
     Column("id", String(40), primary_key=True),
-    Column("open", Boolean, unique=True),  # true or null, so that at most one is open
+    Column("open", Boolean, unique=True),  # true or null; the unique constraint allows one open batch
     Column("step", String(20), nullable=False),
     Column("version", Integer, nullable=False),
     Column("owner", String(200)),
-    Column("until", Float, nullable=False),  # seconds since 1970: the owner is taken for dead afterwards
+    Column("until", Float, nullable=False),  # when the owner's lease expires, in seconds since 1970
     Column("facts", JSON, nullable=False),
 )
 EVENTS = Table(
     "erasure_events",
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=True),
-    Column("about", String(40), nullable=False),  # a request or a batch
+    Column("about", String(40), nullable=False),  # id of a request or of a batch
     Column("number", Integer, nullable=False),
     Column("at", String(32), nullable=False),
     Column("who", Text, nullable=False),
     Column("kind", String(20), nullable=False),
-    Column("state", String(20)),  # of the request afterwards
+    Column("state", String(20)),  # state of the request after the event
     Column("reason", Text, nullable=False),
     Column("facts", JSON, nullable=False),
-    Column("entry", String(80)),  # hash of its entry in the ledger, once it is there
+    Column("entry", String(80)),  # hash of its ledger entry; null until it is published
     UniqueConstraint("about", "number"),
 )
 PERSONAL = (KEYS, SUBJECTS)
 
 
 def connect(url: str | None = None) -> Engine:
-    """The store at `url`, else at `EXPUNGE_REQUESTS_URL`, else in the workspace; its tables are made if need be.
+    """Open the store at `url`, else at `EXPUNGE_REQUESTS_URL`, else in the workspace, and create missing tables.
 
-    Raises RequestError where it cannot be opened.
+    Raises RequestError if it cannot be opened.
     """
     given = url or os.environ.get(ENV) or DEFAULT_URL
     try:
         parsed = make_url(given)
-    except (ArgumentError, ValueError):  # the second for a port that is no number
+    except (ArgumentError, ValueError):  # ValueError: the port is not a number
         raise RequestError(f"{ENV}: not the URL of a database; for example postgresql://HOST/NAME") from None
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
         file = Path(parsed.database)
-        if not file.exists():  # a new one is its owner's alone; who shares one says so by its mode
+        # A new file is readable by its owner only. The mode of an existing one is kept: it may be shared on purpose.
+        if not file.exists():
             create_durable(file, b"")
     try:
         engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS} if sqlite else {})
@@ -135,7 +137,7 @@ def connect(url: str | None = None) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """All or nothing. Raises RequestError where the database is away."""
+    """Run the body in one transaction. Raises RequestError if the database does not answer."""
     try:
         with engine.begin() as connection:
             yield connection
@@ -148,8 +150,11 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 def overwrite_deleted(engine: Engine) -> None:
-    """Take deleted keys and HMACs out of the database's files. SQLite overwrites as it deletes; PostgreSQL keeps old
-    versions of rows until their table is written anew, and its write-ahead log for as long as it is told to."""
+    """Remove deleted keys and HMACs from the files of the database.
+
+    SQLite overwrites them on deletion (`secure_delete`). PostgreSQL keeps old row versions until VACUUM FULL rewrites
+    the table. Its write-ahead log keeps them as long as it is configured to.
+    """
     if engine.dialect.name != "postgresql":
         return
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -159,7 +164,7 @@ def overwrite_deleted(engine: Engine) -> None:
 
 
 def _create_tables(engine: Engine) -> None:
-    """Two processes may find the tables missing at once; the second then finds them there."""
+    """Create missing tables; try twice, because another process may create them at the same moment."""
     try:
         METADATA.create_all(engine)
     except SQLAlchemyError:
@@ -167,11 +172,11 @@ def _create_tables(engine: Engine) -> None:
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # SQLAlchemy begins transactions, not the driver
+    connection.isolation_level = None  # the driver must not begin transactions: `_begin_sqlite` does
     for pragma in ("secure_delete = ON", "foreign_keys = ON", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Take the write lock at once: a transaction that reads first and writes later may find that it cannot."""
+    """Take the write lock at the start: a transaction that reads first may fail to get it when it writes."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""What a certificate says of the run behind it, gathered while everything still lies there."""
+"""The evidence of a run for its certificates, collected before the sweep erases rows and files."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ MANIFESTS = (DATASET, SPLIT, FEATURES / ORIGINAL, MODELS / ORIGINAL)
 
 
 def manifests() -> dict[str, str | None]:
-    """`sha256:...` of the manifest of every directory that holds or describes rows; None where there is none."""
+    """Return `sha256:...` of the manifest of every directory that holds or describes rows; None for a missing one."""
     files = {d.as_posix(): d / MANIFEST for d in MANIFESTS}
     return {name: f"sha256:{sha256(file)}" if file.is_file() else None for name, file in files.items()}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that the result rests on."""
+    """Return the versions of Python and of the packages that determine the result."""
     return {"python": platform.python_version(), **{tool: importlib.metadata.version(tool) for tool in TOOLS}}
 
 
 def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
-    """The run that made `product`: where it stands, what it was held against, what it claims and what it does not."""
+    """Return the record of the run that made `product`: procedure, source revision, validation, metrics against the
+    references, claims, and what is not claimed."""
     from expunge.tracking.provenance import git_state, lock_digest
 
     config, summary = load_config(), read_json(SUMMARY)
@@ -77,8 +78,8 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
 
 
 def exact(product: Candidate) -> dict[str, Any] | None:
-    """What a claim of exactness rests on, as the product's record has it; None for a method that makes none."""
-    from expunge.methods.unlearned import INFO  # with torch, which a command that only looks does without
+    """Return the evidence of an exactness claim from the product's record; None for a method without such a claim."""
+    from expunge.methods.unlearned import INFO  # imports torch, which reading commands do not need
 
     record = UNLEARNED / product.method / INFO
     found: dict[str, Any] | None = read_json(record).get("exact") if record.is_file() else None
@@ -86,8 +87,12 @@ def exact(product: Candidate) -> dict[str, Any] | None:
 
 
 def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:
-    """Every request of the batch, and `again` for what was forgotten earlier, looked at by itself: training rows,
-    accuracies of original, retrained and product on them, and how often product and retrained say the same."""
+    """Return counts and accuracies for each request of the batch, and under `again` for rows forgotten earlier.
+
+    `train` and `test` are numbers of rows. `accuracy` holds the accuracy on the training rows of the original, the
+    retrained model and the product, and `agreement` the share of them for which product and retrained model predict
+    the same class.
+    """
     groups = {**selection.of, "again": selection.again & ~selection.erase}
     files = _logits(product)
     out = {}
@@ -122,7 +127,7 @@ def _block(summary: Mapping[str, Any], product: Candidate) -> Mapping[str, Any]:
 
 def _not_claimed(product: Candidate, summary: Mapping[str, Any]) -> list[str]:
     if (UNLEARNED / product.method).is_dir():
-        # Where the rows lie is what the sweep's own findings say.
+        # The sweep's findings in the certificate say where rows are still stored.
         lines = [line for line in wording.not_claimed(summary) if line != STILL_STORED]
     else:
         lines = ["The attacks are those listed here; a stronger one may find more."]

@@ -1,4 +1,4 @@
-"""What a sweep is given, and what it said before and after."""
+"""The findings of a batch's dry run and of its sweep, as one report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 def joined(
     before: Mapping[str, list[dict[str, Any]]], after: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """One report of the look before a sweep and of the sweep. What was found and is not left was purged."""
-    # The sweep's own words where it has any: the look before names the same things differently in places.
+    """Merge the reports of the dry run (`before`) and of the sweep (`after`). What was found and is not left counts as
+    purged."""
+    # For one place the entry of the sweep is kept: the dry run words some findings differently.
     told = {entry["where"] for entry in after["found"]}
     found = [*after["found"], *(entry for entry in before["found"] if entry["where"] not in told)]
     left = {(entry["where"], entry["what"]) for entry in after["left"]}

@@ -1,4 +1,4 @@
-"""Whether the request store and the ledger tell of the same past. Either may have been put back from a backup."""
+"""Check that the request store and the ledger agree; either may have been restored from an old backup."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expunge.system.paths import CERTIFICATES
 
 
 def check(store: Store, ledger: Ledger, certificates: Path = CERTIFICATES) -> None:
-    """Raises LedgerError where the ledger lacks an entry that the store or a certificate has seen, RequestError where
-    the store lacks or contradicts an event that the ledger holds.
+    """Raise LedgerError if the ledger lacks an entry that the store or a certificate names, and RequestError if the
+    store lacks or contradicts an event in the ledger.
 
-    Requests of which the store knows nothing at all are passed over: whoever lost a store for good begins a new one,
-    and takes open requests in again.
+    Requests and batches of which the store has no event at all are not checked. After the loss of a store the operator
+    begins an empty one and takes open requests in again.
     """
     try:
         ledger.verify([*store.entries(), *known_entries(certificates)])

@@ -1,7 +1,7 @@
-"""Files of ids and subjects: copied into `data/requests`, tracked by DVC, and removed when nobody needs them any more.
+"""Files of ids and subjects: copied to `data/requests`, tracked by DVC, and removed when no step needs them any more.
 
-Ids stand nowhere else. Git, dvc.lock and the MD5 in a `.dvc` file outlive the file, and the MD5 of a short list can be
-found by trying: a random value in every file keeps that from working.
+The ids of a request are stored nowhere else. The MD5 in a `.dvc` file or in dvc.lock stays in Git after the file is
+removed, and the MD5 of a short list can be found by guessing. A random salt in every file prevents that.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def take_in(
     who: str,
     most: bool = False,
 ) -> ErasureRequest:
-    """A new request for the rows in the file `ids`, the people in the file `subjects`, or whole classes: one of them.
+    """Record a new request for exactly one of: the rows in the file `ids`, the people in the file `subjects`, classes.
     `most`: it may be for more than half of the rows.
 
-    Raises RequestError or DataError, which name no id.
+    Raises RequestError or DataError, whose messages contain no id.
     """
     if sum((ids is not None, subjects is not None, bool(classes))) != 1:
         raise RequestError("a request asks for one thing: a file of ids, a file of subjects, or classes")
@@ -71,7 +71,7 @@ def take_in(
 
 
 def values_of(file: Path, kind: Kind) -> list[str]:
-    """The ids or subjects in a file. Raises DataError, without the ids that another reader would show."""
+    """Return the ids or subjects in a file. Raises DataError, without the ids that `read_values` quotes."""
     try:
         return read_values(file, COLUMNS[kind])
     except DataError as e:
@@ -79,21 +79,21 @@ def values_of(file: Path, kind: Kind) -> list[str]:
 
 
 def write_values(file: Path, column: str, values: Sequence[str]) -> None:
-    """Write and track a list. The file is its owner's alone; DVC keeps the copy in its cache read-only."""
+    """Write a list and track it with DVC. Only its owner can read the file; DVC's copy in the cache is read-only."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column, "salt"])
     for i, value in enumerate(values):
         writer.writerow([value, "" if i else secrets.token_hex(16)])
     if file.exists():
-        file.unlink()  # it may be a link into the cache
+        file.unlink()  # it may be a link into DVC's cache, which must not be overwritten
     write_text(file, out.getvalue())
     dvc.run("add", str(file), error=RequestError)
     os.chmod(file, 0o600)
 
 
 def remove(file: Path) -> None:
-    """Take a list out of the workspace and out of DVC's cache; nothing where it is gone."""
+    """Remove a list, its `.dvc` file and its copy in DVC's cache; missing files are ignored."""
     tracked = file.with_name(file.name + ".dvc")
     if tracked.is_file():
         md5 = yaml.safe_load(tracked.read_text(encoding="utf-8"))["outs"][0]["md5"]
@@ -110,6 +110,6 @@ def remove(file: Path) -> None:
 
 
 def strays(store: Store) -> list[Path]:
-    """Lists that belong to no request: their intake was killed, or they were put here by hand."""
+    """Return the lists that belong to no request: their intake was killed, or they were put there by hand."""
     known = {r.file for r in store.all()}
     return [p for p in sorted(REQUESTS.glob("R-*.csv")) if p.as_posix() not in known]

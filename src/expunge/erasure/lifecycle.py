@@ -1,16 +1,17 @@
-"""A batch of requests from verified to completed, one step after another; only the approval is a person's.
+"""Take a batch of requests from verified to completed, step by step. Only the approval needs a person.
 
-Each step finds what an earlier try left and does the rest; what it found is written down with the next step's name in
-one transaction. So a process may die anywhere: whoever comes next goes on, and nothing happens twice.
+Each step can be repeated: it finds what an interrupted attempt left and does the rest. Its results are recorded in the
+transaction that moves the batch to the next step. The process may therefore be killed at any point and resumed by
+another, and no effect happens twice.
 
-    prepare   resolve the requests to rows, hand the list to the pipeline
+    prepare   resolve the requests to rows, pass their list to the pipeline
     run       the pipeline: split, retrain, fit, evaluate, register
-    judge     the version that comes within the gates, else the retrained model, else a refusal with reasons
-    approval  somebody else's: `approve` or `reject`
-    promote   the alias moves
-    collect   which rows the sweep is to erase; lists of ids go
-    sweep     every store, then tombstones
-    certify   certificates, keys destroyed, completed
+    judge     choose the version that passes the gates, else the retrained model, else refuse with reasons
+    approval  wait for a person: `approve` or `reject`
+    promote   move the alias to the approved version
+    collect   list the rows for the sweep, remove the lists of ids
+    sweep     erase the rows from every store, then write tombstones
+    certify   sign the certificates, destroy the keys, complete the requests
 """
 
 from __future__ import annotations
@@ -50,14 +51,15 @@ FIRST = ("prepare", "validate-dataset")
 
 
 class Pipeline(Protocol):
-    """Runs stages of dvc.yaml in the working directory; all that are stale when `stages` is empty."""
+    """Runs stages of dvc.yaml in the working directory; with empty `stages`, all stages that are out of date."""
 
     def __call__(self, stages: Sequence[str] = (), force: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`state`: "nothing to do", or that of the batch's requests. `facts` may be shown: counts, names, verdicts."""
+    """The result of `advance`. `state`: "nothing to do", or the state of the batch's requests. `facts` hold counts,
+    names and verdicts, and no ids of rows or of people."""
 
     state: str
     batch: str | None = None
@@ -66,7 +68,7 @@ class Outcome:
 
 
 class Lifecycle:
-    """Works in the current directory, the root of a workspace. `who` is written beside everything it does."""
+    """Carries out batches in the current directory, the root of a workspace. `who` is recorded with every event."""
 
     def __init__(
         self, store: Store, ledger: Ledger, *, who: str, pipeline: Pipeline, log: Callable[[str], None] = print
@@ -85,13 +87,14 @@ class Lifecycle:
         }
 
     def advance(self, today: date, within: int | None = None) -> Outcome:
-        """Go on with the open batch, or open one, as far as it goes without a person.
+        """Continue the open batch, or open one, until it ends or waits for approval.
 
-        Raises RequestError while another process is at it; what a step raises leaves the batch at that step.
+        `within`: see `Batches.claim`. Raises RequestError if another process holds the batch. If a step raises, the
+        batch stays at that step.
         """
         history.check(self.store, self.ledger)
         self.store.publish(self.ledger)
-        if self.batches.current() is None:  # in the middle of a sweep nothing can be read
+        if self.batches.current() is None:  # the stores cannot be read while a sweep is unfinished
             self._record_by_hand()
         self._tell()
         batch = self.batches.claim(today, within)
@@ -109,7 +112,7 @@ class Lifecycle:
         return Outcome(requests[0].state, batch.id, tuple(r.id for r in requests), batch.facts)
 
     def approve(self, who: str, reason: str) -> Batch:
-        """The product of the open batch may be served. Raises RequestError where none waits for approval."""
+        """Approve the product of the open batch for serving. Raises RequestError if no batch waits for approval."""
         batch = self._claimed(reason, (Step.approval,))
         facts = {"approved_by": who, "approved_because": reason.strip()}
         told = {key: batch.facts["product"][key] for key in ("model", "version")}
@@ -119,7 +122,8 @@ class Lifecycle:
         return after
 
     def reject(self, who: str, reason: str) -> Batch:
-        """Give the open batch up, up to its approval. Its requests wait for the next one, and are still due."""
+        """Close the open batch, which must not be approved yet. Its requests wait for the next batch; their due dates
+        stay. Raises RequestError if no such batch is open."""
         batch = self._claimed(reason, UNDECIDED)
         self._clean_up(batch)
         after = self.batches.at(batch, Step.closed, {}, State.scheduled, "rejection", reason.strip(), who)
@@ -134,7 +138,7 @@ class Lifecycle:
                 "data.canaries to 0, or audit in a workspace of its own"
             )
         if remembers_erased(self.ledger):
-            # It was trained on rows that were erased since. What is made from it would remember them.
+            # The original was trained on rows that have since been erased, and a model made from it would retain them.
             self.log(f"{batch.id}: the original is trained anew, without what was erased")
             self.pipeline(["train"], force=True)
             if remembers_erased(self.ledger):
@@ -144,7 +148,7 @@ class Lifecycle:
                 )
         selection = self._selection(batch)
         if not (selection.erase & selection.train).any():
-            # Only test rows are asked for: no model was trained on them, and only the data are to change.
+            # No model was trained on test rows: if only such rows are requested, no unlearning is needed.
             return self.batches.at(batch, Step.collect, {})
         ids = Dataset(DATASET).sample_ids()
         intake.write_values(lists.to_forget(batch), "sample_id", [ids[i] for i in np.flatnonzero(selection.forget)])
@@ -213,16 +217,16 @@ class Lifecycle:
         self._clean_up(batch)
         if lists.wanted(batch)["met"]:
             standing.keep_split()
-        # Written down before anything goes: a sweep that is killed at its very end finds nothing the next time.
+        # The dry run is recorded before anything is erased: the rerun of a sweep killed at its end would find nothing.
         looked = self._swept(batch, apply=False)
         facts = {"original": original_digest(), "manifests_before": manifests(), "looked": looked}
         return self.batches.at(batch, Step.sweep, facts)
 
     def _sweep(self, batch: Batch) -> Batch:
-        if Journal.of(Path.cwd()) is None:  # else rows are gone from some stores already
+        if Journal.of(Path.cwd()) is None:  # with a journal, an interrupted sweep has already erased from some stores
             soundness.still(batch.id, lists.wanted(batch)["rows"])
         found = joined(batch.facts["looked"], self._swept(batch, apply=True))
-        # Rows of others that hold the same content stay where params say so; the certificate lists them.
+        # Duplicates that belong to others stay if params.yaml says so; the certificate lists them.
         blocking = [r for r in found["left"] if r["kind"] != ResidueKind.duplicate]
         if blocking:
             where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
@@ -244,7 +248,7 @@ class Lifecycle:
         return sweep(Path.cwd(), rows=list(wanted["rows"]), subjects=wanted["people"], apply=apply).as_dict()
 
     def _refuse_changed(self, batch: Batch, selection: Selection) -> None:
-        """Raises RequestError, and has the batch begin again, where rows of its requests changed after the verdict."""
+        """Return the batch to `prepare` and raise RequestError if rows of its requests changed after the verdict."""
         now = soundness.fingerprints(self.store, Dataset(DATASET), selection.of)
         if other := soundness.changed(batch.facts.get("rows"), now):
             self.batches.release(self.batches.at(batch, Step.prepare, {}))
@@ -257,7 +261,7 @@ class Lifecycle:
         return select(self.store, self.batches.requests(batch), Dataset(DATASET), ForgottenRows(FORGOTTEN))
 
     def _clean_up(self, batch: Batch) -> None:
-        """The pipeline's own list goes, and params.yaml is as it was, unless somebody changed it meanwhile."""
+        """Remove the list given to the pipeline, and restore params.yaml unless somebody else changed it meanwhile."""
         before = batch.facts.get("params")
         if before is not None and PARAMS.read_text(encoding="utf-8") == with_split(before, lists.to_forget(batch)):
             write_text(PARAMS, before)
@@ -269,7 +273,7 @@ class Lifecycle:
                 intake.remove(Path(request.file))
 
     def _claimed(self, reason: str, steps: Sequence[Step]) -> Batch:
-        """The open batch, ours now, at one of `steps`. Raises RequestError where there is none."""
+        """Claim the open batch at one of `steps`. Raises RequestError if there is none, or if `reason` is empty."""
         if not reason.strip():
             raise RequestError("a reason is needed: it stands in the ledger and in the certificate")
         found = self.batches.current()
@@ -290,7 +294,7 @@ class Lifecycle:
             self.log(f"the champion was moved by hand to version {entry.facts['version']}: `expunge audit` says more")
 
     def _tell(self) -> None:
-        """Recipients of requests that are final and of which they do not know yet."""
+        """Notify the recipients of every final request of which they have not been notified."""
         for request in self.store.all([State.completed, State.refused]):
             if not request.told and notify.send(request, self.log):
                 self.store.tell(request.id)

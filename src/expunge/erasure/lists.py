@@ -1,4 +1,4 @@
-"""The two lists that a batch writes for others: which rows the pipeline forgets, and which the sweep erases."""
+"""The two lists that a batch writes: the rows for the pipeline to forget, and the rows for the sweep to erase."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from expunge.system.paths import REQUESTS, WORK
 
 
 def to_forget(batch: Batch) -> Path:
-    """What the pipeline is given."""
+    """Return the path of the list for the pipeline."""
     return REQUESTS / f"{batch.id}.csv"
 
 
 def to_erase(batch: Batch) -> Path:
-    """What the sweep is given: outlives the rows themselves until the sweep is over."""
+    """Return the path of the list for the sweep. It is kept after the rows are erased, until the sweep is over."""
     return WORK / "erasure" / f"{batch.id}.json"
 
 
 def wanted(batch: Batch) -> dict[str, Any]:
-    """What stands in `to_erase`: `rows`, content digests by id; `people`; `met`, whether the request in params.yaml has
-    nothing left to forget."""
+    """Return the content of `to_erase`: `rows`, content digests by id; `people`; `met`, whether the request in
+    params.yaml has no rows left to forget."""
     found: dict[str, Any] = json.loads(to_erase(batch).read_text(encoding="utf-8"))
     return found

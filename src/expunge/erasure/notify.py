@@ -1,6 +1,7 @@
-"""Tell the recipients that a request is final: a POST of JSON to `EXPUNGE_WEBHOOK_URL`, where that is set.
+"""Notify the recipients that a request is final, by a POST of JSON to `EXPUNGE_WEBHOOK_URL` if that is set.
 
-Delivered at least once: a process may die between the answer and writing it down. `id` tells repetitions apart.
+Delivery is at least once: the process may die between the response and its record. Recipients recognise a repetition by
+its `id`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from expunge.erasure.requests import ErasureRequest
 from expunge.system.addresses import hidden
 
 ENV = "EXPUNGE_WEBHOOK_URL"
-SECONDS = 5.0
-PAUSES = (0.5, 2.0)  # between tries; the next run tries again
+SECONDS = 5.0  # timeout of one attempt
+PAUSES = (0.5, 2.0)  # seconds between attempts; after the last one, the next run tries again
 
 
 def message(request: ErasureRequest) -> dict[str, str]:
-    """What a recipient is told: nothing of who or what was erased."""
+    """Return the JSON body. It does not say who or what was erased."""
     return {"event": f"request.{request.state}", "id": request.id, "state": request.state, "reason": request.reason}
 
 
 def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
-    """Whether the recipients know now; true as well where none are named. A recipient that is away stops nothing."""
+    """Return whether the recipients were notified; True as well if no URL is set. Failures are logged, not raised."""
     url = os.environ.get(ENV)
     if not url:
         return True
@@ -45,11 +46,11 @@ def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
             why = f"it answered {e.code}"
         except OSError as e:
             why = hidden(str(getattr(e, "reason", e)), url)
-        except (ValueError, HTTPException):  # what they say holds the address
+        except (ValueError, HTTPException):  # their messages contain the address
             why = "the address cannot be used"
         if pause is not None:
             time.sleep(pause)
-    # The address may hold a secret.
+    # Only the host is logged: the rest of the address may contain a secret.
     log(f"{ENV} ({_host(url)}): not told of {request.id}, {why}; the next run tries again")
     return False
 

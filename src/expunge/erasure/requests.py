@@ -1,4 +1,4 @@
-"""Erasure requests: what was asked, when it is due, where it stands, and everything that happened to it."""
+"""Erasure requests: what was asked, when it is due, its state, and the events of its life."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """One request. `asked`: how many ids, subjects or classes. `digest`: HMAC-SHA256 of what was asked, under a key of
-    its own that is destroyed when the request is final: from then on nobody can test a guess against it."""
+    """One request. `asked`: number of ids, subjects or classes. `digest`: HMAC-SHA256 of what was asked, under a key
+    of its own. The key is destroyed when the request is final; then no guess can be tested against the digest."""
 
     id: str
     kind: Kind
@@ -53,7 +53,7 @@ class ErasureRequest:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a request or a batch. `entry`: hash of its entry in the ledger."""
+    """An event of a request or a batch. `entry`: hash of its ledger entry, None until it is published."""
 
     about: str
     number: int
@@ -89,10 +89,10 @@ class Store:
         classes: Sequence[int | str] = (),
         most: bool = False,
     ) -> ErasureRequest:
-        """Take a request in, due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
+        """Add a request that is due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
         `most`: it may be for more than half of the rows.
 
-        Raises RequestError where an open request asks for the same.
+        Raises RequestError if an open request asks for the same.
         """
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
@@ -120,23 +120,23 @@ class Store:
         return self.get(id_)
 
     def get(self, id_: str) -> ErasureRequest:
-        """Raises RequestError where there is none of that name."""
+        """Return the request with this id. Raises RequestError if there is none."""
         with transaction(self.engine) as c:
             return self._get(c, id_)
 
     def all(self, states: Iterable[State] = State) -> list[ErasureRequest]:
-        """By the day on which they are due."""
+        """Return the requests in these states, ordered by due date."""
         with transaction(self.engine) as c:
             return [r for r in self.listed(c) if r.state in set(states)]
 
     def matches(self, request: ErasureRequest, values: Sequence[str]) -> bool:
-        """Whether `values` are what was asked; false once the key is destroyed."""
+        """Return whether `values` are what was asked; False once the key is destroyed."""
         with transaction(self.engine) as c:
             key = self._key(c, request.id)
         return key is not None and hmac.compare_digest(digest_of_values(values, key), request.digest)
 
     def digest_under_key(self, id_: str, values: Sequence[str]) -> str:
-        """`hmac-sha256:...` of `values` under the key of a request, "" once that is destroyed."""
+        """Return `hmac-sha256:...` of `values` under the key of a request; "" once the key is destroyed."""
         with transaction(self.engine) as c:
             key = self._key(c, id_)
         return "" if key is None else digest_of_values(values, key)
@@ -146,11 +146,11 @@ class Store:
             return self._key(c, id_) is not None
 
     def verify(self, id_: str, who: str, reason: str, facts: Mapping[str, Any]) -> ErasureRequest:
-        """The requester is who they say they are, and what they ask for is there."""
+        """Record that the requester's identity was confirmed and that the requested rows exist."""
         return self.change(id_, State.verified, "verification", who, reason, facts, verified=True)
 
     def refuse(self, id_: str, who: str, reason: str) -> ErasureRequest:
-        """Final. Its key is destroyed."""
+        """Refuse a request, which is final, and destroy its key. Raises RequestError while a run has it."""
         _need(reason, "a refusal needs its reasons: the requester must be told them")
         with transaction(self.engine) as c:
             request = self._get(c, id_)
@@ -162,7 +162,7 @@ class Store:
         return refused
 
     def extend(self, id_: str, months: int, who: str, reason: str, today: date) -> ErasureRequest:
-        """Due `months` after receipt, 2 or 3. The requester must be told before the first deadline passes."""
+        """Set the due date to `months` (2 or 3) after receipt. The requester must be told before the first deadline."""
         _need(reason, "an extension needs its reasons: the requester must be told them")
         request = self.get(id_)
         if not request.months < months <= MOST_MONTHS:
@@ -179,26 +179,26 @@ class Store:
     def change(
         self, id_: str, new: State, kind: str, who: str, reason: str, facts: Mapping[str, Any], **columns: Any
     ) -> ErasureRequest:
-        """Move a request on, in a transaction of its own. Raises RequestError."""
+        """Run `move` in a transaction of its own."""
         with transaction(self.engine) as c:
             return move(c, self._get(c, id_), new, kind, who, reason, facts, **columns)
 
     def events(self, about: str) -> list[Event]:
-        """Everything that happened to a request or a batch, oldest first."""
+        """Return the events of a request or a batch, oldest first."""
         return self._events(select(EVENTS).where(EVENTS.c.about == about).order_by(EVENTS.c.number))
 
     def all_events(self) -> list[Event]:
-        """Everything that happened, oldest first."""
+        """Return all events, oldest first."""
         return self._events(select(EVENTS).order_by(EVENTS.c.id))
 
     def entries(self) -> list[str]:
-        """Hashes of ledger entries that this store knows of."""
+        """Return the hashes of the ledger entries of published events."""
         with transaction(self.engine) as c:
             return [r.entry for r in c.execute(select(EVENTS.c.entry).where(EVENTS.c.entry.is_not(None)))]
 
     def publish(self, ledger: Ledger) -> int:
-        """Write into the ledger what happened and is not there yet, in order; how many entries. Each once, whoever
-        calls and whatever was killed."""
+        """Append the unpublished events to the ledger in order, and return their number. Each event is appended once,
+        even with concurrent callers or after an interrupted call."""
         with transaction(self.engine) as c:
             waiting = c.execute(select(EVENTS).where(EVENTS.c.entry.is_(None)).order_by(EVENTS.c.id)).mappings().all()
         for row in waiting:
@@ -209,7 +209,7 @@ class Store:
         return len(waiting)
 
     def tell(self, id_: str) -> None:
-        """The recipients know."""
+        """Record that the recipients were notified."""
         with transaction(self.engine) as c:
             c.execute(update(REQUESTS).where(REQUESTS.c.id == id_).values(told=True))
 
@@ -234,7 +234,7 @@ class Store:
 
 
 def new_id(received: date) -> str:
-    """A name that says nothing of who asked."""
+    """Return a new id, made of the date and a random part only."""
     return f"R-{received:%Y%m%d}-{secrets.token_hex(3)}"
 
 
@@ -248,8 +248,8 @@ def move(
     facts: Mapping[str, Any],
     **columns: Any,
 ) -> ErasureRequest:
-    """Within a transaction: compare and set, and the event beside it. Raises RequestError for a move that is not
-    allowed, and where somebody else was first."""
+    """Change the state by compare-and-set on the version, and write the event, within the caller's transaction. Raises
+    RequestError for a move that is not allowed, or if somebody else changed the request first."""
     check_move(request.id, request.state, new)
     if new == State.scheduled and not request.verified:
         raise RequestError(f"request {request.id} was never verified; `expunge request verify {request.id}` first")
@@ -281,13 +281,13 @@ def write_event(
 
 
 def destroy_key(c: Connection, id_: str) -> None:
-    """Within a transaction; `database.overwrite_deleted` comes after it."""
+    """Delete the key and HMACs of a request. Call `database.overwrite_deleted` after the transaction."""
     c.execute(delete(SUBJECTS).where(SUBJECTS.c.request == id_))
     c.execute(delete(KEYS).where(KEYS.c.request == id_))
 
 
 def digest_of_values(values: Iterable[str], key: bytes) -> str:
-    """`hmac-sha256:...` of a set of ids, subjects or classes."""
+    """Return `hmac-sha256:...` of ids, subjects or classes, independent of their order."""
     return "hmac-sha256:" + _hmac(json.dumps(sorted(values), ensure_ascii=False, separators=(",", ":")), key)
 
 

@@ -1,4 +1,4 @@
-"""Which rows of the dataset a request is about, and the list that the pipeline is given."""
+"""Resolve requests to rows of the dataset, and set the split of params.yaml to them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Selection:
-    """Masks over the dataset: `of` every request, all its rows, training rows and test rows; `train`.
+    """Masks over the dataset, bool `(rows,)`: `of` holds all rows of each request, by id, of both splits; `train` the
+    training rows.
 
-    `again`: training rows that promoted versions had forgotten and that are still there: forgotten again, not erased.
-    `people`: named by requests for subjects.
+    `again`: rows that promoted versions had forgotten and that are still in the dataset; they are forgotten again, not
+    erased. `people`: the subjects that requests name.
     """
 
     of: Mapping[str, Mask]
@@ -41,15 +42,18 @@ class Selection:
 
     @property
     def erase(self) -> Mask:
+        """The rows to erase: those of any request, in both splits."""
         return np.asarray(np.logical_or.reduce(list(self.of.values())), dtype=bool)
 
     @property
     def forget(self) -> Mask:
+        """The training rows to forget: those to erase, and those of `again`."""
         return np.asarray((self.erase | self.again) & self.train, dtype=bool)
 
 
 def asked_values(store: Store, request: ErasureRequest) -> list[str]:
-    """The ids or subjects of a request, from its file. Raises RequestError if it is gone or is not what was asked."""
+    """Return the ids or subjects in the file of a request, or its classes. Raises RequestError if the file is missing
+    or does not match the digest of the request."""
     if request.kind == "classes":
         return [str(c) for c in request.classes]
     file = Path(request.file or "")
@@ -62,7 +66,8 @@ def asked_values(store: Store, request: ErasureRequest) -> list[str]:
 
 
 def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
-    """All rows of `request`, of both splits. Raises RequestError, which names no id, for what is not in the dataset."""
+    """Return the mask of all rows of `request`, in both splits. Raises RequestError, without naming an id, if some are
+    not in the dataset."""
     values = asked_values(store, request)
     if request.kind == "classes":
         mask = np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes))
@@ -73,7 +78,7 @@ def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
     found = np.array(dataset.table([column])[column].to_pylist(), dtype=object)
     absent = sorted(set(values) - set(found.tolist()))
     tombstones = Tombstones.near(dataset.directory) if absent else None
-    # What was erased before is not missing: that part of the request is met.
+    # Rows with a tombstone do not count as missing: they were erased earlier, so this part of the request is met.
     missing = len(absent) - (0 if tombstones is None else int(tombstones.hits(absent).any.sum()))
     if missing:
         raise RequestError(
@@ -84,7 +89,7 @@ def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
 
 
 def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
-    """`mask`, unless it is for more than half of the rows and nobody said so when the request was taken in."""
+    """Return `mask`. Raises RequestError if it covers more than half of the rows and the intake did not allow that."""
     if 2 * mask.sum() > len(mask) and not store.events(request.id)[0].facts.get("more_than_half"):
         raise RequestError(
             f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half; if that is meant, "
@@ -94,7 +99,7 @@ def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
 
 
 def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, forgotten: ForgottenRows) -> Selection:
-    """What the requests of a batch are about."""
+    """Resolve the requests of a batch to rows; with `split.duplicates: include`, also to rows of the same content."""
     requests = list(requests)
     masks = {r.id: mask_of(store, r, dataset) for r in requests}
     if load_config().split.duplicates == "include":
@@ -110,17 +115,16 @@ def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, f
 
 
 class _NullAsWritten(RoundTripRepresenter):
-    """Writes `null` for None, as params.yaml does; ruamel.yaml would leave the value empty."""
+    """Writes `null` for None, as in params.yaml; by default ruamel.yaml leaves the value empty."""
 
 
 _NullAsWritten.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def with_split(params: str, file: Path) -> str:
-    """The text of params.yaml with `split` set to the ids in `file`, and to those alone; nothing else changes, comments
-    stay.
+    """Return the text of params.yaml with `split` set to exactly the ids in `file`; all else stays, with comments.
 
-    Raises ConfigError for a text without a section `split`.
+    Raises ConfigError if the text has no section `split`.
     """
     editor = YAML()  # the round-trip editor, which keeps comments, order and quotes
     editor.preserve_quotes, editor.width = True, 4096
@@ -131,7 +135,7 @@ def with_split(params: str, file: Path) -> str:
         raise ConfigError("params.yaml has no section `split` to set the rows of the request in")
     tree["split"].update(selector="ids", file=file.as_posix())
     if tree["split"].get("near_duplicates") == INCLUDE:
-        tree["split"]["near_duplicates"] = WARN  # rows of somebody else, whose erasure nobody asked for
+        tree["split"]["near_duplicates"] = WARN  # near-duplicates may be other people's rows, which nobody requested
     out = io.StringIO()
     editor.dump(tree, out)
     return out.getvalue()

@@ -1,7 +1,7 @@
-"""Whether what a certificate is about to say is true of what lies here: results, models and rows.
+"""Check that the results, models and rows in the workspace are those that a certificate will describe.
 
-Everything that a certificate rests on is looked at when the run is judged, and again before rows are erased. Each check
-raises an error that says what is wrong and what to do.
+The checks run when the run is judged and again before rows are erased. Each one raises an error that says what is wrong
+and what to do.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ RUNS = "python -m expunge.stages."
 
 
 def results() -> None:
-    """What the pipeline wrote lies here as it wrote it, and every stage read what another one wrote.
+    """Check that the outputs of the pipeline are unchanged, and that every stage read the current outputs of others.
 
-    Raises RequestError naming the first output that differs from dvc.lock: edited metrics, exchanged weights, an
-    evaluation of other weights than those that lie here.
+    Raises RequestError naming the first path that differs from dvc.lock, such as edited metrics, replaced weights, or
+    an evaluation of weights other than those in the workspace.
     """
     if not LOCK.is_file():
         raise RequestError(f"{LOCK}: not here, so nothing shows which run the results are of; `dvc repro` writes it")
@@ -47,15 +47,15 @@ def results() -> None:
 
 
 def found_differences() -> Iterator[Difference]:
-    """Of the stages that params ask for."""
+    """Return the differences from dvc.lock for the stages that params.yaml asks for."""
     config = load_config()
     return differences({name: entry for name, entry in stages_of(LOCK, RUNS).items() if _of_params(name, config)})
 
 
 def models() -> None:
-    """The retrained models were trained on the retained rows, and the original's description does not contradict the
-    record of its training. Raises CheckpointError."""
-    from expunge.methods.outputs import check_retrained  # with torch, which a command that only looks does without
+    """Check that the retrained models were trained on the retained rows, and that the description of the original
+    does not contradict the record of its training. Raises CheckpointError."""
+    from expunge.methods.outputs import check_retrained  # imports torch, which reading commands do not need
     from expunge.models.checkpoint import load_classifier
 
     config = load_config()
@@ -65,8 +65,10 @@ def models() -> None:
 
 
 def fingerprints(store: Store, dataset: Dataset, rows: Mapping[str, Mask]) -> dict[str, str]:
-    """For every request an HMAC over ids, labels, splits and contents of its rows, under its own key: once that is
-    destroyed, nobody can test a guess against it. `rows`: a mask `(rows,)` by request."""
+    """Return for each request an HMAC over the ids, labels, splits and contents of its rows, under the request's key.
+
+    Once the key is destroyed, no guess can be tested against the HMAC. `rows`: a mask `(rows,)` by request.
+    """
     table = dataset.table(["sample_id", "label", "split", "digest"]).to_pydict()
     lines = [
         f"{id_}\n{label}\n{split}\n{content.hex()}" for id_, label, split, content in zip(*table.values(), strict=True)
@@ -78,13 +80,13 @@ def fingerprints(store: Store, dataset: Dataset, rows: Mapping[str, Mask]) -> di
 
 
 def changed(judged: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
-    """Requests whose rows are not those that were judged; none where nothing was judged."""
+    """Return the requests whose rows differ from those that were judged; none if nothing was judged."""
     return [] if judged is None else sorted(request for request in now if judged.get(request) != now[request])
 
 
 def contents(ids: list[str]) -> dict[str, str]:
-    """Content digests (hex) of the rows with these ids, as far as they are in the dataset; for the sweep's own list,
-    which is removed with it."""
+    """Return the content digests (hex) of those rows that are in the dataset, by id. They go into the list for the
+    sweep, which is removed after it."""
     dataset, wanted = Dataset(DATASET, verify=False, erased="allow"), set(ids)
     table = dataset.table(["sample_id", "digest"])
     pairs = zip(table["sample_id"].to_pylist(), table["digest"].to_pylist(), strict=True)
@@ -92,7 +94,7 @@ def contents(ids: list[str]) -> dict[str, str]:
 
 
 def still(batch: str, collected: Mapping[str, str]) -> None:
-    """The rows that are about to be erased hold what they held when they were collected, or are gone.
+    """Check that the rows to erase have the same contents as when they were collected, or are all gone.
 
     Raises RequestError, which names no row.
     """
@@ -107,7 +109,7 @@ def still(batch: str, collected: Mapping[str, str]) -> None:
 
 
 def erased_stay_away() -> None:
-    """No erased row is in the dataset when the certificate is signed. Raises RequestError."""
+    """Check, before the certificate is signed, that no erased row is in the dataset. Raises RequestError."""
     if not (DATASET / MANIFEST).is_file():
         return
     try:
@@ -117,6 +119,6 @@ def erased_stay_away() -> None:
 
 
 def _of_params(stage: str, config: Config) -> bool:
-    """Whether params still ask for this stage: dvc.lock keeps the entries of methods and seeds that were taken out."""
+    """Return whether params.yaml still asks for this stage: dvc.lock keeps the entries of removed methods and seeds."""
     _, found, item = stage.partition("@")
     return not found or item in {*config.methods, *map(str, config.retrain.seeds)}

@@ -1,4 +1,4 @@
-"""The request that stands in params.yaml, beside those that batches carry out: one that is met has nothing to run."""
+"""The request in params.yaml, as opposed to those of batches. Once it is met, the pipeline has nothing to run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ NAMED = ("classes", "fraction", "file", "filter", "seed")
 
 
 def rows_asked(params: str, dataset: Dataset) -> Mask:
-    """Training rows that the request in the text of a params.yaml names: bool `(rows,)`.
+    """Return the training rows that the request in the text of a params.yaml names, as bool `(rows,)`.
 
-    All of them where it cannot be resolved, say because its list is not here: it does not count as met then.
+    If it cannot be resolved, for example because its list is missing, all training rows are returned, so that the
+    request does not count as met.
     """
     train: Mask = dataset.splits() == TRAIN
     asked = yaml.safe_load(params)["split"]
@@ -32,9 +33,9 @@ def rows_asked(params: str, dataset: Dataset) -> Mask:
 
 
 def keep_split() -> None:
-    """Let what the batch split count as the split of the request in params.yaml, of which nothing is left to forget.
+    """Commit the split of the batch to dvc.lock as the split of the request in params.yaml, which has no rows left.
 
-    Called before the sweep, which takes the rows out of it and keeps what was up to date up to date.
+    Called before the sweep, which removes the rows from the split and keeps up-to-date stages up to date.
     """
     if LOCK.is_file() and SPLIT_STAGE in yaml.safe_load(LOCK.read_text(encoding="utf-8")).get("stages", {}):
         dvc.run("commit", "--force", SPLIT_STAGE, error=RequestError)

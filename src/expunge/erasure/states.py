@@ -12,6 +12,8 @@ MOST_MONTHS = 3  # GDPR Art. 12(3): one month, extendable by two
 
 
 class State(StrEnum):
+    """The state of an erasure request; MOVES defines the allowed transitions."""
+
     received = "received"
     verified = "verified"
     scheduled = "scheduled"
@@ -24,7 +26,7 @@ class State(StrEnum):
 
 FINAL = frozenset({State.completed, State.refused})
 OPEN = frozenset(State) - FINAL
-# Waiting to be taken into a run. An extended request that was never verified has to be verified first.
+# States from which a request can join a run. An extended request that was never verified has to be verified first.
 WAITING = frozenset({State.verified, State.scheduled, State.extended})
 
 MOVES: dict[State, frozenset[State]] = {
@@ -32,9 +34,9 @@ MOVES: dict[State, frozenset[State]] = {
     State.verified: frozenset({State.scheduled, State.refused, State.extended}),
     State.extended: frozenset({State.verified, State.scheduled, State.refused, State.extended}),
     State.scheduled: frozenset({State.running, State.refused, State.extended}),
-    # Back to scheduled when a run is given up; completed without a run where no trained row is asked for.
+    # Back to scheduled when a run is given up; completed without approval if no training row is requested.
     State.running: frozenset({State.awaiting_approval, State.completed, State.scheduled, State.refused}),
-    # An approved request runs again: promotion, sweep, certificate.
+    # After the approval a request runs again, for promotion, sweep and certificate.
     State.awaiting_approval: frozenset({State.running, State.scheduled, State.refused}),
     State.completed: frozenset(),
     State.refused: frozenset(),
@@ -42,19 +44,20 @@ MOVES: dict[State, frozenset[State]] = {
 
 
 def check_move(request: str, old: State, new: State) -> None:
-    """Raises RequestError naming the request and what it may become."""
+    """Raise RequestError, which names the allowed states, if the request cannot move from `old` to `new`."""
     if new not in MOVES[old]:
         allowed = ", ".join(s for s in State if s in MOVES[old]) or "nothing: this is final"
         raise RequestError(f"request {request} is {old} and cannot become {new}; it can become {allowed}")
 
 
 def due_date(received: date, months: int) -> date:
-    """`months` calendar months after `received`: the same day, or the month's last (Regulation 1182/71, Art. 3(2)c)."""
+    """Return the date `months` calendar months after `received`: the same day of the month, or its last day
+    (Regulation 1182/71, Art. 3(2)c)."""
     year, month = divmod(received.year * 12 + received.month - 1 + months, 12)
     return date(year, month + 1, min(received.day, calendar.monthrange(year, month + 1)[1]))
 
 
 def urgency(due: date, today: date, soon: int) -> str:
-    """ "overdue", "due soon" (within `soon` days) or ""."""
+    """Return "overdue", "due soon" (within `soon` days) or ""."""
     left = (due - today).days
     return "overdue" if left < 0 else "due soon" if left <= soon else ""

@@ -1,4 +1,4 @@
-"""A clock that was set back shows in the ledger: an entry whose time is earlier than that of an entry before it."""
+"""Detect in the ledger that the clock was set back: an entry has an earlier time than an entry before it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from datetime import datetime
 
 from expunge.ledger.ledger import Entry
 
-TOLERANCE_SECONDS = 60  # clocks are corrected by seconds every day
+TOLERANCE_SECONDS = 60  # routine clock corrections amount to seconds
 
 
 def set_back(entries: Sequence[Entry], first: int = 1) -> list[str]:
-    """A sentence for every entry that is more than TOLERANCE_SECONDS earlier than the latest one before it, from the
-    entry with the number `first` on."""
+    """Return a sentence for every entry, from number `first` on, whose time is more than TOLERANCE_SECONDS before the
+    latest time of the entries that precede it."""
     found: list[str] = []
     latest: Entry | None = None
     for entry in entries:
@@ -31,4 +31,4 @@ def _seconds(entry: Entry) -> float:
     try:
         return datetime.fromisoformat(entry.time).timestamp()
     except ValueError:
-        return float("-inf")  # signed and chained, but no time: it cannot be compared
+        return float("-inf")  # the chain does not check the format of the time; such an entry cannot be compared

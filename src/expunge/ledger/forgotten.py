@@ -1,11 +1,12 @@
-"""Which rows a promoted version had forgotten, so that a later one can be shown to have forgotten them too.
+"""The sets of rows that versions have forgotten, which show whether a later version has forgotten them too.
 
-A request's digest names a set of rows and says nothing of what is in it. Whether one request covers another takes the
-sets themselves: one file per request, sorted keyed digests of the rows' ids, and beside them the key. With the key one
-can test whether an id is in a set, so the folder is data and lies below `data/`: it is neither committed nor logged.
+The digest of a request identifies a set of rows but does not reveal its members. To decide whether one request covers
+another, the sets themselves are needed: one file per request holds the sorted keyed digests (BLAKE2b) of the row ids,
+and the key lies beside them. Whoever has the key can test whether an id is in a set. The folder is therefore treated as
+data, below `data/`, and is neither committed nor logged.
 
-    KEY, DIGEST.rows               of versions that were promoted: what must stay forgotten
-    registered/DIGEST.rows         of versions that were registered: what a later promotion takes over
+    key, DIGEST.rows               sets of promoted versions: these rows must stay forgotten
+    registered/DIGEST.rows         sets of registered versions, copied to the folder above on promotion
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KEY, REGISTERED = "key", "registered"
 
 
 class ForgottenRows:
-    """A folder of sets of row ids, one per request, and beside it the set of the request that is being worked on."""
+    """A folder of sets of row ids, one per request, together with the set of the current request in memory."""
 
     def __init__(
         self,
@@ -36,19 +37,22 @@ class ForgottenRows:
         sample_ids: Iterable[str] = (),
         present: Iterable[str] | None = None,
     ) -> None:
-        """`sample_ids`: what `request`, which is being worked on, forgets. `present`: all ids that the original was
-        trained on, where that is known: what was forgotten before and is not among them, it never saw."""
+        """`sample_ids`: the rows that the current `request` forgets. `present`: all ids that the original was trained
+        on, if known. Promoted sets may hold rows outside `present`; the original never saw them, so they count as
+        forgotten by the current request too."""
         self.directory = Path(directory)
         self._request, self._ids = request, frozenset(sample_ids)
         self._present = None if present is None else frozenset(present)
-        self._new_key = secrets.token_bytes(KEY_BYTES)  # until a first set is kept
-        self._at_hand: tuple[bytes, bytes] | None = None  # the key, and the set under it
+        self._new_key = secrets.token_bytes(KEY_BYTES)  # used until the folder has a key
+        self._at_hand: tuple[bytes, bytes] | None = None  # cache: the key, and the current set under it
 
     def knows(self, request: str) -> bool:
+        """Return whether the set of `request` is known: it is the current request, or its set is in the folder."""
         return self._read(request) is not None
 
     def keep(self, request: str) -> None:
-        """Write the set of a request that `knows` into the folder; nothing where it is there already."""
+        """Write the set of a promoted request to the folder, if it is not there yet. Raises DataError if it is not
+        known."""
         if not self._path(request).is_file():
             if not self.knows(request):
                 raise DataError(f"request {request}: its rows are not at hand; run `dvc checkout` where it was made")
@@ -56,57 +60,56 @@ class ForgottenRows:
             write_durable(self._path(request), self._own() if request == self._request else self._stored(request))
 
     def register(self) -> None:
-        """Write the set of the request that is being worked on where `keep` finds it after other requests, too."""
+        """Write the set of the current request to `registered/`, where `keep` finds it when another is current."""
         assert self._request is not None, "there is a request that is being worked on"
         if not self._path(self._request).is_file():
             self._keep_key()
             write_durable(self._registered(self._request), self._own())
 
     def requests(self) -> set[str]:
-        """Digests of the requests whose sets lie in the folder."""
+        """Return the digests of the requests whose sets are in the folder."""
         return {f"sha256:{path.stem}" for path in self.directory.rglob("*.rows")}
 
     def covers(self, later: str, earlier: str) -> bool | None:
-        """Whether request `later` forgets every row that `earlier` does; None where a set is not known here."""
+        """Return whether request `later` forgets every row that `earlier` does; None if either set is not known."""
         if later == earlier:
             return True
         own, other = self._read(later), self._read(earlier)
         return None if own is None or other is None else bool(np.isin(other, own).all())
 
     def mask(self, request: str, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of `sample_ids` belong to a request that `knows` said is known here: bool `(n,)`."""
+        """Return which of `sample_ids` belong to `request`, as bool `(n,)`; all False if its set is not known."""
         own, key = self._read(request), self._key()
         digests = np.frombuffer(b"".join(_digest(i, key) for i in sample_ids), dtype=f"V{DIGEST_BYTES}")
         return np.zeros(len(digests), dtype=bool) if own is None else np.isin(digests, own)
 
     def among(self, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
-        """Mask `(n,)` of the rows that any kept set holds."""
+        """Return which of `sample_ids` any promoted request forgot, as bool `(n,)`."""
         kept, key = self._promoted(), self._key()
         return np.array([_digest(i, key) in kept for i in sample_ids], dtype=bool)
 
     def digests(self, sample_ids: Iterable[str]) -> list[bytes]:
-        """Keyed digests of ids, 16 bytes each; the key is written where there is none yet, so that they can be made
-        again."""
+        """Return keyed digests of ids, 16 bytes each. A missing key is written first: they stay reproducible."""
         self._keep_key()
         key = self._key()
         return [_digest(i, key) for i in sample_ids]
 
     def draws(self, names: Iterable[str], purpose: str) -> NDArray[np.uint64]:
-        """Numbers `(n,)` uint64 that depend on name, purpose and the key, for whoever lacks the key at random; the key
-        is written where there is none yet."""
+        """Return numbers `(n,)` uint64 that depend on name, purpose and key, and look random without the key. A missing
+        key is written first."""
         self._keep_key()
-        key, person = self._key(), purpose.encode()  # a purpose of its own: these are no digests of rows
+        key, person = self._key(), purpose.encode()  # BLAKE2b's personalization separates them from row digests
         drawn = [hashlib.blake2b(name.encode(), key=key, person=person, digest_size=8).digest() for name in names]
         return np.frombuffer(b"".join(drawn), dtype=">u8").astype(np.uint64)
 
     def fingerprint(self) -> str:
-        """Names the key and gives nothing of it away; "" where there is none yet."""
+        """Return a hex digest that identifies the key without revealing it; "" if there is no key yet."""
         if not (self.directory / KEY).is_file():
             return ""
         return hashlib.blake2b(key=self._key(), person=b"fingerprint", digest_size=DIGEST_BYTES).hexdigest()
 
     def _promoted(self) -> set[bytes]:
-        """Every digest of a promoted request."""
+        """Return the row digests of all promoted requests."""
         requests = (f"sha256:{path.stem}" for path in sorted(self.directory.glob("*.rows")))
         return set().union(*(_split(self._stored(request)) for request in requests))
 
@@ -116,7 +119,8 @@ class ForgottenRows:
         return np.frombuffer(content, dtype=f"V{DIGEST_BYTES}") if known else None
 
     def _own(self) -> bytes:
-        """The set of the request that is being worked on: what it forgets, and forgot before rows were erased."""
+        """Return the set of the current request: its rows now, its stored rows (some may be erased since), and the
+        promoted rows that the original never saw."""
         key = self._key()
         if self._at_hand is None or self._at_hand[0] != key:
             own = {_digest(i, key) for i in self._ids}
@@ -128,7 +132,7 @@ class ForgottenRows:
         return self._at_hand[1]
 
     def _stored(self, request: str) -> bytes:
-        """What the folder holds of a request; b"" where it holds nothing."""
+        """Return the stored set of a request; b"" if there is none. Raises DataError for a damaged file."""
         path = self._file(request)
         if not path.is_file():
             return b""
@@ -147,19 +151,19 @@ class ForgottenRows:
         return key
 
     def _keep_key(self) -> None:
-        """Write the key; where another process was first, its key counts."""
+        """Write the key unless there is one; `create_durable` keeps the key of a process that was faster."""
         if not (self.directory / KEY).is_file():
             create_durable(self.directory / KEY, self._new_key)
 
     def _file(self, request: str) -> Path:
-        """Where the set of a request lies, if it does."""
+        """Return the path of the promoted set of a request if it exists, else that of its registered set."""
         return path if (path := self._path(request)).is_file() else self._registered(request)
 
     def _registered(self, request: str) -> Path:
         return self.directory / REGISTERED / self._path(request).name
 
     def _path(self, request: str) -> Path:
-        """Of a promoted version. Raises DataError for what is no digest."""
+        """Return the path of the set of a promoted request. Raises DataError if `request` is not a digest."""
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", request):
             raise DataError(f"request {request!r}: not the digest of an erasure request (sha256:...)")
         return self.directory / f"{request.removeprefix('sha256:')}.rows"

@@ -1,8 +1,8 @@
-"""The key that signs ledger and certificates (Ed25519), and what its public half alone can check.
+"""The Ed25519 key pair that signs the ledger and certificates, and verification with the public key.
 
-`EXPUNGE_SIGNING_KEY` names a PEM file or holds the PEM itself; without it the key lies in `records/keys`, made on first
-use, readable by its owner only. Whoever has the private half can sign anything: the public half belongs to whoever is
-to check, beforehand and by another way.
+`EXPUNGE_SIGNING_KEY` names a PEM file or holds the PEM itself. Without it the key lies in `records/keys`, is generated
+on first use and is readable by its owner only. Whoever holds the private key can sign anything, so verifiers must get
+the public key beforehand and through a separate channel.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ PRIVATE, PUBLIC = "signing.pem", "signing.pub.pem"
 
 @dataclass(frozen=True)
 class PublicKey:
+    """An Ed25519 public key, which verifies signatures."""
+
     key: Ed25519PublicKey
 
     @classmethod
     def read(cls, path: Path | str) -> PublicKey:
-        """From a PEM file. Raises KeyFileError."""
+        """Read a public key from a PEM file. Raises KeyFileError if that fails or if it is not an Ed25519 key."""
         try:
             key = load_pem_public_key(Path(path).read_bytes())
         except OSError as e:
@@ -59,11 +61,11 @@ class PublicKey:
 
     @property
     def fingerprint(self) -> str:
-        """`sha256:...` of the 32 raw bytes."""
+        """Return `sha256:...` of the 32 raw bytes of the key."""
         return "sha256:" + hashlib.sha256(self.key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
 
     def signed(self, content: bytes, signature: str) -> bool:
-        """Whether `signature`, base64, was made for `content` by the private half."""
+        """Return whether `signature` (base64) was made for `content` with the private key."""
         try:
             self.key.verify(base64.b64decode(signature, validate=True), content)
         except (InvalidSignature, ValueError):
@@ -73,6 +75,8 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class SigningKey:
+    """An Ed25519 private key, which signs."""
+
     key: Ed25519PrivateKey
 
     @property
@@ -80,19 +84,22 @@ class SigningKey:
         return PublicKey(self.key.public_key())
 
     def sign(self, content: bytes) -> str:
-        """Base64. The same content gives the same signature (RFC 8032)."""
+        """Return the signature of `content` in base64. Ed25519 is deterministic (RFC 8032)."""
         return base64.b64encode(self.key.sign(content)).decode()
 
 
 def signing_key(home: Path | str = ".") -> SigningKey:
-    """The key in use below the workspace `home`, made on first use. Raises KeyFileError."""
+    """Return the key of the environment variable, else that of the workspace `home`, generated on first use.
+
+    Raises KeyFileError if the key cannot be read or if other users can read its file.
+    """
     given = os.environ.get(ENV, "")
     if given.lstrip().startswith("-----BEGIN"):
         return _parse(given.encode(), ENV)
     path = Path(given) if given else Path(home) / KEYS / PRIVATE
     if not _is_file(path):
         if given:
-            # What is no path may be the key itself, without its lines of dashes.
+            # The value may be a key without its BEGIN and END lines, so it is quoted only if it looks like a path.
             named = (
                 f"{path}: no such file" if path.suffix in (".pem", ".key") else "neither PEM nor a file that is here"
             )
@@ -104,9 +111,9 @@ def signing_key(home: Path | str = ".") -> SigningKey:
 
 
 def public_key(home: Path | str = ".") -> PublicKey:
-    """The public half that lies in the workspace, else that of the key in use; none is made to check with.
+    """Return the public key of the signing key in use, else the public key file of the workspace.
 
-    Raises KeyFileError where there is neither.
+    No key is generated for verification. Raises KeyFileError if there is neither.
     """
     path = Path(home) / KEYS / PUBLIC
     if os.environ.get(ENV) or path.with_name(PRIVATE).is_file():
@@ -119,7 +126,7 @@ def public_key(home: Path | str = ".") -> PublicKey:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is longer than names may be
+    except OSError:  # the name is too long for the file system
         return False
 
 
@@ -134,7 +141,7 @@ def _parse(pem: bytes, where: str) -> SigningKey:
 
 
 def _make(path: Path) -> None:
-    """Write a new pair; where another process was first, its key stays."""
+    """Generate and write a key pair, unless another process was faster."""
     made = SigningKey(Ed25519PrivateKey.generate())
     if create_durable(path, made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
         path.with_name(PUBLIC).write_bytes(made.public.pem)

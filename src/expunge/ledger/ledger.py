@@ -1,12 +1,12 @@
-"""A hash-chained, append-only ledger of decisions: who may serve what, and why. One JSON object a line.
+"""A hash-chained, append-only ledger of decisions and of the events of erasure requests, one JSON object per line.
 
     {"seq": 2, "time": "...", "kind": "promotion", "facts": {...}, "previous": "sha256:...", "hash": "sha256:..."}
 
-`hash` covers every other field, `previous` is the hash of the entry before: an entry that is changed, dropped, moved or
-put in between breaks the chain. A chain alone cannot show that its newest entries were cut off: a signed head beside it
-does (`expunge.ledger.signed_head`), and so do hashes kept elsewhere (`Ledger.verify`).
+`hash` covers every other field, and `previous` is the hash of the preceding entry, so changing, removing, moving or
+inserting an entry breaks the chain. A chain alone cannot show that its newest entries were removed; the signed head
+(`expunge.ledger.signed_head`) and hashes stored elsewhere (`Ledger.verify`) do.
 
-No ids of rows or people: an entry is kept for good.
+Entries are permanent, so they contain no ids of rows or of people.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from expunge.system.errors import LedgerError
 from expunge.system.files import digest_of, sync
 
 GENESIS = "sha256:" + "0" * 64
-SWEEP = "sweep"  # kind of the entry of a sweep; its facts name the original that remembers what was erased
+SWEEP = "sweep"  # entry kind of a sweep; its facts name the original model that was trained on the erased rows
+# Keys that the facts of an entry must not have, at any depth.
 PERSONAL = frozenset({"sample_id", "sample_ids", "subject", "subjects", "row", "rows"})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line. `time` is UTC, ISO 8601; `facts` hold JSON values."""
+    """One entry of the ledger. `time` is UTC in ISO 8601; `facts` hold JSON values."""
 
     seq: int
     time: str
@@ -44,12 +45,14 @@ class Entry:
 
     @classmethod
     def after(cls, last: Entry | None, kind: str, facts: Mapping[str, Any], time: str) -> Entry:
+        """Return the entry that follows `last` in the chain, or the first entry if `last` is None."""
         seq, previous = (1, GENESIS) if last is None else (last.seq + 1, last.hash)
         body = {"seq": seq, "time": time, "kind": kind, "facts": dict(facts), "previous": previous}
         return cls(seq, time, kind, dict(facts), previous, digest_of(body))
 
     @property
     def line(self) -> str:
+        """The entry as a line of the file."""
         return json.dumps(asdict(self), sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -64,15 +67,16 @@ class Ledger:
         self._head = HeadFiles(self.path)
 
     def entries(self) -> list[Entry]:
-        """All entries, oldest first, after checking the chain; [] without a file. Raises LedgerError."""
+        """Check the chain and return all entries, oldest first; [] without a file. Raises LedgerError."""
         with self._reading() as content:
             return self._read(content)
 
     def verify(self, known: Sequence[str] = (), key: PublicKey | None = None) -> int:
-        """How many entries there are. Raises LedgerError for a broken chain, for an end that is not the one in the
-        signed head, or if an entry whose hash is in `known`, kept elsewhere when it was written, is gone.
+        """Verify the ledger and return its number of entries.
 
-        `key`: who must have signed; the workspace's own key when left out.
+        Raises LedgerError if the chain is broken, if its last entry is not the one in the signed head, or if an entry
+        is missing whose hash is in `known` (hashes that were stored elsewhere when the entries were written). `key`:
+        the signer's public key; the workspace's own if omitted.
         """
         with self._reading() as content:
             entries = self._read(content)
@@ -90,11 +94,11 @@ class Ledger:
     def append(
         self, kind: str, facts: Mapping[str, Any], *, after: str | None = None, event: str | None = None
     ) -> Entry:
-        """Write one entry and return it once it is on the disk; on failure the file is as it was.
+        """Append one entry, and return it once it is on the disk; on failure the file stays unchanged.
 
-        `after`: hash that must still be that of the last entry (GENESIS for an empty ledger), so that a decision is
-        not written on top of one that it does not know of. `event`: a name that stands in the facts; where an entry
-        has it already, that one is returned and nothing is written. Raises LedgerError.
+        `after`: the hash that the last entry must still have (GENESIS for an empty ledger), so that no decision is
+        based on an outdated state. `event`: a unique name that is added to the facts; if an entry has it already, that
+        entry is returned and nothing is written. Raises LedgerError.
         """
         _refuse_personal(facts)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +124,7 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[bytes]:
-        """The content while nobody writes; b"" without a file."""
+        """Yield the content under a shared lock; b"" without a file."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -132,7 +136,7 @@ class Ledger:
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
-        """A descriptor for appending, locked against every other process."""
+        """Yield a descriptor for appending under an exclusive lock."""
         new = not self.path.exists()
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -147,7 +151,7 @@ class Ledger:
             os.close(descriptor)
 
     def _read(self, content: bytes) -> list[Entry]:
-        """Parse and check. Every message names the line."""
+        """Parse the entries and check the chain. Raises LedgerError, whose message names the line."""
         if content and not content.endswith(b"\n"):
             raise LedgerError(
                 f"{self.path}: its last line is cut off. If a process was killed while it wrote, take that line out: "
@@ -164,6 +168,7 @@ class Ledger:
                     f"{where}: entry {entry.seq} does not follow entry {before.seq if before else 0}: "
                     "an entry was dropped, moved or put in; restore the file"
                 )
+            # The text is compared too: the same JSON values in another notation would have the same hash.
             if entry.hash != wanted.hash or entry.line != line + "\n":
                 raise LedgerError(f"{where}: entry {entry.seq} was changed after it was written; restore the file")
             entries.append(entry)
@@ -182,6 +187,7 @@ def _parse(line: str, where: str) -> Entry:
 
 
 def _refuse_personal(value: Any) -> None:
+    """Raise LedgerError if `value` has a key of PERSONAL at any depth."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key in PERSONAL:
@@ -199,6 +205,7 @@ def _content(descriptor: int) -> bytes:
 
 
 def _write(descriptor: int, line: bytes) -> None:
+    """Append and sync a line. On failure truncate the file to its former size and raise LedgerError."""
     size = os.fstat(descriptor).st_size
     try:
         if os.write(descriptor, line) != len(line):

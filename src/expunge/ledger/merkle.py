@@ -1,4 +1,4 @@
-"""The root of a Merkle tree: one digest that stands for a set of digests."""
+"""Merkle tree root: one digest that commits to a list of digests."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 
 def merkle_root(leaves: Sequence[bytes]) -> str:
-    """`sha256:...` over `leaves` in the order given, as RFC 6962 section 2.1 has it; of none, the digest of nothing."""
+    """Return the root `sha256:...` of `leaves` in the given order (RFC 6962, section 2.1). Without leaves it is the
+    SHA-256 of the empty string."""
+    # The prefixes 0x00 and 0x01 keep leaves and inner nodes apart, so that neither can pass for the other (RFC 6962).
     level = [hashlib.sha256(b"\x00" + leaf).digest() for leaf in leaves]
     if not level:
         return "sha256:" + hashlib.sha256().hexdigest()
-    # RFC 6962 splits at the largest power of two below n: the same tree as pairing and carrying an odd node up.
+    # RFC 6962 splits at the largest power of two below n. Pairing neighbours and promoting an odd node unchanged to the
+    # next level gives the same tree.
     while len(level) > 1:
         pairs = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
         level = pairs + level[len(pairs) * 2 :]
@@ -19,5 +22,5 @@ def merkle_root(leaves: Sequence[bytes]) -> str:
 
 
 def row_leaves(digests: Sequence[bytes], labels: Sequence[int]) -> list[bytes]:
-    """What stands for rows in such a tree: the keyed digest of each, and its label in 4 bytes."""
+    """Return the Merkle leaf of each row: its keyed digest, then its label as 4 bytes, big-endian."""
     return [digest + int(label).to_bytes(4, "big") for digest, label in zip(digests, labels, strict=True)]

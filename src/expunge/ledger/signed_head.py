@@ -1,10 +1,12 @@
-"""The signed head of a ledger: which entry is its last. It shows that the end was cut off, and what others appended.
+"""The signed head of a ledger, a signature over its last entry. It reveals truncation and entries added without the
+key.
 
-Two small files beside the ledger. The head of an entry is signed before the entry is written (`*.next.json`) and takes
-its place afterwards (`*.head.json`): a process that dies in between leaves nothing that is not signed.
+The head is kept in two small files beside the ledger. It is signed before its entry is written (`*.next.json`) and
+renamed afterwards (`*.head.json`), so a process that is killed in between never leaves an entry without a signature.
 
-A ledger and its head that were both put back to an earlier state agree with each other. That is found by what was kept
-elsewhere: certificates, the request store and the model registry hold hashes of entries (`Ledger.verify`).
+A ledger and its head that were both restored to an earlier state are consistent with each other. Hashes of entries
+that are stored elsewhere reveal this: certificates, the request store and the model registry hold some
+(`Ledger.verify`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from expunge.system.files import read_json, write_durable
 
 
 class Link(Protocol):
-    """What a head needs to know of an entry."""
+    """The part of an entry that a head refers to."""
 
     @property
     def seq(self) -> int: ...
@@ -32,7 +34,7 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Head:
-    """Entry `seq` with `hash` is the last; `key` is the fingerprint of who says so."""
+    """A signed statement that entry `seq` with `hash` is the last; `key` is the fingerprint of the signer's key."""
 
     seq: int
     hash: str
@@ -41,6 +43,7 @@ class Head:
 
     @classmethod
     def of(cls, entry: Link, key: SigningKey) -> Head:
+        """Sign `entry` as the last one."""
         return cls(entry.seq, entry.hash, key.public.fingerprint, key.sign(_content(entry.seq, entry.hash)))
 
     def names(self, entry: Link) -> bool:
@@ -51,18 +54,18 @@ class Head:
 
 
 class HeadFiles:
-    """The two files beside the ledger at `path`."""
+    """The two head files beside the ledger at `path`."""
 
     def __init__(self, path: Path) -> None:
         self.ledger = path
         self.path, self.coming = path.with_suffix(".head.json"), path.with_suffix(".next.json")
 
     def check(self, entries: Sequence[Link], key: PublicKey) -> None:
-        """Raises LedgerError unless a head signed by `key` names the last of `entries`."""
+        """Raise LedgerError unless a head signed by `key` names the last of `entries`; an empty ledger needs none."""
         coming, head = self._read(self.coming), self._read(self.path)
         last = entries[-1] if entries else None
         if last is not None and coming is not None and coming.names(last):
-            head = coming  # it was written, and the process died before it said so
+            head = coming  # the entry was written, but the process died before `confirm`
         if head is None:
             if last is None:
                 return
@@ -86,16 +89,16 @@ class HeadFiles:
             )
 
     def announce(self, entry: Link, key: SigningKey) -> None:
-        """Before `entry` is written."""
+        """Sign the head of `entry`; called before the entry is written."""
         text = json.dumps(Head.of(entry, key).__dict__, indent=2, sort_keys=True) + "\n"
-        write_durable(self.coming, text.encode(), mode=0o666)  # for everybody to check, as the umask allows
+        write_durable(self.coming, text.encode(), mode=0o666)  # readable by verifiers; the umask applies
 
     def confirm(self) -> None:
-        """After it was written."""
+        """Make the announced head the current one; called after its entry was written."""
         os.replace(self.coming, self.path)
 
     def settle(self, last: Link | None) -> None:
-        """Finish or drop what a process that died had announced."""
+        """Confirm or remove the announced head that an interrupted process left behind."""
         coming = self._read(self.coming)
         if coming is None:
             return

@@ -1,7 +1,7 @@
-"""The alias `champion`, moved in MLflow's own page: gated, and put on record or taken back.
+"""Check moves of the alias `champion` that were made in MLflow's user interface: record them or undo them.
 
-MLflow's registry has no gate of its own, and of who moved an alias it keeps nothing. So whoever moves it writes reason
-and name as tags of the version. Between the move and the next look the version serves unchecked.
+MLflow's registry cannot reject a move, and it does not record who moved an alias. The user therefore writes the reason
+and a name as tags of the version. Between the move and the next check the version is served unchecked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _IN_DESCRIPTION = re.compile(r"^\W*reason\W*:\W*(.+)$", re.IGNORECASE | re.MULTI
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a move. `version` is None where the alias was removed; `words` is one sentence."""
+    """The outcome of a move. `version` is None if the alias was removed; `words` describes the outcome."""
 
     model: str
     version: str | None
@@ -31,10 +31,11 @@ class Settled:
 
 
 def settle_alias(promoter: Promoter) -> Settled | None:
-    """Check a champion that was set by hand: promoted with its reason where it passes the gates, else the alias goes
-    back to where the ledger says, and the version's tag `not_promoted` says why. None where nothing was moved.
+    """Check a champion that was set by hand, and return the outcome; None if the alias agrees with the ledger.
 
-    Raises LedgerError where something was decided meanwhile; the next look settles what is left.
+    If the version passes the gates, it is promoted with the user's reason. Otherwise the alias is moved back to the
+    champion in the ledger, and the version's tag `not_promoted` says why.
+    Raises LedgerError if another decision was made meanwhile; the next check then settles the move.
     """
     history, champion = promoter.history(), promoter.champion()
     recorded = history.champion
@@ -63,7 +64,7 @@ def _put_back(promoter: Promoter, moved: Version | None, failed: Sequence[str]) 
 
 
 def reason_of(client: MlflowClient, version: Version) -> str:
-    """The tag `reason` of a version, else the line `Reason: ...` of its description, else that none was given."""
+    """Return the tag `reason` of a version, else the line `Reason: ...` of its description, else NO_REASON."""
     if tagged := version.tags.get(REASON, "").strip():
         return tagged
     found = _IN_DESCRIPTION.search(description_of(client, version))
@@ -71,7 +72,7 @@ def reason_of(client: MlflowClient, version: Version) -> str:
 
 
 def settle_all(promoters: Sequence[Promoter]) -> Iterator[Settled]:
-    """Every model's alias, each for itself: a decision that came between leaves the model to the next look."""
+    """Settle the alias of every model independently. A model with a concurrent decision is left to the next check."""
     for promoter in promoters:
         try:
             settled = settle_alias(promoter)

@@ -1,4 +1,4 @@
-"""A certificate beside the version it speaks of, where whoever looks at the model finds it."""
+"""Attach a certificate to the registered version that it describes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from expunge.tracking import Version, connect, keep_certificate, version_of
 
 
 def attach(folder: Path) -> Version | None:
-    """Store the certificate in `folder` with the version that answers its request; None where none had to be made.
+    """Store the certificate in `folder` with the version that it names, and return that version.
 
-    Raises ManifestError if a file of it was changed, TrackingError if the version is not in the registry in use.
+    Returns None if the request needed no new version. Raises ManifestError if a file of the certificate was changed,
+    and TrackingError if the version is not in the registry in use.
     """
     read_manifest(folder)
     body = read_json(folder / "certificate.json")["certificate"]

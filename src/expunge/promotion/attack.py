@@ -1,7 +1,7 @@
-"""The serving model attacked again: fresh seeds, the file that is served, beside what its report said of it.
+"""Attack the serving model again, with new seeds and the served files, and compare the results with its report.
 
-Only what has a gate is compared. A value counts by its distance from the retrained models' (as the report has them), so
-a value that moves towards them is no worsening, whichever way it moves.
+Only metrics with a gate are compared, by their distance from the value of the retrained models in the report. A value
+that moves towards the retrained models is therefore not worse, whichever its direction.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ from expunge.system.errors import PromotionError
 from expunge.tracking import evaluation_of, servable_of
 
 SCHEMA = 1
+# Targets of the metrics that compare outputs with those of the retrained models: no difference.
 PERFECT = {"divergence.forget.kl": 0.0, "divergence.forget.agreement": 1.0}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One gate: its value when the version was registered, now (mean over seeds) with the spread over seeds, the
-    retrained models' value, and by how much the distance to it grew. `worsened` when that is more than the margin."""
+    """The comparison of one gate.
+
+    `then`: value at registration. `now`: mean over seeds, with `spread` = maximum - minimum over seeds. `target`: value
+    of the retrained models. `worse_by`: growth of the distance to the target; `worsened` if it exceeds `margin`.
+    """
 
     gate: str
     then: float
@@ -55,9 +59,9 @@ class Compared:
 
 
 def attack_champion(workspace: ReviewSession, seeds: Sequence[int]) -> dict[str, Any]:
-    """Attack the champion of `workspace` once per seed. Returns what `reports/audit.json` holds: counts and metrics.
+    """Attack the champion of `workspace` once per seed, and return the counts and metrics for `reports/audit.json`.
 
-    Raises PromotionError where nothing serves, its evaluation is gone, or its request is not known here.
+    Raises PromotionError if there is no champion, if its evaluation is missing, or if its request is not known here.
     """
     promoter, config = workspace.promoter, load_config()
     champion = promoter.champion()
@@ -106,10 +110,11 @@ def compare(
     asked: Sequence[Gate],
     folded: bool,
 ) -> tuple[list[Compared], list[dict[str, str]]]:
-    """Each gate of `asked` between the report (`then`, beside `retrained`) and one block per seed (`now`).
+    """Compare each gate of `asked` between the report (`then`, and `retrained` for the targets) and the new blocks
+    (`now`, one per seed).
 
-    `folded`: the served head has the map inside, so what the report calls z' is not there to be probed.
-    Gates without a value on either side are returned with the reason.
+    `folded`: the map is merged into the served head, so the features z' of the report cannot be probed.
+    Gates without a value on either side are returned in the second list, with the reason.
     """
     compared, left_out = [], []
     for gate in asked:
@@ -130,11 +135,12 @@ def compare(
 
 
 def _distance(gate: Gate, value: float, target: float) -> float:
+    """Return the distance from the target. It is signed for one-sided gates, and then negative on the allowed side."""
     return {"both": abs(value - target), "not above": value - target, "not below": target - value}[gate.side]
 
 
 def outputs(servable: Servable, workspace: ReviewSession) -> Outputs:
-    """Logits, features and head input of every row of the dataset, computed by the files that serve."""
+    """Compute logits `(n, C)`, features and head inputs `(n, d)` of all rows of the dataset with the served files."""
     found = list(_batches(servable, workspace))
     logits, z, prime = (np.concatenate(column) for column in zip(*found, strict=True))
     return Outputs(logits, z, None if servable.map_ is None else prime)

@@ -1,4 +1,4 @@
-"""What must hold before a version is served. Each failure is a sentence that says what to do."""
+"""The gates that a version must pass before it is served. Each failure is a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def failed_gates(
     forgotten: ForgottenRows,
     to_cover: Mapping[str, str],
 ) -> list[str]:
-    """Why `version` may not be served; empty when it may.
+    """Return the reasons why `version` may not be served; empty if it may.
 
-    `evaluation`: its block of the summary, where its run still has one. `stored`: digest of what the registry holds
-    for it now. `least`: the least claim that may serve. `champion`: what clients of the present champion send and get.
-    `to_cover`: requests that promoted versions had forgotten -> that version.
+    `evaluation`: its block of the summary, None if its run has none. `stored`: digest of the files that the registry
+    holds for it now. `least`: the least claim required to serve. `champion`: the input and output contract of the
+    present champion. `to_cover`: requests that promoted versions have forgotten, mapped to the version.
     """
     tags = version.tags
     failed = []
@@ -61,7 +61,8 @@ def failed_gates(
 
 
 def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str, str]) -> list[str]:
-    """Which requests of promoted versions `version` does not cover: it would bring back what they had forgotten."""
+    """Return a sentence for each request of a promoted version that `version` does not cover. Serving it would bring
+    back rows that the promoted version had forgotten."""
     own = version.tags.get("request")
     if own is None:
         return ["nothing says what it forgot (no tag `request`): the original model, or one of another origin"]
@@ -82,5 +83,5 @@ def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str
 
 
 def short(digest: str) -> str:
-    """The first characters of a digest, enough to tell two apart."""
+    """Return the first 12 hexadecimal digits of a digest."""
     return digest.removeprefix("sha256:")[:12]

@@ -1,4 +1,4 @@
-"""What the ledger says of a model: which versions were promoted, which of them stands, what must stay forgotten."""
+"""The promotion history of a model in the ledger: promoted versions, the champion, and the requests to cover."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from expunge.ledger.ledger import GENESIS, Entry
 
 PROMOTION, ROLLBACK, WITHDRAWN = "promotion", "rollback", "withdrawn"
-BY_HAND = "moved by hand"  # seen, not decided: it changes nothing of what stands
+BY_HAND = "moved by hand"  # an observation, not a decision: the champion on record does not change
 
 
 @dataclass(frozen=True)
 class History:
     """The decisions about one model, oldest first.
 
-    `standing`: promotions that were not taken back; the last is the champion, the one before what a rollback restores.
-    `promoted`: every promotion that took effect, taken back or not.
-    `by_hand`: moves of the alias past the ledger that were seen since the last decision.
-    `last`: hash of the last entry about this model. `head`: of the ledger's last entry, about whichever model.
+    `standing`: promotions that were not rolled back; the last is the champion, and a rollback restores the one before.
+    `promoted`: every promotion that took effect, whether rolled back or not.
+    `by_hand`: moves of the alias without an entry of their own decision, observed since the last decision.
+    `last`: hash of the last entry about this model. `head`: hash of the ledger's last entry about any model.
     """
 
     standing: tuple[Entry, ...]
@@ -30,6 +30,7 @@ class History:
 
     @classmethod
     def of(cls, entries: Sequence[Entry], model: str) -> History:
+        """Derive the history of `model` from all entries of the ledger; withdrawn decisions do not count."""
         withdrawn = {e.facts["entry"] for e in entries if e.kind == WITHDRAWN}
         standing: list[Entry] = []
         promoted: list[Entry] = []
@@ -40,7 +41,7 @@ class History:
             if entry.kind == BY_HAND:
                 by_hand.append(entry)
                 if standing and standing[-1].facts["version"] == entry.facts["version"]:
-                    by_hand.clear()  # put back, by hand too
+                    by_hand.clear()  # the alias was moved back by hand as well
             elif entry.kind == PROMOTION:
                 by_hand.clear()
                 standing.append(entry)
@@ -54,17 +55,19 @@ class History:
 
     @property
     def champion(self) -> dict[str, Any] | None:
-        """Facts of the promotion that stands."""
+        """Return the facts of the champion's promotion; None without a champion."""
         return dict(self.standing[-1].facts) if self.standing else None
 
     @property
     def serving(self) -> str | None:
-        """The version that the alias pointed to when it was last looked at."""
+        """Return the version that the alias pointed to when it was last observed."""
         last = self.by_hand or self.standing
         return last[-1].facts["version"] if last else None
 
     def requests(self) -> dict[str, str]:
-        """Every request that a promoted version, or one that serves by hand, had forgotten -> the version; the
-        forgetting of a promoted one is not taken back."""
+        """Return the requests that promoted versions, or versions set by hand, have forgotten, mapped to the version.
+
+        Requests of promoted versions stay in it after a rollback: what they forgot must stay forgotten.
+        """
         by_hand = {e.facts["request"]: e.facts["version"] for e in self.by_hand if e.facts.get("request")}
         return by_hand | {entry.facts["request"]: entry.facts["version"] for entry in self.promoted}

@@ -1,4 +1,4 @@
-"""Classes that a version, or the original, predicts for pictures or texts."""
+"""Functions that return the predicted classes of a version, or of the original, for images or texts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from expunge.serving.servable import BATCH, Servable
 
 
 def predictor(servable: Servable) -> Predict:
+    """Return a function that predicts classes int64 `(n,)` with `servable`, in batches."""
+
     def predict(inputs: Inputs) -> NDArray[np.int64]:
         batches = [servable.logits(inputs[i : i + BATCH]).argmax(1).numpy() for i in range(0, len(inputs), BATCH)]
         return np.concatenate(batches).astype(np.int64)
@@ -23,7 +25,7 @@ def predictor(servable: Servable) -> Predict:
 
 
 def original(directory: Path) -> Predict:
-    """The classifier that was trained on everything, from its checkpoint."""
+    """Return the predictor of the original classifier, trained on all rows, from its checkpoint."""
     classifier = load_classifier(directory)
 
     def predict(inputs: Inputs) -> NDArray[np.int64]:

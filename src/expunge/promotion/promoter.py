@@ -1,7 +1,7 @@
 """Promotion, rollback and the check for aliases that were moved by hand.
 
-The ledger is written first, then the alias is moved. A process that dies in between leaves the two apart, which `audit`
-shows like a move by hand; the same command run again mends it.
+The ledger is written first, then the alias is moved. If the process is killed in between, the two disagree, and `audit`
+reports it like a move by hand. Running the same command again repairs it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from expunge.tracking import (
 )
 from expunge.tracking.retire import versions_of
 
-# What an entry says of a version, beside its number: from its tags.
+# Tags of a version that its entry records, besides the number.
 RECORDED = ("method", "request", "claims", "utility", "failed_gates", "content", "servable", "dvc_lock")
 
 
 def find(client: MlflowClient, name: str, which: str) -> Version:
-    """A version by number or alias. Raises PromotionError for an alias that points nowhere, TrackingError for a number
-    that is not registered."""
+    """Return a version by number or alias. Raises PromotionError for an alias that is not set, and TrackingError for a
+    number that is not registered."""
     if which not in (CHALLENGER, CHAMPION):
         return version_of(client, name, which)
     found = aliased(client, name, which)
@@ -49,7 +49,7 @@ def find(client: MlflowClient, name: str, which: str) -> Version:
 
 @dataclass(frozen=True)
 class Promoter:
-    """Where decisions about the registered model `name` are made. `least` is the least claim that may serve."""
+    """Promotes and rolls back the registered model `name`. `least` is the least claim required to serve."""
 
     client: MlflowClient
     name: str
@@ -58,17 +58,22 @@ class Promoter:
     least: str
 
     def history(self) -> History:
+        """Read the decisions about this model from the ledger. Raises LedgerError for a broken chain."""
         return History.of(self.ledger.entries(), self.name)
 
     def champion(self) -> Version | None:
+        """Return the version that the alias `champion` points to in the registry, or None."""
         return aliased(self.client, self.name, CHAMPION)
 
     def version(self, which: str) -> Version:
         return find(self.client, self.name, which)
 
     def compared_with(self, version: Version) -> Version | None:
-        """What `version` would take the place of: the champion; where that is `version` itself, the last other one on
-        record that the registry still has. None: the original classifier."""
+        """Return the version that `version` would replace, or None for the original classifier.
+
+        This is the champion. If `version` is the champion itself, it is the latest other promoted version that the
+        registry still has.
+        """
         champion = self.champion()
         if champion is not None and champion.version != version.version:
             return champion
@@ -77,7 +82,8 @@ class Promoter:
         return next((registered[n] for n in numbers if n != version.version and n in registered), None)
 
     def check(self, version: Version) -> list[str]:
-        """Why `version` may not be served; empty when it may. Reads it from the artifact store, checksums included."""
+        """Return the reasons why `version` may not be served; empty if it may. Its files are read from the artifact
+        store and their checksums verified."""
         servable, stored = servable_of(version)
         before = self.compared_with(version)
         return failed_gates(
@@ -94,9 +100,9 @@ class Promoter:
     def promote(self, version: Version, reason: str, after: str, seen: Mapping[str, Any], who: str = "") -> Entry:
         """Make `version` the champion. A version that was made champion by hand is checked and recorded.
 
-        `after`: the ledger's head when the reviewer looked. `seen`: what the reviewer was shown, in counts. `who`: who
-        decides.
-        Raises PromotionError naming every gate that failed, LedgerError if something was decided meanwhile.
+        `after`: the ledger's head at the time of the review. `seen`: counts of what the reviewer was shown. `who`: the
+        person who decides.
+        Raises PromotionError naming every gate that failed, and LedgerError if another decision was made meanwhile.
         """
         reason = _reason(reason)
         champion, recorded = self.champion(), self.history().champion
@@ -111,9 +117,9 @@ class Promoter:
         return self._move(PROMOTION, version, self.compared_with(version), reason, after, facts, who)
 
     def settle(self, version: Version, seen: Mapping[str, Any]) -> Entry | None:
-        """The promotion of `version` that stands and has `seen` in it, its alias moved if the process died before.
+        """Return the champion's promotion if it is that of `version` with the same `seen`, else None.
 
-        None where the last promotion that stands is another one.
+        The alias is moved again, in case an earlier process died between the entry and the move.
         """
         standing = self.history().standing
         if not standing:
@@ -126,9 +132,9 @@ class Promoter:
         return entry
 
     def record_by_hand(self) -> Entry | None:
-        """Write down that the alias was moved past the ledger, once for every such move that is seen.
+        """Record in the ledger that the alias was moved by hand, once for every observed move.
 
-        The entry of the move that stands; None where the alias is as the ledger says.
+        Returns the entry of the move in effect; None if the alias agrees with the ledger.
         """
         history, champion = self.history(), self.champion()
         now = champion and champion.version
@@ -142,11 +148,11 @@ class Promoter:
         return entry if self.history().by_hand else None
 
     def rollback(self, reason: str, who: str = "") -> Entry:
-        """Restore the champion before the present one. A move by hand is undone, whatever it was: the champion on
-        record serves again, or none where none was ever promoted.
+        """Restore the previous champion. After a move by hand, restore the champion on record instead, or none if none
+        was ever promoted.
 
-        Raises PromotionError if there is nothing to go back to, or if the champion before remembers rows that a later
-        one had forgotten.
+        Raises PromotionError if there is no champion to restore, if its files were changed, or if the previous champion
+        remembers rows that a later one has forgotten.
         """
         reason = _reason(reason)
         by_hand = self.record_by_hand() is not None
@@ -173,8 +179,11 @@ class Promoter:
         return self._move(ROLLBACK, target, champion, reason, history.head, {"by_hand": by_hand}, who)
 
     def audit(self) -> list[str]:
-        """What is not as the ledger says: an alias that was moved by hand, which becomes an entry, changed files, a cut
-        ledger. Empty if all is well. Raises LedgerError for a ledger that was changed."""
+        """Return the deviations of the registry from the ledger; empty if there are none.
+
+        They are an alias that was moved by hand, which is recorded in the ledger, and changed files of the champion.
+        Raises LedgerError for a ledger that was changed or truncated.
+        """
         self.ledger.verify(ledger_entries(self.client, self.name))
         self.record_by_hand()
         recorded, champion = self.history().champion, self.champion()
@@ -203,7 +212,7 @@ class Promoter:
         return []
 
     def checked(self, version: Version) -> list[str]:
-        """As `check`, for a version that may be anybody's: one that cannot be read may not be served either."""
+        """Run `check` on a version of unknown origin: an error in reading it counts as a failed gate."""
         try:
             return self.check(version)
         except ExpungeError as e:
@@ -235,7 +244,8 @@ class Promoter:
         more: Mapping[str, Any],
         who: str,
     ) -> Entry:
-        """Entry first, then the alias; it is taken away where `version` is None."""
+        """Append the entry, then move the alias, or remove it if `version` is None. If the move fails, a further entry
+        withdraws the decision."""
         facts = {
             "model": self.name,
             "version": version and version.version,

@@ -1,4 +1,4 @@
-"""What a reviewer is shown, on the terminal, on the page and as JSON."""
+"""The content of a review, for the terminal, the HTML page and JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ TAGS = ("method", "claims", "utility", "failed_gates", "request")
 
 @dataclass(frozen=True)
 class Review:
-    """What a reviewer is shown.
+    """The data that a reviewer is shown.
 
-    `champion`: what the challenger is compared with, None where the original stands in its place. `forgets`: what each
-    of the two forgot, in words; None where it is not known. `serves`: whether the challenger is the champion, by the
-    ledger. `evaluations`: blocks of the summary: the champion's and the challenger's, each as registered and of its own
-    request, and the retrained models' beside the challenger. `parts`: by the challenger's request; empty where its rows
-    are not known. `retrained`: part -> what a retrained model predicts for its rows; empty without one. `failed`: gates
-    of the challenger. `findings`: what the audit found.
+    `champion`: the version that the challenger is compared with; None if it is compared with the original. `forgets`:
+    a description of what each of the two forgot; None if it is not known. `serves`: whether the challenger is the
+    champion according to the ledger. `evaluations`: blocks of the summary: those of champion and challenger, each as
+    registered and for its own request, and that of the retrained models for the challenger's request. `parts`: the
+    comparison by part of the challenger's request; empty if its rows are not known. `retrained`: predictions of a
+    retrained model by part; empty without one. `failed`: failed gates of the challenger. `findings`: findings of the
+    audit.
     """
 
     champion: Version | None
@@ -43,7 +44,7 @@ class Review:
     findings: Sequence[str]
 
     def headings(self) -> tuple[str, str]:
-        """What stands above the columns of the two, with the rows that each was evaluated on."""
+        """Return the column headings of champion and challenger, each with the rows that it forgot."""
         before = ORIGINAL if self.champion is None else f"champion: version {self.champion.version}"
         return tuple(  # type: ignore[return-value]
             name if what is None else f"{name} (forgets {what})"
@@ -51,7 +52,7 @@ class Review:
         )
 
     def versions(self) -> TextTable:
-        """The two versions: how each was made, and what was shown of it."""
+        """Return a table of the two versions: method, shown claims, utility, failed gates, request."""
         shown = (self.champion, self.challenger)
         rows = [(label, *("–" if v is None else v.tags.get(tag, "–") for v in shown)) for label, tag in LABELS]
         rows.append(("request", *("–" if v is None else short(v.tags.get("request", "–")) for v in shown)))
@@ -59,13 +60,13 @@ class Review:
         return TextTable(self.challenger.name, ("", *self.headings()), tuple(rows))
 
     def sides(self) -> Sides:
-        """The two on the same rows, under the headings of this review."""
+        """Return the comparison of the two versions on the same rows, under the headings of this review."""
         return Sides(
             *self.headings(), self.evaluations, self.parts, self.retrained, self.classes, forgets=self.forgets[1]
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The review in names and numbers: JSON, without ids of rows."""
+        """Return the review as JSON values, without ids of rows."""
 
         def version_fields(version: Version | None, forgets: str | None) -> dict[str, Any] | None:
             if version is None:

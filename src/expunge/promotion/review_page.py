@@ -1,4 +1,4 @@
-"""A review as a page of HTML of its own."""
+"""A review as a standalone HTML page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from expunge.report.html import environment
 
 
 def page(review: Review, dataset: Dataset) -> str:
-    """A review as a page of its own, verdict of the gates first."""
+    """Return the HTML page of a review; the verdict of the gates comes first."""
     template = environment().get_template("review.html.jinja")
     return template.render(review=review, versions=review.versions(), sides=section(review.sides(), dataset))

@@ -1,4 +1,4 @@
-"""A review on the terminal: champion and challenger in two columns, then what changes for whom."""
+"""A review on the terminal: champion and challenger in two columns, then the predictions that change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expunge.report.comparison_view import TextTable, comparison_view
 
 
 def console() -> Console:
-    # Names of classes and reasons are text, not markup. Behind a pipe rich assumes 80 columns.
+    # Class names and reasons must not be parsed as markup. In a pipe rich assumes 80 columns, too few for the tables.
     out = Console(highlight=False, markup=False)
     return out if out.is_terminal else Console(width=170, highlight=False, markup=False)
 
@@ -38,7 +38,7 @@ def show(review: Review, out: Console) -> None:
 
 
 def as_rich(table: TextTable, titled: bool = True) -> Table:
-    """The table for a terminal."""
+    """Convert a table to rich's."""
     shown = Table(*table.head, title=table.title if titled else None, caption=table.note or None)
     for row in table.body:
         shown.add_row(*row)

@@ -1,4 +1,4 @@
-"""A Parquet file of images or texts through a served classifier, into a Parquet file of its answers."""
+"""Classify the images or texts of a Parquet file with a served classifier, and write its predictions to another."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from expunge.system.errors import DataError
 from expunge.system.progress import progress
 
 IDS = ("sample_id", "id")
-CLASSES = "classes"  # key of the file's metadata: class names in the order of `probabilities`
+CLASSES = "classes"  # key in the file's metadata for the class names, in the order of `probabilities`
 
 
 def score_parquet(servable: Servable, source: Path, out: Path, model: str) -> int:
-    """Write `out`, a row for every row of `source` in its order; return how many.
+    """Write predictions for the rows of `source` to `out`, in the same order, and return the number of rows.
 
-    `source`: a column `image` (file bytes, or a struct with a field `bytes`) or `text`, as the model takes; a column
-    `sample_id` or `id` is carried over. `out`: that column, `predicted` (class name), `probability` (its own), and
-    `probabilities (C,)` float32. `model` names the version in the file's metadata. Rows are streamed, 256 at a time;
-    the file appears when it is whole. Raises DataError naming the file, and the row where one cannot be used.
+    `source` has a column `image` (file bytes, or a struct with a field `bytes`) or `text`, depending on the model; a
+    column `sample_id` or `id` is copied. `out` has that column, `predicted` (class name), `probability` (of that class)
+    and `probabilities (C,)` float32. `model` names the version in the file's metadata. Rows are streamed in batches of
+    256, and `out` is renamed into place once complete. Raises DataError, which names the file and, if one is unusable,
+    the row.
     """
     with _open(source) as file:
         column = "text" if servable.contract.texts else "image"
@@ -65,7 +66,7 @@ def _open(source: Path) -> pq.ParquetFile:
 
 
 def _batches(file: pq.ParquetFile, source: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows with the number of the first."""
+    """Yield batches of rows, each with the number of its first row."""
     start = 0
     try:
         for batch in file.iter_batches(BATCH, columns=columns):
@@ -76,7 +77,8 @@ def _batches(file: pq.ParquetFile, source: Path, columns: list[str]) -> Iterator
 
 
 def _inputs(column: pa.Array, contract: Contract, source: Path, start: int) -> NDArray[np.uint8] | list[str]:
-    """Texts as they are; images decoded to the shape that the model takes. Raises DataError naming file and row."""
+    """Return texts unchanged, or images decoded to the shape that the model takes. Raises DataError naming file and
+    row."""
     values: list[Any] = column.to_pylist()
     if None in values:
         raise DataError(f"{source}: row {start + values.index(None)} is empty")

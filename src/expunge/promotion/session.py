@@ -1,7 +1,7 @@
-"""From a workspace to a promoter and a review: the dataset, the registry in use, the ledger.
+"""Build a promoter and a review from a workspace: its dataset, the registry in use, and the ledger.
 
-Any version can be reviewed and promoted, whichever request the workspace works on: which rows it forgot was written
-down, keyed, when it was registered.
+Any version can be reviewed and promoted, whatever the current request of the workspace: keyed digests of the rows that
+a version forgot are stored when it is registered.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from expunge.training.original import remembers_erased
 
 
 class ReviewSession:
-    """The working directory. Raises PromotionError where no model is named, and ManifestError where a review needs a
-    dataset that is not there."""
+    """Reviews and promotes versions in the working directory. Raises PromotionError if no model is named or registered,
+    and ManifestError if a review needs a dataset that is missing."""
 
     def __init__(self, model: str | None = None, ledger: Path = LEDGER) -> None:
-        """`model`: name of the registered model; the one the last run registered when left out."""
+        """`model`: name of the registered model; if omitted, the model that the last run registered."""
         self.name = model or registered_name()
         self._ledger = ledger
 
@@ -48,7 +48,7 @@ class ReviewSession:
 
     @cached_property
     def split(self) -> Split | None:
-        """That of the request which the workspace works on; None where it has none, or one of another dataset."""
+        """The split of the workspace's current request; None if there is none, or if it is of another dataset."""
         if not (SPLIT / MANIFEST).is_file() or not (DATASET / MANIFEST).is_file():
             return None
         found = Split(SPLIT)
@@ -65,11 +65,11 @@ class ReviewSession:
         return Promoter(connect(), self.name, ledger, forgotten, load_config().register.promote_level)
 
     def at_hand(self, request: str | None) -> bool:
-        """Whether the workspace works on `request`: then its retrained models are here."""
+        """Return whether `request` is the workspace's current request; its retrained models are then here."""
         return self.split is not None and self.split.request["digest"] == request
 
     def parts(self, request: str | None) -> NDArray[Any] | None:
-        """The part of each row of the dataset under `request`: str `(rows,)`; None where its rows are not known."""
+        """Return the part of each dataset row under `request`, as str `(rows,)`; None if its rows are not known."""
         if self.split is not None and self.at_hand(request):
             return self.split.parts
         if request is None or not self.promoter.forgotten.knows(request):
@@ -78,7 +78,7 @@ class ReviewSession:
         return parts_of(self.dataset.labels(), self.dataset.splits(), forget)
 
     def review(self, which: str = CHALLENGER) -> Review:
-        """The version `which` beside the champion, or beside the original where nothing was promoted yet."""
+        """Compare the version `which` with the champion, or with the original if nothing was promoted yet."""
         promoter = self.promoter
         findings = promoter.audit()
         challenger = promoter.version(which)
@@ -89,7 +89,7 @@ class ReviewSession:
         if rows is not None:
             before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
             dataset = self.dataset
-            if self.split is not None and self.at_hand(request):  # corrected rows by their new labels
+            if self.split is not None and self.at_hand(request):  # corrected rows are judged by their new labels
                 dataset = dataset.with_labels(self.split.labels(dataset.labels()))
             parts = side_by_side(before, predictor(servable_of(challenger)[0]), dataset, Parts(rows))
         evaluated = evaluation_of(promoter.client, challenger)
@@ -111,28 +111,28 @@ class ReviewSession:
         )
 
     def forgets(self, version: Version) -> str | None:
-        """What a version forgot: names of classes that it forgot whole, and how many other rows; None if not known."""
+        """Describe what a version forgot: names of entire classes, and the number of other rows; None if not known."""
         if FORGETS in version.tags:
             return version.tags[FORGETS]
         parts = self.parts(version.tags.get("request"))
         return None if parts is None else described(parts, self.dataset)
 
     def promote(self, seen: Review, reason: str, after: str, who: str = "") -> Entry:
-        """Make the version of a review the champion, and keep the page of that review with its run. `after`: the
-        ledger's head when the reviewer looked. Raises what `Promoter.promote` raises."""
+        """Make the reviewed version the champion, and store the page of the review with its run. `after`: the ledger's
+        head at the time of the review. Raises the errors of `Promoter.promote`."""
         entry = self.promoter.promote(seen.challenger, reason, after, counts(seen.parts), who)
         keep_page(self.promoter.client, seen.challenger, self.write_page(seen))
         return entry
 
     def write_page(self, review: Review) -> Path:
-        """The review as a page with pictures, `reports/review.html`."""
+        """Write the review as an HTML page with pictures, and return its path (`reports/review.html`)."""
         write_text(REVIEW, page(review, self.dataset))
         return REVIEW
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The part of every row: str `(n,)`."""
+    """The part of every row, as str `(n,)`."""
 
     of_row: NDArray[Any]
 
@@ -141,7 +141,7 @@ class Parts:
 
 
 def registered_name() -> str:
-    """The model that the last run registered. Raises PromotionError where none did."""
+    """Return the name of the model that the last run registered. Raises PromotionError if there is none."""
     if not REGISTRATION.is_file():
         raise PromotionError(f"{REGISTRATION}: nothing was registered here; run the pipeline, or give --model")
     name: str = read_json(REGISTRATION)["model"]
@@ -149,7 +149,7 @@ def registered_name() -> str:
 
 
 def _retrained(parts: dict[str, Part]) -> dict[str, NDArray[np.int64]]:
-    """What the first retrained model says of the same rows, from the evaluation's own outputs."""
+    """Return the first retrained model's predictions for the same rows, from the stored outputs of the evaluation."""
     found = sorted((EVALUATION / "references").glob("retrained-*.parquet"))
     if not found:
         return {}

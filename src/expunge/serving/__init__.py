@@ -1,5 +1,4 @@
-"""A classifier as it is served: raw images or texts in, class probabilities out. Needs torch, numpy and safetensors
-only.
+"""Serve a classifier: raw images or texts in, class probabilities out. Needs only torch, numpy and safetensors.
 
 May import core, models and system.
 Start with `servable.py`.

@@ -1,7 +1,7 @@
-"""One file to serve without this package: raw uint8 images in, logits out.
+"""Export a classifier to one file that can be served without this package: raw uint8 images in, logits out.
 
-Both formats are read back and compared with the servable before they are kept. `.pt2` is torch.export's, `.onnx`
-opens in every ONNX runtime. Both hold the class names.
+The formats are `.pt2` (torch.export) and `.onnx` (any ONNX runtime). Both contain the class names. A file is read back
+and compared with the servable before it is kept.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from expunge.models.tokens import Tokens
 from expunge.serving.servable import ANY, Servable
 from expunge.system.errors import CheckpointError, ExpungeError
 
-TOLERANCE = 1e-4  # of a logit, relative to the largest: kernels differ in the order of their sums
-BATCHES = (1, 2, 5)
+TOLERANCE = 1e-4  # on logits, relative to the largest; kernels differ in the order of summation
+BATCHES = (1, 2, 5)  # sizes that are checked; the program is traced with 2
 FACTS = "expunge.json"
 OPSET = 20
 
@@ -45,15 +45,15 @@ class Exportable(nn.Module):
 
 
 def export_torch(servable: Servable, path: Path, facts: Mapping[str, str]) -> float:
-    """Write `path` (.pt2) and return the largest difference of a logit.
+    """Write `path` (.pt2) and return the largest difference of a logit, relative to the largest logit.
 
-    `facts`: kept inside the file beside classes and shape. Raises CheckpointError if the architecture cannot be
-    exported, or if the file, read back, answers otherwise; then nothing is left at `path`.
+    `facts`: stored in the file besides classes and shape. Raises CheckpointError, without writing `path`, if the
+    architecture cannot be exported or if the file, read back, gives different logits.
     """
 
     def write(target: Path) -> None:
         program = _program(servable)
-        program.example_inputs = None  # the one thing in the archive that would be pickled
+        program.example_inputs = None  # the only part of the archive that would be pickled
         torch.export.save(program, target, extra_files={FACTS: _facts(servable, facts)})
 
     def read(target: Path) -> Logits:
@@ -64,7 +64,8 @@ def export_torch(servable: Servable, path: Path, facts: Mapping[str, str]) -> fl
 
 
 def export_onnx(servable: Servable, path: Path, facts: Mapping[str, str]) -> float:
-    """The same as an ONNX model, checked in onnxruntime. Needs the extra `export`."""
+    """Do the same as `export_torch` for an ONNX model, checked in onnxruntime. Raises ExpungeError without the extra
+    `export`."""
     try:
         import onnx
         import onnxruntime
@@ -91,17 +92,18 @@ def export_onnx(servable: Servable, path: Path, facts: Mapping[str, str]) -> flo
 
 
 def _program(servable: Servable) -> Any:
-    """The traced program, with the number of images left open."""
+    """Return the exported program, with a dynamic batch size."""
     example = torch.from_numpy(_images(_shape(servable), 2))
     module = Exportable(servable).requires_grad_(False)
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    program.graph.eliminate_dead_code()  # of a model with shards, the part of the public network that they replace
+    program.graph.eliminate_dead_code()  # shards replace a part of the public network, which is then unused
     program.graph_module.recompile()
     return program
 
 
 def _shape(servable: Servable) -> tuple[int, ...]:
-    """Of an image. Where any size is taken, the file takes the backbone's own: resizing is left to whoever asks."""
+    """Return the shape of an image. If the servable takes any size, the exported file takes the backbone's own, and its
+    clients must resize. Raises ExpungeError for a model that takes texts."""
     preprocess, shape = servable.classifier.preprocess, servable.contract.shape
     if isinstance(preprocess, Tokens):
         raise ExpungeError("a model that reads texts is not one file: its tokenizer is no tensor program; serve it")
@@ -119,7 +121,7 @@ def _checked(
         target = Path(tmp) / path.name
         try:
             write(target)
-        except Exception as e:  # exporters raise whatever their passes raise
+        except Exception as e:  # the passes of the exporters raise many types
             first = str(e).strip().split("\n", 1)[0]
             name = servable.classifier.card.name
             raise CheckpointError(f"{path}: {name!r} cannot be exported ({type(e).__name__}: {first})") from e
@@ -134,7 +136,10 @@ def _checked(
 
 
 def _difference(servable: Servable, exported: Logits) -> float:
-    """Largest difference of a logit relative to the largest logit, over batches that tracing did not see as well."""
+    """Return the largest difference of a logit relative to the largest logit; NaN if shapes differ.
+
+    Batches of sizes other than the traced one are included.
+    """
     worst = 0.0
     for n in BATCHES:
         images = _images(_shape(servable), n)
@@ -146,10 +151,11 @@ def _difference(servable: Servable, exported: Logits) -> float:
 
 
 def _images(shape: tuple[int, ...], n: int) -> NDArray[np.uint8]:
-    """Noise in patches, so that there is something to see at every scale."""
+    """Return `n` random images uint8 `(n, *shape)`: coarse noise in 4 x 4 patches plus fine noise, so that they vary
+    at more than one scale."""
     rng = np.random.default_rng(n)
     coarse = rng.integers(0, 200, (n, *(-(-s // 4) if i < 2 else s for i, s in enumerate(shape))))
-    fine = rng.integers(0, 56, (n, *shape))
+    fine = rng.integers(0, 56, (n, *shape))  # the sum is at most 199 + 55, which fits uint8
     return (coarse.repeat(4, 1).repeat(4, 2)[:, : shape[0], : shape[1]] + fine).astype(np.uint8)
 
 

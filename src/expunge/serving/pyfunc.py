@@ -1,6 +1,6 @@
-"""The script that MLflow stores with a model and runs to load it: no class of ours is pickled.
+"""The script that MLflow stores with a model and runs to load it, so that no class of this package is pickled.
 
-Do not import it: it announces a model when it runs.
+Do not import it: running it registers a model with MLflow (`set_model`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from expunge.system.errors import DataError
 
 
 class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
-    """Raw images, uint8 `(n, h, w)` or `(n, h, w, c)`, or a frame with the column `text`, to class probabilities,
-    float32 `(n, C)`."""
+    """Predicts class probabilities float32 `(n, C)` from raw images, uint8 `(n, h, w)` or `(n, h, w, c)`, or from a
+    data frame with the column `text`."""
 
     def load_context(self, context: Any) -> None:
         self.servable = Servable.load(context.artifacts["servable"])
 
-    # A bare array is the one hint that MLflow does not turn into a schema of its own: the signature is given.
+    # np.ndarray is the only type hint from which MLflow derives no schema; the signature is given when logging.
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> NDArray[np.float32]:
         given: Any = model_input
-        if self.servable.contract.texts:  # MLflow has no tensors of texts, so they come in a frame
+        if self.servable.contract.texts:  # MLflow has no text tensors, so texts come in a data frame
             given = given["text"].to_numpy()
         try:
             return self.servable.probabilities(given)

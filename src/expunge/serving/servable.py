@@ -1,12 +1,12 @@
-"""The servable directory: one classifier with the unlearned head inside it, and what a request must look like.
+"""The servable directory: a classifier with its unlearned head, and the contract for requests.
 
-    model.safetensors, model.json   the backbone and the head that ships
-    map/                            only for a map that no linear head can absorb
-    tokenizer.json                  only where texts go in
-    serving.json                    shape of an image, class names
+    model.safetensors, model.json   backbone and shipped head
+    map/                            only for a map that cannot be folded into a linear head
+    tokenizer.json                  only for models that take texts
+    serving.json                    image shape, class names
     manifest.json
 
-The head it replaces is not in there: with a linear map, nothing can be taken out again to get the old classifier back.
+The original head is not included: with a linear map, the old classifier cannot be recovered by removing a file.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from expunge.system.files import digest_of, read_json, read_manifest, write_json
 
 CONTRACT = "serving.json"
 MAP = "map"
-ANY = -1
+ANY = -1  # in a shape: any height or width
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What goes in and what comes out.
+    """The contract for inputs and outputs.
 
-    `shape`: of one image, `(h, w)` or `(h, w, c)`; -1 stands for any size. `()` where texts go in.
-    `classes`: names of the columns of the answer, in order.
-    `binary`: whether images with no pixel above 1 are normal here; elsewhere they are taken for a mistake.
+    `shape`: shape of one image, `(h, w)` or `(h, w, c)`, with -1 for any size; `()` for texts.
+    `classes`: class names in the order of the output columns.
+    `binary`: whether batches without a pixel above 1 are valid; otherwise they are rejected as scaled images.
     """
 
     shape: tuple[int, ...]
@@ -47,8 +47,8 @@ class Contract:
 
     @classmethod
     def of(cls, example: NDArray[np.uint8] | list[str], classes: Sequence[str], any_size: bool = False) -> Contract:
-        """From example images `(n, h, w)` or `(n, h, w, c)`, uint8, or from texts. `any_size` leaves height and width
-        open."""
+        """Derive the contract from example images uint8 `(n, h, w)` or `(n, h, w, c)`, or from texts. With `any_size`,
+        images of any height and width are valid. Raises ValueError for other examples."""
         if isinstance(example, list):
             return cls((), tuple(classes))
         if example.dtype != np.uint8 or example.ndim not in (3, 4) or not len(example):
@@ -64,11 +64,11 @@ class Contract:
 
     @property
     def takes(self) -> str:
-        """What goes in, in a word or two."""
+        """A short description of the inputs."""
         return "texts" if self.texts else f"images {self.shape}"
 
     def check(self, inputs: object) -> NDArray[np.uint8] | list[str]:
-        """`inputs` as a uint8 array or a list of texts that fits, or DataError saying what was expected."""
+        """Return `inputs` as a valid uint8 array or list of texts. Raises DataError, which says what was expected."""
         return _texts(inputs) if self.texts else self._images(inputs)
 
     def _images(self, images: object) -> NDArray[np.uint8]:
@@ -85,7 +85,7 @@ class Contract:
             raise DataError(f"images have shape {images.shape}; expected {wanted}")
         if 0 in images.shape[1:]:
             raise DataError(f"images have shape {images.shape}: no pixels; expected {wanted}")
-        # A JSON request of pixels scaled to [0, 1] arrives as zeros and ones: the server casts before it asks us.
+        # The server casts JSON pixels to uint8 first, so images scaled to [0, 1] arrive here as zeros and ones.
         if len(images) and not self.binary and images.max() <= 1:
             raise DataError("no pixel of the whole batch is above 1: images scaled to [0, 1]? Send raw values 0 to 255")
         return images
@@ -101,21 +101,22 @@ class Servable:
 
     @classmethod
     def load(cls, directory: Path | str) -> Servable:
-        """Read and verify `directory`. Raises ManifestError or CheckpointError naming the file that is wrong."""
+        """Read and verify `directory`. Raises ManifestError or CheckpointError, which name the file at fault."""
         directory = Path(directory)
         classifier = load_classifier(directory)
         contract = read_json(directory / CONTRACT)
         map_ = None
         if (directory / MAP).is_dir():
-            from expunge.core.maps import load_map  # a folded head needs none of it
+            from expunge.core.maps import load_map  # not needed for a head with a folded map
 
             map_ = load_map(directory / MAP)
         return cls(classifier, map_, Contract(tuple(contract["shape"]), tuple(contract["classes"]), contract["binary"]))
 
     def probabilities(self, inputs: object) -> NDArray[np.float32]:
-        """Class probabilities float32 `(n, C)` of raw images, uint8 `(n, *contract.shape)`, or of n texts; n may be 0.
+        """Return class probabilities float32 `(n, C)` of raw images uint8 `(n, *contract.shape)`, or of n texts; n may
+        be 0.
 
-        Raises DataError for anything else. Worked through in batches of 256, without gradients.
+        The inputs are processed in batches of 256, without gradients. Raises DataError for other inputs.
         """
         raw = self.contract.check(inputs)
         out = np.empty((len(raw), len(self.contract.classes)), np.float32)
@@ -124,8 +125,8 @@ class Servable:
         return out
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """Logits float32 `(n, C)` of one batch that is known to be good: uint8 images, of any sizes where it is a list,
-        or texts."""
+        """Return logits float32 `(n, C)` of one batch, which is not checked: uint8 images, in a list if their sizes
+        vary, or texts."""
         with torch.inference_mode():
             z = self.classifier.features(inputs)
             logits: Tensor = self.classifier.head(self.map_(z) if self.map_ else z)
@@ -145,9 +146,10 @@ def _texts(inputs: object) -> list[str]:
 
 
 def write_servable(directory: Path, model_dir: Path | str, unlearned_dir: Path | str, contract: Contract) -> ModelCard:
-    """Fill the empty `directory` from a classifier's checkpoint and a method's output (head and map); return its card.
+    """Write a servable to the empty `directory` from a classifier's checkpoint and a method's output (head and map).
 
-    An affine map is already folded into the method's head and is left out; any other is copied beside it.
+    An affine map is already folded into the method's head and is left out; any other map is stored in `map/`. Returns
+    the model card. Raises ValueError if the number of class names is not that of the model's classes.
     """
     from expunge.core.head import LinearHead
     from expunge.core.maps import AffineMap, load_map
@@ -169,6 +171,6 @@ def write_servable(directory: Path, model_dir: Path | str, unlearned_dir: Path |
 
 
 def servable_digest(directory: Path | str) -> str:
-    """`sha256:...` of what is served: every file of a servable directory, checked against its manifest."""
+    """Return `sha256:...` over all files of a servable directory, after checking them against its manifest."""
     files = read_manifest(directory)["files"]
     return digest_of({name: entry["sha256"] for name, entry in files.items()})

@@ -1,14 +1,14 @@
-"""Take erased rows out of every place that they lie in, and say what is left.
+"""Remove erased rows from every store that holds them, and report what is left.
 
-    find     rows by id and by content, in all stores; nothing is changed by a dry run
-    stage    new shards beside the old ones, tombstones included
-    commit   one file, the journal; from here on the new state counts
-    swap     what was staged takes the place of what was
-    collect  dvc.lock, caches, remotes, registry: each step can be done again
-    look     once more, as if nothing had been done
+    find     find rows by id and by content in all stores; a dry run changes nothing
+    stage    write new shards, and the tombstones, beside the old ones
+    commit   write the journal (one file); from here on the new state counts
+    swap     replace the old files by the staged ones
+    collect  update dvc.lock, caches, remotes and registry; each step can be repeated
+    look     search all stores again
 
-A process that dies before the commit leaves the old state, one that dies after it a state that no stage reads and the
-next sweep finishes.
+A process that is killed before the commit leaves the old state. One that is killed after it leaves a state that no
+stage reads, and the next sweep finishes it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from expunge.system.errors import DataError
 
 __all__ = ["NotPurgeable", "Residue", "SweepReport", "sweep"]
 
-# What the original's features and activations are made with, when its backbone gave way to another.
+# Stages that extract features and activations again after the original's backbone was replaced.
 AGAIN = (("extract", "original"), ("activations",))
 
 
 def sweep(root: Path, rows: Iterable[str] = (), *, subjects: Iterable[str] = (), apply: bool = False) -> SweepReport:
     """Erase `rows` (ids) and all rows of `subjects` from the workspace `root` and every store that it uses.
 
-    Rows that were erased before and are back go too, so without rows it repairs. After a crash the next call finishes.
-    `apply=False` only looks. Raises DataError for rows that never were there, before anything is changed.
+    Rows that were erased earlier and have come back are erased too; without `rows` the call only repairs. After a crash
+    the next call with `apply` finishes the sweep. `apply=False` is a dry run. Raises DataError, before anything is
+    changed, for rows that never were in the dataset.
     """
     root = Path(root).resolve()
     with _alone(root):
@@ -70,7 +71,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             _say_twins(targets, report)
             return report
         if _changes(targets, config):
-            # Asked before anything is staged: what lies beside an input changes the folder that a stage depends on.
+            # Ask DVC before staging: a staged file beside an input changes the folder that a stage depends on.
             fresh = storage.fresh() if storage.in_use else []
             _put(report, _in_texts(targets, registry, True), purged=True)
             journal = Journal(root)
@@ -84,7 +85,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             elif said is not None:
                 report.not_purgeable.append(said)
             journal.swap(home(root) / ROWS).write_bytes(targets.tombstones.to_bytes())
-            # The tombstones first: from then on no stage reads what is not swapped yet.
+            # The tombstones are swapped first: they keep every stage from reading outputs that are not swapped yet.
             journal.swaps.insert(0, journal.swaps.pop())
             journal.notes = {
                 "fresh": fresh,
@@ -103,7 +104,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
 
 
 def _found(targets: Targets, journal: Journal | None, config: Config) -> Iterator[inputs.Found]:
-    """Everything that holds rows; staged where there is a journal."""
+    """Yield the places that hold rows to erase; with a journal, also stage their new state."""
     for sweeper in outputs.SWEEPERS:
         yield from sweeper(targets, journal)
     yield from inputs.source(targets, journal, config.data)
@@ -112,7 +113,7 @@ def _found(targets: Targets, journal: Journal | None, config: Config) -> Iterato
 
 
 def _changes(targets: Targets, config: Config) -> bool:
-    """Is there a row to be taken out of anything?"""
+    """Return whether any store holds a row to erase."""
     return any(isinstance(found, Residue) for found in _found(targets, None, config))
 
 
@@ -137,7 +138,7 @@ def _of_models(
 
 
 def _stray(storage: Storage, registry: lineage.Registry | None, report: SweepReport) -> Iterator[inputs.Found]:
-    """Nothing is to be taken out of the data; caches and registry may have got something back all the same."""
+    """Collect garbage when the data holds no row to erase: caches and registry may have regained erased content."""
     if storage.in_use and any(True for _ in storage.check()):
         storage.collect(report)
     if registry is not None and any(True for _ in lineage.garbage(registry, [], False)):
@@ -145,7 +146,7 @@ def _stray(storage: Storage, registry: lineage.Registry | None, report: SweepRep
 
 
 def _collect(storage: Storage, config: Config, journal: Journal, report: SweepReport) -> None:
-    """What follows the swaps. Every step may have been done before, in whole or in part."""
+    """Run the steps after the swaps. Each one may already have been done, in whole or in part."""
     root = storage.root
     if journal.notes["again"]:
         for stage in AGAIN:
@@ -162,7 +163,7 @@ def _collect(storage: Storage, config: Config, journal: Journal, report: SweepRe
 
 
 def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
-    """The same search as at first, over what is there now."""
+    """Repeat the first search on the present state, and report what it still finds as left."""
     root = storage.root
     targets = Targets.find(root, (), (), keep=False)
     again = SweepReport(False)
@@ -185,6 +186,7 @@ def _say_twins(targets: Targets, report: SweepReport) -> None:
 
 
 def _put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = False) -> None:
+    """Add findings to the report; with `purged`, residues count as found and purged."""
     for entry in found:
         if isinstance(entry, NotPurgeable):
             report.not_purgeable.append(entry)
@@ -203,7 +205,7 @@ def _run_stage(root: Path, name: str, *arguments: str) -> None:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """One sweep at a time; a dead process holds no lock."""
+    """Allow one sweep at a time. The operating system releases the lock of a process that dies."""
     path = root / JOURNAL.parent / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)

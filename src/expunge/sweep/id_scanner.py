@@ -1,6 +1,6 @@
-"""Ids in text: every occurrence of any of many strings, in one pass over the bytes.
+"""Search text for ids: count every occurrence of any of many strings in one pass over the bytes.
 
-An id that is only a number, or shorter than six characters, occurs by chance everywhere; it is not looked for.
+Ids that consist of digits only, or are shorter than six bytes, occur by chance in many files. They are not searched.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ CHUNK = 8 << 20
 
 
 class IdScanner:
-    """Strings to look for. `distinct`: how many of those given are worth it."""
+    """A set of strings to search for. `distinct`: how many of the given strings are searched."""
 
     def __init__(self, strings: Iterable[str]) -> None:
         encoded = {s.encode() for s in strings if len(s.encode()) >= WINDOW and not s.isdigit()}
         self.distinct = len(encoded)
         self._by_end: dict[bytes, list[bytes]] = {}
-        # Which pairs of bytes a needle can end with, and which can stand before these: two looks at every byte.
+        # Lookup tables of the last two bytes of needles, and of the two bytes before them. They rule out most positions
+        # with two vectorized lookups per byte.
         self._last, self._before = np.zeros(1 << 16, bool), np.zeros(1 << 16, bool)
-        for needle in encoded:  # the end of an id tells more than its beginning, which many share
+        for needle in encoded:  # indexed by their ends: many ids share a prefix
             self._by_end.setdefault(needle[-WINDOW:], []).append(needle)
             self._last[_pair(needle[-2:])] = self._before[_pair(needle[-4:-2])] = True
         self._longest = max(map(len, encoded), default=0)
 
     def _ends(self, haystack: bytes) -> list[int]:
-        """Positions behind which a needle may end."""
+        """Return the positions at which a needle may end (exclusive)."""
         data = np.frombuffer(haystack, np.uint8)
         pairs = data[:-1].astype(np.uint16) << 8 | data[1:]
         last = np.flatnonzero(self._last[pairs[2:]]) + 2
@@ -37,7 +38,8 @@ class IdScanner:
         return ends
 
     def count(self, haystack: bytes) -> int:
-        """How many times any needle occurs in `haystack`, numbers as a whole: `row-0001` is not in `row-00012`."""
+        """Return how often any needle occurs in `haystack`. Numbers match as a whole: `row-0001` does not occur in
+        `row-00012`."""
         if not self.distinct or len(haystack) < WINDOW:
             return 0
         found = 0
@@ -51,18 +53,18 @@ class IdScanner:
         return found
 
     def in_file(self, path: Path) -> int:
-        """How many times any occurs in a file, read in pieces."""
+        """Return how often any needle occurs in a file, which is read in chunks of 8 MiB."""
         found, tail = 0, b""
         with path.open("rb") as file:
             while block := file.read(CHUNK):
                 piece = tail + block
                 found += self.count(piece)
                 tail = piece[-(self._longest + 1) :] if self._longest else b""
-                found -= self.count(tail)  # it is counted again with what follows
+                found -= self.count(tail)  # the tail is counted again with the next block
         return found + self.count(tail)
 
     def below(self, *tops: Path) -> Iterator[tuple[Path, int]]:
-        """Files below folders in which any occurs, and how often."""
+        """Yield the files below `tops` that contain a needle, and the number of its occurrences."""
         if not self.distinct:
             return
         for top in tops:

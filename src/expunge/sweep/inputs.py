@@ -1,4 +1,4 @@
-"""What came in: the source below the workspace, the files of requests, archives that were fetched, work in progress."""
+"""Sweep the inputs: the data source, the lists of requests, downloaded archives, and work in progress."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ IN_PROGRESS = ("features", "activations", "train", "shadow", "stages", "measured
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a source holds, in its order. `erased`: mask over it."""
+    """The rows of a source in its own order. `erased`: mask `(rows,)` over them."""
 
     ids: list[str]
     labels: NDArray[np.int32]
@@ -53,9 +53,11 @@ class _Rows:
 
 
 def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Found]:
-    """The input of the pipeline. One that was installed, or that may not be written, is somebody else's to clean:
-    tombstones keep its rows out of the dataset."""
-    foreign = by_package(data.source)  # only its reader knows the format, so the input cannot be rewritten here
+    """Sweep the input of the pipeline.
+
+    An installed or read-only input must be cleaned by its owner; tombstones keep its erased rows out of the dataset.
+    """
+    foreign = by_package(data.source)  # only the package's reader knows the format, so it cannot be rewritten here
     if data.source.startswith(NAMED) or ((foreign or data.source in INSTALLED) and data.path is None):
         what, who = READ_ELSEWHERE if foreign else INSTALLED.get(data.source, PUBLISHED)
         if len(targets.tombstones):
@@ -73,7 +75,7 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
     count = int(rows.erased.sum())
     if not count:
         return
-    # Not `path` itself where it lies elsewhere: a report names no place on the machine.
+    # Reports contain no absolute paths, so a source outside the workspace is not named.
     where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
     if where != str(data.path) or foreign or data.source in INSTALLED or not _writable(path):
         yield NotPurgeable(where, f"{count} rows in an input that may not be rewritten", "the owner of that file")
@@ -110,7 +112,11 @@ def _digest(content: NDArray[np.uint8] | bytes | str, encoding: str) -> bytes:
 
 
 def _npz_without(file: Path, target: Path, rows: _Rows) -> None:
-    """Ids, split and class names are written out where they were implied: else the rows that stay would get others."""
+    """Write the archive without the erased rows.
+
+    Ids, split and class names that were implied by the position are written explicitly; otherwise the retained rows
+    would get others.
+    """
     with np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     with zipfile.ZipFile(file) as zipped:
@@ -129,12 +135,13 @@ def _npz_without(file: Path, target: Path, rows: _Rows) -> None:
         out |= {images: arrays[images][kept], "y": rows.labels[kept], "split": np.array(rows.splits)[kept]}
     if "subjects" in arrays:
         out["subjects"] = arrays["subjects"][kept]
-    with target.open("wb") as stream:  # a name without .npz gets one appended
+    with target.open("wb") as stream:  # given a path, NumPy would append .npz to its name
         (np.savez_compressed if compressed else np.savez)(stream, **out)  # type: ignore[arg-type]
 
 
 def _tables_without(path: Path, journal: Journal, rows: _Rows) -> None:
-    """Parquet, CSV and TSV. Files in which no row goes stay, unless ids or split were implied by the position."""
+    """Stage Parquet, CSV and TSV files without the erased rows. A file without erased rows is kept, unless its ids or
+    split are implied by the position of its rows."""
     suffixes = (".parquet", *DELIMITERS)
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes) if path.is_dir() else [path]
     start = 0
@@ -184,7 +191,8 @@ def _write_text(table: pa.Table, target: Path, delimiter: str) -> None:
 
 
 def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
-    """Lists of ids and people: a list that is done goes, with what DVC keeps of it; another loses the erased values."""
+    """Sweep the lists of ids and people. A list whose values are all erased is removed together with its `.dvc` file;
+    from others the erased values are removed."""
     directory = targets.root / REQUESTS
     readable = (".txt", ".csv", ".parquet")
     for file in sorted(f for f in directory.glob("*") if f.suffix.lower() in readable):
@@ -192,14 +200,14 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
             column = _column(file)
             values = read_values(file, column)
         except (DataError, csv.Error, UnicodeDecodeError, pa.ArrowException) as e:
-            # One bad list is no reason to keep what everybody else asked for.
-            problem = str(e).partition(", first ")[0].replace(str(file), "a list")  # no id, and no name of a file
+            # One unreadable list must not stop the erasure of the others.
+            problem = str(e).partition(", first ")[0].replace(str(file), "a list")  # no id, no file name
             yield NotPurgeable(str(REQUESTS), f"cannot be looked into: {problem}", "whoever put the list there")
             continue
         erased = targets.hits(values)
         if not erased.any():
             continue
-        where = str(REQUESTS)  # the name of a file may be that of a person
+        where = str(REQUESTS)  # a file name may contain the name of a person
         yield Residue(where, "ids or people in lists", int(erased.sum()))
         if journal is None:
             continue
@@ -222,13 +230,13 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
 
 
 def _column(file: Path) -> str:
-    """Which of the two kinds of list a table is."""
+    """Return the column that a list holds: "subject" or "sample_id"."""
     names = pq.read_schema(file).names if file.suffix.lower() == ".parquet" else _header(file)
     return "subject" if "subject" in names and "sample_id" not in names else "sample_id"
 
 
 def _corrects(file: Path) -> bool:
-    """Whether a list holds new labels beside its ids."""
+    """Return whether a list has a column of new labels besides the ids."""
     return file.suffix.lower() == ".csv" and set(COLUMNS) <= set(_header(file))
 
 
@@ -238,11 +246,11 @@ def _header(file: Path) -> list[str]:
 
 
 def _drop_tracking(file: Path, journal: Journal) -> None:
-    """The `.dvc` file, and the line of .gitignore that `dvc add` wrote."""
+    """Stage the removal of the `.dvc` file and of the line of .gitignore that `dvc add` wrote."""
     journal.drop(file.with_name(file.name + ".dvc"))
     ignore = file.with_name(".gitignore")
     if ignore.is_file():
-        # Several lists may go in one sweep: go on from what is staged already.
+        # An earlier list of this sweep may have staged a .gitignore already; continue from that one.
         before = staged(ignore)
         lines = (before if before.is_file() else ignore).read_text(encoding="utf-8").splitlines()
         if f"/{file.name}" in lines:
@@ -251,8 +259,8 @@ def _drop_tracking(file: Path, journal: Journal) -> None:
 
 
 def work(targets: Targets, journal: Journal | None) -> Iterator[Found]:
-    """Work in progress, and workspaces below it (demo, results) whose dataset holds an erased row: all of it can be
-    made again."""
+    """Sweep work in progress, and nested workspaces (demo, results) whose dataset holds an erased row. All of it can be
+    recomputed, so whole folders are removed."""
     top = targets.root / WORK
     for child in sorted(p for p in top.glob("*") if p.is_dir() and p.name != "sweep"):
         if child.name in IN_PROGRESS:
@@ -275,6 +283,9 @@ def _holds(dataset: Path, targets: Targets) -> bool:
 
 
 def _writable(path: Path) -> bool:
-    """Can the file, or every file of the folder, be replaced? Asked of the mode, which root ignores as well."""
+    """Return whether the file, or every file of the folder, may be replaced.
+
+    The mode bits are checked, not access rights: root could write files that are marked read-only.
+    """
     files = [path, path.parent] if path.is_file() else [path, *(p for p in path.rglob("*"))]
     return all(p.stat().st_mode & 0o200 for p in files)

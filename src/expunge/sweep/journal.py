@@ -1,8 +1,9 @@
-"""New directories beside the old ones, then one moment from which they count: a crash leaves the old state or the new.
+"""The journal of a sweep, which makes the replacement of files and directories atomic: a crash leaves the old state or
+the new one.
 
-Everything is staged first under `.NAME.swept`. Writing the journal is the commit: before it, the staged copies are
-dropped by the next sweep; after it, the next sweep finishes the swaps. In between the tombstones, which are swapped
-first, keep every stage from reading what is not swapped yet.
+Everything is staged first under `.NAME.swept`. Writing the journal is the commit. After a crash before it, the next
+sweep removes the staged copies; after it, the next sweep finishes the swaps. Until then the tombstones, which are
+swapped first, keep every stage from reading what is not swapped yet.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ OLD = ".before-sweep"
 
 
 def staged(target: Path) -> Path:
-    """Where the new state of the file or directory `target` is made."""
+    """Return the path at which the new state of the file or directory `target` is staged."""
     return target.with_name(f".{target.name}{SUFFIX}")
 
 
 @dataclass
 class Journal:
-    """`swaps`: paths relative to `root` whose staged state replaces them. `drops`: paths that go.
+    """The changes of one sweep. `swaps`: paths, relative to `root`, to be replaced by their staged state. `drops`:
+    paths to remove.
 
-    `notes`: what the steps after the swaps need, and cannot find out any more.
+    `notes`: what the steps after the swaps need and can no longer determine once the files are replaced.
     """
 
     root: Path
@@ -41,8 +43,8 @@ class Journal:
 
     @classmethod
     def of(cls, root: Path) -> Journal | None:
-        """The journal of a sweep that was interrupted after its commit. What another one staged before its own is
-        dropped."""
+        """Return the journal of a sweep that was interrupted after its commit. If there is none, remove what a sweep
+        interrupted before its commit has staged, and return None. Raises DataError for an unreadable journal."""
         path = root / JOURNAL
         if path.is_file():
             try:
@@ -55,17 +57,18 @@ class Journal:
         return None
 
     def swap(self, target: Path) -> Path:
-        """Where to write the new state of `target`; an empty place."""
+        """Register `target` for replacement, and return the path, now empty, to write its new state to."""
         self.swaps.append(self._name(target))
         place = staged(target)
         _remove(place)
         return place
 
     def drop(self, target: Path) -> None:
+        """Register `target` for removal."""
         self.drops.append(self._name(target))
 
     def commit(self) -> None:
-        """From here on the new state counts: it is on the disk before the journal is."""
+        """Write the journal, from which on the new state counts; the staged files are synced to the disk first."""
         for name in self.swaps:
             place = staged(self.root / name)
             for path in [place, *(place.rglob("*") if place.is_dir() else [])]:
@@ -75,11 +78,11 @@ class Journal:
         write_durable(self.root / JOURNAL, text.encode(), mode=0o666)
 
     def finish(self) -> None:
-        """Swap what is not swapped yet. Any number of times, from any state that a crash leaves."""
+        """Do the swaps and removals that are not done yet. Can be repeated from any state that a crash leaves."""
         for name in self.swaps:
             target = self.root / name
             place, old = staged(target), target.with_name(f".{target.name}{OLD}")
-            if place.is_file():  # in one step
+            if place.is_file():  # for files the replacement is a single atomic step
                 os.replace(place, target)
             elif place.exists():
                 if target.exists():
@@ -91,11 +94,11 @@ class Journal:
             _remove(self.root / name)
 
     def _name(self, target: Path) -> str:
-        """Relative to the root where it lies below it; tombstones may lie elsewhere."""
+        """Return the path relative to the root, or the absolute path for tombstones that are stored elsewhere."""
         return (target.relative_to(self.root) if target.is_relative_to(self.root) else target.resolve()).as_posix()
 
     def close(self) -> None:
-        """Every step after the swaps is done too."""
+        """Remove the journal once all steps after the swaps are done."""
         (self.root / JOURNAL).unlink(missing_ok=True)
 
 

@@ -1,9 +1,9 @@
-"""Models that remember: the original that was trained on the rows, and registered versions that had not forgotten them.
+"""Sweep models that were trained on erased rows: the original, registered versions, and products of the workspace.
 
-A version has forgotten the rows if the request that it was fitted to holds them all. Any other is superseded; so is a
-logged model that no version is made from. The original is what every later request starts from: it gives way to the
-champion, whose head has the forgetting folded in, or the next version would remember again. Models that the workspace
-made for a request that does not hold the rows remember them, too, and go.
+A version has forgotten the rows if the request that it was fitted to contains all of them. Any other version is
+superseded, and so is a logged model without a version. The original is the starting point of every later request.
+The champion, whose head includes the forgetting, replaces it; otherwise the next version would be derived from the
+erased rows again. Models that the workspace made for a request without the rows are removed as well.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from expunge.tracking import MlflowClient, Version
 
 Found = Residue | NotPurgeable
-DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"  # the defaults of expunge.tracking.store, which imports MLflow
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"  # as in expunge.tracking.store, which would import MLflow here
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Registry:
 
 @contextmanager
 def opened(root: Path, config: Config) -> Iterator[Registry | None]:
-    """The registry of the workspace; None where it has none, which a sweep does not make."""
+    """Yield the registry of the workspace; None if it has none, because a sweep must not create one."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given and not (root / DATABASE).is_file():
         yield None
@@ -70,7 +70,7 @@ def opened(root: Path, config: Config) -> Iterator[Registry | None]:
 
 
 def covering(targets: Targets) -> list[str]:
-    """Digests of the requests that hold every erased row that a model was trained on, as far as it can be shown."""
+    """Return the digests of the requests that provably contain every erased training row."""
     ids = targets.dataset.sample_ids()
     needed = [ids[i] for i in np.flatnonzero(targets.erased & targets.train).tolist()]
     if not needed:
@@ -81,7 +81,8 @@ def covering(targets: Targets) -> list[str]:
         split = _split(targets)
         digest = str(split.request["digest"])
         parts = split.parts
-        if len(parts) == len(ids) and split.corrections is None:  # models of corrections are trained on all rows
+        # After a label correction all rows are in training, so such a split forgets none.
+        if len(parts) == len(ids) and split.corrections is None:
             at_hand = digest, [ids[i] for i in np.flatnonzero(parts == FORGET).tolist()]
             requests.add(digest)
     forgotten = ForgottenRows(targets.root / FORGOTTEN, *(at_hand or ()))
@@ -89,7 +90,10 @@ def covering(targets: Targets) -> list[str]:
 
 
 def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Found]:
-    """Versions that had not forgotten the rows, and what policy does about them; with `policy` "look" nothing."""
+    """Yield the versions that have not forgotten the rows.
+
+    `policy`: "remove" deletes all but the serving one, "keep" reports them as not purgeable, "look" changes nothing.
+    """
     from expunge.tracking import CHAMPION, aliased
     from expunge.tracking.retire import remove_versions, versions_of
 
@@ -118,7 +122,8 @@ def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Fo
 
 
 def garbage(registry: Registry, besides: list[Version], apply: bool) -> Iterator[Found]:
-    """Logged models that no version is made from; MLflow's own collection, and what it leaves."""
+    """Yield the logged models without a version; with `apply`, run MLflow's garbage collection and remove the folders
+    that it leaves."""
     from expunge.tracking import retire
 
     models = retire.unregistered(registry.client, registry.name, besides)
@@ -137,7 +142,7 @@ def garbage(registry: Registry, besides: list[Version], apply: bool) -> Iterator
 
 
 def examples(targets: Targets, registry: Registry, apply: bool) -> Iterator[Found]:
-    """Rows that a version stores as its input example, by their content."""
+    """Yield the versions whose stored input example contains an erased row by its content; with `apply`, delete it."""
     from expunge.tracking.retire import examples_of, versions_of
 
     for version in versions_of(registry.client, registry.name):
@@ -149,7 +154,10 @@ def examples(targets: Targets, registry: Registry, apply: bool) -> Iterator[Foun
 
 
 def original(targets: Targets, registry: Registry | None, covered: list[str], policy: str) -> Found | None:
-    """What there is to say about the original: that it was trained on the rows, unless it has given way already."""
+    """Report that the original was trained on erased rows; None without an original or without erased training rows.
+
+    It is a Residue if the champion can replace it, else NotPurgeable.
+    """
     directory = targets.root / MODELS / ORIGINAL
     if not (directory / MANIFEST).is_file() or not (targets.erased & targets.train).any():
         return None
@@ -169,7 +177,8 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
 
 
 def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
-    """Stage the champion as the original. True where its backbone differs, so that features must be fetched anew."""
+    """Stage the champion as the original. Returns True if its backbone differs, so that features must be extracted
+    again."""
     classifier = _successor(registry, covered)
     assert classifier is not None, "original() said so"
     directory = targets.root / MODELS / ORIGINAL
@@ -187,22 +196,27 @@ def replace_original(targets: Targets, registry: Registry | None, covered: list[
 
 
 def _keep_head(products: Path, served: LinearHead, place: Path) -> None:
-    """What the next exact deletion starts from, out of the product whose very weights are `served`: sums or rows that
-    are left, and none of those that go. Without it the original could not be deleted from again."""
+    """Copy the state for the next exact deletion from the product whose weights equal `served`.
+
+    The state covers the retained rows only. Without it no further exact deletion from the original would be possible.
+    """
     for directory in sorted(path.parent for path in products.glob(f"*/{MANIFEST}")):
         files = read_manifest(directory)["files"]
         kinds = {Path(d).stem for d in (*DESCRIPTIONS.values(), SHARDED)}
         state = [name for name in files if Path(name).stem in kinds]
         if state and _same(LinearHead.load(directory / SHIPPED_HEAD), served):
             for name in state:
-                (place / name).parent.mkdir(parents=True, exist_ok=True)  # heads in shards have folders of their own
+                (place / name).parent.mkdir(parents=True, exist_ok=True)  # each head in shards has its own folder
                 shutil.copyfile(directory / name, place / name)
             return
 
 
 def _keep_steps(products: Path, served: ModelCard, place: Path) -> None:
-    """What the steps of shards left, out of the product that has the very shards that are `served`: its description
-    names the weights of every step, and the rows, which are left. Without them a request trains whole shards again."""
+    """Copy the checkpoints of the training steps of shards from the product whose shards equal those `served`.
+
+    Its description names the weights of every step and the retained rows. Without the checkpoints a later request
+    would have to train whole shards again.
+    """
     for directory in sorted(path.parent for path in products.glob(f"*/{DESCRIPTION}")):
         files = [name for name in read_manifest(directory)["files"] if name.startswith(f"{STEPS}/")]
         if files and ModelCard.from_json(read_json(directory / DESCRIPTION)["card"]).above == served.above:
@@ -217,8 +231,11 @@ def _same(one: LinearHead, other: LinearHead) -> bool:
 
 
 def products(targets: Targets, covered: list[str], journal: Journal | None) -> Iterator[Residue]:
-    """Models that the workspace made for the request at hand, where that request does not hold the rows: unlearned ones
-    and their kept state, retrained ones. They are made again by the pipeline, without the rows."""
+    """Yield the models that the workspace made for the current request, if that does not contain the rows.
+
+    These are unlearned models with their stored state, and retrained models; with a journal their removal is staged.
+    The pipeline makes them again, without the rows.
+    """
     request = targets.root / SPLIT / REQUEST
     if not (targets.erased & targets.train).any() or not request.is_file():
         return
@@ -226,14 +243,14 @@ def products(targets: Targets, covered: list[str], journal: Journal | None) -> I
         return
     tops = (targets.root / UNLEARNED, targets.root / MODELS / RETRAINED)
     for directory in sorted(path.parent for top in tops for path in top.glob(f"*/{MANIFEST}")):
-        if len(read_manifest(directory, verify=False)["files"]):  # of a method that refused there is nothing
+        if len(read_manifest(directory, verify=False)["files"]):  # a method that refused has no files
             yield Residue(str(directory.relative_to(targets.root)), "model that had not forgotten the rows")
             if journal is not None:
                 journal.drop(directory)
 
 
 def _successor(registry: Registry | None, covered: list[str]):  # type: ignore[no-untyped-def]
-    """The champion as a classifier; None without one that forgot the rows, or where a map stands before its head."""
+    """Return the champion as a classifier; None if no champion forgot the rows, or if it has a map before its head."""
     if registry is None:
         return None
     from expunge.tracking import CHAMPION, aliased, servable_of
@@ -250,7 +267,7 @@ def _split(targets: Targets) -> Split:
 
 
 def _whole_split(targets: Targets) -> bool:
-    """False for a split that erased rows came back to: it is swept like the rest, and nothing is concluded from it."""
+    """Return False for a split that contains erased rows again. Such a split is swept, but not used as evidence."""
     try:
         _split(targets)
     except ExpungeError:
@@ -259,7 +276,8 @@ def _whole_split(targets: Targets) -> bool:
 
 
 def _pictures_hit(targets: Targets, example: object) -> bool:
-    """Does an example hold the pixels of an erased row? Lists of pixels as MLflow writes them, or texts."""
+    """Return whether an example holds the pixels of an erased row: lists of pixels as MLflow writes them. Other
+    content, such as texts, gives False."""
     values = example.get("inputs") if isinstance(example, dict) else example
     try:
         pixels = np.asarray(values, np.uint8)

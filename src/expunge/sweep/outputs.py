@@ -1,7 +1,7 @@
-"""The pipeline's outputs without the erased rows: dataset, split, features, activations, evaluation, shadow models.
+"""Sweep the outputs of the pipeline: dataset, split, features, activations, evaluation, shadow models.
 
-Each function yields what it found; with a journal it also stages the new state. Shards that hold no erased row are
-linked, not copied.
+Each function yields what it found and, with a journal, also stages the new state without the erased rows. Shards
+without an erased row are hard-linked, not copied.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from expunge.system.files import MANIFEST, digest_of, read_json, read_manifest, 
 from expunge.system.paths import ACTIVATIONS, DATASET, EVALUATION, FEATURES, SHADOW, SPLIT
 
 Sweeper = Callable[[Targets, Journal | None], Iterator[Residue]]
-COPY_ROWS = 4096  # of activations, in memory at once
+COPY_ROWS = 4096  # rows of activations that are copied at once, to bound memory
 
 
 def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
+    """Sweep the dataset: rewrite its shards, and recompute duplicates and row counts."""
     if not targets.erased.any():
         return
     yield Residue(str(DATASET), "rows", int(targets.erased.sum()))
@@ -60,7 +61,7 @@ def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 
 
 def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
-    """The request keeps its counts and digest, which name the request in registry and ledger; its rows go."""
+    """Sweep the split. The request keeps its counts and its digest, which identify it in registry and ledger."""
     directory = targets.root / SPLIT
     if not (directory / MANIFEST).is_file():
         return
@@ -90,10 +91,10 @@ def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 
 
 def features(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
-    """Feature stores: the shards without the rows; Moments and class sums less what the rows had added."""
+    """Sweep the feature stores: remove the rows from the shards, and subtract them from moments and class sums."""
     for path in _manifests(targets.root / FEATURES):
         directory, old = path.parent, read_manifest(path.parent, verify=False)
-        if "dim" not in old:  # skipped, or the same as another store
+        if "dim" not in old:  # no shards: the extraction was skipped, or the store equals another one
             continue
         names = sorted(n for n in old["files"] if n.endswith(".parquet"))
         found = {n: targets.hits(pq.read_table(directory / n, columns=["sample_id"])[0].to_pylist()) for n in names}
@@ -123,18 +124,22 @@ def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, fo
             sums["sums"].index_add_(0, labels, z.double(), alpha=-1)
             sums["counts"] -= torch.bincount(labels, minlength=len(sums["counts"]))
         if not erased.all():
-            kept = narrow(shard.z(np.flatnonzero(~erased)), dtype)  # as it was stored: rounding twice is rounding once
+            # Narrowing stored values again loses nothing, because rounding is idempotent.
+            kept = narrow(shard.z(np.flatnonzero(~erased)), dtype)
             write_shard(place / name, table.filter(~erased), kept, dtype)
             rows[name] = int((~erased).sum())
-    sums["sums"][sums["counts"] == 0] = 0.0  # what is left of a class without rows is rounding
+    sums["sums"][sums["counts"] == 0] = 0.0  # the remainder of a class without rows is rounding error
     moments.save(place / MOMENTS)
     save_file(sums, place / CLASS_SUMS)
     renew_manifest(place, directory, old, rows, dataset_digest=_new_dataset(targets))
 
 
 def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
-    """Arrays over the training rows in dataset order. An array of another length belongs to another dataset, an
-    erased row may be in it, and it is quickly made again: it goes."""
+    """Sweep the activations, arrays over the training rows in dataset order.
+
+    An array of another length belongs to another dataset and may contain an erased row. Since activations are cheap to
+    recompute, the whole directory is then removed.
+    """
     directory = targets.root / ACTIVATIONS
     if not (directory / MANIFEST).is_file():
         return
@@ -165,7 +170,7 @@ def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 
 
 def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
-    """Outputs of every model per row."""
+    """Sweep the per-row outputs of every evaluated model."""
     for path in _manifests(targets.root / EVALUATION):
         directory, old = path.parent, read_manifest(path.parent, verify=False)
         found = {}
@@ -188,7 +193,8 @@ def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 
 
 def shadow(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
-    """Networks that were trained on the rows, and how each of them scored every row: nothing can be kept of them."""
+    """Sweep the shadow models, which were trained on the rows, and their scores of every row. All of them are
+    removed."""
     members = sorted((targets.root / SHADOW).glob("*rained-*"))
     if not targets.erased.any() or not members:
         return
@@ -199,18 +205,18 @@ def shadow(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 
 
 def _manifests(top: Path) -> list[Path]:
-    """Manifests below `top`, those of directories that are being made apart."""
+    """Return the manifests below `top`, except in hidden directories, which are staging areas."""
     found = sorted(top.rglob(MANIFEST))
     return [p for p in found if not any(part.startswith(".") for part in p.relative_to(top).parts)]
 
 
 def _new_dataset(targets: Targets) -> str:
-    """Digest of the dataset as it will be: staged before everything else, or unchanged."""
+    """Return the digest of the dataset after the sweep: of its staged state, or of the present one if unchanged."""
     directory = targets.dataset.directory
     place = staged(directory)
     files = read_json((place if place.exists() else directory) / MANIFEST)["files"]
     return digest_of({name: entry["sha256"] for name, entry in files.items()})
 
 
-# The dataset first: the others name its digest.
+# The dataset comes first, because the manifests of the others contain its digest.
 SWEEPERS: tuple[Sweeper, ...] = (dataset, split, features, activations, evaluation, shadow)

@@ -1,4 +1,4 @@
-"""What a sweep found and did: counts and places, never an id."""
+"""The report of a sweep: what it found and removed, as counts and places, without ids."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 
 class ResidueKind(StrEnum):
-    """Whether a residue stands in the way of a certificate."""
+    """The kind of a residue, which decides whether it blocks a certificate."""
 
-    erased = "erased"  # it holds what was to be erased, so it blocks
-    duplicate = "duplicate"  # a retained row of somebody else with the same content: listed, and left
+    erased = "erased"  # holds content that was to be erased, and blocks
+    duplicate = "duplicate"  # a retained row with the content of an erased one; listed, and does not block
 
 
 @dataclass(frozen=True)
 class Residue:
-    """`count` pieces of `what` (rows, files, model versions, ...) at `where`, a path or the name of a store."""
+    """A finding: `count` items of `what` (rows, files, model versions, ...) at `where`, a path or a store's name."""
 
     where: str
     what: str
@@ -30,7 +30,7 @@ class Residue:
 
 @dataclass(frozen=True)
 class NotPurgeable:
-    """What this command cannot remove, and who must."""
+    """A finding that the sweep cannot remove, and who must remove it."""
 
     where: str
     what: str
@@ -42,9 +42,9 @@ class NotPurgeable:
 
 @dataclass
 class SweepReport:
-    """`found` before, `purged` by this sweep, `left` found when it looked again. A dry run purges nothing.
+    """Findings of a sweep: `found` before it, `purged` by it, and `left` after it. A dry run purges nothing.
 
-    What could not be purged stands apart: it is no failure of the sweep, and somebody else's to do.
+    `not_purgeable` is separate: such findings are no failure of the sweep, and somebody else must remove them.
     """
 
     applied: bool
@@ -58,14 +58,14 @@ class SweepReport:
         return not self.left
 
     def as_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """JSON values, sorted, the same for the same findings."""
+        """Return the findings as sorted JSON values; equal findings give equal output."""
         return {
             name: sorted((entry.as_dict() for entry in getattr(self, name)), key=lambda e: tuple(map(str, e.values())))
             for name in ("found", "purged", "not_purgeable", "left")
         }
 
     def did(self, residues: Iterable[Residue]) -> None:
-        """Found and purged."""
+        """Record `residues` as found and purged."""
         residues = list(residues)
         self.found += residues
         self.purged += residues

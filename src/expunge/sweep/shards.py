@@ -1,4 +1,4 @@
-"""Rewriting one file without some of its rows, and a directory with one manifest around it."""
+"""Rewrite a Parquet file without some of its rows, and the manifest of its directory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Mask = NDArray[np.bool_]
 
 
 def copy_without(source: Path, target: Path, erased: Mask) -> None:
-    """Write the Parquet file `source` to `target` without the rows of `erased` (n,), row group by row group.
+    """Write the Parquet file `source` to `target` without the rows of the mask `erased` `(n,)`, by row groups.
 
     Compression, dictionaries and statistics are those of `source`, so the retained rows of a row group are stored as
-    they were. Row groups that lose every row go.
+    before. Row groups without retained rows are omitted.
     """
     with (
         pq.ParquetFile(source) as file,
@@ -38,7 +38,7 @@ def copy_without(source: Path, target: Path, erased: Mask) -> None:
 
 
 def _options(metadata: pq.FileMetaData) -> dict[str, Any]:
-    """How the columns of a file were written, from its first row group."""
+    """Return the writer options of a file's columns, taken from its first row group."""
     if not metadata.num_row_groups:
         return {}
     first = metadata.row_group(0)
@@ -53,7 +53,7 @@ def _options(metadata: pq.FileMetaData) -> dict[str, Any]:
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under another name: an untouched shard costs no copy and keeps its bytes and its inode."""
+    """Hard-link a file: an unchanged shard is not copied and keeps its bytes and its inode."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.link(source.resolve(), target)
 
@@ -61,9 +61,10 @@ def link(source: Path, target: Path) -> None:
 def renew_manifest(
     directory: Path, source: Path, old: Mapping[str, Any], rows: Mapping[str, int], **fields: Any
 ) -> dict[str, Any]:
-    """Write the manifest of a directory that replaces `source`, whose manifest is `old`. `rows`: counts of new files.
+    """Write and return the manifest of a directory that replaces `source`, whose manifest is `old`.
 
-    Entries of files that were linked are taken over, so a sweep hashes only what it wrote.
+    `rows`: row counts of new files. `fields`: other entries to set. Entries of linked files are copied from `old`, so
+    that a sweep hashes only the files that it wrote.
     """
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):

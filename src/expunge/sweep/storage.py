@@ -1,8 +1,8 @@
-"""DVC: the rewritten outputs into dvc.lock, then everything that dvc.lock does not name out of cache, run cache and
-remotes; and a look whether it is gone.
+"""Sweep DVC: commit the rewritten outputs to dvc.lock, then remove what it does not name from cache, run cache and
+remotes, and check the result.
 
-Only stages that were up to date before are committed: a stage whose code or params had changed stays stale, and loses
-its lock entry where that names rewritten outputs, because the entry would keep the old objects alive.
+Only stages that were up to date before are committed. A stage whose code or params had changed stays out of date. It
+loses its lock entry if that names rewritten outputs, because the entry would keep the old objects alive.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ SKIPPED = {".git", ".dvc", ".expunge", ".venv", "__pycache__"}
 
 
 def _load(text: str) -> Any:
-    """YAML by the parser in C where there is one: a sweep reads dvc.lock and the run cache many times."""
+    """Parse YAML, with the C parser if available: a sweep reads dvc.lock and the run cache many times."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 @dataclass(frozen=True)
 class Storage:
-    """DVC in the workspace `root`, through its command line."""
+    """DVC in the workspace `root`, used through its command line."""
 
     root: Path
 
     @property
     def in_use(self) -> bool:
+        """Whether the workspace has a DVC pipeline."""
         return (self.root / ".dvc").is_dir() and (self.root / "dvc.yaml").is_file()
 
     def run(self, *arguments: str) -> str:
-        """Standard output of a dvc command. Raises DataError with its last lines when it fails."""
+        """Run a dvc command and return its standard output. Raises DataError with its last lines if it fails."""
         return dvc.run(*arguments, root=self.root)
 
     @cached_property
@@ -57,7 +58,7 @@ class Storage:
 
     @cached_property
     def remotes(self) -> dict[str, Path | None]:
-        """Name -> directory, None where it is not on this file system."""
+        """Remotes by name: the directory, or None if it is not on this file system."""
         addresses = {
             key.removeprefix("remote.").removesuffix(".url"): value
             for key, value in self._config.items()
@@ -66,22 +67,23 @@ class Storage:
         return {name: None if "://" in url else self._place(url) for name, url in addresses.items()}
 
     def _place(self, address: str) -> Path:
-        """A relative address counts from the file that names it; DVC may have joined that already."""
+        """Resolve an address. A relative one refers to the directory of DVC's config file, unless DVC has already
+        resolved it."""
         places = [self.root / ".dvc" / address, self.root / address]
         return next((p for p in places if p.is_dir()), places[0])
 
     def fresh(self) -> list[str]:
-        """Stages and `.dvc` files that are up to date."""
+        """Return the stages and `.dvc` files that are up to date."""
         stale = json.loads(self.run("status", "--json"))
         return [name for name in [*self.locked(), *self._tracked()] if name not in stale]
 
     def locked(self) -> dict[str, Any]:
-        """Stages of dvc.lock."""
+        """Return the stages of dvc.lock."""
         lock = self.root / LOCK
         return (_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
 
     def _tracked(self) -> list[str]:
-        """`.dvc` files of the workspace."""
+        """Return the `.dvc` files of the workspace."""
         found = []
         for directory, below, files in os.walk(self.root):
             below[:] = sorted(set(below) - SKIPPED)
@@ -91,7 +93,10 @@ class Storage:
         return found
 
     def commit(self, fresh: Iterable[str], rewritten: Iterable[str]) -> None:
-        """Take the outputs as they are now into dvc.lock and the cache, without running a stage."""
+        """Commit the present outputs of the stages `fresh` to dvc.lock and the cache, without running a stage.
+
+        Other stages lose their lock entry if it names a `rewritten` path or a missing file.
+        """
         self._mend()
         locked, touched = self.locked(), set(rewritten)
         fresh = {name for name in fresh if self._has_outputs(locked.get(name, {}))}
@@ -104,20 +109,24 @@ class Storage:
         if stale:
             kept = {name: entry for name, entry in locked.items() if name not in stale}
             write_text(self.root / LOCK, yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
-        # Inputs first: their `.dvc` files lie in folders that stages depend on.
+        # Inputs are committed first, because their `.dvc` files lie in folders that stages depend on.
         for names in (self._tracked(), list(locked)):
             if targets := [name for name in names if name in fresh]:
                 dvc.commit(targets, self.root)
         (self.root / KEPT_LOCK).unlink(missing_ok=True)
 
     def _has_outputs(self, entry: Mapping[str, Any]) -> bool:
-        """A report that held an id, or a model that remembered, was taken away: its stage has to run again, and those
-        that read it."""
+        """Return whether all outputs and dependencies of a stage exist.
+
+        If the sweep removed one, such as a report with an id or a model trained on the rows, the stage must run again.
+        """
         return all((self.root / e["path"]).exists() for e in [*entry.get("outs", []), *entry.get("deps", [])])
 
     def _mend(self) -> None:
-        """A killed `dvc commit` may leave half a dvc.lock, which may even be valid YAML: begin again from a copy. It
-        holds hashes only."""
+        """Keep a copy of dvc.lock, or restore it from the copy of an interrupted sweep.
+
+        A killed `dvc commit` may leave a partial dvc.lock that is still valid YAML. The copy holds hashes, no ids.
+        """
         lock, kept = self.root / LOCK, self.root / KEPT_LOCK
         if kept.is_file():
             shutil.copyfile(kept, lock)
@@ -126,7 +135,7 @@ class Storage:
             write_text(kept, lock.read_text(encoding="utf-8"))
 
     def referenced(self) -> set[str]:
-        """Hashes that dvc.lock and the `.dvc` files name, and what the directories among them hold."""
+        """Return the hashes named in dvc.lock and the `.dvc` files, and those of the files in tracked directories."""
         entries = [out for entry in self.locked().values() for out in entry.get("outs", [])]
         for name in self._tracked():
             entries += (_load((self.root / name).read_text(encoding="utf-8")) or {}).get("outs", [])
@@ -138,9 +147,9 @@ class Storage:
         return found
 
     def collect(self, report: SweepReport) -> None:
-        """The tools' own garbage collection, then what it leaves: run-cache entries, indexes of paths.
+        """Run DVC's garbage collection, then remove what it leaves: run-cache entries and indexes of paths.
 
-        A cache outside the workspace may be that of other projects as well, whose data would go with it.
+        A cache outside the workspace is only reported: other projects may share it, and their data would be removed.
         """
         if not self._own_cache:
             what = "objects of earlier states, in a cache outside the workspace that others may share; remotes likewise"
@@ -153,7 +162,7 @@ class Storage:
         self._drop_runs("DVC cache", self.cache, report)
         for name, path in self.remotes.items():
             if path is None or before[f"DVC remote {name}"]:
-                self.run("push", "--quiet", "--run-cache", "--remote", name)  # a backup stays one, of what is left
+                self.run("push", "--quiet", "--run-cache", "--remote", name)  # the remote stays a complete backup
             removed = self._collected(name)
             if path is not None:
                 self._drop_runs(f"DVC remote {name}", path, report)
@@ -167,7 +176,7 @@ class Storage:
         self._forget_paths()
 
     def _collected(self, remote: str, *how: str) -> int:
-        """How many objects `dvc gc` takes from a remote."""
+        """Run `dvc gc` on a remote and return how many objects it removes (with `--dry`, would remove)."""
         said = self.run("gc", "--workspace", "--cloud", "--remote", remote, "--force", *how)
         return sum(int(line.split()[1]) for line in said.splitlines() if line.endswith("objects from remote."))
 
@@ -176,7 +185,7 @@ class Storage:
         return self.cache.resolve().is_relative_to(self.root.resolve())
 
     def _stores(self) -> dict[str, Path]:
-        """The cache and the remotes on this file system, by the name they have in a report."""
+        """Return the cache and the remotes on this file system, by their names in a report."""
         near = {f"DVC remote {name}": path for name, path in self.remotes.items() if path is not None}
         return {"DVC cache": self.cache, **near}
 
@@ -187,7 +196,7 @@ class Storage:
                 file.unlink()
 
     def check(self) -> Iterator[Residue]:
-        """What is there that should not be: after `collect` nothing."""
+        """Yield objects and run-cache entries that dvc.lock does not name; after `collect` there are none."""
         if not self._own_cache:
             return
         for where, path in self._stores().items():
@@ -200,7 +209,7 @@ class Storage:
                 yield Residue(f"DVC remote {name}", "objects that dvc.lock does not name", count)
 
     def _dead_runs(self, store: Path) -> Iterator[Path]:
-        """Entries of the run cache that are not the present state of a stage."""
+        """Yield the run-cache entries that do not describe the present state of a stage."""
         present = [_identity(entry) for entry in self.locked().values()]
         for file in sorted((store / RUNS).glob("*/*/*")):
             try:
@@ -210,7 +219,7 @@ class Storage:
                 yield file
 
     def _forget_paths(self) -> None:
-        """DVC's index outside the workspace names every file that it ever saw; it is made again when needed."""
+        """Remove DVC's index outside the workspace, which names every file DVC has seen. DVC rebuilds it on demand."""
         for line in self.run("doctor").splitlines():
             key, _, value = line.partition(": ")
             if key.strip() == "Repo.site_cache_dir" and Path(value.strip()).is_dir():
@@ -218,12 +227,12 @@ class Storage:
 
 
 def objects(store: Path) -> set[str]:
-    """Hashes of the objects in a cache or in a remote on this file system."""
+    """Return the hashes of the objects in a cache, or in a remote on this file system."""
     return {f.parent.name + f.name for f in (store / OBJECTS).glob("??/*")}
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Command, inputs and outputs of a run."""
+    """Return the command, dependencies and outputs of a run, which identify its state."""
 
     def hashes(kind: str) -> list[tuple[str, str]]:
         return sorted((str(e["path"]), str(e.get("md5"))) for e in entry.get(kind) or [])

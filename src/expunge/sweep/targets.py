@@ -1,4 +1,4 @@
-"""What is to be erased: rows by id and by content, people whose last row goes, and the tombstones that will say so."""
+"""The targets of a sweep: rows by id and by content, people whose last row is erased, and the new tombstones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Targets:
-    """`erased` and `train`: masks `(rows,)` over the dataset as it is. `ids`: of the rows that are in it, `subjects`:
-    people of whom nothing stays. `twins`: retained rows whose content is also an erased row's.
+    """The rows to erase. `erased` and `train`: masks `(rows,)` over the present dataset. `ids`: ids of the erased rows
+    in it. `subjects`: people of whom no row is retained. `twins`: number of retained rows with the content of an
+    erased row.
 
-    `tombstones` know these rows and all that were erased before: they alone decide what goes in every other store.
+    `tombstones` cover these rows and all that were erased earlier; they alone decide what is erased in other stores.
     """
 
     root: Path
@@ -38,12 +39,12 @@ class Targets:
 
     @classmethod
     def find(cls, root: Path, rows: Iterable[str], subjects: Iterable[str], keep: bool) -> Targets:
-        """Rows by id, all rows of people, and rows that were erased before and are back. `keep`: nothing is written
-        without it, not even the key of the tombstones.
+        """Find the rows by id, all rows of `subjects`, and rows that were erased earlier and have come back.
 
-        Raises DataError for an id or a person that neither is nor ever was there, or if no training row would be left.
+        Without `keep` nothing is written, not even the key of the tombstones. Raises DataError for an id or a person
+        that is not and never was in the dataset, or if no training row would be left.
         """
-        dataset = Dataset(root / DATASET, verify=False, erased="allow")  # untouched shards are not read
+        dataset = Dataset(root / DATASET, verify=False, erased="allow")  # verifying would read every shard
         tombstones = Tombstones.open(home(root), keep)
         columns = ["sample_id", "digest", "split", *(["subject"] if "subject" in dataset.columns else [])]
         table = dataset.table(columns)
@@ -72,14 +73,15 @@ class Targets:
             frozenset(ids[i] for i in gone),
             departed,
             int(twins.sum()),
-            # A person's name is kept as an id is, so that lists of people are known again.
+            # People get tombstones like ids, so that lists which name them are recognised later.
             tombstones.plus(
                 [*(ids[i] for i in gone), *departed], (contents[i] for i in gone if contents[i] not in kept)
             ),
         )
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Mask:
-        """Which rows of a store are to go. Rows of the dataset were looked up already; keyed digests take time."""
+        """Return which rows of a store are to be erased, as a mask `(n,)`. Ids of dataset rows are cached, because
+        keyed digests are slow."""
         if contents is not None:
             return self.tombstones.hits(ids, contents).any
         known = [self._known.get(i) for i in ids]

@@ -1,4 +1,4 @@
-"""Places that must never have held an id: reports, Data Docs, Prefect, git. Looked through all the same."""
+"""Search places that should never contain an id: reports, Data Docs, MLflow, Prefect, Git."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ MAINTAINER = "whoever maintains the repository: rewrite its history, here and in
 
 
 def needles(targets: Targets) -> IdScanner:
+    """Return a scanner for the ids of erased rows and for people of whom no row is retained."""
     return IdScanner([*targets.ids, *targets.subjects])
 
 
 def reports(targets: Targets, apply: bool) -> Iterator[Found]:
-    """Data Docs go and come back with the next validation; a report that holds an id is taken away, too."""
+    """Yield the reports and Data Docs that contain an id; with `apply`, delete them. The pipeline writes them again."""
     for path, _ in needles(targets).below(targets.root / REPORTS):
         inside = path.is_relative_to(targets.root / DATA_DOCS)
         yield Residue(str(DATA_DOCS if inside else path.relative_to(targets.root)), "files with ids")
@@ -33,7 +34,7 @@ def reports(targets: Targets, apply: bool) -> Iterator[Found]:
 
 
 def mlflow(targets: Targets, apply: bool) -> Iterator[Found]:
-    """Artifacts and the database of the default store; a server's are its administrator's."""
+    """Search the artifacts and the database of the default store. A server's are its administrator's task."""
     wanted = needles(targets)
     for path, _ in wanted.below(targets.root / "mlartifacts"):
         yield Residue("MLflow artifacts", "files with ids")
@@ -51,8 +52,11 @@ def prefect_home() -> Path:
 
 
 def prefect(targets: Targets, apply: bool) -> Iterator[Found]:
-    """Results that were kept, and the database of a server on this machine. Tasks exchange strings and keep nothing,
-    so a result with an id comes from elsewhere; it goes. Rows of a database go by Prefect's own commands."""
+    """Search stored results, and the database of a Prefect server on this machine.
+
+    Our tasks exchange strings and store no results, so a result with an id has another origin; with `apply` it is
+    deleted. Rows of the database must be deleted with Prefect's own commands.
+    """
     wanted = needles(targets)
     home = prefect_home()
     storage = Path(os.environ.get("PREFECT_LOCAL_STORAGE_PATH") or home / "storage")
@@ -84,9 +88,10 @@ def _rows_with(database: Path, wanted: IdScanner) -> Iterator[tuple[str, int]]:
 
 
 def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
-    """Git: commits whose dvc.lock or `.dvc` files name data that is gone; `objects`: hashes of what is still there.
+    """Yield the number of Git commits whose dvc.lock or `.dvc` files name removed data.
 
-    Only history can be rewritten, and only by people: the data is not in it, its hashes are.
+    `objects`: hashes of the data that is still stored. The commits contain hashes, not data. To remove them a
+    maintainer has to rewrite the history.
     """
     if not _is_repository(targets.root):
         return
@@ -104,7 +109,7 @@ def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
 
 
 def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
-    """Git: versions of files, reachable or not, that hold an id."""
+    """Yield the number of Git blobs, reachable or not, that contain an id."""
     wanted = needles(targets)
     if not wanted.distinct or not _is_repository(targets.root):
         return
@@ -114,7 +119,7 @@ def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
 
 
 def _named(lock: bytes) -> set[str]:
-    """Hashes of cached outputs below data/ in a dvc.lock, or of what a `.dvc` file tracks."""
+    """Return the hashes of cached outputs below data/ in a dvc.lock, or of the files that a `.dvc` file tracks."""
     try:
         held = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
         stages = held["stages"].values() if "stages" in held else [held]
@@ -123,7 +128,7 @@ def _named(lock: bytes) -> set[str]:
             out["md5"]
             for out in outs
             if "md5" in out and ("stages" not in held or str(out["path"]).startswith("data/"))
-            if out["path"] != str(ACTIVATIONS)  # never in a cache
+            if out["path"] != str(ACTIVATIONS)  # activations are not cached
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
         return set()
@@ -134,7 +139,7 @@ def _is_repository(root: Path) -> bool:
 
 
 def _blobs(root: Path) -> Iterator[tuple[str, bytes]]:
-    """Kind and content of every object that git holds, packed or not."""
+    """Yield the kind and content of every Git object, packed or loose."""
     command = ["git", "cat-file", "--batch", "--batch-all-objects"]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

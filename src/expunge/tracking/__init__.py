@@ -1,4 +1,4 @@
-"""Runs and registered models in MLflow; with serving/pyfunc.py the only importer of MLflow.
+"""Runs and registered models in MLflow. Only this package and serving/pyfunc.py import MLflow.
 
 May import data, evaluation, methods, report, serving and system.
 Start with `runs.py` and `registry.py`.
@@ -6,7 +6,7 @@ Start with `runs.py` and `registry.py`.
 
 import os
 
-# Before the first import of mlflow: nothing leaves the machine, and the terminal belongs to the stage.
+# Set before mlflow is first imported: no telemetry, and no output between that of the stages.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

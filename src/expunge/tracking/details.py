@@ -1,4 +1,4 @@
-"""What runs show beside the summary, from what the stages left: learning curves, samples over time, costs."""
+"""Details of runs besides the summary, read from the files of the stages: learning curves, resource usage, costs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from expunge.system.monitor import Series
 from expunge.system.paths import COST, ORIGINAL, UNLEARNED
 from expunge.tracking.runs import Curve, Detail, seed_run
 
-# Of a history: what a curve is drawn over, and what says nothing of learning.
+# Keys of a training history: those that serve as the step of a curve, and those that are not drawn as curves.
 STEPS = ("epoch", "pass", "step")
 NOT_LEARNED = {*STEPS, "seconds", "images_per_s", "bf16"}
-# How a model compares with itself, where it is the only one retrained: else the UI's charts leave it out.
+# Values of a model compared with itself. A single retrained model has no other values for these metrics, and MLflow's
+# charts would omit it.
 ITSELF = {
     "gap/mean": 0.0,
     "gap/tow": 1.0,
@@ -36,8 +37,8 @@ ITSELF = {
 
 
 def details_of(summary: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Detail]:
-    """Per run what it holds beside its block of the summary. `seeds`: of the retrained models, none where nothing was
-    retrained."""
+    """Return the details of each run besides its block of the summary, by run name. `seeds`: seeds of the retrained
+    models; empty if nothing was retrained."""
     out = {name: _of_method(name, _taken(block)) for name, block in summary["methods"].items()}
     training = {seed: _cost(f"retrain-{seed}") for seed in seeds}
     retrain_s = fmean(cost["train_s"] for cost in training.values()) if training else None
@@ -58,13 +59,14 @@ def details_of(summary: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, De
 
 
 def _taken(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings a method ran with: as params have them, and those chosen on held-out rows in place of the choice."""
+    """Return the settings that a method ran with: those of params.yaml, with `choose` replaced by the settings chosen
+    on held-out rows."""
     given = {key: value for key, value in block["settings"]["params"].items() if key != "choose"}
     return {**given, **((block["settings"]["chosen"] or {}).get("taken") or {})}
 
 
 def usage_of(stages: Iterable[str]) -> dict[str, Series]:
-    """Samples of several stages, in the order of time."""
+    """Return the resource usage of several stages, merged by metric and ordered by time."""
     joined: dict[str, list[tuple[float, float]]] = {}
     for stage in stages:
         for name, series in _cost(stage).get("usage", {}).items():
@@ -76,7 +78,7 @@ def usage_of(stages: Iterable[str]) -> dict[str, Series]:
 
 
 def shared_stages() -> list[str]:
-    """Stages that belong to no single run below the pipeline's."""
+    """Return the stages that belong to no single child run, such as extraction and shadow models."""
     return [p.stem for p in sorted(COST.glob("*.json")) if p.stem.startswith(("extract-", "shadow"))]
 
 
@@ -96,7 +98,7 @@ def _of_training(cost: Mapping[str, Any], retrain_s: float | None, evaluate_s: f
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
-    """`training/loss` and whatever else a history has, by epoch, pass or step."""
+    """Return the curves of a training history, such as `training/loss`, by epoch, pass or step."""
     out: dict[str, list[tuple[int, float]]] = {}
     for i, entry in enumerate(history, start=1):
         step = next((int(entry[key]) for key in STEPS if key in entry), i)
@@ -109,6 +111,6 @@ def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
 def _cost(stage: str) -> dict[str, Any]:
     try:
         cost: dict[str, Any] = read_json(COST / f"{stage}.json")
-    except ManifestError:  # a stage that this pipeline's params leave out
+    except ManifestError:  # params.yaml leaves this stage out
         return {"train_s": 0.0, "epochs": []}
     return {"train_s": 0.0, "epochs": [], **cost}

@@ -1,4 +1,4 @@
-"""Test rows on which a registered version must repeat the evaluation before it is served."""
+"""Test rows on which a registered version must reproduce the evaluation's probabilities."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from expunge.data.split import Split
 from expunge.evaluation.divergence import log_softmax
 from expunge.system.paths import EVALUATION, SPLIT
 
-CHECKED_ROWS = 256  # test rows that are compared
+CHECKED_ROWS = 256  # number of test rows compared
 
 
 def examples_with_answers(
     method: str, dataset: Dataset, model: str | None = None
 ) -> tuple[np.ndarray | list[str], np.ndarray]:
-    """Test rows of retained classes, images uint8 `(n, h, w[, c])` or texts, and the probabilities that the evaluation
-    had for them. `model`: one of several that were evaluated under this name."""
+    """Return up to 256 retained test rows, images uint8 `(n, h, w[, c])` or texts, and their evaluated probabilities
+    `(n, C)`.
+
+    Of images of varying size, those of one shape are taken. `model`: one of several models that were evaluated under
+    the name `method`.
+    """
     rows = Split(SPLIT).rows("test_retain")
     if dataset.image_shape is None and dataset.encoding != TEXT:
         shapes = dataset.table(["height", "width", "channels"]).take(rows).to_pylist()

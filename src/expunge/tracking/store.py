@@ -1,4 +1,4 @@
-"""Where runs go: `MLFLOW_TRACKING_URI`, else SQLite beside the pipeline. The same calls serve both."""
+"""The store of the runs: `MLFLOW_TRACKING_URI`, else SQLite in the working directory, with the same calls for both."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
 PREFLIGHT_SECONDS = 5
-MIGRATIONS, COPYING = "alembic_version", "_alembic_tmp_"  # tables that MLflow's migrations keep, and begin names with
+MIGRATIONS, COPYING = "alembic_version", "_alembic_tmp_"  # the migrations' own table, prefix of temporary ones
 EXPERIMENT_TAGS = {
-    # Else the UI opens it among the pages for language models.
+    # Without this tag MLflow opens the experiment in its pages for language models.
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
         "One run per run of the pipeline; below it one run each for the original, the retrained reference and every "
@@ -37,16 +37,15 @@ EXPERIMENT_TAGS = {
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or SQLite in the working directory."""
+    """Return `MLFLOW_TRACKING_URI`, or the URI of SQLite in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def connect() -> MlflowClient:
-    """A client of the store in use; a database that is not there yet is created.
+    """Return a client of the store in use; a missing database is created.
 
-    A SQLite database gets its tables under another name first, so that a killed process leaves no half of one.
-    Processes that open one at the same time wait for the first to finish. Raises TrackingError if the store cannot be
-    opened.
+    A SQLite database is created under another name and then renamed, so that a killed process leaves no partial one.
+    Processes that open it at the same time wait for the first one. Raises TrackingError if the store cannot be opened.
     """
     uri = tracking_uri()
     with refusals("opening the store"), _alone(uri):
@@ -58,9 +57,9 @@ def connect() -> MlflowClient:
 
 
 def preflight() -> None:
-    """Fail now rather than after the training: raises TrackingError if runs could not be logged.
+    """Raise TrackingError if runs cannot be logged, before any training is done.
 
-    A server is given 5 seconds to answer; MLflow's own client retries for minutes.
+    A server must answer within 5 seconds; MLflow's own client would retry for minutes.
     """
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
@@ -70,7 +69,8 @@ def preflight() -> None:
 
 
 def experiment_of(client: MlflowClient, name: str) -> Experiment:
-    """The experiment `name`, created if need be; on SQLite its artifacts lie in `mlartifacts` beside the database."""
+    """Return the experiment `name`, created if it is missing; with SQLite its artifacts lie in `mlartifacts` beside the
+    database. Raises TrackingError if it was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
         uri = tracking_uri()
@@ -78,7 +78,7 @@ def experiment_of(client: MlflowClient, name: str) -> Experiment:
         try:
             client.create_experiment(name, artifact_location=local, tags=EXPERIMENT_TAGS)
         except MlflowException as e:
-            if e.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was first
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":  # another process may have created it meanwhile
                 raise
         found = client.get_experiment_by_name(name)
     if found.lifecycle_stage != "active":
@@ -91,24 +91,24 @@ def experiment_of(client: MlflowClient, name: str) -> Experiment:
 
 @contextmanager
 def fluent() -> Iterator[None]:
-    """For MLflow's functions that take no client: they follow a global address, which is put back afterwards."""
+    """Set MLflow's global tracking URI for its functions that take no client, and restore it afterwards."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(tracking_uri())
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # which also removes the variable
+        mlflow.set_tracking_uri(None)  # this also removes the environment variable
         if given is not None:
             os.environ["MLFLOW_TRACKING_URI"] = given
 
 
 @contextmanager
 def refusals(doing: str) -> Iterator[None]:
-    """Turn what MLflow refuses into a TrackingError that says what was being done, and where."""
+    """Turn errors of MLflow and its database into a TrackingError that names the store and the action `doing`."""
     try:
         yield
     except (MlflowException, SQLAlchemyError) as e:
-        first = hidden(str(e).split("\n", 1)[0], tracking_uri())  # SQL statements and stack traces follow
+        first = hidden(str(e).split("\n", 1)[0], tracking_uri())  # the further lines are SQL and stack traces
         raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}") from e
 
 
@@ -117,9 +117,9 @@ def _database(uri: str) -> Path:
 
 
 def _make_database(path: Path) -> None:
-    """Create the database `path` with all tables, by renaming a finished one; nothing where a finished one is there.
+    """Create the database `path` with all tables, by renaming a finished one, unless a finished one exists.
 
-    What a process that was killed between two migrations left is replaced: MLflow cannot go on with it.
+    An unfinished one, left by a process that was killed between two migrations, is replaced: MLflow cannot resume it.
     """
     if path.exists() and not _unfinished(path):
         return
@@ -128,32 +128,32 @@ def _make_database(path: Path) -> None:
         left.unlink(missing_ok=True)
     client = MlflowClient(f"{SQLITE}{new}")
     client.search_experiments(max_results=1)
-    client._tracking_client.store.engine.dispose()  # no connection outlives the rename
+    client._tracking_client.store.engine.dispose()  # close all connections before the rename
     os.replace(new, path)
 
 
 def _unfinished(path: Path) -> bool:
-    """Whether `path` is a database of MLflow's in which no table but the migrations' own holds a row.
+    """Return whether `path` is an MLflow database in which only the migrations' own table has rows.
 
-    A finished one holds at least MLflow's default experiment; tables of other programs are left alone.
+    A finished one has at least MLflow's default experiment. A database with tables of other programs gives False.
     """
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.tracking.dbmodels.initial_models import Base as First
 
     known = {*Base.metadata.tables, *First.metadata.tables, MIGRATIONS}
     try:
-        with closing(sqlite3.connect(path)) as db:  # which also takes back what was not committed
+        with closing(sqlite3.connect(path)) as db:  # opening also rolls back an uncommitted transaction
             tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if any(name not in known and not name.startswith(COPYING) for name in tables):
                 return False
             return not any(db.execute(f'SELECT 1 FROM "{t}" LIMIT 1').fetchone() for t in tables - {MIGRATIONS})
     except sqlite3.Error:
-        return False  # no database: MLflow says so
+        return False  # not a database; MLflow then raises its own error
 
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Hold a lock file beside a SQLite database: creating and stamping its tables is several transactions."""
+    """Hold a lock file beside a SQLite database, because MLflow creates its tables in several transactions."""
     if not uri.startswith(SQLITE):
         yield
         return
@@ -180,7 +180,7 @@ def _ask_server(uri: str) -> None:
             raise TrackingError(
                 f"{shown(uri)}: the tracking server refuses this host name; start it with `--allowed-hosts`"
             ) from None
-        if e.code != 401:  # a server that wants a password is there; MLflow will send it
+        if e.code != 401:  # the server is up and asks for credentials, which MLflow sends
             raise TrackingError(
                 f"{shown(uri)}: answers {e.code} instead of a tracking server's health; {way_out}"
             ) from None

@@ -1,4 +1,4 @@
-"""What lies behind a registered version: the classifier it serves, and the evaluation it was registered with."""
+"""The data behind a registered version: its served classifier, its evaluation, its tags and stored documents."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from expunge.tracking.store import fluent, refusals
 
 SERVABLE = Path("artifacts") / "servable"
 SUMMARY = "summary.json"
-TAG_LENGTH = 5000  # of a version's tag, on every database
+TAG_LENGTH = 5000  # MLflow's limit for a version's tag on every database
 LEDGER_TAG = "ledger"
-CORRECTS = "corrects"  # tag of a version: of how many training rows its request replaces the labels
-FORGETS = "forgets"  # tag of a version: what its request forgets, in words without ids
-RETRAINED = "retrained"  # the method of a version that is the retrained model itself
+CORRECTS = "corrects"  # tag of a version: number of training rows whose labels its request corrects
+FORGETS = "forgets"  # tag of a version: a description, without ids, of what its request forgets
+RETRAINED = "retrained"  # method name of a version that is the retrained model itself
 
 Block = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Blocks of the summary that a version was registered with: its own, the original's, the retrained models' mean."""
+    """Blocks of the summary at the registration of a version: its own, the original's, the retrained models' mean."""
 
     own: Block | None
     original: Block | None
@@ -38,11 +38,12 @@ class Evaluation:
 
 
 def servable_of(version: Version) -> tuple[Servable, str]:
-    """The classifier that `version` serves and the digest of its files, as they lie in the artifact store now.
+    """Return the classifier that `version` serves and the digest of its files, as they are in the artifact store now.
 
-    Raises TrackingError if it is no servable of ours, ManifestError or CheckpointError if a file was changed.
+    Raises TrackingError if the version was not registered by this pipeline, and ManifestError or CheckpointError if a
+    file was changed.
     """
-    with TemporaryDirectory() as place:  # MLflow would leave what it fetched from a server
+    with TemporaryDirectory() as place:  # MLflow does not delete files that it downloads from a server
         with refusals(f"reading version {version.version} of {version.name!r}"), fluent():
             directory = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=place)) / SERVABLE
         if not directory.is_dir():
@@ -53,7 +54,8 @@ def servable_of(version: Version) -> tuple[Servable, str]:
 
 
 def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
-    """What the pipeline run of `version` logged of it and of its references; all None where the run has none."""
+    """Return the evaluation that the pipeline run of `version` logged for it and its references; all None if there is
+    none."""
     nothing = Evaluation(None, None, None)
     try:
         with refusals(f"reading the evaluation of version {version.version} of {version.name!r}"), fluent():
@@ -62,7 +64,7 @@ def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
                 return nothing
             summary = mlflow.artifacts.load_dict(f"runs:/{parent}/{SUMMARY}")
     except TrackingError as e:
-        # A run that was deleted leaves its versions behind; any other refusal is not ours to swallow.
+        # The run may have been deleted while its versions remain. Other errors are raised.
         if isinstance(e.__cause__, MlflowException) and e.__cause__.error_code == "RESOURCE_DOES_NOT_EXIST":
             return nothing
         raise
@@ -74,7 +76,8 @@ def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
 
 
 def run_of_retrained(client: MlflowClient, request: str, dvc_lock: str) -> str:
-    """The newest run of the retrained models beside `request`. Raises TrackingError where none was logged."""
+    """Return the id of the newest run of the retrained models for `request` and `dvc_lock`. Raises TrackingError if
+    none was logged."""
     wanted = f"tags.method = '{RETRAINED}' and tags.request = '{request}' and tags.dvc_lock = '{dvc_lock}'"
     with refusals("looking for the run of the retrained models"):
         experiments = [e.experiment_id for e in client.search_experiments()]
@@ -86,36 +89,37 @@ def run_of_retrained(client: MlflowClient, request: str, dvc_lock: str) -> str:
 
 
 def ledger_entries(client: MlflowClient, name: str) -> list[str]:
-    """Hashes of ledger entries that the registry keeps, one on each version that was ever made champion here."""
+    """Return the hashes of ledger entries that the registry stores, one on each version that was ever champion."""
     with refusals(f"reading the versions of {name!r}"):
         found = client.search_model_versions(f"name = '{name}'")
     return [v.tags[LEDGER_TAG] for v in found if LEDGER_TAG in v.tags]
 
 
 def keep_entry(client: MlflowClient, version: Version, hash_: str) -> None:
-    """Keep the hash of the ledger entry that made `version` the champion, so that a cut ledger is noticed."""
+    """Store the hash of a decision's ledger entry in a tag of `version`, so that a truncated ledger is noticed."""
     with refusals(f"tagging version {version.version} of {version.name!r}"):
         client.set_model_version_tag(version.name, version.version, LEDGER_TAG, hash_)
 
 
 def keep_certificate(client: MlflowClient, version: Version, folder: Path, request: str) -> None:
-    """Store a certificate with the model of `version` and with its run, below `certificates/REQUEST`, and say so
-    in the version's tag `certificate`. Storing it again changes nothing."""
+    """Store a certificate with the model of `version` and with its run, in `certificates/REQUEST`, and set the tag
+    `certificate` of the version to the request. Storing it again changes nothing."""
     with refusals(f"storing the certificate of {request} with version {version.version} of {version.name!r}"):
         client.log_artifacts(version.run_id, str(folder), f"certificates/{request}")
-        source = client.get_model_version(version.name, version.version).source  # models:/m-...
+        source = client.get_model_version(version.name, version.version).source  # of the form models:/m-...
         client.log_model_artifacts(source.rpartition("/")[2], str(folder), f"certificates/{request}")
         client.set_model_version_tag(version.name, version.version, "certificate", request)
 
 
 def keep_page(client: MlflowClient, version: Version, path: Path) -> None:
-    """Store the page that a reviewer saw with the run of `version`, where MLflow shows it."""
+    """Store the page that a reviewer saw as an artifact of the run of `version`, where MLflow shows it."""
     with refusals(f"storing {path} with version {version.version} of {version.name!r}"):
         client.log_artifact(version.run_id, str(path))
 
 
 def models_of_ours(client: MlflowClient) -> list[str]:
-    """Names of registered models with a version that this pipeline made; a copy of one keeps the tag that says so."""
+    """Return the names of registered models with a version made by this pipeline, known by its tag `content`. Copies
+    of a version keep the tag."""
     found: set[str] = set()
     token = None
     with refusals("reading the registered models"):
@@ -128,19 +132,19 @@ def models_of_ours(client: MlflowClient) -> list[str]:
 
 
 def description_of(client: MlflowClient, version: Version) -> str:
-    """The description of a version as it reads now, which people edit on its page."""
+    """Return the present description of a version, which users can edit in MLflow."""
     with refusals(f"reading version {version.version} of {version.name!r}"):
         return client.get_model_version(version.name, version.version).description or ""
 
 
 def set_tag(client: MlflowClient, version: Version, key: str, value: str) -> None:
-    """Write a tag of a version; a longer value than a tag may hold is cut."""
+    """Set a tag of a version; the value is cut to TAG_LENGTH characters."""
     with refusals(f"tagging version {version.version} of {version.name!r}"):
         client.set_model_version_tag(version.name, version.version, key, value[:TAG_LENGTH])
 
 
 def drop_tag(client: MlflowClient, version: Version, key: str) -> None:
-    """Take a tag of a version away; nothing where it has none."""
+    """Delete a tag of a version if it is set."""
     if key in version.tags:
         with refusals(f"tagging version {version.version} of {version.name!r}"):
             client.delete_model_version_tag(version.name, version.version, key)
