@@ -33,6 +33,7 @@ QUIET = {
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage as `guarded` does and sample its resource use.
+
     The stage is refused if `expunge.lock` records other code than the installed package's.
     """
     monitor.start()
@@ -46,6 +47,7 @@ def run(main: Callable[[], None]) -> None:
 
 def guarded(main: Callable[[], object]) -> None:
     """Run a stage or a command.
+
     An ExpungeError is printed as one line and ends the process with status 2. Any other exception is a bug and keeps
     its traceback.
     """

@@ -42,6 +42,7 @@ def cost_of(name: str, config: Config) -> dict[str, Any]:
 
 def clean_references(config: Config) -> bool:
     """Whether the backbones of the retrained models never saw the forgotten rows.
+
     This holds if they were trained anew, or taken from a model that is declared (`model.saw_forget_data`) never to have
     seen them. Otherwise only the head of a reference was trained without the forgotten rows.
     """
@@ -50,6 +51,7 @@ def clean_references(config: Config) -> bool:
 
 def apart(evaluations: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the blocks of the methods that gave a result, and the reasons of those that refused.
+
     Raises QualityError if all methods refused. That happens only without the control logit-mask, and leaves nothing to
     put into the table.
     """

@@ -76,6 +76,7 @@ def with_stages(
     models: dict[str, Outputs], original: Outputs, references: list[Outputs], counted: np.ndarray, config: Config
 ) -> tuple[dict[str, Outputs], Outputs, list[Outputs]]:
     """Return the same outputs with probes inside the backbones, if there are at least MIN_REFERENCES retrained models.
+
     The probes of the original and the retrained models are cached below WORK for the next method. `counted`: mask of
     the rows that are evaluated.
     """

@@ -45,6 +45,7 @@ def main() -> None:
 
 def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
     """Write the store `out` with the engine that params or torchrun select; return what it cost, seconds per shard.
+
     Times differ from run to run, so they are kept out of the store's manifest, whose digest DVC compares. torch is
     imported here because a model that has no features of its own does not need it.
     """

@@ -1,4 +1,5 @@
 """register: log the runs and register the selected method's classifier in MLflow.
+
 The alias moves after the registered version was checked.
 """
 
@@ -68,6 +69,7 @@ FLOW_RUN = "EXPUNGE_FLOW_RUN"  # environment variable with the id of the flow ru
 
 def content_digest(method: str, summary: dict[str, Any]) -> str:
     """Return the digest of what a version is made from: weights, map and head, request and claims.
+
     Times and run ids are left out.
     """
     files = read_manifest(UNLEARNED / method)["files"]
@@ -199,6 +201,7 @@ def describe(summary: dict[str, Any], dataset: Dataset) -> str:
 
 def flat_params(config: Config) -> dict[str, Any]:
     """Return params.yaml as `section.key` entries, as MLflow shows them.
+
     Files and filters of requests are left out, because they may name people.
     """
     out: dict[str, Any] = {}
