@@ -58,7 +58,7 @@ def train_people(root: Path) -> tuple[Path, float]:
     lay_out(root, workspace, yaml.safe_dump(params_with(nearest(root, PARAMS), changes), sort_keys=False))
     fetched = [archive(vendor, None, root / RAW) for vendor in SHA256]
     (workspace / RAW / "emoji").mkdir(parents=True)
-    for file in fetched:  # hard links: the sweep deletes the workspace's copy, not the file in `root`
+    for file in fetched:  # hard links: the sweep deletes the link, not the file in `root`
         os.link(file, workspace / RAW / "emoji" / file.name)
     began = time.perf_counter()
     if not dvc.reproduce(*TRAINED, root=workspace):
