@@ -1,6 +1,6 @@
 """Nightly flow for erasure requests that are due: one run of the pipeline, approval by a person, and certificates.
 
-The state is kept by `expunge.erasure.lifecycle`, so the next run continues the work of one that was killed.
+The steps are those of `expunge.erasure.lifecycle`, so the next run continues the work of one that was killed.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from flows.unlearn import bring_up_to_date
 
 @flow(name="nightly", flow_run_name=about_request, log_prints=True)
 def nightly(workspace: str = ".", push: bool = False) -> State[object]:
-    """Run stale stages and those that depend on them. If nothing is stale, end at once, without tasks and artifacts.
+    """Run stale stages and those that depend on them.
+
+    If nothing is stale, no stage is run. With `push`, results that an earlier run did not push are then pushed.
 
     Args:
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.

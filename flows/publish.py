@@ -46,7 +46,7 @@ def publish(root: Path, outcome: dict[str, str]) -> None:
 
 
 def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
-    """Emit `expunge.verdict` about the registered model. It contains only numbers, digests and names of methods."""
+    """Emit `expunge.verdict` about the registered model. It contains only claims, numbers, digests and names."""
     from expunge.tracking import claim_tags
 
     receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}

@@ -57,7 +57,7 @@ def bring_up_to_date(
 
 
 def main() -> None:
-    """The command line: `python -m flows.unlearn`."""
+    """Run the command line `python -m flows.unlearn`."""
     parser = argparse.ArgumentParser(description="Run the pipeline as a Prefect flow, one task per DVC stage.")
     parser.add_argument("--workspace", default=".", help="folder with dvc.yaml and params.yaml")
     parser.add_argument("--stages", nargs="+", help="only these, in this order; all when left out")

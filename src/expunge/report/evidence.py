@@ -41,8 +41,8 @@ class Evidence:
 
     @cached_property
     def groups(self) -> dict[str, Index]:
-        """Positions of forgotten, unseen (test rows of the same classes) and retained rows, and of the other test
-        rows."""
+        """Positions of the forgotten rows, of the unseen rows (test rows of the same classes), of the retained rows and
+        of the other test rows."""
         return groups_of(self.labels, self.parts)
 
 

@@ -1,4 +1,4 @@
-"""DVC through its command line. No other module starts DVC."""
+"""DVC through its command line: how it is started, in which environment, and how its failures are raised."""
 
 from __future__ import annotations
 

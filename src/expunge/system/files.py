@@ -23,7 +23,7 @@ MANIFEST_SCHEMA = 1
 
 
 def sha256(path: Path | str) -> str:
-    """Return the hex sha256 of a file."""
+    """Return the hex sha256 of a file, which is read in pieces."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -90,6 +90,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
+    """Return the content of a JSON file. Raises ManifestError if it is missing, cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
 # If the variable is `json`, lines of progress are JSON objects for programs that read the output:
-# {"progress": share of the whole in [0, 1], "what": ..., "line": the words for people}
+# {"progress": share of the whole in [0, 1], "what": ..., "line": the text for people}
 FORMAT_VARIABLE = "EXPUNGE_PROGRESS"
 
 

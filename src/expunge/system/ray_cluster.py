@@ -81,7 +81,7 @@ def _start_here(ray: Any, cpus: int) -> None:
             # "local" starts a new cluster instead of joining that of another run on this machine.
             ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
             return
-        except Exception as e:  # Ray raises nothing narrower
+        except Exception as e:  # Ray raises no more specific class
             ray.shutdown()
             if "timed out" not in str(e) or attempt == STARTS - 1:
                 raise

@@ -128,12 +128,13 @@ def train(
 
 
 def _tired(history: list[dict[str, float]], patience: int) -> bool:
+    """Whether the held-out loss has not fallen below its earlier minimum in the last `patience` epochs."""
     losses = [h["held_loss"] for h in history]
     return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
 
 class _Run:
-    """Model, optimizer and data of one training."""
+    """Model, optimizer and data of one training run."""
 
     def __init__(
         self,
@@ -188,6 +189,7 @@ class _Run:
         self.classifier.train()
         for norm in self.norms:
             norm.eval()
+        # Epochs are below 1,000,003, so each pair of seed and epoch gives another generator seed.
         generator = torch.Generator().manual_seed(self.a["seed"] * 1_000_003 + epoch)
         order = self.rows[torch.randperm(len(self.rows), generator=generator)]
         loss_sum = torch.zeros((), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""One of the processes of `train.engine: torchrun`: torchrun starts `python -m expunge.training.worker FOLDER`."""
+"""A process of `train.engine: torchrun`, which torchrun starts as `python -m expunge.training.worker FOLDER`."""
 
 from __future__ import annotations
 

@@ -163,8 +163,8 @@ def _methods(answers: Answers, text: bool) -> dict[str, Any]:
         made["methods"] = ["logit-mask", *maps, "teacher-map", "relearn", "short-retrain"]
         if answers.model != OWN_CUTS:
             made["activations"] = {"cuts": "auto"}
-            # Epochs are those of the whole network, because the cut is chosen, and the part above it known, only in the
-            # run.
+            # Epochs of the whole network: the part above the cut is not known here, because the cut is chosen only in
+            # the run.
             made["fit"] = {
                 "relearn": {"cut": "auto"},
                 "teacher-map": {"after": {"method": "relearn", "cut": "auto", "epochs": 0.2, "batch_size": 128}},
