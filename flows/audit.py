@@ -1,4 +1,4 @@
-"""Every week: is what serves still what was approved, and does it still withstand the attacks?"""
+"""Weekly flow: check that the serving version is the approved one and still withstands the attacks."""
 
 from __future__ import annotations
 
@@ -43,14 +43,16 @@ def audit(
     first_seed: int | None = None,
     model: str | None = None,
 ) -> str:
-    """Attack the serving version again with fresh seeds, by the files that serve, and compare with the report it was
-    registered with. Fails where a gated value worsened beyond its margin, or the registry is not as the ledger says.
+    """Attack the serving version again with fresh seeds and compare the results with the report of its registration.
+
+    The attacks use the files that serve. The run fails if a gated value worsened beyond its margin, or if the registry
+    disagrees with the ledger.
 
     Args:
         workspace: Folder with the data and models of the last run; "." is the deployment's own.
-        seeds: How many fresh seeds; the mean over them is compared.
-        first_seed: The first seed, to repeat an audit; from today's date when left out.
-        model: Name of the registered model; the one that the last run registered when left out.
+        seeds: Number of fresh seeds; the mean over them is compared.
+        first_seed: The first seed, to repeat an audit; derived from today's date if left out.
+        model: Name of the registered model; the one that the last run registered if left out.
     """
     root = Path(workspace).resolve()
     attack(str(root), seeds, first_seed, model)
@@ -74,7 +76,7 @@ def audit(
 
 @task(cache_policy=NO_CACHE, task_run_name="attack")
 def attack(workspace: str, seeds: int, first_seed: int | None, model: str | None) -> None:
-    """`expunge attack`, streamed. It ends well where it came to a result, whatever that is."""
+    """Run `expunge attack` and stream its output. Succeeds if the command wrote a result, whatever the result is."""
     root = Path(workspace)
     (root / AUDIT).unlink(missing_ok=True)
     command = expunge("attack", "--seeds", str(seeds))
@@ -88,7 +90,7 @@ def attack(workspace: str, seeds: int, first_seed: int | None, model: str | None
 
 
 def show(root: Path, found: dict[str, Any]) -> None:
-    """The comparison as a table, and in words with links."""
+    """Publish the comparison as a table, and as Markdown with links."""
     table = [
         {title: f"{row[key]:.3f}" if isinstance(row[key], float) else row[key] for key, title in COLUMNS.items()}
         | {"verdict": "worse" if row["worsened"] else "holds"}

@@ -1,6 +1,6 @@
-"""Every night: the erasure requests that are due, in one run of the pipeline; a person approves; certificates follow.
+"""Nightly flow for erasure requests that are due: one run of the pipeline, approval by a person, and certificates.
 
-Everything that counts is in `expunge.erasure.lifecycle`: a run that is killed here is gone on with by the next one.
+The steps are those of `expunge.erasure.lifecycle`, so the next run continues the work of one that was killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from expunge.erasure.lifecycle import Outcome
     from expunge.erasure.requests import Store
 
-FINAL = "expunge.request"  # and the state: expunge.request.completed, expunge.request.refused
+FINAL = "expunge.request"  # followed by the state: expunge.request.completed, expunge.request.refused
 SOON = 7
 
 
@@ -57,17 +57,18 @@ def erasure(
     wait_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0,
 ) -> State[object]:
     """Carry out every verified erasure request: one run of the pipeline, approval, promotion, sweep, certificates.
-    With a file or classes: take a new request in first; it waits until somebody has verified it.
+
+    With a file or classes, a new request is recorded first. It waits until somebody has verified it.
 
     Args:
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
-        ids_file: Path, on the worker, of a list of row ids. Never the ids themselves: parameters are kept.
-        subject_file: Path, on the worker, of a list of subjects, whose rows all go.
+        ids_file: Path, on the worker, of a list of row ids. Never the ids themselves, because parameters are stored.
+        subject_file: Path, on the worker, of a list of subjects, all of whose rows are erased.
         classes: Classes to forget, by name or index.
-        basis: On what ground, for example GDPR Art. 17(1)(b).
-        received: Day on which the request came in; today when left out.
-        within: Start only if a request is due in so many days; every night when left out.
-        wait_hours: How long to wait for the approval. The next run asks again.
+        basis: Legal basis, for example GDPR Art. 17(1)(b).
+        received: Day on which the request was received; today if left out.
+        within: Start only if a request is due within this many days; every night if left out.
+        wait_hours: How long to wait for the approval. If nobody answers, the next run asks again.
     """
     root = Path(workspace).resolve()
     with chdir(root):
@@ -96,7 +97,7 @@ def erasure(
 
 
 def stages(stages: Any = (), force: bool = False) -> None:
-    """The pipeline in the working directory, one task per stage."""
+    """Run the pipeline in the working directory, one task per stage."""
     bring_up_to_date(Path.cwd(), list(stages) or None, force)
 
 
@@ -123,7 +124,7 @@ def take_in(
 
 
 def overview(store: Store, today: date) -> None:
-    """Open requests by deadline, as a table; what is overdue or due soon stands in its description."""
+    """Publish a table of the open requests by deadline. Its description counts those that are overdue or due soon."""
     open_ = store.all(OPEN)
     marks = [urgency(r.due, today, SOON) for r in open_]
     rows = [
@@ -147,7 +148,7 @@ def overview(store: Store, today: date) -> None:
 
 
 def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
-    """The review, and a form above which it stands; None where nobody answered in time."""
+    """Show the review, pause for the approval form, and return the decision; None if nobody answered in time."""
     product = outcome.facts["product"]
     seen = ReviewSession(product["model"]).review(product["version"])
     show(root, seen)
@@ -170,7 +171,7 @@ def finals(store: Store) -> set[str]:
 
 
 def tell(store: Store, before: set[str]) -> None:
-    """An event for every request that became final in this run, and its certificate as an artifact."""
+    """Emit an event for every request that became final in this run, and publish its certificate as an artifact."""
     for id_ in sorted(finals(store) - before):
         request = store.get(id_)
         emit_event(
@@ -184,7 +185,7 @@ def tell(store: Store, before: set[str]) -> None:
                 markdown=f"Certificate on the worker: `{(CERTIFICATES / id_).resolve()}`",
                 description=f"Request {id_} is completed",
             )
-    for id_ in sorted(finals(store) - before):  # last: without the registry the events are out all the same
+    for id_ in sorted(finals(store) - before):  # last, so that events are emitted even if the registry fails
         if store.get(id_).state == "completed":
             attach(CERTIFICATES / id_)
 
@@ -194,7 +195,7 @@ def ended(outcome: Outcome) -> State[object]:
         return Completed(name="NothingToDo", message="No verified request is due.")
     message = f"{outcome.batch}: {len(outcome.requests)} requests {outcome.state}."
     if outcome.state == "refused":
-        # Somebody must tell the requesters.
+        # The run fails, because somebody must inform the requesters.
         return Failed(name="Refused", message=message)
     return Completed(message=message)
 

@@ -1,4 +1,4 @@
-"""Names of flow runs: what is forgotten from what, and when; a branch is named the same way."""
+"""Names of flow runs: source, request and time. Branches have the same names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from prefect.runtime import flow_run
 
 
 def request_words(workspace: Path) -> str:
-    """ "digits, forget 5", from params.yaml; names of files and conditions stay out, they may name people."""
+    """Return source and request from params.yaml, such as "digits, forget 5".
+
+    File names and filter conditions are left out, because they may name people. Returns the name of the workspace if
+    params.yaml cannot be read.
+    """
     try:
         params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
         source, split = params["data"]["source"], params["split"]
@@ -22,7 +26,7 @@ def request_words(workspace: Path) -> str:
         elif split["selector"] == "memorised":
             what = f"the {split['fraction']:.0%} learned best by heart"
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return workspace.name  # the run itself will say what is wrong with the file
+        return workspace.name  # the run itself reports what is wrong with the file
     return f"{source}, forget {what}"
 
 
@@ -31,11 +35,11 @@ def when() -> str:
 
 
 def about_request() -> str:
-    """The name of a run that works on the request of its workspace."""
+    """Return the name of a flow run that works on the request of its workspace."""
     workspace = Path((flow_run.get_parameters() or {}).get("workspace", ".")).resolve()
     return f"{request_words(workspace)} · {when()}"
 
 
 def branch_of(name: str) -> str:
-    """A branch for the flow run `name`: `expunge/digits-forget-5-2026-11-21-14-03-22`."""
+    """Return the branch of the flow run `name`, such as `expunge/digits-forget-5-2026-11-21-14-03-22`."""
     return "expunge/" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

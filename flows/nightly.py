@@ -1,4 +1,4 @@
-"""Every night: bring the workspace up to date, or find that there is nothing to do."""
+"""Nightly flow: bring the workspace up to date, or find that there is nothing to do."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from flows.unlearn import bring_up_to_date
 
 @flow(name="nightly", flow_run_name=about_request, log_prints=True)
 def nightly(workspace: str = ".", push: bool = False) -> State[object]:
-    """Run what is stale, and what depends on it. Where nothing is, end at once: no task, no artifact, no push.
+    """Run stale stages and those that depend on them.
+
+    If nothing is stale, no stage is run. With `push`, results that an earlier run did not push are then pushed.
 
     Args:
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
-        push: For a clone: push data to its DVC remote; dvc.lock, metrics and plots to a branch named like this run.
+        push: In a clone, push data to its DVC remote, and dvc.lock, metrics and plots to a branch named like this run.
     """
     root = Path(workspace).resolve()
     stale = stale_stages(root)

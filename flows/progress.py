@@ -10,11 +10,11 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-SECONDS = 5.0  # a stage that is shorter needs no bar, and a bar needs no more updates
+SECONDS = 5.0  # shorter stages get no bar, and a bar is updated no more often
 
 
 class Entry(NamedTuple):
-    """One line of progress: what it is about, how much of it is done in [0, 1], and the words for people."""
+    """One line of progress: what is done, the share of it that is complete in [0, 1], and the line for people."""
 
     what: str
     share: float
@@ -22,18 +22,18 @@ class Entry(NamedTuple):
 
 
 def entry_of(line: str) -> Entry | None:
-    """The progress that a line of a stage reports as JSON; None for any other line."""
+    """Return the progress that a line of a stage reports as JSON; None for any other line."""
     if not line.startswith('{"progress"'):
         return None
     try:
         found = json.loads(line)
         return Entry(str(found["what"]), float(found["progress"]), str(found["line"]))
-    except (ValueError, KeyError, TypeError):  # two processes wrote into one line
+    except (ValueError, KeyError, TypeError):  # for example because two processes wrote into one line
         return None
 
 
 class Progress:
-    """The bar of one task: it appears once the task has taken some seconds and says how far it is."""
+    """Progress bar of one task. It appears after the task has taken SECONDS."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -48,7 +48,7 @@ class Progress:
         if self._artifact is None:
             key = re.sub(r"[^a-z0-9]+", "-", f"progress {self._what}".lower()).strip("-")
             made = create_progress_artifact(percent, key=key, description=description)
-            assert isinstance(made, UUID)  # a coroutine only where there is an event loop
+            assert isinstance(made, UUID)  # it is a coroutine only if there is an event loop
             self._artifact = made
         else:
             update_progress_artifact(self._artifact, percent, description=description)

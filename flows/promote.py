@@ -1,4 +1,4 @@
-"""A person decides: the review as artifacts, a form that asks for a decision and a reason, then `expunge.promotion`."""
+"""Promotion by a person: publish the review, ask for a decision and a reason in a form, then promote the version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flows.publish import PROMOTED, where_to_look
 
 
 class Decision(RunInput):
-    """What the form asks for."""
+    """Fields of the form."""
 
     approver: str = Field(
         min_length=1, max_length=200, title="Your name", description="Stands in the ledger as who decided."
@@ -57,13 +57,14 @@ def promote(
     model: str | None = None,
     wait_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0,
 ) -> State[object]:
-    """Show a version beside the champion, wait for a person, and promote it. A version that does not pass the gates is
-    refused before anybody is asked.
+    """Show a version beside the champion, wait for a person's decision, and promote it.
+
+    A version that does not pass the gates is refused before anybody is asked.
 
     Args:
-        workspace: Folder with the data and models of the run that registered it; "." is the deployment's own.
+        workspace: Folder with the data and models of the run that registered the version; "." is the deployment's own.
         version: Number of a version, or the alias challenger.
-        model: Name of the registered model; the one that the last run registered when left out.
+        model: Name of the registered model; the one that the last run registered if left out.
         wait_hours: How long to wait for a decision; the run fails after that.
     """
     root = Path(workspace).resolve()
@@ -89,8 +90,8 @@ def promote(
     if asked.decision == "refuse":
         return Completed(name="Refused", message=f"Version {challenger.version}: {asked.reason}")
     with chdir(root):
-        # A version of its own number: the alias may have moved while the run waited. The ledger's head says whether
-        # something was decided meanwhile.
+        # `seen` has the version's number, because the alias may have moved while the run waited. The ledger's head
+        # shows whether something else was decided in the meantime.
         entry = ReviewSession(model).promote(seen, asked.reason, head, asked.approver)
     emit_event(
         PROMOTED,
@@ -111,7 +112,7 @@ def promote(
 
 
 def form(root: Path, seen: Review) -> str:
-    """What stands above the form: verdict, claims, what changes, links."""
+    """Return the text above the form: verdict, claims, changed predictions, findings and links."""
     v = seen.challenger
     instead = f"version {seen.champion.version}" if seen.champion else "the original classifier"
     changed = [
@@ -136,7 +137,7 @@ def form(root: Path, seen: Review) -> str:
 
 
 def show(root: Path, seen: Review) -> None:
-    """The review of `expunge review`, as an artifact."""
+    """Publish the review of `expunge review` as an artifact."""
     out = io.StringIO()
     print_review(seen, Console(file=out, width=140, highlight=False, markup=False))
     create_markdown_artifact(

@@ -1,4 +1,4 @@
-"""What a run leaves for people and for automations: table, links, an event, and from a clone a branch."""
+"""Publish a run's result for people and automations: a table, links, an event and, from a clone, a branch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERDICT, PROMOTED = "expunge.verdict", "expunge.promoted"
 
 
 def publish(root: Path, outcome: dict[str, str]) -> None:
-    """The result as a table and as Markdown with links, and the verdict as an event where it was made just now."""
+    """Publish the result as a table and as Markdown with links, and emit the verdict as an event if it is new."""
     if not (root / SUMMARY).is_file():
         return
     from expunge.report.tables import headline, markdown, rows
@@ -46,7 +46,7 @@ def publish(root: Path, outcome: dict[str, str]) -> None:
 
 
 def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
-    """Emit `expunge.verdict` about the registered model; numbers and names of methods only."""
+    """Emit `expunge.verdict` about the registered model. It contains only claims, numbers, digests and names."""
     from expunge.tracking import claim_tags
 
     receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
@@ -73,8 +73,10 @@ def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
 
 
 def where_to_look(root: Path, run_id: str | None = None) -> str:
-    """A Markdown list: the run in MLflow, the report, Data Docs. Local files are given as paths: browsers do not follow
-    links from a server's page to them."""
+    """Return a Markdown list of the run in MLflow, the report and Data Docs.
+
+    Local files are given as paths, because browsers do not follow links from a server's page to local files.
+    """
     lines = [f"- {what}: {link}" for what, link in mlflow_links(root, run_id)]
     report, docs = root / REPORTS / "report.html", sorted((root / DATA_DOCS).glob("**/index.html"))
     if report.is_file():
@@ -84,9 +86,9 @@ def where_to_look(root: Path, run_id: str | None = None) -> str:
 
 
 def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]:
-    """The pipeline run of what was registered last, or of `run_id`, in the UI of the MLflow server in use.
+    """Return links to the pipeline run of the last registered version, or of `run_id`, in the UI of the MLflow server.
 
-    `EXPUNGE_MLFLOW_URL` is the server's address for browsers, where it is another than the worker's.
+    `EXPUNGE_MLFLOW_URL` is the server's address for browsers, if it differs from the worker's.
     """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     base = os.environ.get("EXPUNGE_MLFLOW_URL") or tracking
@@ -115,7 +117,8 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
     task_run_name="push",
 )
 def push_run(workspace: str) -> str:
-    """Push data to the DVC remote; dvc.lock, metrics and plots to a branch named by the run. Returns the branch."""
+    """Push data to the DVC remote, and dvc.lock, metrics and plots to a branch named after the run. Returns the
+    branch."""
     branch = branch_of(flow_run.get_name() or "run")
     push(Path(workspace), branch)
     create_markdown_artifact(

@@ -1,9 +1,9 @@
 """`expunge deploy`: work pool, deployments of prefect.yaml, one concurrency limit per workspace, automations.
 
-Deployments of one workspace share a limit of one run. Those tagged `approval` take no part in it: a run that is paused
-gives its place away and would not get it back. `promote` guards itself by the ledger. A run whose process was killed
-keeps the limit until the automation below finds its heartbeat missing and marks it as crashed; a lease ends it after
-five minutes where there are no automations.
+Deployments of one workspace share a limit of one run. Those tagged `approval` are exempt: a paused run gives up its
+slot and would not get it back. `promote` is protected by the ledger instead. A run whose process was killed holds the
+limit until the automation below misses its heartbeat and marks it as crashed; without automations a lease ends it after
+five minutes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from prefect.workers.process import ProcessWorker
 
 DEPLOYMENTS = Path("prefect.yaml")
 POOL = "expunge"
-APPROVAL = "approval"  # tag of deployments that wait for people
+APPROVAL = "approval"  # tag of deployments that wait for a person
 PUSHING = ("pipeline", "nightly")
 CLONES = ".expunge/clones"
-# Heartbeats come every 30 seconds from a worker that `expunge worker` started.
+# A worker started by `expunge worker` sends heartbeats every 30 seconds.
 SILENCE = timedelta(seconds=95)
 
 
@@ -63,7 +63,8 @@ def main() -> None:
 
 
 def specification(name: str | None, repository: str | None, revision: str, remote: str | None) -> dict[str, Any]:
-    """prefect.yaml, for the folder of the worker as it stands, for a clone with its own pull step and names."""
+    """Return the deployments of prefect.yaml: unchanged for the worker's folder, and with a pull step and own names for
+    a clone."""
     spec: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
     if repository is None:
         return spec
@@ -100,7 +101,10 @@ async def pool_and_automation(silence: timedelta) -> None:
 
 
 def killed_runs(silence: timedelta) -> AutomationCore:
-    """A run that sent a heartbeat, and then for `silence` neither another one nor the event of an end."""
+    """Return the automation that marks a run as crashed.
+
+    It applies to a run that sent a heartbeat and then, for `silence`, neither another one nor an event of ENDS.
+    """
     return AutomationCore(
         name="expunge: mark killed runs as crashed",
         description="Their worker is gone. The next run of the workspace completes their work.",
@@ -134,7 +138,7 @@ async def replace_automation(client: PrefectClient, automation: AutomationCore) 
 
 
 def deploy(spec: dict[str, Any]) -> None:
-    """`prefect deploy --all` on the specification, from the root of the repository, where its entrypoints are."""
+    """Run `prefect deploy --all` on the specification, from the root of the repository, where the entrypoints are."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=".", prefix=".prefect-", encoding="utf-8") as file:
         yaml.safe_dump(spec, file, sort_keys=False)
         file.flush()
@@ -145,7 +149,7 @@ def deploy(spec: dict[str, Any]) -> None:
 
 
 async def share_limit(spec: dict[str, Any], workspace: str) -> None:
-    """One limit of one run for all deployments of the workspace, those that wait for people left out."""
+    """Give all deployments of the workspace, except those that wait for people, a shared limit of one run."""
     name = f"expunge: {workspace}"
     async with get_client() as client:
         await client.upsert_global_concurrency_limit_by_name(name, limit=1)

@@ -1,4 +1,4 @@
-"""Stages of dvc.yaml as tasks: DVC decides what is stale, Prefect streams, retries and shows."""
+"""Stages of dvc.yaml as tasks: DVC decides what is stale; Prefect streams output, retries and shows progress."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from expunge.system.preflight import passed
 from expunge.system.progress import FORMAT_VARIABLE
 from flows.progress import Progress, entry_of
 
-# What may pass by itself: another process in the workspace, a source to be fetched, a tracking server.
+# Failures that may be temporary: another process in the workspace, a source to be fetched, a tracking server.
 BUSY = "is busy"
 REGISTER = "register"
 OUTSIDE = ("prepare", REGISTER)
 OUTSIDE_TRIES, BUSY_TRIES = 3, 6
 TAIL = 40
-# What DVC says to people at a terminal after every stage.
+# DVC's hints for people at a terminal, which are left out of the log.
 HINTS = re.compile(
     r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
 )
@@ -42,12 +42,15 @@ class StageFailedError(RuntimeError):
 
 
 class PreflightError(RuntimeError):
-    """The run could not end well: params are wrong, or the tracking server is away. Nothing was started."""
+    """The run would fail: params are wrong, or the tracking server cannot be reached. No stage was started."""
 
 
 def environment(workspace: Path) -> dict[str, str]:
-    """dvc.yaml says `python`; let it be the one that runs the flow, and let it import the workspace's own code. The
-    stage that logs the run is told which flow run it belongs to."""
+    """Return the environment variables for DVC and the stages.
+
+    dvc.yaml says `python`, so this interpreter's folder is first on PATH, and `src` of the workspace on PYTHONPATH.
+    EXPUNGE_FLOW_RUN tells the stage that logs the run which flow run it belongs to.
+    """
     own = [str(workspace / "src")] if (workspace / "src" / "expunge").is_dir() else []
     return {
         **os.environ,
@@ -65,7 +68,7 @@ def expunge(*arguments: str) -> list[str]:
 
 
 def ask(command: list[str], workspace: Path) -> str:
-    """Output of a command that is quick. Raises StageFailedError with its last words."""
+    """Run a short command and return its standard output. Raises StageFailedError with its standard error."""
     done = subprocess.run(command, cwd=workspace, env=environment(workspace), text=True, capture_output=True)
     if done.returncode != 0:
         raise StageFailedError(f"{' '.join(command[1:])}: exit status {done.returncode}\n{done.stderr.strip()}")
@@ -73,24 +76,24 @@ def ask(command: list[str], workspace: Path) -> str:
 
 
 def stage_names(workspace: Path) -> list[str]:
-    """All stages of dvc.yaml, matrix stages expanded, in file order, which is an order they can run in."""
+    """Return all stages of dvc.yaml, with matrix stages expanded, in file order, which is an order they can run in."""
     return ask(dvc.command("stage", "list", "--name-only"), workspace).split()
 
 
 def stale_stages(workspace: Path) -> list[str]:
-    """Stages whose inputs, parameters or outputs are not as dvc.lock says; what lies after them is not in the list."""
+    """Return the stages whose inputs, parameters or outputs differ from dvc.lock. Later stages, which depend on their
+    outputs, are not in the list."""
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
 
 def check(workspace: Path) -> None:
-    """Raise PreflightError, with every conflict of params.yaml, before DVC removes an output."""
+    """Raise PreflightError with every conflict of params.yaml, before DVC removes an output."""
     if not passed(workspace):
         _first("check", "--quiet", workspace=workspace)
 
 
 def preflight(workspace: Path) -> None:
-    """Raise PreflightError now if the last stage could not log and register what the stages before it take long to
-    make."""
+    """Raise PreflightError if the last stage could not log and register the result, before the long stages run."""
     _first("preflight", workspace=workspace)
 
 
@@ -103,7 +106,10 @@ def _first(*arguments: str, workspace: Path) -> None:
 
 @contextmanager
 def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str], subprocess.Popen[str]]]:
-    """A process and its lines, stdout and stderr together. It ends with us, the processes below it included."""
+    """Start a process and yield its lines, of stdout and stderr together, and the process.
+
+    If the body raises, for example because the flow is cancelled, the process and its descendants are terminated.
+    """
     process = subprocess.Popen(
         command,
         cwd=workspace,
@@ -128,9 +134,9 @@ def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str
 
 
 def stream(command: list[str], workspace: Path, what: str) -> list[str]:
-    """Run a command, every line into the log of the task as it comes. Returns its last lines.
+    """Run a command and write every line to the log of the task as it arrives. Returns the last TAIL lines.
 
-    Raises StageFailedError where it exits with another status than 0.
+    Raises StageFailedError if it exits with a status other than 0.
     """
     logger, tail, progress = get_run_logger(), deque[str](maxlen=TAIL), Progress(what)
     with lines_of(command, workspace) as (lines, process):
@@ -148,7 +154,8 @@ def stream(command: list[str], workspace: Path, what: str) -> list[str]:
 
 
 def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
-    """Retry for minutes when another process held the workspace, twice when the stage talks to the world outside."""
+    """Whether to retry: for minutes if another process holds the workspace, twice if the stage uses outside
+    services."""
     if BUSY in (state.message or ""):
         return run.run_count < BUSY_TRIES
     return run.run_count < OUTSIDE_TRIES and any(run.name.startswith(name) for name in OUTSIDE)
@@ -162,7 +169,8 @@ def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obje
     task_run_name="{stage}",
 )
 def run_stage(stage: str, workspace: str, force: bool = False) -> str:
-    """Run one stage with `dvc repro --single-item`, output streamed into the log. Returns "done" or "up to date"."""
+    """Run one stage with `dvc repro --single-item` and stream its output into the log. Returns "done" or "up to
+    date"."""
     command = dvc.command("repro", "--single-item", *(["--force"] if force else []), stage)
     tail = stream(command, Path(workspace), f"stage {stage}")
     return UP_TO_DATE if any("didn't change, skipping" in line for line in tail) else DONE

@@ -1,7 +1,7 @@
 """The pipeline as a Prefect flow: one task per DVC stage, in the order of dvc.yaml.
 
-`python -m flows.unlearn` runs it without a server of your own; a deployment runs the same function. DVC decides what is
-stale, so a task whose stage is up to date ends at once. Tasks exchange strings only.
+`python -m flows.unlearn` runs it without a permanent Prefect server; a deployment runs the same function. DVC decides
+what is stale, so a task whose stage is up to date ends at once. Tasks exchange only strings.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Stages = Annotated[list[str] | None, Field(examples=[["fit@loft", "evaluate@loft
 
 @flow(name="unlearn", flow_run_name=about_request, log_prints=True)
 def unlearn(workspace: str = ".", stages: Stages = None, force: bool = False, push: bool = False) -> dict[str, str]:
-    """Run the pipeline on the request in params.yaml, log its runs to MLflow, register the selected classifier, and
-    publish the result table. Stages that are up to date take no time.
+    """Run the pipeline on the request in params.yaml, register the selected classifier and publish the result table.
+
+    Runs are logged to MLflow. Stages that are up to date take no time.
 
     Args:
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
-        stages: Stages to run, in this order, as `dvc stage list` names them; all of dvc.yaml when left out.
-        force: Run the stages even where nothing changed since they ran last.
-        push: For a clone: push data to its DVC remote; dvc.lock, metrics and plots to a branch named like this run.
+        stages: Stages to run, in this order, as `dvc stage list` names them; all of dvc.yaml if left out.
+        force: Run the stages even if nothing changed since their last run.
+        push: In a clone, push data to its DVC remote, and dvc.lock, metrics and plots to a branch named like this run.
     """
     return bring_up_to_date(Path(workspace).resolve(), stages, force, push)
 
@@ -40,7 +41,10 @@ def unlearn(workspace: str = ".", stages: Stages = None, force: bool = False, pu
 def bring_up_to_date(
     root: Path, stages: list[str] | None = None, force: bool = False, push: bool = False
 ) -> dict[str, str]:
-    """One task per stage, then artifacts and event. Returns what each stage did. To be called inside a flow run."""
+    """Run one task per stage, then publish artifacts and the event. Returns what each stage did, by name.
+
+    It must be called inside a flow run.
+    """
     check(root)
     names = stages or stage_names(root)
     if REGISTER in names:
@@ -53,7 +57,7 @@ def bring_up_to_date(
 
 
 def main() -> None:
-    """The command line: `python -m flows.unlearn`."""
+    """Run the command line `python -m flows.unlearn`."""
     parser = argparse.ArgumentParser(description="Run the pipeline as a Prefect flow, one task per DVC stage.")
     parser.add_argument("--workspace", default=".", help="folder with dvc.yaml and params.yaml")
     parser.add_argument("--stages", nargs="+", help="only these, in this order; all when left out")

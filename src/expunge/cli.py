@@ -46,12 +46,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: an ExpungeError becomes one clear line and exit status 2."""
+    """Run the command. An ExpungeError is printed as one line and ends the process with status 2."""
     guarded(app)
 
 
 def print_version(asked: bool) -> None:
-    """Print the version of this package and end, where it was asked for."""
+    """Print the version of this package and exit, if `--version` was given."""
     if asked:
         typer.echo(f"expunge {installed_version()}")
         raise typer.Exit()
@@ -109,7 +109,7 @@ def ui(port: int = 5000) -> None:
 
     uri = tracking_uri()
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port that was just left is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just released is free
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as e:

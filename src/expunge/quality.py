@@ -1,7 +1,7 @@
-"""Quality gates: Great Expectations over frames of one scalar row per sample. The only importer of that library.
+"""Quality gates: Great Expectations on data frames with one row of scalars per sample. Only this module imports it.
 
-A gate builds a frame, checks a suite written here in Python, writes Data Docs, and returns a report that is the same
-for the same data. Neither the docs nor the report hold the id of a row or a person: failures are counted, not listed.
+A gate builds a frame, checks a suite that is defined here, writes Data Docs, and returns a report that is the same for
+the same data. Neither the docs nor the report contain ids of rows or people: failures are counted, not listed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from expunge.system.files import replace_dir
 if TYPE_CHECKING:
     import pandas as pd
 
-# Counts of unexpected values, never the values: they may be ids.
+# Results contain counts of unexpected values but not the values, which may be ids.
 RESULT_FORMAT = {"result_format": "BASIC", "partial_unexpected_count": 0}
-ALL_ZERO_SHARE = 0.99  # a few all-zero feature rows may come from a ReLU; many mean a dead model
+ALL_ZERO_SHARE = 0.99  # a ReLU may give a few all-zero feature rows; many mean a dead model
 
 
 def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Ids unique, labels and splits known, images of the size they claim or texts, every class in the training rows.
+    """Check that ids are unique, labels and splits known, images as large as recorded, texts not empty, and every class
+    in the training rows.
 
-    Returns `{"success", "suite", "rows", "checks"}`. Raises QualityError naming the failed checks, after the Data Docs
-    were written to `docs_dir`; ManifestError when the directory disagrees with its manifest.
+    Returns `{"success", "suite", "rows", "checks"}`. Raises QualityError, which names the failed checks, after the Data
+    Docs were written to `docs_dir`, and ManifestError if the directory disagrees with its manifest.
     """
     import great_expectations.expectations as gxe
 
@@ -66,9 +67,10 @@ def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, A
 
 
 def validate_split(directory: Path | str, dataset_dir: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Each row of the dataset in exactly one known part that fits its split, and the counts of the request met.
+    """Check that each row of the dataset is in exactly one known part that fits its split, and that the counts of the
+    request are met.
 
-    Returns and raises as `validate_dataset`.
+    Returns and raises as `validate_dataset` does.
     """
     import great_expectations.expectations as gxe
 
@@ -89,9 +91,10 @@ def validate_split(directory: Path | str, dataset_dir: Path | str, docs_dir: Pat
 
 
 def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Features finite, of the manifest's dimension, one row per dataset row, in its order, with its labels.
+    """Check that features are finite, of the manifest's dimension, and one row per row of the dataset, in its order and
+    with its labels.
 
-    Returns and raises as `validate_dataset`.
+    Returns and raises as `validate_dataset` does.
     """
     import great_expectations.expectations as gxe
 
@@ -114,8 +117,8 @@ def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: 
 
 
 def dataset_frame(dataset: Dataset) -> pd.DataFrame:
-    """One row per sample: sample_id, label, split, train_label (missing for test rows), content_bytes; height, width,
-    channels and pixels of images."""
+    """Return a frame with one row per sample: sample_id, label, split, train_label (missing for test rows) and
+    content_bytes; for images also height, width, channels and pixels."""
     sizes = [] if dataset.encoding == TEXT else ["height", "width", "channels"]
     frame: pd.DataFrame = dataset.table(["sample_id", "label", "split", *sizes]).to_pandas()
     frame["train_label"] = frame["label"].where(frame["split"] == TRAIN)
@@ -126,7 +129,8 @@ def dataset_frame(dataset: Dataset) -> pd.DataFrame:
 
 
 def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
-    """One row per assignment: sample_id, part, and 0/1 columns matches_dataset, fits_split, forget, retain."""
+    """Return a frame with one row per assignment: sample_id, part, and 0/1 columns matches_dataset, fits_split, forget
+    and retain."""
     table = pq.read_table(split.directory / ASSIGNMENT)
     reference = dataset.table(["sample_id", "split"])
     frame: pd.DataFrame = table.select(["sample_id", "part"]).to_pandas()
@@ -142,10 +146,11 @@ def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
 
 
 def feature_frame(store: FeatureStore, dataset: Dataset) -> pd.DataFrame:
-    """One row per feature vector: ids, agreement with the dataset (0/1), dim, norm, n_nonfinite, n_zero, min, max.
+    """Return a frame with one row per feature vector: ids, agreement with the dataset (0/1), dim, norm, n_nonfinite,
+    n_zero, min and max.
 
-    Features are streamed, so memory grows with the rows but not with their dimension. A vector with a value that is
-    not finite has no norm, minimum or maximum.
+    Features are streamed, so memory grows with the number of rows but not with their dimension. A vector with a value
+    that is not finite has NaN as norm, minimum and maximum.
     """
     import pandas as pd
 
@@ -171,7 +176,8 @@ def feature_frame(store: FeatureStore, dataset: Dataset) -> pd.DataFrame:
 
 
 def _agrees(column: pa.ChunkedArray, reference: pa.ChunkedArray) -> np.ndarray:
-    """1 where `column` equals `reference` at the same position, 0 where it differs or has no counterpart."""
+    """Return int `(len(column),)`: 1 where `column` equals `reference` at the same position, 0 where it differs or has
+    no counterpart."""
     n = min(len(column), len(reference))
     out = np.zeros(len(column), dtype=int)
     out[:n] = pc.equal(column.slice(0, n).cast(reference.type), reference.slice(0, n)).to_numpy()
@@ -179,7 +185,7 @@ def _agrees(column: pa.ChunkedArray, reference: pa.ChunkedArray) -> np.ndarray:
 
 
 def _check(name: str, frame: pd.DataFrame, suite: list[Any], docs_dir: Path) -> dict[str, Any]:
-    """Run the suite over the frame, write Data Docs to `docs_dir`, return the report or raise QualityError."""
+    """Run the suite on the frame, write Data Docs to `docs_dir`, and return the report or raise QualityError."""
     docs_dir.parent.mkdir(parents=True, exist_ok=True)
     tmp = docs_dir.with_name(f".{docs_dir.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -201,7 +207,7 @@ def _check(name: str, frame: pd.DataFrame, suite: list[Any], docs_dir: Path) -> 
 
 
 def _run_suite(name: str, frame: pd.DataFrame, suite: list[Any], site_dir: Path) -> Any:
-    """One checkpoint run in an ephemeral context, with Data Docs in `site_dir`; its suite's validation result."""
+    """Run one checkpoint in an ephemeral context, with Data Docs in `site_dir`, and return its validation result."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
@@ -230,7 +236,7 @@ def _run_suite(name: str, frame: pd.DataFrame, suite: list[Any], site_dir: Path)
 
 
 def _as_check(result: Any) -> dict[str, Any]:
-    """The part of one result that depends on the data alone."""
+    """Return the part of one result that depends only on the data."""
     config = result.expectation_config
     arguments = {k: v for k, v in config.kwargs.items() if k != "batch_id" and v is not None}
     columns = [arguments.pop(k) for k in ("column", "column_A", "column_B") if k in arguments]
@@ -259,7 +265,7 @@ def _describe(check: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with numpy and pandas scalars as JSON has them; NaN becomes null."""
+    """Return `value` as plain JSON types, without numpy and pandas scalars; values that are not finite become None."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):

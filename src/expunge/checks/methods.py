@@ -1,4 +1,4 @@
-"""Entries of `fit` against the request, the data and the model that they will meet."""
+"""Check the entries of `fit` against the request, the data and the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from expunge.system import plugins
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import shown
 
-# Arguments that the table fills in from the request, in stand-ins that the class accepts.
+# Placeholders that the class accepts, for arguments that the table fills in from the request.
 FILLED: Mapping[str, Mapping[str, Any]] = {
     "logit-mask": {"classes": [0]},
     "tilt": {"classes": [0]},
@@ -30,11 +30,11 @@ FILLED: Mapping[str, Mapping[str, Any]] = {
 # Methods that start from another entry's result -> whether they need one.
 STARTS_FROM = {"teacher-map": True, "seal": True, "oracle-match": False, "head-refit": False}
 FITS_BETA = ("tilt", "trew")
-NOT_CHECKED_FOR_KIND = ("logit-mask",)  # the control is the original itself where there is nothing to mask
+NOT_CHECKED_FOR_KIND = ("logit-mask",)  # the control equals the original if there is nothing to mask
 
 
 def method_problems(config: Config, schema: Schema, request: Request) -> list[Problem]:
-    """Every conflict of the entries that `methods` names."""
+    """Return every conflict of the entries that `methods` names."""
     found: list[Problem] = []
     for name in config.methods:
         for where, method, settings in entries(config, name):
@@ -43,7 +43,7 @@ def method_problems(config: Config, schema: Schema, request: Request) -> list[Pr
 
 
 def entries(config: Config, name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The entry `name` and what stands in its `after`, the outer first: its key, its method, its settings."""
+    """Yield key, method and settings of the entry `name` and then of the entries nested in its `after`."""
     where, given, default = f"fit.{name}", config.fit.get(name), name
     while isinstance(given, Mapping):
         yield where, str(given.get("method", default)), dict(given)
@@ -90,7 +90,7 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
     if method == "exact":
         return [Problem(where, f"exact takes no settings, not {shown(own)}", "train has the model's")] if own else []
     if method in FITS_BETA and isinstance(own.get("beta"), Mapping):
-        own["beta"] = 1.0  # settings of the teacher that it is fitted to
+        own["beta"] = 1.0  # a mapping holds the settings of the teacher that beta is fitted to
     found = []
     variants: list[dict[str, Any]] = [{}]
     if choose := given.get("choose"):
@@ -109,7 +109,7 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
 
 
 def _plain(words: str) -> str:
-    """`Loft.__init__() got an unexpected keyword argument 'x'` as a user reads it."""
+    """Reword Python's `Loft.__init__() got an unexpected keyword argument 'x'` for users."""
     return words.replace("got an unexpected keyword argument", "has no setting").replace(".__init__()", "")
 
 
@@ -121,7 +121,7 @@ def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
     if method not in STARTS_FROM:
         return [Problem(f"{where}.after", f"{method} starts from the original and takes no `after`", "remove it")]
     if not isinstance(after, Mapping):
-        return []  # config has told it
+        return []  # config reports it
     first, says = after.get("method"), ""
     kind = METHODS[first].kind.facts.changes if first in METHODS else None
     if method == "teacher-map" and first != "relearn" and kind is not None:
@@ -136,7 +136,7 @@ def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
 
 
 def _training(config: Config, where: str, method: str) -> list[Problem]:
-    """Ways of training that certified deletion is for; fitting it to another model ends the run."""
+    """Return a conflict if certified-removal does not support the model's training; its fit would end the run."""
     model = config.model
     if method == "certified-removal" and model.training in FROZEN and model.saw_forget_data:
         says = f"{method} needs a backbone that never saw the rows, and model.saw_forget_data is true"
@@ -148,7 +148,7 @@ def _training(config: Config, where: str, method: str) -> list[Problem]:
 
 
 def refusals(config: Config) -> list[str]:
-    """Entries that the fit stage will record as refused, without ending the run."""
+    """Return a note for each entry that the fit stage will record as refused, without ending the run."""
     model, notes = config.model, []
     for name in config.methods:
         if all(method != "exact" for _, method, _ in entries(config, name)):

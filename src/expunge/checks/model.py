@@ -1,4 +1,4 @@
-"""The model that params name, built once and untrained, its cuts tried on it."""
+"""Build the model that params name once, without training, and try its cuts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.system.errors import ExpungeError
 
 
 def built(config: Config, schema: Schema) -> tuple[Classifier | None, list[Problem]]:
-    """The classifier for the data, where it can be built, and why it cannot."""
+    """Return the classifier for the data, or None if it cannot be built, and the conflicts found."""
     model, found = config.model, []
     if model.training == "full" and schema.mixed:
         says = "pictures differ in size, and training all weights needs one size"
@@ -29,7 +29,7 @@ def built(config: Config, schema: Schema) -> tuple[Classifier | None, list[Probl
             found.append(Problem.from_error(key, e))
             if key != "model.head" or head is None:
                 return None, found
-            head = None  # cuts do not depend on it
+            head = None  # try once more without it, since cuts do not depend on the head
     return None, found
 
 
@@ -51,8 +51,11 @@ def _build(config: Config, schema: Schema, head: str | None) -> Classifier:
 
 
 def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, Split], list[Problem]]:
-    """The splits of `classifier` at the cuts that params name, by name, and the cuts that it lacks with the key that
-    asks for each. `auto` is left to the train stage: listing every cut takes longer than this may."""
+    """Return the splits of `classifier` at the cuts that params name, by name, and a conflict for each cut that it
+    lacks.
+
+    `auto` is left to the train stage, because listing every cut takes too long for a check.
+    """
     asked: dict[str, str] = {}
     if config.activations.cuts != "auto":
         asked |= dict.fromkeys(config.activations.cuts, "activations.cuts")

@@ -1,4 +1,5 @@
-"""Results that another version of a plug-in made: DVC sees params, not the code of other packages."""
+"""Find results of another version of a plug-in. DVC cannot, because it tracks params, not the code of other
+packages."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from expunge.system.paths import DATASET, METRICS, MODELS, ORIGINAL, REFERENCES,
 
 
 def outdated(config: Config, root: Path = Path()) -> list[str]:
-    """One sentence per plug-in of which another version made a result, with the command that makes it again."""
+    """Return one sentence for each plug-in of which another version made a result, with the command to repeat it."""
     found = []
     for stages, kind, name, made_by in _recorded(config, root):
         here = plugins.package_of(kind, name) if name in plugins.names(kind) else None
@@ -27,7 +28,7 @@ def outdated(config: Config, root: Path = Path()) -> list[str]:
 
 
 def _recorded(config: Config, root: Path) -> Iterator[tuple[str, str, str, str | None]]:
-    """Stages, kind and name of each plug-in that `config` names, and the package that the stages' result records."""
+    """Yield stages, kind and name of each plug-in that `config` names, and the package recorded in their result."""
     yield "prepare", "readers", config.data.source, _json(root / DATASET / MANIFEST).get("package")
     family = config.model.name.partition(":")[0]
     yield "train", "models", family, _json(root / MODELS / ORIGINAL / "model.json").get("package")
@@ -41,7 +42,7 @@ def _recorded(config: Config, root: Path) -> Iterator[tuple[str, str, str, str |
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A file that is there and holds a mapping; else an empty one, since there is no result to speak of."""
+    """Return the mapping in a JSON file; empty if the file is missing, unreadable or no mapping."""
     try:
         found = read_json(path)
     except (ExpungeError, OSError, ValueError):

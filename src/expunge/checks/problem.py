@@ -1,4 +1,4 @@
-"""A conflict, as one line for a person and as fields for a program."""
+"""A conflict, as one line for people and as fields for programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Problem:
 
     @classmethod
     def from_error(cls, where: str, words: str | Exception) -> Problem:
-        """From the line of an error, `params.yaml: KEY: PROBLEM; WAY OUT`; its own key takes the place of `where`."""
+        """Return the problem in an error's line, `params.yaml: KEY: PROBLEM; WAY OUT`, without a repetition of
+        `where`."""
         line = str(words).replace("\n", " ").removeprefix("params.yaml: ")
         what, _, way_out = line.partition("; ")
         return cls(where, what.removeprefix(f"{where}: ").removeprefix(f"{where} "), way_out)

@@ -1,4 +1,4 @@
-"""Everything that params.yaml gets wrong, found at once."""
+"""Find all mistakes in params.yaml at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from expunge.system.paths import DATASET
 
 @dataclass
 class Report:
-    """`problems`: a run would end with each of them. `notes`: what could not be checked yet, and why. `needs`: disk and
-    memory in gigabytes, None where unknown. `seconds`: of the stages of the last run, by their names in dvc.yaml."""
+    """Result of a check.
+
+    `problems`: conflicts, each of which would end a run. `notes`: what could not be checked yet, and why. `needs`: disk
+    and memory in gigabytes, None if unknown. `seconds`: times of the last run's stages, by their names in dvc.yaml.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -34,7 +37,7 @@ class Report:
 
 
 def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
-    """Read params, data schema and model once and collect every conflict. Writes nothing and runs no stage."""
+    """Read params, data schema and model once and return every conflict. Writes nothing and runs no stage."""
     report = Report()
     _version(report, params.parent)
     try:
@@ -47,7 +50,8 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
         report.notes.append("keys are wrong: request, methods, model and resources are checked once they are right")
         return report
 
-    from expunge.checks.methods import method_problems, refusals  # torch comes along, which wrong keys do not need
+    # Imported here because these import torch, which a report of wrong keys does not need.
+    from expunge.checks.methods import method_problems, refusals
     from expunge.checks.model import built, cut_problems
     from expunge.checks.plugins import outdated
     from expunge.checks.resources import needs, resource_problems
@@ -80,7 +84,8 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
 
 
 def _version(report: Report, root: Path) -> None:
-    """Whether stages of this workspace were made for the installed version; one with `src/` has its own code."""
+    """Report whether the workspace was made for another version than the installed one. Workspaces with `src/` have
+    their own code and no lock."""
     try:
         lock, problem = read_lock(root), other_version(root)
     except ConfigError as e:
@@ -96,7 +101,8 @@ def _version(report: Report, root: Path) -> None:
 
 
 def _of_line(params: Path, line: str) -> Problem:
-    """`unknown key x; did you mean y?`, `train.epochs is 0; it must be ...`, `methods names 'x', but ...`."""
+    """Split a line of `read_config` into a problem, such as `unknown key x; did you mean y?`,
+    `train.epochs is 0; it must be ...` or `methods names 'x', but ...`."""
     what, _, way_out = line.partition("; ")
     first, _, rest = what.partition(" ")
     if first in ("unknown", "missing", "key"):

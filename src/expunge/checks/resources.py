@@ -1,4 +1,4 @@
-"""Disk and memory that a run needs, from rows times sizes, against what there is."""
+"""Estimate the disk and memory that a run needs, from numbers of rows and sizes, and compare them with the machine."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from expunge.models.cuts import example
 from expunge.system.paths import ACTIVATIONS, FEATURES, MODELS
 
 FLOAT = 4  # bytes
-PROCESS = 600e6  # bytes of Python, torch and pyarrow in a stage, measured
-CACHED = 2  # DVC keeps a copy of an output in its cache, as it does unless told to link
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+PROCESS = 600e6  # bytes that a stage uses for Python, torch and pyarrow, measured
+CACHED = 2  # copies of an output: DVC keeps another one in its cache unless it is set to link
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container, in bytes
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes: what the run will write below each folder, and the largest memory of a stage, with the stage's name."""
+    """Bytes that a run will write below each folder (`disk`), and the largest memory of a stage with the stage's
+    name."""
 
     disk: Mapping[str, float]
     memory: float
     stage: str
 
     def to_json(self) -> dict[str, object]:
-        """In gigabytes (1e9 bytes)."""
+        """Return the needs in gigabytes (1e9 bytes)."""
         return {
             "disk_gb": {k: round(v / 1e9, 3) for k, v in self.disk.items()},
             "memory_gb": round(self.memory / 1e9, 2),
@@ -47,7 +48,7 @@ class Needs:
 
 
 def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mapping[str, Split]) -> Needs | None:
-    """What a whole run will need; None where the number of rows is not known."""
+    """Return an estimate of what a whole run needs; None if the number of rows is not known."""
     if not schema.rows:
         return None
     card, trained = classifier.card, config.model.training in ("full", ABOVE)
@@ -74,7 +75,8 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
 
 
 def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
-    """What will not suffice. Folders that are there already are written anew in place and need nothing more."""
+    """Return a problem for disk and for memory if there is too little. Existing folders are replaced and are not
+    counted."""
     found = []
     wanted = {k: v for k, v in need.disk.items() if v and not (root / k).is_dir()}
     free, total = shutil.disk_usage(root).free, sum(wanted.values())
@@ -89,7 +91,8 @@ def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
 
 
 def memory() -> float:
-    """Bytes of the machine, or of the container that it runs in; what other processes hold now may be free by then."""
+    """Return the memory in bytes of the machine or its container. It counts memory that other processes hold now, which
+    may be free during the run."""
     there = float(psutil.virtual_memory().total)
     limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
     return min(there, float(limit)) if limit.isdigit() else there
@@ -97,8 +100,8 @@ def memory() -> float:
 
 @torch.no_grad()
 def _batch(classifier: Classifier) -> float:
-    """Bytes per row that a step keeps for its backward pass: the outputs of all layers, float32, and their gradients'
-    largest."""
+    """Return the bytes per row that a training step keeps for its backward pass: the float32 outputs of all layers, and
+    twice the largest for gradients."""
     sizes: list[int] = []
 
     def count(_module: nn.Module, _given: object, out: object) -> None:

@@ -1,4 +1,4 @@
-"""What is known about the data before it is prepared, or from the dataset that was."""
+"""What is known about the data, from the source before it is prepared, or from the prepared dataset."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from expunge.data.split import whole_classes
 from expunge.system.errors import ExpungeError
 
 Shape = tuple[int, int, int]
-# Sources whose readers always give the same: classes, picture shape (None: texts), training and test rows.
+# Sources with fixed content: number of classes, image shape (None: texts), training rows, test rows.
 KNOWN: dict[str, tuple[int, Shape | None, int, int]] = {
     "fashion-mnist": (10, (28, 28, 1), 60_000, 10_000),
     "digits": (10, (8, 8, 1), 1_438, 359),
 }
-PLACEHOLDER = (2, (224, 224, 3))  # classes and pictures a model is built for where neither is known
+PLACEHOLDER = (2, (224, 224, 3))  # number of classes and image shape for building a model if they are unknown
 
 
 @dataclass(frozen=True)
 class Schema:
-    """`texts`: whether rows are texts. `shape`: height, width and channels that all pictures share; None where they
-    differ or are not known. `mixed`: whether sizes differ, None where unknown. `classes`, `train`, `rows`: numbers, 0
-    where unknown. `dataset`: the prepared one, where there is one of this source."""
+    """Facts about the data.
+
+    `texts`: whether rows are texts. `shape`: height, width and channels that all images share; None if they differ or
+    are not known. `mixed`: whether sizes differ, None if unknown. `classes`, `train`, `rows`: numbers of classes,
+    training rows and all rows, 0 if unknown. `dataset`: the prepared dataset of this source, if there is one.
+    """
 
     texts: bool
     shape: Shape | None
@@ -43,7 +46,8 @@ class Schema:
 
     @classmethod
     def of(cls, config: Config, directory: Path) -> tuple[Schema, list[Problem]]:
-        """From the dataset below `directory` where it is of the source that `config` names, else from the source."""
+        """Return the schema of the dataset in `directory` if it comes from the source that `config` names, else that of
+        the source; and the conflicts found."""
         source = config.data.source
         found: list[Problem] = []
         if directory.is_dir():
@@ -72,7 +76,7 @@ class Schema:
 
     @cached_property
     def example_shape(self) -> Shape | None:
-        """What a backbone is built for; None for texts."""
+        """Height, width and channels that a backbone is built for; None for texts."""
         if self.texts:
             return None
         if self.shape is not None or self.dataset is None:
@@ -82,22 +86,27 @@ class Schema:
 
 
 def _same_source(dataset: Dataset, config: Config) -> bool:
-    """A source's readers name it as params do, or by the path that they read."""
+    """Whether the dataset was made from the configured source. Its manifest names the source as params do, or by the
+    path that was read."""
     name, data = str(dataset.manifest.get("source", "")), config.data
     return name.startswith(data.source) or (data.path is not None and Path(data.path).name in name)
 
 
 @dataclass(frozen=True)
 class Request:
-    """`kind`: "classes" where whole classes are forgotten, "rows" where rows of classes that stay, "corrections" where
-    labels are replaced, None: unknown. `forget_rows`: of corrections those that are corrected."""
+    """Kind and size of a request.
+
+    `kind`: "classes" if whole classes are forgotten, "rows" if rows of classes that stay, "corrections" if labels are
+    replaced, None if unknown. `forget_rows`: number of rows to forget or, for corrections, to correct.
+    """
 
     kind: str | None
     forget_rows: int = 0
 
 
 def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
-    """What the request of `config` is for: by selecting its rows where a dataset is prepared, else by its selector."""
+    """Return the request of `config` and its conflicts: by selecting its rows if a dataset is prepared, else by its
+    selector."""
     asked = config.split
     if asked.selector == "canaries":
         return Request("rows", config.data.canaries), []

@@ -1,4 +1,4 @@
-"""How long each stage took when it ran last, from what it wrote of itself."""
+"""Read how long each stage took in its last run, from reports/cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expunge.system.paths import COST
 
-# Key of the seconds in reports/cost/NAME.json, by how the name begins.
+# First part of NAME in reports/cost/NAME.json -> key of the seconds in the file.
 SECONDS = {
     "train": "train_s",
     "retrain": "train_s",
@@ -19,8 +19,10 @@ SECONDS = {
 
 
 def last_times(directory: Path = COST) -> dict[str, float]:
-    """Seconds by stage as dvc.yaml names it, `fit@loft`; those of the run before, whatever its params were. Files that
-    cannot be read are left out: they say nothing about the next run."""
+    """Return the seconds of the last run by stage, named as in dvc.yaml (`fit@loft`), whatever its params were.
+
+    Files that cannot be read are left out.
+    """
     found = {}
     for path in sorted(directory.glob("*.json")):
         kind, _, rest = path.stem.partition("-")

@@ -1,6 +1,6 @@
-"""params.yaml -> frozen dataclasses: an unknown, missing or impossible key is an error that names it.
+"""Read params.yaml into frozen dataclasses. An unknown, missing or impossible key is an error that names it.
 
-May import system. Start with `sections.py`, the keys; `rules.py` says which of them must fit each other.
+May import system. Start with `sections.py`, which defines the keys; `rules.py` checks keys that depend on each other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ADAPTER = TypeAdapter(Config)
 
 
 def load_config(path: Path | str = PARAMS) -> Config:
-    """Read and check params.yaml. Raises ConfigError naming the key and, for a misspelling, its neighbour."""
+    """Read and check params.yaml. Raises ConfigError, which names the key and, for a misspelling, the closest key."""
     config, problems = read_config(path)
     if problems or config is None:
         raise ConfigError(f"{path}: {problems[0]}")
@@ -44,8 +44,10 @@ def load_config(path: Path | str = PARAMS) -> Config:
 
 
 def read_config(path: Path | str = PARAMS) -> tuple[Config | None, list[str]]:
-    """The params of the file `path`, and every problem with its keys, each one line; no params where keys that are
-    wrong leave none. A misspelt key is taken for the one that it is nearest to, so that the others are checked too.
+    """Return the params of the file `path`, and one line for every problem with its keys.
+
+    A misspelt key is read as the closest known key, so that the other keys are checked too. The params are None if the
+    keys are still invalid.
 
     Raises ConfigError for a file that cannot be read as a mapping.
     """
@@ -63,7 +65,7 @@ def read_config(path: Path | str = PARAMS) -> tuple[Config | None, list[str]]:
 
 
 def _old_keys(raw: Any) -> list[str]:
-    """Keys of earlier versions, with what took their place."""
+    """Return one line for each key of an earlier version, with its replacement. Removes `verdict` from `raw`."""
     found = [f"key {key} is called {new} now; rename it" for key, new in RENAMED.items() if holds(raw, key)]
     if raw.pop("verdict", None) is not None:
         found.append(

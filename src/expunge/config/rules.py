@@ -1,4 +1,4 @@
-"""What the types of params.yaml cannot say: keys that must fit each other."""
+"""Rules of params.yaml that types cannot express: keys that depend on each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expunge.system.validation import check_plain
 
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
 NAMED = ("torchvision:", "hf:")
-# Old keys -> new keys, as they are written in errors. An old key is refused with the new one.
+# Old key -> new key. An old key is refused with an error that names the new one.
 RENAMED = {
     "fit.matched": "fit.relearn",
     "fit.matched-stage2": "fit.relearn-stage2",
@@ -20,13 +20,13 @@ RENAMED = {
     "ensembles": "shadow",
     "shadow.full": "shadow.networks",
 }
-# What reports, files and stages call the models that methods stand beside.
+# Names of other models in reports, files and stages, which methods must not have.
 TAKEN = ("original", "retrained", "references")
 NO_SHARDS = "is for model.training: above, head or ridge; set it to 1"
 
 
 def broken_rules(config: Config) -> list[str]:
-    """Every conflict between keys, each one line `key problem`, in the order of the sections."""
+    """Return every conflict between keys as one line, `key problem`."""
     model, cuts, above = config.model, config.activations.cuts, config.model.training == "above"
     held, ask = cuts != "auto" and model.cut in cuts, config.split
     own_source = config.data.source in SOURCES or config.data.source.startswith(NAMED)
@@ -125,7 +125,7 @@ def broken_rules(config: Config) -> list[str]:
         ),
         (
             config.data.source.startswith("hf:")
-            or by_package  # it reads pictures or texts, which prepare tells
+            or by_package  # prepare finds out whether it reads images or texts
             or (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
             "must be sentence:NAME-OR-DIR for data.source text and fortunes, and only there",
@@ -173,7 +173,8 @@ def broken_rules(config: Config) -> list[str]:
 
 
 def _broken_cuts(config: Config, name: str) -> list[str]:
-    """Cuts that the entry `name` of `fit` relearns above, at any depth of `after`, and that are not fetched."""
+    """Return a conflict for each cut above which the entry `name` of `fit`, or an entry nested in its `after`, relearns
+    although its activations are not fetched."""
     found, given, cuts = [], config.fit[name], config.activations.cuts
     default = name
     where = f"fit.{name}"

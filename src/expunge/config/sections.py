@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
-# Types of values. Strict: no text is read as a number, no bool as an int, no set as a list. An int may be a float.
+# Types of values. They are strict: text is not read as a number, a bool not as an int, a set not as a list. An int is
+# accepted for a float.
 Count = Annotated[int, Strict(), Field(ge=1, le=100_000)]
 Rows = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
 BatchSize = Annotated[int, Strict(), Field(ge=1, le=2**20)]
@@ -57,7 +58,7 @@ class Model:
 
 @dataclass(frozen=True, config=FORBID)
 class Train:
-    """null: what the recipe takes for the model, see `training/settings.py`."""
+    """Settings of training. null stands for the recipe's value for the model, see `training/settings.py`."""
 
     recipe: Literal["auto", "small", "finetune"]
     epochs: Count
@@ -100,7 +101,7 @@ class Features:
 
 @dataclass(frozen=True, config=FORBID)
 class Extract:
-    """Who computes features; the same bytes whoever does, so no stage of dvc.yaml depends on it."""
+    """The engine that computes features. All engines give the same bytes, so no stage of dvc.yaml depends on it."""
 
     engine: Literal["local", "ray"]
     address: Text | None
@@ -137,12 +138,12 @@ class Retrain:
 @dataclass(frozen=True, config=FORBID)
 class Evaluate:
     seed: Seed
-    metrics: Annotated[list[MetricName], Strict()]  # of other packages
+    metrics: Annotated[list[MetricName], Strict()]  # declared by other packages
 
 
 @dataclass(frozen=True, config=FORBID)
 class Shadow:
-    """Models per side, for attacks that need many of them; 0 is off."""
+    """Numbers of models per side for attacks with shadow models; 0 is off."""
 
     heads: Models
     networks: Models
@@ -159,7 +160,7 @@ class Register:
 
 @dataclass(frozen=True, config=FORBID)
 class Sweep:
-    """Models that remember erased rows."""
+    """What a sweep does with models that were trained on erased rows."""
 
     original: Literal["champion", "keep"]
     versions: Literal["remove", "keep"]

@@ -12,7 +12,7 @@ from expunge.report import wording
 from expunge.report.metrics import METRICS
 from expunge.report.tables import candidates, columns, takes, verdict_line
 
-# Type in the Hub's vocabulary, split, and the metric.
+# The metric's type in the vocabulary of the Hub, the split, and the metric.
 INDEXED = (
     ("accuracy", "test", METRICS["accuracy.test_retain"]),
     ("accuracy", "test", METRICS["accuracy.test_forget"]),
@@ -24,7 +24,7 @@ INDEXED = (
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a card says of the dataset; its digest names the content. `kind`: `image` or `text`."""
+    """Facts about the dataset for a card. `digest` identifies its content. `kind`: `image` or `text`."""
 
     name: str
     digest: str
@@ -34,8 +34,8 @@ class TrainingData:
 
 
 def model_card(summary: Mapping[str, Any], data: TrainingData, classes: Sequence[str]) -> str:
-    """YAML front matter with a model-index, then Markdown. Without a selected method the card says so and lists no
-    results."""
+    """Return the card: YAML front matter with a model-index, then Markdown. Without a selected method the card says so
+    and lists no results."""
     method = summary["selected"]
     front: dict[str, Any] = {
         "tags": [f"{data.kind}-classification", "machine-unlearning", "expunge"],
@@ -105,7 +105,7 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    """Original, retrained and the method the card is about, one metric a line."""
+    """Return a table of the original, the retrained model and the method of the card, one metric per line."""
     shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", wording.focus(summary))]
     lines = ["| metric | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for metric in columns(summary):
@@ -115,6 +115,6 @@ def _table(summary: Mapping[str, Any]) -> str:
 
 
 def _escape(text: str) -> str:
-    """A class name inside Markdown: nothing in it is markup, and it stays on its line."""
+    """Escape a class name for Markdown, so that it contains no markup and no line break."""
     text = " ".join(text.split())
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)

@@ -1,4 +1,4 @@
-"""Panels drawn from the numbers of the summary: relearning, probes, damage per class, cost."""
+"""Panels drawn from the numbers of the summary: relearning, probes, damage per class and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Summary = Mapping[str, Any]
 
 
 def relearning(summary: Summary) -> list[Panel]:
-    """Accuracy on forgotten rows while the head is trained on them again, step by step."""
+    """Draw the accuracy on forgotten rows while the head is trained on them again, step by step."""
     curves = {name: c for name, b in candidates(summary) if len(c := lookup(b, "relearn.curve") or []) > 1}
     if not curves:
         return []
@@ -38,7 +38,7 @@ def relearning(summary: Summary) -> list[Panel]:
 
 
 def probes(summary: Summary) -> list[Panel]:
-    """Accuracy of a linear probe and of kNN that look for the forgotten rows in z and in z'."""
+    """Draw the accuracy of a linear probe and of kNN that look for the forgotten rows in z and in z'."""
     kinds = (("Linear probe", "probe_z"), ("Nearest neighbours (k = 11)", "knn_z"))
     return [p for title, key in kinds if (p := _probe(summary, title, key)) is not None]
 
@@ -75,7 +75,7 @@ def _probe(summary: Summary, title: str, key: str) -> Panel | None:
 
 
 def damage(summary: Summary, classes: Sequence[str]) -> list[Panel]:
-    """Recall that each retained class lost against the original, in percentage points."""
+    """Draw the recall that each retained class lost against the original, in percentage points."""
     blocks = {name: lookup(block, "per_class.damage") or [] for name, block in candidates(summary)}
     lost = {
         name: values for name, values in blocks.items() if name != "original" and any(v is not None for v in values)
@@ -102,8 +102,11 @@ def damage(summary: Summary, classes: Sequence[str]) -> list[Panel]:
 
 
 def pareto(summary: Summary) -> list[str]:
-    """Methods that no other one beats: none is as cheap, as accurate on retained test rows and as near to the retrained
-    model's answers on forgotten rows, and better in one of them. In the order of the summary."""
+    """Return the Pareto-optimal methods, in the order of the summary.
+
+    No other method is at least as cheap, as accurate on retained test rows and as near to the retrained model's answers
+    on forgotten rows, and better in one of these.
+    """
     paths = (("cost.fit_s", 1), ("accuracy.test_retain", -1), ("divergence.forget.kl", 1))
     rows = {
         name: tuple(sign * v for path, sign in paths if (v := lookup(block, path)) is not None)
@@ -118,8 +121,10 @@ def pareto(summary: Summary) -> list[str]:
 
 
 def cost(summary: Summary) -> list[Panel]:
-    """Cost, utility and erasure of every method: seconds to fit against the distance of its answers to the retrained
-    model's; hollow where utility was not kept, ringed where no other method is better in all three."""
+    """Draw seconds to fit against the distance of a method's answers to the retrained model's.
+
+    A marker is hollow if utility was not kept, and ringed if the method is Pareto-optimal (`pareto`).
+    """
     points = {
         name: (lookup(block, "cost.fit_s"), lookup(block, "divergence.forget.kl"))
         for name, block in summary["methods"].items()

@@ -1,4 +1,4 @@
-"""Champion and challenger on the same rows, asked now: accuracies, changed predictions, forgotten rows."""
+"""Compare two classifiers on the same rows: accuracies, changed predictions, forgotten rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.data.dataset import Dataset, Inputs
 from expunge.data.schema import FORGET, TEST_FORGET, TEST_RETAIN
 from expunge.evaluation.equivalence import Difference, row_difference
 
-ROWS = 5_000  # at most so many rows of each part, drawn with a fixed seed
+ROWS = 5_000  # largest number of rows of each part, drawn with a fixed seed
 PARTS = {
     TEST_RETAIN: "retained test rows",
     TEST_FORGET: "test rows of forgotten classes",
@@ -26,16 +26,16 @@ Answers = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 class RowsOfParts(Protocol):
-    """A split, or what stands for one: int64 positions in the dataset of one part, ascending."""
+    """A split or a substitute: gives the ascending dataset positions, int64, of the rows of a part."""
 
     def rows(self, part: str) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """The same rows as both see them: `labels (n,)` and the predicted classes `before (n,)` and `after (n,)`.
+    """Answers of both classifiers on the same rows: `labels (n,)` and predicted classes `before (n,)` and `after (n,)`.
 
-    `rows`: positions in the dataset, for whoever shows the rows themselves; never printed or kept.
+    `rows`: positions in the dataset, for callers that show the rows themselves; they are never printed or stored.
     """
 
     rows: NDArray[np.int64]
@@ -49,24 +49,24 @@ class Part:
 
     @property
     def lost(self) -> int:
-        """Rows that were right and are wrong."""
+        """The number of rows that were right before and are wrong after."""
         return int(((self.before == self.labels) & (self.after != self.labels)).sum())
 
     @property
     def gained(self) -> int:
-        """Rows that were wrong and are right."""
+        """The number of rows that were wrong before and are right after."""
         return int(((self.before != self.labels) & (self.after == self.labels)).sum())
 
     def accuracies(self) -> tuple[Interval, Interval]:
         return share(self.before == self.labels), share(self.after == self.labels)
 
     def difference(self) -> Difference | None:
-        """Accuracy after minus before, with its 90 % bootstrap interval over rows, which are paired."""
+        """Return the accuracy after minus before, with its 90 % bootstrap interval over paired rows."""
         right = (self.after == self.labels).astype(float) - (self.before == self.labels)
         return row_difference(right, np.random.default_rng(0))
 
     def moves(self, most: int = 5) -> list[tuple[int, int, int]]:
-        """The most frequent changes: (class before, class after, rows)."""
+        """Return the most frequent changes: (class before, class after, number of rows)."""
         pairs = Counter(zip(self.before[self.changed].tolist(), self.after[self.changed].tolist(), strict=True))
         return [(a, b, n) for (a, b), n in sorted(pairs.items(), key=lambda p: (-p[1], p[0]))[:most]]
 
@@ -82,23 +82,27 @@ class Interval:
 
 
 def share(hits: NDArray[np.bool_]) -> Interval:
-    """Share of `hits (n,)`. Wilson (1927): holds its level near 0 and 1, where accuracies of interest lie."""
+    """Return the share of true values in `hits (n,)`.
+
+    The interval is Wilson's (1927), which keeps its level near 0 and 1, where accuracies of interest lie.
+    """
     n = len(hits)
     if not n:
         return Interval(None, None, None, 0)
-    from scipy.stats import binomtest  # half a second
+    from scipy.stats import binomtest  # the import takes half a second
 
     found = binomtest(int(hits.sum()), n).proportion_ci(0.95, method="wilson")
     return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
 
 
 def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
-    """Both on the same rows of each part that has any, asked now."""
+    """Compute the predictions of both classifiers on the same rows of each part that has rows."""
     return on_same_rows(lambda r: before(dataset.inputs(r)), lambda r: after(dataset.inputs(r)), dataset, split)
 
 
 def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
-    """What both say of the same rows of each part that has any; they are given ascending positions in the dataset."""
+    """Return the answers of both on the same rows of each part that has rows. `before` and `after` are called with
+    ascending dataset positions."""
     labels = dataset.labels()
     out = {}
     for part in PARTS:
@@ -111,7 +115,7 @@ def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsO
 
 
 def counts(parts: Mapping[str, Part]) -> dict[str, Any]:
-    """What a reviewer was shown, in numbers that may be kept."""
+    """Return what a reviewer was shown as counts, which may be stored."""
     return {
         part: {"of": len(p.labels), "changed": int(p.changed.sum()), "lost": p.lost, "gained": p.gained}
         for part, p in parts.items()

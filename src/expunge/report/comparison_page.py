@@ -1,6 +1,7 @@
-"""Two classifiers side by side as HTML: the tables of the comparison, and pictures of what changed.
+"""A comparison of two classifiers as HTML: its tables, and images of rows whose prediction changed.
 
-Pictures are of retained test rows only. Of forgotten rows nothing is shown but counts: a page outlives a deletion.
+Images are of retained test rows only. Forgotten rows appear only as counts and shares, because a page may outlive a
+deletion.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from expunge.report.comparison import Part
 from expunge.report.comparison_view import Sides, comparison_view
 from expunge.report.html import environment
 
-# Changed rows that are shown: first what was right and is wrong, then the reverse, then from one mistake to another.
+# Largest numbers of changed rows that are shown: from right to wrong, from wrong to right, from wrong to wrong.
 LOST, GAINED, OTHER = 12, 6, 6
-PIXELS = 96  # the longer side of a picture is at most so long
-LETTERS = 160  # and a text so many letters
+PIXELS = 96  # largest length of the longer side of an image
+LETTERS = 160  # largest number of characters of a text
 
 
 def section(sides: Sides, dataset: Dataset) -> str:
-    """The comparison as a piece of HTML, to stand inside a page."""
+    """Return the comparison as a piece of HTML for a page."""
     kept = sides.parts.get(TEST_RETAIN)
     pictures = [] if kept is None else _pictures(sides, kept, dataset)
     template = environment().get_template("sides.html.jinja")
@@ -34,7 +35,7 @@ def section(sides: Sides, dataset: Dataset) -> str:
 
 
 def chosen(p: Part) -> NDArray[np.int64]:
-    """Positions in the part of the changed rows that are shown."""
+    """Return the positions in the part of the changed rows that are shown."""
     was, now = p.before == p.labels, p.after == p.labels
     kinds = ((was & ~now, LOST), (~was & now, GAINED), (p.changed & ~was & ~now, OTHER))
     return np.concatenate([np.flatnonzero(kind)[:most] for kind, most in kinds])
@@ -57,7 +58,7 @@ def _pictures(sides: Sides, p: Part, dataset: Dataset) -> list[dict[str, str]]:
 
 
 def thumbnail(image: NDArray[np.uint8]) -> str:
-    """uint8 `(h, w, c)` as a PNG inside an address, so that the page needs no other file."""
+    """Return a uint8 image `(h, w, c)` as a data URL of a PNG, so that the page needs no other file."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image[..., :3])
     picture.thumbnail((PIXELS, PIXELS))
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Two classifiers side by side in words: the tables that the terminal and the pages of HTML both show."""
+"""A comparison of two classifiers as tables of text, which the terminal and the HTML pages both show."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ Answers = Mapping[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Sides:
-    """What stands side by side. `before` and `after` are headings, `blocks` their blocks of the summary and the
-    retrained models', `parts` what they say of the same rows, `retrained` what a retrained model says of them,
-    `forgets` what is forgotten, in words, where it is known."""
+    """The two sides of a comparison.
+
+    `before` and `after` are their headings. `blocks` are their blocks of the summary and that of the retrained models.
+    `parts` are their answers on the same rows, `retrained` the answers of a retrained model. `forgets` says in words
+    what is forgotten, if that is known.
+    """
 
     before: str
     after: str
@@ -35,7 +38,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table whose cells are text already. `note` stands below it."""
+    """A table whose cells are text. `note` is shown below it."""
 
     title: str
     head: tuple[str, ...]
@@ -45,7 +48,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """What both renderings show, in their order. `changed` says in a sentence how many predictions changed."""
+    """What both renderings show, in this order. `changed` is a sentence that says how many predictions changed."""
 
     metrics: TextTable
     accuracies: TextTable
@@ -55,7 +58,7 @@ class ComparisonView:
 
 
 def comparison_view(sides: Sides) -> ComparisonView:
-    """The comparison in words. Of forgotten rows it holds counts only."""
+    """Return the comparison as text. Of forgotten rows it contains only counts and shares."""
     kept = sides.parts.get(TEST_RETAIN)
     moves = () if kept is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in kept.moves())
     return ComparisonView(
@@ -73,7 +76,8 @@ def comparison_view(sides: Sides) -> ComparisonView:
 
 
 def _metrics(sides: Sides) -> TextTable:
-    """Every metric of the verdict that one of the blocks has; a column for retrained models where there are any."""
+    """Return the metrics of the verdict that at least one block has, with a column for retrained models if there are
+    any."""
     shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
     rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
     return TextTable(
@@ -85,7 +89,7 @@ def _metrics(sides: Sides) -> TextTable:
 
 
 def of_whom(sides: Sides, part: str) -> str:
-    """A part by name, and which rows these are where that is known."""
+    """Return the name of a part and, if known, what is forgotten."""
     return PARTS[part] if part == TEST_RETAIN or sides.forgets is None else f"{PARTS[part]}: {sides.forgets}"
 
 
@@ -95,7 +99,7 @@ def _how_many(p: Part) -> str:
 
 
 def _measure(block: Block | None, path: str) -> str:
-    """A value of the summary with the interval that the verdict used."""
+    """Return a value of the summary with the interval that the verdict used; a dash if there is no value."""
     value = lookup(block, path)
     if value is None:
         return "–"
@@ -119,7 +123,8 @@ def _named(sides: Sides, *classes: int) -> tuple[str, ...]:
 
 
 def _answers(sides: Sides, part: str, p: Part) -> TextTable:
-    """What each predicts for the rows of a part, as shares; classes that nobody names are left out."""
+    """Return the predictions of each classifier on the rows of a part as shares; classes that none predicts are left
+    out."""
     columns = {sides.before: p.before, sides.after: p.after}
     if part in sides.retrained:
         columns["retrained"] = sides.retrained[part]

@@ -1,4 +1,4 @@
-"""What `dvc metrics`, `dvc exp` and `dvc plots` show of a run: a metrics file per model, a CSV per plot."""
+"""The files that `dvc metrics`, `dvc exp` and `dvc plots` show: a metrics file per model and a CSV per plot."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from expunge.evaluation.claims import shown_words
 from expunge.report.metrics import lookup, some
 from expunge.report.tables import candidates
 
-# Short names, because they are the columns of a table; paths in a block of the summary.
+# Name -> path in a block of the summary. Names are short, because they are the columns of a table.
 METRICS = {
     "test_retain": "accuracy.test_retain",
     "test_forget": "accuracy.test_forget",
     "kl": "divergence.forget.kl",
 }
-# Each is one file and one plot, `PATH.csv`; dvc.yaml lists the same.
+# Each metric is one file, `PATH.csv`, and one plot. dvc.yaml must list the same files.
 PLOTS = some(
     "accuracy.retain",
     "accuracy.forget",
@@ -32,8 +32,11 @@ PLOTS = some(
 
 
 def metrics(summary: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> JSON of one model: accuracies on test rows, KL from the retrained model on forgotten rows in nats,
-    the claims that were shown. What the run does not have is left out."""
+    """Return file name -> JSON of one model.
+
+    The JSON has the accuracies on test rows, the KL from the retrained model on forgotten rows in nats, and the claims
+    that were shown. Values that the run does not have are left out.
+    """
     found = {}
     for name, block in candidates(summary):
         values = {short: value for short, path in METRICS.items() if (value := lookup(block, path)) is not None}
@@ -44,13 +47,13 @@ def metrics(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def outcome(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The one line of a run: the method that is registered. In a file of its own, so that its name in `dvc exp show` is
-    short, where those of every model's metrics hold the path of the file."""
+    """Return the method that a run registers. It is written to a separate file, so that its column in `dvc exp show`
+    has a short name; columns of the models' metrics include the path of the file."""
     return {"selected": summary["selected"] or "nothing"}
 
 
 def plots(summary: Mapping[str, Any]) -> dict[str, str]:
-    """File name -> CSV `model,value` of one metric; without rows where the run has no such value."""
+    """Return file name -> CSV `model,value` of one metric, without rows for missing values."""
     found = {}
     for metric in PLOTS:
         values = [(name, metric.value(block)) for name, block in candidates(summary)]

@@ -1,4 +1,4 @@
-"""What the plots need beside summary.json: outputs per row of every model, on rows drawn with a seed. No ids."""
+"""Data of the plots beside summary.json: outputs per row of every model, on rows drawn with a seed, without ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN, UNSEEN
 from expunge.system.errors import ManifestError
 
-ROWS = 20_000  # at most so many rows of each part
+ROWS = 20_000  # largest number of rows of each part
 VIEW_ROWS = {"retained": 300, "unseen": 100, "forgotten": 200}  # points of a 2-D view, drawn in this order
 BATCH = 65_536
 
@@ -28,7 +28,7 @@ class Evidence:
     """`labels (n,)` int, `parts (n,)` str, and per candidate `logits (n, C)`, all of the same drawn rows.
 
     `views`: title -> features `(k, d)` of the rows whose group (forgotten, unseen, retained) is `view_groups (k,)`.
-    `drawn` says in words which rows these are.
+    `drawn`: a sentence that says how the rows were chosen.
     """
 
     classes: tuple[str, ...]
@@ -41,8 +41,8 @@ class Evidence:
 
     @cached_property
     def groups(self) -> dict[str, Index]:
-        """Positions of forgotten, unseen (test rows of the same classes) and retained rows, and of the other test
-        rows."""
+        """Positions of the forgotten rows, of the unseen rows (test rows of the same classes), of the retained rows and
+        of the other test rows."""
         return groups_of(self.labels, self.parts)
 
 
@@ -58,14 +58,14 @@ def groups_of(labels: NDArray[Any], parts: NDArray[Any]) -> dict[str, Index]:
 
 
 def draw_rows(parts: NDArray[Any], seed: int, limit: int = ROWS) -> Index:
-    """At most `limit` rows of each part that is evaluated, in dataset order."""
+    """Draw at most `limit` rows of each part that is evaluated, and return them in dataset order."""
     rng = np.random.default_rng([seed, 101])
     drawn = [_thin(np.flatnonzero(parts == part), limit, rng) for part in np.unique(parts) if part != UNSEEN]
     return np.sort(np.concatenate(drawn))
 
 
 def draw_view(labels: NDArray[Any], parts: NDArray[Any], seed: int) -> tuple[Index, NDArray[Any]]:
-    """Rows of a 2-D view `(k,)` and the group of each."""
+    """Draw the rows of a 2-D view; returns their positions `(k,)` and groups `(k,)`."""
     rng = np.random.default_rng([seed, 102])
     groups = groups_of(labels, parts)
     drawn = {name: _thin(groups[name], size, rng) for name, size in VIEW_ROWS.items()}
@@ -77,14 +77,14 @@ def _thin(rows: Index, limit: int, rng: np.random.Generator) -> Index:
 
 
 def drawn_words(kept: int, total: int, seed: int) -> str:
-    """Which rows the plots are made from."""
+    """Return a sentence that says how the rows of the plots were chosen."""
     if kept == total:
         return f"All {total:,} rows are counted."
     return f"{kept:,} of {total:,} rows are counted: at most {ROWS:,} of each part, drawn with seed {seed}."
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Scalar columns of an evaluation file as numpy arrays."""
+    """Return scalar columns of an evaluation file as numpy arrays. Raises ManifestError if it cannot be read."""
     try:
         table = pq.ParquetFile(path).read(list(columns))
     except (pa.ArrowException, OSError) as e:
@@ -93,7 +93,11 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def read_logits(path: Path, rows: Index) -> NDArray[Any]:
-    """Logits `(k, C)` float32 of ascending dataset positions, read in batches: the file may be larger than memory."""
+    """Return the logits `(k, C)` float32 of the ascending dataset positions `rows`.
+
+    The file is read in batches, because it may be larger than memory. Raises ManifestError if it cannot be read or has
+    too few rows.
+    """
     picked, start = [], 0
     try:
         for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=["logits"]):

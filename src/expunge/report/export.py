@@ -12,11 +12,11 @@ from expunge.report.tables import candidates
 
 
 def results_csv(summary: Mapping[str, Any]) -> str:
-    """Columns `candidate,metric,value,spread,low,high`.
+    """Return the text of a CSV file with the columns `candidate,metric,value,spread,low,high`.
 
-    `metric` is the dotted path of the summary, with an index where a metric has one value per class or step. `spread`
-    is the standard deviation over retrained models, `low` and `high` the bootstrap interval; both are empty where there
-    is none. Units as in the summary: shares in [0, 1], nats, seconds.
+    `metric` is the dotted path of the summary, with an index if a metric has one value per class or step. `spread` is
+    the standard deviation over retrained models, `low` and `high` the bootstrap interval; they are empty if they do not
+    exist. Units are those of the summary: shares in [0, 1], nats, seconds.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -31,7 +31,7 @@ def results_csv(summary: Mapping[str, Any]) -> str:
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number below `value` with its dotted path; nulls and words are left out."""
+    """Yield every number below `value` with its dotted path; nulls and strings are left out."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, f"{path}.{key}" if path else str(key))

@@ -1,4 +1,4 @@
-"""reports/report.html: one file that opens offline, verdict first."""
+"""reports/report.html: one file that can be opened offline and begins with the verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidate
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-# The second table.
+# Metrics of the second table.
 MORE = some(
     "divergence.forget.js",
     "divergence.forget.activation_distance",
@@ -71,7 +71,8 @@ COLUMN_HELP = {
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, how to read what follows in plain words, panels, and panels that are folded away under a label."""
+    """A heading, an explanation of how to read the panels, the panels, and further panels that are folded under a
+    label."""
 
     title: str
     reading: str
@@ -83,8 +84,11 @@ class Section:
 def render(
     summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None, sides: str = ""
 ) -> str:
-    """The whole page. `evidence.logits` are keyed as the table's rows, in its order. `drawn`: the page's `sections`,
-    for whoever drew them already. `sides`: HTML that shows the original beside the method the page is about."""
+    """Return the whole page.
+
+    `evidence.logits` have the keys and order of the table's rows. `drawn`: the page's `sections`, if they were drawn
+    before. `sides`: HTML that compares the original with the method of the page.
+    """
     drawn = sections(summary, evidence) if drawn is None else drawn
     name = wording.focus(summary)
     verdict = summary["methods"][name]["verdict"]
@@ -116,7 +120,7 @@ def render(
 
 
 def environment() -> Environment:
-    """Where the pages' templates are; whatever is put into one is text, not markup."""
+    """Return the environment of the pages' templates. Inserted values are escaped, as text and not markup."""
     return Environment(
         loader=PackageLoader("expunge.report", "."),
         autoescape=True,
@@ -127,7 +131,7 @@ def environment() -> Environment:
 
 
 def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Utility and the four claims: each its outcome, what it says, and why where it was not shown."""
+    """Return utility and the four claims, each with its outcome, its statement and, if it was not shown, the reason."""
     against = "retrained models" if verdict["utility_against"] == "retrained" else "the original"
     steps = [
         {"name": "utility", "state": verdict["utility"], "claim": wording.UTILITY_WORDS.format(against), "why": ""}
@@ -139,7 +143,7 @@ def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def main_table(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Head and rows of cells (value, spread) of the result table; columns without any value are left out."""
+    """Return head and rows of cells (value, spread) of the result table; columns without any value are left out."""
     blocks = list(candidates(summary))
     used = columns(summary)
     body = []
@@ -150,23 +154,25 @@ def main_table(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def column_help(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What each column of the result table says, by its heading."""
+    """Return the explanation of each column of the result table, by its heading."""
     known = COLUMN_HELP | {metric.heading: metric.help for metric in of_packages(summary)}
     return {name: known[name] for name in main_table(summary)["head"] if name in known}
 
 
 def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that the result table leaves out."""
+    """Return a table of the metrics that the result table leaves out."""
     return _upright(MORE, dict(candidates(summary)))
 
 
 def shadow_table(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The attacks over many models, for the candidates that they cover; no rows where none were trained."""
+    """Return a table of the attacks with shadow models, for the candidates that they cover; empty if none were
+    trained."""
     return _upright(SHADOW, {name: block for name, block in candidates(summary) if block.get("shadow")})
 
 
 def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """One row per metric that somebody has, a column per candidate, and where a good value lies."""
+    """Return a table with a column per candidate and a row, with its target, per metric that at least one candidate
+    has."""
     body = [
         {"label": metric.name, "target": metric.target, "cells": [_cell(block, metric) for block in blocks.values()]}
         for metric in metrics
@@ -182,7 +188,7 @@ def _cell(block: Mapping[str, Any], metric: Metric) -> dict[str, str]:
 
 
 def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
-    """Every plot of the page, with one or two sentences on how to read it."""
+    """Return every plot of the page with one or two sentences on how to read it."""
     name = wording.focus(summary)
     closely = [m for m in ("original", name, "retrained") if m in e.logits]
     others = [m for m in e.logits if m not in closely]

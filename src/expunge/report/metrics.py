@@ -1,6 +1,6 @@
-"""Every metric that a page or table shows: where it lies, what it is called, how it is printed, where a good value is.
+"""Every metric that a page or table shows: its path in the summary, its name, its format and a good value.
 
-Tables choose metrics by path from here; no label or format stands anywhere else.
+Tables choose metrics from here by path. Labels and formats are defined only here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ RETRAINED = "retrained"
 
 @dataclass(frozen=True)
 class Metric:
-    """`path`: dotted, in a block of the summary. `name`: in words, with its unit. `form`: how a value is printed.
-    `target`: where a good value lies. `short`: the heading of a narrow column; `help`: what its tooltip says."""
+    """A metric of the reports.
+
+    `path`: dotted path in a block of the summary. `name`: in words, with its unit. `form`: format of a value. `target`:
+    a good value, or the model whose value is good. `short`: heading of a narrow column; `help`: its tooltip.
+    """
 
     path: str
     name: str
@@ -33,22 +36,22 @@ class Metric:
         return self.short or self.name
 
     def value(self, block: Mapping[str, Any] | None) -> Any:
-        """The value in a block of the summary, None where it does not exist."""
+        """Return the value in a block of the summary, None if it does not exist."""
         return lookup(block, self.path)
 
     def text(self, block: Mapping[str, Any] | None) -> str:
-        """The value as a table shows it, with its interval where it lies beside it; a dash where it does not exist."""
+        """Return the value as a table shows it, with its interval if the block has one; a dash if there is no value."""
         value = self.value(block)
         return "–" if value is None else self.form.format(value) + self.interval_text(block)
 
     def interval_text(self, block: Mapping[str, Any] | None) -> str:
-        """` (low to high)` where the block holds `PATH_low` and `PATH_high`, else nothing."""
+        """Return ` (low to high)` if the block has `PATH_low` and `PATH_high`, else an empty string."""
         low, high = (lookup(block, f"{self.path}_{end}") for end in ("low", "high"))
         return "" if low is None or high is None else f" ({self.form.format(low)} to {self.form.format(high)})"
 
 
 def lookup(block: Mapping[str, Any] | None, path: str) -> Any:
-    """The value at a dotted path, None where a key is missing."""
+    """Return the value at a dotted path, None if a key is missing."""
     value: Any = block
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -183,7 +186,7 @@ _ALL = (
     Metric("cost.speedup_vs_retrain", "times faster than retraining", WHOLE, "high"),
     Metric("cost.peak_rss_mb", "peak memory of the fit, MB", WHOLE, "low"),
     Metric("cost.evaluate_s", "seconds to evaluate", NUMBER_1, "low"),
-    # Attacks that need many models; there where the stage `shadow` ran.
+    # Attacks with shadow models; present only if the stage `shadow` ran them.
     Metric("shadow.ulira.auc", "U-LiRA, AUC", NUMBER_3, "0.5", short="U-LiRA AUC"),
     Metric("shadow.ulira.tpr_at_fpr_1pct", "U-LiRA, TPR at 1 % FPR", PERCENT, "1 %", short="TPR at 1 % FPR"),
     Metric("shadow.ulira.tpr_at_fpr_01pct", "U-LiRA, TPR at 0.1 % FPR", PERCENT_2, "0.1 %", short="TPR at 0.1 % FPR"),
@@ -204,12 +207,12 @@ METRICS = {metric.path: metric for metric in _ALL}
 
 
 def some(*paths: str) -> tuple[Metric, ...]:
-    """The metrics at these paths, in this order."""
+    """Return the metrics at these paths, in this order."""
     return tuple(METRICS[path] for path in paths)
 
 
 def of_packages(summary: Mapping[str, Any]) -> tuple[Metric, ...]:
-    """The metrics of other packages that this summary holds."""
+    """Return the metrics of other packages that the summary contains."""
     return tuple(
         Metric(
             f"plugins.{name}",
@@ -224,5 +227,5 @@ def of_packages(summary: Mapping[str, Any]) -> tuple[Metric, ...]:
 
 
 def name_of(path: str) -> str:
-    """What a metric is called in words; its path where it is not registered."""
+    """Return the name of a metric in words, or its path if it is not registered."""
     return METRICS[path].name if path in METRICS else path

@@ -26,13 +26,13 @@ from expunge.report.style import (
 )
 
 GROUPS = {"forgotten": (VERMILION, "-"), "unseen": (BLUE, "--"), "retained": (GREEN, "-.")}
-FLOOR = 1e-4  # nats; smaller losses are drawn here
+FLOOR = 1e-4  # nats; smaller losses are drawn at this value
 CONFIDENCE_BINS = np.linspace(0, 1, 26)
 LOSS_BINS = np.geomspace(FLOOR, 30, 28)
 
 
 def confusion_shift(e: Evidence) -> list[Panel]:
-    """Share of the forgotten rows that each model predicts as each class, beside their true labels."""
+    """Draw the share of the forgotten rows that each model predicts as each class, beside their true labels."""
     rows, n = e.groups["forgotten"], len(e.classes)
     if not len(rows):
         return []
@@ -55,7 +55,7 @@ def confusion_shift(e: Evidence) -> list[Panel]:
 
 
 def histograms(e: Evidence, models: Sequence[str]) -> list[Panel]:
-    """Per model the confidence (largest probability) and the loss of the true label, for each group of rows."""
+    """Draw for each model the confidence (largest probability) and the loss of the true label, by group of rows."""
     values = {m: _confidence_and_loss(e.logits[m], e.labels) for m in models}
     tallest = max(
         _shares(values[m][1][e.groups[g]], LOSS_BINS).max() for m in models for g in GROUPS if len(e.groups[g])
@@ -94,8 +94,8 @@ def _histogram(e: Evidence, title: str, values: NDArray[Any], bins: NDArray[Any]
 
 
 def attack_curves(e: Evidence) -> list[Panel]:
-    """ROC of the loss attack, both axes logarithmic: forgotten against unseen rows, retained against other test
-    rows."""
+    """Draw the ROC curves of the loss attack with logarithmic axes: forgotten against unseen rows, and retained against
+    other test rows."""
     sides = [
         ("Forgotten against unseen rows", "forgotten", "unseen"),
         ("Retained against retained test rows", "retained", "retained test"),
@@ -127,11 +127,11 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
 
 
 def views(e: Evidence) -> list[Panel]:
-    """Two dimensions of each set of features, by PCA and by t-SNE (of at most 50 principal components, seed 0)."""
+    """Draw each set of features in two dimensions, by PCA and by t-SNE (of at most 50 principal components, seed 0)."""
     from threadpoolctl import threadpool_limits
 
     out = []
-    with threadpool_limits(1):  # one order of summation, one picture
+    with threadpool_limits(1):  # a fixed order of summation, so that equal features give equal plots
         for title, features in alike(e.views):
             x = np.asarray(features, np.float64)
             if len(x) < 12 or not np.ptp(x, axis=0).any():
@@ -144,8 +144,8 @@ def views(e: Evidence) -> list[Panel]:
 
 
 def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
-    """Views with the same features are one picture, whose title names both: a method that replaces the head moves
-    none."""
+    """Merge views with equal features into one whose title names all of them. A method that only replaces the head
+    leaves the features equal."""
     found: list[tuple[str, NDArray[Any]]] = []
     for title, features in views.items():
         same = next((i for i, (_, seen) in enumerate(found) if np.array_equal(seen, features)), None)
@@ -157,7 +157,7 @@ def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
 
 
 def _pca(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """At most 50 principal components of `x (k, d)` and their shares of the variance; at least two columns."""
+    """Return at most 50 principal components of `x (k, d)` and their shares of the variance, padded to two columns."""
     from sklearn.decomposition import PCA
 
     pca = PCA(min(50, *x.shape), svd_solver="randomized", random_state=0)

@@ -1,4 +1,4 @@
-"""The words of a report fit its request: rows of an erasure are forgotten, rows of corrections get other labels."""
+"""Adapt the words of a report to its request: an erasure forgets rows, corrections give rows other labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.data.corrections import SELECTOR as CORRECT
 
-# In this order: the longer phrase before the shorter one that it holds.
+# Replacements are made in this order, so a phrase comes before a shorter one that it contains.
 CORRECTED = (
     ("never to have seen the forgotten rows", "never to have seen the old labels"),
     ("was trained on the forgotten rows", "was trained on the old labels"),
@@ -30,13 +30,13 @@ WORD = re.compile(r"\b[Ff]orgotten\b")
 
 
 def corrects(request: Mapping[str, Any]) -> bool:
-    """Whether `request`, as the split wrote it, replaces labels."""
+    """Whether `request`, as the split stage wrote it, replaces labels."""
     return bool(request["selector"] == CORRECT)
 
 
 def worded(text: str, request: Mapping[str, Any]) -> str:
-    """`text` as it is for an erasure; for corrections with the words of `CORRECTED`, and "corrected" for
-    "forgotten"."""
+    """Return `text` in the words of the request: unchanged for an erasure, for corrections with the replacements of
+    `CORRECTED` and "corrected" for "forgotten"."""
     if not corrects(request):
         return text
     for old, new in CORRECTED:

@@ -1,4 +1,4 @@
-"""One panel of a report: a Matplotlib drawing as inline SVG that takes its text colour from the page around it."""
+"""Panels of a report: Matplotlib drawings as inline SVG that inherit the text colour of the page."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any, Literal
 
 from expunge.report.summary import CONTROL
 
-INK = "#010203"  # stands for the page's text colour, in light and dark
-# Okabe and Ito's palette, readable with every common colour blindness. Yellow is left out: it drowns on white.
+INK = "#010203"  # placeholder for the page's text colour, in light and dark mode
+# Okabe and Ito's palette, which is readable with every common colour blindness, without yellow, which has too little
+# contrast on white.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 GREY = "#8a8a8a"
 WIDTH = 4.6  # inches; near the width of a phone, so that text keeps its size there
-SHOWN_CLASSES = 20  # a heatmap shows no more
+SHOWN_CLASSES = 20  # largest number of classes in a heatmap
 
 SETTINGS = {
-    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "svg.fonttype": "none",  # keep text as text: small, selectable, in the page's font
     "text.parse_math": False,  # a class may be called $x$
     "font.size": 9.0,
     "axes.titlesize": 9.0,
@@ -45,7 +46,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A drawing and the title that stands above it and is read aloud for it."""
+    """A drawing and its title, which is shown above it and read by screen readers."""
 
     title: str
     svg: str
@@ -53,7 +54,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Look:
-    """How one candidate is drawn in every panel."""
+    """Colour, line style and marker of one candidate in every panel."""
 
     color: str
     line: str
@@ -61,7 +62,8 @@ class Look:
 
 
 def looks(candidates: Sequence[str]) -> dict[str, Look]:
-    """References keep their look in every report; methods take colour, line and marker in the order of the table."""
+    """Return the look of each candidate. References have the same look in every report; methods take the next colour,
+    line and marker in the order of the table."""
     fixed = {
         "original": Look(ORANGE, (0, (1, 1)), "s"),  # type: ignore[arg-type]
         "retrained": Look(INK, "-", "*"),
@@ -75,7 +77,7 @@ def looks(candidates: Sequence[str]) -> dict[str, Look]:
 
 
 def short(name: str, length: int = 18) -> str:
-    """`name` on one line, cut where it would not fit beside an axis."""
+    """Return `name` on one line, cut to `length` characters so that it fits beside an axis."""
     name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1] + "…"
 
@@ -90,15 +92,16 @@ def panel(
     grid: Literal["both", "x", "y"] | None = "both",
     legend: int = 0,
 ) -> Panel:
-    """Draw on fresh axes with labels `x` and `y` and return the SVG; `legend` is its number of columns, 0 for none.
+    """Draw on new axes with labels `x` and `y` and return the panel; `legend` is the legend's number of columns, 0 for
+    none.
 
-    The same drawing gives the same bytes: ids come from the title, and no date is written.
+    The same drawing gives the same bytes: ids are derived from the title, and no date is written.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": title}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font draws the text
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page draws the text with its own font
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
@@ -109,7 +112,7 @@ def panel(
         axes.set_ylabel(y)
         if legend:
             lines = -(-len(axes.get_legend_handles_labels()[0]) // legend)
-            figure.set_size_inches(WIDTH, height + 0.17 * (lines - 1))  # a long legend takes no room from the drawing
+            figure.set_size_inches(WIDTH, height + 0.17 * (lines - 1))  # add room for the legend's lines
             figure.legend(loc="outside upper left", ncols=legend, markerscale=1.3)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator"), None))
@@ -117,7 +120,7 @@ def panel(
 
 
 def standalone(drawn: Panel) -> str:
-    """The panel as an SVG file of its own, dark on white, for viewers that show pictures."""
+    """Return the panel as a standalone SVG file, dark on white, for image viewers."""
     style = "background:#fff;color:#20262b;font-family:system-ui,Helvetica,Arial,sans-serif"
     return drawn.svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" style="{style}" ', 1) + "\n"
 
@@ -125,8 +128,8 @@ def standalone(drawn: Panel) -> str:
 def heatmap(
     axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]
 ) -> None:
-    """Cells with their texts; `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; NaN is left
-    open."""
+    """Draw cells with their texts. `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; cells
+    with NaN stay empty."""
     from matplotlib.patches import Rectangle
 
     for i, line in enumerate(values):
@@ -145,7 +148,7 @@ def heatmap(
 
 
 def log_scale(axis: Any) -> None:
-    """Decades as plain numbers on a logarithmic axis, without minor ticks."""
+    """Make an axis logarithmic, with decades as plain numbers and without minor ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -155,10 +158,10 @@ def log_scale(axis: Any) -> None:
 
 
 def _inline(svg: str, title: str) -> str:
-    """The SVG element alone, without what only a file of its own needs."""
+    """Return the SVG element alone, without the parts that only a standalone file needs."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<[^>]*>", _tag, svg)  # tags only: a class may be called anything
+    svg = re.sub(r"<[^>]*>", _tag, svg)  # only tags are changed, since a class name may contain anything
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None  # Matplotlib always writes one
     return f'<svg role="img" aria-label="{escape(title, quote=True)}" {box[0]}>{svg[svg.index(">") + 1 :]}'
@@ -166,7 +169,7 @@ def _inline(svg: str, title: str) -> str:
 
 def _tag(match: re.Match[str]) -> str:
     tag = match[0].replace("xlink:href=", "href=").replace(INK, "currentColor")
-    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)  # names of groups, which nothing refers to
+    tag = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", tag)  # ids of groups, which nothing refers to
     tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
     tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
     return re.sub(r"(\.\d\d)\d+", r"\1", tag)

@@ -1,4 +1,4 @@
-"""reports/summary.json: the whole result of a run as data that another program can check."""
+"""reports/summary.json: the whole result of a run as data for other programs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ def build_summary(
     clean_references: bool,
     shadow: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Join what the stages wrote and judge every method.
+    """Join the results of the stages, judge every method, and return the summary.
 
     `references` holds the block of the original and one per retrained model; `evaluations` and `costs` are keyed by
-    method. The control is judged like the others, shown among the references, and never selected. `clean_references`:
-    whether the retrained models' backbones never saw the forgotten rows. `shadow` is what
-    the stage of that name wrote: its numbers go into the blocks they belong to, the rest stands beside them.
-    `metrics` of the summary describes those of other packages, whose values are below `plugins` of every block; both
-    are absent where there are none.
+    method. The control is judged like the methods, shown among the references, and never selected. `clean_references`:
+    whether the retrained models' backbones never saw the forgotten rows. `shadow` is the result of the shadow stage:
+    numbers of a method go into its block, the rest under "shadow" of the summary. "metrics" of the summary describes
+    metrics of other packages, whose values are below "plugins" of every block; both are absent if there are none.
     """
     many = dict(shadow or {"kind": "off"})
     attacked, floors = many.pop("methods", {}), many.pop("references", {})
@@ -77,24 +76,25 @@ def build_summary(
 
 
 def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A metrics block without what its verdict is made of, which the verdict holds."""
+    """Return a block of metrics without the inputs of its verdict, which the verdict itself contains."""
     return {key: value for key, value in block.items() if key != "judged"}
 
 
 def exact_of_retrained(clean: bool) -> dict[str, Any]:
-    """What is exact about a retrained model: everything, unless its backbone was taken over and saw the rows."""
+    """Return whether the claim `exact` holds for a retrained model. It does unless its backbone is the original's,
+    which saw the rows."""
     if clean:
         return {"holds": True, "why": "trained without these rows, from weights that never saw them"}
     return {"holds": None, "why": "its backbone is the original's, which saw the rows; only its head was trained anew"}
 
 
 def mean_of(blocks: Sequence[Any]) -> Any:
-    """The mean of equally shaped blocks, number by number; what is not a number comes from the first."""
+    """Return the mean of equally shaped blocks, number by number; other values are those of the first block."""
     return _join(blocks, lambda values: float(np.mean(values)))
 
 
 def spread_of(blocks: Sequence[Any]) -> Any:
-    """The standard deviation over seeds (ddof 1), number by number; null with one seed."""
+    """Return the standard deviation over seeds (ddof 1), number by number; None with one seed."""
     return _join(blocks, lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
@@ -110,10 +110,12 @@ def _join(blocks: Sequence[Any], statistic: Any) -> Any:
 
 
 def select(methods: Mapping[str, Any]) -> str | None:
-    """The method that may serve: utility kept and its outputs' claim shown, or the exact one unless it lost utility.
+    """Return the method that may serve, or None. Its utility is kept and the claim `outputs` shown, or it is exact and
+    did not lose utility.
 
-    Exact comes before statistical, then more claims, then the smallest share of the excess on the rows that the verdict
-    does not use, then the smallest KL. A control never counts, whatever its entry is called.
+    Among several, exact methods come before statistical ones, then more claims, then the smallest share of the excess
+    on the rows that the verdict does not use, then the smallest KL. A control is never selected, whatever the name of
+    its entry.
     """
     reached = {
         name: m

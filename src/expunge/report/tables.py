@@ -1,4 +1,4 @@
-"""The result table, for the terminal, for Markdown and as flat numbers for DVC."""
+"""The result table for the terminal and for Markdown, and the sentences around it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = some(
     "representation.probe_z_prime",
     "cost.fit_s",
 )
-# Attacks that need many models; filled where the stage `shadow` ran.
+# Attacks with shadow models; their columns have values if the stage `shadow` ran them.
 MANY_MODELS = some(
     "shadow.ulira.auc",
     "shadow.ulira.tpr_at_fpr_1pct",
@@ -32,7 +32,7 @@ MANY_MODELS = some(
     "shadow.klom.p95",
     "shadow.forgetting_score",
 )
-# Filled where canaries were planted.
+# These columns have values if canaries were planted.
 CANARIES = some(
     "membership.canary_auc",
     "canaries.exposure",
@@ -43,7 +43,11 @@ STILL_STORED = "The rows still lie in the dataset, the feature store and their c
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Original, retrained, the control and every method, in the order of the table, as far as they are there."""
+    """Yield name and block of the original, the retrained model, the control and every method, in the order of the
+    table.
+
+    Those that the run does not have are left out.
+    """
     yield "original", summary["references"]["original"]
     if summary["references"]["retrained"] is not None:
         yield "retrained", summary["references"]["retrained"]
@@ -53,13 +57,13 @@ def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 
 def columns(summary: Mapping[str, Any]) -> list[Metric]:
-    """The metrics of the result table, those of other packages last; without those that no candidate has."""
+    """Return the metrics of the result table that at least one candidate has, those of other packages last."""
     blocks = [block for _, block in candidates(summary)]
     return [m for m in (*COLUMNS, *of_packages(summary)) if any(m.value(block) is not None for block in blocks)]
 
 
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The table as text: a heading row, then one row per candidate. A value that does not exist is a dash."""
+    """Return the table as text: a heading row, then one row per candidate. A missing value is a dash."""
     used = columns(summary)
     table = [["", *(metric.heading for metric in used), "utility", "shown"]]
     for name, block in candidates(summary):
@@ -70,19 +74,19 @@ def rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def claims_cells(block: Mapping[str, Any]) -> list[str]:
-    """Utility, and the erasure claims that were shown; empty where nothing was judged."""
+    """Return the cells of utility and of the erasure claims that were shown; empty if there is no verdict."""
     verdict = block.get("verdict")
     return ["", ""] if verdict is None else [str(verdict["utility"]), shown_words(verdict)]
 
 
 def verdict_line(verdict: Mapping[str, Any]) -> str:
-    """The verdict in a line: utility, then every claim with its outcome."""
+    """Return the verdict in one line: utility, then every claim with its outcome."""
     claims = "; ".join(f"{claim} {verdict['claims'][claim]}" for claim in CLAIMS)
     return f"utility {verdict['utility']}; erasure: {claims}"
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """`reports/results.md`: first what came of it, then the table, then what it does not prove."""
+    """Return the text of `reports/results.md`: the outcome, the table, and what the result does not prove."""
     head, *body = rows(summary)
     refused = "\n".join(f"- {name} was refused: {why}" for name, why in summary.get("refused", {}).items())
     why = reasons(summary)
@@ -93,13 +97,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A heading row and rows of as many cells."""
+    """Return a Markdown table of a heading row and rows with as many cells."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
 
 
 def canaries_reading(summary: Mapping[str, Any]) -> str:
-    """What the table of canaries may be read as; empty where none were planted."""
+    """Return how to read the table of canaries; empty if none were planted."""
     counts = summary["references"]["original"].get("canaries")
     if counts is None:
         return ""
@@ -113,7 +117,7 @@ def canaries_reading(summary: Mapping[str, Any]) -> str:
 
 
 def canaries(summary: Mapping[str, Any]) -> str:
-    """The audit by canaries as a table; empty where none were planted."""
+    """Return the audit by canaries as a section with a table; empty if none were planted."""
     reading = canaries_reading(summary)
     if not reading:
         return ""
@@ -123,7 +127,7 @@ def canaries(summary: Mapping[str, Any]) -> str:
 
 
 def many_models(summary: Mapping[str, Any]) -> str:
-    """The attacks that need many models, as a table and what it may be read as; empty where they are off."""
+    """Return the attacks with shadow models as a section: how to read them, and a table. Empty if they are off."""
     state = summary.get("shadow", {"kind": "off"})
     if state["kind"] == "off":
         return ""
@@ -148,7 +152,7 @@ def many_models(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """In a few sentences: the method that would be registered and what was shown of it, or why there is none."""
+    """Return a few sentences on the method that would be registered and its verdict, or that there is none."""
     request = summary["request"]
     forget, total = request["forget_rows"], request["forget_rows"] + request["retain_rows"]
     asked = f"{forget:,} of {total:,} training rows were to be forgotten."
@@ -161,7 +165,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def takes(summary: Mapping[str, Any]) -> str:
-    """What it would take to show more, where too few models were retrained; else empty."""
+    """Return what is needed to show more if too few models were retrained; else an empty string."""
     count = int(lookup(summary, "references.retrained.seeds") or 0)
     if count >= MIN_REFERENCES:
         return ""
@@ -173,19 +177,19 @@ def takes(summary: Mapping[str, Any]) -> str:
 
 
 def reasons(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each method, and why it is not to be registered; empty where one is."""
+    """Return each method with the reason why it is not registered; empty if one method is selected."""
     if summary["selected"] is not None:
         return []
     return [(name, str(block["verdict"]["why"])) for name, block in summary["methods"].items()]
 
 
 def failures(summary: Mapping[str, Any]) -> str:
-    """Per method what was not shown, and why, in one line."""
+    """Return for every method why it failed, in one line."""
     return " ".join(f"{name}: {block['verdict']['why']}" for name, block in summary["methods"].items())
 
 
 def unproven(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must not conclude, a sentence or two each; the last is STILL_STORED."""
+    """Return what a reader must not conclude, one or two sentences each; the last is STILL_STORED."""
     model = summary["model"]
     lines = []
     if model["saw_forget_data"]:
@@ -209,5 +213,5 @@ def unproven(summary: Mapping[str, Any]) -> list[str]:
 
 
 def not_proven(summary: Mapping[str, Any]) -> str:
-    """What a reader must not conclude, as a list under a heading line."""
+    """Return what a reader must not conclude as a Markdown list below a heading line."""
     return "\n".join(["What this does not prove:", *(f"- {line}" for line in unproven(summary))])

@@ -1,4 +1,4 @@
-"""The result of the last run on the terminal."""
+"""Show the result of the last run on the terminal."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CAPTION = "KL and agree: with the retrained model on forgotten rows, in nats and
 
 
 def print_result() -> None:
-    """Print the table, the verdict and where to look next. Raises ManifestError when nothing has run yet."""
+    """Print the table, the verdict and the places of further results. Raises ManifestError if nothing has run yet."""
     if not SUMMARY.is_file():
         raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for a minute's worth")
     summary = read_json(SUMMARY)
     console = Console()
-    if not console.is_terminal:  # behind a pipe rich assumes 80 columns and would cut every number
+    if not console.is_terminal:  # rich assumes 80 columns for a pipe and would cut the numbers
         console = Console(width=200)
     for table in tables(rows(summary), summary["selected"], console.width):
         console.print(table)
@@ -49,8 +49,8 @@ def print_result() -> None:
 
 
 def tables(lines: Sequence[Sequence[str]], selected: str | None, width: int) -> list[Table]:
-    """The result as one table, or where the terminal is narrow as several below each other, no cell cut."""
-    sizes = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]  # with its border and two blanks
+    """Return the result as one table or, on a terminal of fewer columns than it needs, as several; no cell is cut."""
+    sizes = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]  # a column's border and two blanks
     parts: list[list[int]] = [[]]
     for i, size in enumerate(sizes[1:], start=1):
         if parts[-1] and sizes[0] + sum(sizes[j] for j in parts[-1]) + size + 1 > width:

@@ -1,4 +1,4 @@
-"""What the summary means, in plain words: claims, gates, and what a reader must not conclude."""
+"""The meaning of the summary in words: claims, gates, and what a reader must not conclude."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLAIMS = {
     EXACT: "By construction, the weights are a function of retained rows, public weights and the seed alone.",
 }
 UTILITY_WORDS = "Accuracy on retained and test rows is at most half a point below that of {}."
-# What the verdict and a review look at, in their order.
+# Metrics of the verdict and of a review, in the order in which they are shown.
 GATES = some(
     "accuracy.retain",
     "accuracy.forget",
@@ -46,13 +46,13 @@ GATES = some(
 
 
 def seed_count(summary: Mapping[str, Any]) -> int:
-    """How many models were retrained; 0 without a reference."""
+    """Return the number of retrained models; 0 without a reference."""
     return int(lookup(summary, "references.retrained.seeds") or 0)
 
 
 def focus(summary: Mapping[str, Any]) -> str:
-    """The method the report looks at closely: the selected one, else the nearest to the retrained model, else the
-    control."""
+    """Return the method that the report shows in detail: the selected one, else the one with the smallest KL from the
+    retrained model, else the control."""
     if summary["selected"] is not None:
         return str(summary["selected"])
     others = [name for name in summary["methods"] if name != CONTROL]
@@ -65,13 +65,13 @@ def focus(summary: Mapping[str, Any]) -> str:
 
 
 def claim(verdict: Mapping[str, Any]) -> str:
-    """What was shown, in a sentence per claim."""
+    """Return what was shown, one sentence per claim."""
     said = [CLAIMS[name] for name in shown_claims(verdict)]
     return " ".join(said) or "No erasure claim was shown."
 
 
 def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """What was asked for, without ids: the classes where whole classes go, else a count."""
+    """Return the request in words, without ids: the classes if whole classes are forgotten, else a count of rows."""
     request = summary["request"]
     rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows"
     if corrects(request):
@@ -83,7 +83,7 @@ def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:
 
 
 def not_claimed(summary: Mapping[str, Any]) -> list[str]:
-    """What this report does not claim about the method it looks at."""
+    """Return what the report does not claim about the method of `focus`."""
     verdict = summary["methods"][focus(summary)]["verdict"]
     lines = [
         f"{name}: {state}, since {verdict['reasons'][name]}."
@@ -95,14 +95,15 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
 
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:
-    """That the intervals lack the chance of the fit, where a method has a seed and was fitted with one of them."""
+    """Return a warning if a method that depends on a seed was fitted with only one: its intervals then lack the
+    variance of the fit."""
     if block["settings"].get("fit_seeds") != 1:
         return []
     return ["It was fitted with one seed: the intervals do not hold what another fit seed would give (fit_seeds)."]
 
 
 def copies_left(request: Mapping[str, Any]) -> list[str]:
-    """Forgotten rows with a twin that every retrained model was trained on, too."""
+    """Return a sentence for each kind of copy of forgotten rows that is among the rows of the retrained models."""
     left = {
         "an exact copy": int(request.get("duplicates_left_in_retain") or 0),
         "a near-duplicate": int((request.get("near_duplicates") or {}).get("left_in_retain") or 0),
@@ -115,7 +116,7 @@ def copies_left(request: Mapping[str, Any]) -> list[str]:
 
 
 def gate_rows(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The gates as text: what was measured, for which claim, value, target, and the share of the excess left."""
+    """Return the gates as text: claim, metric, value, target, the share of the excess that is left, and the outcome."""
     return [
         {
             "claim": gate["claim"],
@@ -130,7 +131,7 @@ def gate_rows(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def share_words(gate: Mapping[str, Any]) -> str:
-    """The share of the original's excess that is left, with its interval; below 0 it is overshot."""
+    """Return the share of the original's excess that is left, with its interval. Below 0 the method overshot."""
     if gate["share"] is None:
         return "–"
     low, high = gate["interval"]
@@ -138,7 +139,7 @@ def share_words(gate: Mapping[str, Any]) -> str:
 
 
 def gate_outcome(gate: Mapping[str, Any]) -> str:
-    """Passed, refuted, open, or that it cannot tell and what it would take."""
+    """Return the outcome of a gate: passed, refuted, open, or that it cannot tell and how many rows it would need."""
     if gate["refuted"]:
         return REFUTED
     if gate["power"]:
@@ -149,7 +150,7 @@ def gate_outcome(gate: Mapping[str, Any]) -> str:
 
 
 def rows_it_takes(verdict: Mapping[str, Any]) -> str:
-    """How many forgotten rows the most sensitive gate of the outputs would need; empty where one has power."""
+    """Return how many forgotten rows the most sensitive gate of the outputs would need; empty if a gate has power."""
     gates = [g for g in verdict["gates"] if g["claim"] == OUTPUTS]
     needed = [g["rows_needed"] for g in gates if g["rows_needed"]]
     if not gates or any(g["power"] for g in gates):
@@ -162,7 +163,7 @@ def rows_it_takes(verdict: Mapping[str, Any]) -> str:
 
 
 def settings_lines(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Per method its settings, and how they came about."""
+    """Return the settings of each method and how they were chosen."""
     lines = []
     for method, block in summary["methods"].items():
         given, chosen = block["settings"]["params"], block["settings"]["chosen"]
@@ -174,7 +175,7 @@ def settings_lines(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def how_chosen(chosen: Mapping[str, Any] | None) -> str:
-    """How the settings of one method came about, with what every candidate did on the held-out rows."""
+    """Return how a method's settings were chosen, with the results of every candidate on the held-out rows."""
     if chosen is None:
         return "set in params.yaml"
     if not chosen["candidates"]:
@@ -189,5 +190,5 @@ def how_chosen(chosen: Mapping[str, Any] | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, a dash for what does not exist."""
+    """Format a number with three decimals; a dash for None."""
     return "–" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""One small file per DVC stage: it reads files, calls the library and writes files.
+"""One small file per DVC stage, which reads files, calls the library and writes files.
 
 May import every package except promotion, sweep, erasure and commands. No library module imports a stage.
 Start with `fit.py`.
@@ -15,12 +15,12 @@ from expunge.system import malloc, monitor
 from expunge.system.errors import ExpungeError
 from expunge.system.installed import refuse_other_version
 
-# A stage imports a million objects and keeps them. Looking for garbage among them less often while they come in, and
-# not at all when the process ends (`run` freezes them), saves a short stage a third of its time.
+# Imports create about a million objects that live until the process ends. Collecting garbage less often during the
+# imports, and not at all at exit (`guarded` freezes the objects), saves a short stage a third of its time.
 gc.set_threshold(100_000, 50, 50)
 malloc.keep_freed()
 
-# No tool that a stage imports may report home, and every seed is explicit.
+# Keep the tools that a stage imports from sending usage statistics.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -32,7 +32,10 @@ QUIET = {
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage, its use of the machine sampled; see `guarded`. Refused where `expunge.lock` is of other code."""
+    """Run a stage as `guarded` does and sample its resource use.
+
+    The stage is refused if `expunge.lock` records other code than the installed package's.
+    """
     monitor.start()
 
     def of_this_version() -> None:
@@ -43,8 +46,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 def guarded(main: Callable[[], object]) -> None:
-    """Run a stage or a command: an ExpungeError becomes one clear line and exit status 2; anything else is a bug, shown
-    whole."""
+    """Run a stage or a command.
+
+    An ExpungeError is printed as one line and ends the process with status 2. Any other exception is a bug and keeps
+    its traceback.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

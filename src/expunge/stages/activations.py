@@ -1,4 +1,4 @@
-"""activations: training rows behind a cut inside the backbone, once per model; every later request starts there."""
+"""activations: compute the training rows' activations at cuts inside the backbone once per model, for all requests."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from expunge.system.paths import ACTIVATIONS, DATASET, MODELS, ORIGINAL, WORK
 
 
 def fetch(config: Config, staging: Path) -> dict[str, Any]:
-    """Write one file a cut; return what the manifest says of them. Raises DataError for images of different sizes."""
-    from expunge.data.dataset import Dataset  # torch comes along: seconds that a run without cuts has no use for
+    """Write one file per cut and return the fields of the manifest. Raises DataError for images of different sizes."""
+    from expunge.data.dataset import Dataset  # imports torch, which takes seconds
     from expunge.finetune.above import keep, train_rows
     from expunge.finetune.cut import fetch_activations
     from expunge.models.checkpoint import load_classifier
@@ -22,19 +22,19 @@ def fetch(config: Config, staging: Path) -> dict[str, Any]:
     train = train_rows(dataset)
     inputs = dataset.inputs(train)
     mixed = isinstance(inputs, list) and not isinstance(inputs[0], str)
-    if mixed and set(config.activations.cuts) != {config.model.cut}:  # each row alone may have a size of its own
+    if mixed and set(config.activations.cuts) != {config.model.cut}:  # only `keep` takes one row at a time
         raise DataError(f"{DATASET}: images differ in size; relearning needs one size: set activations.cuts: []")
     cuts = resolve(config, classifier, len(train))
     lower = {}
     for cut in cuts:
-        if cut == config.model.cut:  # those that it was trained on
+        if cut == config.model.cut:  # the activations that the model was trained on
             lower[cut] = keep(classifier, dataset, cut, WORK, staging / f"{cut}.npy")
         else:
             fetch_activations(classifier, inputs, cut, staging / f"{cut}.npy")
     return {
         "rows": {f"{cut}.npy": len(train) for cut in cuts},
         "dataset_digest": dataset.digest,
-        "lower": lower,  # below model.cut, by cut
+        "lower": lower,  # digests of the layers below model.cut, by cut
     }
 
 

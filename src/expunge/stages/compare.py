@@ -1,4 +1,4 @@
-"""compare: verdicts, the summary, the table and the plots."""
+"""compare: write the verdicts, the summary, the results table and the plots."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,9 +29,10 @@ from expunge.system.progress import log_message
 
 
 def cost_of(name: str, config: Config) -> dict[str, Any]:
-    """Seconds and memory of fit and evaluation, and how many times faster than retraining the fit was."""
+    """Return seconds and memory of fit and evaluation and, with references, how many times faster than retraining the
+    fit was."""
     cost = {**read_json(COST / f"evaluate-{name}.json"), **read_json(COST / f"fit-{name}.json")}
-    cost.pop("usage", None)  # samples over time: for whoever looks into a run
+    cost.pop("usage", None)  # samples over time, which the summary leaves out
     if config.reference == "retrain":
         retrain = [read_json(COST / f"retrain-{seed}.json")["train_s"] for seed in config.retrain.seeds]
         cost["retrain_s"] = sum(retrain) / len(retrain)
@@ -40,15 +41,19 @@ def cost_of(name: str, config: Config) -> dict[str, Any]:
 
 
 def clean_references(config: Config) -> bool:
-    """Whether the retrained models' backbones never saw the forgotten rows: trained anew, or taken from a model that is
-    said never to have seen them. Otherwise only the head of a reference was trained without them."""
+    """Whether the backbones of the retrained models never saw the forgotten rows.
+
+    This holds if they were trained anew, or taken from a model that is declared (`model.saw_forget_data`) never to have
+    seen them. Otherwise only the head of a reference was trained without the forgotten rows.
+    """
     return config.model.training == "full" or not config.model.saw_forget_data
 
 
 def apart(evaluations: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Blocks of the methods that made something, and the reasons of those that refused.
+    """Return the blocks of the methods that gave a result, and the reasons of those that refused.
 
-    Raises QualityError where all refused, which only happens without the control: there is nothing to put into a table.
+    Raises QualityError if all methods refused. That happens only without the control logit-mask, and leaves nothing to
+    put into the table.
     """
     refused = {name: block["refused"] for name, block in evaluations.items() if "refused" in block}
     judged = {name: block for name, block in evaluations.items() if name not in refused}

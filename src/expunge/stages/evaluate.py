@@ -46,20 +46,20 @@ from expunge.system.paths import (
 )
 from expunge.system.progress import log_message
 
-JUDGED_HALF = 1  # of several methods the best is chosen on one half of the rows and judged on the other
-VALIDATION = "validation"  # the part of rows that settings were chosen by, where outputs are kept per row
+JUDGED_HALF = 1  # the best of several methods is chosen on one half of the rows and judged on the other
+VALIDATION = "validation"  # in the outputs per row, the part of the rows that settings were chosen on
 
 
 def settings_of(method: str) -> dict[str, Any]:
-    """Its settings in params.yaml; where some were chosen on held-out rows, from what and how they fared; and with how
-    many seeds it was fitted, None where it has none."""
+    """Return the method's settings from params.yaml (`params`), how some were chosen on held-out rows and their scores
+    (`chosen`), and with how many seeds it was fitted (`fit_seeds`; None if it takes no seed)."""
     info = read_json(UNLEARNED / method / INFO)
     params = read_manifest(UNLEARNED / method)["settings"] or {}
     return {"params": params, "chosen": info.get("chosen"), "fit_seeds": info.get("fit_seeds")}
 
 
 def fits_of(name: str) -> list[str]:
-    """Folders below UNLEARNED of a method's fit and of its fits with other seeds; none for the references."""
+    """Return the folders below UNLEARNED of a method's fit and its fits with other seeds; empty for the references."""
     if name == REFERENCES:
         return []
     others = (UNLEARNED / name / SEEDS).glob("*/")
@@ -67,7 +67,7 @@ def fits_of(name: str) -> list[str]:
 
 
 def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
-    """Those of the rows in `mask`: the others were used to choose settings."""
+    """Return the outputs of the rows in `mask`; the other rows were used to choose settings."""
     z_prime = None if outputs.z_prime is None else outputs.z_prime[mask]
     return Outputs(outputs.logits[mask], outputs.z[mask], z_prime, outputs.stages)
 
@@ -75,9 +75,9 @@ def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
 def with_stages(
     models: dict[str, Outputs], original: Outputs, references: list[Outputs], counted: np.ndarray, config: Config
 ) -> tuple[dict[str, Outputs], Outputs, list[Outputs]]:
-    """The same outputs with probes inside the backbones, where enough retrained models exist to compare them with.
+    """Return the same outputs with probes inside the backbones, if there are at least MIN_REFERENCES retrained models.
 
-    What original and retrained models say is kept below WORK and read again by the next method. `counted`: mask of
+    The probes of the original and the retrained models are cached below WORK for the next method. `counted`: mask of
     the rows that are evaluated.
     """
     if len(references) < MIN_REFERENCES:
@@ -108,7 +108,7 @@ def with_stages(
 
 
 def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.ndarray, ids: np.ndarray) -> None:
-    """`data/evaluation/NAME`: one file per model, one row per row of the dataset, none left out."""
+    """Write `data/evaluation/NAME`: one Parquet file per model, with one row for every row of the dataset."""
     with staged_dir(EVALUATION / name) as staging:
         for model, outputs in models.items():
             logits = pa.FixedSizeListArray.from_arrays(
@@ -139,7 +139,7 @@ def main() -> None:
     metrics = load_metrics(config.evaluate.metrics)
     split = Split(SPLIT)
     store = FeatureStore(FEATURES / ORIGINAL)
-    labels, seed = split.labels(store.column("label")), config.evaluate.seed  # corrected rows by their new labels
+    labels, seed = split.labels(store.column("label")), config.evaluate.seed  # corrected rows have their new labels
     original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config, split)
     models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
@@ -149,11 +149,11 @@ def main() -> None:
     canaries = None if planted is None else CanaryRows(*planted).among(counted)
     start = time.perf_counter()
     models, original, references = with_stages(models, original, references, counted, config)
-    fits: list[Outputs] = []  # of the method, with other seeds
+    fits: list[Outputs] = []  # fits of the method with other seeds
     if name != REFERENCES:
         first, *fits = models.values()
         models = {name: first}
-    # One thread: the parts are small, and the pools of torch, BLAS and scikit-learn get into each other's way.
+    # One thread: the arrays are small, and the thread pools of torch, BLAS and scikit-learn slow each other down.
     torch.set_num_threads(1)
     with threadpool_limits(1):
         of = {id(model): rows_of(model, counted) for model in (original, *references, *models.values(), *fits)}
@@ -178,7 +178,7 @@ def main() -> None:
         if metrics:
             for block, model in zip(blocks, models.values(), strict=True):
                 block[BLOCK] = forgotten_values(metrics, of[id(model)], y, part)
-        if split.corrections is not None:  # to learn the corrected rows again is what was asked for
+        if split.corrections is not None:  # relearning the corrected rows is what was asked for
             blocks = [{**block, "relearn": NO_RELEARNING} for block in blocks]
         controls = {}
         if name == REFERENCES and references:

@@ -23,7 +23,7 @@ def main() -> None:
     name = arguments.model
     out = FEATURES / name
     model = read_manifest(MODELS / name)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, or alone
+    first = os.environ.get("RANK", "0") == "0"  # the first process of torchrun, or the only one
     cost: dict[str, object] = {"shards": {}}
     if model.get("skipped"):
         if first:
@@ -44,10 +44,10 @@ def main() -> None:
 
 
 def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
-    """Write the store `out` with the engine that params or torchrun ask for; return what it cost, seconds by shard.
+    """Write the store `out` with the engine that params or torchrun select; return what it cost, seconds per shard.
 
-    Times differ from run to run, so they stand beside the store and not in its manifest, whose digest DVC compares.
-    torch comes in here: a model that has no features of its own needs none of it.
+    Times differ from run to run, so they are kept out of the store's manifest, whose digest DVC compares. torch is
+    imported here because a model that has no features of its own does not need it.
     """
     from expunge.data.dataset import Dataset
     from expunge.features.cluster import on_ray
@@ -79,7 +79,7 @@ def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
         "settings": store["settings"],
         "choice": store["choice"],
         "rows": dataset.rows,
-        "rows_made": store["rows_made"],  # training a head on a frozen backbone fetches them before
+        "rows_made": store["rows_made"],  # fewer if training a head has extracted some
         "seconds": round(seconds, 3),
         "rows_per_s": round(store["rows_made"] / seconds, 1),
         "shards": store["seconds"],

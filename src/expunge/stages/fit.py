@@ -42,7 +42,7 @@ def main() -> None:
                 write_manifest(place, "expunge.stages.fit", method=name, settings=other[name])
             seeds = None if others is None else 1 + len(others)
             dataclasses.replace(unlearned, info={**unlearned.info, "fit_seeds": seeds}).save(staging)
-        except REFUSALS as e:  # a result about this method, not a fault of the run
+        except REFUSALS as e:  # a refusal is a result about this method, not a failure of the run
             refused = str(e)
         write_manifest(staging, "expunge.stages.fit", method=name, settings=table[name], refused=refused)
     write_cost(f"fit-{name}", {"fit_s": round(seconds, 4)})

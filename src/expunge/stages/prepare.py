@@ -1,4 +1,4 @@
-"""prepare: the source becomes one canonical Parquet dataset."""
+"""prepare: convert the source into one canonical Parquet dataset."""
 
 from expunge.config import load_config
 from expunge.data.prepare import prepare

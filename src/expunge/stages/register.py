@@ -1,4 +1,7 @@
-"""register: runs and the selected method's classifier into MLflow; the alias moves once the version was checked."""
+"""register: log the runs and register the selected method's classifier in MLflow.
+
+The alias moves after the registered version was checked.
+"""
 
 import os
 from dataclasses import asdict
@@ -61,11 +64,14 @@ ARTIFACTS = (
     "plots",
     "validation",
 )
-FLOW_RUN = "EXPUNGE_FLOW_RUN"  # set by the flow that runs this stage: the run's id
+FLOW_RUN = "EXPUNGE_FLOW_RUN"  # environment variable with the id of the flow run that runs this stage
 
 
 def content_digest(method: str, summary: dict[str, Any]) -> str:
-    """What a version is made from: weights, map and head, request and claim. Times and run ids do not count."""
+    """Return the digest of what a version is made from: weights, map and head, request and claims.
+
+    Times and run ids are left out.
+    """
     files = read_manifest(UNLEARNED / method)["files"]
     return digest_of(
         {
@@ -84,7 +90,7 @@ def main() -> None:
         raise TrackingError(f"{e}. All that was computed is kept: `dvc repro` logs it when the store is back") from None
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET)
     name = config.register.name or model_name(config.data.source, config.model.name)
-    audit = (DATASET / CANARIES).is_file()  # a model that canaries were planted into never serves
+    audit = (DATASET / CANARIES).is_file()  # a model trained on planted canaries is never served
     selected = None if audit else summary["selected"]
     shown = shown_words(summary["methods"][selected]["verdict"]) if selected else "none"
     split = Split(SPLIT)
@@ -150,7 +156,7 @@ def main() -> None:
             any_size=dataset.image_shape is None,
         )
     )
-    # The commit stays out of the receipt: it is an output, and the same content must give the same bytes.
+    # The receipt is an output of the stage: equal content must give equal bytes, so the git commit is left out.
     kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claims", "utility", "failed_gates", "request")}
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
@@ -158,7 +164,8 @@ def main() -> None:
 
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:
-    """Which rows this request forgets, keyed, for promotions after the workspace has gone on to another one."""
+    """Record the keyed digests of the rows that this request forgets. Promotions need them after the workspace has
+    moved on to another request."""
     ids, ledger = dataset.sample_ids(), Ledger(LEDGER)
     own = (ids[i] for i in split.rows(FORGET).tolist())
     present = None if remembers_erased(ledger) else ids
@@ -166,7 +173,7 @@ def keep_forgotten(split: Split, dataset: Dataset) -> None:
 
 
 def description(summary: dict[str, Any], dataset: Dataset) -> str:
-    """The result for MLflow, whose lists show the beginning: what came of it, then the table."""
+    """Return the result as Markdown. The outcome comes first, because MLflow's lists show only the beginning."""
     selected = summary["selected"]
     came = (
         f"{selected}, shown: {shown_words(summary['methods'][selected]['verdict'])}"
@@ -178,12 +185,12 @@ def description(summary: dict[str, Any], dataset: Dataset) -> str:
 
 
 def asks(summary: dict[str, Any]) -> str:
-    """What the request does, as a verb."""
+    """Return what the request does, as a verb."""
     return "correct" if corrects(summary["request"]) else "forget"
 
 
 def describe(summary: dict[str, Any], dataset: Dataset) -> str:
-    """The request in a few words, without ids."""
+    """Describe the request in a few words, without ids."""
     request = summary["request"]
     if request["selector"] == "classes":
         return ", ".join(dataset.class_names[c] for c in request["classes"])
@@ -193,7 +200,10 @@ def describe(summary: dict[str, Any], dataset: Dataset) -> str:
 
 
 def flat_params(config: Config) -> dict[str, Any]:
-    """params.yaml as `section.key`, as MLflow shows it. File names of requests stay out: they may name people."""
+    """Return params.yaml as `section.key` entries, as MLflow shows them.
+
+    Files and filters of requests are left out, because they may name people.
+    """
     out: dict[str, Any] = {}
     for section, value in asdict(config).items():
         if section == "fit":

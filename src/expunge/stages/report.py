@@ -1,4 +1,4 @@
-"""report: one HTML file, the numbers as CSV, and a model card."""
+"""report: write one HTML file, its figures, the numbers as CSV, and a model card."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -44,7 +44,8 @@ from expunge.system.progress import log_message
 
 
 def outputs(summary: dict[str, Any], config: Config) -> dict[str, Path]:
-    """Where every candidate's outputs per row lie, in the order of the table; of the retrained the first seed's."""
+    """Return the file of every candidate's outputs per row, in the order of the table; for the retrained models, that
+    of the first seed."""
     files = {}
     for name, _ in candidates(summary):
         if name == ORIGINAL:
@@ -59,8 +60,8 @@ def outputs(summary: dict[str, Any], config: Config) -> dict[str, Path]:
 
 
 def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
-    """Features of the drawn rows in dataset order: z of the original, what the method's head reads, z of the first
-    retrained model."""
+    """Return features of `rows`, which are in dataset order: z of the original, the features that the method's head
+    reads and, with references, z of the first retrained model."""
     z = FeatureStore(FEATURES / ORIGINAL).z(rows)
     unlearned = UnlearnedModel.load(UNLEARNED / name)
     own = torch.from_numpy(z)
@@ -80,7 +81,7 @@ def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[
 
 
 def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidence:
-    """Read what the plots need of the drawn rows."""
+    """Read the data of the drawn rows that the plots show."""
     files, seed = outputs(summary, config), config.evaluate.seed
     columns = read_columns(files["original"], ["label", "part"])
     labels, parts = columns["label"], columns["part"]
@@ -98,7 +99,8 @@ def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidenc
 
 
 def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Config) -> str:
-    """HTML of the original and the method the page is about on the same rows, from what the evaluation kept."""
+    """Return HTML that compares the original and the method that the page is about on the same rows, from the outputs
+    that the evaluation kept."""
     files, name = outputs(summary, config), focus(summary)
 
     def answers_of(candidate: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -114,7 +116,7 @@ def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Confi
 
 
 def write_figures(drawn: Sequence[Section], request: dict[str, Any]) -> None:
-    """`reports/figures`: every panel of the page as a file, numbered in its order."""
+    """Write every panel of the page to `reports/figures` as an SVG file, numbered by section."""
     with staged_dir(FIGURES) as staging:
         for i, section in enumerate(drawn, start=1):
             for panel in (*section.panels, *section.more):
@@ -125,7 +127,7 @@ def write_figures(drawn: Sequence[Section], request: dict[str, Any]) -> None:
 
 def main() -> None:
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
-    found = summary["methods"]  # JSON sorts its keys; the order of params is that of every other table
+    found = summary["methods"]  # write_json sorted the keys; all tables use the order of params
     summary["methods"] = {name: found[name] for name in config.methods if name in found}
     evidence = gather(summary, dataset, config)
     data = TrainingData(

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def retrain(config: Config, seed: int, out: Path) -> dict[str, Any]:
-    """Write the model `out` and return what it cost. Imports torch, which a run without references does without."""
+    """Write the model `out` and return what it cost. torch is imported here: without references it is unused."""
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.features.store import FeatureStore

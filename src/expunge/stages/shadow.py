@@ -1,4 +1,4 @@
-"""shadow: attacks that need many models, on heads or on whole networks, as far as params ask and it is valid."""
+"""shadow: run the attacks that need many models, on heads or whole networks, if params ask for it and it is valid."""
 
 import time
 from typing import Any
@@ -51,7 +51,7 @@ def main() -> None:
     write_json(SHADOW_REPORT, {**decided.to_json(), **found})
     if found:
         write_cost("shadow", {"shadow_s": round(seconds, 3)})
-    else:  # nothing was done: the same bytes every time, as the run cache does not keep what `persist` keeps
+    else:  # no attack ran: write equal bytes every time, because DVC's run cache does not keep `persist` outputs
         write_json(COST / "shadow.json", {"shadow_s": 0.0})
 
 

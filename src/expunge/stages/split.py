@@ -1,4 +1,4 @@
-"""split: which rows are forgotten."""
+"""split: choose the rows that are forgotten."""
 
 from expunge.config import load_config
 from expunge.data.corrections import SELECTOR as CORRECT

@@ -1,4 +1,4 @@
-"""train: the original classifier, on every training row, or the checkpoint as it comes."""
+"""train: train the original classifier on every training row, or take the checkpoint unchanged."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from expunge.training.recipe import make_classifier
 
 def main() -> None:
     config = load_config()
-    check_params(config)  # a wrong cut is found now, not after training
+    check_params(config)  # fails on a wrong cut before training
     dataset = Dataset(DATASET)
     rows = np.flatnonzero(dataset.splits() == "train")
     cost = make_classifier(config, dataset, rows, config.train.seed, MODELS / ORIGINAL, WORK)

@@ -1,4 +1,4 @@
-"""Damaged files: what their parsers let out becomes one error of ours that names the file."""
+"""Damaged files: turn whatever their parsers raise into one ExpungeError that names the file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 from expunge.system.errors import ExpungeError, ManifestError
 
-SHOWN = 200  # characters of what a parser says
+SHOWN = 200  # characters of a parser's message that are shown
 
 
 @contextmanager
 def reading(where: Path | str, way_out: str, error: type[ExpungeError] = ManifestError) -> Iterator[None]:
-    """For bodies that only parse what stands in a file: parsers of broken files raise nearly anything. Raises `error`,
-    which names `where`, what was raised and the way out; errors of ours pass as they are."""
+    """Convert exceptions of a body that only parses a file, since parsers of broken files raise nearly anything.
+
+    Raises `error`, whose message names `where`, the original exception and the way out. An ExpungeError passes
+    unchanged.
+    """
     try:
         yield
     except ExpungeError:

@@ -1,4 +1,4 @@
-"""DVC through its command line: the one place that starts it."""
+"""DVC through its command line: how it is started, in which environment, and how its failures are raised."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from expunge.system.errors import DataError, ExpungeError
 
 
 def command(*arguments: str) -> list[str]:
-    """`dvc ARGUMENTS` as this interpreter starts it."""
+    """Return the command line of `dvc ARGUMENTS` for this interpreter."""
     return [sys.executable, "-m", "dvc", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What DVC runs in: this interpreter first on the path, because dvc.yaml says `python`; no report to anybody."""
+    """Return the environment variables for DVC, extended by `more`.
+
+    This interpreter's folder is first on PATH, because dvc.yaml says `python`. Usage statistics are off.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **more}
 
 
 def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataError) -> str:
-    """Standard output of a DVC command in `root`. Raises `error` with the last lines that DVC wrote when it fails."""
+    """Run a DVC command in `root` and return its standard output. Raises `error` with DVC's last lines if it fails."""
     what = " ".join(takewhile(lambda a: not a.startswith("-"), arguments[:2]))
     return _output_of(what, command(*arguments), root, error)
 
 
 def commit(names: Sequence[str], root: Path = Path()) -> None:
-    """As `dvc commit --force NAMES`: the outputs of these stages and `.dvc` files as they are now, into the cache and
-    the lock file. DVC's own command reads and writes the lock file anew for every name."""
+    """Commit the current outputs of stages and `.dvc` files to the cache and the lock file, as
+    `dvc commit --force NAMES` does. DVC's own command would read and write the lock file once for every name."""
     if names:
         _output_of("commit", [sys.executable, "-m", "expunge.system.dvc_commit", *names], root, DataError)
 
@@ -45,5 +48,6 @@ def _output_of(what: str, arguments: Sequence[str], root: Path, error: type[Expu
 
 
 def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:
-    """`dvc repro` in `root`, its output passed on, with these environment `variables`. Returns whether it succeeded."""
+    """Run `dvc repro` in `root` with the environment `variables`, pass its output on, and return whether it
+    succeeded."""
     return subprocess.call(command("repro", *arguments), cwd=root, env=environment(**variables)) == 0

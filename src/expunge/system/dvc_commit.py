@@ -1,7 +1,7 @@
 """`dvc commit --force` for several stages and `.dvc` files at once: python -m expunge.system.dvc_commit NAME...
 
-DVC's command takes one name after the other, and for each it reads and writes the whole of dvc.lock with a parser in
-Python: 10 of the 76 processor seconds of a request, where one time takes less than one. [measured]
+DVC's command handles one name at a time, and for each reads and writes the whole of dvc.lock with a parser written in
+Python. That took 10 of the 76 processor seconds of a request; doing it once takes less than one. [measured]
 """
 
 import sys
@@ -10,7 +10,7 @@ from dvc.repo import Repo, lock_repo
 
 
 def commit(repo: Repo, names: list[str]) -> None:
-    """Save and commit the stages that `names` stand for, then write every file of theirs once."""
+    """Save and commit the stages that `names` refer to, then write each of their files once."""
     stages = [found.stage for name in names for found in repo.stage.collect_granular(name)]
     for stage in stages:
         stage.save()

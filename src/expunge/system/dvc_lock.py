@@ -1,6 +1,6 @@
-"""dvc.lock held against the files themselves.
+"""Compare dvc.lock with the contents of the files.
 
-DVC looks at times and sizes first, and passes over a change that kept both. Here every file is read.
+DVC compares times and sizes first, and misses a change that kept both. Here every file is read.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
-IGNORED = ("*.tmp", "__pycache__", ".venv", ".expunge", ".dvc", ".git")  # .dvcignore, and what DVC never looks into
+IGNORED = ("*.tmp", "__pycache__", ".venv", ".expunge", ".dvc", ".git")  # by .dvcignore or by DVC itself
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`stage` wrote `path` (or read it: `wrote` is False), and it is not what lies there."""
+    """The content of `path` is not what `stage` wrote (`wrote`) or read (not `wrote`) according to dvc.lock."""
 
     stage: str
     path: str
@@ -28,8 +28,11 @@ class Difference:
 
 
 def md5_of(path: Path, seen: dict[Path, str] | None = None) -> str | None:
-    """As DVC 3 writes it: the MD5 of a file, or for a folder, ending in ".dir", that of the list of its files. None
-    where nothing is. `seen`: MD5s of files that were read already, which is added to."""
+    """Return the MD5 that DVC 3 records for a file or folder; None if nothing is at `path`.
+
+    For a folder it is the MD5 of the list of its files, and ends in ".dir". `seen` caches the MD5s of files that were
+    read already, and is extended.
+    """
     seen = {} if seen is None else seen
     if path.is_file():
         return _md5(path, seen)
@@ -41,8 +44,11 @@ def md5_of(path: Path, seen: dict[Path, str] | None = None) -> str | None:
 
 
 def differences(stages: dict[str, Any]) -> Iterator[Difference]:
-    """Where the current directory is not what the entries `stages` of a dvc.lock say: outputs first, then dependencies
-    on outputs of other stages. Files that no stage wrote are left alone: they are the user's."""
+    """Yield the differences between the current directory and the entries `stages` of a dvc.lock.
+
+    Outputs come first, then dependencies that are outputs of other stages. Files that no stage wrote belong to the user
+    and are not compared.
+    """
     outs = {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}
     seen: dict[Path, str] = {}
     known = {path: md5_of(Path(path), seen) for path in outs}
@@ -59,7 +65,7 @@ def differences(stages: dict[str, Any]) -> Iterator[Difference]:
 
 
 def stages_of(lock: Path, runs: str) -> dict[str, Any]:
-    """The entries of `lock` whose command begins with `runs`, and whose stage stands in dvc.yaml beside it."""
+    """Return the entries of `lock` whose command begins with `runs` and whose stage is in the dvc.yaml beside it."""
     graph = lock.with_name("dvc.yaml")
     there = yaml.safe_load(graph.read_text(encoding="utf-8"))["stages"] if graph.is_file() else {}
     entries = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})

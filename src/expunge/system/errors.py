@@ -1,11 +1,11 @@
-"""Errors a user can act on. Each message names the file, row or key and the way out.
+"""Errors that a user can act on. Each message names the file, row or key and the way out.
 
-A stage prints the message and exits with status 2; anything else is a bug and keeps its traceback.
+A stage prints the message and exits with status 2. Any other exception is a bug and keeps its traceback.
 """
 
 
 class ExpungeError(Exception):
-    """Base of everything raised on purpose."""
+    """Base class of all errors that Expunge raises on purpose."""
 
 
 class ConfigError(ExpungeError):
@@ -29,35 +29,35 @@ class CheckpointError(ExpungeError):
 
 
 class CollapseError(ExpungeError):
-    """A fitted map would ruin the model; it is refused instead of returned."""
+    """A fitted map would ruin the model, so it is refused instead of returned."""
 
 
 class QualityError(ExpungeError):
-    """A quality gate said no."""
+    """A quality gate failed."""
 
 
-# Results about one method of a run, which goes on with the others.
+# Errors that count as a result about one method. The run continues with the other methods.
 REFUSALS = (CollapseError, QualityError, TooFewRowsError)
 
 
 class TrackingError(ExpungeError):
-    """The tracking server or the model registry is away, or refused what it was given."""
+    """The tracking server or the model registry cannot be reached, or refused a request."""
 
 
 class LedgerError(ExpungeError):
-    """The ledger was changed, cut or cannot be written."""
+    """The ledger was changed or truncated, or cannot be written."""
 
 
 class PromotionError(ExpungeError):
-    """A version may not be served: a gate said no, or it remembers what was to be forgotten."""
+    """A version may not be served: a gate failed, or the model was trained on rows that must stay forgotten."""
 
 
 class RequestError(ExpungeError):
-    """An erasure request cannot be taken in, found, or moved on as asked."""
+    """An erasure request cannot be accepted, found, or moved to the state that was asked for."""
 
 
 class KeyFileError(ExpungeError):
-    """A key cannot be read, or others can read it."""
+    """A key file cannot be read, or other users can read it."""
 
 
 class CertificateError(ExpungeError):
@@ -65,4 +65,4 @@ class CertificateError(ExpungeError):
 
 
 class CloneError(ExpungeError):
-    """A workspace cannot be brought from git and its DVC remote, or its results cannot be pushed there."""
+    """A workspace cannot be fetched from git and its DVC remote, or its results cannot be pushed there."""

@@ -1,4 +1,4 @@
-"""Whole files or nothing: atomic writes, and directories whose manifest comes last.
+"""Atomic writes of files, and of directories whose manifest is written last.
 
 A directory output holds `manifest.json` with its producer, its own fields and, per file, rows and sha256.
 It is filled under a temporary name and renamed, so a reader sees the old directory, the new one, or none.
@@ -23,7 +23,7 @@ MANIFEST_SCHEMA = 1
 
 
 def sha256(path: Path | str) -> str:
-    """Hex sha256 of a file, read in 1 MiB pieces."""
+    """Return the hex sha256 of a file, which is read in pieces."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -44,16 +44,21 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """As `write_bytes`, and on the disk before it returns; readable by its owner alone unless `mode` says otherwise."""
+    """Write a file as `write_bytes` does, and return only when it is on the disk. Only its owner may read it unless
+    `mode` says otherwise."""
     tmp = path.with_name(f".{path.name}.tmp")
-    tmp.unlink(missing_ok=True)  # of a process that died: it may hold what must not stay, and the next write takes it
+    # A killed process may have left a temporary file. Its content may have to go, and it would make O_EXCL fail.
+    tmp.unlink(missing_ok=True)
     _durable(tmp, content, mode)
     os.replace(tmp, path)
     sync(path.parent)
 
 
 def create_durable(path: Path, content: bytes) -> bool:
-    """As `write_durable` where no file is yet; False, with nothing changed, where another process was first."""
+    """Write a file as `write_durable` does unless it exists, also if another process creates it at the same time.
+
+    Returns False, with nothing changed, if the file exists.
+    """
     own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     _durable(own, content, 0o600)
     try:
@@ -80,16 +85,17 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON with sorted keys. NaN and infinity are refused: they are not JSON."""
+    """Write JSON with sorted keys. Raises ValueError for NaN and infinity, which are not JSON."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
+    """Return the content of a JSON file. Raises ManifestError if it is missing, cannot be read or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; run the stage that writes it") from None
-    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, a number or a nesting without end
+    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, or a number or nesting beyond Python's limits
         raise ManifestError(f"{path}: not valid JSON ({e}); delete it and run its stage again") from None
     except OSError as e:
         raise ManifestError(f"{path}: cannot be read ({e.strerror}); delete it and run its stage again") from None
@@ -117,9 +123,9 @@ def staged_dir(path: Path | str) -> Iterator[Path]:
 
 
 def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
-    """A directory that holds these files, name -> text, and nothing else; complete or not there, as `staged_dir`.
+    """Write a directory that holds these files, name -> text, and nothing else; atomic as `staged_dir` is.
 
-    It has no manifest: for directories that DVC shows, which takes every file in them for a plot or a metric.
+    It has no manifest: it is for directories that DVC shows, and DVC takes every file in them for a plot or a metric.
     """
     path = Path(directory)
     tmp = path.with_name(f".{path.name}.tmp")
@@ -130,7 +136,7 @@ def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
 
 
 def replace_dir(new: Path, path: Path) -> None:
-    """Move the complete directory `new` to `path`, removing what was there."""
+    """Move the complete directory `new` to `path` and remove the directory that was there."""
     if path.exists():
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -149,10 +155,10 @@ def write_manifest(
     groups: Mapping[str, Sequence[Sequence[int]]] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Describe every file of `directory` and write `manifest.json`, last.
+    """Describe every file of `directory`, write `manifest.json` last, and return the manifest.
 
-    `rows` gives the row count of the files that have one, `digests` the sha256 of those whose writer just took it,
-    `groups` where shards of features hold z. `fields` are stored beside them as they are.
+    `rows` gives the row counts of files that have one, `digests` the sha256 of files whose writer has just computed it,
+    `groups` the positions of z in shards of features. `fields` are stored unchanged at the top level.
     """
     rows, digests, groups = rows or {}, digests or {}, groups or {}
     files = {}
@@ -169,7 +175,7 @@ def write_manifest(
 
 
 def sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a directory, before anything that follows."""
+    """Flush a file, or the names in a directory, to the disk (fsync) before the caller continues."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -178,9 +184,9 @@ def sync(path: Path) -> None:
 
 
 def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
-    """The manifest of `directory`, after checking that its files are those it names.
+    """Return the manifest of `directory` after checking that it names exactly the files there, with their sizes.
 
-    `verify` also compares every sha256. Raises ManifestError naming the file that disagrees.
+    `verify` also compares every sha256. Raises ManifestError, which names the file that differs.
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
@@ -209,7 +215,7 @@ def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
 
 
 def _check_entries(directory: Path, files: Any) -> None:
-    """Raises ManifestError unless `files` says of every file what `write_manifest` does."""
+    """Raise ManifestError unless `files` has the form that `write_manifest` gives it."""
     bad = None if isinstance(files, dict) else "files"
     for name, entry in files.items() if isinstance(files, dict) else ():
         if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) or not _count(entry.get("bytes")):

@@ -1,7 +1,7 @@
-"""What stages of a workspace depend on where `src/` is not in it: the code of the installed package, by its digests.
+"""Digests of the installed package's code, on which stages depend in a workspace without `src/`.
 
-`expunge init` writes them into `expunge.lock`, `expunge init --upgrade` moves them, and dvc.yaml names, stage by stage,
-the entries that the stage imports. So a new version makes stale only what its changes reach.
+`expunge init` writes them into `expunge.lock` and `expunge init --upgrade` updates them. For each stage, dvc.yaml names
+the entries that the stage imports, so a new version makes only those stages stale that its changes reach.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ SKIPPED = ("__pycache__", ".pyc", ".tmp")
 
 @dataclass(frozen=True)
 class Lock:
-    """`code`: module or package below `expunge` -> digest. `files`: path -> digest of what init wrote there."""
+    """Content of `expunge.lock`. `code`: module or package below `expunge` -> digest. `files`: path -> digest of the
+    file as init wrote it."""
 
     version: str
     code: dict[str, str]
     files: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
-        """As it stands in `expunge.lock`: modules nested, since DVC takes a dot for a level."""
+        """Return the text of `expunge.lock`. Module names are nested, because DVC reads a dot as a level."""
         code: dict[str, Any] = {}
         for unit, digest in sorted(self.code.items()):
             *packages, last = unit.split(".")
@@ -52,17 +53,18 @@ class Lock:
 
 
 def installed_version() -> str:
-    """The version of the installed package."""
+    """Return the version of the installed package."""
     try:
         return version("expunge")
-    except PackageNotFoundError:  # from a source tree on the path
+    except PackageNotFoundError:  # imported from a source tree that is not installed
         import expunge
 
         return expunge.__version__
 
 
 def code_digest(unit: str) -> str | None:
-    """Digest of the module or package `unit` below `expunge`, as "stages.fit"; None where this version lacks it."""
+    """Return the digest of the module or package `unit` below `expunge`, such as "stages.fit"; None if this version
+    lacks it. The digest has 32 hex digits."""
     path = PACKAGE.joinpath(*unit.split("."))
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path.with_suffix(".py")]
     files = [f for f in files if not any(part.endswith(SKIPPED) for part in f.relative_to(PACKAGE).parts)]
@@ -76,7 +78,10 @@ def code_digest(unit: str) -> str | None:
 
 
 def read_lock(root: Path = Path()) -> Lock | None:
-    """The lock of the workspace `root`; None where stages depend on `src/`. Raises ConfigError for one that is none."""
+    """Return the lock of the workspace `root`; None if there is none, because its stages depend on `src/`.
+
+    Raises ConfigError for a file that is not a lock.
+    """
     if not (root / LOCK).is_file():
         return None
     raw = read_mapping(root / LOCK)
@@ -94,14 +99,14 @@ def _flat(tree: dict[Any, Any], prefix: str) -> dict[str, str]:
 
 
 def changed_code(lock: Lock) -> list[str]:
-    """Entries of `lock` whose code in the installed package is another one."""
+    """Return the entries of `lock` whose code differs in the installed package."""
     return [unit for unit, digest in lock.code.items() if code_digest(unit) != digest]
 
 
 def other_version(root: Path = Path()) -> str | None:
-    """What is wrong where the workspace `root` was made for other code than the installed one; None where nothing is.
+    """Return what is wrong if the workspace `root` was made for other code than the installed one, else None.
 
-    In two parts with "; " between them: the problem and the way out.
+    The text has two parts with "; " between them: the problem and the way out.
     """
     lock = read_lock(root)
     if lock is None or not (changed := changed_code(lock)):
@@ -117,6 +122,6 @@ def other_version(root: Path = Path()) -> str | None:
 
 
 def refuse_other_version(root: Path = Path()) -> None:
-    """Raise ConfigError where the workspace `root` was made for other code than the installed one."""
+    """Raise ConfigError if the workspace `root` was made for other code than the installed one."""
     if problem := other_version(root):
         raise ConfigError(problem)

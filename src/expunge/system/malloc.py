@@ -1,4 +1,4 @@
-"""Memory that a model's activations leave is kept for the next ones."""
+"""Keep the memory of a model's freed activations for reuse."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ MOST = 2**31 - 1  # bytes; the largest number mallopt takes
 
 
 def keep_freed() -> None:
-    """Have glibc keep freed memory for this process. Another C library is left as it is.
+    """Have glibc keep freed memory for this process. Other C libraries are left unchanged.
 
-    A forward pass asks for tens of MB per layer and gives them back. By default glibc returns them to the system, which
-    fills them with zeros page by page when they are asked for again: more than half of the time of EfficientNet-Lite0
-    on a CPU, and two processes wait for each other's pages. A process then holds what it needed at its peak.
+    A forward pass allocates tens of MB per layer and frees them. By default glibc returns them to the system, which
+    zeroes them page by page when they are allocated again. That takes more than half of the time of EfficientNet-Lite0
+    on a CPU, and two processes contend for pages. In exchange, a process keeps the memory that it needed at its peak.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""What this process uses while it runs: processor, memory and accelerator memory, sampled in the background."""
+"""Resource use of this process: processor, memory and accelerator memory, sampled in the background."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import psutil
 from expunge.system.files import write_json
 from expunge.system.paths import COST
 
-INTERVAL = 0.5  # seconds between samples at first; doubled whenever there are too many
+INTERVAL = 0.5  # seconds between samples at first; doubled whenever there are MOST of them
 MOST = 120
-FAMILY_SECONDS = 5.0  # how long a list of child processes is good for: looking through all processes takes a while
+FAMILY_SECONDS = 5.0  # how long a list of child processes is reused, because looking through all processes is slow
 Series = dict[str, list[float]]
 
 
 class Usage:
-    """Samples from `start()` on. Names follow MLflow's system metrics.
+    """Samples of resource use from `start()` on. Names follow MLflow's system metrics.
 
-    A long stage keeps as many samples as a short one: when there are 120, every other one goes and the pause doubles.
+    A long stage keeps as many samples as a short one: at MOST samples, every other one is dropped and the interval
+    between samples doubles.
     """
 
     def __init__(self, interval: float = INTERVAL) -> None:
@@ -37,12 +38,13 @@ class Usage:
         self._lock = threading.Lock()
 
     def start(self) -> Usage:
-        """Begin; the thread ends with the process."""
+        """Start the sampling thread, which ends with the process."""
         threading.Thread(target=self._run, name="usage", daemon=True).start()
         return self
 
     def series(self) -> dict[str, Series]:
-        """Per metric `time`, seconds since 1970, and `value`, equally long; empty for a stage that was over at once."""
+        """Return the lists `time` (seconds since 1970) and `value` of each metric; empty if a stage ended before the
+        first sample."""
         with self._lock:
             samples = list(self._samples)
         names = sorted({name for _, values in samples for name in values})
@@ -65,14 +67,14 @@ class Usage:
                     self._interval *= 2
 
     def _processes(self) -> list[Any]:
-        """This process and those it started, such as workers that read or train."""
+        """Return this process and its descendants, such as workers that read or train."""
         if time.monotonic() - self._looked > FAMILY_SECONDS:
             self._family = [self._process, *self._process.children(recursive=True)]
             self._looked = time.monotonic()
         return self._family
 
     def _busy(self) -> float:
-        """Processor seconds so far, of children that have ended too."""
+        """Return the processor seconds used so far, including those of children that have ended."""
         seconds = 0.0
         for process in self._processes():
             try:
@@ -92,12 +94,12 @@ class Usage:
                 memory += process.memory_info().rss
             except self._gone:
                 continue
-        # 100 is one core: whether a stage uses the second one is what a reader wants to see.
+        # 100 is one core, not all of them, so that a reader sees whether a stage uses a second core.
         sample = {
             "cpu_percent_of_one_core": 100 * max(busy - was, 0.0) / (now - then),
             "process_memory_megabytes": memory / 1e6,
         }
-        torch = sys.modules.get("torch")  # a stage that has not imported it has nothing on an accelerator
+        torch = sys.modules.get("torch")  # a stage that has not imported it uses no accelerator memory
         if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():
             sample["gpu_memory_megabytes"] = (
                 sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count()))) / 1e6
@@ -106,7 +108,8 @@ class Usage:
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MiB; Linux counts KiB, macOS bytes."""
+    """Return the largest resident memory of this process so far, in MiB. The system reports KiB on Linux, bytes on
+    macOS."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -115,14 +118,16 @@ _running: Usage | None = None
 
 
 def start() -> None:
-    """Begin to sample this process, once."""
+    """Start sampling this process; further calls do nothing."""
     global _running
     _running = _running or Usage().start()
 
 
 def write_cost(name: str, cost: Mapping[str, Any]) -> None:
-    """`reports/cost/NAME.json`: what a stage measured of itself, its peak memory, and, where it took long, its samples.
-    They are an output, so a run whose stages come from the cache has them too."""
+    """Write `reports/cost/NAME.json`: the stage's own measurements, its peak memory and the samples, if there are any.
+
+    The file is an output, so a run whose stages come from the cache has it too.
+    """
     usage = _running.series() if _running else {}
     more = {"peak_rss_mb": round(peak_rss_mb(), 1), **({"usage": usage} if usage else {})}
     write_json(COST / f"{name}.json", {**cost, **more})

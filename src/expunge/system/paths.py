@@ -1,4 +1,4 @@
-"""Where the files of a run lie, relative to the root of the repository. Mirrors dvc.yaml."""
+"""Paths of the files of a run, relative to the root of the repository, as in dvc.yaml."""
 
 from pathlib import Path
 
@@ -22,22 +22,22 @@ METRICS = REPORTS / "evaluation"
 DVC_METRICS = REPORTS / "metrics"  # a file per model
 OUTCOME = REPORTS / "outcome.json"
 DVC_PLOTS = REPORTS / "plots"
-IN_GIT = (OUTCOME, DVC_METRICS, DVC_PLOTS)  # with dvc.lock: `cache: false` in dvc.yaml
+IN_GIT = (OUTCOME, DVC_METRICS, DVC_PLOTS)  # committed to git with dvc.lock; dvc.yaml has `cache: false` for them
 SUMMARY = REPORTS / "summary.json"
-AUDIT = REPORTS / "audit.json"  # of the serving version; no stage's output
+AUDIT = REPORTS / "audit.json"  # audit of the serving version; no stage's output
 REGISTRATION = REPORTS / "registration.json"
 FIGURES = REPORTS / "figures"
 REVIEW = REPORTS / "review.html"
 DATA_DOCS = REPORTS / "data_docs"
-FORGOTTEN = Path("data/forgotten")  # which rows promoted versions had forgotten; no stage's output
+FORGOTTEN = Path("data/forgotten")  # the rows that promoted versions had forgotten; no stage's output
 LEDGER = Path("ledger.jsonl")
 REQUESTS = Path("data/requests")  # files of ids and subjects, tracked by DVC
-RECORDS = Path("records")  # requests, keys and certificates; nobody's output
+RECORDS = Path("records")  # requests, keys and certificates; no stage's output
 KEYS = RECORDS / "keys"
 CERTIFICATES = RECORDS / "certificates"
-WORK = Path(".expunge")  # resumable work in progress; never an output
+WORK = Path(".expunge")  # resumable work in progress; no stage's output
 
 
 def retrained(seed: int) -> str:
-    """The name of a retrained model, below `models/` and `data/features/`."""
+    """Return the path of a retrained model below `models/` and `data/features/`."""
     return f"{RETRAINED}/{seed}"

@@ -1,6 +1,6 @@
-"""What other packages declare as entry points: methods, readers, model families and metrics.
+"""Entry points of other packages: methods, readers, model families and metrics.
 
-Nothing of another package is imported before somebody uses a name that it declares.
+A package is imported only when a name that it declares is used.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Any
 
 from expunge.system.errors import ConfigError
 
-# Kind, the last part of the group `expunge.KIND` -> what one of them is called.
+# Kind, which is the last part of the entry-point group `expunge.KIND` -> its name in messages.
 KINDS = {"methods": "method", "readers": "reader", "models": "model family", "metrics": "metric"}
 
 
 @cache
 def declared() -> Mapping[str, Mapping[str, tuple[EntryPoint, ...]]]:
-    """By kind and name, in order of names: the entry points of all installed packages. Several claim one name where the
-    tuple is longer than 1."""
+    """Return the entry points of all installed packages by kind and name, in order of names.
+
+    A tuple longer than 1 means that several entry points claim one name.
+    """
     found = entry_points()
     by_kind: dict[str, dict[str, tuple[EntryPoint, ...]]] = {}
     for kind in KINDS:
@@ -31,20 +33,21 @@ def declared() -> Mapping[str, Mapping[str, tuple[EntryPoint, ...]]]:
 
 
 def names(kind: str) -> list[str]:
-    """Names that other packages declare for this kind, sorted; some may be our own, and then ours are taken."""
+    """Return the names that other packages declare for this kind, sorted. For a name that is also Expunge's own,
+    Expunge's is used."""
     return list(declared()[kind])
 
 
 def package_of(kind: str, name: str) -> str:
-    """`NAME VERSION` of the package that declares `name`; of all of them, joined by "and", where several do."""
+    """Return `NAME VERSION` of the package that declares `name`; several packages are joined by "and"."""
     return " and ".join(dict.fromkeys(_package(entry) for entry in declared()[kind][name]))
 
 
 def load(kind: str, name: str, wanted: type | None) -> Any:
-    """What a package declares as `name`: an instance of `wanted`, or a function where that is None.
+    """Import and return what a package declares as `name`: an instance of `wanted`, or a function if that is None.
 
-    Raises ConfigError, one line with the package's name and version, where several packages claim the name, where it
-    cannot be imported, or where it is something else.
+    Raises ConfigError, one line with the package's name and version, if several packages claim the name, if the import
+    fails, or if the object is of another type.
     """
     entries, who = declared()[kind][name], f"{KINDS[kind]} {name!r} of {package_of(kind, name)}"
     if len(entries) > 1:
@@ -53,7 +56,7 @@ def load(kind: str, name: str, wanted: type | None) -> Any:
     value = entries[0].value
     try:
         found = entries[0].load()
-    except (Exception, SystemExit) as e:  # whatever another package raises while it is imported
+    except (Exception, SystemExit) as e:  # importing another package may raise anything
         why = (str(e).strip().splitlines() or [""])[0]
         raise ConfigError(f"{who}: {value} cannot be imported: {type(e).__name__}: {why}") from e
     if not (callable(found) if wanted is None else isinstance(found, wanted)):

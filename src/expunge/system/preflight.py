@@ -1,4 +1,4 @@
-"""The check of params.yaml beside a stage: started as a command of its own, and not a second time once it passed."""
+"""Check params.yaml in a separate process while a stage runs, unless the same file has already passed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARAMS, RECORD = Path("params.yaml"), WORK / "check.json"
 
 
 def passed(root: Path = Path()) -> bool:
-    """Whether this very params.yaml passed the check of this version here."""
+    """Whether params.yaml, as it is now, has passed the check of the installed version in this workspace."""
     try:
         return bool(read_json(root / RECORD).get("params") == _digest(root))
     except (ExpungeError, OSError, ValueError, AttributeError):
@@ -26,15 +26,16 @@ def passed(root: Path = Path()) -> bool:
 
 
 def remember(root: Path = Path()) -> None:
-    """Write down that params.yaml passed."""
+    """Record that params.yaml, as it is now, passed the check."""
     write_json(root / RECORD, {"params": _digest(root)})
 
 
 @contextmanager
 def checked_beside() -> Iterator[None]:
-    """Check params.yaml in a process beside the body; what the body makes is kept only if nothing is wrong.
+    """Check params.yaml in a separate process while the body runs.
 
-    Raises ConfigError, when the body is done and before anything that follows it, with one line per conflict.
+    Raises ConfigError with one line per conflict. It is raised when the body is done and before any code that follows
+    it, so the stage fails and DVC does not keep what the body wrote.
     """
     if passed():
         yield

@@ -1,4 +1,4 @@
-"""How many processor cores there are to work with."""
+"""The number of processor cores that a process may use."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def cores() -> int:
-    """The cores that this process may use: those of its CPU affinity where the system has one, else all of them."""
+    """Return the number of cores in this process's CPU affinity, or of all cores where the system has no affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Progress a person can watch: a rich bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress display: a rich bar on a terminal, elsewhere a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
-# Set to `json`, lines of progress are JSON objects for whoever reads our output:
-# {"progress": share of the whole in [0, 1], "what": ..., "line": the words for people}
+# If the variable is `json`, lines of progress are JSON objects for programs that read the output:
+# {"progress": share of the whole in [0, 1], "what": ..., "line": the text for people}
 FORMAT_VARIABLE = "EXPUNGE_PROGRESS"
 
 
 def log_message(message: str) -> None:
-    """One log line on stderr, flushed: stages run behind pipes."""
+    """Write one line to stderr and flush it, because stages run behind pipes."""
     print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str, epoch: int = 0, epochs: int = 1) -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)`. Shows rate in `unit`/s and time left; `epoch` of `epochs` counts from 0. rich itself honours
-    NO_COLOR."""
+    """Yield `advance(n)`, and show the rate in `unit`/s and the time left. `epoch` of `epochs` counts from 0.
+
+    rich itself honours NO_COLOR.
+    """
     words = f"{what} epoch {epoch + 1}/{epochs}" if epochs > 1 else what
     if not total:
         yield lambda _: None

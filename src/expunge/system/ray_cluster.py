@@ -1,7 +1,7 @@
-"""Ray: a cluster that is there, or one on this machine for the length of a run. Ray is imported here alone, and only
-when it is asked for.
+"""Ray: connect to an existing cluster, or start one on this machine for the length of a run.
 
-All machines see the same files under the same paths, and have the same version of this package.
+Ray is imported only by this module, and only when it is asked for. All machines must see the same files under the same
+paths and have the same version of this package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STARTS = 3
 
 
 def ray_module() -> Any:
-    """Raises ConfigError where Ray is not installed."""
+    """Import Ray, without its usage statistics, and return it. Raises ConfigError if Ray is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -32,9 +32,10 @@ def ray_module() -> Any:
 
 @contextmanager
 def cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
-    """The cluster at `address`; without one a cluster of this machine, with at least as many processors as `workers`.
+    """Connect to the cluster at `address`; without one, start a cluster on this machine with at least `workers`
+    processors.
 
-    Raises ConfigError where nobody answers.
+    Raises ConfigError if nothing answers at `address`.
     """
     if address is None:
         _start_here(ray, max(cores(), workers or 1))
@@ -48,7 +49,7 @@ def cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None
 
 
 def get(ray: Any, reference: Any) -> Any:
-    """The answer of a worker; its own errors as they were raised there."""
+    """Return a worker's result. An ExpungeError is raised as the worker raised it."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as e:
@@ -58,7 +59,10 @@ def get(ray: Any, reference: Any) -> Any:
 
 
 def check_address(address: str) -> None:
-    """Ray itself would try for minutes. Raises ConfigError where nobody listens."""
+    """Raise ConfigError if nothing accepts a connection at `address`, host:port, within 10 seconds.
+
+    Ray itself would retry for minutes.
+    """
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout=10):
@@ -70,13 +74,14 @@ def check_address(address: str) -> None:
 
 
 def _start_here(ray: Any, cpus: int) -> None:
-    """A cluster on this machine. Ray gives its own processes 30 seconds, too few where the machine is busy."""
+    """Start a cluster on this machine, in at most STARTS attempts: Ray gives its own processes 30 seconds, which is too
+    short on a busy machine."""
     for attempt in range(STARTS):
         try:
-            # "local": a cluster of another run on this machine is not joined.
+            # "local" starts a new cluster instead of joining that of another run on this machine.
             ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
             return
-        except Exception as e:  # Ray raises nothing narrower
+        except Exception as e:  # Ray raises no more specific class
             ray.shutdown()
             if "timed out" not in str(e) or attempt == STARTS - 1:
                 raise

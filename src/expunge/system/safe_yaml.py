@@ -1,4 +1,4 @@
-"""YAML of bounded size: what a hand or an enemy writes becomes plain Python values, or one ConfigError of one line."""
+"""YAML of bounded size: mistaken or hostile input becomes plain Python values or one ConfigError of one line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SHOWN = 80  # characters of a value in an error
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
-    """The mapping in the YAML file `path`, read with `yaml.SafeLoader`.
+    """Return the mapping in the YAML file `path`, read with `yaml.SafeLoader`.
 
-    Raises ConfigError for a file that is missing, unreadable, larger than MAX_BYTES, not YAML or no mapping, and for
-    a key that stands twice in one mapping, nesting deeper than MAX_DEPTH, or aliases that expand to more than
+    Raises ConfigError for a file that is missing, unreadable, larger than MAX_BYTES, not YAML or not a mapping, and for
+    a key that occurs twice in one mapping, nesting deeper than MAX_DEPTH, and aliases that expand to more than
     MAX_NODES values or to themselves.
     """
     try:
@@ -44,7 +44,7 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: nested deeper than {MAX_DEPTH} levels") from None
     except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as e:
-        # PyYAML lets these out where a value does not fit its tag: `!!int x`, the date 2026-99-99, bytes not UTF-8.
+        # PyYAML raises these if a value does not fit its tag: `!!int x`, the date 2026-99-99, bytes that are not UTF-8.
         raise ConfigError(f"{path}: not valid YAML: a value does not fit its tag: {shown(str(e))}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: the file must be a mapping, got {shown(value)}")
@@ -52,7 +52,8 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 def _size(node: yaml.Node, path: Path, sizes: dict[int, int], depth: int) -> int:
-    """How many values `node` expands to. `sizes` holds what is known by identity, 0 while a node is being counted."""
+    """Return how many values `node` expands to. `sizes` caches counts by `id(node)`, 0 while a node is being
+    counted."""
     line = node.start_mark.line + 1
     if depth > MAX_DEPTH:
         raise ConfigError(f"{path}: line {line} is nested deeper than {MAX_DEPTH} levels")
@@ -84,14 +85,14 @@ def _refuse_duplicates(node: yaml.MappingNode, path: Path) -> None:
 
 
 def _one_line(text: str) -> str:
-    """`text` without line breaks and with every character that does not print escaped."""
+    """Return `text` without line breaks and with every unprintable character escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def shown(value: Any) -> str:
-    """`repr` on one line of at most SHOWN characters."""
+    """Return `repr(value)` on one line of at most SHOWN characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python prints no int of more than 4,300 digits
+    except (ValueError, RecursionError):  # Python refuses to print an int of more than 4,300 digits
         text = "a number too long to print" if isinstance(value, int) else "a value too long to print"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

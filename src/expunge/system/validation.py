@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, one line for each key."""
+"""Explain pydantic's validation errors with one line for each key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import shown
 
-# What pydantic calls an error -> what the value must be; {} is filled from the error's context.
+# pydantic's error type -> what the value must be. Names in braces are filled from the error's context.
 _WANTED = {
     "int_type": "int",
     "float_type": "float",
@@ -35,10 +35,10 @@ _UNKNOWN = "unexpected_keyword_argument"
 
 
 def explain(error: ValidationError, raw: Any, model: type[Any]) -> list[str]:
-    """One line for each mistake in `raw`, which pydantic refused as the dataclass `model`.
+    """Return one line for each mistake in `raw`, which failed validation as the dataclass `model`.
 
-    It names the key, what was found and what is allowed. Unknown keys go first, and a missing key that one of them is
-    probably meant for is not told a second time.
+    A line names the key, the value found and what is allowed. Unknown keys come first. A missing key that an unknown
+    one is probably meant for is not reported again.
     """
     found = error.errors(include_url=False)
     unknown = [e for e in found if e["type"] == _UNKNOWN]
@@ -55,7 +55,7 @@ def explain(error: ValidationError, raw: Any, model: type[Any]) -> list[str]:
 
 
 def without_misspellings(error: ValidationError, raw: Any, model: type[Any]) -> Any:
-    """A copy of `raw` in which each unknown key stands as the missing one it is nearest to, or is left out."""
+    """Return a copy of `raw` in which each unknown key is renamed to the closest missing key, or removed."""
     mended = copy.deepcopy(raw)
     for prefix, last, close in _misspelt(error, raw, model):
         inner = mended
@@ -68,7 +68,7 @@ def without_misspellings(error: ValidationError, raw: Any, model: type[Any]) -> 
 
 
 def _misspelt(error: ValidationError, raw: Any, model: type[Any]) -> list[tuple[list[str], str, str | None]]:
-    """Of each unknown key: where it stands, its name, and the known key that it is nearest to."""
+    """Return the parent path and name of each unknown key, and the closest known key (None if none is close)."""
     out = []
     for one in error.errors(include_url=False):
         if one["type"] == _UNKNOWN:
@@ -121,7 +121,7 @@ def _section(names: list[str], model: type[Any]) -> type[Any]:
 
 
 def _place(loc: tuple[int | str, ...], raw: Any, model: type[Any]) -> tuple[list[str], Any]:
-    """The key of a pydantic location, whose names of union members are left out, and the type hint of its field."""
+    """Return the parts of the key at a pydantic location, without names of union members, and its field's type hint."""
     key: list[str] = []
     hint: Any = model
     for part in loc:
@@ -135,12 +135,12 @@ def _place(loc: tuple[int | str, ...], raw: Any, model: type[Any]) -> tuple[list
 
 
 def _dotted(key: list[str]) -> str:
-    """`split.classes[0]`; a key that would not print on one line is quoted."""
+    """Join the parts of a key, as in `split.classes[0]`; a part that would not print on one line is quoted."""
     return ".".join(k if k.isprintable() and len(k) <= 80 else shown(k) for k in key).replace(".[", "[")
 
 
 def holds(raw: Any, key: str) -> bool:
-    """Does the tree `raw` hold the dotted key?"""
+    """Whether the tree `raw` contains the dotted key."""
     for part in key.split("."):
         if not isinstance(raw, dict) or part not in raw:
             return False
@@ -149,7 +149,7 @@ def holds(raw: Any, key: str) -> bool:
 
 
 def check_plain(value: Any, where: str) -> None:
-    """Settings of methods are plain: they go into JSON and into digests."""
+    """Raise ConfigError unless `value` is plain data: settings of methods are written as JSON and hashed."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):

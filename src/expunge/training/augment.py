@@ -1,4 +1,4 @@
-"""Augmentation of training pictures with torchvision's transforms, one draw per picture."""
+"""Augmentation of training images with torchvision's transforms, drawn anew for every image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Augment = Callable[[Tensor], Tensor]
 
 
 def make_augment(name: str, height: int, width: int) -> Augment | None:
-    """A function from uint8 pictures `(n, h, w)` or `(n, h, w, c)` to others of the same shape; None for "none".
+    """Return a function from uint8 images `(n, h, w)` or `(n, h, w, c)` to augmented ones of the same shape; None for
+    "none".
 
-    "flip-crop": a crop with a border of an eighth, reflected, and a mirror image half of the time. "randaugment"
-    (arXiv 1909.13719) and "trivial" (arXiv 2103.10158) add to it torchvision's operations, once per picture. Draws
-    come from torch's global generator. Raises ValueError for another name.
+    "flip-crop": a random crop after reflection padding by an eighth of the smaller side, and a horizontal flip with
+    probability 1/2. "randaugment" (arXiv 1909.13719) and "trivial" (arXiv 2103.10158) apply torchvision's operations of
+    that name in addition. Random numbers come from torch's global generator. Raises ValueError for another name.
     """
     if name not in AUGMENTATIONS:
         raise ValueError(f"augment {name!r}: one of {', '.join(AUGMENTATIONS)}")

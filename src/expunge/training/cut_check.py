@@ -1,4 +1,4 @@
-"""Cuts that params name, checked on the model that params name, before anything is trained."""
+"""Check the cuts that params name on the model that params name, before anything is trained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.training.recipe import build_classifier
 
 
 def classifier_of_params(config: Config) -> Classifier:
-    """The untrained model for the prepared dataset. Raises ConfigError where there is no dataset yet."""
+    """Return the model for the prepared dataset, before training. Raises ConfigError if there is no dataset yet."""
     if not DATASET.is_dir():
         raise ConfigError(
             f"{DATASET}: no dataset yet, whose images and classes a model is built for; run dvc repro prepare"
@@ -23,12 +23,12 @@ def classifier_of_params(config: Config) -> Classifier:
 
 
 def training_rows() -> int:
-    """Rows of the prepared dataset whose activations are kept."""
+    """Return the number of training rows of the prepared dataset, whose activations are kept."""
     return int((Dataset(DATASET).splits() == "train").sum())
 
 
 def check_params(config: Config) -> None:
-    """Raise ConfigError unless the model can be cut as `activations.cuts` asks for. Does nothing where it is empty."""
+    """Raise ConfigError unless the model can be cut as `activations.cuts` asks. Does nothing if there are no cuts."""
     if config.activations.cuts:
         classifier = classifier_of_params(config)
         for name in resolve(config, classifier, training_rows()):
@@ -36,7 +36,8 @@ def check_params(config: Config) -> None:
 
 
 def resolve(config: Config, classifier: Classifier, rows: int) -> list[str]:
-    """Names of the cuts, `auto` resolved for `rows` training rows. Raises ConfigError where no cut fits the budget."""
+    """Return the names of the cuts, with `auto` resolved for `rows` training rows. Raises ConfigError if no cut fits
+    the budget."""
     given = config.activations
     if given.cuts != "auto":
         return list(given.cuts)

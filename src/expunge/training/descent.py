@@ -1,4 +1,5 @@
-"""Optimizers and schedules of training: SGD with one cycle of our own, everything else timm's."""
+"""Optimizers and learning-rate schedules. SGD is torch's, and one-cycle and constant rates are computed here; all
+others are timm's."""
 
 from __future__ import annotations
 
@@ -19,9 +20,10 @@ SCHEDULES = ("one-cycle", "cosine", "constant")
 
 
 def one_cycle(step: int, steps: int, lr: float, warmup: float = WARM_UP) -> float:
-    """Learning rate of `step` in [0, steps): a linear rise to `lr`, then a cosine to `END * lr`.
+    """Return the learning rate of `step` in [0, steps): a linear rise from `START * lr` to `lr`, then a cosine decay to
+    `END * lr`.
 
-    After Smith and Topin (arXiv 1708.07120), with a cosine for the way down.
+    After Smith and Topin (arXiv 1708.07120), with a cosine for the decay.
     """
     rise = max(1, round(warmup * steps))
     if step < rise:
@@ -33,12 +35,12 @@ def one_cycle(step: int, steps: int, lr: float, warmup: float = WARM_UP) -> floa
 def make_optimizer(
     classifier: Classifier, name: str, lr: float, momentum: float, weight_decay: float, layer_decay: float
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` over all weights of `classifier`.
+    """Return the optimizer `name` over all weights of `classifier`.
 
-    "sgd" without layer decay is torch's, Nesterov's where there is momentum, with weight decay on every weight; all
-    others are `timm.optim.create_optimizer_v2`'s, without decay on norms and biases. `layer_decay`: factor of the rate
-    from each layer to the one below (timm's groups, BEiT, arXiv 2106.08254); the head has the whole rate. Raises
-    ConfigError for a name that timm does not know.
+    "sgd" without layer decay is torch's SGD, with Nesterov momentum if `momentum` is positive and weight decay on every
+    weight. All others come from `timm.optim.create_optimizer_v2`, without weight decay on norms and biases.
+    `layer_decay`: factor of the learning rate from each layer to the one below (timm's groups, BEiT, arXiv 2106.08254);
+    the head has the full rate. Raises ConfigError for a name that timm does not know.
     """
     if name == "sgd" and layer_decay == 1.0:
         parameters = list(classifier.parameters())
@@ -54,8 +56,10 @@ def make_optimizer(
 
 
 def _groups(classifier: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """timm's groups of the backbone, and the head's with the whole rate. timm numbers layers by a model's own
-    `group_matcher`, else by the order of its parameters."""
+    """Return timm's parameter groups of the backbone, and the head's groups with the full rate.
+
+    timm numbers the layers by the model's own `group_matcher`, or else by the order of its parameters.
+    """
     optim = import_vision("timm.optim")
     backbone = classifier.backbone
     if layer_decay < 1.0:
@@ -72,7 +76,8 @@ def _groups(classifier: Classifier, weight_decay: float, layer_decay: float) -> 
 
 
 class _Ordered(nn.Module):
-    """A backbone without a `group_matcher`: timm makes a layer of every twelve of its parameters, in their order."""
+    """Wrapper of a backbone without a `group_matcher`. timm makes a layer of every twelve of its parameters, in
+    order."""
 
     pretrained_cfg: ClassVar[dict[str, str]] = {"classifier": "none of its parameters"}
 
@@ -85,9 +90,11 @@ Rate = Callable[[int], None]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int, lr: float, warmup: float) -> Rate:
-    """A function that sets the rates of `optimizer` for a step in [0, steps). The rate depends on the step alone.
+    """Return a function that sets the learning rates of `optimizer` for a step in [0, steps). The rate depends only on
+    the step.
 
-    `warmup`: share of the steps in which it rises. "cosine": timm's, to `END * lr`. "constant": no fall.
+    `warmup`: share of the steps in which the rate rises. "cosine": timm's schedule, down to `END * lr`. "constant": no
+    decay after the rise. Raises ValueError for another name.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule {name!r}: one of {', '.join(SCHEDULES)}")

@@ -1,4 +1,4 @@
-"""`train.engine: torchrun`: the training of all weights in several processes, which start again when one is killed."""
+"""`train.engine: torchrun`: train all weights in several processes, which are restarted when one is killed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RESTARTS = 3
 def train_with_torchrun(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path
 ) -> list[dict[str, float]]:
-    """Train `classifier` in place as `training.trainer.train` does, by `train.workers` processes of this machine.
+    """Train `classifier` in place as `training.trainer.train` does, with `train.workers` processes on this machine.
 
-    What they share lies in `work`, the last pass too: after a process died, all of them are started again, at most
-    RESTARTS times, and they go on from there. A new torchrun starts them: where it restarts them itself, the new
-    processes may wait for ever for addresses of the old (gloo, torch 2.13). Raises DataError for what training
-    refuses, ExpungeError where processes kept dying.
+    The processes share files in `work`, including the state after the last epoch. When a process dies, all of them are
+    started again from that state, at most RESTARTS times. Each time a new torchrun starts them: processes that torchrun
+    restarts itself may wait forever for addresses of the old ones (gloo, torch 2.13). Raises DataError for what
+    training refuses, and ExpungeError if processes keep dying.
     """
     work.mkdir(parents=True, exist_ok=True)
     for name in (TRAINED, RESULT):

@@ -1,8 +1,8 @@
-"""One training shared by several processes: which rows each computes, and batch norm over all of them.
+"""Training shared by several processes: which rows each of them computes, and batch norm over all of them.
 
-Every process holds the whole network and the whole order of rows. Of each global batch it computes a slice; torch's
-DistributedDataParallel makes the gradients those of the whole batch. Batch norm would see slices, and torch's
-SyncBatchNorm has no CPU kernel, so its statistics are summed over processes here, with their gradients.
+Every process holds the whole network and the order of all rows, and computes a slice of each global batch. torch's
+DistributedDataParallel averages the gradients, so they are those of the whole batch. Batch norm would see only a slice,
+and torch's SyncBatchNorm has no CPU kernel. So batch statistics and their gradients are summed over processes here.
 """
 
 from __future__ import annotations
@@ -20,37 +20,39 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process is `rank` of `world_size`; a process group is up where there are several."""
+    """This process is `rank` of `world_size`. If there are several, torch's process group must be initialised."""
 
     rank: int = 0
     world_size: int = 1
 
     def own(self, rows: Tensor) -> Tensor:
-        """This process's slice of a batch; slices differ by at most one row and may be empty."""
+        """Return this process's slice of a batch. Slices differ by at most one row and may be empty."""
         return torch.tensor_split(rows, self.world_size)[self.rank] if self.world_size > 1 else rows
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Sum `value` in place over all processes and return it."""
         if self.world_size > 1:
             distributed.all_reduce(value)
         return value
 
     def decided(self, value: Tensor) -> Tensor:
-        """What rank 0 found: no two processes may go different ways over a last digit."""
+        """Return rank 0's value, so that rounding cannot make two processes decide differently."""
         if self.world_size > 1:
             distributed.broadcast(value, 0)
         return value
 
     def shared(self, classifier: nn.Module) -> nn.Module:
-        """`classifier`, its gradients averaged over processes after each backward pass."""
+        """Return `classifier`, wrapped so that each backward pass averages gradients over processes."""
         if self.world_size == 1:
             return classifier
-        # Weights that a forward pass leaves out, as poolers are, must not be waited for.
+        # Some weights, such as poolers, are not used by the forward pass. The reduction must not wait for their
+        # gradients.
         return DistributedDataParallel(classifier, forward_sync_buffers=False, find_unused_parameters=True)
 
 
 class _Total(torch.autograd.Function):
-    """A sum over processes whose gradient is the sum of theirs: every process's loss depends on every summand."""
+    """Sum over processes. Its gradient is the sum of all processes' gradients, because each process's loss depends on
+    every summand."""
 
     @staticmethod
     def forward(_ctx: Any, value: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class _Total(torch.autograd.Function):
 
 
 class _Synchronised:
-    """Mixed into a batch norm: in train mode mean and variance are of the rows of all processes."""
+    """Mixin for a batch norm: in training mode, mean and variance are taken over the rows of all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         norm: Any = self
@@ -90,7 +92,7 @@ class _Synchronised:
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        """Running statistics as torch's batch norm moves them, the variance unbiased."""
+        """Update the running statistics as torch's batch norm does, with the unbiased variance `var`."""
         norm: Any = self
         norm.num_batches_tracked.add_(1)
         share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
@@ -100,7 +102,7 @@ class _Synchronised:
 
 @contextmanager
 def synchronised_batch_norm(network: nn.Module, group: ProcessGroup) -> Iterator[None]:
-    """Every batch norm of `network` sees the rows of all processes while the body runs."""
+    """Have every batch norm of `network` use the rows of all processes while the body runs."""
     found = [(m, type(m)) for m in network.modules() if isinstance(m, _BatchNorm)] if group.world_size > 1 else []
     try:
         for module, kind in found:

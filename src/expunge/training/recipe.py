@@ -1,4 +1,4 @@
-"""From params and rows to a classifier: the recipe that trains the original and, on retained rows, its reference."""
+"""Train a classifier as params say: the original and, with the same recipe on retained rows, its references."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from expunge.training.trainer import computes_bf16, train
 
 PRODUCER = "expunge.training.recipe"
 HOLDOUT_SEED = 20
-# What training above a cut does not know, since it has one schedule and its inputs are activations: key -> off.
+# Settings that training above a cut does not have, since it has one schedule and its inputs are activations: key -> the
+# value that turns it off.
 NOT_ABOVE: dict[str, Any] = {
     "schedule": None, "warmup": None, "layer_decay": 1, "label_smoothing": 0, "ema": 0, "frozen_norm": False,
     "augment": "none", "accumulate": 1, "patience": None,
@@ -60,9 +61,9 @@ def make_classifier(
 ) -> dict[str, Any]:
     """Train as params say on the dataset positions `rows`, write the model directory `out`, and return what it cost.
 
-    `store` holds the features of the frozen backbone where they were already fetched; `forgotten` the key by which
-    subjects are placed into `model.shards`, made there on first use. Raises DataError when images of
-    different sizes are to be trained on, and CheckpointError when given weights do not fit.
+    `store` holds the features of the frozen backbone if they were extracted already. `forgotten` is the folder of the
+    key that assigns subjects to `model.shards`; the key is made there on first use. Raises DataError for training on
+    images of different sizes, and CheckpointError if given weights do not fit.
     """
     model = config.model
     classifier = build_classifier(config, dataset, seed)
@@ -94,7 +95,7 @@ def make_classifier(
 
 
 def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
-    """The model that params name, for the images and classes of `dataset`, before training."""
+    """Return the model that params name, for the images and classes of `dataset`, before training."""
     model = config.model
     if model.checkpoint is not None and not model.saw_forget_data:
         refuse_seen(Path(model.checkpoint), dataset.digest)
@@ -115,8 +116,10 @@ def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
 
 
 def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:
-    """Height, width and channels that a backbone is built for: the dataset's own, or those of its first image. None
-    for texts."""
+    """Return the height, width and channels that a backbone is built for; None for texts.
+
+    They are those of the dataset or, if its images differ in size, of its first image.
+    """
     if dataset.encoding == TEXT:
         return None
     if dataset.image_shape is not None:
@@ -164,21 +167,27 @@ def fit_all(
 
 
 def held_out(rows: int, share: float) -> np.ndarray:
-    """Rows of a dataset that early stopping watches and that no model is trained on, bool `(rows,)`: the same for the
-    original, every retrained model and every seed."""
+    """Return a mask, bool `(rows,)`, of the rows that early stopping watches and that no model is trained on.
+
+    It is the same for the original, every retrained model and every seed.
+    """
     drawn: np.ndarray = np.random.default_rng(HOLDOUT_SEED).random(rows) < share
     return drawn
 
 
 def recorded(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What the model's card says of how it was trained. `mean_lr`: over all steps, `final_lr`: of the last; methods
-    that train weights take their rates from these."""
+    """Return the record of the training for the model's card.
+
+    `mean_lr` is the mean over all steps and `final_lr` the rate of the last step. Methods that train weights take their
+    learning rates from these.
+    """
     mean = sum(h["lr_mean"] for h in history) / len(history)
     return {**asdict(recipe), "mean_lr": mean, "final_lr": history[-1]["lr"], "passes": len(history)}
 
 
 def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str, Any]:
-    """Arguments of `Relearn` for `model.training: above`. Raises ConfigError for what it does not take."""
+    """Return the arguments of `Relearn` for `model.training: above`. Raises ConfigError for settings it does not
+    take."""
     recipe = recipe_of(config.train, classifier)
     for key, neutral in NOT_ABOVE.items():
         if getattr(config.train, key) not in (None, neutral):
@@ -206,7 +215,8 @@ def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str,
 def _train_above(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path, forgotten: Path
 ) -> tuple[Classifier, dict[str, Any], Trained | None]:
-    """Activations first, in the work directory where the activations stage will find them; then what lies above."""
+    """Compute activations in the work directory, where the activations stage will find them; then train the layers
+    above the cut."""
     recipe = recipe_above(config, seed, classifier)
     activations = activations_alone(classifier, dataset, recipe["cut"], work)
     start_time = time.perf_counter()
@@ -229,7 +239,8 @@ def _train_above(
 
 
 def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:
-    """The head of `model.training` "ridge" or "head", not fitted. Raises ConfigError for settings it does not take."""
+    """Return the head of `model.training` "ridge" or "head", not fitted. Raises ConfigError for settings it does not
+    take."""
     try:
         return RidgeHead(**settings) if training == "ridge" else SoftmaxHead(**settings)
     except (TypeError, ValueError) as e:
@@ -245,10 +256,13 @@ def _train_head(
     store: FeatureStore | None,
     forgotten: Path,
 ) -> tuple[RidgeHead | SoftmaxHead | HeadShards, dict[str, Any]]:
-    """Features first, in the work directory where the extract stage will find them; then the head, to its optimum, with
-    what makes the next one fast after a deletion; or a head for each shard of the people."""
+    """Extract features in the work directory, where the extract stage will find them; then fit the head to its optimum.
+
+    The head also gets what makes refitting after a deletion fast. With `model.shards` above 1, one head is fitted for
+    each shard of subjects.
+    """
     make, count = partial(make_head, config.model.training, config.train.head), config.model.shards
-    head: RidgeHead | SoftmaxHead | HeadShards = make()  # wrong settings are found before features are fetched
+    head: RidgeHead | SoftmaxHead | HeadShards = make()  # fails on wrong settings before features are extracted
     shards: Shards = (
         store or extract_shards(classifier, dataset, work / "features", ExtractionSettings.of(config.features))[1]
     )

@@ -1,4 +1,4 @@
-"""The recipe that `train:` of params.yaml names, every setting resolved: what null stands for depends on the model."""
+"""Resolve the recipe that `train:` of params.yaml names. The meaning of null depends on the model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from expunge.models.classifier import Classifier
 
 SMALL, FINETUNE = "small", "finetune"
 
-# What null stands for. `small` is for networks that start from a draw: SGD with one cycle. `finetune` is for public
-# weights: AdamW with warm-up and cosine; transformers take a steeper layer decay than convolutions (BEiT, arXiv
-# 2106.08254; ConvNeXt, arXiv 2201.03545). Chosen for being what these papers and timm's recipes use, on the scale of a
-# fine-tuning, and tried on held-out training rows in docs/training.md.
+# The values that null stands for. `small` is for networks that start from random weights: SGD with a one-cycle
+# schedule. `finetune` is for public weights: AdamW with warm-up and cosine decay. Transformers take a steeper layer
+# decay than convolutional networks (BEiT, arXiv 2106.08254; ConvNeXt, arXiv 2201.03545). The values are those of these
+# papers and timm's recipes, on the scale of a fine-tuning, and were tried on held-out training rows in
+# docs/training.md.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "small": {
         "lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4, "optimizer": "sgd", "schedule": "one-cycle", "warmup": 0.25,
@@ -35,8 +36,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of `training.trainer.train`. `name`: the line of DEFAULTS. `holdout`: share of the rows that early
-    stopping watches and that are not trained on; 0 without `patience`."""
+    """Every setting of `training.trainer.train`, resolved.
+
+    `name`: key of DEFAULTS. `holdout`: share of the rows that early stopping watches and that are not trained on; 0
+    without `patience`.
+    """
 
     name: str
     epochs: int
@@ -58,12 +62,13 @@ class Recipe:
     holdout: float
 
     def arguments(self) -> dict[str, Any]:
-        """For `train`, apart from `name` and `holdout`."""
+        """Return the settings as arguments of `train`, which has no `name` and `holdout`."""
         return {k: v for k, v in asdict(self).items() if k not in ("name", "holdout")}
 
 
 def recipe_of(given: Train, classifier: Classifier) -> Recipe:
-    """`given` with its nulls resolved. "auto" fine-tunes where public weights are recorded and is "small" elsewhere."""
+    """Return `given` with its nulls resolved. The recipe "auto" is "finetune" if the model's card records public
+    weights and "small" otherwise."""
     name: str = given.recipe
     if name == "auto":
         name = FINETUNE if classifier.card.weights is not None else SMALL
@@ -73,7 +78,7 @@ def recipe_of(given: Train, classifier: Classifier) -> Recipe:
     chosen = {key: value if (asked := getattr(given, key)) is None else asked for key, value in own.items()}
     precision = given.precision
     if precision == "auto" and name != SMALL and classifier.head.weight.device.type == "cpu":
-        precision = "fp32"  # AdamW in bf16 saves little on a processor
+        precision = "fp32"  # AdamW in bf16 saves little on a CPU
     return Recipe(
         name=name,
         epochs=given.epochs,
@@ -87,7 +92,8 @@ def recipe_of(given: Train, classifier: Classifier) -> Recipe:
 
 
 def _convolutional(backbone: nn.Module) -> bool:
-    """Whether most of its layers with weights are convolutions, or it has batch norm; else it is a transformer."""
+    """Whether the network has batch norm, or more convolutions than linear layers. Otherwise it is taken for a
+    transformer."""
     modules = list(backbone.modules())
     convolutions = sum(isinstance(m, nn.Conv2d) for m in modules)
     linear = sum(isinstance(m, nn.Linear) for m in modules)

@@ -1,4 +1,5 @@
-"""The state of a training after a pass, kept so that a run that was killed ends with the bytes of one that was not."""
+"""The state of a training after an epoch, kept so that a killed and resumed run gives the same bytes as one that was
+not killed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ OPTIMIZER = "optimizer."
 
 
 class TrainState:
-    """Tensors and, in the same file's header, JSON. One file, so one atomic replacement."""
+    """A file of tensors with JSON in its header. It is one file so that one atomic replacement updates both."""
 
     def __init__(self, directory: Path | None, identity: Mapping[str, Any]) -> None:
         self.path = directory / STATE if directory is not None else None
@@ -36,7 +37,8 @@ class TrainState:
         more, plain = _of_optimizer(optimizer) if optimizer is not None else ({}, {})
         header = json.dumps({**state, "identity": self.identity, "optimizer": plain})
         tmp = self.path.with_suffix(".tmp")
-        # A clone each: safetensors takes no two tensors of one memory, which layers that share weights have.
+        # Each tensor is cloned: safetensors refuses tensors that share memory, as those of layers with shared weights
+        # do.
         save_file(
             {k: v.detach().cpu().contiguous().clone() for k, v in {**tensors, **more}.items()}, tmp, {"state": header}
         )
@@ -45,8 +47,10 @@ class TrainState:
     def read(
         self, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, Any] | None:
-        """Copy the kept state into `tensors` and `optimizer`; None if there is none, or it is of another recipe, data
-        or start."""
+        """Copy the kept state into `tensors` and `optimizer` and return its JSON.
+
+        Returns None if there is no state, if the file is damaged, or if it is of another recipe, data or start.
+        """
         if self.path is None or not self.path.is_file():
             return None
         try:
@@ -69,8 +73,10 @@ class TrainState:
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Its tensors, by `optimizer.PARAMETER.KEY`, and its plain numbers, those of its groups under "groups": some count
-    their steps there."""
+    """Return the optimizer's tensors by `optimizer.PARAMETER.KEY`, and its plain numbers.
+
+    Numbers of parameter groups are under "groups", because some optimizers count their steps there.
+    """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for i, own in optimizer.state_dict()["state"].items():
@@ -104,7 +110,7 @@ def _into_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     for name, value in {**tensors, **numbers}.items():
         i, _, key = name.removeprefix(OPTIMIZER).partition(".")
         if isinstance(value, Tensor) and value.shape == weights[int(i)].shape:
-            # Strides as the weight has them: sums over a tensor depend on its order in memory.
+            # Use the weight's strides: the rounding of sums over a tensor depends on its order in memory.
             value = torch.empty_like(weights[int(i)], dtype=value.dtype).copy_(value)
         state.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})

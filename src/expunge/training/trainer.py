@@ -1,6 +1,6 @@
-"""Training all weights of a classifier by a recipe, resumable to the same bytes.
+"""Train all weights of a classifier by a recipe, resumable to the same bytes.
 
-A head alone is not trained here: on a frozen backbone its optimum is found directly, from features.
+A head alone is not trained here: on a frozen backbone, its optimum is computed directly from features.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from expunge.training.state import STATE, TrainState
 
 __all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
 PRECISIONS = ("auto", "fp32", "bf16")
-RANK_SEEDS = 7919  # apart from each other, so that processes draw different dropout and augmentation
-ROWS = 500  # of a batch of held-out rows
+RANK_SEEDS = 7919  # between the seeds of processes, so that they draw different dropout and augmentation
+ROWS = 500  # batch size for held-out rows
 
 
 def train(
@@ -66,20 +66,21 @@ def train(
     """Train `classifier` in place on uint8 `images` (n, h, w) or (n, h, w, c) and `labels` (n,); leave it in eval mode.
 
     `optimizer`, `layer_decay`: see `make_optimizer`; `schedule`, `warmup`: see `make_schedule`; `augment`: see
-    `make_augment`. `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 where the device has instructions
-    for it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
-    batch norm keeps the statistics that it came with. `accumulate`: a batch is computed in so many parts, which gives
-    the gradient of the whole but for batch norm, whose batches are the parts. `patience`: stop after so many passes
-    without a smaller loss on the rows `held (n,)`, and go back to the best; these rows are not trained on.
-    `group`: this process's place among those that train together, each with a slice of every batch; rank 0 keeps the
-    state.
+    `make_augment`. `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 if the device has instructions for
+    it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
+    batch norm keeps its initial statistics. `accumulate`: each batch is computed in this many parts. The gradient is
+    that of the whole batch, except that batch norm uses the statistics of the parts. `patience`: stop after this many
+    epochs without a smaller loss on the rows `held (n,)`, and restore the best weights; these rows are not trained on.
+    `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0 writes
+    the state.
 
-    The weights depend on the arguments, the data, the kind of processor and the number of threads only.
-    With `resume_dir` the state after each epoch is kept there (one file, replaced atomically): a run that was killed
-    goes on from it and ends with the bytes of one that was not. The caller removes it once the result is safe.
-    Returns per epoch: epoch, loss, accuracy (both of the batches as they were trained on), lr and lr_mean (rates of its
-    last step and of all its steps), seconds, images_per_s, the precision used under "bf16" (0 or 1), and with `held`
-    held_loss and held_accuracy. Raises DataError for labels out of range or a loss that is not finite.
+    The weights depend only on the arguments, the data, the kind of processor and the number of threads. With
+    `resume_dir`, the state after each epoch is kept there in one file, which is replaced atomically. A killed run
+    resumes from it and ends with the same bytes as an uninterrupted one. The caller removes it once the result is safe.
+
+    Returns for each epoch: epoch, loss, accuracy (both on the batches as they were trained on), lr and lr_mean (rates
+    of its last step and of all its steps), seconds, images_per_s, whether bf16 was used under "bf16" (0 or 1), and with
+    `held` also held_loss and held_accuracy. Raises DataError for labels out of range or a loss that is not finite.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: one of {', '.join(PRECISIONS)}")
@@ -127,12 +128,13 @@ def train(
 
 
 def _tired(history: list[dict[str, float]], patience: int) -> bool:
+    """Whether the held-out loss has not fallen below its earlier minimum in the last `patience` epochs."""
     losses = [h["held_loss"] for h in history]
     return len(losses) > patience and min(losses[:-patience]) <= min(losses[-patience:])
 
 
 class _Run:
-    """Model, optimizer and data of one training."""
+    """Model, optimizer and data of one training run."""
 
     def __init__(
         self,
@@ -165,7 +167,7 @@ class _Run:
         self.best = copy.deepcopy(classifier.state_dict()) if held is not None else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes while training but the optimizer's, by name; not copies."""
+        """Return all tensors that training changes, except the optimizer's, by name. They are not copies."""
         parts = {"model": self.classifier.state_dict(), "best": self.best}
         if self.ema is not None:
             parts["ema"] = self.ema.module.state_dict()
@@ -173,12 +175,12 @@ class _Run:
 
     @property
     def result(self) -> Classifier:
-        """The network that is watched and shipped."""
+        """The network that is evaluated and saved: the moving average, if there is one."""
         averaged: Classifier | None = None if self.ema is None else self.ema.module
         return self.classifier if averaged is None else averaged
 
     def finish(self) -> None:
-        """The classifier takes the weights that are the result, in eval mode."""
+        """Load the resulting weights into the classifier and leave it in eval mode."""
         if self.best or self.ema is not None:
             self.classifier.load_state_dict(self.best or self.result.state_dict())
         self.classifier.eval()
@@ -187,13 +189,14 @@ class _Run:
         self.classifier.train()
         for norm in self.norms:
             norm.eval()
+        # Epochs are below 1,000,003, so each pair of seed and epoch gives another generator seed.
         generator = torch.Generator().manual_seed(self.a["seed"] * 1_000_003 + epoch)
         order = self.rows[torch.randperm(len(self.rows), generator=generator)]
         loss_sum = torch.zeros((), dtype=torch.float64)
         correct = torch.zeros((), dtype=torch.int64)
         rates = []
         began = time.perf_counter()
-        # Dropout and the like draw from the global generator: borrow it, set by epoch, and give it back.
+        # Dropout and augmentation draw from the global generator. It is seeded for every epoch and restored afterwards.
         with torch.random.fork_rng(), progress("train", len(order), "images", epoch, self.a["epochs"]) as advance:
             torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.group.rank)
             for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
@@ -219,14 +222,15 @@ class _Run:
         }  # fmt: skip
 
     def step(self, rows: Tensor, step: int, bf16: bool) -> tuple[Tensor, Tensor]:
-        """One update on the batch `rows`; its mean loss and its number of correct predictions before the update."""
+        """Update the weights once on the batch `rows`. Returns its mean loss and its number of correct predictions,
+        both before the update."""
         self.optimizer.zero_grad(set_to_none=True)
         total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         for part in torch.tensor_split(rows, min(self.a["accumulate"], len(rows))):
             loss, right = self.loss(self.group.own(part), len(part), bf16)
             if len(part) < len(rows):
                 loss = loss * (len(part) / len(rows))
-            # Gradients are averaged over processes, each of which has its share of the sum.
+            # Gradients are averaged over processes, but each process has only its share of the sum: undo the division.
             (loss * self.group.world_size if self.group.world_size > 1 else loss).backward()  # type: ignore[no-untyped-call]
             total, hits = total + loss.detach(), hits + right
         self.optimizer.step()
@@ -235,7 +239,7 @@ class _Run:
         return total, hits
 
     def loss(self, rows: Tensor, of: int, bf16: bool) -> tuple[Tensor, Tensor]:
-        """What `rows` add to the mean loss over `of` rows, and their number of right answers."""
+        """Return what `rows` add to the mean loss over `of` rows, and their number of correct predictions."""
         labels, images = self.labels[rows].to(self.device), self.images[rows]
         if self.augment is not None:
             images = self.augment(images)
@@ -250,7 +254,8 @@ class _Run:
 
     @torch.no_grad()
     def watch(self, history: list[dict[str, float]], bf16: bool) -> None:
-        """Loss and accuracy on held-out rows into the last entry of `history`; the best weights so far are kept."""
+        """Write loss and accuracy on held-out rows into the last entry of `history`, and keep the best weights so
+        far."""
         if not len(self.held):
             return
         network = self.result.eval()
@@ -272,8 +277,10 @@ class _Run:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bf16 matrices. Asked, not timed: the same machine always
-    gives the same answer, and so the same weights."""
+    """Whether the device has instructions for products of bf16 matrices.
+
+    The device is queried, not timed, so that the same machine always gives the same answer and the same weights.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()

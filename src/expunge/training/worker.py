@@ -1,4 +1,4 @@
-"""One of the processes of `train.engine: torchrun`: torchrun starts `python -m expunge.training.worker FOLDER`."""
+"""A process of `train.engine: torchrun`, which torchrun starts as `python -m expunge.training.worker FOLDER`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from expunge.training.launch import JOB, LABELS, RESULT, ROWS, TRAINED
 from expunge.training.process_group import ProcessGroup
 from expunge.training.recipe import build_classifier, fit_all
 
-PATIENCE = timedelta(minutes=30)  # for the slowest of a pass: torchrun tells of processes that died
+PATIENCE = timedelta(minutes=30)  # waiting time for the slowest process; torchrun itself detects dead ones
 
 
 def main(work: Path) -> None:
-    """Train what the job in `work` says, together with the others. Rank 0 writes weights and history."""
+    """Run the training job in `work` together with the other processes. Rank 0 writes weights and history."""
     job = read_json(work / JOB)
     config = TypeAdapter(Config).validate_python(job["config"])
     gpu = torch.cuda.is_available()
@@ -44,7 +44,7 @@ def main(work: Path) -> None:
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in classifier.state_dict().items()}
             save_file(tensors, work / (TRAINED + ".tmp"))
             os.replace(work / (TRAINED + ".tmp"), work / TRAINED)
-    except ExpungeError as e:  # the same in all of them, and again after a restart: told, not tried again
+    except ExpungeError as e:  # the same in all processes and after a restart, so it is not retried
         refused = str(e)
     if group.rank == 0:
         write_json(work / RESULT, {"history": history, "refused": refused})

@@ -1,4 +1,4 @@
-"""Folders in which the pipeline runs: what `init` makes, and beside it the demo, variants and clones.
+"""Folders in which the pipeline runs: workspaces made by `expunge init`, the demos, variants and clones.
 
 May import data and system.
 Start with `workspace.py`.

@@ -1,8 +1,9 @@
-"""Workspaces from git and a DVC remote: a clone that stays, brought up to date before a run, its results pushed after.
+"""Workspaces from git and a DVC remote: a persistent clone that is updated before a run and whose results are pushed
+after it.
 
-The clone's own branch is never moved: results go to a branch of their own, and dvc.lock stays in the work tree. So the
-next run finds what the last one did, a killed one included, and where nothing is stale does nothing. With dvc.lock go
-the small metrics and plots, which DVC leaves to git.
+The clone's own branch is never moved: results are pushed to a separate branch, and dvc.lock stays in the work tree. So
+the next run starts from what the last one made, even if that one was killed, and does nothing if nothing is stale. The
+small metrics and plots, which DVC leaves to git, are pushed with dvc.lock.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from expunge.system.paths import IN_GIT, WORK
 
 LOCK = "dvc.lock"
 REMOTE = "expunge"
-PUSHED = WORK / "pushed"  # digest of the dvc.lock that was pushed last
-# Commits are made by the pipeline, whoever's machine it runs on.
+PUSHED = WORK / "pushed"  # holds the digest of the dvc.lock that was pushed last
+# Commits are made in the pipeline's name, on any machine.
 AUTHOR = {
     f"GIT_{role}_{what}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -30,8 +31,8 @@ AUTHOR = {
 def refresh(repository: str, directory: str, revision: str = "main", remote: str | None = None) -> dict[str, str]:
     """Clone `repository` into `directory`, or fetch there; check out `revision` and get its data from the DVC remote.
 
-    `remote`: address of the DVC remote, where the repository names none. Changes of tracked files are dropped; what
-    stages made stays. Returns {"directory": its absolute path}. Raises CloneError with what git or DVC said.
+    `remote`: address of the DVC remote, if the repository names none. Changes of tracked files are discarded; outputs
+    of stages stay. Returns {"directory": its absolute path}. Raises CloneError with the message of git or DVC.
     """
     path = Path(directory).expanduser().resolve()
     if not (path / ".git").is_dir():
@@ -43,7 +44,8 @@ def refresh(repository: str, directory: str, revision: str = "main", remote: str
     if remote is not None:
         _dvc(path, "remote", "add", "--local", "--force", "--default", REMOTE, remote)
     if has_remote(path):
-        # What stages made elsewhere comes back through the run cache; what nobody pushed yet is made here.
+        # Results of stages that ran elsewhere are restored from the run cache; those that nobody pushed are computed
+        # here.
         _dvc(path, "fetch", "--run-cache", "--quiet")
     inputs = _run(path, "git", "ls-files", "*.dvc").split()
     if inputs:
@@ -54,8 +56,9 @@ def refresh(repository: str, directory: str, revision: str = "main", remote: str
 def push(workspace: Path, branch: str) -> str | None:
     """Push data and run cache to the DVC remote, then dvc.lock, metrics and plots as one commit on `branch` of origin.
 
-    The commit follows the one that is checked out; the work tree and its index stay as they are. Returns the commit, or
-    None where dvc.lock says what the repository says already. Data goes first: a branch never names data that is away.
+    The commit's parent is the commit that is checked out; the work tree and its index are not changed. Returns the
+    commit, or None if the results equal those of the repository. Data is pushed first, so that a branch never refers to
+    missing data. Raises CloneError if there is no DVC remote or no dvc.lock.
     """
     if not has_remote(workspace):
         raise CloneError(f"{workspace}: has no DVC remote; `dvc remote add --default NAME ADDRESS`, or deploy with one")
@@ -80,18 +83,18 @@ def push(workspace: Path, branch: str) -> str | None:
 
 
 def unpushed(workspace: Path) -> bool:
-    """Whether dvc.lock says something that `push` did not bring away yet: also what a run made that failed at that."""
+    """Whether dvc.lock differs from the one that was pushed last, for example because an earlier push failed."""
     lock, pushed = workspace / LOCK, workspace / PUSHED
     return lock.is_file() and not (pushed.is_file() and pushed.read_text(encoding="utf-8") == sha256(lock))
 
 
 def has_remote(workspace: Path) -> bool:
-    """Whether DVC has a default remote here."""
+    """Whether DVC has a default remote in `workspace`."""
     return any(line.startswith("core.remote=") for line in _dvc(workspace, "config", "--list").splitlines())
 
 
 def _commit(path: Path, revision: str) -> str:
-    """A branch of origin, a tag or a commit, in this order."""
+    """Return the commit of `revision`, which is looked up as a branch of origin, then as a tag or commit."""
     for name in (f"refs/remotes/origin/{revision}", revision):
         found = subprocess.run(
             ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"], cwd=path, text=True, capture_output=True

@@ -1,4 +1,4 @@
-"""`make demo`, `expunge demo-text` and `expunge demo-people`: small data, each in a workspace of its own."""
+"""`make demo`, `expunge demo-text` and `expunge demo-people`: small examples, each in its own workspace."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from expunge.workspaces.template import nearest
 from expunge.workspaces.workspace import has_source, lay_out, params_with, reproduce
 
 PARAMS, TEXT_PARAMS, PEOPLE_PARAMS = "params.demo.yaml", "params.text.yaml", "params.people.yaml"
-TRAINED = ("train", "extract", "validate-features", "activations")  # what no request makes again
+TRAINED = ("train", "extract", "validate-features", "activations")  # stages that no request repeats
 OUTPUTS = ("data/dataset", "data/split", "data/features", "data/evaluation", "models", "reports")
 
 
 def run_demo(root: Path, keep: bool = False) -> Path:
-    """Run `dvc repro` on params.demo.yaml in `.expunge/demo`; returns the folder that holds its outputs.
+    """Run `dvc repro` on params.demo.yaml in `.expunge/demo` and return the folder that holds its outputs.
 
-    In the repository of this package that is `root`, as with `make run`; elsewhere `models/` may be somebody's own, and
-    they stay in `.expunge/demo`. Runs go to the MLflow store of `root`. Raises ExpungeError when a stage fails.
+    In the repository of this package that folder is `root`, as with `make run`. Elsewhere the outputs stay in
+    `.expunge/demo`, because `models/` may be a folder of the user's. Runs are logged to the MLflow store of `root`.
+    Raises ExpungeError if a stage fails.
     """
-    # Pictures of 8 x 8 gain nothing from a second thread, and lose much where another process computes too.
+    # Images of 8 x 8 gain nothing from a second thread, and are much slower with it if another process computes too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     workspace = _fresh(root / ".expunge" / "demo", keep)
     lay_out(root, workspace, nearest(root, PARAMS).read_text(encoding="utf-8"))
@@ -37,7 +38,8 @@ def run_demo(root: Path, keep: bool = False) -> Path:
 
 
 def run_texts(root: Path, keep: bool = False) -> Path:
-    """As `run_demo`, on real texts and a sentence encoder that are fetched first; see params.text.yaml."""
+    """Run the demo on real texts with a sentence encoder, as `run_demo` does; the texts are fetched first. See
+    params.text.yaml."""
     changes = yaml.safe_load(nearest(root, TEXT_PARAMS).read_text(encoding="utf-8"))
     workspace = _fresh(root / ".expunge" / "texts", keep)
     lay_out(root, workspace, yaml.safe_dump(params_with(nearest(root, PARAMS), changes), sort_keys=False))
@@ -46,16 +48,17 @@ def run_texts(root: Path, keep: bool = False) -> Path:
 
 
 def train_people(root: Path) -> tuple[Path, float]:
-    """Fetch the emoji, lay `.expunge/people` out and train there; everything, MLflow's store too, stays in it.
+    """Fetch the emoji, create the workspace `.expunge/people` and train there. All results stay in it, including
+    MLflow's store.
 
-    Returns the workspace and the seconds of the pipeline, fetching apart. Raises ExpungeError when a stage fails.
+    Returns the workspace and the seconds of the pipeline, without fetching. Raises ExpungeError if a stage fails.
     """
     changes = yaml.safe_load(nearest(root, PEOPLE_PARAMS).read_text(encoding="utf-8"))
     workspace = _fresh(root / ".expunge" / "people", keep=False)
     lay_out(root, workspace, yaml.safe_dump(params_with(nearest(root, PARAMS), changes), sort_keys=False))
     fetched = [archive(vendor, None, root / RAW) for vendor in SHA256]
     (workspace / RAW / "emoji").mkdir(parents=True)
-    for file in fetched:  # the sweep takes the workspace's own name of it away
+    for file in fetched:  # hard links: the sweep deletes the link, not the file in `root`
         os.link(file, workspace / RAW / "emoji" / file.name)
     began = time.perf_counter()
     if not dvc.reproduce(*TRAINED, root=workspace):

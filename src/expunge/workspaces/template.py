@@ -1,4 +1,4 @@
-"""Files of the repository that a workspace is made from: at its root, or packed into the wheel from there."""
+"""Files that a workspace is made from: at the root of the repository, or packed into the wheel."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from pathlib import Path
 from expunge.system.errors import ExpungeError
 from expunge.system.installed import PACKAGE
 
-# Built into the wheel by `force-include` in pyproject.toml; a source tree has them at its root alone.
+# A wheel has these files in PACKED; a source tree has them only at its root.
 PACKED = PACKAGE / "template"
 SOURCE = PACKAGE.parents[1]
 
 
 def template(name: str) -> Path:
-    """The file or folder `name` of the repository that this version was built from."""
+    """Return the file or folder `name` of the repository that this version was built from.
+
+    Raises ExpungeError if it is missing.
+    """
     for home in (PACKED, SOURCE):
         if (home / name).exists():
             return home / name
@@ -25,12 +28,12 @@ def text_of(name: str) -> str:
 
 
 def nearest(root: Path, name: str) -> Path:
-    """The file `name` of `root` where it has one, else the packed one."""
+    """Return the file `name` of `root` if it exists, else that of the installed version."""
     return root / name if (root / name).is_file() else template(name)
 
 
 def files_below(name: str) -> list[str]:
-    """Files of the folder `name`, as "flows/unlearn.py"."""
+    """Return the files of the folder `name`, sorted, with the folder: "flows/unlearn.py"."""
     folder = template(name)
     found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return sorted(f"{name}/{p.as_posix()}" for p in found if "__pycache__" not in p.parts and p.suffix != ".pyc")

@@ -1,4 +1,5 @@
-"""A workspace of its own below `.expunge`: the pipeline runs there, params.yaml and dvc.lock of the repository stay."""
+"""Separate workspaces below `.expunge`: the pipeline runs there, and the repository's params.yaml and dvc.lock are not
+changed."""
 
 from __future__ import annotations
 
@@ -17,23 +18,23 @@ from expunge.workspaces.init.graph import graph, with_input
 from expunge.workspaces.init.plan import lock_of
 from expunge.workspaces.template import nearest, template
 
-# What the graph reads: the stages run in the workspace, the code is found through these links.
+# Folders of code. Stages run in the workspace and find the code through links of these names.
 LINKED = ("src", "flows")
 INPUTS = ("data/source", "data/requests")
 
 
 def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None) -> None:
-    """Fill `workspace` with the graph of `root` and `params` as params.yaml; what earlier runs made there stays.
+    """Fill `workspace` with the graph of `root` and with `params` as params.yaml; results of earlier runs there stay.
 
     A `root` that is no workspace gets the graph of the installed version. Data and weights that `params` names are
-    links, where they do not lie in `data/source`. Workspaces with one `cache` share it, and what one of them made
-    another takes from there instead of making it again.
+    links, unless they are in `data/source`, which is copied. Workspaces with the same `cache` share results instead of
+    computing them again.
     """
     (workspace / "data").mkdir(parents=True, exist_ok=True)
     named = yaml.safe_load(params)
     path, model = named["data"].get("path"), named["model"]
     own, lock = has_source(root), read_lock(root)
-    ours = own or lock is not None  # else dvc.yaml and what lies in data/ are of another pipeline
+    ours = own or lock is not None  # otherwise dvc.yaml and data/ belong to another pipeline
     text = (root / "dvc.yaml").read_text(encoding="utf-8") if ours else graph(False)
     (workspace / "dvc.yaml").write_text(text if own else with_input(text, path is not None), encoding="utf-8")
     if not own:
@@ -56,7 +57,7 @@ def lay_out(root: Path, workspace: Path, params: str, cache: Path | None = None)
 
 
 def has_source(root: Path) -> bool:
-    """Whether `root` is the repository of this package, rather than one that it is installed for."""
+    """Whether `root` is the repository of this package, rather than a workspace that uses the installed package."""
     return (root / "src" / "expunge").is_dir()
 
 
@@ -68,7 +69,10 @@ def _link_input(root: Path, workspace: Path, path: str | None) -> None:
 
 
 def params_with(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The params of `file` with `changes` over them, section by section. Raises ConfigError for a key it lacks."""
+    """Return the params of `file` with `changes` applied, section by section.
+
+    Raises ConfigError if `file` or one of the keys is missing.
+    """
     try:
         params: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -83,14 +87,15 @@ def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> No
     for key, value in changes.items():
         if key not in params:
             raise ConfigError(f"{file}: has no key {key}, which an experiment wants to change")
-        if isinstance(value, Mapping) and params[key]:  # an empty section, as train.head, takes any key
+        if isinstance(value, Mapping) and params[key]:  # an empty section, such as train.head, takes any key
             _change(params[key], value, file)
         else:
             params[key] = value
 
 
 def reproduce(root: Path, workspace: Path, *targets: str) -> None:
-    """`dvc repro` in the workspace; MLflow runs go to the store of `root`. Raises ExpungeError when a stage fails."""
+    """Run `dvc repro` in the workspace, with MLflow runs logged to the store of `root`. Raises ExpungeError if a stage
+    fails."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     # `model.name: package.module:function` may name a module of the repository.
     importable = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(root)]).strip(os.pathsep)

@@ -1,4 +1,4 @@
-"""What was asked for, as changes of params.yaml: data, model and request, and what follows from them."""
+"""Turn the options of `expunge init` into changes of params.yaml: data, model, request and what follows from them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from expunge.system.errors import ConfigError
 
 EXAMPLES = {"digits": "params.demo.yaml"}
 KINDS = {".parquet": "parquet", ".npz": "npz", ".csv": "text", ".tsv": "text"}
-# Their picture is known, so the default network and its cuts fit; nothing has to be named.
+# The network whose cuts the packed params.yaml names; for others the cut is chosen by `auto`.
 OWN_CUTS = "resnet-small"
 FROZEN = ("head", "ridge")
-# Below so many pictures a batch of 256 makes a handful of steps per pass, and the network stays half trained.
+# With fewer than FEW images, batches of 256 give only a handful of steps per epoch, and the network is undertrained.
 FEW, SMALL_BATCH = 10_000, 64
 PEOPLE = ("ids", "subjects")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """`data`: a path below the workspace, or the name of a published source. `weights`: a file of public weights;
-    `checkpoint`: one of a classifier that was trained on the data. `request`: of `split`, as {"selector": "classes",
-    "classes": [...]}. `changes`: further keys, which win."""
+    """What the user asked for.
+
+    `data`: a path below the workspace, or the name of a published source. `weights`: a file of public weights;
+    `checkpoint`: a file of a classifier that was trained on the data. `request`: keys of `split`, such as {"selector":
+    "classes", "classes": [...]}. `changes`: further keys, which take precedence.
+    """
 
     data: str
     model: str
@@ -40,9 +43,9 @@ class Answers:
 
 
 def source_of(data: str, given: str | None, root: Path) -> tuple[str, str | None]:
-    """`data.source` and `data.path`: by what lies at the path `data`, else a published source of that name.
+    """Return `data.source` and `data.path`: from the file or folder at `data`, or else a published source of that name.
 
-    Raises ConfigError for a path that is not below `root`, or of a kind that nothing says.
+    Raises ConfigError for a path that is missing or not below `root`, and for data whose kind cannot be determined.
     """
     path = root / data
     if not path.exists():
@@ -65,15 +68,19 @@ def source_of(data: str, given: str | None, root: Path) -> tuple[str, str | None
 
 
 def folder_classes(path: Path) -> list[str]:
-    """Class names of an image folder, without a look at its files."""
+    """Return the class names of an image folder, without reading its files."""
     train = path / "train"
     top = train if train.is_dir() and ((path / "test").is_dir() or (path / "val").is_dir()) else path
     return sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def named_classes(given: Sequence[str], known: Sequence[str]) -> list[int | str]:
-    """Names where they are known as such, in any case that is unambiguous; else indices. Raises ConfigError for what is
-    neither; with no `known` every number is an index and every other word a name."""
+    """Return each class as its name in `known`, matched without regard to case if that is unambiguous, else as an
+    index.
+
+    Without `known`, every number is an index and every other word a name. Raises ConfigError for a word that is
+    neither.
+    """
     found: list[int | str] = []
     for word in given:
         same = [name for name in known if name.casefold() == word.casefold()]
@@ -90,7 +97,7 @@ def named_classes(given: Sequence[str], known: Sequence[str]) -> list[int | str]
 
 
 def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
-    """Changes of the packed params.yaml that make it what was asked for."""
+    """Return the changes of the packed params.yaml that `answers` ask for."""
     source, path = source_of(answers.data, answers.source, root)
     made: dict[str, Any] = {
         "data": {"source": source, "path": path},
@@ -142,7 +149,8 @@ def _model(answers: Answers) -> dict[str, Any]:
 
 
 def _methods(answers: Answers, text: bool) -> dict[str, Any]:
-    """What fits the way of training; the packed list is for a network of known cuts that forgets a class."""
+    """Return the methods, and keys that go with them, for the kind of training. The packed list is for a network of
+    known cuts that forgets a class."""
     whole = answers.request["selector"] == "classes"
     made: dict[str, Any] = {}
     if answers.training != "full" or text:
@@ -155,7 +163,8 @@ def _methods(answers: Answers, text: bool) -> dict[str, Any]:
         made["methods"] = ["logit-mask", *maps, "teacher-map", "relearn", "short-retrain"]
         if answers.model != OWN_CUTS:
             made["activations"] = {"cuts": "auto"}
-            # Passes of the whole network: what lies above the cut that is chosen is not known before the training.
+            # Epochs of the whole network: the part above the cut is not known here, because the cut is chosen only in
+            # the run.
             made["fit"] = {
                 "relearn": {"cut": "auto"},
                 "teacher-map": {"after": {"method": "relearn", "cut": "auto", "epochs": 0.2, "batch_size": 128}},
@@ -173,7 +182,7 @@ def _methods(answers: Answers, text: bool) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins, section by section."""
+    """Merge two trees section by section; `over` takes precedence."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)

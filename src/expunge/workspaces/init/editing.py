@@ -1,4 +1,4 @@
-"""params.yaml as text: values are put in, and missing keys added, without touching what a person wrote around them."""
+"""Edit params.yaml as text: replace values and add missing keys, without changing comments and layout."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PARAMS = "params.yaml"
 
 
 def with_values(text: str, changes: Mapping[str, Any]) -> str:
-    """`text` with `changes`, section by section, in the place of its values; comments and layout stay.
+    """Return `text` with the values of `changes`, section by section; comments and layout stay.
 
-    Raises ConfigError for a key that it lacks. A section of settings that is empty, as `train.head`, takes any key.
+    Raises ConfigError for a key that `text` lacks. An empty section of settings, such as `train.head`, takes any key.
     """
     spans: list[tuple[int, int, str]] = []
     _collect(_mapping(text), changes, "", spans)
@@ -46,12 +46,12 @@ def _collect(
 
 
 def in_line(value: Any) -> str:
-    """`value` as YAML of one line."""
+    """Return `value` as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
 
 
 def _replaced(text: str, begin: int, end: int, new: str) -> str:
-    """The comment behind a value stays in its column where the new value leaves it room."""
+    """Replace `text[begin:end]`; a comment behind it keeps its column if the new value leaves room."""
     rest = text[end:].partition("\n")[0]
     gap = len(rest) - len(rest.lstrip(" "))
     if rest[gap:].startswith("#"):
@@ -62,7 +62,7 @@ def _replaced(text: str, begin: int, end: int, new: str) -> str:
 
 @dataclass(frozen=True)
 class _Block:
-    """A key with the comments right above it: lines `[first, last)` of a text."""
+    """A key and its value with the comments directly above: lines `[first, last)` of a text."""
 
     key: str
     node: yaml.Node
@@ -71,9 +71,10 @@ class _Block:
 
 
 def with_missing(own: str, template: str) -> tuple[str, list[str]]:
-    """`own` with the sections, and the keys of sections, that `template` has and `own` lacks; and the names of these.
+    """Return `own` with the sections and keys of sections that only `template` has, and the names of these.
 
-    What `own` has stays as it is, settings of entries of `fit` included. Raises ConfigError for a section on one line.
+    Everything in `own` stays as it is, including the settings of entries of `fit`. Raises ConfigError if keys are
+    missing from a section that is written on one line.
     """
     added: list[str] = []
     lines, wanted = own.splitlines(), template.splitlines()
@@ -107,7 +108,7 @@ def _insert(
     added: list[str],
     inserts: list[tuple[int, list[str]]],
 ) -> None:
-    """Each missing block behind the one that it follows in the template."""
+    """Insert each missing block after the block that it follows in the template."""
     have = {block.key: block for block in mine}
     at = mine[0].first if mine else 0
     for block in theirs:
@@ -135,14 +136,14 @@ def _blocks(node: yaml.MappingNode, lines: list[str]) -> list[_Block]:
 
 
 def _above(lines: list[str], line: int, indent: int) -> int:
-    """The first of the comment lines right above `line`, at its own indent."""
+    """Return the first of the comment lines directly above `line` that have the indent `indent`."""
     while line > 0 and lines[line - 1].startswith(" " * indent + "#"):
         line -= 1
     return line
 
 
 def _comments_end(lines: list[str], line: int) -> int:
-    """A node ends where the next one begins: give the comments of that one back."""
+    """Return the end of a node without the comments and blank lines before the next node, where PyYAML ends it."""
     line = min(line, len(lines))
     while line > 0 and (not lines[line - 1].strip() or lines[line - 1].startswith("#")):
         line -= 1

@@ -1,4 +1,4 @@
-"""dvc.yaml of a workspace without `src/`: stages depend on their part of `expunge.lock` instead of on files of code."""
+"""dvc.yaml of a workspace without `src/`: stages depend on entries of `expunge.lock` instead of files of code."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ INPUTS, INPUT = "data/source", "${data.path}"
 
 
 def unit_of(dep: str) -> str:
-    """ "src/expunge/stages/fit.py" as "stages.fit"."""
+    """Return the name of a dependency in `expunge.lock`: "stages.fit" for "src/expunge/stages/fit.py"."""
     return dep.removeprefix(CODE).removesuffix(".py").replace("/", ".")
 
 
 def units(text: str) -> list[str]:
-    """What stages of dvc.yaml depend on of the package, over all of them."""
+    """Return the modules and packages that any stage of the dvc.yaml `text` depends on, sorted."""
     stages = yaml.safe_load(text)["stages"].values()
     deps = {str(dep) for stage in stages for dep in stage["deps"] if str(dep).startswith(CODE)}
     return sorted(unit_of(dep) for dep in deps)
 
 
 def stages_of(changed: Iterable[str]) -> list[str]:
-    """Stages of this version's dvc.yaml that depend on one of these parts of the package."""
+    """Return the stages of this version's dvc.yaml that depend on one of these modules or packages."""
     stages, parts = yaml.safe_load(text_of("dvc.yaml"))["stages"], set(changed)
     return [
         name
@@ -41,7 +41,7 @@ def stages_of(changed: Iterable[str]) -> list[str]:
 
 
 def graph(own_input: bool) -> str:
-    """dvc.yaml of this version for a workspace. `own_input`: `prepare` depends on the path in `data.path`."""
+    """Return this version's dvc.yaml for a workspace. `own_input`: `prepare` depends on the path in `data.path`."""
     editor = YAML()
     editor.width = 4096
     editor.indent(mapping=2, sequence=4, offset=2)
@@ -54,7 +54,7 @@ def graph(own_input: bool) -> str:
 
 
 def with_input(text: str, own_input: bool) -> str:
-    """dvc.yaml whose `prepare` depends on the path in params.yaml, or on the folder of inputs where there is none."""
+    """Return dvc.yaml with `prepare` depending on the path in params.yaml (`own_input`) or on the folder of inputs."""
     old, new = (INPUTS, INPUT) if own_input else (INPUT, INPUTS)
     return re.sub(rf"^( +- ){re.escape(old)}$", lambda found: found[1] + new, text, flags=re.MULTILINE)
 
@@ -75,7 +75,10 @@ def _on_the_lock(stage: CommentedMap) -> None:
 
 
 def outputs(text: str, made: Iterable[str] = ("outs", "metrics", "plots")) -> list[tuple[str, bool]]:
-    """Outputs of dvc.yaml, the folder of those that a matrix names, and whether git is meant to have them."""
+    """Return the outputs of dvc.yaml, sorted, and whether each is meant for git (`cache: false`).
+
+    Outputs whose names contain a variable, as in a matrix, are represented by their folder.
+    """
     found: dict[str, bool] = {}
     for stage in yaml.safe_load(text)["stages"].values():
         for kind in made:

@@ -1,4 +1,4 @@
-"""What `expunge init` writes, and what stands in its way: all of it is known before the first file is touched."""
+"""What `expunge init` writes, and the conflicts with existing files, all known before the first file is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ GRAPH, PARAMS = "dvc.yaml", "params.yaml"
 WORKFLOW = ".github/workflows/expunge.yml"
 PARTS = ("flows", "ci")
 NOTES = ("data/source/README.md", "data/requests/README.md")
-# What no stage makes, and git must not have: work in progress, stores, forgotten rows, keys and certificates.
+# Files that no stage writes and that must stay out of git: work in progress, stores, forgotten rows, keys and
+# certificates.
 IGNORED = (
     ".expunge/", "__pycache__/", "/mlflow.db*", "/mlartifacts/", "/mlruns/", "/data/raw/", "/data/forgotten/",
     "/data/tombstones/", "/records/", "/dvc_plots/", "/reports/audit.json", "/reports/review.html",
@@ -32,7 +33,7 @@ DVC_IGNORED = ("__pycache__/", ".venv/", ".expunge/", "*.tmp")
 
 @dataclass(frozen=True)
 class Plan:
-    """`files`: path below `root` -> text of files that are ours. `appended`: ignore file -> lines that it lacks."""
+    """`files`: path below `root` -> text of a file that init writes. `appended`: ignore file -> lines that it lacks."""
 
     root: Path
     top: Path
@@ -45,7 +46,7 @@ class Plan:
         return not (self.root / ".dvc").is_dir()
 
     def conflicts(self) -> list[str]:
-        """One line for each file, or output of a stage, that is there and is not what would be written."""
+        """Return one line for each file that exists with other content, and for each existing output of a stage."""
         found = [
             f"{name}: is there already"
             for name, text in self.files.items()
@@ -56,7 +57,8 @@ class Plan:
         return found
 
     def write(self) -> None:
-        """DVC first, then every file; `expunge.lock` comes last, so that a run that was ended is begun again."""
+        """Initialise DVC, then write every file. `expunge.lock` comes last, so that an interrupted run can be
+        repeated."""
         if self.starts_dvc:
             below = () if self.root.resolve() == self.top.resolve() else ("--subdir",)
             dvc.run("init", "--quiet", *below, root=self.root)
@@ -71,7 +73,8 @@ class Plan:
 
 
 def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()) -> Plan:
-    """What makes `root` a workspace with this text of params.yaml. Raises ConfigError outside of a git repository."""
+    """Return what makes `root` a workspace with this text of params.yaml. Raises ConfigError outside a git
+    repository."""
     top = git_top(root)
     files = managed(root, own_input, without)
     files[PARAMS] = params
@@ -80,8 +83,8 @@ def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()
 
 
 def managed(root: Path, own_input: bool, without: Collection[str] = ()) -> dict[str, str]:
-    """Files that follow the installed version, by their path below `root`; params.yaml, whose values are the user's, is
-    none of them."""
+    """Return the files that follow the installed version, by path below `root`. params.yaml is not one of them, because
+    its values are the user's."""
     files = {GRAPH: graph(own_input)}
     if "flows" not in without:
         files |= {name: text_of(name) for name in ["prefect.yaml", *files_below("flows")]}
@@ -93,7 +96,7 @@ def managed(root: Path, own_input: bool, without: Collection[str] = ()) -> dict[
 
 
 def workflow(below: Path) -> str:
-    """The CI workflow for a workspace in the folder `below` of its repository."""
+    """Return the CI workflow for a workspace in the folder `below` of its repository."""
     text = template_of_workflow()
     torch = next((r.partition("==")[2].strip() for r in requires("expunge") or [] if r.startswith("torch==")), "2.13.0")
     for word, value in {"WORKSPACE/": f"{below.as_posix()}/", "WORKSPACE": below.as_posix()}.items():
@@ -106,7 +109,8 @@ def template_of_workflow() -> str:
 
 
 def ignore_rules(root: Path, graph_text: str) -> dict[str, list[str]]:
-    """Lines that .gitignore and .dvcignore lack. Outputs are named singly: `models/` may be somebody's own folder."""
+    """Return the lines that .gitignore and .dvcignore lack. Outputs are listed one by one, because `models/` may be a
+    folder of the user's."""
     outs = [f"/{name}" for name, in_git in outputs(graph_text) if not in_git]
     folders = tuple(out for out in outs if out.endswith("/"))
     outs = [out for out in outs if out in folders or not out.startswith(folders)]
@@ -115,31 +119,31 @@ def ignore_rules(root: Path, graph_text: str) -> dict[str, list[str]]:
 
 
 def lock_of(files: dict[str, str]) -> Lock:
-    """The lock of a workspace that holds `files` of the installed version."""
+    """Return the lock of a workspace that holds `files` of the installed version."""
     code = {unit: code_digest(unit) or "" for unit in units(text_of("dvc.yaml"))}
     return Lock(installed_version(), code, {name: digest(text) for name, text in files.items() if name != PARAMS})
 
 
 def digest(text: str) -> str:
-    """As `files` of expunge.lock names the content of a file."""
+    """Return the digest of a file's content as `files` of expunge.lock has it: 32 hex digits of its sha256."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Behind what the file holds; nothing of it is changed."""
+    """Append `lines` to the file below a heading; its content stays unchanged."""
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     gap = "" if not old else "\n" if old.endswith("\n") else "\n\n"
     write_text(path, f"{old}{gap}# expunge\n" + "".join(f"{line}\n" for line in lines))
 
 
 def git_top(root: Path) -> Path:
-    """The root of the git repository that holds `root`. Raises ConfigError where there is none."""
+    """Return the top folder of the git repository that contains `root`. Raises ConfigError if there is none."""
     try:
         command, words = ["git", "rev-parse", "--show-toplevel"], {**os.environ, "LC_ALL": "C"}
         done = subprocess.run(command, cwd=root, env=words, text=True, capture_output=True)
     except FileNotFoundError:
         raise ConfigError("git is not installed, and DVC and `expunge init` work in a git repository") from None
-    if done.returncode != 0 and "not a git repository" not in done.stderr:  # as one that belongs to somebody else
+    if done.returncode != 0 and "not a git repository" not in done.stderr:  # for example a folder of another owner
         raise ConfigError(f"{root.resolve()}: git refuses this folder: {' '.join(done.stderr.split())}")
     if done.returncode != 0:
         raise ConfigError(f"{root.resolve()}: no git repository; `git init` here, or change to the folder of yours")
@@ -147,7 +151,10 @@ def git_top(root: Path) -> Path:
 
 
 def track(root: Path, path: str) -> str:
-    """Give the input to DVC, which keeps it out of git; says what was done. What git or DVC has already stays."""
+    """Track the input with DVC, which keeps it out of git, and return a line that says what was done.
+
+    An input that git or DVC tracks already is not changed.
+    """
     listed = subprocess.run(["git", "ls-files", "-z", "--", path], cwd=root, text=True, capture_output=True).stdout
     if (root / f"{path}.dvc").is_file():
         return f"{path}: DVC tracks it already"

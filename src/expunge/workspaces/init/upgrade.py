@@ -1,7 +1,8 @@
-"""From one version to the next: what of a workspace would change, as a difference, and the change.
+"""Move a workspace to the installed version: the changes as a difference, and their application.
 
-A file that nobody changed since it was written follows the new version. One that both changed is left to the person. Of
-params.yaml every value stays; keys that the new version added come in with their comments.
+A file that is unchanged since it was written follows the new version. For a file that the user and the new version both
+changed, the user decides. In params.yaml every value stays; keys that the new version added are inserted with their
+comments.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ from expunge.workspaces.template import text_of
 
 @dataclass
 class Upgrade:
-    """`files`: path -> its new text, None where the new version has it no more. `both`: changed here and
-    by the version. `kept`: changed here alone."""
+    """Changes that an upgrade makes.
+
+    `files`: path -> its new text, None if the new version does not have it. `both`: files changed here and by the new
+    version. `kept`: files changed only here. `added`: new keys of params.yaml. `appended`: ignore file -> new lines.
+    """
 
     root: Path
     lock: Lock
@@ -45,7 +49,7 @@ class Upgrade:
     appended: dict[str, list[str]] = field(default_factory=dict)
 
     def difference(self) -> str:
-        """All of it as one unified difference, the lock's digests left out."""
+        """Return all changes as one unified difference, without the digests of the lock."""
         parts = [_diff(name, _read(self.root / name), text) for name, text in sorted(self.files.items())]
         for name, lines in self.appended.items():
             parts += [f"{name}: lines that it lacks\n" + "".join(f"+{line}\n" for line in lines)] if lines else []
@@ -68,10 +72,11 @@ class Upgrade:
 
 
 def upgrade(root: Path, take: Collection[str] = (), keep: Collection[str] = ()) -> Upgrade:
-    """What makes the workspace `root` one of the installed version. `take`: files whose new text wins where both
-    changed; `keep`: files that stay as they are there.
+    """Return the changes that move the workspace `root` to the installed version.
 
-    Raises ConfigError where `root` is no workspace, its params.yaml cannot be read, or `take` and `keep` name no file.
+    `take`: files changed on both sides that get the new text; `keep`: such files that stay. Raises ConfigError if
+    `root` is no workspace, if its params.yaml cannot be read, or if `take` or `keep` name a file that init does not
+    write.
     """
     old = read_lock(root)
     if old is None:
