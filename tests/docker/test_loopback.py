@@ -292,5 +292,5 @@ def test_the_worker_is_healthy_while_the_server_hears_it(stack):
     worker = stack["worker"]
     *check, name = worker.spec["healthcheck"]["test"][1:]
     assert name == "worker" and worker.healthy()
-    other = worker.run(*map(worker.said, check[1:]), "worker-gpu", check=False)
+    other = worker.run(*map(worker.translated, check[1:]), "worker-gpu", check=False)
     assert other.returncode == 1 and other.stderr == ""
