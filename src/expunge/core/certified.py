@@ -123,6 +123,7 @@ class CertifiedRemoval(Estimator):
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=x.device)
         problem = LinearProblem(x, labels.long(), self._point_loss, ridge, self.sigma * noise / n)
         second = Moments.of(x).second()
+        # The metric only scales the coordinates; 1/4 is the largest curvature of the logistic loss.
         found = minimise(problem, torch.zeros_like(noise), 0.25 * second + torch.diag(ridge), self.tol, self.steps)
         self._w = found.p
         # Rows are only removed, so the spectral norm of the training inputs remains an upper bound.

@@ -45,8 +45,9 @@ def as_labelled(
 
 
 class ClassSums:
-    """`S = sum h h^T` `(p, p)`, `B = sum h onehot(y)^T` `(p, C)` and `sum |h|^2` per class, `h = [z; 1]`, in float64.
+    """The sums over rows from which a ridge classifier is computed, in float64.
 
+    They are `S = sum h h^T` `(p, p)`, `B = sum h onehot(y)^T` `(p, C)` and `sum |h|^2` per class, with `h = [z; 1]`.
     The last row of `B` is the number of rows per class. With `quantum`, a power of two, features are rounded to its
     multiples. Sums of products are then integers below 2^53 times quantum squared, hence exact, and after any sequence
     of additions and removals they equal the sums of the remaining rows bit for bit. [derived]
@@ -120,7 +121,7 @@ class ClassSums:
         self._clear_empty()
 
     def minus(self, z: Tensor, y: Tensor) -> ClassSums:
-        """A copy without the rows of `z`."""
+        """Return a copy without the rows `z (k, d)`, `y (k,)`."""
         left = self.like(self.second.clone(), self.by_class.clone(), self.squares.clone())
         left.update(z, y, -1)
         return left

@@ -18,7 +18,7 @@ PointLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """`1/n sum loss(P x, y) + 1/2 sum ridge_j P_ij^2 + <linear, P>` over `P (C, p)`.
+    """The problem of minimising `1/n sum loss(P x, y) + 1/2 sum ridge_j P_ij^2 + <linear, P>` over `P (C, p)`.
 
     Products with `x (n, p)` are computed in its dtype and summed in float64. `ridge (p,)` and `linear (C, p)` are
     float64.
@@ -44,7 +44,7 @@ class LinearProblem:
 
 @dataclass(frozen=True)
 class Minimum:
-    """`p (C, p)` float64, the Euclidean norm of the gradient there, and the number of L-BFGS steps."""
+    """The solution `p (C, p)` float64, the Euclidean norm of the gradient there, and the number of L-BFGS steps."""
 
     p: Tensor
     gradient_norm: float

@@ -16,7 +16,7 @@ from expunge.system.errors import CheckpointError
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """`weight (C, d)` and `bias (C,)`, kept in float32."""
+    """A linear head with `weight (C, d)` and `bias (C,)`, stored in float32."""
 
     weight: Tensor
     bias: Tensor

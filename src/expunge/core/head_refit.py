@@ -74,6 +74,7 @@ class HeadRefit(Estimator):
         classes, labels = torch.unique(labels, return_inverse=True)
         present = torch.zeros(head.num_classes, dtype=torch.bool, device=z.device).index_fill(0, classes, True)
         start = torch.cat([head.weight, head.bias[:, None]], dim=1).to(z.device, torch.float64)[present]
+        # A class that the present head masks starts from bias 0.
         start[start.abs() >= abs(MASKED_BIAS)] = 0.0
         x = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=z.device)

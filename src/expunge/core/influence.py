@@ -30,7 +30,7 @@ Rows = tuple[Tensor, Tensor]  # features (n, d) and labels (n,)
 
 
 class _Influence(Estimator):
-    """Base class of both orders.
+    """Base class of the first- and the second-order step.
 
     loss         "softmax": cross-entropy; "squared": `|W h - onehot(y) / temperature|^2 / 2`, that of a ridge head
     ridge        the penalty of the head, on the mean of the loss: the ridge of a SoftmaxHead, or the ridge of a

@@ -62,7 +62,7 @@ def _compute_dtype(z: Tensor, dim: int) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class AffineMap(_Saved):
-    """`z' = A z + a`, with `a = bias (d,)` and `A` given by `weight` and `form`, all float64:
+    """The affine map `z' = A z + a`, with `a = bias (d,)` and `A` given by `weight` and `form`, all float64:
 
     * "dense": `A = weight`, `(d, d)`;
     * "keep": `A = U U^T`, where `weight = U (d, s)` has orthonormal columns and `A` itself is never formed;
@@ -147,9 +147,10 @@ def identity(dim: int) -> AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class MlpMap(_Saved):
-    """`z' = g(z)`, or `z + g(z)` with `residual`; `g` is a ReLU network of weights `(out, in)` and biases `(out,)`.
+    """The map `z' = g(z)`, or `z + g(z)` with `residual`, where `g` is a ReLU network.
 
-    Parameters are float32. The map is computed in the dtype of `z`, or float32 where that is less precise.
+    Its weights are `(out, in)` and its biases `(out,)`, all float32. The map is computed in the dtype of `z`, or
+    float32 where that is less precise.
     """
 
     weights: tuple[Tensor, ...]
@@ -194,9 +195,10 @@ class MlpMap(_Saved):
 
 @dataclass(frozen=True, eq=False)
 class TiltMap(_Saved):
-    """`z' = z + shift_y` for rows that the head `weight (C, d)`, `bias (C,)` assigns to a class y of `classes (k,)`.
+    """The map `z' = z + shift_y` for rows that the head assigns to a class y of `classes (k,)`.
 
-    Other rows do not change. `shifts (k, d)` holds one shift per class. `classes` is int64, all else float64.
+    Other rows do not change. The head is `weight (C, d)`, `bias (C,)`, and `shifts (k, d)` holds one shift per class.
+    `classes` is int64, all else float64.
     """
 
     weight: Tensor

@@ -102,7 +102,7 @@ class SoftmaxProblem:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """`w (C, p)` float64, the point there, and the numbers of Newton steps and of products with the Hessian."""
+    """The solution `w (C, p)` float64, the point there, and the numbers of Newton steps and of Hessian products."""
 
     w: Tensor
     point: Point

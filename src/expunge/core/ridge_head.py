@@ -41,11 +41,11 @@ MANY = 4  # more than d / MANY rows are worked into the sums at once, and the fa
 
 
 class RidgeHead(Estimator):
-    """`W = (S + ridge I)^-1 B` over `h = [z; 1]`, `S = sum h h^T`, `B = sum h onehot(y)^T`; the bias is penalised too.
+    """A ridge classifier `W = (S + ridge I)^-1 B`, `S = sum h h^T`, `B = sum h onehot(y)^T`, `h = [z; 1]`.
 
-    After `remove` or `add` the head equals, up to rounding, the result of `fit` on the rows then present. Changes may
-    come in any order, need only the changed rows, and cost `O(k p^2)` for k rows. Sums are float64. The solution uses
-    the updated factor of `S + ridge I` with one step of refinement, and a new factor if the residual exceeds `drift`.
+    The bias is penalised too. After `remove` or `add`, in any order, the head equals, up to rounding, the result of
+    `fit` on the rows then present. A change needs only its k rows and costs `O(k p^2)`. Sums are float64. The solution
+    uses the updated factor of `S + ridge I` and a step of refinement, or a new one if the residual exceeds `drift`.
 
     ridge        on the sums, not on the mean: a fixed public number, "gcv" (chosen from `grid` by generalised
                  cross-validation, from the sums alone, `O(p^3)` per change) or "press" (by leave-one-out residuals)
@@ -112,7 +112,7 @@ class RidgeHead(Estimator):
 
     @property
     def leave_one_out_(self) -> LeaveOneOut:
-        """Of the rows of `fit`, or of the last `kept`, in their order; computed on first access.
+        """Residuals and leverages of the rows of `fit`, or of the last `kept`, in order; computed on first access.
 
         Raises DataError where rows have changed since, because the head does not store rows.
         """

@@ -24,12 +24,15 @@ from expunge.system.errors import ConfigError, DataError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class InstanceWise(Updater):
-    """`-CE(forgotten) / (1 + copies) + CE(adversarial) copies / (1 + copies) + lam / 2 sum (1 - O) (w - w0)^2`.
+    """Ascent on forgotten rows and descent on adversarial copies of them; Cha et al., arXiv 2301.11578.
 
-    The loss of Cha et al., arXiv 2301.11578. An adversarial copy is a forgotten image after a targeted attack on the
-    original towards a randomly drawn retained class, with that class as its label. The copies replace the retained
-    rows, which are not used. O is the sensitivity of outputs on forgotten rows (as in LossFreeSsd), scaled to [0, 1]
-    per tensor, so that weights that do not affect forgotten rows are penalised most.
+    The loss is
+    `-CE(forgotten) / (1 + copies) + CE(adversarial) copies / (1 + copies) + lam / 2 sum (1 - O) (w - w0)^2`.
+
+    An adversarial copy is a forgotten image after a targeted attack on the original towards a randomly drawn retained
+    class, with that class as its label. The copies replace the retained rows, which are not used. O is the sensitivity
+    of outputs on forgotten rows (as in LossFreeSsd), scaled to [0, 1] per tensor, so that weights that do not affect
+    forgotten rows are penalised most.
 
     eps        L2 radius of the attack, in pixels of [0, 1]; published 4, for larger images
     step       of each of the `iterations`; published .1 and 100

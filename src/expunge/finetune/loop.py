@@ -37,7 +37,7 @@ RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent random streams of one s
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of an epoch: `loss(*batch)` for every batch, a tuple of row indices."""
+    """A part of an epoch: a step on `loss(*batch)` for every batch, which is a tuple of row indices."""
 
     epoch: int
     name: str
@@ -245,7 +245,7 @@ class Run:
         epochs = 1 + max((phase.epoch for phase in phases), default=0)
         history: dict[int, dict[str, float]] = {}
         self.student.train()
-        # Dropout draws from the global generator, so its state is restored afterwards.
+        # Dropout and similar layers draw from the global generator, so its state is restored afterwards.
         with torch.random.fork_rng():
             torch.manual_seed(o.seed)
             for phase in phases:

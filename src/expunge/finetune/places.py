@@ -18,7 +18,7 @@ from expunge.data.dataset import Dataset
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.merkle import merkle_root, row_leaves
 
-PURPOSE = "expunge-shards"  # at most 16 bytes
+PURPOSE = "expunge-shards"  # the personalisation of BLAKE2b, at most 16 bytes
 
 
 @dataclass(frozen=True)

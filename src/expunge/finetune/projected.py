@@ -20,7 +20,7 @@ TINY = 1e-10  # eigenvalues below this share of the largest are rounding errors 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ProjectedGradient(Updater):
-    """PGU, `W <- W - lr G (I - P)`, P the projection onto the layer's inputs on retained rows; arXiv 2312.04095.
+    """PGU: steps `W <- W - lr G (I - P)`, P the projection onto a layer's inputs on retained rows; arXiv 2312.04095.
 
     From Hoang et al. The loss is on forgotten rows alone: `mean -log(1 - p_y + offset) - entropy_weight mean H(p)`.
 

@@ -169,7 +169,7 @@ class Relearn(Estimator):
         generator = torch.Generator().manual_seed(self.seed)
         history: list[dict[str, float]] = []
         split.train_above()
-        # Dropout draws from the global generator, so its state is restored afterwards.
+        # Dropout and similar layers draw from the global generator, so its state is restored afterwards.
         with torch.random.fork_rng(), progress(f"relearn above {self.cut}", steps * size, "rows") as advance:
             torch.manual_seed(self.seed)
             for first in range(0, steps, per_pass):

@@ -58,7 +58,7 @@ def quantile_targets(
 
 
 def no_better_than_unseen(run: Run) -> bool:
-    """Whether the student's accuracy on forgotten rows is at most that on unseen rows of the same class frequencies."""
+    """Whether accuracy on forgotten rows is at most that on unseen rows, weighted to the same class frequencies."""
     student, training = run.student.eval(), run.student.training
     with torch.no_grad():
         hits = {
