@@ -1,7 +1,7 @@
-"""The mathematics on features: moments, maps and heads, and the estimators that fit them; torch, numpy and scipy only.
+"""Computations on features: moments, maps, heads, and the estimators that fit them, with torch, numpy and scipy only.
 
 May import system.
-Start with `moments.py`, then `maps.py` and one estimator, `loft.py`.
+Start with `moments.py`, then read `maps.py` and one estimator, `loft.py`.
 """
 
 from expunge.core.certified import CertifiedRemoval

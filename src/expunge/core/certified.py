@@ -26,25 +26,26 @@ class CertifiedRemoval(Estimator):
     """One-vs-rest heads trained with objective perturbation, from which rows are removed by one Newton step.
 
     Training minimises, for every class, `sum l(w . x, y) + l2 n / 2 ||w||^2 + b . w` with `b ~ N(0, sigma^2 I)` and
-    `x = [z / radius; 1] / sqrt 2`, at most of length 1. A removal subtracts `H^-1 grad`; what is left of the gradient
-    is bounded and added up over requests. While the sum is at most `sigma epsilon / sqrt(2 ln(1.5 / delta))`, the head
-    is (epsilon, delta)-indistinguishable from one trained on the rows that are left [paper, theorem 3, over all classes
-    together]. Beyond it a removal is refused: train again.
+    `x = [z / radius; 1] / sqrt 2`, whose length is at most 1. A removal subtracts `H^-1 grad`, the Newton step on the
+    remaining rows. The norm of the gradient that is left is bounded, and the bounds of all requests are added up.
+    While the sum is at most `sigma epsilon / sqrt(2 ln(1.5 / delta))`, the head is (epsilon, delta)-indistinguishable
+    from one trained on the remaining rows [paper, theorem 3, over all classes together]. A removal that would exceed
+    this budget is refused, and the head must be trained again.
 
-    The bound per step is `lipschitz / 2 ||X|| ||(x_i . v)^2||` over retained rows, v the step [derived, as the paper's
-    corollary 2 but with the fourth power of the changes of logits, so never above it], plus what conjugate gradients
-    leave over. `loss="squared"` has no curvature to change: its removal is exact up to rounding.
+    The bound per step is `lipschitz / 2 ||X|| ||(x_i . v)^2||` over the retained rows, with v the step, plus the
+    residual of conjugate gradients [derived: the paper's corollary 2 with the fourth power of the changes of logits,
+    so it is never larger]. With `loss="squared"` the curvature is constant, so a removal is exact up to rounding.
 
-    The certificate is about the head alone. It says nothing about a backbone that has seen the rows, so `fit` refuses
-    that case. The noise is secret (see `secret_normal`): with it a head cannot be made again bit for bit.
+    The certificate covers the head alone. It says nothing about a backbone that was trained on the rows, so `fit`
+    refuses that case. The noise is secret (see `secret_normal`), so a head cannot be reproduced bit for bit.
 
-    radius      a constant known beforehand; longer rows are shortened to it. None takes the longest row of `radius_of`,
-                which must stay: a removal after which none of the rows is as long is refused
-    delta       None takes a tenth of 1 / n. With 1 / n or more there is no claim: (epsilon, delta) then allows a head
-                that gives a row away
+    radius      a constant chosen independently of the rows; longer rows are shortened to it. None takes the norm of the
+                longest row of `radius_of`; a removal after which no remaining row is as long is refused
+    delta       None takes a tenth of 1 / n. With 1 / n or more no guarantee is claimed, because (epsilon, delta) then
+                allows a head that reveals a row
 
     Fitted: `head_`, `map_` (the identity), `budget_`, `spent_` (gradient norms), `epsilon_spent_`, `removed_`,
-    `delta_`, `radius_`; `why_not_`: why nothing is claimed, None where the certificate holds.
+    `delta_`, `radius_`, and `why_not_`, the reason why nothing is claimed (None where the certificate holds).
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -81,7 +82,7 @@ class CertifiedRemoval(Estimator):
 
     @property
     def epsilon_spent_(self) -> float:
-        """The epsilon that was used up so far, that of earlier releases included, at `delta_`."""
+        """The epsilon spent so far at `delta_`, including `epsilon_before` of earlier releases."""
         return self.epsilon * self.spent_ / self.budget_
 
     def fit(
@@ -95,12 +96,12 @@ class CertifiedRemoval(Estimator):
         epsilon_before: float = 0.0,
         noise: Tensor | None = None,
     ) -> CertifiedRemoval:
-        """Train on all rows `z (n, d)`, `labels (n,)`; `head` only gives the classes.
+        """Train on all rows `z (n, d)`, `labels (n,)`; only the number of classes and features is taken from `head`.
 
-        `radius_of (k, d)`: rows that stay, for a radius that does not depend on those that go; None takes all rows.
-        `epsilon_before`: what earlier releases from these rows have spent; it counts against `epsilon` [basic
-        composition]. `noise (C, d + 1)`, standard normal: for tests; whoever gives it knows it, so nothing is claimed.
-        Raises DataError where the backbone saw the rows.
+        `radius_of (k, d)`: retained rows that determine the radius, so that it does not depend on the removed rows;
+        None takes all rows. `epsilon_before`: the epsilon that earlier releases from these rows have spent; it counts
+        against `epsilon` [basic composition]. `noise (C, d + 1)`: standard normal noise for tests; because the caller
+        knows it, no guarantee is claimed. Raises DataError where the backbone was trained on the rows to be forgotten.
         """
         if saw_forget_data:
             raise DataError(
@@ -122,9 +123,10 @@ class CertifiedRemoval(Estimator):
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=x.device)
         problem = LinearProblem(x, labels.long(), self._point_loss, ridge, self.sigma * noise / n)
         second = Moments.of(x).second()
+        # The metric only scales the coordinates; 1/4 is the largest curvature of the logistic loss.
         found = minimise(problem, torch.zeros_like(noise), 0.25 * second + torch.diag(ridge), self.tol, self.steps)
         self._w = found.p
-        # Rows only leave, so the norm of the training inputs stays an upper bound.
+        # Rows are only removed, so the spectral norm of the training inputs remains an upper bound.
         self._norm = math.sqrt(n * float(torch.linalg.eigvalsh(second)[-1]))
         self.budget_ = self.sigma * self.epsilon / math.sqrt(2 * math.log(1.5 / self.delta_))
         self.spent_ = n * found.gradient_norm + self.budget_ * epsilon_before / self.epsilon
@@ -136,10 +138,10 @@ class CertifiedRemoval(Estimator):
     def remove(
         self, z_retain: Tensor, labels_retain: Tensor, z_forget: Tensor, labels_forget: Tensor
     ) -> CertifiedRemoval:
-        """Remove `z_forget (m, d)` from the head; `z_retain (n - m, d)` are all rows that stay.
+        """Remove `z_forget (m, d)` from the head; `z_retain (n - m, d)` are all remaining rows.
 
-        Raises QualityError, changing nothing, when the budget does not cover it, or when the rows that go set the
-        radius.
+        Raises QualityError and changes nothing when the step would exceed the budget, or when the longest row, which
+        determines the radius, is among the removed rows.
         """
         if self.radius is None and _longest(z_retain) < self.radius_ * (1 - 1e-6):
             raise QualityError(
@@ -167,7 +169,7 @@ class CertifiedRemoval(Estimator):
         return self
 
     def _inputs(self, z: Tensor) -> Tensor:
-        """`x (n, d + 1)` float64."""
+        """Return the inputs `x (n, d + 1)` float64: rows scaled by the radius, with a constant, of norm at most 1."""
         z = z.double() / self.radius_
         z = z / z.norm(dim=1, keepdim=True).clamp_min(1.0)
         return torch.cat([z, z.new_ones(len(z), 1)], dim=1) / math.sqrt(2)
@@ -180,7 +182,7 @@ class CertifiedRemoval(Estimator):
         return one_vs_rest_logistic if self.loss == "logistic" else one_vs_rest_squared
 
     def _curvature(self, logits: Tensor) -> Tensor:
-        """The second derivative of the loss, `(n, C)`; both losses have the same for either sign."""
+        """The second derivative of the loss, `(n, C)`; it does not depend on the sign of the label for either loss."""
         return torch.ones_like(logits) if self.loss == "squared" else torch.sigmoid(logits) * torch.sigmoid(-logits)
 
 
@@ -193,7 +195,8 @@ def conjugate_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Solve `(sum_i curvature_ic x_i x_i^T + ridge I) v_c = right_c` for every class c without forming the matrices.
 
-    Preconditioned with the mean curvature's matrix. Returns `v (C, p)` and the norms of the residuals `(C,)`.
+    The preconditioner is the matrix with the mean curvature in place of each row's, factored once for all classes.
+    Returns `v (C, p)` and the norms of the residuals `(C,)`.
     """
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     factor = torch.linalg.cholesky(float(curvature.mean()) * (x.T @ x) + ridge * eye)

@@ -1,4 +1,4 @@
-"""A Cholesky factor that follows its matrix while rows are added and taken away."""
+"""Rank-k updates of a Cholesky factor, for rows that are added to its matrix or removed from it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from torch import Tensor
 from expunge.system.errors import DataError
 
 PANEL = 64
-PENDING_SHARE, PENDING_LEAST = 5, 32  # rows that wait are at most a fifth of the dimension, or this many
-FRESH_SHARE = 16  # with more waiting rows than this part of the dimension a new factor is cheaper than an update
+# At most p / PENDING_SHARE rows are pending (or PENDING_LEAST) before they are worked into the factor.
+PENDING_SHARE, PENDING_LEAST = 5, 32
+FRESH_SHARE = 16  # with more than p / FRESH_SHARE pending rows a new factorisation is cheaper than an update
 
 
 def rank_update(factor: Tensor, rows: Tensor, sign: int) -> bool:
-    """Make `factor`, in place, the factor of `factor^T factor + sign rows^T rows`; `O(k p^2)`.
+    """Update `factor` in place to the factor of `factor^T factor + sign rows^T rows`, at cost `O(k p^2)`.
 
-    `factor (p, p)` upper triangular, `rows (k, p)`, both float64; `sign` +1 or -1. False where the result would not be
-    positive definite: the factor is spoilt then and must be made anew.
+    `factor (p, p)` is upper triangular and `rows (k, p)`, both float64; `sign` is +1 or -1. Returns False where the
+    result would not be positive definite; `factor` is then invalid and must be computed again.
 
-    Panels of rows are turned by blocks of rotations, hyperbolic ones for -1. With `X = R11^-T V1^T`,
-    `C C^T = I + sign X X^T` and `D D^T = I + sign X^T X`: `R11' = C^T R11`, beside it `R12' = C^-1 (R12 + sign X V2)`,
-    and what is still to be worked in is `V2' = D^T (V2 - X^T C^-T R12')`, the mixed form, which is stable for -1 too.
+    The update works on panels with blocks of rotations, hyperbolic ones for -1. With `X = R11^-T V1^T`,
+    `C C^T = I + sign X X^T` and `D D^T = I + sign X^T X`, the panel becomes `R11' = C^T R11` and
+    `R12' = C^-1 (R12 + sign X V2)`, and the rows still to be worked in become `V2' = D^T (V2 - X^T C^-T R12')`. This is
+    the mixed form, which is also stable for -1.
     [derived; for one row these are LINPACK's dchud and the mixed form of dchdd]
     """
     v, (k, p) = rows.clone(), rows.shape
@@ -44,19 +46,19 @@ def rank_update(factor: Tensor, rows: Tensor, sign: int) -> bool:
 
 
 class Factor:
-    """Solves with `A + sum_j sign_j h_j h_j^T`: a factor of `A`, and the rows that came since.
+    """Solve linear systems with `A + sum_j sign_j h_j h_j^T`, from a factor of `A` and the rows changed since.
 
-    A row waits as `G = A^-1 h` until enough have come to be worked into the factor, so that one request costs one
-    triangular solve for its own rows. With `Z` the waiting rows, `G = A^-1 Z^T` and `J` their signs,
-    `(A + Z^T J Z)^-1 r = A^-1 r - G (J + Z G)^-1 Z A^-1 r` (Woodbury).
+    A changed row is kept as pending, with `G = A^-1 h`, until enough have accumulated to update the factor. A request
+    therefore costs one triangular solve for its own rows. With `Z` the pending rows, `G = A^-1 Z^T` and `J` their
+    signs, `(A + Z^T J Z)^-1 r = A^-1 r - G (J + Z G)^-1 Z A^-1 r` (Woodbury).
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        """Of the symmetric `matrix (p, p)` float64. Raises DataError where it is not positive definite."""
+        """Factor the symmetric `matrix (p, p)` float64. Raises DataError where it is not positive definite."""
         self.fresh(matrix)
 
     def fresh(self, matrix: Tensor) -> None:
-        """Start anew from `matrix`; nothing waits then."""
+        """Factor `matrix` and discard the pending rows. Raises DataError where it is not positive definite."""
         upper, bad = torch.linalg.cholesky_ex(matrix, upper=True)
         if int(bad):
             raise DataError(
@@ -73,7 +75,7 @@ class Factor:
 
     @property
     def waiting(self) -> int:
-        """How many rows wait."""
+        """The number of pending rows."""
         return len(self._rows)
 
     @property
@@ -86,7 +88,7 @@ class Factor:
         return solved
 
     def _follow(self, base: Tensor) -> Tensor:
-        """From `A^-1 r` to the solution with the waiting rows counted."""
+        """Return the solution that accounts for the pending rows, from `base = A^-1 r` (Woodbury)."""
         if not self.waiting:
             return base
         if self._core is None:
@@ -96,16 +98,19 @@ class Factor:
         return followed
 
     def solve(self, right: Tensor) -> Tensor:
-        """`(p, c)` float64 -> `(p, c)`."""
+        """Solve for the right sides `(p, c)` float64 and return the solutions, of the same shape."""
         return self._follow(self._base(right))
 
     def prepare(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `rows (k, p)`: their solutions `(p, k)` with the matrix as it stands, and with `A`, as `push` wants it."""
+        """Return the solutions `(p, k)` for `rows (k, p)` with the present matrix, and with `A` for `push`."""
         base = self._base(rows.T)
         return self._follow(base), base
 
     def push(self, rows: Tensor, base: Tensor, sign: int, matrix: Callable[[], Tensor]) -> None:
-        """Count `rows (k, p)`, with `base` from `prepare`, in with `sign`; `matrix()` is what is then factored."""
+        """Add `rows (k, p)` with `sign`; `base` is from `prepare`, and `matrix()` returns the matrix with these rows.
+
+        `matrix` is called only where a new factorisation is due.
+        """
         if self.waiting + rows.shape[0] > self.limit:
             self._work_in(rows, sign, matrix)
             return
@@ -114,7 +119,10 @@ class Factor:
         self._core = None
 
     def _work_in(self, rows: Tensor, sign: int, matrix: Callable[[], Tensor]) -> None:
-        """Everything that waits, additions first so that nothing is taken away before it is there."""
+        """Update the factor by the pending rows and `rows`.
+
+        Additions come first: a row may be removed after it was added, and the matrix must stay positive definite.
+        """
         waiting, signs = torch.cat([self._rows, rows]), torch.cat([self._signs, rows.new_full((len(rows),), sign)])
         if FRESH_SHARE * len(waiting) > rows.shape[1]:
             return self.fresh(matrix())
@@ -129,9 +137,11 @@ class Factor:
 def refined(
     factor: Factor, matrix: Tensor, ridge: float, right: Tensor, x: Tensor, enough: float
 ) -> tuple[Tensor, float]:
-    """`x (p, c)` after at most one step of iterative refinement, and what is left of
-    `right - (matrix + ridge I) x`, relative to `tr(matrix + ridge I) |x| + |right|`; the step is left out where that is
-    `enough` already."""
+    """Return `x (p, c)` after at most one step of iterative refinement, and the relative residual.
+
+    The residual is `|right - (matrix + ridge I) x|` relative to `tr(matrix + ridge I) |x| + |right|`. The step is
+    skipped where the residual of the given `x` is at most `enough`.
+    """
     size = float(matrix.trace()) + ridge * len(matrix)
     for attempt in (0, 1):
         rest = right - matrix @ x - ridge * x

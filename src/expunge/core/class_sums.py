@@ -13,9 +13,9 @@ from torch import Tensor
 from expunge.core.moments import CHUNK_NUMBERS, MIN_CHUNK_ROWS, as_features
 from expunge.system.errors import DataError
 
-# What is left of a sum after all of its rows were taken away, as a share of their squares: rounding, no more.
+# The rounding error that may remain in a sum after all of its rows were removed, as a share of their squares.
 ROUNDING = 1e-9
-MEMBERSHIP = 1e-7  # rounding that the test of removed rows allows in numbers between 0 and 1
+MEMBERSHIP = 1e-7  # tolerance of the membership check of removed rows, for numbers between 0 and 1
 NOT_AMONG = (
     "the rows to be removed are not among those of this head: the second moments left over are not positive "
     "semi-definite. Check the ids, and that one model made both"
@@ -25,7 +25,7 @@ NOT_AMONG = (
 def as_labelled(
     z: Tensor | np.ndarray, y: Tensor | np.ndarray, dim: int | None, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """`z (n, d)` floating and `y (n,)` int64 in `0 .. num_classes - 1`; n may be 0.
+    """Return `z (n, d)` floating and `y (n,)` int64 in `0 .. num_classes - 1`; n may be 0.
 
     Raises ValueError for other shapes, DataError naming the first row that cannot be used.
     """
@@ -45,11 +45,12 @@ def as_labelled(
 
 
 class ClassSums:
-    """`S = sum h h^T` `(p, p)`, `B = sum h onehot(y)^T` `(p, C)` and `sum |h|^2` per class, `h = [z; 1]`, in float64.
+    """The sums over rows from which a ridge classifier is computed, in float64.
 
+    They are `S = sum h h^T` `(p, p)`, `B = sum h onehot(y)^T` `(p, C)` and `sum |h|^2` per class, with `h = [z; 1]`.
     The last row of `B` is the number of rows per class. With `quantum`, a power of two, features are rounded to its
-    multiples: sums of products are then integers below 2^53 times quantum squared, hence exact, and what is left after
-    any additions and removals is bit for bit what the rows that are left give. [derived]
+    multiples. Sums of products are then integers below 2^53 times quantum squared, hence exact, and after any sequence
+    of additions and removals they equal the sums of the remaining rows bit for bit. [derived]
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class ClassSums:
         return int(self.counts.sum())
 
     def augmented(self, z: Tensor) -> Tensor:
-        """`h = [z; 1]` of rows `z (n, d)`, float64, rounded to multiples of `quantum` where there is one."""
+        """Return `h = [z; 1]`, `(n, p)` float64, for rows `z (n, d)`, rounded to multiples of `quantum` if set."""
         h = torch.ones(z.shape[0], self.dim + 1, dtype=torch.float64, device=self.second.device)
         h[:, :-1] = z
         if self.quantum is not None:
@@ -91,7 +92,7 @@ class ClassSums:
         return h
 
     def update(self, z: Tensor, y: Tensor, sign: int = 1) -> None:
-        """Add rows that `as_labelled` passed, or take them off; memory beyond them does not grow with n."""
+        """Add rows checked by `as_labelled`, or remove them with `sign` -1; working memory does not grow with n."""
         rows = max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // (self.dim + 1))
         for part, labels in zip(torch.split(z, rows), torch.split(y, rows), strict=True):
             self.update_augmented(self.augmented(part), labels, sign)
@@ -106,13 +107,13 @@ class ClassSums:
         self._check_exact()
 
     def _clear_empty(self) -> None:
-        """What is left of a class without rows is rounding, and made of nothing but its rows."""
+        """Set the sums of classes without rows to zero: only rounding errors of removed rows remain in them."""
         empty = self.counts == 0
         self.by_class[:, empty] = 0.0
         self.squares[empty] = 0.0
 
     def relabel(self, h: Tensor, old: Tensor, new: Tensor) -> None:
-        """Move the rows `h (k, p)` from their class in `old (k,)` to that in `new (k,)`; second moments stay."""
+        """Move the rows `h (k, p)` from the classes `old (k,)` to `new (k,)`; the second moments do not change."""
         after, before = (torch.nn.functional.one_hot(y, self.num_classes).to(h) for y in (new, old))
         change = after - before
         self.by_class.addmm_(h.T, change)
@@ -120,16 +121,17 @@ class ClassSums:
         self._clear_empty()
 
     def minus(self, z: Tensor, y: Tensor) -> ClassSums:
-        """A copy without the rows of `z`."""
+        """Return a copy without the rows `z (k, d)`, `y (k,)`."""
         left = self.like(self.second.clone(), self.by_class.clone(), self.squares.clone())
         left.update(z, y, -1)
         return left
 
     def check_removable(self, h: Tensor, y: Tensor) -> None:
-        """Raise DataError where the rows `h (k, p)`, `y (k,)` cannot be among those that were added, as sums tell.
+        """Raise DataError where the sums show that rows `h (k, p)`, `y (k,)` cannot be among those that were added.
 
-        A class must have that many rows, an emptied class must leave nothing, and in any other the squares left must
-        be at least those of the mean (Cauchy-Schwarz). It is a check, no proof: the head cannot know its rows.
+        A class must have at least that many rows, the sums of an emptied class must be zero, and in every other class
+        the remaining squares must be at least those of the mean (Cauchy-Schwarz). These conditions are necessary, not
+        sufficient, because the rows themselves are not stored.
         """
         onehot = torch.nn.functional.one_hot(y, self.num_classes).to(h)
         counts, wanted = self.counts, onehot.sum(dim=0).long()
@@ -158,13 +160,13 @@ class ClassSums:
         return same
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for a safetensors file."""
+        """Return the sums by name, for a safetensors file."""
         named = {"second": self.second, "by_class": self.by_class, "squares": self.squares}
         return {name: t.cpu().contiguous() for name, t in named.items()}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], quantum: float | None) -> ClassSums:
-        """From what `tensors` gave. Raises KeyError or ValueError for anything else."""
+        """Build the sums from the result of `tensors`. Raises KeyError or ValueError for anything else."""
         second, by_class, squares = (tensors[name] for name in ("second", "by_class", "squares"))
         p, c = by_class.shape
         if second.shape != (p, p) or squares.shape != (c,) or {t.dtype for t in tensors.values()} != {torch.float64}:
@@ -182,7 +184,7 @@ class ClassSums:
 def check_members(inside: Tensor, solved: Tensor, ridge: float) -> None:
     """Raise DataError where `S - H^T H` is not positive semi-definite along `X = P H^T`.
 
-    `X^T (S - H^T H) X = K - ridge X^T X - K^2` with `K = H P H^T`; and no eigenvalue of K may reach 1. [derived]
+    `X^T (S - H^T H) X = K - ridge X^T X - K^2` with `K = H P H^T`, and every eigenvalue of K must be below 1. [derived]
     """
     left = inside - ridge * solved.T @ solved - inside @ inside
     if float(torch.linalg.eigvalsh(inside)[-1]) >= 1 or float(torch.linalg.eigvalsh(left)[0]) < -MEMBERSHIP:

@@ -12,15 +12,16 @@ from torch import Tensor
 
 CHUNK_ROWS = 16384
 
-# logits (n, C), labels (n,) -> the loss summed over rows, its gradient in the logits (n, C)
+# Takes logits (n, C) and labels (n,); returns the loss summed over rows and its gradient in the logits (n, C).
 PointLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """`1/n sum loss(P x, y) + 1/2 sum ridge_j P_ij^2 + <linear, P>` over `P (C, p)`.
+    """The problem of minimising `1/n sum loss(P x, y) + 1/2 sum ridge_j P_ij^2 + <linear, P>` over `P (C, p)`.
 
-    `x (n, p)`; products in its dtype, sums in float64. `ridge (p,)` and `linear (C, p)` are float64.
+    Products with `x (n, p)` are computed in its dtype and summed in float64. `ridge (p,)` and `linear (C, p)` are
+    float64.
     """
 
     x: Tensor
@@ -30,7 +31,7 @@ class LinearProblem:
     linear: Tensor | float = 0.0
 
     def value_and_gradient(self, p: Tensor) -> tuple[float, Tensor]:
-        """At `p (C, p)` float64; the gradient likewise."""
+        """Return the value and the gradient `(C, p)` float64 at `p (C, p)` float64."""
         n, weight = self.x.shape[0], p.to(self.x.dtype)
         value, gradient = torch.zeros((), dtype=torch.float64, device=p.device), torch.zeros_like(p)
         for x, labels in zip(torch.split(self.x, CHUNK_ROWS), torch.split(self.labels, CHUNK_ROWS), strict=True):
@@ -43,7 +44,7 @@ class LinearProblem:
 
 @dataclass(frozen=True)
 class Minimum:
-    """`p (C, p)` float64, the Euclidean norm of the gradient there, and the number of L-BFGS steps."""
+    """The solution `p (C, p)` float64, the Euclidean norm of the gradient there, and the number of L-BFGS steps."""
 
     p: Tensor
     gradient_norm: float
@@ -51,11 +52,11 @@ class Minimum:
 
 
 def minimise(problem: LinearProblem, start: Tensor, metric: Tensor, tol: float, steps: int) -> Minimum:
-    """L-BFGS in coordinates where `metric (p, p)`, a guess of the Hessian of every class, is the identity.
+    """Minimise with L-BFGS in coordinates in which `metric (p, p)`, an approximate Hessian per class, is the identity.
 
     Stops when no entry of the gradient in these coordinates exceeds `tol`, or after `steps`.
     """
-    # Directions without features and without ridge would make it singular; they have no gradient either.
+    # Directions without features and without ridge would make the metric singular; their gradient is zero.
     metric = metric.clone()
     metric.diagonal().add_(1e-10 * float(metric.diagonal().max()))
     factor = torch.linalg.cholesky(metric)
@@ -70,7 +71,7 @@ def minimise(problem: LinearProblem, start: Tensor, metric: Tensor, tol: float, 
         gradient = torch.linalg.solve_triangular(factor, gradient.T, upper=False).T
         return value, gradient.cpu().contiguous().numpy().ravel()
 
-    import scipy.optimize  # a quarter of a second that only these fits need
+    import scipy.optimize  # imported here because it takes a quarter of a second and only these fits need it
 
     found = scipy.optimize.minimize(
         objective,
@@ -84,7 +85,7 @@ def minimise(problem: LinearProblem, start: Tensor, metric: Tensor, tol: float, 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax cross-entropy, summed over rows."""
+    """Return the softmax cross-entropy summed over rows, and its gradient `(n, C)`."""
     log_p = torch.log_softmax(logits, dim=1)
     rows = torch.arange(len(labels), device=logits.device)
     slope = log_p.exp()
@@ -93,19 +94,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def signs(labels: Tensor, like: Tensor) -> Tensor:
-    """+1 for a row's own class, -1 for the others, `(n, C)`."""
+    """Return the targets `(n, C)`: +1 for a row's own class, -1 for the others."""
     targets = torch.full_like(like, -1.0)
     targets[torch.arange(len(labels), device=like.device), labels] = 1.0
     return targets
 
 
 def one_vs_rest_logistic(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One binary logistic loss a class, summed over rows and classes."""
+    """Return the binary logistic losses, one per class, summed over rows and classes, and their gradient `(n, C)`."""
     y = signs(labels, logits)
     return torch.nn.functional.softplus(-y * logits).sum(dtype=torch.float64), -y * torch.sigmoid(-y * logits)
 
 
 def one_vs_rest_squared(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Half the squared distance to the targets +1 and -1, summed over rows and classes."""
+    """Return half the squared distance to the targets +1 and -1, summed over rows and classes, and its gradient."""
     residual = logits - signs(labels, logits)
     return 0.5 * residual.square().sum(dtype=torch.float64), residual

@@ -1,4 +1,4 @@
-"""Maps that drop directions: POUR-P, from the head alone, and ESC, from forgotten features alone."""
+"""Maps that project directions out: POUR-P, from the head alone, and ESC, from forgotten features alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from expunge.system.errors import ConfigError
 
 
 class PourP(Estimator):
-    """`z' = (I - w w^T / |w|^2) z - shift w / |w|^2`, `w` the forgotten class's head row (arXiv 2511.19339).
+    """Project out the head row of the forgotten class (arXiv 2511.19339); no data are needed.
 
-    Several classes: their rows' span is projected out. `shift` lowers each forgotten logit by that much, so that an
-    affine map does what the logit mask does; 0 is the published form. It needs no data.
+    `z' = (I - w w^T / |w|^2) z - shift w / |w|^2`, with `w` the head row of the forgotten class. For several classes
+    the span of their rows is projected out. `shift` lowers each forgotten logit by that amount, so that the affine map
+    has the effect of a logit mask; 0 is the published form.
 
     Fitted: `map_`.
     """
@@ -32,7 +33,7 @@ class PourP(Estimator):
         self.shift = shift
 
     def fit(self, head: LinearHead, forget_classes: int | Sequence[int]) -> PourP:
-        """Raises ValueError for a class that the head does not have, or for all of them."""
+        """Fit from the head. Raises ValueError for a class that the head does not have, or if all are forgotten."""
         rows = head.weight[class_indices(forget_classes, head.num_classes)].double()
         _, values, right = torch.linalg.svd(rows, full_matrices=False)
         span = right[values > 1e-7 * values[0]].T
@@ -43,8 +44,9 @@ class PourP(Estimator):
 
 
 class Esc(Estimator):
-    """Drop the top `percent` of the d directions of forgotten features, by their uncentred second moment
-    (arXiv 2504.02199; the published code drops 1.5 %); at least one direction.
+    """Project out the leading `percent` of the d directions of forgotten features, at least one (arXiv 2504.02199).
+
+    The directions are the eigenvectors of the uncentred second moment. The published code drops 1.5 %.
 
     Fitted: `map_`, `rank_`, the number of directions dropped.
     """

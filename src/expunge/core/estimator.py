@@ -1,4 +1,4 @@
-"""What all fitters share: arguments kept under their names, a readable repr, a clear word before `fit`."""
+"""The base class of all estimators: stored arguments, a readable repr, and a clear error before `fit`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import Any, ClassVar
 
 from expunge.core.facts import Facts
 
-History = list[dict[str, float]]  # `step`, counted from 1, and its `loss`, over the steps of a descent
+History = list[dict[str, float]]  # entries of `step` (counted from 1) and `loss`, in the order of the steps
 HISTORY_POINTS = 50
 
 
 def is_kept(step: int, steps: int) -> bool:
-    """Whether a history keeps this one of `steps` steps: the first, the last, and evenly spaced ones between them."""
+    """Whether the history records this `step` of `steps`: the first, the last, and evenly spaced ones between them."""
     return step in (1, steps) or step % max(1, steps // HISTORY_POINTS) == 0
 
 
 class Estimator:
-    """Arguments of `__init__` are kept under their own names; `fit` returns self; fitted names end in an underscore.
+    """Base class that follows scikit-learn's conventions.
 
-    Methods also say what they are for, in `facts`.
+    Arguments of `__init__` are stored under their own names, `fit` returns self, and the names of fitted attributes end
+    in an underscore. Methods also describe themselves in the class attribute `facts`.
     """
 
     facts: ClassVar[Facts]
 
     def get_params(self) -> dict[str, Any]:
-        """The arguments, by name: `type(self)(**self.get_params())` is the same fitter, unfitted."""
+        """Return the arguments by name; `type(self)(**self.get_params())` is an unfitted copy."""
         return {
             name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
         }

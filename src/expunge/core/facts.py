@@ -1,4 +1,4 @@
-"""What a method says about itself: the requests it answers, what it needs, what it changes, what it costs."""
+"""The description of a method: the requests it answers, what it needs, what it changes, and what it costs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ COSTS = ("closed form", "features only", "passes over forgotten rows", "passes o
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of a method, kept as the class attribute `facts`.
+    """The description of a method, stored as its class attribute `facts`.
 
-    requests   kinds of request it makes sense for, of REQUESTS; another kind is refused. "corrections": rows that keep
-               existing under another label
-    needs      what it looks at besides the forgotten rows, of NEEDS
-    changes    "head", "map" (features on their way to the head) or "weights" (below the head as well)
-    cost       what its time grows with, of COSTS; "closed form" also covers one pass of gradients without descent,
-               "features only" descent on features that were fetched once
-    source     paper, and "reconstruction" where its formulas were not published
+    requests   the kinds of request the method supports, from REQUESTS; other kinds are refused. "corrections" means
+               rows that are kept under a new label
+    needs      the inputs besides the forgotten rows, from NEEDS
+    changes    "head", "map" (between features and head) or "weights" (also below the head)
+    cost       what the running time depends on, from COSTS. "closed form" includes one pass of gradients without
+               descent; "features only" is descent on features that were extracted once
+    source     the paper, and "reconstruction" where its formulas were not published
     """
 
     requests: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The collapse guard: a map that ruins the retained features is refused instead of returned."""
+"""The collapse guard: a map that distorts the retained features too much is refused."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from expunge.system.errors import CollapseError
 
 
 def class_contrasts(head: LinearHead) -> Tensor:
-    """The head's weight with the mean over classes taken off, `(C, d)` float64: what decides between classes."""
+    """Return the head's weight less its mean over classes, `(C, d)` float64.
+
+    A component common to all classes does not change which class has the largest logit.
+    """
     weight = head.weight.double()
     return weight - weight.mean(dim=0)
 
 
 def distortion_from_moments(fitted: AffineMap, retain: Moments, head: LinearHead | None = None) -> float:
-    """`E ||P (f(z) - z)||^2 / tr(P Cov P^T)` over the rows of `retain`, exactly; `P` is the identity, or the head's
-    contrasts.
+    """Return `E ||P (f(z) - z)||^2 / tr(P Cov P^T)` over the rows of `retain`, computed exactly from their moments.
 
-    0 is the identity; 1 is what the map of every row onto the mean scores. [derived]
+    `P` is the head's contrasts, or the identity without a head. The value is 0 for the identity map, and 1 for the map
+    of every row onto the mean. [derived]
     """
     eye = torch.eye(retain.dim, dtype=torch.float64, device=retain.device)
     change = torch.cat([fitted.matrix() - eye, fitted.bias[:, None]], dim=1)
@@ -33,7 +36,7 @@ def distortion_from_moments(fitted: AffineMap, retain: Moments, head: LinearHead
 
 
 def distortion(fitted: FeatureMap, z: Tensor, head: LinearHead | None = None) -> float:
-    """The same ratio over a sample `z (n, d)` of retained features, for any map."""
+    """Return the ratio of `distortion_from_moments` over a sample `z (n, d)` of retained features, for any map."""
     z = z.double()
     change, centred = fitted(z) - z, z - z.mean(dim=0)
     if head is not None:
@@ -43,9 +46,7 @@ def distortion(fitted: FeatureMap, z: Tensor, head: LinearHead | None = None) ->
 
 
 def refuse_collapse(value: float, bound: float | None, method: str) -> None:
-    """Raise CollapseError when the distortion `value` is above `bound`, or is not a number; None turns the guard
-    off.
-    """
+    """Raise CollapseError when the distortion `value` is above `bound` or NaN; a `bound` of None disables the guard."""
     if bound is not None and not value <= bound:
         raise CollapseError(
             f"{method}: the map distorts retained features by {value:.3g} of their variance, more than {bound:g}; "
@@ -54,5 +55,8 @@ def refuse_collapse(value: float, bound: float | None, method: str) -> None:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> float:
-    """Of two sums of squares: a denominator of zero counts as the smallest number, rounding below zero as zero."""
+    """Return the ratio of two sums of squares.
+
+    A numerator that rounding made negative counts as 0, and a denominator of 0 as the smallest positive number.
+    """
     return float(numerator.clamp_min(0) / denominator.clamp_min(torch.finfo(torch.float64).tiny))

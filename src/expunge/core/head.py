@@ -16,7 +16,7 @@ from expunge.system.errors import CheckpointError
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """`weight (C, d)` and `bias (C,)`, kept in float32."""
+    """A linear head with `weight (C, d)` and `bias (C,)`, stored in float32."""
 
     weight: Tensor
     bias: Tensor
@@ -42,7 +42,7 @@ class LinearHead:
 
     @torch.no_grad()
     def logits(self, z: Tensor) -> Tensor:
-        """`(n, d)` -> `(n, C)`; float32, or float64 where `z` is."""
+        """Return the logits `(n, C)` of features `z (n, d)`, in float32, or float64 where `z` is."""
         dtype = torch.promote_types(z.dtype, torch.float32)
         return torch.nn.functional.linear(z.to(dtype), self.weight.to(z.device, dtype), self.bias.to(z.device, dtype))
 
@@ -61,7 +61,7 @@ class LinearHead:
 
 
 def class_indices(classes: int | Sequence[int], num_classes: int) -> list[int]:
-    """Sorted, distinct class indices. Raises ValueError when one is out of range, none is given, or all are."""
+    """Return sorted, distinct class indices. Raises ValueError when one is out of range, none is given, or all are."""
     chosen = sorted({classes} if isinstance(classes, int) else set(classes))
     if not chosen or chosen[0] < 0 or chosen[-1] >= num_classes:
         raise ValueError(f"forgotten classes must be among 0 .. {num_classes - 1}, got {chosen}")

@@ -16,20 +16,21 @@ from expunge.core.maps import FeatureMap, identity
 from expunge.core.moments import as_features
 from expunge.system.errors import DataError
 
-# Rows that the preconditioner looks at; it need not be exact.
+# The preconditioner need not be exact, so it is computed from about this many rows.
 SAMPLE_ROWS = 8192
 
 
 class HeadRefit(Estimator):
     """Minimise `mean cross-entropy + l2/2 ||W||^2` over the retained rows, started from the present head.
 
-    For l2 > 0 the optimum is one point (up to a common shift of the biases), so the result does not depend on the
-    present head beyond `tol`: exact unlearning of the head, to that tolerance, if the backbone never saw the rows.
-    Classes without a retained row are masked: row zero, bias -1e4, as the unpenalised optimum would be minus infinity.
+    For l2 > 0 the optimum is unique (up to a common shift of the biases), so the result depends on the present head
+    only within `tol`. If the backbone never saw the forgotten rows, this is exact unlearning of the head, to that
+    tolerance. Classes without a retained row are masked with weight 0 and bias -1e4, because the bias is not penalised
+    and its optimum would be minus infinity.
 
-    l2      as scikit-learn's LogisticRegression with C = 1 / (l2 n)
-    tol     on the largest entry of the preconditioned gradient; 1e-5 is within about 1e-6 of the optimum,
-            relatively, and float32 features go little further
+    l2      corresponds to C = 1 / (l2 n) in scikit-learn's LogisticRegression
+    tol     bound on the largest entry of the preconditioned gradient. 1e-5 gives a relative distance of about 1e-6
+            from the optimum; float32 features allow little more
 
     Fitted: `head_`, `map_` (the identity, or the map given), `gradient_norm_`, `steps_`.
     """
@@ -54,9 +55,10 @@ class HeadRefit(Estimator):
         labels: Tensor,
         map_: FeatureMap | None = None,
     ) -> HeadRefit:
-        """`z (n, d)` retained features, `labels (n,)` in the head's classes.
+        """Fit to retained features `z (n, d)` and `labels (n,)`, which are classes of the head.
 
-        `map_` is applied to `z` first and kept.
+        `map_` is applied to `z` first and becomes the fitted `map_`. Raises DataError where there are no rows, or where
+        the labels do not fit the rows or the head.
         """
         z = as_features(z, head.dim)
         if z.shape[0] == 0 or labels.shape != z.shape[:1]:
@@ -72,6 +74,7 @@ class HeadRefit(Estimator):
         classes, labels = torch.unique(labels, return_inverse=True)
         present = torch.zeros(head.num_classes, dtype=torch.bool, device=z.device).index_fill(0, classes, True)
         start = torch.cat([head.weight, head.bias[:, None]], dim=1).to(z.device, torch.float64)[present]
+        # A class that the present head masks starts from bias 0.
         start[start.abs() >= abs(MASKED_BIAS)] = 0.0
         x = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=z.device)
@@ -88,9 +91,10 @@ class HeadRefit(Estimator):
 
 
 def hessian_guess(x: Tensor, p: Tensor, ridge: Tensor) -> Tensor:
-    """The Hessian of cross-entropy at `p (C, p)`, averaged over classes, from a sample of the rows; `(p, p)` float64.
+    """Return the Hessian of cross-entropy at `p (C, p)`, averaged over classes, from a sample of rows; float64.
 
-    Rows weigh by how undecided they are, as in the Hessian itself: the few between classes set the curvature.
+    The result is `(p, p)`. As in the Hessian itself, each row is weighted by `q (1 - q)` of its probabilities, so the
+    rows near a decision boundary determine the curvature. A small constant keeps every row's weight above zero.
     """
     sample = x[:: max(1, len(x) // max(SAMPLE_ROWS, 8 * x.shape[1]))].double()
     shares = torch.softmax(sample @ p.T, dim=1)

@@ -1,12 +1,12 @@
-"""Rows of a head replaced or taken out by one step of influence functions (Warnecke et al., arXiv 2108.11577).
+"""Replace or remove rows of a head by one step of influence functions (Warnecke et al., arXiv 2108.11577).
 
-The head minimises `sum_i l(W h_i, y_i) + ridge n / 2 |W|^2` over its n rows, `h = [z; 1]`. At the optimum of the rows
-before, the gradient over the n' rows after is that of the change alone,
+The head minimises `sum_i l(W h_i, y_i) + ridge n / 2 |W|^2` over its n rows, `h = [z; 1]`. At the optimum for the rows
+before the change, the gradient over the n' rows after it consists of the changed rows alone:
 
     g = sum over new rows of grad l - sum over replaced rows of grad l + ridge (n' - n) W
 
-First order: `W - rate g`. Second order: `W - H^-1 g` with the Hessian over the rows after: the paper's Hessian over the
-rows before is the same where only labels change, and wrong where features do. [derived]
+First order is `W - rate g`. Second order is `W - H^-1 g`, with the Hessian over the rows after the change. The paper's
+Hessian is over the rows before: it is the same where only labels change, and wrong where features change. [derived]
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ Rows = tuple[Tensor, Tensor]  # features (n, d) and labels (n,)
 
 
 class _Influence(Estimator):
-    """What both orders share.
+    """Base class of the first- and the second-order step.
 
-    loss         "softmax": cross-entropy; "squared": `|W h - onehot(y) / temperature|^2 / 2`, a ridge head's
-    ridge        on the mean of the loss: that of the head. A SoftmaxHead's own; a RidgeHead's divided by its rows
-    temperature  of a ridge head; the softmax loss has none
+    loss         "softmax": cross-entropy; "squared": `|W h - onehot(y) / temperature|^2 / 2`, that of a ridge head
+    ridge        the penalty of the head, on the mean of the loss: the ridge of a SoftmaxHead, or the ridge of a
+                 RidgeHead divided by its number of rows
+    temperature  of a ridge head; not used by the softmax loss
 
-    Fitted: `head_`; `gradient_norm_`, of the mean over the rows after, which is 0 where the head is their optimum.
+    Fitted: `head_`, and `gradient_norm_`, the norm of the mean gradient over the rows after the change. It is 0 where
+    the head is their optimum.
     """
 
     head_: LinearHead
@@ -53,7 +55,7 @@ class _Influence(Estimator):
         self.temperature = temperature
 
     def fit(self, head: LinearHead, kept: Rows, gone: Rows, new: Rows | None = None) -> _Influence:
-        """`gone` are replaced by `new`, or taken out where that is None; `kept` are the other rows of `head`.
+        """Replace the rows `gone` by `new`, or remove them where `new` is None; `kept` are the other rows of `head`.
 
         Raises DataError where no row is left.
         """
@@ -67,7 +69,10 @@ class _Influence(Estimator):
 
     @torch.no_grad()
     def move(self, w: Tensor, kept: Rows, gone: Rows, new: Rows | None = None) -> Tensor:
-        """The weights `(C, d + 1)` float64 after the change, of those before; classes that are masked stay so."""
+        """Return the weights `(C, d + 1)` float64 after the change, from `w` before it; masked classes do not change.
+
+        Raises DataError where no row is left.
+        """
         after = _joined(kept, new)
         if not len(after[1]):
             raise DataError("every row would be gone; a head needs some")
@@ -78,7 +83,7 @@ class _Influence(Estimator):
         return w - self._step(w, gradient * _present(w)[:, None], after)
 
     def _gradient(self, w: Tensor, rows: Rows) -> Tensor:
-        """The sum over rows of the gradient of the loss, `(C, d + 1)` float64."""
+        """Return the gradient of the loss without the ridge, summed over rows, `(C, d + 1)` float64."""
         z, y = rows[0].double(), rows[1].long()
         if self.loss == "softmax":
             return SoftmaxProblem(z, y, 0.0).at(w).gradient * len(y)
@@ -90,12 +95,13 @@ class _Influence(Estimator):
 
 
 class FirstOrder(_Influence):
-    """`W - rate g`.
+    """The first-order step `W - rate g`.
 
-    rate  on the sum of gradients [paper: 2e-5]; None: 1 / (n' L), L the largest curvature that the mean loss can have,
-          so that no step goes too far [derived]: `ridge + lambda_max(mean h h^T)`, half of the latter for softmax
+    rate  on the sum of gradients [paper: 2e-5]. None takes 1 / (n' L), with L an upper bound of the curvature of the
+          mean loss, so that the step cannot overshoot: `ridge + lambda_max(mean h h^T)`, with half of `lambda_max` for
+          softmax [derived]
 
-    Other arguments, and what is fitted, as in the module. Fitted besides: `rate_`.
+    Other arguments and fitted attributes as in the base class. Also fitted: `rate_`.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -130,11 +136,13 @@ class FirstOrder(_Influence):
 
 
 class SecondOrder(_Influence):
-    """`W - H^-1 g`: exact for the squared loss; what is left for softmax falls with the square of the change.
+    """The second-order step `W - H^-1 g`.
 
-    tol  of the linear system, relative, for softmax; the squared loss is solved directly
+    It is exact for the squared loss. For softmax the error falls with the square of the change.
 
-    Other arguments, and what is fitted, as in the module.
+    tol  relative residual of the linear system, for softmax; for the squared loss it is solved directly
+
+    Other arguments and fitted attributes as in the base class.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -175,7 +183,7 @@ def _augmented(z: Tensor) -> Tensor:
 
 
 def _present(w: Tensor) -> Tensor:
-    """Classes whose logits are not masked, bool `(C,)`."""
+    """Whether the logits of each class are not masked, bool `(C,)`."""
     return w[:, -1] > MASKED_BIAS
 
 

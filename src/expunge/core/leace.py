@@ -1,4 +1,4 @@
-"""LEACE with the concept "is to be forgotten" (arXiv 2306.03819), from moments, through the package concept-erasure."""
+"""LEACE for the concept "is to be forgotten" (arXiv 2306.03819), from moments, with the package concept-erasure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from expunge.core.moments import Moments
 
 
 class Leace(Estimator):
-    """The affine map nearest to the identity after which no linear probe tells forgotten from retained rows.
+    """The affine map nearest to the identity after which no linear probe separates forgotten from retained rows.
 
-    The concept is standardised (mean 0, variance 1), so that `svd_tol`, below which the package drops a singular value,
-    is a correlation and does not hide small requests: for a 0/1 concept it would stop erasing at 1e-4 of the rows.
-    `shrinkage` is the package's shrunk covariance; off, the covariance is the sample's own.
+    The concept is standardised to mean 0 and variance 1, so that `svd_tol`, below which the package drops a singular
+    value, is a correlation. With a 0/1 concept, requests of fewer than about 1e-4 of the rows would not be erased.
+    `shrinkage` uses the package's shrunk covariance; otherwise the sample covariance is used.
 
     Fitted: `map_`.
     """
@@ -42,7 +42,8 @@ class Leace(Estimator):
         fitter.mean_x = total.mean
         fitter.sigma_xx_ = total.cov(ddof=0) * total.n
         spread = (share * (1 - share)) ** 0.5
-        # sum over rows of (x - mean)(c - mean c) for the 0/1 concept c is n p (1 - p) (mean_f - mean_r).
+        # For the 0/1 concept c with share p, the sum of (x - mean)(c - p) over rows is n p (1 - p) (mean_f - mean_r);
+        # dividing it by the standard deviation of c, `spread`, standardises the concept.
         fitter.sigma_xz_ = (total.n * spread * (forget.mean - retain.mean))[:, None]
         eraser = fitter.eraser
         matrix = eraser.P

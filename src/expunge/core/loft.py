@@ -1,4 +1,4 @@
-"""LOFT: keep the subspace that explains retained features and not forgotten ones (arXiv 2601.22456)."""
+"""LOFT: keep the subspace that explains the retained but not the forgotten features (arXiv 2601.22456)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ from expunge.system.errors import ConfigError, DataError
 
 
 class Loft(Estimator):
-    """Minimise `(1 - tr(U^T Sr U)/tr Sr)^2 + (tr(U^T Sf U)/tr Sf)^2` over orthonormal `U (d, s)`; ship `z' = U U^T z`.
+    """Minimise `(1 - tr(U^T Sr U)/tr Sr)^2 + (tr(U^T Sf U)/tr Sf)^2` over orthonormal `U (d, s)`.
+
+    The fitted map is `z' = U U^T z`.
 
     `Sr`, `Sf` are the covariances (ddof 1) of retained and forgotten features, each about its own mean. [paper, code]
 
-    rank            s, or "auto": the smallest s whose top retained directions hold `energy` of the retained variance
+    rank            s, or "auto": the smallest s for which the leading s eigenvectors of `Sr` explain the share `energy`
+                    of the retained variance
     solver          "exact": a global optimum with a certificate, see `expunge.core.subspace` [derived];
-                    "riemannian-adam": the published one, geoopt's Riemannian Adam on the canonical Stiefel manifold,
-                    float32, from a random start, `steps` full-batch steps at `lr`
-    second_moment   "centred" as published; "uncentred": forgotten features about the map's fixed point (the origin, or
-                    the retained mean with `restore_mean`), so that the mean of a forgotten class counts as well
-    restore_mean    project about the retained mean: `z' = U U^T (z - m) + m`, instead of about the origin as published
+                    "riemannian-adam": the published solver, geoopt's Riemannian Adam on the canonical Stiefel manifold
+                    in float32, from a random start, with `steps` full-batch steps at `lr`
+    second_moment   "centred" as published; "uncentred": the second moment of forgotten features about the map's fixed
+                    point (the origin, or the retained mean with `restore_mean`), which includes the mean of a
+                    forgotten class
+    restore_mean    project about the retained mean, `z' = U U^T (z - m) + m`; False projects about the origin, as
+                    published
 
     Fitted: `basis_ (d, s)`, `rank_`, `objective_`, `retained_` and `forgotten_` (the kept shares of variance),
-    `angle_` (radians, `tan = forgotten / (1 - retained)`), `gap_` (exact solver only: no `U` is better by more than
-    this), `history_` (published solver only), `map_`.
+    `angle_` (radians, `tan = forgotten / (1 - retained)`), `gap_` (exact solver only: an upper bound on how much the
+    objective could still fall), `history_` (published solver only), `map_`.
     """
 
     facts: ClassVar[Facts] = Facts(("classes", "rows"), ("moments",), "map", "closed form", "arXiv 2601.22456")
@@ -66,7 +71,10 @@ class Loft(Estimator):
         self.energy = energy
 
     def fit(self, retain: Moments, forget: Moments) -> Loft:
-        """Fit from the moments of retained and forgotten features, at least two rows each."""
+        """Fit from the moments of retained and forgotten features, each of at least two rows.
+
+        Raises ConfigError for an unusable argument, and DataError where features do not vary.
+        """
         self._check(retain.dim)
         mean = retain.mean if self.restore_mean else torch.zeros_like(retain.mean)
         a = _unit_trace(retain.cov(), "retained")
@@ -99,15 +107,15 @@ class Loft(Estimator):
 
 
 def automatic_rank(cov: Matrix, energy: float) -> int:
-    """The smallest number of top eigenvalues of `cov` that hold the share `energy` of its trace."""
+    """Return the smallest number of leading eigenvalues of `cov` whose sum is the share `energy` of its trace."""
     values = np.clip(np.linalg.eigvalsh(cov)[::-1], 0.0, None)
     return int(np.searchsorted(np.cumsum(values), energy * values.sum() * (1 - 1e-12))) + 1
 
 
 def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed: int) -> tuple[Matrix, History]:
-    """The published solver: random orthonormal start, geoopt's RiemannianAdam, canonical metric, float32. [code]
+    """Run the published solver: geoopt's RiemannianAdam from a random orthonormal start, canonical metric, float32.
 
-    The published weight decay projects to zero on this manifold and is left out.
+    The gradient of the published weight decay projects to zero on this manifold, so it is left out. [code]
     """
     import geoopt
 
@@ -124,7 +132,7 @@ def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed
         optimiser.step()
         if is_kept(step, steps):
             history.append({"step": step, "loss": loss.item()})
-    # float32 steps drift off the manifold by about 1e-6; the result is put back on it.
+    # Steps in float32 drift off the manifold by about 1e-6, so the result is made orthonormal again.
     result, _ = torch.linalg.qr(basis.detach().double())
     orthonormal: Matrix = result.numpy()
     return orthonormal, history

@@ -1,4 +1,4 @@
-"""The control: mask the forgotten classes' logits. It forgets nothing inside, and benchmarks can hardly tell."""
+"""Logit masking, a control: it hides the forgotten classes from the output, and the features do not change."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from expunge.core.facts import Facts
 from expunge.core.head import LinearHead, class_indices
 from expunge.core.maps import AffineMap, identity
 
-# Finite on purpose: losses of forgotten rows stay finite and can be ranked.
+# The bias is finite so that the losses of forgotten rows stay finite and can be ranked.
 MASKED_BIAS = -1e4
 
 
 class LogitMask(Estimator):
-    """Zero the head rows of `classes` and set their biases to -1e4; features are left as they are."""
+    """Set the head rows of `classes` to zero and their biases to -1e4; features do not change."""
 
     facts: ClassVar[Facts] = Facts(("classes", "corrections"), ("head",), "head", "closed form", "control")
     head_: LinearHead
@@ -25,9 +25,9 @@ class LogitMask(Estimator):
         self.classes = classes
 
     def fit(self, head: LinearHead) -> LogitMask:
-        """Set `head_`, and `map_`, the identity.
+        """Set `head_`, the masked head, and `map_`, the identity.
 
-        Raises ValueError for a class the head does not have, or for all of them.
+        Raises ValueError for a class that the head does not have, or if all classes are forgotten.
         """
         self.head_ = mask_classes(head, self.classes)
         self.map_ = identity(head.dim)
@@ -35,7 +35,7 @@ class LogitMask(Estimator):
 
 
 def mask_classes(head: LinearHead, classes: int | Sequence[int]) -> LinearHead:
-    """The head with the rows of `classes` masked."""
+    """Return a copy of the head with the rows of `classes` masked."""
     chosen = class_indices(classes, head.num_classes)
     weight, bias = head.weight.clone(), head.bias.clone()
     weight[chosen] = 0.0

@@ -1,4 +1,4 @@
-"""Maps `z -> z'` that stand between a backbone and its head: what a method fits and what is shipped."""
+"""Maps `z -> z'` that are applied between a backbone and its head, with saving, loading and composition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TENSORS, DESCRIPTION = "map.safetensors", "map.json"
 
 
 class FeatureMap(Protocol):
-    """What every map can do."""
+    """The interface of every map from features onto features."""
 
     @property
     def dim(self) -> int: ...
@@ -34,16 +34,16 @@ class FeatureMap(Protocol):
 
 
 class _Saved:
-    """Saving and composing, the same for every map."""
+    """Saving and composition, which all maps share."""
 
     def save(self: FeatureMap, directory: Path | str) -> None:
-        """Write `map.safetensors` and `map.json` into an existing directory; same map, same bytes."""
+        """Write `map.safetensors` and `map.json` into an existing directory; equal maps give equal bytes."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
         save_file(tensors, str(Path(directory) / TENSORS))
         write_json(Path(directory) / DESCRIPTION, self.describe())
 
     def compose(self: FeatureMap, inner: FeatureMap) -> FeatureMap:
-        """The map `z -> self(inner(z))`."""
+        """Return the map `z -> self(inner(z))`. Raises ValueError where the dimensions differ."""
         if self.dim != inner.dim:
             raise ValueError(f"maps of {self.dim} and {inner.dim} dimensions cannot be composed")
         if isinstance(self, AffineMap) and isinstance(inner, AffineMap):
@@ -62,13 +62,13 @@ def _compute_dtype(z: Tensor, dim: int) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class AffineMap(_Saved):
-    """`z' = A z + a`, with `a = bias (d,)` and, by `form`, `A` from `weight`, all float64:
+    """The affine map `z' = A z + a`, with `a = bias (d,)` and `A` given by `weight` and `form`, all float64:
 
     * "dense": `A = weight`, `(d, d)`;
-    * "keep": `A = U U^T`, `weight = U (d, s)` with orthonormal columns: only `U` is stored and multiplied;
-    * "remove": `A = I - U U^T`, likewise.
+    * "keep": `A = U U^T`, where `weight = U (d, s)` has orthonormal columns and `A` itself is never formed;
+    * "remove": `A = I - U U^T`, stored and applied in the same way.
 
-    It computes in the dtype of `z`, float32 at least.
+    The map is computed in the dtype of `z`, or float32 where that is less precise.
     """
 
     weight: Tensor
@@ -92,7 +92,7 @@ class AffineMap(_Saved):
 
     @property
     def is_identity(self) -> bool:
-        """Whether it is `identity(dim)`, which stores nothing."""
+        """Whether this map is `identity(dim)`."""
         return self.form == "remove" and not self.weight.numel() and not self.bias.any()
 
     def __repr__(self) -> str:
@@ -100,7 +100,7 @@ class AffineMap(_Saved):
         return f"AffineMap(dim={self.dim}, form={self.form!r}{rank})"
 
     def matrix(self) -> Tensor:
-        """`A`, `(d, d)` float64."""
+        """Return `A`, `(d, d)` float64."""
         if self.form == "dense":
             return self.weight
         product = self.weight @ self.weight.T
@@ -110,7 +110,7 @@ class AffineMap(_Saved):
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
-        """`(n, d)` -> `(n, d)`."""
+        """Map features `(n, d)` onto features `(n, d)`."""
         dtype = _compute_dtype(z, self.dim)
         z, weight, bias = z.to(dtype), self.weight.to(z.device, dtype), self.bias.to(z.device, dtype)
         if self.form == "dense":
@@ -119,8 +119,9 @@ class AffineMap(_Saved):
         return part + bias if self.form == "keep" else z - part + bias
 
     def fold_into(self, head: LinearHead) -> LinearHead:
-        """The head whose logits on `z` are `head`'s on this map's output: `W A`, `b + W a`, in float64, then
-        rounded.
+        """Return the head that gives on `z` the logits of `head` on this map's output.
+
+        Its weight is `W A` and its bias `b + W a`, computed in float64 and then rounded.
         """
         if head.dim != self.dim:
             raise ValueError(f"a head on {head.dim} features cannot take a map of {self.dim}")
@@ -140,13 +141,17 @@ class AffineMap(_Saved):
 
 
 def identity(dim: int) -> AffineMap:
-    """The map that changes nothing, exactly; it stores and multiplies nothing."""
+    """Return the identity map, of form "remove" with no directions, so that its output equals its input exactly."""
     return AffineMap(torch.zeros(dim, 0), torch.zeros(dim), "remove")
 
 
 @dataclass(frozen=True, eq=False)
 class MlpMap(_Saved):
-    """`z' = g(z)`, or `z + g(z)` with `residual`; `g` is a ReLU network of weights `(out, in)` and biases `(out,)`."""
+    """The map `z' = g(z)`, or `z + g(z)` with `residual`, where `g` is a ReLU network.
+
+    Its weights are `(out, in)` and its biases `(out,)`, all float32. The map is computed in the dtype of `z`, or
+    float32 where that is less precise.
+    """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
@@ -172,7 +177,7 @@ class MlpMap(_Saved):
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
-        """`(n, d)` -> `(n, d)`."""
+        """Map features `(n, d)` onto features `(n, d)`."""
         dtype = _compute_dtype(z, self.dim)
         z = z.to(dtype)
         out = z
@@ -190,9 +195,10 @@ class MlpMap(_Saved):
 
 @dataclass(frozen=True, eq=False)
 class TiltMap(_Saved):
-    """`z' = z + shift_y` for rows that `weight (C, d)`, `bias (C,)` assign to one of `classes (k,)`; others stay.
+    """The map `z' = z + shift_y` for rows that the head assigns to a class y of `classes (k,)`.
 
-    `shifts (k, d)`, one per class. All float64 but `classes`, int64.
+    Other rows do not change. The head is `weight (C, d)`, `bias (C,)`, and `shifts (k, d)` holds one shift per class.
+    `classes` is int64, all else float64.
     """
 
     weight: Tensor
@@ -210,7 +216,7 @@ class TiltMap(_Saved):
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
-        """`(n, d)` -> `(n, d)`, in the dtype of `z`, float32 at least."""
+        """Map features `(n, d)` onto features `(n, d)`, in the dtype of `z`, or float32 where that is less precise."""
         z = z.to(_compute_dtype(z, self.dim))
         assigned = (z @ self.weight.to(z).T + self.bias.to(z)).argmax(1)
         table = z.new_zeros(len(self.weight), self.dim)
@@ -226,7 +232,7 @@ class TiltMap(_Saved):
 
 @dataclass(frozen=True, eq=False)
 class Chain(_Saved):
-    """Maps applied one after another, the first one first: what composing with an MLP gives."""
+    """The composition of `maps`, of which the first is applied first, for maps that are not all affine."""
 
     maps: tuple[FeatureMap, ...]
 
@@ -235,7 +241,7 @@ class Chain(_Saved):
         return self.maps[0].dim
 
     def __call__(self, z: Tensor) -> Tensor:
-        """`(n, d)` -> `(n, d)`."""
+        """Map features `(n, d)` onto features `(n, d)`."""
         for step in self.maps:
             z = step(z)
         return z
@@ -248,9 +254,7 @@ class Chain(_Saved):
 
 
 def load_map(directory: Path | str) -> FeatureMap:
-    """Read the map that `save` wrote. Raises CheckpointError naming the directory when there is none, or another
-    thing.
-    """
+    """Read the map that `save` wrote. Raises CheckpointError naming the directory when it does not hold one."""
     directory = Path(directory)
     try:
         description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Moments: the sufficient statistics of a set of features, which add and subtract."""
+"""First and second moments of a set of features, which can be added and subtracted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from expunge.system.errors import CheckpointError, DataError, TooFewRowsError
 
-# A chunk is converted to float64 before it is multiplied; 2**18 numbers (2 MiB) stay in the cache and bound the
-# memory.
+# Each chunk is converted to float64 before the product. 2**18 numbers (2 MiB) fit into the cache, and bound the memory
+# that the conversion takes.
 CHUNK_NUMBERS = 1 << 18
 MIN_CHUNK_ROWS = 256
 
 
 def as_features(z: Tensor | np.ndarray, dim: int | None = None) -> Tensor:
-    """`z` as a floating `(n, d)` tensor. Raises ValueError for another shape or a dtype that is not floating."""
+    """Return `z` as a floating `(n, d)` tensor. Raises ValueError for another shape or a non-floating dtype."""
     z = torch.from_numpy(z) if isinstance(z, np.ndarray) else z
     if z.ndim != 2 or (dim is not None and z.shape[1] != dim):
         raise ValueError(f"features must have the shape (n, {'d' if dim is None else dim}), got {tuple(z.shape)}")
@@ -32,11 +32,12 @@ def as_features(z: Tensor | np.ndarray, dim: int | None = None) -> Tensor:
 class Moments:
     """`n`, `s = sum z` and `S = sum z z^T` of rows `z (n, d)`, in float64.
 
-    They can be built shard by shard, on any number of workers, in any order, and an erasure needs no pass over the
-    retained rows: `retained = total - forget`. `update` works in place; `+` and `-` give new objects.
+    They can be computed shard by shard, on any number of workers and in any order, and merged. Since
+    `retained = total - forget`, an erasure needs no pass over the retained rows. `update` works in place; `+` and `-`
+    return new objects.
 
-    The products are float64, whatever the precision of the rows: float32 products would lose about 1e-7 of `S`,
-    and with it the small eigenvalues of the covariance and the agreement between merge orders.
+    Products are computed in float64 for rows of any precision. In float32 the relative error of `S` would be about
+    1e-7, which destroys the small eigenvalues of the covariance and makes the result depend on the merge order.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -48,13 +49,13 @@ class Moments:
 
     @classmethod
     def of(cls, z: Tensor | np.ndarray) -> Moments:
-        """The moments of the rows of `z (n, d)`, on its device."""
+        """Return the moments of the rows of `z (n, d)`, on its device."""
         z = as_features(z)
         return cls(z.shape[1], z.device).update(z)
 
     @classmethod
     def total(cls, parts: Iterable[Moments]) -> Moments:
-        """The sum of at least one Moments, in the order given."""
+        """Return the sum of `parts`, at least one, added in the order given."""
         parts = iter(parts)
         total = next(parts)
         for part in parts:
@@ -74,13 +75,13 @@ class Moments:
 
     @torch.no_grad()
     def update(self, z: Tensor | np.ndarray) -> Moments:
-        """Add the rows of `z (n, d)`: fp16, bf16, fp32 or fp64, on any device. Memory beyond `z` does not grow with n.
+        """Add the rows of `z (n, d)`, fp16, bf16, fp32 or fp64, on any device; working memory does not grow with n.
 
-        Raises DataError, with nothing added, when a value is not finite.
+        Raises DataError, without adding any row, when a value is not finite.
         """
         z = as_features(z, self.dim)
         rows = max(MIN_CHUNK_ROWS, CHUNK_NUMBERS // self.dim)
-        # NaN and infinity survive a sum: one look at the end finds them, before anything is added to `self`.
+        # NaN and infinity persist in a sum, so one check at the end finds them before `self` is changed.
         new_s, new_big = torch.zeros_like(self.s), torch.zeros_like(self.S)
         for chunk in torch.split(z, rows):
             chunk = chunk.to(self.device, torch.float64)
@@ -95,15 +96,15 @@ class Moments:
         return self
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of rows together."""
+        """Return the moments of both sets of rows together."""
         self._check_dim(other)
         return self._like(self.n + other.n, self.s + other.s.to(self.device), self.S + other.S.to(self.device))
 
     def downdate(self, other: Moments) -> Moments:
-        """The moments of the rows of `self` without those of `other`, which must be among them.
+        """Return the moments of the rows of `self` without those of `other`, which must be among them.
 
-        Raises DataError when that cannot be: the count would be negative, or the covariance left over would not be
-        positive semi-definite beyond rounding. (Rows that lie inside the cloud can pass; it is a check, no proof.)
+        Raises DataError when the remaining count would be negative, or the remaining covariance not positive
+        semi-definite within rounding. The check is necessary, not sufficient: rows that were never added can pass.
         """
         self._check_dim(other)
         left = self._like(self.n - other.n, self.s - other.s.to(self.device), self.S - other.S.to(self.device))
@@ -111,7 +112,7 @@ class Moments:
             raise DataError(
                 f"cannot take {other.n} rows from the moments of {self.n}; check which rows were removed before"
             )
-        # Entries of S carry rounding errors of about eps times the largest sum of squares that they were taken from.
+        # The rounding errors in entries of S are about eps times the largest sum of squares in `self`.
         eps = torch.finfo(torch.float64).eps
         tolerance = 16 * eps * self.dim * max(float(self.S.diagonal().max()), torch.finfo(torch.float64).tiny)
         if left.n == 0:
@@ -132,12 +133,12 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """`(d,)` float64."""
+        """The mean, `(d,)` float64."""
         self._check_rows(1)
         return self.s / self.n
 
     def second(self, augmented: bool = False) -> Tensor:
-        """`E[z z^T]`, `(d, d)` float64; augmented: `E[h h^T]` of `h = [z; 1]`, `(d + 1, d + 1)`."""
+        """Return `E[z z^T]`, `(d, d)` float64; if `augmented`, `E[h h^T]` of `h = [z; 1]`, `(d + 1, d + 1)`."""
         self._check_rows(1)
         if not augmented:
             return self.S / self.n
@@ -146,13 +147,13 @@ class Moments:
         return torch.cat([top, torch.cat([m, m.new_ones(1)])[None]], dim=0)
 
     def second_about(self, point: Tensor) -> Tensor:
-        """`E[(z - point)(z - point)^T]`, `(d, d)` float64."""
+        """Return `E[(z - point)(z - point)^T]`, `(d, d)` float64."""
         point = point.to(self.S)
         cross = torch.outer(self.mean, point)
         return self.second() - cross - cross.T + torch.outer(point, point)
 
     def cov(self, ddof: int = 1) -> Tensor:
-        """The covariance, centred on the rows' own mean, `(d, d)` float64; the sums are divided by `n - ddof`."""
+        """Return the covariance about the mean of the rows, `(d, d)` float64; sums are divided by `n - ddof`."""
         self._check_rows(ddof + 1)
         m = self.mean
         return torch.addr(self.S, m, m, alpha=-self.n).div_(self.n - ddof)
@@ -161,7 +162,7 @@ class Moments:
         return self._like(self.n, self.s.to(device), self.S.to(device))
 
     def save(self, path: Path | str) -> None:
-        """Write `n`, `s` and `S` as one safetensors file; the same moments give the same bytes."""
+        """Write `n`, `s` and `S` as one safetensors file; equal moments give equal bytes."""
         tensors = {"n": torch.tensor([self.n]), "s": self.s.cpu().contiguous(), "S": self.S.cpu().contiguous()}
         save_file(tensors, str(path))
 

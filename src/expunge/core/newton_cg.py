@@ -1,4 +1,4 @@
-"""Newton's method with conjugate gradients for a softmax head, which is strongly convex with its ridge."""
+"""Newton's method with conjugate gradients for a softmax head, whose loss is strongly convex with a ridge."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_NUMBERS = 1 << 19  # of a chunk of rows, so that both products of a chunk find it in the cache
-SUFFICIENT = 1e-4  # share of the promised decrease that a step must keep (Armijo)
+CHUNK_NUMBERS = 1 << 19  # numbers in a chunk of rows, which stays in the cache for both products with it
+SUFFICIENT = 1e-4  # share of the linear decrease that a step must achieve (Armijo)
 HALVINGS = 30
 
 Apply = Callable[[Tensor], Tensor]  # (C, p) float64 -> (C, p) float64
@@ -18,7 +18,7 @@ Apply = Callable[[Tensor], Tensor]  # (C, p) float64 -> (C, p) float64
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """Value, gradient `(C, p)` float64 and probabilities `(n, C)` at some weights."""
+    """The value, the gradient `(C, p)` float64 and the probabilities `(n, C)` at some weights."""
 
     value: float
     gradient: Tensor
@@ -42,7 +42,7 @@ class SoftmaxProblem:
         return list(zip(torch.split(self.z, rows), torch.split(self.y, rows), strict=True)) if len(self.y) else []
 
     def at(self, w: Tensor) -> Point:
-        """At `w (C, p)` float64; the probabilities in the dtype of `z`."""
+        """Evaluate at `w (C, p)` float64; the probabilities have the dtype of `z`, float32 at least."""
         value, gradient, shares = 0.0, torch.zeros_like(w), []
         for z, y in self.chunks():
             z = z.double()
@@ -60,9 +60,10 @@ class SoftmaxProblem:
         return Point(value, gradient / n + self.ridge * w, probabilities)
 
     def changed(self, w: Tensor, point: Point, more: SoftmaxProblem, sign: int) -> Point:
-        """The point at `w` with the rows of `more` added, or taken off for `sign` -1: no pass over the rows of `self`.
+        """Return the point at `w` with the rows of `more` added, or removed for `sign` -1.
 
-        Its probabilities are those of `point`; whoever moves rows moves them along.
+        `point` is the point of `self` at `w`, so no pass over the rows of `self` is needed. The probabilities are those
+        of `point`; the caller moves them along with the rows.
         """
         own, other, n, k = point, more.at(w), len(self.y), len(more.y)
         penalty, slope = 0.5 * self.ridge * float(w.square().sum()), self.ridge * w
@@ -76,7 +77,10 @@ class SoftmaxProblem:
         return torch.promote_types(self.z.dtype, torch.float32)
 
     def hessian(self, probabilities: Tensor) -> Apply:
-        """`V -> 1/n sum_i (diag p_i - p_i p_i^T) V h_i h_i^T + ridge V`, `p_i` the rows of `probabilities (n, C)`."""
+        """Return the product with the Hessian, where `p_i` are the rows of `probabilities (n, C)`:
+
+        `V -> 1/n sum_i (diag p_i - p_i p_i^T) V h_i h_i^T + ridge V`.
+        """
         parts = list(zip(self.chunks(), torch.split(probabilities, self._rows()), strict=True)) if len(self.y) else []
         n = max(1, len(self.y))
 
@@ -98,7 +102,7 @@ class SoftmaxProblem:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """`w (C, p)` float64, what is known there, Newton steps and products with the Hessian."""
+    """The solution `w (C, p)` float64, the point there, and the numbers of Newton steps and of Hessian products."""
 
     w: Tensor
     point: Point
@@ -117,10 +121,11 @@ def newton_cg(
 ) -> Solution:
     """Minimise from `start (C, p)` until the Euclidean norm of the gradient is at most `tol`, or after `steps`.
 
-    `precondition(w, probabilities)` gives an approximate inverse of the Hessian, positive definite, for each step;
-    `known`: what is known at `start`. A linear system is solved to `min(1/10, sqrt(|g| / scale))` of its right side, as
-    far as `tol` wants it; `scale` is the norm of the gradient where a start knows nothing (None: at `start`) (Dembo,
-    Eisenstat, Steihaug 1982; Nocedal and Wright, algorithm 7.1). Steps are halved until the value falls.
+    `precondition(w, probabilities)` returns a positive definite approximate inverse of the Hessian for each step, and
+    `known` is the point at `start`, if it has been computed. Each linear system is solved to the relative residual
+    `min(1/10, sqrt(|g| / scale))`, but no further than `tol` needs (Dembo, Eisenstat, Steihaug 1982; Nocedal and
+    Wright, algorithm 7.1). `scale` is the norm of the gradient at weight zero; None takes that at `start`. Steps are
+    halved until the value decreases.
     """
     w, products, step = start, 0, 0
     point = known or problem.at(w)
@@ -143,12 +148,12 @@ def newton_cg(
 
 
 def _line_search(problem: SoftmaxProblem, w: Tensor, point: Point, direction: Tensor) -> tuple[Tensor, Point] | None:
-    """The first of `w - direction`, half of it, ... that lowers the value enough; None where none does."""
+    """Return the first of `w - direction`, `w - direction / 2`, ... that satisfies Armijo's rule, or None."""
     slope, length = float((point.gradient * direction).sum()), 1.0
     for _ in range(HALVINGS):
         trial = w - length * direction
         new = problem.at(trial)
-        # Near the optimum values differ by less than rounding: there a smaller gradient decides.
+        # Near the optimum the values differ by less than rounding, so a smaller gradient is accepted instead.
         flat = new.value <= point.value + 1e-13 * abs(point.value)
         if new.value <= point.value - SUFFICIENT * length * slope or (
             flat and float(new.gradient.norm()) < float(point.gradient.norm())
@@ -159,7 +164,10 @@ def _line_search(problem: SoftmaxProblem, w: Tensor, point: Point, direction: Te
 
 
 def conjugate_gradients(product: Apply, right: Tensor, precondition: Apply, tol: float) -> tuple[Tensor, int]:
-    """Solve `product(x) = right` to a residual of norm `tol`, preconditioned, from zero; x and the products used."""
+    """Solve `product(x) = right` from zero with a preconditioner, to a residual of norm `tol`.
+
+    Returns x and the number of products.
+    """
     x, residual = torch.zeros_like(right), right.clone()
     solved = precondition(residual)
     direction, strength = solved, float((residual * solved).sum())

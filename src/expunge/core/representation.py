@@ -21,20 +21,22 @@ Loss = Literal["per-dimension", "published"]
 
 
 class RepresentationLinear(Estimator):
-    """Map forgotten features to the global mean and leave retained ones where they are, in least squares.
+    """The affine map that sends forgotten features to the global mean and keeps retained ones, by least squares.
 
-    L = 1/d E_r ||f(z + e) - z||^2 + beta k E_f E_ref ||f(z + e) - z_ref||^2,  e ~ N(0, noise_scale^2 I), z_ref of all
-    rows
+    L = 1/d E_r ||f(z + e) - z||^2 + beta k E_f E_ref ||f(z + e) - z_ref||^2,
 
-    loss            "per-dimension": k = 1/d, so beta weighs like with like; "published": k = 1, d times the weight
+    with e ~ N(0, noise_scale^2 I), and z_ref drawn from all rows.
+
+    loss            "per-dimension": k = 1/d, so that both terms are means over dimensions; "published": k = 1, which
+                    gives the forget term d times the weight
     solver          "exact": the minimum in closed form [derived]; "adam": full-batch Adam on the same loss
     steps           of Adam: a number, or "published": `epochs` passes over the forget set in batches of `batch_size`,
                     which is few steps for small requests
-    max_distortion  the collapse guard: refuse a map with E_r ||f(z) - z||^2 / tr Cov_r above it (through the head's
-                    contrasts when `fit` gets the head); None turns it off
+    max_distortion  the collapse guard: a map is refused where E_r ||f(z) - z||^2 / tr Cov_r exceeds it (measured
+                    through the head's contrasts when `fit` gets the head); None disables the guard
 
-    `RepresentationLinear.published(beta)` is the published configuration: that loss, Adam 1e-3 from the identity,
-    that number of steps, no guard. Its mini-batches are replaced by their expectation, which moments give exactly.
+    `RepresentationLinear.published(beta)` is the published configuration: loss and steps "published", Adam at 1e-3
+    from the identity, no guard. Mini-batches are replaced by their expectation, which the moments give exactly.
 
     Fitted: `map_`, `objective_` (the loss without the constant tr Cov of z_ref), `distortion_`, `steps_`, `history_`
     (the objective along Adam's steps; empty for the exact solver).
@@ -71,7 +73,7 @@ class RepresentationLinear(Estimator):
 
     @classmethod
     def published(cls, beta: float, epochs: int = 10) -> RepresentationLinear:
-        """The published configuration; beta was searched in {1e-4 .. 1}. [code]"""
+        """Return the published configuration; the paper's code searches beta in {1e-4 .. 1}. [code]"""
         return cls(beta, "adam", "published", steps="published", epochs=epochs, max_distortion=None)
 
     def fit(self, retain: Moments, forget: Moments, head: LinearHead | None = None) -> RepresentationLinear:
@@ -91,9 +93,9 @@ class RepresentationLinear(Estimator):
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """`floor + 2 <D, gradient> + <D gram, D>` for `D = M - [I 0]`, over affine maps `M (d, d + 1)`; all float64.
+    """The loss `floor + 2 <D, gradient> + <D gram, D>` with `D = M - [I 0]`, over affine maps `M (d, d + 1)`; float64.
 
-    `gradient` is half the loss' gradient at the identity, `floor` its value there.
+    `gradient` is half the gradient of the loss at the identity, and `floor` is its value there.
     """
 
     gram: Tensor
@@ -106,18 +108,18 @@ class LeastSquares:
         return torch.eye(d, d + 1, dtype=torch.float64, device=self.gram.device)
 
     def objective(self, m: Tensor) -> float:
-        """The loss, summed over dimensions."""
+        """Return the loss at `m (d, d + 1)`, summed over dimensions."""
         change = m - self.start
         return self.floor + float(2 * (change * self.gradient).sum() + ((change @ self.gram) * change).sum())
 
     def solve(self) -> Tensor:
-        """The minimum; where no row tells (a singular gram), the one nearest to the identity."""
+        """Return the minimiser `(d, d + 1)`; where the gram is singular, the one nearest to the identity."""
         return self.start - solve_gram(self.gram, self.gradient.T).T
 
     def adam(self, steps: int, lr: float) -> tuple[Tensor, History]:
-        """`steps` of full-batch Adam from the identity, and the loss along the way.
+        """Take `steps` steps of full-batch Adam from the identity; return the map and the history of the loss.
 
-        Adam does not see a constant factor of the loss.
+        Adam's steps do not depend on a constant factor of the loss.
         """
         start = self.start
         m = start.clone().requires_grad_()
@@ -132,9 +134,9 @@ class LeastSquares:
 
 
 def two_set_problem(retain: Moments, forget: Moments, weight: float, noise_scale: float) -> LeastSquares:
-    """`E_r ||M h(e) - z||^2 + w E_f ||M h(e) - mu||^2`, with `h(e) = [z + e; 1]` and `mu` the mean of all rows.
+    """Return the problem `E_r ||M h(e) - z||^2 + w E_f ||M h(e) - mu||^2`, `h(e) = [z + e; 1]`, `mu` the mean of all.
 
-    The reference rows only add the constant `w tr Cov(z_ref)`: E ||f - z_ref||^2 = E ||f - mu||^2 + tr Cov. [derived]
+    Since E ||f - z_ref||^2 = E ||f - mu||^2 + tr Cov(z_ref), the reference rows only add a constant. [derived]
     """
     d = retain.dim
     mean = (retain.s + forget.s) / (retain.n + forget.n)
@@ -146,7 +148,7 @@ def two_set_problem(retain: Moments, forget: Moments, weight: float, noise_scale
 
 
 def with_noise(problem: LeastSquares, ridge: float) -> LeastSquares:
-    """Noise on the input of `M = [A a]` adds `ridge ||A||^2` to the expected loss."""
+    """Return the problem with `ridge ||A||^2` added, the effect of input noise on the expected loss of `M = [A a]`."""
     d = problem.gradient.shape[0]
     ridged = torch.zeros_like(problem.gram)
     ridged[:d, :d].diagonal().fill_(ridge)
@@ -154,7 +156,7 @@ def with_noise(problem: LeastSquares, ridge: float) -> LeastSquares:
 
 
 def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
-    """`G^+ R` for a positive semi-definite `G`, all float64; by Cholesky where G is well conditioned."""
+    """Return `G^+ R` for a positive semi-definite `G`, all float64; by Cholesky where G is well conditioned."""
     factor, info = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal()
     if int(info) == 0 and float(pivots.min()) > 1e-6 * float(pivots.max()):
@@ -168,12 +170,15 @@ def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
 
 
 def step_count(steps: int | Literal["published"], epochs: int, forget_rows: int, batch_size: int) -> int:
-    """The number of optimiser steps; "published" is `epochs` passes over the forget set. [code]"""
+    """Return the number of optimiser steps; "published" is `epochs` passes over the forget set. [code]"""
     return epochs * math.ceil(forget_rows / batch_size) if steps == "published" else steps
 
 
 def forget_weight(beta: float, loss: str, dim: int) -> float:
-    """What the forget loss weighs against the retain loss, both summed over dimensions."""
+    """Return the weight of the forget loss relative to the retain loss, both summed over dimensions.
+
+    Raises ConfigError for an unknown `loss` or a negative `beta`.
+    """
     check_choice("loss", loss, ("per-dimension", "published"))
     if not beta >= 0:
         raise ConfigError(f"beta must not be negative, got {beta!r}")
@@ -181,6 +186,6 @@ def forget_weight(beta: float, loss: str, dim: int) -> float:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError, naming the argument and its choices."""
+    """Raise ConfigError, naming the argument and its choices, unless `value` is one of them."""
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -23,20 +23,21 @@ GUARD_ROWS = 8192
 
 
 class RepresentationMlp(Estimator):
-    """Map forgotten features to the global mean and leave retained ones where they are, with a ReLU network, by Adam.
+    """A ReLU network, trained by Adam, that sends forgotten features to the global mean and keeps retained ones.
 
     L = 1/d E_r ||f(z + e) - z||^2 + beta k E_f ||f(z + e) - mu||^2,   mu the mean of all rows
 
-    The published loss compares every forgotten row with a random batch of reference rows. Its expectation differs from
-    this only by the constant `beta k tr Cov(z_ref)`, so the pairwise tensor is not built, and the gradient has the same
-    expectation and less variance. [derived]
+    The published loss compares every forgotten row with a random batch of reference rows. Its expectation exceeds this
+    loss by the constant `beta k tr Cov(z_ref)`, so the pairwise tensor is not needed, and the gradient has the same
+    expectation with less variance. [derived]
 
     hidden          widths of the hidden layers, one or two as published
-    init            "identity-residual": z + g(z), g starting at zero; "published": g(z) from torch's default start
+    init            "identity-residual": z + g(z), with g initially zero; "published": g(z) with torch's default
+                    initialisation
     loss, steps, lr, epochs, batch_size, noise_scale, max_distortion   as in RepresentationLinear
 
     `RepresentationMlp.published(beta)` is the published configuration. Fitted: `map_`, `distortion_`, `steps_`,
-    `history_` (the loss of single batches along the way).
+    `history_` (the losses of single batches).
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -77,7 +78,7 @@ class RepresentationMlp(Estimator):
     def published(
         cls, beta: float, hidden: Sequence[int] = (512,), epochs: int = 10, seed: int = 0
     ) -> RepresentationMlp:
-        """The published configuration; hidden 512 for CIFAR-10, 1024 elsewhere. [code]"""
+        """Return the published configuration; hidden is 512 for CIFAR-10 and 1024 elsewhere. [code]"""
         options = {"init": "published", "loss": "published", "steps": "published", "max_distortion": None}
         return cls(hidden, beta, epochs=epochs, seed=seed, **options)  # type: ignore[arg-type]
 
@@ -111,12 +112,12 @@ class RepresentationMlp(Estimator):
 
 
 def mean_loss(out_retain: Tensor, z_retain: Tensor, out_forget: Tensor, mean: Tensor, weight: float) -> Tensor:
-    """`1/d (E_r ||f - z||^2 + w E_f ||f - mu||^2)` over a batch of each."""
+    """Return `1/d (E_r ||f - z||^2 + w E_f ||f - mu||^2)` over a batch of retained and one of forgotten rows."""
     return (out_retain - z_retain).square().mean() + weight * (out_forget - mean).square().mean()
 
 
 class Network:
-    """The network being fitted: parameters, forward pass and Adam."""
+    """The network during training: parameters, forward pass and Adam."""
 
     def __init__(
         self, dim: int, hidden: Sequence[int], init: Init, generator: torch.Generator, device: torch.device
@@ -126,7 +127,7 @@ class Network:
         widths = [dim, *hidden, dim]
         self.weights, self.biases = [], []
         for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
-            # torch's default start of a linear layer: both uniform within 1/sqrt(fan_in).
+            # torch's default initialisation of a linear layer: weight and bias uniform within 1/sqrt(fan_in).
             bound = fan_in**-0.5
             weight = torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=generator)
             bias = torch.empty(fan_out).uniform_(-bound, bound, generator=generator)
@@ -143,7 +144,10 @@ class Network:
         return z + out if self.residual else out
 
     def descend(self, loss: Callable[[], Tensor], steps: int, lr: float, decay: bool = False) -> History:
-        """`steps` of Adam at a constant rate, or one that falls to zero; the loss of single batches along the way."""
+        """Take `steps` steps of Adam at a constant rate, or with `decay` one that falls linearly to zero.
+
+        Returns the history of the losses of single batches.
+        """
         optimiser = torch.optim.Adam([*self.weights, *self.biases], lr=lr)
         history: History = []
         for step in range(1, steps + 1):
@@ -162,7 +166,7 @@ class Network:
 
 
 def shuffled_batches(z: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of rows in a new random order each pass, without end."""
+    """Yield batches of rows without end, in a new random order in each pass."""
     while True:
         for picks in torch.split(torch.randperm(z.shape[0], generator=generator), batch_size):
             yield z[picks.to(z.device)]

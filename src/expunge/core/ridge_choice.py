@@ -1,4 +1,4 @@
-"""The ridge and the temperature of a ridge head, chosen on leave-one-out grounds from rows or sums that are kept."""
+"""Selection of the ridge and the temperature of a ridge head, by leave-one-out or generalised cross-validation."""
 
 from __future__ import annotations
 
@@ -20,32 +20,37 @@ TEMPERATURES = (1e-3, 10.0)  # the least and the largest
 
 @dataclass(frozen=True, eq=False)
 class LeaveOneOut:
-    """Per row: what the head that never had it would be wrong by, `residuals (n, C)` float64, `y - scores`, and the
-    row's `leverages (n,)` `h^T (S + ridge I)^-1 h`, in [0, 1)."""
+    """Leave-one-out `residuals (n, C)` and `leverages (n,)` of rows, float64.
+
+    A residual is `y - scores` under the head fitted without the row. The leverage `h^T (S + ridge I)^-1 h` of a row is
+    in [0, 1).
+    """
 
     residuals: Tensor
     leverages: Tensor
 
     @property
     def scores(self) -> Tensor:
-        """The memorisation score of each row, `(n,)` >= 0: by how much having the row changes its own prediction.
+        """The memorisation score of each row, `(n,)` >= 0: how much training on the row changes its own prediction.
 
-        The norm of `e_i / (1 - h_i) - e_i`, the leave-one-out residual less the residual. [derived]
+        It is the norm of `e_i / (1 - h_i) - e_i`, the leave-one-out residual less the residual. [derived]
         """
         change: Tensor = self.residuals.norm(dim=1) * self.leverages
         return change
 
     @property
     def press(self) -> float:
-        """The mean squared residual over rows and classes."""
+        """The mean squared leave-one-out residual over rows and classes; 0 without rows."""
         return float(self.residuals.square().mean()) if len(self.residuals) else 0.0
 
 
 def checked_rows(
     kept: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None, needed: bool, sums: ClassSums, n: int
 ) -> tuple[Tensor, Tensor] | None:
-    """`kept`, features and labels, after checking that it is there where it is `needed` and has the `n` rows that the
-    head will have. Raises DataError."""
+    """Return `kept`, features and labels, after validation; None where it is not given.
+
+    Raises DataError where it is `needed` and not given, or does not have the `n` rows that the head will have.
+    """
     if kept is None:
         if needed:
             raise DataError(
@@ -60,14 +65,14 @@ def checked_rows(
 
 
 def chunks(sums: ClassSums, z: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """`h (k, p)` and one-hot labels `(k, C)`, float64, of rows that `as_labelled` passed."""
+    """Yield `h (k, p)` and one-hot labels `(k, C)`, both float64, of rows checked by `as_labelled`, in chunks."""
     for part, labels in zip(torch.split(z, CHUNK_ROWS), torch.split(y, CHUNK_ROWS), strict=True):
         h = sums.augmented(part)
         yield h, torch.nn.functional.one_hot(labels, sums.num_classes).to(h)
 
 
 def leave_one_out(sums: ClassSums, factor: Factor, weights: Tensor, z: Tensor, y: Tensor) -> LeaveOneOut:
-    """Of rows that are all among those of the head: `e_i / (1 - h_i)` [Allen's PRESS, 1974]; `O(n p^2)`."""
+    """Return leave-one-out residuals `e_i / (1 - h_i)` [Allen's PRESS, 1974] of rows of the head, in `O(n p^2)`."""
     residuals, leverages = [], []
     for h, onehot in chunks(sums, z, y):
         leverage = (h.T * factor.solve(h.T)).sum(dim=0)
@@ -77,7 +82,10 @@ def leave_one_out(sums: ClassSums, factor: Factor, weights: Tensor, z: Tensor, y
 
 
 def leave_group_out(sums: ClassSums, factor: Factor, weights: Tensor, z: Tensor, y: Tensor) -> Tensor:
-    """`(I - K)^-1 (Y - H W)`, `K = H P H^T`, `(k, C)`: residuals of rows that are all left out together. [derived]"""
+    """Return the residuals `(k, C)` of rows that are all left out together.
+
+    `(I - K)^-1 (Y - H W)` with `K = H P H^T`. [derived]
+    """
     h = sums.augmented(z)
     onehot = torch.nn.functional.one_hot(y, sums.num_classes).to(h)
     inside = h @ factor.solve(h.T)
@@ -89,7 +97,10 @@ def leave_group_out(sums: ClassSums, factor: Factor, weights: Tensor, z: Tensor,
 def choose_ridge(
     ridge: float | str, sums: ClassSums, rows: tuple[Tensor, Tensor] | None, grid: Sequence[float]
 ) -> float:
-    """The number `ridge`, or what "gcv" or "press" choose from `grid`; "press" wants the rows of the head."""
+    """Return `ridge` if it is a number, else the value of `grid` that "gcv" or "press" chooses.
+
+    "press" needs the rows of the head.
+    """
     if ridge == "gcv":
         return choose_by_gcv(sums, grid)
     if ridge == "press":
@@ -112,17 +123,17 @@ def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
 
 
 def choose_by_gcv(sums: ClassSums, grid: Sequence[float]) -> float:
-    """The ridge of `grid` with the least generalised cross-validation [Golub, Heath, Wahba 1979], from sums alone.
+    """Return the ridge of `grid` with the least generalised cross-validation [Golub, Heath, Wahba 1979], from sums.
 
     `n RSS / (n - tr S P)^2`, with `P = (S + ridge I)^-1`, `tr S P = p - ridge tr P` and
-    `RSS = n - tr(W^T B) - ridge |W|^2` for one-hot labels [derived]; one factor per ridge, `O(p^3)`, no rows.
+    `RSS = n - tr(W^T B) - ridge |W|^2` for one-hot labels [derived]. Each ridge takes one factorisation, `O(p^3)`.
     """
     n, p, best = sums.n, sums.dim + 1, (math.inf, grid[-1])
     eye = torch.eye(p, dtype=torch.float64, device=sums.second.device)
     for ridge in grid:
         upper, bad = torch.linalg.cholesky_ex(sums.second + ridge * eye, upper=True)
         if int(bad):
-            continue  # rounding exceeds this ridge: the next one is larger
+            continue  # not positive definite in floating point; the grid ascends, so the next ridge is larger
         inverse = torch.linalg.solve_triangular(upper, eye, upper=True)
         weights = inverse @ (inverse.T @ sums.by_class)
         free = n - (p - ridge * float(inverse.square().sum()))
@@ -133,9 +144,10 @@ def choose_by_gcv(sums: ClassSums, grid: Sequence[float]) -> float:
 
 
 def choose_by_press(sums: ClassSums, z: Tensor, y: Tensor, grid: Sequence[float]) -> float:
-    """The ridge of `grid` with the least sum of squared leave-one-out residuals over the rows of the head.
+    """Return the ridge of `grid` with the least sum of squared leave-one-out residuals over the rows of the head.
 
-    From one eigendecomposition `S = V L V^T` and one pass: with `g = V^T h`, `h_i = sum_j g_j^2 / (L_j + ridge)`.
+    It takes one eigendecomposition `S = V L V^T` and one pass over the rows. With `g = V^T h`, the leverage of a row is
+    `sum_j g_j^2 / (L_j + ridge)`.
     """
     values, vectors = torch.linalg.eigh(sums.second)
     ridges = torch.tensor(grid, dtype=torch.float64, device=values.device)
@@ -150,10 +162,10 @@ def choose_by_press(sums: ClassSums, z: Tensor, y: Tensor, grid: Sequence[float]
 
 
 def choose_temperature(loo: LeaveOneOut, y: Tensor) -> float:
-    """The `T` in [1e-3, 10] that gives `softmax(scores / T)` the least mean log-loss, each row scored without itself.
+    """Return the `T` in [1e-3, 10] that minimises the mean log-loss of `softmax(scores / T)` over leave-one-out scores.
 
-    The loss is convex in `1 / T`: the root of its derivative `mean(E_p[score] - score_y)`, by Brent's method. (A search
-    of the minimum itself would stop at half the digits.) Raises DataError where there is no row.
+    The loss is convex in `1 / T`. Brent's method finds the root of its derivative `mean(E_p[score] - score_y)`, because
+    a search for the minimum itself reaches only half as many digits. Raises DataError where there is no row.
     """
     if not len(y):
         raise DataError("no row is left to choose a temperature from; give a fixed one")

@@ -37,25 +37,25 @@ Rows = tuple[Array, Array]  # features (n, d) and labels (n,)
 TENSORS, DESCRIPTION = "ridge_head.safetensors", "ridge_head.json"
 SCHEMA = 1
 GRID = tuple(10.0**e for e in range(-3, 6))
-MANY = 4  # rows above this part of p are worked into the sums at once, with a new factor
+MANY = 4  # more than d / MANY rows are worked into the sums at once, and the factor is computed again
 
 
 class RidgeHead(Estimator):
-    """`W = (S + ridge I)^-1 B` over `h = [z; 1]`, `S = sum h h^T`, `B = sum h onehot(y)^T`; the bias is penalised too.
+    """A ridge classifier `W = (S + ridge I)^-1 B`, `S = sum h h^T`, `B = sum h onehot(y)^T`, `h = [z; 1]`.
 
-    `remove` and `add` leave the head that `fit` gives on the rows that are there then, to rounding, in any order, and
-    without a look at the others: `O(k p^2)` for k rows. The sums are float64; the solution comes from the factor of
-    `S + ridge I`, corrected by its residual, and anew from the sums where the residual stays above `drift`.
+    The bias is penalised too. After `remove` or `add`, in any order, the head equals, up to rounding, the result of
+    `fit` on the rows then present. A change needs only its k rows and costs `O(k p^2)`. Sums are float64. The solution
+    uses the updated factor of `S + ridge I` and a step of refinement, or a new one if the residual exceeds `drift`.
 
-    ridge        on the sums, not on the mean: public and fixed, or "gcv" (chosen from `grid` by generalised
+    ridge        on the sums, not on the mean: a fixed public number, "gcv" (chosen from `grid` by generalised
                  cross-validation, from the sums alone, `O(p^3)` per change) or "press" (by leave-one-out residuals)
-    temperature  scores are divided by it, so that their softmax are probabilities: fixed, or "leave-one-out" (the
-                 least log-loss of rows that are each scored without themselves)
+    temperature  divides the scores before the softmax: a fixed number, or "leave-one-out" (the least log-loss of
+                 leave-one-out scores)
     quantum      features are rounded to multiples of this power of two, so that sums are exact (see ClassSums)
-    drift        on `|B - (S + ridge I) W| / (tr(S + ridge I) |W| + |B|)`
+    drift        bound on the residual `|B - (S + ridge I) W| / (tr(S + ridge I) |W| + |B|)`
 
-    What "press" and "leave-one-out" choose depends on every row: `remove` and `add` then want the rows that are there
-    afterwards, as `kept=(z, y)`, and choose again; else what the removed rows had chosen would stay.
+    The choices of "press" and "leave-one-out" depend on every row. `remove` and `add` then need the rows present
+    afterwards as `kept=(z, y)` and choose again, so that removed rows have no influence on the choice.
 
     Classes without a row get weight 0 and bias -1e4. Fitted: `head_` (its logits are scores / temperature),
     `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_`, `rebuilds_`, and
@@ -92,7 +92,7 @@ class RidgeHead(Estimator):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether `remove` and `add` want the rows that are there afterwards."""
+        """Whether `remove` and `add` need the rows present afterwards."""
         return self.ridge == "press" or self.temperature == "leave-one-out"
 
     @property
@@ -112,9 +112,9 @@ class RidgeHead(Estimator):
 
     @property
     def leave_one_out_(self) -> LeaveOneOut:
-        """Of the rows of `fit`, or those last given as `kept`, in their order; computed when first asked for.
+        """Residuals and leverages of the rows of `fit`, or of the last `kept`, in order; computed on first access.
 
-        Raises DataError where rows changed since: the head does not keep them.
+        Raises DataError where rows have changed since, because the head does not store rows.
         """
         if self._loo is None:
             if self._rows is None:
@@ -123,7 +123,7 @@ class RidgeHead(Estimator):
         return self._loo
 
     def fit(self, z: Array, y: Array, num_classes: int) -> RidgeHead:
-        """Start anew from `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`.
+        """Fit to `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`; earlier rows are discarded.
 
         Raises ValueError for other shapes, DataError naming a row that cannot be used.
         """
@@ -134,7 +134,7 @@ class RidgeHead(Estimator):
         return self.solve((z, y))
 
     def update(self, z: Array, y: Array, num_classes: int | None = None) -> RidgeHead:
-        """Add rows to the sums alone, shard by shard; `solve` then makes the head. `num_classes`: with the first."""
+        """Add rows to the sums only; call `solve` afterwards. The first call must give `num_classes`."""
         if self._sums is None and num_classes is None:
             raise ValueError("the first update needs num_classes")
         known = self._sums
@@ -146,7 +146,7 @@ class RidgeHead(Estimator):
         return self
 
     def solve(self, kept: Rows | None = None) -> RidgeHead:
-        """Choose what is to be chosen and solve from the sums alone, with a new factor."""
+        """Choose the ridge and temperature where they are not fixed, and solve from the sums with a new factor."""
         rows = self._checked(kept)
         self._forget_solution()
         self.ridge_ = choose_ridge(self.ridge, self.sums, rows, self.grid)
@@ -154,21 +154,21 @@ class RidgeHead(Estimator):
         return self._finish(self._factor.solve(self.sums.by_class), rows)
 
     def remove(self, z_f: Array, y_f: Array, kept: Rows | None = None) -> RidgeHead:
-        """Take rows off that were added before; `kept`: the rows left, where a choice needs them.
+        """Remove rows that were added before; `kept`: the remaining rows, where `needs_rows`.
 
-        Raises DataError, with nothing changed, where they cannot be rows of this head as far as its sums tell:
-        more rows of a class than it has, or moments left over that no rows have.
+        Raises DataError and changes nothing where the sums show that they are not rows of this head: a class has
+        fewer rows, or the remaining second moments would not be positive semi-definite.
         """
         return self._change(z_f, y_f, kept, -1)
 
     def add(self, z: Array, y: Array, kept: Rows | None = None) -> RidgeHead:
-        """Add rows; `kept`: all rows then, where a choice needs them."""
+        """Add rows; `kept`: all rows including the new ones, where `needs_rows`."""
         return self._change(z, y, kept, 1)
 
     @torch.no_grad()
     def correct(self, z: Array, old: Array, new: Array, kept: Rows | None = None) -> RidgeHead:
-        """Rows `z (k, d)` with labels `old (k,)` get `new (k,)`: `S` and its factor stay, two columns of `B` change a
-        row. `kept`: all rows, with the new labels. Raises DataError as `remove`."""
+        """Change the labels of rows `z (k, d)` from `old (k,)` to `new (k,)`: two columns of `B` per row, `S` stays.
+        `kept`: all rows with the new labels, where `needs_rows`. Raises DataError as `remove`."""
         z, old = as_labelled(z, old, self.sums.dim, self.sums.num_classes)
         _, new = as_labelled(z, new, self.sums.dim, self.sums.num_classes)
         factor, rows, h = self._solved(), self._checked(kept, self.n_), self.sums.augmented(z)
@@ -180,26 +180,26 @@ class RidgeHead(Estimator):
 
     @torch.no_grad()
     def leave_one_out(self, z: Array, y: Array) -> LeaveOneOut:
-        """Of rows `z (n, d)`, `y (n,)` that are among those of the head, each left out alone; `O(n p^2)`."""
+        """Return residuals and leverages of rows `z (n, d)`, `y (n,)` of the head, each left out alone; `O(n p^2)`."""
         z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
         return leave_one_out(self.sums, self._solved(), self.weights_, z, y)
 
     @torch.no_grad()
     def leave_group_out(self, z: Array, y: Array) -> Tensor:
-        """Residuals `(k, C)` float64 of rows of the head when all of them are left out together:
-        `(I - K)^-1 (Y - H W)`, `K = H P H^T`. Single ones do not add up to it."""
+        """Return the residuals `(k, C)` float64 of rows of the head when all are left out together:
+        `(I - K)^-1 (Y - H W)`, `K = H P H^T`. Leave-one-out residuals do not add up to these."""
         z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
         return leave_group_out(self.sums, self._solved(), self.weights_, z, y)
 
     @torch.no_grad()
     def scores(self, z: Array) -> Tensor:
-        """`W^T h`, `(n, C)` float64: near 1 for the own class, near 0 for others."""
+        """Return `W^T h`, `(n, C)` float64, which approximates 1 for a row's own class and 0 for others."""
         z = torch.from_numpy(z) if isinstance(z, np.ndarray) else z
         return self.sums.augmented(z) @ self.weights_
 
     @torch.no_grad()
     def predict_proba(self, z: Array) -> Tensor:
-        """`softmax(scores / temperature)` over classes that have rows, `(n, C)` float64."""
+        """Return `softmax(scores / temperature)` over the classes that have rows, `(n, C)` float64."""
         logits = self.scores(z) / self.temperature_
         return torch.softmax(logits.masked_fill(self.counts_ == 0, MASKED_BIAS), dim=1)
 
@@ -243,7 +243,7 @@ class RidgeHead(Estimator):
         return self.solve(rows)
 
     def _finish(self, weights: Tensor, rows: tuple[Tensor, Tensor] | None) -> RidgeHead:
-        """Correct `weights` by their residual until it is within `drift`, then make the head."""
+        """Refine `weights` until the residual is within `drift`, with a new factor if needed, and build the head."""
         factor = self._solved()
         weights = weights.masked_fill(self.counts_ == 0, 0.0)
         weights, self.drift_ = self._refined(factor, weights)
@@ -286,7 +286,7 @@ class RidgeHead(Estimator):
             self.__dict__.pop(name, None)
 
     def save(self, directory: Path | str) -> None:
-        """Write sums and settings into an existing directory, JSON last; the rows are in neither."""
+        """Write sums and settings into an existing directory, JSON last; rows are not written."""
         directory = Path(directory)
         save_file(self.sums.tensors(), str(directory / TENSORS))
         chosen = {"ridge": self.ridge_, "temperature": self.temperature_}
@@ -310,7 +310,7 @@ class RidgeHead(Estimator):
         return head._resume(ridge, temperature)
 
     def _resume(self, ridge: float, temperature: float) -> RidgeHead:
-        """Solve from loaded sums, with what was chosen from rows that are not at hand."""
+        """Solve from loaded sums with the recorded ridge and temperature, because the rows are not available."""
         settings = self.ridge, self.temperature
         self.ridge, self.temperature = ridge, temperature
         try:

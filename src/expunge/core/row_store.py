@@ -1,4 +1,4 @@
-"""Feature rows with labels that can be taken out again by their values."""
+"""A store of feature rows with labels, from which rows are removed by their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from expunge.system.errors import DataError
 
 
 class RowStore:
-    """A copy of `z (n, d)` and `y (n,)`, and beside them `shares (n, C)`; the order of rows is not kept."""
+    """A copy of the rows `z (n, d)` and `y (n,)` with their `shares (n, C)`; the order of rows may change."""
 
     def __init__(self, z: Tensor, y: Tensor, shares: Tensor) -> None:
         self.z, self.y, self.shares = z.clone(), y.clone(), shares
@@ -21,14 +21,15 @@ class RowStore:
         self._prints = None
 
     def remove(self, z: Tensor, y: Tensor) -> None:
-        """Take out one row for each row of `z (k, d)`, `y (k,)` with the same values and label.
+        """Remove, for each row of `z (k, d)`, `y (k,)`, one stored row with the same values and label.
 
-        Raises DataError, with nothing changed, naming the first that is not there (any more).
+        Raises DataError and changes nothing where a row is not stored, naming the first such row.
         """
         found = self.find(z.to(self.z), y)
         n, left = len(self.y), len(self.y) - len(found)
         gone = torch.zeros(n, dtype=torch.bool, device=self.y.device).index_fill_(0, found, True)
-        # Rows of the tail fill the holes, so that few are copied; the tail is cleared.
+        # Rows from the end fill the gaps, so that few rows are copied. The end is then cleared, because the tensors
+        # are views of the same memory and would still hold the removed values.
         holes, movers = gone[:left].nonzero()[:, 0], (~gone[left:]).nonzero()[:, 0] + left
         for kept in (self.z, self.y, self.shares):
             kept[holes] = kept[movers]
@@ -37,10 +38,13 @@ class RowStore:
         self._prints = None
 
     def find(self, z: Tensor, y: Tensor) -> Tensor:
-        """Where each of the rows is, every position once, `(k,)` int64. Raises DataError naming one that is not."""
+        """Return the sorted positions `(k,)` int64 of stored rows that equal the given rows, each position once.
+
+        Raises DataError naming the first row that is not stored.
+        """
         order, prints = self._fingerprints()
         own = _fingerprint(z, y)
-        slack = 1e-6 * (1 + own.abs())  # a product over many rows and one over few are rounded otherwise
+        slack = 1e-6 * (1 + own.abs())  # the rounding of a matrix product depends on its number of rows
         low, high = (torch.searchsorted(prints, own + s * slack).tolist() for s in (-1, 1))
         used: set[int] = set()
         for row, (start, end) in enumerate(zip(low, high, strict=True)):
@@ -55,7 +59,7 @@ class RowStore:
         return torch.tensor(sorted(used), dtype=torch.int64, device=self.y.device)
 
     def _fingerprints(self) -> tuple[Tensor, Tensor]:
-        """Positions in the order of their fingerprints, and these."""
+        """Return the positions of rows in ascending order of their fingerprints, and the sorted fingerprints."""
         if self._prints is None:
             prints, order = torch.sort(_fingerprint(self.z, self.y))
             self._prints = order, prints
@@ -63,6 +67,6 @@ class RowStore:
 
 
 def _fingerprint(z: Tensor, y: Tensor) -> Tensor:
-    """A number per row that rows of equal values share up to rounding, `(n,)` float64."""
+    """Return one number per row, `(n,)` float64, which is equal up to rounding for rows of equal values."""
     direction = torch.cos(torch.arange(1, z.shape[1] + 1, device=z.device, dtype=torch.float64)).to(z.dtype)
     return (z @ direction).double() + 1000.0 * y

@@ -1,4 +1,4 @@
-"""Normal noise that nobody can draw again: from the operating system's randomness, kept in no record."""
+"""Normal noise from the operating system's random source, which cannot be reproduced and is not recorded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def secret_normal(*shape: int) -> Tensor:
-    """Standard normal values, float64, by the inverse distribution function of 53 random bits each.
+    """Return standard normal values, float64, by the inverse distribution function of 53 random bits each.
 
-    A generator with a seed would make them a function of the seed. The values lie within 8.3 standard deviations, on a
-    grid of 2^53 quantiles: the noise is that of theory up to floating-point rounding.
+    A seeded generator is not used, because whoever knows the seed could reproduce the noise. The values are quantiles
+    on a grid of 2^53, all within 8.3 standard deviations, so their distribution is exact up to floating-point rounding.
     """
     count = int(np.prod(shape))
     bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)

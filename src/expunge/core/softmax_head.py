@@ -1,4 +1,4 @@
-"""A softmax head with a ridge on all of its weights, from which rows are removed to a stated bound."""
+"""A softmax head with a ridge on all weights, from which rows are removed up to a computed error bound."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from expunge.system.files import read_json, write_json
 
 TENSORS, DESCRIPTION = "softmax_head.safetensors", "softmax_head.json"
 SCHEMA = 1
-# A preconditioner looks at this many rows at least, or this many times the dimension; it need not be exact.
+# The preconditioner need not be exact. It is computed from about max(SAMPLE_ROWS, SAMPLE_TIMES * d) rows.
 SAMPLE_ROWS, SAMPLE_TIMES = 8192, 8
-FLOOR = 0.01  # of the mean curvature of a class: rows that are decided count this much in the preconditioner
+FLOOR = 0.01  # the least weight of a row in the preconditioner, as a share of the mean curvature
 
 
 class SoftmaxHead(Estimator):
     """Minimise `mean cross-entropy + ridge/2 |W|^2` over `W (C, p)` on `h = [z; 1]`, the bias included.
 
-    The objective is strongly convex, so there is one optimum W*, whatever the start, and
-    `|W - W*| <= |gradient| / ridge` (Frobenius norms): `bound_`, for the float64 `weights_`. `head_` holds them
-    rounded to float32, with bias -1e4 for classes without a row. `remove` and `add` start from the present weights with
-    the preconditioner of `fit`, a factor per class of `1/n sum p_c (1 - p_c) h h^T + ridge I`, and stop at the same
-    `tol`.
+    The objective is strongly convex, so the optimum W* is unique and does not depend on the start, and
+    `|W - W*| <= |gradient| / ridge` in Frobenius norms. This is `bound_`, for the float64 `weights_`. `head_` holds the
+    weights rounded to float32, with bias -1e4 for classes without a row. `remove` and `add` start from the present
+    weights, use one preconditioner per class, a factor of `1/n sum p_c (1 - p_c) h h^T + ridge I` that is computed once
+    (see `prepare`), and stop at the same `tol`.
 
-    ridge   on the mean: scikit-learn's LogisticRegression with C = 1 / (ridge n), bias in the features
+    ridge   on the mean of the loss: scikit-learn's LogisticRegression with C = 1 / (ridge n) and the bias as a feature
     tol     on the Euclidean norm of the gradient
-    steps   Newton steps at most; `converged_` is False where they did not suffice
+    steps   the maximal number of Newton steps; `converged_` is False where they did not suffice
 
-    The head keeps the rows (a copy), as the next optimum needs them; `save` writes none, and after `load` it is
-    `refit` that is given those that are left. The preconditioner is made of second moments of rows: once rows were
-    taken out, `save` leaves it out and `refit` drops it, so that nothing of them is kept.
+    The head stores a copy of the rows, because the next optimum needs them. `save` does not write them; after `load`,
+    call `refit` with the remaining rows. The preconditioner contains second moments of rows. Once rows have been
+    removed, `save` omits it and `refit` discards it, so that no trace of them is stored.
 
     Fitted: `head_`, `weights_`, `gradient_norm_`, `bound_`, `converged_`, `steps_`, `products_` (with the Hessian),
     `n_`, `counts_`. Without any row every weight is zero. [methods.md 8]
@@ -65,11 +65,11 @@ class SoftmaxHead(Estimator):
         self.steps = steps
         self._store: RowStore | None = None
         self._blocks: Tensor | None = None
-        self._remembers = False  # whether the preconditioner is of rows that were removed since
+        self._remembers = False  # whether the preconditioner was computed from rows that have been removed since
 
     @property
     def bound_(self) -> float:
-        """An upper bound of `|W - W*|`, Frobenius norm."""
+        """An upper bound on `|W - W*|` in the Frobenius norm."""
         return self.gradient_norm_ / self.ridge
 
     @property
@@ -81,7 +81,7 @@ class SoftmaxHead(Estimator):
         return int(self.counts_.sum())
 
     def fit(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray, num_classes: int) -> SoftmaxHead:
-        """Start anew, from weight zero, on `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`.
+        """Fit from weight zero to `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`.
 
         Raises ValueError for other shapes, DataError naming a row that cannot be used.
         """
@@ -93,16 +93,18 @@ class SoftmaxHead(Estimator):
         return self
 
     def refit(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> SoftmaxHead:
-        """The optimum on these rows, found from the present weights: what is left after a request, where the head was
-        loaded and so has no rows, or to pass rows without a copy. The head does not keep them."""
+        """Find the optimum on these rows from the present weights, without storing the rows.
+
+        Use it where the head was loaded and so has no rows, or to avoid a copy of them. `z` and `y` as in `fit`.
+        """
         z, y = as_labelled(z, y, self.weights_.shape[1] - 1, self.num_classes_)
         self._store = None
         self._solve(SoftmaxProblem(z, y, self.ridge))
-        self._blocks = None  # of the rows before, with those that went
+        self._blocks = None  # computed from the earlier rows, which may include removed ones
         return self
 
     def remove(self, z_f: Tensor | np.ndarray, y_f: Tensor | np.ndarray) -> SoftmaxHead:
-        """Take out rows that were added before. Raises DataError, with nothing changed, naming one that was not."""
+        """Remove rows that were added before. Raises DataError and changes nothing where a row was not, naming it."""
         store = self.prepare()._rows()
         z_f, y_f = as_labelled(z_f, y_f, self.weights_.shape[1] - 1, self.num_classes_)
         problem, less = SoftmaxProblem(store.z, store.y, self.ridge), SoftmaxProblem(z_f, y_f, self.ridge)
@@ -111,7 +113,7 @@ class SoftmaxHead(Estimator):
         return self._resolve(problem.changed(self.weights_, self._point, less, -1), store)
 
     def add(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray) -> SoftmaxHead:
-        """Add rows."""
+        """Add rows `z (k, d)` with labels `y (k,)`."""
         store = self.prepare()._rows()
         z, y = as_labelled(z, y, self.weights_.shape[1] - 1, self.num_classes_)
         problem, more = SoftmaxProblem(store.z, store.y, self.ridge), SoftmaxProblem(z, y, self.ridge)
@@ -119,14 +121,14 @@ class SoftmaxHead(Estimator):
         return self._resolve(problem.changed(self.weights_, self._point, more, 1), store)
 
     def _resolve(self, known: Point, store: RowStore) -> SoftmaxHead:
-        """After rows changed: from what is then known at the present weights, without a pass."""
+        """Solve after rows changed, from the point `known` at the present weights, which saves a pass over the rows."""
         point = dataclasses.replace(known, probabilities=store.shares)
         self._point = self._solve(SoftmaxProblem(store.z, store.y, self.ridge), point)
         store.shares = self._point.probabilities
         return self
 
     def prepare(self) -> SoftmaxHead:
-        """Make the preconditioner of later changes now, at the present optimum; the first change does it otherwise."""
+        """Compute the preconditioner for later changes at the present optimum; otherwise the first change does so."""
         store = self._rows()
         if self._blocks is None and len(store.y):
             self._blocks = class_blocks(SoftmaxProblem(store.z, store.y, self.ridge), store.shares)
@@ -161,7 +163,9 @@ class SoftmaxHead(Estimator):
 
     def save(self, directory: Path | str) -> None:
         """Write weights, settings and, before any removal, the preconditioner into an existing directory, JSON last.
-        The rows are in none."""
+
+        Rows are not written.
+        """
         directory = Path(directory)
         tensors = {"weights": self.weights_.cpu().contiguous(), "counts": self.counts_.cpu()}
         if self._blocks is not None and not self._remembers:
@@ -195,7 +199,7 @@ class SoftmaxHead(Estimator):
 
 
 def gradient_at_zero(z: Tensor, y: Tensor, num_classes: int) -> float:
-    """The norm of the gradient at weight zero, from the class sums."""
+    """Return the norm of the gradient at weight zero, from the class sums."""
     sums = torch.zeros(num_classes, z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, y, z).double()
     counts = torch.bincount(y, minlength=num_classes).double()
     both = torch.cat([sums, counts[:, None]], dim=1)
@@ -203,7 +207,7 @@ def gradient_at_zero(z: Tensor, y: Tensor, num_classes: int) -> float:
 
 
 def _sample(problem: SoftmaxProblem, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """`h` and probabilities of evenly spaced rows, in the dtype of the products."""
+    """Return `h` and the probabilities of evenly spaced rows, in the dtype of the products."""
     n, d = problem.z.shape
     every = max(1, n // max(SAMPLE_ROWS, SAMPLE_TIMES * d))
     z = problem.z[::every].to(problem.dtype)
@@ -211,25 +215,27 @@ def _sample(problem: SoftmaxProblem, probabilities: Tensor) -> tuple[Tensor, Ten
 
 
 def _factor(h: Tensor, weight: Tensor, ridge: float) -> Tensor:
-    """The upper factor of `1/n sum weight_i h_i h_i^T + ridge I`, in the dtype of `h`."""
+    """Return the upper Cholesky factor of `1/n sum weight_i h_i h_i^T + ridge I`, in the dtype of `h`."""
     weight = weight + FLOOR * weight.mean()
     matrix = ((h.T * weight) @ h).double() / len(h)
-    matrix.diagonal().add_(ridge + 1e-7 * float(matrix.diagonal().max()))  # the products may be float32
+    # The products may be float32, so the diagonal is raised by their rounding error as well.
+    matrix.diagonal().add_(ridge + 1e-7 * float(matrix.diagonal().max()))
     upper: Tensor = torch.linalg.cholesky(matrix, upper=True)
     return upper.to(h.dtype)
 
 
 def class_blocks(problem: SoftmaxProblem, probabilities: Tensor) -> Tensor:
-    """A factor per class, `(C, p, p)`: the diagonal blocks of the Hessian, from a sample of rows."""
+    """Return a factor per class, `(C, p, p)`, of the diagonal blocks of the Hessian, from a sample of rows."""
     h, p = _sample(problem, probabilities)
     return torch.stack([_factor(h, q * (1 - q), problem.ridge) for q in p.T])
 
 
 class _Kept:
-    """The preconditioner of an earlier fit, at every step.
+    """The preconditioner of an earlier fit, used at every step.
 
-    Softmax does not see a shift common to all classes: along it the Hessian is `ridge I`, far below the blocks.
-    Gradients and weights sum to zero over classes (from a start that does), so the search stays off that direction.
+    A shift common to all classes does not change the softmax, so along it the Hessian is `ridge I`, far below the
+    blocks. Gradients sum to zero over classes, and so do weights from a start that does. The preconditioner therefore
+    removes that direction from its result.
     """
 
     def __init__(self, blocks: Tensor) -> None:
@@ -247,8 +253,11 @@ class _Kept:
 
 
 class _Shared:
-    """One factor for all classes, made again while the probabilities still change: at weight zero it is that of the
-    ridge head, scaled, and exactly the inverse Hessian where the gradient sums to zero over classes."""
+    """One factor for all classes, computed again at the steps AGAIN, while the probabilities still change.
+
+    At weight zero it is the scaled factor of the ridge head, and exactly the inverse Hessian for gradients that sum to
+    zero over classes.
+    """
 
     AGAIN = (0, 1, 2, 4, 8, 16)
 

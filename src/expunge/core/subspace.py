@@ -5,13 +5,13 @@ angle `t` in `[0, pi/2]`, with `C(t) = cos t A - sin t B` and `E(t)` the sum of 
 
     sqrt(objective) >= (1 - r) cos t + f sin t >= cos t - E(t)      (Cauchy-Schwarz; Ky Fan),
 
-so every eigendecomposition gives a feasible `U` and a lower bound that holds for all `U`. At the optimum both meet:
-`U` spans top eigenvectors of `C(t)`, and `tan t = f / (1 - r)`. That angle is the root of a decreasing function of one
-variable.
+so every eigendecomposition gives a feasible `U` and a lower bound that holds for all `U`. At the optimum the two agree:
+`U` spans the leading eigenvectors of `C(t)`, and `tan t = f / (1 - r)`. That angle is the root of a decreasing function
+of one variable.
 
-A bracketed search finds it, one eigenproblem a trial. It is first made in single precision, for few vectors in many
-dimensions in a block Krylov space; from the angle found there the search in double precision, whose bound is the
-certificate, needs one trial as a rule.
+A bracketed search finds it with one eigenproblem per trial. A first search in single precision (in a block Krylov space
+for few vectors in many dimensions) gives a starting angle. From there the search in double precision, whose bound is
+the certificate, usually needs one trial.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 
 MAX_TRIALS = 80
-SINGLE_TRIALS = 4  # what single precision can say of the angle
+SINGLE_TRIALS = 4  # more trials in single precision do not improve the angle
 KRYLOV_ROUNDS = 3
-KRYLOV_RANK = 32  # up to here a Krylov space of five blocks, three times, costs less than an eigendecomposition
+KRYLOV_RANK = 32  # up to this rank three Krylov spaces of five blocks cost less than an eigendecomposition
 ROUNDING = 1e-14
-CROSSING = 1e-10  # a bracket this narrow (radians) with a jump inside is a crossing of eigenvalues
+CROSSING = 1e-10  # radians; if the excess still changes sign within a bracket this narrow, eigenvalues cross in it
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """`basis (d, s)`, its shares `r` and `f`, the optimum's angle, and `gap`: no basis is better by more than this."""
+    """`basis (d, s)`, its shares `r` (retained) and `f` (forgotten), the angle of the optimum, and `gap`.
+
+    No basis has an objective that is smaller by more than `gap`.
+    """
 
     basis: Matrix
     angle: float
@@ -52,10 +55,10 @@ class Subspace:
 @dataclass(frozen=True)
 class _Trial:
     angle: float  # t
-    basis: Matrix  # top s eigenvectors of C(t)
+    basis: Matrix  # leading s eigenvectors of C(t)
     retained: float
     forgotten: float
-    bound: float  # cos t - E(t), at most sqrt(objective) of any basis
+    bound: float  # cos t - E(t), a lower bound on sqrt(objective) of every basis
 
     @property
     def objective(self) -> float:
@@ -63,13 +66,14 @@ class _Trial:
 
     @property
     def excess(self) -> float:
-        """The angle of this basis' own `(1 - r, f)`, less `angle`: zero at the optimum."""
+        """The angle of this basis' `(1 - r, f)` less `angle`; it is zero at the optimum."""
         return float(np.arctan2(max(self.forgotten, 0.0), max(1 - self.retained, 0.0))) - self.angle
 
 
 def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: float = 1e-7) -> Subspace:
-    """The optimum for positive semi-definite `a`, `b` `(d, d)` of unit trace, to `gap <= tolerance * objective +
-    1e-14`.
+    """Return the optimum for positive semi-definite `a` and `b`, both `(d, d)` of unit trace.
+
+    The search ends at `gap <= tolerance * objective + 1e-14`, at a crossing of eigenvalues, or after MAX_TRIALS.
     """
     single = a.astype(np.float32), b.astype(np.float32)
     if rank <= min(KRYLOV_RANK, a.shape[0] // 12):
@@ -80,7 +84,7 @@ def minimise_subspace_objective(a: Matrix, b: Matrix, rank: int, tolerance: floa
 
 
 def _krylov_angle(a: NDArray[Any], b: NDArray[Any], rank: int) -> float:
-    """The optimum's angle in a block Krylov space: close, and at a fraction of an eigendecomposition's cost."""
+    """Return the optimal angle within a block Krylov space, which approximates the optimum's at a lower cost."""
     angle, block = np.pi / 4, np.random.default_rng(0).standard_normal((a.shape[0], rank), np.float32)
     for _ in range(KRYLOV_ROUNDS):
         c, blocks = _mix(a, b, angle), [block]
@@ -96,7 +100,7 @@ def _krylov_angle(a: NDArray[Any], b: NDArray[Any], rank: int) -> float:
 def _search(
     a: NDArray[Any], b: NDArray[Any], rank: int, tolerance: float, start: float, most: int = MAX_TRIALS
 ) -> Subspace:
-    """Bracketed search over the angle by inverse interpolation, one eigendecomposition a trial."""
+    """Search for the angle by bracketed inverse interpolation, with one eigendecomposition per trial."""
     trials: list[_Trial] = []
     low = high = None
     bound, angle, best = 0.0, start, None
@@ -119,10 +123,11 @@ def _search(
 
 
 def _next_angle(trials: list[_Trial]) -> float:
-    """Where the excess should vanish, by the last trials; the bracket's middle when that leaves it or converges
-    slowly.
+    """Return the angle at which the excess should vanish, interpolated from the last trials.
+
+    It is the middle of the bracket where the interpolation leaves the bracket or converges slowly.
     """
-    # The implied angle decreases in the angle: the root also lies between both of any trial.
+    # The angle of a basis decreases as the trial angle grows, so the root lies between the two in every trial.
     left = max([t.angle if t.excess > 0 else t.angle + t.excess for t in trials])
     right = min([t.angle if t.excess <= 0 else t.angle + t.excess for t in trials])
     middle = 0.5 * (left + right)
@@ -133,16 +138,16 @@ def _next_angle(trials: list[_Trial]) -> float:
     if len(set(y)) < len(y):
         return middle
     guess = 0.0
-    for i in range(len(last)):  # Lagrange's polynomial of angle as a function of excess, at zero
+    for i in range(len(last)):  # Lagrange polynomial of the angle as a function of the excess, at excess 0
         guess += x[i] * float(np.prod([y[j] / (y[j] - y[i]) for j in range(len(last)) if j != i]))
     return guess if left < guess < right else middle
 
 
 def _best_between(a: Matrix, b: Matrix, low: _Trial, high: _Trial) -> _Trial:
-    """The optimum on the geodesic between two bases that are both optimal at (nearly) one angle.
+    """Return the optimum on the geodesic between two bases that are both optimal at (nearly) the same angle.
 
-    Where eigenvalues cross, `(r, f)` jumps along a line on which the bound is constant; a rotation from one basis to
-    the other passes through every point between.
+    Where eigenvalues cross, `(r, f)` jumps along a line on which the bound is constant. A rotation from one basis to
+    the other passes through every point of that line between them.
     """
     left, cosines, right = np.linalg.svd(low.basis.T @ high.basis)
     start, end = low.basis @ left, high.basis @ right.T
@@ -157,7 +162,7 @@ def _best_between(a: Matrix, b: Matrix, low: _Trial, high: _Trial) -> _Trial:
 
     if at(0.0).excess <= 0 or at(1.0).excess >= 0:
         return min(at(0.0), at(1.0), key=lambda t: t.objective)
-    from scipy.optimize import brentq  # an eighth of a second to import
+    from scipy.optimize import brentq  # imported here because it takes an eighth of a second and is rarely needed
 
     return at(float(brentq(lambda share: at(share).excess, 0.0, 1.0, xtol=1e-14)))
 
@@ -173,13 +178,14 @@ def _evaluate(a: Matrix, b: Matrix, basis: Matrix, angle: float, bound: float) -
 
 
 def _mix(a: Matrix, b: Matrix, angle: float) -> Matrix:
-    mixed: Matrix = math.cos(angle) * a - math.sin(angle) * b  # of their precision
+    mixed: Matrix = math.cos(angle) * a - math.sin(angle) * b  # keeps the precision of a and b
     return mixed
 
 
-# scipy's BLAS throughout: the threads of numpy's own wait busily for a while, on the cores that scipy's would use.
+# This module uses scipy's BLAS only. After a product the threads of numpy's own BLAS keep spinning for a while, on the
+# cores that scipy's threads need.
 def _product(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """`left @ right`; without a copy where they are in Fortran's order, as transposes and eigenvectors are."""
+    """Return `left @ right`, without copying arguments in Fortran order, such as transposes and eigenvectors."""
     product: NDArray[Any] = scipy.linalg.get_blas_funcs("gemm", (left, right))(1.0, left, right)
     return product
 
@@ -190,9 +196,9 @@ def _orthonormal(block: NDArray[Any]) -> NDArray[Any]:
 
 
 def _top_eigenvectors(c: NDArray[Any], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The `count` largest eigenvalues, in ascending order, and their eigenvectors `(d, count)`."""
+    """Return the `count` largest eigenvalues, in ascending order, and their eigenvectors `(d, count)`."""
     dim = c.shape[0]
-    if count > dim // 4:  # all of them, by divide and conquer, take less
+    if count > dim // 4:  # computing all of them by divide and conquer is faster
         values, vectors = scipy.linalg.eigh(c, driver="evd", check_finite=False, overwrite_a=True)
         return values[-count:], vectors[:, -count:]
     top = [dim - count, dim - 1]

@@ -1,9 +1,9 @@
-"""TeacherMap: answer for forgotten rows as a model does that never saw them, with a map of the original's features.
+"""TeacherMap: a feature map that makes the model treat forgotten rows as a model that never saw them.
 
-A second model, the teacher, never saw the forgotten rows. Its probabilities say what it takes them for; its features,
-carried into the original's space by `Stitch`, say where it puts them. A small network learns both, and to leave
-retained rows where they are. Relearning above a cut (`expunge.finetune.relearn`) makes a teacher in seconds: it may be
-a poor classifier, since for retained rows the original keeps the word, and for forgotten ones half of it.
+A second model, the teacher, never saw the forgotten rows. A small network learns the teacher's probabilities and
+features for forgotten rows, where `Stitch` maps the features into the original's space, and to leave retained rows
+unchanged. Relearning above a cut (`expunge.finetune.relearn`) makes a teacher in seconds. The teacher may be a poor
+classifier, because the targets for retained rows are the original's, and those for forgotten rows combine the two.
 [derived; measured in docs/relearn.md]
 """
 
@@ -25,14 +25,15 @@ from expunge.core.maps import MlpMap
 from expunge.core.moments import as_features
 from expunge.core.representation_mlp import GUARD_ROWS, Network, shuffled_batches
 
-LEAST = 1e-12  # probability: the logarithm of a belief stays finite
+LEAST = 1e-12  # the least probability, so that logarithms stay finite
 
 
 class Stitch(Estimator):
-    """Another model's features in the space of z: `z ~ A t + a`, by least squares over rows that both models saw.
+    """Map another model's features t into the space of z: `z ~ A t + a`, by least squares over common rows.
 
-    `ridge` is a share of the mean variance of t, added to each: features that say the same do not blow up.
-    Fitted: `weight_ (d, e)` and `bias_ (d,)` float64, `r2_`, the share of the variance of z that it explains.
+    `ridge` is a share of the mean variance of t that is added to each variance, so that collinear features do not give
+    large weights. Fitted: `weight_ (d, e)` and `bias_ (d,)` float64, and `r2_`, the explained share of the variance
+    of z.
     """
 
     weight_: Tensor
@@ -43,8 +44,10 @@ class Stitch(Estimator):
         self.ridge = ridge
 
     def fit(self, t: Tensor, z: Tensor) -> Stitch:
-        """From features of the same rows, `t (n, e)` of the other model and `z (n, d)`. Raises ValueError for shapes
-        that do not fit or values that are not finite."""
+        """Fit to features of the same rows, `t (n, e)` of the other model and `z (n, d)`.
+
+        Raises ValueError where shapes do not fit or values are not finite.
+        """
         t, z = as_features(t).double(), as_features(z).double()
         if len(t) != len(z) or len(t) < 2:
             raise ValueError(f"both models must describe the same rows, at least 2: {tuple(t.shape)}, {tuple(z.shape)}")
@@ -60,26 +63,25 @@ class Stitch(Estimator):
         return self
 
     def __call__(self, t: Tensor) -> Tensor:
-        """`(n, e)` -> `(n, d)` float32."""
+        """Map features `(n, e)` of the other model onto features `(n, d)` float32."""
         return F.linear(t.double(), self.weight_.to(t.device), self.bias_.to(t.device)).float()
 
 
 class TeacherMap(Estimator):
-    """Move forgotten features to where a teacher puts them, and leave retained ones where they are, by Adam.
+    """A ReLU network that moves forgotten features to the teacher's and keeps retained ones, trained by Adam.
 
     L = E_r KL(h(z) || h(f(z))) + E_f KL(q || h(f(z))) + w / tr Cov(z_r) (E_r ||f(z) - z||^2 + E_f ||f(z) - p||^2)
 
-    h is the softmax of the head with forgotten classes masked, which ship masked too. q is the geometric mean, with
-    weights `teacher_share` and the rest, of the teacher's probabilities t and the original's own: q ~ t^a h(z)^(1-a).
-    The one never saw the rows and was trained briefly, the other knows them and answers too much like before; they are
-    wrong in different ways. p are the teacher's features and w is `feature_weight`: the first two terms settle what
-    the head says, the last what a probe of z' finds. f(z) = z + g(z), g a ReLU network of `hidden`
-    widths that starts at 0.
+    h is the softmax of the head with the forgotten classes masked; `head_` is masked likewise. q is the geometric mean
+    of the teacher's probabilities t and the original's own, q ~ t^a h(z)^(1-a), with a = `teacher_share`. The teacher
+    never saw the rows but was trained briefly, and the original was trained on them, so their errors differ. p are the
+    teacher's features and w is `feature_weight`. The first two terms determine the output of the head, the last one
+    what a probe of z' finds. f(z) = z + g(z), where g is a ReLU network of `hidden` widths that is initially 0.
 
-    steps, batch_size   of Adam, each on as many retained as forgotten rows; the rate falls from `lr` to zero
+    steps, batch_size   of Adam; each step uses as many retained as forgotten rows, and the rate falls from `lr` to zero
     max_distortion      as in RepresentationLinear
 
-    Fitted: `map_`, `head_`, `distortion_`, `history_`. The backbone is left as it is, and still carries the rows.
+    Fitted: `map_`, `head_`, `distortion_`, `history_`. The backbone does not change and still encodes the rows.
     """
 
     facts: ClassVar[Facts] = Facts(("classes", "rows"), ("features", "teacher"), "map", "features only", "derived")
@@ -117,10 +119,10 @@ class TeacherMap(Estimator):
         teacher_features: Tensor,
         forget_classes: Sequence[int] = (),
     ) -> TeacherMap:
-        """From features `(n, d)` and `(m, d)`, and the teacher's probabilities `(m, C)` and features `(m, d)`.
+        """Fit to features `(n, d)` and `(m, d)`, and the teacher's probabilities `(m, C)` and features `(m, d)`.
 
-        `forget_classes`: those that no retained row has; they are masked, in the teacher's probabilities too.
-        Raises ValueError for what does not fit together, CollapseError as `max_distortion` says.
+        `forget_classes`: the classes without a retained row; they are masked, also in the teacher's probabilities.
+        Raises ValueError where the arguments do not fit together, CollapseError where `max_distortion` is exceeded.
         """
         z_retain, z_forget = as_features(z_retain, head.dim).float(), as_features(z_forget, head.dim).float()
         teacher_features = as_features(teacher_features, head.dim).float()
@@ -160,7 +162,7 @@ class TeacherMap(Estimator):
         return self
 
     def _target(self, teacher_probabilities: Tensor, z: Tensor, without: Sequence[int]) -> Tensor:
-        """Logarithm of q, `(m, C)`. Raises ValueError for teacher_probabilities that are no probabilities."""
+        """Return the logarithm of q, `(m, C)`. Raises ValueError where `teacher_probabilities` is not valid."""
         if not bool(torch.isfinite(teacher_probabilities).all()) or bool((teacher_probabilities < 0).any()):
             raise ValueError("teacher_probabilities must be probabilities: some are negative or not finite")
         own = self.head_.logits(z).log_softmax(1)

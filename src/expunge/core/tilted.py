@@ -1,7 +1,7 @@
-"""The tilted target: where rows of a forgotten class should go, by the neighbours of their class in the head.
+"""The tilted target: the output distribution for rows of a forgotten class, by the similarity of classes in the head.
 
-After TREW, Ebrahimpour-Boroojeny, Wang and Sundaram (arXiv 2506.20893). Temperature and PCA rank of the similarity
-were not found there; they are arguments here, and the choice of beta is ours.
+After TREW, Ebrahimpour-Boroojeny, Wang and Sundaram (arXiv 2506.20893). The paper does not state the temperature and
+the PCA rank of the similarity, so they are arguments here. The choice of beta is ours.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LARGEST_BETA = 1e4
 
 
 def similarities(weight: Tensor, keep: Tensor, tau: float = 1.0, rank: int | None = None) -> Tensor:
-    """`s (C, C)` float64: row y is softmax over the kept classes j != y of cos(w_y, w_j) / tau, elsewhere 0.
+    """Return `s (C, C)` float64: row y is the softmax of cos(w_y, w_j) / tau over the retained j != y, elsewhere 0.
 
-    weight   head rows `(C, d)`; they are centred, and with `rank` reduced to so many principal components
-    keep     `(C,)` bool, the classes that keep rows
+    weight   head rows `(C, d)`; they are centred, and with `rank` reduced to that many principal components
+    keep     `(C,)` bool, the retained classes
 
-    Raises DataError where a class has no kept neighbour, ValueError for tau <= 0 or rank < 1.
+    Raises DataError where fewer than two classes are retained, ValueError for tau <= 0 or rank < 1.
     """
     if tau <= 0 or (rank is not None and rank < 1):
         raise ValueError(f"tau {tau} must be above 0, and rank {rank} at least 1")
@@ -44,21 +44,22 @@ def similarities(weight: Tensor, keep: Tensor, tau: float = 1.0, rank: int | Non
 
 
 def tilted_target(logits: Tensor, labels: Tensor, keep: Tensor, s: Tensor, beta: float) -> Tensor:
-    """`t_j ~ p_j exp(beta s_yj)` over kept j other than the row's own y, `(b, C)`; beta 0 is the target of DELETE.
+    """Return the target `t_j ~ p_j exp(beta s_yj)` over retained j other than the row's own class y, `(b, C)`.
 
-    It is the distribution nearest to the masked `p` in KL(t || p) among those with the same mean of s_y.
+    beta 0 gives the target of DELETE. Among the distributions with the same mean of s_y, it is the one nearest to the
+    masked `p` in KL(t || p).
     """
     out = (logits + beta * s.to(logits)[labels]).masked_fill(~keep, -torch.inf)
     return out.scatter(1, labels[:, None], -torch.inf).softmax(1)
 
 
 def fit_beta(logits: Tensor, labels: Tensor, keep: Tensor, s: Tensor, mean_output: Tensor) -> float:
-    """The beta at which the targets' mean of s equals that of `mean_output (C,)`, by bisection; 0 or more.
+    """Return the beta >= 0 at which the targets' mean of s equals that of `mean_output (C,)`, by bisection [derived].
 
-    Rows `logits (n, C)` of one class, and the mean probabilities that a teacher which never saw the class gives it.
-    Meant for a retained class that plays the forgotten one, so no retrained model is looked at [derived]. 0 where the
-    teacher tilts less than the original does, LARGEST_BETA where no beta tilts as much. Raises DataError for rows of
-    several classes.
+    `logits (n, C)` are those of rows of one class, and `mean_output` is the mean probability that a teacher which never
+    saw the class gives these rows. The class is meant to be a retained one in the role of the forgotten class, so that
+    no retrained model is used. Returns 0 where the teacher's mean of s is below the original's, LARGEST_BETA where no
+    beta reaches it. Raises DataError for rows of several classes.
     """
     if not len(labels) or bool((labels != labels[0]).any()):
         raise DataError("beta is fitted on the rows of one class; several were given")
@@ -84,8 +85,9 @@ def fit_beta(logits: Tensor, labels: Tensor, keep: Tensor, s: Tensor, mean_outpu
 class Tilt(Estimator):
     """Mask the forgotten classes, and add `beta s_y` to the logits of rows that the original assigns to one of them.
 
-    A closed form: nothing is trained. Rows of the class that the original misread are masked but not tilted. The
-    addition is made to z, by the least change that moves the retained logits so, and the head is masked [derived].
+    This is a closed form without training. Rows of a forgotten class that the original assigns to another class are
+    masked but not tilted. The map adds to z the smallest vector that changes the retained logits by `beta s_y`, and the
+    head is masked [derived].
 
     Fitted: `map_`, a TiltMap; `head_`; `similarities_ (C, C)`.
     """
@@ -104,15 +106,18 @@ class Tilt(Estimator):
         self.rank = rank
 
     def fit(self, head: LinearHead) -> Tilt:
-        """Raises ValueError for classes the head does not have, DataError where fewer than two are retained, or where
-        the head has more retained classes than independent rows."""
+        """Fit from the head.
+
+        Raises ValueError for classes that the head does not have, DataError where fewer than two are retained or the
+        retained head rows are linearly dependent.
+        """
         chosen = class_indices(self.classes, head.num_classes)
         keep = torch.ones(head.num_classes, dtype=torch.bool, device=head.weight.device)
         keep[chosen] = False
         self.similarities_ = similarities(head.weight, keep, self.tau, self.rank)
         rows = head.weight[keep].double()
         wanted = self.beta * self.similarities_[chosen][:, keep]
-        # Logits may also all move by the same amount, which changes no probability.
+        # The column of ones lets all logits change by the same amount, which does not change the probabilities.
         free = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         shifts = wanted @ torch.linalg.pinv(free).T
         if float((free @ shifts.T - wanted.T).abs().max()) > 1e-6 * max(1.0, self.beta):

@@ -1,4 +1,4 @@
-"""Representation Unlearning without retained data (arXiv 2601.21564, regime b): head rows stand in for classes."""
+"""Representation Unlearning without retained data (arXiv 2601.21564, regime b): head rows serve as class proxies."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ Proxies = Literal["raw", "scaled", "class-means"]
 
 
 class ZeroShot(Estimator):
-    """What both maps share: proxies of classes, their shares, and the collapse guard.
+    """Base class of both maps: class proxies, class shares, and the collapse guard.
 
     L = sum over retained c of p_c E ||f(w_c + e) - w_c||^2 + beta E_f sum over all c of pi_c ||f(z) - w_c||^2
 
     `w_c` is the proxy of class c, `p` and `pi` are the shares of retained and of all training rows.
 
-    proxies     "raw": head rows, as published; "scaled": head rows brought to the forgotten features' root mean square
-                norm, because head rows and features can differ in norm by an order of magnitude; "class-means": the
-                feature means given to `fit`
-    max_distortion  the collapse guard: the distortion of the map through the head's contrasts, on retained moments
-                where `fit` gets them, else on the scaled proxies (class means) of the retained classes
+    proxies     "raw": head rows, as published; "scaled": head rows scaled to the root mean square norm of the forgotten
+                features, because the norms of head rows and features can differ by an order of magnitude;
+                "class-means": the feature means given to `fit`
+    max_distortion  the collapse guard: the largest accepted distortion of the map through the head's contrasts. It is
+                measured on the retained moments where an affine map's `fit` gets them, else on the proxies of the
+                retained classes (raw ones are scaled first); None disables the guard
 
-    Noise enters the retain term alone; the released code adds it to the forgotten features as well, at every step (its
-    published runs have noise 0, where the two are the same). Fitted: `map_`, `distortion_`, `steps_`, `history_` (the
-    loss along Adam's steps), `proxies_ (C, d)`.
+    Noise is added in the retain term only. The released code also adds it to the forgotten features at every step; its
+    published runs have noise 0, for which the two agree. Fitted: `map_`, `distortion_`, `steps_`, `history_` (the loss
+    at Adam's steps), `proxies_ (C, d)`.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -57,7 +58,7 @@ class ZeroShot(Estimator):
         forget_classes: int | Sequence[int] | None,
         class_means: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Set `proxies_`; return the shares of retained classes `(C,)` and the mean proxy `(d,)`."""
+        """Set `proxies_`, and return the shares of retained classes `(C,)` and the mean proxy `(d,)`."""
         counts = torch.as_tensor(class_counts, dtype=torch.float64, device=forget.device)
         if counts.shape != (head.num_classes,):
             raise ValueError(f"class_counts must have {head.num_classes} entries, got {tuple(counts.shape)}")
@@ -79,7 +80,7 @@ class ZeroShot(Estimator):
     def _guarded(
         self, fitted: FeatureMap, forget: Moments, head: LinearHead, kept_shares: Tensor, retain: Moments | None
     ) -> FeatureMap:
-        """The map, where it does not ruin the model. Raises CollapseError."""
+        """Set `distortion_` and return the map. Raises CollapseError where `max_distortion` is exceeded."""
         self.distortion_ = self._distortion(fitted, forget, head, kept_shares, retain)
         refuse_collapse(self.distortion_, self.max_distortion, type(self).__name__)
         return fitted
@@ -97,10 +98,10 @@ class ZeroShot(Estimator):
 
 
 class RepresentationZeroShot(ZeroShot):
-    """The affine map of least loss, from moments or rows: "exact" [derived] or by "adam". See ZeroShot.
+    """The affine map of least loss, from moments or rows, by the "exact" solver [derived] or "adam"; see ZeroShot.
 
-    `published(...)` is the published configuration. Fitted besides: `objective_`, the loss without the proxies'
-    variance.
+    `published(...)` is the published configuration. Also fitted: `objective_`, the loss without the constant variance
+    of the proxies.
     """
 
     objective_: float
@@ -129,7 +130,7 @@ class RepresentationZeroShot(ZeroShot):
 
     @classmethod
     def published(cls, beta: float) -> RepresentationZeroShot:
-        """The published configuration: raw head rows, Adam 1e-3, ten passes over the forget set, no guard. [code]"""
+        """Return the published configuration: raw head rows, Adam 1e-3, ten forget-set passes, no guard. [code]"""
         return cls(beta, "adam", "raw", steps="published", max_distortion=None)
 
     def fit(
@@ -141,9 +142,11 @@ class RepresentationZeroShot(ZeroShot):
         class_means: Tensor | None = None,
         retain: Moments | None = None,
     ) -> RepresentationZeroShot:
-        """`class_counts (C,)` are training rows per class; `forget_classes` is None for requests of single rows.
+        """Fit from the forgotten features, rows `(n, d)` or their moments.
 
-        `class_means (C, d)` is needed for those proxies, `retain` only sharpens the guard. Raises CollapseError.
+        `class_counts (C,)` are the training rows per class. `forget_classes` is None where the request is for rows.
+        `class_means (C, d)` is needed for the proxies "class-means". `retain` is only used by the guard. Raises
+        ValueError where arguments do not fit together, CollapseError where `max_distortion` is exceeded.
         """
         check_choice("solver", self.solver, ("exact", "adam"))
         moments = forget if isinstance(forget, Moments) else Moments.of(forget)
@@ -157,7 +160,7 @@ class RepresentationZeroShot(ZeroShot):
 
 
 class RepresentationZeroShotMlp(ZeroShot):
-    """A ReLU network of `hidden` widths, fitted to rows by Adam. See ZeroShot and RepresentationMlp.
+    """A ReLU network of `hidden` widths, trained on rows by Adam; see ZeroShot and RepresentationMlp.
 
     `published(...)` is the published configuration.
     """
@@ -190,7 +193,7 @@ class RepresentationZeroShotMlp(ZeroShot):
 
     @classmethod
     def published(cls, beta: float, seed: int = 0) -> RepresentationZeroShotMlp:
-        """The published configuration: raw head rows, Adam 1e-3, ten passes over the forget set, no guard. [code]"""
+        """Return the published configuration: raw head rows, Adam 1e-3, ten forget-set passes, no guard. [code]"""
         return cls(beta=beta, proxies="raw", init="published", steps="published", seed=seed, max_distortion=None)
 
     def fit(
@@ -201,7 +204,7 @@ class RepresentationZeroShotMlp(ZeroShot):
         forget_classes: int | Sequence[int] | None = None,
         class_means: Tensor | None = None,
     ) -> RepresentationZeroShotMlp:
-        """From forgotten features `(n, d)`; the other arguments as for RepresentationZeroShot. Raises CollapseError."""
+        """Fit to forgotten features `(n, d)`; other arguments and errors are as for RepresentationZeroShot."""
         moments = Moments.of(z_forget)
         kept_shares, target = self._shares(moments, head, class_counts, forget_classes, class_means)
         self.steps_ = step_count(self.steps, self.epochs, moments.n, self.batch_size)
@@ -229,7 +232,7 @@ class RepresentationZeroShotMlp(ZeroShot):
 def zero_shot_problem(
     forget: Moments, proxies: Tensor, kept_shares: Tensor, target: Tensor, beta: float, noise_scale: float
 ) -> LeastSquares:
-    """The loss above as a least-squares problem; `target` is the mean proxy, sum over all c of pi_c w_c. [derived]"""
+    """Return the loss of ZeroShot as a least-squares problem; `target` is the mean proxy, sum of pi_c w_c. [derived]"""
     weight = forget_weight(beta, "per-dimension", forget.dim)
     augmented = torch.cat([proxies, proxies.new_ones(len(proxies), 1)], dim=1)
     second = forget.second(augmented=True)
@@ -240,5 +243,5 @@ def zero_shot_problem(
 
 
 def _norm_ratio(forget: Moments, rows: Tensor) -> Tensor:
-    """Root mean square norm of the forgotten features over that of `rows`."""
+    """Return the root mean square norm of the forgotten features divided by that of `rows`."""
     return (forget.second().trace() / rows.square().sum(1).mean()).sqrt()

@@ -1,7 +1,7 @@
 """Methods that change weights below the head.
 
 May import core, models and system.
-Start with `loop.py`, the training loop that they share, and `retained.py`, the shortest method.
+Start with `loop.py`, the training loop that most of them share, and `retained.py`, the shortest method.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ from expunge.finetune.short_retrain import ShortRetrain
 from expunge.finetune.ssd import Ssd
 from expunge.finetune.trew import Trew
 
-# All share `fit(classifier, images, labels, retain_rows, forget_rows)`, and `classifier_` and `history_` afterwards.
+# All have `fit(classifier, images, labels, retain_rows, forget_rows)`, which sets `classifier_` and `history_`.
 METHODS: dict[str, type[Estimator]] = {
     "fine-tune": FineTune,
     "neggrad-plus": NegGradPlus,
@@ -64,8 +64,8 @@ METHODS: dict[str, type[Estimator]] = {
     "short-retrain": ShortRetrain,
 }
 
-# The defaults are for whole classes. For rows of classes that stay, these keep the accuracy; see docs/finetune.md for
-# how little they forget.
+# The defaults are for whole classes. For rows of retained classes these arguments preserve the accuracy;
+# docs/finetune.md shows how little they forget.
 FOR_SAMPLES: dict[str, Mapping[str, Any]] = {
     "neggrad-plus": {"cap": 0.5},
     "random-labels": {"factor": 0.2, "retain_share": 1.0},

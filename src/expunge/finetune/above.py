@@ -1,9 +1,9 @@
-"""`model.training: above`: what lies above a cut, trained from its public weights on activations of public layers.
+"""`model.training: above`: the layers above a cut, trained from their public weights on activations of public layers.
 
-Activations are computed one input at a time, so those of a row depend on that row and the layers below alone: with
-other rows gone, every byte of what is left is the same. Training draws its order and its new head from the seed and the
-number of rows. So training again without some rows, from kept activations, gives bit for bit the weights of training
-on a dataset that never had them, on one machine (docs/exact.md).
+Activations are computed one input at a time, so that those of a row depend only on that row and the layers below the
+cut, and do not change when other rows are removed. Training draws its order and its new head from the seed and the
+number of rows. Training again without some rows, from the stored activations, therefore gives bit for bit the weights
+of training on a dataset that never contained them, on the same machine (docs/exact.md).
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from expunge.models.sharded import unsharded
 from expunge.system.errors import QualityError
 from expunge.system.files import digest_of
 
-ALONE = 1  # inputs at a time
+ALONE = 1  # batch size; a batch's size may decide which kernel is chosen, and with it the rounding (docs/exact.md)
 
 
 def activations_alone(classifier: Classifier, dataset: Dataset, cut: str, work: Path) -> Activations:
-    """Activations float16 of all training rows, in dataset order, behind `cut`, memory-mapped.
+    """Return the activations behind `cut` of all training rows, float16, in dataset order, memory-mapped.
 
-    They are fetched once, each row alone, into a file below `work` that is named by dataset and lower layers.
+    They are computed once, one row at a time, into a file below `work` whose name is a digest of the dataset and the
+    layers below the cut.
     """
     mapped: Activations = np.load(_file(classifier, dataset, cut, work, _lower(classifier, cut)), mmap_mode="r")
     return mapped
@@ -56,8 +57,11 @@ def _file(classifier: Classifier, dataset: Dataset, cut: str, work: Path, lower:
 
 
 def keep(classifier: Classifier, dataset: Dataset, cut: str, work: Path, out: Path) -> str:
-    """Write these activations to `out`, a second name of the same file where the disk can, and return the digest of the
-    layers below the cut. Files of other datasets and lower layers go."""
+    """Write the activations to `out` and return the digest of the layers below the cut.
+
+    `out` is a hard link where the file system supports it, else a copy. Activation files of other datasets and other
+    layers are deleted.
+    """
     lower = _lower(classifier, cut)
     path = _file(classifier, dataset, cut, work, lower)
     try:
@@ -75,7 +79,7 @@ def _lower(classifier: Classifier, cut: str) -> str:
 
 
 def train_rows(dataset: Dataset) -> NDArray[np.int64]:
-    """Positions of the training rows, the rows of the activations."""
+    """Return the positions of the training rows in the dataset; the activations have one row for each."""
     return np.flatnonzero(dataset.splits() == TRAIN)
 
 
@@ -88,8 +92,9 @@ def train_above(
 ) -> Relearn:
     """Train by `recipe`, the arguments of `Relearn`, on `rows` of `activations` and of `labels` `(len(activations),)`.
 
-    Of `classifier` only the layers below the cut count; `classifier_` of the result has a description that says how it
-    was made. Raises QualityError where these layers changed on the way, and what `Relearn.fit` raises.
+    Only the layers of `classifier` below the cut influence the result. The description of the fitted `classifier_`
+    records the recipe and the digest of these layers. Raises QualityError where training changed them, and the errors
+    of `Relearn.fit`.
     """
     cut = recipe["cut"]
     lower = _lower(classifier, cut)

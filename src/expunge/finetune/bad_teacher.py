@@ -1,4 +1,4 @@
-"""Bad Teacher: the original teaches retained rows, an untrained network the forgotten ones."""
+"""Bad Teacher: distillation from the original on retained rows and from an untrained network on forgotten ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from expunge.models.classifier import Classifier
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class BadTeacher(Updater):
-    """KL(teacher || student) at temperature 1, retained and forgotten rows shuffled together; arXiv 2205.08096.
+    """Minimise KL(teacher || student) at temperature 1 on retained and forgotten rows shuffled together.
 
-    The teacher of a forgotten row is the same architecture with fresh weights, of a retained row the original. The sum
-    over classes is averaged over rows only: dividing it by the number of classes as well, as is often done by
-    accident, weakens every step. As published, an epoch looks at 30 % of the retained rows.
-    Arguments as in Updater.
+    From arXiv 2205.08096. The teacher of a retained row is the original, and that of a forgotten row is the same
+    architecture with fresh weights. KL is a sum over classes and a mean over rows. A mean over classes as well, a
+    common mistake, would make every step smaller. As published, an epoch uses 30 % of the retained rows. Arguments as
+    in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -47,8 +47,10 @@ class BadTeacher(Updater):
 
 
 def untrained(classifier: Classifier, seed: int) -> Classifier:
-    """A copy in eval mode with fresh weights: each layer's own start, and where a module has none for its parameters
-    (class tokens, position embeddings), the trained values in random order.
+    """Return a copy in eval mode with fresh weights.
+
+    Each layer is initialised by its own `reset_parameters`. Parameters of modules without one (class tokens, position
+    embeddings) get the trained values in random order.
     """
     fresh = copy.deepcopy(classifier)
     with torch.random.fork_rng(), torch.no_grad():

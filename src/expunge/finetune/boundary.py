@@ -1,4 +1,4 @@
-"""Boundary unlearning: forgotten rows go where the decision boundary is nearest, or to a class that is then removed."""
+"""Boundary unlearning: forgotten rows are moved across the nearest boundary, or to a class that is then removed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ FACTS = Facts(("classes",), ("images",), "weights", "passes over forgotten rows"
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class BoundaryShrink(Updater):
-    """CE of forgotten rows to the class across the nearest boundary; Chen et al., arXiv 2303.11570.
+    """Minimise the CE of forgotten rows to the class across the nearest boundary; Chen et al., arXiv 2303.11570.
 
-    `x' = x + eps sign(dCE/dx)` under the original; the new label is the class of x' that the original believes in most
-    among the classes that keep rows. The published code takes any class: where the attack fails, that is the row's
-    own, which is taught again.
+    `x' = x + eps sign(dCE/dx)` under the original. The new label is the retained class to which the original gives the
+    largest probability at x'. The published code allows every class: where the attack fails, the label is the row's
+    own class, which is then trained again.
 
-    eps    of the pixel range
-    soft   teach the original's probabilities of x' over the classes that stay instead of their largest [derived]
+    eps    as a share of the pixel range
+    soft   use the original's probabilities of x' over the retained classes as targets, not their largest [derived]
 
-    An epoch is a pass over the forgotten rows; retained rows are not looked at and `retain_share` has no effect. Whole
+    An epoch is a pass over the forgotten rows; retained rows are not used and `retain_share` has no effect. Whole
     classes only. Batch norm: running statistics. Other arguments as in Updater.
     """
 
@@ -60,10 +60,10 @@ class BoundaryShrink(Updater):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class BoundaryExpand(Updater):
-    """Forgotten rows are taught a class C + 1 that is then taken out of the head; Chen et al., arXiv 2303.11570.
+    """Train forgotten rows to a class C + 1, which is then removed from the head; Chen et al., arXiv 2303.11570.
 
-    An epoch is a pass over the forgotten rows; retained rows are not looked at and `retain_share` has no effect. The
-    new row of the head is drawn with `seed`, as a fresh layer's. Whole classes only. Batch norm: running statistics.
+    An epoch is a pass over the forgotten rows; retained rows are not used and `retain_share` has no effect. The new row
+    of the head is drawn with `seed` like that of a fresh layer. Whole classes only. Batch norm: running statistics.
     """
 
     facts: ClassVar[Facts] = FACTS
@@ -89,14 +89,14 @@ class BoundaryExpand(Updater):
 
 
 def across(run: Run, rows: Index, eps: float) -> Tensor:
-    """The original's logits `(b, C)` of the rows after one step of the sign of their loss's gradient."""
+    """Return the original's logits `(b, C)` of the rows after one step along the sign of the loss gradient."""
     preprocess = run.original.preprocess
     if not isinstance(preprocess, Preprocess):
         raise ConfigError(f"{type(run.options).__name__} changes pixels; a classifier of texts has none")
     x = preprocess(run.images[rows]).to(run.device).requires_grad_()
     loss = cross_entropy(run.original(x).float(), run.y(rows), reduction="sum")
     [slope] = torch.autograd.grad(loss, [x])
-    # Pixels in [0, 1] are divided by the deviation on their way in.
+    # The network's input is normalised: pixels in [0, 1] are divided by the standard deviation, and so is the step.
     step = eps / x.new_tensor(preprocess.std).view(1, -1, 1, 1)
     with torch.no_grad():
         out: Tensor = run.original(x + step * slope.sign())
@@ -104,7 +104,7 @@ def across(run: Run, rows: Index, eps: float) -> Tensor:
 
 
 def grown(head: nn.Linear, seed: int) -> nn.Linear:
-    """`head` with one output more, the last."""
+    """Return a copy of `head` with one additional output, the last."""
     new = bare_linear(head.in_features, head.out_features + 1, head.weight.device)
     generator = torch.Generator().manual_seed(seed)
     row = torch.empty(head.in_features).uniform_(-1, 1, generator=generator) / math.sqrt(head.in_features)
@@ -115,7 +115,7 @@ def grown(head: nn.Linear, seed: int) -> nn.Linear:
 
 
 def bare_linear(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
-    """A linear layer that is yet to be filled: drawing its weights would move the global generator."""
+    """Return a linear layer without initial values, because drawing them would advance the global generator."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device)  # type: ignore[no-untyped-call]
     assert isinstance(layer, nn.Linear)
     return layer

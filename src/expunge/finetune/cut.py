@@ -1,4 +1,4 @@
-"""Activations at a cut inside the backbone: fetched once, they stand for the inputs in every later request."""
+"""Activations at a cut inside the backbone, computed once and used in place of the inputs in every later request."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from expunge.models.preprocess import Inputs
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.progress import progress
 
-# Images: rows (n, h, w, c), whose batch permuted is channels-last, or (n, t, c) for tokens, (n, c) for vectors.
-# Texts: (n, t, c), t of the longest, NaN behind the end of a text.
+# Images: (n, h, w, c), which becomes a channels-last batch when permuted; (n, t, c) for tokens, (n, c) for vectors.
+# Texts: (n, t, c), where t is the length of the longest text; positions behind the end of a text are NaN.
 Activations = NDArray[np.float16] | NDArray[np.float32]
 OUTSIDE = float("nan")
 
 
 def cuts(classifier: Classifier) -> tuple[str, ...]:
-    """Names of the modules behind which `classifier` can be cut, the deepest cut (nearest the input) first."""
+    """Return the names of the modules behind which `classifier` can be cut, the deepest (nearest the input) first."""
     return cut_names(classifier)
 
 
@@ -38,11 +38,12 @@ def fetch_activations(
     dtype: str = "float16",
     batch_size: int = 500,
 ) -> Activations:
-    """Activations of `inputs`, uint8 images (n, h, w[, c]) or texts, behind the module `cut`, computed in fp32.
+    """Return the activations of `inputs`, uint8 images (n, h, w[, c]) or texts, behind the module `cut`.
 
-    `dtype`: "float16" (half the space; rounding about 5e-4 of a value) or "float32". With `path` the array is written
-    there as `.npy` while it is made and returned memory-mapped, so that memory does not grow with rows.
-    Raises ConfigError for an unknown cut, DataError where an activation does not fit the type.
+    They are computed in fp32. `dtype` is "float16" (half the space, relative rounding error about 5e-4) or "float32".
+    With `path` the array is written there as `.npy` during the computation and returned memory-mapped, so that memory
+    does not grow with the number of rows. Raises ConfigError for an unknown cut or dtype, DataError without inputs or
+    where an activation is out of the range of the dtype.
     """
     split = split_at_cut(classifier, cut)
     if dtype not in ("float16", "float32"):
@@ -97,20 +98,20 @@ def _stored(a: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Activations as `Split.above` takes them, fp32, and for texts the positions inside each text."""
+    """A batch of activations for `Split.above`, fp32, and for texts a mask of the positions inside each text."""
 
     activations: Tensor
     inside: Tensor | None
 
 
 def rows_of(activations: Activations, rows: Tensor) -> Tensor:
-    """The activations of `rows` as the model gives them: maps `(n, c, h, w)` in channels-last order."""
+    """Return the activations of `rows` in the model's layout; feature maps are `(n, c, h, w)`, channels-last."""
     a = torch.from_numpy(activations[rows.numpy()])
     return a.permute(0, 3, 1, 2) if a.ndim == 4 else a
 
 
 def batch_of(split: Split, activations: Activations, rows: Tensor) -> Batch:
-    """The activations of `rows` on the classifier's device; texts only as long as the longest among them."""
+    """Return the activations of `rows` on the classifier's device; texts are cut to the longest among them."""
     a = rows_of(activations, rows).float().to(split.classifier.head.weight.device)
     if not split.texts:
         return Batch(a, None)
@@ -120,5 +121,5 @@ def batch_of(split: Split, activations: Activations, rows: Tensor) -> Batch:
 
 
 def features_of(split: Split, batch: Batch) -> Tensor:
-    """Features `(n, d)` of a batch of activations."""
+    """Return the features `(n, d)` of a batch of activations."""
     return split.above(batch.activations, batch.inside)

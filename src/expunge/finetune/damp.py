@@ -1,4 +1,4 @@
-"""DAMP: each layer loses what the forgotten class's prototype has and retained prototypes do not, more with depth."""
+"""DAMP: each layer's weights lose the part of the forgotten class's prototype outside the retained ones' span."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from expunge.system.errors import DataError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Damp(Estimator):
-    """`W <- W (I - s_l U U')`, U the forgotten prototypes' residuals against the retained ones; nothing is trained.
+    """Set `W <- W (I - s_l U U')`, U a basis of the forgotten prototypes' residuals; nothing is trained.
 
-    After DAMP, arXiv 2604.15166, of which only an outline was at hand: a reconstruction. A prototype is the mean over a
-    class's rows and positions of what the layer reads; the residual is its part outside the span of the retained
-    classes' prototypes, so their mean inputs are answered as before, exactly, layer by layer. `s_l` rises with depth
-    from 0 to `strength`: s_l = strength ((l + 1) / layers) ** growth.
+    After DAMP, arXiv 2604.15166, of which only an outline was available: a reconstruction. A prototype is the mean of a
+    layer's inputs over the rows and positions of a class. Its residual is its part outside the span of the retained
+    classes' prototypes, so the outputs of each layer for these prototypes do not change. `s_l` grows with depth up to
+    `strength`: s_l = strength ((l + 1) / layers) ** growth.
 
-    rows   per class, of which prototypes are taken, drawn with `seed`; None takes all
+    rows   rows per class from which prototypes are computed, drawn with `seed`; None takes all
 
-    Convolutions (ungrouped) and linear layers, the head included; biases and batch norm stay. Whole classes only. In a
-    layer that reads no more directions than there are retained classes there is no residual. Fitted: `classifier_`,
+    It changes ungrouped convolutions and linear layers, the head included; biases and batch norm do not change. Whole
+    classes only. A layer with no more input directions than retained classes has no residual. Fitted: `classifier_`,
     `history_` (one entry), `residuals_`, name -> the residuals' share of the prototypes' length.
     """
 
@@ -60,7 +60,7 @@ class Damp(Estimator):
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
-        """As Updater.fit. Raises DataError where a forgotten class keeps rows."""
+        """Unlearn `forget_rows`, arguments as in Updater.fit. Raises DataError where a forgotten class keeps rows."""
         y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
         partly = np.intersect1d(y[retain], y[forget])
         if len(partly):
@@ -87,7 +87,7 @@ class Damp(Estimator):
     def _prototypes(
         self, model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index
     ) -> dict[str, Tensor]:
-        """Mean inputs `(classes, k)` float64 of every layer, in the order of the network."""
+        """Return the mean inputs `(classes, k)` float64 of every layer, in the order of the network."""
         rng = np.random.default_rng([self.seed, RELABEL])
         found: dict[str, list[Tensor]] = {}
         for c in np.unique(labels[rows]):
@@ -121,8 +121,10 @@ class Damp(Estimator):
 
 
 def residual_basis(kept: Tensor, forgotten: Tensor) -> tuple[Tensor, float]:
-    """An orthonormal basis `(k, r)` of what rows of `forgotten (f, k)` have outside the span of those of `kept (c, k)`,
-    and that part's share of their length, in [0, 1]."""
+    """Return an orthonormal basis `(k, r)` of the residuals of `forgotten (f, k)`, and their share of its length.
+
+    The residuals are the parts of the rows outside the span of the rows of `kept (c, k)`. The share is in [0, 1].
+    """
     _, values, vectors = torch.linalg.svd(kept, full_matrices=False)
     span = vectors[values > 1e-10 * values[0]]
     residual = forgotten - forgotten @ span.T @ span

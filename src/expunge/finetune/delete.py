@@ -1,4 +1,4 @@
-"""DELETE: the original's own opinion of forgotten rows, their class struck out, distilled from forgotten rows alone."""
+"""DELETE: distillation of the original's probabilities without the forgotten class, on forgotten rows alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from expunge.system.errors import DataError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Delete(Updater):
-    """KL(softmax(mask(original logits)) || student) on forgotten rows; Zhou et al., arXiv 2503.23751.
+    """Minimise KL(softmax(mask(original logits)) || student) on forgotten rows; Zhou et al., arXiv 2503.23751.
 
     The mask sets the row's own class to -inf, so the target is the original's distribution over the other classes,
-    renormalised. Classes that keep no retained row are struck out too [derived: with several forgotten classes one
-    would else be taught as the other]. An epoch is a pass over the forgotten rows; retained rows are not looked at and
-    `retain_share` has no effect. Made for whole classes: for rows of retained classes it teaches a wrong answer.
-    Batch norm: running statistics. Other arguments as in Updater.
+    renormalised. Classes without a retained row are masked too [derived: otherwise, of several forgotten classes one
+    would be a target for another]. An epoch is a pass over the forgotten rows; retained rows are not used and
+    `retain_share` has no effect. The method is for whole classes: for rows of retained classes its target is a wrong
+    class. Batch norm: running statistics. Other arguments as in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -47,6 +47,6 @@ class Delete(Updater):
 
 
 def masked_target(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-    """Probabilities `(b, C)` of `logits` without each row's own class and the classes outside `keep (C,)`."""
+    """Return the softmax `(b, C)` of `logits` without each row's own class and the classes outside `keep (C,)`."""
     out = logits.masked_fill(~keep, -torch.inf)
     return softmax(out.scatter(1, labels[:, None], -torch.inf), 1)

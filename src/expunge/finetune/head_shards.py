@@ -1,7 +1,7 @@
-"""`model.shards` for a frozen backbone: a head for each shard of the people, and their mean, which is a head again.
+"""`model.shards` for a frozen backbone: one head per shard of subjects, combined into their mean.
 
-For linear heads the mean of log-probabilities is, up to a number per row that no probability depends on, the mean of
-logits: `W = mean W_s`, `b = mean b_s`. For every class it is over the shards that have rows of it, as in
+For linear heads the mean of log-probabilities equals the mean of logits up to a constant per row, which does not change
+probabilities: `W = mean W_s`, `b = mean b_s`. For each class the mean is over the shards that have rows of it, as in
 `models/sharded.py`.
 """
 
@@ -27,8 +27,11 @@ SCHEMA = 1
 
 
 class HeadShards:
-    """`heads`, None for a shard that has too few rows and so no say; `counts_ (S, C)` rows of each class in each; `key`
-    names that by which people were placed. `head_` is the mean."""
+    """One head per shard, and their mean `head_`.
+
+    `heads` holds None for a shard with too few rows, which does not contribute. `counts_ (S, C)` are the rows of each
+    class in each shard. `key` names the key by which subjects were assigned to shards.
+    """
 
     def __init__(self, heads: list[Head | None], counts: NDArray[np.int64], key: str) -> None:
         if all(head is None for head in heads):
@@ -46,8 +49,10 @@ class HeadShards:
         classes: int,
         key: str,
     ) -> HeadShards:
-        """From nothing: `shard (n,)` says in which of `count` the rows `z (n, d)`, `y (n,)` are. Raises DataError where
-        no shard has rows enough."""
+        """Fit new heads; `shard (n,)` is the shard, of `count`, of each of the rows `z (n, d)`, `y (n,)`.
+
+        Raises DataError where no shard has enough rows.
+        """
         heads: list[Head | None] = []
         for number in range(count):
             rows = torch.from_numpy(np.flatnonzero(shard == number))
@@ -56,7 +61,7 @@ class HeadShards:
 
     @property
     def head_(self) -> LinearHead:
-        """Weight `(C, d)` and bias `(C,)`: means, computed in float64."""
+        """The mean head, weight `(C, d)` and bias `(C,)`, computed in float64."""
         weight = bias = None
         for share, head in zip(torch.from_numpy(say(self.counts_)).double(), self.heads, strict=True):
             if head is None:
@@ -68,7 +73,7 @@ class HeadShards:
 
     @property
     def known(self) -> list[Head]:
-        """The heads that have a say."""
+        """The heads of the shards that contribute to the mean."""
         return [head for head in self.heads if head is not None]
 
     def without(
@@ -76,8 +81,10 @@ class HeadShards:
         gone: tuple[Tensor, Tensor, NDArray[np.int64]],
         left: tuple[Tensor, Tensor, NDArray[np.int64]],
     ) -> tuple[HeadShards, list[int]]:
-        """Take the rows `gone` out, `left` are those that stay, each `z (n, d)`, `y (n,)` and shards `(n,)`; heads of
-        other shards are not touched. Also which shards were."""
+        """Remove the rows `gone`; `left` are the remaining rows. Both are `z (n, d)`, `y (n,)` and shards `(n,)`.
+
+        Returns the new heads and the changed shards. Heads of other shards do not change.
+        """
         touched = sorted(set(gone[2].tolist()))
         heads = list(self.heads)
         for number in touched:
@@ -93,8 +100,11 @@ class HeadShards:
         new: Tensor,
         now: tuple[Tensor, Tensor, NDArray[np.int64]],
     ) -> tuple[HeadShards, list[int]]:
-        """Rows `moved`, features `(k, d)`, old labels and shards, get the labels `new (k,)`; `now`: all rows with the
-        labels that hold then. Heads of other shards are not touched. Also which shards were."""
+        """Give the rows `moved`, features `(k, d)`, old labels and shards, the labels `new (k,)`.
+
+        `now` are all rows with the corrected labels. Returns the new heads and the changed shards. Heads of other
+        shards do not change.
+        """
         touched = sorted(set(moved[2].tolist()))
         heads = list(self.heads)
         for number in touched:
@@ -110,7 +120,7 @@ class HeadShards:
         return HeadShards(heads, counts, self.key), touched
 
     def save(self, directory: Path | str) -> None:
-        """Write every head with its state into a folder of its own, what they are last."""
+        """Write every head with its state into a folder of its own, and the JSON description last."""
         directory = Path(directory)
         for number, head in enumerate(self.heads):
             if head is not None:
@@ -139,17 +149,20 @@ class HeadShards:
 
 
 def count_rows(shard: NDArray[np.int64], labels: NDArray[np.integer], count: int, classes: int) -> NDArray[np.int64]:
-    """Rows of each class in each shard, `(count, classes)` int64."""
+    """Return the number of rows of each class in each shard, `(count, classes)` int64."""
     return np.bincount(shard * classes + labels, minlength=count * classes).reshape(count, classes).astype(np.int64)
 
 
 def accuracy_of(heads: Sequence[Head]) -> Mapping[str, Any]:
-    """How near the mean of these heads is to that of heads fitted from nothing, as far as they tell: the largest
-    residual of ridge heads; for softmax heads the largest gradient norm, and a bound on the distance of the mean."""
+    """Return how accurately these heads solve their problems.
+
+    For ridge heads this is the largest residual. For softmax heads it is the largest gradient norm, and a bound on the
+    distance between their mean and the mean of the exact optima.
+    """
     if isinstance(heads[0], RidgeHead):
         return {"residual": max(head.drift_ for head in heads if isinstance(head, RidgeHead))}
     soft = [head for head in heads if isinstance(head, SoftmaxHead)]
-    # A mean of shares that sum to 1 in every class is no farther off than the root of the sum of squares (Jensen).
+    # The weights of the mean sum to 1 in every class, so its error is at most the root of the sum of squares (Jensen).
     bound = float(np.sqrt(sum(head.bound_**2 for head in soft)))
     return {"gradient_norm": max(head.gradient_norm_ for head in soft), "bound": bound}
 
@@ -164,4 +177,4 @@ def _removed(head: Head, out: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor]
         return head.refit(*kept)
     rows = kept if head.needs_rows else None
     head.remove(*out, rows)
-    return head.solve(rows) if head.quantum is not None else head  # exact sums: the bits of a fit from nothing
+    return head.solve(rows) if head.quantum is not None else head  # exact sums give the bits of a new fit

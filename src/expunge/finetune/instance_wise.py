@@ -1,4 +1,4 @@
-"""Instance-wise unlearning (L2UL): away from the labels of forgotten rows, held by adversarial copies of them."""
+"""Instance-wise unlearning (L2UL): ascent on forgotten rows, regularised by adversarial copies of them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ from expunge.system.errors import ConfigError, DataError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class InstanceWise(Updater):
-    """`-CE(forgotten) / (1 + copies) + CE(adversarial) copies / (1 + copies) + lam / 2 sum (1 - O) (w - w0)^2`.
+    """Ascent on forgotten rows and descent on adversarial copies of them; Cha et al., arXiv 2301.11578.
 
-    Cha et al., arXiv 2301.11578. An adversarial copy is a forgotten picture moved until the original takes it for a
-    drawn class of those that stay, under that label: it stands for the retained rows, which are not looked at. O is the
-    sensitivity of outputs on forgotten rows (as in LossFreeSsd), scaled to [0, 1] tensor by tensor, so that weights
-    that forgotten rows do not use stay.
+    The loss is
+    `-CE(forgotten) / (1 + copies) + CE(adversarial) copies / (1 + copies) + lam / 2 sum (1 - O) (w - w0)^2`.
 
-    eps        L2 radius of the copies, in pixels of [0, 1]; published 4, for larger pictures
+    An adversarial copy is a forgotten image after a targeted attack on the original towards a randomly drawn retained
+    class, with that class as its label. The copies replace the retained rows, which are not used. O is the sensitivity
+    of outputs on forgotten rows (as in LossFreeSsd), scaled to [0, 1] per tensor, so that weights that do not affect
+    forgotten rows are penalised most.
+
+    eps        L2 radius of the attack, in pixels of [0, 1]; published 4, for larger images
     step       of each of the `iterations`; published .1 and 100
-    copies     per picture; published 20
-    attacked   at most so many forgotten rows are copied, drawn with `seed`; None copies all, which takes their memory
-    lam        published 1; that holds a network that fits its rows where it is (measured on digits)
-    cap        nats; a forgotten row whose loss has reached it counts no more. None is as published
+    copies     per image; published 20
+    attacked   at most this many forgotten rows are copied, drawn with `seed`; None copies all, all held in memory
+    lam        published 1, which keeps a network that fits its rows from changing (measured on digits)
+    cap        nats; a forgotten row whose loss has reached it no longer contributes. None is as published
 
-    It stops after the epoch in which no forgotten row is read rightly, as published, or with `unseen_rows` none better
-    than those. Accuracy 0 is not what a retrained model shows on rows of classes that stay: a baseline for requests
-    that want the label gone. An epoch is a pass over the forgotten rows; `retain_share` has no effect. Batch norm:
-    running statistics. Pictures only. Other arguments as in Updater.
+    Training stops after the epoch in which no forgotten row is classified correctly, as published, or with
+    `unseen_rows` once the accuracy is no higher than on those. A retrained model does not have accuracy 0 on rows of
+    retained classes, so the published rule is a baseline for requests to remove the label. An epoch is a pass over the
+    forgotten rows; `retain_share` has no effect. Batch norm: running statistics. Images only. Other arguments as in
+    Updater.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -96,7 +100,7 @@ class InstanceWise(Updater):
         return [Phase(epoch, "forgotten", batches(epoch), loss) for epoch in range(self.epochs)]
 
     def _copies(self, run: Run) -> tuple[Tensor, Tensor]:
-        """Adversarial copies, ready for the network, and their labels."""
+        """Return the adversarial copies, as inputs of the network, and their labels."""
         preprocess = run.original.preprocess
         if not isinstance(preprocess, Preprocess):
             raise ConfigError("InstanceWise changes pixels; a classifier of texts has none")
@@ -112,7 +116,7 @@ class InstanceWise(Updater):
 
 
 def other_labels(run: Run, rows: Index, rng: np.random.Generator) -> Index:
-    """For each row a drawn class of those that stay, never its own. Raises DataError where there is none."""
+    """Return for each row a randomly drawn retained class other than its own. Raises DataError where there is none."""
     found = np.empty_like(rows)
     for own in np.unique(run.labels[rows]):
         others = np.setdiff1d(run.retained_classes, [own])
@@ -126,10 +130,10 @@ def other_labels(run: Run, rows: Index, rng: np.random.Generator) -> Index:
 def attack(
     model: Classifier, x: Tensor, target: Tensor, preprocess: Preprocess, eps: float, step: float, iterations: int
 ) -> Tensor:
-    """Targeted L2 descent from `x (b, c, h, w)`, inputs of the network, towards `target (b,)` within `eps` of it.
+    """Return `x (b, c, h, w)`, inputs of the network, after targeted L2 descent to `target (b,)` within radius `eps`.
 
-    `eps` and `step` are in pixels of [0, 1], which `preprocess` normalises. Pixels stay in [0, 1], where `x` is too, so
-    they stay within the ball.
+    `eps` and `step` are in pixels of [0, 1], before `preprocess` normalises them. Pixels are clamped to [0, 1]; since
+    `x` lies in that range, clamping does not leave the ball.
     """
     scale, centre = (x.new_tensor(v).view(1, -1, 1, 1) for v in (preprocess.std, preprocess.mean))
     start = x * scale + centre
@@ -137,7 +141,7 @@ def attack(
     for _ in range(iterations):
         at = ((pixels - centre) / scale).requires_grad_()
         [slope] = torch.autograd.grad(cross_entropy(model(at).float(), target, reduction="sum"), [at])
-        slope = slope / scale  # by pixels
+        slope = slope / scale  # the gradient with respect to pixels
         pixels = pixels - step * slope / lengths(slope).clamp_min(1e-12)
         away = pixels - start
         pixels = (start + away * (eps / lengths(away).clamp_min(1e-12)).clamp_max(1.0)).clamp(0.0, 1.0)
@@ -145,20 +149,20 @@ def attack(
 
 
 def lengths(x: Tensor) -> Tensor:
-    """The L2 norm of each picture, `(b, 1, 1, 1)`."""
+    """Return the L2 norm of each image, `(b, 1, 1, 1)`."""
     norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, 1, 1, 1)
     return norms
 
 
 def scaled(values: Tensor) -> Tensor:
-    """`values` from their least to their largest on [0, 1]; zeros where all are equal."""
+    """Return `values` scaled linearly onto [0, 1]; zeros where all are equal."""
     spread = values.max() - values.min()
     return (values - values.min()) / spread if spread > 0 else torch.zeros_like(values)
 
 
 @torch.no_grad()
 def nothing_read(run: Run) -> bool:
-    """Whether the student reads none of the forgotten rows rightly."""
+    """Whether the student classifies none of the forgotten rows correctly."""
     training = run.student.training
     student = run.student.eval()
     hits = [bool((run.ask(student, part).argmax(1) == run.y(part)).any()) for part in run.split(run.forget)]

@@ -1,4 +1,4 @@
-"""JIT: flatten the network around forgotten rows, from those rows alone."""
+"""JIT: reduce the local Lipschitz constant of the network at forgotten rows, from those rows alone."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from expunge.system.errors import ConfigError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Jit(Updater):
-    """`mean_x mean_j ||f(x) - sg f(x + xi_j)|| / ||xi_j||`; Foster et al., arXiv 2402.01401; f the logits.
+    """Minimise `mean_x mean_j ||f(x) - sg f(x + xi_j)|| / ||xi_j||`, f the logits; Foster et al., arXiv 2402.01401.
 
-    sigma   deviation of the noise, in units of the network's input (pixels after normalisation); x + xi is clamped to
-            the range of the batch
-    draws   noises per row and step
+    `sg` stops the gradient.
 
-    A mean over rows: the published sum makes lr depend on the batch size. No labels, no retained rows; `retain_share`
-    has no effect. With `unseen_rows` it stops after the epoch in which forgotten rows are read no better than those. An
-    epoch is a pass over the forgotten rows. Batch norm: running statistics. Plain SGD. Pictures only.
+    sigma   standard deviation of the noise, in units of the network's input (pixels after normalisation); x + xi is
+            clamped to the range of the batch
+    draws   noise draws per row and step
+
+    The loss is a mean over rows, because with the published sum lr depends on the batch size. It uses neither labels
+    nor retained rows, and `retain_share` has no effect. With `unseen_rows` training stops after the epoch in which the
+    accuracy on forgotten rows is no higher than on those. An epoch is a pass over the forgotten rows. Batch norm:
+    running statistics. Plain SGD. Images only.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -65,7 +68,7 @@ class Jit(Updater):
 
 
 def slope(here: Tensor, there: Tensor, xi: Tensor) -> Tensor:
-    """Mean over rows of ||here - there|| / ||xi||; its gradient is 0 where both agree."""
+    """Return the mean over rows of ||here - there|| / ||xi||; its gradient is 0 where `here` equals `there`."""
     size = torch.linalg.vector_norm(here - there, dim=1) / torch.linalg.vector_norm(xi.flatten(1), dim=1)
     mean: Tensor = size.mean()
     return mean

@@ -1,4 +1,4 @@
-"""What kind of request a fit is given, and the refusal of kinds that a method makes no sense for."""
+"""The kind of a request, whole classes or rows, and the refusal of kinds that a method does not support."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from expunge.system.errors import DataError
 
 
 def forgotten_classes(run: Run) -> Index:
-    """Classes of forgotten rows that keep no retained row, sorted, int64."""
+    """Return the classes of forgotten rows without a retained row, sorted, int64."""
     return np.setdiff1d(run.labels[run.forget], run.labels[run.retain])
 
 
 def need_whole_classes(run: Run, why: str) -> Index:
-    """The forgotten classes. Raises DataError when one of them keeps rows, or fewer than two others stay."""
+    """Return the forgotten classes. Raises DataError when one has retained rows, or fewer than two are retained."""
     partly = np.intersect1d(run.labels[run.forget], run.labels[run.retain])
     name = type(run.options).__name__
     if len(partly):
@@ -40,7 +40,7 @@ def need_rows(run: Run, why: str) -> None:
 
 
 def has_retained_rows(run: Run) -> Tensor:
-    """True for classes with retained rows, `(C,)` bool, on the run's device."""
+    """Return `(C,)` bool on the run's device, True for classes with retained rows."""
     keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)
     keep[torch.from_numpy(run.retained_classes)] = True
     return keep

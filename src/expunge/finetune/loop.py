@@ -1,8 +1,8 @@
-"""What methods that change weights share: a copy of the classifier, the order of rows, and SGD over phases.
+"""The training loop that methods share: a copy of the classifier, the order of rows, and SGD over phases.
 
-Batches that hold retained rows are normalised by their own statistics and move batch norm's running ones. Batches of
-forgotten rows alone are normalised by the running statistics and leave them: those describe what the shipped model
-will see. A method that does otherwise says so.
+Batches with retained rows are normalised by their own statistics and update batch norm's running ones. Batches of
+forgotten rows alone are normalised by the running statistics and do not update them, because these describe the inputs
+of the deployed model. A method that deviates from this documents it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError
 from expunge.system.progress import progress
 
-# What a loss returns: its terms by name. Their sum is minimised, each is reported.
+# A loss returns its terms by name. Their sum is minimised, and each term is reported.
 Terms = dict[str, Tensor]
-RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent streams of one seed
+RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent random streams of one seed
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Part of an epoch: `loss(*batch)` for every batch, a tuple of row indices."""
+    """A part of an epoch: a step on `loss(*batch)` for every batch, which is a tuple of row indices."""
 
     epoch: int
     name: str
@@ -49,18 +49,18 @@ class Phase:
 class Updater(Estimator):
     """Base of the methods that take SGD steps on a copy of the classifier.
 
-    epochs         passes; over which rows, each method says
-    lr             rate of the first step; it falls to zero along a cosine. None: `factor` times the mean rate of the
-                   recipe that trained the classifier
-    factor         None: the method's own, see `steps.py`
-    optimizer      "auto": of the recipe's kind, "sgd" or "adamw"
-    frozen_norm    batch norm keeps its statistics in all batches, as where the recipe trained like that
-    momentum       of SGD, of Nesterov's kind where it is above 0
+    epochs         number of passes; each method documents over which rows
+    lr             learning rate of the first step; it falls to zero along a cosine. None takes `factor` times the mean
+                   rate of the recipe that trained the classifier
+    factor         None takes the method's own, see `steps.py`
+    optimizer      "sgd", "adamw", or "auto", the kind of the recipe
+    frozen_norm    batch norm uses and keeps its running statistics in all batches; also set by a recipe that did so
+    momentum       of SGD, with Nesterov's form where it is above 0
     weight_decay   added to the gradient; decoupled from it under AdamW
-    batch_size     rows of a batch; the last batches of a pass are evened out
-    retain_share   share of the retained rows that an epoch looks at, drawn anew for each
-    precision      "fp32", or "bf16": autocast of the forward pass; losses are float32 either way
-    seed           of orders, draws and dropout: same arguments, data and machine, same weights
+    batch_size     maximal number of rows in a batch; a pass is split into batches of nearly equal size
+    retain_share   share of the retained rows that an epoch uses, drawn anew in each epoch
+    precision      "fp32", or "bf16" for autocast of the forward pass; losses are float32 in both cases
+    seed           of orders, draws and dropout; equal arguments, data and machine give equal weights
 
     Fitted: `classifier_`, a new classifier in eval mode; `history_`, per epoch the means of the loss terms.
     """
@@ -106,12 +106,12 @@ class Updater(Estimator):
         forget_rows: NDArray[Any] | None,
         unseen_rows: NDArray[Any] | None = None,
     ) -> Self:
-        """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is left as it is.
+        """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is not changed.
 
-        `forget_rows` None: no row goes, and `labels` are corrected ones; for methods that look at retained rows alone.
-        `unseen_rows`: rows that `classifier` was never trained on, for the methods that need some; neither test rows
-        nor rows that choose settings. Raises DataError for rows or labels that cannot be used, CollapseError when loss
-        or weights stop being finite.
+        `forget_rows` None means that `labels` were corrected and no row is removed, for methods that use only retained
+        rows. `unseen_rows` are rows that `classifier` was never trained on, for the methods that need them; they must
+        be neither test rows nor rows by which settings are chosen. Raises DataError for unusable rows or labels,
+        CollapseError when loss or weights become non-finite.
         """
         run = Run(self, classifier, images, labels, retain_rows, forget_rows, unseen_rows)
         self.history_ = self._descend(run)
@@ -122,12 +122,12 @@ class Updater(Estimator):
         return run.train(self.phases(run))
 
     def phases(self, run: Run) -> list[Phase]:
-        """What to do, in order."""
+        """Return the phases of the training, in order."""
         raise NotImplementedError
 
 
 class Run:
-    """One fit: the student, which starts as a copy of the given classifier, the original to ask, and the rows."""
+    """The state of one fit: the student (initially a copy of the given classifier), the original, and the rows."""
 
     def __init__(
         self,
@@ -151,13 +151,13 @@ class Run:
         self.norms = [m for m in self.student.modules() if isinstance(m, _BatchNorm)]
         self.device = classifier.head.weight.device
 
-    # Which rows come when.
+    # The order of rows.
 
     def rng(self, stream: int, epoch: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.options.seed, stream, epoch])
 
     def split(self, rows: Index) -> list[Index]:
-        """Batches of at most `batch_size`, as even as can be: batch norm dislikes a last batch of one."""
+        """Split into batches of at most `batch_size` and similar size, since batch norm needs more than one row."""
         return np.array_split(rows, max(1, math.ceil(len(rows) / self.options.batch_size)))
 
     def retained(self, epoch: int) -> list[Index]:
@@ -167,13 +167,13 @@ class Run:
         return self.split(self.rng(FORGET, epoch).permutation(self.forget))
 
     def pairs(self, epoch: int) -> list[tuple[Index, Index]]:
-        """A retained and a forgotten batch each; the side with fewer batches goes round again."""
+        """Return pairs of a retained and a forgotten batch; the side with fewer batches is repeated."""
         retained, forgotten = self.retained(epoch), self.forgotten(epoch)
         n = max(len(retained), len(forgotten))
         return list(zip(islice(cycle(retained), n), islice(cycle(forgotten), n), strict=True))
 
     def mixed(self, epoch: int) -> list[Index]:
-        """Retained and forgotten rows shuffled together."""
+        """Return batches of retained and forgotten rows shuffled together."""
         rows = np.concatenate([self._retained_rows(epoch), self.forget])
         return self.split(self.rng(MIXED, epoch).permutation(rows))
 
@@ -185,24 +185,24 @@ class Run:
     def retained_classes(self) -> Index:
         return np.unique(self.labels[self.retain])
 
-    # What the models say about them.
+    # Outputs of the models.
 
     def y(self, rows: Index) -> Tensor:
         return torch.from_numpy(self.labels[rows]).to(self.device)
 
     def logits(self, rows: Index, frozen_norm: bool = False) -> Tensor:
-        """The student's logits `(b, C)` float32; `frozen_norm`: batch norm uses running statistics, and keeps them."""
+        """Return the student's logits `(b, C)` float32; with `frozen_norm` batch norm keeps its running statistics."""
         return self.logits_of(self.images[rows], frozen_norm)
 
     def logits_of(self, inputs: NDArray[np.uint8] | Tensor, frozen_norm: bool = False) -> Tensor:
-        """As `logits`, of pictures that are no rows: uint8, or preprocessed."""
+        """Return logits as `logits` does, for given images instead of rows, uint8 or preprocessed."""
         self._freeze_norm(frozen_norm)
         with self.autocast():
             out: Tensor = self.student(inputs)
         return out.float()
 
     def features(self, rows: Index, frozen_norm: bool = False) -> Tensor:
-        """The student's z `(b, d)` float32."""
+        """Return the student's features `(b, d)` float32."""
         self._freeze_norm(frozen_norm)
         with self.autocast():
             z = self.student.features(self.images[rows])
@@ -210,7 +210,7 @@ class Run:
 
     @torch.no_grad()
     def ask(self, teacher: Classifier, rows: Index) -> Tensor:
-        """Logits `(b, C)` float32 of a model in eval mode."""
+        """Return the logits `(b, C)` float32 of `teacher`, a model in eval mode."""
         with self.autocast():
             out: Tensor = teacher(self.images[rows])
         return out.float()
@@ -222,7 +222,7 @@ class Run:
         for module in self.norms:
             module.train(not (frozen or self.frozen_norm))
 
-    # Descent.
+    # Training.
 
     def train(
         self,
@@ -232,11 +232,11 @@ class Run:
         adjust: Callable[[Mapping[str, nn.Parameter]], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> list[dict[str, float]]:
-        """SGD on `parameters` (default all of the student's) through the phases; per epoch the means of the terms.
+        """Train `parameters` (None: all of the student's) through the phases; return per epoch the means of the terms.
 
-        `movable` holds a boolean mask per name: a weight outside it keeps its bits, decay and momentum included.
-        `adjust` may change the gradients in place after each backward pass, before decay and mask. `stop`
-        is asked after each phase whether the rest is to be left out.
+        `movable` holds a boolean mask per name; weights outside it do not change, not even by decay or momentum.
+        `adjust` may change the gradients in place after each backward pass, before decay and mask. `stop` is called
+        after each phase; if it returns True, training ends.
         """
         parameters = dict(self.student.named_parameters()) if parameters is None else parameters
         o = self.options
@@ -245,7 +245,7 @@ class Run:
         epochs = 1 + max((phase.epoch for phase in phases), default=0)
         history: dict[int, dict[str, float]] = {}
         self.student.train()
-        # Dropout and the like draw from the global generator: borrow it, and give it back.
+        # Dropout and similar layers draw from the global generator, so its state is restored afterwards.
         with torch.random.fork_rng():
             torch.manual_seed(o.seed)
             for phase in phases:
@@ -278,8 +278,8 @@ class Run:
     def _decay_and_mask(
         self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None, rate: float
     ) -> None:
-        """Decay joins the gradient before the mask, so that neither it nor momentum reaches a weight outside. AdamW's,
-        `rate` times the decay, is taken off the weights inside."""
+        """Add decay to the gradient before masking it, so that neither decay nor momentum changes a weight outside the
+        mask. Under AdamW shrink the weights inside the mask by the factor `1 - rate * decay` instead."""
         decay = self.options.weight_decay
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -313,8 +313,8 @@ def single(batches: Iterable[Index]) -> list[tuple[Index]]:
 
 
 def kl(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(target || softmax(logits)) in nats, a sum over classes and a mean over rows. `target (b, C)`: probabilities.
+    """Return KL(target || softmax(logits)) in nats, summed over classes and averaged over rows; `target (b, C)`.
 
-    Never `reduction="mean"`, which divides by the number of classes too.
+    `reduction="mean"` must not be used here, because it also divides by the number of classes.
     """
     return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")

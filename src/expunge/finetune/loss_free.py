@@ -1,4 +1,4 @@
-"""Loss-free synaptic dampening: as SSD, with the sensitivity of the outputs in place of the Fisher matrix."""
+"""Loss-free synaptic dampening: SSD with the sensitivity of the outputs in place of the Fisher matrix."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from expunge.system.progress import progress
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LossFreeSsd(Ssd):
-    """Foster et al., arXiv 2402.19308, with the importance `O = mean_x | d ||f(x)||^2 / dw |`, f the logits.
+    """Dampening by the importance `O = mean_x | d ||f(x)||^2 / dw |`, f the logits; Foster et al., arXiv 2402.19308.
 
         selected:  O_f > alpha O_r      w <- min(dampening O_r / O_f, 1) w
 
-    O_r is of retained rows. The paper takes all rows, of which the forgotten ones are part: then O_f <= (n / n_f) O and
-    an alpha of n / n_f or more selects nothing [derived]. The absolute value is taken per row, so neither the order of
-    rows nor batches matter. Labels are not used. `fisher` has no effect; the rest as in Ssd.
+    O_r is computed on retained rows. The paper uses all rows, the forgotten ones included: then O_f <= (n / n_f) O, and
+    an alpha of n / n_f or more selects nothing [derived]. The absolute value is taken per row, so the result does not
+    depend on order or batches. Labels are not used and `fisher` has no effect. Other arguments as in Ssd.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -43,7 +43,7 @@ class LossFreeSsd(Ssd):
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
-        """As Updater.fit."""
+        """Unlearn `forget_rows`; arguments and errors as in Updater.fit."""
         _, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
         model = copy.deepcopy(classifier).eval().requires_grad_(True)
         rng = np.random.default_rng(self.seed)
@@ -55,7 +55,7 @@ class LossFreeSsd(Ssd):
 
 
 def output_sensitivity(model: Classifier, images: NDArray[np.uint8], rows: Index) -> dict[str, Tensor]:
-    """Mean over rows of | d ||f(x)||^2 / dw |, by parameter name, float64; eval mode."""
+    """Return the mean over rows of | d ||f(x)||^2 / dw |, by parameter name, float64; eval mode."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
 

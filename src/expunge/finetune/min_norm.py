@@ -1,4 +1,4 @@
-"""MinNorm-OG: towards the smallest weights that still answer retained rows as before."""
+"""MinNorm-OG: towards the weights of least norm that keep the outputs for retained rows."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from expunge.finetune.steps import Factors
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class MinNorm(Updater):
-    """Block, Mokhtari and Shakkottai, arXiv 2505.22601: `w <- w - c (I - P) w`, then a step of CE, per retained batch.
+    """Apply `w <- w - c (I - P) w`, then a gradient step on CE, for each retained batch; arXiv 2505.22601.
 
-    P projects on the gradients of the largest logit of some rows of the batch, so to first order those logits stay.
+    From Block, Mokhtari and Shakkottai. P is the projection onto the span of the gradients of the largest logit of some
+    rows of the batch, so these logits do not change to first order.
 
-    shrink   c, in [0, 1]; 0 is FineTune. 1 / (1 + lambda) of the paper
-    decay    c is multiplied by it after each epoch
-    rows     of a batch whose gradients are taken, as evenly over labels as can be
-    last     epochs at the end without the projection
+    shrink   c, in [0, 1]; 0 is FineTune. It is 1 / (1 + lambda) of the paper
+    decay    factor on c after each epoch
+    rows     number of rows of a batch whose gradients are taken, divided evenly among labels
+    last     number of epochs at the end without the projection
 
-    Batch norm's weights are left out: a network does not depend on the norms of what they follow. Where the gradients
-    span all weights, as for a small head on many rows, nothing is moved. An epoch is a pass over the retained rows;
-    forgotten rows are never looked at. Other arguments as in Updater.
+    Batch norm's weights are excluded, because a network does not depend on the norms of the layers that batch norm
+    follows. Where the gradients span all weights, as for a small head on many rows, the projection changes nothing. An
+    epoch is a pass over the retained rows; forgotten rows are not used. Other arguments as in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -66,14 +67,17 @@ class MinNorm(Updater):
 
 
 def evenly(labels: Index, rows: Index, count: int) -> Index:
-    """At most `count` of `rows`, the first `count // classes` (at least one) of each label."""
+    """Return at most `count` of `rows`, the first `count // classes` (at least one) of each label."""
     classes = np.unique(labels[rows])
     each = max(1, count // len(classes))
     return np.concatenate([rows[labels[rows] == c][:each] for c in classes])[:count]
 
 
 def shrink(run: Run, rows: Index, c: float) -> None:
-    """`w <- w - c (I - P) w` on the student's weights outside batch norm, P from the logits of `rows` in eval mode."""
+    """Apply `w <- w - c (I - P) w` to the student's weights outside batch norm, in place.
+
+    P is computed from the logits of `rows` in eval mode.
+    """
     model = run.student.eval()
     parameters = shrinkable(model)
     fixed = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
@@ -95,7 +99,7 @@ def shrink(run: Run, rows: Index, c: float) -> None:
 
 
 def outside(w: Tensor, gradients: Tensor) -> Tensor:
-    """`(I - P) w (p,)`, P the projection on the rows of `gradients (n, p)`."""
+    """Return `(I - P) w`, `(p,)`, with P the projection onto the span of the rows of `gradients (n, p)`."""
     _, values, basis = torch.linalg.svd(gradients, full_matrices=False)
     tolerance = values[0] * max(gradients.shape) * torch.finfo(values.dtype).eps
     basis = basis[values > tolerance]

@@ -1,4 +1,4 @@
-"""MUDA: forgotten rows' features are turned into the directions of retained ones, then retained rows are relearned."""
+"""MUDA: forgotten features are aligned with the subspace of retained ones, in turns with training on retained rows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from expunge.finetune.projected import outside
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Muda(Updater):
-    """`1 - DA + KL(sg p(P z) || p(z))` on forgotten rows, then CE on retained ones, in turns.
+    """Minimise `1 - DA + KL(sg p(P z) || p(z))` on forgotten rows, then CE on retained ones, in turns.
 
-    After Seo, Kim and Han, arXiv 2407.17710, whose formulas were not found: a reconstruction. P projects on the leading
-    eigenvectors of E[z z'] of retained rows under the student, taken anew at the start of each epoch, and
-    `DA = sum ||P z||^2 / sum ||z||^2` of the batch. The second term teaches what the student itself says once the
-    other directions are taken away.
+    After Seo, Kim and Han, arXiv 2407.17710, whose formulas were not found: a reconstruction. P is the projection onto
+    the leading eigenvectors of E[z z'] of retained rows under the student, computed at the start of each epoch, and
+    `DA = sum ||P z||^2 / sum ||z||^2` over the batch. The target of the second term is the student's own output after
+    the projection (`sg` stops its gradient).
 
-    energy        share of the second moment that P holds
-    moment_rows   retained rows of which it is taken, drawn with `seed`
+    energy        share of the second moment that P keeps
+    moment_rows   number of retained rows from which it is computed, drawn with `seed`
 
-    An epoch is a pass over the forgotten rows, by running statistics of batch norm, and one over the retained rows.
-    Whole classes only: rows of classes that stay lie where the others lie. A projection reaches DA = 1, which no
-    retrained model has: the metric counts the distance to that (`evaluation.alignment`). Other arguments as in Updater.
-    Fitted besides: `ranks_`, the rank of P in each epoch.
+    An epoch is a pass over the forgotten rows, with batch norm's running statistics, and one over the retained rows.
+    Whole classes only, because rows of retained classes already lie in the retained subspace. A projection would reach
+    DA = 1, which no retrained model has, so the metric measures the distance to a retrained model's DA
+    (`evaluation.alignment`). Other arguments as in Updater. Also fitted: `ranks_`, the rank of P in each epoch.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -76,7 +76,7 @@ class Muda(Updater):
 
     @torch.no_grad()
     def _projection(self, run: Run) -> Tensor:
-        """P `(d, d)` float32 of the student as it is now, in eval mode."""
+        """Return P `(d, d)` float32 of the present student, in eval mode."""
         training = run.student.training
         student = run.student.eval()
         rows = run.rng(RELABEL).permutation(run.retain)[: self.moment_rows]
@@ -88,5 +88,5 @@ class Muda(Updater):
 
 
 def aligned(z: Tensor, projection: Tensor) -> Tensor:
-    """DA of features `z (b, d)` with an orthogonal projection `(d, d)`, in [0, 1]."""
+    """Return DA, in [0, 1], of features `z (b, d)` for an orthogonal projection `(d, d)`."""
     return (z @ projection).square().sum() / z.square().sum()

@@ -1,4 +1,4 @@
-"""NatMU: forgotten pictures blended with retained ones of the classes they resemble, under the latter's labels."""
+"""NatMU: training on blends of forgotten images with retained ones of similar classes, under the retained labels."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ HYBRIDS = 4  # per forgotten row, one per mask
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class NatMU(Updater):
-    """CE on retained rows and on hybrids of forgotten and retained ones; He et al., arXiv 2405.15495.
+    """Minimise CE on retained rows and on hybrids of forgotten and retained ones; He et al., arXiv 2405.15495.
 
-    Each forgotten row makes four hybrids `m x_f + (1 - m) x_r`: x_r a retained row of the original's k-th guess among
-    the classes that stay, its own left out, and m the k-th of `masks`. The label is that of x_r.
+    Each forgotten row gives four hybrids `m x_f + (1 - m) x_r`. For the k-th, x_r is a retained row of the class with
+    the k-th largest probability under the original, among the retained classes other than the row's own, and m is the
+    k-th of `masks`. The label is that of x_r.
 
-    delta   added to the masks; higher leaves more of the forgotten picture, 1 all of it, -1 none
-    lr      published: AdamW; here the loop's SGD
+    delta   added to the masks; larger values keep more of the forgotten image, 1 all of it and -1 none
+    lr      the paper uses AdamW; here it is the rate of the loop's optimizer
 
-    An epoch is a pass over the retained rows and all hybrids, shuffled into common batches. x_r is drawn with `seed`,
-    with replacement. Pictures only. Raises DataError when fewer than four classes stay besides a row's own. Other
+    An epoch is a pass over the retained rows and all hybrids, shuffled together. x_r is drawn with `seed`, with
+    replacement. Images only. Raises DataError when fewer than four classes besides a row's own are retained. Other
     arguments as in Updater.
     """
 
@@ -60,7 +61,7 @@ class NatMU(Updater):
 
 
 def hybrids(run: Run, delta: float) -> tuple[NDArray[np.uint8], Index]:
-    """`(4 n_f, h, w, c)` uint8 pictures and their labels `(4 n_f,)`, in the order of `run.forget`, mask by mask."""
+    """Return the images `(4 n_f, h, w, c)` uint8 and their labels `(4 n_f,)`, in the order of `run.forget` per mask."""
     guesses = guessed(run)
     partners = np.empty_like(guesses)
     rng = run.rng(RELABEL)
@@ -77,7 +78,7 @@ def hybrids(run: Run, delta: float) -> tuple[NDArray[np.uint8], Index]:
 
 
 def guessed(run: Run) -> Index:
-    """The original's first four guesses for each forgotten row among the classes that stay but its own, `(n_f, 4)`."""
+    """Return for each forgotten row the four most probable retained classes but its own, `(n_f, 4)`."""
     keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool)
     keep[torch.from_numpy(run.retained_classes)] = True
     parts = []
@@ -92,8 +93,10 @@ def guessed(run: Run) -> Index:
 
 
 def masks(height: int, width: int, delta: float) -> list[NDArray[Any]]:
-    """Four `(h, w)` masks in [0, 1]: a ramp that rises to the middle row, one to the middle column, and what is left
-    of their height; `delta` is added to each."""
+    """Return four `(h, w)` masks, plus `delta`, clipped to [0, 1].
+
+    The first two rise linearly to the middle row and to the middle column, and the other two are their complements.
+    """
     rows = np.minimum(np.arange(height), np.arange(height)[::-1]) / (height / 2)
     columns = np.minimum(np.arange(width), np.arange(width)[::-1]) / (width / 2)
     down = np.repeat(rows[:, None], width, axis=1)

@@ -1,4 +1,4 @@
-"""NegGrad+: descend on retained rows and ascend on forgotten ones in one step."""
+"""NegGrad+: gradient descent on retained rows and ascent on forgotten ones in the same step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from expunge.finetune.steps import Factors
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class NegGradPlus(Updater):
-    """alpha CE(retained) - (1 - alpha) CE(forgotten), each a mean over its batch; Kurmanji et al., arXiv 2302.09880.
+    """Minimise alpha CE(retained) - (1 - alpha) CE(forgotten), means over batches; Kurmanji et al., arXiv 2302.09880.
 
-    An epoch is a pass over the retained rows, a batch of forgotten ones beside each.
+    An epoch is a pass over the retained rows, with a batch of forgotten rows for each batch.
 
-    cap   nats; a forgotten row whose loss has reached it is left alone. None is as published: nothing bounds the second
-          term then, and once it runs off it takes the retained rows with it within a few steps
+    cap   nats; a forgotten row whose loss has reached it no longer contributes. With None, as published, the second
+          term is unbounded, and once it diverges the accuracy on retained rows is lost within a few steps
 
     Batch norm: forgotten batches by running statistics. Other arguments as in Updater.
     """

@@ -1,4 +1,4 @@
-"""One ascent step by the forgotten rows' gradients: influence functions with the identity for a Hessian."""
+"""One ascent step along the gradient of forgotten rows: influence functions with the identity as the Hessian."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from expunge.models.classifier import Classifier
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class OneStep(Estimator):
-    """`w + strength / n_r sum_f grad l`; after IAU, arXiv 2507.23257, whose code takes one step of Adam instead.
+    """Set the weights to `w + strength / n_r sum_f grad l`; after IAU, arXiv 2507.23257.
 
-    That step is lr sign(g): every magnitude is lost, and the original must be trained for it. This form is exact where
-    the loss is ||w - x||^2 / 2 and a first-order guess elsewhere [derived]. Eval mode; one pass over the forgotten
-    rows. Fitted: `classifier_`, `history_`.
+    The paper's code takes one step of Adam, lr sign(g), instead. It discards all magnitudes, and needs an original that
+    was trained for it. The form here is exact for the loss ||w - x||^2 / 2 and a first-order approximation elsewhere
+    [derived]. Eval mode; one pass over the forgotten rows. Fitted: `classifier_`, `history_`.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -46,7 +46,7 @@ class OneStep(Estimator):
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
-        """As Updater.fit."""
+        """Unlearn `forget_rows`; arguments and errors as in Updater.fit."""
         y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
         model = copy.deepcopy(classifier).eval().requires_grad_(True)
         parameters = list(model.parameters())

@@ -1,4 +1,4 @@
-"""Oracle matching: the network is taught the logits that a model without the forgotten rows is predicted to have."""
+"""Oracle matching: the network is trained towards the predicted logits of a model without the forgotten rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Oracle(Protocol):
     """Predicts the logits of a model that never saw the forgotten rows."""
 
     def prepare(self, run: Run) -> None:
-        """Look at the run once, before logits are asked for."""
+        """Compute what `logits` needs from the run; called once, before the first call of `logits`."""
 
     def logits(self, run: Run, rows: Index) -> Tensor:
-        """`(len(rows), C)` float32."""
+        """Return the predicted logits, `(len(rows), C)` float32."""
 
 
 class TeacherOracle:
-    """A classifier that did without the forgotten rows, such as `relearn` gives above a cut."""
+    """The logits of a classifier trained without the forgotten rows, such as `relearn` gives above a cut."""
 
     def __init__(self, teacher: Classifier) -> None:
         self.teacher = teacher.eval()
@@ -44,10 +44,11 @@ class TeacherOracle:
 
 
 class RidgeOracle:
-    """The original's logits less what the forgotten rows contribute to a ridge head on its features.
+    """The original's logits less the contribution of the forgotten rows to a ridge head on its features.
 
-    Exact where the head is that ridge head, on labels coded 0 and 1; it moves answers through the head alone, so
-    features that know the forgotten rows still do. `l2`: the head's ridge. An intercept is part of z.
+    This is exact where the original's head is that ridge head, on labels coded 0 and 1. Only the effect through the
+    head is removed; the features still encode the forgotten rows. `l2` is the ridge of the head. The features are
+    extended by an intercept, which is penalised too.
     """
 
     def __init__(self, l2: float = 1.0) -> None:
@@ -72,9 +73,9 @@ class RidgeOracle:
 class HeadOracle:
     """The logits of another head on the original's features, such as `head-refit` finds without the forgotten rows.
 
-    Where that head is the optimum of its problem, these are the logits of training the head again, as Newton's method
-    predicts them: RidgeOracle is the same for a ridge head. They move through the head alone. A masked class has no
-    logit to be near to; it gets the row's smallest other one [derived].
+    Where that head is the optimum of its problem, these are the logits after training the head again; RidgeOracle is
+    the same for a ridge head. Only the effect through the head is removed. The logit of a masked class is replaced by
+    the smallest logit of the row's other classes [derived].
     """
 
     def __init__(self, head: LinearHead) -> None:
@@ -96,8 +97,8 @@ class HeadOracle:
 class GroupOracle:
     """The original's logits plus the mean difference between `retrained` networks and `others` trained on all rows.
 
-    The difference cancels what both have in common, seeds aside. It takes more than retraining does: a ceiling for
-    evaluations, which shows how near any distillation can get, and never a way to answer a request.
+    What both groups have in common cancels in the difference, up to the randomness of seeds. This costs more than
+    retraining. It is meant for evaluations only, as an upper bound on what distillation can reach.
     """
 
     def __init__(self, retrained: Sequence[Classifier], others: Sequence[Classifier]) -> None:
@@ -118,14 +119,15 @@ class GroupOracle:
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class OracleMatch(Updater):
-    """mean ||f(x) - t(x)||^2 over forgotten and some retained rows; Georgiev et al., arXiv 2410.23232.
+    """Minimise mean ||f(x) - t(x)||^2 over forgotten and some retained rows; Georgiev et al., arXiv 2410.23232.
 
-    t are the oracle's logits; both are centred over classes first, for a common shift changes no probability [derived].
-    The paper's datamodels, which need thousands of networks, are not part of this: the oracles here stand in for them.
+    t are the oracle's logits. Both are first centred over classes, because a common shift does not change probabilities
+    [derived]. The oracles here replace the paper's datamodels, which need thousands of networks.
 
     oracle              a TeacherOracle, RidgeOracle, HeadOracle or GroupOracle
-    forget_multiplier   how often an epoch passes each forgotten row
-    retain_multiplier   retained rows of an epoch, per forgotten row; drawn anew for each, `retain_share` has no effect
+    forget_multiplier   number of times an epoch passes over each forgotten row
+    retain_multiplier   retained rows in an epoch, per forgotten row; drawn anew for each epoch, and `retain_share` has
+                        no effect
 
     Other arguments as in Updater.
     """
@@ -167,6 +169,6 @@ class OracleMatch(Updater):
 
 
 def distance(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over rows of the squared distance of logits `(b, C)`, each centred over classes."""
+    """Return the mean over rows of the squared distance between logits `(b, C)`, each centred over classes."""
     difference = logits - target
     return (difference - difference.mean(1, keepdim=True)).square().sum(1).mean()

@@ -1,4 +1,4 @@
-"""Projected-gradient unlearning: steps that retained rows' inputs to every layer cannot see."""
+"""Projected-gradient unlearning: steps orthogonal to the inputs of every layer on retained rows."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, si
 from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import need_unseen, no_better_than_unseen
 
-TINY = 1e-10  # eigenvalues below this share of the largest are zero but for rounding
+TINY = 1e-10  # eigenvalues below this share of the largest are rounding errors and count as zero
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ProjectedGradient(Updater):
-    """PGU, Hoang et al., arXiv 2312.04095: `W <- W - lr G (I - P)`, P the span of retained rows' inputs to the layer.
+    """PGU: steps `W <- W - lr G (I - P)`, P the projection onto a layer's inputs on retained rows; arXiv 2312.04095.
 
-    The loss is on forgotten rows alone: `mean -log(1 - p_y + offset) - entropy_weight mean H(p)`.
+    From Hoang et al. The loss is on forgotten rows alone: `mean -log(1 - p_y + offset) - entropy_weight mean H(p)`.
 
-    energy            share of the second moment that P holds. (The paper counts singular values instead.) At 1 P holds
-                      the whole span: outputs of the retained rows that it was taken from cannot change
-    moment_rows       retained rows whose inputs are gathered, drawn with `seed`
+    energy            share of the second moment that P keeps (the paper uses singular values instead). At 1, P covers
+                      the whole span, and the outputs of the retained rows that were used cannot change
+    moment_rows       number of retained rows whose inputs are used, drawn with `seed`
     offset            keeps the loss finite
-    entropy_weight    how much an even answer is worth
+    entropy_weight    weight of the entropy of the predictions
 
-    Weights of convolutions and linear layers move; biases and batch norm do not. With `unseen_rows` it stops once
-    forgotten rows are read no better than those. Where inputs fill all directions and `energy` is 1, nothing moves at
-    all. An epoch is a pass over the forgotten rows; `retain_share` has no effect. Weight decay would leave the
-    span, so there is none. Fitted besides: `ranks_`, name -> (rank of P, directions), summed over groups.
+    Weights of convolutions and linear layers are updated; biases and batch norm are not. With `unseen_rows` training
+    stops once the accuracy on forgotten rows is no higher than on those. Where the inputs span all directions and
+    `energy` is 1, no weight changes. An epoch is a pass over the forgotten rows; `retain_share` has no effect. Weight
+    decay must be 0, because it would change weights within the span. Also fitted: `ranks_`, name -> (rank of P,
+    directions), summed over groups.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -93,9 +94,10 @@ class ProjectedGradient(Updater):
 
 @torch.no_grad()
 def input_moments(run: Run, rows: Index) -> dict[str, Tensor]:
-    """sum h h' over the inputs of each convolution and linear layer of the original, by the name of its weight.
+    """Return the sum of h h' over the inputs of each convolution and linear layer, by the name of its weight.
 
-    `(groups, k, k)` float64; k is what one output reads: inputs of a linear layer, the patch of a convolution.
+    The sums are `(groups, k, k)` float64, of the original on `rows`. k is the number of inputs of one output: those of
+    a linear layer, or the patch of a convolution.
     """
     total: dict[str, Tensor] = {}
 
@@ -121,7 +123,7 @@ def input_moments(run: Run, rows: Index) -> dict[str, Tensor]:
 
 
 def patches(module: nn.Module, x: Tensor) -> Tensor:
-    """What the outputs of a layer read, `(positions, groups, k)`."""
+    """Return the inputs of a layer's outputs, `(positions, groups, k)`."""
     if isinstance(module, nn.Linear):
         return x.reshape(-1, 1, x.shape[-1])
     assert isinstance(module, nn.Conv2d)
@@ -132,7 +134,7 @@ def patches(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def outside(moment: Tensor, energy: float) -> Tensor:
-    """I - P of each group, `(groups, k, k)`; P holds the fewest leading directions with the share `energy`."""
+    """Return I - P of each group, `(groups, k, k)`; P has the fewest leading directions with the share `energy`."""
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(0)
     result = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).repeat(len(moment), 1, 1)
@@ -146,6 +148,6 @@ def outside(moment: Tensor, energy: float) -> Tensor:
 
 
 def projected(gradient: Tensor, free: Tensor) -> Tensor:
-    """G (I - P), for a gradient `(out, in / groups, ...)` and `free (groups, k, k)`."""
+    """Return G (I - P) for a gradient `(out, in / groups, ...)` and `free (groups, k, k)`."""
     by_group = gradient.reshape(len(free), -1, free.shape[-1]).double()
     return (by_group @ free).reshape(gradient.shape).to(gradient)

@@ -1,7 +1,8 @@
-"""`extract.engine: ray`: the shards above a cut are tasks of a cluster, as features are.
+"""`extract.engine: ray`: training of the shards above a cut as tasks of a Ray cluster.
 
-Both ways give the same bytes: what a shard becomes depends on the public network, the recipe, its seed and its rows.
-Activations that are a file travel by its path, which all machines see; others are copied once.
+The result equals that of local training bit for bit, because a shard depends only on the public network, the recipe,
+its seed and its rows. Activations in a file are passed by its path, which must be readable on all machines; others are
+copied once.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from expunge.system.ray_cluster import cluster, get, ray_module
 
 
 def on_ray(address: str | None, workers: int | None) -> Engine:
-    """Trains with `workers` processes of the cluster at `address`, one shard each at a time; None: as many as the
-    cluster has processors for. Shards of which everything is taken over stay here.
+    """Return an engine that trains with `workers` processes of the cluster at `address`, each one shard at a time.
 
-    Every process computes with as many threads as this one, since sums in another order are other bits. Ray replaces a
-    lost one. Raises ConfigError where Ray is missing or the cluster has too little.
+    With `workers` None it uses as many as the cluster has processors for. Shards that reuse all steps of an earlier
+    training are handled in this process. Every worker uses as many threads as this process, because the order of
+    summation affects the bits of the result. Ray replaces a lost worker. Raises ConfigError where Ray is missing or the
+    cluster has too few processors.
     """
     ray = ray_module()
 
@@ -53,14 +55,14 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
 
 
 def train(job: Job, named: Path | Activations, labels: NDArray[np.integer], threads: int) -> Made:
-    """What a worker does."""
+    """Train one shard in a worker."""
     torch.set_num_threads(threads)
     shard, taken = job
     return shard.trained(np.load(named, mmap_mode="r") if isinstance(named, Path) else named, labels, taken)
 
 
 def _task(ray: Any, base: torch.nn.Module, workers: int | None) -> tuple[Any, int]:
-    """The remote function, and how many run at a time."""
+    """Return the remote function, and the number of tasks that run at a time."""
     kind = "GPU" if next(base.parameters()).is_cuda else "CPU"
     most = int(ray.cluster_resources().get(kind, 0))
     if not 0 < (workers or most) <= most:
@@ -69,6 +71,6 @@ def _task(ray: Any, base: torch.nn.Module, workers: int | None) -> tuple[Any, in
 
 
 def _named(activations: Activations) -> Path | Activations:
-    """The file behind a memory map of all of it."""
+    """Return the path of the `.npy` file behind a memory map, else the activations themselves."""
     file = activations.filename if isinstance(activations, np.memmap) else None
     return Path(file).resolve() if file is not None and Path(file).suffix == ".npy" else activations

@@ -1,4 +1,4 @@
-"""ReGUn: forgotten rows are taught what the original thinks of rows that it never saw."""
+"""ReGUn: forgotten rows are trained towards the original's predictions for rows that it was not trained on."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ TARGETS = ("per-class", "quantile")
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReGUn(Updater):
-    """lam KL(q || student) on forgotten rows + (1 - lam) CE on retained ones; Mirlach et al., arXiv 2603.11210.
+    """Minimise lam KL(q || student) on forgotten + (1 - lam) CE on retained rows; Mirlach et al., arXiv 2603.11210.
 
-    target   "per-class": q is the original's mean probability of the unseen rows of the row's class. The paper draws
-             them to the batch's mix of classes and averages over all, which pulls each row to the mix [derived].
-             "quantile" [derived]: `unseen.quantile_targets`: each row keeps its difficulty and its confusions
+    target   "per-class": q is the original's mean probability over the unseen rows of the row's class. The paper draws
+             unseen rows with the class frequencies of the batch and averages over all of them, which moves each row
+             towards the frequencies of the batch [derived]. "quantile" [derived]: `unseen.quantile_targets`, which
+             preserves the rank of each row's confidence and the proportions of its other classes
 
-    `fit` needs `unseen_rows` of each forgotten class. Rows of classes that stay only: of a forgotten class the original
-    is as sure on unseen rows. A loss attack near one half is then no evidence, for the losses are matched by design;
-    judge by KL to a retrained model and by representation, beside the original.
+    `fit` needs `unseen_rows` of each forgotten class. The method supports only rows of retained classes: for a
+    forgotten class the original is equally confident on unseen rows. An attack on the loss with a result near one half
+    is no evidence here, because the losses are matched by design. Compare the KL to a retrained model and the
+    representations with those of the original instead.
 
     An epoch is a pass over the longer side. Batch norm: forgotten batches by running statistics. Other arguments as in
-    Updater. Fitted besides: `targets_ (n_f, C)` float64, in the order of `forget_rows`.
+    Updater. Also fitted: `targets_ (n_f, C)` float64, in the order of `forget_rows`.
     """
 
     facts: ClassVar[Facts] = Facts(

@@ -1,4 +1,4 @@
-"""Random labels for forgotten rows, on all weights or on those that matter most for them (SalUn)."""
+"""Random labels for forgotten rows, training all weights or those with the largest gradient on them (SalUn)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from expunge.system.errors import DataError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class RandomLabels(Updater):
-    """Cross-entropy on retained rows with their labels and forgotten rows with wrong ones, shuffled together.
+    """Minimise cross-entropy on retained rows with their labels and forgotten rows with random ones, shuffled together.
 
-    A forgotten row gets, once, a class other than its own among those that still have retained rows, all equally
-    likely (Graves et al., arXiv 2010.10981). An epoch is a pass over both. Arguments as in Updater.
+    Each forgotten row gets one label, drawn once and uniformly from the retained classes other than its own (Graves et
+    al., arXiv 2010.10981). An epoch is a pass over both. Arguments as in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -40,21 +40,21 @@ class RandomLabels(Updater):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SalUn(RandomLabels):
-    """Random labels, but only the weights with the largest gradient on forgotten rows may move; arXiv 2310.12508.
+    """Random labels, training only the weights with the largest gradient on forgotten rows; arXiv 2310.12508.
 
-    density   share of the weights, over all layers together, that may move: largest |dL/dw|, L the mean
-              cross-entropy of forgotten rows under the original in eval mode (the paper's sparsity of 50 %)
+    density   share of the weights, over all layers together, that are trained: those with the largest |dL/dw|, L the
+              mean cross-entropy of forgotten rows under the original in eval mode (the paper's sparsity of 50 %)
 
-    The others keep their bits: neither weight decay nor momentum reaches them. Batch norm's running statistics are no
-    weights, and move.
+    The other weights do not change, not even by weight decay or momentum. Batch norm's running statistics are not
+    weights and are updated.
 
-    The released code (OPTML-Group/Unlearn-Saliency, Classification/) differs. While it adds up gradients for the mask
-    it also steps the model uphill, batch by batch. It draws a label among all classes, the row's own and the forgotten
-    ones included, and anew in every epoch. On CIFAR-10 it passes over forgotten rows first and retained ones after;
-    here both are shuffled together, as it does on CIFAR-100. Its earlier versions masked gradients only, so decay and
-    momentum moved masked weights.
+    The released code (OPTML-Group/Unlearn-Saliency, Classification/) differs. While it sums gradients for the mask, it
+    also takes ascent steps, batch by batch. It draws labels from all classes, the row's own and the forgotten ones
+    included, and anew in every epoch. On CIFAR-10 it passes over forgotten rows first and retained ones second; here
+    both are shuffled together, as in its code for CIFAR-100. Its earlier versions masked only gradients, so that decay
+    and momentum changed masked weights.
 
-    Other arguments as in Updater. Fitted besides: `mask_`, name -> boolean tensor.
+    Other arguments as in Updater. Also fitted: `mask_`, name -> boolean tensor.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -74,11 +74,11 @@ class SalUn(RandomLabels):
 
 
 def random_labels(run: Run) -> Index:
-    """A retained class other than its own for each forgotten row, `(n_f,)` int64."""
+    """Return for each forgotten row a random retained class other than its own, `(n_f,)` int64."""
     own, classes = run.labels[run.forget], run.retained_classes
     if not np.all([np.any(classes != c) for c in np.unique(own)]):
         raise DataError("random labels need retained rows of another class than the forgotten ones")
-    # Draw among the others: a draw at or beyond the own class's place moves one further.
+    # Draw from one class fewer, and shift draws at or above the position of the row's own class by one.
     place = np.searchsorted(classes, own)
     present = np.isin(own, classes)
     draw = run.rng(RELABEL).integers(0, len(classes) - present)
@@ -86,7 +86,7 @@ def random_labels(run: Run) -> Index:
 
 
 def saliency_mask(run: Run, density: float) -> dict[str, Tensor]:
-    """True for the share `density` of all weights whose gradient on forgotten rows is largest in absolute value."""
+    """Return a mask per weight, True for the share `density` with the largest absolute gradient on forgotten rows."""
     model = run.student.eval()
     model.zero_grad(set_to_none=True)
     for rows in run.split(run.forget):

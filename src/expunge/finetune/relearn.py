@@ -1,8 +1,8 @@
-"""Relearn everything above a cut layer from a fresh start, on activations of retained rows that were fetched once.
+"""Retrain all layers above a cut from a fresh start, on stored activations of retained rows.
 
-Goel et al. (arXiv 2201.06640) call the plain form EU-k: the layers above the cut are retrained from scratch without
-the forgotten data, the layers below stay as they are. The cache makes it cheap: a request runs no picture through the
-lower layers. `targets="original"` is ours: soft targets, see `Relearn`. docs/relearn.md has the measurements.
+Goel et al. (arXiv 2201.06640) call the plain form EU-k: the layers above the cut are retrained from scratch without the
+forgotten data, and the layers below do not change. With stored activations a request needs no pass through the lower
+layers. The soft targets of `targets="original"` are ours, see `Relearn`. docs/relearn.md has the measurements.
 """
 
 from __future__ import annotations
@@ -36,27 +36,29 @@ TARGETS = ("labels", "original")
 STARTS = ("auto", "public", "fresh")
 BATCH_OF_INFERENCE = 1000
 FACTORS = Factors(sgd=2.0, adamw=2.0)
-WARM_UP = 0.15  # share of the steps in which the learning rate rises
+WARM_UP = 0.15  # share of the steps over which the learning rate rises
 
 
 class Relearn(Estimator):
-    """Retrain what lies above `cut` and the head from a fresh or public start; forgotten rows are never looked at.
+    """Retrain the layers above `cut` and the head from a fresh or public start; forgotten rows are not used.
 
-    `cut`: the last module that is kept, by its name in the backbone.
-    A deeper cut (nearer the pixels) costs more and keeps less of what is forgotten.
+    `cut`: the last module that is kept, by its name in the backbone. A deeper cut (nearer the input) costs more and
+    keeps less information about forgotten rows.
     `epochs`: passes over the retained rows; may be a fraction.
-    `targets`: "labels" trains on the labels alone: forgotten rows reach what is above the cut only through the layers
-    below. "original" trains on the original's own probabilities for the retained rows, with classes that no retained
-    row has taken out and the rest renormalised. It is the better classifier in the same time, but the original saw the
-    forgotten rows, so its probabilities may carry a trace of them: what is above is then measured, not clean by design.
-    `optimizer`: "sgd" (with `momentum`), "adamw", or "auto", the kind that trained the classifier. `lr`: the highest
-    rate; None: `factor` (None: 2, the recipe's own peak) times the mean rate of that training, see `steps.py`.
+    `targets`: "labels" trains on the labels alone, so that forgotten rows influence the layers above the cut only
+    through the layers below. "original" trains on the original's probabilities for the retained rows, renormalised
+    over the classes with retained rows. It gives the better classifier in the same time, but the original saw the
+    forgotten rows and its probabilities may contain a trace of them, so that unlearning above the cut must be measured
+    and does not hold by design.
+    `optimizer`: "sgd" (with `momentum`), "adamw", or "auto", the kind that trained the classifier.
+    `lr`: the highest rate; None takes `factor` (None: 2, the recipe's own peak) times the mean rate of that training,
+    see `steps.py`.
     `start`: see `fresh_above`.
     `precision`: "bf16" (autocast) or "fp32".
 
-    After `fit`: `classifier_`, in eval mode, whose tensors below the cut are those of the original bit for bit, and
-    `history_`, a list per pass of pass, loss, accuracy (of batches as they were trained on), seconds.
-    The weights depend on arguments, data, kind of processor and number of threads only.
+    Fitted: `classifier_`, in eval mode, whose tensors below the cut equal the original's bit for bit, and `history_`,
+    with the pass, loss, accuracy (on the training batches) and seconds of each pass.
+    The weights depend only on arguments, data, kind of processor and number of threads.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -114,15 +116,13 @@ class Relearn(Estimator):
         logits: Tensor | None = None,
         begin: Classifier | None = None,
     ) -> Relearn:
-        """Learn above the cut of `classifier`, which is in eval mode and stays as it is.
+        """Retrain above the cut of `classifier`, which must be in eval mode and is not changed.
 
-        From `activations` (n, h, w, c), or (n, t, c) of tokens, and `labels` (n,)
-        at `rows` (None: all): the retained rows and no other.
-
-        `logits`: the original's `(len(rows), k)`, where they are known already (`head(z)` of stored features); only
-        for targets="original", and computed from the activations if left out.
-        Raises ConfigError for an unknown cut, DataError for unusable rows or labels, CollapseError for a
-        loss that diverges.
+        `activations` (n, h, w, c), or (n, t, c) for tokens, and `labels` (n,) are used at `rows` (None: all), which
+        must be the retained rows. `logits` are the original's `(len(rows), k)` where they are known, for example from
+        stored features; they are used only for targets="original", and computed from the activations if omitted.
+        Raises ConfigError for an unknown cut, DataError for unusable rows or labels, CollapseError for a loss that
+        diverges.
         """
         chosen = torch.arange(len(labels)) if rows is None else torch.from_numpy(np.asarray(rows, np.int64))
         y = torch.from_numpy(np.asarray(labels, np.int64))[chosen]
@@ -134,7 +134,7 @@ class Relearn(Estimator):
             raise DataError(
                 f"labels span {y.min()}..{y.max()}; the model has classes 0..{classifier.card.num_classes - 1}"
             )
-        split_at_cut(classifier, self.cut)  # an unknown cut or train mode fails here
+        split_at_cut(classifier, self.cut)  # raises for an unknown cut or a classifier in train mode
         target = y
         if self.targets == "original":
             if logits is None:
@@ -150,7 +150,7 @@ class Relearn(Estimator):
         split = split_at_cut(classifier, self.cut)
         own = dict(split.core.named_parameters())
         parameters = [own[k] for k in split.lying_above.parameters] + list(classifier.head.parameters())
-        # Decay is for weights; on norms and biases it only costs accuracy in so short a training.
+        # Weight decay on norms and biases only lowers the accuracy of so short a training.
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -163,13 +163,13 @@ class Relearn(Estimator):
         else:
             optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
         size = min(self.batch_size, len(rows))
-        per_pass = len(rows) // size  # the incomplete batch is left out: batch norm needs equal batches
+        per_pass = len(rows) // size  # the incomplete batch is dropped, because batch norm needs equal batches
         steps = max(1, math.floor(self.epochs * per_pass))
         device = classifier.head.weight.device
         generator = torch.Generator().manual_seed(self.seed)
         history: list[dict[str, float]] = []
         split.train_above()
-        # Dropout and the like draw from the global generator: borrow it, and give it back.
+        # Dropout and similar layers draw from the global generator, so its state is restored afterwards.
         with torch.random.fork_rng(), progress(f"relearn above {self.cut}", steps * size, "rows") as advance:
             torch.manual_seed(self.seed)
             for first in range(0, steps, per_pass):
@@ -210,20 +210,20 @@ class Relearn(Estimator):
 
 
 def rate(step: int, steps: int, lr: float) -> float:
-    """Learning rate of `step` in [0, steps): a linear rise to `lr`, then a linear fall towards 0."""
+    """Return the learning rate of `step` in [0, steps): a linear rise to `lr`, then a linear fall towards 0."""
     rise = max(1, int(WARM_UP * steps))
     return lr * ((step + 1) / rise if step < rise else (steps - step) / (steps - rise))
 
 
 def teacher_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Probabilities `(n, k)` of `logits` (n, k) over the classes that `labels` (n,) name; 0 for all others."""
+    """Return the probabilities `(n, k)` of `logits` (n, k) over the classes in `labels` (n,), and 0 for all others."""
     held = torch.bincount(labels, minlength=logits.shape[1]) > 0
     return logits.detach().float().cpu().masked_fill(~held, -math.inf).softmax(1)
 
 
 @torch.no_grad()
 def logits_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
-    """The classifier's logits `(len(rows), k)`, fp32, from activations behind `cut`. It must be in eval mode."""
+    """Return the classifier's logits `(len(rows), k)`, fp32, from activations behind `cut`; it must be in eval mode."""
     z = features_above(classifier, activations, cut, rows)
     logits: Tensor = classifier.head(z.to(classifier.head.weight.device)).cpu()
     return logits
@@ -231,7 +231,7 @@ def logits_above(classifier: Classifier, activations: Activations, cut: str, row
 
 @torch.no_grad()
 def features_above(classifier: Classifier, activations: Activations, cut: str, rows: Tensor) -> Tensor:
-    """The classifier's features `(len(rows), d)`, fp32, from activations behind `cut`. It must be in eval mode."""
+    """Return the classifier's features `(len(rows), d)`, fp32, from activations at `cut`; it must be in eval mode."""
     split = split_at_cut(classifier, cut)
     parts = [
         features_of(split, batch_of(split, activations, part)).cpu() for part in torch.split(rows, BATCH_OF_INFERENCE)
@@ -240,11 +240,12 @@ def features_above(classifier: Classifier, activations: Activations, cut: str, r
 
 
 def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto") -> Classifier:
-    """A copy of `classifier` in which what lies above `cut` starts anew and the rest is the same.
+    """Return a copy of `classifier` in which the layers above `cut` have initial weights and the others are unchanged.
 
-    `start`: "public" takes the public weights that the description records, "fresh" weights drawn from `seed` as the
-    model's own package draws them, "auto" the former where there are any. The head is always drawn.
-    Raises ConfigError for "public" where none are recorded, CheckpointError where they are not the recorded ones.
+    `start`: "public" takes the public weights that the description records, "fresh" draws weights from `seed` with the
+    initialisation of the model's own package, and "auto" is "public" where weights are recorded, else "fresh". The head
+    is always drawn. Raises ConfigError for "public" where no weights are recorded, CheckpointError where the available
+    ones differ from those recorded.
     """
     new = copy.deepcopy(classifier)
     if not isinstance(classifier.preprocess, Tokens):
@@ -252,7 +253,7 @@ def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto"
     split = split_at_cut(new, cut)
     if start == "public" and not classifier.card.weights:
         raise ConfigError(f"{classifier.card.name}: no public weights are recorded; set model.weights: public")
-    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator: borrow it
+    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator; its state is restored
         torch.manual_seed(seed)
         if start != "fresh" and classifier.card.weights:
             _copy_above(split, public_start(classifier.card, classifier.preprocess))
@@ -268,7 +269,7 @@ def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto"
 
 
 def _copy_above(split: Split, other: Classifier) -> None:
-    """Parameters and running statistics above the cut become those of `other`, of the same architecture."""
+    """Copy parameters and running statistics above the cut from `other`, of the same architecture."""
     own, theirs = split.core.state_dict(), core_of(other)[0].state_dict()
     above = split.lying_above
     for name, tensor in own.items():

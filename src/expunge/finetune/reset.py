@@ -1,5 +1,8 @@
-"""Reset weights, then repair on retained rows: Scissorhands (what forgotten rows use goes) and retention-based masking
-(what retained rows do not use goes)."""
+"""Reset weights, then train on retained rows to repair the accuracy: Scissorhands and retention-based masking.
+
+Scissorhands resets weights that are important for forgotten rows, retention-based masking those that are unimportant
+for retained rows.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +22,30 @@ from expunge.finetune.steps import Factors
 from expunge.system.errors import ConfigError
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-MARGIN, DAMP = 0.5, 1e-3  # of the published quadratic program
+MARGIN, DAMP = 0.5, 1e-3  # constants of the published quadratic program, see `surgery`
 Gradients = dict[str, Tensor]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Scissorhands(Updater):
-    """Wu and Harandi, arXiv 2401.06187: re-draw the weights that matter most for forgotten rows, then repair.
+    """Redraw the weights most important for forgotten rows, then repair; Wu and Harandi, arXiv 2401.06187.
 
-    1. Importance |w dL/dw|, L the mean cross-entropy of forgotten rows under the original in eval mode.
-    2. The 1 - `sparsity` most important weights of `layers` together are drawn anew, as a fresh layer's are
-       (Kaiming-uniform, a = sqrt 5); biases among them become 0.
-    3. Descent on CE(retained) - lam CE(forgotten). Where a step would lower the forgotten loss against the epoch's
-       starting point, the gradient is turned by `surgery`.
+    1. The importance is |w dL/dw|, L the mean cross-entropy of forgotten rows under the original in eval mode.
+    2. The share 1 - `sparsity` of the weights of `layers`, taken together, with the largest importance is redrawn with
+       the initialisation of a fresh layer (Kaiming-uniform, a = sqrt 5); biases among them are set to 0.
+    3. Descent on CE(retained) - lam CE(forgotten). Where a step would lower the forgotten loss, judged by its gradient
+       at the start of the epoch, the gradient is changed by `surgery`.
 
-    sparsity   share of the weights that stay; .97 as published for random rows
-    lam        0 repairs on retained rows alone, which is FineTune from where step 2 ends; published .01 to 1
-    cap        nats; a forgotten row whose loss has reached it counts no more. None as published: nothing bounds it then
+    sparsity   share of the weights that are kept; .97 as published for random rows
+    lam        0 repairs on retained rows alone, which is FineTune from the result of step 2; published .01 to 1
+    cap        nats; a forgotten row whose loss has reached it no longer contributes. With None, as published, the
+               forgotten loss is unbounded
     layers     names of modules whose convolutions and linear layers may be reset; empty takes all of the network's
                but the first third, whose features are the most general [derived; published: layer3, layer4, fc]
 
-    An epoch is a pass over the retained rows. Batch norm is never reset; forgotten batches by running statistics. Other
-    arguments as in Updater. Fitted besides: `reset_`, name -> boolean tensor of the weights drawn anew. Raises
-    ConfigError for a layer the network does not have.
+    An epoch is a pass over the retained rows. Batch norm is never reset; forgotten batches use running statistics.
+    Other arguments as in Updater. Also fitted: `reset_`, name -> boolean tensor of the redrawn weights. Raises
+    ConfigError for a layer that the network does not have.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -86,18 +90,19 @@ class Scissorhands(Updater):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class RetentionMask(Updater):
-    """Reset what retained rows do not use, then repair; after Ding et al., arXiv 2410.03833.
+    """Reset the weights least important for retained rows, then repair; after Ding et al., arXiv 2410.03833.
 
-    The paper's theory is for linear regression; this deep form is a reconstruction. Importance is |w| sqrt(F), F the
-    per-sample Fisher diagonal on retained rows: the mean gradient there vanishes at the optimum.
+    The paper's theory is for linear regression; this form for deep networks is a reconstruction. The importance is
+    |w| sqrt(F), F the per-sample Fisher diagonal on retained rows. It is used in place of the mean gradient, which
+    vanishes at the optimum.
 
-    keep          share of each layer's weights that stay: one threshold for all would empty whole layers
-    redraw        False sets the others to 0, as in the theory; True draws them anew
+    keep          share of each layer's weights that are kept; one threshold for all layers would reset some completely
+    redraw        False sets the other weights to 0, as in the theory; True redraws them
     layers        as in Scissorhands
-    fisher_rows   retained rows whose gradients are taken, drawn with `seed`
+    fisher_rows   number of retained rows whose gradients are taken, drawn with `seed`
 
-    An epoch is a pass over the retained rows. Compare with fine-tune of the same epochs: the repair does much of it.
-    Batch norm is never reset. Other arguments as in Updater. Fitted besides: `reset_`.
+    An epoch is a pass over the retained rows. Compare the result with fine-tune of the same epochs, because much of the
+    effect comes from the repair. Batch norm is never reset. Other arguments as in Updater. Also fitted: `reset_`.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -137,7 +142,7 @@ class RetentionMask(Updater):
 
 
 class Guide:
-    """Keeps a repair from teaching the forgotten rows again: one gradient of -CE(forgotten) per epoch, at its start."""
+    """Keep the repair from relearning forgotten rows, by the gradient of -CE(forgotten) at the start of each epoch."""
 
     def __init__(self, run: Run, cap: float | None) -> None:
         self.run = run
@@ -163,9 +168,9 @@ class Guide:
 
 
 def surgery(g: Gradients, memory: Gradients, margin: float = MARGIN, damp: float = DAMP) -> float:
-    """v of `g + v memory`: 0 where <g, memory> >= 0, else `max(margin, -<g, memory> / (||memory||^2 + damp))`.
+    """Return v for `g + v memory`: 0 where <g, memory> >= 0, else `max(margin, -<g, memory> / (||memory||^2 + damp))`.
 
-    The closed form of the published quadratic program with one memory, min_v ||g + v memory||^2 + damp v^2 with
+    This is the closed form of the published quadratic program with one memory, min_v ||g + v memory||^2 + damp v^2 with
     v >= margin [derived].
     """
     inner = float(torch.stack([(g[name] * memory[name]).sum() for name in memory]).sum())
@@ -176,13 +181,13 @@ def surgery(g: Gradients, memory: Gradients, margin: float = MARGIN, damp: float
 
 
 def forgotten_loss(run: Run, rows: Index, cap: float | None) -> Tensor:
-    """Mean cross-entropy of forgotten rows, none above `cap`; batch norm by running statistics."""
+    """Return the mean cross-entropy of forgotten rows, each clamped to `cap`; batch norm uses running statistics."""
     losses = cross_entropy(run.logits(rows, frozen_norm=True), run.y(rows), reduction="none")
     return losses.mean() if cap is None else losses.clamp(max=cap).mean()
 
 
 def retained_phases(run: Run, epochs: int) -> list[Phase]:
-    """Cross-entropy on retained rows, as in FineTune."""
+    """Return the phases of cross-entropy on retained rows, as in FineTune."""
 
     def loss(rows: Index) -> Terms:
         return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
@@ -191,11 +196,11 @@ def retained_phases(run: Run, epochs: int) -> list[Phase]:
 
 
 def resettable(run: Run, layers: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """Weights and biases of the student's convolutions and linear layers within `layers`, by name."""
+    """Return weights and biases of the student's convolutions and linear layers within `layers`, by name."""
     modules = [(name, m) for name, m in run.student.named_modules() if isinstance(m, WEIGHTED)]
     if layers:
         names = [name for name, _ in run.student.named_modules()]
-        # `stage3` and `backbone.stage3` both name the stage.
+        # Both `stage3` and `backbone.stage3` are accepted.
         whole = {layer: layer if layer in names else f"backbone.{layer}" for layer in layers}
         if unknown := [layer for layer, name in whole.items() if name not in names]:
             raise ConfigError(f"{type(run.options).__name__}: no layer {unknown[0]!r} in {run.original.card.name}")
@@ -207,7 +212,7 @@ def resettable(run: Run, layers: tuple[str, ...]) -> dict[str, nn.Parameter]:
 
 
 def loss_gradients(run: Run, rows: Index) -> Gradients:
-    """The gradient of the mean cross-entropy of `rows` under the student in eval mode, by name."""
+    """Return the gradient of the mean cross-entropy of `rows` under the student in eval mode, by name."""
     model = run.student.eval()
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -221,10 +226,10 @@ def loss_gradients(run: Run, rows: Index) -> Gradients:
 
 
 def largest(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """True for the floor(share N) largest of the N entries of `values` together, by name."""
+    """Return masks by name, True for the floor(share N) largest of the N entries of all `values` together."""
     flat = torch.cat([v.reshape(-1) for v in values.values()])
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    # 1 - .97 is a little above .03, and 1 - .9 a little below .1.
+    # The small constant makes floor robust to rounding: 1 - .9 is slightly below .1 in floating point.
     chosen[flat.topk(math.floor(share * len(flat) + 1e-9)).indices] = True
     parts = torch.split(chosen, [v.numel() for v in values.values()])
     return {name: part.view(v.shape) for (name, v), part in zip(values.items(), parts, strict=True)}
@@ -232,7 +237,7 @@ def largest(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def redraw(run: Run, reset: Mapping[str, Tensor]) -> None:
-    """Draw the chosen weights anew, U(-1, 1) / sqrt(fan in), and set the chosen biases to 0."""
+    """Redraw the chosen weights from U(-1, 1) / sqrt(fan in), and set the chosen biases to 0."""
     generator = torch.Generator().manual_seed(run.options.seed)
     for name, parameter in run.student.named_parameters():
         if name not in reset:

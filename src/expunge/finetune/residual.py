@@ -1,4 +1,4 @@
-"""Residual feature alignment: low-rank residuals that vanish on retained rows and move forgotten ones, then merged."""
+"""Residual feature alignment: low-rank residuals, trained to be small on retained rows and to move forgotten ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import need_unseen
 from expunge.system.errors import ConfigError
 
-SAMPLE = 2000  # retained rows of which class means are taken
+SAMPLE = 2000  # number of retained rows from which class means are computed
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ResidualAlignment(Updater):
-    """`mean_r sum_l ||D_l(x)||^2 + weight mean_f ||z(x) - target||^2`, D_l the residual that layer l adds.
+    """Minimise `mean_r sum_l ||D_l(x)||^2 + weight mean_f ||z(x) - target||^2`, D_l the residual of layer l.
 
     After Qin et al., arXiv 2411.08443, whose formulas were not published: a reconstruction. Each layer within `layers`
-    gets `B A x` beside `W x`, A Kaiming-uniform and B 0, so the start is the original bit for bit; afterwards
-    `W + B A` is the layer. Convolutions: the window down to `rank` channels, then 1 x 1 up. ||D_l||^2 sums channels
-    and averages positions. Both terms are divided by the mean ||z||^2 of retained rows: lr has no unit then [derived].
+    gets `B A x` added to `W x`, with A Kaiming-uniform and B initially 0, so that the initial network equals the
+    original bit for bit. After training the layer's weight is `W + B A`. For convolutions, A maps the window to `rank`
+    channels and B is a 1 x 1 convolution. ||D_l||^2 is a sum over channels and a mean over positions. Both terms are
+    divided by the mean ||z||^2 of retained rows, so that lr does not depend on the scale of features [derived].
 
     target   whole classes: the mean feature of the retained class whose mean is nearest to that of the forgotten class.
              Rows: the mean feature of the unseen rows of the class, so `fit` needs `unseen_rows`
@@ -35,8 +36,8 @@ class ResidualAlignment(Updater):
     weight   of the forgotten term
     layers   names of modules; empty takes the last third of the backbone's convolutions and linear layers
 
-    Nothing but the residuals moves, batch norm's statistics included. An epoch is a pass over the longer side. Weight
-    decay is on the residuals. Fitted besides: `added_`, the number of weights that were trained.
+    Only the residuals are trained, and batch norm's statistics do not change. An epoch is a pass over the longer side.
+    Weight decay applies to the residuals. Also fitted: `added_`, the number of trained weights.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -84,7 +85,7 @@ class ResidualAlignment(Updater):
 
 
 class Adapter(nn.Module):
-    """A layer and its residual; the last residual is kept for the loss."""
+    """A layer and its residual; the residual of the last forward pass is stored for the loss."""
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -106,7 +107,10 @@ class Adapter(nn.Module):
         return out + self.residual
 
     def energy(self, rows: int) -> Tensor:
-        """Mean over rows and positions of the residual's squared length, in the last forward pass of `rows` rows."""
+        """Return the mean over rows and positions of the residual's squared length in the last forward pass.
+
+        That pass must have had `rows` rows.
+        """
         assert self.residual is not None
         channels = 1 if isinstance(self.base, nn.Conv2d) else -1
         square = self.residual.float().square().sum(channels)
@@ -114,13 +118,16 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
-        """The layer with `W + B A`."""
+        """Return the layer with the weight `W + B A`."""
         self.base.weight += torch.einsum("or,r...->o...", self.up, self.down)
         return self.base
 
 
 def attach(run: Run, rank: int, layers: tuple[str, ...]) -> dict[str, Adapter]:
-    """Put adapters into the student, by the names of the layers; all other weights are frozen, until the run ends."""
+    """Insert adapters into the student and return them by the names of the layers.
+
+    Raises ConfigError where there is no layer that can have one.
+    """
     fits = [
         name
         for name, m in run.student.named_modules()
@@ -152,7 +159,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def feature_targets(run: Run) -> dict[int, Tensor]:
-    """Where forgotten rows of each class are to go, `(d,)` by class."""
+    """Return the target features `(d,)` of forgotten rows, by class."""
     classes = np.unique(run.labels[run.forget])
     if not len(forgotten_classes(run)):
         need_unseen(run)
@@ -170,7 +177,7 @@ def feature_targets(run: Run) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def feature_energy(run: Run) -> float:
-    """Mean ||z||^2 of some retained rows under the original."""
+    """Return the mean ||z||^2 of at most SAMPLE retained rows under the original."""
     sample = run.rng(RELABEL).permutation(run.retain)[:SAMPLE]
     z = torch.cat([run.original.features(run.images[part]).float() for part in run.split(sample)])
     return float(z.square().sum(1).mean())

@@ -1,4 +1,4 @@
-"""Fine-tuning on retained rows: the baseline that forgets by not being reminded."""
+"""Fine-tuning on retained rows, the baseline that relies on the network forgetting rows it no longer sees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.finetune.steps import Factors
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class FineTune(Updater):
-    """Cross-entropy on retained rows; an epoch is a pass over them. Forgotten rows are never looked at.
+    """Minimise cross-entropy on retained rows; an epoch is a pass over them. Forgotten rows are not used.
 
     A large first `lr` forgets more (Golatkar et al., arXiv 1911.04933). Arguments as in Updater.
     """

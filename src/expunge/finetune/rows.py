@@ -1,4 +1,4 @@
-"""Rows of a request, checked before anything is fitted to them."""
+"""Validation of the rows of a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Index = NDArray[np.int64]
 
 
 def checked_unseen(labels: Index, retain: Index, forget: Index, unseen_rows: NDArray[Any] | None) -> Index:
-    """Unseen rows as int64, possibly none. Raises DataError for rows out of range or that the model was trained on."""
+    """Return the unseen rows as int64, possibly none.
+
+    Raises DataError for rows that are out of range, or among the retained or forgotten rows.
+    """
     unseen = np.asarray([] if unseen_rows is None else unseen_rows).astype(np.int64)
     if unseen.ndim != 1 or (len(unseen) and (unseen.min() < 0 or unseen.max() >= len(labels))):
         raise DataError(f"unseen_rows: they must lie within 0..{len(labels) - 1}")
@@ -31,8 +34,11 @@ def checked(
     retain_rows: NDArray[Any],
     forget_rows: NDArray[Any] | None,
 ) -> tuple[Index, Index, Index]:
-    """Labels and rows as int64; `forget_rows` None: labels were corrected and no row goes. Raises DataError for what
-    cannot be used."""
+    """Return labels, retained and forgotten rows as int64.
+
+    `forget_rows` None means that labels were corrected and no row is removed. Raises DataError for unusable rows or
+    labels.
+    """
     gone = np.empty(0, np.int64) if forget_rows is None else forget_rows
     y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, gone))
     if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:

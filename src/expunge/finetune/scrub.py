@@ -1,4 +1,4 @@
-"""SCRUB: a student that obeys the original on retained rows and disobeys it on forgotten ones."""
+"""SCRUB: distillation that keeps close to the original on retained rows and moves away from it on forgotten ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from expunge.finetune.steps import Factors
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Scrub(Updater):
-    """Kurmanji et al., arXiv 2302.09880, equation 3 and its alternation.
+    """Alternate between ascent on forgotten and descent on retained rows; Kurmanji et al., arXiv 2302.09880, eq. 3.
 
     Each of the first `max_epochs` epochs begins with a pass over forgotten rows that maximises
-    KL(original || student); every epoch then passes over retained rows and minimises
-    alpha KL(original || student) + gamma CE. KL is taken at `temperature` T and multiplied by T^2.
-    Without `max_epochs` it is distillation on retained rows. The rewound variant, which needs held-out rows of the
-    forgotten kind, is not part of this.
+    KL(original || student). Every epoch then passes over retained rows and minimises
+    alpha KL(original || student) + gamma CE. KL is computed at `temperature` T and multiplied by T^2. With
+    `max_epochs` 0 this is distillation on retained rows. The variant with rewinding, which needs held-out rows similar
+    to the forgotten ones, is not implemented.
 
-    Batch norm: every batch by its own statistics, as in the published code. By running statistics student and original
-    would agree at the start, where the gradient of KL vanishes, and then part without bound. The pass over retained
-    rows that follows brings the running statistics back. Other arguments as in Updater.
+    Batch norm: every batch by its own statistics, as in the published code. With running statistics student and
+    original would agree at the start, where the gradient of KL vanishes, and later diverge without bound. The pass over
+    retained rows that follows restores the running statistics. Other arguments as in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(

@@ -1,4 +1,4 @@
-"""Sealing: distil `f(backbone(x))` into the backbone, so that no separable map is shipped."""
+"""Sealing: distil `f(backbone(x))` into the backbone, so that the deployed model has no separate map."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ from expunge.finetune.steps import Factors
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Seal(Updater):
-    """Minimise, summed over retained and forgotten inputs, the head unchanged, [derived]
+    """Distil a map into the backbone, with the head unchanged. [derived]
+
+    It minimises, summed over retained and forgotten inputs,
 
         E ||z_new - f(z)||^2 / tr Cov(z) + logit_weight E KL(head(f(z)) || head(z_new)),   z_new = backbone(x)
 
-    z is the original's feature of x, f is `map`. The divisor of the first term is the total variance of z over 16
-    batches of shuffled rows, so it is a share of variance whatever the features' dimension and scale: about 1 is what a
-    constant vector at the mean scores. The second, in nats, is there because a small distance is not yet the same
-    behaviour: where a map leaves forgotten rows near a tie, a few per cent of variance bring the old class back.
+    z is the original's feature of x and f is `map`. The divisor of the first term is the total variance of z over 16
+    batches of shuffled rows, so that the term is a share of variance for every dimension and scale of the features; a
+    constant vector at the mean gives about 1. The second term, in nats, is needed because a small distance does not
+    imply equal outputs: where the map leaves forgotten rows near a tie between classes, a few per cent of the variance
+    can restore the old class.
 
-    The map can be thrown away afterwards: z of `classifier_` behaves like z' = f(z), as far as the backbone can express
-    it (features behind a ReLU cannot become negative, whatever the map asks for). Neither term is erasure: what is left
-    of the distance may still be decodable, so probe the sealed z.
+    Afterwards the map is not needed: z of `classifier_` approximates z' = f(z), as far as the backbone can express it
+    (features after a ReLU cannot become negative). Neither term guarantees erasure. The remaining distance may still be
+    decodable, so the sealed z should be probed.
 
-    map      the map to seal in; the classifier's head must be the one that reads its output
-    inputs   "both": an epoch is a pass over retained and forgotten rows shuffled together, the means over either kind
-             weighing the same; "forget": over forgotten rows only, variance included: only the start protects others
+    map      the map to seal in; the classifier's head must be the one that takes its output
+    inputs   "both": an epoch is a pass over retained and forgotten rows shuffled together, and the means over both
+             kinds have equal weight; "forget": a pass over forgotten rows only, from which the variance is computed
+             too, so that retained rows are protected only by the initial weights
     logit_weight   0 distils features only
 
-    Batch norm: "both" by each batch's statistics, "forget" by running ones, which bears far smaller rates only.
-    Other arguments as in Updater.
+    Batch norm: with "both" each batch's statistics, with "forget" the running ones, which need far smaller learning
+    rates. Other arguments as in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -67,7 +71,7 @@ class Seal(Updater):
         forgotten[run.forget] = True
 
         def miss(rows: Index, frozen_norm: bool) -> tuple[Tensor, Tensor]:
-            """Both distances of each row, `(b,)` and `(b,)`."""
+            """Return the feature distance and the weighted KL of each row, `(b,)` and `(b,)`."""
             target = self.map(self._original_features(run, rows)).float()
             z, head = run.features(rows, frozen_norm), run.original.head
             kl = F.kl_div(F.log_softmax(head(z), 1), F.softmax(head(target), 1), reduction="none").sum(1)
@@ -80,7 +84,7 @@ class Seal(Updater):
         def both(rows: Index) -> Terms:
             far, kl = miss(rows, frozen_norm=False)
             chosen = torch.from_numpy(forgotten[rows]).to(run.device)
-            # Weights that turn the sums over all batches of a pass into means over either kind.
+            # With these weights the sums over all batches of a pass become means over each kind of row.
             keep, lose = (n / (count * len(rows)) for count in (n - len(run.forget), len(run.forget)))
             return {
                 "retain": far[~chosen].sum() * keep,
@@ -102,6 +106,6 @@ class Seal(Updater):
         return z.float()
 
     def _variance(self, run: Run, batches: list[Index]) -> float:
-        """tr Cov of the original's features, over 16 batches at most."""
+        """Return tr Cov of the original's features over at most 16 batches."""
         z = torch.cat([self._original_features(run, rows) for rows in batches[:16]]).double()
         return float(z.var(0, correction=0).sum())

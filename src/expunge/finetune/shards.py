@@ -1,12 +1,12 @@
-"""`model.shards` and `model.slices`: what lies above a cut, trained several times on disjoint rows, step by step.
+"""`model.shards` and `model.slices`: the layers above a cut, trained on disjoint shards of rows in incremental steps.
 
-SISA (Bourtoule et al., arXiv 1912.03817): rows are in shards, those of a shard in slices. Step r of a shard trains on
-its slices 0 .. r, from what step r - 1 left, and what every step leaves is kept. A request trains again only the shards
-that hold its rows, each from the earliest slice that does.
+SISA (Bourtoule et al., arXiv 1912.03817): rows are divided into shards, and those of a shard into slices. Step r of a
+shard trains on its slices 0 .. r from the state after step r - 1, and the state after every step is stored. A request
+trains only the shards again that contain its rows, each from the earliest slice that contains one.
 
-A step is determined by public weights, recipe, seed and its rows. What an earlier training left is therefore taken over
-where the rows of the step are the same, told by the Merkle root of keyed digests, and its weights are those recorded:
-the result is bit for bit that of training from nothing, whatever was taken over.
+A step is determined by public weights, recipe, seed and its rows. The stored state of a step is therefore reused where
+its rows are the same, by the Merkle root of their keyed digests, and its weights have the recorded digest. The result
+equals that of training all steps bit for bit.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from expunge.system.errors import DataError
 from expunge.system.progress import log_message
 
 State = dict[str, Tensor]
-# What is trained: a shard, with the states of its first steps that are taken over; and what comes of it: the state
-# after every step, and the passes that were made.
+# A job is a shard with the reused states of its first steps. Its result is the state after every step and the history
+# of the passes made.
 Job = tuple["Shard", list[State]]
 Made = tuple[list[State], list[dict[str, float]]]
 Engine = Callable[[Sequence[Job], Activations, NDArray[np.integer]], list[Made]]
-STEPS = "steps"  # the folder of what the steps before the last left
+STEPS = "steps"  # the folder of the states after all steps but the last
 
 
 @dataclass(frozen=True)
 class Before:
-    """What an earlier training left: records of the steps by shard, and the state after one, None where it is gone."""
+    """An earlier training: `parts`, the records of the steps by shard, and `state(shard, step)`, None where missing."""
 
     parts: list[list[dict[str, Any]]]
     state: Callable[[int, int], State | None]
@@ -55,8 +55,11 @@ class Before:
 
 @dataclass
 class Trained:
-    """`classifier_` has all shards; `states` is what steps before the last left, by (shard, step); `again` lists the
-    shards that were trained, with the step they began with."""
+    """The result of training the shards.
+
+    `classifier_` contains all shards. `states` are the states after all steps but the last, by (shard, step). `again`
+    maps each shard that was trained to its first trained step.
+    """
 
     classifier_: Classifier
     states: dict[tuple[int, int], State]
@@ -64,7 +67,7 @@ class Trained:
     history_: list[dict[str, float]] = field(default_factory=list)
 
     def save_steps(self, directory: Path) -> None:
-        """Write what the steps before the last left, one file each, below `directory`."""
+        """Write the states after all steps but the last below `directory`, one file each."""
         for (shard, step), state in self.states.items():
             file = step_file(directory, shard, step)
             file.parent.mkdir(exist_ok=True)
@@ -72,7 +75,7 @@ class Trained:
 
 
 def in_turn(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[Made]:
-    """The engine that trains one shard after the other in this process."""
+    """Train one shard after the other in this process; this is the default engine."""
     return [shard.trained(activations, labels, taken) for shard, taken in jobs]
 
 
@@ -81,7 +84,7 @@ def step_file(directory: Path, shard: int, step: int) -> Path:
 
 
 def before(classifier: Classifier, directory: Path | None) -> Before:
-    """Of a `classifier` with shards, and of the steps that lie below its model `directory`."""
+    """Return the earlier training of a `classifier` with shards, with the states stored below its model `directory`."""
     core = core_with_shards(classifier)
     assert core is not None and classifier.card.above is not None
     parts = classifier.card.above["shards"]["parts"]
@@ -105,12 +108,13 @@ def train_shards(
     earlier: Before | None = None,
     engine: Engine | None = None,
 ) -> Trained:
-    """Train every shard on its part of `rows` of `activations` and of `labels` `(len(activations),)`, by `recipe`, the
-    arguments of `Relearn`: `epochs` is how often a row is seen on the mean, `seed` that from which all others come.
+    """Train every shard on its part of `rows` of `activations` and `labels` `(len(activations),)`, by `recipe`.
 
-    `engine` trains the shards; None: one after the other, here. Of `classifier` its description and preprocessing
-    count, which name the public weights. Raises DataError where no shard has rows enough, CheckpointError where the
-    public weights are others now, and what `Relearn.fit` raises.
+    `recipe` holds the arguments of `Relearn`; its `epochs` is the mean number of passes over a row, and all other seeds
+    are derived from its `seed`. `engine` trains the shards; None trains them one after the other in this process. Only
+    the description of `classifier`, which names the public weights, and its preprocessing are used. Raises DataError
+    where no shard has enough rows, CheckpointError where the public weights differ from the recorded ones, and the
+    errors of `Relearn.fit`.
     """
     base = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
     base.to(classifier.head.weight.device)
@@ -134,7 +138,7 @@ def train_shards(
 
 
 def shards_of(base: Classifier, recipe: Mapping[str, Any], places: Places, rows: NDArray[np.integer]) -> list[Shard]:
-    """The shards of `rows` above the recipe's cut of the public network `base`, in eval mode."""
+    """Return the shards of `rows`, above the recipe's cut of the public network `base`, which is in eval mode."""
     traces, found = traces_of(base), []
     for number in range(places.shards):
         steps = [places.up_to(rows, number, step) for step in range(places.slices)]
@@ -143,12 +147,12 @@ def shards_of(base: Classifier, recipe: Mapping[str, Any], places: Places, rows:
 
 
 def counts_of(shards: list[Shard], labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
-    """Rows of each class in each shard, `(S, classes)`."""
+    """Return the number of rows of each class in each shard, `(S, classes)`."""
     return np.stack([np.bincount(labels[shard.steps[-1]], minlength=classes) for shard in shards])
 
 
 def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: Places, parts: list[Any]) -> Any:
-    """The description of the whole, all that training again without some rows needs."""
+    """Return the model's description, with all that a later training without some rows needs."""
     base = unsharded(classifier)
     shards = {"count": places.shards, "slices": places.slices, "key": places.key, "parts": parts}
     lower = lower_digest(split_at_cut(base, recipe["cut"]))
@@ -166,7 +170,7 @@ def _joined(base: Classifier, cut: str, card: Any, ends: list[State], counts: ND
 
 
 class Shard:
-    """One shard: its `steps`, the rows of each, with their Merkle `roots`."""
+    """One shard: `steps`, the rows of each step, and `roots`, their Merkle roots."""
 
     def __init__(
         self,
@@ -181,14 +185,16 @@ class Shard:
         self.steps, self.roots = steps, roots
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "traces": None}  # they hold what autograd keeps, which no other process can have
+        return {**self.__dict__, "traces": None}  # traces hold autograd state, which cannot be sent to another process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, traces=traces_of(state["base"]))
 
     def trained(self, activations: Activations, labels: NDArray[np.integer], taken: Sequence[State] = ()) -> Made:
-        """The state after every step, and the passes that were made. `taken`: of the first steps, from an earlier
-        training."""
+        """Train the steps after `taken`, the reused states of the first steps.
+
+        Returns the state after every step, and the history of the passes made.
+        """
         states, history = list(taken), []
         state = states[-1] if states else self._start()
         for step in range(len(states), len(self.steps)):
@@ -202,14 +208,14 @@ class Shard:
         return states, history
 
     def records(self, states: list[State]) -> list[dict[str, Any]]:
-        """What is told of every step: rows, their root, the digest of the weights that it left."""
+        """Return the record of each step: the number of rows, their Merkle root, and the digest of its weights."""
         return [
             {"rows": len(rows), "merkle_root": root, "weights_digest": digest_of_tensors(state)}
             for rows, root, state in zip(self.steps, self.roots, states, strict=True)
         ]
 
     def taken_over(self, earlier: Before | None) -> list[State]:
-        """States of the steps whose rows are still the same, up to the last one whose weights are those recorded."""
+        """Return the states of the first steps whose rows are the same as before and whose weights match the record."""
         if earlier is None:
             return []
         recorded, found = earlier.parts[self.number], []
@@ -221,7 +227,7 @@ class Shard:
         return found
 
     def _start(self) -> State:
-        """Public weights, and a head drawn from the seed."""
+        """Return the initial state: public weights, and a head drawn from the seed."""
         fresh = copy.deepcopy(self.base)
         with torch.random.fork_rng():
             torch.manual_seed(self._seed(0))
@@ -231,7 +237,7 @@ class Shard:
     def _step(
         self, step: int, state: State, activations: Activations, labels: NDArray[np.integer]
     ) -> tuple[State, list[dict[str, float]]]:
-        # Bourtoule et al., section V: with 2 e / (R + 1) passes a step, R steps look at as many rows as e passes do.
+        # Bourtoule et al., section V: with 2 e / (R + 1) passes per step, R steps use as many rows as e full passes.
         passes = self.recipe["epochs"] * 2 / (len(self.steps) + 1)
         recipe = {**self.recipe, "seed": self._seed(step), "epochs": passes}
         begin = with_upper(self.base, self.cut, self.traces, state)
@@ -240,6 +246,6 @@ class Shard:
         return upper_state(fitted.classifier_, self.cut, self.traces), history
 
     def _seed(self, step: int) -> int:
-        """Of its own for every step of every shard."""
+        """Return the seed of a step, which differs between steps and shards."""
         drawn = np.random.SeedSequence([self.recipe["seed"], self.number, step]).generate_state(1)
         return int(drawn[0])

@@ -1,4 +1,4 @@
-"""Short retraining of the whole network: what a method must beat at its own cost to be worth having."""
+"""Short retraining of the whole network, the baseline that a method must beat at equal cost."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from expunge.system.errors import CollapseError
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ShortRetrain(Updater):
-    """Every layer starts anew and learns from retained rows for a given number of passes. Forgotten rows are never
-    looked at.
+    """Train a network with initial weights on retained rows for a given number of passes; forgotten rows are not used.
 
     epochs    passes over the retained rows; may be a fraction
-    cut       None: passes of the whole network. A module's name: `epochs` counts passes above that cut, as `relearn`
-              makes them, and the whole network gets as many passes as need the same multiplications and additions
-              [derived: epochs times the share of one forward pass that lies above; backward costs twice the forward
-              on both sides]. Nothing is timed, so the result does not depend on the machine's load
-    targets   "original": the original's probabilities, classes without a retained row taken out; they may carry a
+    cut       None: passes of the whole network. With a module's name, `epochs` counts passes above that cut, as
+              `relearn` makes them, and the whole network gets the number of passes that needs as many multiplications
+              and additions [derived: epochs times the share of a forward pass that is above the cut; the backward pass
+              costs twice the forward pass in both]. Costs are counted, not timed, so the result does not depend on the
+              machine's load
+    targets   "original": the original's probabilities, renormalised over classes with retained rows; they may contain a
               trace of forgotten rows, so this is a measured baseline and not exact. "labels": the labels alone
 
-    Where public weights are recorded, layers start from them, else from a draw with `seed`; the head is always drawn.
-    What the original says of its rows is not counted: other methods have its features stored. Other arguments as in
-    Updater. Fitted besides: `passes_`, over the whole network.
+    Layers start from public weights where these are recorded, else from a draw with `seed`; the head is always drawn.
+    The cost of the original's outputs is not counted, because other methods have stored features. Other arguments as in
+    Updater. Also fitted: `passes_`, the number of passes over the whole network.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -86,16 +86,17 @@ class ShortRetrain(Updater):
 
 
 def anew(classifier: Classifier, seed: int) -> Classifier:
-    """The same architecture with weights that owe nothing to `classifier`'s: public ones where its description records
-    some, else drawn from `seed` as its package draws them; the head is always drawn.
+    """Return the same architecture with initial weights that do not depend on those of `classifier`.
 
-    Raises CheckpointError where the public weights are not the recorded ones.
+    They are public weights where the description records some, else drawn from `seed` with the initialisation of the
+    model's package. The head is always drawn. Raises CheckpointError where the public weights differ from the recorded
+    ones, CollapseError where weights are not finite.
     """
-    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator: borrow it
+    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator; its state is restored
         torch.manual_seed(seed)
         if classifier.card.weights:
             new = public_start(classifier.card, classifier.preprocess)
-        elif isinstance(classifier.backbone, ResNetSmall | torch.nn.Sequential):  # reset_parameters draws all of them
+        elif isinstance(classifier.backbone, ResNetSmall | torch.nn.Sequential):  # reset_parameters sets all weights
             new = copy.deepcopy(classifier)
             for module in new.modules():
                 if hasattr(module, "reset_parameters"):

@@ -1,4 +1,4 @@
-"""Selective synaptic dampening: shrink the weights that matter more for forgotten rows than for all."""
+"""Selective synaptic dampening: shrink the weights that are more important for forgotten rows than for all rows."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from expunge.system.errors import ConfigError
 from expunge.system.progress import progress
 
 Fisher = Literal["per-sample", "batch"]
-CHUNK = 64  # rows whose gradients are held at once
+CHUNK = 64  # number of rows whose gradients are held in memory at once
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Ssd(Estimator):
-    """Foster et al., arXiv 2308.07707, equations 3 to 5: no training step at all.
+    """Dampen weights by the Fisher matrix, without training; Foster et al., arXiv 2308.07707, equations 3 to 5.
 
         selected:  F_f > alpha F      w <- min(dampening F / F_f, 1) w       (dampening: the paper's lambda)
 
     F_f and F are diagonals of the empirical Fisher matrix on forgotten and on all training rows.
 
     fisher        "batch", as in the published code: mean over batches of the squared gradient of the batch's mean loss.
-                  It depends on batch_size, and grows with what the rows of a batch have in common.
+                  It depends on batch_size, and grows with the similarity of the rows in a batch.
                   "per-sample", as in the paper: mean over rows of the squared gradient of the row's loss.
-                  Then F >= (n_f / n) F_f, so an `alpha` of n / n_f or more selects nothing at all.
-    fisher_rows   at most so many rows of each set, drawn with `seed`; None takes all
+                  Then F >= (n_f / n) F_f, so an `alpha` of n / n_f or more selects no weight.
+    fisher_rows   at most this many rows of each set are used, drawn with `seed`; None takes all
 
-    Differs from the released code (if-loops/selective-synaptic-dampening): importances come from at most `fisher_rows`
-    rows, not from all; an `alpha` that selects nothing is an error, not an unchanged model; and alpha's default is 20,
-    as 10 was published for other networks and another batch size.
+    It differs from the released code (if-loops/selective-synaptic-dampening) in three points. Importances are computed
+    from at most `fisher_rows` rows, not from all. An `alpha` that selects nothing is an error and does not return an
+    unchanged model. The default of alpha is 20, because 10 was published for other networks and another batch size.
 
-    Eval mode, true labels, float32. Batch norm's running statistics stay. Fitted: `classifier_`; `selected_`, the share
-    of weights selected; `history_`, one entry. Raises ConfigError when nothing is selected, naming the largest ratio.
+    Eval mode, true labels, float32. Batch norm's running statistics do not change. Fitted: `classifier_`; `selected_`,
+    the share of selected weights; `history_`, one entry. Raises ConfigError when no weight is selected, naming the
+    largest ratio.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -73,7 +74,7 @@ class Ssd(Estimator):
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
-        """As Updater.fit."""
+        """Unlearn `forget_rows`; arguments and errors as in Updater.fit."""
         y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
         model = copy.deepcopy(classifier).eval().requires_grad_(True)
         rng = np.random.default_rng(self.seed)
@@ -113,7 +114,7 @@ class Ssd(Estimator):
 
 
 def per_sample_fisher(model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index) -> dict[str, Tensor]:
-    """Mean over rows of the squared gradient of the row's cross-entropy, by parameter name, float64; eval mode."""
+    """Return the mean over rows of the squared gradient of each row's cross-entropy, by name, float64; eval mode."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
 
@@ -135,7 +136,10 @@ def per_sample_fisher(model: Classifier, images: NDArray[np.uint8], labels: Inde
 def batch_fisher(
     model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index, batch_size: int
 ) -> dict[str, Tensor]:
-    """Mean over batches, in the order of `rows`, of the squared gradient of the batch's mean cross-entropy; float64."""
+    """Return the mean over batches of the squared gradient of each batch's mean cross-entropy, by name, float64.
+
+    Batches are taken in the order of `rows`.
+    """
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     batches = np.array_split(rows, -(-len(rows) // batch_size))

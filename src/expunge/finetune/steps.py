@@ -1,8 +1,8 @@
-"""Step sizes relative to the recipe that trained the classifier: one helper for every method that descends.
+"""Learning rates relative to the recipe that trained the classifier, for all methods that use gradient steps.
 
-A rate that suits one network destroys another: SGD at 0.2 trains a small residual network and ruins an EfficientNet
-that AdamW fine-tuned at 0.001. So a method names its rate as a factor of the mean rate of that recipe, and descends
-with its kind of optimizer. AdamW's steps do not grow with the loss or its gradient, SGD's do: each has its factor.
+A rate that suits one network can destroy another: SGD at 0.2 trains a small residual network and ruins an EfficientNet
+that AdamW fine-tuned at 0.001. A method therefore gives its rate as a factor of the recipe's mean rate, and uses the
+recipe's kind of optimizer. Steps of SGD scale with the gradient and those of AdamW do not, so each has its own factor.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from expunge.models.classifier import ModelCard
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
-# For models whose training is not recorded: what torch's SGD with one cycle to 0.2 has on average, to a digit.
+# For models whose training is not recorded: the mean rate of torch's SGD with a one-cycle schedule up to 0.2, rounded.
 UNKNOWN = 0.1
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Rate of a method's first step as a factor of the recipe's mean rate, under SGD and under AdamW."""
+    """The rate of a method's first step as a factor of the recipe's mean rate, for SGD and for AdamW."""
 
     sgd: float
     adamw: float = 0.5
@@ -30,44 +30,50 @@ class Factors:
 
 @dataclass(frozen=True)
 class Steps:
-    """`lr`: rate of the first step; `optimizer`: "sgd" or "adamw"."""
+    """The rate `lr` of the first step, and the `optimizer`, "sgd" or "adamw"."""
 
     lr: float
     optimizer: str
 
     @classmethod
     def of(cls, card: ModelCard, factors: Factors, lr: float | None, factor: float | None, optimizer: str) -> Steps:
-        """`lr` where it is given, else `factor`, by default the one of `factors`, times the recipe's mean rate.
-        `optimizer`: "auto" is SGD where the recipe's is SGD or unknown, else AdamW."""
+        """Return the steps with `lr` where it is given, else `factor` times the recipe's mean rate.
+
+        `factor` None takes the one of `factors`. `optimizer` "auto" is SGD where the recipe's is of that kind or
+        unknown, else AdamW.
+        """
         recipe = _recorded(card)
         trained_by = str(recipe.get("optimizer", "sgd"))
         own = "sgd" if trained_by in ("sgd", "nesterov", "momentum", "sgdp", "sgdw") else "adamw"
         chosen = own if optimizer == "auto" else optimizer
         if lr is None:
             own_factor = factors.sgd if chosen == "sgd" else factors.adamw
-            # A mean rate is of the recipe's optimizer: under another kind it says nothing, so the reference stands in.
+            # The recipe's mean rate is meaningless for another kind of optimizer, which takes the reference rate.
             base = float(recipe["mean_lr"]) if recipe and chosen == own else UNKNOWN if chosen == "sgd" else ADAMW
             lr = (own_factor if factor is None else factor) * base
         return cls(lr, chosen)
 
     def make(self, parameters: Iterable[torch.nn.Parameter], momentum: float) -> torch.optim.Optimizer:
-        """Without weight decay, which the loop adds itself. `momentum`: of SGD, Nesterov's."""
+        """Return the optimizer without weight decay, which the loop applies; `momentum` is Nesterov's, for SGD only."""
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0)
         return torch.optim.SGD(parameters, lr=self.lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def _recorded(card: ModelCard) -> Mapping[str, Any]:
-    """What is known of the training: of all weights, or of those above a cut, whose mean rate is half its peak."""
+    """Return the recorded optimizer and mean rate, of all weights or of those above a cut; empty if not recorded.
+
+    The schedule of training above a cut rises and falls linearly, so its mean rate is half its peak.
+    """
     if card.recipe is None and card.above is not None:
         above = card.above["recipe"]
         return {"optimizer": above.get("optimizer", "sgd"), "mean_lr": above["lr"] / 2}
     return card.recipe or {}
 
 
-ADAMW = 5e-4  # as UNKNOWN, for AdamW: the mean of warm-up and cosine to 0.001
+ADAMW = 5e-4  # as UNKNOWN, for AdamW: the mean rate of warm-up and cosine with the peak 0.001
 
 
 def frozen_norms(card: ModelCard, asked: bool) -> bool:
-    """Whether batch norm keeps its statistics throughout: asked for, or the recipe trained like that."""
+    """Whether batch norm keeps its running statistics in all batches, because of `asked` or the recipe."""
     return asked or bool((card.recipe or {}).get("frozen_norm", False))

@@ -1,4 +1,4 @@
-"""TREW: forgotten classes are taught the tilted target, retained rows their labels."""
+"""TREW: training of forgotten rows towards the tilted target, and of retained rows on their labels."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Trew(Updater):
-    """KL(t || student) on forgotten rows + CE on retained ones; Ebrahimpour-Boroojeny et al., arXiv 2506.20893.
+    """Minimise KL(t || student) on forgotten + CE on retained rows; Ebrahimpour-Boroojeny et al., arXiv 2506.20893.
 
-    t is `core.tilted.tilted_target`. An epoch is a pass over the longer side, a batch of each in every step.
+    t is `core.tilted.tilted_target`. An epoch is a pass over the longer side, with a batch of each kind in every step.
 
-    beta   strength of the tilt, 10 as published; 0 is the target of DELETE; `methods.tilt_strength` fits it
-    tau    temperature of the similarity of classes; not found in the paper
-    rank   principal components of the head's rows in which classes are compared; None takes all
+    beta   strength of the tilt, 10 as published; 0 gives the target of DELETE; `methods.tilt_strength` fits it
+    tau    temperature of the similarity of classes; not stated in the paper
+    rank   number of principal components of the head's rows in which classes are compared; None takes all
 
-    The weights of both terms were not found either: both are 1. Whole classes only. Batch norm: forgotten batches by
-    running statistics. Other arguments as in Updater.
+    The paper does not state the weights of the two terms, so both are 1. Whole classes only. Batch norm: forgotten
+    batches by running statistics. Other arguments as in Updater.
     """
 
     facts: ClassVar[Facts] = Facts(

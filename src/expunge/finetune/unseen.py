@@ -1,4 +1,4 @@
-"""Rows that the original was never trained on: what it thinks of them, and when a student treats forgotten rows so."""
+"""Unseen rows, on which the original was never trained: targets and a stopping rule from its predictions for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.system.errors import DataError
 
 
 def need_unseen(run: Run) -> None:
-    """Raise DataError unless each class of forgotten rows has unseen rows."""
+    """Raise DataError unless unseen rows of every class of forgotten rows are given."""
     name = type(run.options).__name__
     if not len(run.unseen):
         raise DataError(
@@ -24,7 +24,7 @@ def need_unseen(run: Run) -> None:
 
 
 def probabilities(run: Run, model: Classifier, rows: Index) -> NDArray[np.float64]:
-    """`(n, C)` float64 of a model in eval mode."""
+    """Return the probabilities `(n, C)` float64 of a model in eval mode."""
     parts = [run.ask(model, part).double().softmax(1).cpu().numpy() for part in run.split(rows)]
     return np.concatenate(parts)
 
@@ -32,11 +32,12 @@ def probabilities(run: Run, model: Classifier, rows: Index) -> NDArray[np.float6
 def quantile_targets(
     p: NDArray[np.float64], labels: Index, unseen: NDArray[np.float64], unseen_labels: Index
 ) -> NDArray[np.float64]:
-    """Targets `(n, C)` whose true-class probabilities are distributed, class by class, as those of unseen rows.
+    """Return targets `(n, C)` whose true-class probabilities are distributed like those of unseen rows, per class.
 
-    `p (n, C)`, `unseen (m, C)`: the original's probabilities of forgotten and of unseen rows. A row with the rank u
-    among the forgotten rows of its class gets G^-1(u), G the distribution of unseen rows of the class; the rest of its
-    probability keeps its proportions, or is even where there was none [derived: monotone transport].
+    `p (n, C)` and `unseen (m, C)` are the original's probabilities of forgotten and of unseen rows. A row with the
+    quantile u among the forgotten rows of its class gets the true-class probability G^-1(u), with G the distribution
+    for unseen rows of the class. Its other probabilities are rescaled in proportion, or made equal where all were 0
+    [derived: monotone transport].
     """
     target = np.empty_like(p)
     classes = p.shape[1]
@@ -57,7 +58,7 @@ def quantile_targets(
 
 
 def no_better_than_unseen(run: Run) -> bool:
-    """Whether the student reads forgotten rows no better than unseen rows, both weighted by the forgotten classes."""
+    """Whether accuracy on forgotten rows is at most that on unseen rows, weighted to the same class frequencies."""
     student, training = run.student.eval(), run.student.training
     with torch.no_grad():
         hits = {
