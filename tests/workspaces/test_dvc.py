@@ -44,6 +44,8 @@ def repository(finished, tmp_path_factory):
     git(home, "config", "user.name", "a")
     git(home, "config", "user.email", "a@b.c")
     dvc(home, "config", "--unset", "core.no_scm")
+    # As `dvc init` writes it in a git repository; the finished workspace is in none.
+    (home / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     dvc(home, "remote", "add", "--quiet", "--default", "storage", str(home.parent / "remote"))
     git(home, "add", ".")
     git(home, "commit", "--quiet", "--message", "a run")
