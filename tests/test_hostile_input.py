@@ -301,7 +301,7 @@ def all_rows(folder: Path) -> None:
 
 def all_parts(folder: Path) -> None:
     split = Split(folder)
-    split.rows("forget"), split.scored_rows("retain"), split.digest_of("retain", "x")
+    split.rows("forget"), split.scored_rows("retain"), split.digest_of(split.rows("retain"), "x")
 
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -248,10 +248,10 @@ class Split:
             raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
 
-    def digest_of(self, part: str, dataset_digest: str) -> str:
-        """Return the `request_digest` of the rows of one part under a present or past digest of the dataset."""
+    def digest_of(self, rows: np.ndarray, dataset_digest: str) -> str:
+        """Return the `request_digest` of the positions `rows (n,)` under a present or past digest of the dataset."""
         ids = self._read("sample_id")
-        return request_digest([ids[i] for i in self.rows(part).tolist()], dataset_digest)
+        return request_digest([ids[i] for i in rows.tolist()], dataset_digest)
 
     def scored_rows(self, part: str) -> np.ndarray:
         """Like `rows`, without the validation rows, by which settings may have been chosen."""

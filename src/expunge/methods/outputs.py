@@ -10,7 +10,6 @@ import torch
 from expunge.config import Config
 from expunge.core import LinearHead
 from expunge.data.dataset import Dataset
-from expunge.data.schema import RETAIN
 from expunge.data.split import Split
 from expunge.evaluation.measuring import Outputs
 from expunge.features.extract import ExtractionSettings, extract_shards
@@ -57,8 +56,8 @@ def outputs_of_retrained(config: Config, split: Split) -> list[Outputs]:
 
 def check_retrained(split: Split, seeds: Sequence[int]) -> None:
     """Raise CheckpointError for the first retrained model that was trained on other rows than `split` retains."""
-    count = len(split.rows(RETAIN))
+    rows = split.training_rows
     for seed in seeds:
         directory = MODELS / retrained(seed)
         trained = read_manifest(directory, verify=False).get(RECORD)
-        refuse_other_rows(directory, trained, lambda dataset: split.digest_of(RETAIN, dataset), count)
+        refuse_other_rows(directory, trained, lambda dataset: split.digest_of(rows, dataset), len(rows))
