@@ -14,7 +14,7 @@ from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.ssd import per_sample_fisher
 from expunge.finetune.steps import Factors
-from expunge.finetune.unseen import need_unseen, no_better_than_unseen
+from expunge.finetune.unseen import stop_at_unseen
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -46,10 +46,7 @@ class PartiallyBlinded(Updater):
             raise ValueError(f"fisher {self.fisher} and norm {self.norm} must be 0 or more")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
-        if len(run.unseen):
-            need_unseen(run)
-        stop = (lambda: no_better_than_unseen(run)) if len(run.unseen) else None
-        return run.train(self.phases(run), stop=stop)
+        return run.train(self.phases(run), stop=stop_at_unseen(run))
 
     def phases(self, run: Run) -> list[Phase]:
         importance = per_sample_fisher(run.original, run.images, run.labels, run.forget)

@@ -16,7 +16,7 @@ from expunge.finetune.blinded import penalty
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
 from expunge.finetune.loss_free import output_sensitivity
 from expunge.finetune.steps import Factors
-from expunge.finetune.unseen import need_unseen, no_better_than_unseen
+from expunge.finetune.unseen import stop_at_unseen
 from expunge.models.classifier import Classifier
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import ConfigError, DataError
@@ -70,12 +70,8 @@ class InstanceWise(Updater):
             raise ValueError(f"iterations {self.iterations}, copies {self.copies}, attacked {self.attacked}: 1 or more")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
-        if len(run.unseen):
-            need_unseen(run)
-        return run.train(self.phases(run), stop=lambda: nothing_read(run) or self._as_unseen(run))
-
-    def _as_unseen(self, run: Run) -> bool:
-        return len(run.unseen) > 0 and no_better_than_unseen(run)
+        as_unseen = stop_at_unseen(run)
+        return run.train(self.phases(run), stop=lambda: nothing_read(run) or (as_unseen is not None and as_unseen()))
 
     def phases(self, run: Run) -> list[Phase]:
         x, y = self._copies(run)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
-from expunge.finetune.unseen import need_unseen, no_better_than_unseen
+from expunge.finetune.unseen import stop_at_unseen
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import ConfigError
 
@@ -45,10 +45,7 @@ class Jit(Updater):
             raise ValueError(f"sigma {self.sigma} must be above 0 and draws {self.draws} at least 1")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
-        if len(run.unseen):
-            need_unseen(run)
-        stop = (lambda: no_better_than_unseen(run)) if len(run.unseen) else None
-        return run.train(self.phases(run), stop=stop)
+        return run.train(self.phases(run), stop=stop_at_unseen(run))
 
     def phases(self, run: Run) -> list[Phase]:
         preprocess = run.original.preprocess

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.steps import Factors
-from expunge.finetune.unseen import need_unseen, no_better_than_unseen
+from expunge.finetune.unseen import stop_at_unseen
 
 TINY = 1e-10  # eigenvalues below this share of the largest are rounding errors and count as zero
 
@@ -61,8 +61,7 @@ class ProjectedGradient(Updater):
             raise ValueError(f"weight_decay {self.weight_decay} would move weights within the span; it must be 0")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
-        if len(run.unseen):
-            need_unseen(run)
+        stop = stop_at_unseen(run)
         rows = run.rng(RELABEL).permutation(run.retain)[: self.moment_rows]
         free = {name: outside(m, self.energy) for name, m in input_moments(run, rows).items()}
         self.ranks_ = {
@@ -76,7 +75,6 @@ class ProjectedGradient(Updater):
                 if parameter.grad is not None:
                     parameter.grad.copy_(projected(parameter.grad, free[name]))
 
-        stop = (lambda: no_better_than_unseen(run)) if len(run.unseen) else None
         return run.train(self.phases(run), weights, adjust=project, stop=stop)
 
     def phases(self, run: Run) -> list[Phase]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -55,6 +57,17 @@ def quantile_targets(
         target[np.ix_(mine, others)] = shares * (1 - wanted[:, None])
         target[mine, y] = wanted
     return target
+
+
+def stop_at_unseen(run: Run) -> Callable[[], bool] | None:
+    """Return the stopping rule `no_better_than_unseen` of the run, or None without unseen rows.
+
+    Raises DataError if a class of forgotten rows has no unseen row.
+    """
+    if not len(run.unseen):
+        return None
+    need_unseen(run)
+    return lambda: no_better_than_unseen(run)
 
 
 def no_better_than_unseen(run: Run) -> bool:
