@@ -1,4 +1,7 @@
-"""`make bench`: run every benchmark, print its table, write reports/bench.json."""
+"""`make bench`: run every benchmark, print tables and changes since the last kept run, write reports/bench.json.
+
+`--keep` appends the figures to history.jsonl, so that later runs on this kind of machine are compared with them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pkgutil
 from pathlib import Path
 
 import benchmarks
+from benchmarks.history import HISTORY, keep, print_changes
 from expunge.system.files import write_json
 
 OUT = Path("reports/bench.json")
@@ -20,12 +24,17 @@ def names() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("only", nargs="*", choices=[[], *names()], help="these alone; all when left out")
-    chosen = parser.parse_args().only or names()
+    parser.add_argument("--keep", action="store_true", help=f"append the figures to {HISTORY.name}, by commit")
+    arguments = parser.parse_args()
+    chosen = arguments.only or names()
     results = {}
     for name in chosen:
         results[name.removeprefix("bench_")] = importlib.import_module(f"benchmarks.{name}").run()
         write_json(OUT, results)
     print(f"written to {OUT}")
+    print_changes(results)
+    if arguments.keep:
+        keep(results)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import replace
 from typing import Any
@@ -115,6 +116,17 @@ def test_bf16_is_near_fp32_and_not_the_same(digits: Any) -> None:
     assert not torch.equal(a, b)
     assert torch.linalg.norm(a - b) < 0.05 * torch.linalg.norm(a)
     assert all(p.dtype == torch.float32 for p in fits[1].classifier_.parameters())
+
+
+@pytest.mark.parametrize("trained_in", ["fp32", "bf16"])
+def test_a_method_computes_in_the_precision_that_the_classifier_was_trained_with(digits: Any, trained_in: str) -> None:
+    model = copy.deepcopy(digits.model)
+    model.card = replace(model.card, recipe={"optimizer": "sgd", "mean_lr": 0.1, "precision": trained_in})
+    auto, named = (
+        FineTune(lr=0.01, precision=p, batch_size=256).fit(model, digits.images, digits.labels, *digits.rows)
+        for p in ("auto", trained_in)
+    )
+    assert digest(auto.classifier_) == digest(named.classifier_)
 
 
 def test_rows_of_all_classes_can_be_forgotten(digits: Any) -> None:

@@ -281,6 +281,7 @@ def test_what_the_card_says_of_the_rates() -> None:
 
     assert said["mean_lr"] == pytest.approx(np.mean([one_cycle(i, 4, 0.2) for i in range(4)]))
     assert said["final_lr"] == pytest.approx(0.2 * END) and said["name"] == "small" and said["passes"] == 2
+    assert said["precision"] == "fp32"
     assert ModelCard.from_json(dataclasses.replace(made.card, recipe=said).to_json()).recipe == said
 
 

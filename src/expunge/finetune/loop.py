@@ -32,6 +32,7 @@ from expunge.system.progress import progress
 
 # A loss returns its terms by name. Their sum is minimised, and each term is reported.
 Terms = dict[str, Tensor]
+PRECISIONS = ("auto", "fp32", "bf16")
 RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent random streams of one seed
 
 
@@ -59,7 +60,8 @@ class Updater(Estimator):
     weight_decay   added to the gradient; decoupled from it under AdamW
     batch_size     maximal number of rows in a batch; a pass is split into batches of nearly equal size
     retain_share   share of the retained rows that an epoch uses, drawn anew in each epoch
-    precision      "fp32", or "bf16" for autocast of the forward pass; losses are float32 in both cases
+    precision      "fp32", "bf16" for autocast of the forward pass, or "auto", the one that the classifier was trained
+                   with (fp32 where that is not recorded); losses are float32 in all cases
     seed           of orders, draws and dropout; equal arguments, data and machine give equal weights
 
     Fitted: `classifier_`, a new classifier in eval mode; `history_`, per epoch the means of the loss terms.
@@ -75,7 +77,7 @@ class Updater(Estimator):
     weight_decay: float = 5e-4
     batch_size: int = 256
     retain_share: float = 1.0
-    precision: str = "fp32"
+    precision: str = "auto"
     seed: int = 0
     classifier_: Classifier = field(init=False)
     history_: list[dict[str, float]] = field(init=False)
@@ -89,8 +91,8 @@ class Updater(Estimator):
         self._check_descent()
 
     def _check_descent(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision {self.precision!r}: one of fp32, bf16")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r}: one of {', '.join(OPTIMIZERS)}")
         for name, value in (("lr", self.lr), ("factor", self.factor)):
@@ -142,6 +144,8 @@ class Run:
         self.options = options
         self.steps = Steps.of(classifier.card, options.factors, options.lr, options.factor, options.optimizer)
         self.frozen_norm = frozen_norms(classifier.card, options.frozen_norm)
+        trained_in = (classifier.card.recipe or {}).get("precision")
+        self.bf16 = (trained_in if options.precision == "auto" else options.precision) == "bf16"
         self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
         self.unseen = checked_unseen(self.labels, self.retain, self.forget, unseen_rows)
         self.images = images
@@ -216,7 +220,7 @@ class Run:
         return out.float()
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.options.precision == "bf16" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _freeze_norm(self, frozen: bool) -> None:
         for module in self.norms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,15 +25,15 @@ models. KL (nats) and agreement compare with the retrained models of the same se
 retrained models they compare the seeds with each other, which is as near as two models trained without the rows come.
 
 Every run is judged by itself, on its own rows and retrained models (docs/verdict.md). The last columns count, over the
-training seeds, how often utility was kept and each claim about erasure shown. {seconds}
+training seeds, how often utility was kept and each claim about erasure shown. Seconds compare within one experiment;
+they depend on the machine and on what else it computed.
 """
 
 
 def page(parts: Sequence[tuple[Variant, Pooled]]) -> str:
     """The whole page, from the given experiments."""
-    seconds = f"Seconds were measured on {os.cpu_count()} cores."
     sections = [_section(*part) for part in parts]
-    return "\n\n".join([HEAD.format(seconds=seconds).strip(), *sections]) + "\n"
+    return "\n\n".join([HEAD.strip(), *sections]) + "\n"
 
 
 def _section(variant: Variant, pooled: Pooled) -> str:

@@ -178,11 +178,14 @@ def held_out(rows: int, share: float) -> np.ndarray:
 def recorded(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Return the record of the training for the model's card.
 
-    `mean_lr` is the mean over all steps and `final_lr` the rate of the last step. Methods that train weights take their
-    learning rates from these.
+    `mean_lr` is the mean over all steps, `final_lr` the rate of the last step, and `precision` the one that was used,
+    "fp32" or "bf16". Methods that train weights take their learning rates and their precision from these.
     """
     mean = sum(h["lr_mean"] for h in history) / len(history)
-    return {**asdict(recipe), "mean_lr": mean, "final_lr": history[-1]["lr"], "passes": len(history)}
+    used = "bf16" if history[-1]["bf16"] else "fp32"
+    return {
+        **asdict(recipe), "precision": used, "mean_lr": mean, "final_lr": history[-1]["lr"], "passes": len(history),
+    }  # fmt: skip
 
 
 def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str, Any]:
