@@ -111,7 +111,7 @@ def test_torchrun_is_for_all_weights(tmp_path: Path) -> None:
     params["train"]["engine"] = "torchrun"
     params["model"].update(training="head", saw_forget_data=False)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(ConfigError, match=r"train\.engine other than local is for model\.training: full"):
+    with pytest.raises(ConfigError, match=r"train\.engine must be local unless model\.training is full"):
         load_config(tmp_path / "params.yaml")
 
 
