@@ -98,8 +98,14 @@ ROWS = {"selector": "random", "fraction": 0.1}
         (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs 0 and batch_size"),
         (lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}), r"fit\.salun\.choose: salun changes the backbone"),
         (lambda p: add(p, "certified-removal"), r"fit\.certified-removal: .*needs a frozen backbone"),
-        (lambda p: p["model"].update(head="fc"), r"model\.head: 'fc' is not a linear layer of the model; it has head"),
-        (lambda p: p["model"].update(name="timm:resnet99"), r"model\.name: timm knows no 'resnet99'; similar: "),
+        (
+            lambda p: p["model"].update(head="fc"),
+            r"model\.head: 'fc' is not a linear layer of the model; its linear layers are head",
+        ),
+        (
+            lambda p: p["model"].update(name="timm:resnet99"),
+            r"model\.name: timm has no model 'resnet99'; similar models: ",
+        ),
         (lambda p: p["model"].update(checkpoint="gone.safetensors"), r"model: gone\.safetensors: no such"),
         (lambda p: p["data"].update(source="image-folder", path="gone"), r"data\.path: gone: no such file"),
         (lambda p: p["split"].update(selector="ids", file="gone.txt"), r"split\.file: gone\.txt: no such file"),
