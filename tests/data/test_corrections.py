@@ -123,7 +123,7 @@ def test_names_go_before_indices() -> None:
 
 def test_corrections_of_other_labels_are_refused(dataset: Dataset) -> None:
     corrections = Corrections(np.array([0, 70]), np.array([0, 1], np.int32), np.array([1, 0], np.int32))
-    with pytest.raises(DataError, match="not those that the corrections were written for"):
+    with pytest.raises(DataError, match="differ from those that the corrections were written for"):
         corrections.apply(dataset.labels())
-    with pytest.raises(DataError, match="not those that the corrections were written for"):
+    with pytest.raises(DataError, match="differ from those that the corrections were written for"):
         Corrections(np.array([0]), np.array([2], np.int32), np.array([1], np.int32)).apply(dataset.labels())

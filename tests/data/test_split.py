@@ -270,7 +270,7 @@ def test_near_duplicates_are_told_or_join_with_their_own(
     assert forgotten(tmp_path / "s") == rows
     told = {"distance": 0.5, "left_in_retain": int(policy == "warn"), "included": len(rows) - 1}
     assert request["near_duplicates"] == told
-    assert ("a near-duplicate that is retained" in caplog.text) == (policy == "warn")
+    assert ("a near-duplicate among the retained rows" in caplog.text) == (policy == "warn")
 
 
 def test_near_duplicates_can_be_refused_or_not_looked_for(tmp_path: Path, dataset: Dataset) -> None:

@@ -183,7 +183,7 @@ def test_unusable_input_is_refused_in_words(original: Classifier, activations: n
         nn.Flatten(), nn.Linear(64, 10), Preprocess(8, 8, 1, (0.5,), (0.5,)), ModelCard("flat", 10, 64, "full", True)
     ).eval()
     with pytest.raises(
-        ConfigError, match="flat: no cut 'stage1': the backbone has no such module; no cut of this backbone works"
+        ConfigError, match="flat: no cut 'stage1': the backbone has no such module; this backbone has no usable cut"
     ):
         fetch_activations(flat, IMAGES, "stage1")
     with pytest.raises(DataError, match=r"labels span 0\.\.9; the model has classes 0\.\.4"):

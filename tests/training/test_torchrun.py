@@ -208,6 +208,6 @@ def test_a_result_of_an_earlier_run_is_not_taken_for_this_one(
 
     (tmp_path / RESULT).write_text('{"refused": null, "history": []}')
     monkeypatch.setattr(launch.subprocess, "run", lambda *_a, **_k: subprocess.CompletedProcess([], 9))
-    with pytest.raises(ExpungeError, match=r"torchrun gave up after 3 restarts \(exit status 9\)"):
+    with pytest.raises(ExpungeError, match=r"torchrun failed after 3 restarts with exit status 9"):
         train_with_torchrun(config(), build_classifier(config(), digits, 1), digits, np.arange(ROWS), 1, tmp_path)
     assert read_json(tmp_path / "job.json")["seed"] == 1

@@ -129,7 +129,7 @@ def test_wrong_roots_and_names(tmp_path: Path) -> None:
         "Food101": "holds neither food-101/ nor",
         "Flowers102": "flowers-102: holds neither jpg/ nor",
         "CIFAR": r"no reader for 'torchvision:CIFAR'; did you mean torchvision:CIFAR10\?",
-        "CelebA": "no reader for 'torchvision:CelebA'; known are CIFAR10, ",
+        "CelebA": "no reader for 'torchvision:CelebA'; the known data sets are CIFAR10, ",
     }.items():
         refused(tmp_path, name, tmp_path / "empty", message)
     refused(tmp_path, "ImageNet", tmp_path / "empty", "ImageNet cannot be downloaded", download=True)
