@@ -95,7 +95,7 @@ ROWS = {"selector": "random", "fraction": 0.1}
         (lambda p: add(p, "seal", {"after": {"method": "fine-tune"}}), r"fit\.seal\.after: fine-tune changes the back"),
         (lambda p: p["fit"]["loft"].update(after={"method": "leace"}), r"fit\.loft\.after: .*takes no `after`"),
         (lambda p: p["fit"]["loft"].update(rnk=3), r"fit\.loft: Loft has no setting 'rnk'"),
-        (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs 0 and batch_size"),
+        (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs and batch_size must be at least 1"),
         (lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}), r"fit\.salun\.choose: salun changes the backbone"),
         (lambda p: add(p, "certified-removal"), r"fit\.certified-removal: .*needs a frozen backbone"),
         (

@@ -184,7 +184,7 @@ def test_weights_that_are_not_those_recorded_are_trained_again(digits: Digits) -
 
 
 def test_no_rows_are_refused(digits: Digits) -> None:
-    with pytest.raises(DataError, match=r"no shard of 3 has 2 rows"):
+    with pytest.raises(DataError, match=r"none of the 3 shards has the 2 rows"):
         digits.trained(digits.places(3, 1), np.empty(0, np.int64))
 
 
@@ -220,7 +220,7 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     deleted = digits.trained(placed, left, on_cluster, engine)
     assert same(deleted, digits.trained(placed, left)) and set(deleted.again) == {1}
     assert "1 shards, 1 Ray tasks at a time" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"extract\.workers: 3 need as many CPUs, the cluster has 2"):
+    with pytest.raises(ConfigError, match=r"extract\.workers: 3 workers need as many CPUs, but the cluster has 2"):
         _too_many(digits, placed)
     with pytest.raises(ConfigError, match="no Ray cluster answers at 'nowhere'"):
         digits.trained(placed, np.arange(COUNT), engine=on_ray("nowhere", None))
