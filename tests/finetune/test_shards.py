@@ -208,7 +208,7 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     alone = digits.trained(placed, np.arange(COUNT))
     assert same(on_cluster, alone) and on_cluster.again == alone.again == dict.fromkeys(range(4), 0)
     assert [h["loss"] for h in on_cluster.history_] == [h["loss"] for h in alone.history_]
-    assert "4 shards, 2 Ray tasks at a time" in capsys.readouterr().err
+    assert "4 shards to train, at most 2 Ray tasks at a time" in capsys.readouterr().err
     for made, name in ((on_cluster, "one"), (alone, "two")):
         (tmp_path / name).mkdir()
         made.save_steps(tmp_path / name)
@@ -219,7 +219,7 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     left = np.setdiff1d(np.arange(COUNT), np.flatnonzero(placed.shard == 1)[:2])
     deleted = digits.trained(placed, left, on_cluster, engine)
     assert same(deleted, digits.trained(placed, left)) and set(deleted.again) == {1}
-    assert "1 shards, 1 Ray tasks at a time" in capsys.readouterr().err
+    assert "1 shards to train, at most 1 Ray tasks at a time" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"extract\.workers: 3 workers need as many CPUs, but the cluster has 2"):
         _too_many(digits, placed)
     with pytest.raises(ConfigError, match="no Ray cluster answers at 'nowhere'"):
