@@ -40,7 +40,7 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
             return made
         with cluster(ray, address, workers):
             task, limit = _task(ray, jobs[stale[0]][0].base, workers)
-            log_message(f"train: {len(stale)} shards to train, at most {min(limit, len(stale))} Ray tasks at a time")
+            log_message(f"{len(stale)} shards to train, at most {min(limit, len(stale))} Ray tasks at a time")
             given = ray.put(_named(activations)), ray.put(np.asarray(labels)), torch.get_num_threads()
             running: dict[Any, int] = {}
             while stale or running:

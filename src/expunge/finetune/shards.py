@@ -206,9 +206,7 @@ class Shard:
                 history += passes
             states.append(state)
         if len(taken) < len(self.steps):
-            log_message(
-                f"train: shard {self.number}, {len(self.steps[-1]):,} rows, is trained from slice {len(taken)} on"
-            )
+            log_message(f"shard {self.number}, {len(self.steps[-1]):,} rows, is trained from slice {len(taken)} on")
         return states, history
 
     def records(self, states: list[State]) -> list[dict[str, Any]]:
