@@ -282,4 +282,4 @@ class FeatureStore(Shards):
     def _verify_groups(self, known: Mapping[str, Sequence[Sequence[int]]]) -> None:
         for path in self.paths:
             if path.name in known and known[path.name] != groups(path, self.dim, self.dtype):
-                raise ManifestError(f"{path}: z is not where the manifest says; run the extract stage again")
+                raise ManifestError(f"{path}: z is not where its manifest says; run the extract stage again")
