@@ -300,5 +300,5 @@ def test_training_above_a_cut_takes_the_optimizer_and_refuses_the_rest() -> None
             ConfigError, match=rf"train\.{next(iter(changes))}: cannot be used with model\.training: above"
         ):
             arguments(**changes)
-    with pytest.raises(ConfigError, match="optimizer 'lamb': one of auto, sgd, adamw"):
+    with pytest.raises(ConfigError, match="optimizer must be one of auto, sgd, adamw, got 'lamb'"):
         arguments(optimizer="lamb")

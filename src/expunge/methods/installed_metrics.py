@@ -25,7 +25,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, ForgetMetric]:
     known = plugins.names("metrics")
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(
-            f"params.yaml: evaluate.metrics: no installed package declares {unknown[0]!r}; the declared metrics are "
+            f"params.yaml: evaluate.metrics: no installed package declares {unknown[0]!r}; known: "
             f"{', '.join(known) or 'none'}"
         )
     return {name: plugins.load("metrics", name, ForgetMetric) for name in names}
