@@ -69,5 +69,5 @@ def test_float32_features_reach_the_same_head(task) -> None:
 def test_labels_are_checked(task) -> None:
     with pytest.raises(DataError, match=r"0 \.\. 4, got 1 \.\. 5"):
         HeadRefit().fit(task.head, task.z, task.labels + 1)
-    with pytest.raises(DataError, match="one label each"):
+    with pytest.raises(DataError, match="one label per row"):
         HeadRefit().fit(task.head, task.z, task.labels[:-1])

@@ -125,7 +125,7 @@ def test_masked_classes_stay_masked_and_the_gradient_left_is_told() -> None:
 def test_what_cannot_be() -> None:
     z, y = rows()
     head = LinearHead(torch.zeros(CLASSES, DIM), torch.zeros(CLASSES))
-    with pytest.raises(DataError, match="every row would be gone"):
+    with pytest.raises(DataError, match="no row would be left"):
         SecondOrder().fit(head, (z[:0], y[:0]), (z, y))
     for wrong in ({"ridge": 0.0}, {"loss": "hinge"}, {"temperature": -1.0}, {"tol": 2.0}):
         with pytest.raises((ValueError, ConfigError)):

@@ -169,7 +169,7 @@ def test_arguments_are_checked_and_shown() -> None:
     for wrong in (Loft(0), Loft(7), Loft(2, solver="newton"), Loft(2, second_moment="third"), Loft("auto", energy=0.0)):
         with pytest.raises(ConfigError):
             wrong.fit(retain, retain)
-    with pytest.raises(DataError, match="forgotten features do not vary"):
+    with pytest.raises(DataError, match="forgotten features have no variance"):
         Loft(2).fit(retain, Moments.of(torch.ones(5, 6)))
     assert "rank=2" in repr(Loft(2))
     assert Loft(2).get_params()["lr"] == 1.0

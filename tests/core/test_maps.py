@@ -115,15 +115,15 @@ def test_files_that_hold_no_map_are_refused(tmp_path) -> None:
 
 
 def test_shapes_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"features \(n, 12\)"):
+    with pytest.raises(ValueError, match=r"must have the shape \(n, 12\)"):
         MLP(normal(3, D + 1))
     with pytest.raises(ValueError, match="square"):
         AffineMap(normal(D, 3), normal(D))
     with pytest.raises(ValueError, match="composed"):
         MLP.compose(identity(D + 1))
-    with pytest.raises(ValueError, match="cannot take a map"):
+    with pytest.raises(ValueError, match="cannot be folded into a head"):
         identity(D + 1).fold_into(head())
-    with pytest.raises(ValueError, match="map of features onto features"):
+    with pytest.raises(ValueError, match="do not map features onto features"):
         MlpMap((normal(7, D), normal(D, 8)), (normal(7), normal(D)))
     with pytest.raises(ValueError, match="weight"):
         LinearHead(normal(C, D), normal(C + 1))

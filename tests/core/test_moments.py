@@ -91,7 +91,7 @@ def test_a_downdate_to_few_rows_in_many_dimensions_passes() -> None:
 def test_rows_that_are_not_there_cannot_be_taken() -> None:
     z = rows(100, 4)
     total = Moments.of(z)
-    with pytest.raises(DataError, match=r"cannot take 101 rows from the moments of 100"):
+    with pytest.raises(DataError, match=r"cannot remove 101 rows from the moments of 100"):
         total - Moments.of(rows(101, 4))
     with pytest.raises(DataError, match="not among the 100 rows"):
         total - Moments.of(rows(40, 4, offset=50.0))
@@ -122,7 +122,7 @@ def test_shapes_and_dtypes_are_checked() -> None:
         moments.update(torch.zeros(3, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="do not fit"):
         moments + Moments(5)
-    with pytest.raises(DataError, match="at least 1 rows, there are 0"):
+    with pytest.raises(DataError, match="at least 1 rows are needed, but there are 0"):
         _ = moments.mean
     with pytest.raises(DataError, match="at least 2 rows"):
         Moments.of(rows(1, 4)).cov()

@@ -134,7 +134,7 @@ def test_a_ruined_map_is_refused() -> None:
     """A random request has the retained law, so a heavy forget weight can only shrink everything onto the mean."""
     z_r, _ = data(2000)
     retain, forget = Moments.of(z_r[200:]), Moments.of(z_r[:200])
-    with pytest.raises(CollapseError, match="distorts retained features"):
+    with pytest.raises(CollapseError, match="distorts the retained features"):
         RepresentationLinear(beta=10.0).fit(retain, forget)
     gentle = RepresentationLinear(beta=0.1).fit(retain, forget)
     moved = gentle.map_(z_r[200:]) - z_r[200:]

@@ -297,14 +297,14 @@ def test_rows_that_were_never_added_are_refused_with_nothing_changed():
     with pytest.raises(DataError, match="not among"):
         head.remove(other.repeat(3, 1), y[:1].repeat(3))
     own = (y == 0).nonzero()[:, 0]
-    with pytest.raises(DataError, match=r"rows of class 0 are to be removed, but it has"):
+    with pytest.raises(DataError, match=r"rows of class 0 are to be removed, but the head has only"):
         head.remove(z[own].repeat(2, 1), y[own].repeat(2))
     moved = z[own] + 0.01
     with pytest.raises(DataError, match="rows of class 0"):
         head.remove(moved, y[own])
-    with pytest.raises(DataError, match="row 0: its label is 9"):
+    with pytest.raises(DataError, match="row 0 has label 9"):
         head.remove(z[:1], torch.tensor([9]))
-    with pytest.raises(DataError, match="row 1 of the features holds NaN"):
+    with pytest.raises(DataError, match="row 1 of the features contains NaN"):
         head.add(torch.stack([z[0], z[1] * float("nan")]), y[:2])
     assert torch.equal(head.weights_, before[0]) and torch.equal(head.sums.second, before[1])
 
@@ -320,7 +320,7 @@ def test_saved_and_loaded_heads_go_on_alike(tmp_path):
     assert near(again.remove(z[:5], y[:5], kept).weights_, reference(*kept, 0.7))
     assert not any(b"pickle" in f.read_bytes() for f in tmp_path.iterdir())
     (tmp_path / "ridge_head.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no ridge head"):
+    with pytest.raises(CheckpointError, match="not a readable ridge head"):
         RidgeHead.load(tmp_path)
 
 
@@ -379,6 +379,6 @@ def test_corrections_of_rows_that_are_not_there_change_nothing():
     before = head.sums.by_class.clone()
     with pytest.raises(DataError, match="not among those of this head"):
         head.correct(100 * z[:3], y[:3], (y[:3] + 1) % CLASSES)
-    with pytest.raises(DataError, match="its label is 4"):
+    with pytest.raises(DataError, match="has label 4"):
         head.correct(z[:1], y[:1], torch.tensor([CLASSES]))
     assert torch.equal(head.sums.by_class, before)

@@ -153,7 +153,7 @@ def test_a_loaded_head_goes_on_from_rows_it_is_given(tmp_path):
     assert again.converged_ and within_bound(again, reference(z[5:], y[5:]))
     assert torch.equal(again.counts_, torch.bincount(y[5:], minlength=CLASSES))
     (tmp_path / "softmax_head.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no softmax head"):
+    with pytest.raises(CheckpointError, match="cannot be read as a softmax head"):
         SoftmaxHead.load(tmp_path)
 
 

@@ -129,9 +129,9 @@ def test_bad_input_and_ruin_are_refused(task, teacher) -> None:
     gone = task.forgotten
     z = (task.z[~gone], task.z[gone], task.head)
     teacher_probabilities, teacher_features = torch.full((240, 5), 0.2), task.z[gone]
-    with pytest.raises(ValueError, match="240 forgotten rows and 5 classes"):
+    with pytest.raises(ValueError, match="240 rows, one per forgotten row, and the former 5 classes"):
         TeacherMap().fit(*z, teacher_probabilities[:, :4], teacher_features)
-    with pytest.raises(ValueError, match="240 forgotten rows and 5 classes"):
+    with pytest.raises(ValueError, match="240 rows, one per forgotten row, and the former 5 classes"):
         TeacherMap().fit(*z, teacher_probabilities, teacher_features[:10])
     with pytest.raises(ValueError, match="probabilities"):
         TeacherMap().fit(*z, teacher_probabilities.log(), teacher_features)

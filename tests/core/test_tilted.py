@@ -102,7 +102,7 @@ def test_the_map_gives_the_target_to_rows_assigned_to_the_class_and_moves_no_oth
 
 
 def test_impossible_heads_and_classes_are_refused() -> None:
-    with pytest.raises(DataError, match="not independent"):
+    with pytest.raises(DataError, match="not linearly independent"):
         Tilt([0]).fit(LinearHead(torch.randn(8, 3, generator=G), torch.zeros(8)))
     with pytest.raises(DataError, match="two retained classes"):
         Tilt([0]).fit(LinearHead(torch.randn(2, 3, generator=G), torch.zeros(2)))

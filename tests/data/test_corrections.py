@@ -74,13 +74,16 @@ def _ids(directory: Path, *ids: str) -> Path:
     [
         (["row-000,bee", "nobody,ant"], r"1 values are not in the dataset, first 'nobody'"),
         (["row-003,bee"], r"test rows, which no model was trained on, first 'row-003'"),
-        (["row-000,dog"], r"corrections.csv: 'dog' is no class of this dataset; it has ant, bee, cat"),
-        (["row-000,3"], r"'3' is no class"),
-        (["row-000,-1"], r"'-1' is no class"),
-        (["row-000,"], r"'' is no class"),
-        (["row-001,cat", "row-000,ant"], r"changes nothing, first 'row-000'"),
+        (
+            ["row-000,dog"],
+            r"corrections.csv: 'dog' is not a class of this dataset; use one of its classes: ant, bee, cat",
+        ),
+        (["row-000,3"], r"'3' is not a class"),
+        (["row-000,-1"], r"'-1' is not a class"),
+        (["row-000,"], r"'' is not a class"),
+        (["row-001,cat", "row-000,ant"], r"nothing to correct, first 'row-000'"),
         (["row-000,bee", "row-000,cat"], r"listed twice or more, first 'row-000'"),
-        ([], r"lists nothing to correct"),
+        ([], r"lists no row to correct"),
         (["row-000"], r"row 2 has no label"),
     ],
 )
@@ -91,7 +94,7 @@ def test_bad_lists(tmp_path: Path, dataset: Dataset, lines: list[str], message: 
 
 
 def test_bad_files(tmp_path: Path, dataset: Dataset) -> None:
-    with pytest.raises(DataError, match="no column 'label'; write one line per row"):
+    with pytest.raises(DataError, match="no column 'label'; write the header sample_id,label"):
         correct(dataset, listed(tmp_path, "row-000,bee", header="sample_id,class"))
     with pytest.raises(DataError, match=r"no such file \(split.file"):
         correct(dataset, tmp_path / "none.csv")
@@ -104,13 +107,13 @@ def test_bad_files(tmp_path: Path, dataset: Dataset) -> None:
 def test_a_class_cannot_be_made_of_corrected_rows(tmp_path: Path) -> None:
     data = arrays()
     write_dataset(tmp_path / "dataset", source_of(data, names=("ant", "bee", "cat", "dog")))
-    with pytest.raises(DataError, match="class 'dog' has no training row but the corrected ones"):
+    with pytest.raises(DataError, match="class 'dog' would have only corrected training rows"):
         correct(Dataset(tmp_path / "dataset"), listed(tmp_path, "row-000,dog"))
 
 
 @pytest.mark.parametrize("policy", ["include", "refuse"])
 def test_copies_have_no_new_label(tmp_path: Path, dataset: Dataset, policy: str) -> None:
-    with pytest.raises(DataError, match=f"split.duplicates: {policy} is not for corrections; list the copies"):
+    with pytest.raises(DataError, match=f"split.duplicates: {policy} cannot be used with corrections; list the copies"):
         correct(dataset, listed(tmp_path, "row-000,bee"), duplicates=policy)
 
 
@@ -120,7 +123,7 @@ def test_names_go_before_indices() -> None:
 
 def test_corrections_of_other_labels_are_refused(dataset: Dataset) -> None:
     corrections = Corrections(np.array([0, 70]), np.array([0, 1], np.int32), np.array([1, 0], np.int32))
-    with pytest.raises(DataError, match="not those that the corrections were written for"):
+    with pytest.raises(DataError, match="differ from those that the corrections were written for"):
         corrections.apply(dataset.labels())
-    with pytest.raises(DataError, match="not those that the corrections were written for"):
+    with pytest.raises(DataError, match="differ from those that the corrections were written for"):
         Corrections(np.array([0]), np.array([2], np.int32), np.array([1], np.int32)).apply(dataset.labels())

@@ -130,5 +130,5 @@ def test_raw_round_trip_is_a_view() -> None:
     got = raw_stack(column.slice(1, 3), (3, 2, 1))
     np.testing.assert_array_equal(got, images[1:4])
     assert np.shares_memory(got, images)
-    with pytest.raises(ValueError, match="not all 6 bytes"):
+    with pytest.raises(ValueError, match="must have 6 bytes each"):
         raw_stack(pa.array([b"123456", b"12345"], pa.binary()), (3, 2, 1))

@@ -54,7 +54,9 @@ def test_a_large_picture_is_no_bomb():
 def test_a_text_that_is_too_long(tmp_path: Path):
     texts = ["short", "x" * (TEXT_CHARACTERS + 1), "y", "z"]
     pq.write_table(pa.table({"text": texts, "label": [0, 1, 0, 1]}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=r"row '1' has 1,000,001 characters, allowed 1,000,000; cut it"):
+    with pytest.raises(
+        DataError, match=r"row '1' has 1,000,001 characters, but at most 1,000,000 are allowed; divide it"
+    ):
         prepare("text", tmp_path / "out", path=tmp_path / "t.parquet", test_fraction=0.5)
     assert not (tmp_path / "out").exists()
 
@@ -65,7 +67,7 @@ def test_an_archive_that_declares_more_than_memory(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", out.getvalue())
         archive.filelist[0].file_size = 1 << 40  # what the directory of the archive will say
-    with pytest.raises(DataError, match=r"x.npz: its arrays declare 1,099,511,627,776 bytes, allowed"):
+    with pytest.raises(DataError, match=r"x.npz: its arrays have 1,099,511,627,776 bytes, but at most"):
         read_npz(tmp_path / "x.npz")
 
 
@@ -82,12 +84,14 @@ def test_an_array_that_declares_more_than_it_holds(tmp_path: Path):
 def test_a_list_that_is_too_large(tmp_path: Path):
     with (tmp_path / "ids.txt").open("wb") as file:
         file.truncate(LIST_BYTES + 1)  # a hole: it takes no place on the disk
-    with pytest.raises(DataError, match=r"ids.txt: 268,435,457 bytes, allowed 268,435,456; ask in several requests"):
+    with pytest.raises(
+        DataError, match=r"ids.txt: has 268,435,457 bytes, but at most 268,435,456 are allowed; split the list"
+    ):
         read_values(tmp_path / "ids.txt", "sample_id")
     same = pa.array(["a"] * (LIST_VALUES + 1)).dictionary_encode()
     pq.write_table(pa.table({"sample_id": same}), tmp_path / "ids.parquet", compression="zstd")
     assert (tmp_path / "ids.parquet").stat().st_size < 10_000
-    with pytest.raises(DataError, match=r"ids.parquet: lists 2,000,001 values, allowed 2,000,000"):
+    with pytest.raises(DataError, match=r"ids.parquet: lists 2,000,001 values, but at most 2,000,000 are allowed"):
         read_values(tmp_path / "ids.parquet", "sample_id")
 
 

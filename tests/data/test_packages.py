@@ -105,9 +105,11 @@ def test_an_npm_package_that_is_not_there(tmp_path: Path, registry: list[str]) -
 
 def test_without_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(DataError, match=r"npm is not installed; install npm, or put .*made-pictures-1\.2\.3\.tgz"):
+    with pytest.raises(
+        DataError, match=r"npm is not installed; install npm, or download the package to .*made-pictures-1\.2\.3\.tgz"
+    ):
         fetch_npm(NAME, VERSION, "00", tmp_path / "cache")
-    with pytest.raises(DataError, match="no apt-get and dpkg here"):
+    with pytest.raises(DataError, match="apt-get and dpkg are not installed"):
         unpack_debian(["made"], tmp_path)
 
 

@@ -142,7 +142,10 @@ def bad_request(tmp_path: Path, dataset: Dataset, message: str, **request) -> No
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"selector": "classes", "classes": ["dog"]}, r"unknown class 'dog'; this dataset has 0 ant, 1 bee, 2 cat"),
+        (
+            {"selector": "classes", "classes": ["dog"]},
+            r"unknown class 'dog'; this dataset has the classes 0 ant, 1 bee, 2 cat",
+        ),
         ({"selector": "classes", "classes": [3]}, "unknown class 3"),
         ({"selector": "classes", "classes": [-1]}, "unknown class -1"),
         ({"selector": "classes", "classes": [True]}, "unknown class True"),
@@ -174,7 +177,7 @@ def test_bad_requests(tmp_path: Path, dataset: Dataset, request_: dict, message:
         (["row-001", "x", "y", "z", "w"], r"ids\.txt: 4 values are not in the dataset, first 'x', 'y', 'z'"),
         (["row-001", "row-002", "row-001"], r"ids\.txt: 1 values are listed twice or more, first 'row-001'"),
         (["row-001", "row-003"], r"ids\.txt: 1 values are test rows, .* first 'row-003'"),
-        ([], "lists nothing"),
+        ([], "the list is empty"),
     ],
 )
 def test_bad_ids(tmp_path: Path, dataset: Dataset, ids: list[str], message: str) -> None:
@@ -183,20 +186,26 @@ def test_bad_ids(tmp_path: Path, dataset: Dataset, ids: list[str], message: str)
 
 def test_bad_files(tmp_path: Path, dataset: Dataset) -> None:
     (tmp_path / "a.json").write_text("[]")
-    bad_request(tmp_path, dataset, r"a\.json: expected \.txt", selector="ids", file=tmp_path / "a.json")
+    bad_request(tmp_path, dataset, r"a\.json: unknown file type; use \.txt", selector="ids", file=tmp_path / "a.json")
     bad_request(tmp_path, dataset, r"no\.txt: no such file", selector="ids", file=tmp_path / "no.txt")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
     bad_request(tmp_path, dataset, r"a\.parquet: cannot be read", selector="ids", file=tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("id,name\nrow-001,x\n")
     bad_request(
-        tmp_path, dataset, r"a\.csv: no column 'sample_id'; it has id, name", selector="ids", file=tmp_path / "a.csv"
+        tmp_path,
+        dataset,
+        r"a\.csv: no column 'sample_id'; its columns are id, name",
+        selector="ids",
+        file=tmp_path / "a.csv",
     )
     (tmp_path / "b.csv").write_text("name,sample_id\nx,row-001\ny\n")
     bad_request(tmp_path, dataset, r"b\.csv: row 3 has no sample_id", selector="ids", file=tmp_path / "b.csv")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     bad_request(tmp_path, dataset, r"a\.txt: cannot be read", selector="ids", file=tmp_path / "a.txt")
     people = write_values(tmp_path / "p.txt", "subject", ["person-1", "nobody"])
-    bad_request(tmp_path, dataset, "1 values are subjects of no row, first 'nobody'", selector="subjects", file=people)
+    bad_request(
+        tmp_path, dataset, "1 values are not subjects of any row, first 'nobody'", selector="subjects", file=people
+    )
 
 
 def test_subjects_need_a_subject_column(tmp_path: Path) -> None:
@@ -261,7 +270,7 @@ def test_near_duplicates_are_told_or_join_with_their_own(
     assert forgotten(tmp_path / "s") == rows
     told = {"distance": 0.5, "left_in_retain": int(policy == "warn"), "included": len(rows) - 1}
     assert request["near_duplicates"] == told
-    assert ("a near-duplicate that is retained" in caplog.text) == (policy == "warn")
+    assert ("a near-duplicate among the retained rows" in caplog.text) == (policy == "warn")
 
 
 def test_near_duplicates_can_be_refused_or_not_looked_for(tmp_path: Path, dataset: Dataset) -> None:

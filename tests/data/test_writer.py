@@ -136,8 +136,8 @@ def test_shards_and_row_groups_are_bounded_by_bytes(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": np.full(ROWS, 3, np.int32)}, r"made: row 'row-000' has label 3, outside 0 to 2"),
-        ({"labels": np.full(ROWS, -1, np.int32)}, r"has label -1, outside 0 to 2"),
+        ({"labels": np.full(ROWS, 3, np.int32)}, r"made: row 'row-000' has label 3, which is outside 0 to 2"),
+        ({"labels": np.full(ROWS, -1, np.int32)}, r"has label -1, which is outside 0 to 2"),
         ({"ids": ["x", "y", "x", *(f"r{i}" for i in range(3, ROWS))]}, r"1 sample ids occur .* 'x'"),
         ({"splits": ["valid"] * ROWS}, r"split 'valid' is neither 'train' nor 'test'"),
         ({"splits": ["train"] * ROWS}, r"no test rows"),

@@ -256,10 +256,10 @@ def test_the_command_says_which_shards_were_picked(root):
     assert good.exit_code == 0, good.output
     assert f"shards made again: 3 of 0 to 3 (picked by nonce {nonce}); the mean agrees" in good.output
     for arguments, problem in (
-        (["--nonce", "ab"], "at least 16 bytes in hexadecimal"),
-        (["--nonce", "z" * 32], "at least 16 bytes in hexadecimal"),
-        (["--nonce", nonce, "--shards", "5"], "name 1 to 4"),
-        (["--nonce", nonce, "--shards", "0"], "name 1 to 4"),
+        (["--nonce", "ab"], "at least 16 bytes as hexadecimal"),
+        (["--nonce", "z" * 32], "at least 16 bytes as hexadecimal"),
+        (["--nonce", nonce, "--shards", "5"], "give a number from 1 to 4"),
+        (["--nonce", nonce, "--shards", "0"], "give a number from 1 to 4"),
         (["--shards", "2"], "needs --nonce"),
     ):
         bad = run.invoke(app, ["certificate", "audit", str(CERTIFICATE), *arguments])

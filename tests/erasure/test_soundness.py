@@ -204,7 +204,11 @@ def test_a_retrained_model_that_saw_the_forgotten_rows_is_refused(what, workspac
         manifest = read_json("models/retrained/1/manifest.json")
         manifest.pop("trained_on")
         write_json("models/retrained/1/manifest.json", manifest)
-    says = {"on all rows": "the split retains", "on as many others": "other rows", "nobody knows": "nothing says"}[what]
+    says = {
+        "on all rows": "the split retains",
+        "on as many others": "not trained on the rows",
+        "nobody knows": "no record",
+    }[what]
     with pytest.raises(CheckpointError, match=rf"models/retrained/1: .*{says}.* run `dvc repro`"):
         soundness.models()
     with pytest.raises(CheckpointError, match=says):

@@ -44,10 +44,10 @@ def test_a_shift_is_found_with_the_gaussian_auc() -> None:
 
 def test_rows_of_one_kind_are_on_one_side_and_few_give_none() -> None:
     assert cmia(outputs(4)[:9], outputs(5)[:9], [1]) is None
-    with pytest.raises(ValueError, match="different rows"):
+    with pytest.raises(ValueError, match="of the same rows"):
         cmia(outputs(4), outputs(5)[:-1], [1])
     for gone in ([], [6], [0, 1, 2, 3, 4]):
-        with pytest.raises(ValueError, match="two classes at least must stay"):
+        with pytest.raises(ValueError, match="at least two classes must be retained"):
             cmia(outputs(4), outputs(5), gone)
 
 

@@ -20,7 +20,7 @@ def train(digits: tuple[np.ndarray, np.ndarray], heads: int = 16, **kw: object) 
 
 
 def test_a_backbone_that_saw_the_data_is_refused(digits: tuple[np.ndarray, np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="backbone saw the forgotten rows"):
+    with pytest.raises(ValueError, match="backbone saw these rows"):
         ens.train_heads(*digits, 4, saw_forget_data=True, seed=0)
 
 

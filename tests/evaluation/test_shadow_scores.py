@@ -68,7 +68,7 @@ def test_only_models_that_had_a_row_count_for_it() -> None:
     assert clean["ulira"] == dirty["ulira"] and clean["klom"] == dirty["klom"]
     # Spoiled scores remain in the mean over reference models, but are not scored themselves.
     assert dirty["rmia"]["auc"] == pytest.approx(clean["rmia"]["auc"], abs=0.05)
-    with pytest.raises(ValueError, match="equally many models"):
+    with pytest.raises(ValueError, match="the same number of models"):
         ShadowMargins(base.forget, base.population, np.triu(np.ones((16, 300), dtype=bool))).dense()
 
 
@@ -110,5 +110,5 @@ def test_heads_learn_from_the_rows_that_they_are_given() -> None:
 
 def test_groups_that_do_not_fit_are_refused() -> None:
     rng = np.random.default_rng(6)
-    with pytest.raises(ValueError, match="groups of 9"):
+    with pytest.raises(ValueError, match="at least 9 models to form a group"):
         against(side(rng, 8), side(rng, 16), 9, 0)

@@ -125,7 +125,7 @@ def test_smaller_numbers_are_accepted_for_what_they_cost(store, dataset, decided
     assert max(loss["max_logit_difference"] for loss in losses) == pytest.approx(largest, abs=2e-5)
     assert sum(loss["changed_predictions"] for loss in losses) == int((rounded.argmax(1) != whole.argmax(1)).sum())
     assert 1e-4 < largest < 0.1 and len(losses) == 5
-    assert f"{name} on disk changes logits by up to" in capsys.readouterr().err
+    assert f"{name} changes logits by up to" in capsys.readouterr().err
     # What is forgotten later is subtracted from sums over the numbers that readers see.
     train = dataset.splits() == "train"
     kept, direct = Moments.load(tmp_path / "out/moments.safetensors"), Moments.of(narrowed.z()[train])

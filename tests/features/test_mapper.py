@@ -54,7 +54,7 @@ def test_out_of_memory_halves_the_batch_once_and_goes_on(dataset, tmp_path, caps
     z = fetch(classifier, dataset, tmp_path / "small").z()
     torch.testing.assert_close(torch.from_numpy(z), torch.from_numpy(whole.z()), rtol=1e-5, atol=1e-6)
     said = capsys.readouterr().err
-    assert said.count("out of memory") == 1 and "at 64 rows; going on with 32" in said
+    assert said.count("out of memory") == 1 and "at 64 rows; continuing with 32" in said
     # One failed attempt; the batches that follow are not tried whole again.
     assert classifier.backbone.calls == 1 + sum(-(-n // 32) for n in (600 // 64 * [64] + [24]) * 2 + 9 * [64] + [21])
 
@@ -63,13 +63,13 @@ def test_each_shortage_has_its_own_warning(dataset, tmp_path, capsys):
     fetch(classifier_of(dataset, most=64, later=9, then=16), dataset, tmp_path)
     said = capsys.readouterr().err
     assert [line for line in said.splitlines() if "warning" in line] == [
-        "extract: warning: cpu is out of memory at 64 rows; going on with 32",
-        "extract: warning: cpu is out of memory at 32 rows; going on with 16",
+        "extract: warning: cpu is out of memory at 64 rows; continuing with 32",
+        "extract: warning: cpu is out of memory at 32 rows; continuing with 16",
     ]
 
 
 def test_a_picture_that_never_fits(dataset, tmp_path):
-    with pytest.raises(DataError, match="one picture alone does not fit into the memory of cpu"):
+    with pytest.raises(DataError, match="cpu has too little memory for a single image"):
         fetch(classifier_of(dataset, most=0), dataset, tmp_path)
 
 

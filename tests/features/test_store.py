@@ -106,7 +106,7 @@ def test_a_manifest_that_knows_where_z_lies_spares_the_footers(directory, z, mon
 
 def test_a_manifest_that_is_wrong_about_where_z_lies(directory):
     with_groups(directory, 4)
-    with pytest.raises(ManifestError, match=r"part-00000\.parquet: z lies elsewhere than its manifest says"):
+    with pytest.raises(ManifestError, match=r"part-00000\.parquet: z is not where its manifest says"):
         FeatureStore(directory, verify=True)
 
 
@@ -144,7 +144,7 @@ def test_a_manifest_that_miscounts(directory):
     manifest = read_manifest(directory)
     manifest["files"]["part-00000.parquet"]["rows"] -= 1
     write_json(directory / "manifest.json", manifest)
-    with pytest.raises(ManifestError, match="the manifest says"):
+    with pytest.raises(ManifestError, match="its manifest says"):
         FeatureStore(directory)
 
 

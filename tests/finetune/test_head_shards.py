@@ -114,10 +114,10 @@ def test_what_a_request_can_empty(what: str, make: Callable[[], RidgeHead | Soft
 
 def test_refusals(tmp_path: Path) -> None:
     part = rows()
-    with pytest.raises(DataError, match="no shard of 3 has 2 rows"):
+    with pytest.raises(DataError, match="none of the 3 shards has the 2 rows"):
         fitted(ridge, some(part, np.arange(ROWS) == 5))
     write_json(tmp_path / "head_shards.json", {"schema": 9})
-    with pytest.raises(CheckpointError, match="schema 9"):
+    with pytest.raises(CheckpointError, match="the schema 9"):
         HeadShards.load(tmp_path, RidgeHead)
 
 

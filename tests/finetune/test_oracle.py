@@ -139,7 +139,7 @@ def test_a_head_oracle_gives_the_refitted_head_s_logits_and_masked_classes_the_l
     torch.testing.assert_close(found[:, others], expected[:, others], atol=1e-4, rtol=1e-4)
     assert expected[:, 5].max() < -9000
     torch.testing.assert_close(found[:, 5], found[:, others].amin(1))
-    with pytest.raises(DataError, match=r"the oracle's head is \[10, 4\]"):
+    with pytest.raises(DataError, match=r"the oracle's head has the shape \[10, 4\]"):
         HeadOracle(LinearHead(torch.zeros(10, 4), torch.zeros(10))).prepare(run)
     # Distilled, the network follows it: forgotten rows leave their class.
     method = OracleMatch(oracle=oracle, epochs=8, lr=1e-4, batch_size=64)

@@ -132,7 +132,7 @@ def test_what_it_cannot_do_is_refused(digits: Any, rows: Rows) -> None:
     without = rows.unseen[digits.labels[rows.unseen] != 3]
     with pytest.raises(DataError, match="no unseen row of class 3"):
         ReGUn().fit(*arguments, rows.retain, rows.forget, without)
-    with pytest.raises(DataError, match="called unseen, and is retained or forgotten"):
+    with pytest.raises(DataError, match="among unseen_rows, but also among the retained or forgotten rows"):
         ReGUn().fit(*arguments, rows.retain, rows.forget, rows.retain[:5])
     for wrong in ({"target": "uniform"}, {"lam": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -59,7 +59,7 @@ def test_texts_are_relearned_above_an_encoder_layer(tmp_path: Path) -> None:
 
 
 def test_public_needs_weights() -> None:
-    with pytest.raises(ConfigError, match=r"model\.weights: public, but timm:resnet18 brings no weights along"):
+    with pytest.raises(ConfigError, match=r"model\.weights is public, but timm:resnet18 has no weights of its own"):
         build("timm:resnet18", 3, (32, 32, 3), public=True)
-    with pytest.raises(ConfigError, match="no public weights are recorded"):
+    with pytest.raises(ConfigError, match="records no public weights"):
         fresh_above(build("resnet-small", 3, (16, 16, 3)), "stage1", 0, start="public")

@@ -124,5 +124,5 @@ def test_sealing_the_identity_changes_next_to_nothing(digits: Any) -> None:
 
 
 def test_other_inputs_are_refused() -> None:
-    with pytest.raises(ValueError, match="one of both, forget"):
+    with pytest.raises(ValueError, match="inputs must be both or forget"):
         Seal(identity(3), inputs="retain")  # type: ignore[arg-type]

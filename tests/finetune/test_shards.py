@@ -184,7 +184,7 @@ def test_weights_that_are_not_those_recorded_are_trained_again(digits: Digits) -
 
 
 def test_no_rows_are_refused(digits: Digits) -> None:
-    with pytest.raises(DataError, match=r"no shard of 3 has 2 rows"):
+    with pytest.raises(DataError, match=r"none of the 3 shards has the 2 rows"):
         digits.trained(digits.places(3, 1), np.empty(0, np.int64))
 
 
@@ -208,7 +208,7 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     alone = digits.trained(placed, np.arange(COUNT))
     assert same(on_cluster, alone) and on_cluster.again == alone.again == dict.fromkeys(range(4), 0)
     assert [h["loss"] for h in on_cluster.history_] == [h["loss"] for h in alone.history_]
-    assert "4 shards, 2 Ray tasks at a time" in capsys.readouterr().err
+    assert "4 shards to train, at most 2 Ray tasks at a time" in capsys.readouterr().err
     for made, name in ((on_cluster, "one"), (alone, "two")):
         (tmp_path / name).mkdir()
         made.save_steps(tmp_path / name)
@@ -219,8 +219,8 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     left = np.setdiff1d(np.arange(COUNT), np.flatnonzero(placed.shard == 1)[:2])
     deleted = digits.trained(placed, left, on_cluster, engine)
     assert same(deleted, digits.trained(placed, left)) and set(deleted.again) == {1}
-    assert "1 shards, 1 Ray tasks at a time" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"extract\.workers: 3 need as many CPUs, the cluster has 2"):
+    assert "1 shards to train, at most 1 Ray tasks at a time" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"extract\.workers: 3 workers need as many CPUs, but the cluster has 2"):
         _too_many(digits, placed)
     with pytest.raises(ConfigError, match="no Ray cluster answers at 'nowhere'"):
         digits.trained(placed, np.arange(COUNT), engine=on_ray("nowhere", None))

@@ -77,7 +77,7 @@ def test_the_published_alpha_selects_nothing_per_sample(digits: Any) -> None:
     arguments = (digits.model, digits.images, digits.labels, *digits.rows)
     with pytest.raises(ConfigError, match="selects no weight") as refused:
         Ssd(alpha=10.0, fisher="per-sample").fit(*arguments)
-    largest = float(re.findall(r"ratio of importances is ([\d.]+\d)", str(refused.value))[0])
+    largest = float(re.findall(r"set alpha below ([\d.]+\d)", str(refused.value))[0])
     assert largest <= bound * 1.001 < 10.0
     assert Ssd(alpha=0.9 * largest, fisher="per-sample").fit(*arguments).selected_ > 0
     assert Ssd(alpha=10.0, fisher="batch", batch_size=64).fit(*arguments).selected_ > 0

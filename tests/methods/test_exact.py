@@ -163,14 +163,14 @@ def test_refused_with_the_reason(place, tmp_path):
         classifier.card = dataclasses.replace(classifier.card, **changes)
         return dataclasses.replace(inputs, classifier=classifier)
 
-    with pytest.raises(QualityError, match="backbone was trained on deletable rows"):
+    with pytest.raises(QualityError, match="backbone was trained on rows that a request may name"):
         fit("exact", with_card(saw_forget_data=True), TABLE)
     with pytest.raises(QualityError, match="training is full"):
         fit("exact", with_card(training="full", saw_forget_data=True), TABLE)
     with staged_dir(tmp_path / "bare") as staging:
         save_classifier(staging, inputs.classifier)
         write_manifest(staging, "test", backbone_digest="sha256:0")
-    with pytest.raises(QualityError, match=r"holds no ridge_head\.json"):
+    with pytest.raises(QualityError, match=r"contains no ridge_head\.json"):
         fit("exact", dataclasses.replace(inputs, model_dir=tmp_path / "bare"), TABLE)
     with pytest.raises(ConfigError, match="takes no settings"):
         fit("exact", inputs, {"exact": {"ridge": 2.0}})

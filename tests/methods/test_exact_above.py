@@ -258,7 +258,7 @@ def test_refused_where_the_lower_layers_are_not_public(place: Place) -> None:
     refused("saw_forget_data: true", with_card(saw_forget_data=True))
     refused("does not name its public weights and its recipe", with_card(above=None))
     gone = {"source": "nowhere.safetensors", "digest": "sha256:0"}
-    refused("nothing shows that the layers up to 'stage1' are public", with_card(weights=gone))
+    refused("the layers up to 'stage1' cannot be shown to be public", with_card(weights=gone))
 
 
 def test_refused_where_the_activations_are_others(place: Place, tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_refused_where_the_activations_are_others(place: Place, tmp_path: Path) 
         write_manifest(directory, "test", **said)  # type: ignore[arg-type]
         return dataclasses.replace(inputs, activations_dir=directory)
 
-    with pytest.raises(QualityError, match="of other rows or other lower layers"):
+    with pytest.raises(QualityError, match="computed from other rows or other lower layers"):
         fit("exact", kept(dataset_digest="sha256:0"), TABLE)
-    with pytest.raises(QualityError, match="of other rows or other lower layers"):
+    with pytest.raises(QualityError, match="computed from other rows or other lower layers"):
         fit("exact", kept(lower={}), TABLE)
     damaged = kept()
     file = damaged.activations_dir / "stage1.npy"
@@ -296,5 +296,5 @@ def test_a_seed_of_its_own_gives_another_network(place: Place, tmp_path: Path) -
     assert not same_bits(other, first)
     lower = {lower_digest(split_at_cut(model, place.cut)) for model in (other, first)}
     assert len(lower) == 1
-    with pytest.raises(ConfigError, match=r"params\.yaml: train: .*batch_size 1"):
+    with pytest.raises(ConfigError, match=r"params\.yaml: train: .*batch_size at least 2"):
         make_classifier(place.config(batch_size=1), place.dataset, rows, 2, tmp_path / "no", tmp_path / "work")

@@ -116,7 +116,7 @@ def test_relearning_learns_the_new_labels(place: Place) -> None:
     assert same_bits(made.classifier, fit("relearn", same, table).classifier)  # type: ignore[arg-type]
     other = dataclasses.replace(inputs, new_labels=inputs.old_labels)
     assert not same_bits(made.classifier, fit("relearn", other, table).classifier)  # type: ignore[arg-type]
-    with pytest.raises(QualityError, match="targets: original would teach the labels that were corrected"):
+    with pytest.raises(QualityError, match="targets: original would teach the old labels again"):
         fit("relearn", inputs, {"relearn": {"cut": "stage1", "targets": "original"}})
 
 
@@ -131,7 +131,7 @@ def test_methods_that_train_on_retained_rows_train_on_all_of_them(method: str, p
 @pytest.mark.parametrize("method", ["loft", "ssd", "leace", "certified-removal", "neggrad-plus"])
 def test_methods_that_only_take_away_are_refused_in_a_sentence(method: str, heads: Heads) -> None:
     inputs = corrected(heads.inputs("ridge", heads.rows("few")), heads.rows("few"))
-    with pytest.raises(QualityError, match=f"{method} takes rows away and cannot teach another label; take .*exact"):
+    with pytest.raises(QualityError, match=f"{method} removes rows and cannot correct labels; use .*exact"):
         fit(method, inputs, {method: {}})
     assert fit("logit-mask", inputs, {"logit-mask": {}}).info == {"masked": []}  # the control is the original
 

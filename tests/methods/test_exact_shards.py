@@ -130,7 +130,7 @@ def test_refused_with_another_key_and_with_lower_layers_of_its_own(
     place: Sharded, product: tuple[FitInputs, Path], tmp_path: Path
 ) -> None:
     inputs, _ = product
-    with pytest.raises(QualityError, match="is not the key by which the model's subjects were placed"):
+    with pytest.raises(QualityError, match="is not the key with which the model's subjects were placed"):
         fit("exact", dataclasses.replace(inputs, forgotten_dir=tmp_path), TABLE)
     fine_tuned = load_classifier(place.original)
     core = core_with_shards(fine_tuned)

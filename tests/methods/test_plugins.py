@@ -76,7 +76,7 @@ def test_what_cannot_be_used_is_named_with_its_package(declare, inputs, value, w
 
 def test_an_unknown_method_is_answered_with_all_known_ones(declare, inputs):
     declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
-    with pytest.raises(ConfigError, match=r"unknown method 'neerest-mean'; known: logit-mask, .*nearest-mean"):
+    with pytest.raises(ConfigError, match=r"unknown method 'neerest-mean'; the methods are logit-mask, .*nearest-mean"):
         fit("neerest-mean", inputs, {"neerest-mean": {}})
 
 

@@ -116,7 +116,7 @@ def test_certified_removal_is_refused_where_the_backbone_saw_the_data(request_):
 
 
 def test_exact_is_refused_where_all_weights_were_trained(request_):
-    with pytest.raises(QualityError, match="training is full: nothing but training again"):
+    with pytest.raises(QualityError, match="training is full, so nothing but training again"):
         fit("exact", request_, TABLE)
 
 
@@ -126,10 +126,10 @@ def test_exact_is_refused_where_all_weights_were_trained(request_):
         ({}, r"fit\.loft is missing"),
         ({"loft": {"method": "magic"}}, "unknown method 'magic'"),
         ({"loft": {"rang": 3}}, r"fit\.loft: .*rang"),
-        ({"loft": {"method": "seal"}}, "needs `after: {method: "),
-        ({"loft": {"method": "teacher-map"}}, "needs `after: {method: "),
+        ({"loft": {"method": "seal"}}, "write `after: {method: "),
+        ({"loft": {"method": "teacher-map"}}, "write `after: {method: "),
         ({"loft": {"method": "teacher-map", "after": {"method": "leace"}}}, "method: relearn"),
-        ({"loft": {"method": "seal", "after": "leace"}, "leace": {}}, "not a method with its settings"),
+        ({"loft": {"method": "seal", "after": "leace"}, "leace": {}}, "write a method with its settings"),
         ({"loft": {"method": "relearn", "cut": "stem"}}, "activations.cuts has no 'stem'"),
     ],
 )

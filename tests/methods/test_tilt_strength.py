@@ -1,5 +1,7 @@
 """The strength of the tilt is found on a class that stays: by a teacher that never saw it, nor the forgotten one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from expunge.finetune.relearn import features_above
 from expunge.methods.fitting import fit
 from expunge.methods.table import _relearn
 from expunge.methods.tilt_strength import with_beta
+from expunge.system.errors import ConfigError
 
 SETTINGS = {"cut": "stage2", "epochs": 1.0}
 
@@ -54,3 +57,9 @@ def test_a_number_stays_and_entries_fit_with_a_teacher(request_):
     for name, more in (("tilt", {}), ("trew", {"epochs": 1})):
         table = {name: {"beta": SETTINGS, "max_drop": 1.0, **more}}
         assert torch.isfinite(fit(name, request_, table).logits(request_.z_forget[:20])).all()
+
+
+def test_beta_of_a_request_that_leaves_two_classes_is_refused_with_its_key(request_):
+    few = replace(request_, forget_classes=list(range(8)))
+    with pytest.raises(ConfigError, match=r"fit\.trew\.beta: fitting beta needs at least three retained classes"):
+        with_beta("trew", few, {"beta": SETTINGS}, None)

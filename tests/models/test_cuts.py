@@ -90,7 +90,9 @@ def halves_are_the_whole(model: Classifier, cut: str) -> None:
 def test_halves_of_vision_models(name: str, size: int, cut: str, wrong: str) -> None:
     model = vision(name, size)
     halves_are_the_whole(model, cut)
-    with pytest.raises(ConfigError, match=f"no cut '{wrong}': (more than one tensor passes|it gives).*(nearest|known)"):
+    with pytest.raises(
+        ConfigError, match=f"no cut '{wrong}': (more than one tensor passes|it returns).*(nearest|known)"
+    ):
         split_at_cut(model, wrong)
 
 
@@ -184,9 +186,9 @@ def test_names_are_listed_in_order_and_only_those_that_work() -> None:
     ("name", "cut", "why"),
     [
         ("side", "middle", "more than one tensor passes"),
-        ("masked", "middle", "more than one tensor passes|other features"),
+        ("masked", "middle", "more than one tensor passes|different features"),
         ("recurrent", "cell", "it runs 3 times in one pass"),
-        ("tied", "first", "used below and above"),
+        ("tied", "first", "used both below and above"),
     ],
 )
 def test_cuts_that_cannot_be_are_refused_with_the_reason(name: str, cut: str, why: str) -> None:

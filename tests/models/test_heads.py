@@ -34,23 +34,23 @@ def test_both_halves_give_the_whole_again(bias: bool) -> None:
 
 def test_naming_the_head_checks_it() -> None:
     assert find_head(Deep(4), PIXELS, "classifier.3") == "classifier.3"
-    with pytest.raises(ConfigError, match=r"'gate' is not the model's output"):
+    with pytest.raises(ConfigError, match=r"the output of 'gate' is not the output of the model"):
         find_head(Deep(4), PIXELS, "gate")
     with pytest.raises(ConfigError, match=r"'conv' is not a linear layer.*classifier\.3"):
         find_head(Deep(4), PIXELS, "conv")
 
 
 def test_a_model_without_a_linear_head_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no linear layer gives the model's output.*classifier\.3"):
+    with pytest.raises(ConfigError, match=r"none of its linear layers gives the model's output.*classifier\.3"):
         find_head(Scaled(4), PIXELS)
-    with pytest.raises(ConfigError, match="no linear head; linear layers: none"):
+    with pytest.raises(ConfigError, match=r"no linear head.*its linear layers are none"):
         find_head(nn.Sequential(nn.Conv2d(3, 4, 12), nn.Flatten()), PIXELS)
 
 
 def test_a_layer_that_runs_per_position_is_no_head() -> None:
     with pytest.raises(ConfigError, match="no linear head"):
         find_head(PerPatch(4), PIXELS)
-    with pytest.raises(ConfigError, match=r"does not give the model's output again|one vector per image"):
+    with pytest.raises(ConfigError, match=r"does not reproduce the model's output|one vector per image"):
         split_at(nn.Sequential(nn.Flatten(2), nn.Linear(144, 2)), "1", PIXELS)
 
 

@@ -68,5 +68,5 @@ def test_what_cannot_be_used_is_named_with_its_package(declare):
 
 
 def test_an_unknown_model_is_answered_with_the_families_of_packages(mlp):
-    with pytest.raises(ConfigError, match=r"unknown model 'flat-mpl'; known: resnet-small.*; flat-mlp of plugin_0"):
+    with pytest.raises(ConfigError, match=r"unknown model 'flat-mpl'; use resnet-small.*; flat-mlp of plugin_0"):
         family_of("flat-mpl")

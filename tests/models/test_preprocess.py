@@ -75,9 +75,9 @@ def test_grey_to_colour_repeats_and_colour_to_grey_is_pillows_luma() -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (COLOUR.astype(np.float32), "float32; expected uint8"),
-        (np.zeros((2, 4, 4, 4), np.uint8), "4 channels and the model takes 3"),
-        (np.zeros((4, 4), np.uint8), "expected"),
+        (COLOUR.astype(np.float32), "float32, but uint8 in 0..255"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "4 channels, but the model takes 3"),
+        (np.zeros((4, 4), np.uint8), "is needed"),
         ([COLOUR[0], np.zeros(4, np.uint8)], "image 1 has shape"),
         (np.zeros((2, 0, 4), np.uint8), "shape"),
     ],

@@ -117,9 +117,9 @@ def test_an_encoder_under_the_head_of_its_pretraining_is_taken_without_it(direct
 @pytest.mark.parametrize(
     ("name", "shape", "options", "words"),
     [
-        ("resnet-small", None, {}, "resnet-small takes images, the dataset holds texts"),
-        ("sentence:{}", (8, 8, 1), {}, "takes texts, the dataset holds images"),
-        ("sentence:{}", None, {"training": "full"}, "text encoders stay frozen"),
+        ("resnet-small", None, {}, "resnet-small takes images, but the dataset holds texts"),
+        ("sentence:{}", (8, 8, 1), {}, "takes texts, but the dataset holds images"),
+        ("sentence:{}", None, {"training": "full"}, "text encoders are not trained as a whole"),
         ("sentence:{}", None, {"image_size": 32}, "must be null for texts"),
         ("sentence:{}/nowhere", None, {}, "transformers cannot read"),
         ("sentence:{}", None, {"layers": ["encoder.layer.7"]}, r"no module 'model\.encoder\.layer\.7'; similar"),
@@ -133,7 +133,7 @@ def test_what_cannot_be_is_refused(directory, name, shape, options, words):
 def test_a_directory_without_tokenizer_or_weights_is_refused(directory, tmp_path):
     (tmp_path / "a").mkdir()
     shutil.copy(directory / "config.json", tmp_path / "a")
-    with pytest.raises(ConfigError, match=r"comes without model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"has no model\.safetensors"):
         build(f"sentence:{tmp_path / 'a'}", 3, None, **HEAD)
     shutil.copy(directory / "model.safetensors", tmp_path / "a")
     with pytest.raises(ConfigError, match=r"no tokenizer\.json in"):

@@ -25,5 +25,5 @@ def test_timm_and_torchvision_import_in_a_fresh_process_beside_this_torch() -> N
 
 def test_what_is_not_installed_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"timm is not installed; pip install 'expunge\[models\]'"):
+    with pytest.raises(ConfigError, match=r"timm is not installed; run pip install 'expunge\[models\]'"):
         import_vision("timm")

@@ -181,22 +181,22 @@ def test_weights_of_a_checkpoint_are_loaded_and_a_head_for_other_classes_is_new(
     assert backbone_digest(other) == backbone_digest(same) and other.head.out_features == 4
     with pytest.raises(CheckpointError, match=r"fc\.weight \(7, 512\) instead of \(4, 512\)"):
         build("timm:resnet18", 4, (32, 32, 3), training="none", **kwargs)
-    with pytest.raises(CheckpointError, match=r"w\.pt: made for another architecture"):
+    with pytest.raises(CheckpointError, match=r"w\.pt: its tensors do not fit this"):
         build("timm:resnet34", 7, (32, 32, 3), training="head", **kwargs)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet", "unknown model 'resnet'; known: resnet-small"),
+        ("resnet", "unknown model 'resnet'; use resnet-small"),
         ("timm:", "unknown model"),
-        ("timm:resnet19", "timm knows no 'resnet19'"),
+        ("timm:resnet19", "timm has no model 'resnet19'"),
         ("torchvision:resnet19", "torchvision has no classifier 'resnet19'"),
         ("transformers:./nowhere/at/all", "transformers cannot read"),
         ("tests.models.byo:absent", "cannot import 'tests.models.byo:absent'"),
         ("no.such.module:make", "cannot import"),
-        ("tests.models.byo:no_module", "returned a int, not a torch module"),
-        ("tests.models.byo:stubborn", "gives 7 logits, the dataset has 4 classes"),
+        ("tests.models.byo:no_module", "must return a torch module, but it returned a int"),
+        ("tests.models.byo:stubborn", "returns 7 logits, but the dataset has 4 classes"),
         ("tests.models.byo:scaled", "no linear head"),
     ],
 )
@@ -207,5 +207,5 @@ def test_a_model_that_cannot_be_is_refused(name: str, words: str) -> None:
 
 def test_a_random_backbone_is_never_frozen() -> None:
     for training in ("head", "none"):
-        with pytest.raises(ConfigError, match=r"model\.checkpoint: timm:resnet18 comes without weights"):
+        with pytest.raises(ConfigError, match=r"model\.checkpoint: timm:resnet18 has no weights of its own"):
             build("timm:resnet18", 4, (32, 32, 3), training=training)

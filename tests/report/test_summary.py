@@ -41,7 +41,9 @@ def test_without_the_control_the_table_has_the_others(run) -> None:
 def test_where_every_method_refuses_the_reasons_are_the_error() -> None:
     refused = {"exact": {"refused": "the key is another one"}}
     assert apart({**refused, "logit-mask": {}}) == ({"logit-mask": {}}, {"exact": "the key is another one"})
-    with pytest.raises(QualityError, match=r"all refused \(exact: the key is another one\).*add logit-mask"):
+    with pytest.raises(
+        QualityError, match=r"all methods were refused \(exact: the key is another one\).*add logit-mask"
+    ):
         apart(refused)
 
 

@@ -18,7 +18,7 @@ def test_a_run_is_kept_and_logged_when_the_server_is_back(copy, server, monkeypa
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     change(copy, lambda p: p["register"].update(experiment="sent later"))
     away = dvc(copy, "repro", ok=False)
-    assert "no tracking server answers" in away and "All that was computed is kept" in away
+    assert "no tracking server answers" in away and "All results are kept" in away
     assert "failed to reproduce 'register'" in away
 
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", server)

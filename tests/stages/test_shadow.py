@@ -40,9 +40,9 @@ def model(training, saw, shards=1):
     [
         ("full", True, 0, 0, "off", None),
         ("head", False, 0, 0, "off", None),
-        ("head", False, 8, 0, "heads", "never to have seen"),
-        ("none", False, 8, 4, "heads", "never to have seen"),
-        ("head", False, 0, 4, "refused", "no network is trained"),
+        ("head", False, 8, 0, "heads", "never saw the forgotten rows"),
+        ("none", False, 8, 4, "heads", "never saw the forgotten rows"),
+        ("head", False, 0, 4, "refused", "trains no network"),
         ("full", True, 8, 0, "refused", "backbone saw these rows"),
         ("full", True, 0, 4, "networks", "trained from its start"),
         ("head", True, 8, 0, "refused", "backbone saw these rows"),
@@ -79,7 +79,7 @@ def test_heads_on_a_backbone_that_saw_the_rows_are_refused_and_the_table_says_so
     assert "refused" in run(copy)
     assert report(copy)["kind"] == "refused"
     run(copy, "compare")
-    assert "Refused: heads on its features are no models" in (copy / "reports" / "results.md").read_text()
+    assert "Refused: heads on its features cannot stand for models" in (copy / "reports" / "results.md").read_text()
 
 
 def test_heads(copy):
@@ -127,7 +127,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
         os.kill(process.pid, signal.SIGKILL)
     whole = (home / "trained-0" / "margins" / "margins.safetensors").stat()
     weights = (home / "trained-1" / "model" / "model.safetensors").stat()
-    assert "trained-0, 1,4" not in run(copy)
+    assert "training trained-0 on" not in run(copy)
     assert (home / "trained-0" / "margins" / "margins.safetensors").stat().st_ino == whole.st_ino
     assert (home / "trained-1" / "model" / "model.safetensors").stat().st_ino == weights.st_ino
     found = report(copy)

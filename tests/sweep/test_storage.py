@@ -115,8 +115,8 @@ def test_the_lock_follows_nothing_has_to_run_and_history_is_named(root):
     } <= purged
     said = [(e.what, e.who) for e in report.not_purgeable if e.where == "git"]
     assert {what for what, _ in said} == {
-        "2 commits name data that is gone; the data is not in them",
-        "1 versions of files hold ids of erased rows",
+        "2 commits that name removed data, but do not contain it",
+        "1 versions of files that contain ids of erased rows",
     }
     assert all("history" in who for _, who in said)
     assert not (root / "data/requests/one.txt.dvc").exists() and not (root / KEPT_LOCK).exists()
@@ -142,7 +142,7 @@ def test_a_remote_on_s3_keeps_what_is_left(root, tmp_path, monkeypatch):
     purged = {r.what: r.count for r in report.purged if r.where == "DVC remote far"}
     assert purged == {"objects": len(before - Storage(root).referenced())}
     (said,) = (e for e in report.not_purgeable if e.where == "DVC remote far")
-    assert said.who == "whoever administers that storage"
+    assert said.who == "the administrator of that storage"
 
 
 def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):

@@ -145,7 +145,7 @@ def test_erased_rows_do_not_come_back(root, before, tmp_path):
     for name, read in (("dataset", Dataset), ("split", Split), ("features/original", FeatureStore)):
         small.shutil.move(root / "data" / name, tmp_path / "swept")
         small.shutil.copytree(before / "data" / name, root / "data" / name)  # a restored backup
-        with pytest.raises(DataError, match="erased rows are back in it"):
+        with pytest.raises(DataError, match=r"contains .* erased rows again"):
             read(root / "data" / name)
         small.shutil.rmtree(root / "data" / name)
         small.shutil.move(tmp_path / "swept", root / "data" / name)
@@ -179,7 +179,7 @@ def test_altered_copies_under_an_erased_id_are_refused(root, tmp_path):
         arrays = dict(archive)
     arrays["ids"][0] = "record-00020"
     np.savez(tmp_path / "altered.npz", **arrays)
-    with pytest.raises(DataError, match="ids of erased rows, but other content"):
+    with pytest.raises(DataError, match="ids of erased rows, but different content"):
         prepare("npz", root / "data/dataset", path=tmp_path / "altered.npz")
 
 

@@ -21,7 +21,7 @@ def test_a_family_of_ours_keeps_the_contract():
 
 BROKEN = {
     "DROPOUT": "two passes in evaluation mode gave different logits",
-    "NOISE": "mine cannot be built: ConfigError: model.head: 'head' applied to its input does not give the model's",
+    "NOISE": "mine cannot be built: ConfigError: model.head: applying 'head' to its input does not reproduce",
     "IN_PLACE": "a pass changes its input in place",
     "COUNTS": "a pass in evaluation mode changes backbone.passes",
     "BATCH": "the logits of a row depend on the rows beside it",

@@ -145,7 +145,7 @@ def test_a_damaged_state_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("images", "labels", "changes", "words"),
     [
-        (IMAGES, LABELS + 1, {}, r"labels span 1\.\.10; the model has classes 0\.\.9"),
+        (IMAGES, LABELS + 1, {}, r"labels must be in 0\.\.9, the classes of the model, got 1\.\.10"),
         (IMAGES[:5], LABELS, {}, "5 images and 128 labels"),
         (IMAGES[:0], LABELS[:0], {}, "0 images"),
         (IMAGES, LABELS, {"lr": 1e9}, r"the loss is .*lower train\.lr"),

@@ -109,7 +109,7 @@ def test_methods_that_need_pixels_say_so(home):
         Dataset(home / "dataset").images()
     config = load_config(home / "params.yaml")
     model = replace(config.model, training="full", saw_forget_data=True)
-    with pytest.raises(ExpungeError, match="text encoders stay frozen"):
+    with pytest.raises(ExpungeError, match="text encoders are not trained as a whole"):
         make_classifier(
             replace(config, model=model), Dataset(home / "dataset"), np.arange(3), 1, home / "x", home / "work"
         )

@@ -69,14 +69,14 @@ def _old_keys(raw: Any) -> list[str]:
     found = [f"key {key} is called {new} now; rename it" for key, new in RENAMED.items() if holds(raw, key)]
     if raw.pop("verdict", None) is not None:
         found.append(
-            "verdict is no section any more; remove it. The margins are the same for everybody and stand in "
-            "expunge.evaluation.criteria, with their reasons in docs/verdict.md"
+            "verdict is no longer a section; remove it. The margins are fixed in expunge.evaluation.criteria, and "
+            "docs/verdict.md gives their reasons"
         )
     register = raw.get("register")
     asked = register.get("promote_level") if isinstance(register, dict) else None
     if asked in ("a", "b", "c", "d"):
         found.append(
-            f"register.promote_level is {asked!r}, a letter of earlier versions; it is now the least claim "
-            "that may serve: outputs, features, backbone or exact (outputs took the place of b)"
+            f"register.promote_level is {asked!r}, a level of earlier versions; set it to the weakest claim that a "
+            "served version must meet: outputs, features, backbone or exact (outputs replaces b)"
         )
     return found

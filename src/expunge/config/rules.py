@@ -22,7 +22,7 @@ RENAMED = {
 }
 # Names of other models in reports, files and stages, which methods must not have.
 TAKEN = ("original", "retrained", "references")
-NO_SHARDS = "is for model.training: above, head or ridge; set it to 1"
+NO_SHARDS = "is used only with model.training: above, head or ridge; set it to 1"
 
 
 def broken_rules(config: Config) -> list[str]:
@@ -44,14 +44,18 @@ def broken_rules(config: Config) -> list[str]:
             or config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji")
             or config.data.path is not None,
             "data.path",
-            "must name the input of this source",
+            "must be the path of the file or directory that data.source reads",
         ),
         (
             config.data.source.startswith("torchvision:") or not (config.data.root or config.data.download),
             "data.root and data.download",
-            "are for data.source torchvision:NAME",
+            "are used only with data.source: torchvision:NAME; set them to null and false",
         ),
-        (config.data.source.startswith("hf:") or not config.data.columns, "data.columns", "is for data.source hf:NAME"),
+        (
+            config.data.source.startswith("hf:") or not config.data.columns,
+            "data.columns",
+            "is used only with data.source: hf:NAME; set it to {}",
+        ),
         (
             ask.selector not in ("ids", "subjects", "correct") or ask.file is not None,
             "split.file",
@@ -60,19 +64,24 @@ def broken_rules(config: Config) -> list[str]:
         (
             ask.selector != "correct" or {ask.duplicates, ask.near_duplicates} <= {"warn", "ignore"},
             "split.duplicates and split.near_duplicates",
-            "must be warn for selector: correct; list copies with their new labels too",
+            "must be warn with split.selector: correct; list the copies and their new labels in split.file, too",
         ),
         (
             ask.selector != "correct" or config.shadow.heads == config.shadow.networks == 0,
             "shadow",
-            "must be 0 for selector: correct: its attacks ask whether a row was trained on, and corrected rows are",
+            "must be 0 with split.selector: correct, because its attacks ask whether a row was trained on, and "
+            "corrected rows were",
         ),
         (
             ask.selector != "canaries" or config.data.canaries > 0,
             "data.canaries",
-            "must be above 0 for selector: canaries",
+            "must be above 0 with split.selector: canaries",
         ),
-        (ask.selector != "filter" or bool(ask.filter), "split.filter", "must be an expression for selector: filter"),
+        (
+            ask.selector != "filter" or bool(ask.filter),
+            "split.filter",
+            "must be a filter expression with split.selector: filter",
+        ),
         (
             config.model.training != "none" or config.model.checkpoint is not None,
             "model.checkpoint",
@@ -81,65 +90,81 @@ def broken_rules(config: Config) -> list[str]:
         (
             config.model.training != "none" or config.reference == "skip",
             "reference",
-            "must be skip when model.training is none: there is no recipe to retrain by",
+            "must be skip when model.training is none, because there is no recipe to retrain with",
         ),
-        (model.training != "full" or model.saw_forget_data, "model.saw_forget_data", "must be true for training: full"),
-        (not above or model.cut is not None, "model.cut", "must name a module of `expunge cuts` for training: above"),
+        (
+            model.training != "full" or model.saw_forget_data,
+            "model.saw_forget_data",
+            "must be true when model.training is full",
+        ),
+        (
+            not above or model.cut is not None,
+            "model.cut",
+            "must name a cut when model.training is above; run `expunge cuts` to list the cuts",
+        ),
         (model.shards == 1 or model.training not in ("full", "none"), "model.shards", NO_SHARDS),
         (
             model.random_features == 0 or model.training in ("ridge", "head"),
             "model.random_features",
-            "is for model.training: ridge or head; set it to 0",
+            "is used only with model.training: ridge or head; set it to 0",
         ),
-        (above or model.slices == 1, "model.slices", "is for model.training: above; set it to 1"),
-        (above or model.cut is None, "model.cut", "is for model.training: above; set it to null"),
+        (above or model.slices == 1, "model.slices", "is used only with model.training: above; set it to 1"),
+        (above or model.cut is None, "model.cut", "is used only with model.training: above; set it to null"),
         (not above or model.weights == "public", "model.weights", "must be public when model.training is above"),
-        (not above or not model.saw_forget_data, "model.saw_forget_data", "must be false when training is above"),
-        (not above or held, "activations.cuts", f"must hold {shown(model.cut)}, model.cut"),
+        (not above or not model.saw_forget_data, "model.saw_forget_data", "must be false when model.training is above"),
+        (not above or held, "activations.cuts", f"must include {shown(model.cut)}, the value of model.cut"),
         (
             len(set(config.retrain.seeds)) == len(config.retrain.seeds) > 0,
             "retrain.seeds",
-            "must be a list of different seeds, at least one",
+            "must list at least one seed, and each seed once",
         ),
         (
             config.train.engine == "local" or model.training == "full",
             "train.engine",
-            "other than local is for model.training: full; set it to local",
+            "must be local unless model.training is full",
         ),
-        (config.model.training in ("head", "ridge") or not config.train.head, "train.head", "wants a frozen backbone"),
+        (
+            config.model.training in ("head", "ridge") or not config.train.head,
+            "train.head",
+            "is used only with model.training: head or ridge; set it to {}",
+        ),
         (
             config.shadow.heads == 0 or (config.shadow.heads >= 8 and config.shadow.heads % 2 == 0),
             "shadow.heads",
-            "must be 0 (off) or an even number of at least 8: half of the heads had a row",
+            "must be 0 (off) or an even number of at least 8, because half of the heads are trained on each row",
         ),
         (
             config.shadow.networks == 0 or config.shadow.networks >= 4,
             "shadow.networks",
-            "must be 0 (off) or at least 4: an attack fits a distribution to each side",
+            "must be 0 (off) or at least 4, because an attack fits one distribution to members and one to non-members",
         ),
-        (0 < len(config.features.modules) == len(set(config.features.modules)), "features.layers", "must name modules"),
+        (
+            0 < len(config.features.modules) == len(set(config.features.modules)),
+            "features.layers",
+            "must name at least one module, and each module once",
+        ),
         (
             config.features.modules == ("penultimate",) or config.model.training in ("head", "ridge"),
             "features.layers",
-            "other than penultimate need model.training: head or ridge: a new head is trained on them",
+            "must be penultimate unless model.training is head or ridge, because a new head is trained on these layers",
         ),
         (
             config.data.source.startswith("hf:")
             or by_package  # prepare finds out whether it reads images or texts
             or (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
-            "must be sentence:NAME-OR-DIR for data.source text and fortunes, and only there",
+            "must be sentence:NAME-OR-DIR for data.source: text or fortunes, and another model for pictures",
         ),
         (
             "logit-mask" in config.methods or config.reference == "skip",
             "methods",
-            "must hold logit-mask: a control stands beside what is compared with retrained models",
+            "must include logit-mask unless reference is skip, because the verdict needs a control",
         ),
         (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),
         (
             not set(config.methods) & set(TAKEN),
             "methods",
-            f"names an entry {' or '.join(TAKEN)}, as models beside the methods are called; give it another name",
+            f"uses a reserved name ({', '.join(TAKEN)}) for an entry; give the entry another name",
         ),
         (
             len(set(config.evaluate.metrics)) == len(config.evaluate.metrics),
@@ -185,10 +210,16 @@ def _broken_cuts(config: Config, name: str) -> list[str]:
             and cuts != "auto"
             and (not cuts if cut == "auto" else cut not in cuts)
         ):
-            found.append(f"fit.{name} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add it there")
+            found.append(
+                f"fit.{name} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add this cut to "
+                "activations.cuts"
+            )
         after, where, default = given.get("after"), f"{where}.after", ""
         if not after:
             return found
         if not isinstance(after, dict):
-            return [*found, f"{where} must be like {{method: ru-linear}}, not {shown(after)}"]
+            return [
+                *found,
+                f"{where} is {shown(after)}; it must be a method with its settings, such as {{method: ru-linear}}",
+            ]
         given = after

@@ -105,8 +105,8 @@ class CertifiedRemoval(Estimator):
         """
         if saw_forget_data:
             raise DataError(
-                "certified removal covers the head alone, and this backbone was trained on the rows to be forgotten; "
-                "use a backbone that never saw them, or another method"
+                "certified removal covers only the head, but this backbone was trained on the forgotten rows; use a "
+                "backbone that never saw them, or another method"
             )
         check_choice("loss", self.loss, ("logistic", "squared"))
         z = as_features(z, head.dim)
@@ -116,9 +116,9 @@ class CertifiedRemoval(Estimator):
         self.delta_ = 0.1 / n if self.delta is None else self.delta
         self.why_not_ = None
         if noise is not None:
-            self.why_not_ = "the noise was given and is no secret"
+            self.why_not_ = "the noise was given by the caller and is therefore not secret"
         elif self.delta_ >= 1 / n:
-            self.why_not_ = f"delta {self.delta_:.3g} is not below 1/n = {1 / n:.3g}"
+            self.why_not_ = f"delta must be below 1/n = {1 / n:.3g}, but it is {self.delta_:.3g}"
         noise = (secret_normal(head.num_classes, head.dim + 1) if noise is None else noise.double()).to(x.device)
         ridge = torch.full((head.dim + 1,), self.l2, dtype=torch.float64, device=x.device)
         problem = LinearProblem(x, labels.long(), self._point_loss, ridge, self.sigma * noise / n)
@@ -145,8 +145,8 @@ class CertifiedRemoval(Estimator):
         """
         if self.radius is None and _longest(z_retain) < self.radius_ * (1 - 1e-6):
             raise QualityError(
-                f"the longest row, {self.radius_:.4g}, is among those to be removed, so the scale of features would "
-                "tell of it; give a radius that does not depend on the rows (fit.NAME.radius)"
+                f"the row with the largest norm, {self.radius_:.4g}, is among the forgotten rows, so the scale of "
+                "the features would reveal it; set fit.NAME.radius to a value that does not depend on the rows"
             )
         x, x_f = self._inputs(z_retain), self._inputs(z_forget)
         ridge = self.l2 * len(x)
@@ -158,9 +158,9 @@ class CertifiedRemoval(Estimator):
         bound = float((0.5 * LIPSCHITZ[self.loss] * self._norm * change + left).norm())
         if self.spent_ + bound > self.budget_:
             raise QualityError(
-                f"removing {len(x_f)} rows would raise the gradient residual to {self.spent_ + bound:.3g}, above the "
-                f"{self.budget_:.3g} that epsilon {self.epsilon:g}, delta {self.delta_:g}, sigma {self.sigma:g} allow; "
-                "train the head again on the rows that are left"
+                f"removing {len(x_f)} rows would raise the gradient residual to {self.spent_ + bound:.3g}, but "
+                f"epsilon {self.epsilon:g}, delta {self.delta_:g} and sigma {self.sigma:g} allow only "
+                f"{self.budget_:.3g}; train the head again on the retained rows"
             )
         self._w = self._w + step
         self.spent_ += bound

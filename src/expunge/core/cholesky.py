@@ -62,7 +62,7 @@ class Factor:
         upper, bad = torch.linalg.cholesky_ex(matrix, upper=True)
         if int(bad):
             raise DataError(
-                "the second moments of the rows plus the ridge are not positive definite; a larger ridge is needed"
+                "the second moments of the rows plus the ridge are not positive definite; use a larger ridge"
             )
         self._upper = upper.contiguous()
         self._empty()

@@ -17,8 +17,8 @@ from expunge.system.errors import DataError
 ROUNDING = 1e-9
 MEMBERSHIP = 1e-7  # tolerance of the membership check of removed rows, for numbers between 0 and 1
 NOT_AMONG = (
-    "the rows to be removed are not among those of this head: the second moments left over are not positive "
-    "semi-definite. Check the ids, and that one model made both"
+    "the rows to remove are not among those of this head, because the remaining second moments are not positive "
+    "semi-definite. Check the ids, and that both come from the same model"
 )
 
 
@@ -32,15 +32,15 @@ def as_labelled(
     z = as_features(z, dim)
     y = torch.from_numpy(y) if isinstance(y, np.ndarray) else y
     if y.shape != z.shape[:1] or y.is_floating_point():
-        raise ValueError(f"labels must be integers, one per row: got {tuple(y.shape)} {y.dtype} for {len(z)} rows")
+        raise ValueError(f"labels must be integers, one per row, got {tuple(y.shape)} {y.dtype} for {len(z)} rows")
     y = y.to(z.device, torch.int64)
     wrong = ((y < 0) | (y >= num_classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(f"row {row}: its label is {int(y[row])}, but the classes are 0 .. {num_classes - 1}")
+        raise DataError(f"row {row} has label {int(y[row])}, but the classes are 0 .. {num_classes - 1}")
     wrong = (~torch.isfinite(z.sum(dim=1))).nonzero()
     if len(wrong):
-        raise DataError(f"row {int(wrong[0])} of the features holds NaN or infinity; extract the features again")
+        raise DataError(f"row {int(wrong[0])} of the features contains NaN or infinity; extract the features again")
     return z, y
 
 
@@ -57,7 +57,7 @@ class ClassSums:
         self, dim: int, num_classes: int, quantum: float | None = None, device: torch.device | str = "cpu"
     ) -> None:
         if dim < 1 or num_classes < 1:
-            raise ValueError(f"features need a dimension and classes, got {dim} and {num_classes}")
+            raise ValueError(f"dim and num_classes must be at least 1, got {dim} and {num_classes}")
         if quantum is not None and (quantum <= 0 or math.frexp(quantum)[0] != 0.5):
             raise ValueError(f"quantum must be a power of two, got {quantum}")
         zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
@@ -139,7 +139,7 @@ class ClassSums:
         if len(short):
             c = int(short[0])
             raise DataError(
-                f"{int(wanted[c])} rows of class {c} are to be removed, but it has {int(counts[c])}; "
+                f"{int(wanted[c])} rows of class {c} are to be removed, but the head has only {int(counts[c])}; "
                 "check which rows were removed before"
             )
         sums = self.by_class - h.T @ onehot
@@ -150,8 +150,8 @@ class ClassSums:
         wrong = ((wanted > 0) & (emptied | (squares < least.where(left > 0, squares) - slack))).nonzero()
         if len(wrong):
             raise DataError(
-                f"the rows of class {int(wrong[0])} to be removed are not among those of this head: their squares do "
-                "not fit its sums. Check the ids, and that one model made both"
+                f"the rows of class {int(wrong[0])} to remove are not among those of this head, because their "
+                "squares do not fit its sums. Check the ids, and that both come from the same model"
             )
 
     def like(self, second: Tensor, by_class: Tensor, squares: Tensor) -> ClassSums:
@@ -176,8 +176,8 @@ class ClassSums:
     def _check_exact(self) -> None:
         if self.quantum is not None and float(self.second.diagonal().max()) >= 2.0**53 * self.quantum**2:
             raise DataError(
-                f"sums of products are no longer exact in steps of {self.quantum}; take a larger quantum, "
-                "or None to accept rounding"
+                f"sums of products are no longer exact in steps of {self.quantum}; use a larger quantum, or quantum: "
+                "null to accept rounding"
             )
 
 

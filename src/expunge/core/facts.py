@@ -37,4 +37,4 @@ class Facts:
             ("cost", (self.cost,), COSTS),
         ):
             if unknown := set(given) - set(known):
-                raise ValueError(f"{name} {sorted(unknown)}: of {', '.join(known)}")
+                raise ValueError(f"{name} must be of {', '.join(known)}, got {sorted(unknown)}")

@@ -49,8 +49,9 @@ def refuse_collapse(value: float, bound: float | None, method: str) -> None:
     """Raise CollapseError when the distortion `value` is above `bound` or NaN; a `bound` of None disables the guard."""
     if bound is not None and not value <= bound:
         raise CollapseError(
-            f"{method}: the map distorts retained features by {value:.3g} of their variance, more than {bound:g}; "
-            "1 is what mapping every row onto the mean does. Lower beta, or raise max_distortion to accept it"
+            f"{method}: the map distorts the retained features by {value:.3g} of their variance, but at most "
+            f"{bound:g} is allowed (1 is the distortion of a map of every row onto the mean). Lower beta, or raise "
+            "max_distortion"
         )
 
 

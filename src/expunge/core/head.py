@@ -57,7 +57,7 @@ class LinearHead:
             tensors = load_file(str(path))
             return cls(tensors["weight"], tensors["bias"])
         except (OSError, SafetensorError, KeyError, ValueError) as e:
-            raise CheckpointError(f"{path}: no linear head in it ({e}); run fit again") from None
+            raise CheckpointError(f"{path}: cannot be read as a linear head ({e}); run fit again") from None
 
 
 def class_indices(classes: int | Sequence[int], num_classes: int) -> list[int]:
@@ -66,5 +66,5 @@ def class_indices(classes: int | Sequence[int], num_classes: int) -> list[int]:
     if not chosen or chosen[0] < 0 or chosen[-1] >= num_classes:
         raise ValueError(f"forgotten classes must be among 0 .. {num_classes - 1}, got {chosen}")
     if len(chosen) == num_classes:
-        raise ValueError("every class is to be forgotten; at least one must be retained")
+        raise ValueError("every class is to be forgotten, but at least one must be retained")
     return chosen

@@ -63,7 +63,8 @@ class HeadRefit(Estimator):
         z = as_features(z, head.dim)
         if z.shape[0] == 0 or labels.shape != z.shape[:1]:
             raise DataError(
-                f"a head needs rows and one label each, got {z.shape[0]} rows, {tuple(labels.shape)} labels"
+                f"a head needs at least one row and one label per row, got {z.shape[0]} rows and labels "
+                f"{tuple(labels.shape)}"
             )
         labels = labels.long()
         if int(labels.min()) < 0 or int(labels.max()) >= head.num_classes:

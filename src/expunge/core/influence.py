@@ -75,7 +75,7 @@ class _Influence(Estimator):
         """
         after = _joined(kept, new)
         if not len(after[1]):
-            raise DataError("every row would be gone; a head needs some")
+            raise DataError("no row would be left, but a head needs at least one; name fewer rows")
         grown = len(after[1]) - len(kept[1]) - len(gone[1])
         gradient = self.ridge * grown * w - self._gradient(w, gone)
         if new is not None:

@@ -142,7 +142,7 @@ def _unit_trace(cov: Tensor, which: str) -> Matrix:
     trace = float(cov.trace())
     if not trace > 0:
         raise DataError(
-            f"the {which} features do not vary, so they span no subspace; check that features were extracted"
+            f"the {which} features have no variance, so they span no subspace; check that they were extracted"
         )
     scaled: Matrix = (cov / trace).cpu().numpy()
     return scaled

@@ -56,7 +56,7 @@ class _Saved:
 
 def _compute_dtype(z: Tensor, dim: int) -> torch.dtype:
     if z.ndim != 2 or z.shape[1] != dim:
-        raise ValueError(f"this map takes features (n, {dim}), got {tuple(z.shape)}")
+        raise ValueError(f"features must have the shape (n, {dim}), got {tuple(z.shape)}")
     return torch.promote_types(z.dtype, torch.float32)
 
 
@@ -80,7 +80,9 @@ class AffineMap(_Saved):
             raise ValueError(f"form must be dense, keep or remove, got {self.form!r}")
         d = self.bias.shape[0]
         if self.bias.ndim != 1 or self.weight.ndim != 2 or self.weight.shape[0] != d:
-            raise ValueError(f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} do not fit together")
+            raise ValueError(
+                f"weight {tuple(self.weight.shape)} and bias {tuple(self.bias.shape)} must have the same number of rows"
+            )
         if self.form == "dense" and self.weight.shape[1] != d:
             raise ValueError(f"a dense weight must be square, got {tuple(self.weight.shape)}")
         object.__setattr__(self, "weight", self.weight.detach().to(torch.float64).contiguous())
@@ -124,7 +126,7 @@ class AffineMap(_Saved):
         Its weight is `W A` and its bias `b + W a`, computed in float64 and then rounded.
         """
         if head.dim != self.dim:
-            raise ValueError(f"a head on {head.dim} features cannot take a map of {self.dim}")
+            raise ValueError(f"a map of {self.dim} features cannot be folded into a head on {head.dim} features")
         w, b = head.weight.to(self.weight), head.bias.to(self.weight)
         if self.form == "dense":
             folded = w @ self.weight
@@ -161,9 +163,7 @@ class MlpMap(_Saved):
         widths = [self.weights[0].shape[1], *(w.shape[0] for w in self.weights)]
         inputs = [w.shape[1] for w in self.weights]
         if inputs != widths[:-1] or [b.shape[0] for b in self.biases] != widths[1:] or widths[0] != widths[-1]:
-            raise ValueError(
-                f"layers of widths {widths} and inputs {inputs} do not make a map of features onto features"
-            )
+            raise ValueError(f"layers with outputs {widths} and inputs {inputs} do not map features onto features")
         object.__setattr__(self, "weights", tuple(w.detach().to(torch.float32).contiguous() for w in self.weights))
         object.__setattr__(self, "biases", tuple(b.detach().to(torch.float32).contiguous() for b in self.biases))
 
@@ -261,7 +261,7 @@ def load_map(directory: Path | str) -> FeatureMap:
         return _build(description, load_file(str(directory / TENSORS)))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(
-            f"{directory}: {DESCRIPTION} and {TENSORS} do not hold a map ({e}); run fit again"
+            f"{directory}: {DESCRIPTION} and {TENSORS} cannot be read as a map ({e}); run fit again"
         ) from None
 
 

@@ -89,7 +89,7 @@ class Moments:
             new_big.addmm_(chunk.T, chunk)
         if not bool(torch.isfinite(new_s).all()):
             bad = int((~torch.isfinite(z).all(dim=1)).nonzero()[0])
-            raise DataError(f"row {bad} of the features holds NaN or infinity; extract the features again")
+            raise DataError(f"row {bad} of the features contains NaN or infinity; extract the features again")
         self.s += new_s
         self.S += new_big
         self.n += z.shape[0]
@@ -110,7 +110,7 @@ class Moments:
         left = self._like(self.n - other.n, self.s - other.s.to(self.device), self.S - other.S.to(self.device))
         if left.n < 0:
             raise DataError(
-                f"cannot take {other.n} rows from the moments of {self.n}; check which rows were removed before"
+                f"cannot remove {other.n} rows from the moments of {self.n} rows; check which rows were removed before"
             )
         # The rounding errors in entries of S are about eps times the largest sum of squares in `self`.
         eps = torch.finfo(torch.float64).eps
@@ -123,8 +123,9 @@ class Moments:
             fits = int(torch.linalg.cholesky_ex(scatter).info) == 0
         if not fits:
             raise DataError(
-                f"the {other.n} rows to remove are not among the {self.n} rows of these moments: "
-                "the covariance left over is not positive semi-definite. Check the ids, and that one model made both"
+                f"the {other.n} rows to remove are not among the {self.n} rows of these moments, because the "
+                "remaining covariance is not positive semi-definite. Check the ids, and that both come from the "
+                "same model"
             )
         return left
 
@@ -173,7 +174,7 @@ class Moments:
             tensors = load_file(str(path))
             n, s, big = int(tensors["n"].item()), tensors["s"], tensors["S"]
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, OverflowError, MemoryError) as e:
-            raise CheckpointError(f"{path}: no moments in it ({e}); run extract again") from None
+            raise CheckpointError(f"{path}: cannot be read as moments ({e}); run extract again") from None
         if s.ndim != 1 or big.shape != (s.shape[0], s.shape[0]) or s.dtype != torch.float64 or n < 0:
             raise CheckpointError(f"{path}: its tensors do not have the shapes of moments; run extract again")
         moments = cls(s.shape[0])
@@ -187,8 +188,8 @@ class Moments:
 
     def _check_dim(self, other: Moments) -> None:
         if self.dim != other.dim:
-            raise ValueError(f"moments of {self.dim} and {other.dim} dimensions do not fit together")
+            raise ValueError(f"moments of {self.dim} and of {other.dim} dimensions cannot be combined")
 
     def _check_rows(self, needed: int) -> None:
         if self.n < needed:
-            raise TooFewRowsError(f"this needs the moments of at least {needed} rows, there are {self.n}")
+            raise TooFewRowsError(f"the moments of at least {needed} rows are needed, but there are {self.n}")

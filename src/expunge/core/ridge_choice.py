@@ -54,8 +54,8 @@ def checked_rows(
     if kept is None:
         if needed:
             raise DataError(
-                "ridge press and temperature leave-one-out are chosen from rows: give kept=(z, y), "
-                "the rows that are there afterwards, or fix both"
+                "ridge: press and temperature: leave-one-out are chosen from rows; give kept=(z, y), the rows that "
+                "the head has afterwards, or give both as numbers"
             )
         return None
     z, y = as_labelled(*kept, sums.dim, sums.num_classes)
@@ -168,7 +168,7 @@ def choose_temperature(loo: LeaveOneOut, y: Tensor) -> float:
     a search for the minimum itself reaches only half as many digits. Raises DataError where there is no row.
     """
     if not len(y):
-        raise DataError("no row is left to choose a temperature from; give a fixed one")
+        raise DataError("no row is left to choose a temperature from; give the temperature as a number")
     import scipy.optimize
 
     onehot = torch.nn.functional.one_hot(y, loo.residuals.shape[1]).to(loo.residuals)

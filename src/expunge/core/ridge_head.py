@@ -98,7 +98,7 @@ class RidgeHead(Estimator):
     @property
     def sums(self) -> ClassSums:
         if self._sums is None:
-            raise AttributeError("RidgeHead has no rows yet: call fit or update first")
+            raise AttributeError("RidgeHead has no rows yet; call fit or update first")
         return self._sums
 
     @property
@@ -118,7 +118,7 @@ class RidgeHead(Estimator):
         """
         if self._loo is None:
             if self._rows is None:
-                raise DataError("the head does not keep rows: call leave_one_out(z, y) with those that are there now")
+                raise DataError("the head does not keep rows; call leave_one_out(z, y) with its present rows")
             self._loo = self.leave_one_out(*self._rows)
         return self._loo
 
@@ -277,7 +277,7 @@ class RidgeHead(Estimator):
 
     def _solved(self) -> Factor:
         if self._factor is None:
-            raise AttributeError("RidgeHead has no solution yet: call solve after the last update")
+            raise AttributeError("RidgeHead has no solution yet; call solve after the last update")
         return self._factor
 
     def _forget_solution(self) -> None:
@@ -300,12 +300,12 @@ class RidgeHead(Estimator):
         try:
             description = read_json(directory / DESCRIPTION)
             if description["schema"] != SCHEMA:
-                raise ValueError(f"schema {description['schema']!r}, this version reads {SCHEMA}")
+                raise ValueError(f"schema is {description['schema']!r}, but this version reads {SCHEMA}")
             head, tensors = cls(**description["settings"]), load_file(str(directory / TENSORS))
             head._sums = ClassSums.of_tensors(tensors, head.quantum)
             ridge, temperature = (float(description["chosen"][k]) for k in ("ridge", "temperature"))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(f"{directory}: no ridge head in it ({e}); train again") from None
+            raise CheckpointError(f"{directory}: not a readable ridge head ({e}); train again") from None
         head.rebuilds_ = 0
         return head._resume(ridge, temperature)
 

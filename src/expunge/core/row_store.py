@@ -52,8 +52,8 @@ class RowStore:
             match = next((i for i in candidates if self.y[i] == y[row] and torch.equal(self.z[i], z[row])), None)
             if match is None:
                 raise DataError(
-                    f"row {row} of those to be removed is not among the {len(self.y)} rows of this head (or fewer "
-                    "times than it is named); check the ids, and that one model made both"
+                    f"row {row} of the rows to remove is not among the {len(self.y)} rows of this head, or is named "
+                    "more often than it occurs; check the ids, and that both come from the same model"
                 )
             used.add(match)
         return torch.tensor(sorted(used), dtype=torch.int64, device=self.y.device)

@@ -158,7 +158,7 @@ class SoftmaxHead(Estimator):
 
     def _rows(self) -> RowStore:
         if self._store is None:
-            raise DataError("this head has no rows: it was loaded or refitted. Give refit the rows that are left")
+            raise DataError("this head was loaded or refitted and has no rows; give refit the rows that are left")
         return self._store
 
     def save(self, directory: Path | str) -> None:
@@ -181,7 +181,7 @@ class SoftmaxHead(Estimator):
         try:
             description = read_json(directory / DESCRIPTION)
             if description["schema"] != SCHEMA:
-                raise ValueError(f"schema {description['schema']!r}, this version reads {SCHEMA}")
+                raise ValueError(f"schema is {description['schema']!r}, but this version reads {SCHEMA}")
             head, tensors = cls(**description["settings"]), load_file(str(directory / TENSORS))
             w, solved = tensors["weights"], description["solved"]
             head.gradient_norm_ = float(solved["gradient_norm"])
@@ -192,7 +192,9 @@ class SoftmaxHead(Estimator):
             if w.dtype != torch.float64 or head.counts_.shape != (c,) or blocks != (c, p, p):
                 raise ValueError("its tensors do not have the shapes of a softmax head")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(f"{directory}: no softmax head in it ({e}); train again") from None
+            raise CheckpointError(
+                f"{directory}: cannot be read as a softmax head ({e}); run the train stage again"
+            ) from None
         head.num_classes_ = c
         head._ship()
         return head

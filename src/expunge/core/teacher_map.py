@@ -50,9 +50,12 @@ class Stitch(Estimator):
         """
         t, z = as_features(t).double(), as_features(z).double()
         if len(t) != len(z) or len(t) < 2:
-            raise ValueError(f"both models must describe the same rows, at least 2: {tuple(t.shape)}, {tuple(z.shape)}")
+            raise ValueError(
+                f"the features of both models must describe the same rows, at least 2, got {tuple(t.shape)} and "
+                f"{tuple(z.shape)}"
+            )
         if not bool(torch.isfinite(t).all() and torch.isfinite(z).all()):
-            raise ValueError("features to stitch must be finite")
+            raise ValueError("the features of both models must be finite")
         t_mean, z_mean = t.mean(0), z.mean(0)
         t, z = t - t_mean, z - z_mean
         gram = t.T @ t
@@ -128,9 +131,9 @@ class TeacherMap(Estimator):
         teacher_features = as_features(teacher_features, head.dim).float()
         if len(teacher_features) != len(z_forget) or teacher_probabilities.shape != (len(z_forget), head.num_classes):
             raise ValueError(
-                f"{len(z_forget)} forgotten rows and {head.num_classes} classes, but "
-                f"teacher_probabilities {tuple(teacher_probabilities.shape)} "
-                f"and teacher_features {tuple(teacher_features.shape)}"
+                f"teacher_probabilities and teacher_features must have {len(z_forget)} rows, one per forgotten row, "
+                f"and the former {head.num_classes} classes, got {tuple(teacher_probabilities.shape)} and "
+                f"{tuple(teacher_features.shape)}"
             )
         self.head_ = mask_classes(head, forget_classes) if len(forget_classes) else head
         if not 0 < self.teacher_share <= 1:
@@ -164,7 +167,7 @@ class TeacherMap(Estimator):
     def _target(self, teacher_probabilities: Tensor, z: Tensor, without: Sequence[int]) -> Tensor:
         """Return the logarithm of q, `(m, C)`. Raises ValueError where `teacher_probabilities` is not valid."""
         if not bool(torch.isfinite(teacher_probabilities).all()) or bool((teacher_probabilities < 0).any()):
-            raise ValueError("teacher_probabilities must be probabilities: some are negative or not finite")
+            raise ValueError("teacher_probabilities must be finite and not negative")
         own = self.head_.logits(z).log_softmax(1)
         both = (
             self.teacher_share * teacher_probabilities.float().clamp_min(LEAST).log() + (1 - self.teacher_share) * own

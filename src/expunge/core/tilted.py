@@ -33,7 +33,7 @@ def similarities(weight: Tensor, keep: Tensor, tau: float = 1.0, rank: int | Non
     if tau <= 0 or (rank is not None and rank < 1):
         raise ValueError(f"tau {tau} must be above 0, and rank {rank} at least 1")
     if int(keep.sum()) < 2:
-        raise DataError("the tilted target needs two retained classes or more: with one there is nothing to choose")
+        raise DataError("the tilted target needs at least two retained classes")
     w = weight.detach().double()
     w = w - w.mean(0)
     if rank is not None:
@@ -62,7 +62,7 @@ def fit_beta(logits: Tensor, labels: Tensor, keep: Tensor, s: Tensor, mean_outpu
     beta reaches it. Raises DataError for rows of several classes.
     """
     if not len(labels) or bool((labels != labels[0]).any()):
-        raise DataError("beta is fitted on the rows of one class; several were given")
+        raise DataError("beta is fitted on the rows of a single class, but the rows are of none or of several")
     score = s[labels[0]].double()
     q = mean_output.double().masked_fill(~keep, 0.0)
     q[labels[0]] = 0.0
@@ -122,8 +122,9 @@ class Tilt(Estimator):
         shifts = wanted @ torch.linalg.pinv(free).T
         if float((free @ shifts.T - wanted.T).abs().max()) > 1e-6 * max(1.0, self.beta):
             raise DataError(
-                f"the head's {len(rows)} retained rows on {head.dim} features are not independent, so no change of "
-                "features tilts their logits as asked; use the method trew, which trains the network"
+                f"the head's {len(rows)} retained rows on {head.dim} features are not linearly independent, so no "
+                "change of the features can tilt their logits as asked; use the method trew, which trains the "
+                "network"
             )
         self.map_ = TiltMap(
             head.weight.double(),

@@ -72,7 +72,7 @@ class ZeroShot(Estimator):
         check_choice("proxies", self.proxies, ("raw", "scaled", "class-means"))
         if self.proxies == "class-means":
             if class_means is None or class_means.shape != head.weight.shape:
-                raise ValueError(f"proxies 'class-means' need class_means {tuple(head.weight.shape)}")
+                raise ValueError(f"proxies 'class-means' need class_means of the shape {tuple(head.weight.shape)}")
             return class_means.to(forget.S)
         rows = head.weight.to(forget.S)
         return rows * _norm_ratio(forget, rows) if self.proxies == "scaled" else rows

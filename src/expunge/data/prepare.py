@@ -64,8 +64,8 @@ def prepare(
     tombstones = Tombstones.near(out_dir)
     if canaries and tombstones is not None:
         raise DataError(
-            "data.canaries: rows were erased in this workspace, and canaries are copies of rows; audit in a workspace "
-            "of its own, or set it to 0"
+            "data.canaries: rows were erased in this workspace, and canaries would copy rows again; run the audit "
+            "in another workspace, or set data.canaries to 0"
         )
     planter = Planter(canaries, len(opened.class_names), seed) if canaries else None
     package = plugins.package_of("readers", source) if by_package(source) else None
@@ -93,7 +93,7 @@ def open_source(
         return _open_installed(source, path, test_fraction, seed)
     if source not in SOURCES:
         names = ", ".join((*SOURCES, *(f"{prefix}NAME" for prefix in NAMED), *plugins.names("readers")))
-        raise DataError(f"unknown data source {source!r}; known are {names}")
+        raise DataError(f"unknown data source {source!r}; choose one of {names}")
     if path is None:
         raise DataError(f"source {source} needs a path (data.path in params.yaml)")
     if not Path(path).exists():
@@ -115,8 +115,8 @@ def _open_installed(source: str, path: Path | str | None, test_fraction: float, 
     opened = reader(path=None if path is None else Path(path), test_fraction=test_fraction, seed=seed)
     if not isinstance(opened, Source):
         raise DataError(
-            f"reader {source!r} of {plugins.package_of('readers', source)} returned a {type(opened).__name__}, not an "
-            "expunge.data.source.Source"
+            f"reader {source!r} of {plugins.package_of('readers', source)} must return an "
+            f"expunge.data.source.Source, but it returned a {type(opened).__name__}"
         )
     return replace(opened, name=source)
 

@@ -46,7 +46,7 @@ def select(
         return random_rows(train, fraction, seed)
     if selector == "memorised":
         if scores is None:
-            raise DataError("selector memorised needs the features of the model: run dvc repro split")
+            raise DataError("selector memorised needs the features of the model; run dvc repro split")
         return memorised_rows(train, scores(), fraction)
     if selector == CANARY_SELECTOR:
         return planted_rows(dataset)
@@ -55,7 +55,7 @@ def select(
             raise DataError("selector filter needs an expression (split.filter in params.yaml)")
         return _only_train(filter_rows(dataset, filter), train, "the filter")
     if selector not in SELECTORS:
-        raise DataError(f"unknown selector {selector!r}; known are {', '.join(SELECTORS)}")
+        raise DataError(f"unknown selector {selector!r}; choose one of {', '.join(SELECTORS)}")
     if file is None:
         raise DataError(f"selector {selector} needs a file (split.file in params.yaml)")
     if selector == "ids":
@@ -72,8 +72,8 @@ def refuse_most(selector: str, forget: np.ndarray, train: np.ndarray, allowed: b
     count, rows = int((forget & train).sum()), int(train.sum())
     if selector in ("classes", "subjects", "filter") and 2 * count > rows and not allowed:
         raise DataError(
-            f"the request ({selector}) forgets {count:,} of {rows:,} training rows, more than half; if that is meant, "
-            "set split.more_than_half: true"
+            f"the request ({selector}) forgets {count:,} of {rows:,} training rows, which is more than half; to "
+            "allow this, set split.more_than_half: true"
         )
 
 
@@ -94,7 +94,7 @@ def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int
         else:
             known = ", ".join(f"{i} {name}" for i, name in enumerate(names[:50]))
             more = f" and {len(names) - 50} more" if len(names) > 50 else ""
-            raise DataError(f"unknown class {item!r}; this dataset has {known}{more}")
+            raise DataError(f"unknown class {item!r}; this dataset has the classes {known}{more}")
     repeated = [names[i] for i, count in Counter(indices).items() if count > 1]
     if repeated:
         raise DataError(f"class {repeated[0]!r} is listed twice")
@@ -133,7 +133,7 @@ def planted_rows(dataset: Dataset) -> np.ndarray:
     """Return the mask `(rows,)` of the planted canaries. Raises DataError if the dataset has none."""
     canaries = canary_rows(dataset.directory, dataset.sample_ids())
     if canaries is None:
-        raise DataError(f"{dataset.directory}: no canaries were planted (data.canaries in params.yaml)")
+        raise DataError(f"{dataset.directory}: no canaries were planted; set data.canaries in params.yaml above 0")
     mask = np.zeros(dataset.rows, dtype=bool)
     mask[canaries[0]] = True
     return mask
@@ -165,7 +165,7 @@ def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
     wanted = read_values(file, "subject")
     subjects = dataset.table(["subject"])["subject"].to_pylist()
     known = set(subjects)
-    refuse_listed(file, "are subjects of no row", _never_there(dataset, [s for s in wanted if s not in known]))
+    refuse_listed(file, "are not subjects of any row", _never_there(dataset, [s for s in wanted if s not in known]))
     chosen = set(wanted)
     return np.array([s in chosen for s in subjects], dtype=bool)
 
@@ -183,7 +183,7 @@ def filter_rows(dataset: Dataset, text: str) -> np.ndarray:
     expression = parse_filter(text, types)
     if names_individuals(text):
         raise DataError(
-            f"filter: {text!r} names rows or people, and params.yaml is kept in git for good; list them in a file in "
+            f"filter: {text!r} names rows or people, but params.yaml is kept in git forever; list them in a file in "
             "data/requests, track it with dvc add, and use selector: ids or subjects"
         )
     numbered = table.append_column("__row", pa.array(np.arange(len(table))))
@@ -204,23 +204,29 @@ def read_values(file: Path, column: str) -> list[str]:
     """
     readers = {".txt": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
-        raise DataError(f"{file}: expected .txt, .csv or .parquet")
+        raise DataError(f"{file}: unknown file type; use .txt, .csv or .parquet")
     try:
         if file.stat().st_size > LIST_BYTES:
-            raise DataError(f"{file}: {file.stat().st_size:,} bytes, allowed {LIST_BYTES:,}; ask in several requests")
+            raise DataError(
+                f"{file}: has {file.stat().st_size:,} bytes, but at most {LIST_BYTES:,} are allowed; split the list "
+                "into several requests"
+            )
         values = readers[file.suffix.lower()](file, column)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (split.file in params.yaml)") from None
     except (OSError, ValueError, csv.Error, pa.ArrowException, MemoryError) as e:
         raise DataError(f"{file}: cannot be read ({e})") from e
     if not values:
-        raise DataError(f"{file}: lists nothing to forget")
+        raise DataError(f"{file}: the list is empty; name at least one row or subject to forget")
     if len(values) > LIST_VALUES:
-        raise DataError(f"{file}: lists {len(values):,} values, allowed {LIST_VALUES:,}; ask in several requests")
+        raise DataError(
+            f"{file}: lists {len(values):,} values, but at most {LIST_VALUES:,} are allowed; split the list into "
+            "several requests"
+        )
     if long := next((i for i, value in enumerate(values, 1) if len(value) > LONGEST), None):
         raise DataError(
-            f"{file}: value {long} has {len(values[long - 1]):,} characters, allowed {LONGEST:,}; "
-            "write one id to a line"
+            f"{file}: value {long} has {len(values[long - 1]):,} characters, but at most {LONGEST:,} are allowed; "
+            "write one id per line"
         )
     refuse_listed(file, "are listed twice or more", [v for v, count in Counter(values).items() if count > 1])
     return values
@@ -237,7 +243,7 @@ def _read_csv(file: Path, column: str) -> list[str]:
         try:
             rows = [row for row in reader if any(cell.strip() for cell in row)]
         except csv.Error as e:
-            raise DataError(f"{file}: line {reader.line_num} cannot be read ({e}); write one id to a line") from e
+            raise DataError(f"{file}: line {reader.line_num} cannot be read ({e}); write one id per line") from e
     if not rows:
         return []
     if column in rows[0]:
@@ -247,7 +253,7 @@ def _read_csv(file: Path, column: str) -> list[str]:
             raise DataError(f"{file}: row {short} has no {column}")
         return [row[at] for row in rows[1:]]
     if any(len(row) != 1 for row in rows):
-        raise DataError(f"{file}: no column {column!r}; it has {', '.join(rows[0])}")
+        raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(rows[0])}")
     return [row[0] for row in rows]
 
 
@@ -256,11 +262,14 @@ def _read_parquet(file: Path, column: str) -> list[str]:
         names, rows = table.schema_arrow.names, table.metadata.num_rows
         kind = table.schema_arrow.field(column).type if column in names else None
     if rows > LIST_VALUES:  # checked before reading, since a small compressed file may hold very many rows
-        raise DataError(f"{file}: lists {rows:,} values, allowed {LIST_VALUES:,}; ask in several requests")
+        raise DataError(
+            f"{file}: lists {rows:,} values, but at most {LIST_VALUES:,} are allowed; split the list into several "
+            "requests"
+        )
     if column not in names:
-        raise DataError(f"{file}: no column {column!r}; it has {', '.join(names)}")
+        raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(names)}")
     if kind is not None and not (pa.types.is_integer(kind) or _is_text(kind)):
-        raise DataError(f"{file}: column {column!r} is {kind}; integers or text must stand in it")
+        raise DataError(f"{file}: column {column!r} has the type {kind}, but integers or text are needed")
     values = pq.read_table(file, columns=[column])[column]
     if values.null_count:
         raise DataError(f"{file}: {values.null_count} rows have no {column}")
@@ -285,7 +294,8 @@ def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:
     """Restrict `mask` to training rows. Raises DataError if it selects only rows that are not training rows."""
     if mask.any() and not (mask & train).any():
         raise DataError(
-            f"{what} selects {int(mask.sum())} test rows and no training row; only training rows are forgotten"
+            f"{what} selects {int(mask.sum())} test rows and no training row; name training rows, because only these "
+            "can be forgotten"
         )
     selected: np.ndarray = mask & train
     return selected

@@ -82,13 +82,15 @@ def split(
     forget |= near.joined
     if not forget.any() and Tombstones.near(dataset.directory) is not None:
         raise DataError(
-            f"the request ({selector}) is met already: every training row that it names was erased; "
+            f"the request ({selector}) is already fulfilled, because every training row that it names was erased; "
             "put another request under split in params.yaml"
         )
     if not forget.any():
-        raise DataError(f"the request ({selector}) forgets no training row; nothing to do")
+        raise DataError(f"the request ({selector}) forgets no training row, so there is nothing to do")
     if not (train & ~forget).any():
-        raise DataError(f"the request ({selector}) forgets every training row; nothing would be left to keep")
+        raise DataError(
+            f"the request ({selector}) forgets every training row, so none would be retained; name fewer rows"
+        )
 
     refuse_most(selector, forget, train, more_than_half)
 
@@ -133,7 +135,10 @@ def _checked_corrections(
     """Read the corrections. Raises DataError for the policies include and refuse, which apply only to erasure."""
     for key, value in (("duplicates", duplicates), ("near_duplicates", near_duplicates)):
         if value not in (WARN, IGNORE):
-            raise DataError(f"split.{key}: {value} is not for corrections; list the copies too, and set it to warn")
+            raise DataError(
+                f"split.{key}: {value} cannot be used with corrections; list the copies and their new labels, too, "
+                f"and set split.{key} to warn"
+            )
     return corrections_of(dataset, train, file)
 
 
@@ -186,10 +191,10 @@ class Split:
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory)
         if "parts" not in self.manifest:
-            raise ManifestError(f"{self.directory}: not a split (its producer is {self.manifest.get('producer')!r})")
+            raise ManifestError(f"{self.directory}: is not a split (its producer is {self.manifest.get('producer')!r})")
         self.request: dict[str, Any] = read_json(self.directory / REQUEST)
         if not isinstance(self.request, dict) or "digest" not in self.request or "validation" not in self.request:
-            raise ManifestError(f"{self.directory / REQUEST}: not a request; {AGAIN}")
+            raise ManifestError(f"{self.directory / REQUEST}: does not describe a request; {AGAIN}")
         if (tombstones := Tombstones.near(self.directory)) is not None:
             refuse(tombstones, self.directory, self._read("sample_id"), None)
 
@@ -200,9 +205,9 @@ class Split:
             table.validate(full=True)
             values: list[str] = table[column].to_pylist()
         if not all(isinstance(value, str) for value in values):
-            raise ManifestError(f"{file}: column {column!r} holds something else than text; {AGAIN}")
+            raise ManifestError(f"{file}: column {column!r} must contain only text; {AGAIN}")
         if len(values) != (told := self.manifest["files"][ASSIGNMENT].get("rows")):
-            raise ManifestError(f"{file}: holds {len(values)} rows, its manifest says {told}; {AGAIN}")
+            raise ManifestError(f"{file}: has {len(values)} rows, but its manifest says {told}; {AGAIN}")
         return values
 
     @cached_property
@@ -245,7 +250,7 @@ class Split:
     def rows(self, part: str) -> np.ndarray:
         """Return the dataset positions of one part, int64, ascending. Raises ValueError for an unknown part."""
         if part not in PARTS:
-            raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
+            raise ValueError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
         return np.flatnonzero(self.parts == part)
 
     def digest_of(self, rows: np.ndarray, dataset_digest: str) -> str:

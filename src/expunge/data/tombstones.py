@@ -71,7 +71,8 @@ class Tombstones:
             )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as e:
             raise DataError(
-                f"{directory / ROWS}: no tombstones in it ({e}); restore it: erased rows could return"
+                f"{directory / ROWS}: the tombstones cannot be read ({e}); restore the file, because without it "
+                "erased rows could return"
             ) from e
         return cls(directory, key, ids, contents)
 
@@ -159,8 +160,8 @@ def refuse(tombstones: Tombstones | None, what: Path, ids: Sequence[str], conten
     back = int(tombstones.hits(ids, contents).any.sum())
     if back:
         raise DataError(
-            f"{what}: {back} erased rows are back in it (an old commit, a restored backup, or a sweep that was "
-            "interrupted); run `expunge sweep --apply`, which takes them out"
+            f"{what}: contains {back} erased rows again (from an old commit, a restored backup or an interrupted "
+            "sweep); run `expunge sweep --apply` to remove them"
         )
 
 
@@ -171,7 +172,7 @@ def _key(directory: Path, make: bool = False) -> bytes:
     try:
         key = path.read_bytes()
     except OSError as e:
-        raise DataError(f"{path}: the key of the tombstones cannot be read ({e.strerror}); restore it") from None
+        raise DataError(f"{path}: the key of the tombstones cannot be read ({e.strerror}); restore the file") from None
     if len(key) != KEY_BYTES:
-        raise DataError(f"{path}: {len(key)} bytes where a key has {KEY_BYTES}; restore it")
+        raise DataError(f"{path}: has {len(key)} bytes, but a key has {KEY_BYTES}; restore the file")
     return key

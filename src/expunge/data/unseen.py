@@ -22,7 +22,7 @@ def set_aside(batches: Iterator[Batch], share: float, seed: int) -> Iterator[Bat
     Raises DataError for a share outside (0, 0.5].
     """
     if not 0 < share <= 0.5:
-        raise DataError(f"split.unseen is {share}; it must lie in (0, 0.5]")
+        raise DataError(f"split.unseen is {share}; it must be above 0 and at most 0.5")
     for batch in batches:
         rows = zip(batch.sample_ids, batch.splits, strict=True)
         yield replace(batch, splits=[UNSEEN if s == TRAIN and drawn(i, seed) < share else s for i, s in rows])

@@ -133,7 +133,7 @@ class _Shards:
 
     def __init__(self, directory: Path, schema: pa.Schema, shard_rows: int, encoding: str) -> None:
         if shard_rows < 1:
-            raise DataError(f"shard_rows is {shard_rows}; give at least 1")
+            raise DataError(f"shard_rows is {shard_rows}; it must be at least 1")
         self.rows: dict[str, int] = {}
         self._directory, self._schema, self._shard_rows = directory, schema, shard_rows
         self._content = content_column(encoding)
@@ -193,7 +193,10 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
     """
     n = len(batch.sample_ids)
     if not len(batch.labels) == len(batch.splits) == len(batch.content) == n:
-        raise DataError(f"a reader gave {n} ids for {len(batch.content)} rows and {len(batch.labels)} labels")
+        raise DataError(
+            f"a reader returned {n} ids, {len(batch.content)} rows and {len(batch.labels)} labels; it must return as "
+            "many of each"
+        )
     if isinstance(batch.content, list):
         sizes = np.array([len(i) for i in batch.content])
     else:
@@ -218,8 +221,8 @@ def _table(batch: Batch, source: Source, schema: pa.Schema, shapes: set[tuple[in
     bad = np.flatnonzero((labels < 0) | (labels >= len(source.class_names)))
     if len(bad):
         raise DataError(
-            f"{source.name}: row {batch.sample_ids[bad[0]]!r} has label {labels[bad[0]]}, outside 0 to "
-            f"{len(source.class_names) - 1}; correct it or name all classes"
+            f"{source.name}: row {batch.sample_ids[bad[0]]!r} has label {labels[bad[0]]}, which is outside 0 to "
+            f"{len(source.class_names) - 1}; correct the label, or name all classes"
         )
     content = _texts(batch, source) if source.encoding == TEXT else _images(batch, source, shapes)
     columns = {
@@ -236,11 +239,13 @@ def _texts(batch: Batch, source: Source) -> dict[str, pa.Array]:
     digests = []
     for sample_id, text in zip(batch.sample_ids, batch.content, strict=True):
         if not text.strip():
-            raise DataError(f"{source.name}: the text of row {sample_id!r} is blank; write one, or leave the row out")
+            raise DataError(
+                f"{source.name}: the text of row {sample_id!r} is blank; write a text, or leave the row out"
+            )
         if len(text) > TEXT_CHARACTERS:
             raise DataError(
-                f"{source.name}: the text of row {sample_id!r} has {len(text):,} characters, allowed "
-                f"{TEXT_CHARACTERS:,}; cut it into rows, or leave it out"
+                f"{source.name}: the text of row {sample_id!r} has {len(text):,} characters, but at most "
+                f"{TEXT_CHARACTERS:,} are allowed; divide it into several rows, or leave it out"
             )
         digests.append(text_digest(text))
     return {"text": pa.array(batch.content, pa.string()), "digest": pa.array(digests, pa.binary(DIGEST_BYTES))}
@@ -254,7 +259,9 @@ def _images(batch: Batch, source: Source, shapes: set[tuple[int, int, int]]) -> 
         size[i] = pixels.shape
         digests.append(row_digest(pixels))
     if size.min() < 1 or not np.isin(size[:, 2], (1, 3)).all():
-        raise DataError(f"{source.name}: images are {size[0].tolist()}; (height, width, 1 or 3) is needed")
+        raise DataError(
+            f"{source.name}: images have the shape {size[0].tolist()}, but (height, width, 1 or 3) is needed"
+        )
     shapes.update((int(h), int(w), int(c)) for h, w, c in np.unique(size, axis=0))
     images = pa.array(batch.content, pa.binary()) if isinstance(batch.content, list) else binary_array(batch.content)
     return {
@@ -278,8 +285,8 @@ def _without_erased(table: pa.Table, source: Source, tombstones: Tombstones | No
     altered = int((hits.ids & ~hits.contents).sum())
     if altered:
         raise DataError(
-            f"{source.name}: {altered} rows have the ids of erased rows, but other content. Altered copies of them may "
-            "not return; rows that are new need ids of their own"
+            f"{source.name}: {altered} rows have the ids of erased rows, but different content. Altered copies of "
+            "erased rows must not return; give new rows new ids"
         )
     return table.filter(pa.array(~hits.contents)) if hits.contents.any() else table
 
@@ -288,11 +295,13 @@ def _check_rows(rows: pa.Table, source: Source) -> None:
     counts = pc.value_counts(rows["sample_id"])
     repeated = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
     if repeated:
-        raise DataError(f"{source.name}: {len(repeated)} sample ids occur twice or more, first {repeated[0]!r}")
+        raise DataError(f"{source.name}: {len(repeated)} sample ids occur more than once, first {repeated[0]!r}")
     splits = set(pc.unique(rows["split"]).to_pylist())
     unknown = sorted(splits - {*SPLITS, UNSEEN})
     if unknown:
         raise DataError(f"{source.name}: split {unknown[0]!r} is neither 'train' nor 'test'; rename or drop those rows")
     for name in SPLITS:
         if name not in splits:
-            raise DataError(f"{source.name}: no {name} rows; both train and test are needed (see test_fraction)")
+            raise DataError(
+                f"{source.name}: has no {name} rows, but training and test rows are needed (see data.test_fraction)"
+            )

@@ -25,9 +25,9 @@ def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_
     x = check_logits(logits)
     y = np.asarray(labels)
     if y.shape != (len(x),):
-        raise ValueError(f"labels must have one entry per row of logits: {y.shape}, {x.shape}")
+        raise ValueError(f"labels must have one entry per row of logits, got {y.shape} and {x.shape}")
     if len(y) and (y.min() < 0 or y.max() >= x.shape[1]):
-        raise ValueError(f"labels must lie in [0, {x.shape[1]}), found {y.min()} to {y.max()}")
+        raise ValueError(f"labels must be in [0, {x.shape[1]}), got {y.min()} to {y.max()}")
     return np.asarray(x.argmax(axis=1) == y)
 
 

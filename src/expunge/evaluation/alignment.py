@@ -41,9 +41,9 @@ def alignment(retain: NDArray[Any], forget: NDArray[Any], energy: float = 0.95) 
     returns them. Raises ValueError for matrices of different shapes and for `energy` outside (0, 1].
     """
     if not 0 < energy <= 1:
-        raise ValueError(f"energy {energy} must lie in (0, 1]")
+        raise ValueError(f"energy must be in (0, 1], got {energy}")
     if retain.shape != forget.shape or retain.ndim != 2 or retain.shape[0] != retain.shape[1]:
-        raise ValueError(f"second moments {retain.shape} and {forget.shape} do not fit together")
+        raise ValueError(f"second moments must be square and of the same shape, got {retain.shape} and {forget.shape}")
     rank = energy_rank(retain, energy)
     curve = alignment_curve(retain, forget)
     return Alignment(rank, float(curve[rank - 1]), float(curve.mean()))
@@ -58,7 +58,7 @@ def alignment_curve(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
     _, vectors = _spectrum(retain)
     total = float(np.trace(forget))
     if total <= 0:
-        raise ValueError("the forgotten rows' features are all zero, so they are aligned with nothing")
+        raise ValueError("the features of the forgotten rows are all zero, so their alignment is undefined")
     shares: Floats = np.einsum("ik,ij,jk->k", vectors, forget, vectors, optimize=True) / total
     curve: Floats = np.minimum(np.cumsum(np.maximum(shares, 0.0)), 1.0)
     return curve
@@ -76,7 +76,7 @@ def alignment_rows(retain: NDArray[Any], forget: NDArray[Any]) -> Floats:
     x, y = np.asarray(retain, np.float64), np.asarray(forget, np.float64)
     total = np.square(y).sum(axis=1)
     if total.sum() <= 0:
-        raise ValueError("the forgotten rows' features are all zero, so they are aligned with nothing")
+        raise ValueError("the features of the forgotten rows are all zero, so their alignment is undefined")
     directions = _directions(x)
     count = directions.shape[1]
     weighted = np.square(y @ directions) @ (np.arange(count, 0, -1) / count)
@@ -113,5 +113,5 @@ def _spectrum(second: NDArray[Any]) -> tuple[Floats, Floats]:
     values, vectors = np.linalg.eigh(np.asarray(second, np.float64))
     values = np.maximum(values[::-1], 0.0)
     if values.sum() <= 0:
-        raise ValueError("the retained rows' features are all zero, so they have no leading directions")
+        raise ValueError("the features of the retained rows are all zero, so they have no leading directions")
     return values, vectors[:, ::-1]

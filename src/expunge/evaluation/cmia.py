@@ -28,7 +28,9 @@ def neighbour_log_probabilities(logits: NDArray[Any], forgotten: Sequence[int]) 
     x = np.asarray(logits, np.float64)
     gone = sorted(set(forgotten))
     if x.ndim != 2 or not gone or gone[0] < 0 or gone[-1] >= x.shape[1] or x.shape[1] - len(gone) < 2:
-        raise ValueError(f"logits {x.shape} and forgotten classes {gone}: two classes at least must stay")
+        raise ValueError(
+            f"at least two classes must be retained, got logits {x.shape} and the forgotten classes {gone}"
+        )
     return np.maximum(log_softmax(np.delete(x, gone, axis=1)), FLOOR)
 
 
@@ -56,7 +58,10 @@ def cmia_rows(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[
 
     a, b = (neighbour_log_probabilities(x, forgotten) for x in (model, retrained))
     if a.shape != b.shape:
-        raise ValueError(f"logits {a.shape} of the model and {b.shape} of the retrained one are of different rows")
+        raise ValueError(
+            f"logits of both models must be of the same rows, got {a.shape} of the model and {b.shape} of the "
+            "retrained model"
+        )
     n = len(a)
     if n < 2 * FOLDS:
         return None

@@ -42,7 +42,7 @@ def log_softmax(logits: NDArray[Any]) -> Floats:
 def _pair(p_logits: NDArray[Any], q_logits: NDArray[Any]) -> tuple[Floats, Floats]:
     if np.shape(p_logits) != np.shape(q_logits):
         raise ValueError(
-            f"both models must score the same rows and classes: {np.shape(p_logits)}, {np.shape(q_logits)}"
+            f"both models must score the same rows and classes, got {np.shape(p_logits)} and {np.shape(q_logits)}"
         )
     return log_softmax(p_logits), log_softmax(q_logits)
 

@@ -46,7 +46,7 @@ def seed_difference(candidate: Sequence[float], retrained: Sequence[float], alph
 
     c, r = np.asarray(candidate, np.float64), np.asarray(retrained, np.float64)
     if not len(c) or len(r) < 2:
-        raise ValueError(f"a t interval needs two retrained values, got {len(r)}; use row_difference")
+        raise ValueError(f"a t interval needs at least two retrained values, got {len(r)}; use row_difference")
     df = len(c) + len(r) - 2
     pooled = (((c - c.mean()) ** 2).sum() + ((r - r.mean()) ** 2).sum()) / df
     share = 1 / len(r) + (1 / len(c) if len(c) > 1 else 0.0)

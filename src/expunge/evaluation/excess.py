@@ -79,7 +79,7 @@ def model_spread(gate: GateRows) -> tuple[float, float]:
     thousands of rows hardly ever. Raises ValueError where the gate is not usable.
     """
     if not gate.usable:
-        raise ValueError(f"gate {gate.path}: too few models or rows to know their spread")
+        raise ValueError(f"gate {gate.path}: there are too few models or rows to estimate their spread")
     assert gate.widen is not None
     means = gate.retrained.mean(axis=1)
     between = gate.widen * float(means.std(ddof=1))

@@ -179,7 +179,7 @@ def direction_rows(candidate: NDArray[Any], original: NDArray[Any], retrained: N
     r = np.asarray(retrained, np.float64)
     m = len(r)
     if m < 2:
-        raise ValueError("the direction of memorisation needs two retrained models")
+        raise ValueError("the direction of memorisation needs at least two retrained models")
     u, o = np.asarray(candidate, np.float64) - r, np.asarray(original, np.float64) - r
     return np.asarray((u.sum(axis=0) * o.sum(axis=0) - (u * o).sum(axis=0)) / (m * (m - 1)))
 

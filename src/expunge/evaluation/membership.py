@@ -18,7 +18,7 @@ SVC_FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "pro
 def _scores(values: NDArray[Any], name: str) -> NDArray[Any]:
     x = np.asarray(values)
     if x.ndim != 1 or np.isnan(x).any():
-        raise ValueError(f"{name} scores must be one-dimensional and free of NaN (shape {x.shape})")
+        raise ValueError(f"{name} scores must be one-dimensional and free of NaN, got shape {x.shape}")
     return x
 
 

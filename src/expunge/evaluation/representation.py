@@ -48,7 +48,7 @@ def linear_probe_rows(train: NDArray[Any], positive: NDArray[Any], test: NDArray
 
     y, t = np.asarray(positive, dtype=bool), np.asarray(truth, dtype=bool)
     if y.all() or not y.any():
-        raise ValueError("a probe needs positive and negative rows to learn from")
+        raise ValueError("a probe needs both positive and negative rows to learn from")
     a, b = _standardise(check_features(train), check_features(test))
     model = LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-4).fit(a, y)
     decision = model.decision_function(b)
@@ -72,7 +72,7 @@ def knn_rows(
     y, t = np.asarray(positive, dtype=bool), np.asarray(truth, dtype=bool)
     a, b = check_features(train).astype(np.float64), check_features(test).astype(np.float64)
     if not len(a):
-        raise ValueError("kNN needs rows to learn from")
+        raise ValueError("kNN needs at least one row to learn from")
     k = min(k, len(a))
     shift = a.mean(axis=0)  # centring keeps the squared norms small and so the differences of distances accurate
     a, b = a - shift, b - shift
@@ -106,7 +106,7 @@ def linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float | None:
     """
     a, b = check_features(x).astype(np.float64), check_features(y).astype(np.float64)
     if len(a) != len(b):
-        raise ValueError(f"CKA compares features of the same rows: {len(a)} and {len(b)} given")
+        raise ValueError(f"CKA compares features of the same rows, got {len(a)} and {len(b)} rows")
     if len(a) == 0:
         return None
     same = np.array_equal(a, b)

@@ -69,7 +69,8 @@ def choose_rows(
     labels, part = np.asarray(labels), np.asarray(part).astype(str)
     if labels.ndim != 1 or part.shape != labels.shape or len(order_by) != len(labels):
         raise ValueError(
-            f"labels, part and features must describe the same rows: {labels.shape}, {part.shape}, {len(order_by)}"
+            f"labels, part and features must describe the same rows, got {labels.shape}, {part.shape} and "
+            f"{len(order_by)}"
         )
     unknown = sorted(set(np.unique(part)) - {*PARTS, UNSEEN})
     if unknown:

@@ -88,18 +88,19 @@ def train_heads(
     """
     if saw_forget_data:
         raise ValueError(
-            "the backbone saw the forgotten rows, so heads on its features are no models without them; "
-            "train full models instead (shadow.networks)"
+            "heads on these features cannot stand for models without the forgotten rows, because the backbone saw "
+            "these rows; train whole networks instead (shadow.networks)"
         )
     x, recipe = check_features(z), recipe or Recipe()
     y = np.asarray(labels, dtype=np.int64)
     if y.shape != (len(x),) or len(x) < 2 or heads < 2:
         raise ValueError(
-            f"need one label per row, two rows and two heads: {y.shape} labels, {x.shape} rows, {heads} heads"
+            f"shadow heads need one label per row, at least two rows and at least two heads, got {y.shape} labels, "
+            f"{x.shape} rows and {heads} heads"
         )
     count = int(y.max()) + 1 if classes is None else classes
     if y.min() < 0 or y.max() >= count:
-        raise ValueError(f"labels must lie in [0, {count})")
+        raise ValueError(f"labels must be in [0, {count})")
     generator = torch.Generator().manual_seed(seed)
     if member is None:
         halves = torch.stack([torch.randperm(len(x), generator=generator) < len(x) // 2 for _ in range(heads)])
@@ -124,7 +125,7 @@ def complementary_halves(rows: int, heads: int, seed: int) -> NDArray[np.bool_]:
     ValueError for an odd number of heads.
     """
     if heads % 2 or heads < 2:
-        raise ValueError(f"halves come in pairs, got {heads} heads")
+        raise ValueError(f"the number of heads must be even, because halves come in pairs, got {heads}")
     rng = np.random.default_rng(seed)
     first = np.stack([rng.permutation(rows) < rows // 2 for _ in range(heads // 2)])
     return np.stack([first, ~first], axis=1).reshape(heads, rows)

@@ -32,7 +32,7 @@ class ShadowMargins:
             return self.forget
         counts = np.unique(self.had.sum(axis=0))
         if len(counts) > 1:
-            raise ValueError("every row must have been in equally many models")
+            raise ValueError("every row must have been in the same number of models")
         return self.forget.T[self.had.T].reshape(self.forget.shape[1], -1).T
 
     def made_by(self) -> NDArray[np.intp]:
@@ -79,7 +79,7 @@ def floor(retrained: ShadowMargins, seed: int) -> dict[str, Any]:
 
 def _groups(had: NDArray[Any], never: NDArray[Any], group: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     if group < 1 or min(len(had), len(never)) < group:
-        raise ValueError(f"groups of {group} models do not fit into {len(had)} and {len(never)}")
+        raise ValueError(f"each side needs at least {group} models to form a group, got {len(had)} and {len(never)}")
     for start in range(0, min(len(had), len(never)) - group + 1, group):
         yield had[start : start + group], never[start : start + group]
 

@@ -43,7 +43,7 @@ def _check(scores: NDArray[Any], member: NDArray[Any]) -> tuple[NDArray[Any], ND
     if s.ndim != 2 or s.shape != m.shape:
         raise ValueError(f"scores and member must both be (models, rows), got {s.shape} and {m.shape}")
     if not np.isfinite(s).all():
-        raise ValueError("scores must be finite; clip margins first")
+        raise ValueError("scores must be finite; clip the margins first")
     return s, m
 
 

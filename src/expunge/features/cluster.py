@@ -49,8 +49,8 @@ class Worker:
         )
         if self._extraction.plan.digest != digest:
             raise ManifestError(
-                f"{model} and {dataset} are not the same here as on the machine that started the run; "
-                "all machines must see the same files and have the same version of expunge"
+                f"{model} and {dataset} differ between this machine and the one that started the run; give all "
+                "machines the same files and the same version of expunge"
             )
         self._computing = threading.Lock()
 
@@ -101,7 +101,10 @@ class _Cluster:
         nodes = sum(node["Alive"] for node in ray.nodes())
         self._workers = workers or (most if gpu else min(nodes, most))
         if not 0 < self._workers <= most:
-            raise ConfigError(f"extract.workers: {self._workers} need as many {kind}s, the cluster has {most}")
+            raise ConfigError(
+                f"extract.workers: {self._workers} workers need as many {kind}s, but the cluster has {most}; lower "
+                "extract.workers"
+            )
         threads = max(1, int(has.get("CPU", 1)) // self._workers)
         self._arguments = (
             str(model.resolve()),
@@ -152,7 +155,7 @@ class _Cluster:
         lost[shard.index] += 1
         if lost[shard.index] == MOST_LOSSES:
             raise DataError(
-                f"extract: {shard.name} was lost with {MOST_LOSSES} workers; is their memory enough? "
-                "Take a smaller features.batch_size or features.shard_rows"
+                f"extract: {MOST_LOSSES} workers were lost while they computed {shard.name}, perhaps for lack of "
+                "memory; lower features.batch_size or features.shard_rows"
             )
-        log_message(f"extract: warning: a worker was lost; {shard.name} is made again")
+        log_message(f"extract: warning: a worker was lost; {shard.name} is computed again")

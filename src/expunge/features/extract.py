@@ -97,7 +97,7 @@ class Extraction:
         todo = [shard for shard in self.plan.shards if not is_whole(self.work, shard)]
         if len(todo) < len(self.plan.shards):
             log_message(
-                f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already whole"
+                f"extract: {len(self.plan.shards) - len(todo)} of {len(self.plan.shards)} shards are already complete"
             )
         self.rows_made = sum(shard.stop - shard.start for shard in todo)
         return todo
@@ -123,7 +123,7 @@ class Extraction:
         if images.dtype != torch.int64:  # texts differ in length, and a compiled model has one input shape
             choice = choose_compiled(self.classifier, self.settings, images)
             write_json(self.work / CHOICE, choice)
-            log_message(f"extract: {'compiled' if choice['compiled'] else 'plain'} model, by measurement")
+            log_message(f"extract: the {'compiled' if choice['compiled'] else 'plain'} model was faster and is used")
 
     @property
     def mapper(self) -> Mapper:

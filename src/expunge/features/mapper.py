@@ -128,15 +128,16 @@ class Mapper:
         tried = min(rows, self.rows_at_once)
         if tried == 1:
             raise DataError(
-                f"one picture alone does not fit into the memory of {self.device} ({error}); "
-                "take a smaller model.image_size or a larger device"
+                f"{self.device} has too little memory for a single image ({error}); lower model.image_size, or use a "
+                "larger device"
             ) from None
         self.rows_at_once = tried // 2
         self._compiled = None  # its memory pool has the size of full batches
         if self.cuda:
             torch.cuda.empty_cache()
         log_message(
-            f"extract: warning: {self.device} is out of memory at {tried} rows; going on with {self.rows_at_once}"
+            f"extract: warning: {self.device} is out of memory at {tried} rows; continuing with {self.rows_at_once} "
+            "rows"
         )
 
 

@@ -202,7 +202,7 @@ class _Reader:
         if kind == STRUCT:
             return self.struct()
         if kind not in (LIST, SET):
-            raise ValueError(f"type {kind} does not occur in a Parquet footer")
+            raise ValueError(f"type {kind} is not a valid type in a Parquet footer")
         (head,) = self._take(1)
         size, of = head >> 4, head & 15
         size = self._varint() if size == 15 else size

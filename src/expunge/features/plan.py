@@ -49,7 +49,7 @@ class ExtractionSettings:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not elsewhere and not torch.cuda.is_available():
-            raise ConfigError("features.device is cuda, and torch finds no NVIDIA GPU here; set it to auto or cpu")
+            raise ConfigError("features.device is cuda, but torch finds no NVIDIA GPU; set it to auto or cpu")
         return cls(
             features.batch_size,
             features.shard_rows,

@@ -103,7 +103,8 @@ def write_shard(path: Path, rows: pa.Table, z: np.ndarray, dtype: str = "fp32") 
         mine = z[start : start + len(view)]
         if view[:1].tobytes() != mine[:1].tobytes() or view[-1:].tobytes() != mine[-1:].tobytes():
             raise ManifestError(
-                f"{path}: row group {number} is not one plain page; this pyarrow lays Parquet out differently"
+                f"{path}: row group {number} is not a single plain page, because this version of pyarrow writes "
+                "Parquet differently; install the pinned version"
             )
         start += len(view)
 
@@ -175,7 +176,7 @@ class Shards:
             return everything
         rows = np.asarray(rows, np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= starts[-1]):
-            raise IndexError(f"rows {rows.min()} .. {rows.max()} asked for, the store has {starts[-1]}")
+            raise IndexError(f"rows {rows.min()} to {rows.max()} are outside the store, which has {starts[-1]} rows")
         order = np.argsort(rows, kind="stable")
         group = np.searchsorted(starts, rows[order], side="right") - 1
         row_bytes = self.dim * np.dtype(STORAGE_TYPES[self.dtype].stored).itemsize
@@ -242,7 +243,7 @@ class FeatureStore(Shards):
             self.manifest = read_manifest(self.directory, verify=verify)
         if not isinstance(self.manifest.get("dim"), int) or self.manifest["dim"] < 1:
             raise ManifestError(
-                f"{self.directory}: not a feature store (its producer is {self.manifest.get('producer')!r})"
+                f"{self.directory}: is not a feature store (its producer is {self.manifest.get('producer')!r})"
             )
         with reading(self.directory, AGAIN):
             self._open(verify)
@@ -254,7 +255,7 @@ class FeatureStore(Shards):
         stored = self.manifest.get("dtype", "float32")
         dtype = next((name for name, numbers in STORAGE_TYPES.items() if numbers.name == stored), None)
         if dtype is None:
-            raise ManifestError(f"{self.directory}: z is stored as {stored!r}, which this version does not read")
+            raise ManifestError(f"{self.directory}: z is stored as {stored!r}, which this version cannot read; {AGAIN}")
         shards = [self.directory / name for name in sorted(files) if name.endswith(".parquet")]
         known = {name: entry["groups"] for name, entry in files.items() if "groups" in entry}
         super().__init__(shards, self.manifest["dim"], dtype, known)
@@ -264,7 +265,9 @@ class FeatureStore(Shards):
             self._verify_groups(known)
         held = int(self._places[2][-1])
         if held != self.rows:
-            raise ManifestError(f"{self.directory}: its shards hold {held} rows, the manifest says {self.rows}")
+            raise ManifestError(
+                f"{self.directory}: its shards hold {held} rows, but its manifest says {self.rows}; {AGAIN}"
+            )
         self._check_places()
 
     def _check_places(self) -> None:
@@ -274,9 +277,9 @@ class FeatureStore(Shards):
             size = path.stat().st_size
             for first, rows in found:
                 if first < 0 or rows < 0 or first + rows * row_bytes > size:
-                    raise ManifestError(f"{path}: z is said to lie outside of the file; {AGAIN}")
+                    raise ManifestError(f"{path}: its manifest or footer places z outside the file; {AGAIN}")
 
     def _verify_groups(self, known: Mapping[str, Sequence[Sequence[int]]]) -> None:
         for path in self.paths:
             if path.name in known and known[path.name] != groups(path, self.dim, self.dtype):
-                raise ManifestError(f"{path}: z lies elsewhere than its manifest says; run the extract stage again")
+                raise ManifestError(f"{path}: z is not where its manifest says; run the extract stage again")

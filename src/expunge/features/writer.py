@@ -56,8 +56,8 @@ class ShardWriter:
             row = int(np.flatnonzero(~finite)[0])
             first = self._rows(shard)["sample_id"][row].as_py()
             raise DataError(
-                f"{self.dataset.directory}: the features of {int((~finite).sum())} rows are not finite, "
-                f"first sample_id {first!r}; check that image and the model's weights"
+                f"{self.dataset.directory}: the features of {int((~finite).sum())} rows are not finite, first "
+                f"sample_id {first!r}; check that row and the model's weights"
             )
         dtype = self.plan.settings.dtype
         stored = narrow(z, dtype)
@@ -122,9 +122,9 @@ class ShardWriter:
             changed += int((whole.argmax(1) != rounded.argmax(1)).sum())
         if largest > MAX_LOGIT_DIFFERENCE or changed > max(1, MAX_CHANGED * len(z)):
             raise DataError(
-                f"features.dtype: {dtype} changes logits by up to {largest:.3g} and {changed} of {len(z)} predictions "
-                f"in {shard.name}; at most {MAX_LOGIT_DIFFERENCE} and {MAX_CHANGED:.1%} are accepted: take "
-                + ("fp16 or fp32" if dtype == "bf16" else "fp32")
+                f"features.dtype: {dtype} changes logits by up to {largest:.3g} and {changed} of {len(z)} "
+                f"predictions in {shard.name}, but at most {MAX_LOGIT_DIFFERENCE} and {MAX_CHANGED:.1%} are allowed; "
+                "use " + ("fp16 or fp32" if dtype == "bf16" else "fp32")
             )
         return {"changed_predictions": changed, "max_logit_difference": largest}
 
@@ -153,7 +153,7 @@ def is_whole(work: Path, shard: Shard) -> bool:
     files: dict[str, str] = read_json(record)["files"]
     damaged = [name for name, digest in files.items() if not (work / name).is_file() or sha256(work / name) != digest]
     for name in damaged:
-        log_message(f"extract: {work / name} is damaged; its shard is made again")
+        log_message(f"extract: {work / name} is damaged; its shard is computed again")
     return not damaged
 
 
@@ -161,7 +161,7 @@ def adopt_store(writer: ShardWriter, store: Path) -> None:
     """Reuse the intact shards of a published store of the same plan, to repair that store."""
     manifest = read_json(store / MANIFEST)
     if manifest.get("plan_digest") != writer.plan.digest:
-        log_message(f"extract: {store} was made by another plan, so nothing in it is kept")
+        log_message(f"extract: {store} was computed with other settings or inputs, so none of its shards is reused")
         return
     for shard in writer.plan.shards:
         name = shard_path(writer.work, shard).name
@@ -171,7 +171,7 @@ def adopt_store(writer: ShardWriter, store: Path) -> None:
         if file.is_file() and sha256(file) == entry["sha256"]:
             writer.adopt(shard, file, manifest.get("loss", {}).get(name, {}))
         else:
-            log_message(f"extract: {file} is damaged; it is made again")
+            log_message(f"extract: {file} is damaged; it is computed again")
 
 
 def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
@@ -217,8 +217,8 @@ def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
         largest = max(loss["max_logit_difference"] for loss in losses.values())
         changed = sum(loss["changed_predictions"] for loss in losses.values())
         log_message(
-            f"extract: {manifest['dtype']} on disk changes logits by up to {largest:.2g} "
-            f"and {changed} of {plan.rows:,} predictions"
+            f"extract: storing z as {manifest['dtype']} changes logits by up to {largest:.2g} and {changed} of "
+            f"{plan.rows:,} predictions"
         )
     return {**manifest, "seconds": {name: record["seconds"] for name, record in records.items()}, "choice": choice}
 

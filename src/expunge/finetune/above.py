@@ -101,6 +101,6 @@ def train_above(
     fitted = Relearn(**recipe).fit(classifier, activations, labels, rows)
     made = fitted.classifier_
     if _lower(made, cut) != lower:
-        raise QualityError(f"training above {cut!r} changed what lies below it: choose another cut")
+        raise QualityError(f"training above {cut!r} changed the layers below it; choose another cut")
     made.card = replace(made.card, above={"recipe": dict(recipe), "lower_digest": lower})
     return fitted

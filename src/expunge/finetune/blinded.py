@@ -43,7 +43,7 @@ class PartiallyBlinded(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fisher < 0 or self.norm < 0:
-            raise ValueError(f"fisher {self.fisher} and norm {self.norm} must be 0 or more")
+            raise ValueError(f"fisher and norm must not be negative, got {self.fisher} and {self.norm}")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         return run.train(self.phases(run), stop=stop_at_unseen(run))

@@ -42,7 +42,7 @@ class BoundaryShrink(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eps < 0:
-            raise ValueError(f"eps {self.eps} must be 0 or more")
+            raise ValueError(f"eps must not be negative, got {self.eps}")
 
     def phases(self, run: Run) -> list[Phase]:
         need_whole_classes(run, WHY)
@@ -92,7 +92,9 @@ def across(run: Run, rows: Index, eps: float) -> Tensor:
     """Return the original's logits `(b, C)` of the rows after one step along the sign of the loss gradient."""
     preprocess = run.original.preprocess
     if not isinstance(preprocess, Preprocess):
-        raise ConfigError(f"{type(run.options).__name__} changes pixels; a classifier of texts has none")
+        raise ConfigError(
+            f"{type(run.options).__name__} changes pixels, but this classifier takes texts; use another method"
+        )
     x = preprocess(run.images[rows]).to(run.device).requires_grad_()
     loss = cross_entropy(run.original(x).float(), run.y(rows), reduction="sum")
     [slope] = torch.autograd.grad(loss, [x])

@@ -47,9 +47,9 @@ def fetch_activations(
     """
     split = split_at_cut(classifier, cut)
     if dtype not in ("float16", "float32"):
-        raise ConfigError(f"activations as {dtype!r}: one of float16, float32")
+        raise ConfigError(f"activations must be stored as float16 or float32, got {dtype!r}")
     if not len(inputs):
-        raise DataError("no images, so no activations to fetch")
+        raise DataError("there are no images to compute activations of")
     return _fetch(split, inputs, path, np.dtype(dtype), batch_size)
 
 
@@ -69,7 +69,8 @@ def _fetch(split: Split, inputs: Inputs, path: Path | None, dtype: np.dtype[Any]
                 block = block.astype(dtype)
             if not np.isfinite(block).all():
                 raise DataError(
-                    f"rows {start}..{start + len(a) - 1}: activations at {cut} do not fit {dtype}; use float32"
+                    f"rows {start}..{start + len(a) - 1}: the activations at {cut} exceed the range of {dtype}; use "
+                    "float32"
                 )
             if out is None:
                 shape = (n, longest or block.shape[1], *block.shape[2:]) if block.ndim > 2 else (n, block.shape[1])

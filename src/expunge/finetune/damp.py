@@ -50,7 +50,9 @@ class Damp(Estimator):
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1 or self.growth < 0:
-            raise ValueError(f"strength {self.strength} must lie in [0, 1] and growth {self.growth} be 0 or more")
+            raise ValueError(
+                f"strength must be in [0, 1] and growth must not be negative, got {self.strength} and {self.growth}"
+            )
 
     def fit(
         self,
@@ -65,8 +67,8 @@ class Damp(Estimator):
         partly = np.intersect1d(y[retain], y[forget])
         if len(partly):
             raise DataError(
-                f"Damp is for whole classes: class {partly[0]} keeps retained rows, and its prototype stays. "
-                "For single rows use regun, fine-tune or relearn"
+                f"Damp is for whole classes, but class {partly[0]} keeps retained rows, so its prototype stays. Use "
+                "regun, fine-tune or relearn for single rows"
             )
         model = copy.deepcopy(classifier).eval()
         kept, gone = (self._prototypes(model, images, y, rows) for rows in (retain, forget))

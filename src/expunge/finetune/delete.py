@@ -37,7 +37,7 @@ class Delete(Updater):
         keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)
         keep[run.retained_classes] = True
         if not np.all([np.any(run.retained_classes != c) for c in np.unique(run.labels[run.forget])]):
-            raise DataError("DELETE needs retained rows of another class than the forgotten ones")
+            raise DataError("DELETE needs retained rows of a class other than the forgotten ones")
 
         def loss(rows: Index) -> Terms:
             target = masked_target(run.ask(run.original, rows), run.y(rows), keep)

@@ -35,7 +35,9 @@ class HeadShards:
 
     def __init__(self, heads: list[Head | None], counts: NDArray[np.int64], key: str) -> None:
         if all(head is None for head in heads):
-            raise DataError(f"no shard of {len(heads)} has {LEAST_ROWS} rows; lower model.shards")
+            raise DataError(
+                f"none of the {len(heads)} shards has the {LEAST_ROWS} rows that a head needs; lower model.shards"
+            )
         self.heads, self.counts_, self.key = heads, counts, key
 
     @classmethod
@@ -138,7 +140,8 @@ class HeadShards:
         described = read_json(directory / DESCRIPTION)
         if described.get("schema") != SCHEMA:
             raise CheckpointError(
-                f"{directory}: shards of schema {described.get('schema')!r}, this version reads {SCHEMA}"
+                f"{directory}: its shards have the schema {described.get('schema')!r}, but this version reads "
+                f"{SCHEMA}; run the train stage again"
             )
         counts = np.array(described["counts"], np.int64)
         heads: list[Head | None] = [

@@ -65,9 +65,14 @@ class InstanceWise(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eps <= 0 or self.step <= 0 or self.lam < 0:
-            raise ValueError(f"eps {self.eps} and step {self.step} must be above 0, lam {self.lam} 0 or more")
+            raise ValueError(
+                f"eps and step must be above 0 and lam must not be negative, got {self.eps}, {self.step} and {self.lam}"
+            )
         if min(self.iterations, self.copies, 1 if self.attacked is None else self.attacked) < 1:
-            raise ValueError(f"iterations {self.iterations}, copies {self.copies}, attacked {self.attacked}: 1 or more")
+            raise ValueError(
+                f"iterations, copies and attacked must be at least 1, got {self.iterations}, {self.copies} and "
+                f"{self.attacked}"
+            )
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         as_unseen = stop_at_unseen(run)
@@ -99,7 +104,7 @@ class InstanceWise(Updater):
         """Return the adversarial copies, as inputs of the network, and their labels."""
         preprocess = run.original.preprocess
         if not isinstance(preprocess, Preprocess):
-            raise ConfigError("InstanceWise changes pixels; a classifier of texts has none")
+            raise ConfigError("InstanceWise changes pixels, but this classifier takes texts; use another method")
         rng = run.rng(RELABEL)
         rows = np.repeat(rng.permutation(run.forget)[: self.attacked], self.copies)
         wanted = other_labels(run, rows, rng)
@@ -117,7 +122,7 @@ def other_labels(run: Run, rows: Index, rng: np.random.Generator) -> Index:
     for own in np.unique(run.labels[rows]):
         others = np.setdiff1d(run.retained_classes, [own])
         if not len(others):
-            raise DataError(f"InstanceWise needs retained rows of another class than {own}")
+            raise DataError(f"InstanceWise needs retained rows of a class other than {own}")
         mine = run.labels[rows] == own
         found[mine] = rng.choice(others, int(mine.sum()))
     return found

@@ -42,7 +42,7 @@ class Jit(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sigma <= 0 or self.draws < 1:
-            raise ValueError(f"sigma {self.sigma} must be above 0 and draws {self.draws} at least 1")
+            raise ValueError(f"sigma must be above 0 and draws at least 1, got {self.sigma} and {self.draws}")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         return run.train(self.phases(run), stop=stop_at_unseen(run))
@@ -50,7 +50,7 @@ class Jit(Updater):
     def phases(self, run: Run) -> list[Phase]:
         preprocess = run.original.preprocess
         if not isinstance(preprocess, Preprocess):
-            raise ConfigError("Jit adds noise to pixels; a classifier of texts has none")
+            raise ConfigError("Jit adds noise to pixels, but this classifier takes texts; use another method")
         generator = torch.Generator().manual_seed(self.seed)
 
         def loss(rows: Index) -> Terms:

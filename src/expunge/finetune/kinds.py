@@ -21,11 +21,13 @@ def need_whole_classes(run: Run, why: str) -> Index:
     name = type(run.options).__name__
     if len(partly):
         raise DataError(
-            f"{name} is for whole classes: class {partly[0]} keeps retained rows, and {why}. "
-            "For single rows use regun, fine-tune or relearn"
+            f"{name} is for whole classes, but class {partly[0]} keeps retained rows, and {why}. Use regun, "
+            "fine-tune or relearn for single rows"
         )
     if len(run.retained_classes) < 2:
-        raise DataError(f"{name} needs retained rows of at least two classes; there is {len(run.retained_classes)}")
+        raise DataError(
+            f"{name} needs retained rows of at least two classes, but there are rows of {len(run.retained_classes)}"
+        )
     return forgotten_classes(run)
 
 
@@ -34,8 +36,8 @@ def need_rows(run: Run, why: str) -> None:
     whole = forgotten_classes(run)
     if len(whole):
         raise DataError(
-            f"{type(run.options).__name__} is for rows of classes that stay: class {whole[0]} keeps no retained row, "
-            f"and {why}. For whole classes use trew, relearn or delete"
+            f"{type(run.options).__name__} is for single rows, but class {whole[0]} keeps no retained row, and "
+            f"{why}. Use trew, relearn or delete for whole classes"
         )
 
 

@@ -85,19 +85,19 @@ class Updater(Estimator):
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not 0 < self.retain_share <= 1:
             raise ValueError(
-                f"epochs {self.epochs} and batch_size {self.batch_size} must be at least 1, "
-                f"and retain_share {self.retain_share} in (0, 1]"
+                f"epochs and batch_size must be at least 1 and retain_share in (0, 1], got {self.epochs}, "
+                f"{self.batch_size} and {self.retain_share}"
             )
         self._check_descent()
 
     def _check_descent(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r}: one of {', '.join(OPTIMIZERS)}")
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         for name, value in (("lr", self.lr), ("factor", self.factor)):
             if value is not None and value < 0:
-                raise ValueError(f"{name} {value} must not be negative; null takes the recipe's")
+                raise ValueError(f"{name} must not be negative, got {value}; null takes the value of the recipe")
 
     def fit(
         self,

@@ -48,8 +48,8 @@ class MinNorm(Updater):
         super().__post_init__()
         if not 0 <= self.shrink <= 1 or not 0 < self.decay <= 1 or self.rows < 1 or self.last < 0:
             raise ValueError(
-                f"shrink {self.shrink} must lie in [0, 1], decay {self.decay} in (0, 1], rows {self.rows} be at least "
-                f"1, last {self.last} 0 or more"
+                f"shrink must be in [0, 1], decay in (0, 1], rows at least 1 and last at least 0, got {self.shrink}, "
+                f"{self.decay}, {self.rows} and {self.last}"
             )
 
     def phases(self, run: Run) -> list[Phase]:

@@ -49,7 +49,9 @@ class Muda(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.energy <= 1 or self.moment_rows < 1:
-            raise ValueError(f"energy {self.energy} must lie in (0, 1] and moment_rows {self.moment_rows} be 1 or more")
+            raise ValueError(
+                f"energy must be in (0, 1] and moment_rows at least 1, got {self.energy} and {self.moment_rows}"
+            )
 
     def phases(self, run: Run) -> list[Phase]:
         need_whole_classes(run, "the features of its rows lie where those of the retained rows lie")

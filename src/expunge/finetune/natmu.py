@@ -86,7 +86,7 @@ def guessed(run: Run) -> Index:
         allowed = keep.repeat(len(rows), 1)
         allowed[torch.arange(len(rows)), torch.from_numpy(run.labels[rows])] = False
         if int(allowed.sum(1).min()) < HYBRIDS:
-            raise DataError(f"NatMU needs retained rows of {HYBRIDS} classes besides that of each forgotten row")
+            raise DataError(f"NatMU needs retained rows of {HYBRIDS} classes other than that of each forgotten row")
         logits = run.ask(run.original, rows).cpu().masked_fill(~allowed, -torch.inf)
         parts.append(logits.topk(HYBRIDS, dim=1).indices.numpy())
     return np.concatenate(parts)

@@ -36,7 +36,9 @@ class OneStep(Estimator):
 
     def __post_init__(self) -> None:
         if self.strength <= 0 or self.batch_size < 1:
-            raise ValueError(f"strength {self.strength} must be above 0 and batch_size {self.batch_size} at least 1")
+            raise ValueError(
+                f"strength must be above 0 and batch_size at least 1, got {self.strength} and {self.batch_size}"
+            )
 
     def fit(
         self,

@@ -85,7 +85,10 @@ class HeadOracle:
     def prepare(self, run: Run) -> None:
         if tuple(self.head.weight.shape) != tuple(run.original.head.weight.shape):
             found, wanted = list(self.head.weight.shape), list(run.original.head.weight.shape)
-            raise DataError(f"the oracle's head is {found}, the model's {wanted}; give one on the same features")
+            raise DataError(
+                f"the oracle's head has the shape {found}, but the model's has {wanted}; give a head on the same "
+                "features"
+            )
 
     @torch.no_grad()
     def logits(self, run: Run, rows: Index) -> Tensor:
@@ -149,8 +152,8 @@ class OracleMatch(Updater):
         super().__post_init__()
         if self.forget_multiplier < 1 or self.retain_multiplier < 0:
             raise ValueError(
-                f"forget_multiplier {self.forget_multiplier} must be at least 1 and "
-                f"retain_multiplier {self.retain_multiplier} 0 or more"
+                "forget_multiplier must be at least 1 and retain_multiplier must not be negative, got "
+                f"{self.forget_multiplier} and {self.retain_multiplier}"
             )
 
     def phases(self, run: Run) -> list[Phase]:

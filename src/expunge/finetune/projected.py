@@ -54,11 +54,13 @@ class ProjectedGradient(Updater):
         super().__post_init__()
         if not 0 < self.energy <= 1 or self.moment_rows < 1 or self.offset <= 0:
             raise ValueError(
-                f"energy {self.energy} must lie in (0, 1], moment_rows {self.moment_rows} be at least 1, "
-                f"offset {self.offset} above 0"
+                f"energy must be in (0, 1], moment_rows at least 1 and offset above 0, got {self.energy}, "
+                f"{self.moment_rows} and {self.offset}"
             )
         if self.weight_decay:
-            raise ValueError(f"weight_decay {self.weight_decay} would move weights within the span; it must be 0")
+            raise ValueError(
+                f"weight_decay must be 0, because it would move weights within the span, got {self.weight_decay}"
+            )
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         stop = stop_at_unseen(run)

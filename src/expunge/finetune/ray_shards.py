@@ -40,7 +40,7 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
             return made
         with cluster(ray, address, workers):
             task, limit = _task(ray, jobs[stale[0]][0].base, workers)
-            log_message(f"{len(stale)} shards, {min(limit, len(stale))} Ray tasks at a time")
+            log_message(f"{len(stale)} shards to train, at most {min(limit, len(stale))} Ray tasks at a time")
             given = ray.put(_named(activations)), ray.put(np.asarray(labels)), torch.get_num_threads()
             running: dict[Any, int] = {}
             while stale or running:
@@ -66,7 +66,10 @@ def _task(ray: Any, base: torch.nn.Module, workers: int | None) -> tuple[Any, in
     kind = "GPU" if next(base.parameters()).is_cuda else "CPU"
     most = int(ray.cluster_resources().get(kind, 0))
     if not 0 < (workers or most) <= most:
-        raise ConfigError(f"extract.workers: {workers or 1} need as many {kind}s, the cluster has {most}")
+        raise ConfigError(
+            f"extract.workers: {workers or 1} workers need as many {kind}s, but the cluster has {most}; lower "
+            "extract.workers"
+        )
     return ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(train), workers or most
 
 

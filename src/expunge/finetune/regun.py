@@ -53,9 +53,9 @@ class ReGUn(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target not in TARGETS:
-            raise ValueError(f"target {self.target!r}: one of {', '.join(TARGETS)}")
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if not 0 < self.lam <= 1:
-            raise ValueError(f"lam {self.lam} must lie in (0, 1]")
+            raise ValueError(f"lam must be in (0, 1], got {self.lam}")
 
     def phases(self, run: Run) -> list[Phase]:
         need_rows(run, "the original is as sure of unseen rows of it as of the forgotten ones")

@@ -66,7 +66,7 @@ class SalUn(RandomLabels):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.density <= 1:
-            raise ValueError(f"density {self.density} must lie in (0, 1]")
+            raise ValueError(f"density must be in (0, 1], got {self.density}")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         self.mask_ = saliency_mask(run, self.density)
@@ -77,7 +77,7 @@ def random_labels(run: Run) -> Index:
     """Return for each forgotten row a random retained class other than its own, `(n_f,)` int64."""
     own, classes = run.labels[run.forget], run.retained_classes
     if not np.all([np.any(classes != c) for c in np.unique(own)]):
-        raise DataError("random labels need retained rows of another class than the forgotten ones")
+        raise DataError("random labels need retained rows of a class other than the forgotten ones")
     # Draw from one class fewer, and shift draws at or above the position of the row's own class by one.
     place = np.searchsorted(classes, own)
     present = np.isin(own, classes)

@@ -85,15 +85,15 @@ class Relearn(Estimator):
         factor: float | None = None,
     ) -> None:
         if targets not in TARGETS:
-            raise ValueError(f"targets {targets!r}: one of {', '.join(TARGETS)}")
+            raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}")
         if precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision {precision!r}: one of bf16, fp32")
+            raise ValueError(f"precision must be bf16 or fp32, got {precision!r}")
         if optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {optimizer!r}: one of {', '.join(OPTIMIZERS)}")
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
         if start not in STARTS:
-            raise ValueError(f"start {start!r}: one of {', '.join(STARTS)}")
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
         if epochs <= 0 or batch_size < 2:
-            raise ValueError(f"epochs {epochs} must be above 0 and batch_size {batch_size} at least 2")
+            raise ValueError(f"epochs must be above 0 and batch_size at least 2, got {epochs} and {batch_size}")
         self.cut = cut
         self.epochs = epochs
         self.batch_size = batch_size
@@ -128,11 +128,13 @@ class Relearn(Estimator):
         y = torch.from_numpy(np.asarray(labels, np.int64))[chosen]
         if len(activations) != len(labels) or len(y) < 2:
             raise DataError(
-                f"{len(activations)} activations, {len(labels)} labels, {len(y)} retained rows; need at least 2"
+                f"relearning needs one label per activation and at least 2 retained rows, got {len(activations)} "
+                f"activations, {len(labels)} labels and {len(y)} retained rows"
             )
         if y.min() < 0 or y.max() >= classifier.card.num_classes:
             raise DataError(
-                f"labels span {y.min()}..{y.max()}; the model has classes 0..{classifier.card.num_classes - 1}"
+                f"labels must be in 0..{classifier.card.num_classes - 1}, the classes of the model, got "
+                f"{y.min()}..{y.max()}"
             )
         split_at_cut(classifier, self.cut)  # raises for an unknown cut or a classifier in train mode
         target = y
@@ -252,7 +254,10 @@ def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto"
         new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     split = split_at_cut(new, cut)
     if start == "public" and not classifier.card.weights:
-        raise ConfigError(f"{classifier.card.name}: no public weights are recorded; set model.weights: public")
+        raise ConfigError(
+            f"{classifier.card.name}: its description records no public weights; set model.weights: public and train "
+            "again"
+        )
     with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator; its state is restored
         torch.manual_seed(seed)
         if start != "fresh" and classifier.card.weights:

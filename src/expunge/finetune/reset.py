@@ -61,7 +61,9 @@ class Scissorhands(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.sparsity <= 1 or self.lam < 0:
-            raise ValueError(f"sparsity {self.sparsity} must lie in [0, 1] and lam {self.lam} be 0 or more")
+            raise ValueError(
+                f"sparsity must be in [0, 1] and lam must not be negative, got {self.sparsity} and {self.lam}"
+            )
         self.layers = tuple(self.layers)
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
@@ -123,7 +125,9 @@ class RetentionMask(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.keep <= 1 or self.fisher_rows < 1:
-            raise ValueError(f"keep {self.keep} must lie in (0, 1] and fisher_rows {self.fisher_rows} be at least 1")
+            raise ValueError(
+                f"keep must be in (0, 1] and fisher_rows at least 1, got {self.keep} and {self.fisher_rows}"
+            )
         self.layers = tuple(self.layers)
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
@@ -203,7 +207,7 @@ def resettable(run: Run, layers: tuple[str, ...]) -> dict[str, nn.Parameter]:
         # Both `stage3` and `backbone.stage3` are accepted.
         whole = {layer: layer if layer in names else f"backbone.{layer}" for layer in layers}
         if unknown := [layer for layer, name in whole.items() if name not in names]:
-            raise ConfigError(f"{type(run.options).__name__}: no layer {unknown[0]!r} in {run.original.card.name}")
+            raise ConfigError(f"{type(run.options).__name__}: {run.original.card.name} has no layer {unknown[0]!r}")
         chosen = tuple(whole.values())
         modules = [(name, m) for name, m in modules if any(name == c or name.startswith(f"{c}.") for c in chosen)]
     else:

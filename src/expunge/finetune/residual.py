@@ -58,7 +58,7 @@ class ResidualAlignment(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1 or self.weight <= 0:
-            raise ValueError(f"rank {self.rank} must be at least 1 and weight {self.weight} above 0")
+            raise ValueError(f"rank must be at least 1 and weight above 0, got {self.rank} and {self.weight}")
         self.layers = tuple(self.layers)
 
     def _descend(self, run: Run) -> list[dict[str, float]]:

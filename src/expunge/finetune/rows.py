@@ -20,10 +20,13 @@ def checked_unseen(labels: Index, retain: Index, forget: Index, unseen_rows: NDA
     """
     unseen = np.asarray([] if unseen_rows is None else unseen_rows).astype(np.int64)
     if unseen.ndim != 1 or (len(unseen) and (unseen.min() < 0 or unseen.max() >= len(labels))):
-        raise DataError(f"unseen_rows: they must lie within 0..{len(labels) - 1}")
+        raise DataError(f"unseen_rows must be a vector of positions in 0..{len(labels) - 1}")
     seen = np.intersect1d(unseen, np.concatenate([retain, forget]))
     if len(seen):
-        raise DataError(f"row {seen[0]} ({len(seen)} rows in all) is called unseen, and is retained or forgotten")
+        raise DataError(
+            f"row {seen[0]} ({len(seen)} rows in all) is among unseen_rows, but also among the retained or forgotten "
+            "rows"
+        )
     return unseen
 
 
@@ -43,16 +46,22 @@ def checked(
     y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, gone))
     if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:
         raise DataError(
-            f"images {images.shape} {images.dtype} and labels {y.shape}: there must be one label per uint8 image"
+            f"images must be uint8 and have one label each, got images {images.shape} {images.dtype} and labels "
+            f"{y.shape}"
         )
     given = {"retain_rows": retain} if forget_rows is None else {"retain_rows": retain, "forget_rows": forget}
     for name, rows in given.items():
         if rows.ndim != 1 or not len(rows) or rows.min() < 0 or rows.max() >= len(y):
-            raise DataError(f"{name}: {len(rows)} rows; there must be some, within 0..{len(y) - 1}")
+            raise DataError(
+                f"{name} must have at least one position, and all in 0..{len(y) - 1}, got {len(rows)} positions"
+            )
     both = np.intersect1d(retain, forget)
     if len(both):
-        raise DataError(f"row {both[0]} ({len(both)} rows in all) is to be retained and forgotten at once")
+        raise DataError(f"row {both[0]} ({len(both)} rows in all) is both retained and forgotten")
     used = y[np.concatenate([retain, forget])]
     if used.min() < 0 or used.max() >= classifier.card.num_classes:
-        raise DataError(f"labels span {used.min()}..{used.max()}; the model has {classifier.card.num_classes} classes")
+        raise DataError(
+            f"labels must be in 0..{classifier.card.num_classes - 1}, the classes of the model, got "
+            f"{used.min()}..{used.max()}"
+        )
     return y, retain, forget

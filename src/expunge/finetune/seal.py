@@ -56,9 +56,9 @@ class Seal(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.logit_weight < 0:
-            raise ValueError(f"logit_weight {self.logit_weight} must not be negative")
+            raise ValueError(f"logit_weight must not be negative, got {self.logit_weight}")
         if self.inputs not in ("both", "forget"):
-            raise ValueError(f"inputs {self.inputs!r}: one of both, forget")
+            raise ValueError(f"inputs must be both or forget, got {self.inputs!r}")
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
         backbone = {f"backbone.{name}": p for name, p in run.student.backbone.named_parameters()}

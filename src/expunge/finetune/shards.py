@@ -122,7 +122,9 @@ def train_shards(
     shards = shards_of(base, recipe, places, rows)
     counts = counts_of(shards, labels, classifier.card.num_classes)
     if not (counts.sum(axis=1) >= LEAST_ROWS).any():
-        raise DataError(f"no shard of {places.shards} has {LEAST_ROWS} rows; lower model.shards")
+        raise DataError(
+            f"none of the {places.shards} shards has the {LEAST_ROWS} rows that training needs; lower model.shards"
+        )
     jobs = [(shard, shard.taken_over(earlier)) for shard in shards]
     for number, (shard, (states, history)) in enumerate(
         zip(shards, (engine or in_turn)(jobs, activations, labels), strict=True)
@@ -204,7 +206,7 @@ class Shard:
                 history += passes
             states.append(state)
         if len(taken) < len(self.steps):
-            log_message(f"shard {self.number}: {len(self.steps[-1]):,} rows, from slice {len(taken)}")
+            log_message(f"shard {self.number}, {len(self.steps[-1]):,} rows, is trained from slice {len(taken)} on")
         return states, history
 
     def records(self, states: list[State]) -> list[dict[str, Any]]:

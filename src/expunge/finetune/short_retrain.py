@@ -54,9 +54,11 @@ class ShortRetrain(Updater):
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
-            raise ValueError(f"targets {self.targets!r}: one of {', '.join(TARGETS)}")
+            raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {self.targets!r}")
         if self.epochs <= 0 or self.batch_size < 2:
-            raise ValueError(f"epochs {self.epochs} must be above 0 and batch_size {self.batch_size} at least 2")
+            raise ValueError(
+                f"epochs must be above 0 and batch_size at least 2, got {self.epochs} and {self.batch_size}"
+            )
         self._check_descent()
 
     def _descend(self, run: Run) -> list[dict[str, float]]:

@@ -62,9 +62,9 @@ class Ssd(Estimator):
 
     def __post_init__(self) -> None:
         if self.fisher not in ("per-sample", "batch"):
-            raise ValueError(f"fisher {self.fisher!r}: one of per-sample, batch")
+            raise ValueError(f"fisher must be per-sample or batch, got {self.fisher!r}")
         if self.alpha <= 0 or self.dampening <= 0:
-            raise ValueError(f"alpha {self.alpha} and dampening {self.dampening} must be above 0")
+            raise ValueError(f"alpha and dampening must be above 0, got {self.alpha} and {self.dampening}")
 
     def fit(
         self,
@@ -107,8 +107,8 @@ class Ssd(Estimator):
             largest = max(largest, float(ratio.max()) if len(ratio) else 0.0)
         if not selected:
             raise ConfigError(
-                f"Ssd: alpha {self.alpha:g} selects no weight, so nothing would be forgotten; "
-                f"the largest ratio of importances is {largest:.3g}. Set alpha below it"
+                f"Ssd: alpha {self.alpha:g} selects no weight, so nothing would be forgotten; set alpha below "
+                f"{largest:.3g}, the largest ratio of importances"
             )
         return selected / weights
 

@@ -38,7 +38,7 @@ class Trew(Updater):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta < 0 or self.tau <= 0:
-            raise ValueError(f"beta {self.beta} must be 0 or more and tau {self.tau} above 0")
+            raise ValueError(f"beta must not be negative and tau must be above 0, got {self.beta} and {self.tau}")
 
     def phases(self, run: Run) -> list[Phase]:
         need_whole_classes(run, "its rows would be taught a wrong answer")

@@ -18,11 +18,14 @@ def need_unseen(run: Run) -> None:
     name = type(run.options).__name__
     if not len(run.unseen):
         raise DataError(
-            f"{name} needs unseen_rows: rows that the model was never trained on, which are in no metric either"
+            f"{name} needs unseen_rows, which are rows that the model was never trained on and that no metric uses"
         )
     missing = np.setdiff1d(run.labels[run.forget], run.labels[run.unseen])
     if len(missing):
-        raise DataError(f"{name}: no unseen row of class {missing[0]}, which forgotten rows have; give some of each")
+        raise DataError(
+            f"{name}: there is no unseen row of class {missing[0]}, but forgotten rows have this class; give unseen "
+            "rows of every forgotten class"
+        )
 
 
 def probabilities(run: Run, model: Classifier, rows: Index) -> NDArray[np.float64]:

@@ -40,14 +40,14 @@ def _claim(method: CertifiedRemoval, before: Spending | None, n: int) -> dict[st
     delta = method.delta_ + (0.0 if before is None else before.delta)
     why = method.why_not_
     if before is None:
-        why = "there is no folder of forgotten rows, so earlier spending is unknown"
+        why = "earlier spending is unknown, because there is no folder of forgotten rows"
     elif not before.known:
-        why = "rows were forgotten here before anything was listed, so earlier spending is unknown"
+        why = "earlier spending is unknown, because rows were forgotten here before releases were recorded"
     elif why is None and delta >= 1 / n:
-        why = f"delta of all releases, {delta:.3g}, is not below 1/n = {1 / n:.3g}"
+        why = f"the sum of delta over all releases must be below 1/n = {1 / n:.3g}, but it is {delta:.3g}"
     return {
         "holds": True if why is None else None,
-        "why": why or "noise, budget, radius and delta are as the certificate needs them",
+        "why": why or "noise, budget, radius and delta meet the conditions of the certificate",
         "epsilon": method.epsilon,
         "epsilon_spent": method.epsilon_spent_,
         "delta": delta,

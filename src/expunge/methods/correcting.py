@@ -17,9 +17,7 @@ from expunge.system.errors import QualityError
 def refuse_correction(name: str, method: str, facts: Facts, request: FitInputs, instead: list[str]) -> None:
     """Raise QualityError if `request` corrects labels and the `method` of the entry `name` can only remove rows."""
     if request.corrects and "corrections" not in facts.requests:
-        raise QualityError(
-            f"{name}: {method} takes rows away and cannot teach another label; take {', '.join(instead)}"
-        )
+        raise QualityError(f"{name}: {method} removes rows and cannot correct labels; use {', '.join(instead)}")
 
 
 def taught(name: str, request: FitInputs, settings: Settings) -> Settings:
@@ -30,7 +28,7 @@ def taught(name: str, request: FitInputs, settings: Settings) -> Settings:
     if not request.corrects:
         return settings
     if settings.get("targets", "labels") != "labels":
-        raise QualityError(f"{name}: targets: original would teach the labels that were corrected; set targets: labels")
+        raise QualityError(f"{name}: targets: original would teach the old labels again; set targets: labels")
     return {**settings, "targets": "labels"}
 
 

@@ -34,13 +34,13 @@ def why_not(request: FitInputs) -> str | None:
     card = request.classifier.card
     if card.training not in FROZEN:
         return (
-            f"model.training is {card.training}: nothing but training again without the rows is exact; "
-            "train with model.training ridge, head or above on public weights"
+            f"model.training is {card.training}, so nothing but training again without the rows is exact; train with "
+            "model.training ridge, head or above on public weights"
         )
     if card.saw_forget_data:
         return (
-            "the backbone was trained on deletable rows (model.saw_forget_data: true): a head alone cannot make up for "
-            "it; take a backbone that never saw them"
+            "the backbone was trained on rows that a request may name (model.saw_forget_data: true), and a new head "
+            "alone cannot undo that; use a backbone that never saw them"
         )
     return None
 
@@ -92,22 +92,25 @@ def load_head(request: FitInputs) -> tuple[Head, dict[str, Any]]:
     another backbone.
     """
     if request.model_dir is None:
-        raise ConfigError("exact: the directory of the model is not given, so there is no head to delete from")
+        raise ConfigError("exact: no model directory was given, so there is no head to delete from")
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
     if DESCRIPTIONS[card.training] not in manifest["files"]:
         raise QualityError(
-            f"exact: {request.model_dir} holds no {DESCRIPTIONS[card.training]}: the model was made before exact "
-            "deletion was possible, or by another method; run the train stage again"
+            f"exact: {request.model_dir} contains no {DESCRIPTIONS[card.training]}, so it was made by an older "
+            "version or another method; run the train stage again"
         )
     head: Head = (RidgeHead if card.training == "ridge" else SoftmaxHead).load(request.model_dir)
     counts = np.bincount(request.old_labels[request.train_rows], minlength=card.num_classes)
     if not np.array_equal(head.counts_.numpy(), counts):
         raise QualityError(
-            f"exact: the head in {request.model_dir} was trained on {head.n_} rows, the dataset has {counts.sum()} "
-            "training rows (or other labels); run the train stage again"
+            f"exact: the head in {request.model_dir} was trained on {head.n_} rows, but the dataset has "
+            f"{counts.sum()} training rows or other labels; run the train stage again"
         )
     if manifest["backbone_digest"] != backbone_digest(request.classifier):
-        raise QualityError(f"exact: {request.model_dir}: its backbone is another one than its manifest names")
+        raise QualityError(
+            f"exact: {request.model_dir}: its backbone is not the one that its manifest names; run the train stage "
+            "again"
+        )
     return head, manifest
 
 
@@ -142,7 +145,7 @@ def rows_root(request: FitInputs) -> str:
     Raises ConfigError if the directory of the key is not given.
     """
     if request.forgotten_dir is None:
-        raise ConfigError("exact: the directory of the key of row digests is not given")
+        raise ConfigError("exact: no directory was given for the key of row digests")
     ids, rows = request.store.column("sample_id"), request.retain_rows
     digests = ForgottenRows(request.forgotten_dir).digests(str(ids[row]) for row in rows)
     return merkle_root(sorted(row_leaves(digests, request.labels[rows].tolist())))

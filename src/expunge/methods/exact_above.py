@@ -33,17 +33,17 @@ def why_not(request: FitInputs) -> str | None:
     if card.above is None or card.weights is None:
         return "the model's description does not name its public weights and its recipe; run the train stage again"
     if card.saw_forget_data:
-        return "the layers up to the cut were trained on deletable rows (model.saw_forget_data: true)"
+        return "the layers up to the cut were trained on rows that a request may name (model.saw_forget_data: true)"
     cut, recorded = card.above["recipe"]["cut"], card.above["lower_digest"]
     if lower_digest(split_at_cut(unsharded(request.classifier), cut)) != recorded:
         return (
-            f"the layers up to {cut!r} are not those that training kept, so they may have been trained on deletable "
-            "rows since; run the train stage again"
+            f"the layers up to {cut!r} are not those that training kept, so they may have been trained on rows that "
+            "a request may name; run the train stage again"
         )
     try:
         public = public_lower_digest(request.classifier, cut)
     except CheckpointError as e:
-        return f"nothing shows that the layers up to {cut!r} are public: {e}"
+        return f"the layers up to {cut!r} cannot be shown to be public: {e}"
     if public != recorded:
         return f"the layers up to {cut!r} are not those of the public weights {card.weights['source']}"
     return None
@@ -85,8 +85,8 @@ def retained_activations(request: FitInputs, cut: str, lower: str) -> Activation
     ours = (request.dataset.digest, lower, len(request.train_rows))
     if (manifest.get("dataset_digest"), manifest.get("lower", {}).get(cut), len(found)) != ours:
         raise QualityError(
-            f"exact: {request.activations_dir}/{cut}.npy is of other rows or other lower layers than the model; "
-            "run the activations stage again"
+            f"exact: {request.activations_dir}/{cut}.npy was computed from other rows or other lower layers than "
+            "those of the model; run the activations stage again"
         )
     if sha256(request.activations_dir / f"{cut}.npy") != entry["sha256"]:
         raise QualityError(

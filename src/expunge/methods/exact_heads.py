@@ -80,11 +80,14 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
     kept = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
     if not kept or not np.array_equal(heads.counts_, counts):
         raise QualityError(
-            f"exact: the heads in {request.model_dir} were trained on other rows than the dataset has in their shards; "
-            "run the train stage again"
+            f"exact: the heads in {request.model_dir} were trained on other rows than the shards of the dataset "
+            "contain; run the train stage again"
         )
     if manifest["backbone_digest"] != backbone_digest(request.classifier):
-        raise QualityError(f"exact: {request.model_dir}: its backbone is another one than its manifest names")
+        raise QualityError(
+            f"exact: {request.model_dir}: its backbone is not the one that its manifest names; run the train stage "
+            "again"
+        )
     return heads, placed, manifest
 
 

@@ -76,14 +76,14 @@ def placed_as(request: FitInputs, shards: dict[str, Any]) -> Places:
     Raises ConfigError if the directory of the key is not given, and QualityError if it holds another key.
     """
     if request.forgotten_dir is None:
-        raise ConfigError("exact: the directory of the key that places subjects into shards is not given")
+        raise ConfigError("exact: no directory was given for the key that places subjects into shards")
     placed = places(
         request.dataset, request.train_rows, request.forgotten_dir, int(shards["count"]), int(shards["slices"])
     )
     if placed.key != shards["key"]:
         raise QualityError(
-            f"exact: {request.forgotten_dir}/key is not the key by which the model's subjects were placed into shards; "
-            "bring the key from where the model was trained, or train again with `dvc repro --force train`"
+            f"exact: {request.forgotten_dir}/key is not the key with which the model's subjects were placed into "
+            "shards; copy the key from where the model was trained, or train again with `dvc repro --force train`"
         )
     return placed
 
@@ -100,9 +100,11 @@ def drawn(nonce: str, count: int, wanted: int) -> list[int]:
     except ValueError:
         key = b""
     if len(key) < 16:
-        raise ConfigError("--nonce: at least 16 bytes in hexadecimal digits, such as `openssl rand -hex 16` writes")
+        raise ConfigError(
+            "--nonce: give at least 16 bytes as hexadecimal digits, such as those of `openssl rand -hex 16`"
+        )
     if not 1 <= wanted <= count:
-        raise ConfigError(f"--shards: {wanted}; the model has {count} shards, name 1 to {count}")
+        raise ConfigError(f"--shards is {wanted}, but the model has {count} shards; give a number from 1 to {count}")
     order = sorted(range(count), key=lambda shard: hmac.digest(key, shard.to_bytes(4, "big"), "sha256"))
     return sorted(order[:wanted])
 

@@ -45,7 +45,7 @@ def method_named(method: str, entry: str) -> Method:
     if method in others:
         return load_installed(method)
     known = ", ".join([*METHODS, *others])
-    raise ConfigError(f"params.yaml: fit.{entry}: unknown method {method!r}; known: {known}")
+    raise ConfigError(f"params.yaml: fit.{entry}: unknown method {method!r}; the methods are {known}")
 
 
 def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> UnlearnedModel:
@@ -60,7 +60,9 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
     max_drop = given.pop("max_drop", MAX_DROP)
     given.pop("fit_seeds", None)  # handled by `seeding.other_seeds`
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop <= 1:
-        raise ConfigError(f"params.yaml: fit.{name}.max_drop: {max_drop!r} is no share of rows between 0 and 1")
+        raise ConfigError(
+            f"params.yaml: fit.{name}.max_drop is {max_drop!r}; it must be a share of rows between 0 and 1"
+        )
     unlearned = _fit(name, name, request, given)
     return _guarded(name, given.get("method", name), request, unlearned, max_drop)
 
@@ -74,8 +76,8 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     refuse_correction(name, method, line.kind.facts, request, CORRECTING)
     if after is not None and not (isinstance(after, Mapping) and "method" in after):
         raise ConfigError(
-            f"params.yaml: fit.{name}.after: {after!r} is not a method with its settings; "
-            "write `after: {method: NAME, ...}`, so that a change of those settings makes the entry stale"
+            f"params.yaml: fit.{name}.after is {after!r}; write a method with its settings, `after: {{method: NAME, "
+            f"...}}`"
         )
 
     def fitted(request: FitInputs, settings: Settings) -> UnlearnedModel:

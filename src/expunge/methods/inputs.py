@@ -143,7 +143,8 @@ class FitInputs:
         images = self.dataset.images()
         if isinstance(images, list):
             raise DataError(
-                f"{self.dataset.directory}: images differ in size; methods that train weights need one size"
+                f"{self.dataset.directory}: images differ in size, but methods that train weights need one size; "
+                "resize them"
             )
         return images
 
@@ -156,7 +157,9 @@ class FitInputs:
             return name
         files = list(read_manifest(self.activations_dir, verify=False)["files"])
         if len(files) != 1:
-            raise ConfigError(f"params.yaml: cut: auto needs one cut in activations.cuts, there are {len(files)}")
+            raise ConfigError(
+                f"params.yaml: cut: auto needs exactly one cut in activations.cuts, but there are {len(files)}"
+            )
         return str(files[0]).removesuffix(".npy")
 
     def activations(self, cut: str) -> np.ndarray:
@@ -166,7 +169,9 @@ class FitInputs:
         """
         manifest = read_manifest(self.activations_dir, verify=False)
         if f"{cut}.npy" not in manifest["files"]:
-            raise ConfigError(f"params.yaml: activations.cuts has no {cut!r}; add it, so that they are fetched once")
+            raise ConfigError(
+                f"params.yaml: activations.cuts has no {cut!r}; add it, so that its activations are computed"
+            )
         mapped: np.ndarray = np.load(self.activations_dir / f"{cut}.npy", mmap_mode="r")
         return mapped
 
@@ -174,6 +179,7 @@ class FitInputs:
         """The classes that are forgotten as a whole. Raises ConfigError, naming the entry `name`, if there are none."""
         if not self.forget_classes:
             raise ConfigError(
-                f"params.yaml: methods: {name} forgets whole classes, but this request names rows; remove it there"
+                f"params.yaml: methods: {name} forgets whole classes, but this request names rows; remove it from "
+                "methods"
             )
         return self.forget_classes

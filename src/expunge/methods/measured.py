@@ -83,7 +83,7 @@ def _digest(*values: Any) -> str:
         elif value is None or isinstance(value, str | int | float):
             digest.update(f"{type(value).__name__}:{len(str(value))}:{value}".encode())
         else:
-            raise TypeError(f"no digest of {type(value).__name__}")
+            raise TypeError(f"values of the type {type(value).__name__} cannot be digested")
 
     for value in values:
         add(value)

@@ -38,6 +38,6 @@ def load_installed(name: str) -> Method:
     found: Method = plugins.load("methods", name, Method)
     if not (isinstance(found.kind, type) and issubclass(found.kind, Estimator) and hasattr(found.kind, "facts")):
         raise ConfigError(
-            f"method {name!r} of {plugins.package_of('methods', name)}: its class is no Estimator with `facts`"
+            f"method {name!r} of {plugins.package_of('methods', name)}: its class must be an Estimator with `facts`"
         )
     return found

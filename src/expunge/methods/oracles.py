@@ -22,5 +22,5 @@ def oracle_after(name: str, before: UnlearnedModel | None) -> Oracle:
     if isinstance(before.map, AffineMap) and before.map.is_identity:
         return HeadOracle(before.head)
     raise ConfigError(
-        f"params.yaml: fit.{name}: `after` maps the features; oracle-match needs a relearned network or a head"
+        f"params.yaml: fit.{name}: `after` maps the features, but oracle-match needs a relearned network or a head"
     )

@@ -32,7 +32,7 @@ def other_seeds(name: str, table: Mapping[str, Mapping[str, Any]]) -> list[dict[
     count = given.get("fit_seeds", 1)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_SEEDS:
         raise ConfigError(
-            f"params.yaml: fit.{name}.fit_seeds: {count!r} is no number of fits between 1 and {MAX_SEEDS}"
+            f"params.yaml: fit.{name}.fit_seeds is {count!r}; it must be a number of fits from 1 to {MAX_SEEDS}"
         )
     if seeded(name, table, 1) == {name: given}:
         return None

@@ -87,7 +87,7 @@ def best(judged: Sequence[CandidateScore], where: str) -> tuple[dict[str, Any], 
     """
     able = [j for j in judged if j.refused is None]
     if not able:
-        raise CollapseError(f"{where}: every candidate was refused; the first: {judged[0].refused}")
+        raise CollapseError(f"{where}: every candidate was refused, the first because: {judged[0].refused}")
     taken = min(able, key=lambda j: j.rank)
     return taken.settings, {"taken": taken.settings, "candidates": [asdict(j) for j in judged]}
 
@@ -119,7 +119,10 @@ def choose_settings(
     def logits(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         unlearned = fitted(part, settings)
         if unlearned.classifier is not None:
-            raise ConfigError(f"params.yaml: {where}.choose is for maps and heads; this method changes the backbone")
+            raise ConfigError(
+                f"params.yaml: {where}.choose is only for maps and heads, but this method changes the backbone; "
+                "remove choose"
+            )
         return unlearned.logits(z_kept), unlearned.logits(z_gone)
 
     original = request.head.logits(z_kept), y_gone

@@ -39,7 +39,10 @@ def spent_before(forgotten_dir: Path) -> Spending:
         epsilon, delta = (float(sum(r[key] for r in releases)) for key in ("epsilon", "delta"))
         return Spending(epsilon, delta, releases, known=bool(found["complete"]))
     except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: not a list of releases ({e}); restore it, or nothing can be claimed") from None
+        raise DataError(
+            f"{path}: cannot be read as a list of releases ({e}); restore it, because nothing can be certified "
+            "without it"
+        ) from None
 
 
 def record(forgotten_dir: Path, before: Spending, epsilon: float, delta: float, rows: int) -> None:

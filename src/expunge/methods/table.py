@@ -133,7 +133,7 @@ def _head_refit(name: str, request: FitInputs, settings: Settings, before: Unlea
 
 def _exact(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     if settings:
-        raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; train holds those of the model")
+        raise ConfigError(f"params.yaml: fit.{name}: exact takes no settings; the settings of the model are in train")
     card = request.classifier.card
     if card.above and "shards" in card.above:
         return delete_from_shards(request)
@@ -163,7 +163,9 @@ def _teacher_map(name: str, request: FitInputs, settings: Settings, before: Unle
     The teacher shares the layers below its cut with the original, so its features are computed from stored activations.
     """
     if before is None or before.classifier is None or "kept_up_to" not in before.info:
-        raise ConfigError(f"params.yaml: fit.{name}: teacher-map needs `after: {{method: relearn, ...}}`: its teacher")
+        raise ConfigError(
+            f"params.yaml: fit.{name}: teacher-map needs a teacher; write `after: {{method: relearn, ...}}`"
+        )
     teacher, cut = before.classifier, before.info["kept_up_to"]
     stitched = np.linspace(0, len(request.retain_rows) - 1, min(STITCHED, len(request.retain_rows))).astype(int)
 
@@ -219,10 +221,13 @@ def _tilt(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel |
 
 def _seal(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
     if before is None:
-        raise ConfigError(f"params.yaml: fit.{name}: seal needs `after: {{method: ...}}`: the map for the backbone")
+        raise ConfigError(
+            f"params.yaml: fit.{name}: seal needs a map to seal into the backbone; write `after: {{method: ...}}`"
+        )
     if before.classifier is not None:
         raise ConfigError(
-            f"params.yaml: fit.{name}: `after` changes the backbone itself, so there is no map to seal in"
+            f"params.yaml: fit.{name}: `after` changes the backbone itself, so there is no map to seal into it; name "
+            "a map in `after`"
         )
     fitted = make(name, Seal, {"map": before.map, **settings})
     fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)

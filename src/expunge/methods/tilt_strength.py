@@ -33,7 +33,9 @@ def with_beta(name: str, request: FitInputs, settings: Mapping[str, Any], teach:
     keep = torch.ones(request.head.num_classes, dtype=torch.bool, device=request.head.weight.device)
     keep[gone] = False
     if int(keep.sum()) < 3:
-        raise ConfigError(f"params.yaml: fit.{name}.fitting it needs three retained classes; give a number")
+        raise ConfigError(
+            f"params.yaml: fit.{name}.beta: fitting beta needs at least three retained classes; give beta as a number"
+        )
     tau, rank = settings.get("tau", 1.0), settings.get("rank")
     near = similarities(request.head.weight, keep, tau, rank)[gone].mean(0)
     stand_in = int(near.argmax())

@@ -83,7 +83,8 @@ def _load(directory: Path, manifest: Mapping[str, Any]) -> Classifier:
     description = read_json(directory / DESCRIPTION)
     if description.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{directory / DESCRIPTION}: schema {description.get('schema')!r}, this version reads {SCHEMA}"
+            f"{directory / DESCRIPTION}: has the schema {description.get('schema')!r}, but this version reads "
+            f"{SCHEMA}; run the stage that writes it again"
         )
     given = description["preprocess"]
     preprocess = Tokens.load(directory, given) if "tokenizer" in given else Preprocess.from_json(given)

@@ -58,7 +58,7 @@ class ModelCard:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.training not in TRAINING:
-            raise ValueError(f"training {self.training!r}: one of {', '.join(TRAINING)}")
+            raise ValueError(f"training must be one of {', '.join(TRAINING)}, got {self.training!r}")
 
     @property
     def features_saw(self) -> bool:
@@ -83,8 +83,8 @@ class Classifier(nn.Module):
         super().__init__()
         if (head.out_features, head.in_features) != (card.num_classes, card.feature_dim):
             raise ValueError(
-                f"head is {head.out_features} x {head.in_features}, its card says "
-                f"{card.num_classes} x {card.feature_dim}"
+                f"the head must have the shape of its card, {card.num_classes} x {card.feature_dim}, got "
+                f"{head.out_features} x {head.in_features}"
             )
         self.backbone = backbone
         self.head = head
@@ -107,7 +107,8 @@ class Classifier(nn.Module):
         shapes than the head's."""
         if weight.shape != self.head.weight.shape or bias.shape != self.head.bias.shape:
             raise ValueError(
-                f"head is {tuple(self.head.weight.shape)}, given {tuple(weight.shape)} and {tuple(bias.shape)}"
+                f"weight and bias must fit the head {tuple(self.head.weight.shape)}, got {tuple(weight.shape)} and "
+                f"{tuple(bias.shape)}"
             )
         with torch.no_grad():
             self.head.weight.copy_(weight)

@@ -64,12 +64,12 @@ def choose_cut(costs: list[CutCost], rows: int, max_gb: float, max_cost: float) 
         if cost.gb(rows) <= max_gb and cost.share_above <= max_cost:
             return cost
     if not costs:
-        raise ConfigError("activations.cuts: auto, but no cut of this backbone works; set activations.cuts: []")
+        raise ConfigError("activations.cuts is auto, but this backbone has no usable cut; set activations.cuts: []")
     near = min(costs, key=lambda c: max(c.gb(rows) / max_gb, c.share_above / max_cost))
     raise ConfigError(
-        f"activations.cuts: auto: no cut needs at most {max_gb:g} GB for {rows:,} rows with at most {max_cost:.0%} of "
-        f"the operations above; the nearest is {near.name} ({near.gb(rows):.2f} GB, {near.share_above:.0%}): raise "
-        "activations.max_gb or activations.max_cost"
+        f"activations.cuts: auto found no cut that needs at most {max_gb:g} GB for {rows:,} rows and has at most "
+        f"{max_cost:.0%} of the operations above it; the closest is {near.name} ({near.gb(rows):.2f} GB, "
+        f"{near.share_above:.0%}). Raise activations.max_gb or activations.max_cost"
     )
 
 

@@ -199,7 +199,7 @@ class Split:
             return child
         if len(below) < len(calls):
             if any(True for _ in child.parameters()):
-                raise ConfigError(f"{path} runs below and above {self.name}, with the same weights")
+                raise ConfigError(f"{path} runs both below and above {self.name} with the same weights")
             return child
         if not any(c.fed for c in calls) or len(calls) > 1:
             # It runs on the NaN of stand-ins: its output does not depend on the input, or a stand-in would have to
@@ -244,4 +244,4 @@ def _size(p: int, q: int, n: int, t: int) -> int:
     for one, two, now in ((1, 1, 1), (n1, n2, n), (t1, t2, t), (n1 * t1, n2 * t2, n * t)):
         if p * two == q * one and p % one == 0:
             return p // one * now
-    raise ValueError(f"a size of {p} for {n1} inputs and {q} for {n2}")
+    raise ValueError(f"the sizes {p} for {n1} inputs and {q} for {n2} inputs follow no rule")

@@ -48,8 +48,8 @@ def traces_of(classifier: Classifier) -> Traces:
     core, _ = core_of(classifier)
     if (shards := getattr(core, "uppers", None)) is not None:
         raise ConfigError(
-            f"{classifier.card.name}: it has {len(shards)} shards (model.shards, model.slices), so its backbone is not "
-            "cut as one; delete from it with the method exact, or train with one shard and one slice"
+            f"{classifier.card.name}: has {len(shards)} shards (model.shards, model.slices), so its backbone cannot "
+            "be cut as a whole; delete from it with the method exact, or train with one shard and one slice"
         )
     one, two = (example(classifier, *sizes) for sizes in EXAMPLES)
     with torch.no_grad():
@@ -97,18 +97,18 @@ def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
     if not name or inner not in modules:
         return "the backbone has no such module"
     if len(calls.get(inner, [])) != 1:
-        return f"it runs {len(calls.get(inner, []))} times in one pass"
+        return f"it runs {len(calls.get(inner, []))} times in one pass, but a cut runs once"
     out = [leaf for leaf in pytree.tree_leaves(calls[inner][0].out) if isinstance(leaf, Tensor)]
     if len(out) != 1:
-        return f"it gives {len(out)} tensors"
+        return f"it returns {len(out)} tensors, but a cut returns one"
     if not any(inner in names for names in traces.first.needed):
-        return "more than one tensor passes between what is below and what is above"
+        return "more than one tensor passes from below it to above it"
     try:
         split = Split(classifier, name, traces)
         split.shape()
         return _differs(split) or split
     except (ConfigError, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as e:
-        return f"what is above cannot run alone ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
+        return f"the part above it cannot run alone ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
 
 
 @torch.no_grad()
@@ -117,19 +117,19 @@ def _differs(split: Split) -> str | None:
     x, expected = split.traces.x, split.traces.z
     a = split.below(x)
     if len(a) != len(x) or not a.is_floating_point():
-        return f"its output has shape {tuple(a.shape)}; expected floats, one block per input"
+        return f"its output has the shape {tuple(a.shape)}, but floats with one block per input are needed"
     z = split.above(a, x >= 0 if split.texts else None)
     if z.isnan().any() and not expected.isnan().any():
-        return "more than one tensor passes between what is below and what is above"
+        return "more than one tensor passes from below it to above it"
     if not torch.equal(z, expected):
-        return f"what is above gives other features, by up to {(z - expected).abs().max():.1e}"
+        return f"the part above it returns different features, by up to {(z - expected).abs().max():.1e}"
     above = set(split.lying_above.parameters)
     if not above:
         return NOTHING_ABOVE
     parameters = dict(split.core.named_parameters())
     below = {id(p) for m in [*split.stand_ins, split.source] for p in m.replaced.parameters()}
     shared = [k for k in above if id(parameters[k]) in below]
-    return f"{shared[0]} is used below and above" if shared else None
+    return f"{shared[0]} is used both below and above it" if shared else None
 
 
 def _nearest(classifier: Classifier, name: str, traces: Traces) -> str:
@@ -148,7 +148,7 @@ def _nearest(classifier: Classifier, name: str, traces: Traces) -> str:
         if len(working) < NEAREST and isinstance(_problem(classifier, candidate, traces), Split):
             working.add(candidate)
     if not working:
-        return "`expunge cuts` lists what works" if similar else "no cut of this backbone works"
+        return "run `expunge cuts` to list the cuts" if similar else "this backbone has no usable cut"
     known = every and len(working) < NEAREST
     return f"{'known' if known else 'the nearest that work'}: {', '.join(k for k in candidates if k in working)}"
 

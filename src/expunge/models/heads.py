@@ -28,7 +28,9 @@ def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str
     """
     linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)}
     if named is not None and named not in linear:
-        raise ConfigError(f"model.head: {named!r} is not a linear layer of the model; it has {_some(list(linear))}")
+        raise ConfigError(
+            f"model.head: {named!r} is not a linear layer of the model; its linear layers are {_some(list(linear))}"
+        )
     outputs: dict[str, Tensor] = {}
 
     def remember(name: str) -> None:
@@ -51,11 +53,11 @@ def find_head(model: nn.Module, pixels: Tensor, named: str | None = None) -> str
             return name
     if named is not None:
         raise ConfigError(
-            f"model.head: the output of {named!r} is not the model's output; only the last linear layer can be the head"
+            f"model.head: the output of {named!r} is not the output of the model; name the last linear layer"
         )
     raise ConfigError(
-        "no linear layer gives the model's output unchanged, so the model has no linear head; "
-        f"linear layers: {_some(list(linear))}"
+        "the model has no linear head, because none of its linear layers gives the model's output unchanged; its "
+        f"linear layers are {_some(list(linear))}"
     )
 
 
@@ -74,12 +76,12 @@ def split_at(model: nn.Module, head: str, pixels: Tensor) -> tuple[nn.Module, nn
     z = _run(model, pixels)
     if z.shape != (len(pixels), linear.in_features):
         raise ConfigError(
-            f"model.head: the input of {head!r} has shape {tuple(z.shape)}; expected one vector per image"
+            f"model.head: the input of {head!r} has the shape {tuple(z.shape)}, but one vector per image is needed"
         )
     if len(list(linear.parameters())) == 1:
         linear = _with_bias(linear)
     if not torch.allclose(linear(z), logits, rtol=1e-4, atol=1e-5):
-        raise ConfigError(f"model.head: {head!r} applied to its input does not give the model's output again")
+        raise ConfigError(f"model.head: applying {head!r} to its input does not reproduce the model's output")
     return model, linear
 
 

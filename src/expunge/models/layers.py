@@ -43,8 +43,8 @@ class Layers(nn.Module):
             if not name or name not in modules:
                 close = difflib.get_close_matches(name, modules, n=3, cutoff=0.4) or list(modules)[1:6]
                 raise ConfigError(
-                    f"features.layers: the model has no module {name!r}; similar: {', '.join(close)}; "
-                    f"{PENULTIMATE} is what the head reads"
+                    f"features.layers: the model has no module {name!r}; similar modules: {', '.join(close)}; "
+                    f"{PENULTIMATE} is the input of the head"
                 )
             modules[name].register_forward_hook(tap)
         self.space_last: dict[str, bool] = {}
@@ -54,7 +54,9 @@ class Layers(nn.Module):
             out = _first(tap.out)
             if out is None or out.ndim not in (2, 3, 4) or len(out) != len(example):
                 shape = "no tensor" if out is None else f"shape {tuple(out.shape)}"
-                raise ConfigError(f"features.layers: {name!r} gives {shape}; expected one vector, row or map per input")
+                raise ConfigError(
+                    f"features.layers: {name!r} returns {shape}, but one vector, row or map per input is needed"
+                )
             self.space_last[name] = out.ndim == 4 and not _channels_last(out, example)
             tap.out = None
 

@@ -42,13 +42,16 @@ class Preprocess:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
         if min(self.height, self.width, self.channels) < 1:
-            raise ValueError(f"picture size {self.height} x {self.width} x {self.channels}: each must be at least 1")
+            raise ValueError(
+                f"height, width and channels must be at least 1, got {self.height} x {self.width} x {self.channels}"
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
             raise ValueError(
-                f"mean {self.mean} and std {self.std}: one value per channel ({self.channels}), std above 0"
+                f"mean and std need one value per channel ({self.channels}), and std must be above 0, got "
+                f"{self.mean} and {self.std}"
             )
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
 
     def __call__(self, images: Inputs) -> Tensor:
         """Return float32 `(n, channels, height, width)` in channels-last memory format, on the device of `images`.
@@ -91,7 +94,7 @@ class Preprocess:
         if given == 3 and self.channels == 1:
             return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
         raise DataError(
-            f"images have {given} channels and the model takes {self.channels}; convert them to grey or RGB"
+            f"images have {given} channels, but the model takes {self.channels}; convert them to grey or RGB"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -107,9 +110,11 @@ def _as_batch(images: NDArray[np.uint8] | Tensor, name: str) -> Tensor:
         # Arrow's zero-copy arrays are read-only, and torch warns about read-only arrays.
         images = torch.from_numpy(images if images.flags.writeable else images.copy())
     if images.dtype != torch.uint8:
-        raise DataError(f"{name}: pixels are {str(images.dtype).removeprefix('torch.')}; expected uint8 in 0..255")
+        raise DataError(
+            f"{name}: pixels have the type {str(images.dtype).removeprefix('torch.')}, but uint8 in 0..255 is needed"
+        )
     if images.ndim == 3:
         images = images.unsqueeze(-1)
     if images.ndim != 4 or (images.numel() == 0 and len(images)):
-        raise DataError(f"{name}: shape {tuple(images.shape)}; expected (n, h, w) or (n, h, w, c)")
+        raise DataError(f"{name}: has the shape {tuple(images.shape)}, but (n, h, w) or (n, h, w, c) is needed")
     return images

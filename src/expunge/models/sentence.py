@@ -71,14 +71,14 @@ def build_sentence(
     """
     if training not in (*FROZEN, ABOVE):
         raise ConfigError(
-            f"model.training: {training}: text encoders stay frozen; set model.training: head or ridge, or above to "
-            "train what lies above a cut"
+            f"model.training: {training}: text encoders are not trained as a whole; set model.training to head or "
+            "ridge, or to above to train the layers above a cut"
         )
     detail = name.removeprefix(PREFIX)
     config, weights = transformers_config(detail)
     source = Path(checkpoint) if checkpoint is not None else weights
     if source is None:
-        raise ConfigError(f"model.checkpoint: {name} comes without model.safetensors; name a file of weights")
+        raise ConfigError(f"model.checkpoint: {name} has no model.safetensors; name a file of weights")
     tokens = _tokens(detail, config)
     card = ModelCard(name, num_classes, 0, training, saw_forget_data, options={"config": config}, layers=layers)
     with torch.random.fork_rng(devices=[]):
@@ -135,7 +135,7 @@ def _tokens(detail: str, config: dict[str, Any]) -> Tokens:
     file = transformers_file(detail, TOKENIZER)
     if file is None:
         raise ConfigError(
-            f"model.name: no {TOKENIZER} in {detail!r}; write it with transformers.AutoTokenizer, save_pretrained"
+            f"model.name: {detail!r} has no {TOKENIZER}; write it with save_pretrained of transformers.AutoTokenizer"
         )
     limits = [config.get("max_position_embeddings"), LONGEST]
     for name, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):

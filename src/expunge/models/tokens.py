@@ -32,7 +32,7 @@ class Tokens:
         try:
             from tokenizers import Tokenizer
         except ModuleNotFoundError:
-            raise ConfigError("tokenizers is not installed; pip install 'expunge[models]' brings it") from None
+            raise ConfigError("tokenizers is not installed; run pip install 'expunge[models]'") from None
         encoder = Tokenizer.from_str(self.tokenizer)
         encoder.no_padding()
         encoder.enable_truncation(self.max_length)
@@ -71,5 +71,8 @@ class Tokens:
         """Load the tokenizer that `save` wrote. Raises CheckpointError unless it has the digest in `value`."""
         tokens = cls((directory / TOKENIZER).read_text(encoding="utf-8"), value["max_length"])
         if tokens.digest != value["tokenizer"]:
-            raise CheckpointError(f"{directory / TOKENIZER}: not the tokenizer that the model was made with")
+            raise CheckpointError(
+                f"{directory / TOKENIZER}: is not the tokenizer that the model was made with; restore it, or train "
+                "again"
+            )
         return tokens

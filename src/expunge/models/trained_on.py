@@ -33,8 +33,8 @@ def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str
     if FULL in (card.training, trained.get("training")) or card.recipe is not None:
         rows = f" on {trained['count']:,} rows" if "count" in trained else ""
         raise CheckpointError(
-            f"{directory}: saw_forget_data is false, but the record of its training says that all weights were "
-            f"trained{rows}; set model.saw_forget_data: true, or run `dvc repro --force train` where it was changed"
+            f"{directory}: saw_forget_data is false, but its training record says that all weights were "
+            f"trained{rows}; set model.saw_forget_data: true, or run `dvc repro --force train`"
         )
 
 
@@ -48,8 +48,8 @@ def refuse_seen(checkpoint: Path, dataset: str) -> None:
     if trained.get("dataset") == dataset and trained.get("training") in (FULL, ABOVE):
         raise CheckpointError(
             f"{checkpoint}: model.saw_forget_data is false, but these weights were trained on {trained['count']:,} "
-            f"rows of this dataset ({checkpoint.parent / MANIFEST}); set it to true, or start from weights that never "
-            "saw them"
+            f"rows of this dataset ({checkpoint.parent / MANIFEST}); set model.saw_forget_data: true, or start from "
+            "weights that never saw these rows"
         )
 
 
@@ -61,16 +61,16 @@ def refuse_other_rows(
     The record must have `count` rows, and their digest must be `digest(d)`, where d is the digest of the dataset in the
     record. That digest is used because a sweep changes the dataset but not the rows on which a model was retrained.
     """
-    again = "remove it and run `dvc repro`, which trains it again on the retained rows"
+    again = "remove it and run `dvc repro` to train it again on the retained rows"
     if trained is None:
-        raise CheckpointError(f"{directory}: nothing says which rows it was trained on; {again}")
+        raise CheckpointError(f"{directory}: has no record of the rows that it was trained on; {again}")
     if trained.get("count") != count:
         raise CheckpointError(
-            f"{directory}: trained on {trained.get('count')} rows, the split retains {count}: this is no model that "
-            f"was trained without the forgotten rows; {again}"
+            f"{directory}: was trained on {trained.get('count')} rows, but the split retains {count}, so it may have "
+            f"seen the forgotten rows; {again}"
         )
     if trained.get("rows") != digest(str(trained.get("dataset"))):
         raise CheckpointError(
-            f"{directory}: trained on other rows than the split retains: this is no model that was trained without the "
-            f"forgotten rows; {again}"
+            f"{directory}: was not trained on the rows that the split retains, so it may have seen the forgotten "
+            f"rows; {again}"
         )

@@ -26,9 +26,7 @@ def import_vision(name: str) -> ModuleType:
             _import_torchvision()
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
-        raise ConfigError(
-            f"{e.name} is not installed; pip install 'expunge[models]' brings timm, torchvision and transformers"
-        ) from None
+        raise ConfigError(f"{e.name} is not installed; run pip install 'expunge[models]'") from None
 
 
 def _import_torchvision() -> None:

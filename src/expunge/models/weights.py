@@ -37,9 +37,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path 
     ]
     if problems:
         kind = type(module).__name__
-        raise CheckpointError(
-            f"{source}: made for another architecture than this {kind}; tensors: {'; '.join(problems)}"
-        )
+        raise CheckpointError(f"{source}: its tensors do not fit this {kind}: {'; '.join(problems)}")
     module.load_state_dict({**own, **tensors})
 
 
@@ -56,7 +54,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in (".pt", ".pth"):
         return _read_torch(path)
-    raise CheckpointError(f"{path}: unknown kind of checkpoint; expected .safetensors, .pt or .pth")
+    raise CheckpointError(f"{path}: unknown type of checkpoint; use .safetensors, .pt or .pth")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -69,9 +67,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     # Checked only after loading failed: a valid file whose header has 128 bytes also starts with the pickle byte 0x80.
     if start[:1] == b"\x80" or start == b"PK\x03\x04":
         raise CheckpointError(
-            f"{path}: a pickle named .safetensors, so it was refused; save the weights with safetensors.torch.save_file"
+            f"{path}: is a pickle named .safetensors, which is never loaded; save the weights with "
+            "safetensors.torch.save_file"
         )
-    raise CheckpointError(f"{path}: not a complete safetensors file ({error}); copy or write it again")
+    raise CheckpointError(f"{path}: is not a complete safetensors file ({error}); copy or write it again")
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -81,8 +80,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path}: holds more than tensors (a pickle could run code), so it was refused. "
-            "Save only model.state_dict(), best with safetensors.torch.save_file"
+            f"{path}: contains more than tensors, and loading a pickle could run code; save only model.state_dict(), "
+            "best with safetensors.torch.save_file"
         ) from None
     except Exception as e:  # the zip and pickle readers raise many kinds of errors for a damaged file
         raise CheckpointError(
@@ -93,7 +92,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             value = value[key]
             break
     if not isinstance(value, dict) or not value or not all(isinstance(v, Tensor) for v in value.values()):
-        raise CheckpointError(f"{path}: not a dictionary of tensors; save model.state_dict()")
+        raise CheckpointError(f"{path}: is not a dictionary of tensors; save model.state_dict()")
     prefix = "module."
     if all(k.startswith(prefix) for k in value):
         value = {k.removeprefix(prefix): v for k, v in value.items()}

@@ -51,8 +51,8 @@ def build(
     Raises ConfigError for invalid names and sizes and for missing weights, CheckpointError for weights that do not fit.
     """
     if (image_shape is None) != name.startswith(PREFIX):
-        kinds = "images, the dataset holds texts" if image_shape is None else "texts, the dataset holds images"
-        raise ConfigError(f"model.name: {name} takes {kinds}; sentence:NAME-OR-DIR is for texts")
+        kinds = "images, but the dataset holds texts" if image_shape is None else "texts, but the dataset holds images"
+        raise ConfigError(f"model.name: {name} takes {kinds}; use sentence:NAME-OR-DIR for texts")
     if image_shape is None:
         if image_size or head:
             raise ConfigError("model.image_size and model.head: must be null for texts")
@@ -73,7 +73,8 @@ def build(
     weights = Path(checkpoint) if checkpoint is not None else expects.weights
     if training != "full" and weights is None:
         raise ConfigError(
-            f"model.checkpoint: {name} comes without weights, and model.training is {training}; name a file of weights"
+            f"model.checkpoint: {name} has no weights of its own, and model.training is {training}; name a file of "
+            "weights"
         )
     recorded = _recorded(name, checkpoint, expects.weights) if public else None
     with torch.random.fork_rng(devices=[]):
@@ -124,9 +125,14 @@ def public_start(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier
         family, detail = family_of(card.name)
         path = family.expects(detail, (*size, preprocess.channels), size).weights
     if path is None or not path.is_file():
-        raise CheckpointError(f"the public weights of {source} are gone; put them back, or relearn with start: fresh")
+        raise CheckpointError(
+            f"the public weights of {source} are missing; put them back, or relearn with start: fresh"
+        )
     if sha256(path) != card.weights["digest"].removeprefix("sha256:"):
-        raise CheckpointError(f"{source}: not the public weights that training started from ({card.weights['digest']})")
+        raise CheckpointError(
+            f"{source}: is not the file of public weights that training started from ({card.weights['digest']}); put "
+            "that file back"
+        )
     if text:
         assert isinstance(preprocess, Tokens)
         return rebuild_sentence(card, preprocess, path)
@@ -144,7 +150,8 @@ def _recorded(name: str, checkpoint: Path | str | None, brought: Path | None) ->
     path = Path(checkpoint) if checkpoint is not None else brought
     if path is None:
         raise ConfigError(
-            f"model.weights: public, but {name} brings no weights along; name a file of them as model.checkpoint"
+            f"model.weights is public, but {name} has no weights of its own; name a file of public weights in "
+            "model.checkpoint"
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; check model.checkpoint")
@@ -155,7 +162,8 @@ def _cut(model: nn.Module, head: str, pixels: Tensor, preprocess: Preprocess, ca
     backbone, linear = split_at(model, head, pixels)
     if linear.out_features != card.num_classes:
         raise ConfigError(
-            f"model.name: {card.name} gives {linear.out_features} logits, the dataset has {card.num_classes} classes"
+            f"model.name: {card.name} returns {linear.out_features} logits, but the dataset has {card.num_classes} "
+            "classes"
         )
     if isinstance(backbone, Headed):
         backbone = backbone.backbone

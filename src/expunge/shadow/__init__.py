@@ -12,19 +12,19 @@ from typing import Any, Literal
 from expunge.config import Model, Shadow
 
 SAW = (
-    "heads on its features are no models without the forgotten rows, because the backbone saw these rows; "
-    "ask for whole networks with shadow.networks"
+    "heads on its features cannot stand for models without the forgotten rows, because the backbone saw these rows; "
+    "train whole networks instead with shadow.networks"
 )
 
 ABOVE = (
-    "model.training is above: heads on its features are no models without the forgotten rows, because layers above "
-    "model.cut were trained on these, and shadow networks trained above a cut are not built; the claim of the "
-    "method `exact` needs none"
+    "model.training is above, and heads on its features cannot stand for models without the forgotten rows, because "
+    "the layers above model.cut were trained on these rows; shadow networks cannot be trained above a cut, but the "
+    "claim of the method `exact` needs no shadow models"
 )
 
 SHARDS = (
-    "model.shards is above 1: shadow heads are trained on all people at once, so they are no models of this procedure; "
-    "the claim of the method `exact` needs none"
+    "model.shards is above 1, and shadow heads cannot stand for models of this procedure, because they are trained "
+    "on all people at once; the claim of the method `exact` needs no shadow models"
 )
 
 
@@ -55,8 +55,12 @@ def plan(model: Model, asked: Shadow) -> Plan:
         return Plan("refused", refused_because=SHARDS)
     if not model.saw_forget_data:
         if asked.heads:
-            return Plan("heads", "the backbone is said never to have seen the forgotten rows, so only heads had them")
-        return Plan("refused", refused_because="no network is trained in this run; ask for heads with shadow.heads")
+            return Plan(
+                "heads",
+                "the model's description says that the backbone never saw the forgotten rows, so only heads were "
+                "trained on them",
+            )
+        return Plan("refused", refused_because="this run trains no network; train heads instead with shadow.heads")
     if asked.networks and model.training == "full":
         return Plan(
             "networks",
@@ -66,7 +70,7 @@ def plan(model: Model, asked: Shadow) -> Plan:
     if asked.networks:
         return Plan(
             "refused",
-            refused_because=f"model.training is {model.training}: retrained models would share a backbone that saw the "
-            "forgotten rows",
+            refused_because=f"model.training is {model.training}, so retrained models would share a backbone that "
+            "saw the forgotten rows",
         )
     return Plan("refused", refused_because=SAW)

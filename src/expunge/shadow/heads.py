@@ -98,7 +98,8 @@ def attack_heads(
     recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
     halves = complementary_halves(len(rows.train[0]), heads, seed)
     log_message(
-        f"shadow: {heads} heads on halves of {len(rows.train[0]):,} rows, {heads} on halves of the retained ones"
+        f"shadow: training {heads} heads on halves of {len(rows.train[0]):,} rows, and {heads} on halves of the "
+        "retained rows"
     )
     train = _Trainer(classes, recipe)
     before = train(*rows.train, heads, seed, halves)

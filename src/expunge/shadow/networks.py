@@ -161,7 +161,7 @@ def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
             rows = job.split.rows(RETAIN)
             if side == "trained":
                 rows = np.union1d(rows, job.split.rows(FORGET))
-            log_message(f"shadow: {directory.name}, {len(rows):,} rows")
+            log_message(f"shadow: training {directory.name} on {len(rows):,} rows")
             make_classifier(job.config, job.dataset, rows, seed, directory / "model", job.work)
             write_json(directory / KEY, {"model": keys["model"]})
         _score(job, directory, side, index)
@@ -176,7 +176,7 @@ def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
     try:
         read_manifest(directory / what)
     except ManifestError as e:
-        log_message(f"shadow: {e}; it is made again")
+        log_message(f"shadow: {e}; it is computed again")
         return False
     return True
 

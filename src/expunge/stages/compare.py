@@ -60,8 +60,8 @@ def apart(evaluations: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
     if not judged:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise QualityError(
-            f"params.yaml: methods: all refused ({reasons}); mend that and run again, or add logit-mask to have the "
-            "refusal in the report"
+            f"params.yaml: methods: all methods were refused ({reasons}); correct this and run again, or add "
+            "logit-mask to show the refusals in the report"
         )
     return judged, refused
 

@@ -18,7 +18,7 @@ PRODUCER = "expunge.stages.extract"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="original, or retrained/SEED")
-    parser.add_argument("--repair", action="store_true", help="keep the whole shards of the store that is there")
+    parser.add_argument("--repair", action="store_true", help="reuse the intact shards of the existing store")
     arguments = parser.parse_args()
     name = arguments.model
     out = FEATURES / name
@@ -33,7 +33,7 @@ def main() -> None:
         name != ORIGINAL
         and model["backbone_digest"] == read_manifest(FEATURES / ORIGINAL, verify=False)["model_digest"]
     ):
-        log_message(f"extract: {name} has the original's frozen backbone, so its features too")
+        log_message(f"extract: {name} has the frozen backbone of the original, so its features are reused")
         if first:
             with staged_dir(out) as staging:
                 write_manifest(staging, PRODUCER, same_as=os.path.relpath(FEATURES / ORIGINAL, out))

@@ -87,7 +87,9 @@ def main() -> None:
     try:
         preflight()
     except TrackingError as e:
-        raise TrackingError(f"{e}. All that was computed is kept: `dvc repro` logs it when the store is back") from None
+        raise TrackingError(
+            f"{e}. All results are kept; run `dvc repro` to log them when the store is available again"
+        ) from None
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET)
     name = config.register.name or model_name(config.data.source, config.model.name)
     audit = (DATASET / CANARIES).is_file()  # a model trained on planted canaries is never served

@@ -200,7 +200,7 @@ def _run_stage(root: Path, name: str, *arguments: str) -> None:
     command = [sys.executable, "-m", f"expunge.stages.{name}", *arguments]
     done = subprocess.run(command, cwd=root, text=True, capture_output=True)
     if done.returncode != 0:
-        raise DataError(f"{name}: {done.stderr.strip().splitlines()[-1:]}; mend that, then run the sweep again")
+        raise DataError(f"{name}: {done.stderr.strip().splitlines()[-1:]}; correct this, then run the sweep again")
 
 
 @contextmanager

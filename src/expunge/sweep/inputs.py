@@ -31,13 +31,22 @@ from expunge.system.paths import DATASET, RAW, REQUESTS, WORK
 
 Found = Residue | NotPurgeable
 INSTALLED = {
-    "digits": ("scikit-learn's own copy of the digits", "whoever installs packages on this machine"),
-    "fashion-mnist": ("the published archive, in an installed package or at its origin", "whoever installs packages"),
-    "fortunes": ("the published quotations, in an installed package or at its origin", "whoever installs packages"),
-    "emoji": ("the published archives at their origin", "whoever publishes them"),
+    "digits": ("scikit-learn's own copy of the digits", "the person who installs packages on this machine"),
+    "fashion-mnist": (
+        "the published archive, in an installed package or at its origin",
+        "the person who installs packages",
+    ),
+    "fortunes": (
+        "the published quotations, in an installed package or at its origin",
+        "the person who installs packages",
+    ),
+    "emoji": ("the published archives at their origin", "the publisher of the archives"),
 }
-PUBLISHED = ("the data set by name, in the files it was read from or at its origin", "the owner of those files")
-READ_ELSEWHERE = ("what the reader of another package reads", "whoever keeps it")
+PUBLISHED = (
+    "the data set of this name, in the files that it was read from or at its origin",
+    "the owner of those files",
+)
+READ_ELSEWHERE = ("the data that the reader of another package reads", "the owner of that data")
 IN_PROGRESS = ("features", "activations", "train", "shadow", "stages", "measured")
 
 
@@ -78,7 +87,7 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
     # Reports contain no absolute paths, so a source outside the workspace is not named.
     where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
     if where != str(data.path) or foreign or data.source in INSTALLED or not _writable(path):
-        yield NotPurgeable(where, f"{count} rows in an input that may not be rewritten", "the owner of that file")
+        yield NotPurgeable(where, f"{count} rows in an input that the sweep must not rewrite", "the owner of that file")
         return
     yield Residue(where, "rows", count)
     if journal is None:
@@ -202,7 +211,7 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
         except (DataError, csv.Error, UnicodeDecodeError, pa.ArrowException) as e:
             # One unreadable list must not stop the erasure of the others.
             problem = str(e).partition(", first ")[0].replace(str(file), "a list")  # no id, no file name
-            yield NotPurgeable(str(REQUESTS), f"cannot be looked into: {problem}", "whoever put the list there")
+            yield NotPurgeable(str(REQUESTS), f"a list that could not be searched: {problem}", "the owner of the list")
             continue
         erased = targets.hits(values)
         if not erased.any():

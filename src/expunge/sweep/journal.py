@@ -50,7 +50,9 @@ class Journal:
             try:
                 return cls(root, **json.loads(path.read_text(encoding="utf-8")))
             except (json.JSONDecodeError, TypeError) as e:
-                raise DataError(f"{path}: not the journal of a sweep ({e}); restore it from a backup") from None
+                raise DataError(
+                    f"{path}: cannot be read as the journal of a sweep ({e}); restore it from a backup"
+                ) from None
         for top in ("data", "models"):
             for leftover in sorted((root / top).rglob(f".*{SUFFIX}")):
                 _remove(leftover)

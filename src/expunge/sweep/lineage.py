@@ -103,8 +103,8 @@ def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Fo
     for version in serving:
         yield NotPurgeable(
             f"MLflow {registry.name} version {version.version}",
-            "it serves, and nothing shows that it forgot the rows",
-            "whoever promotes: `expunge promote` a version that did, then sweep again",
+            "the version that serves; it is not known to have forgotten the rows",
+            "the person who promotes: promote a version that forgot them with `expunge promote`, then sweep again",
         )
     others = [v for v in superseded if v not in serving]
     if not others:
@@ -112,8 +112,8 @@ def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Fo
     if policy == "keep":
         yield NotPurgeable(
             f"MLflow {registry.name}",
-            f"{len(others)} versions that had not forgotten the rows, kept by sweep.versions",
-            "whoever keeps params.yaml: sweep.versions: remove",
+            f"{len(others)} versions that have not forgotten the rows, kept because sweep.versions is keep",
+            "the owner of params.yaml: set sweep.versions: remove",
         )
         return
     yield Residue(f"MLflow {registry.name}", "superseded versions", len(others))
@@ -129,16 +129,18 @@ def garbage(registry: Registry, besides: list[Version], apply: bool) -> Iterator
     models = retire.unregistered(registry.client, registry.name, besides)
     folders = retire.folders_of(models)
     if models:
-        yield Residue(f"MLflow {registry.name}", "models that no version is made from", len(models))
+        yield Residue(f"MLflow {registry.name}", "models that belong to no version", len(models))
     if not apply:
         return
     retire.remove_models(registry.client, models)
     if not retire.collect_garbage():
         yield NotPurgeable(
-            "MLflow server", "models and runs that are marked as deleted", "whoever runs the server: `mlflow gc`"
+            "MLflow server",
+            "models and runs that are marked as deleted",
+            "the administrator of the server: run `mlflow gc`",
         )
     elif missed := retire.remove_folders(folders):
-        yield Residue(ARTIFACTS, "model folders that `mlflow gc` had left", missed)
+        yield Residue(ARTIFACTS, "model folders that `mlflow gc` did not remove", missed)
 
 
 def examples(targets: Targets, registry: Registry, apply: bool) -> Iterator[Found]:
@@ -164,14 +166,15 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
     if policy == "keep":
         return NotPurgeable(
             str(MODELS / ORIGINAL),
-            "the model that was trained on the rows, kept by sweep.original; no later version can be promoted",
-            "whoever keeps params.yaml: sweep.original: champion; or `dvc repro --force train`",
+            "the model that was trained on the rows, kept because sweep.original is keep; no later version can be "
+            "promoted",
+            "the owner of params.yaml: set sweep.original: champion, or run `dvc repro --force train`",
         )
     if _successor(registry, covered) is None:
         return NotPurgeable(
             str(MODELS / ORIGINAL),
-            "the model that was trained on the rows: no champion can take its place",
-            "whoever runs the pipeline: `dvc repro --force train` trains it anew on what is left",
+            "the model that was trained on the rows, because no champion can replace it",
+            "the owner of the pipeline: run `dvc repro --force train` to train it again on the remaining rows",
         )
     return Residue(str(MODELS / ORIGINAL), "model trained on erased rows")
 
@@ -244,7 +247,7 @@ def products(targets: Targets, covered: list[str], journal: Journal | None) -> I
     tops = (targets.root / UNLEARNED, targets.root / MODELS / RETRAINED)
     for directory in sorted(path.parent for top in tops for path in top.glob(f"*/{MANIFEST}")):
         if len(read_manifest(directory, verify=False)["files"]):  # a method that refused has no files
-            yield Residue(str(directory.relative_to(targets.root)), "model that had not forgotten the rows")
+            yield Residue(str(directory.relative_to(targets.root)), "model that has not forgotten the rows")
             if journal is not None:
                 journal.drop(directory)
 

@@ -152,8 +152,8 @@ class Storage:
         A cache outside the workspace is only reported: other projects may share it, and their data would be removed.
         """
         if not self._own_cache:
-            what = "objects of earlier states, in a cache outside the workspace that others may share; remotes likewise"
-            who = "whoever knows all its projects: `dvc gc -w -c --projects ...`"
+            what = "objects of earlier states in a cache outside the workspace, which others may share, and in remotes"
+            who = "the owner of all projects that use it: run `dvc gc -w -c --projects ...`"
             report.not_purgeable.append(NotPurgeable("DVC cache", what, who))
             return
         stores = self._stores()
@@ -168,8 +168,8 @@ class Storage:
                 self._drop_runs(f"DVC remote {name}", path, report)
                 continue
             report.did([Residue(f"DVC remote {name}", "objects", removed)] if removed else [])
-            what = "run-cache entries (hashes and params), and versions that the storage keeps of what was deleted"
-            report.not_purgeable.append(NotPurgeable(f"DVC remote {name}", what, "whoever administers that storage"))
+            what = "run-cache entries (hashes and params), and versions of deleted objects that the storage keeps"
+            report.not_purgeable.append(NotPurgeable(f"DVC remote {name}", what, "the administrator of that storage"))
         for where, path in stores.items():
             if gone := len(before[where] - objects(path)):
                 report.did([Residue(where, "objects", gone)])

@@ -101,6 +101,6 @@ def _refuse_unknown(what: str, unknown: set[str], tombstones: Tombstones, datase
     never = int((~tombstones.hits(values).any).sum()) if values else 0
     if never:
         raise DataError(
-            f"{dataset.directory}: {never} of the {what} to erase are not in it and never were; "
-            "check the list, or bring back the dataset that they belong to with `dvc checkout`"
+            f"{dataset.directory}: {never} of the {what} to erase are not in it and never were; check the list, or "
+            "run `dvc checkout` to bring back the dataset that they belong to"
         )

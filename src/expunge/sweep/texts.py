@@ -16,7 +16,7 @@ from expunge.sweep.targets import Targets
 from expunge.system.paths import ACTIVATIONS, DATA_DOCS, REPORTS
 
 Found = Residue | NotPurgeable
-MAINTAINER = "whoever maintains the repository: rewrite its history, here and in every clone"
+MAINTAINER = "the maintainer of the repository: rewrite its history, here and in every clone"
 
 
 def needles(targets: Targets) -> IdScanner:
@@ -44,7 +44,9 @@ def mlflow(targets: Targets, apply: bool) -> Iterator[Found]:
     if wanted.distinct and database.is_file():
         for table, count in _rows_with(database, wanted):
             what = f"{count} rows of the table {table} with ids"
-            yield NotPurgeable("MLflow database", what, "whoever logged them: delete those runs, then `mlflow gc`")
+            yield NotPurgeable(
+                "MLflow database", what, "the person who logged them: delete those runs, then run `mlflow gc`"
+            )
 
 
 def prefect_home() -> Path:
@@ -68,12 +70,14 @@ def prefect(targets: Targets, apply: bool) -> Iterator[Found]:
     if wanted.distinct and database.is_file():
         for table, count in _rows_with(database, wanted):
             what = f"{count} rows of the table {table} with ids"
-            yield NotPurgeable("Prefect database", what, "whoever runs the Prefect server: `prefect flow-run delete`")
+            yield NotPurgeable(
+                "Prefect database", what, "the administrator of the Prefect server: run `prefect flow-run delete`"
+            )
     if "PREFECT_API_URL" in os.environ and wanted.distinct:
         yield NotPurgeable(
             "Prefect server",
-            "its database was not looked through: flow-run parameters and logs are not meant to hold ids",
-            "whoever runs the Prefect server",
+            "a database that was not searched; parameters and logs of flow runs should hold no ids",
+            "the administrator of the Prefect server",
         )
 
 
@@ -105,7 +109,7 @@ def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
             gone[blob] = not named <= objects
         pointing += any(gone[blob] for blob in blobs)
     if pointing:
-        yield NotPurgeable("git", f"{pointing} commits name data that is gone; the data is not in them", MAINTAINER)
+        yield NotPurgeable("git", f"{pointing} commits that name removed data, but do not contain it", MAINTAINER)
 
 
 def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
@@ -115,7 +119,7 @@ def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
         return
     blobs = sum(kind == "blob" and wanted.count(content) > 0 for kind, content in _blobs(targets.root))
     if blobs:
-        yield NotPurgeable("git", f"{blobs} versions of files hold ids of erased rows", MAINTAINER)
+        yield NotPurgeable("git", f"{blobs} versions of files that contain ids of erased rows", MAINTAINER)
 
 
 def _named(lock: bytes) -> set[str]:

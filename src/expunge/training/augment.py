@@ -23,7 +23,7 @@ def make_augment(name: str, height: int, width: int) -> Augment | None:
     that name in addition. Random numbers come from torch's global generator. Raises ValueError for another name.
     """
     if name not in AUGMENTATIONS:
-        raise ValueError(f"augment {name!r}: one of {', '.join(AUGMENTATIONS)}")
+        raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")
     if name == "none":
         return None
     v2 = import_vision("torchvision.transforms.v2")

@@ -17,7 +17,7 @@ def classifier_of_params(config: Config) -> Classifier:
     """Return the model for the prepared dataset, before training. Raises ConfigError if there is no dataset yet."""
     if not DATASET.is_dir():
         raise ConfigError(
-            f"{DATASET}: no dataset yet, whose images and classes a model is built for; run dvc repro prepare"
+            f"{DATASET}: no such dataset, but a model is built for its images and classes; run dvc repro prepare"
         )
     return build_classifier(config, Dataset(DATASET), config.train.seed)
 
@@ -43,7 +43,7 @@ def resolve(config: Config, classifier: Classifier, rows: int) -> list[str]:
         return list(given.cuts)
     chosen = choose_cut(cut_costs(classifier), rows, given.max_gb, given.max_cost)
     log_message(
-        f"activations.cuts: auto takes {chosen.name}: {chosen.gb(rows):.2f} GB, "
-        f"{chosen.share_above:.0%} of the operations above"
+        f"activations.cuts: auto chose {chosen.name}, which needs {chosen.gb(rows):.2f} GB and has "
+        f"{chosen.share_above:.0%} of the operations above it"
     )
     return [chosen.name]

@@ -47,7 +47,9 @@ def make_optimizer(
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     optim = import_vision("timm.optim")
     if name not in optim.list_optimizers():
-        raise ConfigError(f"params.yaml: train.optimizer: timm knows no {name!r}; see timm.optim.list_optimizers()")
+        raise ConfigError(
+            f"params.yaml: train.optimizer: timm has no optimizer {name!r}; list all with timm.optim.list_optimizers()"
+        )
     groups = _groups(classifier, weight_decay, layer_decay)
     made: torch.optim.Optimizer = optim.create_optimizer_v2(
         groups, opt=name, lr=lr, momentum=momentum, weight_decay=0.0
@@ -97,7 +99,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int, lr: f
     decay after the rise. Raises ValueError for another name.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"schedule {name!r}: one of {', '.join(SCHEDULES)}")
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
     if name == "cosine":
         rise = round(warmup * steps)
         for group in optimizer.param_groups:

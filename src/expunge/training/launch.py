@@ -53,11 +53,13 @@ def train_with_torchrun(
         ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": threads})
         if (work / RESULT).is_file():
             break
-        log_message(f"train: a process died (exit status {ended.returncode}) after {restarts} of {RESTARTS} restarts")
+        log_message(
+            f"train: a process ended with exit status {ended.returncode} after {restarts} of {RESTARTS} restarts"
+        )
     else:
         raise ExpungeError(
-            f"train: torchrun gave up after {RESTARTS} restarts (exit status {ended.returncode}), see above; with "
-            "train.engine: local one process trains"
+            f"train: torchrun failed after {RESTARTS} restarts with exit status {ended.returncode}; read its output "
+            "above, or set train.engine: local to train in one process"
         )
     result: dict[str, Any] = read_json(work / RESULT)
     if result["refused"]:

@@ -194,7 +194,9 @@ def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str,
     recipe = recipe_of(config.train, classifier)
     for key, neutral in NOT_ABOVE.items():
         if getattr(config.train, key) not in (None, neutral):
-            raise ConfigError(f"params.yaml: train.{key}: is not for model.training: above; set it to {neutral}")
+            raise ConfigError(
+                f"params.yaml: train.{key}: cannot be used with model.training: above; set it to {neutral}"
+            )
     device = classifier.head.weight.device
     bf16 = computes_bf16(device) if recipe.precision == "auto" else recipe.precision == "bf16"
     try:
@@ -228,7 +230,7 @@ def _train_above(
     if shards == slices == 1:
         fitted = train_above(classifier, activations, labels, chosen, recipe)
         log_message(
-            f"train: above {recipe['cut']} on {len(rows):,} rows, training accuracy "
+            f"train: trained above {recipe['cut']} on {len(rows):,} rows, training accuracy "
             f"{fitted.history_[-1]['accuracy']:.4f}"
         )
         made, history, steps = fitted.classifier_, fitted.history_, None
@@ -236,7 +238,7 @@ def _train_above(
         placed = places(dataset, train, forgotten, shards, slices)
         engine = on_ray(config.extract.address, config.extract.workers) if config.extract.engine == "ray" else None
         steps = train_shards(classifier, activations, labels, chosen, recipe, placed, engine=engine)
-        log_message(f"train: above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
+        log_message(f"train: trained above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
         made, history = steps.classifier_, steps.history_
     return made, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": history}, steps
 
@@ -281,7 +283,7 @@ def _train_head(
         _prepare(one)
     classifier.set_head(head.head_.weight, head.head_.bias)
     log_message(
-        f"train: {config.model.training} head on {len(rows):,} rows of {shards.dim} features"
+        f"train: trained a {config.model.training} head on {len(rows):,} rows of {shards.dim} features"
         + (f" in {count} shards" if count > 1 else "")
     )
     return head, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": []}
@@ -292,5 +294,6 @@ def _prepare(head: RidgeHead | SoftmaxHead) -> None:
         head.prepare()
         if not head.converged_:
             log_message(
-                f"train: the head stopped at a gradient of norm {head.gradient_norm_:.2g}; raise train.head.steps"
+                "train: warning: the head did not converge, and its gradient has the norm "
+                f"{head.gradient_norm_:.2g}; raise train.head.steps"
             )

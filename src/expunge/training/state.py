@@ -57,7 +57,10 @@ class TrainState:
             with safe_open(self.path, "pt") as f:
                 state: dict[str, Any] = json.loads(f.metadata()["state"])
                 if state.pop("identity") != self.identity:
-                    log_message(f"train: {self.path} is of another recipe or data; starting anew")
+                    log_message(
+                        f"train: {self.path} belongs to another recipe or other data; training starts from the "
+                        "beginning"
+                    )
                     return None
                 with torch.no_grad():
                     for name, tensor in tensors.items():
@@ -67,7 +70,7 @@ class TrainState:
                 if optimizer is not None:
                     _into_optimizer(optimizer, kept, plain)
         except SafetensorError as e:
-            log_message(f"train: {self.path} is damaged ({e}); starting anew")
+            log_message(f"train: {self.path} is damaged ({e}); training starts from the beginning")
             return None
         return state
 

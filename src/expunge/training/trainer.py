@@ -83,15 +83,22 @@ def train(
     `held` also held_loss and held_accuracy. Raises DataError for labels out of range or a loss that is not finite.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if len(images) != len(labels) or not len(labels):
-        raise DataError(f"{len(images)} images and {len(labels)} labels; there must be one label per image, and some")
+        raise DataError(
+            f"training needs at least one image and one label per image, got {len(images)} images and {len(labels)} "
+            "labels"
+        )
     if labels.min() < 0 or labels.max() >= classifier.card.num_classes:
         raise DataError(
-            f"labels span {labels.min()}..{labels.max()}; the model has classes 0..{classifier.card.num_classes - 1}"
+            f"labels must be in 0..{classifier.card.num_classes - 1}, the classes of the model, got "
+            f"{labels.min()}..{labels.max()}"
         )
     if patience is not None and (held is None or not held.any() or held.all()):
-        raise DataError("train.patience needs held-out rows and others: raise train.holdout, or set patience to null")
+        raise DataError(
+            "train.patience needs both held-out rows and rows to train on; raise train.holdout, or set "
+            "train.patience to null"
+        )
     arguments = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
         "precision": precision, "seed": seed, "optimizer": optimizer, "schedule": schedule, "warmup": warmup,
@@ -118,7 +125,10 @@ def train(
     with synchronised_batch_norm(classifier, run.group):
         for epoch in range(len(history), epochs):
             if patience is not None and _tired(history, patience):
-                log_message(f"train: stopped after epoch {epoch}: the held-out loss fell last {patience} passes ago")
+                log_message(
+                    f"train: stopped after epoch {epoch}, because the held-out loss has not fallen for {patience} "
+                    "epochs"
+                )
                 break
             history.append(run.epoch(epoch, bf16))
             run.watch(history, bf16)

@@ -113,13 +113,13 @@ APPLE = "package/img/twitter/64/1f34e.png"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without(APPLE), f"twitter-16.0.0.tgz: no {APPLE} in it"),
+        (without(APPLE), f"twitter-16.0.0.tgz: lacks {APPLE}"),
         (with_content(APPLE, (SAMPLE / "twitter/1f34e.png").read_bytes()[:700]), f"{APPLE}: not a readable image"),
         (with_content(APPLE, b""), f"{APPLE}: not a readable image"),
-        (without("package/emoji.json"), "no readable package/emoji.json"),
-        (with_content("package/emoji.json", b"[{"), "no readable package/emoji.json"),
+        (without("package/emoji.json"), "package/emoji.json cannot be read"),
+        (with_content("package/emoji.json", b"[{"), "package/emoji.json cannot be read"),
         (table_with(category="Plants"), "unknown group 'Plants'"),
-        (table_with(image="../../../../etc/passwd"), "no package/img/google/64/../../../../etc/passwd in it"),
+        (table_with(image="../../../../etc/passwd"), "lacks package/img/google/64/../../../../etc/passwd"),
     ],
 )
 def test_archives_with_other_members(tmp_path, monkeypatch, change: Change, message: str) -> None:
@@ -130,7 +130,7 @@ def test_a_picture_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     small = io.BytesIO()
     Image.new("RGB", (32, 64)).save(small, "PNG")
     files = pack(tmp_path / "files", monkeypatch, with_content(APPLE, small.getvalue()))
-    refused(tmp_path, "the picture is 32 x 64, not 64 x 64", "emoji", files)
+    refused(tmp_path, "the image has 32 x 64 pixels, but 64 x 64 are needed", "emoji", files)
 
 
 def test_a_truncated_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +138,9 @@ def test_a_truncated_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     file.write_bytes(file.read_bytes()[:-2000])
     refused(tmp_path, r"twitter-16\.0\.0\.tgz: content has sha256 \w+, not", "emoji", file.parent)
     emoji.SHA256["twitter"] = sha256(file)
-    refused(tmp_path, r"twitter-16\.0\.0\.tgz: damaged archive", "emoji", file.parent)
+    refused(tmp_path, r"twitter-16\.0\.0\.tgz: the archive is damaged", "emoji", file.parent)
     file.unlink()
-    refused(tmp_path, r"twitter-16\.0\.0\.tgz: no such file; it is what `npm pack", "emoji", file.parent)
+    refused(tmp_path, r"twitter-16\.0\.0\.tgz: no such file; write it with `npm pack", "emoji", file.parent)
 
 
 def test_a_link_in_an_archive_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path: Path, monkeypatch: pytes
         link.type, link.linkname = tarfile.SYMTYPE, str(SAMPLE / "twitter" / "1f34e.png")
         archive.addfile(link)
     emoji.SHA256["twitter"] = sha256(file)
-    refused(tmp_path, f"no {APPLE} in it", "emoji", file.parent)
+    refused(tmp_path, f"lacks {APPLE}", "emoji", file.parent)
 
 
 def test_archives_that_were_fetched_before_need_no_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,9 @@ def test_a_damaged_copy_is_kept_where_nothing_better_can_be_fetched(
     fetched = Path(shutil.copytree(sample, tmp_path / "raw" / "fortunes"))
     (fetched / "people").unlink()
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(DataError, match=r"no apt-get and dpkg here.* Install the Debian packages fortunes-min and"):
+    with pytest.raises(
+        DataError, match=r"apt-get and dpkg are not installed.* Install the Debian packages fortunes-min and"
+    ):
         fortunes.locate(tmp_path / "raw")
     assert [f.name for f in (tmp_path / "raw").iterdir()] == ["fortunes"]
 

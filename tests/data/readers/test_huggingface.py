@@ -62,10 +62,20 @@ def test_saved_pictures_with_named_columns(tmp_path: Path) -> None:
     saved = datasets.DatasetDict(train=image_rows(5), test=image_rows(3, seed=1))
     saved.save_to_disk(tmp_path / "saved")
     source = f"hf:{tmp_path / 'saved'}"
-    refused(tmp_path, source, r"2 columns could be the label \(fine, coarse\); name it as data\.columns\.label")
-    refused(tmp_path, source, "no column 'hair' .data.columns.subject.; it has img, fine", columns={"subject": "hair"})
-    refused(tmp_path, source, "unknown role 'lable'; known are image", columns={"lable": "fine"})
-    refused(tmp_path, source, "column 'person' is Value, not an Image", columns={"label": "fine", "image": "person"})
+    refused(tmp_path, source, r"2 columns could be the label \(fine, coarse\); set data\.columns\.label to one of")
+    refused(
+        tmp_path,
+        source,
+        "no column 'hair' .data.columns.subject.; its columns are img, fine",
+        columns={"subject": "hair"},
+    )
+    refused(tmp_path, source, "unknown role 'lable'; the roles are image", columns={"lable": "fine"})
+    refused(
+        tmp_path,
+        source,
+        "column 'person' is of type Value, but Image is needed",
+        columns={"label": "fine", "image": "person"},
+    )
     options: dict[str, Any] = {"raw_dir": tmp_path / "raw", "columns": {"label": "fine", "subject": "person"}}
     dataset = prepared(tmp_path, source, **options)
     np.testing.assert_array_equal(dataset.images(), np.concatenate([pictures(5, 8), pictures(3, 8, seed=1)]))
@@ -130,22 +140,22 @@ def test_no_pickle_and_no_file_from_elsewhere(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": None, "path": str(tmp_path / "private.png")}] * 4, "label": [0, 1, 0, 1]}
     (tmp_path / "remote").mkdir()
     pq.write_table(pa.table(rows, schema=features.arrow_schema), tmp_path / "remote" / "train.parquet")
-    refused(tmp_path, f"hf:{tmp_path / 'remote'}", "picture of row 0 is a file outside the data set")
+    refused(tmp_path, f"hf:{tmp_path / 'remote'}", "image of row 0 is a file outside the data set")
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    refused(tmp_path, "hf:owner/name", r"is not pinned; branches and tags move, so write @ and the 40 digits")
-    refused(tmp_path, "hf:owner/name@main", "is not pinned")
-    refused(tmp_path, "hf:name", "is not hf:OWNER/NAME@COMMIT, nor a directory")
+    refused(tmp_path, "hf:owner/name", r"names no commit, and branches and tags can move; write @ and the 40 digits")
+    refused(tmp_path, "hf:owner/name@main", "names no commit")
+    refused(tmp_path, "hf:name", "is neither hf:OWNER/NAME@COMMIT nor a directory")
     refused(tmp_path, "hf:./absent", "absent: no such directory")
     write_parquet(tmp_path / "damaged", "train.parquet", texts(10))
     file = tmp_path / "damaged" / "train.parquet"
     file.write_bytes(file.read_bytes()[:-30])
     refused(tmp_path, f"hf:{tmp_path / 'damaged'}", "damaged: .*; check the name")
     write_parquet(tmp_path / "held", "test.parquet", texts(10))
-    refused(tmp_path, f"hf:{tmp_path / 'held'}", "no split 'train'; it has test")
+    refused(tmp_path, f"hf:{tmp_path / 'held'}", "no split 'train'; its splits are test")
     write_parquet(tmp_path / "unlabelled", "train.parquet", {"text": ["a", "b"], "stars": [1, 2]})
-    refused(tmp_path, f"hf:{tmp_path / 'unlabelled'}", "no label column; name it as data.columns.label, of text, stars")
+    refused(tmp_path, f"hf:{tmp_path / 'unlabelled'}", "no label column; set data.columns.label to one of text, stars")
     write_parquet(tmp_path / "gap", "train.parquet", texts(4, ["a", "b", None, "b"]))
     refused(tmp_path, f"hf:{tmp_path / 'gap'}", "row 2 has no label")
 

@@ -64,7 +64,9 @@ def test_a_path_that_is_given_must_exist(reader, tmp_path):
 
 def test_what_is_no_source_is_named_with_its_package(declare, tmp_path):
     (declare("readers", "parity", "parity_reader:nothing") / "parity_reader.py").write_text(READER)
-    with pytest.raises(DataError, match=r"reader 'parity' of plugin_0 0\.1\.0 returned a list, not an expunge"):
+    with pytest.raises(
+        DataError, match=r"reader 'parity' of plugin_0 0\.1\.0 must return an expunge.* returned a list"
+    ):
         prepare("parity", tmp_path / "dataset")
 
 

@@ -101,30 +101,35 @@ def test_cifar_files_are_checked(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     third = folder / "data_batch_3.bin"
     whole = third.read_bytes()
     third.write_bytes(whole[:-1])
-    refused(tmp_path, "CIFAR10", tmp_path / "root", r"data_batch_3\.bin: 12291 bytes are not whole records of 3073")
+    refused(
+        tmp_path,
+        "CIFAR10",
+        tmp_path / "root",
+        r"data_batch_3\.bin: has 12291 bytes, which is not a multiple of the record size 3073",
+    )
     third.write_bytes(whole[:3073] + b"\x0a" + whole[3074:])
     refused(tmp_path, "CIFAR10", tmp_path / "root", r"data_batch_3\.bin: record 1 has label 10")
     third.unlink()
     refused(tmp_path, "CIFAR10", tmp_path / "root", r"data_batch_3\.bin: no such file")
     third.write_bytes(whole[:3073])
     assert read(tmp_path, "CIFAR10", tmp_path / "root").manifest["rows_train"] == 17
-    assert "17 train rows, published are 50000" in caplog.text
+    assert "has 17 train rows, but the published data set has 50000" in caplog.text
 
 
 def test_wrong_roots_and_names(tmp_path: Path) -> None:
-    refused(tmp_path, "CIFAR10", tmp_path / "absent", r"absent: no such directory \(data.root")
+    refused(tmp_path, "CIFAR10", tmp_path / "absent", r"absent: no such directory; correct data\.root")
     (tmp_path / "empty").mkdir()
     refused(tmp_path, "CIFAR10", tmp_path / "empty", "holds neither cifar-10-batches-bin/ nor cifar-10-binary.tar.gz")
     for name, message in {
         "MNIST": "holds neither train-images-idx3-ubyte nor",
-        "SVHN": r"train_32x32\.mat: no such file; data.root",
+        "SVHN": r"train_32x32\.mat: no such file; set data.root",
         "STL10": "holds neither stl10_binary/ nor",
         "TinyImageNet": "holds neither tiny-imagenet-200/ nor",
         "ImageNet": "no directory train/",
         "Food101": "holds neither food-101/ nor",
         "Flowers102": "flowers-102: holds neither jpg/ nor",
         "CIFAR": r"no reader for 'torchvision:CIFAR'; did you mean torchvision:CIFAR10\?",
-        "CelebA": "no reader for 'torchvision:CelebA'; known are CIFAR10, ",
+        "CelebA": "no reader for 'torchvision:CelebA'; the known data sets are CIFAR10, ",
     }.items():
         refused(tmp_path, name, tmp_path / "empty", message)
     refused(tmp_path, "ImageNet", tmp_path / "empty", "ImageNet cannot be downloaded", download=True)
@@ -155,8 +160,8 @@ def test_archives_are_checked_unpacked_and_fetched(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr("expunge.data.readers.named.CIFAR10", cifar.CIFAR10)
         root.mkdir()
         (root / wanted.name).write_bytes(archive[: len(archive) // 2])
-        refused(tmp_path, "CIFAR10", root, r"cifar-10-binary\.tar\.gz: MD5 is .* it is incomplete")
-        refused(tmp_path, "CIFAR10", root, r"cifar-10-binary\.tar\.gz: MD5 is", download=True)
+        refused(tmp_path, "CIFAR10", root, r"cifar-10-binary\.tar\.gz: has the MD5 .* the published file has")
+        refused(tmp_path, "CIFAR10", root, r"cifar-10-binary\.tar\.gz: has the MD5", download=True)
         assert [f.name for f in root.iterdir()] == [wanted.name]
         (root / wanted.name).unlink()
         dataset = read(tmp_path, "CIFAR10", root, download=True)
@@ -164,7 +169,7 @@ def test_archives_are_checked_unpacked_and_fetched(tmp_path: Path, monkeypatch: 
         assert sorted(f.name for f in root.iterdir()) == ["cifar-10-batches-bin", wanted.name]
         (tmp_path / "www" / wanted.name).write_bytes(archive[:-9])
         (tmp_path / "second").mkdir()
-        refused(tmp_path / "second", "CIFAR10", tmp_path / "fresh", "could not be fetched .*MD5 is", download=True)
+        refused(tmp_path / "second", "CIFAR10", tmp_path / "fresh", "could not be fetched .*has the MD5", download=True)
         assert list((tmp_path / "fresh").iterdir()) == []
 
 
@@ -197,12 +202,12 @@ def test_idx_files_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     packed_file, plain = raw / "train-images-idx3-ubyte.gz", raw / "t10k-labels-idx1-ubyte"
     whole = packed_file.read_bytes()
     packed_file.write_bytes(whole[:-20])
-    refused(tmp_path, "MNIST", tmp_path / "root", r"train-images-idx3-ubyte\.gz: not a complete file")
+    refused(tmp_path, "MNIST", tmp_path / "root", r"train-images-idx3-ubyte\.gz: is not a complete file")
     packed_file.write_bytes(gzip.compress(made.idx(images[:10])[:-5]))
-    refused(tmp_path, "MNIST", tmp_path / "root", r"7835 bytes for an array of \(10, 28, 28\)")
+    refused(tmp_path, "MNIST", tmp_path / "root", r"has 7835 bytes, which does not fit its shape \(10, 28, 28\)")
     packed_file.write_bytes(whole)
     plain.write_bytes(made.idx(labels[10:])[:2] + b"\x0d" + made.idx(labels[10:])[3:])
-    refused(tmp_path, "MNIST", tmp_path / "root", r"t10k-labels-idx1-ubyte: not an idx file of bytes")
+    refused(tmp_path, "MNIST", tmp_path / "root", r"t10k-labels-idx1-ubyte: is not an IDX file of bytes")
     plain.write_bytes(made.idx(labels[:4]))
     refused(tmp_path, "MNIST", tmp_path / "root", "5 test images, but 4 labels")
     plain.unlink()
@@ -211,7 +216,13 @@ def test_idx_files_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "www" / "t10k-labels-idx1-ubyte.gz").write_bytes(content)
     with served(tmp_path / "www") as base:
         monkeypatch.setattr("expunge.data.readers.named.MNIST", replace(idx.MNIST, mirrors=(base,)))
-        refused(tmp_path, "MNIST", tmp_path / "root", "published is ec29112dd5afa0611ce80d1b7f02629c", download=True)
+        refused(
+            tmp_path,
+            "MNIST",
+            tmp_path / "root",
+            "the published file has ec29112dd5afa0611ce80d1b7f02629c",
+            download=True,
+        )
         right = replace(idx.MNIST, mirrors=(base,), md5=(*idx.MNIST.md5[:3], md5(content)))
         monkeypatch.setattr("expunge.data.readers.named.MNIST", right)
         assert read(tmp_path, "MNIST", tmp_path / "root", download=True).manifest["rows_test"] == 5
@@ -228,11 +239,11 @@ def test_svhn(tmp_path: Path) -> None:
     second.mkdir()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    refused(second, "SVHN", tmp_path / "root", r"test_32x32\.mat: not a whole MATLAB file")
+    refused(second, "SVHN", tmp_path / "root", r"test_32x32\.mat: is not a complete MATLAB file")
     made.svhn(tmp_path / "root", "test", images[11:], np.array([1, 2, 11, 3]))
     refused(second, "SVHN", tmp_path / "root", r"test_32x32\.mat: row 2 has label 11")
     made.savemat(file, {"X": images[11:].transpose(1, 2, 3, 0)})
-    refused(second, "SVHN", tmp_path / "root", r"test_32x32\.mat: holds no array 'y'")
+    refused(second, "SVHN", tmp_path / "root", r"test_32x32\.mat: holds no integer array 'y'")
     assert svhn.FILES["train"].urls[0].endswith("train_32x32.mat")
 
 
@@ -272,11 +283,11 @@ def test_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     third.mkdir()
     annotations = folder / "val" / "val_annotations.txt"
     annotations.write_text(annotations.read_text().replace("n04067472", "n99999999"))
-    refused(third, "TinyImageNet", tmp_path / "root", r"val_annotations\.txt: class 'n99999999' is none of the 3")
+    refused(third, "TinyImageNet", tmp_path / "root", r"val_annotations\.txt: 'n99999999' is not one of the 3 classes")
     annotations.write_text("val_0.JPEG n02124075\n")
     refused(third, "TinyImageNet", tmp_path / "root", "line 1 has no tab")
     annotations.unlink()
-    refused(third, "TinyImageNet", tmp_path / "root", "class 'images' is none of the 3")
+    refused(third, "TinyImageNet", tmp_path / "root", "'images' is not one of the 3 classes")
 
 
 def test_imagenet_folders_and_kaggle(tmp_path: Path) -> None:
@@ -294,7 +305,7 @@ def test_imagenet_folders_and_kaggle(tmp_path: Path) -> None:
     second.mkdir()
     for wnid in dataset.class_names:
         (root / "val" / wnid).rmdir()
-    refused(second, "ImageNet", root, "lie in no class folders; sort them into val/WNID/")
+    refused(second, "ImageNet", root, "are not in class folders; sort them into val/WNID/")
     (root / "LOC_val_solution.csv").write_text("\n".join(answers) + "\n")
     flat = read(second, "ImageNet", root)
     assert flat.labels().tolist()[4:] == [0, 1, 0, 1]
@@ -320,7 +331,7 @@ def test_food101_and_flowers102(tmp_path: Path) -> None:
     (food / "images" / "waffles" / "1004.jpg").unlink()
     refused(third, "Food101", tmp_path / "root", r"1004\.jpg: cannot be read")
     (food / "meta" / "test.json").write_text('{"waffles": ["../../../secret"]}')
-    refused(third, "Food101", tmp_path / "root", "lies outside")
+    refused(third, "Food101", tmp_path / "root", "is outside the data set")
     (food / "meta" / "test.json").write_text('{"waffles": ["waffles/10')
     refused(third, "Food101", tmp_path / "root", r"test\.json: cannot be read as JSON")
     assert listed.FOOD.urls[0].endswith("food-101.tar.gz")

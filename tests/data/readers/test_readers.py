@@ -97,9 +97,9 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     refused(tmp_path, r"a/2\.png: not a readable image", "image-folder", root)
     (root / "a" / "2.png").unlink()
     (root / "notes.txt").write_text("x")
-    refused(tmp_path, r"notes\.txt: not an image", "image-folder", root)
+    refused(tmp_path, r"notes\.txt: is not an image", "image-folder", root)
     (root / "notes.txt").rename(root / "loose.png")
-    refused(tmp_path, r"loose\.png: lies in no class folder", "image-folder", root)
+    refused(tmp_path, r"loose\.png: is not in a class folder", "image-folder", root)
     (tmp_path / "empty").mkdir()
     refused(tmp_path, "no images", "image-folder", tmp_path / "empty")
     refused(tmp_path, "not a directory", "image-folder", root / "loose.png")
@@ -155,9 +155,9 @@ def test_parquet_directory_with_integer_labels_and_image_structs(tmp_path: Path)
     [
         ({"label": None}, "no column 'label'; it has image, id, subject, split"),
         ({"image": None}, "no column 'image'"),
-        ({"label": [0, 1, -1, 0, 0, 0, 0, 0]}, "label -1 of row 2 is out of range"),
+        ({"label": [0, 1, -1, 0, 0, 0, 0, 0]}, "row 2 has label -1, which is outside"),
         ({"label": [0, 1, None, 0, 0, 0, 0, 0]}, "row 2 has no label"),
-        ({"label": [0.5] * 8}, "column 'label' is double"),
+        ({"label": [0.5] * 8}, "column 'label' has the type double"),
         ({"image": [png(0)] * 7 + [None]}, "row 7 has no image"),
         ({"image": [png(0)] * 4 + [b"junk"] * 4}, "x4: not a readable image"),
         ({"id": ["a"] * 8}, "1 sample ids occur"),
@@ -214,13 +214,13 @@ def test_npz_with_train_and_test_arrays(tmp_path: Path) -> None:
     [
         ({"x": GREY}, "exactly one array y or labels; it holds x"),
         ({"x": GREY, "images": GREY, "y": LABELS}, "exactly one array x or images"),
-        ({"x": GREY / 255, "y": LABELS}, "images are float64; store them as uint8"),
-        ({"x": np.stack([GREY] * 4, -1), "y": LABELS}, r"images are \(9, 3, 4, 4\)"),
-        ({"x": GREY, "y": LABELS[:5]}, "labels has 5 rows, the images 9"),
+        ({"x": GREY / 255, "y": LABELS}, "images have the type float64; store them as uint8"),
+        ({"x": np.stack([GREY] * 4, -1), "y": LABELS}, r"images have the shape \(9, 3, 4, 4\)"),
+        ({"x": GREY, "y": LABELS[:5]}, "labels has 5 rows, but there are 9 images"),
         ({"x": GREY, "y": LABELS, "ids": np.arange(3)}, "ids has 3 rows"),
-        ({"x": GREY, "y": LABELS - 1}, "label -1 of row 0"),
-        ({"x": GREY, "y": LABELS / 2}, "labels are float64"),
-        ({"x": GREY, "y": LABELS, "class_names": np.array(["only", "two"])}, "label 2, outside 0 to 1"),
+        ({"x": GREY, "y": LABELS - 1}, "row 0 has label -1"),
+        ({"x": GREY, "y": LABELS / 2}, "labels have the type float64"),
+        ({"x": GREY, "y": LABELS, "class_names": np.array(["only", "two"])}, "label 2, which is outside 0 to 1"),
         ({"x": GREY, "y": LABELS, "weights": LABELS}, "unknown array 'weights'"),
         ({"x_train": GREY, "y_train": LABELS}, "array x_test"),
         ({"x": GREY, "y": np.array([{"a": 1}] * 9, dtype=object)}, "without pickled objects"),

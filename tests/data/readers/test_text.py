@@ -87,7 +87,7 @@ def test_what_cannot_be_a_dataset_is_refused_by_name(tmp_path: Path) -> None:
         ({"text": [*TEXTS[:2], None, *TEXTS[3:]]}, r"in\.csv: row 2 has no text"),
         ({"label": [*LABELS[:-1], None]}, "row 7 has no label"),
         ({"split": ["train"] * 7 + ["dev"]}, "split 'dev' is neither"),
-        ({"sample_id": ["t0"] * 8}, "8 sample ids|sample ids occur twice"),
+        ({"sample_id": ["t0"] * 8}, "8 sample ids|sample ids occur more than once"),
     ):
         refused(tmp_path, message, "text", write(file, {**rows(), **change}))
     refused(
@@ -104,9 +104,9 @@ def test_what_cannot_be_a_dataset_is_refused_by_name(tmp_path: Path) -> None:
     refused(tmp_path, r"in\.csv: damaged.*Empty CSV", "text", file)
     refused(
         tmp_path,
-        r"in\.json: source text reads \.parquet or \.csv or \.tsv",
+        r"in\.json: data\.source text reads only \.parquet or \.csv or \.tsv",
         "text",
         write(tmp_path / "in.json", rows()),
     )
     (tmp_path / "empty").mkdir()
-    refused(tmp_path, "no .* files in it", "text", tmp_path / "empty")
+    refused(tmp_path, "contains no .* files", "text", tmp_path / "empty")

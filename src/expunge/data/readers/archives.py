@@ -43,7 +43,7 @@ def checked_file(directory: Path, wanted: Published, download: bool) -> Path:
         _check(file, wanted)
         return file
     if not download:
-        raise DataError(f"{file}: no such file; put it there from {wanted.urls[0]}, or set data.download: true")
+        raise DataError(f"{file}: no such file; download it from {wanted.urls[0]}, or set data.download: true")
     return fetch(directory, wanted)
 
 
@@ -66,7 +66,7 @@ def fetch(directory: Path, wanted: Published) -> Path:
             return file
         except (OSError, DataError) as e:
             problems.append(f"{url}: {e}")
-    raise DataError(f"{file}: could not be fetched ({'; '.join(problems)}); put it there by hand")
+    raise DataError(f"{file}: could not be fetched ({'; '.join(problems)}); download it by hand")
 
 
 def unpacked(root: Path, folder: str, wanted: Published, download: bool) -> Path:
@@ -83,15 +83,15 @@ def unpacked(root: Path, folder: str, wanted: Published, download: bool) -> Path
         return target
     if not (root / wanted.name).is_file() and not download:
         raise DataError(
-            f"{root}: holds neither {folder}/ nor {wanted.name}; data.root must name the directory with one of them, "
-            f"from {wanted.urls[0]}, or set data.download: true"
+            f"{root}: holds neither {folder}/ nor {wanted.name}; set data.root to a directory that contains one "
+            f"of them, download it from {wanted.urls[0]}, or set data.download: true"
         )
     archive = checked_file(root, wanted, download)
     try:
         with _temporary(root, folder) as tmp:
             _extract(archive, tmp)
             if not (tmp / folder).is_dir():
-                raise DataError(f"{archive}: holds no directory {folder}/")
+                raise DataError(f"{archive}: contains no directory {folder}/; delete it and fetch it again")
             os.replace(tmp / folder, target)
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f"{archive}: cannot be unpacked into {root} ({e})") from e
@@ -125,6 +125,5 @@ def _check(file: Path, wanted: Published) -> None:
         found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != wanted.md5:
         raise DataError(
-            f"{file}: MD5 is {found}, published is {wanted.md5}; it is incomplete or another file, "
-            "delete it and fetch it again"
+            f"{file}: has the MD5 {found}, but the published file has {wanted.md5}; delete it and fetch it again"
         )

@@ -73,15 +73,15 @@ def read_cifar(root: Path, which: Cifar, download: bool = False) -> Source:
     archive_here = (root / which.archive.name).is_file()
     if (root / which.pickled).is_dir() and not (root / which.folder).is_dir() and not archive_here and not download:
         raise DataError(
-            f"{root / which.pickled}: the python version is a pickle, which is never loaded; fetch the binary version "
-            f"{which.archive.urls[0]} into {root}, or set data.download: true"
+            f"{root / which.pickled}: the python version is a pickle, which is never loaded; download the binary "
+            f"version {which.archive.urls[0]} into {root}, or set data.download: true"
         )
     directory = unpacked(root, which.folder, which.archive, download)
     names = _names(directory / which.names_file, which.classes)
     parts = {split: [_records(directory / f, which) for f in files] for split, files in which.files.items()}
     for split, records in parts.items():
         if (n := sum(len(r) for r in records)) != ROWS[split]:
-            log.warning("%s: %d %s rows, published are %d", directory, n, split, ROWS[split])
+            log.warning("%s: has %d %s rows, but the published data set has %d", directory, n, split, ROWS[split])
 
     def batches() -> Iterator[Batch]:
         for split, records in parts.items():
@@ -104,14 +104,17 @@ def _records(file: Path, which: Cifar) -> np.ndarray:
         raise DataError(f"{file}: no such file; unpack {which.archive.name} again")
     length = file.stat().st_size
     if length == 0 or length % size:
-        raise DataError(f"{file}: {length} bytes are not whole records of {size}; unpack {which.archive.name} again")
+        raise DataError(
+            f"{file}: has {length} bytes, which is not a multiple of the record size {size}; unpack "
+            f"{which.archive.name} again"
+        )
     records = np.memmap(file, np.uint8, "r").reshape(-1, size)
     bad = np.flatnonzero(records[:, which.label_bytes - 1] >= which.classes)
     if len(bad):
         label = records[bad[0], which.label_bytes - 1]
         raise DataError(
-            f"{file}: record {bad[0]} has label {label}, outside 0 to {which.classes - 1}; "
-            f"unpack {which.archive.name} again"
+            f"{file}: record {bad[0]} has label {label}, which is outside 0 to {which.classes - 1}; unpack "
+            f"{which.archive.name} again"
         )
     return records
 
@@ -120,7 +123,7 @@ def _names(file: Path, classes: int) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{file}: the names of the classes cannot be read ({e}); unpack the archive again") from e
+        raise DataError(f"{file}: the class names cannot be read ({e}); unpack the archive again") from e
     if len(names) != classes or len(set(names)) != classes:
-        raise DataError(f"{file}: names {len(set(names))} classes, {classes} are needed; unpack the archive again")
+        raise DataError(f"{file}: names {len(set(names))} classes, but {classes} are needed; unpack the archive again")
     return names

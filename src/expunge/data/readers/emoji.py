@@ -79,7 +79,9 @@ def read_emoji(
     images = np.empty((len(pictures), SIZE, SIZE, 3), dtype=np.uint8)
     for row, picture in enumerate(pictures):
         if picture.member not in contents:
-            raise DataError(f"{files[picture.vendor]}: no {picture.member} in it, which {TABLE} names")
+            raise DataError(
+                f"{files[picture.vendor]}: lacks {picture.member}, which {TABLE} names; delete it and fetch it again"
+            )
         images[row] = _pixels(contents[picture.member], f"{files[picture.vendor].name}: {picture.member}")
     labels = np.array([p.label for p in pictures], dtype=np.int32)
     subjects = _subjects(table, pictures, images, labels)
@@ -95,7 +97,7 @@ def archive(vendor: str, path: Path | str | None, raw_dir: Path) -> Path:
         return fetch_npm(package, VERSION, digest, raw_dir / "emoji")
     file = Path(path) / f"{package}-{VERSION}.tgz"
     if not file.is_file():
-        raise DataError(f"{file}: no such file; it is what `npm pack {package}@{VERSION}` writes")
+        raise DataError(f"{file}: no such file; write it with `npm pack {package}@{VERSION}`")
     if (found := sha256(file)) != digest:
         raise DataError(f"{file}: content has sha256 {found}, not {digest}; delete it and fetch it again")
     return file
@@ -115,12 +117,15 @@ def _open(files: dict[str, Path]) -> tuple[list[dict[str, Any]], dict[str, bytes
                     if wanted and member.isreg() and (stream := members.extractfile(member)) is not None:
                         contents[member.name] = stream.read()
         except (OSError, EOFError, tarfile.TarError, zlib.error) as e:
-            raise DataError(f"{file}: damaged archive ({e}); delete it and fetch it again") from e
+            raise DataError(f"{file}: the archive is damaged ({e}); delete it and fetch it again") from e
     try:
         table: list[dict[str, Any]] = json.loads(contents[TABLE])
         return sorted(table, key=lambda c: int(c["sort_order"])), contents
     except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"{', '.join(map(str, files.values()))}: no readable {TABLE} ({e!r})") from e
+        raise DataError(
+            f"{', '.join(map(str, files.values()))}: {TABLE} cannot be read ({e!r}); delete the files and fetch them "
+            "again"
+        ) from e
 
 
 def _pictures(table: list[dict[str, Any]]) -> list[_Picture]:
@@ -130,7 +135,7 @@ def _pictures(table: list[dict[str, Any]]) -> list[_Picture]:
         if character["category"] == LEFT_OUT:
             continue
         if character["category"] not in CLASS_NAMES:
-            raise DataError(f"{TABLE}: {character['name']} is of the unknown group {character['category']!r}")
+            raise DataError(f"{TABLE}: {character['name']} is in the unknown group {character['category']!r}")
         label = CLASS_NAMES.index(character["category"])
         for drawn in (character, *character.get("skin_variations", {}).values()):
             pictures += [_Picture(v, drawn["image"], row, label) for v in SHA256 if drawn[f"has_img_{v}"]]
@@ -141,7 +146,9 @@ def _pixels(data: bytes, name: str) -> np.ndarray:
     """Decode a PNG file of any mode to RGB over white, uint8 `(64, 64, 3)`."""
     pixels = decode(data, name)
     if pixels.shape[:2] != (SIZE, SIZE):
-        raise DataError(f"{name}: the picture is {pixels.shape[1]} x {pixels.shape[0]}, not {SIZE} x {SIZE}")
+        raise DataError(
+            f"{name}: the image has {pixels.shape[1]} x {pixels.shape[0]} pixels, but {SIZE} x {SIZE} are needed"
+        )
     return np.broadcast_to(pixels, (SIZE, SIZE, 3))
 
 

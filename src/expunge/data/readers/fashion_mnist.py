@@ -81,9 +81,9 @@ def read_idx(file: Path) -> np.ndarray:
     try:
         data = gzip.decompress(file.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file; {', '.join(SHA256)} are needed") from None
+        raise DataError(f"{file}: no such file; the files {', '.join(SHA256)} are needed") from None
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{file}: not a complete gzip file ({e}); delete it and fetch it again") from e
+        raise DataError(f"{file}: is not a complete gzip file ({e}); delete it and fetch it again") from e
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHA256[file.name]:
         raise DataError(f"{file}: content has sha256 {digest}, not {SHA256[file.name]}; delete it and fetch it again")

@@ -95,7 +95,7 @@ def _library() -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError as e:
-        raise DataError(f"data.source hf: needs the library datasets ({e}); pip install 'expunge[hub]'") from None
+        raise DataError(f"data.source hf: needs the library datasets ({e}); run pip install 'expunge[hub]'") from None
 
 
 def _splits(source: str, cache: Path) -> tuple[Mapping[str, Any], Path]:
@@ -111,11 +111,12 @@ def _splits(source: str, cache: Path) -> tuple[Mapping[str, Any], Path]:
         raise DataError(f"{name}: no such directory (data.source)")
     found = NAME.fullmatch(name)
     if not found:
-        raise DataError(f"data.source: {source!r} is not hf:OWNER/NAME@COMMIT, nor a directory")
+        raise DataError(f"data.source: {source!r} is neither hf:OWNER/NAME@COMMIT nor a directory")
     revision = found["revision"] or ""
     if not COMMIT.fullmatch(revision):
         raise DataError(
-            f"data.source: {source!r} is not pinned; branches and tags move, so write @ and the 40 digits of a commit"
+            f"data.source: {source!r} names no commit, and branches and tags can move; write @ and the 40 digits of "
+            "a commit"
         )
     return _built(source, datasets, cache, path=found["repo"], name=found["config"], revision=revision), cache
 
@@ -126,7 +127,8 @@ def _built(source: str, datasets: Any, cache: Path, **where: Any) -> Mapping[str
     kind = type(builder).__module__.split(".")
     if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in BUILDERS:
         raise DataError(
-            f"{source}: its files are read by {'.'.join(kind)}, which is not used here; known are {', '.join(BUILDERS)}"
+            f"{source}: its files are read by {'.'.join(kind)}, which is not allowed; use a data set that is read by "
+            f"one of {', '.join(BUILDERS)}"
         )
     _quietly(source, builder.download_and_prepare)
     splits: Mapping[str, Any] = _quietly(source, builder.as_dataset)
@@ -147,7 +149,7 @@ def _quietly(source: str, call: Any, *args: Any, **options: Any) -> Any:
 
 def _parts(splits: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> list[Part]:
     if TRAIN not in splits:
-        raise DataError(f"{source}: no split 'train'; it has {', '.join(splits)}")
+        raise DataError(f"{source}: has no split 'train'; its splits are {', '.join(splits)}")
     held = TEST if TEST in splits else "validation"
     if TEST in splits and "validation" in splits:
         label = _roles(splits[TEST].features, source, columns)["label"]
@@ -162,9 +164,11 @@ def _roles(features: Mapping[str, Any], source: str, columns: Mapping[str, str])
     """Map each role to its column: as `columns` says, else by feature type, else by name."""
     for role, name in columns.items():
         if role not in COLUMN_ROLES:
-            raise DataError(f"data.columns: unknown role {role!r}; known are {', '.join(COLUMN_ROLES)}")
+            raise DataError(f"data.columns: unknown role {role!r}; the roles are {', '.join(COLUMN_ROLES)}")
         if name not in features:
-            raise DataError(f"{source}: no column {name!r} (data.columns.{role}); it has {', '.join(features)}")
+            raise DataError(
+                f"{source}: has no column {name!r} (data.columns.{role}); its columns are {', '.join(features)}"
+            )
     kinds = {name: type(f).__name__ for name, f in features.items()}
     roles = dict(columns)
     for role in ("subject", "id"):
@@ -182,14 +186,14 @@ def _roles(features: Mapping[str, Any], source: str, columns: Mapping[str, str])
         else:
             roles["text"] = _one([n for n in texts if n not in roles.values()], "text", source, features)
     if "image" in roles and kinds[roles["image"]] != "Image":
-        raise DataError(f"{source}: column {roles['image']!r} is {kinds[roles['image']]}, not an Image")
+        raise DataError(f"{source}: column {roles['image']!r} is of type {kinds[roles['image']]}, but Image is needed")
     return roles
 
 
 def _one(found: Sequence[str], role: str, source: str, features: Mapping[str, Any]) -> str:
     if len(found) != 1:
         state = f"{len(found)} columns could be the {role} ({', '.join(found)})" if found else f"no {role} column"
-        raise DataError(f"{source}: {state}; name it as data.columns.{role}, of {', '.join(features)}")
+        raise DataError(f"{source}: {state}; set data.columns.{role} to one of {', '.join(features)}")
     return found[0]
 
 
@@ -202,7 +206,7 @@ def _labels(parts: Sequence[Part], source: str, columns: Mapping[str, str]) -> t
         got = _present(part.rows[label][:], f"{source}, split {part.name}", label, 0)
         own = tuple(getattr(part.rows.features[label], "names", ()) or ()) or None
         if part is not parts[0] and own != names:
-            raise DataError(f"{source}: splits {parts[0].name} and {part.name} name their classes differently")
+            raise DataError(f"{source}: the splits {parts[0].name} and {part.name} have different class names")
         values, names = values + got, own
     if names is None:
         return index_labels(values, source)
@@ -228,8 +232,8 @@ def _bytes(picture: Mapping[str, Any], allowed: tuple[Path, Path], where: str, r
         return bytes(picture["bytes"])
     file = Path(picture.get("path") or "").resolve()
     if not any(file.is_relative_to(directory.resolve()) for directory in allowed):
-        raise DataError(f"{where}: the picture of row {row} is a file outside the data set ({file})")
+        raise DataError(f"{where}: the image of row {row} is a file outside the data set ({file})")
     try:
         return file.read_bytes()
     except OSError as e:
-        raise DataError(f"{where}: the picture of row {row} cannot be read ({file}: {e.strerror})") from e
+        raise DataError(f"{where}: the image of row {row} cannot be read ({file}: {e.strerror})") from e

@@ -90,7 +90,7 @@ def read_idx_set(root: Path, which: IdxSet, download: bool = False) -> Source:
         labels = _array(directory, which, f"{stem}-labels-idx1-ubyte", 1, download)
         if len(images) != len(labels):
             raise DataError(
-                f"{directory}: {len(images)} {split} images, but {len(labels)} labels; fetch both files again"
+                f"{directory}: has {len(images)} {split} images, but {len(labels)} labels; fetch both files again"
             )
         arrays[split] = images, labels
 
@@ -107,7 +107,7 @@ def _array(directory: Path, which: IdxSet, stem: str, dims: int, download: bool)
     if not plain.is_file() and not packed.is_file():
         if not download:
             raise DataError(
-                f"{directory}: holds neither {stem} nor {stem}.gz; data.root must name the directory above "
+                f"{directory}: holds neither {stem} nor {stem}.gz; set data.root to the directory above "
                 f"{which.folder}/raw, or set data.download: true"
             )
         packed = fetch(directory, which.published(stem))
@@ -115,7 +115,7 @@ def _array(directory: Path, which: IdxSet, stem: str, dims: int, download: bool)
     try:
         data = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{file}: not a complete file ({e}); delete it and fetch it again") from e
+        raise DataError(f"{file}: is not a complete file ({e}); delete it and fetch it again") from e
     return parse_idx(data, dims, file)
 
 
@@ -123,11 +123,13 @@ def parse_idx(data: bytes, dims: int, file: Path) -> np.ndarray:
     """Parse the bytes of an idx file as a uint8 array of `dims` dimensions. Raises DataError for anything else."""
     head = 4 + 4 * dims
     if len(data) < head or data[:4] != bytes([0, 0, MAGIC_UBYTE, dims]):
-        raise DataError(f"{file}: not an idx file of bytes with {dims} dimensions; delete it and fetch it again")
+        raise DataError(f"{file}: is not an IDX file of bytes with {dims} dimensions; delete it and fetch it again")
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dims, 4))
     size = 1
     for n in shape:
         size *= n
     if len(data) - head != size:
-        raise DataError(f"{file}: {len(data) - head} bytes for an array of {shape}; delete it and fetch it again")
+        raise DataError(
+            f"{file}: has {len(data) - head} bytes, which does not fit its shape {shape}; delete it and fetch it again"
+        )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

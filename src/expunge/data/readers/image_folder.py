@@ -27,7 +27,7 @@ def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> 
     folder.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: not a directory; image-folder reads one folder per class")
+        raise DataError(f"{root}: is not a directory; image-folder reads a directory with one folder per class")
     held = "test" if (root / "test").is_dir() else "val"
     given = (root / "train").is_dir() and (root / held).is_dir()
     folders = {"train": "train", held: "test"} if given else {"": ""}
@@ -37,7 +37,7 @@ def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> 
     if given:
         _refuse_strays(root, folders)
     if not files:
-        raise DataError(f"{root}: no images ({', '.join(SUFFIXES)}) below it")
+        raise DataError(f"{root}: contains no images ({', '.join(SUFFIXES)})")
     names = tuple(sorted({name for _, name, _ in files}))
     index = {name: i for i, name in enumerate(names)}
     labels = np.array([index[name] for _, name, _ in files], dtype=np.int32)
@@ -59,7 +59,7 @@ def _images(top: Path) -> list[Path]:
         if any(part.startswith(".") for part in file.relative_to(top).parts) or file.is_dir():
             continue
         if file.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{file}: not an image ({', '.join(SUFFIXES)}); move it out of the data")
+            raise DataError(f"{file}: is not an image ({', '.join(SUFFIXES)}); move it out of the data directory")
         found.append(file)
     return found
 
@@ -67,7 +67,7 @@ def _images(top: Path) -> list[Path]:
 def _class_of(file: Path, top: Path) -> str:
     parts = file.relative_to(top).parts
     if len(parts) < 2:
-        raise DataError(f"{file}: lies in no class folder; expected {top / 'CLASS' / file.name}")
+        raise DataError(f"{file}: is not in a class folder; move it to {top / 'CLASS' / file.name}")
     return parts[0]
 
 
@@ -75,7 +75,7 @@ def _refuse_strays(root: Path, folders: Collection[str]) -> None:
     for entry in sorted(root.iterdir()):
         if entry.name not in folders and not entry.name.startswith("."):
             beside = " and ".join(f"{folder}/" for folder in folders)
-            raise DataError(f"{entry}: beside {beside}; move it into one of them or out of the data")
+            raise DataError(f"{entry}: is outside {beside}; move it into one of them or out of the data directory")
 
 
 def _read(file: Path) -> bytes:

@@ -61,7 +61,9 @@ def read_imagenet(root: Path) -> Source:
     top = kaggle if kaggle.is_dir() else root
     for split in ("train", "val"):
         if not (top / split).is_dir():
-            raise DataError(f"{top}: no directory {split}/; data.root must name the directory with train/ and val/")
+            raise DataError(
+                f"{top}: contains no directory {split}/; set data.root to the directory with train/ and val/"
+            )
     names = sorted(d.name for d in (top / "train").iterdir() if d.is_dir() and not d.name.startswith("."))
     index = {name: i for i, name in enumerate(names)}
     train = _by_class(top, "train", index, TRAIN)
@@ -78,13 +80,16 @@ def _by_class(root: Path, folder: str, index: dict[str, int], split: str) -> lis
         files = sorted(f.relative_to(root).as_posix() for f in directory.rglob("*") if f.suffix.lower() in SUFFIXES)
         pictures += [Picture(f, label, split) for f in files]
     if not pictures:
-        raise DataError(f"{root / folder}: no pictures in class folders; unpack the data set again")
+        raise DataError(f"{root / folder}: contains no images in class folders; unpack the data set again")
     return pictures
 
 
 def _index(index: dict[str, int], name: str, where: Path) -> int:
     if name not in index:
-        raise DataError(f"{where}: class {name!r} is none of the {len(index)} classes; the data set is mixed up")
+        raise DataError(
+            f"{where}: {name!r} is not one of the {len(index)} classes of the training images; unpack the data set "
+            "again"
+        )
     return index[name]
 
 
@@ -94,7 +99,7 @@ def _annotated(file: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(_lines(file), 1):
         fields = line.split("\t")
         if len(fields) < 2:
-            raise DataError(f"{file}: line {number} has no tab between picture and class; unpack {TINY.name} again")
+            raise DataError(f"{file}: line {number} has no tab between image and class; unpack {TINY.name} again")
         rows.append((fields[0], fields[1]))
     return rows
 
@@ -103,13 +108,15 @@ def _from_answers(top: Path, index: dict[str, int]) -> list[Picture]:
     file = next((d / KAGGLE_ANSWERS for d in (top, *list(top.parents)[:3]) if (d / KAGGLE_ANSWERS).is_file()), None)
     if file is None:
         raise DataError(
-            f"{top / 'val'}: its pictures lie in no class folders; sort them into val/WNID/, or put "
-            f"{KAGGLE_ANSWERS} into {top}"
+            f"{top / 'val'}: its images are not in class folders; sort them into val/WNID/, or put {KAGGLE_ANSWERS} "
+            f"into {top}"
         )
     with open(file, newline="", encoding="utf-8") as f:
         rows = [(r.get("ImageId") or "", (r.get("PredictionString") or "").split()) for r in csv.DictReader(f)]
     if not rows or not all(name and answer for name, answer in rows):
-        raise DataError(f"{file}: needs the columns ImageId and PredictionString in every row")
+        raise DataError(
+            f"{file}: every row must have the columns ImageId and PredictionString; unpack the data set again"
+        )
     return [Picture(f"val/{n}.JPEG", _index(index, a[0], file), TEST) for n, a in sorted(rows)]
 
 
@@ -130,6 +137,9 @@ def _as_rgb(root: Path, pictures: list[Picture]) -> Iterator[Batch]:
         images = [decode(read_file(root / p.path), str(root / p.path)) for p in cut]
         for picture, image in zip(cut, images, strict=True):
             if image.shape[:2] != (64, 64):
-                raise DataError(f"{root / picture.path}: is {image.shape[:2]}, not 64 x 64; unpack the data set again")
+                raise DataError(
+                    f"{root / picture.path}: has the shape {image.shape[:2]}, but 64 x 64 is needed; unpack the data "
+                    "set again"
+                )
         pixels = np.stack([np.broadcast_to(image, (64, 64, 3)) for image in images])
         yield Batch([p.path for p in cut], np.array([p.label for p in cut], np.int32), [p.split for p in cut], pixels)

@@ -47,11 +47,13 @@ def picture_source(name: str, root: Path, class_names: Sequence[str], pictures: 
     Raises DataError for an empty list and for a path outside `root`.
     """
     if not pictures:
-        raise DataError(f"{root}: its lists name no picture")
+        raise DataError(f"{root}: its lists name no images; unpack the data set again")
     for picture in pictures:
         parts = Path(picture.path).parts
         if Path(picture.path).is_absolute() or ".." in parts:
-            raise DataError(f"{root}: its lists name {picture.path!r}, which lies outside; it is another data set")
+            raise DataError(
+                f"{root}: its lists name {picture.path!r}, which is outside the data set; unpack the data set again"
+            )
 
     def batches() -> Iterator[Batch]:
         for i in range(0, len(pictures), BATCH):

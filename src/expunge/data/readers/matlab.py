@@ -19,11 +19,11 @@ def read_mat(file: Path, names: tuple[str, ...]) -> list[np.ndarray]:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except (OSError, EOFError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as e:
-        raise DataError(f"{file}: not a whole MATLAB file ({e}); delete it and fetch it again") from e
+        raise DataError(f"{file}: is not a complete MATLAB file ({e}); delete it and fetch it again") from e
     arrays = []
     for name in names:
         array = found.get(name)
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "ui":
-            raise DataError(f"{file}: holds no array {name!r} of whole numbers; it is another file")
+            raise DataError(f"{file}: holds no integer array {name!r}; delete it and fetch it again")
         arrays.append(array)
     return arrays

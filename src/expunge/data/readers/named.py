@@ -46,12 +46,12 @@ def read_named(source: str, root: Path, download: bool = False, test_fraction: f
     known = (*NAMED, *WITHOUT_DOWNLOAD)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {', '.join(known)}"
+        hint = f"did you mean {PREFIX}{close[0]}?" if close else f"the known data sets are {', '.join(known)}"
         raise DataError(f"data.source: no reader for {source!r}; {hint}")
     if download and name in WITHOUT_DOWNLOAD:
-        raise DataError(f"data.download: {name} cannot be downloaded; put its pictures below {root}")
+        raise DataError(f"data.download: {name} cannot be downloaded; put its images below {root}")
     if not root.is_dir() and not download:
-        raise DataError(f"{root}: no such directory (data.root in params.yaml), or set data.download: true")
+        raise DataError(f"{root}: no such directory; correct data.root in params.yaml, or set data.download: true")
     if name == "ImageNet":
         return read_imagenet(root)
     if name == "ImageFolder":

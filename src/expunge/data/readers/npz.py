@@ -27,14 +27,17 @@ def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
     arrays = _load(file)
     unknown = sorted(set(arrays) - set(KNOWN))
     if unknown:
-        raise DataError(f"{file}: unknown array {unknown[0]!r}; known are {', '.join(KNOWN)}")
+        raise DataError(f"{file}: unknown array {unknown[0]!r}; the known arrays are {', '.join(KNOWN)}")
     splits: list[str] | None = None
     if "x_train" in arrays:
         parts = [(_one(arrays, (f"x_{s}",), file), _one(arrays, (f"y_{s}",), file), s) for s in (TRAIN, TEST)]
         for images, labels, _ in parts:
             _same_rows(file, len(images), y=labels)
         if len({images.shape[1:] for images, _, _ in parts}) > 1:
-            raise DataError(f"{file}: x_train is {parts[0][0].shape}, x_test is {parts[1][0].shape}")
+            raise DataError(
+                f"{file}: x_train has the shape {parts[0][0].shape} and x_test {parts[1][0].shape}; all images must "
+                "have the same size"
+            )
         images = np.concatenate([i for i, _, _ in parts])
         labels = np.concatenate([y for _, y, _ in parts])
         splits = [s for i, _, s in parts for _ in range(len(i))]
@@ -47,7 +50,8 @@ def read_npz(file: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
     for name, array in {k: arrays[k] for k in ("ids", "subjects", "split", "class_names") if k in arrays}.items():
         if array.ndim != 1 or array.dtype.kind not in "iuU":
             raise DataError(
-                f"{file}: {name} is {array.dtype} of shape {array.shape}; a row of integers or text is needed"
+                f"{file}: {name} has the type {array.dtype} and the shape {array.shape}; store it as a "
+                "one-dimensional array of integers or text"
             )
     if "class_names" in arrays:
         names = tuple(str(n) for n in arrays["class_names"])
@@ -66,7 +70,7 @@ def _load(file: Path) -> dict[str, np.ndarray]:
     try:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{file}: a single array, not an .npz archive with images and labels")
+            raise DataError(f"{file}: is a single array; store an .npz archive with images and labels")
         with archive:
             _refuse_large(archive, file)
             return {name: archive[name] for name in archive.files}
@@ -81,31 +85,34 @@ def _refuse_large(archive: np.lib.npyio.NpzFile, file: Path) -> None:
     size = sum(entry.file_size for entry in archive.zip.infolist()) if archive.zip is not None else 0
     if size > NPZ_BYTES:
         raise DataError(
-            f"{file}: its arrays declare {size:,} bytes, allowed {NPZ_BYTES:,} since they are held in memory; use "
-            "source: image-folder or parquet"
+            f"{file}: its arrays have {size:,} bytes, but at most {NPZ_BYTES:,} are held in memory; use data.source: "
+            "image-folder or parquet"
         )
 
 
 def _one(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: Path) -> np.ndarray:
     found = [n for n in names if n in arrays]
     if len(found) != 1:
-        raise DataError(f"{file}: needs exactly one array {' or '.join(names)}; it holds {', '.join(sorted(arrays))}")
+        raise DataError(
+            f"{file}: must contain exactly one array {' or '.join(names)}; it holds {', '.join(sorted(arrays))}"
+        )
     return arrays[found[0]]
 
 
 def _same_rows(file: Path, rows: int, **columns: np.ndarray) -> None:
     for name, column in columns.items():
         if len(np.atleast_1d(column)) != rows:
-            raise DataError(f"{file}: {name} has {len(np.atleast_1d(column))} rows, the images {rows}")
+            raise DataError(f"{file}: {name} has {len(np.atleast_1d(column))} rows, but there are {rows} images")
 
 
 def _as_images(images: np.ndarray, file: Path) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8:
-        raise DataError(f"{file}: images are {images.dtype}; store them as uint8, 0 to 255")
+        raise DataError(f"{file}: images have the type {images.dtype}; store them as uint8, 0 to 255")
     if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise DataError(
-            f"{file}: images are {images.shape}; (n, height, width) or (n, height, width, 1 or 3) is needed"
+            f"{file}: images have the shape {images.shape}; store them as (n, height, width) or (n, height, width, 1 "
+            "or 3)"
         )
     return images

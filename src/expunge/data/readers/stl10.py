@@ -52,10 +52,15 @@ def _read(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     labels = np.frombuffer(classes.read_bytes(), np.uint8).astype(np.int32) - 1
     length = pixels.stat().st_size
     if length == 0 or length != len(labels) * SIZE:
-        raise DataError(f"{pixels}: {length} bytes for {len(labels)} labels, {SIZE} each are needed; unpack it again")
+        raise DataError(
+            f"{pixels}: has {length} bytes for {len(labels)} labels, but {SIZE} bytes per label are needed; unpack "
+            "it again"
+        )
     bad = np.flatnonzero((labels < 0) | (labels >= CLASSES))
     if len(bad):
-        raise DataError(f"{classes}: row {bad[0]} has label {labels[bad[0]] + 1}, outside 1 to {CLASSES}")
+        raise DataError(
+            f"{classes}: row {bad[0]} has label {labels[bad[0]] + 1}, which is outside 1 to {CLASSES}; unpack it again"
+        )
     return np.memmap(pixels, np.uint8, "r").reshape(-1, 3, SIDE, SIDE).transpose(0, 3, 2, 1), labels
 
 
@@ -63,7 +68,9 @@ def _names(file: Path) -> tuple[str, ...]:
     try:
         names = tuple(file.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{file}: the names of the classes cannot be read ({e}); unpack {ARCHIVE.name} again") from e
+        raise DataError(f"{file}: the class names cannot be read ({e}); unpack {ARCHIVE.name} again") from e
     if len(set(names)) != CLASSES:
-        raise DataError(f"{file}: names {len(set(names))} classes, {CLASSES} are needed; unpack {ARCHIVE.name} again")
+        raise DataError(
+            f"{file}: names {len(set(names))} classes, but {CLASSES} are needed; unpack {ARCHIVE.name} again"
+        )
     return names

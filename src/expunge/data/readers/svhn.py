@@ -41,15 +41,19 @@ def _read(root: Path, wanted: Published, download: bool) -> tuple[np.ndarray, np
     if not file.is_file():
         if not download:
             raise DataError(
-                f"{file}: no such file; data.root must name the directory with {wanted.name}, or set "
-                "data.download: true"
+                f"{file}: no such file; set data.root to the directory with {wanted.name}, or set data.download: true"
             )
         file = fetch(root, wanted)
     images, labels = read_mat(file, ("X", "y"))
     labels = labels.reshape(-1).astype(np.int32)
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
-        raise DataError(f"{file}: X is {images.dtype} {images.shape} for {len(labels)} labels; it is another file")
+        raise DataError(
+            f"{file}: X has the type {images.dtype} and the shape {images.shape} for {len(labels)} labels; delete "
+            "the file and fetch it again"
+        )
     bad = np.flatnonzero((labels < 1) | (labels > 10))
     if len(bad):
-        raise DataError(f"{file}: row {bad[0]} has label {labels[bad[0]]}, outside 1 to 10; fetch it again")
+        raise DataError(
+            f"{file}: row {bad[0]} has label {labels[bad[0]]}, which is outside 1 to 10; fetch the file again"
+        )
     return images.transpose(3, 0, 1, 2), labels % 10

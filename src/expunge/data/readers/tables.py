@@ -44,9 +44,9 @@ def read_table(
     elif path.suffix.lower() in suffixes:
         files = [path]
     else:
-        raise DataError(f"{path}: source {source} reads {' or '.join(suffixes)}")
+        raise DataError(f"{path}: data.source {source} reads only {' or '.join(suffixes)} files")
     if not files:
-        raise DataError(f"{path}: no {' or '.join(suffixes)} files in it")
+        raise DataError(f"{path}: contains no {' or '.join(suffixes)} files")
     content = content_column(encoding)
     columns = _roles(files, content)
     _check_types(files, columns, encoding)
@@ -87,7 +87,7 @@ def _roles(files: list[Path], content: str) -> dict[str, str]:
             elif role in (content, "label"):
                 raise DataError(f"{file}: no column {role!r}; it has {', '.join(known)}")
         if columns and found != columns:
-            raise DataError(f"{file}: its columns differ from those of {files[0]}; give all files the same")
+            raise DataError(f"{file}: its columns differ from those of {files[0]}; give all files the same columns")
         columns = found
     return columns
 
@@ -115,7 +115,7 @@ def _check_types(files: list[Path], columns: dict[str, str], encoding: str) -> N
             else:
                 fits, wanted = pa.types.is_integer(kind) or _is_text(kind), "integers or text"
             if not fits:
-                raise DataError(f"{file}: column {name!r} is {kind}; {wanted} must stand in it")
+                raise DataError(f"{file}: column {name!r} has the type {kind}, but it must hold {wanted}")
 
 
 def _is_file(kind: pa.DataType) -> bool:
