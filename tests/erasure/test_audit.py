@@ -254,7 +254,7 @@ def test_the_command_says_which_shards_were_picked(root):
     run, nonce = CliRunner(), nonce_for(3)
     good = run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--nonce", nonce, "--shards", "1"])
     assert good.exit_code == 0, good.output
-    assert f"shards made again: 3 of 0 to 3 (picked by nonce {nonce}); the mean agrees" in good.output
+    assert f"shards trained again: 3 of 0 to 3 (selected by nonce {nonce}); the mean agrees" in good.output
     for arguments, problem in (
         (["--nonce", "ab"], "at least 16 bytes in hexadecimal"),
         (["--nonce", "z" * 32], "at least 16 bytes in hexadecimal"),
