@@ -345,7 +345,7 @@ def test_a_ledger_from_a_backup_is_found(root):
     for name in LEDGER_FILES:
         shutil.copy(root / "backup" / name, name)
     Ledger("ledger.jsonl").verify()
-    with pytest.raises(LedgerError, match=r"was written once and is not in it; .* no request is carried out"):
+    with pytest.raises(LedgerError, match=r"was written once and is not in it\. .* no request is carried out"):
         finish(root, url_of(root))
     assert Path("ledger.jsonl").read_bytes() == (root / "backup/ledger.jsonl").read_bytes()  # nothing was added to it
     for name, content in newest.items():
