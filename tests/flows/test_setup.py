@@ -24,7 +24,7 @@ def test_without_a_server_it_says_how_to_get_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--name", "Team A", "--repository", "x"), "small letters"), (("--name", "a"), "give its --repository")],
+    [(("--name", "Team A", "--repository", "x"), "lower-case letters"), (("--name", "a"), "give its --repository")],
 )
 def test_names_that_prefect_could_not_keep_apart_are_refused(tmp_path, arguments, said):
     done = deploy(ROOT, *arguments, PREFECT_HOME=str(tmp_path), PREFECT_API_URL="http://127.0.0.1:9/api")
