@@ -74,13 +74,13 @@ docs: $(DEV) ## The documentation site, with reference pages made from the code;
 bench: $(DEV) ## Every speed claim as a ratio measured now; writes reports/bench.json
 	python -m benchmarks
 
-results: $(READY) ## docs/results.md: every experiment over its seeds; goes on where it was ended
+results: $(READY) ## docs/results.md: every experiment over its seeds; continues where it was interrupted
 	python -m expunge.results
 
-comparators: $(READY) ## docs/comparators.md: every method on two requests, three seeds each; goes on where it was ended
+comparators: $(READY) ## docs/comparators.md: every method on two requests, three seeds each; continues where it was interrupted
 	python -m expunge.results.comparators
 
-verdict-study: $(READY) ## Calibrates the verdict over hundreds of small models; goes on where it was ended
+verdict-study: $(READY) ## Calibrates the verdict over hundreds of small models; continues where it was interrupted
 	python -m expunge.results.verdict_study --page docs/verdict-study.md
 
 ui: $(READY) ## MLflow UI on http://127.0.0.1:5000

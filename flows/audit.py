@@ -33,7 +33,7 @@ class AuditError(RuntimeError):
 
 
 def run_name() -> str:
-    return f"audit of what serves · {when()}"
+    return f"audit of the serving version · {when()}"
 
 
 @flow(name="audit", flow_run_name=run_name, log_prints=True)
@@ -104,8 +104,8 @@ def show(root: Path, found: dict[str, Any]) -> None:
         f"# Version {found['version']} of {found['model']}",
         "**Worse than its report, or not what was approved:**\n\n" + "\n".join(problems)
         if problems
-        else "No worse than its report.",
-        f"Seeds {seeds}. Distances are from the retrained models' values; margins are those of `params.yaml`.",
+        else "The version is no worse than its report.",
+        f"Seeds {seeds}. Distances are measured from the retrained models' values.",
         "Not compared:\n\n" + "\n".join(left_out) if left_out else "",
         "## Where to look\n\n" + where_to_look(root, found["run_id"]),
     ]

@@ -85,7 +85,9 @@ def erasure(
         if outcome.state == "awaiting approval":
             answer = ask(root, outcome, wait_hours)
             if answer is None:
-                return Completed(name="AwaitingApproval", message=f"{outcome.batch}: nobody decided; the next run asks")
+                return Completed(
+                    name="AwaitingApproval", message=f"{outcome.batch}: nobody decided; the next run asks again"
+                )
             if answer.decision == "refuse":
                 life.reject(answer.approver, answer.reason)
                 return Completed(name="Rejected", message=f"{outcome.batch}: {answer.reason}")
@@ -154,7 +156,8 @@ def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
     show(root, seen)
     about = (
         f"# {outcome.batch}: {len(outcome.requests)} erasure requests\n\n"
-        "Promote: the version serves, and the rows are erased for good. Refuse: the requests wait for another run.\n\n"
+        "If you promote, the version serves and the rows are erased for good. If you refuse, the requests wait for "
+        "another run.\n\n"
     )
     try:
         return pause_flow_run(

@@ -24,7 +24,7 @@ def request_words(workspace: Path) -> str:
         elif split["selector"] == "random":
             what = f"{split['fraction']:.0%} at random"
         elif split["selector"] == "memorised":
-            what = f"the {split['fraction']:.0%} learned best by heart"
+            what = f"the {split['fraction']:.0%} memorised most"
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return workspace.name  # the run itself reports what is wrong with the file
     return f"{source}, forget {what}"

@@ -28,9 +28,11 @@ def nightly(workspace: str = ".", push: bool = False) -> State[object]:
     root = Path(workspace).resolve()
     stale = stale_stages(root)
     if not stale and push and unpushed(root):
-        return Completed(message=f"Nothing is stale; what an earlier run made was pushed to {push_run(str(root))}.")
+        return Completed(
+            message=f"Nothing is stale. The results of an earlier run were pushed to {push_run(str(root))}."
+        )
     if not stale:
-        return Completed(name="Up to date", message="Nothing is stale; nothing was run.")
+        return Completed(name="Up to date", message="Nothing is stale, so no stage was run.")
     print(f"Stale: {', '.join(stale)}")
     outcome = bring_up_to_date(root, push=push)
     done = [name for name, what in outcome.items() if what == "done"]

@@ -30,11 +30,13 @@ class Decision(RunInput):
     """Fields of the form."""
 
     approver: str = Field(
-        min_length=1, max_length=200, title="Your name", description="Stands in the ledger as who decided."
+        min_length=1, max_length=200, title="Your name", description="The ledger records who decided."
     )
-    decision: Literal["promote", "refuse"] = Field(title="Decision", description="Promote makes it serve, at once.")
+    decision: Literal["promote", "refuse"] = Field(
+        title="Decision", description="If you promote it, the version serves at once."
+    )
     reason: str = Field(
-        min_length=3, max_length=1000, title="Reason", description="Kept in the ledger for good. Name no people."
+        min_length=3, max_length=1000, title="Reason", description="The ledger keeps it for good. Name no people."
     )
 
     @field_validator("reason", "approver")
@@ -126,7 +128,7 @@ def form(root: Path, seen: Review) -> str:
             f"- Shown: **{v.tags.get('claims', 'none')}** ({v.tags.get('method', 'unknown method')})",
             f"- Utility: {v.tags.get('utility', 'cannot tell')}",
             f"- Verdict: {v.tags.get('verdict', 'none')}",
-            f"- Gates against it: {v.tags.get('failed_gates', 'none')}",
+            f"- Failed gates: {v.tags.get('failed_gates', 'none')}",
             *changed,
             *warnings,
             where_to_look(root, v.run_id),

@@ -123,7 +123,7 @@ def push_run(workspace: str) -> str:
     push(Path(workspace), branch)
     create_markdown_artifact(
         key="unlearning-branch",
-        markdown=f"`git fetch origin {branch}` brings dvc.lock, and then `dvc pull` the data of this run.",
+        markdown=f"Run `git fetch origin {branch}` to get dvc.lock, and then `dvc pull` to get the data of this run.",
         description=f"Branch {branch}",
     )
     return branch

@@ -60,8 +60,8 @@ def main() -> None:
     """Run the command line `python -m flows.unlearn`."""
     parser = argparse.ArgumentParser(description="Run the pipeline as a Prefect flow, one task per DVC stage.")
     parser.add_argument("--workspace", default=".", help="folder with dvc.yaml and params.yaml")
-    parser.add_argument("--stages", nargs="+", help="only these, in this order; all when left out")
-    parser.add_argument("--force", action="store_true", help="run stages even where nothing changed")
+    parser.add_argument("--stages", nargs="+", help="run only these stages, in this order; by default all")
+    parser.add_argument("--force", action="store_true", help="run stages even if nothing changed")
     arguments = parser.parse_args()
     unlearn(arguments.workspace, arguments.stages, arguments.force)
 

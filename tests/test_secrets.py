@@ -94,7 +94,7 @@ def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, ca
         assert runner.advance(TODAY).state == "completed"
     store.engine.dispose()
     assert finish(root, url) == "nothing to do"
-    assert any("127.0.0.1): not told of" in line for line in said)
+    assert any("127.0.0.1): could not be notified of" in line for line in said)
     assert SECRET not in "".join([*said, *capsys.readouterr()]) and not holding(root, SECRET, INSIDE)
 
 
@@ -186,5 +186,5 @@ def test_keys_and_lists_are_their_owners_alone(tmp_path):
     for name in ("records/requests.db", "records/keys/signing.pem", "data/tombstones/key", "data/forgotten/key"):
         assert (root / name).stat().st_mode & 0o777 == 0o600, name
     (root / "records/keys/signing.pem").chmod(0o640)
-    with pytest.raises(KeyFileError, match="others can read this private key; `chmod 600"):
+    with pytest.raises(KeyFileError, match="others can read this private key; run `chmod 600"):
         signing_key(root)

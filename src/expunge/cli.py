@@ -1,4 +1,4 @@
-"""The `expunge` command: what a person asks for beside `dvc repro`."""
+"""Check settings, handle erasure requests, and review and serve models. `dvc repro` runs the pipeline itself."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def print_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="The version, and nothing else.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What a person asks for beside `dvc repro`."""
+    """Check settings, handle erasure requests, and review and serve models. `dvc repro` runs the pipeline itself."""
 
 
 @app.command()
-def show(json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False) -> None:
-    """The result table of the last run, and where its report and its registered version are."""
+def show(json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False) -> None:
+    """Show the result table of the last run, and where its report and its registered version are."""
     from expunge.report.terminal import print_result
 
     if json:
@@ -80,9 +80,9 @@ def show(json: Annotated[bool, typer.Option("--json", help="The summary as JSON.
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option(help="Keep what an earlier demo computed instead of starting anew.")] = False,
+    keep: Annotated[bool, typer.Option(help="Reuse what an earlier demo computed instead of starting over.")] = False,
 ) -> None:
-    """The whole pipeline on scikit-learn's digits, in a workspace of its own, .expunge/demo."""
+    """Run the whole pipeline on scikit-learn's digits, in its own workspace `.expunge/demo`."""
     from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_demo
 
@@ -92,9 +92,9 @@ def demo(
 
 @app.command()
 def demo_text(
-    keep: Annotated[bool, typer.Option(help="Keep what an earlier run computed instead of starting anew.")] = False,
+    keep: Annotated[bool, typer.Option(help="Reuse what an earlier run computed instead of starting over.")] = False,
 ) -> None:
-    """The whole pipeline on 23,703 short texts with a sentence encoder, fetched first; in .expunge/texts."""
+    """Fetch a sentence encoder and run the whole pipeline on 23,703 short texts, in `.expunge/texts`."""
     from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_texts
 
@@ -104,7 +104,7 @@ def demo_text(
 
 @app.command()
 def ui(port: int = 5000) -> None:
-    """MLflow's UI on loopback. Choose "Model training" at the top left to see runs and models."""
+    """Start MLflow's UI on 127.0.0.1. Choose "Model training" at the top left to see runs and models."""
     from expunge.tracking.store import tracking_uri
 
     uri = tracking_uri()
@@ -114,8 +114,8 @@ def ui(port: int = 5000) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as e:
             raise TrackingError(
-                f"port {port} of this machine cannot be used ({e.strerror}): another server listens there; "
-                f"`expunge ui --port {port + 1}`"
+                f"port {port} of this machine cannot be used ({e.strerror}). Probably another server listens there; "
+                f"choose another port, as in `expunge ui --port {port + 1}`"
             ) from None
     print(f"MLflow UI: http://127.0.0.1:{port}  (store: {uri}; choose 'Model training'; Ctrl-C ends it)")
     command = [

@@ -41,8 +41,8 @@ def test_each_kind_names_its_stage(config, tmp_path):
     found = outdated(config, tmp_path)
     stages = ["prepare", "train", "fit@entry", "evaluate-references evaluate@logit-mask evaluate@entry"]
     assert found == [
-        f"{stage}: made by {OLD}, and plugin_{i} 0.1.0 is installed, which DVC does not see; "
-        f"`dvc repro --force --single-item {stage}`, then `dvc repro`"
+        f"{stage}: made by {OLD}, but plugin_{i} 0.1.0 is installed, which DVC does not notice; "
+        f"run `dvc repro --force --single-item {stage}`, then `dvc repro`"
         for i, stage in enumerate(stages)
     ]
 

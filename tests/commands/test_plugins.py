@@ -29,7 +29,7 @@ def test_every_kind_is_listed_with_its_package_and_what_is_wrong(declare):
     assert found["methods", "nearest-mean"] == ("plugin_0 0.1.0", "")
     assert found["methods", "broken"][1].startswith("no: no_such_module:METHOD cannot be imported: ModuleNotFoundError")
     assert found["readers", "mine"] == ("plugin_2 0.1.0", "")
-    assert found["readers", "digits"] == ("plugin_3 0.1.0", "not used: the name is Expunge's own")
+    assert found["readers", "digits"] == ("plugin_3 0.1.0", "not used: Expunge itself has one of this name")
     assert found["models", "flat"][1] == "no: json:load is no expunge.models.families.Family"
     assert found["metrics", "twice"][0] == "plugin_5 0.1.0 and plugin_6 0.1.0"
     assert found["metrics", "twice"][1].startswith("no: several claim this name (json:load, json:loads)")
@@ -54,7 +54,7 @@ def test_a_method_that_cannot_be_loaded_leaves_the_others_in_the_list_of_methods
     declare("methods", "broken", "no_such_module:METHOD")
     done = CliRunner().invoke(app, ["methods"])
     assert done.exit_code == 0 and "loft" in done.stdout and "broken" not in done.stdout
-    assert "left out: method 'broken' of plugin_0 0.1.0" in done.stderr
+    assert "not listed: method 'broken' of plugin_0 0.1.0" in done.stderr
 
 
 @pytest.mark.parametrize(("data", "source"), [("input.bin", ["--source", "mine"]), ("mine", [])])
@@ -69,4 +69,4 @@ def test_init_takes_a_reader_of_a_package_with_and_without_a_path(declare, tmp_p
     done = CliRunner().invoke(app, [*asked, "--dry-run"])
     assert done.exit_code == 0, done.output + repr(done.exception)
     refused = CliRunner().invoke(app, [*asked[:2], "input.bin", "--source", "other", *asked[-6:], "--dry-run"])
-    assert "a reader of `expunge plugins`" in str(refused.exception)
+    assert "a reader that `expunge plugins` lists" in str(refused.exception)

@@ -72,4 +72,4 @@ def test_other_layers_of_another_backbone_go_all_the_way_beside_the_first_run(co
 @pytest.mark.slow
 def test_a_name_that_leaves_the_folder_is_refused(copy: Path) -> None:
     done = expunge(copy, "variant", "../elsewhere", "-S", "train.seed=2")
-    assert done.returncode == 2 and "a plain name" in done.stderr
+    assert done.returncode == 2 and "not a name for a workspace" in done.stderr

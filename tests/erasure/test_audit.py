@@ -163,7 +163,7 @@ def test_features_of_something_else_are_found(root):
 def test_what_it_cannot_recompute_is_said(root):
     claim = read_json(Path("models/unlearned/exact/fit.json"))["exact"]
     certify(None, "1")
-    with pytest.raises(CertificateError, match="nothing to make again"):
+    with pytest.raises(CertificateError, match="nothing to compute again"):
         found()
     certify(claim, "7")
     with pytest.raises(TrackingError, match="supersedes"):
@@ -206,7 +206,7 @@ def nonce_for(shard: int) -> str:
 
 def test_a_nonce_picks_shards_that_are_made_again(root, monkeypatch):
     if "audited-shards" not in root.name:
-        with pytest.raises(CertificateError, match="no shards above a cut to pick from"):
+        with pytest.raises(CertificateError, match="no shards above a cut for a nonce to select"):
             found(nonce="00" * 16)
         return
     trained: list[int] = []
@@ -214,11 +214,11 @@ def test_a_nonce_picks_shards_that_are_made_again(root, monkeypatch):
     monkeypatch.setattr(Shard, "trained", lambda self, *a: trained.append(self.number) or whole(self, *a))
     said = found(nonce=nonce_for(2))
     assert said["agrees"] and said["same_bits"] and said["shards_made_again"] == [2] == trained
-    assert any("3 of 4 shards were not made again" in line and "75%" in line for line in said["trusted"])
+    assert any("3 of 4 shards, which were not trained again" in line and "75%" in line for line in said["trusted"])
     two = found(nonce=nonce_for(1), wanted=2)
     assert two["agrees"] and len(two["shards_made_again"]) == 2 and 1 in two["shards_made_again"]
-    assert any("2 of 4 shards were not made again" in line and "50%" in line for line in two["trusted"])
-    assert not any("not made again" in line for line in found()["trusted"])
+    assert any("2 of 4 shards, which were not trained again" in line and "50%" in line for line in two["trusted"])
+    assert not any("not trained again" in line for line in found()["trusted"])
 
 
 def test_a_changed_shard_is_found_whatever_the_nonce_picks(root):
@@ -254,7 +254,7 @@ def test_the_command_says_which_shards_were_picked(root):
     run, nonce = CliRunner(), nonce_for(3)
     good = run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--nonce", nonce, "--shards", "1"])
     assert good.exit_code == 0, good.output
-    assert f"shards made again: 3 of 0 to 3 (picked by nonce {nonce}); the mean agrees" in good.output
+    assert f"shards trained again: 3 of 0 to 3 (selected by nonce {nonce}); the mean agrees" in good.output
     for arguments, problem in (
         (["--nonce", "ab"], "at least 16 bytes as hexadecimal"),
         (["--nonce", "z" * 32], "at least 16 bytes as hexadecimal"),

@@ -82,5 +82,5 @@ def test_without_either_the_requests_are_refused(run):
     nothing_qualified()
     change(run, lambda p: p.update(reference="skip"))
     refusal = choose()
-    assert isinstance(refusal, Refusal) and "of no method 'outputs' was shown" in refusal.reason
+    assert isinstance(refusal, Refusal) and "'outputs' was shown of no method" in refusal.reason
     assert "loft" in refusal.reason

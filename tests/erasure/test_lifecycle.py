@@ -75,7 +75,7 @@ def test_intake_to_refusal(root, expunge, tmp_path):
     source.write_text(small.person(3) + "\n")
     assert expunge("request", "add", "--subject-file", str(source), "--received", "2026-13-01").status == 2
     assert "future" in expunge("request", "add", "--subject-file", str(source), "--received", "2999-01-01").err
-    assert "one thing" in expunge("request", "add").err
+    assert "exactly one of these" in expunge("request", "add").err
     added = expunge("request", "add", "--subject-file", str(source), "--received", "2026-01-31", "--basis", "Art. 17")
     assert added.status == 0 and "1 subjects, due 2026-02-28" in added.out, added.err
     id_ = added.out.partition(":")[0]
@@ -244,7 +244,7 @@ def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_ref
     outcome = life(store, split_only).advance(TODAY)
     assert outcome.state == "refused"
     request = store.get(id_)
-    assert "of no method 'outputs' was shown (loft: Utility kept; refuted: outputs." in request.reason
+    assert "'outputs' was shown of no method (loft: Utility kept; refuted: outputs." in request.reason
     assert "reference: skip" in request.reason and not store.has_key(id_)
     assert Path("params.yaml").read_bytes() == params and not list(Path("data/requests").glob("*.csv"))
     assert Ledger("ledger.jsonl").entries()[-1].kind == "refusal"

@@ -157,7 +157,7 @@ def test_a_run_is_judged_only_on_its_own_results(workspace):
     store, runner = judged(workspace)
     metric = Path("reports/evaluation/loft.json").read_bytes()
     edited_metric()
-    with pytest.raises(RequestError, match="so no certificate can rest on it"):
+    with pytest.raises(RequestError, match="so no certificate can be based on it"):
         runner.advance(TODAY)
     assert runner.batches.current().step == Step.judge and store.get("R-20260220-0a1b2c").state == State.running
     Path("reports/evaluation/loft.json").write_bytes(metric)
@@ -283,7 +283,7 @@ def other_contents(root: Path, rows: list[int]) -> None:
 
 def test_rows_that_changed_after_the_verdict_are_not_certified(root):
     other_contents(root, [10 * GONE[0]])
-    with pytest.raises(RequestError, match=r"the rows of R-\w+-\w+ in data/dataset are not those .* begins again"):
+    with pytest.raises(RequestError, match=r"the rows of R-\w+-\w+ in data/dataset are not those .* starts over"):
         finish(root, url_of(root))
     store = Store.open(url_of(root))
     assert Batches(store, "").current().step == Step.prepare and not list(root.glob("records/certificates/*"))
@@ -349,7 +349,7 @@ def test_a_ledger_from_a_backup_is_found(root):
     for name in LEDGER_FILES:
         shutil.copy(root / "backup" / name, name)
     Ledger("ledger.jsonl").verify()
-    with pytest.raises(LedgerError, match=r"was written once and is not in it; .* no request is carried out"):
+    with pytest.raises(LedgerError, match=r"was written once and is not in it\. .* no request is carried out"):
         finish(root, url_of(root))
     assert Path("ledger.jsonl").read_bytes() == (root / "backup/ledger.jsonl").read_bytes()  # nothing was added to it
     for name, content in newest.items():
@@ -371,13 +371,13 @@ def test_a_store_from_a_backup_is_found(then, root):
     newest = Path("records/requests.db").read_bytes()
     shutil.copy(root / "backup.db", "records/requests.db")
     if then == "at once":
-        says = rf"does not know of event {made.id}/3 \(extension\).* from a backup. Put back its newest copy"
+        says = rf"lacks the event {made.id}/3 \(extension\).* from a backup. Restore its newest copy"
     else:
         store = Store.open(url_of(root))
         store.refuse(made.id, "ben", "not theirs")
         store.publish(Ledger("ledger.jsonl"))
         store.engine.dispose()
-        says = rf"has another event {made.id}/3 \(refusal.* than the extension"
+        says = rf"has the event {made.id}/3 as refusal .*, not as extension"
     with pytest.raises(RequestError, match=says):
         finish(root, url_of(root))
     assert not list(root.glob("records/certificates/*"))

@@ -50,7 +50,7 @@ def test_the_lines_are_those_that_stages_write(monkeypatch):
     [
         ({"selector": "classes", "classes": [5, "bag"]}, "digits, forget 5, bag"),
         ({"selector": "random", "fraction": 0.1}, "digits, forget 10% at random"),
-        ({"selector": "memorised", "fraction": 0.02}, "digits, forget the 2% learned best by heart"),
+        ({"selector": "memorised", "fraction": 0.02}, "digits, forget the 2% memorised most"),
         ({"selector": "ids", "file": "data/requests/jane-doe.txt"}, "digits, forget rows by ids"),
         ({"selector": "filter", "filter": "subject == 'jane'"}, "digits, forget rows by filter"),
     ],

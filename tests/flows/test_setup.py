@@ -24,7 +24,7 @@ def test_without_a_server_it_says_how_to_get_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--name", "Team A", "--repository", "x"), "small letters"), (("--name", "a"), "give its --repository")],
+    [(("--name", "Team A", "--repository", "x"), "lower-case letters"), (("--name", "a"), "give its --repository")],
 )
 def test_names_that_prefect_could_not_keep_apart_are_refused(tmp_path, arguments, said):
     done = deploy(ROOT, *arguments, PREFECT_HOME=str(tmp_path), PREFECT_API_URL="http://127.0.0.1:9/api")
@@ -33,7 +33,7 @@ def test_names_that_prefect_could_not_keep_apart_are_refused(tmp_path, arguments
 
 def test_elsewhere_than_in_a_repository_it_says_so(tmp_path):
     done = deploy(tmp_path)
-    assert done.returncode == 2 and "no flows/ and prefect.yaml here" in done.stderr
+    assert done.returncode == 2 and "flows/ or prefect.yaml is missing" in done.stderr
 
 
 def test_a_clone_has_names_a_pull_step_and_triggers_of_its_own():

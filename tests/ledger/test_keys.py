@@ -34,7 +34,7 @@ def test_the_public_half_checks_and_cannot_sign(tmp_path):
 
 
 def test_no_key_is_made_to_check_with(tmp_path):
-    with pytest.raises(KeyFileError, match="no key here to check with"):
+    with pytest.raises(KeyFileError, match="so there is no key to verify with"):
         public_key(tmp_path)
     assert not (tmp_path / "records").exists()
     made = signing_key(tmp_path)

@@ -129,7 +129,7 @@ def test_what_was_written_past_the_door_is_not_signed(ledger):
         file.write(forged.line)
     assert len(ledger.entries()) == 5
     for act in (ledger.verify, lambda: ledger.append("note", {})):
-        with pytest.raises(LedgerError, match="past the ledger's own door"):
+        with pytest.raises(LedgerError, match="something else than Expunge wrote to it"):
             act()
 
 

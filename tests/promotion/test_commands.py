@@ -138,7 +138,7 @@ def test_a_parquet_file_is_scored_by_a_version(copy, expunge):
     content = [_png(image[..., 0]) for image in images]
     pq.write_table(pa.table({"image": content, "sample_id": [f"{i}" for i in range(5)]}), copy / "in.parquet")
     done = expunge("predict", "in.parquet", "out.parquet", "--version", "1")
-    assert done.status == 0 and "out.parquet: 5 rows, by models:/" in done.out, done.err
+    assert done.status == 0 and "out.parquet: 5 rows, scored with models:/" in done.out, done.err
     assert pq.read_table(copy / "out.parquet")["sample_id"].to_pylist() == [f"{i}" for i in range(5)]
     missing = expunge("predict", "in.parquet", "out.parquet")
     assert missing.status == 2 and "has no champion" in missing.err

@@ -63,7 +63,7 @@ def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared
     assert len(shown) == LOST and f"{int(kept.changed.sum())} of {len(kept.labels)} changed" in html
     wanted = [thumbnail(image) for image in dataset.images(kept.rows[shown])]
     assert re.findall(r'<img src="([^"]*)"', html) == wanted
-    assert "0.500 [0.250, 0.750]" in html and "What they say of forgotten training rows" in html
+    assert "0.500 [0.250, 0.750]" in html and "Predictions on forgotten training rows" in html
     assert not [i for i in dataset.sample_ids() if i in html]
 
 

@@ -90,7 +90,7 @@ def test_verdict_comes_first_then_the_table_then_plots(run, html):
     wanted = (f"loft: utility {verdict['utility']}; shown: outputs.", "What is not claimed", "<table", "<svg")
     places = [html.index(t) for t in wanted]
     assert places == sorted(places)
-    assert "With 1 retrained model no erasure claim but `exact` can be shown: 3 are needed" in html
+    assert "With 1 retrained model, no erasure claim except `exact` can be shown; at least 3" in html
 
 
 def test_gates_say_what_share_is_left(run):
@@ -125,7 +125,7 @@ def test_attacks_with_many_models_say_why_they_are_valid(run, undrawn):
     summary, evidence = run(shadow=True)
     text = " ".join(Page(render(summary, evidence)).text.split())
     assert "16 linear heads that unlearned the rows against 16" in text
-    assert "Valid because the backbone never saw the rows." in text
+    assert "The attacks are valid because the backbone never saw the rows." in text
     assert "keep is not covered: it changes the backbone." in text
     assert f"{summary['methods']['loft']['shadow']['ulira']['auc']:.3f}" in text
     assert "not measured" in render(*run())

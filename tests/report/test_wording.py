@@ -36,7 +36,7 @@ def test_a_gate_says_what_came_of_it_and_what_it_would_take():
 def test_how_many_rows_it_would_take():
     weak = [gate(p, power=False, rows_needed=n) for p, n in (("x", 900), ("y", 400), ("z", None))]
     assert "About 400 forgotten rows" in wording.rows_it_takes({"gates": weak})
-    assert "No number" in wording.rows_it_takes({"gates": weak[2:]})
+    assert "no number" in wording.rows_it_takes({"gates": weak[2:]})
     assert wording.rows_it_takes({"gates": [*weak, gate("w")]}) == "" == wording.rows_it_takes({"gates": []})
 
 

@@ -134,7 +134,7 @@ def test_wrong_places_are_one_clear_line(root: Path, tmp_path: Path) -> None:
     def never(*_: object) -> None:
         raise AssertionError("nothing may be started")
 
-    with pytest.raises(DataError, match=r"cannot be fetched; say where it lies with --data-root"):
+    with pytest.raises(DataError, match=r"cannot be fetched; give its folder with --data-root"):
         reproduce_preset(root, "loft-imagenet", Wanted(), never)
     with pytest.raises(DataError, match=r"nowhere: no such directory \(--data-root\)"):
         reproduce_preset(root, "ru-cifar10-class", Wanted(data_root=tmp_path / "nowhere"), never)
@@ -144,7 +144,7 @@ def test_wrong_places_are_one_clear_line(root: Path, tmp_path: Path) -> None:
         reproduce_preset(root, "continual-exact", Wanted(frozenset({"raw-proxies"})), never)
     with pytest.raises(ConfigError, match="--sample makes its own files"):
         reproduce_preset(root, "ru-cifar10-class", Wanted(sample=True, data_root=tmp_path), never)
-    with pytest.raises(ConfigError, match="fetched whole and small"):
+    with pytest.raises(ConfigError, match="small and fetched whole"):
         reproduce_preset(root, "continual-people", Wanted(sample=True), never)
 
 
@@ -209,5 +209,5 @@ def test_rounds_that_ask_for_too_much() -> None:
         requests_of(few, [{"classes": [0]}, {"rows": 3}])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="round 1: this dataset has no subjects"):
         requests_of(few, [{"subjects": 1}])  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"round 1: .* has none of classes, rows, subjects"):
+    with pytest.raises(ConfigError, match=r"round 1: .* must have one of classes, rows and subjects"):
         requests_of(few, [{"row": 1}])  # type: ignore[arg-type]

@@ -113,11 +113,11 @@ BROKEN: dict[str, tuple[Method, str]] = {
     "gives a model in training mode": (broken(training_classifier, Weights), "the product's classifier is in training"),
     "saves something else": (
         broken(lambda m, _: Saves(m.map, m.head, m.info)),
-        "read back from its files, it answers otherwise",
+        "loaded from its files, the product gives other logits",
     ),
     "takes any setting": (
         Method(LogitMask, lambda name, r, settings, b: METHODS["logit-mask"].fit(name, r, {}, b)),
-        "a setting that the method does not have is taken",
+        "the method accepts a setting that it does not have",
     ),
 }
 

@@ -53,8 +53,8 @@ BROKEN: dict[str, tuple[Measure, str]] = {
     "writes": (sorts, "50 rows of 4 classes: the metric fails: ValueError: sort array is read-only"),
     "knows four classes": (four_classes, "200 rows of 10 classes: the metric fails: ValueError"),
     "asks for a class that lacks": (lambda z, f, y: f[y == 0].max(), "the metric fails: ValueError: zero-size array"),
-    "looks at the first row": (lambda z, f, y: z[0, 0], "of the same rows in another order"),
-    "draws globally": (lambda z, f, y: np.random.normal(), "of the same rows: draw from a fixed seed"),
+    "looks at the first row": (lambda z, f, y: z[0, 0], "for the same rows in another order"),
+    "draws globally": (lambda z, f, y: np.random.normal(), "for the same rows: draw from a fixed seed"),
     "gives text": (lambda z, f, y: "0.5", "gave a str, not a number"),
     "gives nothing": (lambda z, f, y: None, "gave a NoneType, not a number"),
     "gives a truth": (lambda z, f, y: True, "gave a bool, not a number"),
@@ -74,8 +74,8 @@ def test_a_broken_metric_is_told_what_it_broke(name):
 @pytest.mark.parametrize(
     ("shown", "why"),
     [
-        ({"name": " "}, "name is ' ': say it in words"),
-        ({"target": ""}, "target is '': say it in words"),
+        ({"name": " "}, "name is ' ': write it in words"),
+        ({"target": ""}, "target is '': write it in words"),
         ({"form": "{:d}"}, "form '{:d}' cannot print the value 0.25"),
         ({"form": "%.3f"}, "form '%.3f' leaves the value out"),
         ({"form": "{value}"}, "form '{value}' cannot print the value 0.25: KeyError"),
@@ -88,5 +88,5 @@ def test_what_reports_cannot_show_is_told(shown: dict[str, Any], why):
 
 
 def test_another_object_is_told():
-    with pytest.raises(AssertionError, match="function is no expunge"):
+    with pytest.raises(AssertionError, match="function is not an expunge"):
         check_metric(true_class)

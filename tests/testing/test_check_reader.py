@@ -100,12 +100,12 @@ def global_seed(f: dict[str, Any], _fraction: float, seed: int) -> None:
 
 
 RAW_BROKEN = {
-    "an id twice": (put("ids", 5, "row-3"), "row 'row-3': the id is there twice"),
-    "an id that is no text": (put("ids", 5, 7), "row 5: the id is 7: give a text"),
+    "an id twice": (put("ids", 5, "row-3"), "row 'row-3': the id occurs twice"),
+    "an id that is no text": (put("ids", 5, 7), "row 5: the id is 7, not a text"),
     "a blank id": (put("ids", 5, " "), "row 5: the id is ' '"),
     "a label out of range": (put("labels", 4, 3), "row 'row-4': the label is 3, outside 0 to 2"),
     "a label below 0": (put("labels", 4, -1), "row 'row-4': the label is -1"),
-    "labels that are floats": (give(labels=np.zeros(N)), "labels are float64 (12,): give int (n,)"),
+    "labels that are floats": (give(labels=np.zeros(N)), "labels are float64 (12,), not int (n,)"),
     "labels in two dimensions": (give(labels=np.zeros((N, 1), int)), "labels are int64 (12, 1)"),
     "an unknown split": (put("splits", 4, "val"), "row 'row-4': the split is 'val'"),
     "no test rows": (give(splits=["train"] * N), "no row is in test"),
@@ -123,9 +123,9 @@ RAW_BROKEN = {
     "a person that is no text": (give(subjects=[1] * N, more={"has_subject": True}), "a subject is 1"),
     "other ids for another seed": (shuffled, "ids change with test_fraction or seed: only the split may"),
     "ids that name the split": (renumbered, "ids change with test_fraction or seed"),
-    "noise": (noisy, "held are others when the source is read again"),
-    "a split from a global generator": (global_split, "reading moves a global generator"),
-    "a global generator that is seeded": (global_seed, "reading moves a global generator"),
+    "noise": (noisy, "held differ when the source is read again"),
+    "a split from a global generator": (global_split, "reading uses a global generator"),
+    "a global generator that is seeded": (global_seed, "reading uses a global generator"),
 }
 
 
@@ -141,9 +141,9 @@ def test_a_broken_reader_of_images_is_told_what_it_broke(name):
     ("encoding", "change", "why"),
     [
         ("encoded", put("content", 3, b"no picture"), "row 'row-3': DataError: the image: not a readable image"),
-        ("encoded", put("content", 3, "text"), "encoding 'encoded' wants a list of bytes"),
+        ("encoded", put("content", 3, "text"), "encoding 'encoded' needs a list of bytes"),
         ("text", put("content", 3, " \n"), "row 'row-3': the text is blank"),
-        ("text", put("content", 3, b"bytes"), "encoding 'text' wants a list of str"),
+        ("text", put("content", 3, b"bytes"), "encoding 'text' needs a list of str"),
     ],
 )
 def test_a_broken_reader_of_files_or_texts_is_told_what_it_broke(encoding, change, why):

@@ -60,7 +60,9 @@ def test_a_server_that_is_away_is_said_at_once(monkeypatch):
     assert time.monotonic() - began < 6 and "secret" not in str(e.value)
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "answers 404"), (403, "--allowed-hosts"), (401, None)])
+@pytest.mark.parametrize(
+    ("status", "message"), [(404, "answers with status 404"), (403, "--allowed-hosts"), (401, None)]
+)
 def test_what_answers_may_not_be_a_usable_server(status, message, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

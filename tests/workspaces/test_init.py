@@ -58,7 +58,7 @@ def images(root: Path, *classes: str) -> None:
 
 def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
     (repository / ".gitignore").write_text("*.bak")
-    assert "next: expunge check" in init(*DIGITS)
+    assert "Next, run `expunge check`" in init(*DIGITS)
     wanted = subprocess.run(["git", "ls-files", "flows"], cwd=ROOT, text=True, capture_output=True).stdout.split()
     for name in (*wanted, "prefect.yaml", "data/requests/README.md"):
         assert (repository / name).read_bytes() == (ROOT / name).read_bytes(), name
@@ -107,7 +107,7 @@ def test_all_conflicts_are_told_together_and_nothing_is_written(repository):
         init(*DIGITS)
     words = str(told.value)
     for name in ("dvc.yaml", "flows/__init__.py", "models/original", "reports/results.md"):
-        assert f"  {name}: is there already" in words
+        assert f"  {name}: exists already" in words
     assert "prefect.yaml:" not in words and "models/mine" not in words and "mkdir forget" in words
     assert everything(repository) == before
     with pytest.raises(ConfigError) as told:
@@ -146,8 +146,8 @@ def test_dry_run_writes_nothing(repository):
     [
         ([], "--data, --model, what to forget"),
         (["--data", "digits", "--model", "resnet-small"], "what to forget"),
-        ([*DIGITS, "--classes", "3"], "--classes: --example has its own"),
-        (["--example", "cats"], "there is digits"),
+        ([*DIGITS, "--classes", "3"], "--classes: --example brings its own"),
+        (["--example", "cats"], "choose one of digits"),
         (["--data", "digits", "--model", "m", "--classes", "1", "--random", "0.1"], "--classes and --random"),
         (["--data", "digits", "--model", "m", "--training", "x", "--classes", "1"], "must be full, head"),
         (["--data", "digits", "--model", "m", "--ids", "rows.txt"], "no such file"),
@@ -232,8 +232,8 @@ def test_another_build_is_refused_by_stages_and_explained_by_check(repository):
     assert refused.returncode == 2 and "expunge init --upgrade" in refused.stderr
     assert not (repository / "data/dataset").exists()
     said = init("--upgrade", "--yes")
-    assert "version 0.0.9 -> " in said and "other code in: data, gone" in said
-    assert "will run again where they ran: prepare, validate-dataset, train" in said and "goes back" not in said
+    assert "version 0.0.9 -> " in said and "changed code in: data, gone" in said
+    assert "run again if they ran before: prepare, validate-dataset, train" in said and "to go back" not in said
     assert read_lock() == lock and other_version() is None
     Lock("0.0.9", lock.code, lock.files).write(repository)
     said = CliRunner().invoke(app, ["check"])
@@ -261,13 +261,13 @@ def newer(repository, monkeypatch):
 
 def test_an_upgrade_shows_the_difference_and_keeps_values(newer):
     before = everything(newer)
-    with pytest.raises(ConfigError, match="then --yes"):
+    with pytest.raises(ConfigError, match="again with --yes"):
         init("--upgrade")
     said = init("--upgrade", "--dry-run")
     assert everything(newer) == before
     for line in ("+NEW = 1", "+ADDED = 1", "+++ /dev/null", "--- a/flows/audit.py", "+  near_duplicates: warn"):
         assert f"\n{line}" in said, line
-    assert "your values stay; new: split.near_duplicates" in said
+    assert "your values are kept; new keys: split.near_duplicates" in said
     init("--upgrade", "--yes")
     params = yaml.safe_load((newer / "params.yaml").read_text())
     assert (params["train"]["epochs"], params["split"]["near_duplicates"]) == (9, "warn")
@@ -283,13 +283,13 @@ def test_what_both_changed_is_left_to_the_person(newer):
         (newer / name).write_text((newer / name).read_text() + "# mine\n")
     (newer / "prefect.yaml").unlink()
     before = everything(newer)
-    with pytest.raises(ConfigError, match=r"and so did the new version:\n  flows/nightly\.py\n"):
+    with pytest.raises(ConfigError, match=r"both you and the new version changed these files:\n  flows/nightly\.py\n"):
         init("--upgrade", "--yes")
-    with pytest.raises(ConfigError, match=r"flows/nigthly\.py: no file of"):
+    with pytest.raises(ConfigError, match=r"flows/nigthly\.py: not a file that"):
         init("--upgrade", "--yes", "--keep", "flows/nigthly.py")
     assert everything(newer) == before
     said = init("--upgrade", "--yes", "--keep", "flows/nightly.py")
-    assert "dvc.yaml: stays as you changed it" in said and "flows/nightly.py: stays" in said
+    assert "dvc.yaml: kept with your changes" in said and "flows/nightly.py: kept" in said
     assert (newer / "flows/nightly.py").read_text().endswith("# mine\n") and not (newer / "prefect.yaml").exists()
     assert "nothing to upgrade" in init("--upgrade")
     said = init("--upgrade", "--yes", "--take", "flows/nightly.py", "--take", "dvc.yaml")

@@ -207,7 +207,7 @@ def test_what_cannot_be_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     for data, words in (
         ("../x", "no such file"),
-        ("empty", "of which kind"),
+        ("empty", "its kind is not clear"),
         (str(ROOT), "below"),
         ("./absent", "no such"),
     ):

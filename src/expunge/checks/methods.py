@@ -62,7 +62,8 @@ def _of_entry(
         return [Problem.from_error(where, e)]
     if line is None:
         near = difflib.get_close_matches(method, [*METHODS, *others], n=3, cutoff=0.4)
-        return [Problem(where, f"unknown method {shown(method)}", f"near it: {', '.join(near) or 'expunge methods'}")]
+        hint = f"did you mean {' or '.join(near)}?" if near else "run `expunge methods` to list the methods"
+        return [Problem(where, f"unknown method {shown(method)}", hint)]
     facts = line.kind.facts
     found = _settings(where, method, line.kind, given) + _after(where, method, given)
     if request.kind is not None and request.kind not in facts.requests and method not in NOT_CHECKED_FOR_KIND:
@@ -76,19 +77,22 @@ def _of_entry(
         what = "texts" if schema.texts else "pictures of different sizes"
         found.append(Problem(where, f"{method} needs pictures of one size, and the data are {what}", _instead(schema)))
     if "activations" in facts.needs and config.activations.cuts == []:
-        found.append(Problem(where, f"{method} needs activations at a cut, and activations.cuts is []", "add the cut"))
+        found.append(Problem(where, f"{method} needs activations at a cut, and activations.cuts is []", "add a cut"))
     if "activations" in facts.needs and schema.mixed and config.model.training != ABOVE:
-        found.append(Problem(where, f"{method} needs pictures of one size, and theirs differ", _instead(schema)))
+        found.append(Problem(where, f"{method} needs pictures of one size, and these differ in size", _instead(schema)))
     if "unseen rows" in facts.needs and request.kind == "rows" and not config.split.unseen:
         says = f"{method} needs rows that the model never saw, and split.unseen is 0"
-        found.append(Problem(where, says, "set split.unseen, as to 0.1: the model is then trained without that share"))
+        found.append(
+            Problem(where, says, "set split.unseen, for example to 0.1; the model is then trained without that share")
+        )
     return found + _training(config, where, method)
 
 
 def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str, Any]) -> list[Problem]:
     own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop", "fit_seeds")}
     if method == "exact":
-        return [Problem(where, f"exact takes no settings, not {shown(own)}", "train has the model's")] if own else []
+        says = f"exact takes no settings, but it has {shown(own)}"
+        return [Problem(where, says, "remove them; the head is trained by the settings of train")] if own else []
     if method in FITS_BETA and isinstance(own.get("beta"), Mapping):
         own["beta"] = 1.0  # a mapping holds the settings of the teacher that beta is fitted to
     found = []
@@ -99,7 +103,8 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
         except ConfigError as e:
             return [Problem.from_error(where, e)]
         if kind.facts.changes == "weights":
-            found.append(Problem(f"{where}.choose", f"{method} changes the backbone", "choose is for maps and heads"))
+            says = f"choose is for maps and heads, and {method} changes the backbone"
+            found.append(Problem(f"{where}.choose", says, "remove it"))
     for variant in variants:
         try:
             kind(**{**FILLED.get(method, {}), **own, **variant})
@@ -140,7 +145,9 @@ def _training(config: Config, where: str, method: str) -> list[Problem]:
     model = config.model
     if method == "certified-removal" and model.training in FROZEN and model.saw_forget_data:
         says = f"{method} needs a backbone that never saw the rows, and model.saw_forget_data is true"
-        return [Problem(where, says, "take a public backbone and set it to false, or leave the method out")]
+        return [
+            Problem(where, says, "use a public backbone and set the key to false, or leave the method out of methods")
+        ]
     if method == "certified-removal" and model.training not in FROZEN:
         says = f"certified-removal needs a frozen backbone, and model.training is {model.training}"
         return [Problem(where, says, "set model.training to ridge or head, on public weights")]
@@ -159,10 +166,10 @@ def refusals(config: Config) -> list[str]:
                 "above, on public weights"
             )
         elif model.training in FROZEN and model.saw_forget_data:
-            notes.append(f"fit.{name}: exact will be refused: model.saw_forget_data is true; take a public backbone")
+            notes.append(f"fit.{name}: exact will be refused: model.saw_forget_data is true; use a public backbone")
     return notes
 
 
 def _instead(schema: Schema) -> str:
     kind = "maps and heads" if schema.mixed else "maps, heads and relearn"
-    return f"leave it out of methods; {kind} work" + ("" if schema.texts else ", or resize the pictures")
+    return f"leave it out of methods ({kind} work)" + ("" if schema.texts else ", or resize the pictures")

@@ -21,7 +21,7 @@ def outdated(config: Config, root: Path = Path()) -> list[str]:
         here = plugins.package_of(kind, name) if name in plugins.names(kind) else None
         if made_by is not None and here is not None and made_by != here:
             found.append(
-                f"{stages}: made by {made_by}, and {here} is installed, which DVC does not see; "
+                f"{stages}: made by {made_by}, but {here} is installed, which DVC does not notice; run "
                 f"`dvc repro --force --single-item {stages}`, then `dvc repro`"
             )
     return found

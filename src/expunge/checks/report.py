@@ -47,7 +47,7 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
         return report
     report.problems += [_of_line(params, line) for line in keys]
     if config is None:
-        report.notes.append("keys are wrong: request, methods, model and resources are checked once they are right")
+        report.notes.append("request, methods, model and resources were not checked, because some keys are wrong")
         return report
 
     # Imported here because these import torch, which a report of wrong keys does not need.
@@ -61,7 +61,9 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
     schema, found = Schema.of(config, dataset)
     report.problems += found
     if schema.dataset is None:
-        report.notes.append(f"{dataset} is not prepared: classes, columns and files of the request are not checked")
+        report.notes.append(
+            f"classes, columns and files of the request were not checked, because {dataset} is not prepared yet"
+        )
     request, found = request_of(config, schema)
     report.problems += found
     told = {p.where for p in report.problems}
@@ -78,7 +80,7 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
             report.problems += resource_problems(need)
             report.needs = need.to_json()
         else:
-            report.notes.append("the number of rows is not known yet: disk and memory are not estimated")
+            report.notes.append("disk and memory were not estimated, because the number of rows is not known yet")
     report.seconds = last_times()
     return report
 
@@ -95,8 +97,8 @@ def _version(report: Report, root: Path) -> None:
         report.problems.append(Problem.from_error(str(LOCK), problem.removeprefix(f"{LOCK} ")))
     elif lock is not None and lock.version != installed_version():
         report.notes.append(
-            f"{LOCK} is of version {lock.version}, and {installed_version()} is installed, whose stages are the same "
-            "code; `expunge init --upgrade` brings its flows and new keys"
+            f"{LOCK} is of version {lock.version}, and version {installed_version()} is installed. The code of the "
+            "stages is the same; run `expunge init --upgrade` to get the new flows and keys"
         )
 
 

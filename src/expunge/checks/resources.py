@@ -82,11 +82,11 @@ def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
     free, total = shutil.disk_usage(root).free, sum(wanted.values())
     if total > free:
         parts = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in wanted.items())
-        says = f"{total / 1e9:.1f} GB will be written ({parts}), and {free / 1e9:.1f} GB are free"
-        found.append(Problem("disk", says, "fewer activations.cuts, features.dtype: fp16, or a larger disk"))
+        says = f"{total / 1e9:.1f} GB will be written ({parts}), but only {free / 1e9:.1f} GB are free"
+        found.append(Problem("disk", says, "use fewer activations.cuts, features.dtype: fp16, or a larger disk"))
     if need.memory > (there := memory()):
-        says = f"the {need.stage} stage needs about {need.memory / 1e9:.1f} GB, and there are {there / 1e9:.1f} GB"
-        found.append(Problem("memory", says, "a smaller train.batch_size or model.image_size, or a larger machine"))
+        says = f"the {need.stage} stage needs about {need.memory / 1e9:.1f} GB, but there are only {there / 1e9:.1f} GB"
+        found.append(Problem("memory", says, "use a smaller train.batch_size or model.image_size, or a larger machine"))
     return found
 
 

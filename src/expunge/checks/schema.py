@@ -59,7 +59,9 @@ class Schema:
                 found.append(Problem.from_error(str(directory), e))
         path = config.data.path
         if path is not None and source not in ("fashion-mnist", "fortunes", "emoji") and not Path(path).exists():
-            found.append(Problem("data.path", f"{path}: no such file or directory", "put the input there"))
+            found.append(
+                Problem("data.path", f"{path}: no such file or directory", "put the data there, or correct the path")
+            )
         if source in KNOWN:
             classes, shape, train, test = KNOWN[source]
             return cls(False, shape, False, classes, train, train + test), found
@@ -128,15 +130,16 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
         left = int((train & ~forget).sum())
         if not forget.any() or not left:
             what = "every training row, so nothing would be left to keep" if not left else "no training row"
-            return Request(None), [Problem("split", f"the request forgets {what}", "change it under split")]
+            return Request(None), [Problem("split", f"the request forgets {what}", "change the request under split")]
         kind = "classes" if len(whole_classes(schema.dataset.labels(), train, forget)) else "rows"
         return Request(kind, int(forget.sum())), []
     found = []
     if asked.selector in ("ids", "subjects", CORRECT) and asked.file and not Path(asked.file).is_file():
-        found.append(Problem("split.file", f"{asked.file}: no such file", "write the list, and dvc add it"))
+        found.append(Problem("split.file", f"{asked.file}: no such file", "write the list, then run `dvc add` on it"))
     indices = [c for c in asked.classes if isinstance(c, int)]
     if asked.selector == "classes" and schema.classes and not all(0 <= c < schema.classes for c in indices):
-        found.append(Problem("split.classes", f"{asked.classes}: classes are 0..{schema.classes - 1}", "change it"))
+        says = f"{asked.classes}: the classes are 0 to {schema.classes - 1}"
+        found.append(Problem("split.classes", says, "choose among these"))
     if asked.selector == "classes" and not asked.classes:
         found.append(Problem("split.classes", "is empty", "name at least one class"))
     return Request({"classes": "classes", "filter": None, CORRECT: "corrections"}.get(asked.selector, "rows")), found

@@ -19,16 +19,16 @@ def register(app: typer.Typer) -> None:
 
 
 def attack(
-    seeds: Annotated[int, typer.Option(min=1, help="How many fresh seeds; their mean is compared.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of fresh seeds. Means over them are compared.")] = 3,
     first_seed: Annotated[
-        int | None, typer.Option(help="The first of them; the rest follow. From today's date when left out.")
+        int | None, typer.Option(help="The first seed; the others follow it. By default today's date, YYYYMMDD.")
     ] = None,
     model: Model = None,
     ledger: LedgerPath = LEDGER,
 ) -> None:
-    """Attack the champion again, by the files that serve, and compare with the report it was registered with.
+    """Attack the champion again, from the files that are served, and compare the results with its registered report.
 
-    Writes reports/audit.json. Exit status 2 where a gated value worsened beyond its margin in params.yaml, or where the
+    Writes reports/audit.json. Exits with status 2 if a gated value worsened beyond its margin, or if the
     ledger and the registry disagree.
     """
     from expunge.promotion.attack import attack_champion
@@ -44,4 +44,4 @@ def attack(
         typer.echo(f"{row['gate']}: not compared, {row['reason']}")
     if problems := found["worsened"] + found["ledger"]:
         raise PromotionError(f"{serving}:\n" + "\n".join(f"- {problem}" for problem in problems))
-    typer.echo(f"{serving}: no worse than its report, over {seeds} fresh seeds. Written to {AUDIT}")
+    typer.echo(f"{serving}: no worse than its report, over {seeds} fresh seeds. The details are in {AUDIT}")

@@ -14,12 +14,15 @@ def register(app: typer.Typer) -> None:
 
 
 def check_params(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; the exit status is the same.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing where nothing is wrong.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON. The exit status is the same.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing if nothing is wrong.")] = False,
 ) -> None:
-    """Read params.yaml, the data's schema and the model once; tell every conflict, one a line, exit status 2.
+    """Find every conflict in params.yaml, the data's schema and the model, without running a stage.
 
-    Run it before `dvc repro`, which removes the outputs of a stage before the stage can refuse its params.
+    Prints one conflict per line, and exits with status 2 if there are any. Run it before `dvc repro`, which removes the
+    outputs of a stage before the stage can refuse its params.
     """
     from expunge.checks.report import check
     from expunge.system.preflight import remember

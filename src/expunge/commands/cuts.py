@@ -15,9 +15,9 @@ def register(app: typer.Typer) -> None:
 
 
 def list_cuts(
-    rows: Annotated[int, typer.Option(help="Rows whose activations would be kept; 0 takes the dataset's.")] = 0,
+    rows: Annotated[int, typer.Option(help="Number of rows to store activations of; 0: the training rows.")] = 0,
 ) -> None:
-    """Cuts of the model that params.yaml names: size of activations, share of the operations and parameters above."""
+    """List the cuts of the model in params.yaml: size of the activations, share of operations and parameters above."""
     from expunge.models.cut_costs import cut_costs
     from expunge.training.cut_check import classifier_of_params, training_rows
 
@@ -26,7 +26,7 @@ def list_cuts(
     rows = rows or training_rows()
     costs = cut_costs(classifier)
     if not costs:
-        typer.echo(f"{classifier.card.name}: no cut of this backbone works")
+        typer.echo(f"{classifier.card.name}: this backbone has no place at which it can be cut")
         return
     width = max(len(c.name) for c in costs)
     disk = f"GB for {rows:,} rows" if rows else ""

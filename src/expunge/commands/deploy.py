@@ -33,23 +33,23 @@ def register(app: typer.Typer) -> None:
 
 def deploy(
     name: Annotated[
-        str | None, typer.Option(help="Prefix of the deployments of one more workspace, in small letters.")
+        str | None, typer.Option(help="Prefix for the deployments of one more workspace, in lower case.")
     ] = None,
     repository: Annotated[
-        str | None, typer.Option(help="Address of a git repository: runs work in a clone of it instead of a folder.")
+        str | None, typer.Option(help="Address of a git repository. Runs work in a clone of it, not in a folder.")
     ] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of the repository.")] = "main",
     remote: Annotated[
-        str | None, typer.Option(help="Address of the DVC remote, where the repository's .dvc/config names none.")
+        str | None, typer.Option(help="Address of the DVC remote, if the repository's .dvc/config names none.")
     ] = None,
     silence: Annotated[
         float | None,
-        typer.Option(help="Seconds without a heartbeat, which come every 30, until a run counts as killed."),
+        typer.Option(help="Seconds without a heartbeat after which a run counts as killed; one comes every 30 s."),
     ] = None,
 ) -> None:
-    """Set up work pool, deployments, their concurrency limit and automations on the Prefect server in use.
+    """Set up or update work pool, deployments, their concurrency limit and automations on the Prefect server in use.
 
-    Without `--repository` runs work in the folder in which `expunge worker` was started. Running it again updates.
+    Without `--repository`, runs work in the folder in which `expunge worker` was started.
     """
     _root()
     options = {"--name": name, "--repository": repository, "--remote": remote, "--revision": revision}
@@ -59,14 +59,16 @@ def deploy(
 
 
 def worker(
-    name: Annotated[str | None, typer.Option(help="Name in Prefect's list of workers.")] = None,
-    limit: Annotated[int, typer.Option(help="Most runs at a time, over all workspaces and waiting approvals.")] = 8,
+    name: Annotated[str | None, typer.Option(help="Name of the worker in Prefect's list.")] = None,
+    limit: Annotated[
+        int, typer.Option(help="Maximum number of runs at a time, over all workspaces and waiting approvals.")
+    ] = 8,
 ) -> None:
-    """A process worker for the deployments; its working directory is their workspace. Ctrl-C ends it."""
+    """Start a process worker for the deployments. Its working directory is their workspace. Stop it with Ctrl-C."""
     root = _root()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", str(limit), *(["--name", name] if name else [])]
-    # A script's shell starts its background jobs deaf to SIGINT, and Prefect ends a worker by sending it one.
+    # A script's shell starts its background jobs with SIGINT ignored, and Prefect stops a worker by sending SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execve(sys.executable, command, {**_environment(), "EXPUNGE_WORKSPACE": str(root)})
 
@@ -75,7 +77,8 @@ def _root() -> Path:
     root = Path.cwd()
     if not (root / "flows").is_dir() or not (root / "prefect.yaml").is_file():
         raise ExpungeError(
-            f"{root}: no flows/ and prefect.yaml here; run from the root of a workspace, `expunge init` writes them"
+            f"{root}: flows/ or prefect.yaml is missing; run this from the root of a workspace, or make one with "
+            "`expunge init`"
         )
     return root
 

@@ -16,8 +16,12 @@ def register(app: typer.Typer) -> None:
     app.command()(docs)
 
 
-def docs(name: Annotated[str | None, typer.Argument(help="Of a page, as check; left out, all names.")] = None) -> None:
-    """Print a page of the documentation, or the list of pages."""
+def docs(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a page, such as check. Without it all are listed.")
+    ] = None,
+) -> None:
+    """Print a page of the documentation, or a list of all pages."""
     from expunge.workspaces.template import files_below, text_of
 
     pages = {n.removeprefix("docs/").removesuffix(".md"): n for n in files_below("docs") if n.endswith(".md")}
@@ -28,7 +32,7 @@ def docs(name: Annotated[str | None, typer.Argument(help="Of a page, as check; l
         return
     name = name.removeprefix("docs/").removesuffix(".md")
     if name not in pages:
-        raise ExpungeError(f"docs {name}: no such page; there are {', '.join(pages)}")
+        raise ExpungeError(f"docs {name}: no such page; choose one of {', '.join(pages)}")
     text = text_of(pages[name])
     if sys.stdout.isatty():
         click.echo_via_pager(text)

@@ -28,36 +28,40 @@ def register(app: typer.Typer) -> None:
 def init(
     data: Annotated[
         Word,
-        typer.Option(help="A folder with a folder per class, a .parquet, .npz or .csv, or the name of a source."),
+        typer.Option(help="Folder with one folder per class, .parquet, .npz or .csv file, or name of a source."),
     ] = None,
-    source: Annotated[Word, typer.Option(help="Kind of the data where the path does not say it, as text.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels; left out, the model's own.")] = None,
-    model: Annotated[Word, typer.Option(help="As resnet-small, timm:resnet18, package.module:function.")] = None,
-    training: Annotated[Word, typer.Option(help="full | head | ridge | none, see `expunge docs exact`.")] = None,
-    weights: Annotated[Word, typer.Option(help="File of public weights, which saw no row of the data.")] = None,
+    source: Annotated[Word, typer.Option(help="Kind of the data if the path does not show it, e.g. text.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels; by default the model's.")
+    ] = None,
+    model: Annotated[Word, typer.Option(help="Such as resnet-small, timm:resnet18, package.module:function.")] = None,
+    training: Annotated[Word, typer.Option(help="full, head, ridge or none; see `expunge docs exact`.")] = None,
+    weights: Annotated[Word, typer.Option(help="File of public weights, trained on no row of the data.")] = None,
     checkpoint: Annotated[Word, typer.Option(help="File of weights that were trained on the data.")] = None,
-    classes: Annotated[Word, typer.Option(help="Forget these classes: names or indices, with commas.")] = None,
-    ids: Annotated[Word, typer.Option(help="Forget the rows whose ids stand in this file.")] = None,
-    subjects: Annotated[Word, typer.Option(help="Forget the people who stand in this file.")] = None,
-    filter: Annotated[Word, typer.Option(help="Forget rows by a condition, as 'label == 5'.")] = None,
+    classes: Annotated[Word, typer.Option(help="Forget these classes: names or indices, comma-separated.")] = None,
+    ids: Annotated[Word, typer.Option(help="Forget the rows whose ids are listed in this file.")] = None,
+    subjects: Annotated[Word, typer.Option(help="Forget the people who are listed in this file.")] = None,
+    filter: Annotated[Word, typer.Option(help="Forget the rows that meet a condition: 'label == 5'.")] = None,
     random: Annotated[float | None, typer.Option(help="Forget this share of the training rows, at random.")] = None,
-    memorised: Annotated[float | None, typer.Option(help="Forget this share: what was learned by heart.")] = None,
-    methods: Annotated[Word, typer.Option(help="Names of `expunge methods`, with commas.")] = None,
-    name: Annotated[Word, typer.Option(help="Of the registered model.")] = None,
-    change: Annotated[list[str] | None, typer.Option("--set", "-S", help="Any other key, as train.epochs=20.")] = None,
-    example: Annotated[Word, typer.Option(help="digits: a whole example, a minute long, instead of your data.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Leave out: flows (Prefect) or ci (GitHub).")] = None,
-    track: Annotated[bool, typer.Option(help="Give the data to DVC, which keeps them out of git.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
-    upgrade: Annotated[bool, typer.Option("--upgrade", help="Bring this workspace to the installed version.")] = False,
-    take: Annotated[list[str] | None, typer.Option(help="Upgrade: this file's new text, over your changes.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Upgrade: leave this file as it is.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upgrade without asking.")] = False,
+    memorised: Annotated[float | None, typer.Option(help="Forget this share: the rows memorised most.")] = None,
+    methods: Annotated[Word, typer.Option(help="Names listed by `expunge methods`, comma-separated.")] = None,
+    name: Annotated[Word, typer.Option(help="Name of the registered model.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", "-S", help="Any other key: train.epochs=20.")] = None,
+    example: Annotated[Word, typer.Option(help="digits: a complete one-minute example instead of your data.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out flows (Prefect) or ci (GitHub).")] = None,
+    track: Annotated[bool, typer.Option(help="Track the data with DVC, which keeps them out of git.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, but write nothing.")] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Upgrade this workspace to the installed version.")
+    ] = False,
+    take: Annotated[list[str] | None, typer.Option(help="With --upgrade: overwrite your changes to this file.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="With --upgrade: keep this file as it is.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --upgrade: do not ask.")] = False,
 ) -> None:
-    """Make the current folder of a git repository a workspace of Expunge; no file that is there is overwritten.
+    """Make the current folder of a git repository a workspace of Expunge. Existing files are not overwritten.
 
-    Where data, model or request are missing it asks, at a terminal, for what no option says. `--upgrade` shows the
-    difference first, and keeps your params.
+    At a terminal, it asks for data, model and request if no option gives them. `--upgrade` first shows the difference,
+    and keeps your params.
     """
     asked: dict[str, Any] = {"--classes": classes, "--ids": ids, "--subjects": subjects, "--filter": filter}
     asked |= {"--random": random, "--memorised": memorised}
@@ -65,16 +69,18 @@ def init(
         _upgrade(take or [], keep or [], yes, dry_run)
         return
     if take or keep:
-        raise ConfigError("--take and --keep: are for --upgrade")
+        raise ConfigError("--take and --keep: only valid with --upgrade; add it, or leave them out")
     if example is not None:
         given = {"--data": data, "--model": model, "--training": training, "--weights": weights, **asked}
         if taken := [option for option, value in given.items() if value is not None]:
-            raise ConfigError(f"{', '.join(taken)}: --example has its own; leave one of them out")
+            raise ConfigError(
+                f"{', '.join(taken)}: --example brings its own; leave out either --example or these options"
+            )
         _write(*_example(example, parsed(change or [])), without or [], [], dry_run)
         return
     if source not in (None, "image-folder", "parquet", "npz", "text", *plugins.names("readers")):
         raise ConfigError(
-            f"--source {source}: must be image-folder, parquet, npz, text, or a reader of `expunge plugins`"
+            f"--source {source}: must be image-folder, parquet, npz, text, or a reader that `expunge plugins` lists"
         )
 
     from expunge.workspaces.init.answers import Answers
@@ -100,29 +106,33 @@ def _asked(
     """Data, model, training and request, asked for at a terminal; elsewhere ConfigError says all that is missing."""
     given = {option: value for option, value in asked.items() if value is not None}
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)}: a request is of one kind; name one of them")
+        raise ConfigError(f"{' and '.join(given)}: a request has only one kind; give one of these options")
     interactive = None in (data, model) or not given
     if interactive and not sys.stdin.isatty():
         missing = [o for o, v in (("--data", data), ("--model", model)) if v is None]
         missing += [] if given else [f"what to forget ({', '.join(REQUESTS)})"]
-        raise ConfigError(f"{', '.join(missing)}: not given, and nobody is at a terminal to ask; or --example digits")
-    data = data or typer.prompt("Data: a folder with one folder per class, a file, or a source's name")
+        raise ConfigError(
+            f"{', '.join(missing)}: not given, and there is no terminal to ask at; give them, or use --example digits"
+        )
+    data = data or typer.prompt("Data: a folder with one folder per class, a file, or the name of a source")
     model = model or typer.prompt("Model (resnet-small, timm:NAME, package.module:function ...)", "resnet-small")
     usual = "head" if weights or model.startswith("sentence:") else "full"
     if training is None:
         training = typer.prompt("Training (full, head, ridge, none)", usual) if interactive else usual
     if training not in ("full", "head", "ridge", "none"):
         raise ConfigError(
-            f"--training {training}: must be full, head, ridge or none; above needs a cut: `expunge docs exact`"
+            f"--training {training}: must be full, head, ridge or none; see `expunge docs exact` for above"
         )
     if not given:
-        given = {"--classes": typer.prompt("Classes to forget, with commas (rows: --ids, --subjects, --filter)")}
+        given = {
+            "--classes": typer.prompt("Classes to forget, comma-separated (for rows: --ids, --subjects, --filter)")
+        }
     return data, model, training, _request(*next(iter(given.items())))
 
 
 def _is_below(option: str, file: Word) -> None:
     if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts or not Path(file).is_file()):
-        raise ConfigError(f"{option} {file}: no such file below this folder; copy it here, so that DVC can keep it")
+        raise ConfigError(f"{option} {file}: no such file below this folder; copy it here, so that DVC can track it")
 
 
 def _request(option: str, value: Any) -> dict[str, Any]:
@@ -135,9 +145,14 @@ def _request(option: str, value: Any) -> dict[str, Any]:
         return {"selector": kind, "classes": named_classes(_words(value), [])}
     if kind in ("ids", "subjects"):
         if not Path(value).is_file():
-            raise ConfigError(f"{option} {value}: no such file; one id or name per line, or a column")
+            raise ConfigError(
+                f"{option} {value}: no such file; write one id or name per line, or a table with a column"
+            )
         if Path(value).parent != REQUESTED:  # of which the stage `split` depends
-            raise ConfigError(f"{option} {value}: must lie in {REQUESTED}/; `mkdir -p {REQUESTED}`, and move it there")
+            raise ConfigError(
+                f"{option} {value}: must lie in {REQUESTED}/; make that folder with `mkdir -p {REQUESTED}` and "
+                "move the file there"
+            )
         return {"selector": kind, "file": Path(value).as_posix()}
     return {"selector": kind, "filter" if kind == "filter" else "fraction": value}
 
@@ -160,7 +175,7 @@ def _example(name: str, changes: Mapping[str, Any]) -> tuple[str, bool]:
     from expunge.workspaces.template import text_of
 
     if name not in EXAMPLES:
-        raise ConfigError(f"--example {name}: there is {', '.join(EXAMPLES)}")
+        raise ConfigError(f"--example {name}: no such example; choose one of {', '.join(EXAMPLES)}")
     first, _, rest = text_of(EXAMPLES[name]).partition("\n")
     text = with_values(f"{first.replace('`make demo`', f'`expunge init --example {name}`')}\n{rest}", changes)
     _checked(text)
@@ -177,7 +192,7 @@ def _checked(text: str) -> None:
         _, problems = read_config(file)
     if problems:
         raise ConfigError(
-            "nothing was written, since params.yaml would be wrong:\n" + "\n".join(f"  {p}" for p in problems)
+            "nothing was written, because params.yaml would be wrong:\n" + "\n".join(f"  {p}" for p in problems)
         )
 
 
@@ -190,15 +205,16 @@ def _write(params: str, own_input: bool, without: list[str], tracked: list[str],
         raise ConfigError(f"--without {wrong[0]}: must be {' or '.join(PARTS)}")
     if (HERE / LOCK).exists():
         raise ConfigError(
-            f"{LOCK}: this is a workspace already; edit params.yaml, or `expunge init --upgrade` after an update"
+            f"{LOCK}: this is a workspace already; edit params.yaml, or run `expunge init --upgrade` after "
+            "an update of Expunge"
         )
     made = plan(HERE, params, own_input, without)
     if found := made.conflicts():
         raise ConfigError(
-            "nothing was written, because of what is here already:\n"
+            "nothing was written, because of these conflicts with what is here already:\n"
             + "\n".join(f"  {line}" for line in found)
-            + "\nmove it away, or make a folder of its own in this repository and init there "
-            "(`mkdir forget && cd forget`); `--without flows` or `--without ci` leaves these files out"
+            + "\nMove these files away, or make a separate folder in this repository and run `expunge init` there "
+            "(`mkdir forget && cd forget`). `--without flows` and `--without ci` leave out the files of these parts"
         )
     lines = [f"  {name}" for name in sorted(made.files)]
     lines += [f"  {name}: {len(lines)} lines added" for name, lines in made.appended.items() if lines]
@@ -210,7 +226,8 @@ def _write(params: str, own_input: bool, without: list[str], tracked: list[str],
     for name in tracked:
         typer.echo(give_to_dvc(HERE, name))
     typer.echo(
-        "next: expunge check, dvc repro, expunge show; params.yaml has every setting, `expunge docs` explains them"
+        "Next, run `expunge check`, `dvc repro` and `expunge show`. All settings are in params.yaml; `expunge docs` "
+        "explains them."
     )
 
 
@@ -221,34 +238,37 @@ def _upgrade(take: list[str], keep: list[str], yes: bool, dry_run: bool) -> None
 
     new = upgrade(HERE, take, keep)
     if new.empty:
-        typer.echo(f"nothing to upgrade: this workspace is of version {installed_version()}")
+        typer.echo(f"nothing to upgrade: this workspace already has version {installed_version()}")
         return
     typer.echo(new.difference(), nl=False)
     for name in new.kept:
-        typer.echo(f"{name}: stays as you changed it")
+        typer.echo(f"{name}: kept with your changes")
     if new.added:
-        typer.echo(f"params.yaml: your values stay; new: {', '.join(new.added)}")
+        typer.echo(f"params.yaml: your values are kept; new keys: {', '.join(new.added)}")
     old = read_lock(HERE)
     assert old is not None
     changed = changed_code(old)
-    typer.echo(f"version {old.version} -> {new.lock.version}; other code in: {', '.join(changed) or 'no stage'}")
+    typer.echo(f"version {old.version} -> {new.lock.version}; changed code in: {', '.join(changed) or 'no stage'}")
     if again := stages_of(changed):
-        typer.echo(f"will run again where they ran: {', '.join(again)}, and what depends on their outputs")
+        typer.echo(f"these stages, and those that depend on them, run again if they ran before: {', '.join(again)}")
     if new.both:
         raise ConfigError(
-            "nothing was written: you changed these files, and so did the new version:\n"
+            "nothing was written, because both you and the new version changed these files:\n"
             + "\n".join(f"  {name}" for name in new.both)
-            + "\n--take FILE for the new text (git has yours), --keep FILE for yours; once for each"
+            + "\nGive --take FILE for the new text (git keeps yours) or --keep FILE for yours, once for each file"
         )
     if dry_run:
         return
     if not yes:
         if not sys.stdin.isatty():
-            raise ConfigError("nothing was written: nobody is at a terminal to agree; read the difference, then --yes")
-        if not typer.confirm("Write this?"):
+            raise ConfigError(
+                "nothing was written, because there is no terminal to confirm at; read the difference above and run "
+                "again with --yes"
+            )
+        if not typer.confirm("Write these changes?"):
             raise ConfigError("nothing was written")
     new.write()
-    typer.echo("written; `expunge check` reads params.yaml, `dvc status` names the stages that will run again")
+    typer.echo("Written. `expunge check` checks params.yaml, and `dvc status` lists the stages that will run again.")
 
 
 def _words(text: Word) -> list[str]:

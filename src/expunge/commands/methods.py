@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command()(methods)
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
     """List the methods that params.yaml may name, and what each is for."""
     from expunge.methods.method import load_installed
     from expunge.methods.table import METHODS
@@ -33,7 +33,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
         try:
             facts[name] = load_installed(name).kind.facts
         except ConfigError as e:  # the others are listed all the same
-            typer.echo(f"left out: {e}", err=True)
+            typer.echo(f"not listed: {e}", err=True)
         else:
             packages[name] = plugins.package_of("methods", name)
     measured = claims(text_of("docs/comparators.md"))

@@ -46,16 +46,16 @@ def register(app: typer.Typer) -> None:
 
 
 def demo_people() -> None:
-    """Train once on emoji, whose characters stand for people; then delete three of them, from request to certificate.
+    """Train once on emoji whose characters stand for people, then delete three of them, from request to certificate.
 
-    One after the other, exactly, in a workspace of its own: `.expunge/people`.
+    The deletions are exact and run one after the other, in their own workspace `.expunge/people`.
     """
     from expunge.promotion.review_terminal import console
     from expunge.workspaces.demo import train_people
 
     workspace, seconds = train_people(Path.cwd())
     out = console()
-    out.print(f"encoded and trained once: {seconds:.0f} s")
+    out.print(f"encoding and training, done once: {seconds:.0f} s")
     with chdir(workspace):
         done = []
         for person in PEOPLE:
@@ -63,8 +63,8 @@ def demo_people() -> None:
             out.print(f"{person}: {done[-1].seconds:.1f} s from request to certificate")
     out.print(table_of(done, workspace.relative_to(Path.cwd())))
     out.print(
-        f"{sum(d.seconds for d in done):.0f} s for {len(done)} people. In {workspace.relative_to(Path.cwd())}: "
-        f"`expunge certificate audit {done[-1].certificate}` makes the last one's head again."
+        f"{sum(d.seconds for d in done):.0f} s for {len(done)} people. To compute the head of the last deletion again, "
+        f"run `expunge certificate audit {done[-1].certificate}` in {workspace.relative_to(Path.cwd())}."
     )
 
 
@@ -90,12 +90,12 @@ def delete(person: str) -> Deleted:
     life = lifecycle(WHO)
     outcome = life.advance(today)
     if outcome.state != "awaiting approval":
-        raise RequestError(f"request {made.id}: {outcome.state}; `expunge request show {made.id}` says why")
+        raise RequestError(f"request {made.id} is {outcome.state}; run `expunge request show {made.id}` to see why")
     accuracy = float(read_json(SUMMARY)["methods"]["exact"]["accuracy"]["test_retain"])
     life.approve(WHO, "a demo")
     outcome = life.advance(today)
     if outcome.state != "completed":
-        raise RequestError(f"request {made.id}: {outcome.state}; `expunge request run` goes on with it")
+        raise RequestError(f"request {made.id} is {outcome.state}; run `expunge request run` to continue it")
     folder = CERTIFICATES / made.id
     attach(folder)
     store.publish(ledger)

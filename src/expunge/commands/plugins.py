@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-OURS = "not used: the name is Expunge's own"
+OURS = "not used: Expunge itself has one of this name"
 
 
 def register(app: typer.Typer) -> None:
@@ -18,17 +18,17 @@ def register(app: typer.Typer) -> None:
     app.command()(plugins)
 
 
-def plugins(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """List methods, readers, model families and metrics of other packages. Each is imported, to see whether it loads.
+def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
+    """List methods, readers, model families and metrics of other packages. Import each to see whether it loads.
 
-    The exit status is 0 whatever is found: one that does not load stops only what names it.
+    The exit status is always 0, because a plug-in that does not load stops only the runs that use it.
     """
     found = list(_found())
     if as_json:
         typer.echo(dumps(found, indent=2))
         return
     if not found:
-        typer.echo("no installed package brings anything along; `expunge docs plugins` says how one does")
+        typer.echo("no installed package provides a plug-in; `expunge docs plugins` shows how to write one")
         return
     table = Table("kind", "name", "package", "loads", box=None, pad_edge=False)
     for line in found:

@@ -16,16 +16,16 @@ def register(app: typer.Typer) -> None:
 def predict(
     source: Annotated[Path, typer.Argument(help="Parquet file with a column `image` (file bytes) or `text`.")],
     out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
-    version: Annotated[str, typer.Option("--version", help="Number of a version, or an alias.")] = "champion",
+    version: Annotated[str, typer.Option("--version", help="Version number, or an alias.")] = "champion",
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Registered model; the one that the last run registered when left out."),
+        typer.Option("--model", help="Registered model; by default the one that the last run registered."),
     ] = None,
 ) -> None:
-    """Score a Parquet file with a registered version, the champion when none is named.
+    """Score a Parquet file with a registered version, by default the champion.
 
-    The answer has a row for every row, in order: `sample_id` or `id` where there is one, `predicted`, `probability`,
-    and `probabilities` over all classes, whose names stand in the file's metadata.
+    The output has one row per input row, in the same order: `sample_id` or `id` if there is one, `predicted`,
+    `probability`, and `probabilities` over all classes. The names of the classes are in the file's metadata.
     """
     from expunge.promotion.promoter import find
     from expunge.promotion.scoring import score_parquet
@@ -34,4 +34,4 @@ def predict(
 
     chosen = find(connect(), model or registered_name(), version)
     rows = score_parquet(servable_of(chosen)[0], source, out, chosen.uri)
-    typer.echo(f"{out}: {rows:,} rows, by {chosen.uri}")
+    typer.echo(f"{out}: {rows:,} rows, scored with {chosen.uri}")

@@ -19,15 +19,17 @@ from expunge.system.errors import PromotionError
 from expunge.system.paths import LEDGER
 
 Model = Annotated[
-    str | None, typer.Option("--model", help="Registered model; the one that the last run registered when left out.")
+    str | None, typer.Option("--model", help="Registered model; by default the one that the last run registered.")
 ]
-Version = Annotated[str, typer.Option("--version", help="Number of a version, or an alias.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in the ledger for good. Name no people.")]
-By = Annotated[str, typer.Option("--by", help="Who decides; the user of this machine when left out.")]
-Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-LedgerPath = Annotated[Path, typer.Option("--ledger", help="The file that decisions are written to.")]
+Version = Annotated[str, typer.Option("--version", help="Version number, or an alias.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why. The ledger keeps it for good, so name no people.")]
+By = Annotated[str, typer.Option("--by", help="Who decides; by default the user of this machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+LedgerPath = Annotated[Path, typer.Option("--ledger", help="The ledger file, to which decisions are written.")]
 
-ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of who served what, and why.")
+ledger_app = typer.Typer(
+    no_args_is_help=True, help="Show and verify the hash-chained record of which version served, and why."
+)
 
 
 def who(by: str) -> str:
@@ -54,10 +56,10 @@ def register(app: typer.Typer) -> None:
 def review(
     version: Version = "challenger", model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False
 ) -> None:
-    """The challenger beside the champion: metrics with intervals, changed predictions, what becomes of forgotten rows.
+    """Compare the challenger with the champion: metrics with intervals, changed predictions, answers on forgotten rows.
 
-    Where nothing was promoted yet, the original classifier stands in the champion's place. The same as a page, with
-    pictures of changed test rows, is written to reports/review.html.
+    If nothing was promoted yet, the original classifier takes the champion's place. The same comparison, with pictures
+    of changed test rows, is written to reports/review.html.
     """
     from expunge.promotion.review_terminal import console, show
     from expunge.promotion.session import ReviewSession
@@ -75,15 +77,15 @@ def review(
 def promote(
     reason: Reason,
     version: Version = "challenger",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     by: By = "",
     model: Model = None,
     ledger: LedgerPath = LEDGER,
 ) -> None:
     """Make a version the champion: check the gates, show what changes, write the ledger, move the alias.
 
-    A version below `register.promote_level`, one whose files changed, or one that remembers rows which a promoted
-    version had forgotten is refused.
+    A version is refused if it is below `register.promote_level`, if its files changed, or if it remembers rows that a
+    promoted version had forgotten.
     """
     from expunge.promotion.review_terminal import console, show
     from expunge.promotion.session import ReviewSession
@@ -101,9 +103,10 @@ def promote(
 
 
 def rollback(reason: Reason, by: By = "", model: Model = None, ledger: LedgerPath = LEDGER) -> None:
-    """Restore the champion before the present one, unless it remembers rows that were forgotten since.
+    """Restore the previous champion, unless it remembers rows that were forgotten since.
 
-    A move of the alias by hand is undone, always: the champion on record is restored, or none where there was none.
+    If the alias was moved by hand, that move is undone instead: the champion on record is restored, or none if there
+    was none.
     """
     from expunge.promotion.session import ReviewSession
 
@@ -116,9 +119,10 @@ def rollback(reason: Reason, by: By = "", model: Model = None, ledger: LedgerPat
 
 
 def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) -> None:
-    """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand.
+    """Check that the champion is the version that the ledger names, and that it is unchanged.
 
-    A clock that was set back while decisions were written is told, too.
+    Exits with status 2 if not, for example if the alias was moved by hand. It also reports a clock that was set back
+    while decisions were written.
     """
     from expunge.ledger.clock import set_back
     from expunge.promotion.session import ReviewSession
@@ -139,11 +143,13 @@ def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) 
 
 def export(
     out: Annotated[Path, typer.Argument(help="File to write: NAME.pt2 or NAME.onnx.")],
-    format: Annotated[Format, typer.Option(help="torch: torch.export. onnx: needs the extra `export`.")] = Format.torch,
+    format: Annotated[
+        Format, typer.Option(help="torch uses torch.export; onnx needs the extra `export`.")
+    ] = Format.torch,
     version: Version = "champion",
     model: Model = None,
 ) -> None:
-    """A version as one file, raw uint8 images in, logits out; its logits are compared with the version's first."""
+    """Write a version as one file that takes raw uint8 images and returns logits, after comparing its logits."""
     from expunge.promotion.promoter import find
     from expunge.promotion.session import registered_name
     from expunge.serving.export import export_onnx, export_torch
@@ -153,11 +159,11 @@ def export(
     write = {Format.torch: export_torch, Format.onnx: export_onnx}[format]
     servable, digest = servable_of(chosen)
     difference = write(servable, out, {"version": chosen.uri, "servable": digest})
-    typer.echo(f"{out}: {chosen.uri}, largest difference of a logit {difference:.1e}")
+    typer.echo(f"{out}: {chosen.uri}, the largest difference of a logit is {difference:.1e}")
 
 
 def preflight() -> None:
-    """Fail before long work rather than after it: params, tracking store, ledger."""
+    """Check params, ledger and tracking store before long work starts."""
     from expunge.tracking import preflight as reach_the_store
 
     load_config()
@@ -167,7 +173,7 @@ def preflight() -> None:
 
 @ledger_app.command("show")
 def show_ledger(ledger: LedgerPath = LEDGER) -> None:
-    """Every decision, oldest first."""
+    """Show every decision, oldest first."""
     from expunge.promotion.review_terminal import console
 
     heads = ("", "time (UTC)", "what", "about", "version", "instead of", "shown", "by")
@@ -185,12 +191,14 @@ def show_ledger(ledger: LedgerPath = LEDGER) -> None:
 @ledger_app.command("verify")
 def verify_ledger(
     ledger: LedgerPath = LEDGER,
-    known: Annotated[list[str] | None, typer.Option(help="Hash of an entry that was kept elsewhere.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Public key, PEM, of who keeps it; the workspace's own.")] = None,
+    known: Annotated[list[str] | None, typer.Option(help="Hash of an entry, kept elsewhere, to look for.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="PEM file of the keeper's public key; by default the workspace's.")
+    ] = None,
 ) -> None:
-    """Check chain and signed head: an entry that was changed, dropped, moved or cut off is named, exit status 2.
+    """Check the chain and its signed head. Exits with status 2 if an entry was changed, dropped, moved or cut off.
 
-    Hashes that certificates and the request store hold are looked for too.
+    It also looks for the hashes of entries that certificates and the request store hold.
     """
     from expunge.erasure.certificate import known_entries
     from expunge.erasure.database import DEFAULT_URL, ENV

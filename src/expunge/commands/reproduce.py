@@ -18,21 +18,22 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    preset: Annotated[str | None, typer.Argument(help="A name of --list.")] = None,
-    show_list: Annotated[bool, typer.Option("--list", help="Every preset with an estimate of what it costs.")] = False,
+    preset: Annotated[str | None, typer.Argument(help="Name of a preset, from --list.")] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List every preset with its estimated cost.")] = False,
     sample: Annotated[
         bool,
-        typer.Option("--sample", help="A few drawn pictures in the real formats, one epoch: the path, in minutes."),
+        typer.Option("--sample", help="Try the whole path in minutes: a few drawn pictures, real formats, one epoch."),
     ] = False,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the data set lies, if it should not be fetched.")
-    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, if it should not be fetched.")] = None,
     artefact: Annotated[
-        list[str] | None, typer.Option(help="Switch a known artefact of published numbers on; may be given again.")
+        list[str] | None, typer.Option(help="Switch on a known artefact of published numbers. May be repeated.")
     ] = None,
-    as_published: Annotated[bool, typer.Option("--as-published", help="Switch all of them on.")] = False,
+    as_published: Annotated[bool, typer.Option("--as-published", help="Switch on all known artefacts.")] = False,
 ) -> None:
-    """Fetch, run and write one page: our table beside the published numbers. Goes on where it was ended."""
+    """Fetch and run a preset, and write one page with our numbers beside the published ones.
+
+    An interrupted run continues where it stopped.
+    """
     from expunge.reproduce.switches import chosen
 
     root = Path.cwd()
@@ -40,7 +41,7 @@ def reproduce(
         _print_list(root)
         return
     if preset is None:
-        raise ConfigError("name a preset; `expunge reproduce --list` lists them")
+        raise ConfigError("no preset is named; choose one from `expunge reproduce --list`")
     from expunge.reproduce.run import Wanted, reproduce_preset
 
     wanted = Wanted(chosen(artefact or [], as_published), sample, data_root)
@@ -67,6 +68,6 @@ def _print_list(root: Path) -> None:
     (console if console.is_terminal else Console(width=200)).print(table)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in RATES.items())
     typer.echo(
-        f"Estimates: pictures x passes / rate, at multiply-adds per second of {rates}. None was measured; there was no "
-        "GPU. src/expunge/reproduce/costs.py has every number."
+        f"The times are estimates: pictures x passes / rate, at multiply-adds per second of {rates}. None was "
+        "measured, since there was no GPU. src/expunge/reproduce/costs.py has every number."
     )

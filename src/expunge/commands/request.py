@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 SOON = 7
 
-By = Annotated[str, typer.Option("--by", help="Who does this; the user of this machine when left out.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept for good. Name no people.")]
-Id = Annotated[str, typer.Argument(help="As `expunge request list` shows it.")]
+By = Annotated[str, typer.Option("--by", help="Who does this; by default the user of this machine.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why. It is kept for good, so name no people.")]
+Id = Annotated[str, typer.Argument(help="Id of the request, as `expunge request list` shows it.")]
 
-request_app = typer.Typer(no_args_is_help=True, help="Erasure requests: intake, deadlines, runs, approval.")
+request_app = typer.Typer(no_args_is_help=True, help="Handle erasure requests: intake, deadlines, runs and approval.")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,24 +40,24 @@ def register(app: typer.Typer) -> None:
 @request_app.command()
 def add(
     ids: Annotated[Path | None, typer.Option(help="File of row ids: .txt, .csv or .parquet.")] = None,
-    subject_file: Annotated[Path | None, typer.Option(help="File of subjects, whose rows all go.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Classes, by name or index, with commas between.")] = None,
-    correct: Annotated[Path | None, typer.Option(help="Not taken in yet: the refusal says what to do.")] = None,
-    basis: Annotated[str, typer.Option(help="On what ground, for example: GDPR Art. 17(1)(b).")] = "",
-    received: Annotated[str | None, typer.Option(help="YYYY-MM-DD; today when left out.")] = None,
+    subject_file: Annotated[Path | None, typer.Option(help="File of subjects, all of whose rows are erased.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes, by name or index, comma-separated.")] = None,
+    correct: Annotated[Path | None, typer.Option(help="Not supported yet; the error says what to do.")] = None,
+    basis: Annotated[str, typer.Option(help="Legal basis, for example: GDPR Art. 17(1)(b).")] = "",
+    received: Annotated[str | None, typer.Option(help="Day of receipt, YYYY-MM-DD; by default today.")] = None,
     more_than_half: Annotated[
-        bool, typer.Option("--more-than-half", help="It may be for more than half of the rows.")
+        bool, typer.Option("--more-than-half", help="Allow the request to cover more than half of the rows.")
     ] = False,
     by: By = "",
 ) -> None:
-    """Take a request in. A file is copied into data/requests and tracked by DVC: remove your own copy afterwards."""
+    """Record a request. A file is copied into data/requests and tracked by DVC; remove your own copy afterwards."""
     from expunge.erasure.intake import take_in
 
     if correct is not None:
         raise RequestError(
-            f"{correct}: corrections are not carried out as requests yet, since the dataset keeps the old labels; put "
-            "the new ones into the data's source and train again, and see docs/correct.md for the exact model in "
-            "seconds (split.selector: correct)"
+            f"{correct}: corrections cannot be carried out as requests yet, because the dataset keeps the old labels. "
+            "Put the new labels into the data's source and train again. To get the exact model in seconds, see "
+            "docs/correct.md (split.selector: correct)"
         )
     store = _store()
     made = take_in(
@@ -77,10 +77,10 @@ def add(
 
 @request_app.command("list")
 def list_requests(
-    all_: Annotated[bool, typer.Option("--all", help="Final ones too.")] = False,
-    soon: Annotated[int, typer.Option(help="Days before the deadline that count as soon.")] = SOON,
+    all_: Annotated[bool, typer.Option("--all", help="Also show final requests.")] = False,
+    soon: Annotated[int, typer.Option(help="Days before the deadline from which a request is due soon.")] = SOON,
 ) -> None:
-    """Open requests by deadline; overdue and due soon stand out."""
+    """List the open requests by deadline. Those that are overdue or due soon are highlighted."""
     from expunge.erasure.intake import strays
     from expunge.promotion.review_terminal import console
 
@@ -88,12 +88,15 @@ def list_requests(
     out = console()
     out.print(table_of(store.all(State if all_ else OPEN), _today(), soon))
     for stray in strays(store):
-        out.print(f"Attention: {stray} belongs to no request; take it in again, or remove it", style="bold red")
+        out.print(
+            f"Attention: {stray} belongs to no request. Add it again with `expunge request add`, or remove it",
+            style="bold red",
+        )
 
 
 @request_app.command()
 def show(id_: Id) -> None:
-    """One request and everything that happened to it."""
+    """Show one request and everything that happened to it."""
     from expunge.promotion.review_terminal import console
 
     store = _store()
@@ -115,7 +118,7 @@ def show(id_: Id) -> None:
 
 @request_app.command()
 def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
-    """The requester is who they say they are; what they ask for is looked up in the dataset, where it is made."""
+    """Record that the requester's identity was confirmed, and look up the rows in the dataset if it is prepared."""
     from expunge.erasure.selection import asked_values, mask_of
 
     store = _store()
@@ -128,17 +131,24 @@ def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
         facts["found"] = int(mask_of(store, request, Dataset(DATASET, verify=False)).sum())
         if not facts["found"]:
             raise RequestError(
-                f"request {id_}: met already, none of its rows is in the dataset any more; tell the requester, then "
-                f'`expunge request refuse {id_} --reason "met already"`'
+                f"request {id_}: met already, because none of its rows is in the dataset any more. Tell the requester, "
+                f'then run `expunge request refuse {id_} --reason "met already"`'
             )
     store.verify(id_, _who(by), reason, facts)
     _publish(store)
-    typer.echo(f"{id_}: verified" + (f", {facts['found']:,} rows" if facts else "; there is no dataset to look in yet"))
+    typer.echo(
+        f"{id_}: verified"
+        + (
+            f", {facts['found']:,} rows"
+            if facts
+            else "; its rows were not looked up, because no dataset is prepared yet"
+        )
+    )
 
 
 @request_app.command()
 def refuse(id_: Id, reason: Reason, by: By = "") -> None:
-    """End a request without erasing anything; its list of ids and its key are removed."""
+    """Refuse a request. Nothing is erased; its list of ids and its key are removed."""
     from expunge.erasure.intake import remove
 
     store = _store()
@@ -153,7 +163,7 @@ def refuse(id_: Id, reason: Reason, by: By = "") -> None:
 def extend(
     id_: Id, reason: Reason, months: Annotated[int, typer.Option(help="Months after receipt: 2 or 3.")] = 3, by: By = ""
 ) -> None:
-    """Put the deadline off, up to three months after receipt."""
+    """Extend the deadline, to at most three months after receipt."""
     store = _store()
     request = store.extend(id_, months, _who(by), reason, _today())
     _publish(store)
@@ -162,11 +172,12 @@ def extend(
 
 @request_app.command()
 def run(
-    within: Annotated[int | None, typer.Option(help="Only if a request is due in so many days.")] = None, by: By = ""
+    within: Annotated[int | None, typer.Option(help="Start only if a request is due within this many days.")] = None,
+    by: By = "",
 ) -> None:
-    """Carry out every verified request in one run, up to the approval; after it, to the certificates.
+    """Carry out all verified requests in one run: up to the approval and, after it, up to the certificates.
 
-    Can be ended and called again at any time: it goes on where it was.
+    It can be interrupted at any time. Call it again to continue where it stopped.
     """
     outcome = lifecycle(_who(by)).advance(_today(), within)
     report(outcome)
@@ -179,16 +190,16 @@ def run(
 
 @request_app.command()
 def approve(reason: Reason, by: By = "") -> None:
-    """The version that waits may be served, and the rows erased: see it first with `expunge review`."""
+    """Approve the waiting version for serving, and the erasure of the rows. Look at it with `expunge review` first."""
     made = lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
-    typer.echo(f"approved: {made['model']} version {made['version']}. `expunge request run` carries it out.")
+    typer.echo(f"approved: {made['model']} version {made['version']}. Run `expunge request run` to carry it out.")
 
 
 @request_app.command()
 def reject(reason: Reason, by: By = "") -> None:
-    """Give the open run up, at its approval or before; its requests wait for the next one."""
+    """Give up the open run, at its approval or before. Its requests wait for the next run."""
     batch = lifecycle(_who(by)).reject(_who(by), reason)
-    typer.echo(f"{batch.id}: rejected. Its requests are scheduled again and still due.")
+    typer.echo(f"{batch.id}: rejected. Its requests are scheduled again, and their due dates stay.")
 
 
 def parse_classes(text: str | None) -> list[int | str]:
@@ -212,20 +223,20 @@ def table_of(requests: list[ErasureRequest], today: date, soon: int) -> Table:
 def report(outcome: Outcome) -> None:
     """What came of a run, in a sentence."""
     if outcome.batch is None:
-        typer.echo(f"{outcome.state}: no verified request is due; `expunge request list` shows what is open")
+        typer.echo(f"{outcome.state}: no verified request is due; run `expunge request list` to see the open ones")
         return
     requests = f"{outcome.batch}: {len(outcome.requests)} requests {outcome.state}"
     product = outcome.facts.get("product")
     if outcome.state == "awaiting approval":
         typer.echo(
             f"{requests}. {product['model']} version {product['version']} ({product['method']}, shown: "
-            f"{product['claims']}): look with `expunge review --version {product['version']}`, then "
-            "`expunge request approve` or `reject` with a reason"
+            f"{product['claims']}) waits: look at it with `expunge review --version {product['version']}`, then run "
+            "`expunge request approve` or `expunge request reject` with a reason"
         )
     elif outcome.state == "completed":
         typer.echo(f"{requests}. Certificates: " + ", ".join(f"records/certificates/{id_}" for id_ in outcome.requests))
     else:
-        typer.echo(f"{requests}; `expunge request show` says why")
+        typer.echo(f"{requests}; run `expunge request show` to see why")
 
 
 def lifecycle(who: str) -> Lifecycle:
@@ -239,7 +250,7 @@ def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
     """All stale stages, or `stages` alone, in this order. Raises RequestError when one fails."""
     single = ["--single-item"] if stages else []
     if not dvc.reproduce(*single, *(["--force"] if force else []), *stages):
-        raise RequestError("a stage of the pipeline failed, see above; mend what it says and run again")
+        raise RequestError("a stage of the pipeline failed; correct the error shown above and run again")
 
 
 def _store() -> Store:
@@ -260,7 +271,7 @@ def _day(text: str | None) -> date:
     try:
         return _today() if text is None else date.fromisoformat(text)
     except ValueError:
-        raise RequestError(f"received {text!r}: not a day; write YYYY-MM-DD") from None
+        raise RequestError(f"received {text!r}: not a date; write it as YYYY-MM-DD") from None
 
 
 def _who(by: str) -> str:

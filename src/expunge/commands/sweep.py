@@ -14,7 +14,7 @@ from expunge.system.errors import DataError
 from expunge.system.paths import DATASET, FORGOTTEN
 
 IdFile = Annotated[Path | None, typer.Option(help="File of sample ids (.txt, .csv, .parquet).")]
-SubjectFile = Annotated[Path | None, typer.Option(help="File of subjects: all their rows, test rows too.")]
+SubjectFile = Annotated[Path | None, typer.Option(help="File of subjects: all their rows, including test rows.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,12 +24,13 @@ def register(app: typer.Typer) -> None:
 def sweep(
     ids: IdFile = None,
     subjects: SubjectFile = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Erase. Without it nothing is changed.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Erase what is found. Without it nothing is changed.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Find what is left of forgotten rows in data, caches, remotes, MLflow, Prefect, Data Docs and git; --apply erases.
+    """Find what is left of forgotten rows in data, caches, remotes, MLflow, Prefect, Data Docs and git.
 
-    Without a file: every row that a promoted version had forgotten. Exit status 2 if something is left at the end.
+    Without a file, it looks for every row that a promoted version had forgotten. Exits with status 2 if something is
+    left at the end.
     """
     from expunge import sweep as sweeping
     from expunge.data.selectors import read_values
@@ -45,7 +46,7 @@ def sweep(
     else:
         show(report)
     if report.left:
-        raise DataError(f"{len(report.left)} residues are left, see the report")
+        raise DataError(f"{len(report.left)} residues are left; see the report above")
 
 
 def promoted(root: Path) -> list[str]:
@@ -66,13 +67,13 @@ def show(report) -> None:  # type: ignore[no-untyped-def]
         for entry in parts[title]:
             table.add_row(title, entry["where"], entry["what"], f"{entry['count']:,}")
     for entry in parts["not_purgeable"]:
-        table.add_row("not purgeable", entry["where"], f"{entry['what']}. Who must: {entry['who']}", "")
+        table.add_row("not purgeable", entry["where"], f"{entry['what']}. To be removed by: {entry['who']}", "")
     console = Console()
     if table.row_count:
         console.print(table)
     if report.applied:
         console.print("Nothing is left." if report.clean else "Something is left.")
     elif parts["found"]:
-        console.print("Nothing was changed. `expunge sweep --apply` erases what was found.")
+        console.print("Nothing was changed. Run `expunge sweep --apply` to erase what was found.")
     else:
         console.print("Nothing was found.")

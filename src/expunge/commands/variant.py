@@ -22,15 +22,17 @@ def register(app: typer.Typer) -> None:
 
 
 def variant(
-    name: Annotated[str, typer.Argument(help="Of the workspace, .expunge/variants/NAME.")],
+    name: Annotated[str, typer.Argument(help="Name of the workspace, .expunge/variants/NAME.")],
     change: Annotated[
-        list[str], typer.Option("--set", "-S", help="What differs from params.yaml, as model.name=efficientnet-lite0.")
+        list[str], typer.Option("--set", "-S", help="Key that differs from params.yaml: model.name=efficientnet-lite0.")
     ],
-    target: Annotated[str, typer.Option(help="The stage to stop after; extract makes the feature store.")] = "extract",
+    target: Annotated[str, typer.Option(help="Stage to stop after; extract writes the feature store.")] = "extract",
 ) -> None:
-    """Another backbone, or other layers, side by side with the run of params.yaml: features in a store of their own."""
+    """Run the pipeline with another backbone or other layers in its own workspace, beside the run of params.yaml."""
     if not re.fullmatch(r"[\w-][\w.-]*", name):
-        raise ConfigError(f"{name!r}: a workspace has a plain name, of letters, digits, '-', '_' and '.'")
+        raise ConfigError(
+            f"{name!r}: not a name for a workspace; use letters, digits, '-', '_' and '.', and no '.' at the start"
+        )
     root = Path.cwd()
     params = params_with(root / "params.yaml", changes(change))
     workspace = root / HOME / name
@@ -53,5 +55,5 @@ def changes(given: list[str]) -> dict[str, Any]:
         try:
             at[last] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {item!r}: {value!r} is no YAML value") from None
+            raise ConfigError(f"--set {item!r}: {value!r} is not a YAML value") from None
     return found

@@ -21,17 +21,18 @@ def register(app: typer.Typer) -> None:
 
 def watch(
     model: Annotated[
-        list[str] | None, typer.Option(help="Registered model; every model of this pipeline when left out.")
+        list[str] | None, typer.Option(help="Registered model; by default every model of this pipeline.")
     ] = None,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks.")] = 15.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
-    ledger: Annotated[Path, typer.Option("--ledger", help="The file that decisions are written to.")] = LEDGER,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two checks.")] = 15.0,
+    once: Annotated[bool, typer.Option("--once", help="Check once and exit.")] = False,
+    ledger: Annotated[Path, typer.Option("--ledger", help="The ledger file, to which decisions are written.")] = LEDGER,
 ) -> None:
-    """Gate what people do in the MLflow UI: an alias `champion` that was set there is put on record, or taken back.
+    """Apply the gates to what people do in the MLflow UI: an alias `champion` set there is recorded, or taken back.
 
-    A version that passes the gates gets its ledger entry, with the reason from its tag `reason` or a line "Reason: ..."
-    of its description, and the name from its tag `by`. Of any other the alias goes back to the champion on record, and
-    the version's tag `not_promoted` says why. Copies made with the button "Promote model" are gated by their new name.
+    A version that passes the gates gets a ledger entry, with the reason from its tag `reason` or from a line
+    "Reason: ..." in its description, and the name from its tag `by`. From any other version the alias goes back to the
+    champion on record, and the version's tag `not_promoted` says why. Copies made with the button "Promote model" are
+    checked under their new name.
     """
     from expunge.promotion.alias_watch import settle_all
     from expunge.promotion.session import ReviewSession

@@ -57,14 +57,16 @@ def audit(
     what = recomputes(claim)
     if what is None:
         raise CertificateError(
-            f"{file}: nothing is claimed as exact in it (method {made.get('method', 'none')}), so there is nothing to "
-            "make again; `expunge certificate verify` checks who signed it"
+            f"{file}: claims nothing as exact (method {made.get('method', 'none')}), so there is nothing to compute "
+            "again. To check who signed it, run `expunge certificate verify`"
         )
     chosen = _chosen(file, claim, nonce, wanted)
     version = _version(made)
     servable, _ = servable_of(version)
     if servable.map_ is not None:
-        raise CertificateError(f"{version.uri}: a map stands before its head, which no exact deletion leaves")
+        raise CertificateError(
+            f"{version.uri}: has a map before its head, so it is not the result of an exact deletion"
+        )
     inputs = _inputs(servable.classifier, version)
     if kind_of(claim) in (ABOVE, SHARDS):
         found = _above(inputs, claim, encode, chosen)
@@ -92,7 +94,8 @@ def _chosen(file: Path, claim: dict[str, Any], nonce: str | None, wanted: int) -
         return None
     if kind_of(claim) != SHARDS:
         raise CertificateError(
-            f"{file}: its model has no shards above a cut to pick from; without --nonce all of it is made again"
+            f"{file}: its model has no shards above a cut for a nonce to select; leave out --nonce to train all of it "
+            "again"
         )
     return drawn(nonce, int(claim["shards"]["count"]), wanted)
 
@@ -102,7 +105,7 @@ def _version(made: dict[str, Any]) -> Version:
         return version_of(connect(), made["model"], made["version"])
     except TrackingError as e:
         raise TrackingError(
-            f"{e}. A version that a later request supersedes is removed from the registry: audit the certificate of "
+            f"{e}. A version that a later request supersedes is removed from the registry. Audit the certificate of "
             "the version that serves now"
         ) from None
 

@@ -9,14 +9,14 @@ HEADS = {"RidgeHead": "ridge", "SoftmaxHead": "softmax"}
 ABOVE, SHARDS = "above", "shards"
 
 BACKBONE = (
-    "the public backbone never saw the rows: the certificate names it by its digest, how it was trained is its "
-    "publisher's word"
+    "the public backbone never saw the rows: the certificate names its digest, but only its publisher can say how it "
+    "was trained"
 )
 ENCODED = (
-    "the stored features or activations are those that the public layers make of the rows (--encode makes them again)"
+    "the stored features or activations are what the public layers compute from the rows (--encode computes them again)"
 )
-CONTENT = "the rows of the dataset are what came in under their ids: digests cover ids and labels, not contents"
-KEY = "the key of the row digests (data/forgotten/key) was not chosen to fit"
+CONTENT = "the rows of the dataset are what came in under their ids: the digests cover ids and labels, not contents"
+KEY = "the key of the row digests (data/forgotten/key) was not chosen to make the digests agree"
 
 
 def kind_of(claim: Mapping[str, Any]) -> str | None:
@@ -33,22 +33,22 @@ def recomputes(claim: Mapping[str, Any]) -> str | None:
     if kind is None:
         return None
     if kind == SHARDS:
-        count, nonce = claim["shards"]["count"], "or those of them that an auditor's --nonce picks"
+        count, nonce = claim["shards"]["count"], "or those of them that an auditor's --nonce selects"
         return (
             f"the {count} shards above {claim['recipe']['cut']}, {nonce}, from their public weights, on the "
-            f"activations of the {claim['rows']['retained']:,} retained training rows by the recipe named; beside them "
-            "the digests of the layers below and of every shard, and the Merkle root of the rows of each"
+            f"activations of the {claim['rows']['retained']:,} retained training rows by the named recipe; and the "
+            "digests of the layers below and of every shard, and the Merkle root of the rows of each shard"
         )
     if kind == ABOVE:
         return (
             f"the network above {claim['recipe']['cut']}, from its public weights, on the activations of the "
-            f"{claim['rows']['retained']:,} retained training rows by the recipe named; beside it the digest of the "
-            "layers below and the Merkle root of the rows"
+            f"{claim['rows']['retained']:,} retained training rows by the named recipe; and the digest of the layers "
+            "below and the Merkle root of the rows"
         )
     many = f"the {claim['heads']['count']} {kind} heads and their mean" if "heads" in claim else f"the {kind} head"
     return (
-        f"{many}, from nothing, on the features of the {claim['rows']['retained']:,} retained training rows "
-        "with the settings named; beside it the digest of the public backbone and the Merkle root of the rows"
+        f"{many}, from scratch, on the features of the {claim['rows']['retained']:,} retained training rows "
+        "with the named settings; and the digest of the public backbone and the Merkle root of the rows"
     )
 
 
@@ -66,7 +66,7 @@ def _unseen(shards: tuple[int, int] | None) -> list[str]:
         return []
     made, count = shards
     return [
-        f"{count - made} of {count} shards were not made again: that they are what training on their rows gives is "
-        f"taken from the certificate; one wrong shard escapes {made} picked at random with probability "
-        f"{(count - made) / count:.0%}, as long as nobody knew the nonce when it was signed"
+        f"{count - made} of {count} shards, which were not trained again, are what training on their rows gives, as "
+        f"the certificate says; if one shard is wrong, {made} picked at random miss it with probability "
+        f"{(count - made) / count:.0%}, provided that nobody knew the nonce when the certificate was signed"
     ]

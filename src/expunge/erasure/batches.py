@@ -104,11 +104,11 @@ class Batches:
                     return self._open(c, today, within)
                 if found.owner and found.owner != self.owner and found.until > time.time() and not _dead(found.owner):
                     host = found.owner.partition(":")[0]
-                    raise RequestError(f"run {found.id} is being carried out on {host}, step {found.step}; let it end")
+                    raise RequestError(f"run {found.id} is being carried out on {host}, step {found.step}; wait for it")
                 values = {"owner": self.owner, "until": time.time() + LEASE_SECONDS, "version": found.version + 1}
                 return self._set(c, found, **values)
         except IntegrityError:
-            raise RequestError("somebody else started a run at the same moment; nothing was started here") from None
+            raise RequestError("somebody else started a run at the same moment, so none was started here") from None
 
     def at(
         self,
@@ -182,7 +182,7 @@ class Batches:
 
     def _set(self, c: Connection, batch: Batch, **values: Any) -> Batch:
         if c.execute(update(BATCHES).where(_mine(batch)).values(**values)).rowcount != 1:
-            raise RequestError(f"run {batch.id} was taken over by somebody else; nothing more is done here")
+            raise RequestError(f"run {batch.id} was taken over by somebody else, so this process stops here")
         return Batch.of(c.execute(select(BATCHES).where(BATCHES.c.id == batch.id)).mappings().one())
 
     def _move(

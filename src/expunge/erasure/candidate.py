@@ -54,17 +54,20 @@ def choose() -> Candidate | Refusal:
         if may_serve(shown_claims(verdict), asked) and useful(shown_claims(verdict), verdict["utility"]):
             found = find_version(connect(), receipt["model"], receipt["content"])
             if found is None:
-                raise LookupError(f"{receipt['model']}: what the last run registered is not in this registry")
+                raise LookupError(
+                    f"{receipt['model']}: the version that the last run registered is not in this registry; run the "
+                    "register stage again"
+                )
             return Candidate(found.name, found.version, method, shown_words(verdict))
     if config.reference == "skip":
         return Refusal(
-            f"of no method {asked!r} was shown ({failures(summary)}), and with reference: skip in params.yaml "
-            "there is no retrained model that could take its place"
+            f"{asked!r} was shown of no method ({failures(summary)}), and there is no retrained model that could take "
+            "its place, because params.yaml has reference: skip"
         )
     verdict = summary["references"]["retrained"]["verdict"]
     if not may_serve(shown_claims(verdict), asked) or not useful(shown_claims(verdict), verdict["utility"]):
         return Refusal(
-            f"of no method {asked!r} was shown ({failures(summary)}), nor of the retrained model: {verdict['why']}"
+            f"{asked!r} was shown of no method ({failures(summary)}), nor of the retrained model: {verdict['why']}"
         )
     return _retrained(config, summary, receipt["model"])
 

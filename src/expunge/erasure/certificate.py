@@ -130,7 +130,7 @@ def known_entries(directory: Path = CERTIFICATES) -> list[str]:
         try:
             previous = json.loads(file.read_text(encoding="utf-8"))["certificate"]["ledger"]["previous"]
         except (ValueError, KeyError, TypeError, RecursionError, OSError):
-            raise CertificateError(f"{file}: not a certificate; restore it") from None
+            raise CertificateError(f"{file}: not a certificate; restore it from a backup") from None
         found.append(str(previous))
     return found
 
@@ -139,5 +139,5 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Raise ValueError for a repeated key: JSON parsers disagree on which of its values counts."""
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is repeated")
     return out

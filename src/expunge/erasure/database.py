@@ -116,7 +116,7 @@ def connect(url: str | None = None) -> Engine:
     try:
         parsed = make_url(given)
     except (ArgumentError, ValueError):  # ValueError: the port is not a number
-        raise RequestError(f"{ENV}: not the URL of a database; for example postgresql://HOST/NAME") from None
+        raise RequestError(f"{ENV}: not the URL of a database; set it to one, such as postgresql://HOST/NAME") from None
     sqlite = parsed.get_backend_name() == "sqlite"
     if sqlite and parsed.database:
         file = Path(parsed.database)

@@ -34,14 +34,12 @@ def _check_entry(entry: Entry, events: Mapping[str, Event]) -> None:
     name = str(entry.facts["event"])
     event = events.get(name)
     if event is None:
-        what = f"does not know of event {name} ({entry.kind}), which"
+        what = f"lacks the event {name} ({entry.kind})"
     elif (event.kind, event.at, event.who) != (entry.kind, entry.facts["at"], entry.facts["who"]):
-        what = (
-            f"has another event {name} ({event.kind} of {event.at}) than the {entry.kind} of {entry.facts['at']} that"
-        )
+        what = f"has the event {name} as {event.kind} of {event.at}, not as {entry.kind} of {entry.facts['at']}"
     else:
         return
     raise RequestError(
-        f"the request store {what} stands in the ledger as entry {entry.seq}: the store was put back from a backup. "
-        "Put back its newest copy; where that is lost, begin an empty store and take open requests in again"
+        f"the request store {what}, as entry {entry.seq} of the ledger says: the store was restored from a backup. "
+        "Restore its newest copy. If that is lost, start with an empty store and add the open requests again"
     )

@@ -44,9 +44,9 @@ def take_in(
     Raises RequestError or DataError, whose messages contain no id.
     """
     if sum((ids is not None, subjects is not None, bool(classes))) != 1:
-        raise RequestError("a request asks for one thing: a file of ids, a file of subjects, or classes")
+        raise RequestError("a request needs exactly one of these: a file of ids, a file of subjects, or classes")
     if received > today:
-        raise RequestError(f"received {received} lies in the future; give the day on which it came in")
+        raise RequestError(f"received {received} is in the future; give the day on which the request came in")
     id_ = new_id(received)
     if classes:
         return store.add(id_, "classes", [], classes=classes, received=received, basis=basis, who=who, most=most)

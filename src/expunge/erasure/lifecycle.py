@@ -134,17 +134,17 @@ class Lifecycle:
         self.pipeline(FIRST)
         if (DATASET / CANARIES).is_file():
             raise RequestError(
-                f"{batch.id}: canaries are planted here, copies of rows that an erasure would not find; set "
-                "data.canaries to 0, or audit in a workspace of its own"
+                f"{batch.id}: canaries are planted here, which are copies of rows that an erasure would not find. Set "
+                "data.canaries to 0, or audit in a separate workspace"
             )
         if remembers_erased(self.ledger):
             # The original was trained on rows that have since been erased, and a model made from it would retain them.
-            self.log(f"{batch.id}: the original is trained anew, without what was erased")
+            self.log(f"{batch.id}: training the original again, without the rows that were erased")
             self.pipeline(["train"], force=True)
             if remembers_erased(self.ledger):
                 raise RequestError(
                     f"{batch.id}: models/original remembers rows that were erased, and there is no recipe to train it "
-                    "anew (model.training: none); give a checkpoint that never saw them, or refuse the requests"
+                    "again (model.training: none). Give a checkpoint that never saw them, or refuse the requests"
                 )
         selection = self._selection(batch)
         if not (selection.erase & selection.train).any():
@@ -168,8 +168,8 @@ class Lifecycle:
         if not np.array_equal(Split(SPLIT).rows("forget"), np.flatnonzero(selection.forget)):
             self.batches.release(self.batches.at(batch, Step.prepare, {}))
             raise RequestError(
-                f"{batch.id}: the pipeline forgot other rows than were asked for; params.yaml was changed, or "
-                "somebody else works in this folder. The next run begins again"
+                f"{batch.id}: the pipeline forgot other rows than were asked for. Either params.yaml was changed, or "
+                "somebody else works in this folder. The next run starts over"
             )
         soundness.results()
         chosen = candidate.choose()
@@ -253,8 +253,8 @@ class Lifecycle:
         if other := soundness.changed(batch.facts.get("rows"), now):
             self.batches.release(self.batches.at(batch, Step.prepare, {}))
             raise RequestError(
-                f"{batch.id}: the rows of {', '.join(other)} in {DATASET} are not those that the run was judged on; "
-                "what was shown is not of them. The next run begins again"
+                f"{batch.id}: the rows of {', '.join(other)} in {DATASET} are not those that the run was judged on, "
+                "so the verdict does not apply to them. The next run starts over"
             )
 
     def _selection(self, batch: Batch) -> Selection:
@@ -275,14 +275,14 @@ class Lifecycle:
     def _claimed(self, reason: str, steps: Sequence[Step]) -> Batch:
         """Claim the open batch at one of `steps`. Raises RequestError if there is none, or if `reason` is empty."""
         if not reason.strip():
-            raise RequestError("a reason is needed: it stands in the ledger and in the certificate")
+            raise RequestError("a reason is needed, because the ledger and the certificate record it")
         found = self.batches.current()
         batch = self.batches.claim(date.today()) if found and found.step in steps else None
         if batch is None or batch.step not in steps:
             if batch is not None:
                 self.batches.release(batch)
-            state = f"run {found.id} is at step {found.step}" if found else "there is none"
-            raise RequestError(f"no run waits for this: {state}; `expunge request run` goes on with it")
+            state = f"run {found.id} is at step {found.step}" if found else "none is open"
+            raise RequestError(f"no run waits for this: {state}; continue with `expunge request run`")
         return batch
 
     def _record_by_hand(self) -> None:
@@ -291,7 +291,7 @@ class Lifecycle:
         from expunge.promotion.session import ReviewSession
 
         if entry := ReviewSession(ledger=self.ledger.path).promoter.record_by_hand():
-            self.log(f"the champion was moved by hand to version {entry.facts['version']}: `expunge audit` says more")
+            self.log(f"the champion was moved by hand to version {entry.facts['version']}; see `expunge audit`")
 
     def _tell(self) -> None:
         """Notify the recipients of every final request of which they have not been notified."""

@@ -34,7 +34,7 @@ def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
     if not url:
         return True
     if not url.startswith(("http://", "https://")):
-        log(f"{ENV}: not an address that begins with http:// or https://; nobody was told of {request.id}")
+        log(f"{ENV}: nobody was notified of {request.id}, because the address must begin with http:// or https://")
         return False
     body, why = json.dumps(message(request)).encode(), ""
     for pause in (*PAUSES, None):
@@ -51,7 +51,7 @@ def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
         if pause is not None:
             time.sleep(pause)
     # Only the host is logged: the rest of the address may contain a secret.
-    log(f"{ENV} ({_host(url)}): not told of {request.id}, {why}; the next run tries again")
+    log(f"{ENV} ({_host(url)}): could not be notified of {request.id} ({why}); the next run tries again")
     return False
 
 

@@ -151,7 +151,7 @@ class Store:
 
     def refuse(self, id_: str, who: str, reason: str) -> ErasureRequest:
         """Refuse a request, which is final, and destroy its key. Raises RequestError while a run has it."""
-        _need(reason, "a refusal needs its reasons: the requester must be told them")
+        _need(reason, "a refusal needs a reason, because the requester must be told it")
         with transaction(self.engine) as c:
             request = self._get(c, id_)
             if request.state in (State.running, State.awaiting_approval):
@@ -163,12 +163,12 @@ class Store:
 
     def extend(self, id_: str, months: int, who: str, reason: str, today: date) -> ErasureRequest:
         """Set the due date to `months` (2 or 3) after receipt. The requester must be told before the first deadline."""
-        _need(reason, "an extension needs its reasons: the requester must be told them")
+        _need(reason, "an extension needs a reason, because the requester must be told it")
         request = self.get(id_)
         if not request.months < months <= MOST_MONTHS:
             raise RequestError(
-                f"request {id_}: {months} months after receipt; it has {request.months} now and can have "
-                f"{MOST_MONTHS} at most"
+                f"request {id_} cannot be extended to {months} months after receipt; it has {request.months} now, and "
+                f"at most {MOST_MONTHS} are allowed"
             )
         if today > request.due:
             raise RequestError(f"request {id_} was due on {request.due}: it can only be extended before that day")
@@ -225,7 +225,7 @@ class Store:
     def _get(self, c: Connection, id_: str) -> ErasureRequest:
         row = c.execute(select(REQUESTS).where(REQUESTS.c.id == id_)).mappings().first()
         if row is None:
-            raise RequestError(f"no request {id_!r}; `expunge request list --all` shows them")
+            raise RequestError(f"no request {id_!r}; run `expunge request list --all` to see all of them")
         return ErasureRequest.of(row)
 
     def _key(self, c: Connection, id_: str) -> bytes | None:
@@ -252,14 +252,14 @@ def move(
     RequestError for a move that is not allowed, or if somebody else changed the request first."""
     check_move(request.id, request.state, new)
     if new == State.scheduled and not request.verified:
-        raise RequestError(f"request {request.id} was never verified; `expunge request verify {request.id}` first")
+        raise RequestError(f"request {request.id} was never verified; run `expunge request verify {request.id}` first")
     if new in (State.refused, State.extended):
         columns["reason"] = reason
     version = request.version + 1
     mine = (REQUESTS.c.id == request.id) & (REQUESTS.c.version == request.version)
     done = c.execute(update(REQUESTS).where(mine).values(state=new, version=version, **columns))
     if done.rowcount != 1:
-        raise RequestError(f"request {request.id} was changed by somebody else meanwhile; look again")
+        raise RequestError(f"request {request.id} was changed by somebody else meanwhile; look at it again")
     write_event(c, request.id, version, kind, who, reason, facts, new)
     row = c.execute(select(REQUESTS).where(REQUESTS.c.id == request.id)).mappings().one()
     return ErasureRequest.of(row)

@@ -58,7 +58,10 @@ def asked_values(store: Store, request: ErasureRequest) -> list[str]:
         return [str(c) for c in request.classes]
     file = Path(request.file or "")
     if not file.is_file():
-        raise RequestError(f"request {request.id}: {file} is not here; `dvc checkout {file}` where it was taken in")
+        raise RequestError(
+            f"request {request.id}: {file} is missing; run `dvc checkout {file}` in the workspace that took the "
+            "request in"
+        )
     values = values_of(file, request.kind)
     if not store.matches(request, values):
         raise RequestError(f"request {request.id}: {file} is not what was asked; restore it, or refuse the request")
@@ -83,7 +86,7 @@ def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
     if missing:
         raise RequestError(
             f"request {request.id}: {missing} of {len(values)} {request.kind} are not in the dataset; "
-            "ask again, or refuse it with that reason"
+            "ask the requester again, or refuse the request for that reason"
         )
     return _refuse_most(store, request, np.isin(found, values))
 
@@ -92,8 +95,8 @@ def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
     """Return `mask`. Raises RequestError if it covers more than half of the rows and the intake did not allow that."""
     if 2 * mask.sum() > len(mask) and not store.events(request.id)[0].facts.get("more_than_half"):
         raise RequestError(
-            f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half; if that is meant, "
-            f"refuse it and take it in again with `expunge request add --more-than-half`"
+            f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half. If this is "
+            "intended, refuse it and add it again with `expunge request add --more-than-half`"
         )
     return mask
 
@@ -132,7 +135,7 @@ def with_split(params: str, file: Path) -> str:
     editor.Representer = _NullAsWritten
     tree = editor.load(params)
     if not isinstance(tree, dict) or not isinstance(tree.get("split"), dict):
-        raise ConfigError("params.yaml has no section `split` to set the rows of the request in")
+        raise ConfigError("params.yaml has no section `split`, in which the rows of the request are named; add it")
     tree["split"].update(selector="ids", file=file.as_posix())
     if tree["split"].get("near_duplicates") == INCLUDE:
         tree["split"]["near_duplicates"] = WARN  # near-duplicates may be other people's rows, which nobody requested

@@ -32,17 +32,19 @@ def results() -> None:
     an evaluation of weights other than those in the workspace.
     """
     if not LOCK.is_file():
-        raise RequestError(f"{LOCK}: not here, so nothing shows which run the results are of; `dvc repro` writes it")
+        raise RequestError(
+            f"{LOCK}: no such file, so nothing shows which run the results come from; run `dvc repro` to write it"
+        )
     for found in found_differences():
         if not found.wrote:
             raise RequestError(
-                f"{found.path}: not what the stage {found.stage} read when it ran (dvc.lock), so its results are of "
-                "something else; remove the outputs of that stage and run `dvc repro`"
+                f"{found.path}: not what the stage {found.stage} read when it ran (dvc.lock), so its results are those "
+                "of other inputs. Remove the outputs of that stage and run `dvc repro`"
             )
         state = "changed since" if Path(found.path).exists() else "gone since"
         raise RequestError(
-            f"{found.path}: {state} the stage {found.stage} wrote it (dvc.lock), so no certificate can rest on it; "
-            "remove what is there and run `dvc repro`, which brings it back or makes it again"
+            f"{found.path}: {state} the stage {found.stage} wrote it (dvc.lock), so no certificate can be based on "
+            "it. Remove it and run `dvc repro`, which restores it or computes it again"
         )
 
 
@@ -103,8 +105,8 @@ def still(batch: str, collected: Mapping[str, str]) -> None:
     if other or 0 < len(now) < len(collected):
         raise RequestError(
             f"{batch}: {DATASET} was changed after its rows were collected: of {len(collected)} rows {other} have "
-            f"other contents and {len(collected) - len(now)} are gone, so the model forgot others than would be "
-            f"erased. `dvc checkout --force {DATASET}`, then run again"
+            f"other contents and {len(collected) - len(now)} are gone, so the model forgot other rows than would "
+            f"be erased. Run `dvc checkout --force {DATASET}`, then run again"
         )
 
 

@@ -46,7 +46,7 @@ MOVES: dict[State, frozenset[State]] = {
 def check_move(request: str, old: State, new: State) -> None:
     """Raise RequestError, which names the allowed states, if the request cannot move from `old` to `new`."""
     if new not in MOVES[old]:
-        allowed = ", ".join(s for s in State if s in MOVES[old]) or "nothing: this is final"
+        allowed = ", ".join(s for s in State if s in MOVES[old]) or "nothing else: this state is final"
         raise RequestError(f"request {request} is {old} and cannot become {new}; it can become {allowed}")
 
 

@@ -20,7 +20,7 @@ def set_back(entries: Sequence[Entry], first: int = 1) -> list[str]:
         if latest is not None and entry.seq >= first and behind > TOLERANCE_SECONDS:
             found.append(
                 f"ledger entry {entry.seq} ({entry.kind}) has the time {entry.time}, {behind:,.0f} seconds before "
-                f"entry {latest.seq} of {latest.time}: the clock was set back, and times from there on show no order"
+                f"entry {latest.seq} of {latest.time}: the clock was set back, so times from there on show no order"
             )
         if latest is None or _seconds(entry) > _seconds(latest):
             latest = entry

@@ -55,7 +55,9 @@ class ForgottenRows:
         known."""
         if not self._path(request).is_file():
             if not self.knows(request):
-                raise DataError(f"request {request}: its rows are not at hand; run `dvc checkout` where it was made")
+                raise DataError(
+                    f"request {request}: its rows are not known here; run `dvc checkout` in the workspace that made it"
+                )
             self._keep_key()
             write_durable(self._path(request), self._own() if request == self._request else self._stored(request))
 
@@ -138,7 +140,7 @@ class ForgottenRows:
             return b""
         content = path.read_bytes()
         if not content or len(content) % DIGEST_BYTES:
-            raise DataError(f"{path}: not a set of row digests; restore it from where it was made")
+            raise DataError(f"{path}: not a set of row digests; restore it from the workspace that wrote it")
         return content
 
     def _key(self) -> bytes:

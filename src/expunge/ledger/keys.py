@@ -50,7 +50,7 @@ class PublicKey:
         except OSError as e:
             raise KeyFileError(f"{path}: the public key cannot be read ({e.strerror})") from None
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise KeyFileError(f"{path}: not a public key in PEM; it begins with BEGIN PUBLIC KEY") from None
+            raise KeyFileError(f"{path}: not a public key in PEM, which begins with BEGIN PUBLIC KEY") from None
         if not isinstance(key, Ed25519PublicKey):
             raise KeyFileError(f"{path}: not an Ed25519 key")
         return cls(key)
@@ -101,12 +101,14 @@ def signing_key(home: Path | str = ".") -> SigningKey:
         if given:
             # The value may be a key without its BEGIN and END lines, so it is quoted only if it looks like a path.
             named = (
-                f"{path}: no such file" if path.suffix in (".pem", ".key") else "neither PEM nor a file that is here"
+                f"{path}: no such file"
+                if path.suffix in (".pem", ".key")
+                else "neither a key in PEM nor an existing file"
             )
-            raise KeyFileError(f"{ENV}: {named}; unset it to have a key made in {KEYS}")
+            raise KeyFileError(f"{ENV}: {named}; unset it to have a key generated in {KEYS}")
         _make(path)
     if path.stat().st_mode & 0o077:
-        raise KeyFileError(f"{path}: others can read this private key; `chmod 600 {path}`, or make a new one")
+        raise KeyFileError(f"{path}: others can read this private key; run `chmod 600 {path}`, or make a new one")
     return _parse(path.read_bytes(), str(path))
 
 
@@ -119,7 +121,10 @@ def public_key(home: Path | str = ".") -> PublicKey:
     if os.environ.get(ENV) or path.with_name(PRIVATE).is_file():
         return signing_key(home).public
     if not path.is_file():
-        raise KeyFileError(f"{path}: no key here to check with; bring it from who signed, or set {ENV} to their key")
+        raise KeyFileError(
+            f"{path}: no such file, so there is no key to verify with; get it from whoever signed, or set {ENV} to "
+            "their key"
+        )
     return PublicKey.read(path)
 
 

@@ -86,8 +86,8 @@ class Ledger:
         for hash_ in known:
             if hash_ not in hashes:
                 raise LedgerError(
-                    f"{self.path}: the entry {hash_} was written once and is not in it; "
-                    f"its end was cut off, or this is another ledger. Put back the file that ends with it or goes on"
+                    f"{self.path}: the entry {hash_} was written once and is not in it. The end of the file was cut "
+                    "off, or this is another ledger. Restore the file that contains the entry"
                 )
         return len(entries)
 
@@ -115,7 +115,7 @@ class Ledger:
                 facts = {**facts, "event": event}
             head = last.hash if last else GENESIS
             if after is not None and after != head:
-                raise LedgerError(f"{self.path}: something was written meanwhile; look again before you decide")
+                raise LedgerError(f"{self.path}: an entry was written meanwhile; look again before you decide")
             entry = Entry.after(last, kind, facts, datetime.now(UTC).isoformat(timespec="seconds"))
             self._head.announce(entry, key)
             _write(descriptor, entry.line.encode())
@@ -154,8 +154,8 @@ class Ledger:
         """Parse the entries and check the chain. Raises LedgerError, whose message names the line."""
         if content and not content.endswith(b"\n"):
             raise LedgerError(
-                f"{self.path}: its last line is cut off. If a process was killed while it wrote, take that line out: "
-                "nothing rests on it. Otherwise restore the file"
+                f"{self.path}: its last line is cut off. If a process was killed while it wrote, remove that line, on "
+                "which nothing depends. Otherwise restore the file"
             )
         entries: list[Entry] = []
         for number, line in enumerate(content.decode("ascii", "replace").split("\n")[:-1], 1):
@@ -166,7 +166,7 @@ class Ledger:
             if (entry.seq, entry.previous) != (wanted.seq, wanted.previous):
                 raise LedgerError(
                     f"{where}: entry {entry.seq} does not follow entry {before.seq if before else 0}: "
-                    "an entry was dropped, moved or put in; restore the file"
+                    "an entry was dropped, moved or inserted; restore the file"
                 )
             # The text is compared too: the same JSON values in another notation would have the same hash.
             if entry.hash != wanted.hash or entry.line != line + "\n":
@@ -209,7 +209,7 @@ def _write(descriptor: int, line: bytes) -> None:
     size = os.fstat(descriptor).st_size
     try:
         if os.write(descriptor, line) != len(line):
-            raise OSError("the disk took only a part of the entry")
+            raise OSError("only a part of the entry was written")
         os.fsync(descriptor)
     except OSError as e:
         os.ftruncate(descriptor, size)

@@ -70,7 +70,8 @@ class HeadFiles:
             if last is None:
                 return
             raise LedgerError(
-                f"{self.path}: missing, so nothing shows that {self.ledger.name} is whole; restore both files together"
+                f"{self.path}: no such file, so nothing shows that {self.ledger.name} is complete; restore both files "
+                "together"
             )
         if not head.signed_by(key):
             raise LedgerError(
@@ -80,12 +81,12 @@ class HeadFiles:
         if last is None or head.seq > last.seq:
             raise LedgerError(
                 f"{self.ledger}: its end was cut off: the signed head names entry {head.seq}, "
-                f"the last one here is {last.seq if last else 0}. Put back the file that goes on to it"
+                f"the last one here is {last.seq if last else 0}. Restore the file that contains it"
             )
         if not head.names(last):
             raise LedgerError(
                 f"{self.ledger}: the signed head names entry {head.seq} ({head.hash[:19]}), but the last one here is "
-                f"{last.seq} ({last.hash[:19]}): written past the ledger's own door. Restore the file"
+                f"{last.seq} ({last.hash[:19]}): something else than Expunge wrote to it. Restore the file"
             )
 
     def announce(self, entry: Link, key: SigningKey) -> None:

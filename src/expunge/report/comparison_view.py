@@ -64,10 +64,11 @@ def comparison_view(sides: Sides) -> ComparisonView:
     return ComparisonView(
         _metrics(sides),
         TextTable(
-            "Accuracy, asked on the same rows",
+            "Accuracy on the same rows",
             ("", "rows", sides.before, sides.after, "difference", "changed", "lost", "gained"),
             tuple(_accuracy(of_whom(sides, part), p) for part, p in sides.parts.items()),
-            "Lost: right before, wrong now; gained: the reverse. Intervals over rows: 95 %, of the difference 90 %.",
+            "Lost rows were right before and are wrong now; gained rows are the reverse. Intervals are over rows: "
+            "95 %, and 90 % for the difference.",
         ),
         "" if kept is None else _how_many(kept),
         TextTable("Changed predictions on retained test rows", (sides.before, sides.after, "rows"), moves),
@@ -81,10 +82,10 @@ def _metrics(sides: Sides) -> TextTable:
     shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
     rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
     return TextTable(
-        "Metrics, as evaluated when each was made",
+        "Metrics, as evaluated when each model was made",
         ("", sides.before, sides.after, "retrained")[: 1 + len(shown)],
         tuple(row for row in rows if any(cell != "–" for cell in row[1:])),
-        "Each on the rows of its own request; in brackets the interval that the verdict used.",
+        "Each is on the rows of its own request. The interval in brackets is the one that the verdict used.",
     )
 
 
@@ -131,5 +132,5 @@ def _answers(sides: Sides, part: str, p: Part) -> TextTable:
     named = np.unique(np.concatenate(list(columns.values())))
     body = tuple((sides.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values())) for c in named)
     return TextTable(
-        f"What they say of {of_whom(sides, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
+        f"Predictions on {of_whom(sides, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
     )

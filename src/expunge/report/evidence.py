@@ -109,5 +109,7 @@ def read_logits(path: Path, rows: Index) -> NDArray[Any]:
     except (pa.ArrowException, OSError) as e:
         raise ManifestError(f"{path}: cannot be read ({e}); run the evaluate stage again") from None
     if len(rows) and rows[-1] >= start:
-        raise ManifestError(f"{path}: holds {start} rows, row {rows[-1]} was asked for; run the evaluate stage again")
+        raise ManifestError(
+            f"{path}: holds {start} rows, but row {rows[-1]} was asked for; run the evaluate stage again"
+        )
     return np.concatenate(picked)

@@ -64,8 +64,8 @@ SHADOW = some(
 )
 COLUMN_HELP = {
     **{metric.heading: metric.help for metric in COLUMNS},
-    "utility": "is it as accurate as retrained models on what was kept",
-    "shown": "erasure claims that were shown; the others were refuted, or nobody can tell from this run",
+    "utility": "whether it is as accurate as retrained models on what was kept",
+    "shown": "erasure claims that were shown; the others were refuted, or this run cannot tell",
 }
 
 
@@ -211,7 +211,7 @@ def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
         Section(
             "Attack by loss",
             "The attacker says that a row was in the training set when its loss is small. Curves near the "
-            "retrained model's reveal no more than it does; the left edge shows attacks that accuse rarely and surely.",
+            "retrained model's reveal no more than it does; the left edge shows attacks with few false accusations.",
             plots.attack_curves(e),
         ),
         Section(
@@ -223,7 +223,7 @@ def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
         Section(
             "Probes of the features",
             f"A fresh classifier looks for the forgotten rows (target: {_probe_target(summary)}). It should find "
-            "them no better and no worse than in a retrained model's features, which is seldom a guess.",
+            "them no better and no worse than in a retrained model's features, which is rarely as low as a guess.",
             charts.probes(summary),
         ),
         Section(
@@ -234,8 +234,8 @@ def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
         ),
         Section(
             "Damage per class",
-            "What forgetting cost the classes that stay, against the original: plus is recall lost, minus recall won. "
-            "The retrained column shows what is unavoidable or chance.",
+            "What forgetting cost the classes that stay, against the original: plus is recall lost, minus is recall "
+            "gained. The retrained column shows what is unavoidable or chance.",
             charts.damage(summary, e.classes),
         ),
         Section(

@@ -85,7 +85,7 @@ def exact_of_retrained(clean: bool) -> dict[str, Any]:
     which saw the rows."""
     if clean:
         return {"holds": True, "why": "trained without these rows, from weights that never saw them"}
-    return {"holds": None, "why": "its backbone is the original's, which saw the rows; only its head was trained anew"}
+    return {"holds": None, "why": "its backbone is the original's, which saw the rows; only its head was trained again"}
 
 
 def mean_of(blocks: Sequence[Any]) -> Any:

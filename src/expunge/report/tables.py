@@ -39,7 +39,7 @@ CANARIES = some(
     "canaries.p_remembered",
     "canaries.p_overshot",
 )
-STILL_STORED = "The rows still lie in the dataset, the feature store and their caches until they are deleted there."
+STILL_STORED = "The rows are still in the dataset, the feature store and their caches until they are deleted there."
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -108,11 +108,11 @@ def canaries_reading(summary: Mapping[str, Any]) -> str:
     if counts is None:
         return ""
     return (
-        f"Before training {counts['planted']:,} copies of training rows were planted with wrong labels; "
-        f"{counts['others']:,} more were drawn with them and left out by a coin. To a model that never saw the "
-        "planted ones nothing tells the two apart, so these chances hold without any retrained model. The exposure "
-        "of a planted one is log2 of the number of candidates less log2 of its rank among them by likelihood, at "
-        f"most {counts['exposure_max']:.1f} bits."
+        f"Before training, {counts['planted']:,} copies of training rows were planted with wrong labels; "
+        f"{counts['others']:,} more were drawn with them, but left out by the toss of a coin. A model that never saw "
+        "the planted copies cannot tell the two apart, so these probabilities hold without any retrained model. The "
+        "exposure of a planted copy is log2 of the number of candidates minus log2 of its rank among them by "
+        f"likelihood, at most {counts['exposure_max']:.1f} bits."
     )
 
 
@@ -137,8 +137,8 @@ def many_models(summary: Mapping[str, Any]) -> str:
     models, rows = state["models"], state["rows"]["forget"]
     what = {"heads": "heads on cached features", "networks": "whole networks"}[state["kind"]]
     reading = (
-        f"{models['trained']} {what} learned from the forgotten rows and unlearned them, {models['retrained']} never "
-        f"had them; every one of {rows:,} rows was in {models['had_each_row']} of the former. Valid because "
+        f"{models['trained']} {what} learned from the forgotten rows and unlearned them; {models['retrained']} never "
+        f"had them. Each of {rows:,} rows was in {models['had_each_row']} of the former. The attacks are valid because "
         f"{state['valid_because']}. The target is the row of the retrained models."
     )
     headings = [metric.heading for metric in MANY_MODELS]
@@ -146,7 +146,7 @@ def many_models(summary: Mapping[str, Any]) -> str:
     for name, block in candidates(summary):
         if any(metric.value(block) is not None for metric in MANY_MODELS):
             lines.append(f"| {name} | " + " | ".join(metric.text(block) for metric in MANY_MODELS) + " |")
-    left_out = "\n".join(f"- Not covered: {name}: {why}." for name, why in state["not_covered"].items())
+    left_out = "\n".join(f"- {name} is not covered: {why}." for name, why in state["not_covered"].items())
     parts = ["## Attacks with many models", reading, refused, "\n".join(lines), left_out]
     return "\n\n".join(part for part in parts if part)
 
@@ -158,7 +158,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     asked = f"{forget:,} of {total:,} training rows were to be forgotten."
     selected = summary["selected"]
     if selected is None:
-        nothing = "Nothing was shown of any method, so nothing is to be registered."
+        nothing = "Nothing was shown of any method, so no model is registered."
         return f"{asked} {nothing} {takes(summary)}".rstrip()
     verdict = summary["methods"][selected]["verdict"]
     return f"{asked} **{selected}**: {verdict_line(verdict)}. {takes(summary)}".rstrip()
@@ -169,10 +169,10 @@ def takes(summary: Mapping[str, Any]) -> str:
     count = int(lookup(summary, "references.retrained.seeds") or 0)
     if count >= MIN_REFERENCES:
         return ""
-    few = f"With {count} retrained model{'s' * (count != 1)}" if count else "Since nothing was retrained,"
+    few = f"With {count} retrained model{'s' * (count != 1)}," if count else "Since nothing was retrained,"
     return (
-        f"{few} no erasure claim but `exact` can be shown: {MIN_REFERENCES} are needed (reference: retrain, "
-        "retrain.seeds). "
+        f"{few} no erasure claim except `exact` can be shown; at least {MIN_REFERENCES} retrained models are needed "
+        "(reference: retrain, retrain.seeds). "
     )
 
 
@@ -194,21 +194,21 @@ def unproven(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     if model["saw_forget_data"]:
         lines.append(
-            "The original's backbone was trained on the forgotten rows. Where a method leaves it as it is, its "
+            "The original's backbone was trained on the forgotten rows. If a method leaves it unchanged, its "
             "features z still carry them, whatever the head answers."
         )
     else:
         lines.append(
-            "The backbone is said never to have seen the forgotten rows; this rests on model.saw_forget_data, not on a "
-            "measurement."
+            "The backbone is said never to have seen the forgotten rows. This is what model.saw_forget_data says, and "
+            "was not measured."
         )
     if model.get("public_up_to"):
         lines.append(
             f"The layers up to {model['public_up_to']} are said to be public and never to have seen the forgotten "
-            "rows; this rests on model.weights, not on a measurement."
+            "rows. This is what model.weights says, and was not measured."
         )
     if summary["references"]["retrained"] is None:
-        lines.append("Nothing was retrained, so nothing here compares with a model that never saw the rows.")
+        lines.append("Nothing was retrained, so nothing here is compared with a model that never saw the rows.")
     return [*lines, STILL_STORED]
 
 

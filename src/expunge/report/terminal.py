@@ -13,13 +13,13 @@ from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 
 TITLE = "Every method beside the original and the retrained model"
-CAPTION = "KL and agree: with the retrained model on forgotten rows, in nats and as a share"
+CAPTION = "KL (nats) and agree (share of rows) compare with the retrained model on forgotten rows"
 
 
 def print_result() -> None:
     """Print the table, the verdict and the places of further results. Raises ManifestError if nothing has run yet."""
     if not SUMMARY.is_file():
-        raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for a minute's worth")
+        raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for an example of a minute")
     summary = read_json(SUMMARY)
     console = Console()
     if not console.is_terminal:  # rich assumes 80 columns for a pipe and would cut the numbers
@@ -45,7 +45,9 @@ def print_result() -> None:
     ):
         if path.exists():
             console.print(f"{what + ':':<14}{path}", highlight=False)
-    console.print("Runs and models: expunge ui, then http://127.0.0.1:5000, Model training", highlight=False)
+    console.print(
+        "For runs and models, run `expunge ui`, open http://127.0.0.1:5000 and choose Model training", highlight=False
+    )
 
 
 def tables(lines: Sequence[Sequence[str]], selected: str | None, width: int) -> list[Table]:

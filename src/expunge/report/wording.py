@@ -14,9 +14,9 @@ from expunge.report.summary import CONTROL
 from expunge.report.tables import unproven
 
 CLAIMS = {
-    OUTPUTS: "What the model says of forgotten rows is what retrained models say, within the margins.",
-    FEATURES: "What its head reads says no more about the forgotten rows than a retrained model's features do.",
-    BACKBONE: "The network's own features say no more about the forgotten rows than a retrained model's do.",
+    OUTPUTS: "The model answers on forgotten rows as retrained models do, within the margins.",
+    FEATURES: "The features that its head reads reveal no more about the forgotten rows than a retrained model's do.",
+    BACKBONE: "The network's own features reveal no more about the forgotten rows than a retrained model's do.",
     EXACT: "By construction, the weights are a function of retained rows, public weights and the seed alone.",
 }
 UTILITY_WORDS = "Accuracy on retained and test rows is at most half a point below that of {}."
@@ -91,7 +91,7 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
         if state != SHOWN
     ]
     lines += copies_left(summary["request"]) + fitted_once(summary["methods"][focus(summary)])
-    return [*lines, *unproven(summary), "The attacks are those listed here; a stronger one may find more."]
+    return [*lines, *unproven(summary), "Only the attacks listed here were run; a stronger one may find more."]
 
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:
@@ -99,7 +99,7 @@ def fitted_once(block: Mapping[str, Any]) -> list[str]:
     variance of the fit."""
     if block["settings"].get("fit_seeds") != 1:
         return []
-    return ["It was fitted with one seed: the intervals do not hold what another fit seed would give (fit_seeds)."]
+    return ["It was fitted with one seed, so the intervals do not cover what another fit seed would give (fit_seeds)."]
 
 
 def copies_left(request: Mapping[str, Any]) -> list[str]:
@@ -109,7 +109,7 @@ def copies_left(request: Mapping[str, Any]) -> list[str]:
         "a near-duplicate": int((request.get("near_duplicates") or {}).get("left_in_retain") or 0),
     }
     return [
-        f"Of the forgotten rows {count:,} have {what} among the retained ones: training again does not forget these."
+        f"{count:,} of the forgotten rows have {what} among the retained rows; training again does not forget these."
         for what, count in left.items()
         if count
     ]
@@ -156,7 +156,7 @@ def rows_it_takes(verdict: Mapping[str, Any]) -> str:
     if not gates or any(g["power"] for g in gates):
         return ""
     if not needed:
-        return "No number of such rows would tell with these retrained models; more of them may."
+        return "With these retrained models, no number of such rows would tell; more retrained models may."
     return (
         f"About {min(needed):,} forgotten rows like these would be needed to tell what the outputs still say of them."
     )

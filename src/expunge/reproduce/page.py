@@ -31,7 +31,7 @@ EXACT = ("loft", "ru-linear", "ru-zero-shot", "exact")
 REFERENCES = ("original", "retrained")
 REFERENCE, PUBLISHED, CORRECTED, SOLVER = "reference", "as published", "as published, artefacts off", "exact solver"
 ORDER = (REFERENCE, "control", PUBLISHED, CORRECTED, SOLVER, "ours")
-WHOLE = "Numbers of drawn pictures: this run shows that the path works here, and nothing else."
+WHOLE = "These numbers are of drawn pictures. They show that the whole path works here, and nothing else."
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ def of_runs(preset: Preset, results: Sequence[Result], switches: frozenset[str],
     for result in results:
         parts.append(f"## Request {result.run}\n\n" if len(results) > 1 else "## Ours\n\n")
         parts[-1] += f"{_once(headline(result.summary))}\n\n{_table(preset, result, switches)}"
-        parts[-1] += _refused(result.summary) + f"\n\nEverything else of this run: `{result.run}/reports/report.html`."
+        parts[-1] += (
+            _refused(result.summary) + f"\n\nThe full report of this run is `{result.run}/reports/report.html`."
+        )
     if len(results) > 1:
         parts.append(f"## Mean and deviation over {len(results)} requests\n\n{_means(results)}")
     return "\n\n".join([*parts, _kinds(preset), _switches(switches), differences(preset)]).strip() + "\n"
@@ -59,7 +61,7 @@ def of_toy(preset: Preset, panels: Sequence[Panel], picture: str) -> str:
     """Markdown page of the toy: a table and its image."""
     lines = ["| | retained | forgotten | mean confidence on forgotten |", "|---|---|---|---|"]
     lines += [f"| {p.title} | {p.retained:.1%} | {p.forgotten:.1%} | {p.confidence:.3f} |" for p in panels]
-    what = "Shares of test rows that the frozen head calls by their class."
+    what = "Shares of test rows that the frozen head assigns to their class."
     table = "\n".join(lines)
     parts = [_head(preset, False), published(preset), f"## Ours\n\n{what}\n\n{table}"]
     return "\n\n".join([*parts, f"![Features before and after]({picture})", differences(preset)]) + "\n"
@@ -68,14 +70,14 @@ def of_toy(preset: Preset, panels: Sequence[Panel], picture: str) -> str:
 def published(preset: Preset) -> str:
     """Section with the known published numbers; the papers' own tables were not available for the presets."""
     if preset.paper is None:
-        return "## Published\n\nThis is no paper's setting; there is nothing to compare with."
+        return "## Published\n\nThis setting is from no paper, so there is nothing to compare with."
     if not preset.published:
         return "## Published\n\nNot available: no number of this setting is known to us."
     lines = ["| published, from a secondary page | number | value |", "|---|---|---|"]
     for known in preset.published:
         metric = some(known["metric"])[0]
         lines.append(f"| {known['what']} | {metric.name} | {metric.form.format(known['value'])} |")
-    return "## Published\n\n" + "\n".join(lines) + "\n\nAll other numbers of this setting: not available."
+    return "## Published\n\n" + "\n".join(lines) + "\n\nAll other numbers of this setting are not available."
 
 
 def _head(preset: Preset, sample: bool) -> str:
@@ -164,7 +166,7 @@ def _kinds(preset: Preset) -> str:
     return (
         f"`as published`: the paper's solver and settings; `artefacts off`: without what is switched off below.{grid} "
         "`exact solver`: the same objective at its optimum, with our settings where the paper searches. `ours`: "
-        "methods of this project and of others. The verdict stands in the last two columns: docs/verdict.md."
+        "methods of this project and of others. The verdict is in the last two columns; see docs/verdict.md."
     )
 
 

@@ -84,7 +84,7 @@ def load(root: Path, name: str) -> Preset:
         raise ConfigError(f"{HOME / name}.yaml: no such preset; {hint}")
     given = _read(source_of(root) / HOME / f"{name}.yaml")
     if "title" not in given:
-        raise ConfigError(f"{HOME / name}.yaml: has no title")
+        raise ConfigError(f"{HOME / name}.yaml: has no title; add the key title")
     given.pop("extends", None)
     return Preset(name, **given)
 

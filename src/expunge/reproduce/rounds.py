@@ -60,7 +60,9 @@ def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[R
     for number, asked in enumerate(rounds, 1):
         kind = next((k for k in ("classes", "rows", "subjects") if k in asked), None)
         if kind is None or set(asked) - KINDS:
-            raise ConfigError(f"round {number}: {dict(asked)} has none of classes, rows, subjects, or more than a seed")
+            raise ConfigError(
+                f"round {number}: {dict(asked)} must have one of classes, rows and subjects, and beside it only a seed"
+            )
         rng = np.random.default_rng(asked.get("seed", number))
         if kind == "classes":
             chosen = class_indices(dataset.class_names, asked["classes"])

@@ -21,8 +21,9 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
     warning = f"\n\n**{WHOLE}**" if sample else ""
     asked = "\n".join(f"- {r['name']}, {r['rows']:,} training rows" for r in found["requests"])
     how = (
-        "Every method answers all requests so far, anew from the original. After each round all earlier requests are "
-        "asked again. Retained accuracy is of at most 10,000 rows, drawn once a round."
+        "In each round, every method answers all requests so far, starting again from the original. After each round "
+        "all earlier requests are measured again. Retained accuracy is that of at most 10,000 rows, drawn once per "
+        "round."
     )
     parts = [
         f"# {preset.title}\n\nPreset `{preset.name}`.{warning}",
@@ -32,10 +33,10 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
         f"![Accuracy over rounds]({picture})",
         f"## Accuracy on retained training rows, by round\n\n{_by_round(found, 'retain')}",
         "## Every request after the last round: accuracy on its training rows\n\n"
-        "In brackets the accuracy right after its own round. `original` is what was there before.\n\n"
+        "The accuracy right after its own round is in brackets. `original` is the model before all rounds.\n\n"
         f"{_by_request(found, 'accuracy')}",
         "## The same: AUC of the loss attack, its rows against test rows of the same classes\n\n"
-        "0.5 says nothing about membership; below it is over-forgetting, also a trace.\n\n"
+        "A value of 0.5 says nothing about membership. A lower one is over-forgetting, which is a trace as well.\n\n"
         f"{_by_request(found, 'auc')}",
         f"## Seconds to fit, by round\n\n{_by_round(found, 'fit_s', '{:.2f}')}",
         differences(preset),

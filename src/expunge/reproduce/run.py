@@ -92,12 +92,12 @@ def _given(root: Path, home: Path, preset: Preset, wanted: Wanted) -> dict[str, 
     if source.startswith(PREFIX):
         place = wanted.data_root or root / RAW / "torchvision"
         if source.removeprefix(PREFIX) in WITHOUT_DOWNLOAD and wanted.data_root is None:
-            raise DataError(f"{preset.name}: {source} cannot be fetched; say where it lies with --data-root DIRECTORY")
+            raise DataError(f"{preset.name}: {source} cannot be fetched; give its folder with --data-root DIRECTORY")
         if wanted.data_root is not None and not wanted.data_root.is_dir():
             raise DataError(f"{wanted.data_root}: no such directory (--data-root)")
         changes["data"] = {"root": str(place.resolve())}
     elif wanted.data_root is not None:
-        raise DataError(f"--data-root is for presets of torchvision:NAME, {preset.name} reads {source}")
+        raise DataError(f"--data-root is for presets of torchvision:NAME, but {preset.name} reads {source}")
     if preset.weights is not None:
         changes = merged(changes, {"model": {"checkpoint": str(fetch_weights(root, preset.weights).resolve())}})
     return changes

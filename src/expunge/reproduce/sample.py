@@ -43,7 +43,9 @@ def sample_changes(home: Path, preset: Preset) -> dict[str, Any]:
     """
     source = preset.params.get("data", {}).get("source", "fashion-mnist")
     if source not in WRITERS:
-        raise ConfigError(f"{preset.name}: {source} is fetched whole and small; run it without --sample")
+        raise ConfigError(
+            f"{preset.name}: {source} is small and fetched whole, so no sample is needed; run it without --sample"
+        )
     place = home / FOLDER
     shutil.rmtree(place, ignore_errors=True)
     WRITERS[source](place)

@@ -31,8 +31,8 @@ def fetch_weights(root: Path, wanted: Mapping[str, str]) -> Path:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
         if not found.startswith(start[1]):
             raise CheckpointError(
-                f"{file}: sha256 is {found[:8]}..., its name says {start[1]}; it is incomplete or another file, delete "
-                "it and run again"
+                f"{file}: sha256 is {found[:8]}..., but its name says {start[1]}. It is incomplete or another file; "
+                "delete it and run again"
             )
         return file
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -37,12 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m expunge.results",
         description="Run every experiment of docs/results.md and write the page. Each runs in a workspace below "
-        f"{HOME}; what is finished there and still up to date is not run again, so a run that was ended goes on.\n\n"
+        f"{HOME}. What is finished and up to date is not run again, so an interrupted run continues.\n\n"
         f"experiments:\n{named}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("only", nargs="*", metavar="NAME", help="these experiments; all when left out")
-    parser.add_argument("--collect", action="store_true", help="run nothing, write the page from what is finished")
+    parser.add_argument("only", nargs="*", metavar="NAME", help="run only these experiments; by default all")
+    parser.add_argument("--collect", action="store_true", help="run nothing; write the page from what is finished")
     arguments = parser.parse_args()
     unknown = set(arguments.only) - {v.name for v in VARIANTS}
     if unknown:

@@ -94,9 +94,11 @@ def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m expunge.results.comparators", description=__doc__)
-    parser.add_argument("only", nargs="*", metavar="METHOD", help="these methods and the control; all when left out")
-    parser.add_argument("--request", choices=("class", "rows"), help="this request alone")
-    parser.add_argument("--collect", action="store_true", help="run nothing, write the page from what is finished")
+    parser.add_argument(
+        "only", nargs="*", metavar="METHOD", help="run only these methods and the control; by default all"
+    )
+    parser.add_argument("--request", choices=("class", "rows"), help="run only this request")
+    parser.add_argument("--collect", action="store_true", help="run nothing; write the page from what is finished")
     arguments = parser.parse_args()
     root = Path.cwd()
     variants = experiments(root, arguments.only)

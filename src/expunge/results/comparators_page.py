@@ -41,7 +41,8 @@ def section(variant: Variant, pooled: Pooled) -> str:
         body.append([label, *cells, cost_share(pooled, name), f"{refused}" if refused else "", *verdict])
     seeds = f"Training seeds: {', '.join(map(str, pooled.seeds))} of {len(variant.seeds)}."
     request = pooled.summaries[0]["request"]
-    rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows go."
+    total = request["forget_rows"] + request["retain_rows"]
+    rows = f"{request['forget_rows']:,} of {total:,} training rows are forgotten."
     lines = [*meaning(pooled, judged), *refusals(pooled)]
     return "\n\n".join(
         [f"### {variant.title}", f"{rows} {seeds}", "\n".join(f"- {s}" for s in lines), markdown_table(head, body)]

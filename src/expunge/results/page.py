@@ -39,7 +39,8 @@ def page(parts: Sequence[tuple[Variant, Pooled]]) -> str:
 def _section(variant: Variant, pooled: Pooled) -> str:
     judged = {name: judge(pooled, name) for name in pooled.blocks if name not in ("original", "retrained")}
     request = pooled.summaries[0]["request"]
-    rows = f"{request['forget_rows']:,} of {request['forget_rows'] + request['retain_rows']:,} training rows go."
+    total = request["forget_rows"] + request["retain_rows"]
+    rows = f"{request['forget_rows']:,} of {total:,} training rows are forgotten."
     of = f" of {len(variant.seeds)}" if len(variant.seeds) > len(pooled.seeds) else ""
     seeds = f"Training seeds: {', '.join(map(str, pooled.seeds))}{of}."
     parts = [
@@ -51,10 +52,10 @@ def _section(variant: Variant, pooled: Pooled) -> str:
     if pooled.summaries[0]["shadow"]["kind"] in ("heads", "networks"):
         parts += [
             "### Attacks with many models",
-            f"Valid because {pooled.summaries[0]['shadow']['valid_because']}. U-LiRA and RMIA try to tell unlearned "
-            "models from models that never had the rows, row by row; 0.5 is a guess. The row of "
-            "the retrained models compares them with each other: so equal models look. In brackets the 95 % interval "
-            "over models.",
+            f"The attacks are valid because {pooled.summaries[0]['shadow']['valid_because']}. U-LiRA and RMIA try to "
+            "tell unlearned models from models that never had the rows, row by row; 0.5 is a guess. The row of the "
+            "retrained models compares them with each other and shows how equal models look. The 95 % interval over "
+            "models is in brackets.",
             table(pooled, MANY_MODELS, {}),
         ]
     return "\n\n".join(parts)
@@ -96,7 +97,8 @@ def meaning(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
     floor = pooled.values("retrained", KL)
     if floor:
         lines.append(
-            f"Two retrained models differ by {np.mean(floor):.2f} nats on them: nearer no method can be asked to come."
+            f"Two retrained models differ by {np.mean(floor):.2f} nats on them; no method can be expected to come "
+            "nearer."
         )
     lines += [*_claims(pooled, judged), *_nearness(pooled), *_over_forgetting(pooled)]
     return lines
@@ -173,5 +175,5 @@ def _over_forgetting(pooled: Pooled) -> list[str]:
         return []
     return [
         f"Over-forgetting: an attack calls {np.mean(target):.0%} of the forgotten rows training rows of the retrained "
-        f"models, and at least 10 points fewer after {', '.join(names)}; that gives the rows away as well."
+        f"models, and at least 10 points fewer after {', '.join(names)}; this reveals the rows as well."
     ]

@@ -93,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", choices=sorted(RECIPES), nargs="+", default=sorted(RECIPES))
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
-    parser.add_argument("--judge", action="store_true", help="judge again what is trained")
+    parser.add_argument("--judge", action="store_true", help="judge the trained trials again")
     parser.add_argument("--home", type=Path, default=HOME)
-    parser.add_argument("--page", type=Path, default=None, help=f"write the tables there, as {PAGE}")
+    parser.add_argument("--page", type=Path, default=None, help=f"file to write the tables to, such as {PAGE}")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     # Adam's averages of tiny squared gradients become denormal numbers, which slow the training many times.

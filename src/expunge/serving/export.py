@@ -71,7 +71,7 @@ def export_onnx(servable: Servable, path: Path, facts: Mapping[str, str]) -> flo
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx translates with it
     except ImportError as e:
-        raise ExpungeError(f"ONNX needs the package {e.name!r}: pip install 'expunge[export]'") from None
+        raise ExpungeError(f"ONNX needs the package {e.name!r}; run pip install 'expunge[export]'") from None
 
     def write(target: Path) -> None:
         program = torch.onnx.export(
@@ -106,7 +106,10 @@ def _shape(servable: Servable) -> tuple[int, ...]:
     clients must resize. Raises ExpungeError for a model that takes texts."""
     preprocess, shape = servable.classifier.preprocess, servable.contract.shape
     if isinstance(preprocess, Tokens):
-        raise ExpungeError("a model that reads texts is not one file: its tokenizer is no tensor program; serve it")
+        raise ExpungeError(
+            "a model that reads texts cannot be written as one file, because its tokenizer is no tensor program; serve "
+            "the version instead"
+        )
     own = (preprocess.height, preprocess.width)
     return tuple(own[i] if s == ANY else s for i, s in enumerate(shape))
 
@@ -115,7 +118,7 @@ def _checked(
     servable: Servable, path: Path, suffix: str, write: Callable[[Path], None], read: Callable[[Path], Logits]
 ) -> float:
     if path.suffix != suffix:
-        raise ExpungeError(f"{path}: a file of this format ends in {suffix}")
+        raise ExpungeError(f"{path}: a file of this format ends in {suffix}; change its name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as tmp:
         target = Path(tmp) / path.name

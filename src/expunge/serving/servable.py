@@ -87,7 +87,9 @@ class Contract:
             raise DataError(f"images have shape {images.shape}: no pixels; expected {wanted}")
         # The server casts JSON pixels to uint8 first, so images scaled to [0, 1] arrive here as zeros and ones.
         if len(images) and not self.binary and images.max() <= 1:
-            raise DataError("no pixel of the whole batch is above 1: images scaled to [0, 1]? Send raw values 0 to 255")
+            raise DataError(
+                "no pixel of the whole batch is above 1, as in images scaled to [0, 1]; send raw values 0 to 255"
+            )
         return images
 
 

@@ -191,14 +191,15 @@ def read_manifest(directory: Path | str, verify: bool = True) -> dict[str, Any]:
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
         raise ManifestError(
-            f"{directory}: no {MANIFEST}, so it is incomplete or not ours; run the stage that writes it"
+            f"{directory}: no {MANIFEST}, so it is incomplete or Expunge did not write it; run the stage that writes it"
         )
     manifest: dict[str, Any] = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict):
         raise ManifestError(f"{directory / MANIFEST}: not a manifest; run the stage that writes {directory} again")
     if manifest.get("schema") != MANIFEST_SCHEMA:
         raise ManifestError(
-            f"{directory / MANIFEST}: schema {manifest.get('schema')!r}, this version reads {MANIFEST_SCHEMA}"
+            f"{directory / MANIFEST}: has schema {manifest.get('schema')!r}, but this version reads {MANIFEST_SCHEMA}; "
+            f"run the stage that writes {directory} again"
         )
     _check_entries(directory, manifest.get("files"))
     present = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST}
@@ -224,7 +225,7 @@ def _check_entries(directory: Path, files: Any) -> None:
             bad = f"{name}, rows"
     if bad is not None:
         raise ManifestError(
-            f"{directory / MANIFEST}: what it says of {bad!r} is not what a stage writes; "
+            f"{directory / MANIFEST}: its entry {bad!r} is not one that a stage writes; "
             f"run the stage that writes {directory} again"
         )
 

@@ -21,8 +21,8 @@ from expunge.system.safe_yaml import read_mapping
 LOCK = Path("expunge.lock")
 PACKAGE = Path(__file__).parents[1]
 HEADER = (
-    "# Written by `expunge init` and moved by `expunge init --upgrade`: not by hand. `code`: digests of the installed\n"
-    "# package, of which each stage of dvc.yaml names its own. `files`: what was written here, as it was written.\n"
+    "# Written by `expunge init` and updated by `expunge init --upgrade`; do not edit it. `code`: digests of the\n"
+    "# installed package's code; each stage in dvc.yaml names its own. `files`: digests of the files as written here.\n"
 )
 SKIPPED = ("__pycache__", ".pyc", ".tmp")
 
@@ -87,7 +87,7 @@ def read_lock(root: Path = Path()) -> Lock | None:
     raw = read_mapping(root / LOCK)
     code, files = raw.get("code"), raw.get("files")
     if not isinstance(code, dict) or not isinstance(files, dict) or not isinstance(raw.get("version"), str):
-        raise ConfigError(f"{root / LOCK}: not as `expunge init` writes it; `git checkout {LOCK}`")
+        raise ConfigError(f"{root / LOCK}: not as `expunge init` writes it; restore it with `git checkout {LOCK}`")
     return Lock(raw["version"], _flat(code, ""), {str(k): str(v) for k, v in files.items()})
 
 
@@ -113,11 +113,11 @@ def other_version(root: Path = Path()) -> str | None:
         return None
     here = installed_version()
     which = f"version {here} is installed" if here != lock.version else f"another build of {here} is installed"
-    back = f", or `pip install expunge=={lock.version}` goes back" if here != lock.version else ""
+    back = f", or `pip install expunge=={lock.version}` to go back" if here != lock.version else ""
     parts = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
     return (
-        f"{LOCK} is of version {lock.version}, and {which}: other code in {parts}, so dvc.lock would say what is not "
-        f"so; `expunge init --upgrade` shows what changes{back}"
+        f"{LOCK} is of version {lock.version}, and {which}, with other code in {parts}, so dvc.lock would record what "
+        f"is not so; run `expunge init --upgrade` to see what changes{back}"
     )
 
 

@@ -46,7 +46,9 @@ def checked_beside() -> Iterator[None]:
         yield
         said, _ = child.communicate()
         if child.returncode != 0:
-            raise ConfigError(said.strip().removeprefix("error: ") or f"expunge check ended with {child.returncode}")
+            raise ConfigError(
+                said.strip().removeprefix("error: ") or f"expunge check failed with exit status {child.returncode}"
+            )
     finally:
         if child.poll() is None:
             child.terminate()

@@ -26,7 +26,7 @@ def ray_module() -> Any:
     try:
         import ray
     except ModuleNotFoundError:
-        raise ConfigError("extract.engine is ray, and Ray is not installed; pip install 'expunge[ray]'") from None
+        raise ConfigError("extract.engine is ray, but Ray is not installed; run pip install 'expunge[ray]'") from None
     return ray
 
 
@@ -69,7 +69,7 @@ def check_address(address: str) -> None:
             pass
     except (OSError, ValueError) as e:
         raise ConfigError(
-            f"extract.address: no Ray cluster answers at {address!r} ({e}); give host:port as 'ray start' says it"
+            f"extract.address: no Ray cluster answers at {address!r} ({e}); give host:port as `ray start` prints it"
         ) from None
 
 
@@ -85,4 +85,4 @@ def _start_here(ray: Any, cpus: int) -> None:
             ray.shutdown()
             if "timed out" not in str(e) or attempt == STARTS - 1:
                 raise
-            log_message("Ray took too long to start; once more")
+            log_message("Ray took too long to start; trying once more")

@@ -27,12 +27,15 @@ def read_mapping(path: Path) -> dict[Any, Any]:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such file; run from the root of a workspace, or make one: `expunge init`"
+            f"{path}: no such file; run this from the root of a workspace, or make one with `expunge init`"
         ) from None
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror or e}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; params of a pipeline are a few pages")
+        raise ConfigError(
+            f"{path}: larger than {MAX_BYTES} bytes, but params of a pipeline are a few pages; check that this "
+            "is the right file"
+        )
     try:
         loader = yaml.SafeLoader(data.decode("utf-8"))
         node = loader.get_single_node()

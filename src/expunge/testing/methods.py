@@ -73,18 +73,22 @@ def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | N
     global generators; and the result can be loaded from its files. Raises AssertionError naming what is violated.
     """
     kind = "classes" if inputs.forget_classes else "rows"
-    assert kind in method.kind.facts.requests, f"facts.requests has no {kind!r}: this request is not for the method"
+    assert kind in method.kind.facts.requests, (
+        f"facts.requests has no {kind!r}: the method does not take this kind of request"
+    )
     before = _held(inputs)
     made, again = (_fitted(method, inputs, settings, chance) for chance in (1, 2))
     changed = [what for what, tensor in _held(inputs).items() if not torch.equal(before[what], tensor)]
-    assert not changed, f"changed in place, of the original or the request: {', '.join(changed[:3])}"
+    assert not changed, f"fit changed in place, of the original or the request: {', '.join(changed[:3])}"
     assert not inputs.classifier.training, "the original is left in training mode"
     left = [name for name, p in inputs.classifier.named_parameters() if p.grad is not None]
     assert not left, f"gradients are left on the original: {', '.join(left[:3])}"
     with _refused():
         method.fit("entry", inputs, {**(settings or {}), "no such setting": 1}, None)
     changes = method.kind.facts.changes
-    assert (made.classifier is not None) == (changes == "weights"), f"facts.changes is {changes!r}, the product is not"
+    assert (made.classifier is not None) == (changes == "weights"), (
+        f"facts.changes is {changes!r}, but the product is not of this kind"
+    )
     z = torch.cat([inputs.z_forget[:20], inputs.z_retain[:20]])
     logits = _answers(made, inputs, z)
     other = "the same settings gave other logits: take randomness from a seed, not from a global generator"
@@ -98,8 +102,8 @@ def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | N
         files = differing(*(contents(place) for place in places))
         assert not files, f"the same settings gave other bytes in {', '.join(files)}"
         loaded = UnlearnedModel.load(places[0])
-        assert torch.equal(_answers(loaded, inputs, z), logits), "read back from its files, it answers otherwise"
-    assert loaded.info == made.info, "info does not survive JSON: keep to text, numbers, lists and mappings"
+        assert torch.equal(_answers(loaded, inputs, z), logits), "loaded from its files, the product gives other logits"
+    assert loaded.info == made.info, "info does not survive JSON: use only text, numbers, lists and mappings"
     return made
 
 
@@ -116,7 +120,7 @@ def _refused() -> Iterator[None]:
         yield
     except ConfigError:
         return
-    raise AssertionError("a setting that the method does not have is taken: make its class with methods.method.make")
+    raise AssertionError("the method accepts a setting that it does not have: make its class with methods.method.make")
 
 
 def _held(inputs: FitInputs) -> dict[str, Tensor]:

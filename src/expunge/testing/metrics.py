@@ -18,10 +18,10 @@ def check_metric(metric: ForgetMetric) -> dict[str, float]:
     Raises AssertionError if a value is not a finite number, if the metric writes to its arrays, if the order of rows or
     the state of a global generator changes the value, or if the name, target or format for reports is unusable.
     """
-    assert isinstance(metric, ForgetMetric), f"{type(metric).__name__} is no expunge.evaluation.ForgetMetric"
+    assert isinstance(metric, ForgetMetric), f"{type(metric).__name__} is not an expunge.evaluation.ForgetMetric"
     for name in ("name", "target"):
         text = getattr(metric, name)
-        assert isinstance(text, str) and text.strip(), f"{name} is {text!r}: say it in words"
+        assert isinstance(text, str) and text.strip(), f"{name} is {text!r}: write it in words"
     with promised(f"form {metric.form!r} cannot print the value 0.25"):
         shown = metric.form.format(0.25)
     assert shown != metric.form, f"form {metric.form!r} leaves the value out"
@@ -32,12 +32,12 @@ def check_metric(metric: ForgetMetric) -> dict[str, float]:
                 found[case] = metric.of(*rows)
             with other_chance(2):
                 again = metric.of(*rows)
-        assert again == found[case], f"{case}: {found[case]} and then {again} of the same rows: draw from a fixed seed"
+        assert again == found[case], f"{case}: {found[case]}, then {again} for the same rows: draw from a fixed seed"
         order = np.random.default_rng(0).permutation(len(rows[2]))
         with promised(f"{case}, rows in another order: the metric fails"):
             moved = metric.of(*(part[order] for part in rows))
         same = abs(moved - found[case]) <= TOLERANCE * max(1.0, abs(found[case]))
-        assert same, f"{case}: {found[case]}, and {moved} of the same rows in another order"
+        assert same, f"{case}: {found[case]}, but {moved} for the same rows in another order"
     return found
 
 

@@ -40,7 +40,7 @@ def check_model(name: str, image_shape: Shape = (16, 16, 1)) -> Classifier:
     weights = [c.state_dict() for c in (made, again, other)]
     assert not _changed(weights[0], weights[1]), "the same seed gave other weights: draw them from torch's generator"
     random_weights = brings or _changed(weights[0], weights[2])
-    assert random_weights, "another seed gave the same weights: draw them from torch's generator, without a seed in it"
+    assert random_weights, "another seed gave the same weights: draw them from torch's generator, and do not seed it"
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, *image_shape), dtype=torch.uint8, generator=generator)
     with promised(f"{name} fails in evaluation mode"):
@@ -113,6 +113,6 @@ def _check_files(made: Classifier, images: Tensor) -> None:
             write_manifest(places[1], __name__)
         other = differing(*(contents(place) for place in places))
         kept = json.loads((places[0] / "model.json").read_text())["card"]["options"]
-    assert not other, f"saved again after loading, other bytes in {', '.join(other)}; options are {kept}"
+    assert not other, f"saved again after loading, the files differ in {', '.join(other)}; options are {kept}"
     with torch.no_grad():
-        assert torch.equal(loaded(images), made(images)), "read back from its files, it gives other logits"
+        assert torch.equal(loaded(images), made(images)), "loaded from its files, the model gives other logits"

@@ -42,12 +42,12 @@ def check_reader(read: Reader, path: Path | None = None) -> dict[str, Any]:
         state = state_of_chance()
         first = _rows(read(path=path, test_fraction=0.25, seed=0))
         moved = state != state_of_chance()
-    assert not moved, "reading moves a global generator: take numpy.random.default_rng(seed)"
+    assert not moved, "reading uses a global generator: draw from numpy.random.default_rng(seed)"
     _check(first)
     with promised("the reader fails the second time"), other_chance(2):
         again = _rows(read(path=path, test_fraction=0.25, seed=0))
     for what in ("ids", "labels", "splits", "held", "subjects"):
-        assert getattr(first, what) == getattr(again, what), f"{what} are others when the source is read again"
+        assert getattr(first, what) == getattr(again, what), f"{what} differ when the source is read again"
     with promised("the reader fails with another test_fraction and seed"), other_chance(1):
         other = _rows(read(path=path, test_fraction=0.5, seed=1))
     for what in ("ids", "labels", "held", "subjects"):
@@ -75,15 +75,15 @@ def _check_batch(batch: Batch, source: Source) -> None:
     sizes = {"labels": len(labels), "splits": len(batch.splits), "content": len(content)}
     for what, size in sizes.items():
         assert size == n, f"a batch has {n} ids and {size} {what}"
-    assert labels.ndim == 1 and labels.dtype.kind in "iu", f"labels are {labels.dtype} {labels.shape}: give int (n,)"
+    assert labels.ndim == 1 and labels.dtype.kind in "iu", f"labels are {labels.dtype} {labels.shape}, not int (n,)"
     if source.encoding == RAW:
         good = isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 4
         what = f"{content.dtype} {content.shape}" if isinstance(content, np.ndarray) else type(content).__name__
-        assert good and content.shape[3] in (1, 3), f"raw images are {what}: give uint8 (n, h, w, 1 or 3)"  # type: ignore[union-attr]
+        assert good and content.shape[3] in (1, 3), f"raw images are {what}, not uint8 (n, h, w, 1 or 3)"  # type: ignore[union-attr]
     else:
         kind = bytes if source.encoding == ENCODED else str
         odd = [type(c).__name__ for c in content if not isinstance(c, kind)]
-        assert isinstance(content, list) and not odd, f"encoding {source.encoding!r} wants a list of {kind.__name__}"
+        assert isinstance(content, list) and not odd, f"encoding {source.encoding!r} needs a list of {kind.__name__}"
     given = batch.subjects is not None
     assert given == source.has_subject, (
         f"has_subject is {source.has_subject}, but batches {'have' * given or 'lack'} them"
@@ -93,18 +93,20 @@ def _check_batch(batch: Batch, source: Source) -> None:
 
 def _check(rows: _Rows) -> None:
     names = rows.source.class_names
-    assert rows.source.encoding in (RAW, ENCODED, TEXT), f"encoding is {rows.source.encoding!r}: raw, encoded or text"
+    assert rows.source.encoding in (RAW, ENCODED, TEXT), (
+        f"encoding is {rows.source.encoding!r}, not raw, encoded or text"
+    )
     good = all(isinstance(name, str) and name.strip() for name in names) and len(set(names)) == len(names) > 1
-    assert good, f"class_names are {names!r}: at least two different texts"
+    assert good, f"class_names are {names!r}, not at least two different texts"
     assert rows.ids, "there are no rows"
     for row, sample_id in enumerate(rows.ids):
-        assert isinstance(sample_id, str) and sample_id.strip(), f"row {row}: the id is {sample_id!r}: give a text"
+        assert isinstance(sample_id, str) and sample_id.strip(), f"row {row}: the id is {sample_id!r}, not a text"
     seen: set[str] = set()
     for sample_id, label, split in zip(rows.ids, rows.labels, rows.splits, strict=True):
-        assert sample_id not in seen, f"row {sample_id!r}: the id is there twice"
+        assert sample_id not in seen, f"row {sample_id!r}: the id occurs twice"
         seen.add(sample_id)
         assert 0 <= label < len(names), f"row {sample_id!r}: the label is {label}, outside 0 to {len(names) - 1}"
-        assert split in SPLITS, f"row {sample_id!r}: the split is {split!r}: train or test"
+        assert split in SPLITS, f"row {sample_id!r}: the split is {split!r}, not train or test"
     for split in SPLITS:
         assert split in rows.splits, f"no row is in {split}"
     trained = {label for label, split in zip(rows.labels, rows.splits, strict=True) if split == TRAIN}
@@ -117,7 +119,9 @@ def _check(rows: _Rows) -> None:
             with promised(f"row {sample_id!r}"):
                 decode(held, "the image")
     for subject in rows.subjects:
-        assert subject is None or (isinstance(subject, str) and subject), f"a subject is {subject!r}: a text, or None"
+        assert subject is None or (isinstance(subject, str) and subject), (
+            f"a subject is {subject!r}, not a text or None"
+        )
 
 
 def _written_twice(read: Reader, path: Path | None) -> dict[str, Any]:

@@ -101,8 +101,8 @@ class Submission:
     def __post_init__(self) -> None:
         if self.expected.shape != (len(self.inputs), len(self.classes)) or not len(self.inputs):
             raise ValueError(
-                f"expected probabilities {self.expected.shape} for {len(self.inputs)} inputs "
-                f"and {len(self.classes)} classes; one row per input, at least one"
+                f"the expected probabilities have the shape {self.expected.shape} for {len(self.inputs)} inputs and "
+                f"{len(self.classes)} classes; give one row per input, and at least one row"
             )
 
 
@@ -158,7 +158,7 @@ def aliased(client: MlflowClient, name: str, alias: str) -> Version | None:
 def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
     """Point `alias`, CHALLENGER or CHAMPION, to `version`; write nothing if it does already."""
     if alias not in (CHALLENGER, CHAMPION):
-        raise ValueError(f"alias {alias!r}: one of {CHALLENGER!r}, {CHAMPION!r}")
+        raise ValueError(f"alias {alias!r}: must be {CHALLENGER!r} or {CHAMPION!r}")
     now = aliased(client, name, alias)
     if now is None or now.version != str(version):
         with refusals(f"moving the alias {alias!r} of {name!r}"):
@@ -230,11 +230,11 @@ def _create(client: MlflowClient, s: Submission) -> Version:
     try:
         client.create_registered_model(
             s.name,
-            description="Classifiers that were made to forget; raw images or texts in, class probabilities out.\n\n"
-            "`challenger` is what was registered last and checked, `champion` what people serve. Promote with "
-            "`expunge promote`, after `expunge review`: it checks the gates and writes down why. Where `expunge watch` "
-            "runs, setting the alias `champion` here does the same: give the reason as tag `reason` and your name as "
-            "tag `by` first. A version that fails the gates loses the alias again; its tag `not_promoted` says why.",
+            description="Classifiers that were made to forget. Input: raw images or texts. Output: probabilities.\n\n"
+            "`challenger` is the version that was registered last and checked, `champion` the one that serves. Run "
+            "`expunge review` and then `expunge promote`, which checks the gates and records the reason. Where "
+            "`expunge watch` runs, you can also set the alias `champion` here; first write the reason into the tag "
+            "`reason` and your name into the tag `by`. If a version fails, its tag `not_promoted` says why.",
         )
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -288,8 +288,8 @@ def _difference(uri: str, s: Submission) -> float:
     difference = float(np.abs(given - s.expected).max()) if given.shape == s.expected.shape else float("nan")
     if not difference <= TOLERANCE:  # `not <=` also catches NaN
         raise TrackingError(
-            f"{uri}: loaded back, it answers {given.shape} where the evaluation had {s.expected.shape}; largest "
-            f"difference of a probability {difference:.3g}, allowed {TOLERANCE:g}. "
+            f"{uri}: loaded back, the version gives probabilities of shape {given.shape}, the evaluation had "
+            f"{s.expected.shape}. Their largest difference is {difference:.3g}, allowed {TOLERANCE:g}. "
             f"The alias {CHALLENGER!r} was not moved. "
             "Run extract (with features.precision fp32), fit and evaluate again, so that all see the same numbers"
         )

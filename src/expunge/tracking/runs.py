@@ -132,7 +132,7 @@ def log_pipeline_run(
     each = {seed_run(seed): block for seed, block in (seeds or {}).items()} if len(seeds or {}) > 1 else {}
     candidates = references | each | methods
     if unknown := sorted(set(per_method) - set(candidates)):
-        raise ValueError(f"details for {unknown}, which the summary does not hold: {sorted(candidates)}")
+        raise ValueError(f"details for {unknown}, which are not in the summary; it has {sorted(candidates)}")
     for path in [*artifacts, *(p for detail in per_method.values() for p in detail.artifacts)]:
         refuse_row_ids(path)
 
@@ -207,7 +207,7 @@ def refuse_row_ids(path: Path) -> None:
     for file in files:
         if file.suffix == ".parquet" or ROW_IDS & _names_in(file):
             raise TrackingError(
-                f"{file}: holds ids of rows, which are not logged; leave it out or write it without them"
+                f"{file}: holds ids of rows, which must not be logged; leave it out, or write it without them"
             )
 
 
@@ -232,7 +232,7 @@ def _log(client: MlflowClient, run_id: str, detail: Detail) -> None:
         metrics += [Metric(f"system/{_plain(name)}", value, int(at * 1000), step) for step, (at, value) in samples]
     infinite = sorted({m.key for m in metrics if math.isinf(m.value)})
     if infinite:
-        raise TrackingError(f"metrics {infinite} are infinite; a run keeps finite numbers only")
+        raise TrackingError(f"metrics {infinite} are infinite; only finite numbers can be logged")
     params = [Param(_plain(k), str(v)) for k, v in detail.params.items()]
     for some in _chunks(metrics, METRICS_PER_CALL):
         client.log_batch(run_id, metrics=some)

@@ -29,9 +29,9 @@ EXPERIMENT_TAGS = {
     # Without this tag MLflow opens the experiment in its pages for language models.
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
-        "One run per run of the pipeline; below it one run each for the original, the retrained reference and every "
-        "method, with the same metrics. Select runs and choose *Compare*. Read metrics beside the retrained model's: "
-        "its values are the target."
+        "Each run of the pipeline is one run here. Below it, the original, the retrained reference and every method "
+        "have one run each, with the same metrics. To compare runs, select them and choose *Compare*. The values of "
+        "the retrained model are the target."
     ),
 }
 
@@ -182,7 +182,7 @@ def _ask_server(uri: str) -> None:
             ) from None
         if e.code != 401:  # the server is up and asks for credentials, which MLflow sends
             raise TrackingError(
-                f"{shown(uri)}: answers {e.code} instead of a tracking server's health; {way_out}"
+                f"{shown(uri)}: no tracking server, since /health answers with status {e.code}; {way_out}"
             ) from None
     except (OSError, ValueError) as e:
         reason = getattr(e, "reason", e)

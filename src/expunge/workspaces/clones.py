@@ -61,9 +61,12 @@ def push(workspace: Path, branch: str) -> str | None:
     missing data. Raises CloneError if there is no DVC remote or no dvc.lock.
     """
     if not has_remote(workspace):
-        raise CloneError(f"{workspace}: has no DVC remote; `dvc remote add --default NAME ADDRESS`, or deploy with one")
+        raise CloneError(
+            f"{workspace}: has no DVC remote; add one with `dvc remote add --default NAME ADDRESS`, or "
+            "deploy with --remote"
+        )
     if not (workspace / LOCK).is_file():
-        raise CloneError(f"{workspace}: no {LOCK}; nothing was run here")
+        raise CloneError(f"{workspace}: no {LOCK}, so no stage was run here")
     made = sha256(workspace / LOCK)
     _dvc(workspace, "push", "--run-cache", "--quiet")
     with tempfile.TemporaryDirectory() as tmp:

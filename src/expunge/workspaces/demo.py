@@ -62,7 +62,7 @@ def train_people(root: Path) -> tuple[Path, float]:
         os.link(file, workspace / RAW / "emoji" / file.name)
     began = time.perf_counter()
     if not dvc.reproduce(*TRAINED, root=workspace):
-        raise ExpungeError(f"a stage failed, see above; its workspace is {workspace.relative_to(root)}")
+        raise ExpungeError(f"a stage failed; see its error above. Its workspace is {workspace.relative_to(root)}")
     return workspace, time.perf_counter() - began
 
 
@@ -81,6 +81,6 @@ def _reproduce(root: Path, workspace: Path) -> Path:
         shutil.rmtree(root / name, ignore_errors=True)
         shutil.copytree(workspace / name, root / name)
     log_message(
-        f"{workspace.name}: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are untouched"
+        f"{workspace.name}: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are unchanged"
     )
     return root

@@ -20,7 +20,7 @@ def template(name: str) -> Path:
     for home in (PACKED, SOURCE):
         if (home / name).exists():
             return home / name
-    raise ExpungeError(f"{name} is missing in the installed package; `pip install --force-reinstall expunge`")
+    raise ExpungeError(f"{name} is missing in the installed package; run `pip install --force-reinstall expunge`")
 
 
 def text_of(name: str) -> str:

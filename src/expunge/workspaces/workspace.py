@@ -77,7 +77,7 @@ def params_with(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         params: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{file}: no such file; run from the root of a workspace, or make one: `expunge init`"
+            f"{file}: no such file; run this from the root of a workspace, or make one with `expunge init`"
         ) from None
     _change(params, changes, file.name)
     return params
@@ -86,7 +86,7 @@ def params_with(file: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> None:
     for key, value in changes.items():
         if key not in params:
-            raise ConfigError(f"{file}: has no key {key}, which an experiment wants to change")
+            raise ConfigError(f"{file}: has no key {key}, which is to be changed; check its spelling")
         if isinstance(value, Mapping) and params[key]:  # an empty section, such as train.head, takes any key
             _change(params[key], value, file)
         else:
@@ -100,4 +100,4 @@ def reproduce(root: Path, workspace: Path, *targets: str) -> None:
     # `model.name: package.module:function` may name a module of the repository.
     importable = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(root)]).strip(os.pathsep)
     if not dvc.reproduce(*targets, root=workspace, MLFLOW_TRACKING_URI=uri, PYTHONPATH=importable):
-        raise ExpungeError(f"a stage failed, see above; its workspace is {workspace.relative_to(root)}")
+        raise ExpungeError(f"a stage failed; see its error above. Its workspace is {workspace.relative_to(root)}")

@@ -55,15 +55,15 @@ def source_of(data: str, given: str | None, root: Path) -> tuple[str, str | None
     inside = path.absolute().relative_to(root.absolute()) if path.absolute().is_relative_to(root.absolute()) else None
     if inside is None or ".." in inside.parts or inside == Path():
         raise ConfigError(
-            f"--data {data}: must be a file or folder below {root.resolve().name}/, so that dvc.lock names no place on "
-            "this machine; copy it there, or `dvc import-url` it"
+            f"--data {data}: must be a file or folder below {root.resolve().name}/, so that dvc.lock names no path of "
+            "this machine; copy it there, or import it with `dvc import-url`"
         )
     if given is None and path.is_file():
         given = KINDS.get(path.suffix.lower())
     elif given is None and any(p.suffix.lower() in SUFFIXES for p in path.rglob("*")):
         given = "image-folder"
     if given is None:
-        raise ConfigError(f"--data {data}: of which kind? add --source image-folder, parquet, npz or text")
+        raise ConfigError(f"--data {data}: its kind is not clear; add --source image-folder, parquet, npz or text")
     return given, inside.as_posix()
 
 
@@ -133,10 +133,10 @@ def _model(answers: Answers) -> dict[str, Any]:
     if frozen and not (brings or answers.weights or answers.checkpoint):
         raise ConfigError(
             f"--training {answers.training}: {answers.model} comes without weights, and a backbone that is not trained "
-            "needs them; add --weights FILE (safetensors, or a .pt of tensors), or take --training full"
+            "needs them; add --weights FILE (safetensors, or a .pt of tensors), or use --training full"
         )
     if answers.weights and answers.checkpoint:
-        raise ConfigError("--weights and --checkpoint: a model starts from one file; name the one it starts from")
+        raise ConfigError("--weights and --checkpoint: a model starts from one file; give only one of these options")
     public = answers.weights is not None or (brings and answers.checkpoint is None)
     return {
         "name": answers.model,
@@ -172,7 +172,8 @@ def _methods(answers: Answers, text: bool) -> dict[str, Any]:
             }
     if answers.training == "above":
         raise ConfigError(
-            "--training above: needs model.cut; init with --training head, then `expunge cuts` lists them"
+            "--training above: needs model.cut; run `expunge init` with --training head, then choose a cut from "
+            "`expunge cuts`"
         )
     if answers.training == "none":
         made["methods"] = ["logit-mask", "loft", "ru-linear", "leace"]

@@ -33,9 +33,7 @@ def _collect(
     for key, new in changes.items():
         name = f"{prefix}{key}"
         if key not in values:
-            raise ConfigError(
-                f"{PARAMS}: has no key {name}, which was to be set; `expunge init` knows {', '.join(values)}"
-            )
+            raise ConfigError(f"{PARAMS}: has no key {name}, which was to be set; the keys are {', '.join(values)}")
         old = values[key]
         if isinstance(new, Mapping) and isinstance(old, yaml.MappingNode) and old.value:
             _collect(old, new, f"{name}.", spans)
@@ -88,11 +86,11 @@ def with_missing(own: str, template: str) -> tuple[str, list[str]]:
             continue
         keys = _blocks(block.node, wanted)
         if not isinstance(section.node, yaml.MappingNode):
-            raise ConfigError(f"{PARAMS}: {block.key} must be a section of keys, it is {shown(section.node.value)}")
+            raise ConfigError(f"{PARAMS}: {block.key} must be a section of keys, not {shown(section.node.value)}")
         if section.node.flow_style:
             absent = [k.key for k in keys if k.key not in {key.value for key, _ in section.node.value}]
             if absent:
-                raise ConfigError(f"{PARAMS}: {block.key} lacks {absent[0]}; write the section with one key a line")
+                raise ConfigError(f"{PARAMS}: {block.key} lacks {absent[0]}; write the section with one key per line")
             continue
         _insert(_blocks(section.node, lines), keys, wanted, f"{block.key}.", added, inserts)
     for at, new in sorted(inserts, key=lambda item: item[0], reverse=True):

@@ -48,12 +48,12 @@ class Plan:
     def conflicts(self) -> list[str]:
         """Return one line for each file that exists with other content, and for each existing output of a stage."""
         found = [
-            f"{name}: is there already"
+            f"{name}: exists already"
             for name, text in self.files.items()
             if (self.root / name).exists() and not _holds(self.root / name, text)
         ]
         made = [name for name, _ in outputs(self.files[GRAPH])]
-        found += [f"{name}: is there already, and a stage would replace it" for name in made if _full(self.root / name)]
+        found += [f"{name}: exists already, and a stage would replace it" for name in made if _full(self.root / name)]
         return found
 
     def write(self) -> None:
@@ -142,11 +142,15 @@ def git_top(root: Path) -> Path:
         command, words = ["git", "rev-parse", "--show-toplevel"], {**os.environ, "LC_ALL": "C"}
         done = subprocess.run(command, cwd=root, env=words, text=True, capture_output=True)
     except FileNotFoundError:
-        raise ConfigError("git is not installed, and DVC and `expunge init` work in a git repository") from None
+        raise ConfigError(
+            "git is not installed; install it, because DVC and `expunge init` need a git repository"
+        ) from None
     if done.returncode != 0 and "not a git repository" not in done.stderr:  # for example a folder of another owner
         raise ConfigError(f"{root.resolve()}: git refuses this folder: {' '.join(done.stderr.split())}")
     if done.returncode != 0:
-        raise ConfigError(f"{root.resolve()}: no git repository; `git init` here, or change to the folder of yours")
+        raise ConfigError(
+            f"{root.resolve()}: not in a git repository; run `git init` here, or change to your repository"
+        )
     return Path(done.stdout.strip())
 
 
@@ -160,10 +164,11 @@ def track(root: Path, path: str) -> str:
         return f"{path}: DVC tracks it already"
     if listed:
         return (
-            f"{path}: git tracks it, and keeps what it has seen; `git rm -r --cached {path} && dvc add {path}` for data"
+            f"{path}: git tracks it, and its history keeps what was committed. If it is data, run "
+            f"`git rm -r --cached {path} && dvc add {path}`"
         )
     dvc.run("add", "--quiet", path, root=root)
-    return f"{path}: tracked by DVC now ({path}.dvc is for git)"
+    return f"{path}: tracked by DVC now; commit {path}.dvc to git"
 
 
 def _holds(path: Path, text: str) -> bool:

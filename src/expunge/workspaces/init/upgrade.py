@@ -80,17 +80,19 @@ def upgrade(root: Path, take: Collection[str] = (), keep: Collection[str] = ()) 
     """
     old = read_lock(root)
     if old is None:
-        raise ConfigError(f"{root.resolve()}: no {LOCK} here, so `expunge init` made no workspace of it; run it first")
+        raise ConfigError(
+            f"{root.resolve()}: no {LOCK} here, so `expunge init` has not made it a workspace; run it first"
+        )
     own = _read(root / PARAMS)
     if own is None:
-        raise ConfigError(f"{root / PARAMS}: no such file; `git checkout {PARAMS}`")
+        raise ConfigError(f"{root / PARAMS}: no such file; restore it with `git checkout {PARAMS}`")
     params, added = with_missing(own, text_of(PARAMS))
     path = (yaml.safe_load(params).get("data") or {}).get("path")
     without = [part for part in PARTS if not any(_part_of(name) == part for name in old.files)]
     new = managed(root, path is not None, without)
     known = {*new, *old.files}
     if unknown := [name for name in (*take, *keep) if name not in known]:
-        raise ConfigError(f"{unknown[0]}: no file of `expunge init`; these are {', '.join(sorted(known))}")
+        raise ConfigError(f"{unknown[0]}: not a file that `expunge init` writes; these are {', '.join(sorted(known))}")
     result = Upgrade(root, lock_of(new), added=added, appended=ignore_rules(root, new[GRAPH]))
     if params != own:
         result.files[PARAMS] = params
