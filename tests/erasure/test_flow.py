@@ -14,9 +14,9 @@ from expunge.erasure.batches import Batches, Step
 from expunge.erasure.requests import Store
 from expunge.erasure.states import State
 from expunge.system.files import read_json
-from tests.erasure.made import PRODUCT, RUN, TODAY
+from tests.erasure.promoted_batch import CANDIDATE, RUN, TODAY
 from tests.pipeline import ENVIRONMENT, change, dvc
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_a_path_is_taken_in_and_what_is_verified_is_carried_out(tmp_path, monkey
     """Test rows alone: the whole life without a model. The pipeline is two stages that change nothing."""
     from flows.erasure import erasure
 
-    root = small.workspace(tmp_path / "workspace", [5])
+    root = people_workspace.workspace(tmp_path / "workspace", [5])
     dvc(root, "init", "--no-scm", "--quiet")
     (root / "dvc.yaml").write_text("stages:\n  prepare: {cmd: 'true'}\n  validate-dataset: {cmd: 'true'}\n")
     change(root, lambda p: p["split"].update(classes=[2]))  # of three: a flow checks params first
@@ -91,18 +91,18 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
     with chdir(copy):
         receipt = read_json("reports/registration.json")
         store = Store.open()
-        made = store.add("R-20260220-0a1b2c", "classes", [], classes=[5], received=TODAY, basis="", who="ann")
-        store.verify(made.id, "ben", "", {})
+        request = store.add("R-20260220-0a1b2c", "classes", [], classes=[5], received=TODAY, basis="", who="ann")
+        store.verify(request.id, "ben", "", {})
         batches = Batches(store, "nightly")
         batch = batches.claim(TODAY)
         product = {
-            **PRODUCT,
+            **CANDIDATE,
             "model": receipt["model"],
             "version": "1",
             "method": receipt["method"],
             "claims": "outputs",
         }
-        facts = {"product": product, "run": {**RUN, "each": {made.id: {"train": 1, "test": 0}}}}
+        facts = {"product": product, "run": {**RUN, "each": {request.id: {"train": 1, "test": 0}}}}
         batches.release(batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
 
         def answer() -> None:
@@ -123,7 +123,7 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
         finally:
             person.join()
         assert state.is_completed() and "1 requests completed" in state.message, state
-        body = read_json(Path("records/certificates") / made.id / "certificate.json")["certificate"]
+        body = read_json(Path("records/certificates") / request.id / "certificate.json")["certificate"]
         assert body["unlearning"]["approval"] == {"by": "J. Doe", "because": "as good as retrained"}
         assert body["sweep"]["left"] == []
         store.engine.dispose()

@@ -48,7 +48,9 @@ def both(directory, n, dim, dtype, subject, group_rows, dictionary=False):
     group_rows=st.integers(1, 40),
     dictionary=st.booleans(),
 )
-def test_the_same_table(tmp_path_factory, n, dim, dtype, subject, group_rows, dictionary):
+def test_our_writer_gives_the_table_and_metadata_that_arrow_gives(
+    tmp_path_factory, n, dim, dtype, subject, group_rows, dictionary
+):
     ours, theirs = both(tmp_path_factory.mktemp("x"), n, dim, dtype, subject, group_rows, dictionary)
     table = pq.read_table(ours)
     table.validate(full=True)
@@ -87,6 +89,6 @@ def test_a_footer_survives_being_read_and_written(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 63, 64, -64, 127, 128, 2**31 - 1, -(2**63), 2**63 - 1])
-def test_numbers_of_the_protocol(value):
+def test_integers_of_the_thrift_protocol_round_trip(value):
     encoded = parquet._struct({1: (parquet.I64, value), 40: (parquet.I64, value)})
     assert parquet._Reader(memoryview(encoded)).struct() == {1: (6, value), 40: (6, value)}

@@ -20,7 +20,7 @@ def fit(digits: Any, labels: Any = None, images: Any = None, **options: Any) -> 
     return ShortRetrain(**options).fit(digits.model, images, labels, *digits.rows)
 
 
-def test_it_learns_what_is_retained_and_never_says_the_forgotten_class(digits: Any) -> None:
+def test_it_learns_retained_classes_and_never_predicts_the_forgotten_one(digits: Any) -> None:
     model = fit(digits, epochs=6.0).classifier_
     assert digits.accuracy(model, digits.retain) > 0.9
     assert digits.accuracy(model, digits.forget) == 0.0
@@ -70,7 +70,7 @@ def test_a_part_of_a_pass_is_a_part_of_its_batches(digits: Any) -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [({"epochs": 0}, "epochs 0"), ({"targets": "x"}, "targets 'x'")])
-def test_settings_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+def test_impossible_settings_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ShortRetrain(**options)
 

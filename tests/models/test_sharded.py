@@ -79,7 +79,7 @@ def test_the_answer_is_the_mean_of_the_log_probabilities_of_networks_alone() -> 
 
 
 @torch.no_grad()
-def test_the_same_of_texts_of_different_lengths(tmp_path: Path) -> None:
+def test_texts_of_different_lengths_get_the_mean_of_networks_alone(tmp_path: Path) -> None:
     encoder, cut = write_encoder(tmp_path / "encoder"), "encoder.layer.0"
     base = build(f"sentence:{encoder}", 2, None, training="head", saw_forget_data=False)
     above = {**ABOVE, "recipe": {"cut": cut}}
@@ -96,7 +96,7 @@ def test_the_same_of_texts_of_different_lengths(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_it_is_saved_copied_and_exported(tmp_path: Path) -> None:
+def test_a_sharded_model_is_saved_copied_and_exported(tmp_path: Path) -> None:
     _, made, images = pictures()
     (tmp_path / "model").mkdir()
     save_classifier(tmp_path / "model", made)
@@ -117,7 +117,7 @@ def test_it_is_saved_copied_and_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_exported_as_onnx(tmp_path: Path) -> None:
+def test_a_sharded_model_is_exported_as_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     _, made, _ = pictures()
     served = Servable(made, None, Contract((8, 8, 1), tuple("abcd")))

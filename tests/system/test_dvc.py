@@ -56,5 +56,5 @@ def test_a_commit_of_several_writes_what_dvc_writes(root: Path, tmp_path: Path) 
         dvc.commit(["nothing"], root)
 
 
-def test_a_commit_of_nothing_starts_nothing(tmp_path: Path) -> None:
+def test_a_commit_without_outputs_starts_no_process(tmp_path: Path) -> None:
     dvc.commit([], tmp_path / "is not there")

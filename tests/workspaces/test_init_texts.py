@@ -174,7 +174,7 @@ CLASSES = {"selector": "classes", "classes": ["coat", 3]}
     "request_", [CLASSES, {"selector": "random", "fraction": 0.1}, {"selector": "filter", "filter": "label == 1"}]
 )
 @pytest.mark.parametrize("model", ["resnet-small", "timm:resnet18", "efficientnet-lite0"])
-def test_what_is_asked_for_makes_params_without_conflicts(tmp_path, training, request_, model):
+def test_any_answers_make_params_without_conflicts(tmp_path, training, request_, model):
     weights = None if training in ("full", "none") or model == "efficientnet-lite0" else "w.safetensors"
     checkpoint = "own.safetensors" if training == "none" else None
     given = Answers("images", model, training, request_, weights=weights, checkpoint=checkpoint, image_size=32)
@@ -202,7 +202,7 @@ def test_a_text_table_gets_a_head_on_its_encoder(tmp_path):
     assert problems == [] and (config.data.source, config.model.weights) == ("text", None)
 
 
-def test_what_cannot_be_is_said(tmp_path):
+def test_impossible_answers_are_refused(tmp_path):
     folder(tmp_path)
     (tmp_path / "empty").mkdir()
     for data, words in (

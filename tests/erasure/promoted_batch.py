@@ -15,12 +15,12 @@ from expunge.erasure.requests import ErasureRequest, Store, new_id
 from expunge.erasure.selection import mask_of
 from expunge.erasure.states import State
 from expunge.ledger.ledger import Ledger
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 TODAY = date(2026, 3, 2)
 RECEIVED = date(2026, 2, 20)
-GONE = [2, 3, 17]
-PRODUCT = {"model": "expunge-people", "version": "4", "method": "relearn", "claims": "outputs"}
+ERASED = [2, 3, 17]
+CANDIDATE = {"model": "expunge-people", "version": "4", "method": "relearn", "claims": "outputs"}
 METRIC = {"metric": "accuracy on forgotten rows", "claim": "outputs", "value": 0.91, "original": 1.0, "retrained": 0.9}
 RUN = {
     "procedure": {
@@ -48,17 +48,17 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     """A verified request of one or more people; its list lies where it belongs, DVC apart."""
     id_ = new_id(received)
     file = Path("data/requests") / f"{id_}.csv"
-    names = [small.person(i) for i in people]
+    names = [people_workspace.person(i) for i in people]
     (root / file).write_text("".join(f"{line}\n" for line in [COLUMNS["subjects"], *names]))
-    made = store.add(
+    request = store.add(
         id_, "subjects", names, received=received, basis="GDPR Art. 17(1)(b)", who="ann", file=file.as_posix()
     )
-    return store.verify(made.id, "ben", "letter seen", {"found": 10 * len(people)})
+    return store.verify(request.id, "ben", "letter seen", {"found": 10 * len(people)})
 
 
-def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
+def promoted_batch(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
     """Two requests, whose batch is to be collected next. Its process is gone."""
-    requests = [request_for(store, root, GONE[:2]), request_for(store, root, GONE[2:])]
+    requests = [request_for(store, root, ERASED[:2]), request_for(store, root, ERASED[2:])]
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
     assert batch is not None
@@ -67,7 +67,7 @@ def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
         dataset = Dataset("data/dataset")
         masks = {r.id: mask_of(store, r, dataset) for r in requests}
         rows = soundness.fingerprints(store, dataset, masks)
-    facts = {"product": PRODUCT, "run": {**RUN, "each": each}, "rows": rows}
+    facts = {"product": CANDIDATE, "run": {**RUN, "each": each}, "rows": rows}
     batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"claims": "outputs"})
     approved = {"approved_by": "cem", "approved_because": "as good as retrained"}
     batch = batches.at(batch, Step.promote, approved, State.running, "approval", "as good as retrained", "cem")
@@ -80,15 +80,15 @@ def no_pipeline(stages=(), force=False) -> None:
     raise AssertionError("nothing is to be computed any more")
 
 
-def life(root: Path, store: Store) -> Lifecycle:
+def lifecycle_of(store: Store) -> Lifecycle:
     return Lifecycle(store, Ledger(Path("ledger.jsonl")), who="nightly", pipeline=no_pipeline, log=lambda _: None)
 
 
-def finish(root: Path, url: str) -> str:
+def finish_batch(root: Path, url: str) -> str:
     """Go on with the batch until it ends; its state."""
     with chdir(root):
         store = Store.open(url)
         try:
-            return life(root, store).advance(TODAY).state
+            return lifecycle_of(store).advance(TODAY).state
         finally:
             store.engine.dispose()
