@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from expunge.cli import app
 from expunge.config import load_config
 from expunge.methods.table import METHODS
-from expunge.results.comparators import experiments, held, methods_for
+from expunge.results.comparators import experiments, methods_for, methods_run
 from expunge.results.comparators_page import BEGIN, END, claims, refusals, section, with_measured
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import HOME, Variant
@@ -45,7 +45,7 @@ def test_a_run_of_some_methods_is_added_to_those_that_were_run_before(tmp_path):
     workspace = tmp_path / HOME / "comparators-class" / "1"
     workspace.mkdir(parents=True)
     (workspace / "params.yaml").write_text("methods: [logit-mask, leace, gone]\n")
-    assert held(tmp_path, "comparators-class") == {"logit-mask", "leace", "gone"}
+    assert methods_run(tmp_path, "comparators-class") == {"logit-mask", "leace", "gone"}
     assert experiments(tmp_path, ["delete"])[0].changes["methods"] == ["logit-mask", "leace", "delete"]
     with pytest.raises(ConfigError, match=r"magic: no method that params\.yaml has settings for"):
         methods_for(tmp_path, "classes", ["magic"])

@@ -68,7 +68,9 @@ def promoted_batch(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest
         masks = {r.id: mask_of(store, r, dataset) for r in requests}
         rows = soundness.fingerprints(store, dataset, masks)
     facts = {"product": CANDIDATE, "run": {**RUN, "each": each}, "rows": rows}
-    batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"claims": "outputs"})
+    batch = batches.at(
+        batch, Step.approval, facts, State.awaiting_approval, "verdict", event_facts={"claims": "outputs"}
+    )
     approved = {"approved_by": "cem", "approved_because": "as good as retrained"}
     batch = batches.at(batch, Step.promote, approved, State.running, "approval", "as good as retrained", "cem")
     batch = batches.at(batch, Step.collect, {"promotion": "sha256:9", "instead_of": "3"})

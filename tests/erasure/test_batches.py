@@ -98,7 +98,7 @@ def test_the_lease_is_renewed_while_work_goes_on(store, monkeypatch):
     batch = batches.claim(TODAY)
     with transaction(store.engine) as c:
         c.execute(update(BATCHES).values(until=0.0))
-    with batches.held():
+    with batches.renewed_lease():
         end = time.monotonic() + 10
         while batches.current().until < time.time() and time.monotonic() < end:
             time.sleep(0.05)
@@ -110,8 +110,8 @@ def test_a_closed_batch_makes_room_and_destroys_keys(store):
     id_ = verified(store, "p1")
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
-    told = {"of": {id_: {"certificate": "sha256:1"}}}
-    batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
+    event_facts = {"of": {id_: {"certificate": "sha256:1"}}}
+    batches.at(batch, Step.closed, {}, State.completed, "completion", event_facts=event_facts)
     assert store.get(id_).state == State.completed and not store.has_key(id_)
     assert store.events(id_)[-1].facts == {"batch": batch.id, "certificate": "sha256:1"}
     assert batches.current() is None and [b.id for b in batches.closed()] == [batch.id]

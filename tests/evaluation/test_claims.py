@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.evaluation.claims import claims_of, exact_claim, held_back, may_serve, sentence, useful, utility_of
+from expunge.evaluation.claims import claims_of, exact_claim, gates_against, may_serve, sentence, useful, utility_of
 from tests.verdicts import gate, verdict_with
 
 PASSED = [gate("a", passed=True), gate("b", passed=True, share=0.0, interval=[-0.1, 0.1])]
@@ -111,7 +111,7 @@ def test_the_sentence_names_every_claim_and_the_first_reason() -> None:
 
 def test_gates_that_refute_or_failed_with_power_stand_against_a_claim() -> None:
     gates = [*PASSED, gate("open"), gate("weak", power=False, passed=None), gate("gone", refuted=True)]
-    assert held_back({"gates": gates}) == ["open", "gone"]
+    assert gates_against({"gates": gates}) == ["open", "gone"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.classifier import Classifier
 from expunge.models.cuts import split_at_cut
 from expunge.models.lower import lower_digest
-from expunge.models.sharded import average, core_with_shards, say, sharded, unsharded
+from expunge.models.sharded import average, core_with_shards, shard_shares, sharded, unsharded
 from expunge.models.zoo import build
 from expunge.serving.export import TOLERANCE, export_onnx, export_torch
 from expunge.serving.servable import Contract, Servable
@@ -126,7 +126,7 @@ def test_a_sharded_model_is_exported_as_onnx(tmp_path: Path) -> None:
 
 def test_the_mean_for_a_class_is_over_shards_that_have_it() -> None:
     counts = np.array([[5, 0, 3, 0], [2, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])  # the third has too few rows to train
-    shares = say(counts)
+    shares = shard_shares(counts)
     assert shares[:, 0].tolist() == [0.5, 0.5, 0, 0] and shares[:, 1].tolist() == [0, 1, 0, 0]
     assert shares[:, 2].tolist() == [1, 0, 0, 0] and shares[:, 3].tolist() == [0.5, 0.5, 0, 0]  # nobody has the last
     weight, bias = average(counts)

@@ -9,9 +9,9 @@ import torch
 
 from expunge.core import LinearHead, RidgeHead, SoftmaxHead, identity
 from expunge.finetune.head_shards import DESCRIPTION, HeadShards, accuracy_of, count_rows
-from expunge.finetune.places import Places
+from expunge.finetune.shard_assignment import ShardAssignment
 from expunge.methods.exact import TOLERANCE, provenance, rows_root, why_not
-from expunge.methods.exact_shards import placed_as
+from expunge.methods.exact_shards import assignment_of
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import backbone_digest
@@ -34,14 +34,14 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
     reason = why_not(request)
     if reason is not None:
         raise QualityError(f"exact: {reason}")
-    heads, placed, manifest = load_heads(request)
+    heads, assignment, manifest = load_heads(request)
     gone = np.union1d(request.forget_rows, request.left_out)
-    left = _rows(request, placed, request.retain_rows)
+    left = _rows(request, assignment, request.retain_rows)
     if request.corrects:
-        z, new, shard = _rows(request, placed, gone)
+        z, new, shard = _rows(request, assignment, gone)
         made, again = heads.corrected((z, torch.from_numpy(request.old_labels[gone]), shard), new, left)
     else:
-        made, again = heads.without(_rows(request, placed, gone), left)
+        made, again = heads.without(_rows(request, assignment, gone), left)
     known, ridge = made.known, request.classifier.card.training == "ridge"
     accuracy = dict(accuracy_of(known))
     holds = all(h.drift_ <= h.drift if isinstance(h, RidgeHead) else h.converged_ for h in known)
@@ -58,7 +58,7 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
             "count": len(made.heads),
             "key": made.key,
             "parts": [
-                {"rows": int(rows.sum()), "merkle_root": _root(request, placed, number)}
+                {"rows": int(rows.sum()), "merkle_root": _root(request, assignment, number)}
                 for number, rows in enumerate(made.counts_)
             ],
         },
@@ -67,7 +67,7 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
     return UnlearnedModel(identity(request.store.dim), made.head_, {"exact": exact}, exact_head=made)
 
 
-def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
+def load_heads(request: FitInputs) -> tuple[HeadShards, ShardAssignment, dict[str, Any]]:
     """Load the heads that training kept, the shards of the training rows, and the manifest of the model.
 
     Raises QualityError if the heads belong to other rows, another key or another backbone.
@@ -75,8 +75,8 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
     assert request.model_dir is not None
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
     heads = HeadShards.load(request.model_dir, KINDS[card.training])
-    placed = placed_as(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
-    counts = count_rows(placed.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
+    assignment = assignment_of(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
+    counts = count_rows(assignment.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
     kept = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
     if not kept or not np.array_equal(heads.counts_, counts):
         raise QualityError(
@@ -85,20 +85,22 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
         )
     if manifest["backbone_digest"] != backbone_digest(request.classifier):
         raise QualityError(f"exact: {request.model_dir}: its backbone is another one than its manifest names")
-    return heads, placed, manifest
+    return heads, assignment, manifest
 
 
 def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:
     """Audit as `exact.recompute` does, for all heads: each is fitted from scratch and their mean is compared."""
     described = claim["heads"]
-    placed = placed_as(request, {"count": described["count"], "slices": 1, "key": described["key"]})
+    assignment = assignment_of(request, {"count": described["count"], "slices": 1, "key": described["key"]})
     same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
-        _root(request, placed, number) == part["merkle_root"] for number, part in enumerate(described["parts"])
+        _root(request, assignment, number) == part["merkle_root"] for number, part in enumerate(described["parts"])
     )
     kind = RidgeHead if claim["head"]["kind"] == "RidgeHead" else SoftmaxHead
-    z, y, shard = _rows(request, placed, request.retain_rows)
+    z, y, shard = _rows(request, assignment, request.retain_rows)
     classes = request.classifier.card.num_classes
-    made = HeadShards.fit(lambda: kind(**claim["head"]["settings"]), z, y, shard, placed.shards, classes, placed.key)
+    made = HeadShards.fit(
+        lambda: kind(**claim["head"]["settings"]), z, y, shard, assignment.shards, classes, assignment.key
+    )
     ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (made.head_, shipped))
     same_bits, absent = bool(torch.equal(ours, theirs)), torch.from_numpy(made.counts_.sum(axis=0) == 0)
     same_masked = bool(torch.equal(ours[absent, -1], theirs[absent, -1]))
@@ -122,12 +124,14 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     }
 
 
-def _rows(request: FitInputs, placed: Places, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def _rows(
+    request: FitInputs, assignment: ShardAssignment, rows: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Features `(n, d)`, labels `(n,)` and shards `(n,)` of `rows`."""
     z, labels = torch.from_numpy(request.store.z(rows)), torch.from_numpy(request.labels[rows])
-    return z, labels, placed.shard[request.among_train(rows)]
+    return z, labels, assignment.shard[request.among_train(rows)]
 
 
-def _root(request: FitInputs, placed: Places, number: int) -> str:
+def _root(request: FitInputs, assignment: ShardAssignment, number: int) -> str:
     """Merkle root of the retained rows of shard `number`."""
-    return placed.root(placed.up_to(request.among_train(request.retain_rows), number, 0))
+    return assignment.root(assignment.up_to(request.among_train(request.retain_rows), number, 0))
