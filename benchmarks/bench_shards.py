@@ -43,9 +43,7 @@ def run() -> dict[str, Any]:
     whole_s, _ = seconds(lambda: train_above(model, activations, labels, everybody, recipe))
     cases = []
     for shards, slices in ((SHARDS, 1), (SHARDS, 4)):
-        fit = partial(
-            train_shards, model, activations, labels, recipe=recipe, assignment=assigned(people, shards, slices)
-        )
+        fit = partial(train_shards, model, activations, labels, recipe=recipe, places=assigned(people, shards, slices))
         train_s, made = seconds(partial(fit, rows=everybody))
         kept = left_by(made)
         times = [seconds(partial(fit, rows=everybody[people != who], earlier=kept))[0] for who in (3, 77, 400)]

@@ -258,12 +258,12 @@ def test_choices_of_ridge_are_those_of_the_remaining_rows(ridge):
     grid = (1e-2, 1.0, 1e2, 1e4)
     head = RidgeHead(ridge, "leave-one-out", grid=grid).fit(z, y, CLASSES)
     fresh = RidgeHead(ridge, "leave-one-out", grid=grid).fit(z[:80], y[:80], CLASSES)
-    with pytest.raises(DataError, match="give remaining"):
+    with pytest.raises(DataError, match="give kept"):
         head.remove(z[80:], y[80:])
     with pytest.raises(DataError, match="79 rows, but the head has 80"):
-        head.remove(z[80:], y[80:], remaining=(z[:79], y[:79]))
+        head.remove(z[80:], y[80:], kept=(z[:79], y[:79]))
     for start in range(80, 120, 10):
-        head.remove(z[start : start + 10], y[start : start + 10], remaining=(
+        head.remove(z[start : start + 10], y[start : start + 10], kept=(
             torch.cat([z[:80], z[start + 10 :]]), torch.cat([y[:80], y[start + 10 :]]),
         ))  # fmt: skip
     assert head.ridge_ == fresh.ridge_

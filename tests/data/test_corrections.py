@@ -90,7 +90,7 @@ def test_bad_lists_of_corrections_are_refused(tmp_path: Path, dataset: Dataset, 
     assert not (tmp_path / "split").exists()
 
 
-def test_bad_files_of_corrections_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+def test_bad_files(tmp_path: Path, dataset: Dataset) -> None:
     with pytest.raises(DataError, match="no column 'label'; write one line per row"):
         correct(dataset, listed(tmp_path, "row-000,bee", header="sample_id,class"))
     with pytest.raises(DataError, match=r"no such file \(split.file"):

@@ -68,7 +68,7 @@ def test_each_shortage_has_its_own_warning(dataset, tmp_path, capsys):
     ]
 
 
-def test_a_picture_that_never_fits_into_memory_is_refused(dataset, tmp_path):
+def test_a_picture_that_never_fits(dataset, tmp_path):
     with pytest.raises(DataError, match="one picture alone does not fit into the memory of cpu"):
         fetch(classifier_of(dataset, most=0), dataset, tmp_path)
 

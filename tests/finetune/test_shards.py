@@ -64,12 +64,12 @@ class Digits:
         prepare("npz", self.directory / name, path=file, test_fraction=0.2, seed=0, raw_dir=self.directory / "raw")
         return Dataset(self.directory / name)
 
-    def assigned(self, shards: int, slices: int) -> ShardAssignment:
+    def places(self, shards: int, slices: int) -> ShardAssignment:
         return assign_shards(self.dataset, np.arange(COUNT), self.directory / "forgotten", shards, slices)
 
     def trained(
         self,
-        assignment: ShardAssignment,
+        placed: ShardAssignment,
         rows: np.ndarray,
         earlier: Trained | None = None,
         engine: Engine | None = None,
@@ -79,7 +79,7 @@ class Digits:
         if earlier is not None:
             known = earlier_training(earlier.classifier_, None)
             kept = EarlierTraining(known.parts, lambda s, r: earlier.states.get((s, r)) or known.state(s, r))
-        return train_shards(self.model, self.activations, self.labels, rows, RECIPE, assignment, kept, engine)
+        return train_shards(self.model, self.activations, self.labels, rows, RECIPE, placed, kept, engine)
 
 
 @pytest.fixture(scope="module")
@@ -98,48 +98,48 @@ def same(one: Trained, two: Trained) -> bool:
 @pytest.mark.parametrize("slices", [1, 3])
 def test_a_dataset_that_never_had_the_rows_gives_the_same(digits: Digits, slices: int) -> None:
     """Its own ids, labels, activations and places, by the same key."""
-    assignment = digits.assigned(3, slices)
+    placed = digits.places(3, slices)
     gone = np.flatnonzero(np.isin(digits.arrays["subjects"][:COUNT], ["person-7", "person-31"]))
-    whole = digits.trained(assignment, np.arange(COUNT))
-    deleted = digits.trained(assignment, np.setdiff1d(np.arange(COUNT), gone), whole)
+    whole = digits.trained(placed, np.arange(COUNT))
+    deleted = digits.trained(placed, np.setdiff1d(np.arange(COUNT), gone), whole)
     other = digits.without(gone, f"less-{slices}")
     model, rows = digits.built(), np.arange(other.rows - 1)
     activations = activations_alone(model, other, CUT, digits.directory / f"work-{slices}")
     own = assign_shards(other, rows, digits.directory / "forgotten", 3, slices)
     again = train_shards(model, activations, other.labels()[rows], rows, RECIPE, own)
     assert same(deleted, again) and not same(deleted, whole)
-    assert set(deleted.again) == set(assignment.shard[gone].tolist()) and set(again.again) == {0, 1, 2}
-    first = {s: int(assignment.slice[gone][assignment.shard[gone] == s].min()) for s in deleted.again}
+    assert set(deleted.again) == set(placed.shard[gone].tolist()) and set(again.again) == {0, 1, 2}
+    first = {s: int(placed.slice[gone][placed.shard[gone] == s].min()) for s in deleted.again}
     assert deleted.again == first  # each from the earliest slice that held a row
 
 
 def test_shards_that_hold_none_of_the_rows_are_not_trained(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    assignment = digits.assigned(4, 1)
-    whole = digits.trained(assignment, np.arange(COUNT))
-    gone = np.flatnonzero(assignment.shard == 2)[:2]
+    placed = digits.places(4, 1)
+    whole = digits.trained(placed, np.arange(COUNT))
+    gone = np.flatnonzero(placed.shard == 2)[:2]
     trained: list[int] = []
     fit = Relearn.fit
     monkeypatch.setattr(Relearn, "fit", lambda self, *a, **k: trained.append(len(a[3])) or fit(self, *a, **k))
-    digits.trained(assignment, np.setdiff1d(np.arange(COUNT), gone), whole)
-    assert trained == [int((assignment.shard == 2).sum()) - 2]
+    digits.trained(placed, np.setdiff1d(np.arange(COUNT), gone), whole)
+    assert trained == [int((placed.shard == 2).sum()) - 2]
 
 
 @pytest.mark.parametrize("what", ["a class of a shard", "a class", "a shard", "a slice", "nearly a shard", "everybody"])
 def test_what_a_request_can_empty(digits: Digits, what: str) -> None:
-    assignment = digits.assigned(3, 2)
-    in_shard, labels = assignment.shard == 1, digits.labels
+    placed = digits.places(3, 2)
+    in_shard, labels = placed.shard == 1, digits.labels
     gone = {
         "a class of a shard": in_shard & (labels == 2),
         "a class": labels == 2,
         "a shard": in_shard,
-        "a slice": in_shard & (assignment.slice == 0),
+        "a slice": in_shard & (placed.slice == 0),
         "nearly a shard": in_shard & (np.arange(COUNT) != np.flatnonzero(in_shard)[3]),
-        "everybody": np.isin(np.arange(COUNT), [np.flatnonzero(assignment.shard == s)[0] for s in range(3)]),
+        "everybody": np.isin(np.arange(COUNT), [np.flatnonzero(placed.shard == s)[0] for s in range(3)]),
     }[what]
-    whole = digits.trained(assignment, np.arange(COUNT))
+    whole = digits.trained(placed, np.arange(COUNT))
     left = np.flatnonzero(~gone)
-    deleted = digits.trained(assignment, left, whole)
-    assert same(deleted, digits.trained(assignment, left))
+    deleted = digits.trained(placed, left, whole)
+    assert same(deleted, digits.trained(placed, left))
     head = deleted.classifier_.head.weight.detach().reshape(4, 3, 4)
     own = head[torch.arange(4), :, torch.arange(4)]  # the share of each shard in the answer for a class
     assert torch.allclose(own.sum(1), torch.ones(4)) and head.count_nonzero() == own.count_nonzero()
@@ -163,40 +163,40 @@ def test_what_a_request_can_empty(digits: Digits, what: str) -> None:
 def test_requests_in_any_order_end_at_the_same_bits(
     digits: Digits, shards: int, slices: int, requests: list[set[int]]
 ) -> None:
-    assignment = digits.assigned(shards, slices)
-    whole = digits.trained(assignment, np.arange(COUNT))
+    placed = digits.places(shards, slices)
+    whole = digits.trained(placed, np.arange(COUNT))
     ends = []
     for order in (requests, requests[::-1]):
         at, left = whole, np.arange(COUNT)
         for people in order:
             left = left[~np.isin(left % 80, list(people))]
-            at = digits.trained(assignment, left, at)
+            at = digits.trained(placed, left, at)
         ends.append(at)
-    assert same(*ends) and same(ends[0], digits.trained(assignment, left))
+    assert same(*ends) and same(ends[0], digits.trained(placed, left))
 
 
 def test_weights_that_are_not_those_recorded_are_trained_again(digits: Digits) -> None:
-    assignment = digits.assigned(2, 2)
-    whole = digits.trained(assignment, np.arange(COUNT))
-    fine = digits.trained(assignment, np.arange(COUNT))
+    placed = digits.places(2, 2)
+    whole = digits.trained(placed, np.arange(COUNT))
+    fine = digits.trained(placed, np.arange(COUNT))
     core = core_with_shards(fine.classifier_)
     assert core is not None
     core.uppers[1].head.bias.data[0] += 1e-3  # fine-tuned since
     del fine.states[(0, 0)]  # lost
-    again = digits.trained(assignment, np.arange(COUNT), fine)
+    again = digits.trained(placed, np.arange(COUNT), fine)
     assert again.again == {0: 0, 1: 1} and same(again, whole)
 
 
 def test_no_rows_are_refused(digits: Digits) -> None:
     with pytest.raises(DataError, match=r"no shard of 3 has 2 rows"):
-        digits.trained(digits.assigned(3, 1), np.empty(0, np.int64))
+        digits.trained(digits.places(3, 1), np.empty(0, np.int64))
 
 
 def test_a_row_is_seen_as_often_with_slices_as_without(digits: Digits) -> None:
     """Slices and passes as in SISA: R steps of 2 e / (R + 1) passes look at about as many rows as e passes do."""
     looked = {}
     for slices in (1, 4):
-        made = digits.trained(digits.assigned(1, slices), np.arange(COUNT))
+        made = digits.trained(digits.places(1, slices), np.arange(COUNT))
         looked[slices] = {int(p["slice"]) for p in made.history_}
     assert looked == {1: {0}, 4: {0, 1, 2, 3}}
 
@@ -207,9 +207,9 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     pytest.importorskip("ray")
     from expunge.finetune.ray_shards import on_ray
 
-    assignment, engine = digits.assigned(4, 2), on_ray(None, 2)
-    on_cluster = digits.trained(assignment, np.arange(COUNT), engine=engine)
-    alone = digits.trained(assignment, np.arange(COUNT))
+    placed, engine = digits.places(4, 2), on_ray(None, 2)
+    on_cluster = digits.trained(placed, np.arange(COUNT), engine=engine)
+    alone = digits.trained(placed, np.arange(COUNT))
     assert same(on_cluster, alone) and on_cluster.again == alone.again == dict.fromkeys(range(4), 0)
     assert [h["loss"] for h in on_cluster.history_] == [h["loss"] for h in alone.history_]
     assert "4 shards, 2 Ray tasks at a time" in capsys.readouterr().err
@@ -220,23 +220,23 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
         p.name: p.read_bytes() for p in (tmp_path / "two/steps").iterdir()
     }
 
-    left = np.setdiff1d(np.arange(COUNT), np.flatnonzero(assignment.shard == 1)[:2])
-    deleted = digits.trained(assignment, left, on_cluster, engine)
-    assert same(deleted, digits.trained(assignment, left)) and set(deleted.again) == {1}
+    left = np.setdiff1d(np.arange(COUNT), np.flatnonzero(placed.shard == 1)[:2])
+    deleted = digits.trained(placed, left, on_cluster, engine)
+    assert same(deleted, digits.trained(placed, left)) and set(deleted.again) == {1}
     assert "1 shards, 1 Ray tasks at a time" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"extract\.workers: 3 need as many CPUs, the cluster has 2"):
-        _too_many(digits, assignment)
+        _too_many(digits, placed)
     with pytest.raises(ConfigError, match="no Ray cluster answers at 'nowhere'"):
-        digits.trained(assignment, np.arange(COUNT), engine=on_ray("nowhere", None))
+        digits.trained(placed, np.arange(COUNT), engine=on_ray("nowhere", None))
 
 
-def _too_many(digits: Digits, assignment: ShardAssignment) -> None:
+def _too_many(digits: Digits, placed: ShardAssignment) -> None:
     from ray.cluster_utils import Cluster
 
     from expunge.finetune.ray_shards import on_ray
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
-        digits.trained(assignment, np.arange(COUNT), engine=on_ray(cluster.address, 3))
+        digits.trained(placed, np.arange(COUNT), engine=on_ray(cluster.address, 3))
     finally:
         cluster.shutdown()

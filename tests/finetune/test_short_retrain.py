@@ -70,7 +70,7 @@ def test_a_part_of_a_pass_is_a_part_of_its_batches(digits: Any) -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [({"epochs": 0}, "epochs 0"), ({"targets": "x"}, "targets 'x'")])
-def test_impossible_settings_are_refused(options: dict[str, Any], said: str) -> None:
+def test_settings_that_make_no_sense(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ShortRetrain(**options)
 

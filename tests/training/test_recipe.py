@@ -142,7 +142,7 @@ def test_layer_decay_slows_the_layers_below(name: str) -> None:
     assert all((id(p) in decayed) == (p.ndim > 1) for p in made.backbone.parameters() if p.ndim <= 2)
 
 
-def test_an_optimizer_that_timm_does_not_know_is_refused() -> None:
+def test_an_optimizer_that_timm_does_not_know() -> None:
     with pytest.raises(ConfigError, match=r"train\.optimizer: timm knows no 'sdg'"):
         make_optimizer(model(), "sdg", 0.1, 0.9, 0.0, 1.0)
 

@@ -54,30 +54,30 @@ class _Influence(Estimator):
         self.ridge = ridge
         self.temperature = temperature
 
-    def fit(self, head: LinearHead, retained: Rows, removed: Rows, new: Rows | None = None) -> _Influence:
-        """Replace the rows `removed` by `new`, or remove them where `new` is None; `retained` are the other rows.
+    def fit(self, head: LinearHead, kept: Rows, gone: Rows, new: Rows | None = None) -> _Influence:
+        """Replace the rows `gone` by `new`, or remove them where `new` is None; `kept` are the other rows of `head`.
 
         Raises DataError where no row is left.
         """
         start = torch.cat([head.weight, head.bias[:, None]], dim=1).double()
-        moved = self.move(start, retained, removed, new)
+        moved = self.move(start, kept, gone, new)
         self.head_ = LinearHead(moved[:, :-1], moved[:, -1])
-        after = _joined(retained, new)
+        after = _joined(kept, new)
         slope = self._gradient(moved, after) / len(after[1]) + self.ridge * moved
         self.gradient_norm_ = float(slope[_present(start)].norm())
         return self
 
     @torch.no_grad()
-    def move(self, w: Tensor, retained: Rows, removed: Rows, new: Rows | None = None) -> Tensor:
+    def move(self, w: Tensor, kept: Rows, gone: Rows, new: Rows | None = None) -> Tensor:
         """Return the weights `(C, d + 1)` float64 after the change, from `w` before it; masked classes do not change.
 
         Raises DataError where no row is left.
         """
-        after = _joined(retained, new)
+        after = _joined(kept, new)
         if not len(after[1]):
             raise DataError("every row would be gone; a head needs some")
-        grown = len(after[1]) - len(retained[1]) - len(removed[1])
-        gradient = self.ridge * grown * w - self._gradient(w, removed)
+        grown = len(after[1]) - len(kept[1]) - len(gone[1])
+        gradient = self.ridge * grown * w - self._gradient(w, gone)
         if new is not None:
             gradient = gradient + self._gradient(w, new)
         return w - self._step(w, gradient * _present(w)[:, None], after)
@@ -187,7 +187,5 @@ def _present(w: Tensor) -> Tensor:
     return w[:, -1] > MASKED_BIAS
 
 
-def _joined(retained: Rows, new: Rows | None) -> Rows:
-    return (
-        retained if new is None else (torch.cat([retained[0], new[0]]), torch.cat([retained[1].long(), new[1].long()]))
-    )
+def _joined(kept: Rows, new: Rows | None) -> Rows:
+    return kept if new is None else (torch.cat([kept[0], new[0]]), torch.cat([kept[1].long(), new[1].long()]))

@@ -45,22 +45,22 @@ class LeaveOneOut:
 
 
 def checked_rows(
-    remaining: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None, needed: bool, sums: ClassSums, n: int
+    kept: tuple[Tensor | np.ndarray, Tensor | np.ndarray] | None, needed: bool, sums: ClassSums, n: int
 ) -> tuple[Tensor, Tensor] | None:
-    """Return `remaining`, features and labels, after validation; None where it is not given.
+    """Return `kept`, features and labels, after validation; None where it is not given.
 
     Raises DataError where it is `needed` and not given, or does not have the `n` rows that the head will have.
     """
-    if remaining is None:
+    if kept is None:
         if needed:
             raise DataError(
-                "ridge press and temperature leave-one-out are chosen from rows: give remaining=(z, y), "
+                "ridge press and temperature leave-one-out are chosen from rows: give kept=(z, y), "
                 "the rows that are there afterwards, or fix both"
             )
         return None
-    z, y = as_labelled(*remaining, sums.dim, sums.num_classes)
+    z, y = as_labelled(*kept, sums.dim, sums.num_classes)
     if len(y) != n:
-        raise DataError(f"remaining has {len(y)} rows, but the head has {n} afterwards")
+        raise DataError(f"kept has {len(y)} rows, but the head has {n} afterwards")
     return z, y
 
 

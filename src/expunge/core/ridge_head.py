@@ -55,7 +55,7 @@ class RidgeHead(Estimator):
     drift        bound on the residual `|B - (S + ridge I) W| / (tr(S + ridge I) |W| + |B|)`
 
     The choices of "press" and "leave-one-out" depend on every row. `remove` and `add` then need the rows present
-    afterwards as `remaining=(z, y)` and choose again, so that removed rows have no influence on the choice.
+    afterwards as `kept=(z, y)` and choose again, so that removed rows have no influence on the choice.
 
     Classes without a row get weight 0 and bias -1e4. Fitted: `head_` (its logits are scores / temperature),
     `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_`, `rebuilds_`, and
@@ -112,7 +112,7 @@ class RidgeHead(Estimator):
 
     @property
     def leave_one_out_(self) -> LeaveOneOut:
-        """Residuals and leverages of the rows of `fit`, or of the last `remaining`, in order; computed on first access.
+        """Residuals and leverages of the rows of `fit`, or of the last `kept`, in order; computed on first access.
 
         Raises DataError where rows have changed since, because the head does not store rows.
         """
@@ -145,37 +145,37 @@ class RidgeHead(Estimator):
         self.sums.update(z, y)
         return self
 
-    def solve(self, remaining: Rows | None = None) -> RidgeHead:
+    def solve(self, kept: Rows | None = None) -> RidgeHead:
         """Choose the ridge and temperature where they are not fixed, and solve from the sums with a new factor."""
-        rows = self._checked(remaining)
+        rows = self._checked(kept)
         self._forget_solution()
         self.ridge_ = choose_ridge(self.ridge, self.sums, rows, self.grid)
         self._factor = Factor(self._matrix())
         return self._finish(self._factor.solve(self.sums.by_class), rows)
 
-    def remove(self, z_f: Array, y_f: Array, remaining: Rows | None = None) -> RidgeHead:
-        """Remove rows that were added before; `remaining`: the remaining rows, where `needs_rows`.
+    def remove(self, z_f: Array, y_f: Array, kept: Rows | None = None) -> RidgeHead:
+        """Remove rows that were added before; `kept`: the remaining rows, where `needs_rows`.
 
         Raises DataError and changes nothing where the sums show that they are not rows of this head: a class has
         fewer rows, or the remaining second moments would not be positive semi-definite.
         """
-        return self._change(z_f, y_f, remaining, -1)
+        return self._change(z_f, y_f, kept, -1)
 
-    def add(self, z: Array, y: Array, remaining: Rows | None = None) -> RidgeHead:
-        """Add rows; `remaining`: all rows including the new ones, where `needs_rows`."""
-        return self._change(z, y, remaining, 1)
+    def add(self, z: Array, y: Array, kept: Rows | None = None) -> RidgeHead:
+        """Add rows; `kept`: all rows including the new ones, where `needs_rows`."""
+        return self._change(z, y, kept, 1)
 
     @torch.no_grad()
-    def correct(self, z: Array, old: Array, new: Array, remaining: Rows | None = None) -> RidgeHead:
+    def correct(self, z: Array, old: Array, new: Array, kept: Rows | None = None) -> RidgeHead:
         """Change the labels of rows `z (k, d)` from `old (k,)` to `new (k,)`: two columns of `B` per row, `S` stays.
-        `remaining`: all rows with the new labels, where `needs_rows`. Raises DataError as `remove`."""
+        `kept`: all rows with the new labels, where `needs_rows`. Raises DataError as `remove`."""
         z, old = as_labelled(z, old, self.sums.dim, self.sums.num_classes)
         _, new = as_labelled(z, new, self.sums.dim, self.sums.num_classes)
-        factor, rows, h = self._solved(), self._checked(remaining, self.n_), self.sums.augmented(z)
+        factor, rows, h = self._solved(), self._checked(kept, self.n_), self.sums.augmented(z)
         self.sums.check_removable(h, old)
         self.sums.relabel(h, old, new)
         if choose_ridge(self.ridge, self.sums, rows, self.grid) != self.ridge_:
-            return self.solve(remaining)
+            return self.solve(kept)
         return self._finish(factor.solve(self.sums.by_class), rows)
 
     @torch.no_grad()
@@ -204,10 +204,10 @@ class RidgeHead(Estimator):
         return torch.softmax(logits.masked_fill(self.counts_ == 0, MASKED_BIAS), dim=1)
 
     @torch.no_grad()
-    def _change(self, z: Array, y: Array, remaining: Rows | None, sign: int) -> RidgeHead:
+    def _change(self, z: Array, y: Array, kept: Rows | None, sign: int) -> RidgeHead:
         z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
         factor = self._solved()
-        rows = self._checked(remaining, self.n_ + sign * len(y))
+        rows = self._checked(kept, self.n_ + sign * len(y))
         if not len(y):
             return self
         if MANY * len(y) > self.sums.dim:
@@ -224,7 +224,7 @@ class RidgeHead(Estimator):
         self.sums.update_augmented(h, y, sign)
         ridge = choose_ridge(self.ridge, self.sums, rows, self.grid)
         if ridge != self.ridge_:
-            return self.solve(remaining)
+            return self.solve(kept)
         factor.push(h, base, sign, self._matrix)
         return self._finish(self.weights_ + sign * step, rows)
 
@@ -267,8 +267,8 @@ class RidgeHead(Estimator):
     def _refined(self, factor: Factor, weights: Tensor) -> tuple[Tensor, float]:
         return refined(factor, self.sums.second, self.ridge_, self.sums.by_class, weights, self.drift)
 
-    def _checked(self, remaining: Rows | None, n: int | None = None) -> tuple[Tensor, Tensor] | None:
-        return checked_rows(remaining, self.needs_rows, self.sums, self.n_ if n is None else n)
+    def _checked(self, kept: Rows | None, n: int | None = None) -> tuple[Tensor, Tensor] | None:
+        return checked_rows(kept, self.needs_rows, self.sums, self.n_ if n is None else n)
 
     def _matrix(self) -> Tensor:
         matrix = self.sums.second.clone()

@@ -201,8 +201,8 @@ class Split:
             values: list[str] = table[column].to_pylist()
         if not all(isinstance(value, str) for value in values):
             raise ManifestError(f"{file}: column {column!r} holds something else than text; {AGAIN}")
-        if len(values) != (stated := self.manifest["files"][ASSIGNMENT].get("rows")):
-            raise ManifestError(f"{file}: holds {len(values)} rows, its manifest says {stated}; {AGAIN}")
+        if len(values) != (told := self.manifest["files"][ASSIGNMENT].get("rows")):
+            raise ManifestError(f"{file}: holds {len(values)} rows, its manifest says {told}; {AGAIN}")
         return values
 
     @cached_property

@@ -104,7 +104,7 @@ def train_shards(
     labels: NDArray[np.integer],
     rows: NDArray[np.integer],
     recipe: Mapping[str, Any],
-    assignment: ShardAssignment,
+    places: ShardAssignment,
     earlier: EarlierTraining | None = None,
     engine: Engine | None = None,
 ) -> Trained:
@@ -119,32 +119,32 @@ def train_shards(
     base = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
     base.to(classifier.head.weight.device)
     made, parts, ends = Trained(classifier, {}), [], []
-    shards = shards_of(base, recipe, assignment, rows)
+    shards = shards_of(base, recipe, places, rows)
     counts = counts_of(shards, labels, classifier.card.num_classes)
     if not (counts.sum(axis=1) >= LEAST_ROWS).any():
-        raise DataError(f"no shard of {assignment.shards} has {LEAST_ROWS} rows; lower model.shards")
+        raise DataError(f"no shard of {places.shards} has {LEAST_ROWS} rows; lower model.shards")
     jobs = [(shard, shard.taken_over(earlier)) for shard in shards]
     for number, (shard, (states, history)) in enumerate(
         zip(shards, (engine or in_turn)(jobs, activations, labels), strict=True)
     ):
-        if len(jobs[number][1]) < assignment.slices:
+        if len(jobs[number][1]) < places.slices:
             made.again[number] = len(jobs[number][1])
             made.history_ += history
         parts.append(shard.records(states))
         ends.append(states[-1])
         made.states |= {(number, step): state for step, state in enumerate(states[:-1])}
-    made.classifier_ = _joined(base, recipe["cut"], card_of(classifier, recipe, assignment, parts), ends, counts)
+    made.classifier_ = _joined(base, recipe["cut"], card_of(classifier, recipe, places, parts), ends, counts)
     return made
 
 
 def shards_of(
-    base: Classifier, recipe: Mapping[str, Any], assignment: ShardAssignment, rows: NDArray[np.integer]
+    base: Classifier, recipe: Mapping[str, Any], places: ShardAssignment, rows: NDArray[np.integer]
 ) -> list[Shard]:
     """Return the shards of `rows`, above the recipe's cut of the public network `base`, which is in eval mode."""
     traces, found = traces_of(base), []
-    for number in range(assignment.shards):
-        steps = [assignment.up_to(rows, number, step) for step in range(assignment.slices)]
-        found.append(Shard(base, traces, recipe, number, steps, [assignment.root(step) for step in steps]))
+    for number in range(places.shards):
+        steps = [places.up_to(rows, number, step) for step in range(places.slices)]
+        found.append(Shard(base, traces, recipe, number, steps, [places.root(step) for step in steps]))
     return found
 
 
@@ -153,10 +153,10 @@ def counts_of(shards: list[Shard], labels: NDArray[np.integer], classes: int) ->
     return np.stack([np.bincount(labels[shard.steps[-1]], minlength=classes) for shard in shards])
 
 
-def card_of(classifier: Classifier, recipe: Mapping[str, Any], assignment: ShardAssignment, parts: list[Any]) -> Any:
+def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: ShardAssignment, parts: list[Any]) -> Any:
     """Return the model's description, with all that a later training without some rows needs."""
     base = unsharded(classifier)
-    shards = {"count": assignment.shards, "slices": assignment.slices, "key": assignment.key, "parts": parts}
+    shards = {"count": places.shards, "slices": places.slices, "key": places.key, "parts": parts}
     lower = lower_digest(split_at_cut(base, recipe["cut"]))
     return replace(classifier.card, above={"recipe": dict(recipe), "lower_digest": lower, "shards": shards})
 

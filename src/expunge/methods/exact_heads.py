@@ -34,14 +34,14 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
     reason = why_not(request)
     if reason is not None:
         raise QualityError(f"exact: {reason}")
-    heads, assignment, manifest = load_heads(request)
+    heads, placed, manifest = load_heads(request)
     gone = np.union1d(request.forget_rows, request.left_out)
-    left = _rows(request, assignment, request.retain_rows)
+    left = _rows(request, placed, request.retain_rows)
     if request.corrects:
-        z, new, shard = _rows(request, assignment, gone)
+        z, new, shard = _rows(request, placed, gone)
         made, again = heads.corrected((z, torch.from_numpy(request.old_labels[gone]), shard), new, left)
     else:
-        made, again = heads.without(_rows(request, assignment, gone), left)
+        made, again = heads.without(_rows(request, placed, gone), left)
     known, ridge = made.known, request.classifier.card.training == "ridge"
     accuracy = dict(accuracy_of(known))
     holds = all(h.drift_ <= h.drift if isinstance(h, RidgeHead) else h.converged_ for h in known)
@@ -58,7 +58,7 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
             "count": len(made.heads),
             "key": made.key,
             "parts": [
-                {"rows": int(rows.sum()), "merkle_root": _root(request, assignment, number)}
+                {"rows": int(rows.sum()), "merkle_root": _root(request, placed, number)}
                 for number, rows in enumerate(made.counts_)
             ],
         },
@@ -75,8 +75,8 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, ShardAssignment, dict[st
     assert request.model_dir is not None
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
     heads = HeadShards.load(request.model_dir, KINDS[card.training])
-    assignment = assignment_of(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
-    counts = count_rows(assignment.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
+    placed = assignment_of(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
+    counts = count_rows(placed.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
     kept = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
     if not kept or not np.array_equal(heads.counts_, counts):
         raise QualityError(
@@ -85,22 +85,20 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, ShardAssignment, dict[st
         )
     if manifest["backbone_digest"] != backbone_digest(request.classifier):
         raise QualityError(f"exact: {request.model_dir}: its backbone is another one than its manifest names")
-    return heads, assignment, manifest
+    return heads, placed, manifest
 
 
 def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:
     """Audit as `exact.recompute` does, for all heads: each is fitted from scratch and their mean is compared."""
     described = claim["heads"]
-    assignment = assignment_of(request, {"count": described["count"], "slices": 1, "key": described["key"]})
+    placed = assignment_of(request, {"count": described["count"], "slices": 1, "key": described["key"]})
     same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
-        _root(request, assignment, number) == part["merkle_root"] for number, part in enumerate(described["parts"])
+        _root(request, placed, number) == part["merkle_root"] for number, part in enumerate(described["parts"])
     )
     kind = RidgeHead if claim["head"]["kind"] == "RidgeHead" else SoftmaxHead
-    z, y, shard = _rows(request, assignment, request.retain_rows)
+    z, y, shard = _rows(request, placed, request.retain_rows)
     classes = request.classifier.card.num_classes
-    made = HeadShards.fit(
-        lambda: kind(**claim["head"]["settings"]), z, y, shard, assignment.shards, classes, assignment.key
-    )
+    made = HeadShards.fit(lambda: kind(**claim["head"]["settings"]), z, y, shard, placed.shards, classes, placed.key)
     ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (made.head_, shipped))
     same_bits, absent = bool(torch.equal(ours, theirs)), torch.from_numpy(made.counts_.sum(axis=0) == 0)
     same_masked = bool(torch.equal(ours[absent, -1], theirs[absent, -1]))
@@ -125,13 +123,13 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
 
 
 def _rows(
-    request: FitInputs, assignment: ShardAssignment, rows: np.ndarray
+    request: FitInputs, placed: ShardAssignment, rows: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Features `(n, d)`, labels `(n,)` and shards `(n,)` of `rows`."""
     z, labels = torch.from_numpy(request.store.z(rows)), torch.from_numpy(request.labels[rows])
-    return z, labels, assignment.shard[request.among_train(rows)]
+    return z, labels, placed.shard[request.among_train(rows)]
 
 
-def _root(request: FitInputs, assignment: ShardAssignment, number: int) -> str:
+def _root(request: FitInputs, placed: ShardAssignment, number: int) -> str:
     """Merkle root of the retained rows of shard `number`."""
-    return assignment.root(assignment.up_to(request.among_train(request.retain_rows), number, 0))
+    return placed.root(placed.up_to(request.among_train(request.retain_rows), number, 0))

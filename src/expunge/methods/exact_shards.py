@@ -41,7 +41,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         raise QualityError(f"exact: {reason}")
     claim = dict(request.classifier.card.above or {})
     recipe, shards = claim["recipe"], claim["shards"]
-    assignment = assignment_of(request, shards)
+    placed = assignment_of(request, shards)
     activations = retained_activations(request, recipe["cut"], claim["lower_digest"])
     made = train_shards(
         request.classifier,
@@ -49,7 +49,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         request.labels[request.train_rows],
         request.among_train(request.retain_rows),
         recipe,
-        assignment,
+        placed,
         earlier_training(request.classifier, request.model_dir),
         request.engine,
     )
@@ -77,15 +77,15 @@ def assignment_of(request: FitInputs, shards: dict[str, Any]) -> ShardAssignment
     """
     if request.forgotten_dir is None:
         raise ConfigError("exact: the directory of the key that places subjects into shards is not given")
-    assignment = assign_shards(
+    placed = assign_shards(
         request.dataset, request.train_rows, request.forgotten_dir, int(shards["count"]), int(shards["slices"])
     )
-    if assignment.key != shards["key"]:
+    if placed.key != shards["key"]:
         raise QualityError(
             f"exact: {request.forgotten_dir}/key is not the key by which the model's subjects were placed into shards; "
             "bring the key from where the model was trained, or train again with `dvc repro --force train`"
         )
-    return assignment
+    return placed
 
 
 def drawn(nonce: str, count: int, wanted: int) -> list[int]:
@@ -127,12 +127,12 @@ def recompute(
     again = list(range(shards["count"])) if chosen is None else list(chosen)
     public = public_start(replace(request.classifier.card, above=None), request.classifier.preprocess).eval()
     same_lower = all(lower_digest(split_at_cut(unsharded(m), cut)) == lower for m in (public, shipped))
-    assignment, rows = assignment_of(request, shards), request.among_train(request.retain_rows)
+    placed, rows = assignment_of(request, shards), request.among_train(request.retain_rows)
     activations, same_activations = retained_activations(request, cut, lower), None
     if from_inputs is not None:
         kept, activations = activations, activations_alone(public, request.dataset, cut, from_inputs)
         same_activations = bool(np.array_equal(activations, kept, equal_nan=True))
-    all_shards = shards_of(public, recipe, assignment, rows)
+    all_shards = shards_of(public, recipe, placed, rows)
     ends, labels = _ends(shipped), request.labels[request.train_rows]
     same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
         shard.roots == [step["merkle_root"] for step in steps]

@@ -230,9 +230,9 @@ def _train_above(
         )
         made, history, steps = fitted.classifier_, fitted.history_, None
     else:
-        assignment = assign_shards(dataset, train, forgotten, shards, slices)
+        placed = assign_shards(dataset, train, forgotten, shards, slices)
         engine = on_ray(config.extract.address, config.extract.workers) if config.extract.engine == "ray" else None
-        steps = train_shards(classifier, activations, labels, chosen, recipe, assignment, engine=engine)
+        steps = train_shards(classifier, activations, labels, chosen, recipe, placed, engine=engine)
         log_message(f"train: above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
         made, history = steps.classifier_, steps.history_
     return made, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": history}, steps
@@ -269,8 +269,8 @@ def _train_head(
     start_time = time.perf_counter()
     z, labels = torch.from_numpy(shards.z(rows)), torch.from_numpy(dataset.labels()[rows])
     if count > 1:
-        assignment = assign_shards(dataset, rows, forgotten, count, 1)
-        head = HeadShards.fit(make, z, labels, assignment.shard, count, len(dataset.class_names), assignment.key)
+        placed = assign_shards(dataset, rows, forgotten, count, 1)
+        head = HeadShards.fit(make, z, labels, placed.shard, count, len(dataset.class_names), placed.key)
     else:
         assert not isinstance(head, HeadShards)
         head.fit(z, labels, len(dataset.class_names))

@@ -133,7 +133,7 @@ def test_pickles_and_files_outside_the_directory_are_refused(tmp_path: Path) -> 
     refused(tmp_path, f"hf:{tmp_path / 'remote'}", "picture of row 0 is a file outside the data set")
 
 
-def test_unpinned_missing_and_damaged_data_sets_are_refused(tmp_path: Path) -> None:
+def test_what_is_not_there(tmp_path: Path) -> None:
     refused(tmp_path, "hf:owner/name", r"is not pinned; branches and tags move, so write @ and the 40 digits")
     refused(tmp_path, "hf:owner/name@main", "is not pinned")
     refused(tmp_path, "hf:name", "is not hf:OWNER/NAME@COMMIT, nor a directory")

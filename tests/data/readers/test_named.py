@@ -111,7 +111,7 @@ def test_damaged_and_missing_cifar_files_are_refused(tmp_path: Path, caplog: pyt
     assert "17 train rows, published are 50000" in caplog.text
 
 
-def test_wrong_roots_and_unknown_names_are_refused(tmp_path: Path) -> None:
+def test_wrong_roots_and_names(tmp_path: Path) -> None:
     refused(tmp_path, "CIFAR10", tmp_path / "absent", r"absent: no such directory \(data.root")
     (tmp_path / "empty").mkdir()
     refused(tmp_path, "CIFAR10", tmp_path / "empty", "holds neither cifar-10-batches-bin/ nor cifar-10-binary.tar.gz")
