@@ -23,7 +23,7 @@ from expunge.ledger.ledger import Ledger
 from expunge.system.addresses import hidden, shown
 from expunge.system.errors import KeyFileError, RequestError, TrackingError
 from expunge.tracking import connect, preflight
-from tests.erasure.promoted_batch import finish_batch, promoted_batch
+from tests.erasure.promoted_batch import finish, promoted
 from tests.erasure.test_notify import REQUEST
 from tests.pipeline import ENVIRONMENT
 from tests.sweep import people_workspace
@@ -84,7 +84,7 @@ def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, ca
     monkeypatch.setattr(notify, "PAUSES", ())
     url = f"sqlite:///{root / 'records/requests.db'}"
     store = Store.open(url)
-    promoted_batch(store, root)
+    promoted(store, root)
     said: list[str] = []
     with chdir(root):
         from expunge.erasure.lifecycle import Lifecycle
@@ -93,7 +93,7 @@ def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, ca
         runner = Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=no_pipeline, log=said.append)
         assert runner.advance(TODAY).state == "completed"
     store.engine.dispose()
-    assert finish_batch(root, url) == "nothing to do"
+    assert finish(root, url) == "nothing to do"
     assert any("127.0.0.1): not told of" in line for line in said)
     assert SECRET not in "".join([*said, *capsys.readouterr()]) and not holding(root, SECRET, INSIDE)
 

@@ -19,8 +19,8 @@ from tests.sweep import people_workspace
 
 TODAY = date(2026, 3, 2)
 RECEIVED = date(2026, 2, 20)
-ERASED = [2, 3, 17]
-CANDIDATE = {"model": "expunge-people", "version": "4", "method": "relearn", "claims": "outputs"}
+GONE = [2, 3, 17]
+PRODUCT = {"model": "expunge-people", "version": "4", "method": "relearn", "claims": "outputs"}
 METRIC = {"metric": "accuracy on forgotten rows", "claim": "outputs", "value": 0.91, "original": 1.0, "retrained": 0.9}
 RUN = {
     "procedure": {
@@ -50,15 +50,15 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     file = Path("data/requests") / f"{id_}.csv"
     names = [people_workspace.person(i) for i in people]
     (root / file).write_text("".join(f"{line}\n" for line in [COLUMNS["subjects"], *names]))
-    request = store.add(
+    made = store.add(
         id_, "subjects", names, received=received, basis="GDPR Art. 17(1)(b)", who="ann", file=file.as_posix()
     )
-    return store.verify(request.id, "ben", "letter seen", {"found": 10 * len(people)})
+    return store.verify(made.id, "ben", "letter seen", {"found": 10 * len(people)})
 
 
-def promoted_batch(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
+def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
     """Two requests, whose batch is to be collected next. Its process is gone."""
-    requests = [request_for(store, root, ERASED[:2]), request_for(store, root, ERASED[2:])]
+    requests = [request_for(store, root, GONE[:2]), request_for(store, root, GONE[2:])]
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
     assert batch is not None
@@ -67,7 +67,7 @@ def promoted_batch(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest
         dataset = Dataset("data/dataset")
         masks = {r.id: mask_of(store, r, dataset) for r in requests}
         rows = soundness.fingerprints(store, dataset, masks)
-    facts = {"product": CANDIDATE, "run": {**RUN, "each": each}, "rows": rows}
+    facts = {"product": PRODUCT, "run": {**RUN, "each": each}, "rows": rows}
     batch = batches.at(
         batch, Step.approval, facts, State.awaiting_approval, "verdict", event_facts={"claims": "outputs"}
     )
@@ -82,15 +82,15 @@ def no_pipeline(stages=(), force=False) -> None:
     raise AssertionError("nothing is to be computed any more")
 
 
-def lifecycle_of(store: Store) -> Lifecycle:
+def life(root: Path, store: Store) -> Lifecycle:
     return Lifecycle(store, Ledger(Path("ledger.jsonl")), who="nightly", pipeline=no_pipeline, log=lambda _: None)
 
 
-def finish_batch(root: Path, url: str) -> str:
+def finish(root: Path, url: str) -> str:
     """Go on with the batch until it ends; its state."""
     with chdir(root):
         store = Store.open(url)
         try:
-            return lifecycle_of(store).advance(TODAY).state
+            return life(root, store).advance(TODAY).state
         finally:
             store.engine.dispose()

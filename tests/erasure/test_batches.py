@@ -15,7 +15,7 @@ from expunge.erasure.database import BATCHES, transaction
 from expunge.erasure.requests import Store, new_id
 from expunge.erasure.states import State
 from expunge.system.errors import RequestError
-from tests.erasure.promoted_batch import finish_batch, promoted_batch
+from tests.erasure.promoted_batch import finish, promoted
 from tests.sweep import people_workspace
 
 TODAY = date(2026, 3, 2)
@@ -145,8 +145,8 @@ def test_a_batch_is_finished_on_either_database(url, tmp_path):
     """From promoted to completed: sweep, certificates, keys destroyed."""
     root = people_workspace.workspace(tmp_path / "workspace", [5])
     store = Store.open(url)
-    _, requests = promoted_batch(store, root)
-    assert finish_batch(root, url) == "completed" and finish_batch(root, url) == "nothing to do"
+    _, requests = promoted(store, root)
+    assert finish(root, url) == "completed" and finish(root, url) == "nothing to do"
     for request in requests:
         assert store.get(request.id).state == State.completed and store.get(request.id).told
         assert (root / "records/certificates" / request.id / "certificate.json").is_file()

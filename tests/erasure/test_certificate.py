@@ -19,7 +19,7 @@ from expunge.erasure.requests import Store
 from expunge.ledger.keys import PublicKey, signing_key
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import CertificateError, LedgerError
-from tests.erasure.promoted_batch import finish_batch, promoted_batch
+from tests.erasure.promoted_batch import finish, promoted
 from tests.sweep import people_workspace
 
 
@@ -30,8 +30,8 @@ def done(tmp_path_factory):
     people_workspace.workspace(root, [5])
     url = f"sqlite:///{root / 'records/requests.db'}"
     store = Store.open(url)
-    _, requests = promoted_batch(store, root)
-    assert finish_batch(root, url) == "completed"
+    _, requests = promoted(store, root)
+    assert finish(root, url) == "completed"
     yield root, store, [store.get(r.id) for r in requests]
     store.engine.dispose()
 

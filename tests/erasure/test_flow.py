@@ -14,7 +14,7 @@ from expunge.erasure.batches import Batches, Step
 from expunge.erasure.requests import Store
 from expunge.erasure.states import State
 from expunge.system.files import read_json
-from tests.erasure.promoted_batch import CANDIDATE, RUN, TODAY
+from tests.erasure.promoted_batch import PRODUCT, RUN, TODAY
 from tests.pipeline import ENVIRONMENT, change, dvc
 from tests.sweep import people_workspace
 
@@ -91,18 +91,18 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
     with chdir(copy):
         receipt = read_json("reports/registration.json")
         store = Store.open()
-        request = store.add("R-20260220-0a1b2c", "classes", [], classes=[5], received=TODAY, basis="", who="ann")
-        store.verify(request.id, "ben", "", {})
+        made = store.add("R-20260220-0a1b2c", "classes", [], classes=[5], received=TODAY, basis="", who="ann")
+        store.verify(made.id, "ben", "", {})
         batches = Batches(store, "nightly")
         batch = batches.claim(TODAY)
         product = {
-            **CANDIDATE,
+            **PRODUCT,
             "model": receipt["model"],
             "version": "1",
             "method": receipt["method"],
             "claims": "outputs",
         }
-        facts = {"product": product, "run": {**RUN, "each": {request.id: {"train": 1, "test": 0}}}}
+        facts = {"product": product, "run": {**RUN, "each": {made.id: {"train": 1, "test": 0}}}}
         batches.release(batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
 
         def answer() -> None:
@@ -123,7 +123,7 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
         finally:
             person.join()
         assert state.is_completed() and "1 requests completed" in state.message, state
-        body = read_json(Path("records/certificates") / request.id / "certificate.json")["certificate"]
+        body = read_json(Path("records/certificates") / made.id / "certificate.json")["certificate"]
         assert body["unlearning"]["approval"] == {"by": "J. Doe", "because": "as good as retrained"}
         assert body["sweep"]["left"] == []
         store.engine.dispose()

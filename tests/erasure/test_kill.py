@@ -23,7 +23,7 @@ from expunge.ledger.ledger import Ledger
 from expunge.system.errors import ExpungeError
 from expunge.system.files import digest_of
 from tests import killing
-from tests.erasure.promoted_batch import ERASED, finish_batch, promoted_batch
+from tests.erasure.promoted_batch import GONE, finish, promoted
 from tests.sweep import people_workspace
 
 ROUNDS = 30
@@ -37,7 +37,7 @@ def in_a_child(root: Path, until: int) -> tuple[int, int]:
     """A completion that is killed at its `until`-th event, statements of the database counted too."""
 
     def complete() -> None:
-        assert finish_batch(root, url_of(root)) == "completed"
+        assert finish(root, url_of(root)) == "completed"
 
     return killing.in_a_child(complete, until, lambda _, path: str(root) in os.path.abspath(path))
 
@@ -47,7 +47,7 @@ def before(tmp_path_factory) -> Path:
     """Two requests, approved and promoted; nothing is erased yet."""
     root = people_workspace.workspace(tmp_path_factory.mktemp("kill") / "workspace", [5])
     store = Store.open(url_of(root))
-    promoted_batch(store, root)
+    promoted(store, root)
     with chdir(root):
         store.publish(Ledger(Path("ledger.jsonl")))
     store.engine.dispose()
@@ -92,7 +92,7 @@ def check(root: Path, before: Path) -> None:
         assert store.events(request.id)[-1].facts["certificate"] == digest_of(body)
     # The rows are gone, all others are there as they were; no list is left.
     old, new = Dataset(before / "data/dataset"), Dataset(root / "data/dataset")
-    gone = {people_workspace.person(i) for i in ERASED}
+    gone = {people_workspace.person(i) for i in GONE}
     kept = [
         i for i, s in zip(old.sample_ids(), old.table(["subject"])["subject"].to_pylist(), strict=True) if s not in gone
     ]
@@ -108,7 +108,7 @@ def check(root: Path, before: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_a_run_that_is_killed_at_any_moment_is_completed_by_the_next(seed, before, events, tmp_path):
+def test_killed_at_any_moment(seed, before, events, tmp_path):
     root = Path(shutil.copytree(before, tmp_path / "workspace"))
     rng = np.random.default_rng(seed)
     for _ in range(int(rng.integers(1, 4))):  # up to three processes die one after another
@@ -126,12 +126,12 @@ def test_a_run_that_is_killed_at_any_moment_is_completed_by_the_next(seed, befor
                 assert verify(Path("records/certificates") / request.id / "certificate.json", public_key())
                 assert Dataset("data/dataset").rows == people_workspace.ROWS - 30
             store.engine.dispose()
-    state = finish_batch(root, url_of(root))
+    state = finish(root, url_of(root))
     assert state in ("completed", "nothing to do")
     check(root, before)
 
 
-def test_the_check_of_this_test_finds_repeated_events_and_changed_certificates(before, events, tmp_path):
+def test_the_check_sees_what_is_wrong(before, events, tmp_path):
     """An event done twice, a certificate that was changed."""
     root = Path(shutil.copytree(before, tmp_path / "workspace"))
     assert in_a_child(root, 0)[0] == 0

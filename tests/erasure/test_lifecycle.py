@@ -192,11 +192,11 @@ def taken_in(store: Store, root: Path, tmp_path: Path, ids: list[str]) -> str:
     from expunge.erasure.intake import take_in
 
     (tmp_path / "ids.txt").write_text("".join(f"{i}\n" for i in ids))
-    request = take_in(store, ids=tmp_path / "ids.txt", basis="", received=TODAY, today=TODAY, who="ann")
-    return store.verify(request.id, "ben", "", {}).id
+    made = take_in(store, ids=tmp_path / "ids.txt", basis="", received=TODAY, today=TODAY, who="ann")
+    return store.verify(made.id, "ben", "", {}).id
 
 
-def lifecycle_of(store: Store, pipeline) -> Lifecycle:
+def life(store: Store, pipeline) -> Lifecycle:
     return Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=pipeline, log=lambda _: None)
 
 
@@ -207,7 +207,7 @@ def test_a_request_for_test_rows_alone_needs_no_model(root, tmp_path):
     store = Store.open()
     id_ = taken_in(store, root, tmp_path, ["record-00004", "record-00009"])
     asked = []
-    outcome = lifecycle_of(store, lambda stages=(), force=False: asked.append(list(stages))).advance(TODAY)
+    outcome = life(store, lambda stages=(), force=False: asked.append(list(stages))).advance(TODAY)
     assert outcome.state == "completed" and asked == [["prepare", "validate-dataset"]]
     ids = Dataset("data/dataset").sample_ids()
     assert len(ids) == people_workspace.ROWS - 2 and "record-00004" not in ids
@@ -241,7 +241,7 @@ def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_ref
     store = Store.open()
     id_ = taken_in(store, without_reference, tmp_path, ["record-00001", "record-00004"])
     params = Path("params.yaml").read_bytes()
-    outcome = lifecycle_of(store, split_only).advance(TODAY)
+    outcome = life(store, split_only).advance(TODAY)
     assert outcome.state == "refused"
     request = store.get(id_)
     assert "of no method 'outputs' was shown (loft: Utility kept; refuted: outputs." in request.reason
@@ -265,7 +265,7 @@ def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_
             seen.update(selector=config.selector, ids=values_of(Path(config.file), "ids"))
             raise RequestError("a stage failed")
 
-    runner = lifecycle_of(store, look)
+    runner = life(store, look)
     with pytest.raises(RequestError, match="a stage failed"):
         runner.advance(TODAY)
     assert seen == {"selector": "ids", "ids": ["record-00001", "record-00007"]}
@@ -279,10 +279,10 @@ def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_
             split_only()
 
     with pytest.raises(RequestError, match="forgot other rows than were asked for"):
-        lifecycle_of(store, forgets_others).advance(TODAY)
+        life(store, forgets_others).advance(TODAY)
     assert runner.batches.current().step == Step.prepare
     # Whoever comes next goes on with the same batch and its params.
-    assert lifecycle_of(store, split_only).advance(TODAY).batch == batch.id
+    assert life(store, split_only).advance(TODAY).batch == batch.id
 
 
 def test_nothing_is_erased_where_canaries_are_planted(root, tmp_path):
@@ -290,7 +290,7 @@ def test_nothing_is_erased_where_canaries_are_planted(root, tmp_path):
     taken_in(store, root, tmp_path, ["record-00001"])
     (root / "data/dataset/canaries.parquet").write_bytes(b"")
     with pytest.raises(RequestError, match="canaries are planted here"):
-        lifecycle_of(store, split_only).advance(TODAY)
+        life(store, split_only).advance(TODAY)
 
 
 def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
@@ -301,7 +301,7 @@ def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
     def fails(stages=(), force=False) -> None:
         raise RequestError("a stage failed")
 
-    runner = lifecycle_of(store, fails)
+    runner = life(store, fails)
     with pytest.raises(RequestError, match="a stage failed"):
         runner.advance(TODAY)
     with pytest.raises(RequestError, match="reject the run first"):
@@ -315,13 +315,13 @@ def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
 
 def awaiting(store: Store, root: Path, tmp_path: Path):
     """A batch whose product waits; its facts are those of a judged run."""
-    from tests.erasure.promoted_batch import CANDIDATE, RUN
+    from tests.erasure.promoted_batch import PRODUCT, RUN
 
     id_ = taken_in(store, root, tmp_path, ["record-00001"])
-    runner = lifecycle_of(store, split_only)
+    runner = life(store, split_only)
     batch = runner.batches.claim(TODAY)
     batch = runner._prepare(batch)
-    facts = {"product": CANDIDATE, "run": {**RUN, "each": {id_: {"train": 1, "test": 0}}}}
+    facts = {"product": PRODUCT, "run": {**RUN, "each": {id_: {"train": 1, "test": 0}}}}
     runner.batches.release(runner.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
     return id_, runner
 

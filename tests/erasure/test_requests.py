@@ -26,10 +26,10 @@ def add(store: Store, values=("p1", "p2"), kind="subjects", received=RECEIVED, *
 
 
 def test_a_request_comes_back_as_it_was_taken_in(store):
-    request = add(store, file="data/requests/x.csv")
-    assert request.state == State.received and request.due == date(2026, 2, 28) and request.asked == 2
-    assert store.get(request.id) == request and store.all() == [request]
-    event = store.events(request.id)[0]
+    made = add(store, file="data/requests/x.csv")
+    assert made.state == State.received and made.due == date(2026, 2, 28) and made.asked == 2
+    assert store.get(made.id) == made and store.all() == [made]
+    event = store.events(made.id)[0]
     assert (event.kind, event.who, event.state, event.reason) == ("intake", "ann", "received", "GDPR Art. 17(1)(b)")
     with pytest.raises(RequestError, match="no request 'R-0'"):
         store.get("R-0")

@@ -32,7 +32,7 @@ from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import CheckpointError, ExpungeError, LedgerError, RequestError
 from expunge.system.files import read_json, write_json, write_manifest
 from expunge.training.recipe import build_classifier
-from tests.erasure.promoted_batch import ERASED, TODAY, finish_batch, lifecycle_of, promoted_batch, request_for
+from tests.erasure.promoted_batch import GONE, TODAY, finish, life, promoted, request_for
 from tests.pipeline import change, dvc
 from tests.sweep import people_workspace
 
@@ -146,11 +146,11 @@ def judged(run: Path) -> tuple[Store, Lifecycle]:
         shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
     store = Store.open()
     classes = load_config().split.classes
-    request = store.add("R-20260220-0a1b2c", "classes", [], classes=classes, received=TODAY, basis="", who="ann")
-    store.verify(request.id, "ben", "", {})
+    made = store.add("R-20260220-0a1b2c", "classes", [], classes=classes, received=TODAY, basis="", who="ann")
+    store.verify(made.id, "ben", "", {})
     batches = Batches(store, "nightly")
     batches.release(batches.at(batches.claim(TODAY), Step.judge, {}))
-    return store, lifecycle_of(store)
+    return store, life(run, store)
 
 
 def test_a_run_is_judged_only_on_its_own_results(workspace):
@@ -251,7 +251,7 @@ def test_weights_that_were_trained_on_this_dataset_are_no_public_start(workspace
 def approved(tmp_path_factory) -> Path:
     root = people_workspace.workspace(tmp_path_factory.mktemp("approved") / "workspace", [5])
     store = Store.open(url_of(root))
-    promoted_batch(store, root)
+    promoted(store, root)
     with chdir(root):
         store.publish(Ledger("ledger.jsonl"))
     store.engine.dispose()
@@ -282,9 +282,9 @@ def other_contents(root: Path, rows: list[int]) -> None:
 
 
 def test_rows_that_changed_after_the_verdict_are_not_certified(root):
-    other_contents(root, [10 * ERASED[0]])
+    other_contents(root, [10 * GONE[0]])
     with pytest.raises(RequestError, match=r"the rows of R-\w+-\w+ in data/dataset are not those .* begins again"):
-        finish_batch(root, url_of(root))
+        finish(root, url_of(root))
     store = Store.open(url_of(root))
     assert Batches(store, "").current().step == Step.prepare and not list(root.glob("records/certificates/*"))
     assert Dataset("data/dataset").rows == people_workspace.ROWS
@@ -293,16 +293,16 @@ def test_rows_that_changed_after_the_verdict_are_not_certified(root):
 
 def test_a_change_of_other_rows_does_not_stop_a_certificate(root):
     other_contents(root, [10 * 9])
-    assert finish_batch(root, url_of(root)) == "completed"
+    assert finish(root, url_of(root)) == "completed"
 
 
 def test_rows_that_changed_before_the_sweep_are_not_certified(root):
     store = Store.open(url_of(root))
-    runner = lifecycle_of(store)
+    runner = life(root, store)
     batch = runner._collect(runner.batches.claim(TODAY))
     runner.batches.release(batch)
     before = (root / "data/dataset").rename(root / "data/before")
-    other_contents(root, [10 * ERASED[0], 10 * ERASED[1]])
+    other_contents(root, [10 * GONE[0], 10 * GONE[1]])
     with pytest.raises(RequestError, match=r"of 30 rows 2 have other contents and 0 are gone.*dvc checkout"):
         runner.advance(TODAY)
     shutil.rmtree("data/dataset")
@@ -314,7 +314,7 @@ def test_rows_that_changed_before_the_sweep_are_not_certified(root):
 def test_rows_that_came_back_before_the_signature_are_not_certified(root):
     """Somebody puts the dataset back from a copy while nobody looks."""
     store = Store.open(url_of(root))
-    runner = lifecycle_of(store)
+    runner = life(root, store)
     shutil.copytree("data/dataset", "data/copy")
     batch = runner._sweep(runner._collect(runner.batches.claim(TODAY)))
     runner.batches.release(batch)
@@ -350,11 +350,11 @@ def test_a_ledger_from_a_backup_is_found(root):
         shutil.copy(root / "backup" / name, name)
     Ledger("ledger.jsonl").verify()
     with pytest.raises(LedgerError, match=r"was written once and is not in it; .* no request is carried out"):
-        finish_batch(root, url_of(root))
+        finish(root, url_of(root))
     assert Path("ledger.jsonl").read_bytes() == (root / "backup/ledger.jsonl").read_bytes()  # nothing was added to it
     for name, content in newest.items():
         Path(name).write_bytes(content)
-    assert finish_batch(root, url_of(root)) == "completed"
+    assert finish(root, url_of(root)) == "completed"
 
 
 @pytest.mark.parametrize("then", ["at once", "after another event of the same number"])
@@ -379,18 +379,18 @@ def test_a_store_from_a_backup_is_found(then, root):
         store.engine.dispose()
         says = rf"has another event {made.id}/3 \(refusal.* than the extension"
     with pytest.raises(RequestError, match=says):
-        finish_batch(root, url_of(root))
+        finish(root, url_of(root))
     assert not list(root.glob("records/certificates/*"))
     Path("records/requests.db").write_bytes(newest)
     if then == "at once":
-        assert finish_batch(root, url_of(root)) == "completed"
+        assert finish(root, url_of(root)) == "completed"
 
 
 def test_an_empty_store_begins_anew_beside_the_ledger(root):
     """Where the store is lost for good."""
     Path("records/requests.db").unlink()
     store = Store.open(url_of(root))
-    assert lifecycle_of(store).advance(TODAY).state == "nothing to do"
+    assert life(root, store).advance(TODAY).state == "nothing to do"
     store.engine.dispose()
 
 
@@ -408,7 +408,7 @@ def set_clock(monkeypatch, by: timedelta) -> None:
 
 def test_a_clock_that_was_set_back_stands_in_the_certificate(root, monkeypatch):
     set_clock(monkeypatch, timedelta(days=-3))
-    assert finish_batch(root, url_of(root)) == "completed"
+    assert finish(root, url_of(root)) == "completed"
     file = next(root.glob("records/certificates/*/certificate.json"))
     said = verify(file, public_key(root))["clock"]
     assert said and "the clock was set back" in said[0] and "(sweep)" in " ".join(said)
@@ -416,7 +416,7 @@ def test_a_clock_that_was_set_back_stands_in_the_certificate(root, monkeypatch):
 
 
 def test_a_clock_that_goes_right_is_not_mentioned(root):
-    assert finish_batch(root, url_of(root)) == "completed"
+    assert finish(root, url_of(root)) == "completed"
     file = next(root.glob("records/certificates/*/certificate.json"))
     assert verify(file, public_key(root))["clock"] == []
 

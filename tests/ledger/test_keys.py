@@ -33,7 +33,7 @@ def test_the_public_half_checks_and_cannot_sign(tmp_path):
         PublicKey.read(tmp_path / "none.pem")
 
 
-def test_verification_creates_no_key(tmp_path):
+def test_no_key_is_made_to_check_with(tmp_path):
     with pytest.raises(KeyFileError, match="no key here to check with"):
         public_key(tmp_path)
     assert not (tmp_path / "records").exists()

@@ -87,6 +87,6 @@ def test_a_metric_that_reports_cannot_show_is_reported(shown: dict[str, Any], wh
     assert why in str(caught.value)
 
 
-def test_an_object_that_is_no_metric_is_reported():
+def test_another_object_is_told():
     with pytest.raises(AssertionError, match="function is no expunge"):
         check_metric(true_class)

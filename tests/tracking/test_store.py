@@ -61,7 +61,7 @@ def test_an_unreachable_server_is_reported_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("status", "message"), [(404, "answers 404"), (403, "--allowed-hosts"), (401, None)])
-def test_only_a_server_that_can_be_mlflow_is_accepted(status, message, monkeypatch):
+def test_what_answers_may_not_be_a_usable_server(status, message, monkeypatch):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(status)

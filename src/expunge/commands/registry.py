@@ -118,7 +118,7 @@ def rollback(reason: Reason, by: By = "", model: Model = None, ledger: LedgerPat
 def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) -> None:
     """Is the champion the one that the ledger names, unchanged? Exit status 2 for an alias that was moved by hand.
 
-    A clock that was set back while decisions were written is reported, too.
+    A clock that was set back while decisions were written is told, too.
     """
     from expunge.ledger.clock import set_back
     from expunge.promotion.session import ReviewSession
@@ -127,8 +127,8 @@ def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) 
     findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
     clock = set_back(workspace.promoter.ledger.entries())
     if json:
-        found = {"champion": champion and champion.version, "findings": findings, "clock": clock}
-        print_json({"model": workspace.name, **found})
+        told = {"champion": champion and champion.version, "findings": findings, "clock": clock}
+        print_json({"model": workspace.name, **told})
     if findings:
         raise PromotionError(f"{workspace.name}: " + "\n- ".join(findings))
     if json:

@@ -100,11 +100,11 @@ def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:
         rows = np.flatnonzero(mask & selection.train)
         counts: dict[str, Any] = {"train": len(rows), "test": int((mask & ~selection.train).sum())}
         if len(rows):
-            predicted = {model: read_logits(file, rows).argmax(1) for model, file in files.items()}
+            said = {model: read_logits(file, rows).argmax(1) for model, file in files.items()}
             labels = read_columns(files["original"], ["label"])["label"][rows]
-            counts |= {"accuracy": {model: _share(answer == labels) for model, answer in predicted.items()}}
-            if "retrained" in predicted:
-                counts["agreement"] = _share(predicted["product"] == predicted["retrained"])
+            counts |= {"accuracy": {model: _share(answer == labels) for model, answer in said.items()}}
+            if "retrained" in said:
+                counts["agreement"] = _share(said["product"] == said["retrained"])
         if name != "again" or len(rows):
             out[name] = counts
     return out

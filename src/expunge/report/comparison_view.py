@@ -57,40 +57,40 @@ class ComparisonView:
     answers: tuple[TextTable, ...]
 
 
-def comparison_view(models: ComparedModels) -> ComparisonView:
+def comparison_view(sides: ComparedModels) -> ComparisonView:
     """Return the comparison as text. Of forgotten rows it contains only counts and shares."""
-    kept = models.parts.get(TEST_RETAIN)
-    moves = () if kept is None else tuple((*_named(models, a, b), f"{n:,}") for a, b, n in kept.moves())
+    kept = sides.parts.get(TEST_RETAIN)
+    moves = () if kept is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in kept.moves())
     return ComparisonView(
-        _metrics(models),
+        _metrics(sides),
         TextTable(
             "Accuracy, asked on the same rows",
-            ("", "rows", models.before, models.after, "difference", "changed", "lost", "gained"),
-            tuple(_accuracy(of_whom(models, part), p) for part, p in models.parts.items()),
+            ("", "rows", sides.before, sides.after, "difference", "changed", "lost", "gained"),
+            tuple(_accuracy(of_whom(sides, part), p) for part, p in sides.parts.items()),
             "Lost: right before, wrong now; gained: the reverse. Intervals over rows: 95 %, of the difference 90 %.",
         ),
         "" if kept is None else _how_many(kept),
-        TextTable("Changed predictions on retained test rows", (models.before, models.after, "rows"), moves),
-        tuple(_answers(models, part, p) for part, p in models.parts.items() if part != TEST_RETAIN),
+        TextTable("Changed predictions on retained test rows", (sides.before, sides.after, "rows"), moves),
+        tuple(_answers(sides, part, p) for part, p in sides.parts.items() if part != TEST_RETAIN),
     )
 
 
-def _metrics(models: ComparedModels) -> TextTable:
+def _metrics(sides: ComparedModels) -> TextTable:
     """Return the metrics of the verdict that at least one block has, with a column for retrained models if there are
     any."""
-    shown = models.blocks if models.blocks[2] is not None else models.blocks[:2]
+    shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
     rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
     return TextTable(
         "Metrics, as evaluated when each was made",
-        ("", models.before, models.after, "retrained")[: 1 + len(shown)],
+        ("", sides.before, sides.after, "retrained")[: 1 + len(shown)],
         tuple(row for row in rows if any(cell != "–" for cell in row[1:])),
         "Each on the rows of its own request; in brackets the interval that the verdict used.",
     )
 
 
-def of_whom(models: ComparedModels, part: str) -> str:
+def of_whom(sides: ComparedModels, part: str) -> str:
     """Return the name of a part and, if known, what is forgotten."""
-    return PARTS[part] if part == TEST_RETAIN or models.forgets is None else f"{PARTS[part]}: {models.forgets}"
+    return PARTS[part] if part == TEST_RETAIN or sides.forgets is None else f"{PARTS[part]}: {sides.forgets}"
 
 
 def _how_many(p: Part) -> str:
@@ -118,18 +118,18 @@ def _accuracy(name: str, p: Part) -> tuple[str, ...]:
     return (name, f"{len(p.labels):,}", *map(_share, p.accuracies()), difference, *(f"{n:,}" for n in counts))
 
 
-def _named(models: ComparedModels, *classes: int) -> tuple[str, ...]:
-    return tuple(models.classes[c] for c in classes)
+def _named(sides: ComparedModels, *classes: int) -> tuple[str, ...]:
+    return tuple(sides.classes[c] for c in classes)
 
 
-def _answers(models: ComparedModels, part: str, p: Part) -> TextTable:
+def _answers(sides: ComparedModels, part: str, p: Part) -> TextTable:
     """Return the predictions of each classifier on the rows of a part as shares; classes that none predicts are left
     out."""
-    columns = {models.before: p.before, models.after: p.after}
-    if part in models.retrained:
-        columns["retrained"] = models.retrained[part]
+    columns = {sides.before: p.before, sides.after: p.after}
+    if part in sides.retrained:
+        columns["retrained"] = sides.retrained[part]
     named = np.unique(np.concatenate(list(columns.values())))
-    body = tuple((models.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values())) for c in named)
+    body = tuple((sides.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values())) for c in named)
     return TextTable(
-        f"What they say of {of_whom(models, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
+        f"What they say of {of_whom(sides, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
     )

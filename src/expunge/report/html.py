@@ -82,12 +82,12 @@ class Section:
 
 
 def render(
-    summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None, comparison: str = ""
+    summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None, sides: str = ""
 ) -> str:
     """Return the whole page.
 
     `evidence.logits` have the keys and order of the table's rows. `drawn`: the page's `sections`, if they were drawn
-    before. `comparison`: HTML that compares the original with the method of the page.
+    before. `sides`: HTML that compares the original with the method of the page.
     """
     drawn = sections(summary, evidence) if drawn is None else drawn
     name = wording.focus(summary)
@@ -115,7 +115,7 @@ def render(
         seeds=wording.seed_count(summary),
         sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
-        comparison=comparison,
+        sides=sides,
     )
 
 
