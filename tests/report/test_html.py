@@ -49,7 +49,7 @@ def test_the_same_input_gives_the_same_bytes(run, html):
     assert render(*copy.deepcopy(run(seeds=1))) == html
 
 
-def test_the_page_fetches_nothing_from_elsewhere(html):
+def test_nothing_is_fetched(html):
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base"}
     assert not {name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "src"}

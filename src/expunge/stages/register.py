@@ -4,6 +4,7 @@ The alias moves after the registered version was checked.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -39,6 +40,7 @@ from expunge.system.progress import log_message
 from expunge.tracking import (
     CORRECTS,
     FORGETS,
+    RunIds,
     Submission,
     claim_tags,
     log_pipeline_run,
@@ -99,23 +101,8 @@ def main() -> None:
     tags = {"dvc_lock": lock_digest(), **git_state()}
     if flow_run := os.environ.get(FLOW_RUN):
         tags["flow_run"] = flow_run
-    seeds = [] if summary["references"]["retrained"] is None else list(config.retrain.seeds)
-    retrained = read_json(METRICS / "references.json")["retrained"]
-    ids = log_pipeline_run(
-        summary,
-        experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
-        run_name=f"{asks(summary)} {describe(summary, dataset)} · {shown} · {selected or 'nothing'}",
-        description_md=description(summary, dataset),
-        params=flat_params(config),
-        tags=tags,
-        dataset=LoggedDataset(
-            config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
-        ),
-        per_method=details_of(summary, seeds),
-        seeds=dict(zip(seeds, retrained, strict=False)),
-        usage=usage_of(shared_stages()),
-        artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
-    )
+    run_name = f"{asks(summary)} {describe(summary, dataset)} · {shown} · {selected or 'nothing'}"
+    ids = log_run(config, summary, dataset, run_name, tags)
     if selected is None:
         write_receipt(
             REGISTRATION,
@@ -135,32 +122,65 @@ def main() -> None:
         **({CORRECTS: str(len(split.corrections.rows))} if split.corrections is not None else {}),
         FORGETS: described(split.parts, dataset) if split.corrections is None else describe(summary, dataset),
     }
-    inputs, probabilities = examples_with_answers(selected, dataset)
     content = content_digest(selected, summary)
-    own = UNLEARNED / selected
-    model_dir = own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL
-    version = register_model(
-        Submission(
-            name=name,
-            content=content,
-            run_id=ids.children[selected],
-            method=selected,
-            model_dir=model_dir,
-            unlearned_dir=UNLEARNED / selected,
-            classes=dataset.class_names,
-            inputs=inputs,
-            expected=probabilities,
-            tags=tags,
-            description_md=description(summary, dataset),
-            documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
-            any_size=dataset.image_shape is None,
-        )
-    )
+    version = register_model(submission(name, content, ids.children[selected], selected, summary, dataset, tags))
     # The receipt is an output of the stage: equal content must give equal bytes, so the git commit is left out.
     kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claims", "utility", "failed_gates", "request")}
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
     log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger; shown: {shown}")
+
+
+def log_run(
+    config: Config, summary: dict[str, Any], dataset: Dataset, run_name: str, tags: Mapping[str, str]
+) -> RunIds:
+    """Log the run with its references, methods, seeds, reports and samples of the machine."""
+    seeds = [] if summary["references"]["retrained"] is None else list(config.retrain.seeds)
+    retrained = read_json(METRICS / "references.json")["retrained"]
+    return log_pipeline_run(
+        summary,
+        experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
+        run_name=run_name,
+        description_md=description(summary, dataset),
+        params=flat_params(config),
+        tags=tags,
+        dataset=LoggedDataset(
+            config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
+        ),
+        per_method=details_of(summary, seeds),
+        seeds=dict(zip(seeds, retrained, strict=False)),
+        usage=usage_of(shared_stages()),
+        artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
+    )
+
+
+def submission(
+    name: str,
+    content: str,
+    run_id: str,
+    method: str,
+    summary: dict[str, Any],
+    dataset: Dataset,
+    tags: Mapping[str, str],
+) -> Submission:
+    """Return what is registered as a version of `name`: the files of `method` and examples with its answers."""
+    inputs, probabilities = examples_with_answers(method, dataset)
+    own = UNLEARNED / method
+    return Submission(
+        name=name,
+        content=content,
+        run_id=run_id,
+        method=method,
+        model_dir=own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL,
+        unlearned_dir=own,
+        classes=dataset.class_names,
+        inputs=inputs,
+        expected=probabilities,
+        tags=tags,
+        description_md=description(summary, dataset),
+        documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
+        any_size=dataset.image_shape is None,
+    )
 
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:

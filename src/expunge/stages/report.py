@@ -98,7 +98,7 @@ def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidenc
     )
 
 
-def comparison_with_original(summary: dict[str, Any], dataset: Dataset, config: Config) -> str:
+def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Config) -> str:
     """Return HTML that compares the original and the method that the page is about on the same rows, from the outputs
     that the evaluation kept."""
     files, name = outputs(summary, config), focus(summary)
@@ -139,7 +139,7 @@ def main() -> None:
     )
     drawn = sections(summary, evidence)
     asked = summary["request"]
-    page = render(summary, evidence, drawn, comparison_with_original(summary, dataset, config))
+    page = render(summary, evidence, drawn, beside_the_original(summary, dataset, config))
     write_text(REPORTS / "report.html", worded(page, asked))
     write_figures(drawn, asked)
     write_text(REPORTS / "results.csv", results_csv(summary))
