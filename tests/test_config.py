@@ -204,6 +204,7 @@ def test_every_new_name_is_a_key_of_params():
     for new in RENAMED.values():
         value = params
         for part in new.split("."):
+            assert part in value, f"{new} is no key of params.yaml"
             value = value[part]
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from expunge.evaluation.divergence import agreement_rows, kl_rows
 from expunge.results.__main__ import PAGE, write_page
-from expunge.results.page import _claims, page, verdict_cells
+from expunge.results.page import claim_lines, page, verdict_cells
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import VARIANTS, Variant, finished, run_variants
 from expunge.system.errors import ConfigError, ExpungeError
@@ -158,7 +158,7 @@ def priced(*verdicts):
 )
 def test_only_what_shows_more_than_a_control_at_kept_utility_has_a_speed(verdicts, said):
     runs = priced(*verdicts)
-    lines = _claims(runs, {"m": judge(runs, "m")})
+    lines = claim_lines(runs, {"m": judge(runs, "m")})
     assert said in lines[0] and ("faster" in " ".join(lines)) == ("faster" in said)
 
 

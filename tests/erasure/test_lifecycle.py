@@ -320,7 +320,7 @@ def awaiting(store: Store, root: Path, tmp_path: Path):
     id_ = taken_in(store, root, tmp_path, ["record-00001"])
     runner = life(store, split_only)
     batch = runner.batches.claim(TODAY)
-    batch = runner._prepare(batch)
+    batch = runner.steps[Step.prepare](batch)
     facts = {"product": PRODUCT, "run": {**RUN, "each": {id_: {"train": 1, "test": 0}}}}
     runner.batches.release(runner.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
     return id_, runner

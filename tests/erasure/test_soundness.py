@@ -299,7 +299,7 @@ def test_a_change_of_other_rows_does_not_stop_a_certificate(root):
 def test_rows_that_changed_before_the_sweep_are_not_certified(root):
     store = Store.open(url_of(root))
     runner = life(root, store)
-    batch = runner._collect(runner.batches.claim(TODAY))
+    batch = runner.steps[Step.collect](runner.batches.claim(TODAY))
     runner.batches.release(batch)
     before = (root / "data/dataset").rename(root / "data/before")
     other_contents(root, [10 * GONE[0], 10 * GONE[1]])
@@ -316,7 +316,7 @@ def test_rows_that_came_back_before_the_signature_are_not_certified(root):
     store = Store.open(url_of(root))
     runner = life(root, store)
     shutil.copytree("data/dataset", "data/copy")
-    batch = runner._sweep(runner._collect(runner.batches.claim(TODAY)))
+    batch = runner.steps[Step.sweep](runner.steps[Step.collect](runner.batches.claim(TODAY)))
     runner.batches.release(batch)
     shutil.rmtree("data/dataset")
     (root / "data/copy").rename(root / "data/dataset")

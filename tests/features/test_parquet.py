@@ -85,10 +85,10 @@ def test_a_footer_survives_being_read_and_written(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", write_page_index=True)
     content = (tmp_path / "x.parquet").read_bytes()
     length = int.from_bytes(content[-8:-4], "little")
-    assert parquet._struct(parquet._footer(memoryview(content))) == content[-8 - length : -8]
+    assert parquet.encoded(parquet.read_footer(memoryview(content))) == content[-8 - length : -8]
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 63, 64, -64, 127, 128, 2**31 - 1, -(2**63), 2**63 - 1])
 def test_integers_of_the_thrift_protocol_round_trip(value):
-    encoded = parquet._struct({1: (parquet.I64, value), 40: (parquet.I64, value)})
-    assert parquet._Reader(memoryview(encoded)).struct() == {1: (6, value), 40: (6, value)}
+    content = parquet.encoded({1: (parquet.I64, value), 40: (parquet.I64, value)})
+    assert parquet.StructReader(memoryview(content)).struct() == {1: (6, value), 40: (6, value)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -88,9 +89,12 @@ def test_threads_keep_the_order(same_size, threads):
 
 
 def test_a_reader_that_is_closed_early_ends_its_threads(same_size):
+    before = threading.active_count()
     batches = Reader(same_size, None, batch_size=10, threads=2).batches([Shard(0, 0, 90)])
     next(batches)
+    assert threading.active_count() > before
     batches.close()
+    assert threading.active_count() == before
 
 
 def damage(dataset, directory, row, content):

@@ -7,7 +7,7 @@ import torch
 from expunge.core.tilted import similarities, tilted_target
 from expunge.finetune.relearn import features_above
 from expunge.methods.fitting import fit
-from expunge.methods.table import _relearn
+from expunge.methods.table import METHODS
 from expunge.methods.tilt_strength import with_beta
 
 SETTINGS = {"cut": "stage2", "epochs": 1.0}
@@ -17,7 +17,7 @@ def test_beta_tilts_a_retained_class_as_far_as_its_teacher_does(fit_inputs):
     seen = []
 
     def teach(played, settings):
-        seen.append((played, _relearn("trew", played, settings, None)))
+        seen.append((played, METHODS["relearn"].fit("trew", played, settings, None)))
         return seen[0][1]
 
     found = with_beta("trew", fit_inputs, {"beta": SETTINGS, "epochs": 3}, teach)

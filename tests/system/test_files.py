@@ -89,7 +89,9 @@ def test_a_damaged_directory_is_refused_by_name(tmp_path, damage, said):
 def test_without_verify_only_sizes_count(tmp_path):
     make(tmp_path / "out")
     (tmp_path / "out" / "a.txt").write_text("two")
-    read_manifest(tmp_path / "out", verify=False)
+    assert read_manifest(tmp_path / "out", verify=False)["files"]["a.txt"]["bytes"] == 3
+    with pytest.raises(ManifestError, match=r"a\.txt"):
+        read_manifest(tmp_path / "out")
 
 
 def test_json_has_sorted_keys_and_refuses_values_that_are_not_finite(tmp_path):

@@ -16,7 +16,7 @@ def test_a_good_family_passes_for_grey_and_colour(declare):
 
 
 def test_a_built_in_family_keeps_the_contract():
-    check_model("resnet-small", (8, 8, 1))
+    assert check_model("resnet-small", (8, 8, 1)).card.name == "resnet-small"
 
 
 BROKEN = {

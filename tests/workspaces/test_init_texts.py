@@ -16,7 +16,7 @@ from expunge.system.errors import ConfigError
 from expunge.system.installed import LOCK, Lock, code_digest, read_lock
 from expunge.workspaces.init import answers as asked
 from expunge.workspaces.init.answers import Answers, changes_of, named_classes, source_of
-from expunge.workspaces.init.editing import _blocks, _mapping, with_missing, with_values
+from expunge.workspaces.init.editing import blocks_of, mapping_of, with_missing, with_values
 from expunge.workspaces.init.graph import graph, outputs, unit_of, units
 from tests.pipeline import ROOT
 
@@ -54,10 +54,10 @@ def test_a_key_that_is_not_there_is_refused(wrong):
 
 def blocks():
     lines = PARAMS.splitlines()
-    for block in _blocks(_mapping(PARAMS), lines):
+    for block in blocks_of(mapping_of(PARAMS), lines):
         yield block.key, block
         if isinstance(block.node, yaml.MappingNode) and len(block.node.value) > 1:
-            yield from ((f"{block.key}.{inner.key}", inner) for inner in _blocks(block.node, lines))
+            yield from ((f"{block.key}.{inner.key}", inner) for inner in blocks_of(block.node, lines))
 
 
 @pytest.mark.parametrize(("name", "block"), blocks(), ids=lambda b: b if isinstance(b, str) else "")

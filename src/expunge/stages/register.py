@@ -122,8 +122,27 @@ def main() -> None:
         **({CORRECTS: str(len(split.corrections.rows))} if split.corrections is not None else {}),
         FORGETS: described(split.parts, dataset) if split.corrections is None else describe(summary, dataset),
     }
+    inputs, probabilities = examples_with_answers(selected, dataset)
     content = content_digest(selected, summary)
-    version = register_model(submission(name, content, ids.children[selected], selected, summary, dataset, tags))
+    own = UNLEARNED / selected
+    model_dir = own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL
+    version = register_model(
+        Submission(
+            name=name,
+            content=content,
+            run_id=ids.children[selected],
+            method=selected,
+            model_dir=model_dir,
+            unlearned_dir=UNLEARNED / selected,
+            classes=dataset.class_names,
+            inputs=inputs,
+            expected=probabilities,
+            tags=tags,
+            description_md=description(summary, dataset),
+            documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
+            any_size=dataset.image_shape is None,
+        )
+    )
     # The receipt is an output of the stage: equal content must give equal bytes, so the git commit is left out.
     kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claims", "utility", "failed_gates", "request")}
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
@@ -151,35 +170,6 @@ def log_run(
         seeds=dict(zip(seeds, retrained, strict=False)),
         usage=usage_of(shared_stages()),
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
-    )
-
-
-def submission(
-    name: str,
-    content: str,
-    run_id: str,
-    method: str,
-    summary: dict[str, Any],
-    dataset: Dataset,
-    tags: Mapping[str, str],
-) -> Submission:
-    """Return what is registered as a version of `name`: the files of `method` and examples with its answers."""
-    inputs, probabilities = examples_with_answers(method, dataset)
-    own = UNLEARNED / method
-    return Submission(
-        name=name,
-        content=content,
-        run_id=run_id,
-        method=method,
-        model_dir=own if (own / DESCRIPTION).is_file() else MODELS / ORIGINAL,
-        unlearned_dir=own,
-        classes=dataset.class_names,
-        inputs=inputs,
-        expected=probabilities,
-        tags=tags,
-        description_md=description(summary, dataset),
-        documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
-        any_size=dataset.image_shape is None,
     )
 
 
