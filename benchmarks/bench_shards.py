@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.finetune.above import train_above
-from expunge.finetune.places import Places
 from expunge.finetune.relearn import Relearn
-from expunge.finetune.shards import Before, Trained, before, train_shards
+from expunge.finetune.shard_assignment import ShardAssignment
+from expunge.finetune.shards import EarlierTraining, Trained, earlier_training, train_shards
 from expunge.models.cuts import split_at_cut
 from expunge.models.zoo import build
 
@@ -43,7 +43,7 @@ def run() -> dict[str, Any]:
     whole_s, _ = seconds(lambda: train_above(model, activations, labels, everybody, recipe))
     cases = []
     for shards, slices in ((SHARDS, 1), (SHARDS, 4)):
-        fit = partial(train_shards, model, activations, labels, recipe=recipe, places=placed(people, shards, slices))
+        fit = partial(train_shards, model, activations, labels, recipe=recipe, places=assigned(people, shards, slices))
         train_s, made = seconds(partial(fit, rows=everybody))
         kept = left_by(made)
         times = [seconds(partial(fit, rows=everybody[people != who], earlier=kept))[0] for who in (3, 77, 400)]
@@ -57,17 +57,17 @@ def run() -> dict[str, Any]:
     return {"rows": ROWS, "whole_s": whole_s, "cases": cases, "target": TARGET, "met": bool(ratio <= TARGET)}
 
 
-def placed(people: np.ndarray, shards: int, slices: int) -> Places:
+def assigned(people: np.ndarray, shards: int, slices: int) -> ShardAssignment:
     """As a keyed hash places them, with leaves that stand for rows."""
     drawn = np.random.default_rng(7).integers(0, shards * slices, people.max() + 1)[people]
     leaves = [int(i).to_bytes(20, "big") for i in range(len(people))]
-    return Places(shards, slices, drawn % shards, drawn // shards, leaves, "benchmark")
+    return ShardAssignment(shards, slices, drawn % shards, drawn // shards, leaves, "benchmark")
 
 
-def left_by(made: Trained) -> Before:
+def left_by(made: Trained) -> EarlierTraining:
     """What a training left, the last steps and the others."""
-    known = before(made.classifier_, None)
-    return Before(known.parts, lambda shard, step: made.states.get((shard, step)) or known.state(shard, step))
+    known = earlier_training(made.classifier_, None)
+    return EarlierTraining(known.parts, lambda shard, step: made.states.get((shard, step)) or known.state(shard, step))
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:

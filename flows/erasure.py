@@ -79,7 +79,7 @@ def erasure(
             take_in(store, ids_file, subject_file, classes, basis, received, today)
             store.publish(ledger)
         overview(store, today)
-        told = finals(store)
+        known = finals(store)
         life = Lifecycle(store, ledger, who="erasure deployment", pipeline=stages, log=print)
         outcome = life.advance(today, within)
         if outcome.state == "awaiting approval":
@@ -93,7 +93,7 @@ def erasure(
                 return Completed(name="Rejected", message=f"{outcome.batch}: {answer.reason}")
             life.approve(answer.approver, answer.reason)
             outcome = life.advance(today)
-        tell(store, told)
+        tell(store, known)
         overview(store, today)
     return ended(outcome)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.declared import write_package
 from tests.pipeline import dvc, lay_out
+from tests.plugin_packages import write_package
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Nothing above imports torch, which reads these once.
@@ -20,7 +20,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 def pytest_collection_modifyitems(items):
     """Tests that share the finished pipeline run on one worker, so that it is made once; slow ones of a module too."""
     for item in items:
-        if {"finished", "copy", "request_"} & set(getattr(item, "fixturenames", ())):
+        if {"finished", "copy", "fit_inputs"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
         elif item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
@@ -68,7 +68,7 @@ def copy(finished, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def request_(finished):
+def fit_inputs(finished):
     """What a method may look at in the finished workspace."""
     import numpy as np
 

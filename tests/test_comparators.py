@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from expunge.cli import app
 from expunge.config import load_config
 from expunge.methods.table import METHODS
-from expunge.results.comparators import experiments, held, methods_for
+from expunge.results.comparators import experiments, methods_for, methods_run
 from expunge.results.comparators_page import BEGIN, END, claims, refusals, section, with_measured
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import HOME, Variant
 from expunge.system.errors import ConfigError, ExpungeError
 from expunge.system.files import write_json
 from tests.pipeline import ROOT
-from tests.verdicts import made_verdict
+from tests.verdicts import verdict_with
 
 
 def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipeline_takes(tmp_path):
@@ -38,14 +38,14 @@ def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipelin
     assert named - run == {"exact", "certified-removal"}
 
 
-def test_some_methods_alone_run_beside_those_that_were_run_before(tmp_path):
+def test_a_run_of_some_methods_is_added_to_those_that_were_run_before(tmp_path):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     assert methods_for(tmp_path, "classes", ["delete"]) == ["logit-mask", "delete"]
     assert methods_for(tmp_path, "rows", ["delete"]) == ["logit-mask"]
     workspace = tmp_path / HOME / "comparators-class" / "1"
     workspace.mkdir(parents=True)
     (workspace / "params.yaml").write_text("methods: [logit-mask, leace, gone]\n")
-    assert held(tmp_path, "comparators-class") == {"logit-mask", "leace", "gone"}
+    assert methods_run(tmp_path, "comparators-class") == {"logit-mask", "leace", "gone"}
     assert experiments(tmp_path, ["delete"])[0].changes["methods"] == ["logit-mask", "leace", "delete"]
     with pytest.raises(ConfigError, match=r"magic: no method that params\.yaml has settings for"):
         methods_for(tmp_path, "classes", ["magic"])
@@ -64,7 +64,7 @@ def block(kl, fit_s, verdict=None):
 @pytest.fixture
 def pooled():
     """Two seeds; `shaky` was refused in the second."""
-    good, bad = made_verdict(("outputs",)), made_verdict((), "lost")
+    good, bad = verdict_with(("outputs",)), verdict_with((), "lost")
     methods = [
         {"logit-mask": block(0.9, 0.1, bad), "delete": block(0.4, 2.0, good), "shaky": block(0.5, 4.0, bad)},
         {"logit-mask": block(0.9, 0.1, bad), "delete": block(0.6, 4.0, good)},
@@ -77,7 +77,7 @@ def pooled():
     return Pooled((1, 2), summaries, blocks)
 
 
-def test_a_section_says_cost_refusals_and_verdicts_and_they_are_found_again(pooled):
+def test_a_section_states_cost_refusals_and_verdicts_which_can_be_read_back(pooled):
     text = section(Variant("x", "class: made up", (1, 2, 3)), pooled)
     row = next(line for line in text.splitlines() if line.startswith("| delete"))
     assert "| 0.50 ± 0.14 |" in row and "| 15.0% |" in row and row.endswith("| 2/2 | outputs 2/2 |")
@@ -95,7 +95,7 @@ def test_a_section_says_cost_refusals_and_verdicts_and_they_are_found_again(pool
         with_measured("# Title\n", [text])
 
 
-def test_methods_lists_what_the_page_says_of_each():
+def test_the_command_methods_lists_the_verdicts_of_the_page():
     text = (ROOT / "docs/comparators.md").read_text()
     assert text.count(BEGIN) == text.count(END) == 1
     found = json.loads(CliRunner().invoke(app, ["methods", "--json"]).output)

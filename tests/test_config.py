@@ -163,14 +163,14 @@ def test_an_int_is_taken_for_a_float(tmp_path):
     assert load_config(written(tmp_path, lambda p: p["train"].update(lr=1))).train.lr == 1.0
 
 
-def test_a_number_too_long_to_print(tmp_path):
+def test_a_number_too_long_to_print_is_refused(tmp_path):
     path = written(tmp_path, lambda p: p["train"].update(epochs="HUGE"))
     path.write_text(path.read_text().replace("HUGE", hex(10**5000)))
     with pytest.raises(ConfigError, match=r"train\.epochs is a number too long to print; it must be at most 100000"):
         load_config(path)
 
 
-def test_a_missing_or_broken_file(tmp_path):
+def test_a_missing_or_broken_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1")
@@ -188,7 +188,7 @@ def test_the_settings_for_texts_fit_over_the_demos(tmp_path):
 
 
 @pytest.mark.parametrize("key", sorted(RENAMED))
-def test_an_old_key_is_told_its_new_name(tmp_path, key):
+def test_an_old_key_is_refused_with_its_new_name(tmp_path, key):
     new = re.escape(RENAMED[key])
     *sections, name = key.split(".")
 
@@ -202,7 +202,7 @@ def test_an_old_key_is_told_its_new_name(tmp_path, key):
 
 
 @pytest.mark.parametrize("key", sorted(k for k in RENAMED if k.startswith("fit.")))
-def test_an_old_entry_in_methods_is_told_its_new_name(tmp_path, key):
+def test_an_old_entry_in_methods_is_refused_with_its_new_name(tmp_path, key):
     entry, new = key.removeprefix("fit."), re.escape(RENAMED[key])
     with pytest.raises(ConfigError, match=rf"fit\.{entry} is missing; it is called {new} now"):
         load_config(written(tmp_path, lambda p: p["methods"].append(entry)))
@@ -213,6 +213,7 @@ def test_every_new_name_is_a_key_of_params():
     for new in RENAMED.values():
         value = params
         for part in new.split("."):
+            assert part in value, f"{new} is no key of params.yaml"
             value = value[part]
 
 
@@ -307,7 +308,7 @@ def loads_or_says_why(path: Path) -> None:
 
 @FUZZ
 @given(where=st.sampled_from(places(PARAMS)), value=VALUES)
-def test_any_value_anywhere_is_read_or_refused(tmp_path, where, value):
+def test_any_value_in_any_place_is_read_or_refused(tmp_path, where, value):
     params = copy.deepcopy(PARAMS)
     inner = params
     for part in where[:-1]:

@@ -65,12 +65,12 @@ def workspace(site, tmp_path_factory) -> Path:
     return place
 
 
-def test_it_keeps_the_contracts(site, tmp_path):
+def test_the_example_package_keeps_the_contracts(site, tmp_path):
     tests = ("-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}", "-c", os.devnull)
     assert "4 passed" in command(tmp_path, site, "pytest", "--rootdir", str(tmp_path), *tests, str(EXAMPLE / "tests"))
 
 
-def test_it_is_listed_and_loads(site, tmp_path):
+def test_the_example_package_is_listed_and_loads(site, tmp_path):
     declared = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
     listed = json.loads(command(tmp_path, site, "expunge.cli", "plugins", "--json"))
     assert [(p["kind"], p["name"], p["package"], p["problem"]) for p in listed] == [

@@ -39,7 +39,7 @@ from expunge.models.weights import read_weights
 from expunge.models.zoo import build
 from expunge.system.errors import ExpungeError
 from expunge.system.files import read_manifest, staged_dir, write_json, write_manifest
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # Pillow's, of every tag
 EXAMPLES = int(os.environ.get("EXPUNGE_FUZZ_EXAMPLES", "25"))
@@ -128,7 +128,7 @@ PICTURES += [picture("GIF", "P"), picture("PNG", "LA"), picture("PNG", "P"), pic
 
 @FUZZ
 @given(content=st.sampled_from(PICTURES).flatmap(damaged) | st.binary(max_size=64))
-def test_pictures(content):
+def test_damaged_pictures_are_read_or_refused(content):
     pixels = ours(lambda: decode(content, "cats/1.png"), "cats/1.png")
     assert pixels is None or (pixels.dtype == np.uint8 and pixels.ndim == 3)
 
@@ -145,7 +145,7 @@ def test_pictures(content):
         ("1.svg", PICTURES[0], False),
     ],
 )
-def test_files_that_are_not_what_they_are_called(name, content, reads, tmp_path):
+def test_files_that_are_not_what_their_names_say_are_read_or_refused(name, content, reads, tmp_path):
     for kind in ("cat", "dog"):
         (tmp_path / "in" / kind).mkdir(parents=True)
         for i in range(3):
@@ -195,13 +195,13 @@ ODD = [
 
 @FUZZ
 @given(content=damaged(archive()))
-def test_archives(tmp_path, content):
+def test_damaged_npz_archives_are_read_or_refused(tmp_path, content):
     prepared("npz", tmp_path / "a", "x.npz", content)
 
 
 @FUZZ
 @given(name=st.sampled_from(["x", "y", "ids", "split", "subjects", "class_names", "x_train"]), odd=st.sampled_from(ODD))
-def test_archives_of_the_wrong_arrays(tmp_path, name, odd):
+def test_npz_archives_of_wrong_arrays_are_read_or_refused(tmp_path, name, odd):
     prepared("npz", tmp_path / "a", "x.npz", archive(**{name: odd}))
 
 
@@ -229,13 +229,13 @@ ROLES = ["image", "label", "sample_id", "split", "subject"]
 
 @FUZZ
 @given(content=damaged(table()))
-def test_tables(tmp_path, content):
+def test_damaged_parquet_tables_are_read_or_refused(tmp_path, content):
     prepared("parquet", tmp_path / "a", "x.parquet", content)
 
 
 @FUZZ
 @given(name=st.sampled_from(ROLES), odd=st.sampled_from(COLUMNS))
-def test_tables_of_the_wrong_columns(tmp_path, name, odd):
+def test_parquet_tables_of_wrong_columns_are_read_or_refused(tmp_path, name, odd):
     prepared("parquet", tmp_path / "a", "x.parquet", table(**{name: odd}))
 
 
@@ -244,13 +244,13 @@ CSV = b'text,label,sample_id\n"one, two",a,1\nthree,b,2\nfour,a,3\nfive,b,4\n'
 
 @FUZZ
 @given(content=damaged(CSV) | st.binary(max_size=40), suffix=st.sampled_from(["csv", "tsv"]))
-def test_texts(tmp_path, content, suffix):
+def test_damaged_text_files_are_read_or_refused(tmp_path, content, suffix):
     prepared("text", tmp_path / "a", f"x.{suffix}", content)
 
 
 @FUZZ
 @given(name=st.sampled_from(["text", "label", "sample_id", "split", "subject"]), odd=st.sampled_from(COLUMNS))
-def test_texts_of_the_wrong_columns(tmp_path, name, odd):
+def test_text_tables_of_wrong_columns_are_read_or_refused(tmp_path, name, odd):
     prepared("text", tmp_path / "a", "x.parquet", table(**({"text": pa.array(["a b"] * 12)} | {name: odd})))
 
 
@@ -262,7 +262,7 @@ def test_texts_of_the_wrong_columns(tmp_path, name, odd):
     content=damaged(b"sample_id,salt\nr1,00ff\nr2,\n") | st.binary(max_size=40) | st.text(max_size=20).map(str.encode),
     suffix=st.sampled_from(["txt", "csv"]),
 )
-def test_lists(tmp_path, content, suffix):
+def test_damaged_lists_give_distinct_texts_or_are_refused(tmp_path, content, suffix):
     (tmp_path / f"ids.{suffix}").write_bytes(content)
     values = ours(lambda: read_values(tmp_path / f"ids.{suffix}", "sample_id"), f"ids.{suffix}")
     assert values is None or (values and all(isinstance(v, str) for v in values) and len(set(values)) == len(values))
@@ -270,7 +270,7 @@ def test_lists(tmp_path, content, suffix):
 
 @FUZZ
 @given(content=damaged(table()) | st.sampled_from(COLUMNS).map(lambda c: table(sample_id=c)))
-def test_lists_as_tables(tmp_path, content):
+def test_damaged_lists_in_parquet_are_read_or_refused(tmp_path, content):
     (tmp_path / "ids.parquet").write_bytes(content)
     ours(lambda: read_values(tmp_path / "ids.parquet", "sample_id"), "ids.parquet")
 
@@ -280,7 +280,9 @@ def test_lists_as_tables(tmp_path, content):
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    root = small.workspace(tmp_path_factory.mktemp("hostile") / "workspace", [5], rows=48, people=24, shard=24)
+    root = people_workspace.workspace(
+        tmp_path_factory.mktemp("hostile") / "workspace", [5], rows=48, people=24, shard=24
+    )
     classifier = build("resnet-small", 3, (8, 8, 1), seed=1)
     with staged_dir(root / "models/original") as out:
         save_classifier(out, classifier)
@@ -313,7 +315,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("place", READERS)
 @FUZZ
 @given(data=st.data())
-def test_manifests(workspace, place, data):
+def test_damaged_manifests_are_read_or_refused(workspace, place, data):
     """Bytes of the manifest, or values in it."""
     file = workspace / place / "manifest.json"
     whole = file.read_bytes()
@@ -328,7 +330,7 @@ def test_manifests(workspace, place, data):
 @pytest.mark.parametrize("place", READERS)
 @FUZZ
 @given(data=st.data())
-def test_files_whose_manifest_was_made_to_fit(workspace, place, data):
+def test_damaged_files_with_a_fitting_manifest_are_read_or_refused(workspace, place, data):
     """So nothing but the reader itself stands against them."""
     folder = workspace / place
     name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")))
@@ -349,7 +351,7 @@ def test_files_whose_manifest_was_made_to_fit(workspace, place, data):
 
 @FUZZ
 @given(data=st.data())
-def test_single_files(workspace, tmp_path, data):
+def test_damaged_tensor_files_are_read_or_refused(workspace, tmp_path, data):
     """Moments, tombstones, weights: files of tensors."""
     weights = (workspace / "models/original/model.safetensors").read_bytes()
     moments = (workspace / "data/features/original/moments.safetensors").read_bytes()
@@ -365,7 +367,7 @@ def test_single_files(workspace, tmp_path, data):
 
 @FUZZ
 @given(data=st.data())
-def test_torch_files(tmp_path, data):
+def test_damaged_torch_files_are_read_or_refused(tmp_path, data):
     import torch
 
     out = io.BytesIO()
@@ -403,7 +405,7 @@ NESTED = b'{"certificate":' * 100_000
 
 @FUZZ
 @given(data=st.data())
-def test_certificates(signed, tmp_path, data):
+def test_a_changed_certificate_is_never_taken_for_the_signed_one(signed, tmp_path, data):
     """Nothing that was changed is taken for what was signed."""
     folder, key = signed / "records/certificates", PublicKey.read(signed / "records/keys/signing.pub.pem")
     whole = (folder / "R-1/certificate.json").read_bytes()
@@ -420,7 +422,7 @@ def test_certificates(signed, tmp_path, data):
 
 @FUZZ
 @given(data=st.data())
-def test_ledgers(signed, tmp_path, data):
+def test_a_changed_ledger_is_never_taken_for_the_signed_one(signed, tmp_path, data):
     place = tmp_path / "copy"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(signed, place)
@@ -441,7 +443,7 @@ def test_ledgers(signed, tmp_path, data):
         ledger.append("note", {"number": 9})
 
 
-def test_a_file_that_is_deep_or_huge_or_a_folder(tmp_path):
+def test_deep_huge_and_empty_json_and_folders_are_refused(tmp_path):
     """What breaks parsers rather than values."""
     for number, content in enumerate(
         [b"[" * 200_000, b"1" * 10_000, b"\xff\xfe", b"[]", b"null", b"NaN", b'{"schema": 1}']

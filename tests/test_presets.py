@@ -45,7 +45,7 @@ def test_a_preset_is_a_configuration(name: str, tmp_path: Path) -> None:
     assert estimate(params(name), len(preset.runs), len(preset.rounds)).hours[GPU] > 0
 
 
-def test_there_are_presets() -> None:
+def test_every_preset_is_found() -> None:
     assert len(names(ROOT)) == 15 and len(PIPELINES) == 14
 
 
@@ -57,7 +57,9 @@ def test_there_are_presets() -> None:
         ("ru-tiny-imagenet-class", 160, 1e-4, 5, 1024, 10),
     ],
 )
-def test_ru_as_published(name: str, epochs: int, decay: float, warmup: int, hidden: int, passes: int) -> None:
+def test_presets_of_ru_have_the_published_settings(
+    name: str, epochs: int, decay: float, warmup: int, hidden: int, passes: int
+) -> None:
     given = params(name, switches=frozenset(SWITCHES))
     train = given["train"]
     assert (train["optimizer"], train["lr"], train["weight_decay"], train["batch_size"]) == ("adamw", 1e-3, decay, 256)
@@ -99,12 +101,12 @@ def test_names_of_entries_are_keys_of_dvc() -> None:
         ("loft-imagenet", 500, 100, 10.0),
     ],
 )
-def test_loft_as_published(name: str, rank: int, steps: int, lr: float) -> None:
+def test_presets_of_loft_have_the_published_settings(name: str, rank: int, steps: int, lr: float) -> None:
     entry = params(name)["fit"]["loft-published"]
     assert (entry["rank"], entry["steps"], entry["lr"], entry["solver"]) == (rank, steps, lr, "riemannian-adam")
 
 
-def test_requests_as_published() -> None:
+def test_presets_ask_for_the_published_classes_and_rows() -> None:
     runs = load(ROOT, "loft-tiny-imagenet-classes").runs
     asked = [r["split"]["classes"] for r in runs.values()]
     assert asked == [[44, 65, 150, 168], [53, 57, 108, 179], [11, 83, 115, 153]]

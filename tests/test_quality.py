@@ -15,7 +15,7 @@ from expunge.features.store import FeatureStore, write_shard
 from expunge.quality import feature_frame, validate_dataset, validate_features, validate_split
 from expunge.system.errors import ManifestError, QualityError
 from expunge.system.files import staged_dir, write_json, write_manifest
-from tests.data.made import arrays, source_of
+from tests.data.sources import arrays, source_of
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import yaml
 
 from expunge.evaluation.divergence import agreement_rows, kl_rows
 from expunge.results.__main__ import PAGE, write_page
-from expunge.results.page import _claims, page, verdict_cells
+from expunge.results.page import claim_lines, page, verdict_cells
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import VARIANTS, Variant, finished, run_variants
 from expunge.system.errors import ConfigError, ExpungeError
 from tests.pipeline import ROOT
-from tests.verdicts import made_verdict
+from tests.verdicts import verdict_with
 
 DIGITS = Variant(
     "digits",
@@ -124,12 +124,17 @@ def pool_of(*verdicts):
 def test_verdicts_are_counted_over_the_seeds():
     outputs, both = ("outputs",), ("outputs", "features")
     found = judge(
-        pool_of(made_verdict(outputs), made_verdict(both, refuted=("backbone",)), made_verdict(both, "lost")), "m"
+        pool_of(
+            verdict_with(outputs),
+            verdict_with(both, refuted=("backbone",)),
+            verdict_with(both, "lost"),
+        ),
+        "m",
     )
     assert found.kept == 2 and found.runs == 3 and found.always == ("outputs",)
     assert found.shown["features"] == 2 and found.refuted["backbone"] == 1
     assert verdict_cells(found) == ["2/3", "outputs 3/3, features 2/3"]
-    assert verdict_cells(judge(pool_of(made_verdict(())), "m")) == ["1/1", "none"]
+    assert verdict_cells(judge(pool_of(verdict_with(())), "m")) == ["1/1", "none"]
 
 
 def priced(*verdicts):
@@ -142,15 +147,18 @@ def priced(*verdicts):
 @pytest.mark.parametrize(
     ("verdicts", "said"),
     [
-        ([made_verdict(("outputs",))] * 2, "m (10 times faster than retraining)"),
-        ([made_verdict(("outputs",)), made_verdict(("outputs",), "lost")], "Shown in every run, outputs: m."),
-        ([{**made_verdict(("outputs",)), "control": "logit-mask"}], "Shown in every run, outputs: m."),
-        ([made_verdict(())] * 2, "No claim about erasure"),
+        ([verdict_with(("outputs",))] * 2, "m (10 times faster than retraining)"),
+        (
+            [verdict_with(("outputs",)), verdict_with(("outputs",), "lost")],
+            "Shown in every run, outputs: m.",
+        ),
+        ([{**verdict_with(("outputs",)), "control": "logit-mask"}], "Shown in every run, outputs: m."),
+        ([verdict_with(())] * 2, "No claim about erasure"),
     ],
 )
 def test_only_what_shows_more_than_a_control_at_kept_utility_has_a_speed(verdicts, said):
     runs = priced(*verdicts)
-    lines = _claims(runs, {"m": judge(runs, "m")})
+    lines = claim_lines(runs, {"m": judge(runs, "m")})
     assert said in lines[0] and ("faster" in " ".join(lines)) == ("faster" in said)
 
 
@@ -169,7 +177,7 @@ def test_without_a_finished_run_there_is_no_page(tmp_path):
         write_page(tmp_path, [DIGITS])
 
 
-def test_help_names_the_experiments():
+def test_the_help_text_names_the_experiments():
     out = subprocess.run(
         [sys.executable, "-m", "expunge.results", "--help"], capture_output=True, text=True, check=True
     )

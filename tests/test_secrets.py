@@ -23,10 +23,10 @@ from expunge.ledger.ledger import Ledger
 from expunge.system.addresses import hidden, shown
 from expunge.system.errors import KeyFileError, RequestError, TrackingError
 from expunge.tracking import connect, preflight
-from tests.erasure.made import finish, promoted
+from tests.erasure.promoted_batch import finish, promoted
 from tests.erasure.test_notify import REQUEST
 from tests.pipeline import ENVIRONMENT
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 SECRET = "PLANTEDdr0wssaP"  # of letters that no encoding of an address changes
 PEM = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
@@ -78,7 +78,7 @@ def test_nothing_that_a_run_writes_holds_a_secret(copy, tmp_path):
 
 def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, capsys):
     """Certificates, ledger, request store; the recipient is away, so its address is spoken of."""
-    root = small.workspace(tmp_path / "workspace", [5], rows=96, people=24, shard=24)
+    root = people_workspace.workspace(tmp_path / "workspace", [5], rows=96, people=24, shard=24)
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(notify, "PAUSES", ())
@@ -88,7 +88,7 @@ def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, ca
     said: list[str] = []
     with chdir(root):
         from expunge.erasure.lifecycle import Lifecycle
-        from tests.erasure.made import TODAY, no_pipeline
+        from tests.erasure.promoted_batch import TODAY, no_pipeline
 
         runner = Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=no_pipeline, log=said.append)
         assert runner.advance(TODAY).state == "completed"
@@ -175,7 +175,7 @@ def test_keys_and_lists_are_their_owners_alone(tmp_path):
     """Whatever the umask lets others read."""
     before = os.umask(0)
     try:
-        root = small.workspace(tmp_path / "workspace", [5], rows=48, people=24, shard=24)
+        root = people_workspace.workspace(tmp_path / "workspace", [5], rows=48, people=24, shard=24)
         store = Store.open(f"sqlite:///{root / 'records/requests.db'}")
         store.engine.dispose()
         signing_key(root)

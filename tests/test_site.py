@@ -75,7 +75,7 @@ def drawings():
 
 
 @pytest.mark.parametrize("name", ["stages.svg", "packages.svg"])
-def test_the_drawings_are_those_of_the_code(name):
+def test_the_drawings_are_made_from_the_present_code(name):
     drawn = drawings().DRAWINGS[name]()
     assert (ROOT / "docs/images" / name).read_text() == drawn, "run `python docs/hooks/drawings.py`"
 

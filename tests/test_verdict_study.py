@@ -54,14 +54,14 @@ def test_a_finished_trial_is_not_run_again(home):
     assert {f: f.stat().st_mtime_ns for f in (home / "digits").iterdir()} == files
 
 
-def test_judging_the_stored_weights_again_gives_the_same(home):
+def test_stored_weights_are_judged_the_same_again(home):
     networks = load_networks(home / "digits" / "weights-0000.safetensors")
     again = list(judge_trial(load("digits"), 0, networks, ("100",)))
     stored = [r for r in records(home, "digits") if r["size"] == "100"]
     assert [r["claims"] for r in again] == [r["claims"] for r in stored]
 
 
-def test_a_model_of_a_batch_is_what_it_is_alone():
+def test_a_model_trained_in_a_batch_equals_one_trained_alone():
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, 60))
     recipe = Recipe(hidden=8, steps=20, batch_size=10, lr=1e-2)
@@ -78,7 +78,7 @@ def test_requests_are_drawn_anew_per_trial_and_classes_in_turn():
     assert set(data.y[forgotten(data, "class", 13)]) == {3}
 
 
-def test_trained_weights_are_complete_or_not_there(tmp_path):
+def test_trained_weights_are_stored_whole_or_not_at_all(tmp_path):
     file = tmp_path / "weights.safetensors"
     data = load("digits")
     small = type(data)(data.name, data.x, data.y, data.train, Recipe(4, 1, 8, 1e-3))

@@ -34,7 +34,7 @@ def gate(path: str, claim: str = OUTPUTS, **fields: Any) -> dict[str, Any]:
     return {**found, **fields}
 
 
-def made_verdict(
+def verdict_with(
     shown: Sequence[str] = (OUTPUTS,), utility: str = "kept", failed: Sequence[str] = (), refuted: Sequence[str] = ()
 ) -> dict[str, Any]:
     """`failed`: paths of gates that stand against the outputs."""
@@ -54,4 +54,4 @@ def made_verdict(
 
 
 def exact_verdict() -> dict[str, Any]:
-    return made_verdict((EXACT,))
+    return verdict_with((EXACT,))

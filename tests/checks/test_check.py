@@ -133,7 +133,7 @@ def test_what_the_fit_stage_refuses_without_ending_the_run_is_a_note(tmp_path):
     assert any(note.startswith("fit.exact: exact will be refused: model.training is full") for note in report.notes)
 
 
-def test_all_of_them_are_told_together(tmp_path, digits):
+def test_all_mistakes_are_reported_together(tmp_path, digits):
     def change(p: dict) -> None:
         p["train"]["epoch"] = p["train"].pop("epochs")
         p["activations"]["cuts"] = ["stage1", "stag2"]
@@ -154,7 +154,7 @@ def test_all_of_them_are_told_together(tmp_path, digits):
         assert sum(key in line for line in found) == 1, (key, found)
 
 
-def test_the_request_is_told_by_its_rows_where_there_is_a_dataset(tmp_path, digits):
+def test_the_request_is_described_by_its_rows_where_there_is_a_dataset(tmp_path, digits):
     """A filter may take a whole class or a part of it; only its rows tell which."""
 
     def asks(text: str) -> Any:
@@ -200,7 +200,7 @@ def test_requests_whose_rows_are_known_only_later_are_no_mistake(tmp_path, digit
 
 
 @pytest.mark.parametrize("sizes", [[16], [16, 20]])
-def test_methods_that_need_one_size_on_pictures_of_several(tmp_path, sizes):
+def test_methods_that_need_one_size_are_refused_on_pictures_of_several(tmp_path, sizes):
     dataset = folder(tmp_path, sizes)
 
     def change(p: dict) -> None:
@@ -217,7 +217,7 @@ def test_methods_that_need_one_size_on_pictures_of_several(tmp_path, sizes):
         assert any(f.startswith("model.training: pictures differ in size") for f in found)
 
 
-def test_disk_and_memory_that_will_not_suffice(tmp_path, digits, monkeypatch):
+def test_needs_of_disk_and_memory_are_estimated_and_a_lack_is_reported(tmp_path, digits, monkeypatch):
     report = checked(tmp_path, lambda p: add(p, "fine-tune"), digits)
     assert report.needs is not None
     rows, seeds, train = 1797, 3, 1438
@@ -237,7 +237,7 @@ def test_the_memory_of_a_batch_grows_with_the_batch(tmp_path, digits):
     assert small["memory_gb"] < large["memory_gb"]
 
 
-def test_times_are_those_of_the_last_run(tmp_path):
+def test_estimated_times_are_those_of_the_last_run(tmp_path):
     written = {
         "train": {"train_s": 9.5},
         "retrain-3": {"train_s": 8.0},
@@ -297,7 +297,7 @@ def test_prepare_does_not_check_again_what_passed(tmp_path, monkeypatch):
         pass
 
 
-def test_corrections_are_checked_on_the_dataset_and_want_methods_that_can_teach(tmp_path, digits):
+def test_corrections_are_checked_on_the_dataset_and_need_methods_that_learn_new_labels(tmp_path, digits):
     from expunge.data.dataset import Dataset
 
     dataset, file = Dataset(digits), tmp_path / "corrections.csv"

@@ -33,7 +33,7 @@ def write(root: Path, name: str, content: object) -> None:
     (root / name).write_text(json.dumps(content))
 
 
-def test_each_kind_names_its_stage(config, tmp_path):
+def test_an_outdated_plugin_of_each_kind_names_the_stage_to_run_again(config, tmp_path):
     write(tmp_path, "data/dataset/manifest.json", {"package": OLD})
     write(tmp_path, "models/original/model.json", {"package": OLD})
     write(tmp_path, "models/unlearned/entry/fit.json", {"package": OLD})
@@ -47,7 +47,7 @@ def test_each_kind_names_its_stage(config, tmp_path):
     ]
 
 
-def test_the_same_version_no_result_and_results_of_ours_are_nothing(config, tmp_path):
+def test_the_same_version_a_missing_result_and_results_of_expunge_are_not_reported(config, tmp_path):
     assert outdated(config, tmp_path) == []
     write(tmp_path, "data/dataset/manifest.json", {"package": "plugin_0 0.1.0"})
     write(tmp_path, "models/original/model.json", {"card": {}})

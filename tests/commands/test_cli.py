@@ -25,7 +25,7 @@ def expunge(tmp_path):
     return run
 
 
-def test_version_help_and_completion(expunge):
+def test_version_help_and_completion_are_printed(expunge):
     assert expunge("--version").stdout == f"expunge {version('expunge')}\n"
     for arguments in (["-h"], ["request", "-h"], ["review", "-h"]):
         shown = expunge(*arguments)
@@ -43,7 +43,7 @@ def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_show_as_json(expunge, tmp_path):
+def test_show_prints_json_on_request(expunge, tmp_path):
     assert expunge("show", "--json").returncode == 2
     summary = {"schema": 1, "selected": None}
     Path(tmp_path / "reports").mkdir()

@@ -76,7 +76,7 @@ def test_the_table_says_what_became_of_everybody():
 
 
 @pytest.mark.slow
-def test_three_people_one_after_the_other(tmp_path, monkeypatch):
+def test_three_people_are_deleted_one_after_the_other(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "EXPUNGE_SIGNING_KEY", "EXPUNGE_REQUESTS_URL"):
         monkeypatch.delenv(name, raising=False)
     for name in ("PATH", "OMP_NUM_THREADS", "NO_COLOR", "DVC_NO_ANALYTICS"):

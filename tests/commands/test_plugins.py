@@ -58,7 +58,7 @@ def test_a_method_that_cannot_be_loaded_leaves_the_others_in_the_list_of_methods
 
 
 @pytest.mark.parametrize(("data", "source"), [("input.bin", ["--source", "mine"]), ("mine", [])])
-def test_init_takes_a_reader_of_a_package_with_and_without_a_path(declare, tmp_path, monkeypatch, data, source):
+def test_init_accepts_a_reader_of_a_package_with_and_without_a_path(declare, tmp_path, monkeypatch, data, source):
     declare("readers", "mine", "json:load")
     place = tmp_path / "repository"
     place.mkdir()

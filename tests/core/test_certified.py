@@ -66,8 +66,8 @@ def without(task, removal: CertifiedRemoval, rows: slice) -> CertifiedRemoval:
 def test_training_reaches_the_perturbed_optimum(task) -> None:
     removal = fitted(task)
     assert removal.spent_ < 1e-3
-    assert gradient_norm(removal, task.z, task.labels, removal._w) == pytest.approx(removal.spent_, abs=1e-8)
-    torch.testing.assert_close(weights(removal), removal._w, rtol=1e-5, atol=1e-5)
+    assert gradient_norm(removal, task.z, task.labels, removal.weights_) == pytest.approx(removal.spent_, abs=1e-8)
+    torch.testing.assert_close(weights(removal), removal.weights_, rtol=1e-5, atol=1e-5)
     accuracy = (removal.head_.logits(task.z).argmax(1) == task.labels).double().mean()
     assert float(accuracy) > 0.9
 
@@ -79,7 +79,7 @@ def test_the_bound_holds_over_several_requests(task) -> None:
         gone = slice(start, stop)
         kept = torch.arange(stop, len(task.z))
         removal.remove(task.z[kept], task.labels[kept], task.z[gone], task.labels[gone])
-        actual = gradient_norm(removal, task.z[kept], task.labels[kept], removal._w)
+        actual = gradient_norm(removal, task.z[kept], task.labels[kept], removal.weights_)
         assert actual <= removal.spent_
         spent.append(removal.spent_)
     assert spent == sorted(spent)
@@ -89,11 +89,11 @@ def test_the_bound_holds_over_several_requests(task) -> None:
 
 def test_our_bound_is_below_the_papers(task) -> None:
     removal = fitted(task, epsilon=100.0)
-    before = removal.spent_, removal._w.clone()
+    before = removal.spent_, removal.weights_.clone()
     without(task, removal, slice(0, 30))
     ours = removal.spent_ - before[0]
     x = inputs(removal, task.z[30:])
-    step = removal._w - before[1]
+    step = removal.weights_ - before[1]
     paper = 0.25 * torch.linalg.matrix_norm(inputs(removal, task.z), 2) * step.norm(dim=1) * (x @ step.T).norm(dim=0)
     assert ours < float(paper.norm())
 
@@ -105,19 +105,19 @@ def test_a_quadratic_loss_is_removed_exactly(task) -> None:
     y[torch.arange(len(x)), task.labels[240:]] = 1.0
     hessian = x.T @ x + removal.l2 * len(x) * torch.eye(17, dtype=torch.float64)
     exact = torch.linalg.solve(hessian, (x.T @ y - noise(removal, c, 16).T)).T
-    torch.testing.assert_close(removal._w, exact, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(removal.weights_, exact, rtol=1e-6, atol=1e-7)
     assert removal.spent_ < 1e-4
 
 
 def test_removal_goes_most_of_the_way_to_retraining(task) -> None:
     removal = fitted(task, epsilon=100.0)
-    before = removal._w.clone()
+    before = removal.weights_.clone()
     without(task, removal, slice(0, 30))
     kept = torch.arange(30, len(task.z))
     retrained = CertifiedRemoval(l2=1e-3, radius=removal.radius_)
     noise_ = given(task.head.num_classes, task.head.dim)
     retrained.fit(task.head, task.z[kept], task.labels[kept], saw_forget_data=False, noise=noise_)
-    assert float((removal._w - retrained._w).norm()) < 0.05 * float((before - retrained._w).norm())
+    assert float((removal.weights_ - retrained.weights_).norm()) < 0.05 * float((before - retrained.weights_).norm())
 
 
 def test_an_exhausted_budget_refuses_and_changes_nothing(task) -> None:
@@ -131,7 +131,7 @@ def test_an_exhausted_budget_refuses_and_changes_nothing(task) -> None:
 
 def test_the_noise_is_secret_and_nothing_is_claimed_where_it_is_known(task) -> None:
     known, again = fitted(task), fitted(task)
-    assert torch.equal(known._w, again._w) and "not secret" in str(known.why_not_)
+    assert torch.equal(known.weights_, again.weights_) and "not secret" in str(known.why_not_)
 
     def secret(**options: object) -> CertifiedRemoval:
         return CertifiedRemoval(l2=1e-3, **options).fit(task.head, task.z, task.labels, saw_forget_data=False)  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def test_the_noise_is_secret_and_nothing_is_claimed_where_it_is_known(task) -> N
     first = secret()
     torch.manual_seed(0)
     second = secret()
-    assert not torch.equal(first._w, second._w)
+    assert not torch.equal(first.weights_, second.weights_)
     assert first.why_not_ is None and first.delta_ == pytest.approx(0.1 / len(task.z))
     assert "must be below 1/n" in str(secret(delta=1 / len(task.z)).why_not_)
     assert "seed" not in first.get_params()

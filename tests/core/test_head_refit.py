@@ -11,7 +11,7 @@ from expunge.system.errors import DataError
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
-def test_equal_scikit_learn(task, l2: float) -> None:
+def test_the_refitted_head_equals_scikit_learn(task, l2: float) -> None:
     refit = HeadRefit(l2=l2, tol=1e-10).fit(task.head, task.z, task.labels)
     reference = LogisticRegression(C=1 / (l2 * len(task.z)), tol=1e-10, max_iter=10_000).fit(task.z, task.labels)
     ours, theirs = refit.head_.logits(task.z), torch.from_numpy(reference.decision_function(task.z.numpy()))

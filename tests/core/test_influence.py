@@ -43,7 +43,7 @@ def optimum(loss: str, of: Rows, ridge: float = RIDGE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("change", ["labels", "features", "removed"])
-def test_of_the_squared_loss_the_second_order_is_a_fit_from_scratch(change: str) -> None:
+def test_the_second_order_step_of_the_squared_loss_is_a_fit_from_scratch(change: str) -> None:
     kept, gone, new = parts(change)
     start, wanted = optimum("squared", rows()), optimum("squared", after(kept, new))
     moved = SecondOrder("squared", RIDGE, 0.5).move(start, kept, gone, new)
@@ -52,7 +52,7 @@ def test_of_the_squared_loss_the_second_order_is_a_fit_from_scratch(change: str)
 
 
 @pytest.mark.parametrize("change", ["labels", "features", "removed"])
-def test_of_softmax_what_is_left_falls_with_the_square_of_the_change(change: str) -> None:
+def test_the_error_of_the_softmax_step_falls_with_the_square_of_the_change(change: str) -> None:
     start = optimum("softmax", rows())
     left = []
     for count in (2, 4, 8):
@@ -67,7 +67,7 @@ def test_of_softmax_what_is_left_falls_with_the_square_of_the_change(change: str
 
 @pytest.mark.parametrize("loss", ["softmax", "squared"])
 @pytest.mark.parametrize("order", [FirstOrder, SecondOrder])
-def test_the_same_rows_change_nothing(order: type[FirstOrder] | type[SecondOrder], loss: str) -> None:
+def test_replacing_rows_by_themselves_changes_nothing(order: type[FirstOrder] | type[SecondOrder], loss: str) -> None:
     start = optimum(loss, rows())
     moved = order(loss=loss, ridge=RIDGE, temperature=0.5).move(start, *parts("same"))  # type: ignore[arg-type]
     torch.testing.assert_close(moved, start, rtol=0, atol=1e-12)
@@ -110,7 +110,7 @@ def test_the_default_rate_goes_towards_the_optimum_and_not_too_far(loss: str) ->
     assert float((twice.move(start, kept, gone, new) - wanted).norm()) > float((moved - wanted).norm())
 
 
-def test_masked_classes_stay_masked_and_the_gradient_left_is_told() -> None:
+def test_masked_classes_stay_masked_and_the_remaining_gradient_is_reported() -> None:
     z, y = rows()
     few = y < 3
     made = SoftmaxHead(RIDGE, tol=1e-10).fit(z[few], y[few], CLASSES)
@@ -122,7 +122,7 @@ def test_masked_classes_stay_masked_and_the_gradient_left_is_told() -> None:
     assert 0 < fitted.gradient_norm_ < FirstOrder(ridge=RIDGE).fit(made.head_, kept, gone).gradient_norm_
 
 
-def test_what_cannot_be() -> None:
+def test_impossible_changes_are_refused() -> None:
     z, y = rows()
     head = LinearHead(torch.zeros(CLASSES, DIM), torch.zeros(CLASSES))
     with pytest.raises(DataError, match="no row would be left"):

@@ -91,7 +91,7 @@ def test_disjoint_subspaces_reach_zero() -> None:
     np.testing.assert_allclose(found.basis @ found.basis.T, np.diag([1, 1, 1, 0, 0, 0]), atol=1e-7)
 
 
-def test_identical_moments() -> None:
+def test_identical_moments_have_the_optimum_of_the_eigenvalue_sums() -> None:
     a, _ = problem(12, seed=0)
     found = minimise_subspace_objective(a, a, 4)
     values = np.sort(np.linalg.eigvalsh(a))
@@ -146,7 +146,9 @@ def test_restore_mean_leaves_the_retained_mean_and_the_uncentred_form_sees_the_c
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-2, 1e2), shift=st.floats(-5, 5))
-def test_turning_scaling_and_shifting_the_features(seed: int, scale: float, shift: float) -> None:
+def test_the_subspace_turns_with_the_features_and_ignores_scale_and_shift(
+    seed: int, scale: float, shift: float
+) -> None:
     z_r, z_f = features(200, 8, 0), features(100, 8, 1)
     generator = torch.Generator().manual_seed(seed)
     turn = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))[0]

@@ -22,7 +22,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_equal_numpy_on_the_values_as_stored(dtype: torch.dtype) -> None:
+def test_moments_equal_numpy_on_the_values_as_stored(dtype: torch.dtype) -> None:
     z = rows(3000, 7).to(dtype)
     moments, exact = Moments.of(z), z.double().numpy()
     np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-12)
@@ -61,7 +61,7 @@ def test_shards_merge_in_any_order(order: list[int], cuts: list[int]) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
-def test_rows_permute_and_features_turn_and_scale(seed: int, scale: float) -> None:
+def test_moments_ignore_the_order_of_rows_and_turn_and_scale_with_the_features(seed: int, scale: float) -> None:
     z = rows(200, 5).double()
     generator = torch.Generator().manual_seed(seed)
     shuffled = Moments.of(z[torch.randperm(200, generator=generator)])
@@ -88,7 +88,7 @@ def test_a_downdate_to_few_rows_in_many_dimensions_passes() -> None:
     assert relative(left.cov(), Moments.of(z[:5]).cov()) < 1e-9
 
 
-def test_rows_that_are_not_there_cannot_be_taken() -> None:
+def test_rows_that_were_never_added_cannot_be_removed() -> None:
     z = rows(100, 4)
     total = Moments.of(z)
     with pytest.raises(DataError, match=r"cannot remove 101 rows from the moments of 100"):

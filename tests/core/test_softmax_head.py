@@ -47,7 +47,7 @@ def within_bound(head: SoftmaxHead, optimum: torch.Tensor, slack: float = 1e-6) 
     return float((head.weights_ - optimum).norm()) <= head.bound_ + slack
 
 
-def test_equals_scikit_learn_and_scipy():
+def test_a_fit_equals_scikit_learn_and_scipy():
     z, y = drawn(300)
     head = SoftmaxHead(RIDGE, tol=1e-10).fit(z, y, CLASSES)
     assert head.converged_ and head.bound_ <= 1e-8
@@ -81,7 +81,7 @@ def test_gradient_and_hessian_are_those_of_autograd():
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_any_sequence_ends_within_the_bound(data):
+def test_any_sequence_of_changes_ends_within_the_stated_bound(data):
     z, y = drawn(50, seed=data.draw(st.integers(0, 3), label="seed"))
     z[5:9], y[5:9] = z[5], y[5]
     head, inside = SoftmaxHead(RIDGE, tol=1e-9).fit(z[:35], y[:35], CLASSES), set(range(35))
@@ -103,7 +103,7 @@ def test_any_sequence_ends_within_the_bound(data):
         assert within_bound(head, reference(z[kept], y[kept]), 1e-5)
 
 
-def test_nothing_left_is_weight_zero_and_rows_can_come_back():
+def test_without_rows_the_weights_are_zero_and_rows_can_come_back():
     z, y = drawn(20)
     head = SoftmaxHead(RIDGE, tol=1e-9).fit(z, y, CLASSES).remove(z, y)
     assert not head.weights_.any() and head.n_ == 0
@@ -135,7 +135,7 @@ def test_rows_that_were_never_added_are_refused_with_nothing_changed():
         head.remove(z[[2]], y[[2]])
 
 
-def test_too_few_steps_are_told():
+def test_too_few_steps_to_converge_are_reported():
     z, y = drawn(100)
     head = SoftmaxHead(1e-6, tol=1e-12, steps=1).fit(z, y, CLASSES)
     assert not head.converged_ and head.bound_ == head.gradient_norm_ / 1e-6

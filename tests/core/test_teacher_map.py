@@ -83,7 +83,7 @@ def test_the_first_loss_is_the_formula(task, teacher, share: float) -> None:
     assert loss == pytest.approx(kl + 2.5 * far / variance, rel=1e-4)
 
 
-def test_it_answers_as_it_should_and_leaves_retained_rows_alone(task, teacher, fitted) -> None:
+def test_forgotten_rows_get_the_teachers_answers_and_retained_rows_stay(task, teacher, fitted) -> None:
     gone, q = task.forgotten, wanted(task, teacher, 0.5)
     before = LogitMask(0).fit(task.head).head_.logits(task.z)
     after = fitted.head_.logits(fitted.map_(task.z))
@@ -125,7 +125,7 @@ def test_rows_of_classes_that_stay_are_not_masked(task, teacher) -> None:
     assert new.head_ is task.head
 
 
-def test_bad_input_and_ruin_are_refused(task, teacher) -> None:
+def test_bad_input_and_ruined_maps_are_refused(task, teacher) -> None:
     gone = task.forgotten
     z = (task.z[~gone], task.z[gone], task.head)
     teacher_probabilities, teacher_features = torch.full((240, 5), 0.2), task.z[gone]

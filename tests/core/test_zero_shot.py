@@ -92,7 +92,7 @@ def test_raw_proxies_far_below_the_features_norm_ruin_the_map_and_are_refused() 
     assert sees.distortion_ > 0.5
 
 
-def test_published_configuration_and_arguments() -> None:
+def test_the_published_configuration_sets_the_steps_and_bad_arguments_are_refused() -> None:
     published = RepresentationZeroShot.published(0.01)
     published.fit(torch.cat([forgotten()] * 10), head(), COUNTS, 1)
     assert published.steps_ == 10 * 4

@@ -6,7 +6,7 @@ import pytest
 
 from expunge.data.dataset import Dataset
 from expunge.data.writer import write_dataset
-from tests.data.made import arrays, source_of
+from tests.data.sources import arrays, source_of
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from expunge.data.tombstones import Tombstones, home
 from expunge.data.writer import write_dataset
 from expunge.evaluation.exposure import CanaryRows, canary_block
 from expunge.system.errors import DataError
-from tests.data.made import arrays, source_of
+from tests.data.sources import arrays, source_of
 
 COUNT = 60
 
@@ -29,7 +29,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(out)
 
 
-def test_what_is_planted(digits: Dataset) -> None:
+def test_canaries_are_mislabelled_copies_of_training_rows(digits: Dataset) -> None:
     table = pq.read_table(digits.directory / CANARIES).to_pydict()
     ids, labels, splits, content = digits.sample_ids(), digits.labels(), digits.splits(), digits.digests()
     row = {sample_id: i for i, sample_id in enumerate(ids)}
@@ -61,7 +61,7 @@ def test_the_split_forgets_them_and_takes_no_twin_along(tmp_path: Path, digits: 
     assert all(sample_id.startswith("canary-") for sample_id in ids)
 
 
-def test_a_model_that_learned_them_is_told_from_one_that_never_saw_them(digits: Dataset) -> None:
+def test_a_model_that_learned_them_differs_from_one_that_never_saw_them(digits: Dataset) -> None:
     x = np.asarray(digits.images(np.arange(digits.rows))).reshape(digits.rows, -1)
     y, train = digits.labels(), digits.splits() == "train"
     found = canary_rows(digits.directory, digits.sample_ids())
@@ -80,7 +80,7 @@ def test_a_model_that_learned_them_is_told_from_one_that_never_saw_them(digits: 
     assert min(block(without)["p_remembered"], block(without)["p_overshot"]) > 0.01
 
 
-def test_what_cannot_be_planted_or_forgotten(tmp_path: Path, dataset: Dataset) -> None:
+def test_too_many_canaries_and_forgetting_without_any_are_refused(tmp_path: Path, dataset: Dataset) -> None:
     with pytest.raises(DataError, match="no canaries were planted"):
         split(dataset, tmp_path / "s", selector="canaries")
     with pytest.raises(DataError, match="canaries need 4000 training rows"):

@@ -12,7 +12,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split, split
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError
-from tests.data.made import arrays, source_of
+from tests.data.sources import arrays, source_of
 
 
 def listed(directory: Path, *lines: str, header: str = "sample_id,label") -> Path:
@@ -87,7 +87,7 @@ def _ids(directory: Path, *ids: str) -> Path:
         (["row-000"], r"row 2 has no label"),
     ],
 )
-def test_bad_lists(tmp_path: Path, dataset: Dataset, lines: list[str], message: str) -> None:
+def test_bad_lists_of_corrections_are_refused(tmp_path: Path, dataset: Dataset, lines: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         correct(dataset, listed(tmp_path, *lines))
     assert not (tmp_path / "split").exists()
@@ -117,7 +117,7 @@ def test_copies_have_no_new_label(tmp_path: Path, dataset: Dataset, policy: str)
         correct(dataset, listed(tmp_path, "row-000,bee"), duplicates=policy)
 
 
-def test_names_go_before_indices() -> None:
+def test_a_label_is_a_class_name_before_it_is_an_index() -> None:
     assert class_index(["1", "0", "two"]) == {"1": 0, "0": 1, "2": 2, "two": 2}
 
 

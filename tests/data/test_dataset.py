@@ -41,7 +41,7 @@ def written(out: Path, encoding: str, shape: tuple[int, ...] | None = None, n: i
     return Dataset(out)
 
 
-def test_columns(dataset: Dataset, data: dict) -> None:
+def test_columns_are_those_of_the_source(dataset: Dataset, data: dict) -> None:
     assert dataset.rows == len(dataset) == 60
     assert dataset.class_names == ["ant", "bee", "cat"]
     assert dataset.image_shape == (5, 4, 3)
@@ -68,11 +68,11 @@ def test_batches_cover_their_range_in_order(
 
 
 @pytest.mark.parametrize("rows", [[], [0], [59, 0, 30, 30, 1], list(range(60)), list(range(59, -1, -1))])
-def test_images_of_given_rows_in_given_order(dataset: Dataset, data: dict, rows: list[int]) -> None:
+def test_images_of_rows_come_in_the_order_asked_for(dataset: Dataset, data: dict, rows: list[int]) -> None:
     np.testing.assert_array_equal(dataset.images(np.array(rows, dtype=np.int64)), data["images"][rows])
 
 
-def test_all_images(dataset: Dataset, data: dict) -> None:
+def test_images_without_rows_are_all_images(dataset: Dataset, data: dict) -> None:
     np.testing.assert_array_equal(dataset.images(), data["images"])
 
 
@@ -101,7 +101,7 @@ def test_encoded_images_of_one_size_are_an_array(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.images(), [pixels(i, (4, 3, 3)) for i in range(11)])
 
 
-def test_digest_follows_the_content(tmp_path: Path) -> None:
+def test_the_digest_changes_with_the_content(tmp_path: Path) -> None:
     one, two = written(tmp_path / "a", RAW), written(tmp_path / "b", RAW)
     other = written(tmp_path / "c", RAW, n=12)
     assert one.digest == two.digest != other.digest

@@ -51,7 +51,7 @@ def rows(text: str) -> list[int]:
         ("  label == 0\n", [0]),
     ],
 )
-def test_filters(text: str, expected: list[int]) -> None:
+def test_a_filter_selects_the_rows_that_it_describes(text: str, expected: list[int]) -> None:
     assert rows(text) == expected
 
 
@@ -134,11 +134,11 @@ def test_what_cannot_be_parsed_is_refused(text: str) -> None:
         ("label == 1", False),
     ],
 )
-def test_filters_that_name_individuals_are_told(text: str, named: bool) -> None:
+def test_filters_that_name_individuals_are_recognised(text: str, named: bool) -> None:
     assert names_individuals(text) is named
 
 
-def test_size_is_bounded() -> None:
+def test_overlong_and_deep_filters_are_refused() -> None:
     with pytest.raises(DataError, match="at most"):
         rows(" or ".join(["label == 5"] * MAX_LENGTH))
     with pytest.raises(DataError, match="nested"):
@@ -150,7 +150,7 @@ def test_size_is_bounded() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.sampled_from("abel classinotr5'\"=<>()[],._é\x00\\ "), max_size=30) | st.text(max_size=30))
-def test_any_text_is_a_filter_or_a_data_error(text: str) -> None:
+def test_any_text_is_a_filter_or_raises_data_error(text: str) -> None:
     value: Any
     try:
         value = parse_filter(text, TYPES)

@@ -30,7 +30,7 @@ def test_lossless_formats_give_back_the_pixels(kind: str, pixels: np.ndarray) ->
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(pixels), kind), "a"), expected)
 
 
-def test_jpeg_keeps_grey_grey() -> None:
+def test_grey_jpeg_stays_grey() -> None:
     assert decode(encoded(Image.fromarray(GREY), "JPEG"), "a").shape == (6, 9, 1)
 
 
@@ -39,7 +39,7 @@ def test_bilevel_becomes_black_and_white() -> None:
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(bits)), "a")[:, :, 0], bits * np.uint8(255))
 
 
-def test_palette_is_looked_up() -> None:
+def test_palette_indices_become_colours() -> None:
     palette = Image.fromarray(COLOUR).quantize(16)
     table = np.array(palette.getpalette()).reshape(-1, 3)
     np.testing.assert_array_equal(decode(encoded(palette), "a"), table[np.asarray(palette)])
@@ -112,7 +112,7 @@ def test_corrupt_files_are_refused_by_name(data: bytes) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow says of damaged files
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]), st.data())
-def test_any_damage_is_an_image_or_a_data_error(kind: str, draw: st.DataObject) -> None:
+def test_any_damaged_file_is_an_image_or_raises_data_error(kind: str, draw: st.DataObject) -> None:
     data = bytearray(encoded(Image.fromarray(COLOUR), kind))
     for _ in range(draw.draw(st.integers(1, 4))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
@@ -123,7 +123,7 @@ def test_any_damage_is_an_image_or_a_data_error(kind: str, draw: st.DataObject) 
     assert pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3)
 
 
-def test_raw_round_trip_is_a_view() -> None:
+def test_raw_images_round_trip_without_a_copy() -> None:
     images = RNG.integers(0, 256, (5, 3, 2, 1), dtype=np.uint8)
     column = binary_array(images)
     assert column.to_pylist() == [i.tobytes() for i in images]

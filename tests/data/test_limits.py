@@ -22,7 +22,7 @@ from expunge.data.readers.npz import read_npz
 from expunge.data.selectors import read_values
 from expunge.data.split import split
 from expunge.system.errors import DataError
-from tests.data.made import prepared
+from tests.data.sources import prepared
 
 
 def png(width: int, height: int) -> bytes:
@@ -38,7 +38,7 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(12_000, 9_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
-def test_a_picture_that_declares_too_many_pixels(width, height):
+def test_a_picture_that_declares_too_many_pixels_is_refused_before_it_is_unpacked(width, height):
     assert width * height > PIXELS
     bomb, before, start = png(min(width, 60_000), height), resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     with pytest.raises(DataError, match=r"cat/7.png: .*pixels.*make it smaller, or remove it"):
@@ -47,11 +47,11 @@ def test_a_picture_that_declares_too_many_pixels(width, height):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before.ru_maxrss < 50_000  # KiB
 
 
-def test_a_large_picture_is_no_bomb():
+def test_a_large_picture_below_the_limit_is_read():
     assert decode(png(400, 300), "a").shape == (300, 400, 1)
 
 
-def test_a_text_that_is_too_long(tmp_path: Path):
+def test_a_text_that_is_too_long_is_refused(tmp_path: Path):
     texts = ["short", "x" * (TEXT_CHARACTERS + 1), "y", "z"]
     pq.write_table(pa.table({"text": texts, "label": [0, 1, 0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(
@@ -61,7 +61,7 @@ def test_a_text_that_is_too_long(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_archive_that_declares_more_than_memory(tmp_path: Path):
+def test_an_archive_that_declares_more_than_the_limit_is_refused(tmp_path: Path):
     out = io.BytesIO()
     np.save(out, np.zeros((4, 2, 2), np.uint8))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
@@ -71,7 +71,7 @@ def test_an_archive_that_declares_more_than_memory(tmp_path: Path):
         read_npz(tmp_path / "x.npz")
 
 
-def test_an_array_that_declares_more_than_it_holds(tmp_path: Path):
+def test_an_array_that_declares_more_than_it_holds_is_refused(tmp_path: Path):
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 8, 8), }"
     header += b" " * (118 - len(header)) + b"\n"
     npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
@@ -81,7 +81,7 @@ def test_an_array_that_declares_more_than_it_holds(tmp_path: Path):
         read_npz(tmp_path / "x.npz")
 
 
-def test_a_list_that_is_too_large(tmp_path: Path):
+def test_a_list_that_is_too_large_is_refused(tmp_path: Path):
     with (tmp_path / "ids.txt").open("wb") as file:
         file.truncate(LIST_BYTES + 1)  # a hole: it takes no place on the disk
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_a_list_that_is_too_large(tmp_path: Path):
         read_values(tmp_path / "ids.parquet", "sample_id")
 
 
-def test_more_than_half_of_the_data_is_asked_for_on_purpose(tmp_path: Path):
+def test_more_than_half_of_the_rows_is_refused_unless_it_was_asked_for(tmp_path: Path):
     images, labels = np.arange(40, dtype=np.uint8).reshape(40, 1, 1), np.arange(40) % 4
     np.savez(tmp_path / "x.npz", x=images, y=labels, split=["train"] * 36 + ["test"] * 4)
     dataset = prepared(tmp_path, "npz", path=tmp_path / "x.npz")

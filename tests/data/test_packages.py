@@ -97,13 +97,13 @@ def test_an_npm_package_with_other_content_is_refused(tmp_path: Path, registry: 
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_an_npm_package_that_is_not_there(tmp_path: Path, registry: list[str]) -> None:
+def test_an_npm_package_that_does_not_exist_is_refused(tmp_path: Path, registry: list[str]) -> None:
     with pytest.raises(DataError, match=r"npm pack no-such-pictures@1\.2\.3"):
         fetch_npm("no-such-pictures", VERSION, "00", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_without_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_npm_or_apt_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(
         DataError, match=r"npm is not installed; install npm, or download the package to .*made-pictures-1\.2\.3\.tgz"

@@ -22,7 +22,7 @@ def test_every_subject_keeps_a_training_row(rows: list[tuple[int, int]], fractio
     assert (mask == rows_of_subjects(labels, who, fraction, seed)).all()
 
 
-def test_a_class_gives_the_fraction_where_its_subjects_have_rows_enough() -> None:
+def test_a_class_gives_the_fraction_where_its_subjects_have_enough_rows() -> None:
     labels, who = np.repeat([0, 1, 2], 50), [f"p{i // 5}" for i in range(100)] + [f"single{i}" for i in range(50)]
     mask = rows_of_subjects(labels, who, 0.2, 0)
     assert np.bincount(labels[mask], minlength=3).tolist() == [10, 10, 0]
@@ -30,6 +30,6 @@ def test_a_class_gives_the_fraction_where_its_subjects_have_rows_enough() -> Non
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
-def test_a_fraction_out_of_range(fraction: float) -> None:
+def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(DataError, match="give a number between 0 and 1"):
         rows_of_subjects(np.zeros(3), ["a", "b", "c"], fraction, 0)

@@ -14,7 +14,7 @@ from expunge.data.selectors import class_indices
 from expunge.data.split import Split, request_digest, split
 from expunge.data.writer import write_dataset
 from expunge.system.errors import DataError, ManifestError
-from tests.data.made import arrays, source_of
+from tests.data.sources import arrays, source_of
 
 
 def forgotten(out: Path) -> list[str]:
@@ -27,7 +27,7 @@ def train_ids(data: dict, keep) -> list[str]:
 
 
 @pytest.mark.parametrize("classes", [["bee"], [1]])
-def test_whole_class(tmp_path: Path, dataset: Dataset, data: dict, classes: list) -> None:
+def test_a_class_is_forgotten_as_a_whole(tmp_path: Path, dataset: Dataset, data: dict, classes: list) -> None:
     request = split(dataset, tmp_path / "s", selector="classes", classes=classes)
     assert request["forget_rows"] == 15 and request["retain_rows"] == 30
     assert request["classes"] == request["whole_classes"] == [1]
@@ -50,7 +50,7 @@ def test_whole_class(tmp_path: Path, dataset: Dataset, data: dict, classes: list
     assert read.manifest["parts"] == {p: expected.count(p) for p in names.values()} | {"unseen": 0}
 
 
-def test_names_of_classes_in_any_case_where_they_are_one_class() -> None:
+def test_class_names_match_in_any_case_where_they_are_one_class() -> None:
     assert class_indices(["Bag", "Coat"], ["bag", "COAT"]) == [0, 1]
     assert class_indices(["Bag", "bag"], ["bag", "Bag"]) == [1, 0]
     with pytest.raises(DataError, match="unknown class 'BAG'"):
@@ -68,7 +68,7 @@ def test_a_class_without_training_rows_is_not_forgotten_as_a_whole(tmp_path: Pat
     assert Split(tmp_path / "s").parts[3] == "test_retain"
 
 
-def test_random_rows(tmp_path: Path, dataset: Dataset) -> None:
+def test_random_rows_are_drawn_by_fraction_and_seed(tmp_path: Path, dataset: Dataset) -> None:
     def drawn(**options) -> list[str]:
         split(dataset, tmp_path / "s", selector="random", **options)
         return forgotten(tmp_path / "s")
@@ -94,7 +94,7 @@ def write_values(file: Path, column: str, values: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("kind", [".txt", ".csv", ".parquet"])
-def test_ids_and_subjects_from_files(tmp_path: Path, dataset: Dataset, data: dict, kind: str) -> None:
+def test_ids_and_subjects_are_read_from_files(tmp_path: Path, dataset: Dataset, data: dict, kind: str) -> None:
     ids = ["row-040", "row-002", "row-005"]
     split(dataset, tmp_path / "s", selector="ids", file=write_values(tmp_path / f"ids{kind}", "sample_id", ids))
     assert forgotten(tmp_path / "s") == sorted(ids)
@@ -103,13 +103,13 @@ def test_ids_and_subjects_from_files(tmp_path: Path, dataset: Dataset, data: dic
     assert forgotten(tmp_path / "p") == train_ids(data, lambda i: data["subjects"][i] in people)
 
 
-def test_csv_of_one_column_needs_no_header(tmp_path: Path, dataset: Dataset) -> None:
+def test_a_csv_of_one_column_needs_no_header(tmp_path: Path, dataset: Dataset) -> None:
     (tmp_path / "ids.csv").write_text("row-002\nrow-004\n")
     split(dataset, tmp_path / "s", selector="ids", file=tmp_path / "ids.csv")
     assert forgotten(tmp_path / "s") == ["row-002", "row-004"]
 
 
-def test_filter(tmp_path: Path, dataset: Dataset, data: dict) -> None:
+def test_a_filter_forgets_the_training_rows_that_match(tmp_path: Path, dataset: Dataset, data: dict) -> None:
     text = 'class == "cat" and subject is not null and height == 5'
     split(dataset, tmp_path / "s", selector="filter", filter=text)
     chosen = train_ids(data, lambda i: data["labels"][i] == 2 and data["subjects"][i] is not None)
@@ -127,7 +127,7 @@ def test_equal_requests_have_equal_bytes_and_digests(tmp_path: Path, dataset: Da
     assert split(dataset, tmp_path / "d", selector="classes", classes=["bee"])["digest"] != by_name["digest"]
 
 
-def test_digest_is_keyed_by_the_dataset_and_blind_to_order() -> None:
+def test_the_digest_depends_on_the_dataset_and_not_on_the_order_of_ids() -> None:
     assert request_digest(["b", "a"], "k") == request_digest(["a", "b"], "k")
     assert request_digest(["a", "b"], "k") != request_digest(["a", "b"], "other")
     assert request_digest(["a", "b"], "k") != request_digest(['a","b'], "k")
@@ -167,7 +167,7 @@ def bad_request(tmp_path: Path, dataset: Dataset, message: str, **request) -> No
         ({"selector": "memorised", "scores": lambda: np.full(60, np.nan)}, "have no score"),
     ],
 )
-def test_bad_requests(tmp_path: Path, dataset: Dataset, request_: dict, message: str) -> None:
+def test_bad_requests_are_refused(tmp_path: Path, dataset: Dataset, request_: dict, message: str) -> None:
     bad_request(tmp_path, dataset, message, **request_)
 
 
@@ -180,11 +180,11 @@ def test_bad_requests(tmp_path: Path, dataset: Dataset, request_: dict, message:
         ([], "the list is empty"),
     ],
 )
-def test_bad_ids(tmp_path: Path, dataset: Dataset, ids: list[str], message: str) -> None:
+def test_bad_ids_are_refused(tmp_path: Path, dataset: Dataset, ids: list[str], message: str) -> None:
     bad_request(tmp_path, dataset, message, selector="ids", file=write_values(tmp_path / "ids.txt", "sample_id", ids))
 
 
-def test_bad_files(tmp_path: Path, dataset: Dataset) -> None:
+def test_bad_files_are_refused(tmp_path: Path, dataset: Dataset) -> None:
     (tmp_path / "a.json").write_text("[]")
     bad_request(tmp_path, dataset, r"a\.json: unknown file type; use \.txt", selector="ids", file=tmp_path / "a.json")
     bad_request(tmp_path, dataset, r"no\.txt: no such file", selector="ids", file=tmp_path / "no.txt")
@@ -208,7 +208,7 @@ def test_bad_files(tmp_path: Path, dataset: Dataset) -> None:
     )
 
 
-def test_subjects_need_a_subject_column(tmp_path: Path) -> None:
+def test_subjects_without_a_subject_column_are_refused(tmp_path: Path) -> None:
     source = source_of(arrays() | {"subjects": None})
     write_dataset(tmp_path / "d", type(source)(source.name, source.class_names, source.encoding, source.batches))
     people = write_values(tmp_path / "p.txt", "subject", ["person-1"])
@@ -261,7 +261,7 @@ class Chain:
 
 
 @pytest.mark.parametrize(("policy", "rows"), [("warn", ["row-004"]), ("include", ["row-004", "row-005", "row-006"])])
-def test_near_duplicates_are_told_or_join_with_their_own(
+def test_near_duplicates_are_reported_or_included_with_their_own_near_duplicates(
     tmp_path: Path, dataset: Dataset, caplog: pytest.LogCaptureFixture, policy: str, rows: list[str]
 ) -> None:
     one = write_values(tmp_path / "ids.txt", "sample_id", ["row-004"])
@@ -273,7 +273,7 @@ def test_near_duplicates_are_told_or_join_with_their_own(
     assert ("a near-duplicate among the retained rows" in caplog.text) == (policy == "warn")
 
 
-def test_near_duplicates_can_be_refused_or_not_looked_for(tmp_path: Path, dataset: Dataset) -> None:
+def test_near_duplicates_can_be_refused_or_ignored(tmp_path: Path, dataset: Dataset) -> None:
     one = write_values(tmp_path / "ids.txt", "sample_id", ["row-004"])
     asked = {"selector": "ids", "file": one, "neighbours": Chain()}
     bad_request(tmp_path, dataset, "1 forgotten rows have a near-duplicate", near_duplicates="refuse", **asked)
@@ -293,7 +293,9 @@ def test_an_exact_copy_is_no_near_duplicate_as_well(tmp_path: Path, twins: Datas
     assert request["duplicates_left_in_retain"] == 2 and request["near_duplicates"]["left_in_retain"] == 0
 
 
-def test_the_rows_that_were_memorised_most(tmp_path: Path, dataset: Dataset, data: dict) -> None:
+def test_memorised_takes_the_training_rows_with_the_highest_scores(
+    tmp_path: Path, dataset: Dataset, data: dict
+) -> None:
     scores = np.where(np.array(data["splits"]) == "train", np.arange(60.0), np.nan)
     scores[5] = 99.0
     request = split(dataset, tmp_path / "s", selector="memorised", fraction=0.05, scores=lambda: scores)

@@ -32,7 +32,7 @@ def test_the_same_rows_give_other_digests_under_another_key(tmp_path):
     assert plain not in both[0].to_bytes() and DIGEST not in both[0].to_bytes()
 
 
-def test_a_look_makes_no_key(tmp_path):
+def test_reading_creates_no_key(tmp_path):
     assert Tombstones.read(tmp_path / "x") is None
     Tombstones.open(tmp_path / "x", keep=False).plus(["ann"], [])
     assert not (tmp_path / "x").exists()
@@ -48,7 +48,7 @@ def test_they_hold_for_workspaces_below_and_where_the_variable_points(tmp_path, 
     assert Tombstones.near(tmp_path / "elsewhere").hits(["ann", "bob"]).any.tolist() == [False, True]
 
 
-def test_damage_is_named_and_never_taken_for_nothing(tmp_path):
+def test_damaged_tombstones_are_refused_and_never_taken_for_none(tmp_path):
     folder = home(tmp_path)
     Tombstones.open(folder).plus(["ann"], [DIGEST]).write()
     whole = (folder / "rows.safetensors").read_bytes()

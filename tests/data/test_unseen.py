@@ -10,7 +10,7 @@ from expunge.data.prepare import prepare
 from expunge.data.split import Split, split
 from expunge.data.unseen import drawn, usable
 from expunge.system.errors import DataError
-from tests.data.made import arrays
+from tests.data.sources import arrays
 
 
 @pytest.fixture

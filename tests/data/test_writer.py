@@ -17,14 +17,14 @@ from expunge.data.schema import RAW
 from expunge.data.source import Batch, Source
 from expunge.data.writer import find_duplicates, write_dataset
 from expunge.system.errors import DataError
-from tests.data.made import CLASSES, ROWS, arrays, source_of
+from tests.data.sources import CLASSES, ROWS, arrays, source_of
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
 
 
-def test_layout_and_columns(tmp_path: Path, data: dict) -> None:
+def test_the_dataset_has_the_documented_files_and_columns(tmp_path: Path, data: dict) -> None:
     manifest = write_dataset(tmp_path / "d", source_of(data), shard_rows=25)
     names = [f"part-{i:05d}.parquet" for i in range(3)]
     assert sorted(files_of(tmp_path / "d")) == ["classes.json", "duplicates.parquet", "manifest.json", *names]
@@ -47,7 +47,7 @@ def test_layout_and_columns(tmp_path: Path, data: dict) -> None:
     assert table["digest"].to_pylist() == expected
 
 
-def test_same_input_same_bytes_whatever_the_reader_batches(tmp_path: Path, data: dict) -> None:
+def test_the_same_rows_give_the_same_bytes_whatever_the_batches(tmp_path: Path, data: dict) -> None:
     write_dataset(tmp_path / "a", source_of(data))
     write_dataset(tmp_path / "b", source_of(data, batch=23))
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")

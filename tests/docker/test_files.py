@@ -27,7 +27,7 @@ def passes(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_linters_find_nothing():
+def test_linters_find_nothing_in_the_files_of_docker():
     passes(BIN / "hadolint", *DOCKERFILES)
     lint = [BIN / "compose-lint", "check", "--strict-config", "--config", DOCKER / ".compose-lint.yml"]
     passes(*lint, "--fail-on", "low", COMPOSE)
@@ -98,7 +98,7 @@ def test_each_service_mounts_the_secrets_it_reads_and_no_others():
         assert set(re.findall(r"/run/secrets/(\w+)", said)) == set(service.get("secrets", ())), name
 
 
-def test_no_secret_in_git():
+def test_no_secret_is_in_git():
     ignored = ["docker/secrets/prefect_auth", "docker/.env"]
     done = subprocess.run(["git", "check-ignore", *ignored], cwd=ROOT, text=True, capture_output=True)
     assert done.stdout.split() == ignored

@@ -25,7 +25,7 @@ from expunge.models.checkpoint import digest_of_tensors, load_classifier, save_c
 from expunge.models.zoo import build
 from expunge.system.errors import CertificateError, ConfigError, ManifestError, QualityError, TrackingError
 from expunge.system.files import read_json, sha256, staged_dir, write_json, write_manifest
-from tests.exactly import CERTIFICATE, certify, delete, write_features
+from tests.exact_workspace import CERTIFICATE, certify, delete, write_features
 
 
 @pytest.fixture(scope="module", params=["ridge", "head", "above", "shards", "ridge-sharded"])
@@ -72,7 +72,7 @@ def seal(directory: Path) -> None:
     write_json(directory / "manifest.json", manifest)
 
 
-def test_it_agrees_with_what_was_deleted(root):
+def test_an_audit_agrees_with_an_exact_deletion(root):
     said = found(encode=True)
     assert said["agrees"] and said["rows"] and said["backbone"] and said["dataset_as_certified"]
     assert said["distance"] <= said["allowed"]
@@ -160,7 +160,7 @@ def test_features_of_something_else_are_found(root):
     assert not said["features"]["agrees"] and not said["agrees"]
 
 
-def test_what_it_cannot_recompute_is_said(root):
+def test_what_an_audit_cannot_recompute_is_listed(root):
     claim = read_json(Path("models/unlearned/exact/fit.json"))["exact"]
     certify(None, "1")
     with pytest.raises(CertificateError, match="nothing to compute again"):
@@ -175,7 +175,7 @@ def test_what_it_cannot_recompute_is_said(root):
         found()
 
 
-def test_the_command_prints_and_ends_as_it_finds(root):
+def test_the_command_prints_its_findings_and_its_status_follows_them(root):
     from typer.testing import CliRunner
 
     run = CliRunner()

@@ -15,8 +15,8 @@ from expunge.erasure.database import BATCHES, transaction
 from expunge.erasure.requests import Store, new_id
 from expunge.erasure.states import State
 from expunge.system.errors import RequestError
-from tests.erasure.made import finish, promoted
-from tests.sweep import small
+from tests.erasure.promoted_batch import finish, promoted
+from tests.sweep import people_workspace
 
 TODAY = date(2026, 3, 2)
 
@@ -78,7 +78,7 @@ def test_another_machine_is_waited_for(store):
     assert Batches(store, "ben").claim(TODAY).id == batch.id
 
 
-def test_who_lost_the_batch_writes_nothing(store):
+def test_a_process_that_lost_the_batch_writes_nothing(store):
     id_ = verified(store, "p1")
     slow, quick = Batches(store, "slow"), Batches(store, "quick")
     lost = slow.claim(TODAY)
@@ -89,7 +89,7 @@ def test_who_lost_the_batch_writes_nothing(store):
     assert quick.at(taken, Step.run, {"a": 1}).facts == {"a": 1}
 
 
-def test_the_time_is_put_off_while_work_goes_on(store, monkeypatch):
+def test_the_lease_is_renewed_while_work_goes_on(store, monkeypatch):
     from expunge.erasure import batches as module
 
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
@@ -98,7 +98,7 @@ def test_the_time_is_put_off_while_work_goes_on(store, monkeypatch):
     batch = batches.claim(TODAY)
     with transaction(store.engine) as c:
         c.execute(update(BATCHES).values(until=0.0))
-    with batches.held():
+    with batches.renewed_lease():
         end = time.monotonic() + 10
         while batches.current().until < time.time() and time.monotonic() < end:
             time.sleep(0.05)
@@ -110,8 +110,8 @@ def test_a_closed_batch_makes_room_and_destroys_keys(store):
     id_ = verified(store, "p1")
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
-    told = {"of": {id_: {"certificate": "sha256:1"}}}
-    batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
+    event_facts = {"of": {id_: {"certificate": "sha256:1"}}}
+    batches.at(batch, Step.closed, {}, State.completed, "completion", event_facts=event_facts)
     assert store.get(id_).state == State.completed and not store.has_key(id_)
     assert store.events(id_)[-1].facts == {"batch": batch.id, "certificate": "sha256:1"}
     assert batches.current() is None and [b.id for b in batches.closed()] == [batch.id]
@@ -119,7 +119,7 @@ def test_a_closed_batch_makes_room_and_destroys_keys(store):
     assert batches.claim(TODAY).id != batch.id
 
 
-def test_two_that_start_at_once_start_one(url, at_once):
+def test_two_processes_that_start_at_once_open_one_batch(url, at_once):
     """Both find no batch; one opens it, the other is told."""
     store = Store.open(url)
     ids = [verified(store, f"p{i}") for i in range(4)]
@@ -143,7 +143,7 @@ sys.stdin.readline()  # alive until both are done
 
 def test_a_batch_is_finished_on_either_database(url, tmp_path):
     """From promoted to completed: sweep, certificates, keys destroyed."""
-    root = small.workspace(tmp_path / "workspace", [5])
+    root = people_workspace.workspace(tmp_path / "workspace", [5])
     store = Store.open(url)
     _, requests = promoted(store, root)
     assert finish(root, url) == "completed" and finish(root, url) == "nothing to do"

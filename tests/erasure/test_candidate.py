@@ -40,12 +40,12 @@ def registered(run) -> str:
     return str(method)
 
 
-def test_a_method_of_which_enough_was_shown_is_the_product(run):
+def test_a_method_of_which_enough_was_shown_is_the_candidate(run):
     method, receipt = registered(run), read_json(REGISTRATION)
     assert choose() == Candidate(receipt["model"], "1", method, receipt["tags"]["claims"])
 
 
-def test_else_the_retrained_model_is_and_passes_every_gate(run):
+def test_else_the_retrained_model_is_the_candidate_and_passes_every_gate(run):
     from expunge.promotion.session import ReviewSession
 
     nothing_qualified()
@@ -63,7 +63,7 @@ def test_else_the_retrained_model_is_and_passes_every_gate(run):
     assert "changed by hand" in " ".join(promoter.check(promoter.version(product.version)))
 
 
-def test_a_retrained_model_of_which_nothing_was_shown_is_no_product(run):
+def test_a_retrained_model_of_which_nothing_was_shown_is_no_candidate(run):
     nothing_qualified()
     summary = read_json(SUMMARY)
     summary["references"]["retrained"]["verdict"]["claims"]["exact"] = "cannot tell"
@@ -72,13 +72,13 @@ def test_a_retrained_model_of_which_nothing_was_shown_is_no_product(run):
     assert isinstance(refusal, Refusal) and "nor of the retrained model" in refusal.reason
 
 
-def test_less_than_what_is_asked_for_does_not_qualify(run):
+def test_a_claim_below_the_required_one_does_not_qualify(run):
     verdicts(lambda name, verdict: {**verdict, "claims": {**verdict["claims"], "exact": "cannot tell"}})
     change(run, lambda p: p["register"].update(promote_level="exact"))
     assert choose().method == "retrained"
 
 
-def test_without_either_the_requests_are_refused(run):
+def test_without_a_candidate_the_requests_are_refused(run):
     nothing_qualified()
     change(run, lambda p: p.update(reference="skip"))
     refusal = choose()

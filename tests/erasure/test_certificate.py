@@ -19,15 +19,15 @@ from expunge.erasure.requests import Store
 from expunge.ledger.keys import PublicKey, signing_key
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import CertificateError, LedgerError
-from tests.erasure.made import finish, promoted
-from tests.sweep import small
+from tests.erasure.promoted_batch import finish, promoted
+from tests.sweep import people_workspace
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A small workspace in which two requests were completed, and these requests."""
     root = tmp_path_factory.mktemp("certified") / "workspace"
-    small.workspace(root, [5])
+    people_workspace.workspace(root, [5])
     url = f"sqlite:///{root / 'records/requests.db'}"
     store = Store.open(url)
     _, requests = promoted(store, root)
@@ -48,7 +48,7 @@ def key_of(done) -> PublicKey:
     return PublicKey.read(done[0] / "records/keys/signing.pub.pem")
 
 
-def test_it_says_everything_that_it_must(done, certificate):
+def test_a_certificate_has_every_required_part(done, certificate):
     root, _, requests = done
     body = verify(certificate, key_of(done))
     assert body["request"]["digest"] == requests[0].digest and body["request"]["basis"] == "GDPR Art. 17(1)(b)"
@@ -73,12 +73,12 @@ def test_it_says_everything_that_it_must(done, certificate):
     assert body["ledger"]["previous"] in {e.hash for e in Ledger(root / "ledger.jsonl").entries()}
 
 
-def test_it_names_nobody(done, certificate):
+def test_a_certificate_names_nobody(done, certificate):
     content = certificate.read_text() + (done[0] / "ledger.jsonl").read_text()
     assert "subject-" not in content and "record-" not in content
 
 
-def test_the_ledger_holds_its_digest_and_it_holds_the_ledger(done):
+def test_certificate_and_ledger_hold_each_others_digest(done):
     root, store, requests = done
     for request in requests:
         completed = store.events(request.id)[-1]
@@ -92,7 +92,7 @@ def test_the_ledger_holds_its_digest_and_it_holds_the_ledger(done):
         ledger.verify(["sha256:" + "1" * 64])
 
 
-def test_another_program_can_check_it(done, certificate):
+def test_another_program_verifies_a_certificate_without_expunge(done, certificate):
     """From the description alone, with nothing of this package."""
     code = f"""
 import base64, json, sys
@@ -118,7 +118,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("how", TAMPERED)
-def test_a_change_is_found(how, done, certificate):
+def test_a_changed_certificate_is_refused(how, done, certificate):
     document = json.loads(certificate.read_text())
     TAMPERED[how](document)
     certificate.write_text(json.dumps(document))
@@ -128,7 +128,7 @@ def test_a_change_is_found(how, done, certificate):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_flipped_character_is_found_or_means_nothing(done, data):
+def test_any_flipped_character_is_found_or_changes_no_value(done, data):
     """White space between values says nothing; everything else is signed."""
     root, _, requests = done
     path = root / "records/certificates" / requests[1].id / "certificate.json"
@@ -141,21 +141,21 @@ def test_any_flipped_character_is_found_or_means_nothing(done, data):
         assert verify(other, key_of(done)) == verify(path, key_of(done))
 
 
-def test_a_key_that_stands_twice_is_refused(done, certificate):
+def test_a_duplicate_key_in_the_json_is_refused(done, certificate):
     text = certificate.read_text().replace('"schema": 1,', '"schema": 1, "schema": 1,')
     certificate.write_text(text)
     with pytest.raises(CertificateError, match="not a certificate"):
         verify(certificate, key_of(done))
 
 
-def test_another_key_is_named(done, certificate, tmp_path):
+def test_a_signature_by_another_key_is_named(done, certificate, tmp_path):
     with pytest.raises(CertificateError, match="ask its issuer"):
         verify(certificate, signing_key(tmp_path).public)
     with pytest.raises(CertificateError, match="cannot be read"):
         verify(tmp_path / "none.json", key_of(done))
 
 
-def test_the_page_shows_it(done):
+def test_the_page_shows_the_certificate(done):
     root, _, requests = done
     shown = (root / "records/certificates" / requests[0].id / "certificate.html").read_text()
     for said in (

@@ -12,7 +12,7 @@ def test_a_sweep_that_was_killed_at_its_end_loses_nothing():
     assert joined(before, NOTHING) == {**NOTHING, "found": [ROWS], "purged": [ROWS], "not_purgeable": [MODEL]}
 
 
-def test_what_a_sweep_says_counts_and_nothing_is_listed_twice():
+def test_findings_of_a_sweep_are_listed_once():
     cache = {"where": "DVC cache", "what": "objects", "count": 117}
     looked = {**cache, "what": "objects that dvc.lock does not name", "count": 73}
     before = {**NOTHING, "found": [ROWS, looked], "not_purgeable": [MODEL]}

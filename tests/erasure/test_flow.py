@@ -14,9 +14,9 @@ from expunge.erasure.batches import Batches, Step
 from expunge.erasure.requests import Store
 from expunge.erasure.states import State
 from expunge.system.files import read_json
-from tests.erasure.made import PRODUCT, RUN, TODAY
+from tests.erasure.promoted_batch import PRODUCT, RUN, TODAY
 from tests.pipeline import ENVIRONMENT, change, dvc
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_a_path_is_taken_in_and_what_is_verified_is_carried_out(tmp_path, monkey
     """Test rows alone: the whole life without a model. The pipeline is two stages that change nothing."""
     from flows.erasure import erasure
 
-    root = small.workspace(tmp_path / "workspace", [5])
+    root = people_workspace.workspace(tmp_path / "workspace", [5])
     dvc(root, "init", "--no-scm", "--quiet")
     (root / "dvc.yaml").write_text("stages:\n  prepare: {cmd: 'true'}\n  validate-dataset: {cmd: 'true'}\n")
     change(root, lambda p: p["split"].update(classes=[2]))  # of three: a flow checks params first

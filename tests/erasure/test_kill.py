@@ -23,8 +23,8 @@ from expunge.ledger.ledger import Ledger
 from expunge.system.errors import ExpungeError
 from expunge.system.files import digest_of
 from tests import killing
-from tests.erasure.made import GONE, finish, promoted
-from tests.sweep import small
+from tests.erasure.promoted_batch import GONE, finish, promoted
+from tests.sweep import people_workspace
 
 ROUNDS = 30
 
@@ -45,7 +45,7 @@ def in_a_child(root: Path, until: int) -> tuple[int, int]:
 @pytest.fixture(scope="module")
 def before(tmp_path_factory) -> Path:
     """Two requests, approved and promoted; nothing is erased yet."""
-    root = small.workspace(tmp_path_factory.mktemp("kill") / "workspace", [5])
+    root = people_workspace.workspace(tmp_path_factory.mktemp("kill") / "workspace", [5])
     store = Store.open(url_of(root))
     promoted(store, root)
     with chdir(root):
@@ -92,7 +92,7 @@ def check(root: Path, before: Path) -> None:
         assert store.events(request.id)[-1].facts["certificate"] == digest_of(body)
     # The rows are gone, all others are there as they were; no list is left.
     old, new = Dataset(before / "data/dataset"), Dataset(root / "data/dataset")
-    gone = {small.person(i) for i in GONE}
+    gone = {people_workspace.person(i) for i in GONE}
     kept = [
         i for i, s in zip(old.sample_ids(), old.table(["subject"])["subject"].to_pylist(), strict=True) if s not in gone
     ]
@@ -124,7 +124,7 @@ def test_killed_at_any_moment(seed, before, events, tmp_path):
             store = Store.open(url_of(root))
             for request in store.all([State.completed]):
                 assert verify(Path("records/certificates") / request.id / "certificate.json", public_key())
-                assert Dataset("data/dataset").rows == small.ROWS - 30
+                assert Dataset("data/dataset").rows == people_workspace.ROWS - 30
             store.engine.dispose()
     state = finish(root, url_of(root))
     assert state in ("completed", "nothing to do")

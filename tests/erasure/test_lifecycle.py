@@ -20,10 +20,10 @@ from expunge.ledger.keys import public_key
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 from expunge.system.files import write_json
-from tests.erasure.made import TODAY
+from tests.erasure.promoted_batch import TODAY
 from tests.pipeline import change, dvc
-from tests.sweep import small
-from tests.verdicts import made_verdict
+from tests.sweep import people_workspace
+from tests.verdicts import verdict_with
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> Path:
-    root = small.workspace(tmp_path_factory.mktemp("life") / "workspace", [5])
+def lifecycle_workspace(tmp_path_factory) -> Path:
+    root = people_workspace.workspace(tmp_path_factory.mktemp("life") / "workspace", [5])
     (root / "data/requests/one.txt").unlink()
     dvc(root, "init", "--no-scm", "--quiet")
     return root
 
 
 @pytest.fixture
-def root(finished_run, tmp_path, monkeypatch) -> Path:
-    root = small.copy(finished_run, tmp_path / "workspace")
+def root(lifecycle_workspace, tmp_path, monkeypatch) -> Path:
+    root = people_workspace.copy(lifecycle_workspace, tmp_path / "workspace")
     monkeypatch.chdir(root)
     return root
 
@@ -70,9 +70,9 @@ def bytes_below(root: Path) -> bytes:
     return b"".join(p.name.encode() + p.read_bytes() for p in found if ".dvc/cache" not in p.as_posix())
 
 
-def test_intake_to_refusal(root, expunge, tmp_path):
+def test_a_request_goes_from_intake_to_refusal_on_the_command_line(root, expunge, tmp_path):
     source = tmp_path / "mine.txt"
-    source.write_text(small.person(3) + "\n")
+    source.write_text(people_workspace.person(3) + "\n")
     assert expunge("request", "add", "--subject-file", str(source), "--received", "2026-13-01").status == 2
     assert "future" in expunge("request", "add", "--subject-file", str(source), "--received", "2999-01-01").err
     assert "exactly one of these" in expunge("request", "add").err
@@ -110,7 +110,7 @@ def test_intake_to_refusal(root, expunge, tmp_path):
 
 def test_an_intake_that_fails_leaves_no_list(root, expunge, tmp_path, monkeypatch):
     (root / ".dvc").rename(root / "no-dvc")
-    (tmp_path / "mine.txt").write_text(small.person(3) + "\n")
+    (tmp_path / "mine.txt").write_text(people_workspace.person(3) + "\n")
     failed = expunge("request", "add", "--subject-file", str(tmp_path / "mine.txt"))
     assert failed.status == 2 and "dvc add " in failed.err and "not inside of a DVC repository" in failed.err
     assert not list((root / "data/requests").iterdir()) and Store.open().all() == []
@@ -119,13 +119,13 @@ def test_an_intake_that_fails_leaves_no_list(root, expunge, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("name", "said"), [("mine.txt", "value 2 has 10,000,000 characters"), ("mine.csv", "line 2")])
 def test_a_list_with_an_endless_line_is_refused_at_intake(name, said, root, expunge, tmp_path):
-    (tmp_path / name).write_text(small.person(3) + "\n" + "x" * 10_000_000 + "\n")
+    (tmp_path / name).write_text(people_workspace.person(3) + "\n" + "x" * 10_000_000 + "\n")
     refused = expunge("request", "add", "--subject-file", str(tmp_path / name))
     assert refused.status == 2 and said in refused.err and "xxx" not in refused.err
     assert not list((root / "data/requests").iterdir()) and Store.open().all() == []
 
 
-def test_a_bad_list_stops_nobody_else(root, expunge, tmp_path):
+def test_a_bad_list_stops_no_other_request(root, expunge, tmp_path):
     """As an earlier version took one in: a list that no reader can read."""
     (root / "data/requests/R-20260101-ffffff.csv").write_text("subject,salt\n" + "x" * 10_000_000 + ",\n")
     (tmp_path / "ids.txt").write_text("record-00004\n")
@@ -137,7 +137,7 @@ def test_a_bad_list_stops_nobody_else(root, expunge, tmp_path):
     assert len(said) == 1 and "field larger than field limit" in said[0] and "R-2026" not in said[0]
 
 
-def test_what_is_erased_already_is_met(root, expunge, tmp_path):
+def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expunge, tmp_path):
     """A whole class, and rows by id, that an earlier request took out; a list that is met in part is carried out."""
     dataset = Dataset("data/dataset")
     gone = [i for i, label in zip(dataset.sample_ids(), dataset.labels(), strict=True) if label == 2]
@@ -200,7 +200,7 @@ def life(store: Store, pipeline) -> Lifecycle:
     return Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=pipeline, log=lambda _: None)
 
 
-def test_test_rows_alone_need_no_model(root, tmp_path):
+def test_a_request_for_test_rows_alone_needs_no_model(root, tmp_path):
     """Every fifth row is for testing: no model was trained on it, the data change all the same."""
     from expunge.erasure.certificate import verify
 
@@ -210,7 +210,7 @@ def test_test_rows_alone_need_no_model(root, tmp_path):
     outcome = life(store, lambda stages=(), force=False: asked.append(list(stages))).advance(TODAY)
     assert outcome.state == "completed" and asked == [["prepare", "validate-dataset"]]
     ids = Dataset("data/dataset").sample_ids()
-    assert len(ids) == small.ROWS - 2 and "record-00004" not in ids
+    assert len(ids) == people_workspace.ROWS - 2 and "record-00004" not in ids
     body = verify(Path("records/certificates") / id_ / "certificate.json", public_key())
     assert body["unlearning"] is None and body["sweep"]["left"] == []
     page = (root / "records/certificates" / id_ / "certificate.html").read_text()
@@ -225,7 +225,7 @@ def split_only(stages=(), force=False) -> None:
     from expunge.stages import split
 
     split.main()
-    block = {"verdict": {**made_verdict((), refuted=("outputs",)), "why": "Utility kept; refuted: outputs."}}
+    block = {"verdict": {**verdict_with((), refuted=("outputs",)), "why": "Utility kept; refuted: outputs."}}
     write_json("reports/summary.json", {"selected": None, "methods": {"loft": block}})
     write_json("reports/registration.json", {"model": "m", "content": "sha256:1", "method": None})
     Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
@@ -248,7 +248,7 @@ def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_ref
     assert "reference: skip" in request.reason and not store.has_key(id_)
     assert Path("params.yaml").read_bytes() == params and not list(Path("data/requests").glob("*.csv"))
     assert Ledger("ledger.jsonl").entries()[-1].kind == "refusal"
-    assert Dataset("data/dataset").rows == small.ROWS
+    assert Dataset("data/dataset").rows == people_workspace.ROWS
 
 
 def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_path):
@@ -315,12 +315,12 @@ def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
 
 def awaiting(store: Store, root: Path, tmp_path: Path):
     """A batch whose product waits; its facts are those of a judged run."""
-    from tests.erasure.made import PRODUCT, RUN
+    from tests.erasure.promoted_batch import PRODUCT, RUN
 
     id_ = taken_in(store, root, tmp_path, ["record-00001"])
     runner = life(store, split_only)
     batch = runner.batches.claim(TODAY)
-    batch = runner._prepare(batch)
+    batch = runner.steps[Step.prepare](batch)
     facts = {"product": PRODUCT, "run": {**RUN, "each": {id_: {"train": 1, "test": 0}}}}
     runner.batches.release(runner.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
     return id_, runner

@@ -30,7 +30,7 @@ from expunge.system.paths import FORGOTTEN
 from expunge.training.recipe import make_classifier
 from expunge.workspaces.workspace import params_with
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, lay_out
-from tests.sweep.everywhere import found
+from tests.sweep.byte_search import found
 
 pytestmark = pytest.mark.slow
 PEOPLE = ("canary-one", "canary-two")
@@ -107,7 +107,7 @@ def singing(home: Path, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_two_people_one_after_the_other(mode, tmp_path, monkeypatch):
+def test_two_people_are_erased_one_after_the_other_in_every_mode(mode, tmp_path, monkeypatch):
     for name in ("EXPUNGE_SIGNING_KEY", "EXPUNGE_REQUESTS_URL"):
         monkeypatch.delenv(name, raising=False)
     # A process keeps MLflow's stores by address, and the default is relative to the workspace.

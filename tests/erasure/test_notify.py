@@ -41,7 +41,7 @@ def recipient(monkeypatch):
     server.server_close()
 
 
-def test_a_recipient_is_told_what_became_of_which_request(recipient):
+def test_a_recipient_is_sent_each_request_and_its_outcome(recipient):
     got, _ = recipient
     assert notify.send(REQUEST, print)
     assert notify.send(replace(REQUEST, state=State.refused, reason="a duty to keep them"), print)
@@ -52,7 +52,7 @@ def test_a_recipient_is_told_what_became_of_which_request(recipient):
     ]
 
 
-def test_it_is_tried_three_times_and_again_by_the_next_run(recipient):
+def test_a_notice_is_sent_three_times_and_again_by_the_next_run(recipient):
     got, answers = recipient
     answers += [500, 503]
     assert notify.send(REQUEST, print) and len(got) == 3
@@ -75,6 +75,6 @@ def test_a_recipient_that_is_away_or_slow_stops_nothing(monkeypatch):
     assert not notify.send(REQUEST, print)
 
 
-def test_without_recipients_everybody_knows(monkeypatch):
+def test_without_recipients_sending_succeeds(monkeypatch):
     monkeypatch.delenv(notify.ENV, raising=False)
     assert notify.send(REQUEST, print)

@@ -35,7 +35,7 @@ def test_a_request_comes_back_as_it_was_taken_in(store):
         store.get("R-0")
 
 
-def test_the_whole_life_leaves_who_when_and_why(store):
+def test_every_step_of_a_request_records_who_when_and_why(store):
     id_ = add(store).id
     store.verify(id_, "ben", "passport seen", {"found": 2})
     store.change(id_, State.scheduled, "scheduling", "nightly", "due soon", {})
@@ -86,7 +86,7 @@ def test_deadlines_are_calendar_months(store):
         store.extend(late, 2, "ann", " ", date(2026, 2, 1))
 
 
-def test_overdue_and_due_soon():
+def test_urgency_is_overdue_due_soon_or_none():
     due = date(2026, 2, 28)
     days = (date(2026, 3, 1), due, date(2026, 2, 21), date(2026, 2, 20))
     assert [urgency(due, day, 7) for day in days] == ["overdue", "due soon", "due soon", ""]
@@ -161,7 +161,7 @@ def test_a_change_on_an_old_state_is_refused(store):
     assert store.get(old.id).state == State.verified and len(store.events(old.id)) == 2
 
 
-def test_two_operators_at_once_lose_nothing(url, at_once):
+def test_changes_of_two_operators_at_once_are_all_kept(url, at_once):
     """Each adds ten requests; the tables are made by whoever comes first."""
     code = """
 store = Store.open(sys.argv[1])
@@ -178,7 +178,7 @@ for i in range(10):
     store.engine.dispose()
 
 
-def test_two_operators_at_once_do_nothing_twice(url, at_once):
+def test_two_operators_at_once_do_no_step_twice(url, at_once):
     """Both verify the same twelve; each is verified by one of them, and the other is told."""
     store = Store.open(url)
     ids = [add(store, [f"p{i}"]).id for i in range(12)]

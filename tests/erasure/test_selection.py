@@ -14,14 +14,14 @@ from expunge.erasure.requests import Store
 from expunge.erasure.selection import mask_of, select, with_split
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.system.errors import ConfigError, ExpungeError, RequestError
-from tests.erasure.made import request_for
-from tests.sweep import small
+from tests.erasure.promoted_batch import request_for
+from tests.sweep import people_workspace
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "params.demo.yaml"])
-def test_only_the_split_changes_in_params(name):
+def test_only_the_section_split_of_params_changes(name):
     text = (ROOT / name).read_text()
     changed = with_split(text, Path("data/requests/B-1.csv"))
     wanted = yaml.safe_load(text)
@@ -41,7 +41,7 @@ def test_a_batch_forgets_no_row_that_nobody_asked_for():
     assert yaml.safe_load(ignore)["split"]["near_duplicates"] == "ignore"
 
 
-def test_any_style_of_yaml_is_set_or_refused(tmp_path):
+def test_any_style_of_yaml_is_edited_or_refused(tmp_path):
     dumped = yaml.safe_dump(yaml.safe_load((ROOT / "params.demo.yaml").read_text()), sort_keys=False)
     (tmp_path / "params.yaml").write_text(with_split(dumped, Path("data/requests/B-1.csv")))
     assert load_config(tmp_path / "params.yaml").split.file == "data/requests/B-1.csv"
@@ -53,7 +53,7 @@ def test_any_style_of_yaml_is_set_or_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    root = small.workspace(tmp_path_factory.mktemp("select") / "workspace", [5])
+    root = people_workspace.workspace(tmp_path_factory.mktemp("select") / "workspace", [5])
     store = Store.open(f"sqlite:///{root / 'records/requests.db'}")
     with chdir(root):
         yield root, store, Dataset("data/dataset")
@@ -64,10 +64,14 @@ def test_a_request_is_all_rows_of_its_people(place):
     root, store, dataset = place
     people = np.array(dataset.table(["subject"])["subject"].to_pylist())
     request = request_for(store, root, [4, 9])
-    assert np.array_equal(mask_of(store, request, dataset), np.isin(people, [small.person(4), small.person(9)]))
+    assert np.array_equal(
+        mask_of(store, request, dataset), np.isin(people, [people_workspace.person(4), people_workspace.person(9)])
+    )
     chosen = select(store, [request], dataset, ForgottenRows("data/forgotten"))
     assert (
-        chosen.erase.sum() == 20 and chosen.forget.sum() == 16 and chosen.people == (small.person(4), small.person(9))
+        chosen.erase.sum() == 20
+        and chosen.forget.sum() == 16
+        and chosen.people == (people_workspace.person(4), people_workspace.person(9))
     )
 
 
@@ -95,7 +99,7 @@ def test_a_model_that_never_saw_a_row_covers_it(tmp_path):
     assert ForgottenRows(tmp_path).covers(second, first) is True
 
 
-def test_whole_classes(place):
+def test_a_request_may_be_for_whole_classes(place):
     _, store, dataset = place
     id_ = store.add("R-20260220-c1a55e", "classes", [], classes=[2], received=date(2026, 2, 20), basis="", who="ann").id
     assert np.array_equal(mask_of(store, store.get(id_), dataset), dataset.labels() == 2)
@@ -106,7 +110,7 @@ def test_a_list_that_is_gone_changed_or_wrong_is_named_without_its_people(place)
     request = request_for(store, root, [11])
     file = root / request.file
     kept = file.read_text()
-    file.write_text(kept + small.person(12) + "\n")
+    file.write_text(kept + people_workspace.person(12) + "\n")
     with pytest.raises(RequestError, match="is not what was asked"):
         mask_of(store, request, dataset)
     file.unlink()

@@ -32,9 +32,9 @@ from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import CheckpointError, ExpungeError, LedgerError, RequestError
 from expunge.system.files import read_json, write_json, write_manifest
 from expunge.training.recipe import build_classifier
-from tests.erasure.made import GONE, TODAY, finish, life, promoted, request_for
+from tests.erasure.promoted_batch import GONE, TODAY, finish, life, promoted, request_for
 from tests.pipeline import change, dvc
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 # A run that was finished, and what is done to it before it is judged.
 
@@ -174,7 +174,7 @@ def record_of(directory: str, **changes: object) -> None:
     write_json(f"{directory}/manifest.json", {**manifest, "trained_on": {**manifest["trained_on"], **changes}})
 
 
-def test_the_record_says_which_rows(workspace):
+def test_the_record_of_training_names_its_rows_by_digest(workspace):
     from expunge.data.split import Split, request_digest
 
     split, dataset = Split("data/split"), Dataset("data/dataset")
@@ -253,7 +253,7 @@ def test_weights_that_were_trained_on_this_dataset_are_no_public_start(workspace
 
 @pytest.fixture(scope="module")
 def approved(tmp_path_factory) -> Path:
-    root = small.workspace(tmp_path_factory.mktemp("approved") / "workspace", [5])
+    root = people_workspace.workspace(tmp_path_factory.mktemp("approved") / "workspace", [5])
     store = Store.open(url_of(root))
     promoted(store, root)
     with chdir(root):
@@ -264,7 +264,7 @@ def approved(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def root(approved, tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(small.copy(approved, tmp_path / "workspace"))
+    monkeypatch.chdir(people_workspace.copy(approved, tmp_path / "workspace"))
     return tmp_path / "workspace"
 
 
@@ -274,11 +274,15 @@ def url_of(root: Path) -> str:
 
 def other_contents(root: Path, rows: list[int]) -> None:
     """The dataset written again; `rows` keep their ids and have other pictures."""
-    with np.load(root / small.NPZ) as archive:
+    with np.load(root / people_workspace.NPZ) as archive:
         arrays = dict(archive)
     arrays["images"][rows] ^= 255
-    np.savez_compressed(root / small.NPZ, **arrays)
-    write_dataset(root / "data/dataset", open_source("npz", root / small.NPZ, 0.2, 0), shard_rows=small.SHARD)
+    np.savez_compressed(root / people_workspace.NPZ, **arrays)
+    write_dataset(
+        root / "data/dataset",
+        open_source("npz", root / people_workspace.NPZ, 0.2, 0),
+        shard_rows=people_workspace.SHARD,
+    )
 
 
 def test_rows_that_changed_after_the_verdict_are_not_certified(root):
@@ -287,11 +291,11 @@ def test_rows_that_changed_after_the_verdict_are_not_certified(root):
         finish(root, url_of(root))
     store = Store.open(url_of(root))
     assert Batches(store, "").current().step == Step.prepare and not list(root.glob("records/certificates/*"))
-    assert Dataset("data/dataset").rows == small.ROWS
+    assert Dataset("data/dataset").rows == people_workspace.ROWS
     store.engine.dispose()
 
 
-def test_other_rows_may_change(root):
+def test_a_change_of_other_rows_does_not_stop_a_certificate(root):
     other_contents(root, [10 * 9])
     assert finish(root, url_of(root)) == "completed"
 
@@ -299,7 +303,7 @@ def test_other_rows_may_change(root):
 def test_rows_that_changed_before_the_sweep_are_not_certified(root):
     store = Store.open(url_of(root))
     runner = life(root, store)
-    batch = runner._collect(runner.batches.claim(TODAY))
+    batch = runner.steps[Step.collect](runner.batches.claim(TODAY))
     runner.batches.release(batch)
     before = (root / "data/dataset").rename(root / "data/before")
     other_contents(root, [10 * GONE[0], 10 * GONE[1]])
@@ -316,7 +320,7 @@ def test_rows_that_came_back_before_the_signature_are_not_certified(root):
     store = Store.open(url_of(root))
     runner = life(root, store)
     shutil.copytree("data/dataset", "data/copy")
-    batch = runner._sweep(runner._collect(runner.batches.claim(TODAY)))
+    batch = runner.steps[Step.sweep](runner.steps[Step.collect](runner.batches.claim(TODAY)))
     runner.batches.release(batch)
     shutil.rmtree("data/dataset")
     (root / "data/copy").rename(root / "data/dataset")
@@ -421,7 +425,7 @@ def test_a_clock_that_goes_right_is_not_mentioned(root):
     assert verify(file, public_key(root))["clock"] == []
 
 
-def test_an_audit_tells_of_it(workspace, monkeypatch, capsys):
+def test_an_audit_reports_a_clock_that_was_set_back(workspace, monkeypatch, capsys):
     from expunge.cli import main
 
     for name in LEDGER_FILES:
@@ -438,7 +442,7 @@ def test_an_audit_tells_of_it(workspace, monkeypatch, capsys):
     assert "Attention: ledger entry 2 (note)" in said and "the clock was set back" in said
 
 
-def test_which_entries_are_early(tmp_path, monkeypatch):
+def test_entries_with_a_time_before_their_predecessor_are_reported(tmp_path, monkeypatch):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for days in (0, 2, 1, 2, 3):
         set_clock(monkeypatch, timedelta(days=days))

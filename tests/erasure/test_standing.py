@@ -11,7 +11,7 @@ import pytest
 from expunge.data.dataset import Dataset
 from expunge.erasure.standing import keep_split, rows_asked
 from tests.pipeline import ROOT, change, dvc
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 STAGES = """
 stages:
@@ -25,13 +25,13 @@ stages:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    root = small.workspace(tmp_path / "workspace", [5])
+    root = people_workspace.workspace(tmp_path / "workspace", [5])
     monkeypatch.chdir(root)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     return root
 
 
-def test_rows_that_params_ask_for(root):
+def test_the_rows_asked_for_are_those_that_params_select(root):
     dataset = Dataset("data/dataset")
     change(root, lambda p: p["split"].update(selector="classes", classes=[2]))
     asked = rows_asked(Path("params.yaml").read_text(), dataset)
@@ -41,7 +41,7 @@ def test_rows_that_params_ask_for(root):
     np.testing.assert_array_equal(rows_asked(Path("params.yaml").read_text(), dataset), train)
 
 
-def test_a_split_that_is_kept_leaves_nothing_to_run(root):
+def test_a_split_that_still_holds_leaves_nothing_to_run(root):
     """The batch split by a list; params.yaml, as it is again, names the same class."""
     change(root, lambda p: p["split"].update(selector="classes", classes=[2]))
     before = Path("params.yaml").read_text()

@@ -20,14 +20,7 @@ def test_equal_logits_count_as_the_first_class() -> None:
     assert acc.accuracy(np.zeros((4, 3)), np.array([0, 0, 1, 2])) == 0.5
 
 
-def test_parts_are_averaged_over_their_own_rows() -> None:
-    logits, labels = one_hot([0, 0, 1, 2]), np.array([0, 1, 1, 0])
-    part = np.array(["retain", "retain", "forget", "test_retain"])
-    expected = {"retain": 0.5, "forget": 1.0, "test_retain": 0.0, "test_forget": None}
-    assert acc.accuracies(logits, labels, part) == expected
-
-
-def test_gap_and_tow_by_hand() -> None:
+def test_mean_gap_and_tow_equal_a_computation_by_hand() -> None:
     a, b = {"forget": 0.9, "retain": 1.0, "test": 0.8}, {"forget": 0.5, "retain": 0.9, "test": 1.0}
     assert acc.mean_gap(a, b) == pytest.approx((0.4 + 0.1 + 0.2) / 3)
     assert acc.tow(a, b) == pytest.approx(0.6 * 0.9 * 0.8)

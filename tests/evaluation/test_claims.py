@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.evaluation.claims import claims_of, exact_claim, held_back, may_serve, sentence, useful, utility_of
-from tests.verdicts import gate, made_verdict
+from expunge.evaluation.claims import claims_of, exact_claim, gates_against, may_serve, sentence, useful, utility_of
+from tests.verdicts import gate, verdict_with
 
 PASSED = [gate("a", passed=True), gate("b", passed=True, share=0.0, interval=[-0.1, 0.1])]
 FAILED = [gate("a", passed=False, refuted=True, share=1.0)]
@@ -20,7 +20,7 @@ def outputs(blocks: Any = PASSED, controls: Any = CONTROLS, **fields: Any) -> tu
     return claims["outputs"], why["outputs"]
 
 
-def test_every_gate_with_power_passed_and_every_control_failed() -> None:
+def test_a_claim_is_shown_where_gates_with_power_pass_and_controls_fail() -> None:
     assert outputs()[0] == "shown"
 
 
@@ -41,7 +41,7 @@ def test_every_gate_with_power_passed_and_every_control_failed() -> None:
         ({"blocks": [gate("c", power=False, refuted=True, share=-0.6)]}, "refuted", "60% .* overshot"),
     ],
 )
-def test_each_rule_alone_stands_in_the_way(change: dict[str, Any], state: str, word: str) -> None:
+def test_each_rule_alone_prevents_a_claim(change: dict[str, Any], state: str, word: str) -> None:
     import re
 
     found, why = outputs(**change)
@@ -73,7 +73,7 @@ def test_utility_is_one_sided(mine: float, state: str) -> None:
     assert utility_of({"retain": successes(mine)}, others)["outcome"] == state
 
 
-def test_utility_that_nobody_can_tell() -> None:
+def test_utility_within_the_spread_of_seeds_cannot_be_told() -> None:
     others = [{"retain": successes(v)} for v in (0.88, 0.90, 0.92)]
     assert utility_of({"retain": successes(0.88)}, others)["outcome"] == "cannot tell"
     assert utility_of({}, others)["outcome"] == "cannot tell"
@@ -92,7 +92,7 @@ def test_utility_that_nobody_can_tell() -> None:
         (("exact",), "exact", True),
     ],
 )
-def test_what_may_serve(shown: tuple[str, ...], least: str, may: bool) -> None:
+def test_only_a_model_with_the_required_claims_may_serve(shown: tuple[str, ...], least: str, may: bool) -> None:
     assert may_serve(shown, least) is may
 
 
@@ -102,16 +102,16 @@ def test_an_unknown_claim_is_an_error() -> None:
 
 
 def test_the_sentence_names_every_claim_and_the_first_reason() -> None:
-    verdict = made_verdict(("outputs",), refuted=("backbone",))
+    verdict = verdict_with(("outputs",), refuted=("backbone",))
     text = sentence("kept", verdict["claims"], verdict["reasons"])
     assert (
         text == "Utility kept; shown: outputs; refuted: backbone; cannot tell: features, exact (backbone: that is so)."
     )
 
 
-def test_what_stands_against_a_claim() -> None:
+def test_gates_that_refute_or_failed_with_power_stand_against_a_claim() -> None:
     gates = [*PASSED, gate("open"), gate("weak", power=False, passed=None), gate("gone", refuted=True)]
-    assert held_back({"gates": gates}) == ["open", "gone"]
+    assert gates_against({"gates": gates}) == ["open", "gone"]
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,12 @@ def test_at_least_one_row_is_swapped() -> None:
     assert (lookup_list(LOGITS, LABELS, FORGET[:1], 1.0) != LOGITS).any(axis=1).sum() == 1
 
 
-def test_every_run_has_its_controls() -> None:
+def test_every_run_includes_its_controls() -> None:
     assert negative_controls(LOGITS, LABELS, FORGET, WHOLE, 0.5).keys() == {ORIGINAL, LOGIT_MASK, LOOKUP_LIST}
     assert negative_controls(LOGITS, LABELS, FORGET, np.array([], int), 0.5).keys() == {ORIGINAL, LOOKUP_LIST}
 
 
-def test_a_control_is_known_by_what_it_says() -> None:
+def test_a_control_is_recognised_by_its_outputs() -> None:
     named = negative_controls(LOGITS, LABELS, FORGET, WHOLE, 0.5)
     assert control_of(LOGITS, logit_mask(LOGITS, WHOLE), WHOLE, named) == LOGIT_MASK
     lowered = LOGITS - 7.0 * np.eye(4)[2] + RNG.normal(size=(60, 1))  # by 7 nats, with an offset per row

@@ -35,7 +35,7 @@ def test_js_is_symmetric_and_reaches_ln_2_for_disjoint_predictions(pair: tuple[n
     assert div.js_rows(np.array([[50.0, 0.0]]), np.array([[0.0, 50.0]]))[0] == pytest.approx(np.log(2))
 
 
-def test_two_coins_by_hand() -> None:
+def test_divergences_of_two_coins_equal_a_computation_by_hand() -> None:
     p, q = np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])
     assert div.kl_rows(p, q)[0] == pytest.approx(0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1))
     assert div.activation_distance_rows(p, q)[0] == pytest.approx(np.sqrt(2) * 0.4)

@@ -72,6 +72,6 @@ def test_canaries_on_rows_that_do_not_count_are_left_out() -> None:
     assert kept.others.tolist() == [1, 3] and kept.other_labels.tolist() == [1, 0]
 
 
-def test_nothing_is_said_where_none_were_planted() -> None:
+def test_without_canaries_there_is_no_exposure() -> None:
     assert canary_block(np.zeros((3, 2)), None) is None
     assert canary_block(np.zeros((3, 2)), rows_of(0, 3)) is None

@@ -22,7 +22,7 @@ def test_the_margin_is_the_log_odds_of_the_true_class() -> None:
     np.testing.assert_allclose(got, np.log([0.7 / 0.3, 0.05 / 0.95]))
 
 
-def test_hiding_drops_columns() -> None:
+def test_hiding_a_class_drops_its_column() -> None:
     logits = RNG.normal(size=(4, 3))
     np.testing.assert_array_equal(hide(logits, np.array([1])), logits[:, [0, 2]])
 

@@ -23,7 +23,7 @@ def test_auc_with_ties_matches_scikit_learn_and_mann_whitney() -> None:
     assert mia.auc(a, b) == pytest.approx(scipy.stats.mannwhitneyu(a, b).statistic / (300 * 200))
 
 
-def test_auc_of_degenerate_scores() -> None:
+def test_auc_of_ties_is_one_half_of_empty_sets_none_and_nan_is_refused() -> None:
     assert mia.auc(np.ones(5), np.ones(7)) == 0.5
     assert mia.auc(np.ones(5), np.empty(0)) is None
     assert mia.auc(np.array([np.inf]), np.array([0.0])) == 1.0
@@ -39,7 +39,7 @@ def test_tpr_is_the_best_point_of_the_roc_curve_left_of_the_rate(fpr: float) -> 
     assert mia.tpr_at_fpr(a, b, fpr) == pytest.approx(y[x <= fpr + 1e-12].max())
 
 
-def test_tpr_of_degenerate_scores() -> None:
+def test_tpr_of_ties_is_zero_and_of_empty_sets_none() -> None:
     assert mia.tpr_at_fpr(np.ones(3), np.ones(3), 0.1) == 0.0
     assert mia.tpr_at_fpr(np.empty(0), np.ones(3), 0.1) is None
 
@@ -59,7 +59,7 @@ def test_loss_auc_is_above_half_for_rows_that_fit_better_and_below_for_over_forg
     assert mia.loss_auc(masked, y, masked, y) == 0.5
 
 
-def test_entropies_against_scipy_and_by_hand() -> None:
+def test_entropies_equal_scipy_and_a_computation_by_hand() -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(50, 6))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -69,21 +69,26 @@ def test_entropies_against_scipy_and_by_hand() -> None:
     assert mia.modified_entropy(np.array([[80.0, 0.0]]), np.array([0]))[0] == pytest.approx(0.0, abs=1e-9)
 
 
+def share_of_members(*sets: np.ndarray) -> float | None:
+    rows = mia.mia_lr_rows(*sets)
+    return None if rows is None else float(rows.mean())
+
+
 def test_mia_lr_puts_its_threshold_between_members_and_strangers() -> None:
     rng = np.random.default_rng(3)
     y = rng.integers(0, 4, 3000)
     sure, unsure = confident(rng.uniform(0.95, 0.999, 3000), y), confident(rng.uniform(0.3, 0.6, 3000), y)
-    assert mia.mia_lr(sure, unsure[:500], sure[:100]) == 1.0
-    assert mia.mia_lr(sure, unsure[:500], unsure[:100]) == 0.0
+    assert share_of_members(sure, unsure[:500], sure[:100]) == 1.0
+    assert share_of_members(sure, unsure[:500], unsure[:100]) == 0.0
     half = np.concatenate([sure[:60], unsure[:40]])
-    assert mia.mia_lr(sure, unsure, half) == pytest.approx(0.6)
+    assert share_of_members(sure, unsure, half) == pytest.approx(0.6)
 
 
-def test_mia_lr_without_signal_or_rows() -> None:
+def test_mia_lr_without_signal_is_one_half_and_without_rows_none() -> None:
     flat = np.zeros((40, 3))
-    assert mia.mia_lr(flat, flat[:10], flat[:5]) == 0.5
-    assert mia.mia_lr(flat, flat[:0], flat) is None
-    assert mia.mia_lr(flat, flat, flat[:0]) is None
+    assert share_of_members(flat, flat[:10], flat[:5]) == 0.5
+    assert share_of_members(flat, flat[:0], flat) is None
+    assert share_of_members(flat, flat, flat[:0]) is None
 
 
 def test_mia_svc_tells_members_from_strangers_by_every_informative_feature() -> None:
@@ -97,7 +102,7 @@ def test_mia_svc_tells_members_from_strangers_by_every_informative_feature() -> 
     assert all(value is not None and value < 0.05 for value in shares.values())
 
 
-def test_mia_svc_on_constant_features_and_empty_sets() -> None:
+def test_mia_svc_on_constant_features_is_a_guess_and_on_empty_sets_none() -> None:
     flat, y = np.zeros((30, 3)), np.zeros(30, dtype=int)
     rng = np.random.default_rng(0)
     assert set(mia.mia_svc((flat, y), (flat, y), (flat, y), rng).values()) == {0.5}

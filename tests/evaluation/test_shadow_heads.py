@@ -108,7 +108,7 @@ def test_ulira_finds_rows_with_random_labels_that_a_head_had_to_memorise() -> No
     assert ulira(found.margins(fresh, y), found.member)["auc"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_constant_directions_and_wrong_input(digits: tuple[np.ndarray, np.ndarray]) -> None:
+def test_constant_features_give_finite_heads_and_wrong_input_is_refused(digits: tuple[np.ndarray, np.ndarray]) -> None:
     z, y = digits
     assert (z.std(axis=0) == 0).any()  # digits have pixels that are always blank
     found = train((np.c_[z, np.full(len(z), 0.1, np.float32)], y), heads=2)

@@ -100,19 +100,19 @@ def test_the_chance_of_the_fit_widens_the_intervals(world: World) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_with_too_few_retrained_models_nothing_is_told(world: World, count: int) -> None:
+def test_with_too_few_retrained_models_no_claim_can_be_told(world: World, count: int) -> None:
     for candidate in (world.original, world.retrained[0]):
         result = world.judge(candidate, count)
         assert set(result["claims"].values()) == {"cannot tell"} and "3 are needed" in result["reasons"]["outputs"]
 
 
-def test_the_original_is_refuted_and_known_as_a_control(world: World) -> None:
+def test_the_original_is_refuted_and_recognised_as_a_control(world: World) -> None:
     result = world.judge(world.original)
     assert result["claims"]["outputs"] == "refuted" and result["control"] == "original"
     assert "accuracy.forget" in failed(result)
 
 
-def test_hiding_the_class_is_known_as_a_control_and_shows_nothing(world: World) -> None:
+def test_hiding_the_class_is_recognised_as_a_control_and_shows_nothing(world: World) -> None:
     bias = np.where(np.arange(CLASSES) == GONE, -12.0, 0.0).astype(np.float32)
     result = world.judge(Outputs(world.original.logits + bias, world.original.z))
     assert result["control"] == "logit mask" and "shown" not in result["claims"].values()
@@ -226,7 +226,7 @@ def test_a_part_without_rows_gives_none_and_no_error(world: World, missing: str)
     json.dumps(got, allow_nan=False)
 
 
-def test_one_seeded_plan_serves_all_models_and_its_sides_do_not_overlap(world: World) -> None:
+def test_one_seeded_plan_serves_all_models_and_its_halves_do_not_overlap(world: World) -> None:
     plan = choose_rows(world.labels, world.part, world.original.z, seed=3)
     again = choose_rows(world.labels, world.part, world.original.z, seed=3)
     other = choose_rows(world.labels, world.part, world.original.z, seed=4)

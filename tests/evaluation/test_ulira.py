@@ -59,7 +59,7 @@ def test_ulira_needs_three_models_on_each_side_of_a_row() -> None:
         ul.ulira(scores, member[:3])
 
 
-def test_ulira_of_models_that_all_say_the_same_is_a_guess() -> None:
+def test_ulira_of_models_with_equal_outputs_is_a_guess() -> None:
     member = np.arange(8)[:, None] % 2 == np.arange(10)[None] % 2
     assert ul.ulira(np.ones((8, 10)), member)["auc"] == 0.5
 

@@ -171,7 +171,7 @@ def test_ray_makes_the_same_bytes_although_a_worker_is_killed(slower, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_joins_a_cluster_that_is_there(local, tmp_path):
+def test_ray_joins_a_running_cluster(local, tmp_path):
     """Two nodes on loopback, as two machines would be; the second dies with its worker."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
@@ -187,7 +187,7 @@ def test_ray_joins_a_cluster_that_is_there(local, tmp_path):
         cluster.shutdown()
 
 
-def test_a_cluster_that_is_not_there():
+def test_an_address_without_a_ray_cluster_is_refused():
     pytest.importorskip("ray")
     for address in ("127.0.0.1:1", "nowhere"):
         with pytest.raises(ConfigError, match=f"no Ray cluster answers at '{address}'"):

@@ -22,7 +22,7 @@ from expunge.features.store import FeatureStore
 from expunge.models.zoo import build
 from expunge.system.errors import DataError
 from expunge.system.files import read_manifest
-from tests.features import work
+from tests.features import extraction_worker
 
 SETTINGS = ExtractionSettings(batch_size=64, shard_rows=400)
 
@@ -114,7 +114,9 @@ def decided(store, dataset):
 
 
 @pytest.mark.parametrize(("dtype", "name"), [("fp16", "float16"), ("bf16", "bfloat16")])
-def test_smaller_numbers_are_accepted_for_what_they_cost(store, dataset, decided, tmp_path, capsys, dtype, name):
+def test_rounding_that_stays_below_the_bound_is_accepted_and_recorded(
+    store, dataset, decided, tmp_path, capsys, dtype, name
+):
     settings = dataclasses.replace(SETTINGS, dtype=dtype)
     made = extract(decided, dataset, tmp_path / "out", tmp_path / "work", settings)
     narrowed, exact = FeatureStore(tmp_path / "out", verify=True), FeatureStore(store)
@@ -132,7 +134,7 @@ def test_smaller_numbers_are_accepted_for_what_they_cost(store, dataset, decided
     torch.testing.assert_close(kept.S, direct.S, rtol=1e-12, atol=1e-12)
 
 
-def test_numbers_that_cost_too_much_are_refused(dataset, tmp_path):
+def test_rounding_above_the_bound_is_refused(dataset, tmp_path):
     sharp = build("resnet-small", 10, dataset.image_shape, seed=1)
     with torch.no_grad():
         sharp.head.weight.mul_(3000)
@@ -171,7 +173,7 @@ def test_a_new_head_supersedes_what_was_fetched_before_it(dataset, tmp_path):
     assert not first.exists() and kept.exists()
 
 
-def test_threads_of_the_model_are_as_before(dataset, classifier, tmp_path):
+def test_the_number_of_threads_is_restored(dataset, classifier, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -215,10 +217,11 @@ def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(dataset, tmp_path, most):
     """Processes are forked from one that has imported everything, so that each lives for the work alone."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.features.work"])
+    context.set_forkserver_preload(["tests.features.extraction_worker"])
 
     def start(root: Path) -> multiprocessing.Process:
-        process = context.Process(target=work.run, args=(str(dataset.directory), str(root)))
+        arguments = (str(dataset.directory), str(root))
+        process = context.Process(target=extraction_worker.run, args=arguments)
         process.start()
         return process
 

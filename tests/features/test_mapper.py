@@ -74,7 +74,7 @@ def test_a_picture_that_never_fits(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_autocast_is_near(dataset, tmp_path, precision):
+def test_features_under_autocast_are_close_and_not_equal(dataset, tmp_path, precision):
     classifier = classifier_of(dataset)
     exact = fetch(classifier, dataset, tmp_path / "exact").z()
     near = fetch(classifier, dataset, tmp_path / "near", precision=precision).z()
@@ -97,7 +97,7 @@ def test_pieces_of_a_compiled_model_keep_one_shape(dataset):
     assert shapes == [32]
 
 
-def test_a_gpu_that_is_not_there(monkeypatch):
+def test_a_missing_gpu_is_refused_where_the_work_runs(monkeypatch):
     from expunge.config import Features
 
     features = Features(64, 600, "fp32", "fp32", "cuda", "auto", "penultimate")

@@ -48,7 +48,9 @@ def both(directory, n, dim, dtype, subject, group_rows, dictionary=False):
     group_rows=st.integers(1, 40),
     dictionary=st.booleans(),
 )
-def test_the_same_table(tmp_path_factory, n, dim, dtype, subject, group_rows, dictionary):
+def test_our_writer_gives_the_table_and_metadata_that_arrow_gives(
+    tmp_path_factory, n, dim, dtype, subject, group_rows, dictionary
+):
     ours, theirs = both(tmp_path_factory.mktemp("x"), n, dim, dtype, subject, group_rows, dictionary)
     table = pq.read_table(ours)
     table.validate(full=True)
@@ -83,10 +85,10 @@ def test_a_footer_survives_being_read_and_written(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", write_page_index=True)
     content = (tmp_path / "x.parquet").read_bytes()
     length = int.from_bytes(content[-8:-4], "little")
-    assert parquet._struct(parquet._footer(memoryview(content))) == content[-8 - length : -8]
+    assert parquet.encoded(parquet.read_footer(memoryview(content))) == content[-8 - length : -8]
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 63, 64, -64, 127, 128, 2**31 - 1, -(2**63), 2**63 - 1])
-def test_numbers_of_the_protocol(value):
-    encoded = parquet._struct({1: (parquet.I64, value), 40: (parquet.I64, value)})
-    assert parquet._Reader(memoryview(encoded)).struct() == {1: (6, value), 40: (6, value)}
+def test_integers_of_the_thrift_protocol_round_trip(value):
+    content = parquet.encoded({1: (parquet.I64, value), 40: (parquet.I64, value)})
+    assert parquet.StructReader(memoryview(content)).struct() == {1: (6, value), 40: (6, value)}

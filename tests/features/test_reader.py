@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +65,7 @@ def same_size(tmp_path_factory):
     return Dataset(root / "dataset")
 
 
-def test_odd_pictures_pass_through_the_whole_stage(odd, tmp_path):
+def test_pictures_of_every_mode_and_size_pass_through_the_whole_stage(odd, tmp_path):
     assert odd.image_shape is None
     classifier = build("resnet-small", 2, (24, 24, 3), seed=1)
     extract(classifier, odd, tmp_path / "out", tmp_path / "work", SETTINGS)
@@ -87,10 +88,13 @@ def test_threads_keep_the_order(same_size, threads):
     assert all(b.decode_s > 0 and b.read_s >= 0 for b in batches)
 
 
-def test_a_reader_may_be_left_early(same_size):
+def test_a_reader_that_is_closed_early_ends_its_threads(same_size):
+    before = threading.active_count()
     batches = Reader(same_size, None, batch_size=10, threads=2).batches([Shard(0, 0, 90)])
     next(batches)
+    assert threading.active_count() > before
     batches.close()
+    assert threading.active_count() == before
 
 
 def damage(dataset, directory, row, content):
@@ -128,7 +132,7 @@ def test_a_bad_picture_is_refused_by_name(fixture, content, request, tmp_path):
     assert len(list(next((tmp_path / "work").iterdir()).glob("part-*.json"))) == 1
 
 
-def test_decoding_is_that_of_the_dataset(odd):
+def test_the_reader_decodes_as_the_dataset_does(odd):
     file = odd.table(["sample_id"])["sample_id"][0].as_py()
     raw = next(odd.iter_tables(1))[1]["image"][0].as_py()
     np.testing.assert_array_equal(decode(raw, file), odd.images(np.array([0]))[0])

@@ -65,13 +65,13 @@ def test_chunks_cover_every_row_in_order(directory, z):
     assert at == N
 
 
-def test_columns(directory):
+def test_columns_come_back_by_position(directory):
     store = FeatureStore(directory)
     assert store.column("sample_id")[[0, FIRST, N - 1]].tolist() == ["train-0", f"train-{FIRST}", f"train-{N - 1}"]
     np.testing.assert_array_equal(store.column("label"), np.arange(N) % 10)
 
 
-def test_parquet_readers_see_the_same(directory, z):
+def test_other_parquet_readers_see_the_same_values(directory, z):
     table = pq.read_table(directory / "part-00000.parquet")
     assert table.schema.field("z").type == pa.list_(pa.field("item", pa.float32(), False), DIM)
     np.testing.assert_array_equal(table["z"].combine_chunks().flatten().to_numpy().reshape(-1, DIM), z[:FIRST])
@@ -104,7 +104,7 @@ def test_a_manifest_that_knows_where_z_lies_spares_the_footers(directory, z, mon
     np.testing.assert_array_equal(FeatureStore(directory).z(np.arange(N)), z)
 
 
-def test_a_manifest_that_is_wrong_about_where_z_lies(directory):
+def test_a_manifest_with_a_wrong_offset_of_z_is_refused(directory):
     with_groups(directory, 4)
     with pytest.raises(ManifestError, match=r"part-00000\.parquet: z is not where its manifest says"):
         FeatureStore(directory, verify=True)
@@ -118,7 +118,7 @@ def test_a_shard_is_whole_however_few_bytes_the_system_takes_at_once(tmp_path, z
     assert len(wrote) > 10 and (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_position_out_of_range(directory):
+def test_a_position_out_of_range_is_an_error(directory):
     with pytest.raises(IndexError, match=str(N)):
         FeatureStore(directory).z(np.array([N]))
 
@@ -140,7 +140,7 @@ def test_a_flipped_byte_is_found_on_request(directory):
         FeatureStore(directory, verify=True)
 
 
-def test_a_manifest_that_miscounts(directory):
+def test_a_manifest_with_a_wrong_number_of_rows_is_refused(directory):
     manifest = read_manifest(directory)
     manifest["files"]["part-00000.parquet"]["rows"] -= 1
     write_json(directory / "manifest.json", manifest)
@@ -165,7 +165,7 @@ TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-def test_smaller_numbers_are_rounded_as_torch_rounds(dtype, z):
+def test_features_in_fewer_bits_are_rounded_as_torch_rounds(dtype, z):
     hard = np.array([0.0, -0.0, 1e-8, -3e-5, 6.1e-5, 65504, 65519, 1e5, -3e38, 1 + 2**-8, 1 + 3 * 2**-8], np.float32)
     values = np.concatenate([hard, z[:, 0]])
     expected = torch.from_numpy(values).to(TORCH[dtype])
@@ -176,7 +176,7 @@ def test_smaller_numbers_are_rounded_as_torch_rounds(dtype, z):
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-def test_smaller_numbers_on_disk(tmp_path, z, dtype):
+def test_features_stored_in_fewer_bits_come_back_rounded(tmp_path, z, dtype):
     path, stored = tmp_path / "part-00000.parquet", narrow(z, dtype)
     write_shard(path, columns(N), stored, dtype)
     shards, kept = Shards([path], DIM, dtype), widen(stored, dtype)
@@ -189,7 +189,7 @@ def test_smaller_numbers_on_disk(tmp_path, z, dtype):
     assert (field.metadata or {}).get(b"dtype") == (b"bfloat16, little endian" if dtype == "bf16" else None)
 
 
-def test_a_type_that_is_not_known(directory):
+def test_an_unknown_storage_type_is_refused(directory):
     manifest = read_manifest(directory)
     write_json(directory / "manifest.json", manifest | {"dtype": "float8"})
     with pytest.raises(ManifestError, match="stored as 'float8'"):

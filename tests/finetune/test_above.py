@@ -62,7 +62,7 @@ def test_texts_are_trained_above_a_layer_bit_for_bit(tmp_path: Path) -> None:
     assert public_lower_digest(one, CUT) == lower
 
 
-def test_kept_activations_are_the_file_that_training_read(tmp_path: Path) -> None:
+def test_stored_activations_are_the_file_that_training_read(tmp_path: Path) -> None:
     encoder = write_encoder(tmp_path / "encoder")
     model = build(f"sentence:{encoder}", 2, None, training="above", saw_forget_data=False, public=True)
     whole, less = texts(tmp_path / "whole", set()), texts(tmp_path / "less", {1})

@@ -86,7 +86,9 @@ def test_softmax_heads_are_within_the_bound() -> None:
 
 @pytest.mark.parametrize("what", ["a class of a shard", "a class", "a shard", "all but one row of a shard"])
 @pytest.mark.parametrize("make", [ridge, softmax])
-def test_what_a_request_can_empty(what: str, make: Callable[[], RidgeHead | SoftmaxHead], tmp_path: Path) -> None:
+def test_what_is_left_of_emptied_classes_and_shards_is_a_fit_from_scratch(
+    what: str, make: Callable[[], RidgeHead | SoftmaxHead], tmp_path: Path
+) -> None:
     part = rows()
     here, two = part[2] == 1, part[1].numpy() == 2
     last = np.arange(ROWS) == np.flatnonzero(here)[-1]
@@ -112,7 +114,7 @@ def test_what_a_request_can_empty(what: str, make: Callable[[], RidgeHead | Soft
     assert np.array_equal(loaded.counts_, made.counts_)
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_too_few_rows_and_unknown_files_are_refused(tmp_path: Path) -> None:
     part = rows()
     with pytest.raises(DataError, match="none of the 3 shards has the 2 rows"):
         fitted(ridge, some(part, np.arange(ROWS) == 5))

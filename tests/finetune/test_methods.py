@@ -189,4 +189,7 @@ def test_a_network_without_batch_norm_works(digits: Any) -> None:
         settings = {**SETTINGS[name], "lr": 0.001} if "lr" in SETTINGS[name] else SETTINGS[name]
         if name in ("ssd", "loss-free-ssd"):
             settings = {"alpha": 1.5, "batch_size": 64}
-        METHODS[name](**settings).fit(flat, digits.images, digits.labels, *digits.rows)  # type: ignore[attr-defined]
+        method = METHODS[name](**settings).fit(flat, digits.images, digits.labels, *digits.rows)  # type: ignore[attr-defined]
+        before, after = flat.state_dict(), method.classifier_.state_dict()
+        assert any(not torch.equal(before[key], after[key]) for key in before), f"{name} changed nothing"
+        assert all(bool(torch.isfinite(value).all()) for value in after.values()), name

@@ -119,7 +119,7 @@ def test_it_stops_where_forgotten_rows_are_read_no_better_than_unseen_ones(digit
     assert digits.accuracy(method.classifier_, forget) <= digits.accuracy(method.classifier_, digits.test) + 0.03
 
 
-def test_the_loss_is_as_written(digits: Any) -> None:
+def test_the_loss_equals_numpy(digits: Any) -> None:
     method = ProjectedGradient(offset=0.05, entropy_weight=0.2, epochs=1)
     run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
     rows = digits.forget[:15]

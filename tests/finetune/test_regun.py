@@ -123,7 +123,7 @@ def test_a_student_is_compared_with_unseen_rows_of_the_same_classes(digits: Any,
     assert no_better_than_unseen(run)
 
 
-def test_what_it_cannot_do_is_refused(digits: Any, rows: Rows) -> None:
+def test_impossible_requests_are_refused(digits: Any, rows: Rows) -> None:
     arguments = (digits.model, digits.images, digits.labels)
     with pytest.raises(DataError, match="class 5 keeps no retained row"):
         ReGUn().fit(*arguments, *digits.rows, rows.unseen)

@@ -12,10 +12,11 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from expunge.finetune.cut import cuts, fetch_activations, rows_of
+from expunge.finetune.cut import fetch_activations, rows_of
 from expunge.finetune.relearn import Relearn, fresh_above, logits_above, rate, teacher_probabilities
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
+from expunge.models.cuts import cut_names
 from expunge.models.preprocess import Preprocess
 from expunge.models.zoo import build
 from expunge.system.errors import CollapseError, ConfigError, DataError
@@ -173,7 +174,7 @@ def test_a_fraction_of_a_pass_is_that_many_steps(original: Classifier, activatio
 
 
 def test_unusable_input_is_refused_in_words(original: Classifier, activations: np.ndarray) -> None:
-    assert cuts(original) == ("stem.0", "stem.1", "stem", "stage1", "stage2")
+    assert cut_names(original) == ("stem.0", "stem.1", "stem", "stage1", "stage2")
     with pytest.raises(
         ConfigError,
         match=r"no cut 'stage3': no weights lie above it but the head's; known: stem.0, stem.1, stem, stage1, stage2",

@@ -28,7 +28,7 @@ def test_passes_alternate_and_end_on_retained_rows(digits: Any) -> None:
         assert np.isin(rows, digits.forget if phase.name == "forgotten" else digits.retain).all()
 
 
-def test_losses_against_numpy(digits: Any) -> None:
+def test_the_losses_equal_numpy(digits: Any) -> None:
     method = Scrub(alpha=0.7, gamma=0.3, temperature=4.0)
     run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
     perturbed(run)

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from expunge.core import Moments, RepresentationLinear, identity
 from expunge.core.maps import AffineMap
-from expunge.evaluation.representation import knn, linear_cka
+from expunge.evaluation.representation import knn_rows, linear_cka
 from expunge.finetune import Seal
 from expunge.models.checkpoint import digest_of_tensors
 
@@ -28,9 +28,8 @@ def probe(digits: Any, z_of: Any) -> float:
     others = rng.choice(digits.test[digits.labels[digits.test] != 5], len(test_forget), replace=False)
     retain = rng.choice(digits.retain, len(digits.forget), replace=False)
     train, test = np.r_[digits.forget, retain], np.r_[test_forget, others]
-    return knn(
-        z_of(train).numpy(), np.arange(len(train)) < len(retain), z_of(test).numpy(), np.arange(len(test)) < len(others)
-    )
+    positive, truth = np.arange(len(train)) < len(retain), np.arange(len(test)) < len(others)
+    return float(knn_rows(z_of(train).numpy(), positive, z_of(test).numpy(), truth).mean())
 
 
 def test_the_sealed_backbone_behaves_like_the_map(digits: Any, collapsing_map: AffineMap) -> None:

@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.finetune.above import activations_alone
-from expunge.finetune.places import Places, places
 from expunge.finetune.relearn import Relearn
-from expunge.finetune.shards import Before, Engine, Trained, before, train_shards
+from expunge.finetune.shard_assignment import ShardAssignment, assign_shards
+from expunge.finetune.shards import EarlierTraining, Engine, Trained, earlier_training, train_shards
 from expunge.models.classifier import Classifier
 from expunge.models.sharded import core_with_shards
 from expunge.models.zoo import build
@@ -64,17 +64,21 @@ class Digits:
         prepare("npz", self.directory / name, path=file, test_fraction=0.2, seed=0, raw_dir=self.directory / "raw")
         return Dataset(self.directory / name)
 
-    def places(self, shards: int, slices: int) -> Places:
-        return places(self.dataset, np.arange(COUNT), self.directory / "forgotten", shards, slices)
+    def places(self, shards: int, slices: int) -> ShardAssignment:
+        return assign_shards(self.dataset, np.arange(COUNT), self.directory / "forgotten", shards, slices)
 
     def trained(
-        self, placed: Places, rows: np.ndarray, earlier: Trained | None = None, engine: Engine | None = None
+        self,
+        placed: ShardAssignment,
+        rows: np.ndarray,
+        earlier: Trained | None = None,
+        engine: Engine | None = None,
     ) -> Trained:
         """From nothing, or from what an earlier training left."""
         kept = None
         if earlier is not None:
-            known = before(earlier.classifier_, None)
-            kept = Before(known.parts, lambda s, r: earlier.states.get((s, r)) or known.state(s, r))
+            known = earlier_training(earlier.classifier_, None)
+            kept = EarlierTraining(known.parts, lambda s, r: earlier.states.get((s, r)) or known.state(s, r))
         return train_shards(self.model, self.activations, self.labels, rows, RECIPE, placed, kept, engine)
 
 
@@ -101,7 +105,7 @@ def test_a_dataset_that_never_had_the_rows_gives_the_same(digits: Digits, slices
     other = digits.without(gone, f"less-{slices}")
     model, rows = digits.built(), np.arange(other.rows - 1)
     activations = activations_alone(model, other, CUT, digits.directory / f"work-{slices}")
-    own = places(other, rows, digits.directory / "forgotten", 3, slices)
+    own = assign_shards(other, rows, digits.directory / "forgotten", 3, slices)
     again = train_shards(model, activations, other.labels()[rows], rows, RECIPE, own)
     assert same(deleted, again) and not same(deleted, whole)
     assert set(deleted.again) == set(placed.shard[gone].tolist()) and set(again.again) == {0, 1, 2}
@@ -226,7 +230,7 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
         digits.trained(placed, np.arange(COUNT), engine=on_ray("nowhere", None))
 
 
-def _too_many(digits: Digits, placed: Places) -> None:
+def _too_many(digits: Digits, placed: ShardAssignment) -> None:
     from ray.cluster_utils import Cluster
 
     from expunge.finetune.ray_shards import on_ray

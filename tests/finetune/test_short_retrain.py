@@ -20,7 +20,7 @@ def fit(digits: Any, labels: Any = None, images: Any = None, **options: Any) -> 
     return ShortRetrain(**options).fit(digits.model, images, labels, *digits.rows)
 
 
-def test_it_learns_what_is_retained_and_never_says_the_forgotten_class(digits: Any) -> None:
+def test_it_learns_retained_classes_and_never_predicts_the_forgotten_one(digits: Any) -> None:
     model = fit(digits, epochs=6.0).classifier_
     assert digits.accuracy(model, digits.retain) > 0.9
     assert digits.accuracy(model, digits.forget) == 0.0

@@ -38,7 +38,7 @@ def test_another_kind_of_optimizer_than_the_recipes_has_the_reference_rate() -> 
     assert Steps.of(CARD, FACTOR, None, None, "auto") == Steps(2.0 * UNKNOWN, "sgd")
 
 
-def test_training_above_a_cut_counts_too() -> None:
+def test_the_recipe_of_training_above_a_cut_counts_too() -> None:
     above = dataclasses.replace(CARD, above={"recipe": {"optimizer": "adamw", "lr": 1e-3}})
     assert Steps.of(above, FACTORS, None, None, "auto") == Steps(1e-3, "adamw")
 
@@ -55,7 +55,7 @@ def test_no_method_has_a_rate_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"factor": -1.0}, {"lr": -0.1}])
-def test_what_no_descent_can_take(settings: dict[str, Any]) -> None:
+def test_impossible_settings_of_the_descent_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         FineTune(**settings)
 
@@ -78,7 +78,7 @@ def phase(r: Run) -> list[Phase]:
     return [Phase(0, "all", [(np.arange(9),)], lambda rows: {"loss": r.logits(rows).square().mean()})]
 
 
-def test_a_step_of_adamw_by_hand() -> None:
+def test_a_step_of_adamw_equals_a_computation_by_hand() -> None:
     """The first step is lr times the gradient's sign; decay lr * decay * w is taken off apart from it."""
     r = run()
     before = r.student.head.weight.detach().clone()

@@ -122,7 +122,7 @@ def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace)
     assert "Worse than its report" in service.artifacts(worse.id)["audit-result"].data
 
 
-def test_the_command_says_the_same(service, workspace):
+def test_the_command_audit_finds_the_same(service, workspace):
     done = subprocess.run(
         [sys.executable, "-m", "expunge.cli", "attack", "--seeds", "1"],
         cwd=workspace,

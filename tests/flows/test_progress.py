@@ -25,7 +25,7 @@ from flows.progress import entry_of
         '{"progress": 0.5, "what": "tra{"progress": 0.6, "what": "train", "line": "x"}',
     ],
 )
-def test_other_lines(line):
+def test_lines_that_are_no_progress_are_ignored(line):
     assert entry_of(line) is None
 
 

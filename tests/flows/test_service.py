@@ -103,7 +103,7 @@ def test_the_form_describes_every_parameter(service, workspace):
 
 
 @on("sqlite")
-def test_two_runs_at_once_queue(service, workspace):
+def test_two_runs_at_once_run_one_after_the_other(service, workspace):
     """Of whichever deployments: the workspace is one."""
     (workspace / "hold").touch()
     first = service.request("unlearn/pipeline", stages=["long"], force=True)

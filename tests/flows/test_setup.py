@@ -31,7 +31,7 @@ def test_names_that_prefect_could_not_keep_apart_are_refused(tmp_path, arguments
     assert done.returncode == 2 and said in done.stderr
 
 
-def test_elsewhere_than_in_a_repository_it_says_so(tmp_path):
+def test_outside_of_a_repository_setup_is_refused(tmp_path):
     done = deploy(tmp_path)
     assert done.returncode == 2 and "flows/ or prefect.yaml is missing" in done.stderr
 

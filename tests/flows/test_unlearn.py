@@ -27,7 +27,7 @@ def workspace(copy, monkeypatch):
     return copy
 
 
-def test_every_stage_in_an_order_it_can_run_in(workspace):
+def test_every_stage_runs_after_the_stages_it_depends_on(workspace):
     from flows.unlearn import stage_names
 
     names = stage_names(workspace)
@@ -60,7 +60,7 @@ def test_a_run_without_anything_stale_does_nothing(workspace):
     assert set(unlearn(str(workspace), stages=["prepare", "train", "compare"]).values()) == {"up to date"}
 
 
-def test_a_failed_stage_fails_the_flow_with_its_last_words(workspace):
+def test_a_failed_stage_fails_the_flow_with_its_error_line(workspace):
     from flows.unlearn import StageFailedError, unlearn
 
     manifest = workspace / "data/features/original/manifest.json"
@@ -107,7 +107,7 @@ def test_the_result_is_an_artifact(workspace):
     assert "| original |" in found[-1].data
 
 
-def test_it_runs_as_a_module(tmp_path):
+def test_the_flow_runs_as_a_module(tmp_path):
     root = Path(__file__).parents[2]
     help_text = subprocess.run(
         [sys.executable, "-m", "flows.unlearn", "--help"], cwd=root, env=ENVIRONMENT, text=True, capture_output=True

@@ -17,7 +17,7 @@ def test_a_set_covers_its_subsets_and_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a" * 64 + ".rows", "b" * 64 + ".rows", "key"]
 
 
-def test_what_is_not_known_is_not_guessed(tmp_path):
+def test_an_unknown_request_covers_nothing(tmp_path):
     rows = ForgottenRows(tmp_path, A, ["1"])
     assert rows.covers(A, B) is None and rows.covers(B, A) is None and rows.covers(B, B) is True
     assert rows.knows(A) and not rows.knows(B)

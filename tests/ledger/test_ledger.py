@@ -122,7 +122,7 @@ def test_a_ledger_that_was_emptied_or_removed_is_noticed(ledger):
         ledger.verify()
 
 
-def test_what_was_written_past_the_door_is_not_signed(ledger):
+def test_an_entry_written_without_the_ledger_is_not_signed(ledger):
     """Someone without the key appends an entry whose hashes are all right."""
     forged = Entry.after(ledger.entries()[-1], "promotion", {"version": "9"}, "2026-01-01T00:00:00+00:00")
     with ledger.path.open("a") as file:

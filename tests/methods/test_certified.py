@@ -19,14 +19,14 @@ TABLE = {"certified-removal": {"l2": 1e-2, "sigma": 3.0}}
 
 
 @pytest.fixture
-def few(request_, tmp_path):
+def few(fit_inputs, tmp_path):
     """Three rows of a backbone that never saw them, in a workspace where nothing was forgotten yet."""
-    classifier = copy.deepcopy(request_.classifier)
+    classifier = copy.deepcopy(fit_inputs.classifier)
     classifier.card = dataclasses.replace(classifier.card, saw_forget_data=False)
-    train = np.union1d(request_.retain_rows, request_.forget_rows)
+    train = np.union1d(fit_inputs.retain_rows, fit_inputs.forget_rows)
     gone = train[[5, 300, 700]]
     return dataclasses.replace(
-        request_,
+        fit_inputs,
         classifier=classifier,
         forget_rows=gone,
         retain_rows=np.setdiff1d(train, gone),

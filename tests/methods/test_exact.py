@@ -155,7 +155,7 @@ def test_an_audit_finds_what_is_not_exact(training, place):
     assert not recompute(inputs, nudged, exact)["agrees"]
 
 
-def test_refused_with_the_reason(place, tmp_path):
+def test_exact_is_refused_with_the_reason_where_it_cannot_be_exact(place, tmp_path):
     inputs = place.inputs("ridge", place.rows("few"))
 
     def with_card(**changes: object) -> FitInputs:

@@ -163,7 +163,7 @@ def test_the_product_is_the_network_of_training_without_the_rows(place: Place, w
 
 
 @pytest.mark.slow
-def test_the_same_of_a_network_with_drop_connect(tmp_path: Path) -> None:
+def test_a_network_with_drop_connect_is_that_of_training_without_the_rows(tmp_path: Path) -> None:
     shown_exact(Place(tmp_path, "efficientnet-lite0", "_blocks.10", 500), "few")
 
 
@@ -198,7 +198,7 @@ def test_no_picture_is_read_and_no_lower_layer_runs(place: Place) -> None:
     assert set(ran) <= {2, 3}  # two examples of noise, by which the cut is found
 
 
-def test_the_record_and_its_audit(place: Place, tmp_path: Path) -> None:
+def test_the_record_names_its_inputs_and_an_audit_recomputes_it(place: Place, tmp_path: Path) -> None:
     inputs = place.inputs(place.rows("few"))
     with staged_dir(tmp_path / "product") as staging:
         fit("exact", inputs, TABLE).save(staging)

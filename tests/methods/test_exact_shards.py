@@ -108,7 +108,9 @@ def test_the_next_request_starts_from_the_product(place: Sharded, product: tuple
     assert same_bits(second.classifier, at_once.classifier) and second.classifier.card == at_once.classifier.card
 
 
-def test_the_record_and_its_audit(product: tuple[FitInputs, Path], tmp_path: Path) -> None:
+def test_an_audit_recomputes_all_or_chosen_shards_and_finds_changes(
+    product: tuple[FitInputs, Path], tmp_path: Path
+) -> None:
     inputs, directory = product
     exact = read_json(directory / "fit.json")["exact"]
     classifier = load_classifier(directory)

@@ -44,7 +44,7 @@ def metric(declare):
     return install
 
 
-def test_it_sees_the_forgotten_rows_and_what_the_head_reads(metric):
+def test_a_metric_gets_the_forgotten_rows_and_the_features_that_the_head_reads(metric):
     metric("LOGIT")
     z, z_prime = np.zeros((4, 2)), np.arange(8.0).reshape(4, 2)
     found = forgotten_values(load_metrics(["mine"]), Outputs(LOGITS, z, z_prime), LABELS, PARTS)
@@ -53,7 +53,7 @@ def test_it_sees_the_forgotten_rows_and_what_the_head_reads(metric):
     assert found == {"mine": (4 + 8) / 2 + 1000 * 2}
 
 
-def test_reports_are_told_what_they_need_to_show_it(metric):
+def test_reports_get_label_format_and_direction_of_an_installed_metric(metric):
     metric("LOGIT")
     assert described(load_metrics(["mine"])) == {
         "mine": {
@@ -73,14 +73,14 @@ def test_reports_are_told_what_they_need_to_show_it(metric):
         ("WRITES", "assignment destination is read-only"),
     ],
 )
-def test_what_is_no_finite_number_is_one_line_with_the_package(metric, name, why):
+def test_a_value_that_is_no_finite_number_is_an_error_that_names_the_package(metric, name, why):
     metric(name)
     with pytest.raises(ConfigError) as caught:
         forgotten_values(load_metrics(["mine"]), Outputs(LOGITS, LOGITS), LABELS, PARTS)
     assert str(caught.value) == f"metric 'mine' of plugin_0 0.1.0: {why}; leave it out of evaluate.metrics"
 
 
-def test_params_name_what_is_installed_and_once(metric, tmp_path):
+def test_params_may_name_only_installed_metrics_and_each_once(metric, tmp_path):
     def problems(*names: str) -> list[str]:
         params = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
         params["evaluate"]["metrics"] = list(names)
@@ -102,5 +102,5 @@ def test_another_object_is_refused(declare):
         load_metrics(["mine"])
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted_as_values():
     assert ForgetMetric(lambda *_: np.float32(0.5), "half").of(LOGITS, LOGITS, LABELS) == 0.5

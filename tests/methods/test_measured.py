@@ -67,5 +67,5 @@ def test_another_model_other_rows_or_other_code_is_measured_anew(world, tmp_path
     assert names(original, choose_rows(labels, part, original.z, 1)) != first
     assert names(replace(original, stages={"representation.stages.probe_1": np.ones(9)}), rows) != first
     assert names(original, rows) == first
-    monkeypatch.setattr(measured, "_code", lambda: "changed")
+    monkeypatch.setattr(measured, "code_version", lambda: "changed")
     assert names(original, rows) != first

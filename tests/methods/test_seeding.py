@@ -23,11 +23,11 @@ def test_the_seed_of_the_entry_and_of_what_it_starts_from_is_raised():
     assert "seed" not in TABLE["map"]["after"], "the table was changed"
 
 
-def test_another_seed_gives_another_fit_and_the_same_the_same(request_):
+def test_another_seed_gives_another_fit_and_the_same_the_same(fit_inputs):
     def weights(offset: int) -> torch.Tensor:
-        return fit("mlp", request_, seeded("mlp", TABLE, offset)).map(request_.z_forget[:20])
+        return fit("mlp", fit_inputs, seeded("mlp", TABLE, offset)).map(fit_inputs.z_forget[:20])
 
-    torch.testing.assert_close(weights(0), fit("mlp", request_, TABLE).map(request_.z_forget[:20]), rtol=0, atol=0)
+    torch.testing.assert_close(weights(0), fit("mlp", fit_inputs, TABLE).map(fit_inputs.z_forget[:20]), rtol=0, atol=0)
     assert not torch.equal(weights(0), weights(1))
 
 

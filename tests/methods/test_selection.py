@@ -13,13 +13,13 @@ from expunge.methods.selection import candidates, choose_settings, judge
 from expunge.system.errors import CollapseError, ConfigError
 
 
-def test_every_combination():
+def test_candidates_are_every_combination_of_the_listed_values():
     assert candidates({"a": [1, 2], "b": ["x"]}, "fit.m") == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
     with pytest.raises(ConfigError, match=r"fit\.m\.choose\.a is 3; list the values"):
         candidates({"a": 3}, "fit.m")
 
 
-def test_held_rows_are_a_share_of_both_sides(finished):
+def test_validation_rows_are_a_share_of_forgotten_and_of_retained_rows(finished):
     split = Split(finished / "data/split")
     for part in ("retain", "forget"):
         rows = split.rows(part)
@@ -30,7 +30,7 @@ def test_held_rows_are_a_share_of_both_sides(finished):
     )
 
 
-def test_fits_under_judgement_never_see_held_rows(request_):
+def test_fits_of_the_selection_never_see_validation_rows(fit_inputs):
     """Moments of both sides, class counts and class means are those of the other rows, computed directly."""
     seen = []
 
@@ -38,32 +38,32 @@ def test_fits_under_judgement_never_see_held_rows(request_):
         seen.append(part)
         return fit("loft", part, {"loft": {"rank": 16}})
 
-    choose_settings("loft", request_, {"rank": [16]}, fitted)
+    choose_settings("loft", fit_inputs, {"rank": [16]}, fitted)
     (part,) = seen
-    rows = np.setdiff1d(request_.retain_rows, request_.validation_rows)
-    z = torch.from_numpy(request_.store.z(rows))
+    rows = np.setdiff1d(fit_inputs.retain_rows, fit_inputs.validation_rows)
+    z = torch.from_numpy(fit_inputs.store.z(rows))
     torch.testing.assert_close(part.retain.cov(), Moments.of(z).cov(), rtol=1e-8, atol=1e-10)
-    assert part.retain.n == len(rows) and not np.isin(part.forget_rows, request_.validation_rows).any()
+    assert part.retain.n == len(rows) and not np.isin(part.forget_rows, fit_inputs.validation_rows).any()
     train = np.concatenate([rows, part.forget_rows])
-    labels, z = request_.labels[train], request_.store.z(train).astype(np.float64)
+    labels, z = fit_inputs.labels[train], fit_inputs.store.z(train).astype(np.float64)
     for c in range(10):
         assert part.class_counts[c] == (labels == c).sum()
         np.testing.assert_allclose(part.class_means[c], z[labels == c].mean(axis=0), atol=1e-9)
 
 
-def test_the_best_is_taken_and_the_record_says_how_all_fared(request_):
+def test_the_best_is_taken_and_the_record_says_how_all_fared(fit_inputs):
     table = {"loft": {"choose": {"rank": [1, 32]}, "solver": "exact"}}
-    unlearned = fit("loft", request_, table)
+    unlearned = fit("loft", fit_inputs, table)
     record = unlearned.info["chosen"]
     by_rank = {c["settings"]["rank"]: c for c in record["candidates"]}
     assert by_rank[1]["retained_lost"] > by_rank[32]["retained_lost"] + 0.1  # one direction cannot hold nine classes
     assert record["taken"] == {"rank": 32} and unlearned.info["rank"] == 32
-    assert unlearned.map(request_.z_retain[:5]).equal(
-        fit("loft", request_, {"loft": {"rank": 32}}).map(request_.z_retain[:5])
+    assert unlearned.map(fit_inputs.z_retain[:5]).equal(
+        fit("loft", fit_inputs, {"loft": {"rank": 32}}).map(fit_inputs.z_retain[:5])
     )
 
 
-def test_judged_against_plain_counts():
+def test_scores_of_candidates_equal_a_computation_by_hand():
     y, gone_y = torch.tensor([0, 1, 1]), torch.tensor([2, 2])
     before = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 2.0, 0]])
     after = torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [0, 2.0, 0]])
@@ -77,13 +77,13 @@ def test_judged_against_plain_counts():
     assert refused.refused == "flat"
 
 
-def test_requests_for_rows_take_the_first(request_):
-    rows = dataclasses.replace(request_, forget_classes=[])
+def test_requests_for_rows_take_the_first_value_of_each_setting(fit_inputs):
+    rows = dataclasses.replace(fit_inputs, forget_classes=[])
     record = fit("loft", rows, {"loft": {"choose": {"rank": [16, 32]}}}).info["chosen"]
     assert record["taken"] == {"rank": 16} and "names rows" in record["why_first"]
 
 
-def test_methods_that_change_the_backbone_are_not_chosen_this_way(request_):
+def test_methods_that_change_the_backbone_are_not_chosen_this_way(fit_inputs):
     table = {"fine-tune": {"choose": {"epochs": [1]}}}
     with pytest.raises(ConfigError, match="maps and heads"):
-        fit("fine-tune", request_, table)
+        fit("fine-tune", fit_inputs, table)

@@ -21,7 +21,7 @@ def flat() -> Classifier:
     return Classifier(nn.Flatten(), nn.Linear(16, 3), PREPROCESS, CARD)
 
 
-def test_it_is_head_of_backbone_of_preprocessed_images() -> None:
+def test_logits_are_the_head_of_the_backbone_of_preprocessed_images() -> None:
     model = flat()
     z = (IMAGES.reshape(5, 16) / 255 - 0.5) / 0.25
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_set_head_copies_and_refuses_other_shapes() -> None:
         model.set_head(torch.randn(4, 16), torch.randn(4))
 
 
-def test_card_round_trip_and_checks() -> None:
+def test_a_card_survives_a_round_trip_and_bad_cards_are_refused() -> None:
     card = replace(CARD, options={"config": {"depth": 2}})
     assert ModelCard.from_json(json.loads(json.dumps(card.to_json()))) == card
     with pytest.raises(ValueError, match=r"training must be one of .*, got 'some'"):

@@ -87,7 +87,9 @@ def halves_are_the_whole(model: Classifier, cut: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "size", "cut", "wrong"), VISION)
-def test_halves_of_vision_models(name: str, size: int, cut: str, wrong: str) -> None:
+def test_both_halves_of_a_vision_model_give_the_whole_and_wrong_cuts_are_refused(
+    name: str, size: int, cut: str, wrong: str
+) -> None:
     model = vision(name, size)
     halves_are_the_whole(model, cut)
     with pytest.raises(
@@ -104,7 +106,9 @@ def test_halves_of_vision_models(name: str, size: int, cut: str, wrong: str) -> 
         ("bert", "encoder.layer.0", "encoder.layer.0.output.dense"),
     ],
 )
-def test_halves_of_transformers_models(kind: str, cut: str, wrong: str, tmp_path: Path) -> None:
+def test_both_halves_of_a_transformer_give_the_whole_and_wrong_cuts_are_refused(
+    kind: str, cut: str, wrong: str, tmp_path: Path
+) -> None:
     model = transformers_model(kind, tmp_path)
     halves_are_the_whole(model, cut)
     with pytest.raises(ConfigError, match=f"no cut '{wrong}': .*(nearest|known).*{cut}"):

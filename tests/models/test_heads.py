@@ -6,7 +6,7 @@ from torch import nn
 
 from expunge.models.heads import find_head, split_at
 from expunge.system.errors import ConfigError
-from tests.models.byo import Deep, PerPatch, Scaled
+from tests.models.user_models import Deep, PerPatch, Scaled
 
 PIXELS = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

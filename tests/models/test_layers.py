@@ -42,7 +42,7 @@ def test_three_blocks_of_efficientnet_are_472_features_averaged_over_space(lite0
         assert [p.shape[1] for p in parts] == [40, 112, 320]
 
 
-def test_they_survive_a_round_trip_and_a_copy(lite0, tmp_path):
+def test_layers_survive_a_round_trip_and_a_copy(lite0, tmp_path):
     with torch.no_grad():
         expected = lite0(IMAGES)
     with staged_dir(tmp_path / "m") as d:
@@ -68,7 +68,7 @@ def test_other_layers_are_another_backbone(lite0):
     assert len(digests) == 4 and backbone_digest(lite0) in digests
 
 
-def test_penultimate_beside_a_stage(tmp_path):
+def test_penultimate_features_may_stand_beside_those_of_a_stage(tmp_path):
     torch.manual_seed(0)
     plain = build("resnet-small", 4, (8, 8, 1), seed=3)
     save_file(

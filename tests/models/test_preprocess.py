@@ -93,7 +93,7 @@ def test_no_images_give_no_rows() -> None:
     assert pre(np.zeros((0, 8, 8), np.uint8)).shape == (0, 1, 8, 8)
 
 
-def test_json_round_trip() -> None:
+def test_preprocessing_survives_a_round_trip_through_json() -> None:
     pre = Preprocess(8, 9, 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
     assert Preprocess.from_json(json.loads(json.dumps(pre.to_json()))) == pre
 

@@ -17,7 +17,9 @@ HAS_VISION = importlib.util.find_spec("torchvision") is not None
     ("name", "parameters", "width"),
     [("resnet18", 11_173_962, 512), ("resnet34", 21_282_122, 512), ("wrn_28_10", 36_479_194, 640)],
 )
-def test_parameters_and_features(name: str, parameters: int, width: int) -> None:
+def test_published_networks_have_their_number_of_parameters_and_features(
+    name: str, parameters: int, width: int
+) -> None:
     if name.startswith("resnet") and not HAS_VISION:
         pytest.skip("torchvision is not installed")
     model = getattr(published, name)(num_classes=10)
@@ -27,7 +29,7 @@ def test_parameters_and_features(name: str, parameters: int, width: int) -> None
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "layer4"), ("wrn_28_10", "stage3")])
-def test_the_stem_keeps_the_resolution(name: str, last: str) -> None:
+def test_the_stem_for_small_pictures_keeps_the_resolution(name: str, last: str) -> None:
     """32 pixels leave the last stage as 4 (three halvings of ResNet) or 8 (two of WRN)."""
     if name.startswith("resnet") and not HAS_VISION:
         pytest.skip("torchvision is not installed")

@@ -21,7 +21,7 @@ from expunge.models.random_features import RandomFeatures
 from expunge.models.zoo import build
 from expunge.system.files import write_manifest
 from expunge.training.recipe import make_classifier
-from tests.exactly import inputs, params, training_rows, write_features
+from tests.exact_workspace import inputs, params, training_rows, write_features
 
 
 def test_products_approach_the_arc_cosine_kernel() -> None:
@@ -36,7 +36,7 @@ def test_products_approach_the_arc_cosine_kernel() -> None:
     assert not made[4].any()  # and no NaN
 
 
-def test_they_do_not_depend_on_the_seed_of_training_and_are_saved(tmp_path: Path) -> None:
+def test_random_features_do_not_depend_on_the_training_seed_and_are_saved(tmp_path: Path) -> None:
     network = build("resnet-small", 4, (8, 8, 1), seed=3)
     save_file({k: v.clone() for k, v in network.state_dict().items()}, tmp_path / "public.safetensors")
     given = {"training": "ridge", "saw_forget_data": False, "checkpoint": tmp_path / "public.safetensors"}

@@ -34,7 +34,7 @@ def test_a_block_is_two_convolutions_and_a_skip() -> None:
 
 
 @pytest.mark.parametrize(("size", "side"), [(28, 4), (16, 2), (8, 2)])
-def test_the_stem_halves_pictures_that_can_afford_it(size: int, side: int) -> None:
+def test_the_stem_halves_large_pictures_only(size: int, side: int) -> None:
     net = build("resnet-small", 3, (size, size, 1)).backbone
     x = torch.zeros(1, 1, size, size)
     for name in net.stages:

@@ -125,7 +125,7 @@ def test_an_encoder_under_the_head_of_its_pretraining_is_taken_without_it(direct
         ("sentence:{}", None, {"layers": ["encoder.layer.7"]}, r"no module 'model\.encoder\.layer\.7'; similar"),
     ],
 )
-def test_what_cannot_be_is_refused(directory, name, shape, options, words):
+def test_impossible_settings_are_refused(directory, name, shape, options, words):
     with pytest.raises(ConfigError, match=words):
         build(name.format(directory), 3, shape, **{**HEAD, **options})
 

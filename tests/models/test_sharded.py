@@ -16,7 +16,7 @@ from expunge.models.checkpoint import load_classifier, save_classifier
 from expunge.models.classifier import Classifier
 from expunge.models.cuts import split_at_cut
 from expunge.models.lower import lower_digest
-from expunge.models.sharded import average, core_with_shards, say, sharded, unsharded
+from expunge.models.sharded import average, core_with_shards, shard_shares, sharded, unsharded
 from expunge.models.zoo import build
 from expunge.serving.export import TOLERANCE, export_onnx, export_torch
 from expunge.serving.servable import Contract, Servable
@@ -79,7 +79,7 @@ def test_the_answer_is_the_mean_of_the_log_probabilities_of_networks_alone() -> 
 
 
 @torch.no_grad()
-def test_the_same_of_texts_of_different_lengths(tmp_path: Path) -> None:
+def test_texts_of_different_lengths_get_the_mean_of_networks_alone(tmp_path: Path) -> None:
     encoder, cut = write_encoder(tmp_path / "encoder"), "encoder.layer.0"
     base = build(f"sentence:{encoder}", 2, None, training="head", saw_forget_data=False)
     above = {**ABOVE, "recipe": {"cut": cut}}
@@ -96,7 +96,7 @@ def test_the_same_of_texts_of_different_lengths(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_it_is_saved_copied_and_exported(tmp_path: Path) -> None:
+def test_a_sharded_model_is_saved_copied_and_exported(tmp_path: Path) -> None:
     _, made, images = pictures()
     (tmp_path / "model").mkdir()
     save_classifier(tmp_path / "model", made)
@@ -117,7 +117,7 @@ def test_it_is_saved_copied_and_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_exported_as_onnx(tmp_path: Path) -> None:
+def test_a_sharded_model_is_exported_as_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     _, made, _ = pictures()
     served = Servable(made, None, Contract((8, 8, 1), tuple("abcd")))
@@ -126,7 +126,7 @@ def test_it_is_exported_as_onnx(tmp_path: Path) -> None:
 
 def test_the_mean_for_a_class_is_over_shards_that_have_it() -> None:
     counts = np.array([[5, 0, 3, 0], [2, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])  # the third has too few rows to train
-    shares = say(counts)
+    shares = shard_shares(counts)
     assert shares[:, 0].tolist() == [0.5, 0.5, 0, 0] and shares[:, 1].tolist() == [0, 1, 0, 0]
     assert shares[:, 2].tolist() == [1, 0, 0, 0] and shares[:, 3].tolist() == [0.5, 0.5, 0, 0]  # nobody has the last
     weight, bias = average(counts)

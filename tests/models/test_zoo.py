@@ -68,8 +68,8 @@ def logits(model: Classifier, images: np.ndarray) -> torch.Tensor:
         ("timm:test_vit", 64, "head", COLOUR, 32),
         ("torchvision:resnet18", 512, "fc", COLOUR, 32),
         ("torchvision:mobilenet_v3_small", 1024, "classifier.3", GREY, 32),
-        ("tests.models.byo:deep", 5, "classifier.3", GREY, None),
-        ("tests.models.byo:without_bias", 5, "classifier.3", COLOUR, None),
+        ("tests.models.user_models:deep", 5, "classifier.3", GREY, None),
+        ("tests.models.user_models:without_bias", 5, "classifier.3", COLOUR, None),
     ],
 )
 def test_architectures_are_cut_at_their_head_and_survive_a_round_trip(
@@ -193,14 +193,14 @@ def test_weights_of_a_checkpoint_are_loaded_and_a_head_for_other_classes_is_new(
         ("timm:resnet19", "timm has no model 'resnet19'"),
         ("torchvision:resnet19", "torchvision has no classifier 'resnet19'"),
         ("transformers:./nowhere/at/all", "transformers cannot read"),
-        ("tests.models.byo:absent", "cannot import 'tests.models.byo:absent'"),
+        ("tests.models.user_models:absent", "cannot import 'tests.models.user_models:absent'"),
         ("no.such.module:make", "cannot import"),
-        ("tests.models.byo:no_module", "must return a torch module, but it returned a int"),
-        ("tests.models.byo:stubborn", "returns 7 logits, but the dataset has 4 classes"),
-        ("tests.models.byo:scaled", "no linear head"),
+        ("tests.models.user_models:no_module", "must return a torch module, but it returned a int"),
+        ("tests.models.user_models:stubborn", "returns 7 logits, but the dataset has 4 classes"),
+        ("tests.models.user_models:scaled", "no linear head"),
     ],
 )
-def test_a_model_that_cannot_be_is_refused(name: str, words: str) -> None:
+def test_an_impossible_model_is_refused(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         build(name, 4, (32, 32, 3))
 

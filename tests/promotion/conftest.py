@@ -11,8 +11,8 @@ import pytest
 
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Ledger
-from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
-from tests.verdicts import REACHED, made_verdict
+from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+from tests.verdicts import REACHED, verdict_with
 
 NAME = "expunge-test"
 # Requests by what they forget: B holds A, C does not.
@@ -33,7 +33,7 @@ def summary(request: str, method: str, level: str) -> dict:
         "request": {"selector": "ids", "digest": REQUESTS[request], "forget_rows": len(ROWS[request])},
         "model": {"name": "resnet-small"},
         "references": {"original": block, "retrained": block, "logit_mask": block},
-        "methods": {method: {**block, "verdict": made_verdict(REACHED[level], failed=failed)}},
+        "methods": {method: {**block, "verdict": verdict_with(REACHED[level], failed=failed)}},
         "selected": method,
     }
 

@@ -23,7 +23,7 @@ def folder(home: Path, unlearning: dict | None) -> Path:
     return out
 
 
-def test_it_lies_with_the_model_and_with_its_run(promoter, tmp_path):
+def test_a_certificate_is_stored_with_the_model_and_with_its_run(promoter, tmp_path):
     made = folder(tmp_path, {"model": {"model": NAME, "version": "2"}})
     for _ in range(2):  # the second time changes nothing
         assert attach(made).version == "2"

@@ -47,7 +47,7 @@ def expunge(copy, monkeypatch, capsys) -> Callable[..., Done]:
     return run
 
 
-def test_from_review_to_ledger(copy, expunge):
+def test_review_promote_and_rollback_end_in_the_ledger(copy, expunge):
     registered = json.loads((copy / "reports/registration.json").read_text())
     reviewed = expunge("review")
     assert reviewed.status == 0, reviewed.err
@@ -85,14 +85,14 @@ def test_from_review_to_ledger(copy, expunge):
     assert verified.status == 2 and "line 1" in verified.err
 
 
-def test_a_higher_level_in_params_refuses(copy, expunge):
+def test_a_higher_level_in_params_refuses_the_promotion(copy, expunge):
     change(copy, lambda p: p["register"].update(promote_level="exact"))
     refused = expunge("promote", "--reason", "try", "--yes")
     assert refused.status == 2 and "asks for 'exact'" in refused.err
     assert not (copy / "ledger.jsonl").exists()
 
 
-def test_export_and_what_is_missing(copy, expunge, tmp_path):
+def test_export_writes_a_version_and_a_missing_champion_or_registration_is_named(copy, expunge, tmp_path):
     no_champion = expunge("export", str(tmp_path / "m.pt2"))
     assert no_champion.status == 2 and "has no champion" in no_champion.err
     written = expunge("export", "--version", "1", str(tmp_path / "m.pt2"))

@@ -105,7 +105,7 @@ def test_changed_files_are_refused(promoter, tmp_path):
         promote(promoter, version.version)
 
 
-def test_a_version_that_remembers_is_refused(promoter):
+def test_a_version_that_had_not_forgotten_earlier_rows_is_refused(promoter):
     promote(promoter, "1")  # forgets A
     with pytest.raises(PromotionError, match="remembers rows that version 1 had forgotten"):
         promote(promoter, "4")  # forgets C
@@ -193,7 +193,7 @@ def test_rollback_restores_the_champion_before(promoter):
     assert promoter.champion().version == "2"
 
 
-def test_rollback_to_what_remembers_is_refused(promoter):
+def test_rollback_to_a_version_that_had_not_forgotten_is_refused(promoter):
     with pytest.raises(PromotionError, match="knows no promotion"):
         promoter.rollback("why")
     promote(promoter, "1")  # forgets A

@@ -13,7 +13,7 @@ from PIL import Image
 from expunge.promotion.scoring import score_parquet
 from expunge.serving.servable import Contract, Servable
 from expunge.system.errors import DataError
-from tests.served import CLASSES, pictures, write_model
+from tests.served_models import CLASSES, pictures, write_model
 
 
 @pytest.fixture(scope="module")

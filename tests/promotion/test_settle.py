@@ -69,7 +69,7 @@ def in_a_child(promoter, until: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("moment", range(1, 19, 2))
-def test_killed_while_promoting(moment, promoter):
+def test_a_promotion_that_was_killed_is_finished_by_the_next(moment, promoter):
     status, _ = in_a_child(promoter, moment)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     promoter.ledger.verify()
@@ -77,7 +77,7 @@ def test_killed_while_promoting(moment, promoter):
     assert promotions(promoter) == ["1"] and promoter.champion().version == "1" and promoter.audit() == []
 
 
-def test_a_child_that_is_left_alone_ends(promoter):
+def test_a_promotion_that_is_not_killed_ends_by_itself(promoter):
     status, seen = in_a_child(promoter, 0)
     assert status == 0 and seen >= 18  # what the test above counts up to
     assert promotions(promoter) == ["1"] and promoter.audit() == []

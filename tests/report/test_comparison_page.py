@@ -17,7 +17,7 @@ from expunge.data.split import Split
 from expunge.promotion.review_terminal import as_rich
 from expunge.report.comparison import Part, on_same_rows
 from expunge.report.comparison_page import GAINED, LOST, chosen, section, thumbnail
-from expunge.report.comparison_view import Sides, comparison_view
+from expunge.report.comparison_view import ComparedModels, comparison_view
 
 HOSTILE = [f"<b>{c}</b>" for c in range(10)]
 
@@ -52,13 +52,13 @@ def compared(finished, monkeypatch):
     wrong = np.where(np.arange(len(labels)) % 10 == 0, (labels + 1) % 10, labels)
     parts = on_same_rows(lambda rows: labels[rows], lambda rows: wrong[rows], dataset, Split("data/split"))
     block = {"accuracy": {"retain": 0.5}, "intervals": {"accuracy.retain": [0.25, 0.75]}}
-    return Sides("original", "loft", (block, block, None), parts, {}, HOSTILE), dataset
+    return ComparedModels("original", "loft", (block, block, None), parts, {}, HOSTILE), dataset
 
 
 def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared):
-    sides, dataset = compared
-    html = section(sides, dataset)
-    kept = sides.parts["test_retain"]
+    models, dataset = compared
+    html = section(models, dataset)
+    kept = models.parts["test_retain"]
     shown = chosen(kept)
     assert len(shown) == LOST and f"{int(kept.changed.sum())} of {len(kept.labels)} changed" in html
     wanted = [thumbnail(image) for image in dataset.images(kept.rows[shown])]
@@ -69,10 +69,10 @@ def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared
 
 def test_the_page_and_the_terminal_show_the_same_cells(compared):
     """One view in words: each cell of it stands in the page, and in what rich prints."""
-    sides, dataset = compared
-    view = comparison_view(sides)
+    models, dataset = compared
+    view = comparison_view(models)
     tables = (view.metrics, view.accuracies, view.moves, *view.answers)
-    html = section(sides, dataset)
+    html = section(models, dataset)
     out = Console(width=300, record=True, markup=False, highlight=False, file=io.StringIO())
     for table in tables:
         out.print(as_rich(table))
@@ -89,7 +89,7 @@ def test_names_of_classes_are_text(compared):
 
 
 def test_where_nothing_changed_it_says_so(compared):
-    sides, dataset = compared
-    same = {part: Part(p.rows, p.labels, p.before, p.before) for part, p in sides.parts.items()}
-    html = section(Sides("a", "b", sides.blocks, same, {}, HOSTILE), dataset)
+    models, dataset = compared
+    same = {part: Part(p.rows, p.labels, p.before, p.before) for part, p in models.parts.items()}
+    html = section(ComparedModels("a", "b", models.blocks, same, {}, HOSTILE), dataset)
     assert "None of" in html and "<img" not in html

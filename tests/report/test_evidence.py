@@ -14,7 +14,7 @@ from expunge.system.errors import ManifestError
 PARTS = np.array(["retain"] * 500 + ["forget"] * 30 + ["test_retain"] * 100 + ["test_forget"] * 20)
 
 
-def test_small_sets_are_taken_whole():
+def test_small_sets_are_drawn_whole():
     np.testing.assert_array_equal(draw_rows(PARTS, 0), np.arange(650))
 
 
@@ -45,7 +45,7 @@ def test_a_view_names_the_group_of_each_row():
     assert (groups == "retained").sum() == evidence.VIEW_ROWS["retained"]
 
 
-def test_what_was_drawn_is_said():
+def test_the_page_says_how_many_rows_were_drawn():
     assert drawn_words(650, 650, 0) == "All 650 rows are counted."
     assert "20,000 of each part" in drawn_words(60_000, 70_000, 3) and "seed 3" in drawn_words(60_000, 70_000, 3)
 

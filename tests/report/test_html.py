@@ -11,7 +11,7 @@ import pytest
 
 from expunge.report.html import ladder, main_table, render
 from tests.report.conftest import HOSTILE
-from tests.verdicts import made_verdict
+from tests.verdicts import verdict_with
 
 
 class Page(HTMLParser):
@@ -131,7 +131,7 @@ def test_attacks_with_many_models_say_why_they_are_valid(run, undrawn):
     assert "not measured" in render(*run())
 
 
-def test_refused_attacks_and_refused_methods_are_told(run, undrawn):
+def test_refused_attacks_and_refused_methods_are_listed(run, undrawn):
     summary, evidence = copy.deepcopy(run())
     summary["shadow"] = {"kind": "refused", "refused_because": "it saw <b>the rows</b>"}
     page = render(summary, evidence)
@@ -147,7 +147,7 @@ def test_a_random_request_names_no_class_as_forgotten(run):
     assert not any("test forg." in head for head in main_table(summary)["head"])
 
 
-def test_no_selected_method_is_the_first_thing_said(run, undrawn):
+def test_that_no_method_was_selected_stands_first(run, undrawn):
     summary, evidence = copy.deepcopy(run())
     summary["selected"] = None
     for block in summary["methods"].values():
@@ -158,13 +158,13 @@ def test_no_selected_method_is_the_first_thing_said(run, undrawn):
 
 
 def test_the_ladder_tells_shown_from_refuted_from_unknown():
-    verdict = made_verdict(("outputs",), utility="lost", refuted=("backbone",))
+    verdict = verdict_with(("outputs",), utility="lost", refuted=("backbone",))
     steps = ladder(verdict)
     assert [step["state"] for step in steps] == ["lost", "shown", "cannot tell", "refuted", "cannot tell"]
     assert [bool(step["why"]) for step in steps] == [False, False, True, True, True]
 
 
-def test_every_section_has_words_and_a_drawing(html):
+def test_every_section_has_a_text_and_a_drawing(html):
     found = re.findall(r'<section class="plot">(.*?)</section>', html, flags=re.DOTALL)
     assert len(found) == 8
     assert all("<svg " in section and re.search(r'<p class="soft">[^<]+\.</p>', section) for section in found)

@@ -36,9 +36,9 @@ def test_the_metrics_are_those_of_a_finished_run(run):
 
 
 @pytest.mark.parametrize(("block", "text"), [({"a": {"b": 0.25}}, "25.0%"), ({"a": {}}, "–"), (None, "–")])
-def test_a_value_or_a_dash(block, text):
+def test_a_missing_value_is_a_dash(block, text):
     assert Metric("a.b", "x", "{:.1%}").text(block) == text
 
 
-def test_unknown_paths():
+def test_an_unknown_path_has_no_value_and_is_its_own_name():
     assert lookup({"a": 1}, "a.b") is None and name_of("not.there") == "not.there"

@@ -42,14 +42,14 @@ def test_many_classes_are_folded_and_nothing_is_lost():
 
 
 def test_histogram_shares_sum_to_one_and_clip_at_the_edges():
-    shares = plots._shares(np.array([1e-9, 0.01, 5.0, 100.0]), plots.LOSS_BINS)
+    shares = plots.bin_shares(np.array([1e-9, 0.01, 5.0, 100.0]), plots.LOSS_BINS)
     assert np.isclose(shares.sum(), 1.0)
     assert shares[0] == shares[-1] == 0.25
 
 
 def test_confidence_and_loss_are_those_of_the_softmax():
     logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]))
-    confidence, losses = plots._confidence_and_loss(logits, np.array([0, 1]))
+    confidence, losses = plots.confidence_and_loss(logits, np.array([0, 1]))
     np.testing.assert_allclose(confidence, [0.7, 0.8])
     np.testing.assert_allclose(losses, -np.log([0.7, 0.1]))
 
@@ -86,12 +86,12 @@ def test_features_that_a_method_left_where_they_are_are_drawn_once():
 def test_pca_shows_the_widest_directions():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 3)) * [10.0, 3.0, 0.1]
-    points, explained = plots._pca(x)
+    points, explained = plots.principal_components(x)
     centred = x - x.mean(axis=0)
     variance = np.linalg.svd(centred, compute_uv=False) ** 2
     np.testing.assert_allclose(explained, variance / variance.sum(), rtol=1e-6)
     np.testing.assert_allclose(np.abs(points[:, 0]), np.abs(centred @ np.linalg.svd(centred)[2][0]), atol=1e-6)
-    assert plots._pca(x[:, :1])[0].shape == (200, 2)
+    assert plots.principal_components(x[:, :1])[0].shape == (200, 2)
 
 
 def test_damage_is_shown_in_points_with_its_sign(run):

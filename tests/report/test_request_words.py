@@ -7,7 +7,7 @@ from expunge.report.request_words import worded
 TEXT = "40 of 900 training rows were to be forgotten. Forgotten rows, forgotten against unseen; no erasure claim."
 
 
-def test_an_erasure_is_told_as_it_was_written() -> None:
+def test_an_erasure_is_described_in_words() -> None:
     assert worded(TEXT, {"selector": "classes"}) == TEXT
 
 
@@ -26,5 +26,5 @@ def test_an_erasure_is_told_as_it_was_written() -> None:
         ("unforgotten", "unforgotten"),
     ],
 )
-def test_corrections_have_words_of_their_own(said: str, told: str) -> None:
+def test_a_correction_is_described_as_corrected(said: str, told: str) -> None:
     assert worded(said, {"selector": "correct"}) == told

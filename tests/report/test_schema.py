@@ -37,7 +37,7 @@ def test_every_part_and_key_is_described():
     assert bare == []
 
 
-def test_a_real_summary_follows_it_and_has_no_key_that_it_does_not_name(summary):
+def test_a_real_summary_follows_the_schema_and_has_no_unnamed_key(summary):
     assert problems(summary) == []
 
 
@@ -69,7 +69,7 @@ def test_a_missing_key_and_an_unknown_one_are_named(summary):
     assert len(found) == 2 and "'forget_rows' is a required property" in found[0] and "'colour'" in found[1]
 
 
-def test_what_attacks_with_many_models_give_follows_it():
+def test_results_of_attacks_with_many_models_follow_the_schema():
     rng = np.random.default_rng(0)
     attacks = floor(ShadowMargins(rng.normal(size=(8, 40)), rng.normal(size=(8, 50))), seed=0)
     assert problems(attacks, "ShadowAttacks") == []

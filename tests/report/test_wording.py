@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 
 from expunge.report import wording
-from tests.verdicts import gate, made_verdict
+from tests.verdicts import gate, verdict_with
 
 
-def test_the_request_is_told_without_ids(run):
+def test_the_request_is_described_without_ids(run):
     names = ["a", "b", "c", "d", "e"]
     whole, some = run()[0], run(whole=False)[0]
     assert wording.request_words(whole, names).startswith("class c: ")
     assert wording.request_words(some, names).endswith("training rows, chosen by random")
 
 
-def test_copies_that_stay_behind_are_told(run):
+def test_copies_that_stay_behind_are_mentioned(run):
     summary = copy.deepcopy(run()[0])
     assert not any("among the retained" in line for line in wording.not_claimed(summary))
     summary["request"] |= {"duplicates_left_in_retain": 2, "near_duplicates": {"left_in_retain": 1200}}
@@ -23,7 +23,7 @@ def test_copies_that_stay_behind_are_told(run):
     assert len(told) == 2 and "2 have an exact copy" in told[0] and "1,200 have a near-duplicate" in told[1]
 
 
-def test_a_gate_says_what_came_of_it_and_what_it_would_take():
+def test_a_gate_says_its_outcome_and_what_is_missing():
     assert wording.share_words(gate("x")) == "30% [20%, 40%]"
     assert wording.gate_outcome(gate("x")).startswith("open")
     assert wording.gate_outcome(gate("x", passed=True)) == "passed"
@@ -33,7 +33,7 @@ def test_a_gate_says_what_came_of_it_and_what_it_would_take():
     assert wording.share_words(weak) == "–"
 
 
-def test_how_many_rows_it_would_take():
+def test_the_number_of_rows_that_a_verdict_needs_is_stated():
     weak = [gate(p, power=False, rows_needed=n) for p, n in (("x", 900), ("y", 400), ("z", None))]
     assert "About 400 forgotten rows" in wording.rows_it_takes({"gates": weak})
     assert "no number" in wording.rows_it_takes({"gates": weak[2:]})
@@ -50,21 +50,21 @@ def test_the_focus_is_the_selected_method_else_the_nearest(run):
     assert wording.focus(summary) == "logit-mask"
 
 
-def test_a_claim_is_told_in_a_sentence_each():
-    assert wording.claim(made_verdict(())) == "No erasure claim was shown."
-    told = wording.claim(made_verdict(("outputs", "exact")))
+def test_each_claim_has_a_sentence():
+    assert wording.claim(verdict_with(())) == "No erasure claim was shown."
+    told = wording.claim(verdict_with(("outputs", "exact")))
     assert told.startswith(wording.CLAIMS["outputs"]) and told.endswith(wording.CLAIMS["exact"])
 
 
 def test_what_is_not_claimed_names_every_claim_that_was_not_shown(run):
     summary = copy.deepcopy(run()[0])
     name = summary["selected"]
-    summary["methods"][name]["verdict"] = made_verdict(("outputs", "features"), refuted=("backbone",))
+    summary["methods"][name]["verdict"] = verdict_with(("outputs", "features"), refuted=("backbone",))
     lines = wording.not_claimed(summary)
     assert lines[:2] == ["backbone: refuted, since that is so.", "exact: cannot tell, since that is so."]
 
 
-def test_how_settings_came_about(run):
+def test_settings_say_whether_they_were_set_or_chosen(run):
     control, loft, keep = wording.settings_lines(run()[0])
     assert control == {"method": "logit-mask", "settings": "defaults of the library", "how": "set in params.yaml"}
     assert loft["settings"] == "solver exact, rank 8"

@@ -23,7 +23,7 @@ from expunge.reproduce.switches import SWITCHES
 from expunge.reproduce.weights import fetch_weights
 from expunge.system.errors import CheckpointError, ConfigError, DataError, ExpungeError
 from tests.pipeline import ENVIRONMENT
-from tests.reproduce.here import run_here
+from tests.reproduce.in_process import run_in_process
 
 ROOT = Path(__file__).parents[2]
 OFF: frozenset[str] = frozenset()
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on(root: Path) -> None:
 def test_a_preset_runs_whole(name: str, root: Path) -> None:
     """One with every switch on: the published numbers stand beside ours, the switches' own columns are filled."""
     on = frozenset(SWITCHES) if name in ("ru-cifar10-class", "loft-tiny-imagenet-rows") else OFF
-    page = reproduce_preset(root, name, Wanted(on, sample=True), run_here).read_text()
+    page = reproduce_preset(root, name, Wanted(on, sample=True), run_in_process).read_text()
     preset = load(ROOT, name)
     assert page.startswith(f"# {preset.title}") and "drawn pictures" in page
     if preset.rounds:
@@ -113,7 +113,7 @@ def test_the_toy_has_its_page_and_picture(root: Path) -> None:
 def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> None:
     """Retained and forgotten rows are those of all requests so far; what was found is not computed again."""
     name = "continual-fashion-mnist"
-    page = reproduce_preset(root, name, Wanted(sample=True), run_here)
+    page = reproduce_preset(root, name, Wanted(sample=True), run_in_process)
     found = json.loads((page.parent / "rounds.json").read_text())
     assert [r["rows"] for r in found["requests"]][:2] == [12, 3] and len(found["requests"]) == 10
     mask = found["methods"]["logit-mask"]
@@ -130,7 +130,7 @@ def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> 
     assert "10-loft.json" in after and {n: t for n, t in after.items() if n in before} == before
 
 
-def test_wrong_places_are_one_clear_line(root: Path, tmp_path: Path) -> None:
+def test_wrong_folders_and_names_are_one_clear_line(root: Path, tmp_path: Path) -> None:
     def never(*_: object) -> None:
         raise AssertionError("nothing may be started")
 
@@ -182,14 +182,14 @@ def test_the_list_names_every_preset_and_says_that_nothing_was_measured(
     assert all(name in told for name in names(root)) and "None was measured" in told
 
 
-def test_elsewhere_the_presets_of_the_package_stand_over_its_own_params(tmp_path: Path) -> None:
+def test_outside_of_the_repository_presets_of_the_package_apply_to_its_own_params(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("train: {seed: 5}\n")  # somebody's own
     assert names(tmp_path) == names(ROOT)
     here, there = (load(root, "ru-cifar10-class").params_of(root, "run", OFF, {}) for root in (ROOT, tmp_path))
     assert here == there
 
 
-def test_rounds_that_ask_for_too_much() -> None:
+def test_rounds_that_ask_for_too_much_are_refused() -> None:
     from expunge.reproduce.rounds import requests_of
 
     class Few:

@@ -12,7 +12,7 @@ from expunge.serving import export
 from expunge.serving.export import export_onnx, export_torch
 from expunge.serving.servable import Contract, Servable, write_servable
 from expunge.system.errors import CheckpointError, ExpungeError
-from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 
 @pytest.fixture(scope="module", params=["affine", "mlp", "colour, any size"])
@@ -77,7 +77,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / "model.pt2").exists() and not list(tmp_path.glob(".export-*"))
 
 
-def test_what_cannot_be_traced_is_named(tmp_path):
+def test_a_layer_that_cannot_be_traced_is_named(tmp_path):
     class Branches(torch.nn.Module):
         def forward(self, x):
             return x.flatten(1)[:, :128] if float(x.sum()) > 0 else x.flatten(1)[:, 1:129]
@@ -88,12 +88,12 @@ def test_what_cannot_be_traced_is_named(tmp_path):
         export_torch(servable, tmp_path / "model.pt2", {})
 
 
-def test_the_ending_says_the_format(tmp_path):
+def test_a_file_name_with_the_ending_of_another_format_is_refused(tmp_path):
     with pytest.raises(ExpungeError, match=r"ends in \.pt2"):
         export_torch(one(tmp_path), tmp_path / "model.onnx", {})
 
 
-def test_no_pickle_in_the_file(tmp_path):
+def test_an_exported_file_holds_no_pickle(tmp_path):
     export_torch(one(tmp_path), tmp_path / "model.pt2", {})
     archive = zipfile.ZipFile(tmp_path / "model.pt2")
     assert any("weight_0" in name for name in archive.namelist())

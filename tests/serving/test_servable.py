@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from expunge.serving.servable import Contract, Servable, write_servable
 from expunge.system.errors import DataError, ManifestError
-from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 
 @pytest.fixture(params=["affine", "mlp"])
@@ -45,7 +45,7 @@ def test_any_batch_size_gives_the_same_rows(case, tmp_path):
     assert servable.probabilities(images[:0]).shape == (0, len(CLASSES))
 
 
-def test_a_folded_map_leaves_nothing_to_take_out(tmp_path):
+def test_a_map_folded_into_the_head_is_not_stored_apart(tmp_path):
     classifier = write_model(tmp_path / "model")
     write_unlearned(tmp_path / "unlearned", classifier, affine(classifier.card.feature_dim))
     out = write(tmp_path)
@@ -74,19 +74,19 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_images_are_refused_in_words(name, tmp_path):
+def test_bad_images_are_refused_with_the_reason(name, tmp_path):
     contract = Contract.of(pictures(3), CLASSES)
     images, message = BAD[name]
     with pytest.raises(DataError, match=message):
         contract.check(images)
 
 
-def test_binary_images_are_fine_where_they_are_the_rule():
+def test_binary_images_are_accepted_where_the_model_expects_them():
     binary = pictures(3) // 128
     assert Contract.of(binary, CLASSES).check(binary) is binary
 
 
-def test_any_size_leaves_the_size_open_but_not_the_channels(tmp_path):
+def test_a_model_for_any_size_still_requires_its_channels(tmp_path):
     classifier = write_model(tmp_path / "model", (12, 10, 3))
     write_unlearned(tmp_path / "unlearned", classifier, affine(classifier.card.feature_dim))
     out = tmp_path / "servable"

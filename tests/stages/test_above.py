@@ -47,7 +47,7 @@ def test_the_retrained_model_of_the_same_seed_has_the_bytes_of_the_deleted_one(w
     assert read_json(files[0] / "model.json") == read_json(files[1] / "model.json")
 
 
-def test_it_is_evaluated_by_its_own_network(workspace: Path) -> None:
+def test_a_deleted_network_is_evaluated_by_its_own_weights(workspace: Path) -> None:
     block = read_json(workspace / "reports/evaluation/exact.json")
     assert block["exact"]["holds"] is True
     references = read_json(workspace / "reports/evaluation/references.json")

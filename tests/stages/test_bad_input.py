@@ -29,22 +29,22 @@ def split_with(workspace, **settings):
     change(workspace, lambda p: p["split"].update(settings))
 
 
-def test_misspelt_key(copy):
+def test_a_misspelt_key_is_refused_with_the_nearest_one(copy):
     change(copy, lambda p: p["train"].update(epoch=1))
     refused(copy, "train", says=["train.epoch", "did you mean train.epochs?"])
 
 
-def test_unknown_class(copy):
+def test_an_unknown_class_is_refused_with_the_known_ones(copy):
     split_with(copy, classes=["ankle"])
     refused(copy, "split", says=["ankle", "0"])
 
 
-def test_empty_forget_set(copy):
+def test_a_request_that_forgets_no_training_row_is_refused(copy):
     split_with(copy, selector="filter", filter="label == 3 and label == 4")
     refused(copy, "split", says=["forgets no training row"])
 
 
-def test_forget_everything(copy):
+def test_a_request_that_forgets_every_training_row_is_refused(copy):
     split_with(copy, classes=list(range(10)))
     refused(copy, "split", says=["every training row"])
 
@@ -57,19 +57,19 @@ def some_ids(copy):
     ][:5]
 
 
-def test_unknown_ids(copy, some_ids):
+def test_unknown_ids_are_refused_with_their_file(copy, some_ids):
     (copy / "data" / "requests" / "ids.txt").write_text("\n".join([*some_ids, "nobody"]))
     split_with(copy, selector="ids", file="data/requests/ids.txt")
     refused(copy, "split", says=["data/requests/ids.txt", "nobody"])
 
 
-def test_ids_listed_twice(copy, some_ids):
+def test_ids_that_are_listed_twice_are_refused(copy, some_ids):
     (copy / "data" / "requests" / "ids.txt").write_text("\n".join([*some_ids, some_ids[0]]))
     split_with(copy, selector="ids", file="data/requests/ids.txt")
     refused(copy, "split", says=["data/requests/ids.txt", some_ids[0]])
 
 
-def test_corrupt_image(copy):
+def test_a_corrupt_image_is_named_and_the_old_dataset_stays(copy):
     for name in ("cat", "dog"):
         (copy / "data" / "source" / "pets" / name).mkdir(parents=True)
         for i in range(4):
@@ -83,13 +83,13 @@ def test_corrupt_image(copy):
     assert (copy / "data" / "dataset" / "manifest.json").read_bytes() == before
 
 
-def test_labels_out_of_range(copy):
+def test_negative_labels_are_refused(copy):
     np.savez(copy / "data" / "source" / "x.npz", x=np.zeros((20, 8, 8), np.uint8), y=np.arange(20) - 1)
     change(copy, lambda p: p["data"].update(source="npz", path="data/source/x.npz"))
     refused(copy, "prepare", says=["x.npz", "label"])
 
 
-def test_nan_features(copy):
+def test_features_that_are_not_finite_are_refused(copy):
     from expunge.models.checkpoint import load_classifier, save_classifier
     from expunge.system.files import staged_dir, write_manifest
 
@@ -103,14 +103,14 @@ def test_nan_features(copy):
     refused(copy, "extract", "original", says=["not finite", "sample_id"])
 
 
-def test_truncated_shard(copy):
+def test_a_truncated_shard_of_features_is_named(copy):
     shard = copy / "data" / "features" / "original" / "part-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     refused(copy, "validate", "features", says=["part-00000.parquet"])
     refused(copy, "fit", "loft", says=["part-00000.parquet"])
 
 
-def test_manifest_that_disagrees(copy):
+def test_a_file_that_disagrees_with_its_manifest_is_named(copy):
     path = copy / "data" / "dataset" / "manifest.json"
     manifest = read_json(path)
     name = next(n for n in manifest["files"] if n.endswith(".parquet"))
@@ -138,7 +138,7 @@ def no_reference(workspace, checkpoint):
     change(workspace, lambda p: p.update(reference="skip"))
 
 
-def test_checkpoint_of_another_architecture(copy, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused(copy, tmp_path):
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
     no_reference(copy, tmp_path / "other.pt")
     refused(copy, "train", says=["other.pt"])
@@ -150,21 +150,21 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
-def test_a_pickle_posing_as_a_checkpoint(copy, tmp_path, name):
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_executed(copy, tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
     no_reference(copy, tmp_path / name)
     refused(copy, "train", says=[name])
     assert not (copy / "exploded").exists()
 
 
-def test_unknown_method_and_setting(copy):
+def test_an_unknown_method_and_an_unknown_setting_are_refused(copy):
     change(copy, lambda p: (p["methods"].append("magic"), p["fit"].update(magic={})))
     refused(copy, "fit", "magic", says=["unknown method 'magic'", "loft"])
     change(copy, lambda p: p["fit"].update(loft={"rang": 3}))
     refused(copy, "fit", "loft", says=["fit.loft", "rang"])
 
 
-def test_a_dead_tracking_server(copy, monkeypatch):
+def test_an_unreachable_tracking_server_is_named(copy, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     refused(copy, "register", says=["127.0.0.1:9"])
 

@@ -32,7 +32,7 @@ def audited(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_original_gives_them_away_and_exact_deletion_does_not(audited):
+def test_canaries_show_in_the_original_and_not_after_exact_deletion(audited):
     summary = json.loads((audited / "reports/summary.json").read_text())
     assert summary["request"]["forget_rows"] == 150 and summary["request"]["selector"] == "canaries"
     original = summary["references"]["original"]["canaries"]

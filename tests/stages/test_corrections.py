@@ -90,6 +90,6 @@ def test_ids_and_labels_stay_in_data_files(corrected: Path) -> None:
     assert lock["stages"]["split"]["params"]["params.yaml"]["split"]["file"] == "data/requests/corrections.csv"
 
 
-def test_it_is_registered_and_not_taken_for_an_erasure(corrected: Path) -> None:
+def test_a_corrected_version_is_registered_and_not_taken_for_an_erasure(corrected: Path) -> None:
     assert json.loads((corrected / "reports" / "registration.json").read_text())["method"] == "exact"
     assert not list((corrected / "data" / "forgotten").rglob("*.rows"))

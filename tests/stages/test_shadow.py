@@ -50,14 +50,14 @@ def model(training, saw, shards=1):
         ("above", False, 8, 4, "refused", "layers above model.cut were trained on these"),
     ],
 )
-def test_what_is_valid_and_why(training, saw, heads, networks, kind, words):
+def test_the_plan_says_which_attack_is_valid_and_why(training, saw, heads, networks, kind, words):
     decided = plan(model(training, saw), Shadow(heads, networks, None, 0))
     assert decided.kind == kind
     reason = decided.valid_because or decided.refused_because
     assert reason is None if words is None else words in reason
 
 
-def test_heads_in_shards_have_no_shadows():
+def test_heads_in_shards_get_no_shadow_models():
     decided = plan(model("ridge", False, shards=4), Shadow(8, 0, None, 0))
     assert decided.kind == "refused" and "trained on all people at once" in decided.refused_because
 
@@ -67,7 +67,7 @@ def test_whole_networks_do_not_make_heads_valid():
     assert decided.kind == "networks" and "backbone saw these rows" in decided.refused_because
 
 
-def test_off_by_default(finished):
+def test_shadow_models_are_off_by_default(finished):
     assert report(finished) == {"kind": "off"}
     summary = json.loads((finished / "reports" / "summary.json").read_text())
     assert summary["shadow"] == {"kind": "off"}
@@ -82,7 +82,7 @@ def test_heads_on_a_backbone_that_saw_the_rows_are_refused_and_the_table_says_so
     assert "Refused: heads on its features cannot stand for models" in (copy / "reports" / "results.md").read_text()
 
 
-def test_heads(copy):
+def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
     """Told that the backbone never saw the rows, the stage attacks whatever touches only head or map."""
 
     def edit(p):

@@ -67,7 +67,7 @@ def run_stages(workspace: Path, monkeypatch: pytest.MonkeyPatch, garbled: bool) 
 
 
 @pytest.mark.slow
-def test_only_methods_that_ask_for_unseen_rows_depend_on_them(tmp_path, monkeypatch):
+def test_only_methods_that_need_unseen_rows_depend_on_them(tmp_path, monkeypatch):
     plain, garbled = tmp_path / "plain", tmp_path / "garbled"
     run_stages(plain, monkeypatch, garbled=False)
     run_stages(garbled, monkeypatch, garbled=True)

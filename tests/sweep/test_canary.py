@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.pipeline import ENVIRONMENT, ROOT, change, dvc, lay_out
-from tests.sweep.everywhere import found
+from tests.sweep.byte_search import found
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +169,7 @@ def test_not_a_byte_is_left_anywhere(home, swept):
     assert swept["said"]["left"] == []
 
 
-def test_what_could_not_be_purged_is_said(swept):
+def test_what_could_not_be_purged_is_reported(swept):
     wheres = {entry["where"] for entry in swept["said"]["not_purgeable"]}
     assert wheres == {"git"}  # commits that name data which is gone
 

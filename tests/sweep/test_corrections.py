@@ -12,7 +12,7 @@ from expunge.data.split import Split, split
 from expunge.sweep import sweep
 from expunge.sweep.lineage import covering
 from expunge.sweep.targets import Targets
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 CORRECTED = [3, 50, 51, 130]  # training rows; their labels are 0, 2, 0 and 1
 ERASED = 50
@@ -22,7 +22,7 @@ ERASED = 50
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    root = small.workspace(tmp_path / "workspace", [2])
+    root = people_workspace.workspace(tmp_path / "workspace", [2])
     file = root / "data/requests/labels.csv"
     file.write_text("sample_id,label\n" + "".join(f"record-{i:05d},{(i + 1) % 3}\n" for i in CORRECTED))
     (root / "data/requests/one.txt").unlink()

@@ -18,8 +18,8 @@ from expunge.models.checkpoint import load_classifier
 from expunge.sweep import sweep
 from expunge.system.files import read_json, read_manifest, write_json, write_manifest
 from expunge.tracking import CHAMPION, connect, move_alias
-from tests.exactly import NAME, delete, inputs, training_rows
-from tests.sweep import small
+from tests.exact_workspace import NAME, delete, inputs, training_rows
+from tests.sweep import people_workspace
 
 HEADS = {"ridge": RidgeHead, "head": SoftmaxHead}
 
@@ -46,7 +46,7 @@ def states(root: Path, training: str) -> dict[str, dict[str, torch.Tensor]]:
     return {p.parent.relative_to(root).as_posix(): load_file(p) for p in root.rglob("*.safetensors") if p.name == name}
 
 
-def test_the_kept_state_is_of_the_rows_that_are_left_wherever_it_lies(swept):
+def test_the_stored_state_of_a_head_is_of_the_remaining_rows_in_every_place(swept):
     root, training, before = swept
     found = states(root, training)
     assert set(found) == {"models/original", "models/unlearned/exact"}  # nothing that is registered holds any
@@ -102,12 +102,16 @@ def made_models(root: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["what the models forgot", "somebody else"])
-def test_models_of_another_request_remember_and_go(asked, tmp_path, monkeypatch):
+def test_models_of_another_request_that_had_not_forgotten_are_removed(asked, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    root = small.workspace(tmp_path / "workspace", [2, 3])
+    root = people_workspace.workspace(tmp_path / "workspace", [2, 3])
     made_models(root)
-    people = [small.person(2)] if asked == "what the models forgot" else [small.person(2), small.person(7)]
+    people = (
+        [people_workspace.person(2)]
+        if asked == "what the models forgot"
+        else [people_workspace.person(2), people_workspace.person(7)]
+    )
     wanted = set() if asked == "what the models forgot" else {"models/retrained/1", "models/unlearned/exact"}
     look = sweep(root, subjects=people)
     assert {r.where for r in look.found if r.where.startswith("models/")} == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from PIL import Image
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.sweep import sweep
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 ROWS = 30
 
@@ -56,14 +57,14 @@ def text(path, suffix: str):
 
 @pytest.fixture
 def root(tmp_path):
-    small.params(tmp_path)
+    people_workspace.params(tmp_path)
     return tmp_path
 
 
 def begin(root, source, path="data/source/it") -> dict:
     """Prepare from `path`; rows by id."""
     text = (root / "params.yaml").read_text().replace("source: npz ", f"source: {source} ")
-    text = text.replace(f"path: {small.NPZ} ", f"path: {path} ")
+    text = text.replace(f"path: {people_workspace.NPZ} ", f"path: {path} ")
     if source == "text":
         text = text.replace("name: resnet-small ", "name: sentence:x ")
     (root / "params.yaml").write_text(text)
@@ -82,13 +83,13 @@ def erased_and_read_again(root, source, ids, path="data/source/it"):
     report = sweep(root, ids, apply=True)
     assert report.clean and ("data/source/it", "rows") in {(r.where, r.what) for r in report.purged}
     swept = rows_of(root)
-    small.shutil.rmtree(root / "data/tombstones")
+    shutil.rmtree(root / "data/tombstones")
     prepare(source, root / "data/dataset", path=root / path)
     assert rows_of(root) == swept
     return swept
 
 
-def test_a_folder_of_images(root):
+def test_erased_images_leave_a_folder_and_the_others_stay(root):
     folder(root / "data/source/it")
     before = begin(root, "image-folder")
     gone = [i for i in before if "0007" in i or "0010" in i]
@@ -98,7 +99,7 @@ def test_a_folder_of_images(root):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_parquet(root, named):
+def test_erased_rows_leave_parquet_files_and_the_others_stay(root, named):
     parquet(root / "data/source/it", named)
     before = begin(root, "parquet")
     files = sorted((root / "data/source/it").iterdir())
@@ -112,7 +113,7 @@ def test_parquet(root, named):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_texts(root, suffix):
+def test_erased_rows_leave_text_files_and_the_others_stay(root, suffix):
     text(root / "data/source/it", suffix)
     before = begin(root, "text")
     gone = sorted(before)[3:5]
@@ -120,7 +121,7 @@ def test_texts(root, suffix):
     assert after == {i: r for i, r in before.items() if i not in gone}
 
 
-def test_an_input_that_may_not_be_written_is_its_owners(root):
+def test_an_input_without_write_permission_is_reported_to_its_owner(root):
     folder(root / "data/source/it")
     before = begin(root, "image-folder")
     gone = sorted(before)[:1]
@@ -132,9 +133,9 @@ def test_an_input_that_may_not_be_written_is_its_owners(root):
     assert gone[0] not in rows_of(root)  # tombstones keep it out
 
 
-def test_an_installed_source_is_somebody_elses(root):
+def test_an_installed_source_is_reported_and_not_changed(root):
     text = (root / "params.yaml").read_text().replace("source: npz ", "source: digits ")
-    (root / "params.yaml").write_text(text.replace(f"path: {small.NPZ} ", "path: null "))
+    (root / "params.yaml").write_text(text.replace(f"path: {people_workspace.NPZ} ", "path: null "))
     prepare("digits", root / "data/dataset")
     report = sweep(root, ["digit-0003"], apply=True)
     assert report.clean and [e.where for e in report.not_purgeable] == ["source digits"]
@@ -142,13 +143,13 @@ def test_an_installed_source_is_somebody_elses(root):
     assert "digit-0003" not in rows_of(root) and len(rows_of(root)) == 1796
 
 
-def test_work_in_progress_and_copies_below_go(root):
+def test_work_in_progress_and_workspaces_below_are_swept_too(root):
     folder(root / "data/source/it")
     before = begin(root, "image-folder")
     (root / ".expunge/train/x").mkdir(parents=True)
     (root / ".expunge/train/x/state").write_text("weights")
     for name in ("demo", "other"):
-        small.shutil.copytree(root / "data/dataset", root / ".expunge" / name / "data/dataset")
+        shutil.copytree(root / "data/dataset", root / ".expunge" / name / "data/dataset")
     (root / ".expunge/records").mkdir()
     sweep(root, sorted(before)[:1], apply=True)
     left = sorted(p.name for p in (root / ".expunge").iterdir())

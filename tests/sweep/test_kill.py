@@ -15,14 +15,14 @@ from expunge.sweep import sweep
 from expunge.sweep.journal import JOURNAL
 from expunge.system.errors import ExpungeError
 from tests import killing
-from tests.sweep import small
+from tests.sweep import people_workspace
 
-GONE = [2, 3, 17]
+ERASED = [2, 3, 17]
 ROUNDS = 36
 
 
 def erase(root):
-    return sweep(root, subjects=[small.person(i) for i in GONE], apply=True)
+    return sweep(root, subjects=[people_workspace.person(i) for i in ERASED], apply=True)
 
 
 def in_a_child(root, until: int) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def in_a_child(root, until: int) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
-    return small.workspace(tmp_path_factory.mktemp("kill") / "workspace", GONE)
+    return people_workspace.workspace(tmp_path_factory.mktemp("kill") / "workspace", ERASED)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def after(before, tmp_path_factory):
     workspaces would have the same bytes."""
     (before / "data/tombstones").mkdir()
     (before / "data/tombstones/key").write_bytes(b"k" * 32)
-    root = small.copy(before, tmp_path_factory.mktemp("kill") / "after")
+    root = people_workspace.copy(before, tmp_path_factory.mktemp("kill") / "after")
     status, events = in_a_child(root, 0)
     assert status == 0 and events > 150
-    return small.files(root), events
+    return people_workspace.files(root), events
 
 
 def readable(root) -> bool:
@@ -60,23 +60,25 @@ def readable(root) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_killed_at_any_moment(before, after, tmp_path, seed):
+def test_a_sweep_that_is_killed_at_any_moment_is_completed_by_the_next(before, after, tmp_path, seed):
     wanted, events = after
-    root = small.copy(before, tmp_path / "workspace")
-    old = small.files(root)
+    root = people_workspace.copy(before, tmp_path / "workspace")
+    old = people_workspace.files(root)
     moment = int(np.random.default_rng(seed).integers(1, events + 1))
     status, _ = in_a_child(root, moment)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    state = small.files(root)
+    state = people_workspace.files(root)
     committed = (root / JOURNAL).is_file() or state == wanted
     if readable(root):
         # Whole, and the old or the new one; what was staged lies beside it under names that nothing reads.
         rows = Dataset(root / "data/dataset").rows
-        assert rows == (small.ROWS - 30 if state.get("data/tombstones/rows.safetensors") else small.ROWS)
-        if rows == small.ROWS:
+        assert rows == (
+            people_workspace.ROWS - 30 if state.get("data/tombstones/rows.safetensors") else people_workspace.ROWS
+        )
+        if rows == people_workspace.ROWS:
             assert {n: c for n, c in state.items() if n in old} == old
     else:
         assert committed, "unreadable only between the commit and its end"
     again = sweep(root, apply=True) if committed else erase(root)
     assert again.clean
-    assert small.files(root) == wanted
+    assert people_workspace.files(root) == wanted

@@ -8,13 +8,13 @@ import subprocess
 from expunge.data.dataset import Dataset
 from expunge.sweep.id_scanner import IdScanner
 from tests.pipeline import ROOT
-from tests.sweep.everywhere import found
+from tests.sweep.byte_search import found
 
 # What rows of the sources that need no files are called.
 IDS = re.compile(rb"(?:digit-\d{4}|train-\d{5}|test-\d{5})(?!\d)")
 
 
-def test_the_pattern_is_that_of_the_ids(finished):
+def test_the_pattern_matches_every_id(finished):
     assert all(IDS.fullmatch(i.encode()) for i in Dataset(finished / "data/dataset").sample_ids())
 
 
@@ -37,7 +37,7 @@ def test_no_id_is_committed_outside_code_and_its_words():
     assert held == []
 
 
-def test_needles_are_found_whole_in_any_place_of_a_file(tmp_path):
+def test_patterns_are_found_in_any_place_of_a_file(tmp_path):
     needles = IdScanner(["record-00012", "ann", "1234567", "Ωmega-person", "record-0001"])
     assert needles.distinct == 3  # short ones and numbers occur by chance
     assert needles.count(b"record-00012,record-000123;xrecord-00012 record-0001") == 3

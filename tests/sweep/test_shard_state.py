@@ -18,7 +18,7 @@ from expunge.sweep import sweep
 from expunge.system.files import read_json, read_manifest
 from expunge.tracking import CHAMPION, connect, move_alias
 from expunge.training.recipe import make_classifier
-from tests.exactly import NAME, delete, inputs, training_rows
+from tests.exact_workspace import NAME, delete, inputs, training_rows
 
 
 @pytest.fixture(scope="module", params=["shards", "ridge-sharded"])
@@ -36,7 +36,7 @@ def swept(request, tmp_path_factory):
         yield root, request.param
 
 
-def test_the_original_is_the_product_with_all_it_kept(swept):
+def test_the_original_becomes_the_version_that_serves_with_its_shards(swept):
     root, training = swept
     kept, product = root / "models/original", root / "models/unlearned/exact"
     names = set(read_manifest(kept)["files"])
@@ -52,7 +52,7 @@ def test_the_next_request_gives_what_training_on_the_rest_gives(swept):
     root, training = swept
     with chdir(root):
         if not (root / "data/features/original").is_dir():
-            from tests.exactly import write_features
+            from tests.exact_workspace import write_features
 
             write_features()
         train = training_rows()

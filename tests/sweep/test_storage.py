@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -14,10 +15,10 @@ from expunge.sweep.storage import KEPT_LOCK, Storage, objects
 from expunge.system import dvc as commands
 from tests.pipeline import ENVIRONMENT, dvc
 from tests.servers import S3_KEYS, object_store
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 pytestmark = pytest.mark.slow  # every dvc command is a process
-GONE = [2, 17]
+ERASED = [2, 17]
 # Stages that make nothing: the sweep must not run them.
 STAGES = {
     "prepare": {"cmd": "false", "deps": ["data/source"], "outs": ["data/dataset"]},
@@ -50,12 +51,12 @@ def git(root, *arguments):
 def tracked(tmp_path_factory):
     """Committed and pushed twice: the remote and the history hold an older state as well."""
     home = tmp_path_factory.mktemp("storage")
-    root = small.workspace(home / "workspace", GONE)
+    root = people_workspace.workspace(home / "workspace", ERASED)
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
     (root / ".gitignore").write_text("".join(f"/{p}\n" for p in IGNORED))
     git(root, "init", "-q")
     dvc(root, "init", "-q")
-    dvc(root, "add", "-q", str(small.NPZ), "data/requests/one.txt")
+    dvc(root, "add", "-q", str(people_workspace.NPZ), "data/requests/one.txt")
     dvc(root, "remote", "add", "-q", "-d", "backup", str(home / "remote"))
     manifest = root / "data/evaluation/loft/manifest.json"
     content = manifest.read_text()
@@ -73,14 +74,14 @@ def tracked(tmp_path_factory):
 def root(tracked, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    small.copy(tracked.parent, tmp_path / "home")
+    people_workspace.copy(tracked.parent, tmp_path / "home")
     root = tmp_path / "home/workspace"
     dvc(root, "remote", "modify", "backup", "url", str(tmp_path / "home/remote"))
     return root
 
 
 def erase(root):
-    return sweep(root, subjects=[small.person(i) for i in GONE], apply=True)
+    return sweep(root, subjects=[people_workspace.person(i) for i in ERASED], apply=True)
 
 
 def hashes_of(root, stage):
@@ -159,7 +160,7 @@ def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
     )
 
 
-def test_a_crash_after_the_swaps_is_made_good(root, monkeypatch):
+def test_a_sweep_that_crashed_after_its_swaps_is_completed(root, monkeypatch):
     """The data are new, dvc.lock is half written; the next sweep mends both."""
 
     def die(*_, **__):
@@ -176,8 +177,8 @@ def test_a_crash_after_the_swaps_is_made_good(root, monkeypatch):
     assert objects(root / ".dvc/cache") == Storage(root).referenced()
 
 
-def test_a_dry_run_counts_what_lies_about(root):
-    report = sweep(root, subjects=[small.person(i) for i in GONE])
+def test_a_dry_run_counts_what_it_would_remove(root):
+    report = sweep(root, subjects=[people_workspace.person(i) for i in ERASED])
     counts = {(r.where, r.what): r.count for r in report.found}
     # The older manifest of the evaluation, and the listing of its directory.
     assert counts["DVC cache", "objects that dvc.lock does not name"] == 2
@@ -185,7 +186,7 @@ def test_a_dry_run_counts_what_lies_about(root):
 
 
 def test_a_cache_that_others_may_share_is_left_to_people(root, tmp_path):
-    small.shutil.move(root / ".dvc/cache", tmp_path / "shared")
+    shutil.move(root / ".dvc/cache", tmp_path / "shared")
     dvc(root, "cache", "dir", str(tmp_path / "shared"))
     held = objects(tmp_path / "shared")
     report = erase(root)

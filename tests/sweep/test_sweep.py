@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,38 +23,38 @@ from expunge.ledger.forgotten import ForgottenRows
 from expunge.sweep import sweep
 from expunge.system.errors import DataError
 from expunge.system.files import read_manifest
-from tests.sweep import small
+from tests.sweep import people_workspace
 
-GONE = [2, 3, 17]  # people in three of the six shards
+ERASED = [2, 3, 17]  # people in three of the six shards
 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
-    return small.workspace(tmp_path_factory.mktemp("sweep") / "workspace", GONE)
+    return people_workspace.workspace(tmp_path_factory.mktemp("sweep") / "workspace", ERASED)
 
 
 @pytest.fixture
 def root(before, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return small.copy(before, tmp_path / "workspace")
+    return people_workspace.copy(before, tmp_path / "workspace")
 
 
 def erase(root, apply=True):
-    return sweep(root, subjects=[small.person(i) for i in GONE], apply=apply)
+    return sweep(root, subjects=[people_workspace.person(i) for i in ERASED], apply=apply)
 
 
 def kept_rows(directory, name="data/dataset"):
     parts = [pq.read_table(p) for p in sorted((directory / name).glob("part-*.parquet"))]
-    gone = {small.person(i) for i in GONE}
+    gone = {people_workspace.person(i) for i in ERASED}
     rows = [row for part in parts for row in part.to_pylist()]
     return [row for row in rows if row["subject"] not in gone], len(rows)
 
 
 def test_a_dry_run_finds_everything_and_changes_nothing(root):
-    state = small.files(root)
+    state = people_workspace.files(root)
     report = erase(root, apply=False)
-    assert small.files(root) == state and not (root / "data/tombstones").exists()
+    assert people_workspace.files(root) == state and not (root / "data/tombstones").exists()
     counts = {entry.where: entry.count for entry in report.found}
     assert counts == {
         "data/dataset": 30,
@@ -61,21 +62,21 @@ def test_a_dry_run_finds_everything_and_changes_nothing(root):
         "data/features/original": 30,
         "data/evaluation/loft": 30,
         "data/activations": 24,
-        str(small.NPZ): 30,
+        str(people_workspace.NPZ): 30,
         "data/requests": 3,
     }
     assert not report.purged
 
 
-def test_rows_go_everywhere_and_the_others_keep_their_content_and_order(root, before):
+def test_erased_rows_leave_every_store_and_the_others_keep_content_and_order(root, before):
     report = erase(root)
     assert report.clean and {r.where for r in report.purged} >= {"data/dataset", "data/features/original"}
     for name in ("data/dataset", "data/features/original"):
         kept, _ = kept_rows(before, name)
         left, count = kept_rows(root, name)
-        assert left == kept and count == len(kept) == small.ROWS - 30
-    for content in small.files(root).values():
-        assert not any(small.person(i).encode() in content for i in GONE)
+        assert left == kept and count == len(kept) == people_workspace.ROWS - 30
+    for content in people_workspace.files(root).values():
+        assert not any(people_workspace.person(i).encode() in content for i in ERASED)
     dataset, split, store = (
         Dataset(root / "data/dataset"),
         Split(root / "data/split"),
@@ -99,7 +100,7 @@ def test_moments_and_class_sums_are_those_of_the_rows_that_stay(root):
     assert left.n == fresh.n == 168
     assert torch.allclose(left.s, fresh.s, atol=1e-12) and torch.allclose(left.S, fresh.S, atol=1e-11)
     sums = load_file(store.directory / CLASS_SUMS)
-    wanted = torch.zeros(3, small.DIM, dtype=torch.float64).index_add_(0, labels, z.double())
+    wanted = torch.zeros(3, people_workspace.DIM, dtype=torch.float64).index_add_(0, labels, z.double())
     assert (
         torch.allclose(sums["sums"], wanted, atol=1e-12) and sums["counts"].tolist() == torch.bincount(labels).tolist()
     )
@@ -108,7 +109,7 @@ def test_moments_and_class_sums_are_those_of_the_rows_that_stay(root):
 def test_activations_lose_the_same_rows(root, before):
     table = Dataset(before / "data/dataset").table(["subject", "split"])
     train = [row["subject"] for row in table.to_pylist() if row["split"] == "train"]
-    gone = {small.person(i) for i in GONE}
+    gone = {people_workspace.person(i) for i in ERASED}
     whole = np.load(before / "data/activations/stage1.npy")
     erase(root)
     left = np.load(root / "data/activations/stage1.npy")
@@ -125,17 +126,17 @@ def test_only_shards_that_hold_erased_rows_are_written(root):
     assert touched == {"part-00000.parquet", "part-00004.parquet"} and len(inodes) == 12
 
 
-def test_a_source_that_implied_ids_and_split_says_them_afterwards(root, tmp_path):
-    with np.load(root / small.NPZ) as archive:
+def test_a_source_that_implied_ids_and_split_states_them_afterwards(root, tmp_path):
+    with np.load(root / people_workspace.NPZ) as archive:
         arrays = {n: archive[n] for n in ("images", "labels")}
-    np.savez(root / small.NPZ, **arrays)
+    np.savez(root / people_workspace.NPZ, **arrays)
     for name in ("dataset", "split", "features", "evaluation", "activations", "requests"):
-        small.shutil.rmtree(root / "data" / name)
-    prepare("npz", root / "data/dataset", path=root / small.NPZ)
+        shutil.rmtree(root / "data" / name)
+    prepare("npz", root / "data/dataset", path=root / people_workspace.NPZ)
     before = {r["sample_id"]: r for r in pq.read_table(root / "data/dataset/part-00000.parquet").to_pylist()}
     report = sweep(root, ["007", "100"], apply=True)
     assert report.clean
-    prepare("npz", tmp_path / "again", path=root / small.NPZ)
+    prepare("npz", tmp_path / "again", path=root / people_workspace.NPZ)
     again = {r["sample_id"]: r for r in pq.read_table(tmp_path / "again/part-00000.parquet").to_pylist()}
     assert again == {i: r for i, r in before.items() if i not in ("007", "100")}
 
@@ -143,24 +144,24 @@ def test_a_source_that_implied_ids_and_split_says_them_afterwards(root, tmp_path
 def test_erased_rows_do_not_come_back(root, before, tmp_path):
     erase(root)
     for name, read in (("dataset", Dataset), ("split", Split), ("features/original", FeatureStore)):
-        small.shutil.move(root / "data" / name, tmp_path / "swept")
-        small.shutil.copytree(before / "data" / name, root / "data" / name)  # a restored backup
+        shutil.move(root / "data" / name, tmp_path / "swept")
+        shutil.copytree(before / "data" / name, root / "data" / name)  # a restored backup
         with pytest.raises(DataError, match=r"contains .* erased rows again"):
             read(root / "data" / name)
-        small.shutil.rmtree(root / "data" / name)
-        small.shutil.move(tmp_path / "swept", root / "data" / name)
-    small.shutil.copy(before / small.NPZ, root / small.NPZ)
-    manifest = prepare("npz", root / "data/dataset", path=root / small.NPZ)
-    assert manifest["rows_train"] + manifest["rows_test"] == small.ROWS - 30
-    assert kept_rows(root) == (kept_rows(before)[0], small.ROWS - 30)
+        shutil.rmtree(root / "data" / name)
+        shutil.move(tmp_path / "swept", root / "data" / name)
+    shutil.copy(before / people_workspace.NPZ, root / people_workspace.NPZ)
+    manifest = prepare("npz", root / "data/dataset", path=root / people_workspace.NPZ)
+    assert manifest["rows_train"] + manifest["rows_test"] == people_workspace.ROWS - 30
+    assert kept_rows(root) == (kept_rows(before)[0], people_workspace.ROWS - 30)
 
 
 def test_a_sweep_without_rows_repairs_what_came_back(root, before):
     erase(root)
-    state = small.files(root)
+    state = people_workspace.files(root)
     for name in ("data/dataset", "data/features"):
-        small.shutil.rmtree(root / name)
-        small.shutil.copytree(before / name, root / name)
+        shutil.rmtree(root / name)
+        shutil.copytree(before / name, root / name)
     report = sweep(root, apply=True)
     assert {r.where: r.count for r in report.purged} == {
         "data/dataset": 30,
@@ -168,14 +169,14 @@ def test_a_sweep_without_rows_repairs_what_came_back(root, before):
         "data/activations": 1,
     }
     assert report.clean
-    after = small.files(root)
+    after = people_workspace.files(root)
     # Activations have no ids and were of the swept rows: they go rather than be guessed about.
     assert after == {n: c for n, c in state.items() if not n.startswith("data/activations")}
 
 
 def test_altered_copies_under_an_erased_id_are_refused(root, tmp_path):
     erase(root)
-    with np.load(root / small.NPZ) as archive:
+    with np.load(root / people_workspace.NPZ) as archive:
         arrays = dict(archive)
     arrays["ids"][0] = "record-00020"
     np.savez(tmp_path / "altered.npz", **arrays)
@@ -183,39 +184,41 @@ def test_altered_copies_under_an_erased_id_are_refused(root, tmp_path):
         prepare("npz", root / "data/dataset", path=tmp_path / "altered.npz")
 
 
-def test_a_retained_twin_is_neither_lost_nor_hushed_up(root):
-    with np.load(root / small.NPZ) as archive:
+def test_a_retained_copy_of_an_erased_row_stays_and_is_reported(root):
+    with np.load(root / people_workspace.NPZ) as archive:
         arrays = dict(archive)
     arrays["images"][0] = arrays["images"][20]  # person 0 has a picture of person 2
-    np.savez(root / small.NPZ, **arrays)
-    prepare("npz", root / "data/dataset", path=root / small.NPZ)
-    small.features(root, Dataset(root / "data/dataset"), small.SHARD)
+    np.savez(root / people_workspace.NPZ, **arrays)
+    prepare("npz", root / "data/dataset", path=root / people_workspace.NPZ)
+    people_workspace.features(root, Dataset(root / "data/dataset"), people_workspace.SHARD)
     report = erase(root)
     assert [(r.where, r.count) for r in report.left] == [("data/dataset", 1)]
     assert "record-00000" in Dataset(root / "data/dataset").sample_ids()
 
 
 def test_lists_keep_what_others_asked_for(root):
-    (root / "data/requests/two.csv").write_text(f"subject\n{small.person(2)}\n{small.person(9)}\n")
+    (root / "data/requests/two.csv").write_text(
+        f"subject\n{people_workspace.person(2)}\n{people_workspace.person(9)}\n"
+    )
     erase(root)
-    assert (root / "data/requests/two.csv").read_text() == f"subject\n{small.person(9)}\n"
+    assert (root / "data/requests/two.csv").read_text() == f"subject\n{people_workspace.person(9)}\n"
 
 
-def test_rows_that_never_were_there_are_refused_before_anything_happens(root):
-    state = small.files(root)
+def test_unknown_rows_are_refused_before_anything_changes(root):
+    state = people_workspace.files(root)
     with pytest.raises(DataError, match="1 of the rows to erase are not in it and never were"):
         sweep(root, ["record-00001", "nobody"], apply=True)
-    assert small.files(root).keys() - state.keys() == set()
+    assert people_workspace.files(root).keys() - state.keys() == set()
     with pytest.raises(DataError, match="no training row would be left"):
-        sweep(root, [f"record-{i:05d}" for i in range(small.ROWS)], apply=True)
-    assert small.files(root) == state
+        sweep(root, [f"record-{i:05d}" for i in range(people_workspace.ROWS)], apply=True)
+    assert people_workspace.files(root) == state
 
 
 def test_erasing_again_does_nothing(root):
     erase(root)
-    state = small.files(root)
+    state = people_workspace.files(root)
     report = erase(root)
-    assert report.clean and not report.purged and small.files(root) == state
+    assert report.clean and not report.purged and people_workspace.files(root) == state
 
 
 def test_reports_and_results_with_ids_go(root, tmp_path):
@@ -233,7 +236,7 @@ def test_reports_and_results_with_ids_go(root, tmp_path):
     assert (root / "reports/fine.json").exists()
 
 
-def test_tombstones_tell_nothing_without_their_key(root):
+def test_tombstones_reveal_nothing_without_their_key(root):
     erase(root)
     key, rows = root / "data/tombstones/key", root / "data/tombstones/rows.safetensors"
     assert key.stat().st_mode & 0o777 == 0o600
@@ -249,15 +252,17 @@ def test_the_command_takes_what_promoted_versions_had_forgotten(root, monkeypatc
     split, ids = Split(root / "data/split"), Dataset(root / "data/dataset").sample_ids()
     digest = split.request["digest"]
     ForgottenRows(root / "data/forgotten", digest, [ids[i] for i in split.rows("forget")]).keep(digest)
-    state = small.files(root)
+    state = people_workspace.files(root)
     looked = CliRunner().invoke(app, ["sweep"])
-    assert looked.exit_code == 0 and "expunge sweep --apply" in looked.output and small.files(root) == state
+    assert looked.exit_code == 0 and "expunge sweep --apply" in looked.output and people_workspace.files(root) == state
     done = CliRunner().invoke(app, ["sweep", "--apply", "--json"])
     assert done.exit_code == 0
     purged = {r["where"]: r["count"] for r in json.loads(done.output)["purged"]}
     assert purged["data/dataset"] == 24  # training rows: a version forgets no others
-    assert not any(small.person(i) in done.output or "record-" in done.output for i in GONE)
-    (root / "people.txt").write_text("".join(f"{small.person(i)}\n" for i in GONE))
+    assert not any(people_workspace.person(i) in done.output or "record-" in done.output for i in ERASED)
+    (root / "people.txt").write_text("".join(f"{people_workspace.person(i)}\n" for i in ERASED))
     rest = CliRunner().invoke(app, ["sweep", "--apply", "--json", "--subjects", "people.txt"])
     assert {r["where"]: r["count"] for r in json.loads(rest.output)["purged"]}["data/dataset"] == 6
-    assert not set(Dataset(root / "data/dataset").table(["subject"])["subject"].to_pylist()) & {small.person(2)}
+    assert not set(Dataset(root / "data/dataset").table(["subject"])["subject"].to_pylist()) & {
+        people_workspace.person(2)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,5 +57,9 @@ def test_a_commit_of_several_writes_what_dvc_writes(root: Path, tmp_path: Path) 
         dvc.commit(["nothing"], root)
 
 
-def test_a_commit_of_nothing_starts_nothing(tmp_path: Path) -> None:
+def test_a_commit_without_outputs_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple] = []
+    monkeypatch.setattr(subprocess, "run", lambda *command, **_: started.append(command))
+    monkeypatch.setattr(subprocess, "Popen", lambda *command, **_: started.append(command))
     dvc.commit([], tmp_path / "is not there")
+    assert started == []

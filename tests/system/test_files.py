@@ -26,7 +26,7 @@ def make(path, text="one"):
         write_manifest(staging, "test", rows={"a.txt": 3}, extra=7)
 
 
-def test_a_directory_round_trip(tmp_path):
+def test_a_directory_survives_a_round_trip(tmp_path):
     make(tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
     assert manifest["extra"] == 7
@@ -49,7 +49,7 @@ def test_a_failure_leaves_the_old_directory(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_success_replaces_it(tmp_path):
+def test_success_replaces_the_old_directory(tmp_path):
     make(tmp_path / "out", "old")
     make(tmp_path / "out", "new")
     assert (tmp_path / "out" / "a.txt").read_text() == "new"
@@ -61,7 +61,7 @@ def test_a_folder_of_texts_holds_nothing_else(tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {"a.csv": "3\n"}
 
 
-def test_without_a_manifest_nothing_appears(tmp_path):
+def test_without_a_manifest_no_directory_appears(tmp_path):
     with pytest.raises(ManifestError, match=r"wrote no manifest\.json"), staged_dir(tmp_path / "out"):
         pass
     assert not (tmp_path / "out").exists()
@@ -89,10 +89,12 @@ def test_a_damaged_directory_is_refused_by_name(tmp_path, damage, said):
 def test_without_verify_only_sizes_count(tmp_path):
     make(tmp_path / "out")
     (tmp_path / "out" / "a.txt").write_text("two")
-    read_manifest(tmp_path / "out", verify=False)
+    assert read_manifest(tmp_path / "out", verify=False)["files"]["a.txt"]["bytes"] == 3
+    with pytest.raises(ManifestError, match=r"a\.txt"):
+        read_manifest(tmp_path / "out")
 
 
-def test_json_is_sorted_and_finite(tmp_path):
+def test_json_has_sorted_keys_and_refuses_values_that_are_not_finite(tmp_path):
     write_json(tmp_path / "x.json", {"b": 1, "a": 2})
     assert list(json.loads((tmp_path / "x.json").read_text())) == ["a", "b"]
     with pytest.raises(ValueError, match="JSON"):
@@ -100,11 +102,11 @@ def test_json_is_sorted_and_finite(tmp_path):
     assert read_json(tmp_path / "x.json") == {"a": 2, "b": 1}
 
 
-def test_digest_ignores_key_order():
+def test_a_digest_ignores_the_order_of_keys():
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1}) != digest_of({"a": 1, "b": 3})
 
 
-def test_a_durable_file_is_its_owners_alone_unless_told_otherwise(tmp_path):
+def test_a_durable_file_is_readable_by_its_owner_alone_by_default(tmp_path):
     before = os.umask(0o022)
     try:
         write_durable(tmp_path / "new" / "list", b"a")
@@ -117,7 +119,7 @@ def test_a_durable_file_is_its_owners_alone_unless_told_otherwise(tmp_path):
     assert (tmp_path / "new" / "list").read_bytes() == b"b"
 
 
-def test_what_a_killed_write_left_goes_with_the_next(tmp_path, monkeypatch):
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path, monkeypatch):
     with monkeypatch.context() as killed:
         killed.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -26,7 +26,7 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_memory_that_was_freed_is_there_again():
+def test_freed_memory_is_used_again_without_page_faults():
     def faults(which: str) -> int:
         return int(subprocess.run([sys.executable, "-c", CODE, which], check=True, capture_output=True).stdout)
 

@@ -9,7 +9,7 @@ import time
 from expunge.system.monitor import MOST, Usage
 
 
-def test_work_is_seen():
+def test_the_monitor_measures_processor_time_and_memory():
     usage = Usage(interval=0.05).start()
     began = time.time()
     held = bytearray(80_000_000)

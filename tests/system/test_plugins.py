@@ -41,7 +41,7 @@ def test_a_package_that_cannot_be_imported_is_one_line_with_its_name(declare, co
     assert str(caught.value) == f"model family 'mine' of plugin_0 0.1.0: broken:READ cannot be imported: {why}"
 
 
-def test_something_else_than_the_kind_wants_is_named(declare):
+def test_an_object_of_the_wrong_kind_is_named(declare):
     declare("readers", "mine", "sys:path")
     with pytest.raises(ConfigError, match=r"reader 'mine' of plugin_0 0\.1\.0: sys:path is no function"):
         plugins.load("readers", "mine", None)

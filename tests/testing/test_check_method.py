@@ -27,7 +27,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "settings"), [("logit-mask", {}), ("loft", {"rank": 16}), ("delete", {"epochs": 1})])
-def test_methods_of_ours_keep_it(inputs, name, settings):
+def test_built_in_methods_keep_the_contract(inputs, name, settings):
     made = check_method(METHODS[name], inputs, settings)
     assert (made.classifier is not None) == (name == "delete")
 
@@ -123,7 +123,7 @@ BROKEN: dict[str, tuple[Method, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_method_is_told_what_it_broke(inputs, name):
+def test_a_broken_method_gets_the_promise_that_it_broke(inputs, name):
     method, why = BROKEN[name]
     fresh = replace(inputs, classifier=deepcopy(inputs.classifier), retain_rows=inputs.retain_rows.copy())
     with pytest.raises(AssertionError) as caught:
@@ -131,7 +131,7 @@ def test_a_broken_method_is_told_what_it_broke(inputs, name):
     assert why in str(caught.value)
 
 
-def test_a_request_that_the_method_is_not_for_is_told(inputs):
+def test_a_request_that_the_method_is_not_for_is_reported(inputs):
     rows = replace(inputs, forget_classes=[])
     with pytest.raises(AssertionError, match=r"facts\.requests has no 'rows'"):
         check_method(METHODS["tilt"], rows)

@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[Measure, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_metric_is_told_what_it_broke(name):
+def test_a_broken_metric_gets_the_promise_that_it_broke(name):
     measure, why = BROKEN[name]
     with pytest.raises(AssertionError) as caught:
         check_metric(ForgetMetric(measure, "mine"))
@@ -81,7 +81,7 @@ def test_a_broken_metric_is_told_what_it_broke(name):
         ({"form": "{value}"}, "form '{value}' cannot print the value 0.25: KeyError"),
     ],
 )
-def test_what_reports_cannot_show_is_told(shown: dict[str, Any], why):
+def test_a_metric_that_reports_cannot_show_is_reported(shown: dict[str, Any], why):
     with pytest.raises(AssertionError) as caught:
         check_metric(ForgetMetric(true_class, **{"name": "mine", **shown}))
     assert why in str(caught.value)

@@ -15,8 +15,8 @@ def test_a_good_family_passes_for_grey_and_colour(declare):
     assert check_model("mine:any detail", (5, 7, 3)).card.num_classes == 3
 
 
-def test_a_family_of_ours_keeps_the_contract():
-    check_model("resnet-small", (8, 8, 1))
+def test_a_built_in_family_keeps_the_contract():
+    assert check_model("resnet-small", (8, 8, 1)).card.name == "resnet-small"
 
 
 BROKEN = {
@@ -44,13 +44,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_family_is_told_what_it_broke(declare, name):
+def test_a_broken_family_gets_the_promise_that_it_broke(declare, name):
     declare("models", "mine", f"{MODULE}:{name}")
     with pytest.raises(AssertionError) as caught:
         check_model("mine")
     assert BROKEN[name] in str(caught.value)
 
 
-def test_one_that_is_not_installed_is_told():
+def test_a_family_that_is_not_installed_is_reported():
     with pytest.raises(AssertionError, match=r"mine cannot be built: ConfigError: model\.name: unknown model 'mine'"):
         check_model("mine")

@@ -130,7 +130,7 @@ RAW_BROKEN = {
 
 
 @pytest.mark.parametrize("name", RAW_BROKEN)
-def test_a_broken_reader_of_images_is_told_what_it_broke(name):
+def test_a_broken_reader_of_images_gets_the_promise_that_it_broke(name):
     change, why = RAW_BROKEN[name]
     with pytest.raises(AssertionError) as caught:
         check_reader(reader(change=change))
@@ -146,13 +146,13 @@ def test_a_broken_reader_of_images_is_told_what_it_broke(name):
         ("text", put("content", 3, b"bytes"), "encoding 'text' needs a list of str"),
     ],
 )
-def test_a_broken_reader_of_files_or_texts_is_told_what_it_broke(encoding, change, why):
+def test_a_broken_reader_of_files_or_texts_gets_the_promise_that_it_broke(encoding, change, why):
     with pytest.raises(AssertionError) as caught:
         check_reader(reader(encoding, change))
     assert why in str(caught.value)
 
 
-def test_what_is_no_source_empty_or_fails_is_told():
+def test_an_empty_or_failing_reader_and_what_is_no_source_are_reported():
     def fails(**_: Any) -> Source:
         raise KeyError("no column")
 

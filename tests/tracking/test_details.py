@@ -29,7 +29,7 @@ def test_original_retrained_and_methods_have_the_same_metrics(details):
         assert every - mine <= {"membership/rmia_auc", "relearn/prototype_samples"}, name
 
 
-def test_what_learns_has_curves_by_epoch(details):
+def test_methods_that_learn_have_curves_by_epoch(details):
     _, found = details
     for name in ("original", seed_run(1), seed_run(3), "relearn"):
         curve = found[name].curves["training/loss"]
@@ -54,7 +54,7 @@ def test_the_references_have_costs_too(details, finished):
     assert found["retrained"].metrics["cost/speedup_vs_retrain"] == pytest.approx(expected)
 
 
-def test_without_a_reference_nothing_is_said_of_it(finished, monkeypatch):
+def test_without_a_reference_no_details_of_it_are_logged(finished, monkeypatch):
     monkeypatch.chdir(finished)
     summary = json.loads((finished / "reports/summary.json").read_text())
     found = details_of(summary, [])

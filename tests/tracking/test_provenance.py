@@ -12,7 +12,7 @@ def git(*arguments: str) -> str:
     return subprocess.run(("git", *identity, *arguments), text=True, capture_output=True, check=True).stdout.strip()
 
 
-def test_what_a_run_writes_makes_no_tree_dirty(tmp_path, monkeypatch):
+def test_files_that_a_run_writes_do_not_count_as_changed_code(tmp_path, monkeypatch):
     workspace = tmp_path / "below"
     names = ("params.yaml", "dvc.lock", "reports/outcome.json", "reports/metrics/loft.json", "reports/plots/kl.csv")
     for name in names:

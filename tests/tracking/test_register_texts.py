@@ -15,7 +15,7 @@ from expunge.system.errors import DataError
 from expunge.system.files import staged_dir, write_manifest
 from expunge.tracking.registry import Submission, register_model
 from tests.models.texts import write_encoder
-from tests.served import CLASSES, affine, evaluated, write_unlearned
+from tests.served_models import CLASSES, affine, evaluated, write_unlearned
 
 TEXTS = ["the cat sat", "stock rose to the moon!", "a dog on a mat", "bank rate fell ?"]
 

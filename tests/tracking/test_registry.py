@@ -27,7 +27,7 @@ from expunge.tracking import (
 )
 from expunge.tracking.registry import requirements
 from expunge.tracking.store import experiment_of
-from tests.served import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
+from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 NAME = "expunge-test"
 

@@ -10,7 +10,7 @@ from mlflow.entities import ViewType
 from expunge.system.errors import TrackingError
 from expunge.tracking import Dataset, Detail, connect, log_pipeline_run, metrics_of
 from expunge.tracking.runs import TAG_LENGTH, clip
-from tests.verdicts import REACHED, made_verdict
+from tests.verdicts import REACHED, verdict_with
 
 
 def candidate(level: str | None = None, kl: float = 0.5, failed: tuple[str, ...] = ()) -> dict:
@@ -21,7 +21,7 @@ def candidate(level: str | None = None, kl: float = 0.5, failed: tuple[str, ...]
         "cost": {"fit_s": 0.25},
         "relearn": {"steps": 4, "curve": [0.0, 0.5, 0.96]},
     }
-    return entry if level is None else {**entry, "verdict": made_verdict(REACHED[level], failed=failed)}
+    return entry if level is None else {**entry, "verdict": verdict_with(REACHED[level], failed=failed)}
 
 
 SUMMARY = {
@@ -143,7 +143,7 @@ def test_dataset_and_request_are_inputs_by_digest_and_count(store):
     assert json.loads(found["erasure request"].profile) == {"forget_rows": 60, "retain_rows": 540}
 
 
-def test_artifacts_of_parent_and_child(store, tmp_path):
+def test_artifacts_are_logged_with_the_parent_or_the_method(store, tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots/relearn.csv").write_text("step,accuracy\n0,0.1\n")
     (tmp_path / "results.md").write_text("# Results\n")
@@ -175,14 +175,14 @@ def test_ids_of_rows_and_people_are_not_logged(name, text, store, tmp_path):
     assert connect().search_runs(["0", "1"]) == []
 
 
-def test_nothing_selected(store):
+def test_a_run_without_a_selected_method_has_the_metrics_of_the_request_alone(store):
     ids = log({**SUMMARY, "selected": None})
     parent = connect().get_run(ids.parent)
     assert parent.data.tags["selected"] == "none" and "claims" not in parent.data.tags
     assert set(parent.data.metrics) == {"request/forget_rows", "request/retain_rows"}
 
 
-def test_more_than_one_call_takes(store):
+def test_more_metrics_and_params_than_one_call_takes_are_all_logged(store):
     many = {f"m/{i}": float(i) for i in range(1200)}
     params = {f"p{i}": i for i in range(250)}
     ids = log(per_method={"loft": Detail(metrics=many, params=params)})

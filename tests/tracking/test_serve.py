@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from expunge.tracking import Submission, register_model
-from tests.served import pictures
+from tests.served_models import pictures
 from tests.servers import free_port, wait_for
 from tests.tracking.test_registry import submission
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.promotion.conftest import NAME, REQUESTS, ROWS, put
-from tests.served import CLASSES, pictures
+from tests.served_models import CLASSES, pictures
 from tests.servers import S3_KEYS, object_store, tracking_server
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,7 @@ def shared(database, bucket, tmp_path_factory) -> Iterator[Shared]:
         yield Shared(address, database, bucket[1])
 
 
-def test_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch):
+def test_another_machine_goes_from_run_to_champion_by_the_address_alone(shared, tmp_path, monkeypatch):
     from sqlalchemy import create_engine, text
 
     from expunge.ledger.forgotten import ForgottenRows

@@ -52,7 +52,7 @@ def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(("mlflow.db", "mlruns", "mlartifacts"))]
 
 
-def test_a_server_that_is_away_is_said_at_once(monkeypatch):
+def test_an_unreachable_server_is_reported_at_once(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
     began = time.monotonic()
     with pytest.raises(TrackingError, match=r"no tracking server answers.*unset MLFLOW_TRACKING_URI") as e:
@@ -82,7 +82,7 @@ def test_what_answers_may_not_be_a_usable_server(status, message, monkeypatch):
         other.shutdown()
 
 
-def test_a_database_that_cannot_be_opened(tmp_path, monkeypatch):
+def test_a_database_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
     with pytest.raises(TrackingError, match="cannot be opened here"):
@@ -109,7 +109,7 @@ def opens_and_is_killed(database: Path, until: int) -> int:
 
 
 @pytest.mark.parametrize("until", [40, 300, 1500])
-def test_a_store_whose_making_was_killed_is_made_anew(until, tmp_path, monkeypatch):
+def test_a_store_whose_creation_was_killed_is_created_again(until, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     opens_and_is_killed(tmp_path / "mlflow.db", until)
     assert not (tmp_path / "mlflow.db").exists() and (tmp_path / "mlflow.db.new").exists()
@@ -117,7 +117,7 @@ def test_a_store_whose_making_was_killed_is_made_anew(until, tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
-def test_a_half_migrated_store_of_an_earlier_version_is_made_anew(tmp_path, monkeypatch):
+def test_a_half_migrated_store_of_an_earlier_version_is_created_again(tmp_path, monkeypatch):
     """Made by MLflow in place, as before; but nothing that holds a row, or that is somebody else's, is replaced."""
     database = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")

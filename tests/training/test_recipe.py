@@ -58,7 +58,7 @@ def digest(made: Classifier) -> str:
 PUBLIC = {"weights": {"source": "x", "digest": "sha256:0"}}
 
 
-def test_auto_is_todays_recipe_for_the_small_network_and_fine_tuning_for_public_weights() -> None:
+def test_auto_is_the_small_recipe_and_for_public_weights_fine_tuning() -> None:
     small = recipe_of(given(), model())
     assert (small.name, small.optimizer, small.schedule) == ("small", "sgd", "one-cycle")
     assert (small.lr, small.momentum, small.weight_decay, small.epochs, small.batch_size) == (0.2, 0.9, 5e-4, 6, 256)
@@ -85,7 +85,7 @@ def test_the_small_recipe_gives_the_bytes_that_train_gave_before_there_were_reci
     assert digest(one) == digest(two)
 
 
-def test_adamw_by_hand() -> None:
+def test_adamw_equals_a_computation_by_hand() -> None:
     """Decoupled decay (arXiv 1711.05101) on weights and not on the bias, against numpy; full batches, two steps."""
     made = flat()
     z = np.c_[IMAGES.reshape(N, 64) / 127.5 - 1.0, np.ones(N)]
@@ -106,7 +106,7 @@ def test_adamw_by_hand() -> None:
     np.testing.assert_allclose(made.head.bias.detach().numpy(), w[:, 64], rtol=1e-4, atol=2e-6)
 
 
-def test_the_rates_of_the_schedules() -> None:
+def test_schedules_give_their_documented_rates() -> None:
     def rates(name: str, warmup: float) -> list[float]:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         set_rate = make_schedule(optimizer, name, 100, 0.1, warmup)
@@ -243,7 +243,7 @@ EVERYTHING = {
 @pytest.mark.parametrize(
     "changes", [ADAMW, EVERYTHING, {"optimizer": "lamb", "lr": 1e-3}], ids=["adamw", "all", "lamb"]
 )
-def test_it_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_training_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, changes: dict[str, Any]) -> None:
     held = held_out(N, 0.2) if "patience" in changes else None
 
     def trained(directory: Path | None, stop: bool = False) -> Classifier:
@@ -272,7 +272,7 @@ def test_it_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, changes
     assert digest(trained(tmp_path)) == whole
 
 
-def test_what_the_card_says_of_the_rates() -> None:
+def test_the_card_records_mean_and_final_rate() -> None:
     made = model()
     recipe = dataclasses.replace(recipe_of(given(), made), epochs=2, batch_size=64)
     history = train(made, IMAGES, LABELS, **{**recipe.arguments(), "precision": "fp32"}, seed=1)

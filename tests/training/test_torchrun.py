@@ -136,7 +136,9 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, digits: Datase
 
 
 @pytest.mark.slow
-def test_what_training_refuses_is_told_once(tmp_path: Path, digits: Dataset, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_training_is_printed_once(
+    tmp_path: Path, digits: Dataset, capfd: pytest.CaptureFixture[str]
+) -> None:
     chosen = config(lr=1000.0, epochs=1)
     classifier = build_classifier(chosen, digits, 1)
     with torch.no_grad():

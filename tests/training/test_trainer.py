@@ -77,7 +77,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls() -> None:
     assert one_cycle(0, 1, 0.2) > 0
 
 
-def test_it_learns_digits_and_says_how() -> None:
+def test_it_learns_digits_and_returns_its_history() -> None:
     images, labels = data(1797)
     model = build("resnet-small", 10, (8, 8, 1), seed=1)
     history = train(model, images[:1000], labels[:1000], **{**RECIPE, "precision": "fp32", "epochs": 5})
@@ -90,7 +90,7 @@ def test_it_learns_digits_and_says_how() -> None:
     assert all(h["seconds"] > 0 and h["images_per_s"] > 0 and h["bf16"] == 0 for h in history)
 
 
-def test_same_seed_same_weights_other_seed_others() -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert digest(trained()[0]) == digest(trained()[0]) != digest(trained(seed=2)[0])
 
 
@@ -102,7 +102,7 @@ def test_bf16_trains_other_weights_about_as_well() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="Linux says what its processor can")
-def test_auto_follows_the_processor_and_not_the_clock() -> None:
+def test_auto_precision_depends_on_the_processor_and_not_on_timing() -> None:
     flags = set(Path("/proc/cpuinfo").read_text().split())
     chosen = "bf16" if flags & {"avx512_bf16", "amx_bf16"} else "fp32"
     model, history = trained(precision="auto")
@@ -112,7 +112,7 @@ def test_auto_follows_the_processor_and_not_the_clock() -> None:
 
 def test_dropout_is_reproducible_and_the_global_generator_is_given_back() -> None:
     def run() -> str:
-        model = build("tests.models.byo:deep", 10, (8, 8, 1), seed=1)
+        model = build("tests.models.user_models:deep", 10, (8, 8, 1), seed=1)
         train(model, IMAGES, LABELS, **SHORT)
         return digest(model)
 

@@ -155,7 +155,7 @@ def test_changes_of_tracked_files_are_dropped_and_new_commits_come_in(repository
 
 
 @pytest.mark.slow
-def test_a_remote_by_address_where_the_repository_names_none(repository, tmp_path):
+def test_a_remote_may_be_given_by_address_where_the_repository_names_none(repository, tmp_path):
     bare, remote = repository
     work = tmp_path / "work"
     dvc(work, "remote", "remove", "storage")
@@ -169,7 +169,7 @@ def test_a_remote_by_address_where_the_repository_names_none(repository, tmp_pat
     assert push(clone, BRANCH)
 
 
-def test_what_cannot_be_had_is_named(repository, tmp_path):
+def test_missing_repositories_branches_locks_and_remotes_are_named(repository, tmp_path):
     bare, _ = repository
     with pytest.raises(CloneError, match="no branch, tag or commit 'nowhere'"):
         refresh(str(bare), str(tmp_path / "a"), "nowhere")

@@ -96,7 +96,7 @@ def test_images_come_under_dvc_and_out_of_git(repository):
     assert "prepare" in dvc(repository, "status")
 
 
-def test_all_conflicts_are_told_together_and_nothing_is_written(repository):
+def test_all_conflicts_are_reported_together_and_nothing_is_written(repository):
     for name in ("dvc.yaml", "flows/__init__.py", "models/original/weights.bin", "reports/results.md"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         (repository / name).write_text("mine\n")
@@ -123,7 +123,7 @@ def test_all_conflicts_are_told_together_and_nothing_is_written(repository):
     assert {k: v for k, v in everything(repository).items() if k in before} == before
 
 
-def test_a_run_that_was_ended_is_begun_again(repository, monkeypatch):
+def test_an_interrupted_init_can_be_run_again(repository, monkeypatch):
     def killed(*_: object) -> None:
         raise OSError
 
@@ -160,14 +160,14 @@ def test_dry_run_writes_nothing(repository):
         (["--upgrade"], "run it first"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_before_anything_is_written(repository, arguments, words):
+def test_mistakes_are_reported_before_anything_is_written(repository, arguments, words):
     (repository / "there.txt").write_text("7\n")
     with pytest.raises(ConfigError, match=words):
         init(*arguments)
     assert set(everything(repository)) == {"there.txt"}
 
 
-def test_outside_of_git_it_says_so(tmp_path, monkeypatch):
+def test_init_outside_of_git_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(ConfigError, match="git init"):
@@ -191,7 +191,7 @@ def test_rows_by_id_are_given_to_dvc(repository):
     assert "nothing to upgrade" in init("--upgrade")
 
 
-def test_at_a_terminal_it_asks(repository):
+def test_init_asks_at_a_terminal(repository):
     images(repository, "bag", "coat")
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "expunge", "init", "--model", "resnet-small"]
@@ -208,7 +208,7 @@ def test_at_a_terminal_it_asks(repository):
     assert params["model"]["image_size"] == 32
 
 
-def test_the_workflow_is_one(repository):
+def test_the_workflow_follows_the_schema_of_github(repository):
     init(*DIGITS)
     checker = Path(sys.executable).parent / "check-jsonschema"
     command = [str(checker), "--builtin-schema", "vendor.github-workflows", ".github/workflows/expunge.yml"]
@@ -278,7 +278,7 @@ def test_an_upgrade_shows_the_difference_and_keeps_values(newer):
     assert "nothing to upgrade" in init("--upgrade")
 
 
-def test_what_both_changed_is_left_to_the_person(newer):
+def test_a_file_that_both_sides_changed_is_left_to_its_owner(newer):
     for name in ("flows/nightly.py", "dvc.yaml"):
         (newer / name).write_text((newer / name).read_text() + "# mine\n")
     (newer / "prefect.yaml").unlink()

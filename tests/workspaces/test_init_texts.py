@@ -16,7 +16,7 @@ from expunge.system.errors import ConfigError
 from expunge.system.installed import LOCK, Lock, code_digest, read_lock
 from expunge.workspaces.init import answers as asked
 from expunge.workspaces.init.answers import Answers, changes_of, named_classes, source_of
-from expunge.workspaces.init.editing import _blocks, _mapping, with_missing, with_values
+from expunge.workspaces.init.editing import blocks_of, mapping_of, with_missing, with_values
 from expunge.workspaces.init.graph import graph, outputs, unit_of, units
 from tests.pipeline import ROOT
 
@@ -54,10 +54,10 @@ def test_a_key_that_is_not_there_is_refused(wrong):
 
 def blocks():
     lines = PARAMS.splitlines()
-    for block in _blocks(_mapping(PARAMS), lines):
+    for block in blocks_of(mapping_of(PARAMS), lines):
         yield block.key, block
         if isinstance(block.node, yaml.MappingNode) and len(block.node.value) > 1:
-            yield from ((f"{block.key}.{inner.key}", inner) for inner in _blocks(block.node, lines))
+            yield from ((f"{block.key}.{inner.key}", inner) for inner in blocks_of(block.node, lines))
 
 
 @pytest.mark.parametrize(("name", "block"), blocks(), ids=lambda b: b if isinstance(b, str) else "")
@@ -174,7 +174,7 @@ CLASSES = {"selector": "classes", "classes": ["coat", 3]}
     "request_", [CLASSES, {"selector": "random", "fraction": 0.1}, {"selector": "filter", "filter": "label == 1"}]
 )
 @pytest.mark.parametrize("model", ["resnet-small", "timm:resnet18", "efficientnet-lite0"])
-def test_what_is_asked_for_makes_params_without_conflicts(tmp_path, training, request_, model):
+def test_any_answers_make_params_without_conflicts(tmp_path, training, request_, model):
     weights = None if training in ("full", "none") or model == "efficientnet-lite0" else "w.safetensors"
     checkpoint = "own.safetensors" if training == "none" else None
     given = Answers("images", model, training, request_, weights=weights, checkpoint=checkpoint, image_size=32)
@@ -202,7 +202,7 @@ def test_a_text_table_gets_a_head_on_its_encoder(tmp_path):
     assert problems == [] and (config.data.source, config.model.weights) == ("text", None)
 
 
-def test_what_cannot_be_is_said(tmp_path):
+def test_impossible_answers_are_refused(tmp_path):
     folder(tmp_path)
     (tmp_path / "empty").mkdir()
     for data, words in (

@@ -25,7 +25,7 @@ def commands() -> list[str]:
     return block.strip().splitlines()
 
 
-def test_it_is_five_commands():
+def test_the_guide_is_five_commands():
     assert len(commands()) == 5 and commands()[0] == INSTALL
     assert commands()[1] == "git init" and "--model timm:" in commands()[2] and "dvc repro" in commands()
 

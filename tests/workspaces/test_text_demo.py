@@ -71,7 +71,7 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def test_the_gate_passes_and_a_wrong_label_does_not(home, tmp_path):
+def test_the_gate_passes_texts_and_stops_a_wrong_label(home, tmp_path):
     report = validate_dataset(home / "dataset", tmp_path / "docs")
     assert report["success"] and not {"height", "channels"} & {c["column"] for c in report["checks"]}
     wrong = write_texts(tmp_path / "in.csv", rows=9)
@@ -104,7 +104,7 @@ def test_features_and_head_are_those_of_the_texts(home):
     assert right.mean() > 0.7
 
 
-def test_methods_that_need_pixels_say_so(home):
+def test_methods_that_need_pixels_are_refused_for_texts(home):
     with pytest.raises(DataError, match="holds texts"):
         Dataset(home / "dataset").images()
     config = load_config(home / "params.yaml")
@@ -147,7 +147,7 @@ def test_a_servable_answers_texts_with_probabilities(home, servable):
         (np.zeros((2, 8, 8), np.uint8), "inputs are a ndarray"),
     ],
 )
-def test_anything_else_is_refused_in_words(servable, bad, words):
+def test_inputs_that_are_no_texts_are_refused_with_the_reason(servable, bad, words):
     with pytest.raises(DataError, match=words):
         servable.probabilities(bad)
 

@@ -66,8 +66,8 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
         )
     request, found = request_of(config, schema)
     report.problems += found
-    told = {p.where for p in report.problems}
-    report.problems += [p for p in method_problems(config, schema, request) if p.where not in told]
+    reported = {p.where for p in report.problems}
+    report.problems += [p for p in method_problems(config, schema, request) if p.where not in reported]
     report.notes += refusals(config) + outdated(config)
     classifier, found = built(config, schema)
     report.problems += found

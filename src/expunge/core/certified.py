@@ -44,8 +44,9 @@ class CertifiedRemoval(Estimator):
     delta       None takes a tenth of 1 / n. With 1 / n or more no guarantee is claimed, because (epsilon, delta) then
                 allows a head that reveals a row
 
-    Fitted: `head_`, `map_` (the identity), `budget_`, `spent_` (gradient norms), `epsilon_spent_`, `removed_`,
-    `delta_`, `radius_`, and `why_not_`, the reason why nothing is claimed (None where the certificate holds).
+    Fitted: `head_`, `weights_` `(C, d + 1)` float64 (of the scaled features), `map_` (the identity), `budget_`,
+    `spent_` (gradient norms), `epsilon_spent_`, `removed_`, `delta_`, `radius_`, and `why_not_`, the reason why nothing
+    is claimed (None where the certificate holds).
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -125,7 +126,7 @@ class CertifiedRemoval(Estimator):
         second = Moments.of(x).second()
         # The metric only scales the coordinates; 1/4 is the largest curvature of the logistic loss.
         found = minimise(problem, torch.zeros_like(noise), 0.25 * second + torch.diag(ridge), self.tol, self.steps)
-        self._w = found.p
+        self.weights_ = found.p
         # Rows are only removed, so the spectral norm of the training inputs remains an upper bound.
         self._norm = math.sqrt(n * float(torch.linalg.eigvalsh(second)[-1]))
         self.budget_ = self.sigma * self.epsilon / math.sqrt(2 * math.log(1.5 / self.delta_))
@@ -150,9 +151,9 @@ class CertifiedRemoval(Estimator):
             )
         x, x_f = self._inputs(z_retain), self._inputs(z_forget)
         ridge = self.l2 * len(x)
-        _, slope = self._point_loss(x_f @ self._w.T, labels_forget.long())
-        gradient = slope.T @ x_f + self.l2 * len(x_f) * self._w
-        curvature = self._curvature(x @ self._w.T)
+        _, slope = self._point_loss(x_f @ self.weights_.T, labels_forget.long())
+        gradient = slope.T @ x_f + self.l2 * len(x_f) * self.weights_
+        curvature = self._curvature(x @ self.weights_.T)
         step, left = conjugate_gradients(x, curvature, ridge, gradient, self.tol)
         change = (x @ step.T).square().norm(dim=0)
         bound = float((0.5 * LIPSCHITZ[self.loss] * self._norm * change + left).norm())
@@ -162,7 +163,7 @@ class CertifiedRemoval(Estimator):
                 f"epsilon {self.epsilon:g}, delta {self.delta_:g} and sigma {self.sigma:g} allow only "
                 f"{self.budget_:.3g}; train the head again on the retained rows"
             )
-        self._w = self._w + step
+        self.weights_ = self.weights_ + step
         self.spent_ += bound
         self.removed_ += len(x_f)
         self.head_ = self._head()
@@ -175,7 +176,7 @@ class CertifiedRemoval(Estimator):
         return torch.cat([z, z.new_ones(len(z), 1)], dim=1) / math.sqrt(2)
 
     def _head(self) -> LinearHead:
-        return LinearHead(self._w[:, :-1] / (self.radius_ * math.sqrt(2)), self._w[:, -1] / math.sqrt(2))
+        return LinearHead(self.weights_[:, :-1] / (self.radius_ * math.sqrt(2)), self.weights_[:, -1] / math.sqrt(2))
 
     @property
     def _point_loss(self) -> PointLoss:

@@ -11,7 +11,7 @@ History = list[dict[str, float]]  # entries of `step` (counted from 1) and `loss
 HISTORY_POINTS = 50
 
 
-def is_kept(step: int, steps: int) -> bool:
+def is_recorded(step: int, steps: int) -> bool:
     """Whether the history records this `step` of `steps`: the first, the last, and evenly spaced ones between them."""
     return step in (1, steps) or step % max(1, steps // HISTORY_POINTS) == 0
 

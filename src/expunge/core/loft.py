@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.core.estimator import Estimator, History, is_kept
+from expunge.core.estimator import Estimator, History, is_recorded
 from expunge.core.facts import Facts
 from expunge.core.maps import AffineMap
 from expunge.core.moments import Moments
@@ -130,7 +130,7 @@ def riemannian_adam(a: Matrix, b: Matrix, rank: int, steps: int, lr: float, seed
         loss = (1 - (basis * (sr @ basis)).sum()) ** 2 + (basis * (sf @ basis)).sum() ** 2
         loss.backward()
         optimiser.step()
-        if is_kept(step, steps):
+        if is_recorded(step, steps):
             history.append({"step": step, "loss": loss.item()})
     # Steps in float32 drift off the manifold by about 1e-6, so the result is made orthonormal again.
     result, _ = torch.linalg.qr(basis.detach().double())

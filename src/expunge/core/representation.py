@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from expunge.core.estimator import Estimator, History, is_kept
+from expunge.core.estimator import Estimator, History, is_recorded
 from expunge.core.facts import Facts
 from expunge.core.guard import distortion_from_moments, refuse_collapse
 from expunge.core.head import LinearHead
@@ -128,7 +128,7 @@ class LeastSquares:
         for step in range(1, steps + 1):
             m.grad = (2 / m.shape[0]) * ((m.detach() - start) @ self.gram + self.gradient)
             optimiser.step()
-            if is_kept(step, steps):
+            if is_recorded(step, steps):
                 history.append({"step": step, "loss": self.objective(m.detach())})
         return m.detach(), history
 

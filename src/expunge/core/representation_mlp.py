@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from expunge.core.estimator import Estimator, History, is_kept
+from expunge.core.estimator import Estimator, History, is_recorded
 from expunge.core.facts import Facts
 from expunge.core.guard import distortion, refuse_collapse
 from expunge.core.head import LinearHead
@@ -157,7 +157,7 @@ class Network:
             value = loss()
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            if is_kept(step, steps):
+            if is_recorded(step, steps):
                 history.append({"step": step, "loss": value.item()})
         return history
 

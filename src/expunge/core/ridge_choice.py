@@ -81,19 +81,6 @@ def leave_one_out(sums: ClassSums, factor: Factor, weights: Tensor, z: Tensor, y
     return LeaveOneOut(torch.cat(residuals), torch.cat(leverages))
 
 
-def leave_group_out(sums: ClassSums, factor: Factor, weights: Tensor, z: Tensor, y: Tensor) -> Tensor:
-    """Return the residuals `(k, C)` of rows that are all left out together.
-
-    `(I - K)^-1 (Y - H W)` with `K = H P H^T`. [derived]
-    """
-    h = sums.augmented(z)
-    onehot = torch.nn.functional.one_hot(y, sums.num_classes).to(h)
-    inside = h @ factor.solve(h.T)
-    eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
-    left: Tensor = torch.linalg.solve(eye - inside, onehot - h @ weights)
-    return left
-
-
 def choose_ridge(
     ridge: float | str, sums: ClassSums, rows: tuple[Tensor, Tensor] | None, grid: Sequence[float]
 ) -> float:

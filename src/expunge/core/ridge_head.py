@@ -25,7 +25,6 @@ from expunge.core.ridge_choice import (
     checked_rows,
     choose_ridge,
     choose_temperature,
-    leave_group_out,
     leave_one_out,
 )
 from expunge.system.errors import CheckpointError, DataError
@@ -59,7 +58,7 @@ class RidgeHead(Estimator):
 
     Classes without a row get weight 0 and bias -1e4. Fitted: `head_` (its logits are scores / temperature),
     `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_`, `rebuilds_`, and
-    `leave_one_out_`. [methods.md 8; the rank-k form is derived there]
+    `leave_one_out_`. [methods.md 8]
     """
 
     facts: ClassVar[Facts] = Facts(("classes", "rows", "corrections"), ("head",), "head", "closed form", "derived")
@@ -183,13 +182,6 @@ class RidgeHead(Estimator):
         """Return residuals and leverages of rows `z (n, d)`, `y (n,)` of the head, each left out alone; `O(n p^2)`."""
         z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
         return leave_one_out(self.sums, self._solved(), self.weights_, z, y)
-
-    @torch.no_grad()
-    def leave_group_out(self, z: Array, y: Array) -> Tensor:
-        """Return the residuals `(k, C)` float64 of rows of the head when all are left out together:
-        `(I - K)^-1 (Y - H W)`, `K = H P H^T`. Leave-one-out residuals do not add up to these."""
-        z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
-        return leave_group_out(self.sums, self._solved(), self.weights_, z, y)
 
     @torch.no_grad()
     def scores(self, z: Array) -> Tensor:

@@ -142,7 +142,7 @@ class SoftmaxHead(Estimator):
             self.weights_, point = zero, problem.at(zero)
         else:
             cold = not bool(self.weights_.any())
-            precondition = _Shared(problem) if self._blocks is None else _Kept(self._blocks)
+            precondition = _Shared(problem) if self._blocks is None else _StoredBlocks(self._blocks)
             scale = None if cold else gradient_at_zero(problem.z, y, self.num_classes_)
             solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known)
             self.weights_, point = solution.w, solution.point
@@ -232,7 +232,7 @@ def class_blocks(problem: SoftmaxProblem, probabilities: Tensor) -> Tensor:
     return torch.stack([_factor(h, q * (1 - q), problem.ridge) for q in p.T])
 
 
-class _Kept:
+class _StoredBlocks:
     """The preconditioner of an earlier fit, used at every step.
 
     A shift common to all classes does not change the softmax, so along it the Hessian is `ridge I`, far below the

@@ -143,11 +143,15 @@ class TeacherMap(Estimator):
         weight = self.feature_weight / max(variance, torch.finfo(torch.float32).tiny)
         generator = torch.Generator().manual_seed(self.seed)
         network = Network(head.dim, self.hidden, "identity-residual", generator, z_retain.device)
-        kept = shuffled_batches(torch.arange(len(z_retain), device=z_retain.device), self.batch_size, generator)
-        gone = shuffled_batches(torch.arange(len(z_forget), device=z_forget.device), self.batch_size, generator)
+        retained_batches = shuffled_batches(
+            torch.arange(len(z_retain), device=z_retain.device), self.batch_size, generator
+        )
+        forgotten_batches = shuffled_batches(
+            torch.arange(len(z_forget), device=z_forget.device), self.batch_size, generator
+        )
 
         def loss() -> Tensor:
-            retain, forget = next(kept), next(gone)
+            retain, forget = next(retained_batches), next(forgotten_batches)
             before = torch.cat([z_retain[retain], z_forget[forget]])
             wanted = torch.cat([z_retain[retain], teacher_features[forget]])
             should = torch.cat([self.head_.logits(z_retain[retain]).log_softmax(1), target[forget]])

@@ -63,10 +63,10 @@ class ZeroShot(Estimator):
         if counts.shape != (head.num_classes,):
             raise ValueError(f"class_counts must have {head.num_classes} entries, got {tuple(counts.shape)}")
         self.proxies_ = self._proxies(forget, head, class_means)
-        kept = counts.clone()
+        remaining = counts.clone()
         if forget_classes is not None:
-            kept[class_indices(forget_classes, head.num_classes)] = 0
-        return kept / kept.sum(), counts / counts.sum() @ self.proxies_
+            remaining[class_indices(forget_classes, head.num_classes)] = 0
+        return remaining / remaining.sum(), counts / counts.sum() @ self.proxies_
 
     def _proxies(self, forget: Moments, head: LinearHead, class_means: Tensor | None) -> Tensor:
         check_choice("proxies", self.proxies, ("raw", "scaled", "class-means"))
@@ -78,23 +78,23 @@ class ZeroShot(Estimator):
         return rows * _norm_ratio(forget, rows) if self.proxies == "scaled" else rows
 
     def _guarded(
-        self, fitted: FeatureMap, forget: Moments, head: LinearHead, kept_shares: Tensor, retain: Moments | None
+        self, fitted: FeatureMap, forget: Moments, head: LinearHead, retained_shares: Tensor, retain: Moments | None
     ) -> FeatureMap:
         """Set `distortion_` and return the map. Raises CollapseError where `max_distortion` is exceeded."""
-        self.distortion_ = self._distortion(fitted, forget, head, kept_shares, retain)
+        self.distortion_ = self._distortion(fitted, forget, head, retained_shares, retain)
         refuse_collapse(self.distortion_, self.max_distortion, type(self).__name__)
         return fitted
 
     def _distortion(
-        self, fitted: FeatureMap, forget: Moments, head: LinearHead, kept_shares: Tensor, retain: Moments | None
+        self, fitted: FeatureMap, forget: Moments, head: LinearHead, retained_shares: Tensor, retain: Moments | None
     ) -> float:
         if retain is not None and isinstance(fitted, AffineMap):
             return distortion_from_moments(fitted, retain, head)
         points = self.proxies_ * _norm_ratio(forget, self.proxies_) if self.proxies == "raw" else self.proxies_
         contrasts = class_contrasts(head).to(points)
         change = (fitted(points) - points) @ contrasts.T
-        centred = (points - kept_shares @ points) @ contrasts.T
-        return float(kept_shares @ change.square().sum(1)) / float(kept_shares @ centred.square().sum(1))
+        centred = (points - retained_shares @ points) @ contrasts.T
+        return float(retained_shares @ change.square().sum(1)) / float(retained_shares @ centred.square().sum(1))
 
 
 class RepresentationZeroShot(ZeroShot):
@@ -150,12 +150,12 @@ class RepresentationZeroShot(ZeroShot):
         """
         check_choice("solver", self.solver, ("exact", "adam"))
         moments = forget if isinstance(forget, Moments) else Moments.of(forget)
-        kept_shares, target = self._shares(moments, head, class_counts, forget_classes, class_means)
+        retained_shares, target = self._shares(moments, head, class_counts, forget_classes, class_means)
         self.steps_ = step_count(self.steps, self.epochs, moments.n, self.batch_size) if self.solver == "adam" else 0
-        problem = zero_shot_problem(moments, self.proxies_, kept_shares, target, self.beta, self.noise_scale)
+        problem = zero_shot_problem(moments, self.proxies_, retained_shares, target, self.beta, self.noise_scale)
         m, self.history_ = (problem.solve(), []) if self.solver == "exact" else problem.adam(self.steps_, self.lr)
         self.objective_ = problem.objective(m)
-        self.map_ = self._guarded(AffineMap(m[:, :-1], m[:, -1]), moments, head, kept_shares, retain)
+        self.map_ = self._guarded(AffineMap(m[:, :-1], m[:, -1]), moments, head, retained_shares, retain)
         return self
 
 
@@ -206,13 +206,13 @@ class RepresentationZeroShotMlp(ZeroShot):
     ) -> RepresentationZeroShotMlp:
         """Fit to forgotten features `(n, d)`; other arguments and errors are as for RepresentationZeroShot."""
         moments = Moments.of(z_forget)
-        kept_shares, target = self._shares(moments, head, class_counts, forget_classes, class_means)
+        retained_shares, target = self._shares(moments, head, class_counts, forget_classes, class_means)
         self.steps_ = step_count(self.steps, self.epochs, moments.n, self.batch_size)
-        fitted = self._descend(z_forget.float(), kept_shares.float(), target.float())
-        self.map_ = self._guarded(fitted, moments, head, kept_shares, None)
+        fitted = self._descend(z_forget.float(), retained_shares.float(), target.float())
+        self.map_ = self._guarded(fitted, moments, head, retained_shares, None)
         return self
 
-    def _descend(self, z_forget: Tensor, kept: Tensor, goal: Tensor) -> FeatureMap:
+    def _descend(self, z_forget: Tensor, retained_shares: Tensor, goal: Tensor) -> FeatureMap:
         weight = forget_weight(self.beta, "per-dimension", z_forget.shape[1])
         generator = torch.Generator().manual_seed(self.seed)
         network = Network(z_forget.shape[1], self.hidden, self.init, generator, z_forget.device)
@@ -222,7 +222,7 @@ class RepresentationZeroShotMlp(ZeroShot):
         def loss() -> Tensor:
             z_f = next(forgotten)
             out = network(torch.cat([add_noise(proxies, self.noise_scale, generator), z_f]))
-            retained = kept @ (out[: len(proxies)] - proxies).square().sum(dim=1)
+            retained = retained_shares @ (out[: len(proxies)] - proxies).square().sum(dim=1)
             return retained + weight * (out[len(proxies) :] - goal).square().sum(dim=1).mean()
 
         self.history_ = network.descend(loss, self.steps_, self.lr)
@@ -230,13 +230,13 @@ class RepresentationZeroShotMlp(ZeroShot):
 
 
 def zero_shot_problem(
-    forget: Moments, proxies: Tensor, kept_shares: Tensor, target: Tensor, beta: float, noise_scale: float
+    forget: Moments, proxies: Tensor, retained_shares: Tensor, target: Tensor, beta: float, noise_scale: float
 ) -> LeastSquares:
     """Return the loss of ZeroShot as a least-squares problem; `target` is the mean proxy, sum of pi_c w_c. [derived]"""
     weight = forget_weight(beta, "per-dimension", forget.dim)
     augmented = torch.cat([proxies, proxies.new_ones(len(proxies), 1)], dim=1)
     second = forget.second(augmented=True)
-    gram = augmented.T @ (kept_shares[:, None] * augmented) + weight * second
+    gram = augmented.T @ (retained_shares[:, None] * augmented) + weight * second
     gradient = weight * (second[:-1] - torch.outer(target, second[-1]))
     problem = LeastSquares(gram, gradient, weight * float(forget.second_about(target).trace()))
     return with_noise(problem, noise_scale**2)

@@ -117,6 +117,18 @@ def split(
         },
         "validation": {"share": validation, "seed": seed},
     }
+    _write(Path(out_dir), dataset.digest, ids, part, request, corrections)
+    return request
+
+
+def _write(
+    out_dir: Path,
+    dataset_digest: str,
+    ids: list[str],
+    part: np.ndarray,
+    request: dict[str, Any],
+    corrections: Corrections | None,
+) -> None:
     rows = pa.array(np.arange(len(part), dtype=np.int64))
     table = pa.table([pa.array(ids), rows, pa.array(part.tolist())], schema=ASSIGNMENT_SCHEMA)
     for name, column in ({} if corrections is None else corrections.columns(len(part))).items():
@@ -125,8 +137,7 @@ def split(
         pq.write_table(table, tmp / ASSIGNMENT, compression="zstd", use_dictionary=["part"])
         write_json(tmp / REQUEST, request)
         counts = {name: int((part == name).sum()) for name in PARTS}
-        write_manifest(tmp, "split", rows={ASSIGNMENT: len(part)}, dataset=dataset.digest, parts=counts)
-    return request
+        write_manifest(tmp, "split", rows={ASSIGNMENT: len(part)}, dataset=dataset_digest, parts=counts)
 
 
 def _checked_corrections(

@@ -119,13 +119,14 @@ class Batches:
         kind: str = "",
         reason: str = "",
         who: str | None = None,
-        told: Mapping[str, Any] | None = None,
+        event_facts: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Record that the batch is at `step`, and add `facts`, in one transaction.
 
         With `moves`, its requests move to that state in the same transaction, and `kind` names their events; a final
-        state destroys their keys. Without `moves`, a `kind` writes one event of the batch. `told` are the facts of the
-        events; `told["of"]` has those of single requests, by id. Raises RequestError if the batch was taken over.
+        state destroys their keys. Without `moves`, a `kind` writes one event of the batch. `event_facts` are the facts
+        of the events; `event_facts["of"]` has those of single requests, by id. Raises RequestError if the batch was
+        taken over.
         """
         with transaction(self.store.engine) as c:
             values = {"step": step, "facts": {**batch.facts, **facts}, "version": batch.version + 1}
@@ -133,9 +134,9 @@ class Batches:
                 values |= {"open": None, "owner": None}
             after = self._set(c, batch, **values)
             if moves is not None:
-                self._move(c, batch, moves, kind, reason, who or self.who, told or {})
+                self._move(c, batch, moves, kind, reason, who or self.who, event_facts or {})
             elif kind:
-                write_event(c, batch.id, after.version, kind, who or self.who, reason, told or {})
+                write_event(c, batch.id, after.version, kind, who or self.who, reason, event_facts or {})
         if moves in FINAL:
             database.overwrite_deleted(self.store.engine)
         return after
@@ -146,7 +147,7 @@ class Batches:
             c.execute(update(BATCHES).where(_mine(batch)).values(owner=None, version=batch.version + 1))
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def renewed_lease(self) -> Iterator[None]:
         """Renew the lease from a thread for as long as the body runs."""
         done = threading.Event()
 
@@ -186,12 +187,12 @@ class Batches:
         return Batch.of(c.execute(select(BATCHES).where(BATCHES.c.id == batch.id)).mappings().one())
 
     def _move(
-        self, c: Connection, batch: Batch, new: State, kind: str, reason: str, who: str, told: Mapping[str, Any]
+        self, c: Connection, batch: Batch, new: State, kind: str, reason: str, who: str, event_facts: Mapping[str, Any]
     ) -> None:
         own: Sequence[ErasureRequest] = [r for r in self.store.listed(c) if r.batch == batch.id]
         for request in own:
-            facts = {"batch": batch.id, **told.get("of", {}).get(request.id, {})}
-            facts |= {k: v for k, v in told.items() if k != "of"}
+            facts = {"batch": batch.id, **event_facts.get("of", {}).get(request.id, {})}
+            facts |= {k: v for k, v in event_facts.items() if k != "of"}
             # A request that returns to "scheduled" waits for the next batch.
             columns = {"batch": None} if new == State.scheduled else {}
             move(c, request, new, kind, who, reason, facts, **columns)

@@ -12,8 +12,8 @@ def joined(
     """Merge the reports of the dry run (`before`) and of the sweep (`after`). What was found and is not left counts as
     purged."""
     # For one place the entry of the sweep is kept: the dry run words some findings differently.
-    told = {entry["where"] for entry in after["found"]}
-    found = [*after["found"], *(entry for entry in before["found"] if entry["where"] not in told)]
+    swept = {entry["where"] for entry in after["found"]}
+    found = [*after["found"], *(entry for entry in before["found"] if entry["where"] not in swept)]
     left = {(entry["where"], entry["what"]) for entry in after["left"]}
     others = [*after["not_purgeable"], *(e for e in before["not_purgeable"] if e not in after["not_purgeable"])]
     return {

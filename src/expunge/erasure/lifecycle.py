@@ -96,11 +96,11 @@ class Lifecycle:
         self.store.publish(self.ledger)
         if self.batches.current() is None:  # the stores cannot be read while a sweep is unfinished
             self._record_by_hand()
-        self._tell()
+        self._notify()
         batch = self.batches.claim(today, within)
         if batch is None:
             return Outcome("nothing to do")
-        with self.batches.held():
+        with self.batches.renewed_lease():
             while batch.open and batch.step != Step.approval:
                 self.log(f"{batch.id}: {batch.step}")
                 batch = self.steps[batch.step](batch)
@@ -108,15 +108,15 @@ class Lifecycle:
         requests = self.batches.requests(batch)
         if batch.open:
             self.batches.release(batch)
-        self._tell()
+        self._notify()
         return Outcome(requests[0].state, batch.id, tuple(r.id for r in requests), batch.facts)
 
     def approve(self, who: str, reason: str) -> Batch:
         """Approve the product of the open batch for serving. Raises RequestError if no batch waits for approval."""
         batch = self._claimed(reason, (Step.approval,))
         facts = {"approved_by": who, "approved_because": reason.strip()}
-        told = {key: batch.facts["product"][key] for key in ("model", "version")}
-        after = self.batches.at(batch, Step.promote, facts, State.running, "approval", reason.strip(), who, told)
+        event_facts = {key: batch.facts["product"][key] for key in ("model", "version")}
+        after = self.batches.at(batch, Step.promote, facts, State.running, "approval", reason.strip(), who, event_facts)
         self.batches.release(after)
         self.store.publish(self.ledger)
         return after
@@ -153,10 +153,10 @@ class Lifecycle:
         ids = Dataset(DATASET).sample_ids()
         intake.write_values(lists.to_forget(batch), "sample_id", [ids[i] for i in np.flatnonzero(selection.forget)])
         params = PARAMS.read_text(encoding="utf-8")
-        kept = batch.facts.get("params", params)
+        original = batch.facts.get("params", params)
         if "params" not in batch.facts:
-            batch = self.batches.at(batch, Step.prepare, {"params": kept})
-        write_text(PARAMS, with_split(kept, lists.to_forget(batch)))
+            batch = self.batches.at(batch, Step.prepare, {"params": original})
+        write_text(PARAMS, with_split(original, lists.to_forget(batch)))
         return self.batches.at(batch, Step.run, {})
 
     def _run(self, batch: Batch) -> Batch:
@@ -180,19 +180,19 @@ class Lifecycle:
         soundness.models()
         run = evidence.of_run(chosen, selection)
         again = run["each"].get("again")
-        made = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "claims": chosen.claims}
-        told = {**made, "dvc_lock": run["source"]["dvc_lock"], **({"again": again} if again else {})}
+        product = {"model": chosen.model, "version": chosen.version, "method": chosen.method, "claims": chosen.claims}
+        event_facts = {**product, "dvc_lock": run["source"]["dvc_lock"], **({"again": again} if again else {})}
         rows = soundness.fingerprints(self.store, Dataset(DATASET), selection.of)
-        facts = {"product": made, "run": run, "rows": rows}
-        return self.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told=told)
+        facts = {"product": product, "run": run, "rows": rows}
+        return self.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", event_facts=event_facts)
 
     def _promote(self, batch: Batch) -> Batch:
         from expunge.promotion.session import ReviewSession
 
         self._refuse_changed(batch, self._selection(batch))
-        made = batch.facts["product"]
-        promoter = ReviewSession(made["model"], self.ledger.path).promoter
-        version = promoter.version(made["version"])
+        product = batch.facts["product"]
+        promoter = ReviewSession(product["model"], self.ledger.path).promoter
+        version = promoter.version(product["version"])
         seen = {"batch": batch.id, "approved_by": batch.facts["approved_by"]}
         entry = promoter.settle(version, seen)
         if entry is None:
@@ -211,8 +211,8 @@ class Lifecycle:
             rows = soundness.contents([ids[i] for i in np.flatnonzero(selection.erase)])
             params = batch.facts.get("params", PARAMS.read_text(encoding="utf-8"))
             met = not (standing.rows_asked(params, Dataset(DATASET)) & ~selection.erase).any()
-            told = {"rows": rows, "people": selection.people, "met": met}
-            write_durable(lists.to_erase(batch), json.dumps(told).encode())
+            wanted = {"rows": rows, "people": selection.people, "met": met}
+            write_durable(lists.to_erase(batch), json.dumps(wanted).encode())
         self._remove_lists(batch)
         self._clean_up(batch)
         if lists.wanted(batch)["met"]:
@@ -224,24 +224,24 @@ class Lifecycle:
 
     def _sweep(self, batch: Batch) -> Batch:
         if Journal.of(Path.cwd()) is None:  # with a journal, an interrupted sweep has already erased from some stores
-            soundness.still(batch.id, lists.wanted(batch)["rows"])
+            soundness.check_unchanged(batch.id, lists.wanted(batch)["rows"])
         found = joined(batch.facts["looked"], self._swept(batch, apply=True))
         # Duplicates that belong to others stay if params.yaml says so; the certificate lists them.
         blocking = [r for r in found["left"] if r["kind"] != ResidueKind.duplicate]
         if blocking:
             where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
             raise RequestError(f"{batch.id}: the sweep left residues ({where}); remove what holds them and run again")
-        told = {"original": batch.facts["original"], **{k: len(v) for k, v in found.items()}}
+        event_facts = {"original": batch.facts["original"], **{k: len(v) for k, v in found.items()}}
         facts = {"sweep": found, "manifests_after": manifests()}
-        return self.batches.at(batch, Step.certify, facts, kind=SWEEP, told=told)
+        return self.batches.at(batch, Step.certify, facts, kind=SWEEP, event_facts=event_facts)
 
     def _certify(self, batch: Batch) -> Batch:
-        soundness.erased_stay_away()
+        soundness.check_erased_absent()
         history.check(self.store, self.ledger)
         lists.to_erase(batch).unlink(missing_ok=True)
         written = certificate.write(self.store, self.ledger, batch, self.batches.requests(batch))
-        told = {"of": {id_: {"certificate": digest} for id_, digest in written.items()}}
-        return self.batches.at(batch, Step.closed, {}, State.completed, "completion", told=told)
+        event_facts = {"of": {id_: {"certificate": digest} for id_, digest in written.items()}}
+        return self.batches.at(batch, Step.closed, {}, State.completed, "completion", event_facts=event_facts)
 
     def _swept(self, batch: Batch, apply: bool) -> dict[str, list[dict[str, Any]]]:
         wanted = lists.wanted(batch)
@@ -293,7 +293,7 @@ class Lifecycle:
         if entry := ReviewSession(ledger=self.ledger.path).promoter.record_by_hand():
             self.log(f"the champion was moved by hand to version {entry.facts['version']}; see `expunge audit`")
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Notify the recipients of every final request of which they have not been notified."""
         for request in self.store.all([State.completed, State.refused]):
             if not request.told and notify.send(request, self.log):

@@ -95,7 +95,7 @@ def contents(ids: list[str]) -> dict[str, str]:
     return {id_: digest.hex() for id_, digest in pairs if id_ in wanted}
 
 
-def still(batch: str, collected: Mapping[str, str]) -> None:
+def check_unchanged(batch: str, collected: Mapping[str, str]) -> None:
     """Check that the rows to erase have the same contents as when they were collected, or are all gone.
 
     Raises RequestError, which names no row.
@@ -110,7 +110,7 @@ def still(batch: str, collected: Mapping[str, str]) -> None:
         )
 
 
-def erased_stay_away() -> None:
+def check_erased_absent() -> None:
     """Check, before the certificate is signed, that no erased row is in the dataset. Raises RequestError."""
     if not (DATASET / MANIFEST).is_file():
         return

@@ -37,12 +37,6 @@ def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float | None:
     return mean(correct_rows(logits, labels))
 
 
-def accuracies(logits: NDArray[Any], labels: NDArray[Any], part: NDArray[Any]) -> dict[str, float | None]:
-    """Accuracy on each of PARTS; None for a part without rows. `part (n,)` holds the name of each row's part."""
-    correct = correct_rows(logits, labels)
-    return {name: mean(correct[np.asarray(part) == name]) for name in PARTS}
-
-
 def mean_gap(candidate: Mapping[str, float | None], reference: Mapping[str, float | None]) -> float | None:
     """Mean of |candidate - reference| over the keys that have a value on both sides; None without one.
 

@@ -254,6 +254,6 @@ def useful(shown: Sequence[str], utility: str) -> bool:
     return utility == KEPT or (EXACT in shown and utility != LOST)
 
 
-def held_back(verdict: Mapping[str, Any]) -> list[str]:
+def gates_against(verdict: Mapping[str, Any]) -> list[str]:
     """Paths of the gates that prevent a claim: those that refute it, and those with power that were not passed."""
     return [g["path"] for g in verdict["gates"] if g["refuted"] or (g["power"] and g["passed"] is False)]

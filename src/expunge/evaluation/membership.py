@@ -121,12 +121,6 @@ def mia_lr_rows(retain: NDArray[Any], test: NDArray[Any], forget: NDArray[Any]) 
     return np.where(np.abs(decision) < 1e-9, 0.5, (decision > 0).astype(np.float64))
 
 
-def mia_lr(retain: NDArray[Any], test: NDArray[Any], forget: NDArray[Any]) -> float | None:
-    """Share of the forgotten rows that `mia_lr_rows` calls members, in [0, 1]. Target: the retrained model's share."""
-    rows = mia_lr_rows(retain, test, forget)
-    return None if rows is None else float(rows.mean())
-
-
 def svc_feature(name: str, logits: NDArray[Any], labels: NDArray[Any]) -> Floats:
     """One of SVC_FEATURES as a matrix `(n, 1)`, or `(n, C)` for `prob`, the whole probability vector.
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from expunge.evaluation.divergence import Floats, check_logits
 
-Bools = NDArray[np.bool_]
-
 
 def check_features(z: NDArray[Any], name: str = "features") -> NDArray[Any]:
     """Return `z` as a matrix `(n, d)`. Raises ValueError for another shape or a non-finite value."""
@@ -55,11 +53,6 @@ def linear_probe_rows(train: NDArray[Any], positive: NDArray[Any], test: NDArray
     return np.where(np.abs(decision) < 1e-9, 0.5, ((decision > 0) == t).astype(np.float64))
 
 
-def linear_probe(train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any], truth: NDArray[Any]) -> float:
-    """Accuracy of `linear_probe_rows`, in [0, 1]."""
-    return float(linear_probe_rows(train, positive, test, truth).mean())
-
-
 def knn_rows(
     train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any], truth: NDArray[Any], k: int = 11
 ) -> Floats:
@@ -90,11 +83,6 @@ def knn_rows(
         here = t[start : start + 512]
         right[start : start + 512] = np.where(here, said, 1.0 - said)
     return right
-
-
-def knn(train: NDArray[Any], positive: NDArray[Any], test: NDArray[Any], truth: NDArray[Any], k: int = 11) -> float:
-    """Accuracy of `knn_rows`, in [0, 1]."""
-    return float(knn_rows(train, positive, test, truth, k).mean())
 
 
 def linear_cka(x: NDArray[Any], y: NDArray[Any]) -> float | None:

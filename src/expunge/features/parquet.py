@@ -46,7 +46,7 @@ def write(path: Path, rows: pa.Table, target: pa.Schema, z: np.ndarray, group_ro
     content = others.getbuffer()
     empty = io.BytesIO()
     pq.write_table(target.empty_table(), empty)
-    footer, theirs = _footer(empty.getbuffer()), _footer(content)
+    footer, theirs = read_footer(empty.getbuffer()), read_footer(content)
     groups, parts, at = [], [memoryview(MAGIC)], len(MAGIC)
     for number, group in enumerate(theirs[ROW_GROUPS][1][1]):
         part = z[number * group_rows : (number + 1) * group_rows]
@@ -67,7 +67,7 @@ def write(path: Path, rows: pa.Table, target: pa.Schema, z: np.ndarray, group_ro
         at = page + size
     footer[ROWS] = theirs[ROWS]
     footer[ROW_GROUPS] = (LIST, (STRUCT, groups))
-    end = _struct(footer)
+    end = encoded(footer)
     _write(path, [*parts, memoryview(end + len(end).to_bytes(4, "little") + MAGIC)])
 
 
@@ -111,7 +111,7 @@ def _page(name: str, z: np.ndarray) -> tuple[Struct, bytes]:
     levels = b"".join(len(runs).to_bytes(4, "little") + runs for runs in (begin * n, there))
     size = len(levels) + z.nbytes
     page: Struct = {1: (I32, n * d), 2: (I32, PLAIN), 3: (I32, RLE), 4: (I32, RLE)}
-    header = _struct({1: (I32, DATA_PAGE_V1), 2: (I32, size), 3: (I32, size), 5: (STRUCT, page)}) + levels
+    header = encoded({1: (I32, DATA_PAGE_V1), 2: (I32, size), 3: (I32, size), 5: (STRUCT, page)}) + levels
     meta: Struct = {
         1: (I32, FLOAT if z.dtype == np.float32 else FIXED),
         2: (LIST, (I32, [PLAIN, RLE])),
@@ -124,9 +124,10 @@ def _page(name: str, z: np.ndarray) -> tuple[Struct, bytes]:
     return {CHUNK_OFFSET: (I64, 0), CHUNK_META: (STRUCT, meta)}, header
 
 
-def _footer(content: memoryview) -> Struct:
+def read_footer(content: memoryview) -> Struct:
+    """Return the metadata at the end of a Parquet file's `content`."""
     length = int.from_bytes(content[-8:-4], "little")
-    return _Reader(content[-8 - length : -8]).struct()
+    return StructReader(content[-8 - length : -8]).struct()
 
 
 def _varint(value: int) -> bytes:
@@ -150,14 +151,15 @@ def _value(kind: int, value: Any) -> bytes:
     if kind in (BYTE, DOUBLE):
         return bytes(value)
     if kind == STRUCT:
-        return _struct(value)
+        return encoded(value)
     of, elements = value
     short = len(elements) < 15
     head = bytes([(len(elements) if short else 15) << 4 | of]) + (b"" if short else _varint(len(elements)))
     return head + b"".join(bytes([e]) if of in (TRUE, FALSE) else _value(of, e) for e in elements)
 
 
-def _struct(fields: Struct) -> bytes:
+def encoded(fields: Struct) -> bytes:
+    """Return the fields of a struct in Thrift's compact protocol."""
     out, before = bytearray(), 0
     for field in sorted(fields):
         kind, value = fields[field]
@@ -169,7 +171,7 @@ def _struct(fields: Struct) -> bytes:
     return bytes(out) + b"\0"
 
 
-class _Reader:
+class StructReader:
     """Parses a struct in Thrift's compact protocol. Raises ValueError for a type that footers do not contain."""
 
     def __init__(self, content: memoryview) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import Split
-from expunge.models.cuts import cut_names, split_at_cut
+from expunge.models.cuts import split_at_cut
 from expunge.models.preprocess import Inputs
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.progress import progress
@@ -22,11 +22,6 @@ from expunge.system.progress import progress
 # Texts: (n, t, c), where t is the length of the longest text; positions behind the end of a text are NaN.
 Activations = NDArray[np.float16] | NDArray[np.float32]
 OUTSIDE = float("nan")
-
-
-def cuts(classifier: Classifier) -> tuple[str, ...]:
-    """Return the names of the modules behind which `classifier` can be cut, the deepest (nearest the input) first."""
-    return cut_names(classifier)
 
 
 def fetch_activations(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.core import LinearHead, RidgeHead, SoftmaxHead
-from expunge.models.sharded import LEAST_ROWS, say
+from expunge.models.sharded import LEAST_ROWS, shard_shares
 from expunge.system.errors import CheckpointError, DataError
 from expunge.system.files import read_json, write_json
 
@@ -65,7 +65,7 @@ class HeadShards:
     def head_(self) -> LinearHead:
         """The mean head, weight `(C, d)` and bias `(C,)`, computed in float64."""
         weight = bias = None
-        for share, head in zip(torch.from_numpy(say(self.counts_)).double(), self.heads, strict=True):
+        for share, head in zip(torch.from_numpy(shard_shares(self.counts_)).double(), self.heads, strict=True):
             if head is None:
                 continue
             own, its = head.head_.weight.double() * share[:, None], head.head_.bias.double() * share

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from expunge.finetune.cut import Activations
-from expunge.finetune.shards import Engine, Job, Made
+from expunge.finetune.shards import Engine, Job, TrainedSteps
 from expunge.system.errors import ConfigError
 from expunge.system.progress import log_message
 from expunge.system.ray_cluster import cluster, get, ray_module
@@ -33,8 +33,8 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
     """
     ray = ray_module()
 
-    def engine(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[Made]:
-        made: list[Made] = [(taken, []) for _, taken in jobs]
+    def engine(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[TrainedSteps]:
+        made: list[TrainedSteps] = [(taken, []) for _, taken in jobs]
         stale = deque(number for number, (shard, taken) in enumerate(jobs) if len(taken) < len(shard.steps))
         if not stale:
             return made
@@ -54,7 +54,7 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
     return engine
 
 
-def train(job: Job, named: Path | Activations, labels: NDArray[np.integer], threads: int) -> Made:
+def train(job: Job, named: Path | Activations, labels: NDArray[np.integer], threads: int) -> TrainedSteps:
     """Train one shard in a worker."""
     torch.set_num_threads(threads)
     shard, taken = job

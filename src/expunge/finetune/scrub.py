@@ -44,10 +44,10 @@ class Scrub(Updater):
             t = self.temperature
             return kl(softmax(run.ask(run.original, rows) / t, 1), logits / t) * t * t
 
-        def disobey(rows: Index) -> Terms:
+        def max_step(rows: Index) -> Terms:
             return {"forget": -distance(rows, run.logits(rows))}
 
-        def obey(rows: Index) -> Terms:
+        def min_step(rows: Index) -> Terms:
             logits = run.logits(rows)
             return {
                 "retain_kl": self.alpha * distance(rows, logits),
@@ -57,6 +57,6 @@ class Scrub(Updater):
         phases = []
         for epoch in range(self.epochs):
             if epoch < self.max_epochs:
-                phases.append(Phase(epoch, "forgotten", single(run.forgotten(epoch)), disobey))
-            phases.append(Phase(epoch, "retained", single(run.retained(epoch)), obey))
+                phases.append(Phase(epoch, "forgotten", single(run.forgotten(epoch)), max_step))
+            phases.append(Phase(epoch, "retained", single(run.retained(epoch)), min_step))
         return phases

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.finetune.cut import Activations
-from expunge.finetune.places import Places
 from expunge.finetune.relearn import Relearn
+from expunge.finetune.shard_assignment import ShardAssignment
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import Traces
@@ -40,13 +40,13 @@ State = dict[str, Tensor]
 # A job is a shard with the reused states of its first steps. Its result is the state after every step and the history
 # of the passes made.
 Job = tuple["Shard", list[State]]
-Made = tuple[list[State], list[dict[str, float]]]
-Engine = Callable[[Sequence[Job], Activations, NDArray[np.integer]], list[Made]]
+TrainedSteps = tuple[list[State], list[dict[str, float]]]
+Engine = Callable[[Sequence[Job], Activations, NDArray[np.integer]], list[TrainedSteps]]
 STEPS = "steps"  # the folder of the states after all steps but the last
 
 
 @dataclass(frozen=True)
-class Before:
+class EarlierTraining:
     """An earlier training: `parts`, the records of the steps by shard, and `state(shard, step)`, None where missing."""
 
     parts: list[list[dict[str, Any]]]
@@ -74,7 +74,7 @@ class Trained:
             save_file(state, file)
 
 
-def in_turn(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[Made]:
+def in_turn(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[TrainedSteps]:
     """Train one shard after the other in this process; this is the default engine."""
     return [shard.trained(activations, labels, taken) for shard, taken in jobs]
 
@@ -83,7 +83,7 @@ def step_file(directory: Path, shard: int, step: int) -> Path:
     return directory / STEPS / f"shard-{shard:04d}-step-{step:04d}.safetensors"
 
 
-def before(classifier: Classifier, directory: Path | None) -> Before:
+def earlier_training(classifier: Classifier, directory: Path | None) -> EarlierTraining:
     """Return the earlier training of a `classifier` with shards, with the states stored below its model `directory`."""
     core = core_with_shards(classifier)
     assert core is not None and classifier.card.above is not None
@@ -95,7 +95,7 @@ def before(classifier: Classifier, directory: Path | None) -> Before:
         file = None if directory is None else step_file(directory, shard, step)
         return load_file(file) if file is not None and file.is_file() else None
 
-    return Before(parts, state)
+    return EarlierTraining(parts, state)
 
 
 def train_shards(
@@ -104,8 +104,8 @@ def train_shards(
     labels: NDArray[np.integer],
     rows: NDArray[np.integer],
     recipe: Mapping[str, Any],
-    places: Places,
-    earlier: Before | None = None,
+    places: ShardAssignment,
+    earlier: EarlierTraining | None = None,
     engine: Engine | None = None,
 ) -> Trained:
     """Train every shard on its part of `rows` of `activations` and `labels` `(len(activations),)`, by `recipe`.
@@ -139,7 +139,9 @@ def train_shards(
     return made
 
 
-def shards_of(base: Classifier, recipe: Mapping[str, Any], places: Places, rows: NDArray[np.integer]) -> list[Shard]:
+def shards_of(
+    base: Classifier, recipe: Mapping[str, Any], places: ShardAssignment, rows: NDArray[np.integer]
+) -> list[Shard]:
     """Return the shards of `rows`, above the recipe's cut of the public network `base`, which is in eval mode."""
     traces, found = traces_of(base), []
     for number in range(places.shards):
@@ -153,7 +155,7 @@ def counts_of(shards: list[Shard], labels: NDArray[np.integer], classes: int) ->
     return np.stack([np.bincount(labels[shard.steps[-1]], minlength=classes) for shard in shards])
 
 
-def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: Places, parts: list[Any]) -> Any:
+def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: ShardAssignment, parts: list[Any]) -> Any:
     """Return the model's description, with all that a later training without some rows needs."""
     base = unsharded(classifier)
     shards = {"count": places.shards, "slices": places.slices, "key": places.key, "parts": parts}
@@ -192,7 +194,9 @@ class Shard:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, traces=traces_of(state["base"]))
 
-    def trained(self, activations: Activations, labels: NDArray[np.integer], taken: Sequence[State] = ()) -> Made:
+    def trained(
+        self, activations: Activations, labels: NDArray[np.integer], taken: Sequence[State] = ()
+    ) -> TrainedSteps:
         """Train the steps after `taken`, the reused states of the first steps.
 
         Returns the state after every step, and the history of the passes made.
@@ -216,7 +220,7 @@ class Shard:
             for rows, root, state in zip(self.steps, self.roots, states, strict=True)
         ]
 
-    def taken_over(self, earlier: Before | None) -> list[State]:
+    def taken_over(self, earlier: EarlierTraining | None) -> list[State]:
         """Return the states of the first steps whose rows are the same as before and whose weights match the record."""
         if earlier is None:
             return []

@@ -9,9 +9,9 @@ import torch
 
 from expunge.core import LinearHead, RidgeHead, SoftmaxHead, identity
 from expunge.finetune.head_shards import DESCRIPTION, HeadShards, accuracy_of, count_rows
-from expunge.finetune.places import Places
+from expunge.finetune.shard_assignment import ShardAssignment
 from expunge.methods.exact import TOLERANCE, provenance, rows_root, why_not
-from expunge.methods.exact_shards import placed_as
+from expunge.methods.exact_shards import assignment_of
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import backbone_digest
@@ -67,7 +67,7 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
     return UnlearnedModel(identity(request.store.dim), made.head_, {"exact": exact}, exact_head=made)
 
 
-def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
+def load_heads(request: FitInputs) -> tuple[HeadShards, ShardAssignment, dict[str, Any]]:
     """Load the heads that training kept, the shards of the training rows, and the manifest of the model.
 
     Raises QualityError if the heads belong to other rows, another key or another backbone.
@@ -75,7 +75,7 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
     assert request.model_dir is not None
     card, manifest = request.classifier.card, read_manifest(request.model_dir)
     heads = HeadShards.load(request.model_dir, KINDS[card.training])
-    placed = placed_as(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
+    placed = assignment_of(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
     counts = count_rows(placed.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
     kept = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
     if not kept or not np.array_equal(heads.counts_, counts):
@@ -94,7 +94,7 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, Places, dict[str, Any]]:
 def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) -> dict[str, Any]:
     """Audit as `exact.recompute` does, for all heads: each is fitted from scratch and their mean is compared."""
     described = claim["heads"]
-    placed = placed_as(request, {"count": described["count"], "slices": 1, "key": described["key"]})
+    placed = assignment_of(request, {"count": described["count"], "slices": 1, "key": described["key"]})
     same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
         _root(request, placed, number) == part["merkle_root"] for number, part in enumerate(described["parts"])
     )
@@ -125,12 +125,14 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     }
 
 
-def _rows(request: FitInputs, placed: Places, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def _rows(
+    request: FitInputs, placed: ShardAssignment, rows: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Features `(n, d)`, labels `(n,)` and shards `(n,)` of `rows`."""
     z, labels = torch.from_numpy(request.store.z(rows)), torch.from_numpy(request.labels[rows])
     return z, labels, placed.shard[request.among_train(rows)]
 
 
-def _root(request: FitInputs, placed: Places, number: int) -> str:
+def _root(request: FitInputs, placed: ShardAssignment, number: int) -> str:
     """Merkle root of the retained rows of shard `number`."""
     return placed.root(placed.up_to(request.among_train(request.retain_rows), number, 0))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from expunge.finetune.above import activations_alone
-from expunge.finetune.places import Places, places
-from expunge.finetune.shards import before, counts_of, shards_of, train_shards
+from expunge.finetune.shard_assignment import ShardAssignment, assign_shards
+from expunge.finetune.shards import counts_of, earlier_training, shards_of, train_shards
 from expunge.methods.exact import rows_root
 from expunge.methods.exact_above import provenance, retained_activations, why_not
 from expunge.methods.inputs import FitInputs
@@ -41,7 +41,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         raise QualityError(f"exact: {reason}")
     claim = dict(request.classifier.card.above or {})
     recipe, shards = claim["recipe"], claim["shards"]
-    placed = placed_as(request, shards)
+    placed = assignment_of(request, shards)
     activations = retained_activations(request, recipe["cut"], claim["lower_digest"])
     made = train_shards(
         request.classifier,
@@ -50,7 +50,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         request.among_train(request.retain_rows),
         recipe,
         placed,
-        before(request.classifier, request.model_dir),
+        earlier_training(request.classifier, request.model_dir),
         request.engine,
     )
     above = dict(made.classifier_.card.above or {})
@@ -70,14 +70,14 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
     return UnlearnedModel.of_classifier(made.classifier_, {"exact": exact, "history": made.history_}, made)
 
 
-def placed_as(request: FitInputs, shards: dict[str, Any]) -> Places:
+def assignment_of(request: FitInputs, shards: dict[str, Any]) -> ShardAssignment:
     """Shards and slices of the training rows, by the key that the model was trained with.
 
     Raises ConfigError if the directory of the key is not given, and QualityError if it holds another key.
     """
     if request.forgotten_dir is None:
         raise ConfigError("exact: no directory was given for the key that places subjects into shards")
-    placed = places(
+    placed = assign_shards(
         request.dataset, request.train_rows, request.forgotten_dir, int(shards["count"]), int(shards["slices"])
     )
     if placed.key != shards["key"]:
@@ -129,7 +129,7 @@ def recompute(
     again = list(range(shards["count"])) if chosen is None else list(chosen)
     public = public_start(replace(request.classifier.card, above=None), request.classifier.preprocess).eval()
     same_lower = all(lower_digest(split_at_cut(unsharded(m), cut)) == lower for m in (public, shipped))
-    placed, rows = placed_as(request, shards), request.among_train(request.retain_rows)
+    placed, rows = assignment_of(request, shards), request.among_train(request.retain_rows)
     activations, same_activations = retained_activations(request, cut, lower), None
     if from_inputs is not None:
         kept, activations = activations, activations_alone(public, request.dataset, cut, from_inputs)

@@ -26,7 +26,7 @@ def measure_references(rows: Rows, references: Iterable[Outputs], directory: Pat
     Measurements that the same code made on the same rows before are read from `directory`. The others are made now and
     written there. Files of other models are removed.
     """
-    measuring, plan, wanted = Measuring(rows), _digest(rows, _code()), set()
+    measuring, plan, wanted = Measuring(rows), _digest(rows, code_version()), set()
     for model in references:
         path = directory / f"{_digest(plan, model)}.safetensors"
         wanted.add(path)
@@ -56,7 +56,7 @@ def _read(path: Path) -> Measured:
     return Measured(groups["rows"], groups["knn"], groups["relearned"][""])
 
 
-def _code() -> str:
+def code_version() -> str:
     """Digest of the sources of the package `evaluation`; a change of any invalidates stored measurements."""
     return _digest([path.read_text(encoding="utf-8") for path in sorted(Path(evaluation.__file__).parent.glob("*.py"))])
 

@@ -23,7 +23,6 @@ from expunge.system.errors import ConfigError
 
 Size = tuple[int, int]
 Shape = tuple[int, int, int]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,)
 
 

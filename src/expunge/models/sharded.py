@@ -119,7 +119,7 @@ def average(counts: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
     `counts (S, C)` are the training rows per shard and class. The mean for a class is over the trained shards with rows
     of it, because the others never learned it; if no shard has any, it is over all trained shards.
     """
-    shares = say(counts)
+    shares = shard_shares(counts)
     shards, classes = counts.shape
     weight = torch.zeros(classes, shards, classes)
     for c in range(classes):
@@ -127,12 +127,12 @@ def average(counts: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
     return weight.reshape(classes, shards * classes), torch.zeros(classes)
 
 
-def say(counts: NDArray[np.integer]) -> NDArray[np.float32]:
+def shard_shares(counts: NDArray[np.integer]) -> NDArray[np.float32]:
     """Return the weight `(S, C)` of each shard in the mean for each class; columns sum to 1. See `average`."""
     trained = counts.sum(axis=1) >= LEAST_ROWS
-    held = (counts > 0) & trained[:, None]
-    held |= ~held.any(axis=0) & (trained if trained.any() else True)[..., None]  # type: ignore[index]
-    shares: NDArray[np.float32] = (held / held.sum(axis=0)).astype(np.float32)
+    has_class = (counts > 0) & trained[:, None]
+    has_class |= ~has_class.any(axis=0) & (trained if trained.any() else True)[..., None]  # type: ignore[index]
+    shares: NDArray[np.float32] = (has_class / has_class.sum(axis=0)).astype(np.float32)
     return shares
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from expunge.promotion.gates import short
 from expunge.report.comparison import Part, counts
-from expunge.report.comparison_view import Sides, TextTable
+from expunge.report.comparison_view import ComparedModels, TextTable
 from expunge.tracking import Version
 
 ORIGINAL = "original"
@@ -59,9 +59,9 @@ class Review:
         rows.append(("forgets", *(what or "–" for what in self.forgets)))
         return TextTable(self.challenger.name, ("", *self.headings()), tuple(rows))
 
-    def sides(self) -> Sides:
+    def compared_models(self) -> ComparedModels:
         """Return the comparison of the two versions on the same rows, under the headings of this review."""
-        return Sides(
+        return ComparedModels(
             *self.headings(), self.evaluations, self.parts, self.retrained, self.classes, forgets=self.forgets[1]
         )
 

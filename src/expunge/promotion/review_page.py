@@ -11,4 +11,6 @@ from expunge.report.html import environment
 def page(review: Review, dataset: Dataset) -> str:
     """Return the HTML page of a review; the verdict of the gates comes first."""
     template = environment().get_template("review.html.jinja")
-    return template.render(review=review, versions=review.versions(), sides=section(review.sides(), dataset))
+    return template.render(
+        review=review, versions=review.versions(), comparison=section(review.compared_models(), dataset)
+    )

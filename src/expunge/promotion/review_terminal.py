@@ -17,7 +17,7 @@ def console() -> Console:
 
 def show(review: Review, out: Console) -> None:
     """Print the whole review."""
-    view = comparison_view(review.sides())
+    view = comparison_view(review.compared_models())
     for finding in review.findings:
         out.print(f"Attention: {finding}", style="bold red")
     for table in (review.versions(), view.metrics, view.accuracies):

@@ -17,7 +17,7 @@ from PIL import Image
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEST_RETAIN
 from expunge.report.comparison import Part
-from expunge.report.comparison_view import Sides, comparison_view
+from expunge.report.comparison_view import ComparedModels, comparison_view
 from expunge.report.html import environment
 
 # Largest numbers of changed rows that are shown: from right to wrong, from wrong to right, from wrong to wrong.
@@ -26,11 +26,11 @@ PIXELS = 96  # largest length of the longer side of an image
 LETTERS = 160  # largest number of characters of a text
 
 
-def section(sides: Sides, dataset: Dataset) -> str:
+def section(sides: ComparedModels, dataset: Dataset) -> str:
     """Return the comparison as a piece of HTML for a page."""
     kept = sides.parts.get(TEST_RETAIN)
     pictures = [] if kept is None else _pictures(sides, kept, dataset)
-    template = environment().get_template("sides.html.jinja")
+    template = environment().get_template("comparison.html.jinja")
     return Markup(template.render(view=comparison_view(sides), pictures=pictures))
 
 
@@ -41,7 +41,7 @@ def chosen(p: Part) -> NDArray[np.int64]:
     return np.concatenate([np.flatnonzero(kind)[:most] for kind, most in kinds])
 
 
-def _pictures(sides: Sides, p: Part, dataset: Dataset) -> list[dict[str, str]]:
+def _pictures(sides: ComparedModels, p: Part, dataset: Dataset) -> list[dict[str, str]]:
     shown = chosen(p)
     if not len(shown):
         return []

@@ -19,8 +19,8 @@ Answers = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The two sides of a comparison.
+class ComparedModels:
+    """The two models of a comparison.
 
     `before` and `after` are their headings. `blocks` are their blocks of the summary and that of the retrained models.
     `parts` are their answers on the same rows, `retrained` the answers of a retrained model. `forgets` says in words
@@ -57,7 +57,7 @@ class ComparisonView:
     answers: tuple[TextTable, ...]
 
 
-def comparison_view(sides: Sides) -> ComparisonView:
+def comparison_view(sides: ComparedModels) -> ComparisonView:
     """Return the comparison as text. Of forgotten rows it contains only counts and shares."""
     kept = sides.parts.get(TEST_RETAIN)
     moves = () if kept is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in kept.moves())
@@ -76,7 +76,7 @@ def comparison_view(sides: Sides) -> ComparisonView:
     )
 
 
-def _metrics(sides: Sides) -> TextTable:
+def _metrics(sides: ComparedModels) -> TextTable:
     """Return the metrics of the verdict that at least one block has, with a column for retrained models if there are
     any."""
     shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
@@ -89,7 +89,7 @@ def _metrics(sides: Sides) -> TextTable:
     )
 
 
-def of_whom(sides: Sides, part: str) -> str:
+def of_whom(sides: ComparedModels, part: str) -> str:
     """Return the name of a part and, if known, what is forgotten."""
     return PARTS[part] if part == TEST_RETAIN or sides.forgets is None else f"{PARTS[part]}: {sides.forgets}"
 
@@ -119,11 +119,11 @@ def _accuracy(name: str, p: Part) -> tuple[str, ...]:
     return (name, f"{len(p.labels):,}", *map(_share, p.accuracies()), difference, *(f"{n:,}" for n in counts))
 
 
-def _named(sides: Sides, *classes: int) -> tuple[str, ...]:
+def _named(sides: ComparedModels, *classes: int) -> tuple[str, ...]:
     return tuple(sides.classes[c] for c in classes)
 
 
-def _answers(sides: Sides, part: str, p: Part) -> TextTable:
+def _answers(sides: ComparedModels, part: str, p: Part) -> TextTable:
     """Return the predictions of each classifier on the rows of a part as shares; classes that none predicts are left
     out."""
     columns = {sides.before: p.before, sides.after: p.after}

@@ -56,9 +56,9 @@ def confusion_shift(e: Evidence) -> list[Panel]:
 
 def histograms(e: Evidence, models: Sequence[str]) -> list[Panel]:
     """Draw for each model the confidence (largest probability) and the loss of the true label, by group of rows."""
-    values = {m: _confidence_and_loss(e.logits[m], e.labels) for m in models}
+    values = {m: confidence_and_loss(e.logits[m], e.labels) for m in models}
     tallest = max(
-        _shares(values[m][1][e.groups[g]], LOSS_BINS).max() for m in models for g in GROUPS if len(e.groups[g])
+        bin_shares(values[m][1][e.groups[g]], LOSS_BINS).max() for m in models for g in GROUPS if len(e.groups[g])
     )
     out = []
     for model in models:
@@ -69,11 +69,13 @@ def histograms(e: Evidence, models: Sequence[str]) -> list[Panel]:
     return out
 
 
-def _confidence_and_loss(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def confidence_and_loss(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the largest probability and the cross-entropy of each row, both `(n,)`."""
     return np.exp(log_softmax(logits).max(axis=1)), loss(logits, labels)
 
 
-def _shares(values: NDArray[Any], bins: NDArray[Any]) -> NDArray[Any]:
+def bin_shares(values: NDArray[Any], bins: NDArray[Any]) -> NDArray[Any]:
+    """Return the share of the values in each bin; values outside count in the first or the last one."""
     counts, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins)
     return np.asarray(counts / len(values))
 
@@ -83,7 +85,7 @@ def _histogram(e: Evidence, title: str, values: NDArray[Any], bins: NDArray[Any]
         for group, (color, line) in GROUPS.items():
             rows = e.groups[group]
             if len(rows):
-                share = _shares(values[rows], bins)
+                share = bin_shares(values[rows], bins)
                 axes.stairs(share, bins, color=color, ls=line, lw=1.5, label=group)
                 axes.stairs(share, bins, color=color, alpha=0.12, fill=True)
         if bins is LOSS_BINS:
@@ -136,7 +138,7 @@ def views(e: Evidence) -> list[Panel]:
             x = np.asarray(features, np.float64)
             if len(x) < 12 or not np.ptp(x, axis=0).any():
                 continue
-            linear, explained = _pca(x)
+            linear, explained = principal_components(x)
             a, b = (f"PC {i + 1} ({share:.0%} of variance)" for i, share in enumerate(explained[:2]))
             out.append(_scatter(f"{title}, PCA", linear[:, :2], e.view_groups, a, b))
             out.append(_scatter(f"{title}, t-SNE", _tsne(linear), e.view_groups, "t-SNE 1", "t-SNE 2"))
@@ -156,7 +158,7 @@ def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
     return found
 
 
-def _pca(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def principal_components(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return at most 50 principal components of `x (k, d)` and their shares of the variance, padded to two columns."""
     from sklearn.decomposition import PCA
 

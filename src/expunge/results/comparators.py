@@ -47,7 +47,7 @@ def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "pa
     return [CONTROL, *(name for name in able if not only or name in only)]
 
 
-def held(root: Path, experiment: str) -> set[str]:
+def methods_run(root: Path, experiment: str) -> set[str]:
     """Methods that the workspaces of an experiment have run or are running, from their params."""
     files = (root / HOME / experiment).glob("*/params.yaml")
     return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["methods"]}
@@ -60,7 +60,7 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
     """
 
     def methods(experiment: str, kind: str) -> list[str]:
-        kept = sorted(held(root, experiment) & set(METHODS) - {CONTROL}) if only else []
+        kept = sorted(methods_run(root, experiment) & set(METHODS) - {CONTROL}) if only else []
         return methods_for(root, kind, [*only, *kept])
 
     return (

@@ -100,7 +100,7 @@ def meaning(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
             f"Two retrained models differ by {np.mean(floor):.2f} nats on them; no method can be expected to come "
             "nearer."
         )
-    lines += [*_claims(pooled, judged), *_nearness(pooled), *_over_forgetting(pooled)]
+    lines += [*claim_lines(pooled, judged), *_nearness(pooled), *_over_forgetting(pooled)]
     return lines
 
 
@@ -110,7 +110,8 @@ def verdict_cells(j: PooledVerdict) -> list[str]:
     return [f"{j.kept}/{j.runs}", shown or "none"]
 
 
-def _claims(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
+def claim_lines(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
+    """Return the lines that say which methods showed or refuted each claim in every run."""
     lines = []
     for claim in CLAIMS:
         names = [name for name, j in judged.items() if claim in j.always]

@@ -11,7 +11,6 @@ from expunge.evaluation.criteria import BACKBONE, FEATURES, OUTPUTS, REFUTED, SH
 from expunge.results.study_trials import NEGATIVE, RETRAINED, SIZES
 
 CLAIMS = (OUTPUTS, FEATURES, BACKBONE)
-Key = tuple[str, str, str]  # size, candidate, claim
 
 
 def has_power(gates: Sequence[Mapping[str, Any]], claim: str) -> bool:

@@ -54,16 +54,16 @@ def over_a_tenth(data: Data, home: Path, trials: Iterable[int]) -> Iterator[Reco
         yield from judge_trial(data, trial, load_networks(weights), sizes, trained=sizes)
 
 
-def counted(found: Sequence[Record], candidate: str, size: str | None = None, claim: str = OUTPUTS) -> str:
+def outcomes(found: Sequence[Record], candidate: str, size: str | None = None, claim: str = OUTPUTS) -> str:
     """Text with how often one claim was shown, refuted and undecided for a candidate, and of how many records."""
     states = [r["claims"][claim] for r in found if r["candidate"] == candidate and size in (None, r["size"])]
     names = (SHOWN, REFUTED, CANNOT_TELL)
-    said = [f"{name} {states.count(name)}" for name in names if states.count(name)]
-    return f"{', '.join(said) or 'nothing judged'} of {len(states)}"
+    parts = [f"{name} {states.count(name)}" for name in names if states.count(name)]
+    return f"{', '.join(parts) or 'nothing judged'} of {len(states)}"
 
 
 def each(found: Sequence[Record], candidate: str, sizes: Sequence[str]) -> str:
-    return "; ".join(f"{size}: {counted(found, candidate, size)}" for size in sizes)
+    return "; ".join(f"{size}: {outcomes(found, candidate, size)}" for size in sizes)
 
 
 def without_references(found: Sequence[Record]) -> str:
@@ -80,7 +80,7 @@ def on_a_backbone_that_saw(found: Sequence[Record]) -> str:
     """Text with how often a claim is shown of a model that matches references whose backbone saw the rows."""
     shown = total = 0
     for r in (r for r in found if r["candidate"] == RETRAINED and r["size"] in ("600", "class")):
-        controls = {c["candidate"]: c["gates"] for c in found if _beside(c, r)}
+        controls = {c["candidate"]: c["gates"] for c in found if _is_control_of(c, r)}
         claims, _ = claims_of(
             r["gates"], controls, references=3, clean_references=False, exact=exact_of_retrained(False)
         )
@@ -89,18 +89,18 @@ def on_a_backbone_that_saw(found: Sequence[Record]) -> str:
     return f"such references are none: a claim shown of {shown} of {total} models that match them"
 
 
-def _beside(control: Record, r: Record) -> bool:
+def _is_control_of(control: Record, r: Record) -> bool:
     same = (control["trial"], control["size"]) == (r["trial"], r["size"])
     return same and control["candidate"] in (ORIGINAL, LOGIT_MASK, LOOKUP_LIST)
 
 
 def fallback() -> str:
     """Text with the claim `exact` of a retrained model whose backbone was trained anew, and one that was taken over."""
-    said = []
+    parts = []
     for words, clean in (("trained anew", True), ("taken over from a model that saw the rows", False)):
         claims, _ = claims_of([], {}, references=2, clean_references=clean, exact=exact_of_retrained(clean))
-        said.append(f"backbone {words}: exact {claims[EXACT]}")
-    return "judged like any model; " + ", ".join(said)
+        parts.append(f"backbone {words}: exact {claims[EXACT]}")
+    return "judged like any model; " + ", ".join(parts)
 
 
 def table(
@@ -117,13 +117,21 @@ def table(
         ("the same, three retrained models", "", each(stored, ORIGINAL, SMALL)),
         (f"an independent retrained model, {sizes} rows, one other", "retrained, small", each(one, RETRAINED, SMALL)),
         ("the same, three others", "", each(stored, RETRAINED, SMALL)),
-        ("genuine retrained models, two references (600 rows, class)", "retrained, two", counted(two, RETRAINED)),
+        (
+            "genuine retrained models, two references (600 rows, class)",
+            "retrained, two",
+            outcomes(two, RETRAINED),
+        ),
         ("the same, three references", "", each(stored, RETRAINED, ("600", "class"))),
-        ("a lookup list over a tenth of the rows, three references", "list", counted(tenth, LOOKUP_LIST)),
+        ("a lookup list over a tenth of the rows, three references", "list", outcomes(tenth, LOOKUP_LIST)),
         ("the same on 600 rows and on a class", "", each(stored, LOOKUP_LIST, ("600", "class"))),
         ("LEACE with `reference: skip`", "skip", without_references(stored)),
-        ("untouched backbone on a class request: features", "backbone", counted(stored, ORIGINAL, "class", FEATURES)),
-        ("the same: backbone", "", counted(stored, ORIGINAL, "class", BACKBONE)),
+        (
+            "untouched backbone on a class request: features",
+            "backbone",
+            outcomes(stored, ORIGINAL, "class", FEATURES),
+        ),
+        ("the same: backbone", "", outcomes(stored, ORIGINAL, "class", BACKBONE)),
         ("head refit on a backbone that saw the rows", "head", on_a_backbone_that_saw(stored)),
         ("the retrained model of a request", "fallback", fallback()),
     ]

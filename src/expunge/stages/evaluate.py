@@ -19,7 +19,7 @@ from expunge.data.split import Split
 from expunge.evaluation.criteria import MIN_REFERENCES
 from expunge.evaluation.exposure import CanaryRows
 from expunge.evaluation.measuring import Outputs
-from expunge.evaluation.rows import choose_rows
+from expunge.evaluation.rows import Rows, choose_rows
 from expunge.evaluation.suite import NO_RELEARNING, controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
@@ -73,20 +73,21 @@ def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
 
 
 def with_stages(
-    models: dict[str, Outputs], original: Outputs, references: list[Outputs], counted: np.ndarray, config: Config
+    models: dict[str, Outputs],
+    original: Outputs,
+    references: list[Outputs],
+    rows: Rows,
+    at: np.ndarray,
+    config: Config,
 ) -> tuple[dict[str, Outputs], Outputs, list[Outputs]]:
     """Return the same outputs with probes inside the backbones, if there are at least MIN_REFERENCES retrained models.
 
-    The probes of the original and the retrained models are cached below WORK for the next method. `counted`: mask of
-    the rows that are evaluated.
+    The probes of the original and the retrained models are cached below WORK for the next method. `at` maps the planned
+    `rows` to rows of the dataset.
     """
     if len(references) < MIN_REFERENCES:
         return models, original, references
-    split, dataset, store = Split(SPLIT), Dataset(DATASET, verify=False), FeatureStore(FEATURES / ORIGINAL)
-    labels = split.labels(store.column("label"))
-    rows = choose_rows(labels[counted], split.parts[counted], original.z[counted], config.evaluate.seed)
-    at = np.flatnonzero(counted)
-    names = stage_names(load_classifier(MODELS / ORIGINAL))
+    dataset, names = Dataset(DATASET, verify=False), stage_names(load_classifier(MODELS / ORIGINAL))
 
     def of(name: str) -> Mapping[str, np.ndarray]:
         digest = read_manifest(MODELS / name)["files"]["model.safetensors"]["sha256"]
@@ -105,6 +106,14 @@ def with_stages(
             stages = first.stages if own is None else stage_probes(own, names, dataset, rows, at)
             found[name] = replace(model, stages=stages)
     return found, first, known
+
+
+def write_refusal(name: str, reason: str) -> None:
+    """Write the results of a method whose fit was refused, so that the run goes on without it."""
+    with staged_dir(EVALUATION / name) as staging:
+        write_manifest(staging, "expunge.stages.evaluate", refused=reason)
+    write_json(METRICS / f"{name}.json", {"refused": reason})
+    write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
 
 
 def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.ndarray, ids: np.ndarray) -> None:
@@ -128,67 +137,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", nargs="?", default=REFERENCES)
     name = parser.parse_args().method
-    refused = None if name == REFERENCES else read_manifest(UNLEARNED / name).get("refused")
-    if refused:
-        with staged_dir(EVALUATION / name) as staging:
-            write_manifest(staging, "expunge.stages.evaluate", refused=refused)
-        write_json(METRICS / f"{name}.json", {"refused": refused})
-        write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
+    if name != REFERENCES and (refused := read_manifest(UNLEARNED / name).get("refused")):
+        write_refusal(name, refused)
         return
     config = load_config()
     metrics = load_metrics(config.evaluate.metrics)
-    split = Split(SPLIT)
-    store = FeatureStore(FEATURES / ORIGINAL)
-    labels, seed = split.labels(store.column("label")), config.evaluate.seed  # corrected rows have their new labels
+    split, store = Split(SPLIT), FeatureStore(FEATURES / ORIGINAL)
+    labels = split.labels(store.column("label"))  # corrected rows have their new labels
     original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config, split)
     models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
     if name == REFERENCES:
         models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
-    counted = ~split.validation_mask
+    scored = ~split.validation_mask
     planted = canary_rows(DATASET, store.column("sample_id").tolist())
-    canaries = None if planted is None else CanaryRows(*planted).among(counted)
+    canaries = None if planted is None else CanaryRows(*planted).among(scored)
     start = time.perf_counter()
-    models, original, references = with_stages(models, original, references, counted, config)
-    fits: list[Outputs] = []  # fits of the method with other seeds
-    if name != REFERENCES:
-        first, *fits = models.values()
-        models = {name: first}
+    y, part = labels[scored], split.parts[scored]
+    rows = choose_rows(y, part, original.z[scored], config.evaluate.seed, canaries)
+    models, original, references = with_stages(models, original, references, rows, np.flatnonzero(scored), config)
     # One thread: the arrays are small, and the thread pools of torch, BLAS and scikit-learn slow each other down.
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        of = {id(model): rows_of(model, counted) for model in (original, *references, *models.values(), *fits)}
-        y, part, first_rows = labels[counted], split.parts[counted], of[id(original)]
-        rows = choose_rows(y, part, first_rows.z, seed, canaries)
-        measuring = measure_references(rows, [of[id(m)] for m in (original, *references)], WORK / "measured")
-        blocks: list[dict[str, Any]] = [
-            evaluate(
-                of[id(model)],
-                first_rows,
-                [of[id(r)] for r in references if r is not model],
-                y,
-                part,
-                seed,
-                JUDGED_HALF,
-                canaries,
-                [of[id(other)] for other in fits],
-                measuring,
-            )
-            for model in models.values()
+        of = {id(model): rows_of(model, scored) for model in (original, *references, *models.values())}
+        first, known = of[id(original)], [of[id(r)] for r in references]
+        candidates = [of[id(model)] for model in models.values()]
+        fits: list[Outputs] = []  # fits of the method with other seeds
+        if name != REFERENCES:
+            candidates, fits = candidates[:1], candidates[1:]
+        measuring = measure_references(rows, [first, *known], WORK / "measured")
+        plan = (y, part, rows.seed, JUDGED_HALF, canaries)
+        blocks = [
+            evaluate(model, first, [r for r in known if r is not model], *plan, fits, measuring) for model in candidates
         ]
         if metrics:
-            for block, model in zip(blocks, models.values(), strict=True):
-                block[BLOCK] = forgotten_values(metrics, of[id(model)], y, part)
+            for block, model in zip(blocks, candidates, strict=True):
+                block[BLOCK] = forgotten_values(metrics, model, y, part)
         if split.corrections is not None:  # relearning the corrected rows is what was asked for
             blocks = [{**block, "relearn": NO_RELEARNING} for block in blocks]
-        controls = {}
-        if name == REFERENCES and references:
-            known = [of[id(r)] for r in references]
-            controls = controls_of(first_rows, known, y, part, seed, JUDGED_HALF, canaries, measuring)
+        controls = controls_of(first, known, *plan, measuring) if name == REFERENCES and known else {}
     seconds = time.perf_counter() - start
     if name == REFERENCES:
         written = {"original": blocks[0], "retrained": blocks[1:], "controls": controls, "metrics": described(metrics)}
     else:
         written = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
+        models = {name: models[name]}
     write_rows(name, models, split, labels, store.column("sample_id"))
     write_json(METRICS / f"{name}.json", written)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})

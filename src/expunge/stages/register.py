@@ -4,6 +4,7 @@ The alias moves after the registered version was checked.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -39,6 +40,7 @@ from expunge.system.progress import log_message
 from expunge.tracking import (
     CORRECTS,
     FORGETS,
+    RunIds,
     Submission,
     claim_tags,
     log_pipeline_run,
@@ -101,23 +103,8 @@ def main() -> None:
     tags = {"dvc_lock": lock_digest(), **git_state()}
     if flow_run := os.environ.get(FLOW_RUN):
         tags["flow_run"] = flow_run
-    seeds = [] if summary["references"]["retrained"] is None else list(config.retrain.seeds)
-    retrained = read_json(METRICS / "references.json")["retrained"]
-    ids = log_pipeline_run(
-        summary,
-        experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
-        run_name=f"{asks(summary)} {describe(summary, dataset)} · {shown} · {selected or 'nothing'}",
-        description_md=description(summary, dataset),
-        params=flat_params(config),
-        tags=tags,
-        dataset=LoggedDataset(
-            config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
-        ),
-        per_method=details_of(summary, seeds),
-        seeds=dict(zip(seeds, retrained, strict=False)),
-        usage=usage_of(shared_stages()),
-        artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
-    )
+    run_name = f"{asks(summary)} {describe(summary, dataset)} · {shown} · {selected or 'nothing'}"
+    ids = log_run(config, summary, dataset, run_name, tags)
     if selected is None:
         write_receipt(
             REGISTRATION,
@@ -163,6 +150,29 @@ def main() -> None:
     write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
     state = "version" if version.new else "already version"
     log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger; shown: {shown}")
+
+
+def log_run(
+    config: Config, summary: dict[str, Any], dataset: Dataset, run_name: str, tags: Mapping[str, str]
+) -> RunIds:
+    """Log the run with its references, methods, seeds, reports and samples of the machine."""
+    seeds = [] if summary["references"]["retrained"] is None else list(config.retrain.seeds)
+    retrained = read_json(METRICS / "references.json")["retrained"]
+    return log_pipeline_run(
+        summary,
+        experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
+        run_name=run_name,
+        description_md=description(summary, dataset),
+        params=flat_params(config),
+        tags=tags,
+        dataset=LoggedDataset(
+            config.data.source, dataset.digest, {k: dataset.manifest[k] for k in ("rows_train", "rows_test")}
+        ),
+        per_method=details_of(summary, seeds),
+        seeds=dict(zip(seeds, retrained, strict=False)),
+        usage=usage_of(shared_stages()),
+        artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
+    )
 
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from expunge.methods.unlearned import UnlearnedModel
 from expunge.report.card import TrainingData, model_card
 from expunge.report.comparison import on_same_rows
 from expunge.report.comparison_page import section
-from expunge.report.comparison_view import Sides
+from expunge.report.comparison_view import ComparedModels
 from expunge.report.evidence import Evidence, draw_rows, draw_view, drawn_words, read_columns, read_logits
 from expunge.report.export import results_csv
 from expunge.report.html import Section, render, sections
@@ -112,7 +112,7 @@ def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Confi
     )
     retrained = {part: answers_of("retrained")(p.rows) for part, p in parts.items()} if "retrained" in files else {}
     blocks = (summary["references"]["original"], summary["methods"][name], summary["references"]["retrained"])
-    return section(Sides(ORIGINAL, name, blocks, parts, retrained, dataset.class_names), dataset)
+    return section(ComparedModels(ORIGINAL, name, blocks, parts, retrained, dataset.class_names), dataset)
 
 
 def write_figures(drawn: Sequence[Section], request: dict[str, Any]) -> None:

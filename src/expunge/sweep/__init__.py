@@ -68,7 +68,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             _put(report, _of_models(targets, registry, covered, config, False))
             if storage.in_use:
                 _put(report, storage.check())
-            _say_twins(targets, report)
+            _report_copies(targets, report)
             return report
         if _changes(targets, config):
             # Ask DVC before staging: a staged file beside an input changes the folder that a stage depends on.
@@ -77,13 +77,13 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             journal = Journal(root)
             _put(report, _found(targets, journal, config), purged=True)
             _put(report, lineage.products(targets, covered, journal), purged=True)
-            said = lineage.original(targets, registry, covered, config.sweep.original)
+            finding = lineage.original(targets, registry, covered, config.sweep.original)
             again = False
-            if isinstance(said, Residue):
-                report.did([said])
+            if isinstance(finding, Residue):
+                report.did([finding])
                 again = lineage.replace_original(targets, registry, covered, journal)
-            elif said is not None:
-                report.not_purgeable.append(said)
+            elif finding is not None:
+                report.not_purgeable.append(finding)
             journal.swap(home(root) / ROWS).write_bytes(targets.tombstones.to_bytes())
             # The tombstones are swapped first: they keep every stage from reading outputs that are not swapped yet.
             journal.swaps.insert(0, journal.swaps.pop())
@@ -99,7 +99,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
         elif len(targets.tombstones):
             _put(report, _stray(storage, registry, report), purged=True)
     _look_again(storage, config, report)
-    _say_twins(targets, report)
+    _report_copies(targets, report)
     return report
 
 
@@ -129,8 +129,8 @@ def _in_texts(targets: Targets, registry: lineage.Registry | None, apply: bool) 
 def _of_models(
     targets: Targets, registry: lineage.Registry | None, covered: list[str], config: Config, apply: bool
 ) -> Iterator[inputs.Found]:
-    if (said := lineage.original(targets, registry, covered, config.sweep.original)) is not None:
-        yield said
+    if (finding := lineage.original(targets, registry, covered, config.sweep.original)) is not None:
+        yield finding
     yield from lineage.products(targets, covered, None)
     if registry is not None and targets.erased.any():
         policy = config.sweep.versions if apply or config.sweep.versions == "keep" else "look"
@@ -179,7 +179,7 @@ def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
     report.not_purgeable += [entry for entry in again.not_purgeable if entry.where not in known]
 
 
-def _say_twins(targets: Targets, report: SweepReport) -> None:
+def _report_copies(targets: Targets, report: SweepReport) -> None:
     if targets.twins:
         what = "retained rows with the content of an erased row"
         report.left.append(Residue("data/dataset", what, targets.twins, ResidueKind.duplicate))

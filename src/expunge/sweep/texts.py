@@ -19,14 +19,14 @@ Found = Residue | NotPurgeable
 MAINTAINER = "the maintainer of the repository: rewrite its history, here and in every clone"
 
 
-def needles(targets: Targets) -> IdScanner:
+def id_scanner(targets: Targets) -> IdScanner:
     """Return a scanner for the ids of erased rows and for people of whom no row is retained."""
     return IdScanner([*targets.ids, *targets.subjects])
 
 
 def reports(targets: Targets, apply: bool) -> Iterator[Found]:
     """Yield the reports and Data Docs that contain an id; with `apply`, delete them. The pipeline writes them again."""
-    for path, _ in needles(targets).below(targets.root / REPORTS):
+    for path, _ in id_scanner(targets).below(targets.root / REPORTS):
         inside = path.is_relative_to(targets.root / DATA_DOCS)
         yield Residue(str(DATA_DOCS if inside else path.relative_to(targets.root)), "files with ids")
         if apply:
@@ -35,7 +35,7 @@ def reports(targets: Targets, apply: bool) -> Iterator[Found]:
 
 def mlflow(targets: Targets, apply: bool) -> Iterator[Found]:
     """Search the artifacts and the database of the default store. A server's are its administrator's task."""
-    wanted = needles(targets)
+    wanted = id_scanner(targets)
     for path, _ in wanted.below(targets.root / "mlartifacts"):
         yield Residue("MLflow artifacts", "files with ids")
         if apply:
@@ -59,7 +59,7 @@ def prefect(targets: Targets, apply: bool) -> Iterator[Found]:
     Our tasks exchange strings and store no results, so a result with an id has another origin; with `apply` it is
     deleted. Rows of the database must be deleted with Prefect's own commands.
     """
-    wanted = needles(targets)
+    wanted = id_scanner(targets)
     home = prefect_home()
     storage = Path(os.environ.get("PREFECT_LOCAL_STORAGE_PATH") or home / "storage")
     for path, _ in wanted.below(storage):
@@ -114,7 +114,7 @@ def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
 
 def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
     """Yield the number of Git blobs, reachable or not, that contain an id."""
-    wanted = needles(targets)
+    wanted = id_scanner(targets)
     if not wanted.distinct or not _is_repository(targets.root):
         return
     blobs = sum(kind == "blob" and wanted.count(content) > 0 for kind, content in _blobs(targets.root))

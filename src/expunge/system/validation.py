@@ -44,12 +44,12 @@ def explain(error: ValidationError, raw: Any, model: type[Any]) -> list[str]:
     unknown = [e for e in found if e["type"] == _UNKNOWN]
     meant = [[*prefix, close] for prefix, _, close in _misspelt(error, raw, model) if close]
     lines = [_unknown(e, raw, model) for e in unknown]
-    told: list[list[str]] = []
+    reported: list[list[str]] = []
     for one in found:
         key = _place(one["loc"], raw, model)[0]
-        if one["type"] == _UNKNOWN or key in told or key in meant:
+        if one["type"] == _UNKNOWN or key in reported or key in meant:
             continue
-        told.append(key)
+        reported.append(key)
         lines.append(_mistake(one, found, raw, model))
     return lines
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 
-from expunge.evaluation.claims import held_back, shown_words
+from expunge.evaluation.claims import gates_against, shown_words
 from expunge.system.errors import TrackingError
 from expunge.system.monitor import Series
 from expunge.tracking.store import connect, experiment_of, refusals
@@ -263,7 +263,7 @@ def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
     return {
         "claims": shown_words(verdict),
         "utility": str(verdict["utility"]),
-        "failed_gates": ", ".join(held_back(verdict)) or "none",
+        "failed_gates": ", ".join(gates_against(verdict)) or "none",
     }
 
 

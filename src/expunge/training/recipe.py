@@ -22,9 +22,9 @@ from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore, Shards
 from expunge.finetune.above import activations_alone, train_above, train_rows
 from expunge.finetune.head_shards import HeadShards
-from expunge.finetune.places import places
 from expunge.finetune.ray_shards import on_ray
 from expunge.finetune.relearn import Relearn
+from expunge.finetune.shard_assignment import assign_shards
 from expunge.finetune.shards import Trained, train_shards
 from expunge.models.checkpoint import save_classifier
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
@@ -235,7 +235,7 @@ def _train_above(
         )
         made, history, steps = fitted.classifier_, fitted.history_, None
     else:
-        placed = places(dataset, train, forgotten, shards, slices)
+        placed = assign_shards(dataset, train, forgotten, shards, slices)
         engine = on_ray(config.extract.address, config.extract.workers) if config.extract.engine == "ray" else None
         steps = train_shards(classifier, activations, labels, chosen, recipe, placed, engine=engine)
         log_message(f"train: trained above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
@@ -274,7 +274,7 @@ def _train_head(
     start_time = time.perf_counter()
     z, labels = torch.from_numpy(shards.z(rows)), torch.from_numpy(dataset.labels()[rows])
     if count > 1:
-        placed = places(dataset, rows, forgotten, count, 1)
+        placed = assign_shards(dataset, rows, forgotten, count, 1)
         head = HeadShards.fit(make, z, labels, placed.shard, count, len(dataset.class_names), placed.key)
     else:
         assert not isinstance(head, HeadShards)

@@ -52,16 +52,16 @@ UNNAMED = (
 
 
 @pytest.mark.parametrize("attribution", NAMED)
-def test_the_author_an_attribution_names(attribution: str) -> None:
+def test_the_author_is_read_from_an_attribution(attribution: str) -> None:
     assert author(attribution) == NAMED[attribution]
 
 
 @pytest.mark.parametrize("attribution", UNNAMED)
-def test_attributions_that_name_no_author(attribution: str) -> None:
+def test_attributions_that_name_no_author_give_none(attribution: str) -> None:
     assert author(attribution) is None
 
 
-def test_a_quotation_and_its_attribution() -> None:
+def test_a_quotation_is_separated_from_its_attribution() -> None:
     fortune = (
         'Be brief.\n\tAlways.\n\t\t-- Oscar Wilde, "Phrases for the Use\n\t\tof the Young"\n\n\t[Quoted elsewhere.]\n'
     )
@@ -79,7 +79,7 @@ def test_a_quotation_and_its_attribution() -> None:
         "",
     ],
 )
-def test_what_is_no_quotation_of_one_author(fortune: str) -> None:
+def test_entries_that_are_no_quotation_of_one_author_are_left_out(fortune: str) -> None:
     assert quotation(fortune) is None
 
 
@@ -106,7 +106,7 @@ def groups(names: list[str]) -> set[frozenset[str]]:
         (["René Descartes", "Rene Descartes"], [{"René Descartes", "Rene Descartes"}]),
     ],
 )
-def test_spellings_of_one_author(names: list[str], expected: list[set[str]]) -> None:
+def test_spellings_of_one_author_are_the_same_author(names: list[str], expected: list[set[str]]) -> None:
     assert groups(names) == {frozenset(e) for e in expected}
 
 

@@ -16,7 +16,7 @@ from expunge.data.readers import emoji
 from expunge.data.split import Split, split
 from expunge.system.errors import DataError
 from expunge.system.files import sha256
-from tests.data.made import prepared, refused
+from tests.data.sources import prepared, refused
 
 SAMPLE = Path(__file__).parent / "samples" / "emoji"
 Change = Callable[[dict[str, bytes]], None]
@@ -46,7 +46,9 @@ def subjects(dataset: Dataset) -> dict[str, str]:
     return dict(zip(dataset.sample_ids(), dataset.table(["subject"])["subject"].to_pylist(), strict=True))
 
 
-def test_the_sample_as_a_person_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_gives_the_pictures_labels_and_subjects_that_a_person_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = prepared(tmp_path, "emoji", path=pack(tmp_path / "files", monkeypatch))
     assert subjects(dataset) == {
         "google-2764-fe0f": "heart",
@@ -122,18 +124,18 @@ APPLE = "package/img/twitter/64/1f34e.png"
         (table_with(image="../../../../etc/passwd"), "lacks package/img/google/64/../../../../etc/passwd"),
     ],
 )
-def test_archives_with_other_members(tmp_path, monkeypatch, change: Change, message: str) -> None:
+def test_archives_with_unexpected_members_are_refused(tmp_path, monkeypatch, change: Change, message: str) -> None:
     refused(tmp_path, message, "emoji", pack(tmp_path / "files", monkeypatch, change))
 
 
-def test_a_picture_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_of_another_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = io.BytesIO()
     Image.new("RGB", (32, 64)).save(small, "PNG")
     files = pack(tmp_path / "files", monkeypatch, with_content(APPLE, small.getvalue()))
     refused(tmp_path, "the image has 32 x 64 pixels, but 64 x 64 are needed", "emoji", files)
 
 
-def test_a_truncated_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_or_missing_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = pack(tmp_path / "files", monkeypatch) / "emoji-datasource-twitter-16.0.0.tgz"
     file.write_bytes(file.read_bytes()[:-2000])
     refused(tmp_path, r"twitter-16\.0\.0\.tgz: content has sha256 \w+, not", "emoji", file.parent)
@@ -164,7 +166,7 @@ def test_archives_that_were_fetched_before_need_no_npm(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_published_emoji(tmp_path: Path) -> None:
+def test_the_published_emoji_have_the_expected_rows_and_subjects(tmp_path: Path) -> None:
     try:
         for vendor in emoji.SHA256:
             emoji.archive(vendor, None, tmp_path)

@@ -14,7 +14,7 @@ import pytest
 
 from expunge.data.readers import fashion_mnist
 from expunge.system.errors import DataError
-from tests.data.made import prepared, refused
+from tests.data.sources import prepared, refused
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -42,7 +42,7 @@ def store(directory: Path, files: dict[str, bytes]) -> Path:
     return directory
 
 
-def test_fashion_mnist_from_a_directory(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+def test_files_in_a_directory_are_read(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
     path = store(tmp_path / "files", idx_files)
     dataset = prepared(tmp_path, "fashion-mnist", path=path)
     assert (dataset.manifest["rows_train"], dataset.manifest["rows_test"]) == (40, 20)
@@ -53,7 +53,7 @@ def test_fashion_mnist_from_a_directory(tmp_path: Path, idx_files: dict[str, byt
     assert dataset.labels().tolist() == [i % 10 for i in range(40)] + [i % 10 for i in range(20)]
 
 
-def test_fashion_mnist_files_are_checked(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+def test_damaged_and_missing_files_are_refused(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
     path = store(tmp_path / "files", idx_files)
     labels = path / "t10k-labels-idx1-ubyte.gz"
     labels.write_bytes(gzip.compress(idx(np.zeros(20))))
@@ -64,7 +64,7 @@ def test_fashion_mnist_files_are_checked(tmp_path: Path, idx_files: dict[str, by
     refused(tmp_path, r"t10k-labels-idx1-ubyte\.gz: no such file", "fashion-mnist", path)
 
 
-def test_fashion_mnist_official_files_over_http(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+def test_the_official_files_are_fetched_over_http(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=store(tmp_path / "www", idx_files))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -76,12 +76,14 @@ def test_fashion_mnist_official_files_over_http(tmp_path: Path, idx_files: dict[
         assert gzip.decompress((found / name).read_bytes()) == content
 
 
-def test_fashion_mnist_fetched_files_are_used_again(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+def test_fetched_files_are_used_again(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
     fetched = store(tmp_path / "raw" / "fashion-mnist", idx_files)
     assert fashion_mnist.locate(tmp_path / "raw") == fetched
 
 
-def test_fashion_mnist_out_of_reach(tmp_path: Path, idx_files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_source_the_error_says_how_to_get_the_files(
+    tmp_path: Path, idx_files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fashion_mnist, "PACKAGE", "dataset-of-no-such-name")
     monkeypatch.setattr(fashion_mnist.fetch_official, "__defaults__", (("http://127.0.0.1:9/",),))
     with pytest.raises(DataError, match="Install the Debian package") as e:
@@ -103,7 +105,7 @@ def published(tmp_path: Path) -> Path | None:
 
 
 @pytest.mark.slow
-def test_the_published_fashion_mnist(tmp_path: Path) -> None:
+def test_the_published_data_have_the_expected_rows(tmp_path: Path) -> None:
     path = published(tmp_path)
     if path is None:
         pytest.skip("neither the Debian package nor a way to fetch it")

@@ -10,7 +10,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.readers import fortunes
 from expunge.data.split import Split, split
 from expunge.system.errors import DataError
-from tests.data.made import prepared, refused
+from tests.data.sources import prepared, refused
 
 SAMPLE = Path(__file__).parent / "samples" / "fortunes"
 # As a person reads the sample: file, place in it, author.
@@ -44,7 +44,7 @@ def subjects(dataset: Dataset) -> list[str]:
     return dataset.table(["subject"])["subject"].to_pylist()
 
 
-def test_the_sample_as_a_person_reads_it(tmp_path: Path, sample: Path) -> None:
+def test_the_sample_gives_the_quotations_and_authors_that_a_person_reads(tmp_path: Path, sample: Path) -> None:
     dataset = prepared(tmp_path, "fortunes", path=sample, test_fraction=0.25)
     expected = [row.split() for row in ROWS.replace("\n", " ").split("; ")]
     names = dataset.class_names
@@ -85,7 +85,7 @@ def test_two_readings_give_the_same_bytes(tmp_path: Path, sample: Path) -> None:
     assert a.manifest == b.manifest
 
 
-def test_files_are_checked(tmp_path: Path, sample: Path) -> None:
+def test_damaged_and_missing_files_are_refused(tmp_path: Path, sample: Path) -> None:
     (sample / "people").write_bytes((SAMPLE / "people").read_bytes()[:-9])
     refused(tmp_path, r"files/people: content has sha256 \w+, not", "fortunes", sample)
     (sample / "people").unlink()
@@ -93,7 +93,7 @@ def test_files_are_checked(tmp_path: Path, sample: Path) -> None:
     refused(tmp_path, "cannot be read", "fortunes", sample / "literature")
 
 
-def test_another_version_that_is_installed_is_passed_over(tmp_path: Path, sample: Path) -> None:
+def test_an_installed_package_of_another_version_is_ignored(tmp_path: Path, sample: Path) -> None:
     fetched = Path(shutil.copytree(sample, tmp_path / "raw" / "fortunes"))
     installed = Path(shutil.copytree(sample, fortunes.INSTALLED))
     assert fortunes.locate(tmp_path / "raw") == installed
@@ -115,7 +115,7 @@ def test_a_damaged_copy_is_kept_where_nothing_better_can_be_fetched(
 
 
 @pytest.mark.slow
-def test_the_published_fortunes(tmp_path: Path) -> None:
+def test_the_published_fortunes_have_the_expected_rows_and_authors(tmp_path: Path) -> None:
     try:
         path = fortunes.locate(tmp_path / "raw")
     except DataError as e:

@@ -24,8 +24,8 @@ from PIL import Image
 from expunge.data.prepare import prepare
 from expunge.data.schema import TEXT
 from expunge.system.errors import DataError
-from tests.data.made import prepared
 from tests.data.readers.published import encoded, pictures
+from tests.data.sources import prepared
 
 datasets = pytest.importorskip("datasets")
 
@@ -58,7 +58,7 @@ def image_rows(n: int, seed: int = 0) -> Any:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def test_saved_pictures_with_named_columns(tmp_path: Path) -> None:
+def test_a_saved_data_set_is_read_by_named_columns(tmp_path: Path) -> None:
     saved = datasets.DatasetDict(train=image_rows(5), test=image_rows(3, seed=1))
     saved.save_to_disk(tmp_path / "saved")
     source = f"hf:{tmp_path / 'saved'}"
@@ -96,7 +96,7 @@ def texts(n: int, label: Any = None) -> dict[str, list[Any]]:
     return {"text": [f"text {i}" for i in range(n)], "label": label or [("no", "yes")[i % 2] for i in range(n)]}
 
 
-def test_a_directory_of_parquet_and_csv(tmp_path: Path) -> None:
+def test_directories_of_parquet_and_of_csv_are_read(tmp_path: Path) -> None:
     write_parquet(tmp_path / "texts", "train-0.parquet", texts(10))
     source = f"hf:{tmp_path / 'texts'}"
     dataset = prepared(tmp_path, source, raw_dir=tmp_path / "raw", test_fraction=0.4)
@@ -126,7 +126,7 @@ def test_an_unlabelled_test_split_gives_way_to_validation(tmp_path: Path) -> Non
     assert dataset.manifest["rows_test"] == 4
 
 
-def test_no_pickle_and_no_file_from_elsewhere(tmp_path: Path) -> None:
+def test_pickles_and_files_outside_the_directory_are_refused(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
@@ -225,7 +225,7 @@ except DataError as e:
 """
 
 
-def test_a_pinned_commit_of_the_hub_and_one_that_is_gone(tmp_path: Path) -> None:
+def test_a_pinned_commit_of_the_hub_is_read_and_a_missing_one_refused(tmp_path: Path) -> None:
     """In a process of its own: the library takes the Hub's address from the environment when it is imported."""
     files = {
         f"{split}.parquet": write_parquet(tmp_path / "made", f"{split}.parquet", texts(n))

@@ -45,7 +45,7 @@ def config(tmp_path: Path, source: str, path: str | None = None) -> list[str]:
     return read_config(tmp_path / "params.yaml")[1]
 
 
-def test_params_may_name_it_and_the_manifest_keeps_its_package(reader, tmp_path):
+def test_params_may_name_an_installed_reader_and_the_manifest_records_its_package(reader, tmp_path):
     assert config(tmp_path, "parity") == [] and config(tmp_path, "parity", "a/path") == []
     manifest = prepare("parity", tmp_path / "dataset", test_fraction=0.25)
     assert (manifest["source"], manifest["package"]) == ("parity", "plugin_0 0.1.0")
@@ -62,7 +62,7 @@ def test_a_path_that_is_given_must_exist(reader, tmp_path):
         prepare("parity", tmp_path / "dataset", path=tmp_path / "nowhere")
 
 
-def test_what_is_no_source_is_named_with_its_package(declare, tmp_path):
+def test_an_object_that_is_no_source_is_named_with_its_package(declare, tmp_path):
     (declare("readers", "parity", "parity_reader:nothing") / "parity_reader.py").write_text(READER)
     with pytest.raises(
         DataError, match=r"reader 'parity' of plugin_0 0\.1\.0 must return an expunge.* returned a list"
@@ -70,7 +70,7 @@ def test_what_is_no_source_is_named_with_its_package(declare, tmp_path):
         prepare("parity", tmp_path / "dataset")
 
 
-def test_our_own_names_stay_ours(declare, tmp_path):
+def test_a_reader_cannot_take_the_name_of_a_built_in_one(declare, tmp_path):
     declare("readers", "digits", "no_such_module:read")
     assert prepare("digits", tmp_path / "dataset")["rows_train"] == 1438
 

@@ -69,7 +69,7 @@ def served(directory: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_cifar10_records(tmp_path: Path) -> None:
+def test_cifar10_records_are_read(tmp_path: Path) -> None:
     images, labels = made.pictures(24, 32), np.arange(24) % 10
     made.cifar10(tmp_path / "root", images, labels)
     dataset = read(tmp_path, "CIFAR10", tmp_path / "root")
@@ -96,7 +96,7 @@ def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:
     assert dataset.class_names[99] == "class-99"
 
 
-def test_cifar_files_are_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_and_missing_cifar_files_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = made.cifar10(tmp_path / "root", made.pictures(24, 32), np.arange(24) % 10)
     third = folder / "data_batch_3.bin"
     whole = third.read_bytes()
@@ -187,7 +187,7 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
-def test_idx_files(tmp_path: Path, name: str) -> None:
+def test_idx_files_are_read(tmp_path: Path, name: str) -> None:
     images, labels = made.pictures(15, 28, 1)[..., 0], np.arange(15) % 10
     made.mnist(tmp_path / "root", (images[:10], labels[:10]), (images[10:], labels[10:]), name)
     dataset = read(tmp_path, name, tmp_path / "root")
@@ -196,7 +196,7 @@ def test_idx_files(tmp_path: Path, name: str) -> None:
     assert dataset.sample_ids()[9:11] == ["train-00009", "test-00000"]
 
 
-def test_idx_files_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_idx_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = made.pictures(15, 28, 1)[..., 0], np.arange(15) % 10
     raw = made.mnist(tmp_path / "root", (images[:10], labels[:10]), (images[10:], labels[10:]))
     packed_file, plain = raw / "train-images-idx3-ubyte.gz", raw / "t10k-labels-idx1-ubyte"
@@ -228,7 +228,7 @@ def test_idx_files_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert read(tmp_path, "MNIST", tmp_path / "root", download=True).manifest["rows_test"] == 5
 
 
-def test_svhn(tmp_path: Path) -> None:
+def test_svhn_is_read_and_bad_files_are_refused(tmp_path: Path) -> None:
     images, digits = made.pictures(15, 32), np.arange(15) % 10
     made.svhn(tmp_path / "root", "train", images[:11], digits[:11])
     file = made.svhn(tmp_path / "root", "test", images[11:], digits[11:])
@@ -247,7 +247,7 @@ def test_svhn(tmp_path: Path) -> None:
     assert svhn.FILES["train"].urls[0].endswith("train_32x32.mat")
 
 
-def test_stl10(tmp_path: Path) -> None:
+def test_stl10_is_read_and_bad_files_are_refused(tmp_path: Path) -> None:
     images, labels = made.pictures(7, 96), np.arange(7)
     made.stl10(tmp_path / "root", "train", images[:5], labels[:5])
     folder = made.stl10(tmp_path / "root", "test", images[5:], labels[5:])
@@ -261,7 +261,7 @@ def test_stl10(tmp_path: Path) -> None:
     refused(second, "STL10", tmp_path / "root", r"test_X\.bin: 55295 bytes for 2 labels")
 
 
-def test_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_imagenet_is_read_and_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, grey = made.pictures(8, 64), made.pictures(1, 64, 1, seed=1)[0]
     folder = made.tiny_imagenet(tmp_path / "root", images, grey)
     dataset = read(tmp_path, "TinyImageNet", tmp_path / "root")
@@ -290,7 +290,7 @@ def test_tiny_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(third, "TinyImageNet", tmp_path / "root", "'images' is not one of the 3 classes")
 
 
-def test_imagenet_folders_and_kaggle(tmp_path: Path) -> None:
+def test_imagenet_is_read_from_folders_and_from_kaggles_answers(tmp_path: Path) -> None:
     root = made.imagenet(tmp_path / "root", made.pictures(8, 20))
     dataset = read(tmp_path, "ImageNet", root)
     assert dataset.class_names == ["n01440764", "n01443537"]
@@ -312,7 +312,7 @@ def test_imagenet_folders_and_kaggle(tmp_path: Path) -> None:
     assert flat.sample_ids()[4] == "val/ILSVRC2012_val_00000004.JPEG"
 
 
-def test_food101_and_flowers102(tmp_path: Path) -> None:
+def test_food101_and_flowers102_are_read_and_bad_files_are_refused(tmp_path: Path) -> None:
     images = made.pictures(8, 16)
     food = made.food101(tmp_path / "root", images)
     dataset = read(tmp_path, "Food101", tmp_path / "root")
@@ -355,7 +355,7 @@ def test_checksums_are_those_of_torchvision() -> None:
     assert [(f.name, f.md5) for f in flowers] == list(tv.Flowers102._file_dict.values())
 
 
-def test_torchvision_reads_the_same(tmp_path: Path) -> None:
+def test_torchvision_reads_the_same_pictures_from_the_same_files(tmp_path: Path) -> None:
     """torchvision's own classes on the same files, for the formats that it reads without unpickling."""
     tv = torchvision_datasets()
     images, labels = made.pictures(15, 28, 1)[..., 0], np.arange(15) % 10

@@ -37,19 +37,19 @@ def test_groups_are_those_of_a_plain_search(seed: int, n: int, spread: int) -> N
     assert joined(images, owners, sets, linked).tolist() == reference(images, owners, sets, linked)
 
 
-def test_the_search_in_pieces_misses_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_in_blocks_misses_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     images[6] = images[1]
     monkeypatch.setattr(near_duplicates, "ROWS", 3)
     assert joined(images, np.arange(7), np.zeros(7)).tolist() == [0, 1, 2, 3, 4, 5, 1]
 
 
-def test_the_limit_itself_is_not_alike() -> None:
+def test_a_pair_at_the_limit_is_no_near_duplicate() -> None:
     images = np.zeros((3, 4, 4, 1), np.uint8)
     images[1], images[2] = 4, 7  # 4 levels apart, then 3
     assert joined(images, np.arange(3), np.zeros(3)).tolist() == [0, 1, 1]
 
 
-def test_links_to_owners_without_pictures_are_passed_over() -> None:
+def test_links_to_owners_without_pictures_are_ignored() -> None:
     images = np.zeros((1, 4, 4, 1), np.uint8)
     assert joined(images, np.array([5]), np.zeros(1), [(5, 8), (8, 9)]).tolist() == [5]

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from expunge.data.source import stratified_test_rows
 from expunge.system.errors import DataError
-from tests.data.made import prepared, refused
+from tests.data.sources import prepared, refused
 
 
 def png(seed: int, shape: tuple[int, ...] = (4, 5, 3)) -> bytes:
@@ -22,7 +22,7 @@ def png(seed: int, shape: tuple[int, ...] = (4, 5, 3)) -> bytes:
     return out.getvalue()
 
 
-def test_stratified_rows() -> None:
+def test_test_rows_are_drawn_from_each_class_by_the_seed() -> None:
     labels = np.array([0] * 10 + [1] * 3 + [2])
     mask = stratified_test_rows(labels, 0.2, 0)
     assert Counter(labels[mask].tolist()) == {0: 2, 1: 1}
@@ -33,7 +33,7 @@ def test_stratified_rows() -> None:
         stratified_test_rows(labels, 1, 0)
 
 
-def test_digits(tmp_path: Path) -> None:
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
     dataset = prepared(tmp_path, "digits", test_fraction=0.25, seed=1)
     bunch = load_digits()
     assert dataset.rows == 1797 and dataset.image_shape == (8, 8, 1)
@@ -53,7 +53,7 @@ def folder(root: Path, names: list[str]) -> Path:
     return root
 
 
-def test_image_folder(tmp_path: Path) -> None:
+def test_an_image_folder_gives_classes_ids_and_a_stratified_split(tmp_path: Path) -> None:
     names = [f"{c}/{sub}{i}.png" for c in ("dog", "cat") for sub in ("", "more/") for i in range(4)]
     root = folder(tmp_path / "in", names)
     (root / ".DS_Store").write_bytes(b"x")
@@ -72,7 +72,7 @@ def test_image_folder(tmp_path: Path) -> None:
         np.testing.assert_array_equal(dataset.images(np.array([row]))[0], expected.reshape(*expected.shape[:2], -1))
 
 
-def test_image_folder_with_its_own_split(tmp_path: Path) -> None:
+def test_an_image_folder_with_train_and_test_keeps_its_split(tmp_path: Path) -> None:
     names = [f"train/a/{i}.png" for i in range(3)] + ["train/b/0.png", "test/a/0.png"]
     dataset = prepared(tmp_path, "image-folder", path=folder(tmp_path / "in", names))
     assert dataset.sample_ids() == names
@@ -80,7 +80,7 @@ def test_image_folder_with_its_own_split(tmp_path: Path) -> None:
     assert dataset.labels().tolist() == [0, 0, 0, 1, 0]
 
 
-def test_image_folder_with_train_and_val(tmp_path: Path) -> None:
+def test_val_is_the_test_split_of_an_image_folder(tmp_path: Path) -> None:
     """`val` is the test split; it was a class of its own, and `train` the other."""
     names = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"]
     refused(
@@ -91,7 +91,7 @@ def test_image_folder_with_train_and_val(tmp_path: Path) -> None:
     assert dataset.splits().tolist() == ["train"] * 3 + ["test"] * 2
 
 
-def test_bad_image_folders(tmp_path: Path) -> None:
+def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
     root = folder(tmp_path / "in", [f"a/{i}.png" for i in range(4)])
     (root / "a" / "2.png").write_bytes(png(0)[:-20])
     refused(tmp_path, r"a/2\.png: not a readable image", "image-folder", root)
@@ -127,7 +127,7 @@ def parquet(file: Path, **changes: object) -> Path:
     return file
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_a_parquet_file_gives_its_columns(tmp_path: Path) -> None:
     dataset = prepared(tmp_path, "parquet", path=parquet(tmp_path / "in.parquet"))
     table = dataset.table(["sample_id", "subject", "label", "split", "image"]).to_pydict()
     given = rows()
@@ -137,7 +137,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert (table["split"], table["image"]) == (given["split"], given["image"])
 
 
-def test_parquet_directory_with_integer_labels_and_image_structs(tmp_path: Path) -> None:
+def test_a_parquet_directory_may_have_integer_labels_and_image_structs(tmp_path: Path) -> None:
     structs = [{"bytes": png(i), "path": None} for i in range(8)]
     plain = {"id": None, "subject": None, "split": None, "image": structs}
     parquet(tmp_path / "in" / "b.parquet", **plain, label=[3] * 4 + [0] * 4)
@@ -164,7 +164,7 @@ def test_parquet_directory_with_integer_labels_and_image_structs(tmp_path: Path)
         ({"split": ["train"] * 7 + ["dev"]}, "split 'dev' is neither"),
     ],
 )
-def test_bad_parquet(tmp_path: Path, changes: dict, message: str) -> None:
+def test_bad_parquet_files_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     refused(tmp_path, message, "parquet", parquet(tmp_path / "in.parquet", **changes))
 
 
@@ -188,7 +188,7 @@ GREY = np.random.default_rng(0).integers(0, 256, (9, 3, 4), dtype=np.uint8)
 LABELS = np.array([0, 1, 2] * 3, dtype=np.int64)
 
 
-def test_npz(tmp_path: Path) -> None:
+def test_an_npz_archive_gives_its_arrays(tmp_path: Path) -> None:
     split = np.array(["train"] * 6 + ["test"] * 3)
     arrays = {"images": GREY, "labels": LABELS, "split": split, "subjects": np.array(list("abcabcabc"))}
     file = npz(tmp_path / "in.npz", **arrays, class_names=np.array(["x", "y", "z"]))
@@ -201,7 +201,7 @@ def test_npz(tmp_path: Path) -> None:
     assert dataset.sample_ids() == [str(i) for i in range(9)]
 
 
-def test_npz_with_train_and_test_arrays(tmp_path: Path) -> None:
+def test_an_npz_archive_may_have_train_and_test_arrays(tmp_path: Path) -> None:
     colour = np.stack([GREY] * 3, axis=-1)
     file = npz(tmp_path / "in.npz", x_train=colour[:5], y_train=LABELS[:5], x_test=colour[5:], y_test=LABELS[5:])
     dataset = prepared(tmp_path, "npz", path=file)
@@ -226,11 +226,11 @@ def test_npz_with_train_and_test_arrays(tmp_path: Path) -> None:
         ({"x": GREY, "y": np.array([{"a": 1}] * 9, dtype=object)}, "without pickled objects"),
     ],
 )
-def test_bad_npz(tmp_path: Path, arrays: dict, message: str) -> None:
+def test_bad_npz_archives_are_refused(tmp_path: Path, arrays: dict, message: str) -> None:
     refused(tmp_path, message, "npz", npz(tmp_path / "in.npz", **arrays))
 
 
-def test_a_file_that_is_no_npz(tmp_path: Path) -> None:
+def test_a_file_that_is_no_npz_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.npz").write_bytes(b"PK and nothing else")
     refused(tmp_path, r"in\.npz: not a readable \.npz", "npz", tmp_path / "in.npz")
     np.save(tmp_path / "one.npy", GREY)

@@ -11,7 +11,7 @@ import pytest
 
 from expunge.data.schema import TEXT
 from expunge.system.errors import DataError
-from tests.data.made import prepared, refused
+from tests.data.sources import prepared, refused
 
 TEXTS = ["Grüße aus Köln", 'he said "no", twice', "two\nlines", "a\ttab", "good film", "bad film", "meh", "ok"]
 LABELS = ["chat", "film"] * 4

@@ -8,7 +8,6 @@ other contributors).
 from __future__ import annotations
 
 import json
-import logging
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from expunge.data.schema import RAW
 from expunge.data.source import Source, array_batches, split_names, test_rows_of_subjects
 from expunge.system.errors import DataError
 from expunge.system.files import sha256
-
-log = logging.getLogger(__name__)
 
 VERSION = "16.0.0"
 SHA256 = {

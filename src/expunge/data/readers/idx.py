@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import logging
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from expunge.data.readers.fashion_mnist import CLASS_NAMES, FILES
 from expunge.data.schema import RAW
 from expunge.data.source import Batch, Source, array_batches
 from expunge.system.errors import DataError
-
-log = logging.getLogger(__name__)
 
 MAGIC_UBYTE = 8  # the idx code of unsigned bytes
 DIGITS = tuple(str(i) for i in range(10))

@@ -17,7 +17,6 @@ OWN_CUTS = "resnet-small"
 FROZEN = ("head", "ridge")
 # With fewer than FEW images, batches of 256 give only a handful of steps per epoch, and the network is undertrained.
 FEW, SMALL_BATCH = 10_000, 64
-PEOPLE = ("ids", "subjects")
 
 
 @dataclass(frozen=True)

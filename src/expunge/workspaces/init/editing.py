@@ -20,7 +20,7 @@ def with_values(text: str, changes: Mapping[str, Any]) -> str:
     Raises ConfigError for a key that `text` lacks. An empty section of settings, such as `train.head`, takes any key.
     """
     spans: list[tuple[int, int, str]] = []
-    _collect(_mapping(text), changes, "", spans)
+    _collect(mapping_of(text), changes, "", spans)
     for begin, end, new in sorted(spans, reverse=True):
         text = _replaced(text, begin, end, new)
     return text
@@ -77,14 +77,14 @@ def with_missing(own: str, template: str) -> tuple[str, list[str]]:
     added: list[str] = []
     lines, wanted = own.splitlines(), template.splitlines()
     inserts: list[tuple[int, list[str]]] = []
-    mine, theirs = _blocks(_mapping(own), lines), _blocks(_mapping(template), wanted)
+    mine, theirs = blocks_of(mapping_of(own), lines), blocks_of(mapping_of(template), wanted)
     _insert(mine, theirs, wanted, "", added, inserts)
     have = {block.key: block for block in mine}
     for block in theirs:
         section = have.get(block.key)
         if section is None or not isinstance(block.node, yaml.MappingNode):
             continue
-        keys = _blocks(block.node, wanted)
+        keys = blocks_of(block.node, wanted)
         if not isinstance(section.node, yaml.MappingNode):
             raise ConfigError(f"{PARAMS}: {block.key} must be a section of keys, not {shown(section.node.value)}")
         if section.node.flow_style:
@@ -92,7 +92,7 @@ def with_missing(own: str, template: str) -> tuple[str, list[str]]:
             if absent:
                 raise ConfigError(f"{PARAMS}: {block.key} lacks {absent[0]}; write the section with one key per line")
             continue
-        _insert(_blocks(section.node, lines), keys, wanted, f"{block.key}.", added, inserts)
+        _insert(blocks_of(section.node, lines), keys, wanted, f"{block.key}.", added, inserts)
     for at, new in sorted(inserts, key=lambda item: item[0], reverse=True):
         lines[at:at] = new
     return "\n".join(lines) + "\n", added
@@ -118,7 +118,8 @@ def _insert(
         inserts.append((at, ["", *new] if not prefix else new))
 
 
-def _blocks(node: yaml.MappingNode, lines: list[str]) -> list[_Block]:
+def blocks_of(node: yaml.MappingNode, lines: list[str]) -> list[_Block]:
+    """Return the lines of each key of a mapping, with the comments that belong to the key."""
     found = []
     for i, (key, value) in enumerate(node.value):
         indent = key.start_mark.column
@@ -148,7 +149,8 @@ def _comments_end(lines: list[str], line: int) -> int:
     return line
 
 
-def _mapping(text: str) -> yaml.MappingNode:
+def mapping_of(text: str) -> yaml.MappingNode:
+    """Parse a YAML text whose top level is a mapping. Raises ConfigError for any other text."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as e:

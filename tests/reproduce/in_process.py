@@ -27,7 +27,7 @@ def stages(params: dict, targets: tuple[str, ...]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def run_here(root: Path, workspace: Path, *targets: str) -> None:
+def run_in_process(root: Path, workspace: Path, *targets: str) -> None:
     """What `expunge.workspaces.workspace.reproduce` does in processes of their own."""
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.finetune.places import places
+from expunge.finetune.shard_assignment import assign_shards
 
 COUNT = 600
 
@@ -34,10 +34,10 @@ def dataset_of(directory: Path, kept: np.ndarray, subjects: bool = True) -> Data
 
 def test_rows_of_a_subject_stay_together_wherever_others_are(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
-    whole = places(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 8, 4)
+    whole = assign_shards(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 8, 4)
     assert np.array_equal(whole.shard[::2], whole.shard[1::2]) and np.array_equal(whole.slice[::2], whole.slice[1::2])
     kept = rows[rows % 7 > 2]
-    less = places(dataset_of(tmp_path, kept), np.arange(len(kept)), tmp_path / "keys", 8, 4)
+    less = assign_shards(dataset_of(tmp_path, kept), np.arange(len(kept)), tmp_path / "keys", 8, 4)
     assert np.array_equal(less.shard, whole.shard[kept]) and np.array_equal(less.slice, whole.slice[kept])
     assert less.leaves == [whole.leaves[i] for i in kept] and less.key == whole.key
     everywhere = np.bincount(whole.shard[::2] * 4 + whole.slice[::2], minlength=32)
@@ -46,7 +46,7 @@ def test_rows_of_a_subject_stay_together_wherever_others_are(tmp_path: Path) -> 
 
 def test_another_key_places_them_otherwise(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
-    one, two = (places(dataset_of(tmp_path, rows), rows, tmp_path / key, 8, 1) for key in ("one", "two"))
+    one, two = (assign_shards(dataset_of(tmp_path, rows), rows, tmp_path / key, 8, 1) for key in ("one", "two"))
     assert one.key != two.key and 0.02 < (one.shard == two.shard).mean() < 0.3
     content = (tmp_path / "one" / "key").read_bytes()
     assert one.key not in content.hex() and (tmp_path / "one" / "key").stat().st_mode & 0o077 == 0
@@ -55,15 +55,15 @@ def test_another_key_places_them_otherwise(tmp_path: Path) -> None:
 def test_rows_without_a_subject_go_by_their_id_and_are_nobodys(tmp_path: Path) -> None:
     """Ids here are the names of subjects in the other tests: they are still other owners."""
     rows = np.arange(COUNT)
-    alone = places(dataset_of(tmp_path, rows, subjects=False), rows, tmp_path / "keys", 2**32, 1).shard
+    alone = assign_shards(dataset_of(tmp_path, rows, subjects=False), rows, tmp_path / "keys", 2**32, 1).shard
     assert len(set(alone.tolist())) > COUNT - 3
-    owned = places(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 2**32, 1).shard
+    owned = assign_shards(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 2**32, 1).shard
     assert not set(alone.tolist()) & set(owned.tolist())
 
 
 def test_the_root_is_of_the_rows_in_the_slices_up_to_one(tmp_path: Path) -> None:
     rows = np.arange(COUNT)
-    placed = places(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 2, 3)
-    some = placed.up_to(rows[10:], 1, 1)
-    assert set(some) == {i for i in range(10, COUNT) if placed.shard[i] == 1 and placed.slice[i] <= 1}
-    assert placed.root(some) == placed.root(some[::-1]) != placed.root(some[1:])
+    assignment = assign_shards(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 2, 3)
+    some = assignment.up_to(rows[10:], 1, 1)
+    assert set(some) == {i for i in range(10, COUNT) if assignment.shard[i] == 1 and assignment.slice[i] <= 1}
+    assert assignment.root(some) == assignment.root(some[::-1]) != assignment.root(some[1:])

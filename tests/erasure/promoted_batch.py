@@ -15,7 +15,7 @@ from expunge.erasure.requests import ErasureRequest, Store, new_id
 from expunge.erasure.selection import mask_of
 from expunge.erasure.states import State
 from expunge.ledger.ledger import Ledger
-from tests.sweep import small
+from tests.sweep import people_workspace
 
 TODAY = date(2026, 3, 2)
 RECEIVED = date(2026, 2, 20)
@@ -48,7 +48,7 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     """A verified request of one or more people; its list lies where it belongs, DVC apart."""
     id_ = new_id(received)
     file = Path("data/requests") / f"{id_}.csv"
-    names = [small.person(i) for i in people]
+    names = [people_workspace.person(i) for i in people]
     (root / file).write_text("".join(f"{line}\n" for line in [COLUMNS["subjects"], *names]))
     made = store.add(
         id_, "subjects", names, received=received, basis="GDPR Art. 17(1)(b)", who="ann", file=file.as_posix()
@@ -68,7 +68,9 @@ def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
         masks = {r.id: mask_of(store, r, dataset) for r in requests}
         rows = soundness.fingerprints(store, dataset, masks)
     facts = {"product": PRODUCT, "run": {**RUN, "each": each}, "rows": rows}
-    batch = batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", told={"claims": "outputs"})
+    batch = batches.at(
+        batch, Step.approval, facts, State.awaiting_approval, "verdict", event_facts={"claims": "outputs"}
+    )
     approved = {"approved_by": "cem", "approved_because": "as good as retrained"}
     batch = batches.at(batch, Step.promote, approved, State.running, "approval", "as good as retrained", "cem")
     batch = batches.at(batch, Step.collect, {"promotion": "sha256:9", "instead_of": "3"})

@@ -2,8 +2,8 @@
 
 Whoever could choose shards could force all of them to be trained again with one request each, or learn from the cost of
 a request which subjects share a shard. All rows of a subject go to one shard and one slice; a row without a subject is
-placed by its id. The place of a row depends only on its subject and the key, so it does not change when other rows are
-removed.
+assigned by its id. The shard and slice of a row depend only on its subject and the key, so they do not change when
+other rows are removed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PURPOSE = "expunge-shards"  # the personalisation of BLAKE2b, at most 16 bytes
 
 
 @dataclass(frozen=True)
-class Places:
-    """The places of n rows: `shard (n,)` in 0 .. shards - 1 and `slice (n,)` in 0 .. slices - 1.
+class ShardAssignment:
+    """The assignment of n rows: `shard (n,)` in 0 .. shards - 1 and `slice (n,)` in 0 .. slices - 1.
 
-    `leaves` holds each row's leaf of a Merkle tree. `key` is the fingerprint of the key by which they were placed.
+    `leaves` holds each row's leaf of a Merkle tree. `key` is the fingerprint of the key by which they were assigned.
     """
 
     shards: int
@@ -45,8 +45,10 @@ class Places:
         return merkle_root(sorted(self.leaves[i] for i in rows.tolist()))
 
 
-def places(dataset: Dataset, rows: NDArray[np.integer], directory: Path, shards: int, slices: int) -> Places:
-    """Return the places of the dataset positions `rows`.
+def assign_shards(
+    dataset: Dataset, rows: NDArray[np.integer], directory: Path, shards: int, slices: int
+) -> ShardAssignment:
+    """Return the shards and slices of the dataset positions `rows`.
 
     `directory` holds the key of row digests, which is created on first use.
     """
@@ -54,7 +56,7 @@ def places(dataset: Dataset, rows: NDArray[np.integer], directory: Path, shards:
     ids, labels = dataset.sample_ids(), dataset.labels()
     drawn = forgotten.draws(owners(dataset, ids, rows), PURPOSE)
     digests = forgotten.digests(ids[i] for i in rows.tolist())
-    return Places(
+    return ShardAssignment(
         shards,
         slices,
         (drawn % shards).astype(np.int64),
