@@ -185,7 +185,7 @@ def _broken_cuts(config: Config, name: str) -> list[str]:
             and cuts != "auto"
             and (not cuts if cut == "auto" else cut not in cuts)
         ):
-            found.append(f"fit.{name} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add it there")
+            found.append(f"{where} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add it there")
         after, where, default = given.get("after"), f"{where}.after", ""
         if not after:
             return found
