@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import json
 import os
-import re
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +16,21 @@ from tests.pipeline import ROOT
 NOTEBOOKS = ROOT / "docs/notebooks"
 NAMES = ("first-request", "library-alone", "reading-a-verdict")
 LINES = 20  # of a cell
-LIBRARY = ("expunge.core", "expunge.evaluation", "expunge.testing")  # what a reader may rely on
+LIBRARY = ("expunge", "expunge.core", "expunge.evaluation", "expunge.testing")  # what a reader may rely on
+
+
+PUBLIC = {f"{m}.{name}" for m in LIBRARY for name in getattr(importlib.import_module(m), "__all__", [])}
+
+
+def imported(text: str) -> list[str]:
+    """Everything of this package that a cell imports, as `module.name`; a module that is imported whole by its name."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.partition(".")[0] == "expunge"]
 
 
 def code(name: str) -> list[dict]:
@@ -48,8 +65,16 @@ def test_a_notebook_is_kept_as_it_was_run_with_short_cells_of_the_public_library
     for cell in cells:
         text = "".join(cell["source"])
         assert len(text.splitlines()) <= LINES, text
-        for module in re.findall(r"^(?:from|import) (expunge[\w.]*)", text, re.MULTILINE):
-            assert module.startswith(LIBRARY), module
+        assert [name for name in imported(text) if name not in PUBLIC] == []
+
+
+def test_public_names_are_documented():
+    for module in ("expunge.core", "expunge.evaluation"):
+        package = importlib.import_module(module)
+        assert [n for n in package.__all__ if not inspect.getdoc(getattr(package, n))] == []
+        # A name that is also a module's would hide it from `from package import module`.
+        assert [n for n in package.__all__ if inspect.ismodule(getattr(package, n))] == []
+        assert {p.stem for p in Path(package.__file__).parent.glob("*.py")} & set(package.__all__) == set()
 
 
 @pytest.mark.slow

@@ -27,10 +27,10 @@ def root_page(name: str) -> str:
     )
 
 
-def api_page(package: str, text: str, *options: str) -> str:
+def api_page(package: str, text: str) -> str:
     """A page on which mkdocstrings describes the public names of `package`."""
-    lines = [f"# {package}", "", text, "", f"::: {package}", "    options:", "      show_root_heading: false"]
-    return "\n".join([*lines, *(f"      {option}" for option in options), ""])
+    lines = [f"# {package}", "", text, "", f"::: {package}", "    options:", "      show_root_heading: false", ""]
+    return "\n".join(lines)
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -43,7 +43,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/api/expunge.md": lambda: api_page("expunge", "The package at the top holds the version."),
     "reference/api/core.md": lambda: api_page("expunge.core", "Import every name below from `expunge.core`."),
     "reference/api/evaluation.md": lambda: api_page(
-        "expunge.evaluation", "Import a name from the module that it stands under.", "show_submodules: true"
+        "expunge.evaluation", "Import every name below from `expunge.evaluation`."
     ),
 }
 

@@ -94,7 +94,26 @@ ROWS = {"selector": "random", "fraction": 0.1}
         ),
         (lambda p: add(p, "seal", {"after": {"method": "fine-tune"}}), r"fit\.seal\.after: fine-tune changes the back"),
         (lambda p: p["fit"]["loft"].update(after={"method": "leace"}), r"fit\.loft\.after: .*takes no `after`"),
-        (lambda p: p["fit"]["loft"].update(rnk=3), r"fit\.loft: Loft has no setting 'rnk'"),
+        (lambda p: p["fit"]["loft"].update(rnk=3), r"fit\.loft\.rnk: loft has no such setting; near it: rank"),
+        (lambda p: p["fit"]["loft"].update(choose={"rnk": [3]}), r"fit\.loft\.choose\.rnk: loft has no such setting"),
+        (
+            lambda p: add(p, "seal", {"after": {"method": "loft"}}),
+            r"fit\.seal\.after\.rank: is missing, and loft has no",
+        ),
+        (
+            lambda p: p["fit"]["teacher-map"]["after"].update(cut="stage2"),
+            r"fit\.teacher-map\.after: relearns above 'stage2', but activations\.cuts is \['stage1'\]",
+        ),
+        (lambda p: add(p, "seal", {"after": {"rank": 3}}), r"fit\.seal\.after: names no method"),
+        (lambda p: add(p, "seal", {"after": {"method": ["leace"]}}), r"fit\.seal\.after: unknown method .*'leace'"),
+        (
+            lambda p: add(p, "seal", {"after": {"method": "leace", "max_drop": 0.1}}),
+            r"fit\.seal\.after\.max_drop: is for entries that methods names, .* start of seal; set it there",
+        ),
+        (
+            lambda p: add(p, "head-refit", {"after": {"method": "relearn", "cut": "stage1"}}),
+            r"fit\.head-refit\.after: relearn changes the backbone, and head-refit",
+        ),
         (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs and batch_size must be at least 1"),
         (lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}), r"fit\.salun\.choose: salun changes the backbone"),
         (lambda p: add(p, "certified-removal"), r"fit\.certified-removal: .*needs a frozen backbone"),
@@ -124,7 +143,7 @@ def test_a_mistake_is_one_line_with_key_and_way_out(tmp_path, change, said):
 def test_a_teacher_s_settings_may_stand_for_beta_where_it_is_fitted(tmp_path):
     assert lines(checked(tmp_path, lambda p: add(p, "trew", {"beta": {"cut": "stage1"}}))) == []
     found = lines(checked(tmp_path, lambda p: add(p, "ru-mlp", {"beta": {"cut": "stage1"}, "hiden": [3]})))
-    assert any("fit.ru-mlp: " in line for line in found)
+    assert any("fit.ru-mlp.hiden: " in line for line in found)
 
 
 def test_what_the_fit_stage_refuses_without_ending_the_run_is_a_note(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from expunge.checks.problem import Problem
@@ -30,6 +31,7 @@ FILLED: Mapping[str, Mapping[str, Any]] = {
 # Methods that start from another entry's result -> whether they need one.
 STARTS_FROM = {"teacher-map": True, "seal": True, "oracle-match": False, "head-refit": False}
 FITS_BETA = ("tilt", "trew")
+OF_ENTRIES = ("max_drop", "fit_seeds")  # about the entry as a whole, so not for what stands in its `after`
 NOT_CHECKED_FOR_KIND = ("logit-mask",)  # the control equals the original if there is nothing to mask
 
 
@@ -89,7 +91,10 @@ def _of_entry(
 
 
 def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str, Any]) -> list[Problem]:
-    own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", "max_drop", "fit_seeds")}
+    own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", *OF_ENTRIES)}
+    if nested := [key for key in OF_ENTRIES if key in given and where.endswith(".after")]:
+        says = f"is for entries that methods names, and this one is the start of {where.split('.')[1]}"
+        return [Problem(f"{where}.{nested[0]}", says, "set it there, or leave it out")]
     if method == "exact":
         says = f"exact takes no settings, but it has {shown(own)}"
         return [Problem(where, says, "remove them; the head is trained by the settings of train")] if own else []
@@ -105,17 +110,34 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
         if kind.facts.changes == "weights":
             says = f"choose is for maps and heads, and {method} changes the backbone"
             found.append(Problem(f"{where}.choose", says, "remove it"))
+    filled = FILLED.get(method, {})
+    if names := _names(where, method, kind, {**filled, **own}, set().union(*variants)):
+        return [*found, *names]
     for variant in variants:
         try:
-            kind(**{**FILLED.get(method, {}), **own, **variant})
+            kind(**{**filled, **own, **variant})
         except (TypeError, ValueError) as e:
-            return [*found, Problem(where, _plain(str(e)), f"see `expunge methods` and the class of {method}")]
+            return [*found, Problem(where, str(e), f"see `expunge methods` and the class of {method}")]
     return found
 
 
-def _plain(words: str) -> str:
-    """Reword Python's `Loft.__init__() got an unexpected keyword argument 'x'` for users."""
-    return words.replace("got an unexpected keyword argument", "has no setting").replace(".__init__()", "")
+def _names(
+    where: str, method: str, kind: type[Estimator], given: Mapping[str, Any], chosen: Collection[str]
+) -> list[Problem]:
+    """Return every setting in `given`, or `chosen` from in `choose`, that the method does not have, and every one that
+    it needs and that is in neither."""
+    known = inspect.signature(kind).parameters
+    found = []
+    for key in [k for k in (*given, *chosen) if k not in known]:
+        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+        way_out = f"near it: {', '.join(near)}" if near else f"it has {', '.join(known) or 'none'}"
+        key = f"choose.{key}" if key in chosen else key
+        found.append(Problem(f"{where}.{key}", f"{method} has no such setting", way_out))
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in given and key not in chosen:
+            says = f"is missing, and {method} has no default for it"
+            found.append(Problem(f"{where}.{key}", says, f"see `expunge methods` and the class of {method}"))
+    return found
 
 
 def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
@@ -127,13 +149,17 @@ def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
         return [Problem(f"{where}.after", f"{method} starts from the original and takes no `after`", "remove it")]
     if not isinstance(after, Mapping):
         return []  # config reports it
-    first, says = after.get("method"), ""
-    kind = METHODS[first].kind.facts.changes if first in METHODS else None
+    first, says = str(after.get("method")), ""
+    line = METHODS.get(first)
+    kind = None if line is None else line.kind.facts.changes
     if method == "teacher-map" and first != "relearn" and kind is not None:
         says = f"teacher-map learns from a relearned teacher, not from {first}"
         return [Problem(f"{where}.after", says, "write {method: relearn, ...}")]
     if method == "seal" and kind == "weights":
         return [Problem(f"{where}.after", f"{first} changes the backbone, so there is no map to seal", "name a map")]
+    if method == "head-refit" and kind == "weights":
+        says = f"{first} changes the backbone, and head-refit would refit the head on the original's features"
+        return [Problem(f"{where}.after", says, "name a map, or leave `after` out")]
     if method == "oracle-match" and kind == "map":
         says = f"{first} maps the features, and oracle-match needs a relearned network or a head"
         return [Problem(f"{where}.after", says, "name relearn or head-refit, or leave `after` out")]

@@ -211,7 +211,7 @@ def _broken_cuts(config: Config, name: str) -> list[str]:
             and (not cuts if cut == "auto" else cut not in cuts)
         ):
             found.append(
-                f"fit.{name} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add this cut to "
+                f"{where} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add this cut to "
                 "activations.cuts"
             )
         after, where, default = given.get("after"), f"{where}.after", ""

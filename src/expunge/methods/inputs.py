@@ -22,7 +22,7 @@ from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_manifest
-from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL
+from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, workspace
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FitInputs:
             validation_rows=np.flatnonzero(split.validation_mask),
             unseen_rows=usable(split.rows(UNSEEN), split.rows(FORGET), subjects),
             model_dir=MODELS / ORIGINAL,
-            forgotten_dir=FORGOTTEN,
+            forgotten_dir=workspace() / FORGOTTEN,
             new_labels=new,
             engine=engine,
         )

@@ -125,6 +125,10 @@ def _esc(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | 
 
 
 def _head_refit(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
+    if before is not None and before.classifier is not None:
+        raise ConfigError(
+            f"params.yaml: fit.{name}: `after` changes the backbone, and head-refit works on the original's features"
+        )
     map_ = before.map if before is not None else None
     labels = torch.from_numpy(request.labels[request.retain_rows])
     fitted = make(name, HeadRefit, settings).fit(request.head, request.z_retain, labels, map_)

@@ -66,7 +66,7 @@ def _index(summary: Mapping[str, Any], method: str, data: TrainingData) -> dict[
 
 def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, classes: Sequence[str]) -> list[str]:
     model = summary["model"]
-    asked = _escape(wording.request_words(summary, classes))
+    asked = wording.escaped(wording.request_words(summary, classes))
     name = wording.focus(summary)
     verdict = summary["methods"][name]["verdict"]
     if method is None:
@@ -74,7 +74,7 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
         use = f"Nothing was shown of any method, so this run has no model to use. The nearest was {name}."
     else:
         title = f"# {model['name']} after {method}"
-        named = ", ".join(_escape(c) for c in classes)
+        named = ", ".join(wording.escaped(c) for c in classes)
         use = (
             f"{data.kind.capitalize()} classification over {len(classes)} classes ({named}), where the rows named "
             "below must no longer shape the answers. Judge it by what was shown; do not use it as proof that data was "
@@ -112,9 +112,3 @@ def _table(summary: Mapping[str, Any]) -> str:
         if any(metric.value(block) is not None for _, block in shown):
             lines.append(f"| {metric.name} | " + " | ".join(metric.text(block) for _, block in shown) + " |")
     return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    """Escape a class name for Markdown, so that it contains no markup and no line break."""
-    text = " ".join(text.split())
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)

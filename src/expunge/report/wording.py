@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ CLAIMS = {
     BACKBONE: "The network's own features reveal no more about the forgotten rows than a retrained model's do.",
     EXACT: "By construction, the weights are a function of retained rows, public weights and the seed alone.",
 }
+_PATH = re.compile(r"\(([a-z][\w.]+)\)")
 UTILITY_WORDS = "Accuracy on retained and test rows is at most half a point below that of {}."
 # Metrics of the verdict and of a review, in the order in which they are shown.
 GATES = some(
@@ -86,12 +88,23 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
     """Return what the report does not claim about the method of `focus`."""
     verdict = summary["methods"][focus(summary)]["verdict"]
     lines = [
-        f"{name}: {state}, since {verdict['reasons'][name]}."
+        f"{name}: {state}, since {metrics_named(verdict['reasons'][name])}."
         for name, state in verdict["claims"].items()
         if state != SHOWN
     ]
     lines += copies_left(summary["request"]) + fitted_once(summary["methods"][focus(summary)])
     return [*lines, *unproven(summary), "Only the attacks listed here were run; a stronger one may find more."]
+
+
+def metrics_named(reason: str) -> str:
+    """Return a reason of the verdict with the paths of metrics, which stand in parentheses, replaced by their names."""
+    return _PATH.sub(lambda found: f"({name_of(found[1])})", reason)
+
+
+def escaped(text: str) -> str:
+    """Escape text for Markdown, so that a class name contains no markup and no line break."""
+    text = " ".join(text.split())
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)
 
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
 from expunge.report.request_words import corrects, worded
 from expunge.report.tables import failures, headline, markdown
+from expunge.report.version_page import version_page
 from expunge.stages import run
 from expunge.system.errors import TrackingError
 from expunge.system.files import digest_of, read_json, read_manifest
@@ -35,6 +36,7 @@ from expunge.system.paths import (
     SPLIT,
     SUMMARY,
     UNLEARNED,
+    workspace,
 )
 from expunge.system.progress import log_message
 from expunge.tracking import (
@@ -124,6 +126,7 @@ def main() -> None:
         **({CORRECTS: str(len(split.corrections.rows))} if split.corrections is not None else {}),
         FORGETS: described(split.parts, dataset) if split.corrections is None else describe(summary, dataset),
     }
+    page = f"#/experiments/{ids.experiment}/runs/{ids.parent}"
     inputs, probabilities = examples_with_answers(selected, dataset)
     content = content_digest(selected, summary)
     own = UNLEARNED / selected
@@ -140,7 +143,7 @@ def main() -> None:
             inputs=inputs,
             expected=probabilities,
             tags=tags,
-            description_md=description(summary, dataset),
+            description_md=version_page(summary, dataset.class_names, page),
             documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
             any_size=dataset.image_shape is None,
         )
@@ -178,10 +181,10 @@ def log_run(
 def keep_forgotten(split: Split, dataset: Dataset) -> None:
     """Record the keyed digests of the rows that this request forgets. Promotions need them after the workspace has
     moved on to another request."""
-    ids, ledger = dataset.sample_ids(), Ledger(LEDGER)
+    ids, ledger = dataset.sample_ids(), Ledger(workspace() / LEDGER)
     own = (ids[i] for i in split.rows(FORGET).tolist())
     present = None if remembers_erased(ledger) else ids
-    ForgottenRows(FORGOTTEN, split.request["digest"], own, present).register()
+    ForgottenRows(workspace() / FORGOTTEN, split.request["digest"], own, present).register()
 
 
 def description(summary: dict[str, Any], dataset: Dataset) -> str:

@@ -1,5 +1,6 @@
 """Paths of the files of a run, relative to the root of the repository, as in dvc.yaml."""
 
+import os
 from pathlib import Path
 
 DATASET = Path("data/dataset")
@@ -36,6 +37,18 @@ RECORDS = Path("records")  # requests, keys and certificates; no stage's output
 KEYS = RECORDS / "keys"
 CERTIFICATES = RECORDS / "certificates"
 WORK = Path(".expunge")  # resumable work in progress; no stage's output
+
+EXPERIMENTS = Path(".dvc/tmp/exps")  # where DVC runs experiments with --temp and from the queue
+
+
+def workspace() -> Path:
+    """Return the folder of what outlives a run: MLflow's default store, keyed digests of forgotten rows, the ledger.
+
+    This is the working directory (an empty path), but for an experiment that DVC runs in a folder of its own, which it
+    deletes afterwards: there it is the workspace in which the experiment was started. DVC names it in `DVC_ROOT`.
+    """
+    started = Path(os.environ.get("DVC_ROOT", "."))
+    return started if Path.cwd().is_relative_to((started / EXPERIMENTS).resolve()) else Path()
 
 
 def retrained(seed: int) -> str:

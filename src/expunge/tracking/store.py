@@ -1,4 +1,4 @@
-"""The store of the runs: `MLFLOW_TRACKING_URI`, else SQLite in the working directory, with the same calls for both."""
+"""The store of the runs: `MLFLOW_TRACKING_URI`, else SQLite in the workspace, with the same calls for both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from expunge.system.addresses import hidden, shown
 from expunge.system.errors import TrackingError
+from expunge.system.paths import workspace
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
+DATABASE = "mlflow.db"
+DEFAULT_URI = SQLITE + DATABASE
 ARTIFACTS = "mlartifacts"
 PREFLIGHT_SECONDS = 5
 MIGRATIONS, COPYING = "alembic_version", "_alembic_tmp_"  # the migrations' own table, prefix of temporary ones
@@ -37,8 +39,8 @@ EXPERIMENT_TAGS = {
 
 
 def tracking_uri() -> str:
-    """Return `MLFLOW_TRACKING_URI`, or the URI of SQLite in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """Return `MLFLOW_TRACKING_URI`, or the URI of SQLite in the workspace, also for an experiment of DVC."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{workspace() / DATABASE}"
 
 
 def connect() -> MlflowClient:

@@ -32,7 +32,7 @@ from expunge.models.trained_on import record, refuse_seen
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import digest_of, staged_dir, write_manifest
-from expunge.system.paths import FORGOTTEN
+from expunge.system.paths import FORGOTTEN, workspace
 from expunge.system.progress import log_message
 from expunge.training.launch import train_with_torchrun
 from expunge.training.process_group import ProcessGroup
@@ -57,15 +57,16 @@ def make_classifier(
     out: Path,
     work: Path,
     store: FeatureStore | None = None,
-    forgotten: Path = FORGOTTEN,
+    forgotten: Path | None = None,
 ) -> dict[str, Any]:
     """Train as params say on the dataset positions `rows`, write the model directory `out`, and return what it cost.
 
     `store` holds the features of the frozen backbone if they were extracted already. `forgotten` is the folder of the
-    key that assigns subjects to `model.shards`; the key is made there on first use. Raises DataError for training on
-    images of different sizes, and CheckpointError if given weights do not fit.
+    key that assigns subjects to `model.shards`, by default the workspace's; the key is made there on first use. Raises
+    DataError for training on images of different sizes, and CheckpointError if given weights do not fit.
     """
     model = config.model
+    forgotten = forgotten or workspace() / FORGOTTEN
     classifier = build_classifier(config, dataset, seed)
     resume = work / "train" / digest_of({"out": str(out), "seed": seed}).removeprefix("sha256:")[:16]
     cost: dict[str, Any] = {"train_s": 0.0, "epochs": []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.evaluation.forget_metric import ForgetMetric
+from expunge.evaluation import ForgetMetric
 from expunge_seven_segments.segments import CODES
 
 
