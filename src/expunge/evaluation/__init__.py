@@ -8,7 +8,7 @@ those of the original and of retrained models, and `verdict_of` derives claims f
 metrics of their own. What is in a module and not here may change.
 """
 
-from expunge.evaluation.accuracy import accuracy, class_damage, ece
+from expunge.evaluation.accuracy import class_damage, correct_rows, ece
 from expunge.evaluation.claims import shown_claims, verdict_of
 from expunge.evaluation.controls import logit_mask
 from expunge.evaluation.divergence import agreement_rows, js_rows, kl_rows, zrf
@@ -24,11 +24,11 @@ __all__ = [
     "CanaryRows",
     "ForgetMetric",
     "Outputs",
-    "accuracy",
     "agreement_rows",
     "auc",
     "class_damage",
     "controls_of",
+    "correct_rows",
     "ece",
     "epsilon_rows",
     "evaluate",
