@@ -115,7 +115,10 @@ ROWS = {"selector": "random", "fraction": 0.1}
             r"fit\.head-refit\.after: relearn changes the backbone, and head-refit",
         ),
         (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs and batch_size must be at least 1"),
-        (lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}), r"fit\.salun\.choose: salun changes the backbone"),
+        (
+            lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}),
+            r"fit\.salun\.choose: choose is for maps and heads, and salun changes the backbone",
+        ),
         (lambda p: add(p, "certified-removal"), r"fit\.certified-removal: .*needs a frozen backbone"),
         (
             lambda p: p["model"].update(head="fc"),
@@ -335,4 +338,4 @@ def test_corrections_are_checked_on_the_dataset_and_need_methods_that_learn_new_
     (found,) = lines(checked(tmp_path, asks((own + 1) % 10, ["loft"]), digits))
     assert "loft is for whole classes, and this request names corrected labels" in found and "relearn" in found
     (found,) = lines(checked(tmp_path, asks(own, ["relearn"]), digits))
-    assert "changes nothing" in found
+    assert "so there is nothing to correct" in found

@@ -25,14 +25,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from expunge.core.estimator import Estimator
 from expunge.finetune.rows import Index as Index
 from expunge.finetune.rows import checked, checked_unseen
-from expunge.finetune.steps import OPTIMIZERS, Factors, Steps, frozen_norms
+from expunge.finetune.steps import OPTIMIZERS, PRECISIONS, Factors, Steps, computes_bf16, frozen_norms
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError
 from expunge.system.progress import progress
 
 # A loss returns its terms by name. Their sum is minimised, and each term is reported.
 Terms = dict[str, Tensor]
-PRECISIONS = ("auto", "fp32", "bf16")
 RETAIN, FORGET, MIXED, RELABEL = range(4)  # independent random streams of one seed
 
 
@@ -60,8 +59,7 @@ class Updater(Estimator):
     weight_decay   added to the gradient; decoupled from it under AdamW
     batch_size     maximal number of rows in a batch; a pass is split into batches of nearly equal size
     retain_share   share of the retained rows that an epoch uses, drawn anew in each epoch
-    precision      "fp32", "bf16" for autocast of the forward pass, or "auto", the one that the classifier was trained
-                   with (fp32 where that is not recorded); losses are float32 in all cases
+    precision      of the forward pass: "fp32", "bf16" (autocast), or "auto", the recipe's; losses are float32
     seed           of orders, draws and dropout; equal arguments, data and machine give equal weights
 
     Fitted: `classifier_`, a new classifier in eval mode; `history_`, per epoch the means of the loss terms.
@@ -91,10 +89,9 @@ class Updater(Estimator):
         self._check_descent()
 
     def _check_descent(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        for key, named, known in (("precision", self.precision, PRECISIONS), ("optimizer", self.optimizer, OPTIMIZERS)):
+            if named not in known:
+                raise ValueError(f"{key} must be one of {', '.join(known)}, got {named!r}")
         for name, value in (("lr", self.lr), ("factor", self.factor)):
             if value is not None and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}; null takes the value of the recipe")
@@ -144,8 +141,7 @@ class Run:
         self.options = options
         self.steps = Steps.of(classifier.card, options.factors, options.lr, options.factor, options.optimizer)
         self.frozen_norm = frozen_norms(classifier.card, options.frozen_norm)
-        trained_in = (classifier.card.recipe or {}).get("precision")
-        self.bf16 = (trained_in if options.precision == "auto" else options.precision) == "bf16"
+        self.bf16 = computes_bf16(classifier.card, options.precision)
         self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
         self.unseen = checked_unseen(self.labels, self.retain, self.forget, unseen_rows)
         self.images = images

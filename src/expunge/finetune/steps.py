@@ -16,6 +16,7 @@ import torch
 from expunge.models.classifier import ModelCard
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
+PRECISIONS = ("auto", "fp32", "bf16")
 # For models whose training is not recorded: the mean rate of torch's SGD with a one-cycle schedule up to 0.2, rounded.
 UNKNOWN = 0.1
 
@@ -77,3 +78,8 @@ ADAMW = 5e-4  # as UNKNOWN, for AdamW: the mean rate of warm-up and cosine with 
 def frozen_norms(card: ModelCard, asked: bool) -> bool:
     """Whether batch norm keeps its running statistics in all batches, because of `asked` or the recipe."""
     return asked or bool((card.recipe or {}).get("frozen_norm", False))
+
+
+def computes_bf16(card: ModelCard, asked: str) -> bool:
+    """Whether the forward pass computes in bf16, because of `asked` or, if that is "auto", the recipe."""
+    return ((card.recipe or {}).get("precision") if asked == "auto" else asked) == "bf16"

@@ -6,6 +6,7 @@ group `expunge.models`.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ def _timm_expects(detail: str, _shape: Shape, size: Size | None) -> Expects:
     timm = import_vision("timm")
     cfg = timm.get_pretrained_cfg(detail)
     if cfg is None:
-        close = ", ".join(timm.list_models(f"*{detail.split('.')[0]}*")[:5])
+        close = ", ".join(difflib.get_close_matches(detail.split(".")[0], timm.list_models(), n=5))
         hint = f"similar models: {close}" if close else "list all with timm.list_models()"
         raise ConfigError(f"model.name: timm has no model {detail!r}; {hint}")
     interpolation = cfg.interpolation if cfg.interpolation in ("bilinear", "bicubic") else "bicubic"
