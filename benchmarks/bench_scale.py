@@ -152,12 +152,14 @@ def write_page(results: dict[str, Any]) -> None:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharey=True)
     for axis, (name, key) in zip(axes, (("rows", "rows"), ("dimension", "dim"), ("classes", "classes")), strict=True):
         for cost in COSTS:
             axis.loglog([r[key] for r in results[name]], [r[cost] for r in results[name]], "o-", label=cost)
         axis.set_xlabel(name)
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("processor seconds")
     axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=110)
