@@ -21,19 +21,21 @@ RETRAIN_SEEDS = (100, 200, 300)
 
 @dataclass(frozen=True)
 class Variant:
-    """An experiment: the file `params` with `changes`, section by section, and without the methods in `without`."""
+    """An experiment: the file `params` with `changes`, section by section, with the methods in `also` and without those
+    in `without`."""
 
     name: str
     title: str
     seeds: tuple[int, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     params: str = "params.yaml"
 
     def params_text(self, root: Path, seed: int) -> str:
         """Text of params.yaml for one seed. Raises ConfigError for a change of a key that the file does not have."""
         params = params_with(root / self.params, self.changes)
-        params["methods"] = [name for name in params["methods"] if name not in self.without]
+        params["methods"] = [name for name in (*params["methods"], *self.also) if name not in self.without]
         params["train"]["seed"] = seed
         params["retrain"]["seeds"] = [first + seed for first in RETRAIN_SEEDS]
         return yaml.safe_dump(params, sort_keys=False)
@@ -43,12 +45,13 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("class", "Fashion-MNIST, small ResNet, forget class 5 (sandal)", (1, 2, 3)),
+    Variant("class", "Fashion-MNIST, small ResNet, forget class 5 (sandal)", (1, 2, 3), also=("relearn-two",)),
     Variant(
         "random",
         "Fashion-MNIST, small ResNet, forget a random 10 % of the training rows",
         (1, 2, 3),
         {"split": {"selector": "random", "fraction": 0.1}},
+        also=("relearn-two",),
         # pour-p forgets only classes, and teacher-map has no effect on rows (docs/relearn.md).
         without=("pour-p", "teacher-map"),
     ),
