@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.declared import write_package
 from tests.pipeline import dvc, lay_out
-from tests.plugin_packages import write_package
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Nothing above imports torch, which reads these once.
