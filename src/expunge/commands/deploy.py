@@ -66,7 +66,7 @@ def worker(
     root = _root()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", str(limit), *(["--name", name] if name else [])]
-    # A shell that runs a script makes its background jobs ignore SIGINT, by which Prefect ends a worker.
+    # A script's shell starts its background jobs deaf to SIGINT, and Prefect ends a worker by sending it one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execve(sys.executable, command, {**_environment(), "EXPUNGE_WORKSPACE": str(root)})
 
