@@ -1,4 +1,4 @@
-"""One thread per process: tests run beside each other, and two OpenMP pools on two cores collapse."""
+"""Fixtures of all tests. Every process computes with one thread, because tests run at the same time on few cores."""
 
 import os
 import shutil
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.declared import write_package
 from tests.pipeline import dvc, lay_out
-from tests.plugin_packages import write_package
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# Nothing above imports torch, which reads these once.
+# torch reads these variables when it is imported, which nothing above does.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
@@ -28,8 +28,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def declare(tmp_path, monkeypatch):
-    """Install packages `plugin_0`, `plugin_1`, ... that declare one entry point each; the folder of their modules is
-    on the path."""
+    """Return a function that installs packages `plugin_0`, `plugin_1`, ..., each with one entry point.
+
+    The function returns the folder of their modules, which is on the path.
+    """
     from expunge.system import plugins
 
     folder = tmp_path / "site"
@@ -61,7 +63,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    """A copy of it that a test may change."""
+    """Return a copy of the finished workspace that a test may change."""
     workspace = tmp_path / "workspace"
     shutil.copytree(finished, workspace, symlinks=True)
     return workspace
@@ -69,7 +71,7 @@ def copy(finished, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def fit_inputs(finished):
-    """What a method may look at in the finished workspace."""
+    """Return the inputs of a method in the finished workspace."""
     import numpy as np
 
     from expunge.data.dataset import Dataset

@@ -1,4 +1,4 @@
-"""A workspace on digits in which rows were deleted exactly, and the product registered; no DVC.
+"""A workspace on digits, without DVC, in which rows were deleted exactly and the resulting model was registered.
 
 `training`: "above", "shards" (above a cut, in shards of slices), "ridge", "head", or these two with "-sharded" or
 "-random".
@@ -73,7 +73,7 @@ def training_rows() -> np.ndarray:
 
 
 def inputs(gone: np.ndarray) -> FitInputs:
-    """To forget the training rows `gone` from models/original."""
+    """Return the inputs of a method that forgets the training rows `gone` from models/original."""
     return FitInputs(
         store=FeatureStore("data/features/original"),
         activations_dir=Path("data/activations"),
@@ -89,7 +89,7 @@ def inputs(gone: np.ndarray) -> FitInputs:
 
 
 def delete(training: str) -> None:
-    """Twenty rows out of a trained head, its product registered, its certificate signed; the rows still in the data."""
+    """Train, delete twenty rows, register the result and sign its certificate. The rows stay in the dataset."""
     from expunge.tracking import Submission, connect, register_model
     from expunge.tracking.store import experiment_of
 
@@ -138,7 +138,7 @@ def delete(training: str) -> None:
 
 
 def certify(claim: dict | None, version: str) -> None:
-    """Signed as `certificate.write` does, with the parts that an audit reads."""
+    """Sign a certificate as `certificate.write` does, with only the parts that an audit reads."""
     unlearning = {"model": {"model": NAME, "version": version, "method": "exact"}, "exact": claim}
     unlearning["audit"] = {"recomputes": recomputes(claim or {}), "trusts": trusted()}
     body = {

@@ -1,4 +1,4 @@
-"""Which files of src/expunge a module needs: read from the import statements of all functions, nothing is imported."""
+"""Find the files of src/expunge that a module needs, from the import statements in its source. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = "expunge"
 
 
 def file_of(root: Path, name: str) -> Path | None:
-    """The file of the dotted module `name` below the source folder `root` (which holds `expunge/`), if there is one."""
+    """Return the file of the module `name` below `root`, the folder that contains `expunge/`; None if there is none."""
     path = root.joinpath(*name.split("."))
     return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
@@ -23,7 +23,7 @@ def name_of(root: Path, path: Path) -> str:
 
 @cache
 def imported(root: Path, name: str) -> frozenset[str]:
-    """Modules of the package that `name` imports, anywhere in its file, with the parent packages these run.
+    """Return the modules of the package that `name` imports anywhere in its file, with their parent packages.
 
     `from a.b import c` names `a.b.c` where that is a module, else `a.b`. Imports for type checkers only do not count.
     """
@@ -49,7 +49,7 @@ def imported(root: Path, name: str) -> frozenset[str]:
 
 
 def _statements(tree: ast.AST) -> list[ast.AST]:
-    """All nodes but those of `if TYPE_CHECKING:`."""
+    """Return all nodes except those below `if TYPE_CHECKING:`."""
     todo: list[ast.AST] = [tree]
     nodes: list[ast.AST] = []
     while todo:
@@ -68,7 +68,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def closure(root: Path, name: str) -> set[Path]:
-    """Files that run, or may run, when `name` does: its own, and those of all imports and their imports."""
+    """Return the files that may run when `name` runs: its own, and those of its direct and indirect imports."""
     seen, todo = set(_with_parents(name)), _with_parents(name)
     while todo:
         new = imported(root, todo.pop()) - seen
@@ -78,10 +78,10 @@ def closure(root: Path, name: str) -> set[Path]:
 
 
 def unit(root: Path, path: Path) -> Path:
-    """What a stage names for a file: the package (folder) at the top of src/expunge, or the module that lies there."""
+    """Return the dependency that a stage names for a file: its top package (a folder), or its top module."""
     return root / PACKAGE / path.relative_to(root / PACKAGE).parts[0]
 
 
 def covers(dep: Path, path: Path) -> bool:
-    """Does the dependency `dep`, a file or a folder, hold `path`?"""
+    """Return whether the dependency `dep` is `path` or a folder that contains it."""
     return dep == path or dep in path.parents

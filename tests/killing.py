@@ -1,4 +1,4 @@
-"""kill -9 at a chosen moment: the work runs in a process that kills itself from inside, with no chance to tidy up."""
+"""Run work in a process that kills itself with SIGKILL at a chosen moment, without any chance to clean up."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, event
 
-# What a file system is asked for: between any two of these a process may die.
+# Requests to the file system. A process may die between any two of them.
 ASKED = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
 
 
 def in_a_child(
     work: Callable[[], object], until: int, asked: Callable[[str, str], bool], counts: Callable[[], bool] = lambda: True
 ) -> tuple[int, int]:
-    """Run `work` in a process that is killed at its `until`-th event, 0 for never; its status, and how many it saw.
+    """Run `work` in a process that is killed at its `until`-th event (0: never). Return status and number of events.
 
-    Events are the requests to the file system that `asked(name, path)` accepts, and statements and commits of any
-    database; only while `counts()` says so.
+    An event is a request to the file system that `asked(name, path)` accepts, or a statement or commit of a database.
+    It counts only while `counts()` is true.
     """
     read, write = os.pipe()
     child = os.fork()

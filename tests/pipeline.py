@@ -21,7 +21,7 @@ ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
 
 
 def lay_out(workspace: Path) -> Path:
-    """dvc.yaml, params and code as a clone has them; quick training."""
+    """Write dvc.yaml, params and code as a clone has them, with params for a short training."""
     (workspace / "data").mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, workspace / name)

@@ -1,4 +1,4 @@
-"""A tiny real classifier on disk and what a method makes of it, for the tests of serving and tracking."""
+"""Write a tiny classifier, and the result of a method on it, for the tests of serving and tracking."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from expunge.models.classifier import Classifier
 from expunge.models.zoo import build
 from expunge.system.files import staged_dir, write_manifest
 
-torch.set_num_threads(1)  # tests run beside each other; two pools of threads on two cores starve both
+torch.set_num_threads(1)  # tests run at the same time, and two thread pools on two cores slow each other down
 
 CLASSES = ("ankle boot", "bag", "coat", "dress")
 
 
 def pictures(n: int, shape: tuple[int, ...] = (12, 10), seed: int = 0) -> NDArray[np.uint8]:
-    """Noise under a window that differs in place and brightness from picture to picture."""
+    """Return noise with a window whose position and brightness differ between pictures, uint8 `(n, *shape)`."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 60, (n, *shape), dtype=np.uint8)
     for image in images:
@@ -34,7 +34,7 @@ def write_model(
     directory: Path, shape: tuple[int, int, int] = (12, 10, 1), architecture: str = "resnet-small"
 ) -> Classifier:
     classifier = build(architecture, len(CLASSES), shape, seed=1)
-    # A random start answers nearly the same to everything; spread the logits out.
+    # Random weights give nearly the same answer to every picture, so the head is scaled.
     with torch.no_grad():
         z = classifier.features(pictures(64, shape, seed=9))
         classifier.head.weight.div_(classifier.head(z).std(0)[:, None] / 2)
@@ -59,7 +59,7 @@ def mlp(dim: int) -> MlpMap:
 
 
 def write_unlearned(directory: Path, classifier: Classifier, map_: FeatureMap) -> None:
-    """As the fit stage leaves it: an affine map is folded into the head that ships."""
+    """Write the result of a method as the fit stage does: an affine map is folded into the head."""
     head = LinearHead(classifier.head.weight, classifier.head.bias)
     with staged_dir(directory) as tmp:
         (map_.fold_into(head) if isinstance(map_, AffineMap) else head).save(tmp / "head.safetensors")
@@ -69,7 +69,7 @@ def write_unlearned(directory: Path, classifier: Classifier, map_: FeatureMap) -
 
 @torch.no_grad()
 def evaluated(classifier: Classifier, map_: FeatureMap, inputs: NDArray[np.uint8] | list[str]) -> NDArray[np.float64]:
-    """Probabilities by the textbook, row by row: softmax(W f(z) + b) in float64."""
+    """Return the probabilities softmax(W f(z) + b), computed row by row in float64."""
     w, b = classifier.head.weight.double(), classifier.head.bias.double()
     rows = []
     for i in range(len(inputs)):

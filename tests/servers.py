@@ -1,4 +1,4 @@
-"""Real servers on loopback: MLflow's tracking server, an S3 store, and what starting any takes."""
+"""Start real servers on loopback: MLflow's tracking server and an S3 store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What the S3 store takes anything for.
+# The S3 store accepts any credentials.
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -39,7 +39,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: flo
 def tracking_server(
     home: Path, database: str | None = None, artifacts: str | None = None, environment: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Its address; artifacts go through it. Runs and files lie in `home` where nothing else is said."""
+    """Yield the address of a tracking server that also serves artifacts. By default its files are in `home`."""
     port, log = free_port(), home / "tracking.log"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database or f"sqlite:///{home / 'mlflow.db'}"]
@@ -58,7 +58,7 @@ def tracking_server(
 
 
 def _seaweed_ports() -> list[int]:
-    """Four free ones. Each of its servers also listens 10,000 higher, which must lie below what systems hand out."""
+    """Return four free ports. SeaweedFS also listens on each plus 10,000, which must be below the ephemeral ports."""
     while True:
         first = random.randrange(20_000, 22_700, 10)
         try:
@@ -72,7 +72,7 @@ def _seaweed_ports() -> list[int]:
 
 @contextmanager
 def object_store(home: Path, bucket: str) -> Iterator[tuple[str, Any]]:
-    """Address of a SeaweedFS with an empty bucket, and a client of it."""
+    """Yield the address of a SeaweedFS server with an empty bucket, and a client."""
     import boto3
     from botocore.config import Config
 

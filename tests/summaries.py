@@ -1,4 +1,4 @@
-"""Checks a summary of a run against the published JSON Schema."""
+"""Check a summary of a run against the published JSON Schema."""
 
 import copy
 from typing import Any
@@ -9,7 +9,7 @@ from expunge.report.schema import summary_schema
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with every key forbidden that it does not name, so that no key stays undocumented.
+    """Return the schema with all keys forbidden that it does not name, so that no key stays undocumented.
 
     A record of exact deletion may hold further keys: they depend on the procedure.
     """
@@ -21,12 +21,12 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def problems(summary: dict[str, Any], part: str | None = None) -> list[str]:
-    """Every place where a summary, or one `part` of it, breaks the schema or holds a key that it does not name."""
+    """Return where a summary, or one `part` of it, violates the schema or has a key that the schema does not name."""
     schema, found = closed(summary_schema()), []
     if part is not None:
         schema = {"$ref": f"#/$defs/{part}", "$defs": schema["$defs"]}
     for error in Draft202012Validator(schema).iter_errors(summary):
-        # Where a part may be null, the error of the part itself is the one that says something.
+        # Where a part may be null, only the error of the part itself is useful.
         inner = [e for e in error.context or [error] if e.validator != "type"] or [error]
         found += [f"{'.'.join(str(p) for p in e.absolute_path)}: {e.message[:200]}" for e in inner]
     return found

@@ -1,4 +1,4 @@
-"""Verdicts as summary.json has them, for tests that need one without an evaluation."""
+"""Verdicts in the form of summary.json, for tests that need one without an evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def gate(path: str, claim: str = OUTPUTS, **fields: Any) -> dict[str, Any]:
 def verdict_with(
     shown: Sequence[str] = (OUTPUTS,), utility: str = "kept", failed: Sequence[str] = (), refuted: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`failed`: paths of gates that stand against the outputs."""
+    """Return a verdict with these claims. `failed` are the paths of gates that speak against the claim outputs."""
     states = {c: SHOWN if c in shown else REFUTED if c in refuted else CANNOT_TELL for c in CLAIMS}
     return {
         "utility": utility,

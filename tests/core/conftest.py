@@ -1,4 +1,4 @@
-"""One small task for the companions: Gaussian classes, a head at its optimum, class 0 to be forgotten."""
+"""A small task for estimators on features: Gaussian classes, a head at its optimum, and class 0 to be forgotten."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Task:
         return Moments.of(self.z[self.forgotten])
 
     def probe(self, z: torch.Tensor) -> float:
-        """Balanced accuracy of a fresh linear probe of `z` for the forgotten class, on the other half of the rows."""
+        """Return the balanced accuracy of a linear probe of `z` for the forgotten class.
+
+        The probe learns from one half of the rows and is scored on the other.
+        """
         train, forgotten = torch.arange(len(z)) % 2 == 0, self.forgotten
         model = LogisticRegression(class_weight="balanced", max_iter=2000)
         model.fit(z[train].numpy(), forgotten[train].numpy())

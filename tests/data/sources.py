@@ -1,4 +1,4 @@
-"""A small colour dataset with subjects, for the tests."""
+"""Sources of small colour images with subjects, and how tests prepare datasets from sources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def arrays(rows: int = ROWS, seed: int = 0) -> dict:
-    """Random colour images of 5 x 4; every fourth row is a test row; labels and subjects cycle."""
+    """Return random colour images of 5 x 4. Every fourth row is a test row, and labels and subjects repeat in turn."""
     rng = np.random.default_rng(seed)
     return {
         "images": rng.integers(0, 256, (rows, 5, 4, 3), dtype=np.uint8),

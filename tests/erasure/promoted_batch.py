@@ -1,4 +1,4 @@
-"""A batch that was judged, approved and promoted, in a small workspace: everything before what is tested here."""
+"""A batch of requests in a small workspace, up to its promotion, so that tests can begin with the sweep."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RUN = {
 
 
 def request_for(store: Store, root: Path, people: list[int], received: date = RECEIVED) -> ErasureRequest:
-    """A verified request of one or more people; its list lies where it belongs, DVC apart."""
+    """Return a verified request for all rows of `people`, whose list is in data/requests, but not tracked by DVC."""
     id_ = new_id(received)
     file = Path("data/requests") / f"{id_}.csv"
     names = [people_workspace.person(i) for i in people]
@@ -57,7 +57,7 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
 
 
 def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
-    """Two requests, whose batch is to be collected next. Its process is gone."""
+    """Return a batch of two requests at the step `collect`, and its requests. No process holds its lease."""
     requests = [request_for(store, root, GONE[:2]), request_for(store, root, GONE[2:])]
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
@@ -87,7 +87,7 @@ def life(root: Path, store: Store) -> Lifecycle:
 
 
 def finish(root: Path, url: str) -> str:
-    """Go on with the batch until it ends; its state."""
+    """Carry out the remaining steps of the batch, and return its state."""
     with chdir(root):
         store = Store.open(url)
         try:

@@ -1,4 +1,4 @@
-"""What a process of the tests does until it is killed. Imported once by the server that forks them."""
+"""An extraction for processes that tests kill. The server that forks these processes imports this module once."""
 
 from pathlib import Path
 

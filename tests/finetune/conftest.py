@@ -1,4 +1,4 @@
-"""One small network, trained once on the digits; every method starts from it."""
+"""A small network that is trained once on the digits. Every test of a method starts from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from expunge.training.trainer import train
 
 @dataclass(frozen=True, repr=False)
 class Trained:
-    """A classifier (hand out copies), images `(n, 8, 8, 1)`, labels, and the rows of a class request."""
+    """A trained classifier, which tests must copy, images `(n, 8, 8, 1)`, labels, and the rows of a class request."""
 
     model: Classifier
     images: NDArray[np.uint8]
@@ -45,7 +45,7 @@ class Trained:
 
 
 def small_network(seed: int = 0) -> Classifier:
-    """Two convolutions with batch norm on 8 x 8 pictures, 128 features."""
+    """Return a network of two convolutions with batch norm for 8 x 8 pictures, with 128 features."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = nn.Sequential(

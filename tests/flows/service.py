@@ -19,7 +19,7 @@ from tests.pipeline import ENVIRONMENT, ROOT, dvc
 from tests.servers import free_port
 
 T = TypeVar("T")
-# Three kinds of stages: quick, one that lasts while there is a file `hold`, and a matrix.
+# Three kinds of stages: a quick one, one that runs as long as the file `hold` exists, and a matrix.
 STAGES = """\
 stages:
   begin:
@@ -47,14 +47,14 @@ with progress.progress("hold", 10_000, "looks") as advance:
         time.sleep(0.2)
 pathlib.Path("held").write_text("1")
 """
-# Whole params, since a flow checks them first; the graph above asks for `data` only.
+# The params are complete, because a flow checks them first; the graph above uses only `data`.
 _DEMO = yaml.safe_load((ROOT / "params.demo.yaml").read_text())
 PARAMS = yaml.safe_dump(_DEMO)
 OTHER_PARAMS = yaml.safe_dump({**_DEMO, "data": {**_DEMO["data"], "seed": 1}})
 
 
 def lay_out_tiny(workspace: Path) -> Path:
-    """What a deployment needs of a repository: the flows, prefect.yaml, and a pipeline."""
+    """Write what a deployment needs of a repository: the flows, prefect.yaml, and a pipeline."""
     workspace.mkdir(parents=True)
     (workspace / "dvc.yaml").write_text(STAGES)
     (workspace / "params.yaml").write_text(PARAMS)
@@ -77,7 +77,7 @@ def with_dvc(workspace: Path) -> Path:
 
 
 def wait(what: str, seconds: float, ask: Callable[[], T | None]) -> T:
-    """Ask until there is an answer."""
+    """Call `ask` until it returns a value other than None, and return that. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if (answer := ask()) is not None:
@@ -144,7 +144,7 @@ class Service:
             return client.read_flow_run(run_id)
 
     def until(self, run_id: Any, *names: str, seconds: float = 120) -> Any:
-        """The run once its state has one of these names. Any other end is a failure that says why."""
+        """Wait until the state of the run has one of these names. Any other final state fails with its reason."""
 
         def ask() -> Any:
             run = self.run(run_id)
@@ -174,7 +174,7 @@ class Service:
 
     @staticmethod
     def kill(process: psutil.Process) -> None:
-        """As when the machine is switched off: the process and all below it, at once."""
+        """Kill the process and all of its descendants at once, as when the machine is switched off."""
         everyone = [process, *process.children(recursive=True)]
         for one in everyone:
             one.suspend()

@@ -1,4 +1,4 @@
-"""Networks of users' own: branches, side inputs, weights used twice."""
+"""Networks that are hard to cut: with branches, further inputs above the cut, or weights that are used twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 class Branching(Net):
-    """Control flow on shapes, two branches, a weight of its own: no tracer is needed for any of it."""
+    """Has control flow that depends on shapes, two branches, and a parameter outside of any layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.first(x)
@@ -34,14 +34,14 @@ class Branching(Net):
 
 
 class Side(Net):
-    """The input itself is read again above."""
+    """Reads the input again above the cut."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pooled(self.last(self.middle(self.first(x))) + x.mean((1, 2, 3), keepdim=True))
 
 
 class Masked(Net):
-    """A mask without a gradient passes the cut."""
+    """Passes a mask without a gradient over the cut."""
 
     def forward(self, x: Tensor) -> Tensor:
         mask = (x.mean((1, 2, 3), keepdim=True) > 0).float()
@@ -61,7 +61,7 @@ class Recurrent(Net):
 
 
 class Tied(Net):
-    """The first layer's weights are used again above."""
+    """Uses the weights of the first layer again above the cut."""
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.last(self.first(x))

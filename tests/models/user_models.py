@@ -1,4 +1,4 @@
-"""Models as a user might bring them."""
+"""Models of the kinds that users bring: some can be used, others must be refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class Deep(nn.Module):
-    """A head of two layers, dropout between them, and a linear layer that is never the last."""
+    """Has a head of two layers with dropout between them, and a linear layer that is never the last one."""
 
     def __init__(self, num_classes: int, bias: bool = True) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class Deep(nn.Module):
 
 
 class Scaled(Deep):
-    """Something follows the last linear layer."""
+    """Scales the output of the last linear layer, which is therefore no head."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * super().forward(x)
 
 
 class PerPatch(nn.Module):
-    """The linear layer runs per position and the positions are averaged afterwards."""
+    """Applies the linear layer at every position and averages the positions afterwards."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A registry with real versions, made once; every test gets a database of its own and shares the artifacts."""
+"""A registry with real versions, registered once. Every test gets a copy of the database and shares the artifacts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write
 from tests.verdicts import REACHED, verdict_with
 
 NAME = "expunge-test"
-# Requests by what they forget: B holds A, C does not.
+# Requests: B forgets all rows of A and one more; C does not contain A.
 REQUESTS = {name: "sha256:" + name.lower() * 64 for name in "ABC"}
 ROWS = {"A": ["r1", "r2"], "B": ["r1", "r2", "r3"], "C": ["r2", "r9"]}
 
@@ -84,7 +84,7 @@ def put(home: Path, request: str, kind: str = "affine", level: str = "outputs", 
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory) -> Shelf:
-    """Versions 1 to 5: forgets A; A by another method; B; C; A with nothing shown."""
+    """Return versions 1 to 5, which forget A, A by another method, B, C, and A without any shown claim."""
     home = tmp_path_factory.mktemp("shelf")
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
@@ -106,7 +106,7 @@ def shelf(tmp_path_factory) -> Shelf:
 
 @pytest.fixture
 def promoter(shelf, tmp_path, monkeypatch):
-    """Where decisions are made; every request's rows are known."""
+    """Return a promoter on a copy of the registry. The rows of all requests are known."""
     from expunge.promotion.promoter import Promoter
     from expunge.tracking import connect
 

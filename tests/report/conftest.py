@@ -1,4 +1,4 @@
-"""A small run: Gaussian classes, real metrics, real verdicts; what the stages would have left for the report."""
+"""The inputs of a report, as the stages leave them: Gaussian classes with computed metrics and verdicts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def many_models() -> dict[str, Any]:
-    """reports/shadow.json of a run whose backbone never saw the rows, from margins drawn here."""
+    """Return reports/shadow.json of a run whose backbone never saw the rows, from random margins."""
     rng = np.random.default_rng(0)
 
     def side(shift: float) -> ShadowMargins:
@@ -104,12 +104,12 @@ def make(whole: bool, seeds: int, shadow: bool = False) -> Run:
         True,
         many_models() if shadow else None,
     )
-    if seeds:  # a summary with something shown, so that there is a method to tell of
+    if seeds:  # a shown claim, so that a method is selected
         loft = summary["methods"]["loft"]["verdict"]
         loft["claims"] = {**loft["claims"], "outputs": "shown"}
         summary["selected"] = "loft"
     summary["refused"] = {"ru-mlp": "it would collapse <i>the features</i>"}
-    shown, groups = (array[::8] for array in draw_view(labels, parts, 0))  # few points: t-SNE takes its time
+    shown, groups = (array[::8] for array in draw_view(labels, parts, 0))  # few points, because t-SNE is slow
     logits = {"original": original.logits, **({"retrained": retrained[0].logits} if seeds else {})}
     logits |= {name: m.logits for name, m in methods.items()}
     views = {"z of the original": original.z[shown], "z' of loft": methods["loft"].head_input[shown]}
@@ -119,5 +119,5 @@ def make(whole: bool, seeds: int, shadow: bool = False) -> Run:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Run]:
-    """`run(whole=True, seeds=2, shadow=False)`: summary and evidence of a run; shared, so copy before changing."""
+    """Return `run(whole=True, seeds=2, shadow=False)`, which gives a shared summary and evidence; copy them first."""
     return lambda whole=True, seeds=2, shadow=False: make(whole, seeds, shadow)

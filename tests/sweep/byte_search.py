@@ -1,4 +1,4 @@
-"""Every byte of every store: files as they are, and what is packed in them. Written without the sweep's own search."""
+"""Search every byte of files and of what is packed in them, independently of the sweep's own search."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def found(pattern: re.Pattern[bytes], *tops: Path) -> set[str]:
-    """Files below `tops` in which `pattern` occurs, at whatever depth of packing."""
+    """Return the files below `tops` in which `pattern` occurs, at any depth of packing."""
     hits = set()
     for top in tops:
         for path in sorted(top.rglob("*")):
-            # Links are followed nowhere: what they point to is looked at where it lies.
+            # Links are not followed, because their targets are searched themselves.
             if path.is_symlink() or not path.is_file():
                 continue
             if pattern.search(path.name.encode()) or any(pattern.search(c) for c in contents(path)):
@@ -42,7 +42,7 @@ def contents(path: Path) -> Iterator[bytes]:
 
 
 def unpacked(raw: bytes) -> Iterator[bytes]:
-    """What is inside `raw`, down to the last layer."""
+    """Yield what is packed in `raw`, at any depth."""
     inner: list[bytes] = []
     try:
         if raw[:4] == b"PAR1":
@@ -53,7 +53,7 @@ def unpacked(raw: bytes) -> Iterator[bytes]:
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 for name in archive.namelist():
                     inner.append(archive.read(name))
-                    # numpy keeps text as UTF-32
+                    # numpy stores text as UTF-32
                     inner.append(inner[-1].replace(b"\0\0\0", b""))
         elif raw[:2] == b"\x1f\x8b":
             inner.append(gzip.decompress(raw))
@@ -81,7 +81,7 @@ def _sqlite(path: Path) -> Iterator[bytes]:
 
 
 def _git(root: Path, pattern: re.Pattern[bytes]) -> Iterator[str]:
-    """Objects, packed or loose, reachable or not."""
+    """Yield the names of the Git objects that contain `pattern`, whether packed or reachable or not."""
     listed = subprocess.run(
         ["git", "cat-file", "--batch-check", "--batch-all-objects"], cwd=root, capture_output=True, check=True
     ).stdout.decode()

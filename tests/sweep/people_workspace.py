@@ -1,4 +1,4 @@
-"""A small workspace as the stages leave it: everything that holds rows, in several shards; no DVC, no registry."""
+"""A small workspace with people, without DVC and registry: all files that hold rows, as the stages write them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def person(i: int) -> str:
 
 
 def write_npz(file: Path, rows: int = ROWS, people: int = PEOPLE, seed: int = 0) -> None:
-    """Random pictures; ten neighbouring rows to a person, so that people lie in few shards; every fifth row is for
-    testing."""
+    """Write random pictures. Rows of a person are neighbours, so few shards hold them. Every fifth row is for tests."""
     rng = np.random.default_rng(seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     each = rows // people
@@ -51,7 +50,7 @@ def params(root: Path) -> None:
 
 
 def workspace(root: Path, forget: list[int], rows: int = ROWS, people: int = PEOPLE, shard: int = SHARD) -> Path:
-    """`forget`: people whose training rows the split forgets."""
+    """Write the workspace below `root`. The split forgets the training rows of the people `forget`."""
     write_npz(root / NPZ, rows, people)
     params(root)
     write_dataset(root / "data/dataset", open_source("npz", root / NPZ, 0.2, 0), shard_rows=shard)
@@ -84,7 +83,7 @@ def features(root: Path, dataset: Dataset, shard: int) -> None:
 
 
 def per_row(root: Path, dataset: Dataset) -> None:
-    """Evaluation and activations: what is kept per row beside the features."""
+    """Write an evaluation and activations, which also have a value per row."""
     rng = np.random.default_rng(2)
     logits = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=dataset.rows * 3).astype(np.float32)), 3)
     columns = {"sample_id": dataset.sample_ids(), "part": Split(root / "data/split").parts, "logits": logits}
@@ -98,7 +97,7 @@ def per_row(root: Path, dataset: Dataset) -> None:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Every file of the workspace but locks, by name."""
+    """Return the content of every file of the workspace, except locks, by name."""
     skipped = {".expunge/sweep/lock", "data/tombstones/key"}
     found = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
     return {name: p.read_bytes() for name, p in found.items() if name not in skipped}

@@ -132,7 +132,7 @@ def served(home) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(home, served) -> dict:
-    """Where the canary sang before the sweep, and what the sweep said."""
+    """The files that held the canary before the sweep, and the report of the sweep."""
     before = found(CANARY, *stores(home))
     (home / "person.txt").write_text(f"{PERSON}\n")
     dry = python(home, "expunge.cli", "sweep", "--subjects", str(home / "person.txt"), "--json")

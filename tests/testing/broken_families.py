@@ -1,4 +1,4 @@
-"""Model families, one good and the others broken in one way each, for the contract."""
+"""Model families for the contract test: a good one, and others that each break one promise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from expunge.models.families import Expects, Family
 
 
 class Mlp(nn.Module):
-    """Flat pixels, ten hidden units, a head; hooks before and behind the hidden ones break it."""
+    """A network of flat pixels, ten hidden units and a head. Subclasses override `before` and `behind` to break it."""
 
     def __init__(self, num_classes: int, pixels: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Noise(Mlp):
 
 
 def is_picture(x: Tensor) -> bool:
-    """Pixels lie in [-1, 1]; the noise on which the head is looked for does not."""
+    """Return whether `x` are pixels, which lie in [-1, 1], and not the noise by which the head is found."""
     return bool(x.abs().max() <= 1)
 
 
@@ -117,14 +117,14 @@ class Unused(Mlp):
 
 
 class Infinite(Mlp):
-    """The root of zero has no finite slope."""
+    """Takes a square root of zero, which has no finite gradient."""
 
     def behind(self, z: Tensor) -> Tensor:
         return (z * 0).abs().sqrt() + z
 
 
 class RandomNumber(Mlp):
-    """Weights are as the seed says; a number that is neither weight nor buffer is not."""
+    """Draws a number that is neither a parameter nor a buffer, so it is not saved."""
 
     def __init__(self, num_classes: int, pixels: int) -> None:
         super().__init__(num_classes, pixels)
@@ -135,7 +135,7 @@ class RandomNumber(Mlp):
 
 
 class Loads(Mlp):
-    """Counts how often it was loaded, in a buffer."""
+    """Counts in a buffer how often it was loaded, so that its files change."""
 
     def __init__(self, num_classes: int, pixels: int) -> None:
         super().__init__(num_classes, pixels)

@@ -10,7 +10,7 @@ from tests.servers import tracking_server
 
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory) -> Path:
-    """A database with MLflow's tables in it; making them takes seconds, copying them nothing."""
+    """Return a database with MLflow's tables. Creating them takes seconds, so tests copy the file."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -20,7 +20,7 @@ def new_database(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(new_database, tmp_path, monkeypatch) -> Path:
-    """An empty SQLite store of its own, in use through the environment; the working directory is the test's."""
+    """Use an empty SQLite store and the temporary directory of the test as working directory."""
     path = tmp_path / "mlflow.db"
     path.write_bytes(new_database.read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -30,7 +30,7 @@ def store(new_database, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def server(new_database, tmp_path_factory) -> Iterator[str]:
-    """A real tracking server on loopback, artifacts through it; yields its address."""
+    """Yield the address of a real tracking server on loopback, which also serves artifacts."""
     home = tmp_path_factory.mktemp("server")
     (home / "mlflow.db").write_bytes(new_database.read_bytes())
     with tracking_server(home) as address:

@@ -1,4 +1,4 @@
-"""A small training in a process of its own, so that it can be killed."""
+"""A small training for a separate process, which tests kill."""
 
 from __future__ import annotations
 

@@ -19,6 +19,11 @@ Sides = tuple[Index, Index] | None
 PROBE_TRAIN, PROBE_TEST = 4000, 1000  # rows on each side of a probe
 
 
+def thinned(rows: Index, size: int, rng: np.random.Generator) -> Index:
+    """At most `size` of `rows`, drawn without replacement and in their order."""
+    return rows if len(rows) <= size else rows[np.sort(rng.choice(len(rows), size, replace=False))]
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows that each metric uses, chosen once by `choose_rows` and the same for every model.
@@ -50,8 +55,8 @@ class Rows:
         return np.random.default_rng([self.seed, stream])
 
     def thin(self, rows: Index, size: int, stream: int) -> Index:
-        """At most `size` of `rows`, drawn without replacement and in their order."""
-        return rows if len(rows) <= size else rows[np.sort(self.rng(stream).choice(len(rows), size, replace=False))]
+        """`thinned` with the generator of one purpose."""
+        return thinned(rows, size, self.rng(stream))
 
 
 def choose_rows(

@@ -1,6 +1,6 @@
 """Methods that change weights below the head.
 
-May import core, models and system.
+May import core, data, ledger, models and system.
 Start with `loop.py`, the training loop that most of them share, and `retained.py`, the shortest method.
 """
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN, UNSEEN
+from expunge.evaluation.rows import thinned
 from expunge.system.errors import ManifestError
 
 ROWS = 20_000  # largest number of rows of each part
@@ -60,7 +61,7 @@ def groups_of(labels: NDArray[Any], parts: NDArray[Any]) -> dict[str, Index]:
 def draw_rows(parts: NDArray[Any], seed: int, limit: int = ROWS) -> Index:
     """Draw at most `limit` rows of each part that is evaluated, and return them in dataset order."""
     rng = np.random.default_rng([seed, 101])
-    drawn = [_thin(np.flatnonzero(parts == part), limit, rng) for part in np.unique(parts) if part != UNSEEN]
+    drawn = [thinned(np.flatnonzero(parts == part), limit, rng) for part in np.unique(parts) if part != UNSEEN]
     return np.sort(np.concatenate(drawn))
 
 
@@ -68,12 +69,8 @@ def draw_view(labels: NDArray[Any], parts: NDArray[Any], seed: int) -> tuple[Ind
     """Draw the rows of a 2-D view; returns their positions `(k,)` and groups `(k,)`."""
     rng = np.random.default_rng([seed, 102])
     groups = groups_of(labels, parts)
-    drawn = {name: _thin(groups[name], size, rng) for name, size in VIEW_ROWS.items()}
+    drawn = {name: thinned(groups[name], size, rng) for name, size in VIEW_ROWS.items()}
     return np.concatenate(list(drawn.values())), np.repeat(list(drawn), [len(rows) for rows in drawn.values()])
-
-
-def _thin(rows: Index, limit: int, rng: np.random.Generator) -> Index:
-    return rows if len(rows) <= limit else np.sort(rng.choice(rows, limit, replace=False))
 
 
 def drawn_words(kept: int, total: int, seed: int) -> str:

@@ -13,6 +13,7 @@ from expunge.core import FeatureMap, LinearHead, PourP
 from expunge.core.logit_mask import mask_classes
 from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN
 from expunge.data.split import Split
+from expunge.evaluation.rows import thinned
 from expunge.evaluation.shadow_heads import Recipe, ShadowHeads, complementary_halves, train_heads
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
 from expunge.features.store import FeatureStore
@@ -73,15 +74,12 @@ class Rows:
         """Select the rows. The population consists of test rows of retained classes; `seed` thins large sets."""
         labels, rng = store.column("label"), np.random.default_rng(seed)
 
-        def thin(rows: np.ndarray, size: int) -> np.ndarray:
-            return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
-
         def at(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return store.z(rows), labels[rows]
 
         retain, forget = split.rows(RETAIN), split.rows(FORGET)
-        train, scored = np.union1d(retain, forget), thin(split.scored_rows(FORGET), FORGET_ROWS)
-        population = thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
+        train, scored = np.union1d(retain, forget), thinned(split.scored_rows(FORGET), FORGET_ROWS, rng)
+        population = thinned(split.rows(TEST_RETAIN), POPULATION_ROWS, rng)
         at_forget = np.searchsorted(train, scored)
         return cls(at(train), at(retain), at(scored), at(population), at_forget, split.request["whole_classes"])
 

@@ -23,6 +23,7 @@ from expunge.config import Config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN, TRAIN
 from expunge.data.split import Split
+from expunge.evaluation.rows import thinned
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
 from expunge.evaluation.ulira import margins
 from expunge.features.extract import ExtractionSettings, extract
@@ -73,15 +74,11 @@ class Job:
         The precision "auto" becomes fp32, because a measured choice could differ between networks.
         """
         rng = np.random.default_rng(config.shadow.seed)
-
-        def thin(rows: np.ndarray, size: int) -> np.ndarray:
-            return rows if len(rows) <= size else np.sort(rng.choice(rows, size, replace=False))
-
         epochs = config.shadow.epochs or config.train.epochs
         precision = "fp32" if config.train.precision == "auto" else config.train.precision
         recipe = dataclasses.replace(config.train, epochs=epochs, precision=precision)
-        forget = thin(split.scored_rows(FORGET), FORGET_ROWS)
-        population = thin(split.rows(TEST_RETAIN), POPULATION_ROWS)
+        forget = thinned(split.scored_rows(FORGET), FORGET_ROWS, rng)
+        population = thinned(split.rows(TEST_RETAIN), POPULATION_ROWS, rng)
         return cls(dataclasses.replace(config, train=recipe), dataset, split, forget, population, out, work / "shadow")
 
     def model_key(self, side: str, seed: int) -> str:

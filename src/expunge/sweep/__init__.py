@@ -1,5 +1,8 @@
 """Remove erased rows from every store that holds them, and report what is left.
 
+May import config, core, data, features, finetune, ledger, methods, models, system and tracking.
+Start with the function `sweep` here. Its steps:
+
     find     find rows by id and by content in all stores; a dry run changes nothing
     stage    write new shards, and the tombstones, beside the old ones
     commit   write the journal (one file); from here on the new state counts

@@ -6,6 +6,9 @@
         check_method(METHOD, small_inputs(tmp_path))
 
 Each check raises AssertionError with one sentence that names the violated contract and the case.
+
+May import core, data, evaluation, features, methods, models and system.
+Start with `methods.py`.
 """
 
 from expunge.testing.methods import check_method, small_inputs

@@ -1,6 +1,6 @@
 """Runs and registered models in MLflow. Only this package and serving/pyfunc.py import MLflow.
 
-May import data, evaluation, methods, report, serving and system.
+May import data, evaluation, methods, models, report, serving and system.
 Start with `runs.py` and `registry.py`.
 """
 

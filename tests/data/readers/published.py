@@ -19,7 +19,7 @@ def pictures(n: int, side: int, channels: int = 3, seed: int = 0) -> np.ndarray:
 
 
 def cifar10(root: Path, images: np.ndarray, labels: np.ndarray) -> Path:
-    """Six files of records: a label byte, 1024 red, 1024 green, 1024 blue; equal shares of the rows in order."""
+    """Write six files with equal shares of the rows. A record is a label byte, then 1024 red, green and blue bytes."""
     folder = root / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
     (folder / "batches.meta.txt").write_text("\n".join(CIFAR10_NAMES) + "\n\n")
@@ -49,7 +49,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def mnist(root: Path, train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], name="MNIST") -> Path:
-    """Training files packed, test files not: torchvision keeps both."""
+    """Write training files compressed and test files uncompressed, because torchvision leaves both kinds."""
     raw = root / name / "raw"
     raw.mkdir(parents=True)
     for kind, array in zip(("images-idx3", "labels-idx1"), train, strict=True):
@@ -68,7 +68,7 @@ def svhn(root: Path, split: str, images: np.ndarray, digits: np.ndarray) -> Path
 
 
 def stl10(root: Path, split: str, images: np.ndarray, labels: np.ndarray) -> Path:
-    """Channel by channel, column by column; labels from 1."""
+    """Write pixels channel by channel and column by column; labels count from 1."""
     folder = root / "stl10_binary"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "class_names.txt").write_text("\n".join(f"thing{i}" for i in range(10)))
@@ -85,7 +85,7 @@ def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def tiny_imagenet(root: Path, images: np.ndarray, grey: np.ndarray) -> Path:
-    """Three classes; images in order: two per class to train on, then three annotated ones, the last one grey."""
+    """Write three classes: two training images each, then three annotated images, of which the last is grey."""
     folder = root / "tiny-imagenet-200"
     wnids = ["n02124075", "n01443537", "n04067472"]
     for w, wnid in enumerate(wnids):
@@ -131,7 +131,7 @@ def food101(root: Path, images: np.ndarray) -> Path:
 
 
 def flowers102(root: Path, images: np.ndarray) -> Path:
-    """Picture i + 1 has label 100 - i; half of them is the test set, the rest training and validation."""
+    """Write pictures whose label is 100 minus their index; half are test pictures, the rest training and validation."""
     folder = root / "flowers-102"
     (folder / "jpg").mkdir(parents=True)
     for i, image in enumerate(images):

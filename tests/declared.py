@@ -1,4 +1,4 @@
-"""Packages that declare plug-ins, as pip leaves them: metadata on the path, beside the code."""
+"""Write the metadata of packages that declare plug-ins, as pip would leave it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_package(folder: Path, package: str, entries: dict[str, dict[str, str]], version: str = "0.1.0") -> None:
-    """Metadata of `package` below `folder`. `entries`: kind -> name -> `module:object`."""
+    """Write the metadata of `package` below `folder`. `entries` maps a kind to names, and names to `module:object`."""
     info = folder / f"{package}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
