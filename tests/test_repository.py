@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -36,6 +37,22 @@ def test_continuous_integration_calls_targets_that_exist():
         if "python-version" in step.get("with", {})
     }
     assert asked == {PROJECT["requires-python"].removeprefix(">=")}
+
+
+def test_badges_say_what_the_project_says_and_lead_to_where_it_stands():
+    said = {"python": PROJECT["requires-python"], "licence": PROJECT["license"], "docs": "docs/index.md"}
+    shown = re.findall(r"\[!\[[^]]+\]\(docs/images/badge-(\w+)\.svg\)\]\(([\w./]+)\)", (ROOT / "README.md").read_text())
+    assert {name for name, _ in shown} == set(said)
+    for name, target in shown:
+        texts = (
+            ElementTree.parse(ROOT / f"docs/images/badge-{name}.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
+        )
+        assert [text.text for text in texts] == [name, said[name]] and (ROOT / target).is_file()
+
+
+def test_pictures_in_the_readme_exist():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(pictures) > 3 and all((ROOT / picture).is_file() for picture in pictures)
 
 
 @pytest.mark.parametrize("name", ["SECURITY.md", "CONTRIBUTING.md", "README.md"])

@@ -131,7 +131,7 @@ def test_exact_is_refused_where_all_weights_were_trained(fit_inputs):
         ({"loft": {"method": "teacher-map", "after": {"method": "leace"}}}, "method: relearn"),
         ({"loft": {"method": "seal", "after": "leace"}, "leace": {}}, "write a method with its settings"),
         (
-            {"loft": {"method": "head-refit", "after": {"method": "relearn", "cut": "stage2", "epochs": 0.2}}},
+            {"loft": {"method": "head-refit", "after": {"method": "relearn", "cut": "stage2", "epochs": 1.0}}},
             "works on the original's features",
         ),
         ({"loft": {"method": "relearn", "cut": "stem"}}, "activations.cuts has no 'stem'"),

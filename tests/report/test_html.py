@@ -162,6 +162,9 @@ def test_the_ladder_tells_shown_from_refuted_from_unknown():
     steps = ladder(verdict)
     assert [step["state"] for step in steps] == ["lost", "shown", "cannot tell", "refuted", "cannot tell"]
     assert [bool(step["why"]) for step in steps] == [False, False, True, True, True]
+    verdict["reasons"]["backbone"] = "all of the excess is left (representation.probe_z)"
+    (backbone,) = (step for step in ladder(verdict) if step["name"] == "backbone")
+    assert backbone["why"] == "all of the excess is left (linear probe on z)"
 
 
 def test_every_section_has_a_text_and_a_drawing(html):

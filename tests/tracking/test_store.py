@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from expunge.system.errors import TrackingError
+from expunge.system.paths import workspace
 from expunge.tracking import CHALLENGER, aliased, connect, find_version, preflight, register_model, tracking_uri
 from expunge.tracking.store import shown
 from tests.killing import in_a_child
@@ -30,6 +31,20 @@ def test_default_is_sqlite_in_the_working_directory(monkeypatch):
     assert tracking_uri() == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert tracking_uri() == "sqlite:///mlflow.db"
+
+
+def test_an_experiment_of_dvc_logs_into_the_workspace_that_started_it(tmp_path, monkeypatch):
+    """DVC runs `dvc exp run --temp` in a folder that it deletes, and names the workspace in DVC_ROOT."""
+    folder = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    folder.mkdir(parents=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(folder)
+    assert workspace() == tmp_path and tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    for elsewhere, root in ((tmp_path, tmp_path), (folder, folder), (folder, tmp_path / "other")):
+        monkeypatch.chdir(elsewhere)
+        monkeypatch.setenv("DVC_ROOT", str(root))
+        assert workspace() == Path() and tracking_uri() == "sqlite:///mlflow.db"
 
 
 def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch):

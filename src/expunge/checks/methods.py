@@ -126,9 +126,11 @@ def _names(
 ) -> list[Problem]:
     """Return every setting in `given`, or `chosen` from in `choose`, that the method does not have, and every one that
     it needs and that is in neither."""
-    known = inspect.signature(kind).parameters
+    parameters = inspect.signature(kind).parameters.values()
+    known = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)  # a class of another package may
     found = []
-    for key in [k for k in (*given, *chosen) if k not in known]:
+    for key in [str(k) for k in (*given, *chosen) if k not in known and not takes_any]:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
         way_out = f"near it: {', '.join(near)}" if near else f"it has {', '.join(known) or 'none'}"
         key = f"choose.{key}" if key in chosen else key

@@ -137,7 +137,7 @@ def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:
         {"name": "utility", "state": verdict["utility"], "claim": wording.UTILITY_WORDS.format(against), "why": ""}
     ]
     for name, state in verdict["claims"].items():
-        why = "" if state == SHOWN else verdict["reasons"][name]
+        why = "" if state == SHOWN else wording.metrics_named(verdict["reasons"][name])
         steps.append({"name": name, "state": state, "claim": wording.CLAIMS[name], "why": why})
     return steps
 
