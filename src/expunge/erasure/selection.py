@@ -93,7 +93,7 @@ def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
     if 2 * mask.sum() > len(mask) and not store.events(request.id)[0].facts.get("more_than_half"):
         raise RequestError(
             f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half; if that is meant, "
-            f"refuse it and take it in again with `expunge request add --more-than-half`"
+            f"refuse it and take it in again with `expunge request add --more-than-half`, or more_than_half in the form"
         )
     return mask
 
