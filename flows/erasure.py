@@ -53,6 +53,7 @@ def erasure(
     classes: list[str] | None = None,
     basis: str = "",
     received: date | None = None,
+    more_than_half: bool = False,
     within: Annotated[int | None, Field(ge=0)] = None,
     wait_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0,
 ) -> State[object]:
@@ -67,6 +68,7 @@ def erasure(
         classes: Classes to forget, by name or index.
         basis: Legal basis, for example GDPR Art. 17(1)(b).
         received: Day on which the request was received; today if left out.
+        more_than_half: The new request may be for more than half of the rows; otherwise such a request is refused.
         within: Start only if a request is due within this many days; every night if left out.
         wait_hours: How long to wait for the approval. If nobody answers, the next run asks again.
     """
@@ -76,7 +78,7 @@ def erasure(
 
         store, ledger, today = Store.open(), Ledger(LEDGER), datetime.now(UTC).date()
         if ids_file or subject_file or classes:
-            take_in(store, ids_file, subject_file, classes, basis, received, today)
+            take_in(store, ids_file, subject_file, classes, basis, received, today, more_than_half)
             store.publish(ledger)
         overview(store, today)
         known = finals(store)
@@ -111,6 +113,7 @@ def take_in(
     basis: str,
     received: date | None,
     today: date,
+    most: bool,
 ) -> None:
     made = intake.take_in(
         store,
@@ -121,6 +124,7 @@ def take_in(
         received=received or today,
         today=today,
         who="erasure deployment",
+        most=most,
     )
     print(f"{made.id}: received {made.received}, due {made.due}; verify it with `expunge request verify {made.id}`")
 

@@ -96,7 +96,8 @@ def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
     if 2 * mask.sum() > len(mask) and not store.events(request.id)[0].facts.get("more_than_half"):
         raise RequestError(
             f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half. If this is "
-            "intended, refuse it and add it again with `expunge request add --more-than-half`"
+            "intended, refuse it and add it again with `expunge request add --more-than-half` or more_than_half in "
+            "the form"
         )
     return mask
 

@@ -22,8 +22,9 @@ from expunge.data.dataset import Dataset
 from expunge.features.plan import PLAN, Plan, Shard
 from expunge.features.store import CLASS_SUMS, MOMENTS, STORAGE_TYPES, Shards, groups, narrow, widen, write_shard
 from expunge.system.errors import DataError
-from expunge.system.files import MANIFEST, read_json, sha256, staged_dir, write_json, write_manifest
+from expunge.system.files import MANIFEST, read_json, removed_on_error, sha256, staged_dir, write_json, write_manifest
 from expunge.system.progress import log_message
+from expunge.system.storage import writing
 
 PRODUCER = "expunge.features.extract"
 CHOICE = "choice.json"  # in the work directory: the result of `choose_compiled`
@@ -65,9 +66,10 @@ class ShardWriter:
         files = _shard_files(self.work, shard)
         tmp = files[0].with_suffix(f".{uuid.uuid4().hex}.tmp")  # another process may write the same shard
         rows = self._rows(shard)
-        write_shard(tmp, rows, stored, dtype)
-        os.replace(tmp, files[0])
-        self._sums(rows, stored, files)
+        with writing(files[0]), removed_on_error(tmp):
+            write_shard(tmp, rows, stored, dtype)
+            os.replace(tmp, files[0])
+            self._sums(rows, stored, files)
         spent = {**seconds, "write_s": time.perf_counter() - tick}
         write_json(
             _record(self.work, shard),

@@ -15,6 +15,7 @@ from expunge.models.classifier import Classifier
 from expunge.models.cut_split import Split
 from expunge.models.cuts import split_at_cut
 from expunge.models.preprocess import Inputs
+from expunge.system.arrays import new_array
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.progress import progress
 
@@ -69,7 +70,7 @@ def _fetch(split: Split, inputs: Inputs, path: Path | None, dtype: np.dtype[Any]
                 )
             if out is None:
                 shape = (n, longest or block.shape[1], *block.shape[2:]) if block.ndim > 2 else (n, block.shape[1])
-                out = np.empty(shape, dtype) if path is None else np.lib.format.open_memmap(path, "w+", dtype, shape)
+                out = np.empty(shape, dtype) if path is None else new_array(path, dtype, shape)
             rows = slice(start, start + len(a))
             if split.texts:
                 out[rows] = OUTSIDE

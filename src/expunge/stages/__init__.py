@@ -10,8 +10,9 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from expunge.system import malloc, monitor
+from expunge.system import malloc, monitor, storage
 from expunge.system.errors import ExpungeError
 from expunge.system.installed import refuse_other_version
 
@@ -48,8 +49,8 @@ def run(main: Callable[[], None]) -> None:
 def guarded(main: Callable[[], object]) -> None:
     """Run a stage or a command.
 
-    An ExpungeError is printed as one line and ends the process with status 2. Any other exception is a bug and keeps
-    its traceback.
+    An ExpungeError and a failure of the disk are printed as one line and end the process with status 2. Any other
+    exception is a bug and keeps its traceback.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -57,6 +58,11 @@ def guarded(main: Callable[[], object]) -> None:
         main()
     except ExpungeError as e:
         print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception as e:
+        if (line := storage.words(e, Path.cwd())) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
         gc.freeze()

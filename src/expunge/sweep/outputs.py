@@ -23,6 +23,7 @@ from expunge.sweep.journal import Journal, staged
 from expunge.sweep.report import Residue
 from expunge.sweep.shards import copy_without, link, renew_manifest
 from expunge.sweep.targets import Targets
+from expunge.system.arrays import new_array
 from expunge.system.files import MANIFEST, digest_of, read_json, read_manifest, write_json
 from expunge.system.paths import ACTIVATIONS, DATASET, EVALUATION, FEATURES, SHADOW, SPLIT
 
@@ -161,7 +162,7 @@ def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
     kept = np.flatnonzero(~erased)
     for name in old["files"]:
         array = np.load(directory / name, mmap_mode="r")
-        out = np.lib.format.open_memmap(place / name, "w+", array.dtype, (len(kept), *array.shape[1:]))
+        out = new_array(place / name, array.dtype, (len(kept), *array.shape[1:]))
         for start in range(0, len(kept), COPY_ROWS):
             out[start : start + COPY_ROWS] = array[kept[start : start + COPY_ROWS]]
         out.flush()

@@ -24,6 +24,10 @@ class ManifestError(ExpungeError):
     """A directory has no manifest.json, or its files disagree with it."""
 
 
+class StorageError(ExpungeError):
+    """A disk is full, or a file or folder cannot be written."""
+
+
 class CheckpointError(ExpungeError):
     """A checkpoint cannot be read safely or does not fit the architecture."""
 

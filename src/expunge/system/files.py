@@ -1,7 +1,8 @@
 """Atomic writes of files, and of directories whose manifest is written last.
 
 A directory output holds `manifest.json` with its producer, its own fields and, per file, rows and sha256.
-It is filled under a temporary name and renamed, so a reader sees the old directory, the new one, or none.
+It is filled under a temporary name and renamed, so a reader sees the old directory, the new one, or none. If the disk
+is full or cannot be written, the temporary file is removed and StorageError names the path.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from expunge.system.errors import ManifestError
+from expunge.system.storage import writing
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -37,10 +39,12 @@ def digest_of(value: Any) -> str:
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write a file under a temporary name, then rename it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_bytes(content)
-    os.replace(tmp, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = path.with_name(f".{path.name}.tmp")
+        with removed_on_error(tmp):
+            tmp.write_bytes(content)
+            os.replace(tmp, path)
 
 
 def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -72,11 +76,24 @@ def create_durable(path: Path, content: bytes) -> bool:
 
 
 def _durable(path: Path, content: bytes, mode: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with removed_on_error(path), os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Remove the unfinished file at `path` if the body fails: it takes space, and may hold what must not stay."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -108,15 +125,15 @@ def staged_dir(path: Path | str) -> Iterator[Path]:
     The body must leave a manifest in it (`write_manifest`).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir()
     try:
-        yield tmp
-        if not (tmp / MANIFEST).is_file():
-            raise ManifestError(f"{path}: its producer wrote no {MANIFEST}")
-        replace_dir(tmp, path)
+        with writing(path):
+            tmp.mkdir(parents=True)
+            yield tmp
+            if not (tmp / MANIFEST).is_file():
+                raise ManifestError(f"{path}: its producer wrote no {MANIFEST}")
+            replace_dir(tmp, path)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
@@ -130,9 +147,14 @@ def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
     path = Path(directory)
     tmp = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    for name, text in texts.items():
-        write_text(tmp / name, text)
-    replace_dir(tmp, path)
+    try:
+        with writing(path):
+            for name, text in texts.items():
+                write_text(tmp / name, text)
+            replace_dir(tmp, path)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
 
 
 def replace_dir(new: Path, path: Path) -> None:
