@@ -8,8 +8,8 @@ from expunge.data.dataset import Dataset
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import mask_of
 from expunge.system.errors import RequestError
-from tests.erasure.made import TODAY
-from tests.sweep import small
+from tests.erasure.promoted_batch import TODAY
+from tests.sweep import people_workspace
 
 
 def test_a_request_for_more_than_half_is_confirmed_in_the_form(tmp_path, monkeypatch):
@@ -19,7 +19,7 @@ def test_a_request_for_more_than_half_is_confirmed_in_the_form(tmp_path, monkeyp
 
     asked = parameter_schema(erasure).properties["more_than_half"]
     assert asked["type"] == "boolean" and asked["default"] is False and "more than half" in asked["description"]
-    root = small.workspace(tmp_path / "workspace", [5])  # three classes of equal size
+    root = people_workspace.workspace(tmp_path / "workspace", [5])  # three classes of equal size
     monkeypatch.chdir(root)
     store = Store.open()
     by_mistake, meant = ["0", "1"], ["1", "2"]
