@@ -55,6 +55,18 @@ def test_pictures_in_the_readme_exist():
     assert len(pictures) > 3 and all((ROOT / picture).is_file() for picture in pictures)
 
 
+def test_every_picture_is_shown_on_a_page_and_is_small():
+    pages = "".join(p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
+    for picture in (ROOT / "docs/images").iterdir():
+        assert f"images/{picture.name})" in pages, f"no page shows {picture.name}"
+        assert picture.stat().st_size < 150_000, f"{picture.name} is large for a page"
+
+
+def test_the_pictures_that_the_script_takes_are_there():
+    taken = re.findall(r'images / "([a-z-]+\.png)"', (ROOT / "docs/hooks/pictures.py").read_text())
+    assert len(taken) == 4 and all((ROOT / "docs/images" / name).is_file() for name in taken)
+
+
 @pytest.mark.parametrize("name", ["SECURITY.md", "CONTRIBUTING.md", "README.md"])
 def test_paths_in_pages_exist(name):
     for path in re.findall(r"`(docs/[a-z_]+\.md)`", (ROOT / name).read_text()):

@@ -105,7 +105,7 @@ def demo_text(
 @app.command()
 def ui(port: int = 5000) -> None:
     """Start MLflow's UI on 127.0.0.1. Choose "Model training" at the top left to see runs and models."""
-    from expunge.tracking.store import tracking_uri
+    from expunge.tracking.store import preflight, tracking_uri
 
     uri = tracking_uri()
     with socket.socket() as probe:
@@ -117,6 +117,7 @@ def ui(port: int = 5000) -> None:
                 f"port {port} of this machine cannot be used ({e.strerror}). Probably another server listens there; "
                 f"choose another port, as in `expunge ui --port {port + 1}`"
             ) from None
+    preflight()  # creates a missing database behind its lock; MLflow's server would do so while others open it
     print(f"MLflow UI: http://127.0.0.1:{port}  (store: {uri}; choose 'Model training'; Ctrl-C ends it)")
     command = [
         sys.executable,

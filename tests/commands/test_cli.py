@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from tests.pipeline import ENVIRONMENT, ROOT
+from tests.servers import free_port
 
 
 @pytest.fixture
@@ -41,6 +46,22 @@ def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
         said = expunge("ui", "--port", str(port))
     assert said.returncode == 2 and f"port {port} of this machine cannot be used" in said.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_user_interface_makes_a_missing_database_before_its_server_starts(tmp_path):
+    """MLflow's server makes the tables one by one; `expunge watch`, started meanwhile, took them for an unfinished
+    database, replaced it, and the server stopped: "attempt to write a readonly database"."""
+    command = [sys.executable, "-u", "-m", "expunge", "ui", "--port", str(free_port())]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert "MLflow UI: http" in process.stdout.readline()
+            with closing(sqlite3.connect(tmp_path / "mlflow.db")) as db:  # MLflow's last step is this experiment
+                assert db.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_show_prints_json_on_request(expunge, tmp_path):
