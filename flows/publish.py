@@ -73,15 +73,15 @@ def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
 
 
 def where_to_look(root: Path, run_id: str | None = None) -> str:
-    """Return a Markdown list of the run in MLflow, the report and Data Docs.
+    """Return a Markdown list of the run in MLflow, the report, which holds the checks of the data, and Data Docs.
 
     Local files are given as paths, because browsers do not follow links from a server's page to local files.
     """
     lines = [f"- {what}: {link}" for what, link in mlflow_links(root, run_id)]
     report, docs = root / REPORTS / "report.html", sorted((root / DATA_DOCS).glob("**/index.html"))
     if report.is_file():
-        lines.append(f"- HTML report on the worker: `{report}`")
-    lines += [f"- Data Docs on the worker: `{path}`" for path in docs]
+        lines.append(f"- HTML report on the worker, with the checks of the data at its end: `{report}`")
+    lines += [f"- Data Docs on the worker, whose styles need internet: `{path}`" for path in docs]
     return "\n".join(lines)
 
 

@@ -49,6 +49,34 @@ def test_the_same_input_gives_the_same_bytes(run, html):
     assert render(*copy.deepcopy(run(seeds=1))) == html
 
 
+CHECKS = {
+    "suite": "dataset",
+    "rows": 1797,
+    "success": False,
+    "checks": [
+        {
+            "check": "column_values_to_be_unique",
+            "column": HOSTILE[1],
+            "expected": {},
+            "success": True,
+            "unexpected_rows": 0,
+        },
+        {"check": "table_row_count_to_equal", "column": "", "expected": {"value": 9}, "success": False, "observed": 8},
+    ],
+}
+
+
+def test_the_page_shows_the_checks_of_the_data(run, undrawn):
+    """Reviewers need not open Data Docs, which are empty without internet."""
+    html = render(*run(seeds=1), checks=[CHECKS])
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert "dataset: 1 of 2 checks passed on 1,797 rows" in text
+    assert "values to be unique" in text and "0 unexpected rows" in text
+    assert "<td>the table</td><td>value: 9</td><td>8</td><td>failed</td>" in html
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img"}
+
+
 def test_nothing_is_fetched(html):
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base"}

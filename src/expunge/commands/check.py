@@ -23,10 +23,14 @@ def check_params(
 
     Prints one conflict per line, and exits with status 2 if there are any. Run it before `dvc repro`, which removes the
     outputs of a stage before the stage can refuse its params.
+    A dvc.lock that a killed process left cut off is set aside, so that DVC can go on.
     """
     from expunge.checks.report import check
+    from expunge.system.cut_off import set_aside
     from expunge.system.preflight import remember
 
+    if said := set_aside():
+        typer.echo(said, err=quiet or as_json)
     report = check()
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -82,12 +83,17 @@ class Section:
 
 
 def render(
-    summary: Mapping[str, Any], evidence: Evidence, drawn: Sequence[Section] | None = None, sides: str = ""
+    summary: Mapping[str, Any],
+    evidence: Evidence,
+    drawn: Sequence[Section] | None = None,
+    sides: str = "",
+    checks: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the whole page.
 
     `evidence.logits` have the keys and order of the table's rows. `drawn`: the page's `sections`, if they were drawn
-    before. `sides`: HTML that compares the original with the method of the page.
+    before. `sides`: HTML that compares the original with the method of the page. `checks`: the reports of the
+    quality gates (`reports/validation/*.json`).
     """
     drawn = sections(summary, evidence) if drawn is None else drawn
     name = wording.focus(summary)
@@ -116,6 +122,7 @@ def render(
         sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
         sides=sides,
+        checks=[check_rows(report) for report in checks],
     )
 
 
@@ -128,6 +135,26 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def check_rows(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one quality gate as a line and a table: check, column, what was expected, what was found, outcome."""
+    checks = report["checks"]
+    passed = sum(check["success"] for check in checks)
+    rows = [
+        (
+            check["check"].replace("_", " "),
+            check["column"] or "the table",
+            ", ".join(f"{key.replace('_', ' ')}: {json.dumps(value)}" for key, value in check["expected"].items()),
+            f"{check['unexpected_rows']:,} unexpected rows"
+            if "unexpected_rows" in check
+            else json.dumps(check.get("observed")),
+            "passed" if check["success"] else "failed",
+        )
+        for check in checks
+    ]
+    line = f"{report['suite']}: {passed} of {len(checks)} checks passed on {report['rows']:,} rows"
+    return {"line": line, "rows": rows}
 
 
 def ladder(verdict: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -38,6 +38,7 @@ from expunge.system.paths import (
     SPLIT,
     SUMMARY,
     UNLEARNED,
+    VALIDATION,
     retrained,
 )
 from expunge.system.progress import log_message
@@ -139,7 +140,8 @@ def main() -> None:
     )
     drawn = sections(summary, evidence)
     asked = summary["request"]
-    page = render(summary, evidence, drawn, beside_the_original(summary, dataset, config))
+    checks = [read_json(file) for file in sorted(VALIDATION.glob("*.json"))]
+    page = render(summary, evidence, drawn, beside_the_original(summary, dataset, config), checks)
     write_text(REPORTS / "report.html", worded(page, asked))
     write_figures(drawn, asked)
     write_text(REPORTS / "results.csv", results_csv(summary))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from expunge.system.cut_off import set_aside
 from expunge.system.errors import DataError, ExpungeError
 
 
@@ -49,5 +50,7 @@ def _output_of(what: str, arguments: Sequence[str], root: Path, error: type[Expu
 
 def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:
     """Run `dvc repro` in `root` with the environment `variables`, pass its output on, and return whether it
-    succeeded."""
+    succeeded. A dvc.lock that a killed process left cut off is set aside first."""
+    if said := set_aside(root):
+        print(said)
     return subprocess.call(command("repro", *arguments), cwd=root, env=environment(**variables)) == 0

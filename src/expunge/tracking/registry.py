@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,23 @@ def register_model(submission: Submission) -> Version:
             difference = _difference(version.uri, s)
         except BaseException:
             if version.new:
-                client.delete_model_version(s.name, version.version)
+                with suppress(MlflowException):  # if the server is gone, the next call checks the version again
+                    client.delete_model_version(s.name, version.version)
             raise
         client.set_model_version_tag(s.name, version.version, "parity", f"{difference:.1e}")
         move_alias(client, s.name, CHALLENGER, version.version)
+        if version.new:
+            _drop_doubles(client, version)
     return version
+
+
+def _drop_doubles(client: MlflowClient, kept: Version) -> None:
+    """Delete other versions of the same run and content that were never checked: the client makes one when it repeats a
+    call whose answer was lost."""
+    for other in client.search_model_versions(f"name = '{kept.name}' and tags.content = '{kept.content}'"):
+        same_run = other.run_id == kept.run_id and str(other.version) != kept.version
+        if same_run and "parity" not in other.tags:
+            client.delete_model_version(kept.name, str(other.version))
 
 
 def find_version(client: MlflowClient, name: str, content: str) -> Version | None:

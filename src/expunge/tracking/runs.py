@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 
 from expunge.evaluation.claims import gates_against, shown_words
 from expunge.system.errors import TrackingError
 from expunge.system.monitor import Series
-from expunge.tracking.store import connect, experiment_of, refusals
+from expunge.tracking.store import connect, end_interrupted, experiment_of, refusals
 
 # Limits of MLflow's batch call and of its database columns.
 METRICS_PER_CALL = 1000
@@ -121,8 +123,8 @@ def log_pipeline_run(
     `seed_run(seed)`, which is also its key in `per_method`.
     `usage`: samples of stages that belong to no single candidate.
     `tags` are set on every run; `claims`, `utility` and `failed_gates` are added from each verdict. On an error, all
-    runs that were begun are marked FAILED. Raises TrackingError if the store refuses a call, or for an artifact that
-    holds ids of rows.
+    runs that were begun are marked FAILED, if the store still answers. Raises TrackingError if the store refuses a
+    call, or for an artifact that holds ids of rows.
     """
     per_method = dict(per_method or {})
     methods = summary["methods"]
@@ -142,6 +144,7 @@ def log_pipeline_run(
     client = connect()
     with refusals(f"logging {run_name!r}"):
         experiment_id = experiment_of(client, experiment).experiment_id
+        end_interrupted(client, experiment_id, request["digest"])
 
         def begin(name: str, run_tags: Mapping[str, str]) -> str:
             run_id: str = client.create_run(experiment_id, tags=dict(run_tags), run_name=name).info.run_id
@@ -175,11 +178,15 @@ def log_pipeline_run(
                 curves = {**curves_of(candidates[name]), **detail.curves}
                 _log(client, children[name], replace(detail, metrics=metrics, curves=curves))
         except BaseException:
-            for run_id in begun:
-                client.set_terminated(run_id, "FAILED")
+            # If the server is gone, one attempt takes a minute. What stays RUNNING is ended by the next call.
+            with suppress(MlflowException):
+                for run_id in begun:
+                    client.set_terminated(run_id, "FAILED")
             raise
         for run_id in reversed(begun):
             client.set_terminated(run_id, "FINISHED")
+        # The client repeats a call whose answer was lost, so that a run may have been created twice.
+        end_interrupted(client, experiment_id, request["digest"])
     return RunIds(experiment_id, parent, children)
 
 

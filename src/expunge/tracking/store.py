@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from expunge.system.addresses import hidden, shown
 from expunge.system.errors import TrackingError
 from expunge.system.paths import workspace
+from expunge.system.storage import reason
 
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
@@ -91,6 +92,15 @@ def experiment_of(client: MlflowClient, name: str) -> Experiment:
     return found
 
 
+def end_interrupted(client: MlflowClient, experiment_id: str, request: str) -> None:
+    """Mark the runs of this request (its digest) as KILLED that are still RUNNING: their process or their server died.
+
+    A process that logs the same request at the same moment is not harmed: it sets the status of its runs at its end.
+    """
+    for run in client.search_runs([experiment_id], f"attributes.status = 'RUNNING' and tags.request = '{request}'"):
+        client.set_terminated(run.info.run_id, "KILLED")
+
+
 @contextmanager
 def fluent() -> Iterator[None]:
     """Set MLflow's global tracking URI for its functions that take no client, and restore it afterwards."""
@@ -111,7 +121,8 @@ def refusals(doing: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as e:
         first = hidden(str(e).split("\n", 1)[0], tracking_uri())  # the further lines are SQL and stack traces
-        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}") from e
+        way_out = reason(e)
+        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}" + (f"; {way_out}" if way_out else "")) from e
 
 
 def _database(uri: str) -> Path:
@@ -164,7 +175,8 @@ def _alone(uri: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(path.with_name(path.name + ".lock"), os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as e:
-        raise TrackingError(f"{path}: the run database cannot be opened here ({e.strerror})") from None
+        way_out = reason(e) or "set MLFLOW_TRACKING_URI to a store that can be written"
+        raise TrackingError(f"{path}: the run database cannot be opened here ({e.strerror}); {way_out}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,0 +1,65 @@
+"""A dvc.lock that ends in the middle, since DVC writes it in place: the next run goes on by itself."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from expunge.system import dvc
+from expunge.system.cut_off import set_aside, whole
+from expunge.system.errors import DataError
+
+STAGES = {
+    f"stage{i}": {"cmd": f"echo {i} > out-{i}", "deps": ["given"], "params": ["one"], "outs": [f"out-{i}"]}
+    for i in range(3)
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("finished")
+    (root / "given").write_text("0\n")
+    (root / "params.yaml").write_text("one: [1, 2]\n")
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    dvc.run("init", "--no-scm", "--quiet", root=root)
+    dvc.run("repro", root=root)
+    return root
+
+
+def test_what_is_called_whole_dvc_reads(finished):
+    """Cut at every byte; DVC's own schema is the reference. Most cuts are not whole, and none that DVC reads
+    wrongly is."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    content = (finished / "dvc.lock").read_bytes()
+    assert whole(content)
+    ends = [n for n in range(len(content)) if whole(content[:n])]
+    assert 3 < len(ends) <= content.count(b"\n") and not whole(b"")
+    for n in ends:
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(content[:n]))
+
+
+def test_it_is_left_alone_while_dvc_writes_it(finished, tmp_path):
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  one:\n    cm")
+    with (tmp_path / ".dvc/tmp/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert set_aside(tmp_path) is None and (tmp_path / "dvc.lock").is_file()
+    assert "was cut off while DVC wrote it" in (set_aside(tmp_path) or "")
+    assert not (tmp_path / "dvc.lock").exists() and (tmp_path / "dvc.lock.cut-off").is_file()
+    assert set_aside(tmp_path) is None
+
+
+def test_the_next_run_writes_the_same_lock(finished, capfd):
+    lock = finished / "dvc.lock"
+    content = lock.read_bytes()
+    at = int(np.random.default_rng(0).choice([n for n in range(len(content)) if not whole(content[:n])]))
+    lock.write_bytes(content[:at])
+    with pytest.raises(DataError, match="dvc status failed"):
+        dvc.run("status", root=finished)  # what a person would meet from then on
+    assert dvc.reproduce(root=finished)
+    assert lock.read_bytes() == content and "was cut off" in capfd.readouterr().out
