@@ -120,7 +120,7 @@ def test_shapes_and_dtypes_are_checked() -> None:
         moments.update(torch.zeros(3, 5))
     with pytest.raises(ValueError, match="floating"):
         moments.update(torch.zeros(3, 4, dtype=torch.int64))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="of 4 and of 5 dimensions cannot be combined"):
         moments + Moments(5)
     with pytest.raises(DataError, match="at least 1 rows are needed, but there are 0"):
         _ = moments.mean

@@ -77,7 +77,7 @@ def test_beta_is_found_again_from_the_mean_output() -> None:
         mean = tilted_target(LOGITS, LABELS, KEEP, s, beta).mean(0)
         mean[2] = 0.3  # what the teacher leaves on the class itself counts for nothing
         assert fit_beta(LOGITS, LABELS, KEEP, s, mean) == pytest.approx(beta, abs=1e-6)
-    with pytest.raises(DataError, match="one class"):
+    with pytest.raises(DataError, match="a single class"):
         fit_beta(LOGITS, torch.arange(40) % 2, KEEP, s, mean)
 
 

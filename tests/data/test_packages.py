@@ -92,7 +92,7 @@ def test_a_cut_npm_archive_is_fetched_anew(tmp_path: Path, registry: list[str]) 
 
 
 def test_an_npm_package_with_other_content_is_refused(tmp_path: Path, registry: list[str]) -> None:
-    with pytest.raises(DataError, match=f"{NAME} {VERSION} has sha256 {sha256_of(Registry.content)}, not 00"):
+    with pytest.raises(DataError, match=f"{NAME} {VERSION} has sha256 {sha256_of(Registry.content)}, but"):
         fetch_npm(NAME, VERSION, "00", tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

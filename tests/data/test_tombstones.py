@@ -58,7 +58,7 @@ def test_damaged_tombstones_are_refused_and_never_taken_for_none(tmp_path):
             Tombstones.near(tmp_path / "data/x")
     (folder / "rows.safetensors").write_bytes(whole)
     (folder / "key").write_bytes(b"short")
-    with pytest.raises(DataError, match="where a key has 32"):
+    with pytest.raises(DataError, match="but a key has 32"):
         Tombstones.near(tmp_path / "data/x")
 
 

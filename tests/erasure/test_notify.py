@@ -59,7 +59,7 @@ def test_a_notice_is_sent_three_times_and_again_by_the_next_run(recipient):
     answers += [500] * 3
     said: list[str] = []
     assert not notify.send(REQUEST, said.append) and len(got) == 6
-    assert "answered 500; the next run tries again" in said[0] and "geheim" not in said[0]
+    assert "(it answered 500); the next run tries again" in said[0] and "geheim" not in said[0]
 
 
 def test_a_recipient_that_is_away_or_slow_stops_nothing(monkeypatch):

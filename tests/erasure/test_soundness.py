@@ -111,7 +111,7 @@ CHANGES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: shutil.rmtree("models/unlearned/loft"),
         r"models/unlearned/loft: gone since .* fit",
     ),
-    "no lock": (lambda: Path("dvc.lock").unlink(), r"dvc.lock: not here"),
+    "no lock": (lambda: Path("dvc.lock").unlink(), r"dvc.lock: no such file"),
 }
 
 

@@ -138,7 +138,7 @@ def test_rounding_above_the_bound_is_refused(dataset, tmp_path):
     sharp = build("resnet-small", 10, dataset.image_shape, seed=1)
     with torch.no_grad():
         sharp.head.weight.mul_(3000)
-    refused = r"features\.dtype: bf16 changes logits by up to [\d.]+ and \d+ of 400 predictions in part-00000; .* fp16"
+    refused = r"features\.dtype: bf16 changes logits by up to [\d.]+ and \d+ of 400 predictions in .*; use fp16"
     with pytest.raises(DataError, match=refused):
         extract(sharp, dataset, tmp_path / "out", tmp_path / "work", dataclasses.replace(SETTINGS, dtype="bf16"))
     assert not (tmp_path / "out").exists()

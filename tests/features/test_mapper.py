@@ -63,8 +63,8 @@ def test_each_shortage_has_its_own_warning(dataset, tmp_path, capsys):
     fetch(classifier_of(dataset, most=64, later=9, then=16), dataset, tmp_path)
     said = capsys.readouterr().err
     assert [line for line in said.splitlines() if "warning" in line] == [
-        "extract: warning: cpu is out of memory at 64 rows; continuing with 32",
-        "extract: warning: cpu is out of memory at 32 rows; continuing with 16",
+        "extract: warning: cpu is out of memory at 64 rows; continuing with 32 rows",
+        "extract: warning: cpu is out of memory at 32 rows; continuing with 16 rows",
     ]
 
 

@@ -136,7 +136,7 @@ def test_a_directory_without_tokenizer_or_weights_is_refused(directory, tmp_path
     with pytest.raises(ConfigError, match=r"has no model\.safetensors"):
         build(f"sentence:{tmp_path / 'a'}", 3, None, **HEAD)
     shutil.copy(directory / "model.safetensors", tmp_path / "a")
-    with pytest.raises(ConfigError, match=r"no tokenizer\.json in"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
         build(f"sentence:{tmp_path / 'a'}", 3, None, **HEAD)
 
 

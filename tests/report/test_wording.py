@@ -20,7 +20,8 @@ def test_copies_that_stay_behind_are_mentioned(run):
     assert not any("among the retained" in line for line in wording.not_claimed(summary))
     summary["request"] |= {"duplicates_left_in_retain": 2, "near_duplicates": {"left_in_retain": 1200}}
     told = [line for line in wording.not_claimed(summary) if "among the retained" in line]
-    assert len(told) == 2 and "2 have an exact copy" in told[0] and "1,200 have a near-duplicate" in told[1]
+    assert len(told) == 2 and "2 of the forgotten rows have an exact copy" in told[0]
+    assert "1,200 of the forgotten rows have a near-duplicate" in told[1]
 
 
 def test_a_gate_says_its_outcome_and_what_is_missing():

@@ -108,8 +108,11 @@ BROKEN: dict[str, tuple[Method, str]] = {
     ),
     "is no JSON": (broken(lambda m, _: replace(m, info={"pair": (1, 2)})), "info does not survive JSON"),
     "writes the time": (broken(lambda m, _: replace(m, info={"at": time.perf_counter()})), "other bytes in fit.json"),
-    "says head and changes weights": (broken(own_classifier), "facts.changes is 'head', the product is not"),
-    "says weights and changes a head": (broken(lambda *_: None, Weights), "facts.changes is 'weights', the product is"),
+    "says head and changes weights": (broken(own_classifier), "facts.changes is 'head', but the product is not"),
+    "says weights and changes a head": (
+        broken(lambda *_: None, Weights),
+        "facts.changes is 'weights', but the product",
+    ),
     "gives a model in training mode": (broken(training_classifier, Weights), "the product's classifier is in training"),
     "saves something else": (
         broken(lambda m, _: Saves(m.map, m.head, m.info)),

@@ -61,7 +61,7 @@ PUBLIC = {"weights": {"source": "x", "digest": "sha256:0"}}
 def test_auto_is_the_small_recipe_and_for_public_weights_fine_tuning() -> None:
     small = recipe_of(given(), model())
     assert (small.name, small.optimizer, small.schedule) == ("small", "sgd", "one-cycle")
-    assert (small.lr, small.momentum, small.weight_decay, small.epochs, small.batch_size) == (0.2, 0.9, 5e-4, 6, 256)
+    assert (small.lr, small.momentum, small.weight_decay, small.epochs, small.batch_size) == (0.2, 0.9, 5e-4, 3, 256)
     public = recipe_of(given(), model(**PUBLIC))
     assert public.name == "finetune, convolutions" and public.optimizer == "adamw" and public.precision == "fp32"
     assert recipe_of(given(recipe="small"), model(**PUBLIC)) == small

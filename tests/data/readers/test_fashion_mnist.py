@@ -59,7 +59,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path, idx_files: dict[s
     labels.write_bytes(gzip.compress(idx(np.zeros(20))))
     refused(tmp_path, r"t10k-labels-idx1-ubyte\.gz: content has sha256", "fashion-mnist", path)
     labels.write_bytes(gzip.compress(idx(np.zeros(20)))[:-6])
-    refused(tmp_path, r"t10k-labels-idx1-ubyte\.gz: not a complete gzip file", "fashion-mnist", path)
+    refused(tmp_path, r"t10k-labels-idx1-ubyte\.gz: is not a complete gzip file", "fashion-mnist", path)
     labels.unlink()
     refused(tmp_path, r"t10k-labels-idx1-ubyte\.gz: no such file", "fashion-mnist", path)
 

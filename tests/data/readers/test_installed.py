@@ -90,5 +90,5 @@ def test_a_sweep_says_who_keeps_the_input_and_leaves_it(reader, tmp_path, path):
     targets = Targets.find(tmp_path, ["n0"], [], keep=False)
     (found,) = source(targets, None, load_config(tmp_path / "params.yaml").data)
     assert isinstance(found, NotPurgeable)
-    assert (found.where, found.what.split()[0]) == (("source parity", "what") if path is None else (path, "1"))
+    assert (found.where, found.what.split()[0]) == (("source parity", "the") if path is None else (path, "1"))
     assert (tmp_path / "data/input.bin").read_bytes() == b"as it was"

@@ -258,7 +258,7 @@ def test_stl10_is_read_and_bad_files_are_refused(tmp_path: Path) -> None:
     second.mkdir()
     pixels = folder / "test_X.bin"
     pixels.write_bytes(pixels.read_bytes()[:-1])
-    refused(second, "STL10", tmp_path / "root", r"test_X\.bin: 55295 bytes for 2 labels")
+    refused(second, "STL10", tmp_path / "root", r"test_X\.bin: has 55295 bytes for 2 labels")
 
 
 def test_tiny_imagenet_is_read_and_bad_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,10 @@ def test_val_is_the_test_split_of_an_image_folder(tmp_path: Path) -> None:
     """`val` is the test split; it was a class of its own, and `train` the other."""
     names = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"]
     refused(
-        tmp_path, r"val: beside train/ and test/", "image-folder", folder(tmp_path / "all", [*names, "test/a/0.png"])
+        tmp_path,
+        "val: is outside train/",
+        "image-folder",
+        folder(tmp_path / "all", [*names, "test/a/0.png"]),
     )
     dataset = prepared(tmp_path, "image-folder", path=folder(tmp_path / "in", names))
     assert dataset.class_names == ["a", "b"] and dataset.sample_ids() == names
@@ -107,7 +110,7 @@ def test_bad_image_folders_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "needs a path", "image-folder", None)
     refused(tmp_path, "unknown data source 'coco'", "coco", root)
     mixed = folder(tmp_path / "mixed", ["train/a/0.png", "test/a/0.png", "b/0.png"])
-    refused(tmp_path, r"b: beside train/ and test/", "image-folder", mixed)
+    refused(tmp_path, r"b: is outside train/ and test/", "image-folder", mixed)
 
 
 def rows(n: int = 8) -> dict:
