@@ -1,3 +1,5 @@
+"""Intervals for differences between models equal the t interval, TOST and the bootstrap, and cover the truth."""
+
 from __future__ import annotations
 
 import numpy as np
