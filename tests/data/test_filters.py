@@ -1,3 +1,5 @@
+"""Filters select the rows they describe, point at the token of an error, and never fail in another way."""
+
 from __future__ import annotations
 
 from typing import Any
