@@ -1,4 +1,4 @@
-"""LEACE, POUR-P, ESC and the logit mask are compared with their formulas and with the package of LEACE.
+"""LEACE, POUR-P, ESC and the logit mask are compared with their formulas, and LEACE with the package concept-erasure.
 
 The tests also accumulate requests, and measure how much of the forgotten class a probe still finds.
 """

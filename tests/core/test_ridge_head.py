@@ -57,7 +57,7 @@ def test_a_fit_equals_numpy(ridge, n):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_sequence_of_changes_equals_a_fit_from_scratch(data):
-    """The sequences vary order and batches, repeat rows, and empty and refill classes and the whole head.
+    """The sequences vary the order and the batches, repeat rows, empty and refill classes, and remove all rows.
 
     On the way, pending rows are merged into the factor.
     """

@@ -161,7 +161,10 @@ def test_a_loaded_head_goes_on_from_rows_it_is_given(tmp_path):
 
 
 def test_what_is_saved_after_a_removal_holds_no_moments_of_the_rows(tmp_path):
-    """The preconditioner consists of second moments of rows. A refit of a head saved without it is as accurate."""
+    """The preconditioner consists of second moments of rows, so it must not be saved after a removal.
+
+    A refit of a head saved without it must still find the optimum.
+    """
     z, y = drawn(200)
     head = SoftmaxHead(RIDGE, tol=1e-9).fit(z, y, CLASSES).prepare()
     head.save(tmp_path)

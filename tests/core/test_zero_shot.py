@@ -86,7 +86,10 @@ def test_the_network_moves_forgotten_features_to_the_mean_proxy() -> None:
 
 
 def test_raw_proxies_far_below_the_features_norm_ruin_the_map_and_are_refused() -> None:
-    """Head rows of a tenth of the features' norm protect no retained feature. The guard needs no rows to notice."""
+    """Head rows with a tenth of the features' norm protect no retained feature.
+
+    The guard must notice this without retained features.
+    """
     z = 10 * torch.randn(4000, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     with pytest.raises(CollapseError, match="RepresentationZeroShot"):
         RepresentationZeroShot(beta=1.0, proxies="raw").fit(Moments.of(z), head(), COUNTS)
