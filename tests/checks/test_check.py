@@ -1,4 +1,7 @@
-"""`expunge check` reports all conflicts of params, request, methods, model and machine together, before any stage."""
+"""`expunge check` reports every conflict of params, request, methods, model and machine before any stage runs.
+
+All of them are reported together.
+"""
 
 from __future__ import annotations
 
