@@ -102,7 +102,8 @@ def test_three_people_are_deleted_one_after_the_other(tmp_path, monkeypatch):
         assert body["sweep"]["left"] == [] and body["unlearning"]["audit"]["recomputes"] == said["recomputed"]
         assert body["unlearning"]["exact"]["rows"]["retained"] == before - sum(d.rows[0] for d in done)
         assert "What an audit recomputes" in (done[-1].certificate / "certificate.html").read_text()
-        with pytest.raises(TrackingError, match="supersedes"):  # This version learned from people deleted later.
+        # This version was trained on people who were deleted later, so it is gone from the registry.
+        with pytest.raises(TrackingError, match="supersedes"):
             audit(done[0].certificate / "certificate.json", key)
         # The next request starts from the model that training on the remaining rows gives.
         store = FeatureStore("data/features/original")
