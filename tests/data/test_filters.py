@@ -1,4 +1,4 @@
-"""Filters select the rows they describe, point at the token of an error, and never fail in another way."""
+"""Filters select the rows that they describe, and a text that is no filter is refused with a DataError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input above the limits is refused by the size in its header, before anything is unpacked."""
+"""Input above the limits is refused before it is unpacked, by the size that its header states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near-duplicates are grouped as by a plain search over all pairs."""
+"""Near-duplicate pictures are grouped exactly as a plain search over all pairs groups them."""
 
 from __future__ import annotations
 
