@@ -167,7 +167,7 @@ def test_make_starts_and_ends_the_stack():
 
 
 def test_make_up_without_the_compose_plugin_says_what_is_needed(tmp_path):
-    """The script in place of docker answers as docker does without the plugin: an unknown flag and status 125."""
+    """Docker without the plugin reports an unknown flag with status 125. A script does the same here."""
     engine = tmp_path / "docker"
     engine.write_text('#!/bin/sh\necho "unknown flag: $2" >&2\nexit 125\n')
     engine.chmod(0o755)

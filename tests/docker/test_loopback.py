@@ -1,6 +1,6 @@
-"""The services of compose.yaml, started on loopback by composed.py, work together and keep each other out.
+"""The services of compose.yaml work together, and the credentials of one do not open another's data.
 
-They run with the commands, environment and files of compose.yaml.
+They are started on loopback with the commands, environment and files of compose.yaml; see composed.py.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_only_s3_of_the_storage_listens_to_others(stack):
     for port in (9333, 8080, 8888, 19333, 18080, 18888):  # HTTP and gRPC of master, volume and filer
         assert answers(storage.inner, port) and not answers(storage.outer, port)
     assert answers(storage.outer, 8333)
-    for port in (8181, 9101):  # catalogue servers, which are not needed
+    for port in (8181, 9101):  # catalogue servers, which compose.yaml does not ask for
         assert not answers(storage.inner, port) and not answers(storage.outer, port)
     for name, port in {"mlflow": 5000, "prefect": 4200, "postgres": 5432}.items():
         assert answers(stack[name].outer, port)
