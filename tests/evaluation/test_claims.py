@@ -60,7 +60,7 @@ def test_exact_needs_no_reference_and_comes_from_the_record() -> None:
     assert claims == {"outputs": "cannot tell", "features": "cannot tell", "backbone": "cannot tell", "exact": "shown"}
     assert exact_claim({"holds": False, "why": "no"}) == ("refuted", "no")
     assert exact_claim(None)[0] == exact_claim({"holds": None})[0] == "cannot tell"
-    assert exact_claim({"holds": "yes"})[0] != "shown"  # Only true counts, not a text.
+    assert exact_claim({"holds": "yes"})[0] != "shown"  # The record must say true, not "yes".
 
 
 def successes(share: float, n: int = 1000) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_every_run_includes_its_controls() -> None:
 def test_a_control_is_recognised_by_its_outputs() -> None:
     named = negative_controls(LOGITS, LABELS, FORGET, WHOLE, 0.5)
     assert control_of(LOGITS, logit_mask(LOGITS, WHOLE), WHOLE, named) == LOGIT_MASK
-    # The class is lowered by 7 nats. The offset per row does not change the outputs.
+    # The class is lowered by 7 nats. The offset per row does not change probabilities.
     lowered = LOGITS - 7.0 * np.eye(4)[2] + RNG.normal(size=(60, 1))
     assert control_of(LOGITS, lowered, WHOLE, named) == LOGIT_MASK
     assert control_of(LOGITS, LOGITS + 1.0, WHOLE, named) == ORIGINAL

@@ -1,4 +1,4 @@
-"""Intervals for differences between models equal the t interval, TOST and the bootstrap, and cover the truth."""
+"""Intervals for differences between models agree with t intervals, TOST and standard errors, and cover the truth."""
 
 from __future__ import annotations
 
