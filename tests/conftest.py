@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Every process computes with one thread, because tests run at the same time on few cores."""
+"""Fixtures that all tests share. Every process computes with one thread, because tests run in parallel on few cores."""
 
 import os
 import shutil
@@ -16,9 +16,12 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # It must run before xdist reads the marks.
 def pytest_collection_modifyitems(items):
-    """Tests that share the finished pipeline run on one worker, so that it is made once; slow ones of a module too."""
+    """Run all tests of the finished pipeline on one worker, so that it is made once.
+
+    The other slow tests of a module are kept on one worker too.
+    """
     for item in items:
         if {"finished", "copy", "fit_inputs"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
@@ -55,7 +58,7 @@ def declare(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A workspace in which `dvc repro` ran everything; read only."""
+    """Return a workspace in which `dvc repro` ran all stages. Tests may only read it."""
     workspace = lay_out(tmp_path_factory.mktemp("finished") / "workspace")
     (workspace / "log.txt").write_text(dvc(workspace, "repro"))
     return workspace

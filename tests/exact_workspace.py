@@ -1,7 +1,7 @@
-"""A workspace on digits, without DVC, in which rows were deleted exactly and the resulting model was registered.
+"""Make a workspace on digits, without DVC, in which rows were deleted exactly and the resulting model was registered.
 
-`training`: "above", "shards" (above a cut, in shards of slices), "ridge", "head", or these two with "-sharded" or
-"-random".
+The argument `training` is "above" (training above a cut), "shards" (the same in shards with slices), "ridge" or "head".
+The last two can end in "-sharded" (three shards) or "-random" (random features).
 """
 
 from __future__ import annotations

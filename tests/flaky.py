@@ -1,4 +1,4 @@
-"""A real HTTP proxy before a real server that fails on purpose."""
+"""An HTTP proxy that forwards requests to a server and makes chosen ones fail."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-# What may become of a request: `busy` is answered with 503 by the proxy, as a server says "database is locked"; `lost`
-# is carried out, but its answer never arrives; `dead` is refused, and so is every later one until `back` is called.
+# What can happen to a request. The proxy answers a busy one with 503, as a server with a locked database does. A lost
+# one is carried out, but its answer never arrives. A dead one is refused, and so are all later ones until `back` is
+# called.
 BUSY, LOST, DEAD = "busy", "lost", "dead"
 HOP = {"connection", "transfer-encoding", "keep-alive", "content-length", "host"}
 
 
 class Flaky(http.server.ThreadingHTTPServer):
-    """Forwards to `target`; `fate(number)` says what becomes of the request with this number, counted from 1."""
+    """A proxy to `target`. `fate(number)` returns what happens to the request of that number, counted from 1."""
 
     daemon_threads = True
 
@@ -34,11 +35,11 @@ class Flaky(http.server.ThreadingHTTPServer):
         self.fate, self.counter, self.dead, self.seen = fate, itertools.count(1), False, 0
 
     def back(self) -> None:
-        """From now on everything is forwarded."""
+        """Forward every request from now on."""
         self.plan(lambda number: None)
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away in the middle is no news."""
+        """Print nothing, because clients are expected to close connections early."""
 
 
 @contextmanager
@@ -97,7 +98,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _hang_up(self) -> None:
-        """Reset the connection, as when the process behind it is killed."""
+        """Reset the connection, as happens when the process behind it is killed."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True

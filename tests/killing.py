@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, event
 
-# Requests to the file system. A process may die between any two of them.
+# These events are requests to the file system. A process may die between any two of them.
 ASKED = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
 
 

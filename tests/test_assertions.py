@@ -1,4 +1,4 @@
-"""Every test asserts something: itself, or through a function of the tests that it calls."""
+"""Every test asserts something, either itself or through a function of the tests that it calls."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import ast
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-RAISING = {"raises", "warns", "fail"}  # of pytest
+RAISING = {"raises", "warns", "fail"}  # These functions of pytest assert too.
 
 
 def called(node: ast.AST) -> set[str]:
-    """The last part of the name of everything that `node` calls; "assert" for a statement that asserts."""
+    """Return the last part of the names that `node` calls, and "assert" if it has an assert statement."""
     names = set()
     for inner in ast.walk(node):
         if isinstance(inner, ast.Assert):
@@ -23,7 +23,7 @@ def called(node: ast.AST) -> set[str]:
 
 
 def without_assertion(folder: Path) -> list[str]:
-    """Tests below `folder` that neither assert nor call, directly or through others, a function of them that does."""
+    """Return the tests below `folder` that do not assert, not even through functions there that they call."""
     functions = [
         (path, node.name, called(node))
         for path in sorted(folder.rglob("*.py"))

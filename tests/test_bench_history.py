@@ -1,4 +1,4 @@
-"""The record of benchmark runs: what is compared with what."""
+"""The record of benchmark runs compares a run with the newest one of the same benchmark on the same machine."""
 
 import json
 

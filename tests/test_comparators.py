@@ -1,4 +1,4 @@
-"""The table of methods: which methods run on which request, what the page says, and what `expunge methods` reads."""
+"""The comparison runs each method on the requests it answers, and `expunge methods` reads the verdicts of its page."""
 
 import json
 
@@ -32,7 +32,7 @@ def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipelin
     assert {"trew", "muda", "damp", "natmu", "short-retrain"} <= set(by_class.changes["methods"])
     assert "regun" in by_rows.changes["methods"] and by_rows.changes["split"]["unseen"] == 0.1
     assert not {"muda", "delete"} & set(by_rows.changes["methods"])
-    # Every method of the table that params name is in one of them, but for other ways of training.
+    # Each method that params name runs in one of them, except those that need another way of training.
     named = {name for name in METHODS if name in yaml.safe_load((ROOT / "params.yaml").read_text())["fit"]}
     run = {name for v in (by_class, by_rows) for name in v.changes["methods"]}
     assert named - run == {"exact", "certified-removal"}
@@ -63,7 +63,7 @@ def block(kl, fit_s, verdict=None):
 
 @pytest.fixture
 def pooled():
-    """Two seeds; `shaky` was refused in the second."""
+    """Return pooled results of two seeds, of which the second refused the method `shaky`."""
     good, bad = verdict_with(("outputs",)), verdict_with((), "lost")
     methods = [
         {"logit-mask": block(0.9, 0.1, bad), "delete": block(0.4, 2.0, good), "shaky": block(0.5, 4.0, bad)},

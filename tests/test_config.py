@@ -1,4 +1,4 @@
-"""params.yaml: what is accepted, and what each mistake is told."""
+"""params.yaml is read, or refused with a message of one line that names the mistake."""
 
 import copy
 import dataclasses
@@ -273,7 +273,7 @@ def test_what_is_no_text_is_refused(tmp_path):
 
 
 def places(value, path=()):
-    """Paths of every key and item below `value`."""
+    """Return the path of every key and item below `value`."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [p for key, item in items for p in [(*path, key), *places(item, (*path, key))]]
 
@@ -295,7 +295,7 @@ FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChe
 
 
 def loads_or_says_why(path: Path) -> None:
-    """Load; the only failure is a ConfigError of one line that names the file."""
+    """Load the file, and assert that any failure is a ConfigError of one line that names it."""
     try:
         config = load_config(path)
     except ConfigError as e:
@@ -316,7 +316,7 @@ def test_any_value_in_any_place_is_read_or_refused(tmp_path, where, value):
     inner[where[-1]] = value
     try:
         text = yaml.safe_dump(params)
-    except ValueError:  # Python prints no int of more than 4,300 digits; hexadecimal has no such limit
+    except ValueError:  # Python prints no int of more than 4,300 digits. Hexadecimal numbers have no such limit.
         inner[where[-1]] = "HUGE"
         text = yaml.safe_dump(params).replace("HUGE", hex(10**5000))
     (tmp_path / "params.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""The example package: installed as a user installs it, its contract tests, and a run from prepare to register."""
+"""The example package is installed as a user does it, passes its contract tests, and runs from prepare to register."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLE = ROOT / "examples/expunge-seven-segments"
 
 
 def blocks(language: str) -> list[str]:
-    """The blocks of docs/plugins.md in a language; "" for what commands print."""
+    """Return the blocks of docs/plugins.md in a language. Blocks of printed output have the language ""."""
     page = (ROOT / "docs/plugins.md").read_text()
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for tag, text in found if tag == language]
@@ -40,7 +40,10 @@ def command(where: Path, site: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """Where pip puts the package; built from a copy, so that nothing is written into the repository."""
+    """Return the folder into which pip installed the package.
+
+    It is built from a copy, so that nothing is written into the repository.
+    """
     source, target = tmp_path_factory.mktemp("example") / "package", tmp_path_factory.mktemp("site")
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
     options = ("--no-deps", "--no-build-isolation", "--quiet", "--target", str(target), str(source))
@@ -50,10 +53,10 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def workspace(site, tmp_path_factory) -> Path:
-    """A workspace in which the pipeline ran with one plug-in of each kind."""
+    """Return a workspace in which the pipeline ran with one plug-in of each kind."""
 
     def edit(params: dict) -> None:
-        for section, values in yaml.safe_load(blocks("yaml")[0]).items():  # as docs/plugins.md says
+        for section, values in yaml.safe_load(blocks("yaml")[0]).items():  # These are the params of docs/plugins.md.
             params[section] = {**params[section], **values} if isinstance(values, dict) else values
         params["train"].update(epochs=10, batch_size=32)
         params["retrain"]["seeds"] = [1]
@@ -98,7 +101,8 @@ def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(wo
     values = {
         n: b["plugins"]["wrong-segments"] for n, b in [*references.items(), *methods.items()] if n != "logit_mask"
     }
-    assert values["original"] < 0.5 < values["retrained"] <= 7  # it knew the digit; who never saw it takes another one
+    # The original knows the digit. A model that never saw it answers with another digit.
+    assert values["original"] < 0.5 < values["retrained"] <= 7
     assert values["logit-mask"] > 0.5
     table = (workspace / "reports/results.md").read_text()
     assert "| wrong-segments |" in table and f"{values['retrained']:.2f}" in table
@@ -110,7 +114,7 @@ def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(wo
 
 
 def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_works(workspace, site, tmp_path):
-    """Run last: the workspace changes."""
+    """This test must run last, because it changes the workspace."""
     newer = tmp_path / "site"
     shutil.copytree(site, newer)
     info = next(newer.glob("expunge_seven_segments-0.1.0.dist-info"))
@@ -125,7 +129,7 @@ def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_
     command(workspace, newer, "dvc", "repro", "--force", "--single-item", "fit@nearest-mean")
     made = json.loads((workspace / "models/unlearned/nearest-mean/fit.json").read_text())
     assert made["package"] == "expunge-seven-segments 0.2.0"
-    assert "evaluate@nearest-mean" in command(workspace, newer, "dvc", "status")  # what follows is stale now
+    assert "evaluate@nearest-mean" in command(workspace, newer, "dvc", "status")  # Later stages are stale.
     evaluations = ("evaluate-references", "evaluate@logit-mask", "evaluate@nearest-mean")
     command(workspace, newer, "dvc", "repro", "--force", "--single-item", *evaluations)
     said = command(workspace, newer, "expunge.cli", "check")

@@ -1,4 +1,4 @@
-"""The toy picture: what it shows is measured on rows that no map was fitted to."""
+"""The toy picture shows what its maps do to Gaussians, measured on rows that no map was fitted to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def test_networks_forget_one_gaussian_and_keep_five() -> None:
     assert before.retained > 0.99 and before.forgotten > 0.99 and before.confidence > 0.9
     for panel in (standard, zero_shot):
         assert panel.retained > 0.98
-        assert panel.distance < 0.05  # forgotten rows lie at the mean of all rows
+        assert panel.distance < 0.05  # Forgotten rows lie at the mean of all rows.
         assert panel.confidence < 2 / CLASSES
     # In two dimensions a linear map cannot move one of six points of a circle and keep the others.
     assert linear.retained < 0.9

@@ -1,4 +1,4 @@
-"""dvc.yaml knows its code: each stage depends on what its module imports, and on nothing else of src/."""
+"""Each stage of dvc.yaml depends on the code that its module imports, and on nothing else of src/."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages
 
 
 def problems(root: Path, module: str, deps: list[Path]) -> list[str]:
-    """What `deps` (below `root`) lacks of the closure of `module`, and what it holds too much.
+    """Return which files of the closure of `module` are missing in `deps` (below `root`), and which are superfluous.
 
-    Packages count as a whole. In the package of the stage itself files count one by one: stages do not depend on each
-    other's modules. The `__init__` at the very top is left out; a test holds that it imports nothing.
+    Packages count as a whole. In the package of the stage itself files count one by one, because stages do not depend
+    on each other's modules. The `__init__` of expunge is left out, because another test asserts that it imports
+    nothing.
     """
     files = closure(root, module) - {root / PACKAGE / "__init__.py"}
     own = unit(root, root.joinpath(*module.split(".")))
@@ -104,7 +105,7 @@ def test_the_whole_source_is_no_dependency(tree):
     [("expunge.training.recipe", "TRAINING_CODE"), ("expunge.shadow.networks", "FITTING_CODE")],
 )
 def test_shadow_networks_are_stale_when_code_that_made_them_changes(module, named):
-    """They are no outputs of a stage each, so they carry a digest of the code instead."""
+    """Shadow networks are not outputs of DVC stages of their own, so they carry a digest of the code instead."""
     from expunge.shadow import networks
 
     needed = {unit(SRC, path).name for path in closure(SRC, module)} - {"__init__.py"}

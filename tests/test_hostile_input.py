@@ -1,6 +1,6 @@
-"""Damaged and hostile files: every reader either reads them or raises an error of ours that names the file, soon.
+"""Every reader either reads a damaged or hostile file or soon raises an ExpungeError that names the file.
 
-`EXPUNGE_FUZZ_EXAMPLES=2000 pytest tests/test_hostile_input.py` tries more of them.
+`EXPUNGE_FUZZ_EXAMPLES=2000 pytest tests/test_hostile_input.py` tries more files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from expunge.system.errors import ExpungeError
 from expunge.system.files import read_manifest, staged_dir, write_json, write_manifest
 from tests.sweep import people_workspace
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # Pillow's, of every tag
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # Pillow warns of bad tags.
 EXAMPLES = int(os.environ.get("EXPUNGE_FUZZ_EXAMPLES", "25"))
 SECONDS = 5.0
 FUZZ = settings(
@@ -51,8 +51,10 @@ FUZZ = settings(
 
 
 def ours(read: Callable[[], Any], *names: str) -> Any:
-    """What `read` returns; None where it raised an error of ours that holds one of `names` in a line. Any other error,
-    and one that takes long, fails the test."""
+    """Return what `read` returns, or None if it raised an ExpungeError whose message has one of `names`.
+
+    The test fails on any other error, and if reading takes long.
+    """
     start = time.process_time()
     try:
         found = read()
@@ -65,7 +67,7 @@ def ours(read: Callable[[], Any], *names: str) -> Any:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """`content` cut off, with bytes changed, doubled, put in or taken out."""
+    """Draw `content` that is cut off, or has bytes changed, doubled, inserted or removed."""
     out = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(len(out) - 1, 0)))
@@ -95,7 +97,7 @@ JSON = st.recursive(
 
 @st.composite
 def edited(draw: st.DrawFn, value: Any) -> Any:
-    """`value` with another value, or none, in one or two places of its tree."""
+    """Draw `value` with one or two places of its tree replaced or removed."""
     value = json.loads(json.dumps(value))
     for _ in range(draw(st.integers(1, 2))):
         inner, at = value, None
@@ -136,11 +138,11 @@ def test_damaged_pictures_are_read_or_refused(content):
 @pytest.mark.parametrize(
     ("name", "content", "reads"),
     [
-        ("1.jpg", PICTURES[0], True),  # a PNG: what is inside counts
-        ("1.png", b"%PDF-1.4 " + PICTURES[0], False),  # two formats in one file
+        ("1.jpg", PICTURES[0], True),  # It is a PNG, and only the content counts.
+        ("1.png", b"%PDF-1.4 " + PICTURES[0], False),  # The file has two formats.
         ("1.png", PICTURES[0] + b"<script>alert(1)</script>", True),
         ("1.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", False),
-        ("1.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", False),  # Pillow would start an interpreter
+        ("1.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", False),  # Pillow would start an interpreter.
         ("1.png", b"", False),
         ("1.svg", PICTURES[0], False),
     ],
@@ -275,7 +277,7 @@ def test_damaged_lists_in_parquet_are_read_or_refused(tmp_path, content):
     ours(lambda: read_values(tmp_path / "ids.parquet", "sample_id"), "ids.parquet")
 
 
-# What stages read of each other.
+# Files that one stage reads from another.
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +318,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 @FUZZ
 @given(data=st.data())
 def test_damaged_manifests_are_read_or_refused(workspace, place, data):
-    """Bytes of the manifest, or values in it."""
+    """Either bytes of the manifest are damaged, or values in it are edited."""
     file = workspace / place / "manifest.json"
     whole = file.read_bytes()
     tree = data.draw(damaged(whole) | edited(json.loads(whole)))
@@ -331,7 +333,7 @@ def test_damaged_manifests_are_read_or_refused(workspace, place, data):
 @FUZZ
 @given(data=st.data())
 def test_damaged_files_with_a_fitting_manifest_are_read_or_refused(workspace, place, data):
-    """So nothing but the reader itself stands against them."""
+    """The manifest's digests match the damaged file, so only the reader itself can notice."""
     folder = workspace / place
     name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")))
     file, manifest = folder / name, json.loads((folder / "manifest.json").read_text())
@@ -352,7 +354,7 @@ def test_damaged_files_with_a_fitting_manifest_are_read_or_refused(workspace, pl
 @FUZZ
 @given(data=st.data())
 def test_damaged_tensor_files_are_read_or_refused(workspace, tmp_path, data):
-    """Moments, tombstones, weights: files of tensors."""
+    """Moments, tombstones and weights are stored as files of tensors."""
     weights = (workspace / "models/original/model.safetensors").read_bytes()
     moments = (workspace / "data/features/original/moments.safetensors").read_bytes()
     (tmp_path / "w.safetensors").write_bytes(data.draw(damaged(weights)))
@@ -376,7 +378,7 @@ def test_damaged_torch_files_are_read_or_refused(tmp_path, data):
     ours(lambda: read_weights(tmp_path / "w.pt"), "w.pt")
 
 
-# What is signed.
+# Signed documents.
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +408,6 @@ NESTED = b'{"certificate":' * 100_000
 @FUZZ
 @given(data=st.data())
 def test_a_changed_certificate_is_never_taken_for_the_signed_one(signed, tmp_path, data):
-    """Nothing that was changed is taken for what was signed."""
     folder, key = signed / "records/certificates", PublicKey.read(signed / "records/keys/signing.pub.pem")
     whole = (folder / "R-1/certificate.json").read_bytes()
     body = verify(folder / "R-1/certificate.json", key)
@@ -444,7 +445,7 @@ def test_a_changed_ledger_is_never_taken_for_the_signed_one(signed, tmp_path, da
 
 
 def test_deep_huge_and_empty_json_and_folders_are_refused(tmp_path):
-    """What breaks parsers rather than values."""
+    """These contents overload or confuse a parser, whatever values the reader expects."""
     for number, content in enumerate(
         [b"[" * 200_000, b"1" * 10_000, b"\xff\xfe", b"[]", b"null", b"NaN", b'{"schema": 1}']
     ):

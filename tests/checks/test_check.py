@@ -1,4 +1,7 @@
-"""expunge check: every conflict of params, request, methods, model and machine, found together and before any stage."""
+"""`expunge check` reports every conflict of params, request, methods, model and machine before any stage runs.
+
+All of them are reported together.
+"""
 
 from __future__ import annotations
 
@@ -306,9 +309,9 @@ def test_prepare_does_not_check_again_what_passed(tmp_path, monkeypatch):
     began = time.perf_counter()
     with preflight.checked_beside():
         body = time.perf_counter() - began
-    assert body < 1  # the check goes on beside the body
-    assert preflight.passed()  # the command remembered it
-    monkeypatch.setattr(preflight.subprocess, "Popen", None)  # a second check would fail on this
+    assert body < 1  # The check runs at the same time as the body.
+    assert preflight.passed()  # The check recorded that the params passed.
+    monkeypatch.setattr(preflight.subprocess, "Popen", None)  # A second check would fail here.
     with preflight.checked_beside():
         pass
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What another version of a plug-in made is told with the stage to make again; everything else is left alone."""
+"""A result of another plug-in version is reported with the stage to run again, and all other results are left alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLD = "plugin 0.0.9"
 
 @pytest.fixture
 def config(declare, tmp_path) -> Config:
-    """Params that name one plug-in of each kind, of `plugin_0` to `plugin_3`."""
+    """Return params that name one plug-in of each kind, from the packages `plugin_0` to `plugin_3`."""
     for kind, name in (("readers", "source"), ("models", "net"), ("methods", "mine"), ("metrics", "number")):
         declare(kind, name, "json:load")
     params = yaml.safe_load((ROOT / "params.demo.yaml").read_text())

@@ -1,4 +1,4 @@
-"""What every command-line program has: a version, short help, completion, and errors with a status."""
+"""The command-line program prints its version, short help and completion, and errors set its exit status."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
 
 
 def test_the_user_interface_makes_a_missing_database_before_its_server_starts(tmp_path):
-    """MLflow's server makes the tables one by one; `expunge watch`, started meanwhile, took them for an unfinished
-    database, replaced it, and the server stopped: "attempt to write a readonly database"."""
+    """MLflow's server creates the tables one by one, and an `expunge watch` started meanwhile must not interfere.
+
+    It used to take them for an unfinished database and replaced it. The server then stopped with "attempt to write a
+    readonly database".
+    """
     command = [sys.executable, "-u", "-m", "expunge", "ui", "--port", str(free_port())]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")}
     with subprocess.Popen(
@@ -58,7 +61,7 @@ def test_the_user_interface_makes_a_missing_database_before_its_server_starts(tm
     ) as process:
         try:
             assert "MLflow UI: http" in process.stdout.readline()
-            with closing(sqlite3.connect(tmp_path / "mlflow.db")) as db:  # MLflow's last step is this experiment
+            with closing(sqlite3.connect(tmp_path / "mlflow.db")) as db:  # MLflow creates this experiment last.
                 assert db.execute("SELECT name FROM experiments").fetchall() == [("Default",)]
         finally:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The life of three requests of `expunge demo-people`, one after the other, on a few hundred digits with people."""
+"""Three requests of `expunge demo-people` are carried out one after the other, on digits that belong to people."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from expunge.system.files import read_json
 from expunge.workspaces.workspace import params_with
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, lay_out
 
-# Without them no answer on a test row changes. Of 359 test rows one change can leave the verdict on utility open, and
-# then a request is refused.
+# Removing these people changes no answer on a test row. With 359 test rows, one changed answer can leave the verdict on
+# utility open, and then the request is refused.
 PEOPLE = ("guest-012", "guest-016", "guest-032")
 
 
 def workspace(root: Path) -> Path:
-    """Like that of the demo, with its own params: the digits of 180 people, a seeded public backbone."""
+    """Make a workspace like the demo's, with digits of 180 people, a seeded public backbone and its own params."""
     from sklearn.datasets import load_digits
 
     lay_out(root)
@@ -102,9 +102,10 @@ def test_three_people_are_deleted_one_after_the_other(tmp_path, monkeypatch):
         assert body["sweep"]["left"] == [] and body["unlearning"]["audit"]["recomputes"] == said["recomputed"]
         assert body["unlearning"]["exact"]["rows"]["retained"] == before - sum(d.rows[0] for d in done)
         assert "What an audit recomputes" in (done[-1].certificate / "certificate.html").read_text()
-        with pytest.raises(TrackingError, match="supersedes"):  # the version that remembers the others is gone
+        # This version was trained on people who were deleted later, so it is gone from the registry.
+        with pytest.raises(TrackingError, match="supersedes"):
             audit(done[0].certificate / "certificate.json", key)
-        # What the next request starts from is what training on the rows that are left gives.
+        # The next request starts from the model that training on the remaining rows gives.
         store = FeatureStore("data/features/original")
         train = np.flatnonzero(store.column("split") == "train")
         fresh = RidgeHead(**load_config().train.head)

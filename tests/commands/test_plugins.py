@@ -1,4 +1,7 @@
-"""expunge plugins: kind, name, package, and whether it loads; one that does not leaves the others in the list."""
+"""`expunge plugins` lists kind, name and package of each plug-in and whether it loads.
+
+A plug-in that cannot be loaded does not keep the others from the list.
+"""
 
 from __future__ import annotations
 

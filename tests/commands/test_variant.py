@@ -1,3 +1,5 @@
+"""`expunge variant` runs the pipeline with changed params in a folder of its own, beside the first run."""
+
 from __future__ import annotations
 
 import json

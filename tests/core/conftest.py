@@ -1,4 +1,4 @@
-"""A small task for estimators on features: Gaussian classes, a head at its optimum, and class 0 to be forgotten."""
+"""Fixture `task` for estimators on features: Gaussian classes, a head fitted to them, and class 0 to be forgotten."""
 
 from __future__ import annotations
 

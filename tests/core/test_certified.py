@@ -1,4 +1,7 @@
-"""Certified removal: bounds that hold, exactness for the quadratic, a budget that runs out."""
+"""Certified removal states bounds that hold, is exact for a quadratic loss, and refuses when its budget is used up.
+
+The gradients come from autograd on the loss of the paper, and the noise is known wherever a formula is checked.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def noise(removal: CertifiedRemoval, classes: int, dim: int) -> torch.Tensor:
 
 
 def gradient_norm(removal: CertifiedRemoval, z: torch.Tensor, labels: torch.Tensor, w: torch.Tensor) -> float:
-    """Of the perturbed training loss on these rows, by autograd, from the paper's definition."""
+    """Return the norm of the gradient of the perturbed training loss on these rows.
+
+    The loss is written as the paper defines it, and autograd differentiates it.
+    """
     w = w.clone().requires_grad_()
     x = inputs(removal, z)
     y = torch.full((len(x), len(w)), -1.0, dtype=torch.float64)
@@ -47,7 +53,10 @@ def head_shape(removal: CertifiedRemoval) -> tuple[int, int]:
 
 
 def fitted(task, **options: object) -> CertifiedRemoval:
-    """With noise that is known, so that formulas can be checked; a radius that no removal touches."""
+    """Return a removal fitted with known noise, so that formulas can be checked.
+
+    The radius is given, so no removed row can have determined it.
+    """
     removal = CertifiedRemoval(**{"l2": 1e-3, "delta": 1e-4, "radius": longest(task), **options})  # type: ignore[arg-type]
     noise_ = given(task.head.num_classes, task.head.dim)
     return removal.fit(task.head, task.z, task.labels, saw_forget_data=False, noise=noise_)
@@ -151,7 +160,7 @@ def test_secret_noise_is_standard_normal() -> None:
 
     values = secret_normal(100, 200)
     assert values.shape == (100, 200) and values.dtype == torch.float64 and bool(values.isfinite().all())
-    assert kstest(values.flatten().numpy(), "norm").pvalue > 1e-6  # a millionth of the runs may fail
+    assert kstest(values.flatten().numpy(), "norm").pvalue > 1e-6  # one run in a million fails by chance
 
 
 def test_a_radius_from_rows_must_survive_the_removal(task) -> None:
@@ -176,7 +185,8 @@ def test_what_earlier_releases_spent_counts(task) -> None:
     removal.fit(task.head, task.z, task.labels, saw_forget_data=False, epsilon_before=60.0)
     without(task, fresh, slice(0, 5))
     without(task, removal, slice(0, 5))
-    assert removal.epsilon_spent_ - 60 == pytest.approx(fresh.epsilon_spent_, rel=0.3)  # the noise differs
+    # The tolerance is wide because `removal` draws noise of its own.
+    assert removal.epsilon_spent_ - 60 == pytest.approx(fresh.epsilon_spent_, rel=0.3)
     full = CertifiedRemoval(l2=1e-3, epsilon=1.0).fit(
         task.head, task.z, task.labels, saw_forget_data=False, epsilon_before=1.0
     )

@@ -1,4 +1,7 @@
-"""LEACE, POUR-P, ESC, the logit mask, accumulated requests, and what each leaves for a probe."""
+"""LEACE, POUR-P, ESC and the logit mask are compared with their formulas, and LEACE with the package concept-erasure.
+
+The tests also accumulate requests, and measure how much of the forgotten class a probe still finds.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ METHODS: dict[str, tuple[Callable[..., FeatureMap], float]] = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_head_no_longer_finds_the_class_and_a_probe_finds_no_more_than_before(task, name: str) -> None:
-    """What the head loses, a fresh probe may still find: only LEACE promises otherwise, against linear probes."""
+    """A new probe may still find a class that the head has lost. Only LEACE rules that out, and for linear probes."""
     fit, at_most = METHODS[name]
     mapped = fit(task)(task.z)
     predicted = task.head.logits(mapped).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""The head refit against scikit-learn, and exactness where the start differs."""
+"""The refitted head equals the optimum that scikit-learn finds, whatever head the refit starts from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_the_refitted_head_equals_scikit_learn(task, l2: float) -> None:
     refit = HeadRefit(l2=l2, tol=1e-10).fit(task.head, task.z, task.labels)
     reference = LogisticRegression(C=1 / (l2 * len(task.z)), tol=1e-10, max_iter=10_000).fit(task.z, task.labels)
     ours, theirs = refit.head_.logits(task.z), torch.from_numpy(reference.decision_function(task.z.numpy()))
-    # Softmax does not see a common shift of the biases.
+    # The softmax does not change when all biases are shifted by the same amount.
     torch.testing.assert_close(
         ours - ours.mean(1, keepdim=True), theirs - theirs.mean(1, keepdim=True), rtol=1e-4, atol=1e-4
     )
@@ -45,7 +45,7 @@ def test_classes_without_rows_are_masked_and_can_come_back(task) -> None:
 
 
 def test_the_head_can_be_refitted_behind_a_map(task) -> None:
-    """With a class direction projected out the features have no variance there: the problem stays solvable."""
+    """Features have no variance along a projected-out class direction, and the refit must still be solvable."""
     drop = PourP().fit(task.head, 0).map_
     refit = HeadRefit(l2=1e-3).fit(task.head, task.z, task.labels, map_=drop)
     assert refit.map_ is drop

@@ -1,4 +1,4 @@
-"""One step of influence functions: beside heads fitted from scratch to the rows after, and beside autograd."""
+"""One step of influence functions is compared with heads fitted from scratch to the changed rows, and with autograd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def rows(seed: int = 0) -> Rows:
 
 
 def parts(change: str, count: int = 20) -> tuple[Rows, Rows, Rows | None]:
-    """Rows that stay, rows that go and what replaces them: other labels, other features, or nothing."""
+    """Return the rows that stay, the rows that go, and what replaces them.
+
+    The replacement has other labels or other features, is the same rows again, or is None.
+    """
     z, y = rows()
     new = {
         "labels": (z[:count], (y[:count] + 1) % CLASSES),
@@ -36,7 +39,7 @@ def after(kept: Rows, new: Rows | None) -> Rows:
 
 
 def optimum(loss: str, of: Rows, ridge: float = RIDGE) -> torch.Tensor:
-    """Weights `(C, d + 1)` of the heads that have solvers of their own."""
+    """Return the weights `(C, d + 1)` of the fitted ridge head (squared loss) or softmax head."""
     if loss == "squared":
         return RidgeHead(ridge * len(of[1]), temperature=0.5).fit(*of, CLASSES).weights_.T / 0.5
     return SoftmaxHead(ridge, tol=1e-13).fit(*of, CLASSES).weights_
@@ -84,7 +87,7 @@ def test_a_correction_and_its_reverse_restore_the_head() -> None:
 @pytest.mark.parametrize("change", ["labels", "features", "removed"])
 @pytest.mark.parametrize("loss", ["softmax", "squared"])
 def test_the_first_order_is_a_gradient_step_on_the_rows_after(loss: str, change: str) -> None:
-    """By autograd of the whole objective, whose gradient is that of the change alone at the optimum before."""
+    """Autograd differentiates the whole objective. At the old optimum only the change contributes to its gradient."""
     kept, gone, new = parts(change)
     start, (z, y) = optimum(loss, rows()), after(kept, new)
     w = start.clone().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""LOFT: the exact solver against a dense grid, the published solver and hand-made optima."""
+"""LOFT's exact solver is compared with a dense grid, the published solver, and optima known in closed form."""
 
 from __future__ import annotations
 
@@ -67,14 +67,15 @@ def test_the_reduced_basis_finds_the_same_optimum(rank: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("seed", range(6))
 def test_crossing_eigenvalues_are_mixed(seed: int) -> None:
-    """Commuting matrices: no top eigenspace attains the optimum, which lies between two of them."""
+    """For commuting matrices the optimum can lie between two top eigenspaces, so that no single one attains it."""
     rng = np.random.default_rng(seed)
     p, q = rng.random(6), rng.random(6)
     p, q = p / p.sum(), q / q.sum()
     rank = 2
     found = minimise_subspace_objective(np.diag(p), np.diag(q), rank)
     assert found.gap <= 1e-7 * found.objective + 1e-13
-    # With diagonal matrices (r, f) covers the hull of the points of all index subsets: project (1, 0) onto it.
+    # For diagonal matrices the pairs (r, f) fill the convex hull of the points of all index subsets, so the optimum is
+    # the projection of (1, 0) onto that hull.
     points = np.array([[p[list(i)].sum(), q[list(i)].sum()] for i in itertools.combinations(range(6), rank)])
     best = min(
         np.sum((u + t * (v - u) - [1, 0]) ** 2)
@@ -95,7 +96,8 @@ def test_identical_moments_have_the_optimum_of_the_eigenvalue_sums() -> None:
     a, _ = problem(12, seed=0)
     found = minimise_subspace_objective(a, a, 4)
     values = np.sort(np.linalg.eigvalsh(a))
-    # (r, r) can be any sum between the smallest and largest; the nearest to (1, 0) has r = 1/2.
+    # r can be any number between the sums of the smallest and of the largest eigenvalues. The point (r, r) nearest
+    # to (1, 0) has r = 1/2.
     best = np.clip(0.5, values[:4].sum(), values[-4:].sum())
     assert found.objective == pytest.approx((1 - best) ** 2 + best**2, rel=1e-6)
 
@@ -108,7 +110,8 @@ def test_the_published_solver_comes_close_and_never_below(rank: int) -> None:
     assert exact.objective_ <= published.objective_ + 1e-9
     assert published.objective_ <= 1.2 * exact.objective_
     assert [point["step"] for point in published.history_] == [1, *range(2, 101, 2)]
-    assert published.history_[-1]["loss"] == pytest.approx(published.objective_, rel=0.05)  # before the last step
+    # The last loss of the history was measured before the last step.
+    assert published.history_[-1]["loss"] == pytest.approx(published.objective_, rel=0.05)
     assert exact.history_ == []
     again = Loft(rank, solver="riemannian-adam", steps=100, lr=1.0).fit(retain, forget)
     assert torch.equal(again.basis_, published.basis_)

@@ -1,4 +1,4 @@
-"""Maps and heads: application, folding, composing, files."""
+"""Maps and heads are applied, folded into a head, composed, and saved to and loaded from files."""
 
 from __future__ import annotations
 

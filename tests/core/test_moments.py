@@ -1,4 +1,4 @@
-"""Moments against NumPy, merge order, erasure, and what must be refused."""
+"""Moments equal those of NumPy in any order of merging, rows can be subtracted again, and bad input is refused."""
 
 from __future__ import annotations
 

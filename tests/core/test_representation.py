@@ -1,4 +1,7 @@
-"""Representation Unlearning, regime (a): the exact linear map and the network."""
+"""Representation Unlearning with retained rows (regime a), for the exact linear map and for the network.
+
+The reference is the published loss over all pairs, differentiated by autograd.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def fit(z_r: torch.Tensor, z_f: torch.Tensor, **options: object) -> Representati
 
 
 def pairwise_loss(m: torch.Tensor, z_r: torch.Tensor, z_f: torch.Tensor, weight: float) -> torch.Tensor:
-    """The published loss over all pairs, per dimension of the retain term."""
+    """Return the published loss over all pairs, with the retain term averaged over dimensions."""
     out_r, out_f = z_r @ m[:, :-1].T + m[:, -1], z_f @ m[:, :-1].T + m[:, -1]
     reference = torch.cat([z_r, z_f])
     pairs = (out_f[:, None] - reference[None]).square().sum(dim=2).mean()
@@ -52,7 +55,7 @@ def test_the_exact_map_zeroes_the_gradient_of_the_pairwise_loss(beta: float, los
 
 
 def test_noise_is_a_ridge_on_the_weight() -> None:
-    """Rows moved by all corners of a cube have the noise's first two moments, so their plain loss is the noisy one."""
+    """The corners of a cube have the first two moments of the noise, so their mean loss is the expected noisy loss."""
     z_r, z_f = data(40, 20)
     scale, beta = 0.3, 2.0
     corners = scale * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * D)
@@ -131,7 +134,7 @@ def test_the_map_turns_scales_and_shifts_with_the_features(seed: int, scale: flo
 
 
 def test_a_ruined_map_is_refused() -> None:
-    """A random request has the retained law, so a heavy forget weight can only shrink everything onto the mean."""
+    """Randomly chosen rows are distributed as the retained ones, so a large beta shrinks all features to the mean."""
     z_r, _ = data(2000)
     retain, forget = Moments.of(z_r[200:]), Moments.of(z_r[:200])
     with pytest.raises(CollapseError, match="distorts the retained features"):
@@ -163,7 +166,7 @@ def test_published_configurations_take_their_steps_from_the_forget_set() -> None
 
 @pytest.mark.parametrize("weight", [0.1, 5.0])
 def test_the_mean_loss_has_the_pairwise_losses_gradient(weight: float) -> None:
-    """Over all rows, and in expectation over random reference batches."""
+    """The gradients agree over all rows, and also when they are averaged over batches of reference rows."""
     z_r, z_f = (z.float() for z in data(50, 30))
     network = Network(D, (9,), "published", torch.Generator().manual_seed(0), z_r.device)
     parameters = [*network.weights, *network.biases]

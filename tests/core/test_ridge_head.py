@@ -1,4 +1,7 @@
-"""The ridge head: equal to a fit from scratch after any changes, to numpy and to models refitted row by row."""
+"""After any sequence of changes the ridge head equals a fit from scratch.
+
+The references are the normal equations in numpy and, for leave-one-out values, models refitted without each row.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def drawn(n: int, seed: int = 0, dim: int = DIM) -> tuple[torch.Tensor, torch.Te
 
 
 def reference(z: torch.Tensor, y: torch.Tensor, ridge: float) -> np.ndarray:
-    """The normal equations, by numpy."""
+    """Return the solution of the normal equations by numpy."""
     h = np.hstack([z.double().numpy(), np.ones((len(z), 1))])
     onehot = np.eye(CLASSES)[y.numpy()]
     return np.linalg.solve(h.T @ h + ridge * np.eye(h.shape[1]), h.T @ onehot)
@@ -54,9 +57,12 @@ def test_a_fit_equals_numpy(ridge, n):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_sequence_of_changes_equals_a_fit_from_scratch(data):
-    """Orders, batches, repeated rows, classes emptied and filled again, all rows gone; rows that wait are worked in."""
+    """The sequences vary the order and the batches, repeat rows, empty and refill classes, and remove all rows.
+
+    On the way, pending rows are merged into the factor.
+    """
     z, y = drawn(60, seed=data.draw(st.integers(0, 5), label="seed"))
-    z[10:20] = z[10]  # repeated rows
+    z[10:20] = z[10]  # The same row occurs ten times.
     y[10:20] = y[10]
     head, inside = RidgeHead(0.5).fit(z[:40], y[:40], CLASSES), set(range(40))
     for _ in range(data.draw(st.integers(1, 12), label="changes")):
@@ -80,7 +86,7 @@ def test_any_sequence_of_changes_equals_a_fit_from_scratch(data):
 
 @pytest.mark.parametrize(("dim", "batch"), [(20, 3), (700, 7), (700, 40)])
 def test_many_requests_do_not_drift(dim, batch):
-    """Both ways of working waiting rows in: a new factor (20), blocked rotations (700)."""
+    """Pending rows are merged by a new factorisation at 20 dimensions, and by blocked rotations at 700."""
     z, y = drawn(1200, dim=dim)
     head = RidgeHead(1.0).fit(z, y, CLASSES)
     for start in range(0, 600, batch):
@@ -92,7 +98,10 @@ def test_many_requests_do_not_drift(dim, batch):
 
 
 def test_a_thousand_people_one_by_one_at_constant_cost(monkeypatch):
-    """Counted, not timed: factors, updates of factors and solves. One to five rows a person, several classes."""
+    """The test counts factorisations, factor updates and solves, because times would depend on the machine.
+
+    Each person has one to five rows, in several classes.
+    """
     counted: Counter[str] = Counter()
 
     def count(owner, name):
@@ -126,7 +135,8 @@ def test_a_thousand_people_one_by_one_at_constant_cost(monkeypatch):
     assert near(head.weights_, reference(z[end:], y[end:], 1.0), 1e-8)
     assert head.n_ == 400 and head.rebuilds_ == 0
     first, second = halves[0], halves[1] - halves[0]
-    # A factor is made again, or turned, once in `limit` rows; a request solves for its rows and at most once to refine.
+    # The factor is computed again or updated once in `limit` rows. A request solves for its own rows, and at most once
+    # more to refine the solution.
     limit = Factor(torch.eye(dim + 1, dtype=torch.float64)).limit
     for half in (first, second):
         assert half["fresh"] + half["rank_update"] <= 1500 / (limit - 5) + 1
@@ -135,7 +145,7 @@ def test_a_thousand_people_one_by_one_at_constant_cost(monkeypatch):
 
 
 def test_nothing_is_left_of_an_emptied_class():
-    """Not even rounding: of a class without rows it would be made of the erased rows alone."""
+    """Rounding errors must go too, since in a class without rows they would come from the erased rows alone."""
     z, y = drawn(200)
     rows = (y == 2).nonzero()[:, 0]
     head = RidgeHead(1.0).fit(z, y, CLASSES)
@@ -197,7 +207,8 @@ def test_quantised_sums_give_the_same_bits():
     fresh = RidgeHead(quantum=2.0**-10).fit(z[100:], y[100:], CLASSES)
     assert torch.equal(head.sums.second, fresh.sums.second)
     assert torch.equal(head.solve().weights_, fresh.weights_)
-    assert near(fresh.weights_, RidgeHead().fit(z[100:], y[100:], CLASSES).weights_, 1e-2)  # rounding costs little
+    # Rounding changes the weights little.
+    assert near(fresh.weights_, RidgeHead().fit(z[100:], y[100:], CLASSES).weights_, 1e-2)
     with pytest.raises(DataError, match="no longer exact"):
         RidgeHead(quantum=2.0**-30).fit(z, y, CLASSES)
     with pytest.raises(ValueError, match="power of two"):
@@ -233,7 +244,8 @@ def test_leave_one_out_equals_models_without_the_row():
 def test_press_and_gcv_equal_brute_force():
     z, y = drawn(60)
     z[:, 3:] *= 5
-    y = torch.randint(0, CLASSES, (60,), generator=torch.Generator().manual_seed(1))  # noise: a large ridge is right
+    # With random labels a large ridge is best.
+    y = torch.randint(0, CLASSES, (60,), generator=torch.Generator().manual_seed(1))
     grid = (0.01, 1.0, 30.0, 1000.0)
     press, gcv = {}, {}
     for ridge in grid:
@@ -250,7 +262,7 @@ def test_press_and_gcv_equal_brute_force():
 
 @pytest.mark.parametrize("ridge", ["press", "gcv"])
 def test_choices_of_ridge_are_those_of_the_remaining_rows(ridge):
-    """A cloud of noise chooses a large ridge; with it gone the choice must be that of the other rows."""
+    """Noisy rows favour a large ridge. Once they are removed, the choice must be that of the other rows."""
     z, y = drawn(80)
     noise = torch.randint(0, CLASSES, (40,), generator=torch.Generator().manual_seed(1))
     z, y = torch.cat([z, 20 * z[:40].roll(1, 1)]), torch.cat([y, noise])

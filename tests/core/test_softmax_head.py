@@ -1,4 +1,7 @@
-"""The softmax head: at the optimum of scikit-learn and scipy, and after changes at that of the rows that are left."""
+"""The softmax head reaches the optimum that scikit-learn and scipy find.
+
+After rows were added or removed, it is within its stated bound of the optimum of the rows that are left.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def drawn(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reference(z: torch.Tensor, y: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    """scipy's trust-region Newton, with numeric independence: its own objective, gradient and Hessian products."""
+    """Return the optimum found by scipy's BFGS on an objective and gradient written independently of the package."""
     h, onehot, n = np.hstack([z.numpy(), np.ones((len(z), 1))]), np.eye(CLASSES)[y.numpy()], len(z)
     shape = (CLASSES, DIM + 1)
 
@@ -158,7 +161,10 @@ def test_a_loaded_head_goes_on_from_rows_it_is_given(tmp_path):
 
 
 def test_what_is_saved_after_a_removal_holds_no_moments_of_the_rows(tmp_path):
-    """The preconditioner is made of second moments of rows; a state without it goes on to the same optimum."""
+    """The preconditioner consists of second moments of rows, so it must not be saved after a removal.
+
+    A refit of a head saved without it must still find the optimum.
+    """
     z, y = drawn(200)
     head = SoftmaxHead(RIDGE, tol=1e-9).fit(z, y, CLASSES).prepare()
     head.save(tmp_path)

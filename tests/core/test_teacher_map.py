@@ -1,4 +1,7 @@
-"""TeacherMap and its stitch: against scikit-learn's ridge, the loss by hand, and the model it has to answer like."""
+"""TeacherMap answers like its teacher on forgotten rows and keeps retained rows in place.
+
+Its stitch is compared with scikit-learn's ridge regression, and its loss with the formula in NumPy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from expunge.system.errors import CollapseError
 
 @pytest.fixture(scope="module")
 def teacher(task):
-    """Beliefs and features of another model that never saw class 0: features mixed anew, a head of its own."""
+    """Return features and head of another model that never saw class 0. Its features mix those of the task."""
     generator = torch.Generator().manual_seed(5)
     mixing = torch.randn(16, 20, generator=generator, dtype=torch.float64)
     t = task.z @ mixing + 1.0
@@ -62,7 +65,7 @@ def test_the_stitch_undoes_a_linear_change_of_features(task, teacher) -> None:
 
 
 def wanted(task, teacher, share: float) -> np.ndarray:
-    """Logits of q ~ t^a h^(1-a) on forgotten rows, without class 0."""
+    """Return the logits of q ~ t^a h^(1-a) on forgotten rows, with class 0 left out."""
     t, head = teacher
     gone = task.forgotten
     theirs, ours = (softmax(h.logits(x[gone]).numpy()[:, 1:], axis=1) for h, x in ((head, t), (task.head, task.z)))
@@ -71,7 +74,7 @@ def wanted(task, teacher, share: float) -> np.ndarray:
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_first_loss_is_the_formula(task, teacher, share: float) -> None:
-    """The network starts at zero, so z' = z: only forgotten rows are in the wrong place and say the wrong thing."""
+    """The network starts at zero, so z' = z and only forgotten rows contribute to the loss."""
     t, gone = teacher[0], task.forgotten
     options = {"batch_size": 960, "steps": 1, "feature_weight": 2.5, "teacher_share": share}
     loss = fit(task, teacher, **options).history_[0]["loss"]
@@ -96,7 +99,10 @@ def test_forgotten_rows_get_the_teachers_answers_and_retained_rows_stay(task, te
 
 
 def test_a_probe_finds_the_class_before_and_less_of_it_after(task, fitted) -> None:
-    """The teacher's features are an invertible change of z: it still tells the class, so chance is not the aim."""
+    """The teacher's features are an invertible transform of z that still separates the class.
+
+    Its probe therefore stays above chance, and the map is not expected to bring it down to chance.
+    """
     middle = task.z[~task.forgotten].mean(0).expand(240, -1)
     teacher_probabilities = torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]).expand(240, -1)
     flat = TeacherMap().fit(

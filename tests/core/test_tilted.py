@@ -1,3 +1,5 @@
+"""Tilted targets follow their definition, and the map of `Tilt` gives them to rows assigned to a forgotten class."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -28,7 +30,7 @@ def test_similarities_are_cosines_of_centred_rows_among_kept_classes() -> None:
     np.testing.assert_allclose(s[2, [0, 1, 3, 4]], softmax(np.array(cos) / 0.5), rtol=1e-10)
     assert s[2, 2] == s[2, 5] == s[0, 0] == 0
     np.testing.assert_allclose(s.sum(1), 1)
-    # All components lose nothing; fewer do.
+    # With all components the similarities are exact; with fewer they are an approximation.
     np.testing.assert_allclose(similarities(WEIGHT, KEEP, 0.5, rank=5).numpy(), s, atol=1e-10)
     assert np.abs(similarities(WEIGHT, KEEP, 0.5, rank=1).numpy() - s).max() > 0.01
 
@@ -53,7 +55,7 @@ def test_the_target_gives_nothing_to_the_class_and_leans_on_its_neighbours() -> 
 
 
 def test_the_target_is_the_nearest_distribution_of_its_mean_similarity() -> None:
-    """I-projection, by a solver that knows nothing of exponential tilts."""
+    """The reference is the I-projection, found by a general constrained solver without the form of the tilt."""
     s = similarities(WEIGHT, KEEP).numpy()[2, [0, 1, 3, 4]]
     p = softmax(LOGITS[0, [0, 1, 3, 4]].numpy())
     t = tilted_target(LOGITS[:1], LABELS[:1], KEEP, similarities(WEIGHT, KEEP), 5.0)[0, [0, 1, 3, 4]].numpy()
@@ -75,7 +77,7 @@ def test_beta_is_found_again_from_the_mean_output() -> None:
     s = similarities(WEIGHT, KEEP)
     for beta in (0.0, 0.7, 12.0):
         mean = tilted_target(LOGITS, LABELS, KEEP, s, beta).mean(0)
-        mean[2] = 0.3  # what the teacher leaves on the class itself counts for nothing
+        mean[2] = 0.3  # Probability that the teacher leaves on the forgotten class is ignored.
         assert fit_beta(LOGITS, LABELS, KEEP, s, mean) == pytest.approx(beta, abs=1e-6)
     with pytest.raises(DataError, match="a single class"):
         fit_beta(LOGITS, torch.arange(40) % 2, KEEP, s, mean)

@@ -1,4 +1,7 @@
-"""Representation Unlearning, regime (b): proxies instead of retained rows."""
+"""Representation Unlearning with class proxies instead of retained rows (regime b).
+
+The reference is the published loss, differentiated by autograd.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def forgotten(n: int = 80) -> torch.Tensor:
 
 
 def loss(m: torch.Tensor, proxies: torch.Tensor, forget_classes: list[int], beta: float) -> torch.Tensor:
-    """The published loss, term by term."""
+    """Return the published loss, computed term by term."""
     kept = {c: n for c, n in enumerate(COUNTS) if c not in forget_classes}
 
     def f(z: torch.Tensor) -> torch.Tensor:
@@ -63,7 +66,7 @@ def test_proxies_are_what_their_names_say() -> None:
 
 
 def test_adam_and_rows_agree_with_the_exact_map() -> None:
-    """In directions that no row spans the exact map is the identity, where Adam also starts."""
+    """In directions that no row spans the exact map is the identity, and Adam does not leave the identity there."""
     z = forgotten()
     exact = RepresentationZeroShot(beta=0.3, max_distortion=None).fit(Moments.of(z), head(), COUNTS, 1)
     from_rows = RepresentationZeroShot(beta=0.3, max_distortion=None).fit(z, head(), COUNTS, 1)
@@ -83,7 +86,10 @@ def test_the_network_moves_forgotten_features_to_the_mean_proxy() -> None:
 
 
 def test_raw_proxies_far_below_the_features_norm_ruin_the_map_and_are_refused() -> None:
-    """Head rows a tenth of the features' norm protect no retained feature; the guard sees it without them."""
+    """Head rows with a tenth of the features' norm protect no retained feature.
+
+    The guard must notice this without retained features.
+    """
     z = 10 * torch.randn(4000, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     with pytest.raises(CollapseError, match="RepresentationZeroShot"):
         RepresentationZeroShot(beta=1.0, proxies="raw").fit(Moments.of(z), head(), COUNTS)

@@ -1,3 +1,5 @@
+"""Fixtures of a small dataset: the columns it is written from, and the dataset itself."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sources of small colour images with subjects, and how tests prepare datasets from sources."""
+"""Make sources of small colour images with subjects, and prepare datasets from sources."""
 
 from __future__ import annotations
 

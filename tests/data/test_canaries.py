@@ -1,4 +1,4 @@
-"""Canaries on real data: what is planted, what the split forgets, and what a model that learned them gives away."""
+"""Canaries are planted in the digits, the split forgets them, and a model that learned them can be recognised."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""A list of corrected labels becomes a request whose rows stay in training with their new labels."""
+
 from __future__ import annotations
 
 import json
@@ -26,7 +28,7 @@ def correct(dataset: Dataset, file: Path, **options) -> dict:
 
 
 def test_corrected_rows_stay_with_another_label(tmp_path: Path, dataset: Dataset, data: dict) -> None:
-    # Rows 0, 1 and 5 have the labels 0, 1 and 2; a name, an index and spaces around one.
+    # Rows 0, 1 and 5 have the labels 0, 1 and 2. New labels are given as a name, an index, and a name with spaces.
     request = correct(dataset, listed(tmp_path, "row-005,ant", "row-000,1", "row-001, cat "))
     assert request["forget_rows"] == 3 and request["retain_rows"] == 42
     assert request["classes"] == [0, 1, 2] and request["whole_classes"] == []
@@ -36,7 +38,7 @@ def test_corrected_rows_stay_with_another_label(tmp_path: Path, dataset: Dataset
     expected = data["labels"].copy()
     expected[[0, 1, 5]] = 1, 2, 0
     assert np.array_equal(read.labels(dataset.labels()), expected)
-    assert np.array_equal(dataset.labels(), data["labels"])  # the dataset is as it was
+    assert np.array_equal(dataset.labels(), data["labels"])  # The dataset itself is unchanged.
 
 
 def test_a_class_that_loses_all_its_rows_is_not_forgotten(tmp_path: Path, dataset: Dataset, data: dict) -> None:

@@ -1,3 +1,5 @@
+"""A dataset gives the columns and images of its source, and damaged or changed files are named."""
+
 from __future__ import annotations
 
 import io
@@ -29,7 +31,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def written(out: Path, encoding: str, shape: tuple[int, ...] | None = None, n: int = 11) -> Dataset:
-    """n rows of which the last is for testing; `shape` None: sizes differ."""
+    """Write `n` rows, of which the last is a test row. Sizes differ where `shape` is None."""
 
     def batches() -> Iterator[Batch]:
         for i in range(n):

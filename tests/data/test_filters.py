@@ -1,3 +1,5 @@
+"""Filters select the rows that they describe, and a text that is no filter is refused with a DataError."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Pictures of every mode are decoded to 8-bit grey or colour, and what has no such form is refused."""
+
 from __future__ import annotations
 
 import io
@@ -66,7 +68,7 @@ def test_transparent_palette_colour_is_white() -> None:
 
 def test_cmyk_becomes_rgb() -> None:
     cmyk = np.zeros((8, 8, 4), dtype=np.uint8)
-    cmyk[..., 1] = cmyk[..., 2] = 255  # magenta and yellow ink: red
+    cmyk[..., 1] = cmyk[..., 2] = 255  # Magenta and yellow ink give red.
     got = decode(encoded(Image.fromarray(cmyk, "CMYK"), "TIFF"), "a")
     np.testing.assert_array_equal(got[0, 0], [255, 0, 0])
 
@@ -80,7 +82,7 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
 def test_exif_rotation_is_applied() -> None:
     image = Image.fromarray(COLOUR)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter to the left by the camera: turn it back, clockwise
+    exif[0x0112] = 6  # The camera turned it left, so the decoder must turn it right.
     got = decode(encoded(image, "PNG", exif=exif), "a")
     np.testing.assert_array_equal(got, np.rot90(COLOUR, -1))
 
@@ -109,7 +111,7 @@ def test_corrupt_files_are_refused_by_name(data: bytes) -> None:
         decode(data, "cat/1.png")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow says of damaged files
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of damaged files.
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP"]), st.data())
 def test_any_damaged_file_is_an_image_or_raises_data_error(kind: str, draw: st.DataObject) -> None:

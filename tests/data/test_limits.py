@@ -1,4 +1,4 @@
-"""What is larger than declared limits is refused by what its header says, before anything is unpacked."""
+"""Input above the limits is refused before it is unpacked, by the size that its header states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.data.sources import prepared
 
 
 def png(width: int, height: int) -> bytes:
-    """A whole PNG of one colour; its header is the truth, and its rows compress a thousandfold."""
+    """Return a complete PNG of one colour. Its header states the true size, and its rows compress a thousandfold."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -66,7 +66,7 @@ def test_an_archive_that_declares_more_than_the_limit_is_refused(tmp_path: Path)
     np.save(out, np.zeros((4, 2, 2), np.uint8))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x.npy", out.getvalue())
-        archive.filelist[0].file_size = 1 << 40  # what the directory of the archive will say
+        archive.filelist[0].file_size = 1 << 40  # The archive's directory will state this size.
     with pytest.raises(DataError, match=r"x.npz: its arrays have 1,099,511,627,776 bytes, but at most"):
         read_npz(tmp_path / "x.npz")
 
@@ -83,7 +83,7 @@ def test_an_array_that_declares_more_than_it_holds_is_refused(tmp_path: Path):
 
 def test_a_list_that_is_too_large_is_refused(tmp_path: Path):
     with (tmp_path / "ids.txt").open("wb") as file:
-        file.truncate(LIST_BYTES + 1)  # a hole: it takes no place on the disk
+        file.truncate(LIST_BYTES + 1)  # The file is sparse and takes no disk space.
     with pytest.raises(
         DataError, match=r"ids.txt: has 268,435,457 bytes, but at most 268,435,456 are allowed; split the list"
     ):

@@ -1,4 +1,4 @@
-"""The real npm client, against a registry of one package on this machine."""
+"""npm packages are fetched once and checked, by the real npm client from a local registry of one package."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Paths that were asked for."""
+    """Serve a registry and yield the list of the paths that were requested."""
     if not shutil.which("npm"):
         pytest.skip("no npm")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:

@@ -1,3 +1,5 @@
+"""Drawing test rows by subject leaves every subject at least one training row."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Each selector forgets the training rows that it describes, and bad requests are refused."""
+
 from __future__ import annotations
 
 import json
@@ -61,7 +63,7 @@ def test_class_names_match_in_any_case_where_they_are_one_class() -> None:
 
 def test_a_class_without_training_rows_is_not_forgotten_as_a_whole(tmp_path: Path) -> None:
     data = arrays()
-    data["labels"][3] = 3  # a test row
+    data["labels"][3] = 3  # This is a test row.
     write_dataset(tmp_path / "d", source_of(data, names=("ant", "bee", "cat", "dog")))
     request = split(Dataset(tmp_path / "d"), tmp_path / "s", selector="classes", classes=["ant"])
     assert request["whole_classes"] == [0]
@@ -217,7 +219,7 @@ def test_subjects_without_a_subject_column_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def twins(tmp_path: Path) -> Dataset:
-    """Rows 0 and 12 (ant) are in train and equal to 4 (bee); test row 3 (ant) equals them too."""
+    """Return a dataset in which training rows 0 and 12 (ant) equal row 4 (bee) and test row 3 (ant)."""
     data = arrays()
     for row in (3, 4, 12):
         data["images"][row] = data["images"][0]
@@ -246,7 +248,10 @@ def test_duplicates_can_be_included_or_refused(tmp_path: Path, twins: Dataset) -
 
 
 class Chain:
-    """Row 1 is near row 0, row 2 near row 1, and so on up to row 6; test rows are near as well, and do not count."""
+    """Neighbours in which row 1 is near row 0, row 2 is near row 1, and so on up to row 6.
+
+    Test rows are near too, but must not count.
+    """
 
     def distance(self) -> float:
         return 0.5

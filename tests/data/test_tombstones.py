@@ -1,3 +1,5 @@
+"""Tombstones recognise erased rows by keyed digests of ids and contents, and damaged ones are refused."""
+
 from __future__ import annotations
 
 import hashlib

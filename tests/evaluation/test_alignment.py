@@ -1,3 +1,5 @@
+"""The alignment of forgotten with retained features equals its definition, computed from projected rows."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -24,7 +26,7 @@ def test_the_curve_rises_to_one_and_is_the_projected_energy() -> None:
     z_r, z_f = moments(0)
     curve = alignment_curve(*seconds(0))
     assert np.all(np.diff(curve) >= 0) and curve[0] >= 0 and curve[-1] == pytest.approx(1, abs=1e-12)
-    # Independently: rows projected onto the right singular vectors of the retained rows.
+    # The reference projects rows onto the right singular vectors of the retained rows.
     vectors = np.linalg.svd(z_r)[2]
     for k in range(1, 7):
         projected = z_f @ vectors[:k].T
@@ -49,7 +51,7 @@ def test_equal_moments_give_the_energy_curve() -> None:
 
 
 def test_a_projection_reaches_one_and_lies_above_the_reference() -> None:
-    """Two-sided: full alignment is not the aim, the retrained value is."""
+    """The measure is two-sided: the aim is the alignment of the retrained model, not full alignment."""
     z_r, z_f = moments(3)
     retain, forget = second(z_r), second(z_f)
     plain = alignment(retain, forget)
@@ -61,7 +63,7 @@ def test_a_projection_reaches_one_and_lies_above_the_reference() -> None:
 
 
 def test_the_derivative_behind_a_linear_backbone_is_the_closed_form() -> None:
-    """z = A x: with P fixed dDA/dA = 2 (P P' - DA I) A C / tr(A C A')."""
+    """For z = A x and a fixed P the derivative is dDA/dA = 2 (P P' - DA I) A C / tr(A C A')."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     x = torch.randn(50, 5, generator=generator, dtype=torch.float64)
@@ -100,7 +102,7 @@ def test_more_dimensions_than_rows_use_the_directions_that_rows_have() -> None:
     vectors = np.linalg.svd(z_r, full_matrices=False)[2]
     curve = [((z_f @ vectors[:k].T) ** 2).sum() / (z_f**2).sum() for k in range(1, 6)]
     assert alignment_rows(z_r, z_f).mean() == pytest.approx(np.mean(curve), rel=1e-10)
-    z_r[4] = z_r[3]  # one direction fewer
+    z_r[4] = z_r[3]  # The retained rows now span one direction fewer.
     assert np.isfinite(alignment_rows(z_r, z_f)).all()
 
 

@@ -1,4 +1,4 @@
-"""From gates to claims: every rule by a case that it alone decides."""
+"""Claims follow from gates. Each rule is tested by a case that no other rule decides."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_claim_is_shown_where_gates_with_power_pass_and_controls_fail() -> Non
         ({"control": "logit mask"}, "cannot tell", "what a control does"),
         ({"controls": {}}, "cannot tell", "no control"),
         ({"controls": {"original": FAILED, "lookup list": PASSED}}, "cannot tell", "lookup list"),
-        # Refuted, but only by a gate without power: no candidate has to pass that one.
+        # Only a gate without power refutes this control, and a candidate does not have to pass such a gate.
         ({"controls": {"mask": [gate("a", power=False, refuted=True)]}}, "cannot tell", "mask"),
         ({"blocks": []}, "cannot tell", "nothing was measured"),
         ({"blocks": [gate("a", power=False)]}, "cannot tell", "no measure"),
@@ -60,7 +60,7 @@ def test_exact_needs_no_reference_and_comes_from_the_record() -> None:
     assert claims == {"outputs": "cannot tell", "features": "cannot tell", "backbone": "cannot tell", "exact": "shown"}
     assert exact_claim({"holds": False, "why": "no"}) == ("refuted", "no")
     assert exact_claim(None)[0] == exact_claim({"holds": None})[0] == "cannot tell"
-    assert exact_claim({"holds": "yes"})[0] != "shown"  # a word is no claim
+    assert exact_claim({"holds": "yes"})[0] != "shown"  # The record must say true, not "yes".
 
 
 def successes(share: float, n: int = 1000) -> np.ndarray:

@@ -1,3 +1,5 @@
+"""Class-wise membership inference reads the retained classes only, and finds the known AUC of a Gaussian shift."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -16,7 +18,7 @@ def test_probabilities_are_those_of_the_classes_that_stay() -> None:
     expected = log_softmax(logits[:, [0, 1, 3, 5]], axis=1)
     np.testing.assert_allclose(neighbour_log_probabilities(logits, [4, 2]), expected, atol=1e-12)
     shifted = logits.copy()
-    shifted[:, [2, 4]] -= 1e4  # a mask changes nothing here
+    shifted[:, [2, 4]] -= 1e4  # Masking the forgotten classes must not matter.
     np.testing.assert_array_equal(
         neighbour_log_probabilities(shifted, [4, 2]), neighbour_log_probabilities(logits, [4, 2])
     )
@@ -33,7 +35,7 @@ def test_outputs_of_one_distribution_lie_near_one_half() -> None:
 
 
 def test_a_shift_is_found_with_the_gaussian_auc() -> None:
-    """Log-odds of two classes are N(0, 2) and N(m, 2): the best AUC is Phi(m / 2)."""
+    """The log-odds of two classes are N(0, 2) and N(m, 2), so the best possible AUC is Phi(m / 2)."""
     from scipy.stats import norm
 
     rng = np.random.default_rng(3)

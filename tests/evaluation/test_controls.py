@@ -1,4 +1,4 @@
-"""Models that forgot nothing: what they change, and that they are recognised by it."""
+"""Controls are models that forgot nothing. They change only what they should, and are recognised by their outputs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def test_every_run_includes_its_controls() -> None:
 def test_a_control_is_recognised_by_its_outputs() -> None:
     named = negative_controls(LOGITS, LABELS, FORGET, WHOLE, 0.5)
     assert control_of(LOGITS, logit_mask(LOGITS, WHOLE), WHOLE, named) == LOGIT_MASK
-    lowered = LOGITS - 7.0 * np.eye(4)[2] + RNG.normal(size=(60, 1))  # by 7 nats, with an offset per row
+    # The class is lowered by 7 nats. The offset per row does not change probabilities.
+    lowered = LOGITS - 7.0 * np.eye(4)[2] + RNG.normal(size=(60, 1))
     assert control_of(LOGITS, lowered, WHOLE, named) == LOGIT_MASK
     assert control_of(LOGITS, LOGITS + 1.0, WHOLE, named) == ORIGINAL
     assert control_of(LOGITS, lookup_list(LOGITS, LABELS, FORGET, 0.5), WHOLE, named) == LOOKUP_LIST

@@ -1,3 +1,5 @@
+"""Divergences between predictions equal those of SciPy, and ZRF and agreement equal computations by hand."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Intervals for differences between models agree with t intervals, TOST and standard errors, and cover the truth."""
+
 from __future__ import annotations
 
 import numpy as np

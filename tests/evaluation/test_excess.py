@@ -1,4 +1,7 @@
-"""The share of the original's excess: intervals against SciPy, coverage by simulation, power and its limits."""
+"""The share of the original's excess that is left has an interval, and a gate has power or says why it has none.
+
+Intervals are compared with SciPy, and their coverage is simulated.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ ROWS = 200
 
 
 def gate(original: float, retrained: list[float], noise: float = 0.0, rows: int = ROWS, **fields: float) -> GateRows:
-    """Models that differ by a level, and rows by independent noise."""
+    """Return a gate whose models differ by a level each, and whose rows differ by independent noise."""
     rng = np.random.default_rng(0)
     levels = np.array([original, *retrained])[:, None] + noise * rng.normal(size=(len(retrained) + 1, rows))
     return GateRows("x", "outputs", levels[0], levels[1:], **fields)
@@ -36,7 +39,7 @@ def test_the_interval_over_rows_is_students_and_joins_by_the_sum_of_squares() ->
 def test_rows_that_vary_by_themselves_bound_the_spread_from_below() -> None:
     rng = np.random.default_rng(2)
     base = rng.normal(size=(3, ROWS))
-    level = base - base.mean(axis=1, keepdims=True)  # three equal means by chance
+    level = base - base.mean(axis=1, keepdims=True)  # The three means are equal, as they may be by chance.
     spread, by_rows = model_spread(GateRows("x", "outputs", np.ones(ROWS), level))
     assert spread == by_rows == pytest.approx(np.sqrt(level.var(axis=0, ddof=1).mean() / ROWS))
 
@@ -50,7 +53,7 @@ def test_the_share_is_one_for_the_original_and_zero_for_the_mean() -> None:
 
 
 def test_a_further_model_is_covered_and_seldom_refuted() -> None:
-    """2,000 draws: the 90 % interval holds the expected share, 0, and a refutation happens in less than 5 %."""
+    """In 2,000 draws the 90 % interval covers the expected share, 0, as often as stated, and under 5 % are refuted."""
     rng = np.random.default_rng(3)
     inside = refuted = 0
     for _ in range(2000):
@@ -65,7 +68,7 @@ def test_a_further_model_is_covered_and_seldom_refuted() -> None:
 
 
 def test_symmetric_divergences_count_no_pair_twice() -> None:
-    """With d(j, k) = a_j + a_k the leave-one-out means, widened, have the spread of a candidate's own part a."""
+    """For d(j, k) = a_j + a_k the widened leave-one-out means have the spread of a, which is a candidate's own part."""
     a = np.array([0.1, 0.25, 0.17, 0.4])
     means = np.array([np.mean([a[k] + a[j] for j in range(4) if j != k]) for k in range(4)])
     g = GateRows("x", "outputs", np.ones(ROWS), np.repeat(means[:, None], ROWS, axis=1), widen=3 / 2)
@@ -100,7 +103,7 @@ def test_the_rows_needed_give_power_and_fewer_do_not() -> None:
     assert needed is not None and 100 < needed < 100_000
     shares = {n: np.mean([power_of(drawn(n)).power for _ in range(20)]) for n in (needed // 10, needed * 4)}
     assert shares[needed // 10] <= 0.2 and shares[needed * 4] >= 0.6
-    assert rows_needed(gate(0.70, [0.50, 0.55, 0.51])) is None  # levels of models do not average out
+    assert rows_needed(gate(0.70, [0.50, 0.55, 0.51])) is None  # More rows do not average out levels.
 
 
 @pytest.mark.parametrize("values", [np.full(ROWS, np.nan), np.ones(ROWS - 1)])

@@ -1,4 +1,4 @@
-"""Exposure of canaries against counting by hand, and against what chance gives."""
+"""The exposure of canaries equals ranks counted by hand, and its p-values equal those over all permutations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from expunge.evaluation.exposure import CanaryRows, canary_block, canary_placeme
 
 
 def rows_of(planted: int, others: int) -> CanaryRows:
-    """Planted canaries first, then the others, all with label 0."""
+    """Return rows with the planted canaries first and then the others, all with label 0."""
     at = np.arange(planted + others)
     return CanaryRows(at[:planted], np.zeros(planted, int), at[planted:], np.zeros(others, int))
 
 
 def logits_of(losses: list[float]) -> np.ndarray:
-    """Two classes, of which the first has these losses."""
+    """Return logits of two classes that give the first class these losses."""
     p = np.exp(-np.array(losses))
     return np.stack([np.log(p), np.log1p(-p)], axis=1)
 
@@ -25,7 +25,8 @@ def logits_of(losses: list[float]) -> np.ndarray:
 def test_exposure_is_what_ranks_counted_by_hand_give() -> None:
     others = [0.3, 0.5, 0.5, 2.0, 4.0, 5.0, 6.0]
     planted = [0.1, 0.5, 3.0, 9.0]
-    ranks = [1, 3, 5, 8]  # of 8; the second stands between the two that equal it: 1 better, 2 equal
+    # Ranks go up to 8. One other is better than the second canary and two equal it, so it gets the middle rank 3.
+    ranks = [1, 3, 5, 8]
     assert exposures(np.array(planted), np.array(others)) == pytest.approx(np.log2(8) - np.log2(ranks))
     block = canary_block(logits_of(planted + others), rows_of(4, 7))
     assert block is not None and block["planted"] == 4 and block["others"] == 7 and block["exposure_max"] == 3.0
@@ -58,7 +59,7 @@ def test_a_model_that_never_saw_them_is_called_one_that_did_as_often_as_chance_s
     rng = np.random.default_rng(0)
     blocks = [canary_block(rng.normal(size=(160, 3)), rows_of(80, 80)) for _ in range(400)]
     p = np.array([b["p_remembered"] for b in blocks if b is not None])
-    assert abs((p < 0.05).mean() - 0.05) < 0.033  # three standard errors of 400 draws
+    assert abs((p < 0.05).mean() - 0.05) < 0.033  # This is three standard errors of 400 draws.
     exposure = np.mean([b["exposure"] for b in blocks if b is not None])
     expected = np.log2(81) - np.log2(np.arange(1, 82)).mean()
     assert exposure == pytest.approx(expected, abs=0.03)

@@ -1,4 +1,4 @@
-"""Per-row values of the gates against their definitions."""
+"""The values that gates compute per row equal their definitions."""
 
 from __future__ import annotations
 

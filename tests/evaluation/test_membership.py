@@ -1,3 +1,5 @@
+"""Membership attacks equal their definitions, scikit-learn and SciPy, and guess where there is no signal."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,7 +11,7 @@ from expunge.evaluation import membership as mia
 
 
 def confident(p: np.ndarray, labels: np.ndarray, classes: int = 4) -> np.ndarray:
-    """Logits that give the true class probability p and the others equal shares."""
+    """Return logits that give the true class probability p and the others equal shares."""
     probability = np.repeat(((1 - p) / (classes - 1))[:, None], classes, axis=1)
     probability[np.arange(len(p)), labels] = p
     return np.log(probability)
@@ -132,10 +134,10 @@ def test_class_geometry_finds_a_class_by_its_neighbours_only_if_it_shows_there()
     y = rng.integers(0, 4, 2000)
     logits = np.eye(4)[y] * 4 + rng.normal(size=(2000, 4)) * 0.3
     telling = logits.copy()
-    telling[y == 3, 1] += 3.0  # the forgotten class leans to a neighbour
+    telling[y == 3, 1] += 3.0  # Its rows favour one neighbouring class.
     telling[:, 3] = -np.inf
     found = mia.class_geometry_rows(telling, y == 3, np.array([3]), np.random.default_rng(0))
-    held = (y == 3).sum() - (y == 3).sum() // 2  # the smaller side decides how many of each are scored
+    held = (y == 3).sum() - (y == 3).sum() // 2  # The smaller side sets the size of both.
     assert found is not None and found.shape == (2 * held,) and set(found) == {0.0, 1.0}
     assert found[:held].mean() > 0.8 and found[held:].mean() > 0.8
     silent = rng.normal(size=(2000, 4))

@@ -1,3 +1,5 @@
+"""Probe, nearest neighbours, CKA, prototypes and relearning equal their definitions or scikit-learn."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""Shadow heads trained together equal heads trained one by one, each on its own half of the rows."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -38,7 +40,7 @@ def test_heads_learn_as_well_as_scikit_learn_on_their_own_half(digits: tuple[np.
 
 
 def test_training_at_once_equals_training_one_after_another(digits: tuple[np.ndarray, np.ndarray]) -> None:
-    """The reference walks through the rows of each head alone, in that head's own order."""
+    """The reference trains each head alone, on its rows in its own order."""
     z, y = digits
     recipe = ens.Recipe(epochs=2, batch=100)
     found = train(digits, heads=ens.TOGETHER + 2, recipe=recipe)
@@ -65,7 +67,10 @@ def test_training_at_once_equals_training_one_after_another(digits: tuple[np.nda
 def test_two_calls_on_the_same_rows_are_as_alike_as_two_halves_of_one_call(
     digits: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """With one order of minibatches per call the AUC across calls was .56 to .60, inside one .49 to .52."""
+    """Heads of one call must not share the order of minibatches.
+
+    When they did, the AUC between two calls was .56 to .60, and between halves of one call .49 to .52.
+    """
     z, y = digits
     kept, rows = slice(300, None), slice(0, 300)
 
@@ -110,7 +115,7 @@ def test_ulira_finds_rows_with_random_labels_that_a_head_had_to_memorise() -> No
 
 def test_constant_features_give_finite_heads_and_wrong_input_is_refused(digits: tuple[np.ndarray, np.ndarray]) -> None:
     z, y = digits
-    assert (z.std(axis=0) == 0).any()  # digits have pixels that are always blank
+    assert (z.std(axis=0) == 0).any()  # Some pixels of the digits are always blank.
     found = train((np.c_[z, np.full(len(z), 0.1, np.float32)], y), heads=2)
     assert np.isfinite(found.weight).all() and np.isfinite(found.bias).all()
     with pytest.raises(ValueError, match="one label per row"):

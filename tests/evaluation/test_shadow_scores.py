@@ -1,4 +1,7 @@
-"""Unlearned against retrained models: equal models look equal, a row that only some models had counts only there."""
+"""Attacks compare unlearned with retrained models and find no difference between models that are equal.
+
+A row that only some of the models had is scored on those models alone.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def test_attacks_are_those_of_their_own_functions_on_stacked_models() -> None:
 
 
 def test_only_models_that_had_a_row_count_for_it() -> None:
-    """Scores of the others are set to nonsense; the result must not change."""
+    """Nonsense in the scores of the other models must not change the result."""
     rng = np.random.default_rng(2)
     base, retrained = side(rng, 16, shift=2.0), side(rng, 16)
     had = complementary_halves(300, 16, seed=0)
@@ -66,7 +69,7 @@ def test_only_models_that_had_a_row_count_for_it() -> None:
     np.testing.assert_array_equal(np.take_along_axis(base.forget, made_by, axis=0), dense)
     clean, dirty = (against(s, retrained, 8, 0) for s in (ShadowMargins(base.forget, base.population, had), spoiled))
     assert clean["ulira"] == dirty["ulira"] and clean["klom"] == dirty["klom"]
-    # Spoiled scores remain in the mean over reference models, but are not scored themselves.
+    # The nonsense still enters the mean over reference models, but is not scored itself.
     assert dirty["rmia"]["auc"] == pytest.approx(clean["rmia"]["auc"], abs=0.05)
     with pytest.raises(ValueError, match="the same number of models"):
         ShadowMargins(base.forget, base.population, np.triu(np.ones((16, 300), dtype=bool))).dense()
@@ -93,7 +96,7 @@ def test_complementary_halves_give_every_row_to_half_of_the_heads() -> None:
 
 
 def test_heads_learn_from_the_rows_that_they_are_given() -> None:
-    """On the rows that a head is given it is right, and a class that it is not given is never its answer."""
+    """A head is right on the rows that it was given, and never answers with a class that it was not given."""
     rng = np.random.default_rng(5)
     y = np.repeat([0, 1, 2], 60)
     z = (np.eye(3)[y] * 4 + rng.normal(size=(180, 3))).astype(np.float32)

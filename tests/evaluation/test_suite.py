@@ -1,4 +1,4 @@
-"""Metamorphic tests of the whole evaluation on a small world: Gaussian classes, one of them forgotten."""
+"""Metamorphic tests of the whole evaluation on Gaussian classes, of which one is forgotten."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES, DIM, ROWS, GONE = 5, 12, 4000, 2
 
 
 class World:
-    """Train and test rows, and models that differ by what they learned and by a seed."""
+    """Train and test rows of Gaussian classes, and models that differ in the class they lack and in their seed."""
 
     def __init__(self, whole_class: bool = True) -> None:
         rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def test_the_chance_of_the_fit_widens_the_intervals(world: World) -> None:
     by_hand = np.std([block["divergence"]["forget"]["kl"] for block in kl], ddof=1)
     assert spread[path]["fit_spread"] == pytest.approx(float(by_hand)) and once[path]["fit_spread"] == 0.0
     assert spread[path]["value"] == once[path]["value"] and once[path]["power"] and once[path]["passed"]
-    assert not spread[path]["power"]  # what the method says of these rows is chance of its fit
+    assert not spread[path]["power"]  # These values depend mostly on chance in the fit.
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -180,7 +180,10 @@ def test_relearning_and_class_geometry_are_gates_with_the_values_that_the_block_
 
 
 def test_a_control_learns_again_from_its_own_answers(world: World) -> None:
-    """The mask has the original's features and starts from hidden answers; class geometry does not see a mask."""
+    """The mask relearns from its own masked logits, although its features are the original's.
+
+    Class geometry is equal for both, because it ignores the forgotten class's column.
+    """
     area = {name: {g["path"]: g["value"] for g in found} for name, found in world.controls(3).items()}
     assert area["logit mask"]["relearn.area"] < area["original"]["relearn.area"]
     assert area["logit mask"]["membership.class_geometry"] == area["original"]["membership.class_geometry"]
@@ -264,7 +267,7 @@ def test_seventy_thousand_rows_take_less_than_thirty_seconds() -> None:
 
 
 def test_probes_at_every_stage_are_gates_of_the_backbone_and_let_it_be_shown(world: World) -> None:
-    """Stages where the original's probe is right on all rows and those of retrained models on few."""
+    """The probe of the added stage is right on all rows of the original and on few rows of retrained models."""
     rng = np.random.default_rng(1)
 
     def with_stage(model: Outputs, share: float) -> Outputs:
@@ -300,7 +303,10 @@ def test_alignment_refutes_the_original_and_shows_nothing(world: World) -> None:
 
 
 def test_features_that_did_not_move_are_measured_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A method that replaces the head leaves z, as a copy or as itself; the block is the same either way."""
+    """A method that replaces only the head leaves z unchanged.
+
+    The block is the same whether the mapped features are a copy of z or are not given at all.
+    """
     measured = []
 
     def counted(z: Any, rows: Any) -> Any:

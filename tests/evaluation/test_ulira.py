@@ -1,3 +1,5 @@
+"""U-LiRA, RMIA, KLoM, epsilon and the forgetting score equal their definitions on simulated ensembles."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,7 +11,10 @@ from expunge.evaluation.membership import auc, tpr_at_fpr
 
 
 def ensemble(rng: np.random.Generator, models: int, rows: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of models that had a random half of the rows; a row that was there scores `shift` higher."""
+    """Return scores of models that each had a random half of the rows, and which rows those were.
+
+    A row that a model had scores `shift` higher on it.
+    """
     member = np.stack([rng.permutation(rows) < rows // 2 for _ in range(models)])
     difficulty = rng.normal(0, 3, rows)
     return difficulty + rng.normal(size=(models, rows)) + shift * member, member
@@ -40,7 +45,7 @@ def test_likelihood_ratio_is_that_of_gaussians_fitted_without_the_scored_model()
 def test_ulira_finds_what_a_pooled_attack_cannot_and_nothing_where_there_is_nothing() -> None:
     scores, member = ensemble(np.random.default_rng(1), 64, 400, 1.5)
     found = ul.ulira(scores, member)
-    best = scipy.stats.norm.cdf(1.5 / np.sqrt(2))  # an attacker who knows both Gaussians
+    best = scipy.stats.norm.cdf(1.5 / np.sqrt(2))  # An attacker who knows both Gaussians gets this.
     assert found["auc"] == pytest.approx(best, abs=0.03)
     assert auc(scores[member], scores[~member]) < best - 0.15  # type: ignore[operator]
     assert found["tpr_at_fpr_1pct"] > 0.1  # type: ignore[operator]
@@ -146,10 +151,10 @@ def test_forgetting_score_halves_with_every_bin() -> None:
 def test_the_interval_of_the_tpr_is_a_bootstrap_over_models() -> None:
     rng = np.random.default_rng(6)
     scores, member = ensemble(rng, 40, 200, 1.0)
-    scores += rng.normal(0, 1.5, (40, 1))  # what is common to the rows of a model
+    scores += rng.normal(0, 1.5, (40, 1))  # All rows of a model share this part.
     low, high = ul.tpr_interval(scores, member, 0.01)
     drawn = []
-    for _ in range(300):  # the same, written plainly: whole models, copied
+    for _ in range(300):  # The reference resamples whole models.
         models = rng.integers(40, size=40)
         s, m = scores[models], member[models]
         drawn.append(tpr_at_fpr(s[m], s[~m], 0.01))

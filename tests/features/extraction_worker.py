@@ -1,4 +1,4 @@
-"""An extraction for processes that tests kill. The server that forks these processes imports this module once."""
+"""Run an extraction in processes that tests kill. The server that forks these processes imports this module once."""
 
 from pathlib import Path
 

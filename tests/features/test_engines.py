@@ -1,4 +1,4 @@
-"""Engines: whoever makes the shards, and whoever dies meanwhile, the bytes are those of one process."""
+"""Every engine writes the same bytes as a single process, even if one of its workers is killed."""
 
 import os
 import re
@@ -26,12 +26,12 @@ from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-SLOWER = 40  # pixels: a few seconds of work
+SLOWER = 40  # With pictures of 40 pixels the extraction takes a few seconds.
 STAGE = [sys.executable, "-m", "expunge.stages.extract"]
 
 
 def lay_out(workspace: Path, image_size: int = 8, **extract) -> Path:
-    """A dataset, a model and params with nine small shards. Larger pictures take longer."""
+    """Make a workspace with a dataset, a model, and params for nine small shards. Larger pictures take longer."""
     prepare("digits", workspace / "data/dataset")
     classifier = build(
         "resnet-small", 10, Dataset(workspace / "data/dataset").image_shape, image_size=image_size, seed=1
@@ -68,7 +68,7 @@ def contents(workspace: Path) -> dict[str, bytes]:
 
 
 def run_here(workspace: Path, *arguments: str) -> None:
-    """The stage in this process: starting one takes longer than the work."""
+    """Run the stage in this process, because starting another takes longer than the stage."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         patch.setattr(sys, "argv", ["extract", "original", *arguments])
@@ -141,14 +141,17 @@ def slower(tmp_path_factory) -> Path:
 
 
 def kill_after_the_first_shard(workspace: Path, pid: int) -> None:
-    """End that worker in the middle of the work, however fast the machine is: eight of nine shards are missing."""
+    """Kill that worker once the first of nine shards exists, so that it dies in the middle of work on any machine."""
     while not any(workspace.rglob("part-*.parquet")):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
 
 
 def kill_a_worker(process: subprocess.Popen, workspace: Path) -> tuple[list[int], str]:
-    """Read what the stage says; once its workers are ready, see to it that one is killed."""
+    """Read what the stage prints, and have one of its workers killed once they are ready.
+
+    Returns the killed process in a list, and all that was printed.
+    """
     lines, killed = [], []
     for line in process.stdout:
         lines.append(line)
@@ -172,7 +175,7 @@ def test_ray_makes_the_same_bytes_although_a_worker_is_killed(slower, tmp_path):
 
 @pytest.mark.slow
 def test_ray_joins_a_running_cluster(local, tmp_path):
-    """Two nodes on loopback, as two machines would be; the second dies with its worker."""
+    """The cluster has two nodes on loopback in place of two machines."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 

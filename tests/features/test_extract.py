@@ -1,4 +1,7 @@
-"""Extraction: every row once, resumable, repairable, with the Moments of the training rows."""
+"""Extraction stores the features of every row once and the Moments of the training rows.
+
+It can be resumed after a kill, and a damaged shard can be made again alone, with the same bytes.
+"""
 
 import dataclasses
 import multiprocessing
@@ -104,7 +107,10 @@ def test_features_that_are_not_finite_are_refused_by_row(dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def decided(store, dataset):
-    """The classifier with a head that fits its features: an untrained one's predictions hang by a hair."""
+    """Return the classifier with a head fitted to its features.
+
+    The top logits of an untrained head are so close that rounding would change many predictions.
+    """
     z = torch.from_numpy(FeatureStore(store).z()).double()
     targets = 10 * torch.nn.functional.one_hot(torch.tensor(dataset.labels()).long(), 10).double()
     weight = torch.linalg.solve(z.T @ z + 1e-3 * torch.eye(z.shape[1]), z.T @ targets).T
@@ -128,7 +134,7 @@ def test_rounding_that_stays_below_the_bound_is_accepted_and_recorded(
     assert sum(loss["changed_predictions"] for loss in losses) == int((rounded.argmax(1) != whole.argmax(1)).sum())
     assert 1e-4 < largest < 0.1 and len(losses) == 5
     assert f"{name} changes logits by up to" in capsys.readouterr().err
-    # What is forgotten later is subtracted from sums over the numbers that readers see.
+    # Rows forgotten later are subtracted as they were stored, so the sums must be over the stored numbers.
     train = dataset.splits() == "train"
     kept, direct = Moments.load(tmp_path / "out/moments.safetensors"), Moments.of(narrowed.z()[train])
     torch.testing.assert_close(kept.S, direct.S, rtol=1e-12, atol=1e-12)
@@ -161,7 +167,7 @@ class Times(torch.nn.Module):
 
 
 def test_a_new_head_supersedes_what_was_fetched_before_it(dataset, tmp_path):
-    """With a smaller type the head is part of the plan; the first head's shards do not stay behind."""
+    """With a smaller type the plan depends on the head, and the shards of the earlier head must not remain."""
     classifier = build("resnet-small", 10, dataset.image_shape, seed=1)
     settings = dataclasses.replace(SETTINGS, dtype="fp16")
     first, _ = extract_shards(classifier, dataset, tmp_path / "work", settings)
@@ -199,7 +205,7 @@ print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 @pytest.mark.slow
 def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
-    """Shards of 500 rows; ten times the rows add 35 MB of pictures and 23 MB of features on disk."""
+    """Shards have 500 rows. Ten times as many rows add 35 MB of pictures and 23 MB of features on disk."""
     peaks = []
     for rows in (5_000, 50_000):
         source, root = tmp_path / f"{rows}.npz", tmp_path / str(rows)
@@ -215,7 +221,7 @@ def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
 
 @pytest.mark.parametrize("most", [5, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(dataset, tmp_path, most):
-    """Processes are forked from one that has imported everything, so that each lives for the work alone."""
+    """Processes are forked from one that has imported everything, so that kills hit the extraction and not imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.features.extraction_worker"])
 
@@ -239,7 +245,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(dataset, tmp_path,
             kills += process.is_alive()
             process.kill()
             process.join()
-            if (root / "out").exists():  # then whole
+            if (root / "out").exists():  # If it exists, it must be complete.
                 read_manifest(root / "out")
         process = start(root)
         process.join()

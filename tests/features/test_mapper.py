@@ -1,4 +1,4 @@
-"""The mapper: the model's own features, also where memory runs out in the middle."""
+"""The mapper gives the model's own features, even if memory runs out during the extraction."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 
 class Small(nn.Module):
-    """A backbone on a device that holds `most` rows, less from its `later` call on."""
+    """A backbone on a device whose memory holds `most` rows, and only `then` rows from call number `later` on."""
 
     def __init__(self, backbone, most, later=10**9, then=1):
         super().__init__()
@@ -55,7 +55,7 @@ def test_out_of_memory_halves_the_batch_once_and_goes_on(dataset, tmp_path, caps
     torch.testing.assert_close(torch.from_numpy(z), torch.from_numpy(whole.z()), rtol=1e-5, atol=1e-6)
     said = capsys.readouterr().err
     assert said.count("out of memory") == 1 and "at 64 rows; continuing with 32" in said
-    # One failed attempt; the batches that follow are not tried whole again.
+    # Only one attempt fails, because later batches are halved from the start.
     assert classifier.backbone.calls == 1 + sum(-(-n // 32) for n in (600 // 64 * [64] + [24]) * 2 + 9 * [64] + [21])
 
 
@@ -83,7 +83,7 @@ def test_features_under_autocast_are_close_and_not_equal(dataset, tmp_path, prec
 
 
 def test_pieces_of_a_compiled_model_keep_one_shape(dataset):
-    """What pads and cuts the last batch, with a plain function in the compiled one's place."""
+    """The last batch is padded and its result cut. A plain function replaces the compiled model."""
     mapper = Mapper(classifier_of(dataset), ExtractionSettings(batch_size=32, shard_rows=600))
     shapes = []
 

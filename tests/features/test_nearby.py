@@ -1,4 +1,4 @@
-"""Near-duplicates by features, and how much each row was learned by heart, against references written out."""
+"""Near-duplicates by features and memorisation scores equal plain references, computed over pairs and row by row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N, DIM = 500, 16
 
 
 class InMemory:
-    """What `Nearby` reads of a store, in row groups of 64."""
+    """A store in memory with the part that `Nearby` reads, in row groups of 64."""
 
     def __init__(self, z: np.ndarray) -> None:
         self.values = z
@@ -29,7 +29,7 @@ class InMemory:
 
 @pytest.fixture
 def z() -> np.ndarray:
-    """Rows around four far centres; row 300 + i is nearly row i for i < 10."""
+    """Return rows around four distant centres, where row 300 + i nearly equals row i for i < 10."""
     rng = np.random.default_rng(0)
     values = (50 * rng.normal(size=(4, DIM))[np.arange(N) % 4] + rng.normal(size=(N, DIM))).astype(np.float32)
     values[300:310] = values[:10] + rng.normal(0, 0.01, (10, DIM)).astype(np.float32)
@@ -42,7 +42,7 @@ def train() -> np.ndarray:
 
 
 def test_planted_copies_are_found_and_nothing_else(z, train, monkeypatch):
-    monkeypatch.setattr(nearby, "QUERIES", 7)  # asked in several parts
+    monkeypatch.setattr(nearby, "QUERIES", 7)  # The rows are asked for in several parts.
     found = Nearby(InMemory(z), train)
     asked = np.arange(N) < 40
     near, has = found.near(asked, train & ~asked, found.distance())
@@ -69,7 +69,7 @@ def test_near_is_what_all_pairs_say(z, train):
 
 def test_rows_of_one_subject_do_not_measure_the_distance(z, train):
     values = z.copy()
-    values[1:400:2] = values[0:400:2] + np.float32(1e-3)  # everybody has two rows that are alike
+    values[1:400:2] = values[0:400:2] + np.float32(1e-3)  # Every subject has two similar rows.
     subjects = [f"s{i // 2}" for i in range(N)]
     alone = Nearby(InMemory(values), train).distance()
     together = Nearby(InMemory(values), train, subjects).distance()

@@ -1,4 +1,4 @@
-"""The joined Parquet files against Arrow's own: the same table, the same statistics, any reader."""
+"""The Parquet files joined by our writer have the same table and statistics as files that Arrow writes."""
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ def table_of(n, subject=False):
 
 
 def both(directory, n, dim, dtype, subject, group_rows, dictionary=False):
-    """The same table written here and by Arrow; the two files."""
+    """Write the same table with our writer and with Arrow, and return the two files."""
     numbers = STORAGE_TYPES[dtype]
     z = np.random.default_rng(n * dim).integers(0, 124, (n, dim, np.dtype(numbers.stored).itemsize), np.uint8)  # no NaN
     z = z.view(numbers.stored).reshape(n, dim)
@@ -80,7 +80,7 @@ def test_row_groups_and_columns_are_read_alone(tmp_path):
 
 
 def test_a_footer_survives_being_read_and_written(tmp_path):
-    """Every field of Arrow's own footer comes back as it was, flags and long lists included."""
+    """Every field of a footer written by Arrow must be preserved, including flags and long lists."""
     columns = {f"c{i}": pa.array(np.arange(5.0) - i) for i in range(20)} | {"flag": [True, None, False, True, True]}
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", write_page_index=True)
     content = (tmp_path / "x.parquet").read_bytes()

@@ -1,4 +1,4 @@
-"""The reader: pictures of every kind, decoded side by side, in order; bad ones refused by name."""
+"""The reader decodes pictures of every kind in parallel and in order, and names the ones it refuses."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ SETTINGS = ExtractionSettings(batch_size=8, shard_rows=20)
 
 
 def picture(rng, mode, size):
-    """Smooth noise, so that JPEG keeps it recognisable."""
+    """Return a picture of smooth noise, which JPEG changes little."""
     small = Image.fromarray(rng.integers(0, 255, (6, 6, 4), np.uint8), "RGBA").resize(size, Image.BICUBIC)
     if mode == "I;16":
         return Image.fromarray(np.asarray(small.convert("L")).astype(np.uint16) * 257)
@@ -40,7 +40,10 @@ def save(image, path, **options):
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """Grey, colour, CMYK, 16 bits, palette, alpha and rotated pictures of several sizes; 42 of two classes."""
+    """Return a dataset of 42 pictures of two classes and several sizes.
+
+    They are grey, colour, CMYK, 16-bit, palette, transparent and rotated.
+    """
     root, rng = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
     kinds = itertools.cycle(
         [("L", "png"), ("RGB", "jpg"), ("CMYK", "jpg"), ("I;16", "png"), ("P", "png"), ("RGBA", "png")]
@@ -50,7 +53,7 @@ def odd(tmp_path_factory):
         save(image, root / "images" / "ab"[i % 2] / f"{mode.replace(';', '-')}-{i:02d}.{suffix}")
     for i in range(6):
         exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned by 90 degrees
+        exif[0x0112] = 6  # The reader must rotate it by 90 degrees.
         save(picture(rng, "RGB", (30, 20)), root / "images/a" / f"turned-{i}.jpg", exif=exif)
     prepare("image-folder", root / "dataset", path=root / "images")
     return Dataset(root / "dataset")
@@ -98,7 +101,7 @@ def test_a_reader_that_is_closed_early_ends_its_threads(same_size):
 
 
 def damage(dataset, directory, row, content):
-    """A copy of the dataset in which one picture holds `content`, and whose manifest knows of nothing else."""
+    """Return a copy of the dataset in which `content` changed one picture, with a manifest that fits the change."""
     directory.mkdir()
     for file in dataset.directory.iterdir():
         if file.suffix != ".parquet" or not file.name.startswith("part-"):
@@ -128,7 +131,7 @@ def test_a_bad_picture_is_refused_by_name(fixture, content, request, tmp_path):
     with pytest.raises(DataError, match=dataset.sample_ids()[33]):
         extract(classifier, broken, tmp_path / "out", tmp_path / "work", SETTINGS)
     assert not (tmp_path / "out").exists()
-    # What came before it is kept, so that mending the data need not mean to start again from the first shard.
+    # Shards before it are kept, so that extraction need not start again once the data are repaired.
     assert len(list(next((tmp_path / "work").iterdir()).glob("part-*.json"))) == 1
 
 

@@ -1,4 +1,4 @@
-"""The Parquet feature store: any reader reads it, ours maps it."""
+"""The Parquet feature store can be read by any Parquet reader, and our reader maps it into memory."""
 
 import os
 
@@ -90,7 +90,7 @@ def test_mapped_numbers_are_aligned(directory):
 
 
 def with_groups(directory, change=0):
-    """The store's manifest with the places of z, `change` bytes off."""
+    """Write the positions of z, off by `change` bytes, into the store's manifest."""
     manifest = read_manifest(directory)
     for name, entry in manifest["files"].items():
         entry["groups"] = [[first + change, rows] for first, rows in groups(directory / name, DIM)]

@@ -1,4 +1,4 @@
-"""Small files in the formats of published data sets, written byte by byte as their publishers describe them."""
+"""Write small files in the formats of published data sets, byte by byte as their publishers describe them."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Authors are read from the attributions of quotations, and each author gets one name."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from expunge.data.readers.authors import author, one_name_each, quotation
 
-# What a reader would say, for attributions as they stand in the packages.
+# The attributions are those of the packages, and the names were read from them by a person.
 NAMED = {
     "Oscar Wilde": "Oscar Wilde",
     'Oscar Wilde, "The Picture of Dorian Gray"': "Oscar Wilde",

@@ -1,3 +1,5 @@
+"""The emoji reader gives pictures, labels and subjects of a sample, and refuses archives it does not expect."""
+
 from __future__ import annotations
 
 import io
@@ -23,7 +25,7 @@ Change = Callable[[dict[str, bytes]], None]
 
 
 def pack(directory: Path, monkeypatch: pytest.MonkeyPatch, change: Change = lambda members: None) -> Path:
-    """The archives of both vendors with the sample in them, pinned by their own sha256. `change` edits the members."""
+    """Write the archives of both vendors from the sample, and pin their own sha256. `change` edits the members."""
     directory.mkdir(parents=True, exist_ok=True)
     digests = {}
     for vendor in ("google", "twitter"):
@@ -58,14 +60,14 @@ def test_the_sample_gives_the_pictures_labels_and_subjects_that_a_person_sees(
         "google-1faf1-1f3fb": "rightwards_hand",
         "twitter-1faf1-1f3fb": "rightwards_hand",
         "google-1f3c3": "runner",
-        "google-1f3c3-200d-2642-fe0f": "runner",  # its table says that the man replaces the runner
+        "google-1f3c3-200d-2642-fe0f": "runner",  # Its table says that the man replaces the runner.
         "google-1f34e": "apple",
         "twitter-1f34e": "apple",
         "google-26aa": "white_circle",
         "twitter-26aa": "white_circle",
         "google-2b1b": "black_large_square",
         "twitter-2b1b": "black_large_square",
-        "twitter-1f1e7-1f1fb": "flag-bv",  # the flag of Norway, a shade lighter
+        "twitter-1f1e7-1f1fb": "flag-bv",  # It is the flag of Norway, a shade lighter.
         "twitter-1f1f3-1f1f4": "flag-bv",
         "twitter-1f1f8-1f1ef": "flag-bv",
     }

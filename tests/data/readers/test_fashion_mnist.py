@@ -1,3 +1,5 @@
+"""Fashion-MNIST is read from a directory or fetched over HTTP, and damaged or missing files are refused."""
+
 from __future__ import annotations
 
 import gzip
@@ -24,7 +26,7 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Small files of the published layout, whose checksums stand in for the published ones."""
+    """Return small files of the published layout, and replace the published checksums by theirs."""
     rng = np.random.default_rng(0)
     files = {}
     for stem, n in (("train", 40), ("t10k", 20)):
@@ -93,7 +95,7 @@ def test_without_any_source_the_error_says_how_to_get_the_files(
 
 
 def published(tmp_path: Path) -> Path | None:
-    """A directory with the published files, where this machine has or can unpack the Debian package."""
+    """Return a directory with the published files, or None if the Debian package cannot be had here."""
     if all((fashion_mnist.INSTALLED / name).is_file() for name in fashion_mnist.SHA256):
         return fashion_mnist.INSTALLED
     if not (shutil.which("apt-get") and shutil.which("dpkg")):

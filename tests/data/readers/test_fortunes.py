@@ -1,3 +1,5 @@
+"""The reader of fortunes gives the quotations and authors of a sample, and refuses damaged files."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,7 +15,7 @@ from expunge.system.errors import DataError
 from tests.data.sources import prepared, refused
 
 SAMPLE = Path(__file__).parent / "samples" / "fortunes"
-# As a person reads the sample: file, place in it, author.
+# File, position in the file, and author of each quotation, as a person reads the sample.
 ROWS = """definitions 1 Bierce; definitions 2 Bierce; definitions 3 Bierce; definitions 4 Bierce; literature 1 Twain;
 literature 2 Shakespeare; literature 3 Shakespeare; literature 4 Shakespeare; literature 5 Twain;
 literature 6 Shakespeare; literature 7 Twain; people 1 Bierce; people 3 Nietzsche; people 4 Voltaire; people 5 Wilde;
@@ -28,7 +30,7 @@ FULL = {
 
 
 def pin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the checksums of the files in `directory` stand in for the published ones."""
+    """Replace the published checksums by those of the files in `directory`."""
     digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(directory.iterdir())}
     monkeypatch.setattr(fortunes, "SHA256", digests)
 

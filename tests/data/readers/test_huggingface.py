@@ -1,4 +1,4 @@
-"""Data sets through the library `datasets`: what it writes itself, and a Hub that answers as the real one does."""
+"""Data sets of the library `datasets` are read from what it writes, and from a local server that answers as the Hub."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 @contextmanager
 def hub(files: dict[str, bytes]) -> Iterator[str]:
-    """The parts of the Hub's HTTP interface that `datasets` asks for a data set `owner/name` at COMMIT."""
+    """Serve `files` as data set `owner/name` at COMMIT, with the part of the Hub's interface that `datasets` uses."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -226,7 +226,7 @@ except DataError as e:
 
 
 def test_a_pinned_commit_of_the_hub_is_read_and_a_missing_one_refused(tmp_path: Path) -> None:
-    """In a process of its own: the library takes the Hub's address from the environment when it is imported."""
+    """A new process is needed, because the library reads the Hub's address from the environment on import."""
     files = {
         f"{split}.parquet": write_parquet(tmp_path / "made", f"{split}.parquet", texts(n))
         for split, n in (("train", 6), ("test", 2))

@@ -1,4 +1,7 @@
-"""Readers of other packages: a name in data.source, a line in the manifest, an input that a sweep leaves alone."""
+"""A reader of an installed package is named in data.source and recorded in the manifest.
+
+A sweep leaves its input alone and says who keeps it.
+"""
 
 from __future__ import annotations
 

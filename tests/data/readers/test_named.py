@@ -1,4 +1,4 @@
-"""Data sets by name, on small files of their real formats, and what is wrong with files people have."""
+"""Data sets are read by name from small files in their real formats, and faulty files are refused with the reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read(tmp_path: Path, name: str, root: Path, **options) -> Dataset:
 
 
 def refused(tmp_path: Path, name: str, root: Path, message: str, **options) -> None:
-    """One line, and nothing half-written."""
+    """Assert that reading fails with a message of one line and leaves no unfinished files."""
     with pytest.raises(DataError, match=message) as e:
         read(tmp_path, name, root, **options)
     assert "\n" not in str(e.value)
@@ -45,7 +45,7 @@ def refused(tmp_path: Path, name: str, root: Path, message: str, **options) -> N
 
 
 def packed(folder: Path, out: Path) -> bytes:
-    """The archive of a directory, as its publisher packs it."""
+    """Return the archive of a directory, packed as its publisher does it."""
     if out.suffix == ".zip":
         with zipfile.ZipFile(out, "w") as z:
             for file in sorted(f for f in folder.rglob("*") if f.is_file()):
@@ -273,7 +273,7 @@ def test_tiny_imagenet_is_read_and_bad_files_are_refused(tmp_path: Path, monkeyp
     np.testing.assert_array_equal(got[8], np.repeat(grey, 3, axis=2))
     assert dataset.sample_ids()[0] == "train/n01443537/images/n01443537_0.JPEG"
     assert dataset.sample_ids()[6] == "val/images/val_0.JPEG"
-    # The archive gives the same, and annotations of an unknown class are refused.
+    # The archive must give the same dataset, and annotations of an unknown class must be refused.
     archive = packed(folder, tmp_path / "tiny-imagenet-200.zip")
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "tiny-imagenet-200.zip").write_bytes(archive)
@@ -296,7 +296,7 @@ def test_imagenet_is_read_from_folders_and_from_kaggles_answers(tmp_path: Path) 
     assert dataset.class_names == ["n01440764", "n01443537"]
     labels = dataset.labels().tolist()
     assert labels == [0, 0, 1, 1] * 2 and dataset.manifest["rows_test"] == 4
-    # Flat validation pictures: Kaggle's answers give the same labels.
+    # Where the validation pictures lie in one folder, Kaggle's answers must give the same labels.
     answers = ["ImageId,PredictionString"]
     for file in sorted((root / "val").rglob("*.JPEG")):
         answers.append(f"{file.stem},{file.parent.name} 1 2 30 40 ")
@@ -344,7 +344,7 @@ def torchvision_datasets() -> ModuleType:
 
 
 def test_checksums_are_those_of_torchvision() -> None:
-    """An independent list of the same published files."""
+    """torchvision has an independent list of the same published files."""
     tv = torchvision_datasets()
     for ours, theirs in ((idx.MNIST, tv.MNIST), (idx.FASHION_MNIST, tv.FashionMNIST), (idx.KMNIST, tv.KMNIST)):
         assert [m for _, m in theirs.resources] == list(ours.md5)
@@ -356,7 +356,7 @@ def test_checksums_are_those_of_torchvision() -> None:
 
 
 def test_torchvision_reads_the_same_pictures_from_the_same_files(tmp_path: Path) -> None:
-    """torchvision's own classes on the same files, for the formats that it reads without unpickling."""
+    """The test covers the formats that torchvision reads without unpickling."""
     tv = torchvision_datasets()
     images, labels = made.pictures(15, 28, 1)[..., 0], np.arange(15) % 10
     made.mnist(tmp_path / "root", (images[:10], labels[:10]), (images[10:], labels[10:]))

@@ -1,3 +1,5 @@
+"""Near-duplicate pictures are grouped exactly as a plain search over all pairs groups them."""
+
 from __future__ import annotations
 
 import networkx
@@ -11,7 +13,7 @@ from expunge.data.readers.near_duplicates import ALIKE, joined
 
 
 def reference(images: np.ndarray, owners: np.ndarray, sets: np.ndarray, linked: list) -> list[int]:
-    """One pair after the other, in float64 means, and components from networkx."""
+    """Return the groups found by comparing all pairs of float64 means, with the components of networkx."""
     n, h, w, c = images.shape
     means = images.reshape(n, h // 4, 4, w // 4, 4, c).astype(np.float64).mean(axis=(2, 4))
     graph = networkx.Graph(linked)
@@ -46,7 +48,7 @@ def test_the_search_in_blocks_misses_no_pair(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_pair_at_the_limit_is_no_near_duplicate() -> None:
     images = np.zeros((3, 4, 4, 1), np.uint8)
-    images[1], images[2] = 4, 7  # 4 levels apart, then 3
+    images[1], images[2] = 4, 7  # The first pair is 4 levels apart, the second 3.
     assert joined(images, np.arange(3), np.zeros(3)).tolist() == [0, 1, 1]
 
 

@@ -1,3 +1,5 @@
+"""The readers of digits, image folders, Parquet and npz give the source's rows and refuse bad input."""
+
 from __future__ import annotations
 
 import io
@@ -81,7 +83,7 @@ def test_an_image_folder_with_train_and_test_keeps_its_split(tmp_path: Path) -> 
 
 
 def test_val_is_the_test_split_of_an_image_folder(tmp_path: Path) -> None:
-    """`val` is the test split; it was a class of its own, and `train` the other."""
+    """The reader used to take the folders `train` and `val` for two classes."""
     names = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "val/a/0.png", "val/b/0.png"]
     refused(
         tmp_path,

@@ -1,3 +1,5 @@
+"""Texts are read unchanged from CSV, TSV and Parquet, and files that are no dataset of texts are refused."""
+
 from __future__ import annotations
 
 from collections import Counter
