@@ -1,3 +1,5 @@
+"""Tests of batches of requests and their leases, on SQLite and PostgreSQL, with processes that die or start at once."""
+
 from __future__ import annotations
 
 import os

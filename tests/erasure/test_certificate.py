@@ -1,3 +1,5 @@
+"""Tests of certificates and their pages, on a small workspace in which two requests were completed."""
+
 from __future__ import annotations
 
 import base64

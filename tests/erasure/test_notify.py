@@ -1,3 +1,5 @@
+"""Tests of the notices about closed requests, against a recipient on loopback that may fail or stay silent."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Tests of the store of requests, on SQLite and PostgreSQL: states, deadlines, keys and operators at once."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Tests that a batch selects exactly the rows of its requests, and that params.yaml changes only in `split`."""
+
 from __future__ import annotations
 
 from contextlib import chdir
