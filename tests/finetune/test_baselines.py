@@ -1,4 +1,7 @@
-"""Tests of MinNorm-OG, partially blinded unlearning, the one-step method and DAMP, by closed forms and on digits."""
+"""Tests of MinNorm-OG, partially blinded unlearning, the one-step method and DAMP.
+
+The references are closed forms and gradients by hand.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Tests of boundary shrinking and expanding, against gradients of a linear classifier by hand."""
+
 from __future__ import annotations
 
 from dataclasses import replace

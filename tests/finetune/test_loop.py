@@ -1,3 +1,5 @@
+"""Tests of the training loop that methods share, against softmax regression by hand."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Tests of NatMU: its masks, blended pictures and labels, and how much it forgets."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Tests of OracleMatch and its oracles, against ridge solutions in closed form and a retrained network."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Tests of projected gradients, against finite differences and the outputs of layers."""
+
 from __future__ import annotations
 
 from dataclasses import replace

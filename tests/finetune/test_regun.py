@@ -1,3 +1,5 @@
+"""Tests of ReGUn: its targets must follow the distribution of unseen rows, class by class."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

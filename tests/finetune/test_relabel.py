@@ -1,3 +1,5 @@
+"""Tests of random labels and SalUn, against one full-batch gradient and counts of the drawn labels."""
+
 from __future__ import annotations
 
 from typing import Any

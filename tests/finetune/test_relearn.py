@@ -1,4 +1,7 @@
-"""Tests of relearning above a cut on 8 x 8 digits, by autograd, a softmax by hand, and tensors that must not move."""
+"""Tests of relearning above a cut on 8 x 8 digits.
+
+The references are autograd and a softmax by hand, and some tensors must not move.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tests of Scissorhands and retention-based masking by full gradients, a numeric optimum and linear regression."""
+"""Tests of Scissorhands and retention-based masking.
+
+The references are full gradients, a numeric optimum and linear regression.
+"""
 
 from __future__ import annotations
 

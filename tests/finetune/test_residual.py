@@ -1,3 +1,5 @@
+"""Tests of residual alignment, against a ridge solution in closed form and class means of the features."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Tests of Seal, which trains a backbone until its features are those that a given map would make of the old ones."""
+
 from __future__ import annotations
 
 from typing import Any

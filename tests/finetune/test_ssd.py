@@ -1,3 +1,5 @@
+"""Tests of SSD, whose importances are compared with gradients of single rows and of batches."""
+
 from __future__ import annotations
 
 import re
