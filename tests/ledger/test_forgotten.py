@@ -1,3 +1,5 @@
+"""Tests of the stored sets of forgotten rows: which requests they cover, and that they do not reveal ids."""
+
 from __future__ import annotations
 
 import pytest

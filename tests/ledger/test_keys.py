@@ -1,3 +1,5 @@
+"""Tests of the signing key: how it is made, kept, read and refused."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Tests of the hash-chained ledger: every change, cut or foreign entry must be found."""
+
 from __future__ import annotations
 
 import hashlib
