@@ -1,3 +1,5 @@
+"""Tests of saved classifiers and of weights from others: nothing is lost, damage is found, and no pickle is run."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""Tests that the linear head of a model is found, and that the model is split there."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Tests of features from several layers of a backbone, against the layers' own outputs averaged over positions."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Tests of preprocessing, whose resizing and conversion to grey are compared with Pillow."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Tests of sentence encoders as backbones, against transformers on one text at a time."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Tests that architectures of all sources are built, split at their head, saved and loaded with equal logits."""
+
 from __future__ import annotations
 
 import json
