@@ -182,7 +182,7 @@ def test_a_list_that_was_put_there_by_hand_is_noticed(root, expunge):
 
 
 def test_the_md5_of_a_list_cannot_be_guessed(root):
-    """Salts make another file of the same ids each time."""
+    """Random salts make the file of the same ids differ each time."""
     from expunge.erasure.intake import values_of, write_values
 
     written = []

@@ -216,7 +216,7 @@ def test_a_retrained_model_that_saw_the_forgotten_rows_is_refused(what, workspac
 
 
 def test_a_model_that_says_it_never_saw_what_it_was_trained_on_is_refused(workspace):
-    """The description is edited and the manifest rewritten, but the manifest's record of the training contradicts."""
+    """The description is edited and the manifest rewritten, but the manifest's record of the training contradicts it."""
     place = Path("models/original")
     description = read_json(place / "model.json")
     assert description["card"]["training"] == "full"
@@ -355,7 +355,7 @@ def test_a_ledger_from_a_backup_is_found(root):
     Ledger("ledger.jsonl").verify()
     with pytest.raises(LedgerError, match=r"was written once and is not in it\. .* no request is carried out"):
         finish(root, url_of(root))
-    assert Path("ledger.jsonl").read_bytes() == (root / "backup/ledger.jsonl").read_bytes()  # and was not changed
+    assert Path("ledger.jsonl").read_bytes() == (root / "backup/ledger.jsonl").read_bytes()  # nothing was added to it
     for name, content in newest.items():
         Path(name).write_bytes(content)
     assert finish(root, url_of(root)) == "completed"
@@ -391,7 +391,7 @@ def test_a_store_from_a_backup_is_found(then, root):
 
 
 def test_an_empty_store_begins_anew_beside_the_ledger(root):
-    """This is how to go on where the store is lost for good."""
+    """Where the store is lost for good, an empty one is the only way to continue."""
     Path("records/requests.db").unlink()
     store = Store.open(url_of(root))
     assert life(root, store).advance(TODAY).state == "nothing to do"
