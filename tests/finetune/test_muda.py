@@ -53,7 +53,7 @@ def test_it_is_the_metric_s_value_at_the_rank_that_holds_the_energy(digits: Any)
     values = np.sort(np.linalg.eigvalsh(kept.T @ kept))[::-1]
     assert values[:rank].sum() >= 0.9 * values.sum() > values[: rank - 1].sum()
     assert terms["unaligned"].item() == pytest.approx(1 - curve[rank - 1], abs=1e-4)
-    # With the whole space as the subspace both terms vanish. This is asked of retained rows, because some of the 128
+    # With the whole space as the subspace both terms vanish. This is checked on retained rows: some of the 128
     # ReLU features may be dead on them, so that forgotten rows may have a small part outside.
     whole = Muda(energy=1.0, moment_rows=10_000, batch_size=10_000)
     nothing = whole.phases(run)[0].loss(digits.retain)

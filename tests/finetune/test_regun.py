@@ -56,7 +56,7 @@ def test_targets_have_the_distribution_of_unseen_rows_class_by_class() -> None:
     for y in (0, 3):
         mine = labels == y
         np.testing.assert_array_equal(np.sort(target[mine, y]), np.sort(unseen[mine, y]))
-        np.testing.assert_array_equal(np.argsort(target[mine, y]), np.argsort(p[mine, y]))  # same order
+        np.testing.assert_array_equal(np.argsort(target[mine, y]), np.argsort(p[mine, y]))  # the order is kept
     # The probabilities of the other classes keep their proportions.
     np.testing.assert_allclose(target[:20, 1] / target[:20, 2], p[:20, 1] / p[:20, 2])
 
@@ -102,7 +102,7 @@ def test_per_class_targets_are_means_and_the_loss_has_its_floor_at_the_target(di
 
 @pytest.mark.parametrize("target", ["quantile", "per-class"])
 def test_forgotten_rows_come_to_look_like_rows_never_seen(digits: Any, rows: Rows, target: str) -> None:
-    """The mean loss of forgotten rows is far below that of judged rows before, and near it afterwards."""
+    """The mean loss of forgotten rows rises from far below to near that of judged rows. Retained rows stay correct."""
     model = digits.model
     before, aim = losses(digits, model, rows.forget).mean(), losses(digits, model, rows.judged).mean()
     assert before < 0.2 * aim

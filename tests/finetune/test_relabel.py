@@ -54,7 +54,7 @@ def test_the_mask_takes_the_largest_gradients_over_all_layers(digits: Any) -> No
 
 
 def test_weights_outside_the_mask_keep_their_bits(digits: Any) -> None:
-    """Decay and momentum are strong enough to move every weight that is not masked."""
+    """Decay and momentum are strong enough to move every weight, were it not for the mask."""
     fitted = SalUn(density=0.4, lr=0.05, weight_decay=0.1, momentum=0.9, epochs=2, batch_size=64).fit(
         digits.model, digits.images, digits.labels, *digits.rows
     )

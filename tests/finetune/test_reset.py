@@ -38,7 +38,7 @@ def test_the_most_important_weights_of_the_layers_are_drawn_anew(digits: Any) ->
     method = Scissorhands(sparsity=0.9, lr=1e-30, weight_decay=0.0, momentum=0.0, epochs=1, batch_size=64)
     result = fitted(method, digits)
     before, after = ({n: p.detach() for n, p in m.named_parameters()} for m in (digits.model, result.classifier_))
-    assert set(result.reset_) == {"backbone.3.weight", "head.weight", "head.bias"}  # without the first third
+    assert set(result.reset_) == {"backbone.3.weight", "head.weight", "head.bias"}  # the first third is left out
     model = digits.fresh()
     y = torch.from_numpy(digits.labels[digits.forget]).long()
     cross_entropy(model(digits.images[digits.forget]), y).backward()

@@ -122,7 +122,7 @@ def test_sealing_the_identity_changes_next_to_nothing(digits: Any) -> None:
     assert by_running.history_[0]["forget"] < 1e-9
     old, new = (m(digits.images[digits.test]) for m in (digits.model, by_running.classifier_))
     torch.testing.assert_close(new, old, atol=1e-3, rtol=0)
-    by_batch = Seal(identity(128), weight_decay=0.0, lr=0.01).fit(*arguments)  # batch statistics are not running ones
+    by_batch = Seal(identity(128), weight_decay=0.0, lr=0.01).fit(*arguments)  # batch and running statistics differ
     assert 1e-9 < max(by_batch.history_[0]["retain"], by_batch.history_[0]["forget"]) < 0.01
     assert digits.accuracy(by_batch.classifier_, digits.forget) > 0.99
 
