@@ -74,7 +74,7 @@ def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace
     assert resume(service, run.id, decision="promote", approver="J. Doe")["status"] == "REJECT"
     assert resume(service, run.id, decision="promote", approver="J. Doe", reason=" ")["status"] == "REJECT"
     assert resume(service, run.id, decision="perhaps", approver="J. Doe", reason="seen")["status"] == "REJECT"
-    assert resume(service, run.id, decision="promote", reason="seen")["status"] == "REJECT"  # no approver
+    assert resume(service, run.id, decision="promote", reason="seen")["status"] == "REJECT"  # the approver is missing
     assert service.run(run.id).state.is_paused()
     answer = {"decision": "refuse", "approver": "J. Doe", "reason": "not before Monday"}
     assert resume(service, run.id, **answer)["status"] == "ACCEPT"
