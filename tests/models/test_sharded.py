@@ -125,10 +125,10 @@ def test_a_sharded_model_is_exported_as_onnx(tmp_path: Path) -> None:
 
 
 def test_the_mean_for_a_class_is_over_shards_that_have_it() -> None:
-    counts = np.array([[5, 0, 3, 0], [2, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])  # the third has too few rows
+    counts = np.array([[5, 0, 3, 0], [2, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])  # the third has too few rows to train
     shares = shard_shares(counts)
     assert shares[:, 0].tolist() == [0.5, 0.5, 0, 0] and shares[:, 1].tolist() == [0, 1, 0, 0]
-    assert shares[:, 2].tolist() == [1, 0, 0, 0] and shares[:, 3].tolist() == [0.5, 0.5, 0, 0]  # no shard has it
+    assert shares[:, 2].tolist() == [1, 0, 0, 0] and shares[:, 3].tolist() == [0.5, 0.5, 0, 0]  # no shard has class 3
     weight, bias = average(counts)
     z = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
     expected = torch.einsum("nsc,sc->nc", z.reshape(7, 4, 4), torch.from_numpy(shares))

@@ -21,7 +21,7 @@ def write_encoder(directory: Path, longest: int = 12) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.enable_padding(length=longest)  # Expunge must ignore it, as published tokenizers have it
+    tokenizer.enable_padding(length=longest)  # many published tokenizers do so, and Expunge must ignore it
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, "pad_token": "[PAD]"}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
