@@ -216,7 +216,7 @@ def test_a_retrained_model_that_saw_the_forgotten_rows_is_refused(what, workspac
 
 
 def test_a_model_that_says_it_never_saw_what_it_was_trained_on_is_refused(workspace):
-    """The description is edited and the manifest rewritten, but the manifest's record of the training contradicts it."""
+    """Description and manifest are edited alike, but the record of the training in the manifest contradicts them."""
     place = Path("models/original")
     description = read_json(place / "model.json")
     assert description["card"]["training"] == "full"
