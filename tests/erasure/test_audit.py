@@ -1,4 +1,7 @@
-"""An audit on digits: a registered head that was deleted from exactly is made again, and what is found by that."""
+"""Tests of `certificate audit` after an exact deletion on digits, in every mode of training.
+
+The audit computes the registered model again, and must find a changed weight, backbone, set of rows or feature.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def deleted_from(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def root(deleted_from, monkeypatch) -> Path:
-    """The workspace, put back as it was afterwards; the registry's files lie under their first path."""
+    """Change into the workspace, and restore it after the test.
+
+    The test runs in the original place and not in a copy, because the registry stores absolute paths.
+    """
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{deleted_from / 'mlflow.db'}")
     monkeypatch.chdir(deleted_from)
     copy = deleted_from.with_name(f"{deleted_from.name}-kept")
@@ -55,17 +61,17 @@ def found(encode: bool = False, **nonce: object) -> dict:
 
 
 def layers(root: Path) -> bool:
-    """Whether layers were trained, not a head alone."""
+    """Return whether layers were trained, and not only a head."""
     return "above" in root.name or "audited-shards" in root.name
 
 
 def served(root: Path) -> Path:
-    """The files of the registered version."""
+    """Return the directory of the registered version."""
     return next(root.glob("mlartifacts/**/servable"))
 
 
 def seal(directory: Path) -> None:
-    """Make a changed directory consistent again, as somebody who covers their tracks would."""
+    """Write digests and sizes of the changed files into the manifest, as somebody who hides the change would."""
     manifest = read_json(directory / "manifest.json")
     for name, entry in manifest["files"].items():
         entry.update(sha256=sha256(directory / name), bytes=(directory / name).stat().st_size)
@@ -78,7 +84,7 @@ def test_an_audit_agrees_with_an_exact_deletion(root):
     assert said["distance"] <= said["allowed"]
     assert not any("stored features" in line for line in said["trusted"])
     assert said["activations"] if layers(root) else said["features"]["agrees"]
-    if "head" not in root.name:  # sums are exact; so is training again
+    if "head" not in root.name:  # the sums of ridge and the training of layers are repeated to the bit
         assert said["same_bits"] and said["distance"] == 0
     retained = int((Dataset("data/dataset").splits() == "train").sum()) - 20
     assert f"{retained:,} retained" in said["recomputed"]
@@ -95,7 +101,7 @@ def test_a_changed_weight_is_found(root):
     seal(served(root))
     said = found()
     assert not said["agrees"] and said["rows"] and said["backbone"]
-    if "audited-shards" in root.name:  # its head is the mean of shards, which is fixed by their rows
+    if "audited-shards" in root.name:  # the head is the mean of the shards, which the audit checks by itself
         assert not said["same_mean"]
     else:
         assert said["distance"] > said["allowed"]
@@ -110,13 +116,14 @@ def test_another_backbone_is_found(root):
     seal(served(root))
     said = found()
     assert not said["agrees"] and not said["backbone"] and said["rows"]
-    fits = "above" not in root.name  # there the layers are compared, too; of shards those above the cut alone
-    assert (said["distance"] <= said["allowed"]) == fits  # there the layers are compared, too
+    # Above a cut the distance covers all layers. With shards it covers only those above the cut.
+    fits = "above" not in root.name
+    assert (said["distance"] <= said["allowed"]) == fits
 
 
 @pytest.mark.parametrize("what", ["a row fewer", "another label"])
 def test_another_set_of_rows_is_found(what, root):
-    """The same change in dataset and features, so that they fit each other."""
+    """The dataset and the features are changed in the same way, so they are consistent with each other."""
     row = int(np.flatnonzero(Dataset("data/dataset").splits() == "train")[0])
     name, value = ("label", 7) if what == "another label" else ("split", "test")
     store = FeatureStore("data/features/original")
@@ -142,7 +149,7 @@ def test_another_set_of_rows_is_found(what, root):
 
 
 def test_features_of_something_else_are_found(root):
-    """A head fitted to made-up features agrees with itself; making the features again shows it."""
+    """A head that was fitted to other features agrees with them, so only extracting them again shows the change."""
     if layers(root):
         kept = np.load("data/activations/stage1.npy")
         np.save("data/activations/stage1.npy", kept + np.float16(1e-2))
@@ -183,7 +190,7 @@ def test_the_command_prints_its_findings_and_its_status_follows_them(root):
     assert good.exit_code == 0 and "what training without the rows gives" in good.output
     said = json.loads(run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--json"]).stdout)
     assert said["agrees"] is True and said["version"] == "models:/expunge-exactly/1"
-    tensors = load_file("models/original/model.safetensors")  # the original, passed off as the product
+    tensors = load_file("models/original/model.safetensors")  # the original model in place of the product
     save_file(tensors, served(root) / "model.safetensors")
     seal(served(root))
     bad = run.invoke(app, ["certificate", "audit", str(CERTIFICATE)])
@@ -191,7 +198,7 @@ def test_the_command_prints_its_findings_and_its_status_follows_them(root):
 
 
 def shipped(root: Path, change: str) -> None:
-    """The registered version with another weight of shard 2."""
+    """Change the first weight tensor of the registered version whose name starts with `change`."""
     weights = served(root) / "model.safetensors"
     tensors = load_file(weights)
     name = next(n for n in tensors if n.startswith(change) and tensors[n].is_floating_point())
@@ -222,7 +229,10 @@ def test_a_nonce_picks_shards_that_are_made_again(root, monkeypatch):
 
 
 def test_a_changed_shard_is_found_whatever_the_nonce_picks(root):
-    """Against the digests of the certificate; a certificate of wrong weights takes the shard itself."""
+    """The digests in the certificate show the change.
+
+    If the certificate itself has the digest of the wrong weights, only training that shard again shows it.
+    """
     if "audited-shards" not in root.name:
         return
     shipped(root, "backbone.uppers.2.tail")

@@ -1,3 +1,5 @@
+"""Tests of batches of requests and their leases, on SQLite and PostgreSQL, with processes that die or start at once."""
+
 from __future__ import annotations
 
 import os
@@ -39,7 +41,7 @@ def test_verified_requests_go_into_one_batch(store):
     assert {r.id for r in batches.requests(batch)} == {first, second} and batch.step == Step.prepare
     assert store.get(first).state == State.running and store.get(unverified).state == State.received
     assert [e.kind for e in store.events(first)] == ["intake", "verification", "scheduling", "run"]
-    # What comes in meanwhile waits for the next one.
+    # A request that is verified during the batch waits for the next one.
     late = verified(store, "p4")
     again = batches.claim(TODAY)
     assert again.id == batch.id and store.get(late).state == State.verified
@@ -51,7 +53,7 @@ def test_nothing_is_started_before_something_is_due(store):
     verified(store, "p1")  # due on 20 March, in 18 days
     assert batches.claim(TODAY, within=17) is None and batches.current() is None
     verified(store, "p2", received=TODAY)
-    assert len(batches.requests(batches.claim(TODAY, within=18))) == 2  # the other one comes along
+    assert len(batches.requests(batches.claim(TODAY, within=18))) == 2  # the batch also takes the one that is not due
 
 
 def test_a_living_owner_keeps_its_batch(store):
@@ -64,7 +66,7 @@ def test_a_living_owner_keeps_its_batch(store):
             Batches(store, "ben").claim(TODAY)
     finally:
         living.communicate(b"\n")
-    assert Batches(store, "ben").claim(TODAY).id == batch.id  # it is dead: at once
+    assert Batches(store, "ben").claim(TODAY).id == batch.id  # the owner is dead, so nobody waits for its lease
 
 
 def test_another_machine_is_waited_for(store):
@@ -82,7 +84,7 @@ def test_a_process_that_lost_the_batch_writes_nothing(store):
     id_ = verified(store, "p1")
     slow, quick = Batches(store, "slow"), Batches(store, "quick")
     lost = slow.claim(TODAY)
-    taken = quick.claim(TODAY)  # the same process number: the first owner is taken for dead
+    taken = quick.claim(TODAY)  # both have this process number, so the first owner counts as dead
     with pytest.raises(RequestError, match="taken over by somebody else"):
         slow.at(lost, Step.approval, {}, State.awaiting_approval, "verdict")
     assert store.get(id_).state == State.running
@@ -103,7 +105,7 @@ def test_the_lease_is_renewed_while_work_goes_on(store, monkeypatch):
         while batches.current().until < time.time() and time.monotonic() < end:
             time.sleep(0.05)
     assert batches.current().until > time.time() + 500
-    assert batches.at(batch, Step.run, {}).step == Step.run  # beats do not get into the way of steps
+    assert batches.at(batch, Step.run, {}).step == Step.run  # renewing the lease does not block a step
 
 
 def test_a_closed_batch_makes_room_and_destroys_keys(store):
@@ -120,7 +122,7 @@ def test_a_closed_batch_makes_room_and_destroys_keys(store):
 
 
 def test_two_processes_that_start_at_once_open_one_batch(url, at_once):
-    """Both find no batch; one opens it, the other is told."""
+    """All processes find no batch. One of them opens it, and the others get an error."""
     store = Store.open(url)
     ids = [verified(store, f"p{i}") for i in range(4)]
     code = """
@@ -135,14 +137,14 @@ sys.stdin.readline()  # alive until both are done
     out = at_once(code, url, processes=3)
     started = [line for line in out if line.startswith("started")]
     assert len({line.split()[1] for line in started}) == 1
-    # One that ended early may be taken over; nobody opens a second one.
+    # A batch whose process ended early may be taken over, but no second batch is opened.
     assert [len(store.events(id_)) for id_ in ids] == [4] * 4
     assert os.getpid() and len(Batches(store, "x").closed()) == 0
     store.engine.dispose()
 
 
 def test_a_batch_is_finished_on_either_database(url, tmp_path):
-    """From promoted to completed: sweep, certificates, keys destroyed."""
+    """A promoted batch is swept and certified, its keys are destroyed, and its requests are completed."""
     root = people_workspace.workspace(tmp_path / "workspace", [5])
     store = Store.open(url)
     _, requests = promoted(store, root)

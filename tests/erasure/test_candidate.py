@@ -1,4 +1,4 @@
-"""What is put before the approver, on a finished run of the pipeline."""
+"""Tests of the choice of the candidate that the approver is shown, on a finished run of the pipeline."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from tests.pipeline import change
 
 @pytest.fixture
 def run(copy, monkeypatch):
-    """In the workspace of the run; MLflow keeps stores by their address, so a relative one would be another test's."""
+    """Change into the workspace of the run, and return it.
+
+    MLflow caches stores by address, so a relative one could belong to another test.
+    """
     monkeypatch.chdir(copy)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy / 'mlflow.db'}")
     return copy
 
 
 def verdicts(change_one) -> None:
-    """Rewrite the verdict of every method by `change_one(name, verdict)`, and what is selected."""
+    """Replace the verdict of every method by `change_one(name, verdict)`, and select a method again."""
     summary = read_json(SUMMARY)
     for name, block in summary["methods"].items():
         block["verdict"] = change_one(name, block["verdict"])
@@ -33,7 +36,7 @@ def nothing_qualified() -> None:
 
 
 def registered(run) -> str:
-    """What the run registered; where nothing was shown of any method, nothing is."""
+    """Return the method that the run registered. Skip the test if nothing was shown of any method."""
     method = read_json(REGISTRATION)["method"]
     if method is None:
         pytest.skip("nothing was shown of any method of this run")
@@ -51,7 +54,7 @@ def test_else_the_retrained_model_is_the_candidate_and_passes_every_gate(run):
     nothing_qualified()
     product = choose()
     assert (product.method, product.claims) == ("retrained", "exact")
-    assert choose() == product  # not a third version
+    assert choose() == product  # no third version is registered
     promoter = ReviewSession(product.model).promoter
     version = promoter.version(product.version)
     assert promoter.check(version) == [] and "Retrained without the rows" in version.tags["verdict"]

@@ -1,3 +1,5 @@
+"""Tests of certificates and their pages, on a small workspace in which two requests were completed."""
+
 from __future__ import annotations
 
 import base64
@@ -25,7 +27,7 @@ from tests.sweep import people_workspace
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A small workspace in which two requests were completed, and these requests."""
+    """Yield a small workspace in which two requests were completed, its store, and these requests."""
     root = tmp_path_factory.mktemp("certified") / "workspace"
     people_workspace.workspace(root, [5])
     url = f"sqlite:///{root / 'records/requests.db'}"
@@ -93,7 +95,7 @@ def test_certificate_and_ledger_hold_each_others_digest(done):
 
 
 def test_another_program_verifies_a_certificate_without_expunge(done, certificate):
-    """From the description alone, with nothing of this package."""
+    """The program follows only the documented format, and imports nothing of this package."""
     code = f"""
 import base64, json, sys
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -129,7 +131,7 @@ def test_a_changed_certificate_is_refused(how, done, certificate):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_flipped_character_is_found_or_changes_no_value(done, data):
-    """White space between values says nothing; everything else is signed."""
+    """White space between values has no meaning in JSON. Everything else is signed."""
     root, _, requests = done
     path = root / "records/certificates" / requests[1].id / "certificate.json"
     content = bytearray(path.read_bytes())
@@ -169,7 +171,7 @@ def test_the_page_shows_the_certificate(done):
 
 def test_the_page_says_what_an_audit_recomputes(done, certificate):
     document = json.loads(certificate.read_text())
-    assert "What an audit recomputes" not in page(document)  # nothing exact is claimed
+    assert "What an audit recomputes" not in page(document)  # this certificate has no claim of exactness
     claim = {
         "procedure": "ridge: sums less those of the rows",
         "public": {"name": "efficientnet-lite0", "backbone_digest": "sha256:b4c"},

@@ -1,4 +1,4 @@
-"""docs/erasure.md, run as it stands: from `request add` to a certificate without residues."""
+"""Runs the shell commands of docs/erasure.md unchanged, from `request add` to a certificate without residues."""
 
 from __future__ import annotations
 

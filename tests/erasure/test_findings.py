@@ -1,3 +1,5 @@
+"""Tests that the findings of a sweep and of its repetition after an interruption are joined without loss."""
+
 from __future__ import annotations
 
 from expunge.erasure.findings import joined

@@ -1,4 +1,7 @@
-"""The `erasure` flow on a real Prefect server: intake by path, the form, events; what it does lies in the library."""
+"""Tests of the `erasure` flow on a real Prefect server: intake by path, the approval form and the artifacts.
+
+The steps themselves are in the library, whose tests are the other files of this folder.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect():
-    """One temporary Prefect server, with its own home."""
+    """Run a temporary Prefect server with its own home."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
 
@@ -53,13 +56,14 @@ def parameters_seen() -> str:
 
 
 def test_a_path_is_taken_in_and_what_is_verified_is_carried_out(tmp_path, monkeypatch):
-    """Test rows alone: the whole life without a model. The pipeline is two stages that change nothing."""
+    """The request is for test rows only, so no model is needed. The pipeline is two stages that change nothing."""
     from flows.erasure import erasure
 
     root = people_workspace.workspace(tmp_path / "workspace", [5])
     dvc(root, "init", "--no-scm", "--quiet")
     (root / "dvc.yaml").write_text("stages:\n  prepare: {cmd: 'true'}\n  validate-dataset: {cmd: 'true'}\n")
-    change(root, lambda p: p["split"].update(classes=[2]))  # of three: a flow checks params first
+    # The dataset has three classes, and a flow checks the params before anything else.
+    change(root, lambda p: p["split"].update(classes=[2]))
     (tmp_path / "ids.txt").write_text("record-00004\nrecord-00009\n")
     first = erasure(str(root), ids_file=str(tmp_path / "ids.txt"), basis="GDPR Art. 17", return_state=True)
     assert first.name == "NothingToDo"
@@ -79,7 +83,7 @@ def test_a_path_is_taken_in_and_what_is_verified_is_carried_out(tmp_path, monkey
 
 
 def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
-    """A finished run of the pipeline on class 5; the batch waits for approval of the version that it registered."""
+    """The pipeline forgot class 5, and the batch waits for approval of the version that the run registered."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
     from prefect.flow_runs import resume_flow_run

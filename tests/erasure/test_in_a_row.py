@@ -1,4 +1,4 @@
-"""Two erasures, a class and single rows, with the nightly `dvc repro` after each: every one ends with a certificate."""
+"""Tests that a class and then single rows can be erased, with the nightly `dvc repro` after each erasure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def expunge(workspace: Path, *arguments: str) -> str:
 
 
 def erase(workspace: Path, *what: str) -> dict:
-    """One request from intake to certificate; the certificate's body."""
+    """Carry out one request from intake to certificate, and return the certificate's body."""
     before = {path.name for path in (workspace / "records/certificates").glob("*")}
     expunge(workspace, "request", "add", *what, "--basis", "GDPR Art. 17(1)(b)")
     (made,) = set(re.findall(r"R-\d+-[0-9a-f]+", expunge(workspace, "request", "list")))
@@ -58,7 +58,7 @@ def test_a_class_and_then_single_rows_with_nightly_runs_between(tmp_path):
 
     first = erase(workspace, "--classes", "5")
     assert first["sweep"]["left"] == [] and not (labels(workspace) == 5).any()
-    dvc(workspace, "repro")  # the nightly run: the request in params.yaml is met, which is no failure
+    dvc(workspace, "repro")  # the nightly run must not fail because the request in params.yaml is already met
 
     ids = pq.read_table(sorted((workspace / "data/dataset").glob("part-*.parquet"))[0], columns=["sample_id"])
     some = tmp_path / "rows.txt"

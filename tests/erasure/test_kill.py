@@ -1,4 +1,7 @@
-"""kill -9 at seeded moments of a completion: whoever comes next goes on, nothing is lost, nothing happens twice."""
+"""Tests that a completion may be killed at any moment: the next process continues, and no step is lost or repeated.
+
+The moments are drawn with a seed from the file events and database statements of an undisturbed completion.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ def url_of(root: Path) -> str:
 
 
 def in_a_child(root: Path, until: int) -> tuple[int, int]:
-    """A completion that is killed at its `until`-th event, statements of the database counted too."""
+    """Run a completion in a child process that is killed at its `until`-th event (0: never).
+
+    Statements of the database count as events, too. Returns the exit status and the number of events.
+    """
 
     def complete() -> None:
         assert finish(root, url_of(root)) == "completed"
@@ -44,7 +50,7 @@ def in_a_child(root: Path, until: int) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory) -> Path:
-    """Two requests, approved and promoted; nothing is erased yet."""
+    """Return a workspace with two requests that are approved and promoted. Nothing is erased yet."""
     root = people_workspace.workspace(tmp_path_factory.mktemp("kill") / "workspace", [5])
     store = Store.open(url_of(root))
     promoted(store, root)
@@ -56,7 +62,7 @@ def before(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def events(before, tmp_path_factory) -> int:
-    """How many there are in a completion that nobody disturbs."""
+    """Return the number of events in an undisturbed completion."""
     root = Path(shutil.copytree(before, tmp_path_factory.mktemp("kill") / "undisturbed"))
     status, count = in_a_child(root, 0)
     assert status == 0 and count > 300
@@ -65,11 +71,11 @@ def events(before, tmp_path_factory) -> int:
 
 
 def check(root: Path, before: Path) -> None:
-    """Everything that must be so after a completion, whatever happened on the way."""
+    """Assert everything that must hold after a completion, however often it was interrupted."""
     store = Store.open(url_of(root))
     requests = store.all()
     assert [r.state for r in requests] == [State.completed] * 2 and all(r.told for r in requests)
-    # Every event once, in the store and in the ledger; the chain is whole and its head signed.
+    # Store and ledger have every event exactly once. The chain is whole and its head is signed.
     ledger, key = Ledger(root / "ledger.jsonl"), public_key(root)
     assert ledger.verify(store.entries()) == len(ledger.entries())
     names = [e.facts["event"] for e in ledger.entries()]
@@ -90,7 +96,7 @@ def check(root: Path, before: Path) -> None:
             and {"where": "data/dataset", "what": "rows", "count": 30, "kind": "erased"} in body["sweep"]["found"]
         )
         assert store.events(request.id)[-1].facts["certificate"] == digest_of(body)
-    # The rows are gone, all others are there as they were; no list is left.
+    # The requested rows are gone, all others are kept, and no list of a request is left.
     old, new = Dataset(before / "data/dataset"), Dataset(root / "data/dataset")
     gone = {people_workspace.person(i) for i in GONE}
     kept = [
@@ -111,13 +117,13 @@ def check(root: Path, before: Path) -> None:
 def test_killed_at_any_moment(seed, before, events, tmp_path):
     root = Path(shutil.copytree(before, tmp_path / "workspace"))
     rng = np.random.default_rng(seed)
-    for _ in range(int(rng.integers(1, 4))):  # up to three processes die one after another
+    for _ in range(int(rng.integers(1, 4))):  # up to three processes are killed one after another
         status, _ = in_a_child(root, int(rng.integers(1, events + 1)))
-        if not os.WIFSIGNALED(status):  # it had less to do than was left of it
+        if not os.WIFSIGNALED(status):  # less was left to do than the drawn number of events
             assert status == 0
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-        # In between, the ledger is good and nothing is called completed that is not.
+        # After each kill the ledger is valid, and a request that counts as completed really is.
         with chdir(root):
             ledger = Ledger(Path("ledger.jsonl"))
             ledger.verify()
@@ -132,7 +138,7 @@ def test_killed_at_any_moment(seed, before, events, tmp_path):
 
 
 def test_the_check_sees_what_is_wrong(before, events, tmp_path):
-    """An event done twice, a certificate that was changed."""
+    """`check` must fail if an event is in the ledger twice or a certificate was changed."""
     root = Path(shutil.copytree(before, tmp_path / "workspace"))
     assert in_a_child(root, 0)[0] == 0
     check(root, before)

@@ -1,4 +1,7 @@
-"""Requests on the command line, in a small workspace with DVC: intake, refusals, and an erasure that needs no model."""
+"""Tests of the life of a request, on the command line and in the library, in a small workspace with DVC.
+
+No model is trained: the pipeline is replaced by functions that do only what a test needs.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +66,7 @@ def expunge(root, monkeypatch, capsys) -> Callable[..., Done]:
 
 
 def bytes_below(root: Path) -> bytes:
-    """Names and bytes of records, ledger, params and what git would see: everything but the data and DVC's cache of
-    them."""
+    """Return names and contents of records, ledger, params and the files for git: all but the data and their cache."""
     places = [root / "records", root / ".dvc", *root.glob("*.*"), *root.glob("data/requests/*.dvc")]
     found = [p for place in places for p in ([place] if place.is_file() else place.rglob("*")) if p.is_file()]
     return b"".join(p.name.encode() + p.read_bytes() for p in found if ".dvc/cache" not in p.as_posix())
@@ -83,7 +85,7 @@ def test_a_request_goes_from_intake_to_refusal_on_the_command_line(root, expunge
     again = expunge("request", "add", "--subject-file", str(source))
     assert again.status == 2 and f"request {id_}" in again.err and "nothing was added" in again.err
     lists = sorted(p.name for p in (root / "data/requests").iterdir())
-    assert lists == [f"{id_}.csv", f"{id_}.csv.dvc"]  # the second list is gone again
+    assert lists == [f"{id_}.csv", f"{id_}.csv.dvc"]  # the list of the refused second request was removed
     assert (root / "data/requests" / f"{id_}.csv").stat().st_mode & 0o077 == 0
     shown = expunge("request", "list").out
     assert id_ in shown and "overdue" in shown
@@ -126,7 +128,7 @@ def test_a_list_with_an_endless_line_is_refused_at_intake(name, said, root, expu
 
 
 def test_a_bad_list_stops_no_other_request(root, expunge, tmp_path):
-    """As an earlier version took one in: a list that no reader can read."""
+    """An earlier version could take in a list that the reader of CSV refuses."""
     (root / "data/requests/R-20260101-ffffff.csv").write_text("subject,salt\n" + "x" * 10_000_000 + ",\n")
     (tmp_path / "ids.txt").write_text("record-00004\n")
     id_ = expunge("request", "add", "--ids", str(tmp_path / "ids.txt")).out.partition(":")[0]
@@ -138,7 +140,10 @@ def test_a_bad_list_stops_no_other_request(root, expunge, tmp_path):
 
 
 def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expunge, tmp_path):
-    """A whole class, and rows by id, that an earlier request took out; a list that is met in part is carried out."""
+    """A class or a list of ids is refused if an earlier request erased all of its rows.
+
+    If only a part of its rows was erased, the request is carried out.
+    """
     dataset = Dataset("data/dataset")
     gone = [i for i, label in zip(dataset.sample_ids(), dataset.labels(), strict=True) if label == 2]
     (tmp_path / "gone.txt").write_text("".join(f"{i}\n" for i in gone))
@@ -160,7 +165,7 @@ def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expung
 
 
 def test_most_of_the_data_is_erased_only_on_purpose(root, expunge):
-    """Two of three classes, perhaps the list of those that are to stay."""
+    """A request for two of three classes may name by mistake the classes that are to stay."""
     id_ = expunge("request", "add", "--classes", "0,1").out.partition(":")[0]
     refused = expunge("request", "verify", id_)
     assert refused.status == 2 and f"request {id_} is for 160 of 240 rows, more than half" in refused.err
@@ -177,7 +182,7 @@ def test_a_list_that_was_put_there_by_hand_is_noticed(root, expunge):
 
 
 def test_the_md5_of_a_list_cannot_be_guessed(root):
-    """The same ids give another file each time."""
+    """Random salts make the file of the same ids differ each time."""
     from expunge.erasure.intake import values_of, write_values
 
     written = []
@@ -201,7 +206,7 @@ def life(store: Store, pipeline) -> Lifecycle:
 
 
 def test_a_request_for_test_rows_alone_needs_no_model(root, tmp_path):
-    """Every fifth row is for testing: no model was trained on it, the data change all the same."""
+    """Every fifth row is for testing, so no model was trained on it, but it is erased from the data all the same."""
     from expunge.erasure.certificate import verify
 
     store = Store.open()
@@ -219,7 +224,7 @@ def test_a_request_for_test_rows_alone_needs_no_model(root, tmp_path):
 
 
 def split_only(stages=(), force=False) -> None:
-    """The pipeline as far as a test needs it: the real split, and a summary in which nothing qualified."""
+    """Stand in for the pipeline: make the real split, and write a summary in which nothing qualified."""
     if stages:
         return
     from expunge.stages import split
@@ -273,7 +278,7 @@ def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_
     assert batch.step == Step.run and batch.open
 
     def forgets_others(stages=(), force=False) -> None:
-        """Somebody changed the list while the pipeline ran."""
+        """Change the list, as if somebody did while the pipeline ran."""
         if not stages:
             Path(load_config().split.file).write_text("record-00002\n")
             split_only()
@@ -281,7 +286,7 @@ def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_
     with pytest.raises(RequestError, match="forgot other rows than were asked for"):
         life(store, forgets_others).advance(TODAY)
     assert runner.batches.current().step == Step.prepare
-    # Whoever comes next goes on with the same batch and its params.
+    # The next run continues the same batch with its params.
     assert life(store, split_only).advance(TODAY).batch == batch.id
 
 
@@ -314,7 +319,7 @@ def test_a_run_that_cannot_go_on_is_given_up(root, tmp_path):
 
 
 def awaiting(store: Store, root: Path, tmp_path: Path):
-    """A batch whose product waits; its facts are those of a judged run."""
+    """Return a request and the lifecycle of its batch, which waits for approval with the facts of a judged run."""
     from tests.erasure.promoted_batch import PRODUCT, RUN
 
     id_ = taken_in(store, root, tmp_path, ["record-00001"])
@@ -331,7 +336,7 @@ def test_a_rejected_run_leaves_its_requests_due(root, tmp_path):
     params = Path("params.yaml").read_bytes()
     id_, runner = awaiting(store, root, tmp_path)
     assert Path("params.yaml").read_bytes() != params
-    assert runner.advance(TODAY).state == "awaiting approval"  # nothing happens by itself
+    assert runner.advance(TODAY).state == "awaiting approval"  # without an answer it goes on waiting
     with pytest.raises(RequestError, match="a reason is needed"):
         runner.reject("cem", " ")
     runner.reject("cem", "retained accuracy is too low")

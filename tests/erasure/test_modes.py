@@ -1,5 +1,8 @@
-"""Two people who can be recognised anywhere, deleted one after the other, in every mode that can be deleted from: from
-intake to certificate, and then not a byte of them anywhere, and the model that training without both gives."""
+"""Tests that two people are deleted one after the other, in every mode of training that allows exact deletion.
+
+Their names, ids and pixels can be recognised anywhere. Afterwards no byte of them is left in any file, and the model
+is the one that training without both gives.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ PEOPLE = ("canary-one", "canary-two")
 ABOVE = {"training": "above", "cut": "stage1", "weights": "public"}
 RIDGE = {"ridge": 1.0, "quantum": 2.0**-12}
 EPOCHS = 8  # with fewer, deleting ten rows moves the accuracy on test rows by more than the verdict's margin
-# What differs: in the section model, and in train.head.
+# The modes differ in the section `model` and in `train.head` of the params.
 MODES = {
     "ridge": ({"training": "ridge"}, RIDGE),
     "head": ({"training": "head"}, {"ridge": 1e-3, "tol": 1e-7}),
@@ -49,7 +52,7 @@ MODES = {
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """Digits of 180 people. Two have names, ids and pixels that occur nowhere else."""
+    """Return digits of 180 people. Two have names, ids and pixels that occur nowhere else."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -83,14 +86,14 @@ def workspace(root: Path, mode: str) -> Path:
     params["train"].update(epochs=EPOCHS, precision="fp32", head=head)
     params["activations"]["cuts"] = ["stage1"] if model is ABOVE or "cut" in model else []
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    # Shards are drawn with the key of the forgotten rows. A key of each run's own would make other models in each run.
+    # Shards are drawn with the key of the forgotten rows. A random key would give other models in each run.
     (root / FORGOTTEN).mkdir(parents=True)
     create_durable(root / FORGOTTEN / KEY, hashlib.sha256(b"a test").digest())
     return root
 
 
 def stores(home: Path) -> list[Path]:
-    """Everything that was written: workspace, home of Prefect, and DVC's index, which lies elsewhere."""
+    """Return all places that were written to: the workspace, Prefect's home and DVC's index outside of both."""
     sites = re.findall(r"site_cache_dir: (.*)", dvc(home / "workspace", "doctor"))
     return [home / "workspace", home / "prefect", *map(Path, sites)]
 
@@ -110,7 +113,7 @@ def singing(home: Path, name: str) -> set[str]:
 def test_two_people_are_erased_one_after_the_other_in_every_mode(mode, tmp_path, monkeypatch):
     for name in ("EXPUNGE_SIGNING_KEY", "EXPUNGE_REQUESTS_URL"):
         monkeypatch.delenv(name, raising=False)
-    # A process keeps MLflow's stores by address, and the default is relative to the workspace.
+    # MLflow caches stores by address, and the default address is relative to the workspace.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/workspace/mlflow.db")
     for name in ("PATH", "OMP_NUM_THREADS", "NO_COLOR", "DVC_NO_ANALYTICS"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
@@ -155,7 +158,7 @@ def test_two_people_are_erased_one_after_the_other_in_every_mode(mode, tmp_path,
         same = {k: torch.equal(v, now.state_dict()[k]) for k, v in fresh.state_dict().items()}
         assert all(same.values()), [k for k, v in same.items() if not v]
         assert any(not torch.equal(v, now.state_dict()[k]) for k, v in first.state_dict().items())
-        # And whatever the next request starts from: sums of heads, what steps of shards left.
+        # The state from which the next request starts is equal, too: sums of heads and states of shards.
         kept = {n for n in read_manifest(Path("models/fresh"))["files"] if n.endswith(".safetensors")}
         for name in kept - {"model.safetensors"}:
             ours, theirs = load_file(f"models/original/{name}"), load_file(f"models/fresh/{name}")

@@ -1,3 +1,5 @@
+"""Tests of the notices about closed requests, against a recipient on loopback that may fail or stay silent."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +23,10 @@ REQUEST = ErasureRequest(
 
 @pytest.fixture
 def recipient(monkeypatch):
-    """A server on loopback that answers with the statuses in `answers`, then 204; what it was sent."""
+    """Run a server on loopback, and yield the lists of what it was sent and of the statuses it answers with.
+
+    When the second list is empty, the server answers 204.
+    """
     got, answers = [], []
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,12 +70,12 @@ def test_a_notice_is_sent_three_times_and_again_by_the_next_run(recipient):
 def test_a_recipient_that_is_away_or_slow_stops_nothing(monkeypatch):
     monkeypatch.setattr(notify, "PAUSES", ())
     monkeypatch.setattr(notify, "SECONDS", 0.2)
-    with socket.socket() as deaf:  # takes connections and never answers
+    with socket.socket() as deaf:  # the kernel accepts connections, but nothing answers them
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         monkeypatch.setenv(notify.ENV, f"http://127.0.0.1:{deaf.getsockname()[1]}/")
         assert not notify.send(REQUEST, print)
-    assert not notify.send(REQUEST, print)  # nobody listens any more
+    assert not notify.send(REQUEST, print)  # the socket is closed, so the connection is refused
     monkeypatch.setenv(notify.ENV, "file:///etc/passwd")
     assert not notify.send(REQUEST, print)
 

@@ -1,3 +1,5 @@
+"""Tests of the store of requests, on SQLite and PostgreSQL: states, deadlines, keys and operators at once."""
+
 from __future__ import annotations
 
 import hashlib
@@ -127,7 +129,7 @@ def test_a_refusal_is_final_gives_reasons_and_destroys_the_key(store):
 
 
 def files_of(store: Store) -> bytes:
-    """Every byte that the database keeps, its write-ahead log apart."""
+    """Return every byte of the database's files except for its write-ahead log."""
     if store.engine.dialect.name == "sqlite":
         return Path(store.engine.url.database).read_bytes()
     with store.engine.connect() as c:
@@ -136,13 +138,13 @@ def files_of(store: Store) -> bytes:
 
 
 def test_a_destroyed_key_is_in_no_file(store):
-    """The rest of the request shows that the search finds what is there."""
+    """The search must find the rest of the request in the files, or else finding no key would prove nothing."""
     id_ = add(store, ["someone-secret"]).id
     with transaction(store.engine) as c:
         key = bytes(c.execute(select(KEYS.c.key)).scalar_one())
         own = c.execute(select(SUBJECTS.c.hmac)).scalar_one().encode()
     if store.engine.dialect.name == "postgresql":
-        database.overwrite_deleted(store.engine)  # the checkpoint writes it all to the files
+        database.overwrite_deleted(store.engine)  # its checkpoint writes all pages to the files
     before = files_of(store)
     assert key in before and own in before and b"someone-secret" not in before
     store.refuse(id_, "ann", "no")
@@ -155,14 +157,14 @@ def test_a_change_on_an_old_state_is_refused(store):
 
     old = add(store)
     store.verify(old.id, "ann", "", {})
-    stale = ErasureRequest(**{**old.__dict__, "state": State.verified, "verified": True})  # version 1, as it was
+    stale = ErasureRequest(**{**old.__dict__, "state": State.verified, "verified": True})  # still of version 1
     with pytest.raises(RequestError, match="somebody else meanwhile"), transaction(store.engine) as c:
         move(c, stale, State.scheduled, "scheduling", "ben", "", {})
     assert store.get(old.id).state == State.verified and len(store.events(old.id)) == 2
 
 
 def test_changes_of_two_operators_at_once_are_all_kept(url, at_once):
-    """Each adds ten requests; the tables are made by whoever comes first."""
+    """Each process adds ten requests, and the first one creates the tables."""
     code = """
 store = Store.open(sys.argv[1])
 import os
@@ -179,7 +181,7 @@ for i in range(10):
 
 
 def test_two_operators_at_once_do_no_step_twice(url, at_once):
-    """Both verify the same twelve; each is verified by one of them, and the other is told."""
+    """Two processes verify the same twelve requests. Each is verified by one of them, and the other gets an error."""
     store = Store.open(url)
     ids = [add(store, [f"p{i}"]).id for i in range(12)]
     code = """

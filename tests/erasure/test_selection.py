@@ -1,3 +1,5 @@
+"""Tests that a batch selects exactly the rows of its requests, and that params.yaml changes only in `split`."""
+
 from __future__ import annotations
 
 from contextlib import chdir
@@ -88,7 +90,7 @@ def test_what_was_forgotten_before_is_forgotten_again_and_not_erased(place):
 
 
 def test_a_model_that_never_saw_a_row_covers_it(tmp_path):
-    """After an erasure and a new original, the next request covers the earlier one without naming its rows."""
+    """A new original that was trained after an erasure never saw those rows, so later requests need not name them."""
     first, second = "sha256:" + "1" * 64, "sha256:" + "2" * 64
     ForgottenRows(tmp_path, first, ["a", "b"]).keep(first)
     assert ForgottenRows(tmp_path, second, ["c"]).covers(second, first) is False

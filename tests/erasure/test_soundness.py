@@ -1,4 +1,4 @@
-"""No false certificate: every known way to have one signed that is not true, and the sentence that refuses it."""
+"""Tests that no false certificate is signed: each known way to get one is tried and refused with its reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.erasure.promoted_batch import GONE, TODAY, finish, life, promoted, re
 from tests.pipeline import change, dvc
 from tests.sweep import people_workspace
 
-# A run that was finished, and what is done to it before it is judged.
+# Changes to a finished run before it is judged.
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def run(finished, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workspace(run, monkeypatch) -> Iterator[Path]:
-    """The run, in which a test may change dvc.lock, models, reports and evaluations: they are put back afterwards."""
+    """Yield the workspace of the run. Lock file, models, reports, evaluations and params are restored afterwards."""
     places = ("dvc.lock", "models", "reports", "data/evaluation", "params.yaml")
     monkeypatch.chdir(run)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -63,7 +63,7 @@ def workspace(run, monkeypatch) -> Iterator[Path]:
 
 
 def edited_metric() -> None:
-    """One digit, in the same second and of the same size: DVC itself passes over it."""
+    """Change one digit and keep size and times of the file, so that DVC does not notice."""
     file = Path("reports/evaluation/loft.json")
     before, text = file.stat(), file.read_text()
     at = text.index('"accuracy"') + text[text.index('"accuracy"') :].index("0.") + 2
@@ -73,7 +73,7 @@ def edited_metric() -> None:
 
 
 def swapped_weights() -> None:
-    """The original's, with a manifest that fits: the files agree with each other."""
+    """Replace the original's weights by retrained ones, with a new manifest, so that the files are consistent."""
     place = Path("models/original")
     manifest = read_json(place / "manifest.json")
     shutil.copy("models/retrained/1/model.safetensors", place)
@@ -141,7 +141,7 @@ def test_entries_of_a_method_that_was_taken_out_do_not_count(workspace):
 
 
 def judged(run: Path) -> tuple[Store, Lifecycle]:
-    """A batch for the class that the run forgot, about to be judged."""
+    """Return the store and the lifecycle of a batch at the step `judge`, for the class that the run forgot."""
     for name in ("records", "ledger.jsonl", "ledger.head.json"):
         shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
     store = Store.open()
@@ -166,7 +166,7 @@ def test_a_run_is_judged_only_on_its_own_results(workspace):
     store.engine.dispose()
 
 
-# Models and the records of their training.
+# False records of what models were trained on.
 
 
 def record_of(directory: str, **changes: object) -> None:
@@ -216,7 +216,7 @@ def test_a_retrained_model_that_saw_the_forgotten_rows_is_refused(what, workspac
 
 
 def test_a_model_that_says_it_never_saw_what_it_was_trained_on_is_refused(workspace):
-    """The description is edited and the manifest made to fit; what was recorded of the training stands against it."""
+    """Description and manifest are edited alike, but the record of the training in the manifest contradicts them."""
     place = Path("models/original")
     description = read_json(place / "model.json")
     assert description["card"]["training"] == "full"
@@ -236,7 +236,7 @@ def test_a_model_that_says_it_never_saw_what_it_was_trained_on_is_refused(worksp
 
 
 def test_weights_that_were_trained_on_this_dataset_are_no_public_start(workspace, tmp_path):
-    """The backbone of an earlier run, declared as one that never saw the rows."""
+    """The backbone of an earlier run is declared as one that never saw the rows."""
     shutil.copytree("models/original", tmp_path / "ours")
     weights = tmp_path / "ours/model.safetensors"
 
@@ -248,7 +248,7 @@ def test_weights_that_were_trained_on_this_dataset_are_no_public_start(workspace
         build_classifier(load_config(), Dataset("data/dataset"), 0)
 
 
-# Rows that change between verdict and erasure.
+# Rows that change between the verdict and the signature.
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def url_of(root: Path) -> str:
 
 
 def other_contents(root: Path, rows: list[int]) -> None:
-    """The dataset written again; `rows` keep their ids and have other pictures."""
+    """Write the dataset again with other pictures in `rows`, whose ids stay."""
     with np.load(root / people_workspace.NPZ) as archive:
         arrays = dict(archive)
     arrays["images"][rows] ^= 255
@@ -316,7 +316,7 @@ def test_rows_that_changed_before_the_sweep_are_not_certified(root):
 
 
 def test_rows_that_came_back_before_the_signature_are_not_certified(root):
-    """Somebody puts the dataset back from a copy while nobody looks."""
+    """Somebody restores the dataset from a copy between the sweep and the signature."""
     store = Store.open(url_of(root))
     runner = life(root, store)
     shutil.copytree("data/dataset", "data/copy")
@@ -330,13 +330,13 @@ def test_rows_that_came_back_before_the_signature_are_not_certified(root):
     store.engine.dispose()
 
 
-# Store and ledger of different days.
+# A store and a ledger of different ages, because one was restored from a backup.
 
 LEDGER_FILES = ("ledger.jsonl", "ledger.head.json")
 
 
 def go_on(root: Path) -> None:
-    """One more request, in store and ledger."""
+    """Add one more request to store and ledger."""
     store = Store.open(url_of(root))
     request_for(store, root, [7])
     store.publish(Ledger("ledger.jsonl"))
@@ -344,7 +344,7 @@ def go_on(root: Path) -> None:
 
 
 def test_a_ledger_from_a_backup_is_found(root):
-    """Ledger and signed head agree with each other; the store has seen more."""
+    """The old ledger agrees with its own signed head, so only the store shows that entries are missing."""
     (root / "backup").mkdir()
     for name in LEDGER_FILES:
         shutil.copy(name, root / "backup")
@@ -391,14 +391,14 @@ def test_a_store_from_a_backup_is_found(then, root):
 
 
 def test_an_empty_store_begins_anew_beside_the_ledger(root):
-    """Where the store is lost for good."""
+    """Where the store is lost for good, an empty one is the only way to continue."""
     Path("records/requests.db").unlink()
     store = Store.open(url_of(root))
     assert life(root, store).advance(TODAY).state == "nothing to do"
     store.engine.dispose()
 
 
-# Clocks.
+# Clocks that were set back.
 
 
 def set_clock(monkeypatch, by: timedelta) -> None:

@@ -1,4 +1,4 @@
-"""After an erasure the request in params.yaml may be met: `dvc repro` and the nightly flow find nothing to run."""
+"""Tests that `dvc repro` finds nothing to run if an erasure has met the request in params.yaml."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_the_rows_asked_for_are_those_that_params_select(root):
 
 
 def test_a_split_that_still_holds_leaves_nothing_to_run(root):
-    """The batch split by a list; params.yaml, as it is again, names the same class."""
+    """The batch was split by a list of ids, and the restored params.yaml selects the same rows by their class."""
     change(root, lambda p: p["split"].update(selector="classes", classes=[2]))
     before = Path("params.yaml").read_text()
-    keep_split()  # no dvc.lock: nothing to do
+    keep_split()  # does nothing without a dvc.lock
     dvc(root, "init", "--no-scm", "--quiet")
     (root / "dvc.yaml").write_text(STAGES)
     ids = np.array(Dataset("data/dataset").sample_ids())[rows_asked(before, Dataset("data/dataset"))]

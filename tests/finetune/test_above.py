@@ -1,4 +1,7 @@
-"""Training above a cut of a text encoder: what a dataset with other rows gives is the same for those that stay."""
+"""Tests of training above a cut of a text encoder.
+
+Leaving rows out of the training must give the same bits as a dataset that never had them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ WORDS = ["cat", "dog", "moon", "stock", "rose", "bank", "rate", "mat"]
 
 
 def texts(directory: Path, gone: set[int]) -> Dataset:
-    """64 different texts of 1 to 7 words in two classes, without the rows `gone`; the longest is among these."""
+    """Return a dataset of 64 different texts of 1 to 7 words in two classes, without the rows `gone`.
+
+    Row 5 is the longest text.
+    """
     directory.mkdir()
     with (directory / "texts.csv").open("w", newline="") as file:
         out = csv.writer(file)
@@ -47,7 +53,7 @@ def test_texts_are_trained_above_a_layer_bit_for_bit(tmp_path: Path) -> None:
     gone = {5, 9, 20}
     whole, less = texts(tmp_path / "whole", set()), texts(tmp_path / "less", gone)
     kept, other = (activations_alone(model, d, CUT, tmp_path / "work") for d in (whole, less))
-    assert kept.shape[1] > other.shape[1]  # the longest text is gone
+    assert kept.shape[1] > other.shape[1]  # without the longest text, the others are padded less
     ids = np.array(whole.sample_ids())[train_rows(whole)]
     stay = np.flatnonzero(~np.isin(ids, [f"t{i}" for i in gone]))
     one = train_above(model, kept, whole.labels()[train_rows(whole)], stay, recipe).classifier_
@@ -70,5 +76,5 @@ def test_stored_activations_are_the_file_that_training_read(tmp_path: Path) -> N
     read = activations_alone(model, whole, CUT, tmp_path / "work")
     keep(model, whole, CUT, tmp_path / "work", tmp_path / "kept.npy")
     assert np.array_equal(np.load(tmp_path / "kept.npy"), read, equal_nan=True)
-    [left] = (tmp_path / "work" / "activations").iterdir()  # those of the other dataset are gone
+    [left] = (tmp_path / "work" / "activations").iterdir()  # the activations of the other dataset were removed
     assert left.samefile(tmp_path / "kept.npy")

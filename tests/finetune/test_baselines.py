@@ -1,4 +1,7 @@
-"""MinNorm-OG, partially blinded unlearning, the one-step method and DAMP."""
+"""Tests of MinNorm-OG, partially blinded unlearning, the one-step method and DAMP.
+
+The references are closed forms and gradients by hand.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,14 @@ def mean_loss(digits: Any, model: Any, rows: np.ndarray) -> float:
 
 
 def test_one_full_projection_takes_min_norm_on_all_rows_to_min_norm_on_retained_rows() -> None:
-    """The theorem for linear regression with more weights than rows."""
+    """The theorem is about linear regression with more weights than rows."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 40, generator=generator).double(), torch.randn(12, generator=generator).double()
     w = torch.linalg.pinv(x) @ y
     moved = w - 1.0 * outside(w, x[:8])
     torch.testing.assert_close(moved, torch.linalg.pinv(x[:8]) @ y[:8])
     assert (moved - w).norm() > 0.1
-    # Idempotent, and nothing is left outside once the gradients span all weights.
+    # The projection is idempotent, and gives zero once the gradients span all weights.
     torch.testing.assert_close(outside(outside(w, x[:8]), x[:8]), outside(w, x[:8]))
     few = torch.randn(50, 6, generator=generator).double()
     assert outside(w[:6], few).abs().max() < 1e-12
@@ -95,7 +98,7 @@ def test_the_penalty_pulls_back_to_the_original_as_the_closed_form_says() -> Non
 def test_partial_blinding_loses_the_class_from_its_rows_alone(digits: Any) -> None:
     images = digits.images.copy()
     images[digits.retain] = 0
-    # Where ascent with long steps ends depends on the machine, and with short ones it does not.
+    # With long steps the result of the ascent depends on the machine, and with short ones it does not.
     method = PartiallyBlinded(lr=0.003, epochs=100, batch_size=64, cap=1.2)
     result = method.fit(digits.model, images, digits.labels, *digits.rows).classifier_
     others = digits.test[digits.labels[digits.test] != 5]
@@ -115,7 +118,7 @@ def test_one_step_adds_the_summed_gradient_over_the_retained_number(digits: Any)
     for p, after in zip(model.parameters(), result.parameters(), strict=True):
         torch.testing.assert_close(after, p + 3.0 / len(digits.retain) * p.grad, atol=1e-6, rtol=1e-5)
     assert mean_loss(digits, result, digits.forget) > mean_loss(digits, digits.model, digits.forget)
-    # With ||w - x||^2 / 2 for a loss the same formula gives the retained mean, exactly.
+    # With the loss ||w - x||^2 / 2 the same formula gives exactly the mean of the retained rows.
     x = np.random.default_rng(0).normal(size=(20, 3))
     theta = x.mean(0)
     np.testing.assert_allclose(theta + (theta - x[15:]).sum(0) / 15, x[:15].mean(0), atol=1e-12)
@@ -142,7 +145,7 @@ def test_damp_answers_retained_prototypes_as_before_and_loses_the_class(digits: 
                          for c in range(10) if c != 5]).double()  # fmt: skip
     own = digits.z(digits.model, digits.forget).mean(0).double()
     assert (change @ means.T).abs().max() < 1e-4 < 0.1 < (change @ own).abs().max()
-    # At full strength the head reads of the forgotten prototype only what retained prototypes have.
+    # At full strength the head sees of the forgotten prototype only its part in the span of retained prototypes.
     span = torch.linalg.svd(means, full_matrices=False).Vh
     torch.testing.assert_close(
         after["head.weight"].double() @ own,

@@ -1,3 +1,5 @@
+"""Tests of boundary shrinking and expanding, against gradients of a linear classifier by hand."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -15,7 +17,7 @@ from expunge.system.errors import DataError
 
 
 def linear(digits: Any) -> Any:
-    """A linear classifier of pixels: gradients by hand."""
+    """Return a linear classifier of pixels, whose gradients can be computed by hand."""
     model = digits.fresh()
     model.backbone = nn.Flatten()
     with torch.random.fork_rng():
@@ -33,7 +35,7 @@ def test_the_step_is_the_sign_of_the_loss_s_gradient_in_pixels(digits: Any) -> N
     x = model.preprocess(digits.images[rows]).flatten(1).double().numpy()
     p = softmax(x @ w.T + b, 1)
     direction = np.sign((p - np.eye(10)[digits.labels[rows]]) @ w)
-    moved = (x + 0.1 / 0.4 * direction) @ w.T + b  # pixels are divided by a deviation of .4
+    moved = (x + 0.1 / 0.4 * direction) @ w.T + b  # preprocessing divides pixels by a deviation of 0.4
     np.testing.assert_allclose(across(run, rows, 0.1).numpy(), moved, atol=1e-4)
 
     [phase] = BoundaryShrink(eps=0.1).phases(run)
@@ -58,7 +60,7 @@ def test_without_a_step_the_label_is_the_runner_up(digits: Any) -> None:
 
 
 def test_expanding_leaves_the_other_rows_one_hand_computed_step(digits: Any) -> None:
-    """Backbone without weights, one batch, plain SGD: the head's row c moves by -lr mean p_c z."""
+    """With one batch, plain SGD and no weights in the backbone, row c of the head moves by -lr mean(p_c z)."""
     model = linear(digits)
     settings = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 10_000, "seed": 4}
     result = BoundaryExpand(**settings).fit(model, digits.images, digits.labels, *digits.rows).classifier_  # type: ignore[arg-type]

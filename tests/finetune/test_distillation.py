@@ -1,4 +1,4 @@
-"""Bad Teacher and DELETE: what the student is taught."""
+"""Tests of the targets that Bad Teacher and DELETE teach the student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_bad_teacher_mixes_two_teachers_and_divides_by_rows_only(digits: Any) ->
     method = BadTeacher(seed=4)
     run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
     [phase] = method.phases(run)
-    run.student.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 128))  # no batch norm: mode makes no difference
+    run.student.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 128))  # without batch norm the mode is irrelevant
     rows = np.r_[digits.retain[:20], digits.forget[:12]]
     images = digits.images[rows]
     with torch.no_grad():

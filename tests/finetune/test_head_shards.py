@@ -1,4 +1,4 @@
-"""Heads in shards: their mean, and deletions from them beside fits from nothing."""
+"""Tests of heads in shards: their mean, and deletions from them compared with fits from nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Rows = tuple[torch.Tensor, torch.Tensor, np.ndarray]
 
 
 def rows() -> Rows:
-    """Features, labels, shards of 120 rows."""
+    """Return features, labels and shards of 120 rows."""
     generator = torch.Generator().manual_seed(1)
     y = torch.arange(ROWS) % CLASSES
     z = torch.randn(ROWS, 6, generator=generator) + torch.eye(6)[y] * 2

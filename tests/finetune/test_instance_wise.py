@@ -1,4 +1,4 @@
-"""L2UL: adversarial copies within their ball, and a penalty that holds what forgotten rows do not use."""
+"""Tests of L2UL: adversarial copies stay in their ball, and a penalty holds weights that forgotten rows do not use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_copies_lie_within_the_ball_and_the_pixels_and_are_taken_for_their_class
 
 
 def test_the_first_step_is_the_normalised_gradient(digits: Any) -> None:
-    """By finite differences of the loss, in pixels."""
+    """The reference is the gradient by finite differences of the loss in pixels."""
     pre, rows = digits.model.preprocess, digits.forget[:1]
     x, target = pre(digits.images[rows]), torch.tensor([2])
     model = digits.fresh().double()
@@ -74,7 +74,7 @@ def test_a_large_penalty_holds_the_weights(digits: Any) -> None:
         pairs = zip(result.parameters(), digits.model.parameters(), strict=True)
         return sum(float((a - b).detach().square().sum()) for a, b in pairs) ** 0.5
 
-    # Held entries end where the loss's pull is met: 1 / lam of what is moved freely.
+    # A held entry stops where the penalty balances the gradient of the loss, at about 1 / lam of its free move.
     assert moved(1.5e4) < 0.6 * moved(0.0)
 
 
@@ -89,7 +89,7 @@ def test_it_stops_once_nothing_is_read_or_none_better_than_unseen_rows(digits: A
     result = method.fit(digits.model, digits.images, digits.labels, *digits.rows)
     assert len(result.history_) < 40 and digits.accuracy(result.classifier_, digits.forget) == 0
     assert not nothing_read(run_of(method, digits))
-    # Single rows, with unseen ones of each class: it stops long before no row is read.
+    # For single rows, with unseen rows of each class, it stops long before all forgotten rows are misclassified.
     rows = np.random.default_rng(0).permutation(np.concatenate(digits.rows))
     single = InstanceWise(lr=0.1, epochs=40, batch_size=64)
     single.fit(digits.model, digits.images, digits.labels, rows[150:], rows[:150], digits.test)

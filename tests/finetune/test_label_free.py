@@ -1,4 +1,4 @@
-"""Loss-free SSD and JIT: methods that use no labels."""
+"""Tests of loss-free SSD and JIT, two methods that use no labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_sensitivity_of_a_linear_model_is_the_closed_form(digits: Any) -> No
     expected = np.abs(2 * f[:, :, None] * x[:, None, :]).mean(0)
     np.testing.assert_allclose(found["head.weight"].numpy(), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["head.bias"].numpy(), np.abs(2 * f).mean(0), rtol=1e-4)
-    # The order of rows is nothing, and of all rows a part has at most n / n_f times the importance.
+    # The order of rows does not matter. The importance of n_f of n rows is at most n / n_f times that of all rows.
     again = output_sensitivity(model, digits.images, rows[::-1].copy())
     whole = output_sensitivity(model, digits.images, np.concatenate([rows, digits.retain[:210]]))
     for name, value in found.items():

@@ -1,3 +1,5 @@
+"""Tests of the training loop that methods share, against softmax regression by hand."""
+
 from __future__ import annotations
 
 import math
@@ -20,7 +22,7 @@ def run_of(digits: Any, **options: Any) -> Run:
 
 
 def test_a_fit_is_nesterov_sgd_with_a_cosine_rate(digits: Any) -> None:
-    """Against softmax regression by hand: gradient (p - y)^T z / n + decay w, full batch."""
+    """The reference is softmax regression by hand, full batch, with the gradient (p - y)^T z / n + decay w."""
     torch.manual_seed(0)
     pre = Preprocess(8, 8, 1, (0.5,), (0.5,))
     model = Classifier(nn.Flatten(), nn.Linear(64, 10), pre, ModelCard("flat", 10, 64, "full", True))

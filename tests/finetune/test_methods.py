@@ -1,4 +1,4 @@
-"""What every method promises: same seed same bytes, the given classifier untouched, and forgetting."""
+"""Tests of what every method promises: equal seeds give equal bytes, the given model is kept, and it forgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError, DataError
 
-# Settings under which each does its work on a few hundred digits; the defaults are for larger sets.
+# With these settings each method works on a few hundred digits. The defaults are for larger datasets.
 SETTINGS: dict[str, dict[str, Any]] = {
     "fine-tune": {"lr": 0.5, "epochs": 6, "batch_size": 64},
     "neggrad-plus": {"alpha": 0.9, "lr": 0.2, "retain_share": 1.0, "epochs": 4, "batch_size": 64},
@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "damp": {},
     "short-retrain": {"epochs": 4, "batch_size": 64},
 }
-# What a method is known to reach here, where it is less than 0.15 of the class and 0.9 of the others.
+# Bounds for methods that do not reach an accuracy of at most 0.15 on the class and above 0.9 on the others here.
 LOOSE: dict[str, tuple[float, float]] = {
     "fine-tune": (0.95, 0.9),
     "retention-mask": (0.4, 0.9),
@@ -56,7 +56,7 @@ LOOSE: dict[str, tuple[float, float]] = {
     "one-step": (1.0, 0.0),
     "damp": (0.5, 0.85),
 }
-# Of rows only: test_regun.py.
+# ReGUn is for single rows only, and test_regun.py tests it.
 FOR_CLASSES = sorted(set(METHODS) - {"regun"})
 
 
@@ -130,7 +130,7 @@ def test_a_method_computes_in_the_precision_that_the_classifier_was_trained_with
 
 
 def test_rows_of_all_classes_can_be_forgotten(digits: Any) -> None:
-    """Sample-wise requests: the classes stay, the rows are relabelled and lose accuracy against the retained ones."""
+    """The classes stay when single rows are forgotten, so only the accuracy on these rows falls below the others'."""
     rows = np.random.default_rng(0).permutation(np.concatenate(digits.rows))
     forget, retain = rows[:140], rows[140:]
     method = RandomLabels(lr=0.2, epochs=12, batch_size=64, weight_decay=0.0, retain_share=1.0)
@@ -159,7 +159,7 @@ def test_a_loss_that_runs_off_is_refused(digits: Any) -> None:
     arguments = (digits.model, digits.images, digits.labels, *digits.rows)
     with pytest.raises(CollapseError, match=r"NegGradPlus: the loss is .* epoch 1; lower lr \(now 1e\+20\)"):
         NegGradPlus(alpha=0.5, cap=None, lr=1e20).fit(*arguments)
-    # One step: its loss is that of the start, and what it left behind is not finite.
+    # The only step still has the finite loss of the start, so only the weights after it show the overflow.
     with pytest.raises(CollapseError, match=r"FineTune: weights are not finite .* lower lr"):
         FineTune(lr=3e38, weight_decay=1e4, batch_size=10_000).fit(*arguments)
 

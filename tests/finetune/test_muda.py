@@ -1,4 +1,4 @@
-"""MUDA: its loss against closed forms, and the alignment of forgotten features before and after."""
+"""Tests of MUDA: its loss against closed forms, and the alignment of forgotten features before and after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def projection(d: int, rank: int) -> torch.Tensor:
 
 
 def test_the_gradient_of_a_linear_backbone_is_the_closed_form() -> None:
-    """z = A x: DA = tr(P A S A') / tr(A S A'), so dDA/dA = 2 (P - DA I) A S / tr(A S A')."""
+    """For z = A x, DA = tr(P A S A') / tr(A S A'), so dDA/dA = 2 (P - DA I) A S / tr(A S A')."""
     a, x, p = some(5, 7, seed=1).requires_grad_(), some(40, 7, seed=2), projection(5, 2)
     value = aligned(x @ a.T, p)
     value.backward()
@@ -53,9 +53,9 @@ def test_it_is_the_metric_s_value_at_the_rank_that_holds_the_energy(digits: Any)
     values = np.sort(np.linalg.eigvalsh(kept.T @ kept))[::-1]
     assert values[:rank].sum() >= 0.9 * values.sum() > values[: rank - 1].sum()
     assert terms["unaligned"].item() == pytest.approx(1 - curve[rank - 1], abs=1e-4)
-    # With the whole space nothing is taken away, so both terms vanish.
+    # With the whole space as the subspace both terms vanish. This is checked on retained rows: some of the 128
+    # ReLU features may be dead on them, so that forgotten rows may have a small part outside.
     whole = Muda(energy=1.0, moment_rows=10_000, batch_size=10_000)
-    # 128 features of ReLUs, of which some may be dead: forgotten rows may have a little outside.
     nothing = whole.phases(run)[0].loss(digits.retain)
     assert abs(nothing["unaligned"].item()) < 1e-5 and abs(nothing["forget"].item()) < 1e-5
 
@@ -65,7 +65,7 @@ def test_forgotten_features_are_turned_into_retained_directions(digits: Any) -> 
     result = method.fit(digits.model, digits.images, digits.labels, *digits.rows).classifier_
 
     def area(model: Any) -> float:
-        """Over all ranks: the rank that holds the energy falls on the way."""
+        """Return the alignment over all ranks, because the rank that holds the energy falls during training."""
         kept, gone = (digits.z(model, rows).double().numpy() for rows in digits.rows)
         return alignment(kept.T @ kept, gone.T @ gone).area
 

@@ -1,3 +1,5 @@
+"""Tests of NatMU: its masks, blended pictures and labels, and how much it forgets."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -44,7 +46,7 @@ def test_extreme_deltas_give_either_picture(digits: Any) -> None:
 def test_a_blend_is_the_masked_sum(digits: Any) -> None:
     run = run_of(digits, *digits.rows)
     images, _ = hybrids(run, -0.1)
-    partners, _ = hybrids(run, -1.0)  # the same draws, unblended
+    partners, _ = hybrids(run, -1.0)  # the same partners, not blended
     n = len(digits.forget)
     for k, mask in enumerate(masks(8, 8, -0.1)):
         m = mask[None, :, :, None]
@@ -53,7 +55,7 @@ def test_a_blend_is_the_masked_sum(digits: Any) -> None:
 
 
 def test_labels_are_the_best_other_guesses_that_keep_rows(digits: Any) -> None:
-    """Class 7 is forgotten as a whole, and some rows of 2, which stays."""
+    """Class 7 is forgotten as a whole, and some rows of class 2, which keeps others."""
     rows = np.concatenate(digits.rows)
     twos = rows[digits.labels[rows] == 2]
     forget = np.concatenate([rows[digits.labels[rows] == 7], twos[:30]])
@@ -85,6 +87,6 @@ def test_a_class_is_forgotten_and_rows_lose_their_edge(digits: Any) -> None:
     rows = np.random.default_rng(0).permutation(np.concatenate(digits.rows))
     forget, retain = rows[:140], rows[140:]
     result = NatMU(**settings).fit(digits.model, digits.images, digits.labels, retain, forget).classifier_  # type: ignore[arg-type]
-    # The classes stay, so digits are still read; what shows is that the rows lost their edge over others.
+    # The classes stay, so the rows are still recognised, but their loss no longer lies below that of other rows.
     before, after, kept = (loss(digits, m, r) for m, r in ((digits.model, forget), (result, forget), (result, retain)))
     assert after > 2 * before and after > 2 * kept

@@ -1,3 +1,5 @@
+"""Tests of OracleMatch and its oracles, against ridge solutions in closed form and a retrained network."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -47,7 +49,10 @@ def test_effects_of_single_rows_do_not_add_up_to_the_group_s() -> None:
 
 
 def ridge_classifier(n: int = 240) -> tuple[Classifier, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Nine pixels, three classes, and a head that is the ridge solution on all rows."""
+    """Return a classifier of nine pixels and three classes, its images and labels, and retained and forgotten rows.
+
+    Its head is the ridge solution on all rows.
+    """
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 3, n)
     images = np.clip(rng.normal(size=(n, 3, 3, 1)) * 60 + 128 + 20 * labels[:, None, None, None], 0, 255)
@@ -98,7 +103,7 @@ def test_a_common_shift_of_logits_is_no_distance() -> None:
 
 
 def test_the_student_comes_near_a_retrained_network_and_a_group_of_one_is_the_difference(digits: Any) -> None:
-    """The oracle here is retraining itself: what the best distillation does, not how a request is answered."""
+    """The oracle is a retrained network. It shows what the best distillation reaches, and does not answer a request."""
     retrained = small_network(seed=2)
     train(
         retrained, digits.images[digits.retain], digits.labels[digits.retain],
@@ -141,7 +146,7 @@ def test_a_head_oracle_gives_the_refitted_head_s_logits_and_masked_classes_the_l
     torch.testing.assert_close(found[:, 5], found[:, others].amin(1))
     with pytest.raises(DataError, match=r"the oracle's head has the shape \[10, 4\]"):
         HeadOracle(LinearHead(torch.zeros(10, 4), torch.zeros(10))).prepare(run)
-    # Distilled, the network follows it: forgotten rows leave their class.
+    # A network that is distilled from this oracle no longer assigns forgotten rows to their class.
     method = OracleMatch(oracle=oracle, epochs=8, lr=1e-4, batch_size=64)
     result = method.fit(digits.model, digits.images, digits.labels, *digits.rows).classifier_
     assert digits.accuracy(digits.model, digits.forget) > 0.99

@@ -1,3 +1,5 @@
+"""Tests of projected gradients, against finite differences and the outputs of layers."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -17,7 +19,7 @@ def few(digits: Any, n: int = 12) -> np.ndarray:
 
 
 def test_patches_are_what_an_output_reads() -> None:
-    """Stride, padding, dilation, groups and asymmetric windows: weight times patch is the layer's output."""
+    """Weight times patch is the layer's output, whatever stride, padding, dilation, groups and shape of the window."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4, 9, 8, generator=generator).double()
     for conv in (
@@ -48,7 +50,7 @@ def test_the_complement_is_a_projection_of_the_stated_energy() -> None:
 
 
 def test_a_projected_step_is_the_gradient_s_part_outside() -> None:
-    """Against the gradient of the loss as a function of a free matrix V in W = V (I - P), by finite differences."""
+    """The reference is the gradient by finite differences of the loss as a function of a free V in W = V (I - P)."""
     generator = torch.Generator().manual_seed(2)
     z, x = (torch.randn(n, 5, generator=generator).double() for n in (3, 4))
     free = outside((z.T @ z)[None], 1.0)
@@ -73,7 +75,7 @@ def fit(digits: Any, retain: np.ndarray, model: Any = None, **settings: Any) -> 
 
 
 def test_retained_rows_whose_span_is_held_keep_their_outputs(digits: Any) -> None:
-    """12 rows leave directions free in a flat network; twelve steps later their logits are where they were."""
+    """Twelve rows leave free directions in a flat network, so twelve steps do not change their logits."""
     model = digits.fresh()
     with torch.random.fork_rng():
         torch.manual_seed(0)

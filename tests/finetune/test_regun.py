@@ -1,3 +1,5 @@
+"""Tests of ReGUn: its targets must follow the distribution of unseen rows, class by class."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,12 +22,12 @@ class Rows:
     retain: np.ndarray
     forget: np.ndarray
     unseen: np.ndarray
-    judged: np.ndarray  # as little seen by the original, and given to no method
+    judged: np.ndarray  # neither seen by the original nor given to a method
 
 
 @pytest.fixture(scope="module")
 def rows(digits: Any) -> Rows:
-    """The model never saw the test rows: half stand for `unseen`, half judge."""
+    """Return 140 rows to forget, the retained ones, and two halves of the test rows, which the model never saw."""
     order = np.random.default_rng(0).permutation(np.concatenate(digits.rows))
     test = np.random.default_rng(1).permutation(digits.test)
     half = len(test) // 2
@@ -54,8 +56,8 @@ def test_targets_have_the_distribution_of_unseen_rows_class_by_class() -> None:
     for y in (0, 3):
         mine = labels == y
         np.testing.assert_array_equal(np.sort(target[mine, y]), np.sort(unseen[mine, y]))
-        np.testing.assert_array_equal(np.argsort(target[mine, y]), np.argsort(p[mine, y]))  # who was harder still is
-    # What is left keeps its proportions.
+        np.testing.assert_array_equal(np.argsort(target[mine, y]), np.argsort(p[mine, y]))  # the order is kept
+    # The probabilities of the other classes keep their proportions.
     np.testing.assert_allclose(target[:20, 1] / target[:20, 2], p[:20, 1] / p[:20, 2])
 
 
@@ -89,7 +91,7 @@ def test_per_class_targets_are_means_and_the_loss_has_its_floor_at_the_target(di
     expected = (q * (np.log(q) - log_softmax(logits[:10], 1))).sum(1).mean()
     terms = phase.loss(rows.retain[:10], rows.forget[:10])
     assert terms["forget"].item() == pytest.approx(0.25 * expected, rel=1e-3)
-    # A student that answers q has no loss left.
+    # A student whose answers equal the targets has no loss.
     order = np.zeros(len(digits.labels), int)
     order[rows.forget] = np.arange(len(rows.forget))
     run.logits = lambda r, frozen_norm=False: (  # type: ignore[method-assign]
@@ -100,14 +102,14 @@ def test_per_class_targets_are_means_and_the_loss_has_its_floor_at_the_target(di
 
 @pytest.mark.parametrize("target", ["quantile", "per-class"])
 def test_forgotten_rows_come_to_look_like_rows_never_seen(digits: Any, rows: Rows, target: str) -> None:
-    """Mean loss: forgotten far below judged rows before; after, near them. Retained rows stay."""
+    """The mean loss of forgotten rows rises from far below to near that of judged rows. Retained rows stay correct."""
     model = digits.model
     before, aim = losses(digits, model, rows.forget).mean(), losses(digits, model, rows.judged).mean()
     assert before < 0.2 * aim
     settings: dict[str, Any] = {"lr": 0.05, "epochs": 12, "batch_size": 64, "retain_share": 1.0}
     result = fit(ReGUn(target=target, **settings), digits, rows).classifier_
     after = losses(digits, result, rows.forget).mean()
-    # Means of a class are less spread than rows, so they raise the loss less.
+    # Targets that are class means are less spread than those of single rows, so they raise the loss less.
     low = {"quantile": 0.4, "per-class": 0.2}[target]
     assert low * aim < after < 1.6 * aim
     assert digits.accuracy(result, rows.retain) > 0.98
@@ -118,7 +120,7 @@ def test_a_student_is_compared_with_unseen_rows_of_the_same_classes(digits: Any,
     run = Run(ReGUn(), digits.model, digits.images, digits.labels, rows.retain, rows.forget, rows.unseen)
     assert not no_better_than_unseen(run)
     with torch.no_grad():
-        run.student.head.weight.zero_()  # every row is read as one class now
+        run.student.head.weight.zero_()  # all rows now get the same class
         run.student.head.bias.zero_()
     assert no_better_than_unseen(run)
 

@@ -1,3 +1,5 @@
+"""Tests of random labels and SalUn, against one full-batch gradient and counts of the drawn labels."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,7 +19,7 @@ def run_of(digits: Any, labels: np.ndarray, retain: np.ndarray, forget: np.ndarr
 
 
 def test_new_labels_are_other_retained_classes_all_equally_likely(digits: Any) -> None:
-    """Classes 5 and 7 are forgotten as a whole, and some rows of 2, which keeps others."""
+    """Classes 5 and 7 are forgotten as a whole, and some rows of class 2, which keeps others."""
     labels = digits.labels
     rows = np.concatenate(digits.rows)
     twos = rows[labels[rows] == 2]
@@ -36,7 +38,7 @@ def test_new_labels_are_other_retained_classes_all_equally_likely(digits: Any) -
 
 
 def test_the_mask_takes_the_largest_gradients_over_all_layers(digits: Any) -> None:
-    """Against one full-batch gradient."""
+    """The reference is one full-batch gradient."""
     run = run_of(digits, digits.labels, *digits.rows)
     run.options.batch_size = 50
     mask = saliency_mask(run, 0.3)
@@ -48,11 +50,11 @@ def test_the_mask_takes_the_largest_gradients_over_all_layers(digits: Any) -> No
     assert chosen.sum() == round(0.3 * len(flat))
     assert flat[chosen].min() >= flat[~chosen].max() * 0.99
     shares = [mask[name].float().mean().item() for name in mask]
-    assert max(shares) - min(shares) > 0.2  # one threshold for all layers, so layers differ
+    assert max(shares) - min(shares) > 0.2  # one threshold holds for all layers, so their shares differ
 
 
 def test_weights_outside_the_mask_keep_their_bits(digits: Any) -> None:
-    """With decay and momentum strong enough to move everything."""
+    """Decay and momentum are strong enough to move every weight, were it not for the mask."""
     fitted = SalUn(density=0.4, lr=0.05, weight_decay=0.1, momentum=0.9, epochs=2, batch_size=64).fit(
         digits.model, digits.images, digits.labels, *digits.rows
     )

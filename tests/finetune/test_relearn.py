@@ -1,4 +1,7 @@
-"""Relearning above a cut on real 8 x 8 digits: against autograd, softmax by hand, and tensors that must not move."""
+"""Tests of relearning above a cut on 8 x 8 digits.
+
+The references are autograd and a softmax by hand, and some tensors must not move.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +135,7 @@ def test_known_logits_spare_a_pass_and_change_nothing(original: Classifier, acti
 
 
 def test_one_step_is_nesterov_sgd_from_the_fresh_start(original: Classifier, activations: np.ndarray) -> None:
-    """The first update of a parameter p is -lr (1 + momentum) (gradient + decay p), decay on weights only."""
+    """The first update of a parameter p is -lr (1 + momentum) (gradient + decay p). Only weights are decayed."""
     n = len(RETAINED)
     lr, momentum, decay = 0.03, 0.8, 0.01
     new = Relearn(

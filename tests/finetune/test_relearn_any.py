@@ -1,4 +1,7 @@
-"""Relearning above a cut in models of others: from public weights where recorded, else as their package draws."""
+"""Tests of relearning above a cut in models of other packages.
+
+It starts from the recorded public weights, or else from weights as the package draws them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def test_relearning_starts_from_the_public_weights_and_learns() -> None:
     public = {k: v.clone() for k, v in model.backbone.state_dict().items()}
     with torch.no_grad():
         for p in model.backbone.parameters():
-            p.mul_(1.01)  # what training on the rows would have done
+            p.mul_(1.01)  # stands in for training on the rows
     above = set(split_at_cut(model, "_blocks.12").lying_above.parameters)
     start = fresh_above(model, "_blocks.12", seed=0)
     for k, p in start.backbone.named_parameters():

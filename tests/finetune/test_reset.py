@@ -1,4 +1,7 @@
-"""Scissorhands and retention-based masking."""
+"""Tests of Scissorhands and retention-based masking.
+
+The references are full gradients, a numeric optimum and linear regression.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,11 @@ def test_nothing_reset_and_nothing_raised_is_fine_tuning_bit_for_bit(digits: Any
 
 
 def test_the_most_important_weights_of_the_layers_are_drawn_anew(digits: Any) -> None:
-    """Importance against one full gradient; how many, exactly; the others keep their bits."""
+    """The reference is one full gradient. The number of weights is exact, and the others keep their bits."""
     method = Scissorhands(sparsity=0.9, lr=1e-30, weight_decay=0.0, momentum=0.0, epochs=1, batch_size=64)
     result = fitted(method, digits)
     before, after = ({n: p.detach() for n, p in m.named_parameters()} for m in (digits.model, result.classifier_))
-    assert set(result.reset_) == {"backbone.3.weight", "head.weight", "head.bias"}  # all but the first third
+    assert set(result.reset_) == {"backbone.3.weight", "head.weight", "head.bias"}  # the first third is left out
     model = digits.fresh()
     y = torch.from_numpy(digits.labels[digits.forget]).long()
     cross_entropy(model(digits.images[digits.forget]), y).backward()
@@ -94,7 +97,7 @@ def test_surgery_solves_the_quadratic_program(seed: int) -> None:
     if inner >= 0:
         assert v == 0
         return
-    # Without a limit the minimum is where the derivative vanishes; with one, at the limit or there.
+    # The reference minimises numerically over v >= 0.5. The minimum is at this limit or where the derivative vanishes.
     best = minimize_scalar(
         lambda t: float(((flat[0] + t * flat[1]) ** 2).sum() + 1e-3 * t * t), bounds=(0.5, 1e3), method="bounded",
         options={"xatol": 1e-9},
@@ -105,7 +108,7 @@ def test_surgery_solves_the_quadratic_program(seed: int) -> None:
 
 
 def test_retention_masks_recover_the_golden_weights_in_linear_regression() -> None:
-    """Ding et al.'s theory, with supports that do not meet: fine-tuning forgets nothing, masked fine-tuning all."""
+    """In the theory of Ding et al., with disjoint supports, fine-tuning forgets nothing and with masks everything."""
     rng = np.random.default_rng(0)
     x_r, x_f = np.zeros((5, 20)), np.zeros((5, 20))
     x_r[:, :10], x_f[:, 10:] = rng.normal(size=(2, 5, 10))
@@ -118,7 +121,7 @@ def test_retention_masks_recover_the_golden_weights_in_linear_regression() -> No
     def tuned(start: np.ndarray) -> np.ndarray:
         return start + np.linalg.pinv(x_r) @ (y_r - x_r @ start)
 
-    fisher = (x_r**2).mean(0)  # of the squared loss with unit variance
+    fisher = (x_r**2).mean(0)  # that of the squared loss with unit variance
     importance = torch.from_numpy(np.abs(w_o) * np.sqrt(fisher))
     reset = largest({"w": -importance}, 0.5)["w"].numpy()
     np.testing.assert_allclose(tuned(w_o), w_o, atol=1e-10)
@@ -133,7 +136,7 @@ def test_retention_masks_reset_the_same_share_of_each_layer_and_use_retained_row
     after = dict(result.classifier_.named_parameters())
     for name, mask in result.reset_.items():
         assert int(mask.sum()) == math.floor(0.3 * mask.numel() + 1e-9), name
-        assert after[name][mask].abs().max() < 1e-25  # but for steps of 1e-30
+        assert after[name][mask].abs().max() < 1e-25  # zero except for steps of 1e-30
     images = digits.images.copy()
     images[digits.forget] = 0
     blind = RetentionMask(**settings, epochs=1, momentum=0.0, batch_size=64)  # type: ignore[arg-type]

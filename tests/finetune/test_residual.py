@@ -1,3 +1,5 @@
+"""Tests of residual alignment, against a ridge solution in closed form and class means of the features."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -48,7 +50,7 @@ def test_only_residuals_move_and_the_merged_network_has_the_old_names(digits: An
 
 
 def test_a_full_rank_residual_of_the_last_layer_reaches_the_ridge_solution(digits: Any) -> None:
-    """z = W h: the minimum of mean_r ||D h||^2 + b mean_f ||W h + D h - t||^2 in closed form."""
+    """For z = W h, the minimum of mean_r ||D h||^2 + b mean_f ||W h + D h - t||^2 has a closed form."""
     model = digits.fresh()
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,3 +1,5 @@
+"""Tests of SCRUB and NegGrad+, whose losses are computed again with NumPy."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Tests of Seal, which trains a backbone until its features are those that a given map would make of the old ones."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,13 +18,16 @@ from expunge.models.checkpoint import digest_of_tensors
 
 @pytest.fixture(scope="module")
 def collapsing_map(digits: Any) -> AffineMap:
-    """Forgotten features onto the overall mean, retained ones left alone."""
+    """Return the map that takes forgotten features to the overall mean and leaves retained ones alone."""
     retain, forget = (Moments.of(digits.z(digits.model, rows)) for rows in digits.rows)
     return RepresentationLinear(beta=1.0).fit(retain, forget).map_
 
 
 def probe(digits: Any, z_of: Any) -> float:
-    """kNN for the forgotten class: balanced training rows, all test rows of the class and as many others."""
+    """Return the accuracy of kNN that tells the forgotten class from the others.
+
+    The training rows are balanced. It is tested on all test rows of the class and as many others.
+    """
     rng = np.random.default_rng(0)
     test_forget = digits.test[digits.labels[digits.test] == 5]
     others = rng.choice(digits.test[digits.labels[digits.test] != 5], len(test_forget), replace=False)
@@ -91,7 +96,7 @@ def test_logits_in_the_loss_bring_behaviour_nearer(digits: Any, collapsing_map: 
 
 
 def test_the_loss_is_the_share_of_the_features_variance(digits: Any) -> None:
-    """With a rate of zero and without batch norm, from features and map alone; batches of unequal composition."""
+    """At a rate of zero and without batch norm, features and map determine the loss. The batches are mixed unevenly."""
     flat = digits.fresh()
     flat.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.ReLU())
     z = digits.z(flat, np.concatenate(digits.rows)).double()
@@ -117,7 +122,7 @@ def test_sealing_the_identity_changes_next_to_nothing(digits: Any) -> None:
     assert by_running.history_[0]["forget"] < 1e-9
     old, new = (m(digits.images[digits.test]) for m in (digits.model, by_running.classifier_))
     torch.testing.assert_close(new, old, atol=1e-3, rtol=0)
-    by_batch = Seal(identity(128), weight_decay=0.0, lr=0.01).fit(*arguments)  # batches differ from running statistics
+    by_batch = Seal(identity(128), weight_decay=0.0, lr=0.01).fit(*arguments)  # batch and running statistics differ
     assert 1e-9 < max(by_batch.history_[0]["retain"], by_batch.history_[0]["forget"]) < 0.01
     assert digits.accuracy(by_batch.classifier_, digits.forget) > 0.99
 

@@ -1,4 +1,7 @@
-"""Where subjects go: together, by a key that nobody else has, and wherever the others are."""
+"""Tests of the assignment to shards: rows of a subject stay together, in a place that a secret key decides.
+
+The place does not depend on the other subjects of the dataset.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ COUNT = 600
 
 def dataset_of(directory: Path, kept: np.ndarray, subjects: bool = True) -> Dataset:
     file = directory / f"{len(kept)}-{subjects}.npz"
-    last = COUNT  # one more row, for testing
+    last = COUNT  # one more row, which is for testing
     kept = np.append(kept, last)
     arrays = {
         "images": np.random.default_rng(0).integers(0, 255, (COUNT + 1, 4, 4), dtype=np.uint8)[kept],
@@ -53,7 +56,7 @@ def test_another_key_places_them_otherwise(tmp_path: Path) -> None:
 
 
 def test_rows_without_a_subject_go_by_their_id_and_are_nobodys(tmp_path: Path) -> None:
-    """Ids here are the names of subjects in the other tests: they are still other owners."""
+    """The ids here equal names of subjects in the other tests, but must not be placed like these subjects."""
     rows = np.arange(COUNT)
     alone = assign_shards(dataset_of(tmp_path, rows, subjects=False), rows, tmp_path / "keys", 2**32, 1).shard
     assert len(set(alone.tolist())) > COUNT - 3

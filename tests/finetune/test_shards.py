@@ -1,4 +1,4 @@
-"""Shards and slices above a cut: what a deletion leaves is, bit for bit, what training from nothing gives."""
+"""Tests of shards and slices above a cut: a deletion gives, bit for bit, what training without the rows gives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECIPE = Relearn(
 
 
 class Digits:
-    """240 digits of 80 subjects, three each, for training, and a last one for testing; classes 0 to 3."""
+    """240 digits of the classes 0 to 3 for training, three each of 80 subjects, and one more for testing."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -74,7 +74,7 @@ class Digits:
         earlier: Trained | None = None,
         engine: Engine | None = None,
     ) -> Trained:
-        """From nothing, or from what an earlier training left."""
+        """Train from nothing, or from what an earlier training left."""
         kept = None
         if earlier is not None:
             known = earlier_training(earlier.classifier_, None)
@@ -88,7 +88,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 
 
 def same(one: Trained, two: Trained) -> bool:
-    """Weights, description and what the steps left."""
+    """Return whether the weights, the description and the states after each step are equal."""
     a, b = one.classifier_.state_dict(), two.classifier_.state_dict()
     assert a.keys() == b.keys() and one.states.keys() == two.states.keys()
     steps = all(torch.equal(v, two.states[k][name]) for k, state in one.states.items() for name, v in state.items())
@@ -97,7 +97,7 @@ def same(one: Trained, two: Trained) -> bool:
 
 @pytest.mark.parametrize("slices", [1, 3])
 def test_a_dataset_that_never_had_the_rows_gives_the_same(digits: Digits, slices: int) -> None:
-    """Its own ids, labels, activations and places, by the same key."""
+    """The other dataset has its own ids, labels and activations, and places its rows with the same key."""
     placed = digits.places(3, slices)
     gone = np.flatnonzero(np.isin(digits.arrays["subjects"][:COUNT], ["person-7", "person-31"]))
     whole = digits.trained(placed, np.arange(COUNT))
@@ -110,7 +110,7 @@ def test_a_dataset_that_never_had_the_rows_gives_the_same(digits: Digits, slices
     assert same(deleted, again) and not same(deleted, whole)
     assert set(deleted.again) == set(placed.shard[gone].tolist()) and set(again.again) == {0, 1, 2}
     first = {s: int(placed.slice[gone][placed.shard[gone] == s].min()) for s in deleted.again}
-    assert deleted.again == first  # each from the earliest slice that held a row
+    assert deleted.again == first  # each shard from the earliest slice that held a deleted row
 
 
 def test_shards_that_hold_none_of_the_rows_are_not_trained(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +181,8 @@ def test_weights_that_are_not_those_recorded_are_trained_again(digits: Digits) -
     fine = digits.trained(placed, np.arange(COUNT))
     core = core_with_shards(fine.classifier_)
     assert core is not None
-    core.uppers[1].head.bias.data[0] += 1e-3  # fine-tuned since
-    del fine.states[(0, 0)]  # lost
+    core.uppers[1].head.bias.data[0] += 1e-3  # as if somebody had fine-tuned it
+    del fine.states[(0, 0)]  # as if this state were lost
     again = digits.trained(placed, np.arange(COUNT), fine)
     assert again.again == {0: 0, 1: 1} and same(again, whole)
 
@@ -193,7 +193,7 @@ def test_no_rows_are_refused(digits: Digits) -> None:
 
 
 def test_a_row_is_seen_as_often_with_slices_as_without(digits: Digits) -> None:
-    """Slices and passes as in SISA: R steps of 2 e / (R + 1) passes look at about as many rows as e passes do."""
+    """As in SISA, R steps of 2 e / (R + 1) passes each look at about as many rows as e passes over all of them."""
     looked = {}
     for slices in (1, 4):
         made = digits.trained(digits.places(1, slices), np.arange(COUNT))
@@ -203,7 +203,7 @@ def test_a_row_is_seen_as_often_with_slices_as_without(digits: Digits) -> None:
 
 @pytest.mark.slow
 def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two processes of a cluster on this machine; of a request only the shards that it touches become tasks."""
+    """The cluster has two processes on this machine. A request starts tasks only for the shards that it touches."""
     pytest.importorskip("ray")
     from expunge.finetune.ray_shards import on_ray
 

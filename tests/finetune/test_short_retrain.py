@@ -1,4 +1,4 @@
-"""Short retraining: fresh weights, an equal number of operations, forgotten rows out of reach."""
+"""Tests of short retraining: fresh weights, as many operations as above a cut, and no use of forgotten rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_forgotten_pictures_and_labels_change_no_bit(digits: Any) -> None:
 
 
 def test_passes_above_a_cut_become_as_many_operations_of_the_whole(digits: Any) -> None:
-    """The reference counts by hand: two convolutions and the head, on 8 x 8 and 4 x 4 pictures."""
+    """The reference counts the operations of two convolutions, on 8 x 8 and 4 x 4 pictures, and of the head by hand."""
     first, second, head = 64 * 16 * 9, 16 * 32 * 16 * 9, 128 * 10
     share = (second + head) / (first + second + head)
     assert share_above(digits.model, "2") == pytest.approx(share)

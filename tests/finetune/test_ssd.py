@@ -1,3 +1,5 @@
+"""Tests of SSD, whose importances are compared with gradients of single rows and of batches."""
+
 from __future__ import annotations
 
 import re
@@ -20,7 +22,7 @@ def gradients(digits: Any, rows: np.ndarray) -> list[torch.Tensor]:
 
 
 def test_per_sample_fisher_is_the_mean_of_squared_single_gradients(digits: Any) -> None:
-    rows = digits.retain[:70]  # more than one chunk
+    rows = digits.retain[:70]  # these fill more than one chunk
     got = per_sample_fisher(digits.fresh(), digits.images, digits.labels.astype(np.int64), rows)
     want = [torch.zeros_like(g) for g in gradients(digits, rows[:1])]
     for row in rows:
@@ -60,7 +62,7 @@ def test_selected_weights_shrink_by_the_ratio_and_the_others_keep_their_bits(dig
     after, selected, total = dict(fitted.classifier_.named_parameters()), 0, 0
     for name, before in digits.model.named_parameters():
         f, a = of_forget[name].numpy(), of_all[name].numpy()
-        clear = np.abs(f - alpha * a) > 1e-3 * f  # not a matter of rounding
+        clear = np.abs(f - alpha * a) > 1e-3 * f  # without entries that rounding decides
         chosen = f > alpha * a
         old, new = before.detach().numpy(), after[name].detach().numpy()
         np.testing.assert_array_equal(new[clear & ~chosen], old[clear & ~chosen])
@@ -72,7 +74,7 @@ def test_selected_weights_shrink_by_the_ratio_and_the_others_keep_their_bits(dig
 
 
 def test_the_published_alpha_selects_nothing_per_sample(digits: Any) -> None:
-    """F holds a share n_f / n of F_f, so no ratio reaches n / n_f."""
+    """F_f is a part of F with the share n_f / n, so no ratio F_f / F is above n / n_f."""
     bound = (len(digits.retain) + len(digits.forget)) / len(digits.forget)
     arguments = (digits.model, digits.images, digits.labels, *digits.rows)
     with pytest.raises(ConfigError, match="selects no weight") as refused:

@@ -1,4 +1,4 @@
-"""Rates relative to the recipe that trained the classifier, and AdamW in the loop that methods share."""
+"""Tests of rates relative to the recipe that trained the classifier, and of AdamW in the loop that methods share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_rate_is_a_factor_of_the_recipes_mean_rate() -> None:
 
 
 def test_another_kind_of_optimizer_than_the_recipes_has_the_reference_rate() -> None:
-    """A mean rate of AdamW says nothing of SGD's."""
+    """A mean rate of AdamW says nothing about a good rate of SGD."""
     assert Steps.of(card(optimizer="adamw", mean_lr=4e-4), FACTOR, None, None, "sgd").lr == 2.0 * UNKNOWN
     assert Steps.of(CARD, FACTOR, None, None, "auto") == Steps(2.0 * UNKNOWN, "sgd")
 
@@ -44,7 +44,7 @@ def test_the_recipe_of_training_above_a_cut_counts_too() -> None:
 
 
 def test_no_method_has_a_rate_of_its_own() -> None:
-    """A default rate would be one that suits a single network; FOR_SAMPLES names factors."""
+    """A default rate would suit a single network only, so the defaults and FOR_SAMPLES are factors of a rate."""
     updaters = {name: kind for name, kind in METHODS.items() if issubclass(kind, Updater)}
     assert len(updaters) > 15
     for name, kind in updaters.items():
@@ -79,7 +79,7 @@ def phase(r: Run) -> list[Phase]:
 
 
 def test_a_step_of_adamw_equals_a_computation_by_hand() -> None:
-    """The first step is lr times the gradient's sign; decay lr * decay * w is taken off apart from it."""
+    """The first step is lr times the gradient's sign, and the decay lr * decay * w is subtracted separately."""
     r = run()
     before = r.student.head.weight.detach().clone()
     r.train(phase(r))

@@ -1,3 +1,5 @@
+"""Tests of TREW, whose loss is computed again with NumPy."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""From a verdict to a champion and its audit, on a real server with a real worker, in a finished workspace."""
+"""Tests of the way from a verdict to a champion and its audit.
+
+They run on a real Prefect server with a real worker, in a workspace whose pipeline is finished.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ pytestmark = [pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """Prefect, and the tracking server that its links lead to."""
+    """Run Prefect and the tracking server that the links in its artifacts lead to."""
     home = tmp_path_factory.mktemp("service")
     made = Service(home)
     with tracking_server(home) as address:
@@ -39,7 +42,7 @@ def workspace(service, finished, tmp_path_factory):
 
 
 def started_by_itself(service, name):
-    """The newest run that an automation started."""
+    """Wait for a run that an automation started, and return the id of the newest."""
 
     def ask():
         with service.client() as client:
@@ -51,7 +54,7 @@ def started_by_itself(service, name):
 
 
 def resume(service, run_id, **answer):
-    """What the form's button does."""
+    """Answer a paused run as the button of its form does, and return what the server says."""
     with service.client() as client:
         return client._client.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer}).json()
 
@@ -71,7 +74,7 @@ def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace
     assert resume(service, run.id, decision="promote", approver="J. Doe")["status"] == "REJECT"
     assert resume(service, run.id, decision="promote", approver="J. Doe", reason=" ")["status"] == "REJECT"
     assert resume(service, run.id, decision="perhaps", approver="J. Doe", reason="seen")["status"] == "REJECT"
-    assert resume(service, run.id, decision="promote", reason="seen")["status"] == "REJECT"  # by whom?
+    assert resume(service, run.id, decision="promote", reason="seen")["status"] == "REJECT"  # the approver is missing
     assert service.run(run.id).state.is_paused()
     answer = {"decision": "refuse", "approver": "J. Doe", "reason": "not before Monday"}
     assert resume(service, run.id, **answer)["status"] == "ACCEPT"
@@ -80,7 +83,7 @@ def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace
 
 
 def assert_links_lead_somewhere(service, markdown):
-    """The pipeline's run, and the report among its artifacts."""
+    """Assert that the links lead to the pipeline's run and to the report among its artifacts."""
     server = service.environment["MLFLOW_TRACKING_URI"]
     experiment, run = re.search(rf"\({server}/#/experiments/(\d+)/runs/(\w+)\)", markdown).groups()
     assert f"({server}/#/experiments/{experiment}/runs/{run}/artifacts/report.html)" in markdown
@@ -111,7 +114,7 @@ def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace)
     assert rows and {row["verdict"] for row in rows} == {"holds"}
     found = json.loads((workspace / "reports/audit.json").read_text())
     assert found["seeds"] == [5, 6] and not found["worsened"] and not found["ledger"]
-    # The report of a better model than the one that serves.
+    # The report is changed to that of a better model than the one that serves.
     (summary,) = (service.home / "files").rglob("summary.json")
     content = json.loads(summary.read_text())
     for block in content["methods"].values():

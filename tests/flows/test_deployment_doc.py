@@ -1,4 +1,4 @@
-"""docs/deployment.md: its commands as they stand there, from a clone to a scheduled run that registered a model."""
+"""Runs the commands of docs/deployment.md, from a clone to a scheduled run that registered a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
 DOCUMENT = ROOT / "docs" / "deployment.md"
-# What a test does otherwise: no second environment of 2 GB.
+# The test replaces these commands, because a second environment would take 2 GB.
 INSTEAD = {"make setup": f"ln -s {sys.prefix} .venv"}
 
 
 def commands() -> str:
-    """The shell blocks, in order; what is only shown there has no language."""
+    """Return the shell blocks in order. A block that is only shown, and not to be run, has no language."""
     script = "\n".join(re.findall(r"^```bash\n(.*?)^```$", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE))
     for there, here in INSTEAD.items():
         assert there in script, f"{DOCUMENT.name} no longer says {there!r}"
@@ -53,7 +53,7 @@ def test_from_an_empty_machine_to_a_scheduled_run_that_registered_a_model(tmp_pa
 
 
 def stop_below(folder: Path) -> list[str]:
-    """End whatever the script left behind and does not end by itself; its command lines."""
+    """Kill the processes that the script left running, and return their command lines."""
     found: list[str] = []
     time.sleep(5)
     for process in psutil.process_iter(["pid", "cmdline"]):

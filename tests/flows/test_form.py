@@ -1,4 +1,4 @@
-"""The form with which the deployment takes requests in: what it asks for, and what becomes of it."""
+"""Tests of the form with which the deployment takes requests in: its fields, and the requests that it makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of stages as shares, requests as names."""
+"""Tests that progress lines of stages are read as shares, and that runs are named after their requests."""
 
 from __future__ import annotations
 

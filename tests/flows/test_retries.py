@@ -1,4 +1,4 @@
-"""What may pass by itself is tried again; what would come again is not."""
+"""Tests that the flow retries after a failure that may pass by itself, and not after one that would repeat."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def workspace(tmp_path, monkeypatch):
 
 
 def stage_of(process: psutil.Process) -> psutil.Process | None:
-    """The stage `long` where `process` runs it."""
+    """Return the process of the stage `long` below `process`, or None if it does not run."""
     for child in process.children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+        with contextlib.suppress(psutil.Error):  # the child may end meanwhile
             if "hold.py" in child.cmdline():
                 return child
     return None
@@ -92,7 +92,7 @@ def test_a_failure_that_would_come_again_is_not_repeated(workspace):
 
 
 def test_a_flow_that_is_interrupted_takes_its_stage_with_it(workspace):
-    """As cancelling does: nothing goes on in the workspace behind the next run's back."""
+    """A cancelled run is interrupted in this way. Its stage must not change the workspace during the next run."""
     (workspace / "hold").touch()
     dvc(workspace, "repro", "begin")
     code = "from flows.unlearn import unlearn; unlearn('.', stages=['long'])"
@@ -102,6 +102,6 @@ def test_a_flow_that_is_interrupted_takes_its_stage_with_it(workspace):
     process.terminate()
     process.wait(60)
     wait("the end of the stage", 20, lambda: None if found.is_running() and found.status() != "zombie" else True)
-    for other in started:  # Prefect leaves the server behind that it started for this run
+    for other in started:  # Prefect does not end the server that it started for this run
         if other.is_running():
             other.kill()

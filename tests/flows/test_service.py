@@ -1,4 +1,4 @@
-"""Deployments on a real server with real workers: schedule, queue, kill, replace."""
+"""Tests of deployments on a real Prefect server with real workers: schedule, form, queue and a killed worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.flows.service import OTHER_PARAMS, PARAMS, Service, lay_out_tiny, wai
 from tests.pipeline import dvc
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
-SILENCE = "40"  # seconds without a heartbeat; they come every 30
+SILENCE = "40"  # seconds without a heartbeat after which a run counts as crashed; heartbeats come every 30
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -37,7 +37,7 @@ def service(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workspace(service, tmp_path_factory):
-    """Deployed, and a worker in it."""
+    """Return a workspace that is deployed and has a worker."""
     made = with_dvc(lay_out_tiny(tmp_path_factory.mktemp("deployed") / "workspace"))
     service.deploy(made)
     service.worker(made)
@@ -45,12 +45,12 @@ def workspace(service, tmp_path_factory):
 
 
 def on(database):
-    """Once is enough."""
+    """Run a test with this database only, because the other one would add nothing."""
     return pytest.mark.parametrize("service", [database], indirect=True, scope="module")
 
 
 def as_new(workspace):
-    """Nothing was ever run in it, whichever test came before."""
+    """Remove what earlier tests ran in the workspace, and restore its params."""
     for name in ("dvc.lock", "begun", "held", "fitted-loft", "fitted-ru-linear"):
         (workspace / name).unlink(missing_ok=True)
     shutil.rmtree(workspace / ".dvc" / "cache", ignore_errors=True)
@@ -58,7 +58,7 @@ def as_new(workspace):
 
 
 def scheduled(service, name: str):
-    """A run that the server made by itself, once a worker has it."""
+    """Wait until a worker has taken a run that the server scheduled by itself, and return the run."""
 
     def ask():
         with service.client() as client:
@@ -76,7 +76,7 @@ def test_a_scheduled_run_executes_by_itself(service, workspace):
     with service.client() as client:
         found = client.read_deployment_by_name("nightly/nightly")
         assert [s.schedule.cron for s in found.schedules] == ["0 2 * * *"]
-        # The next of them is at most that far away, however long the server takes to look.
+        # With an interval the next run is at most 30 seconds away, however long the server takes to look.
         schedule = IntervalSchedule(interval=timedelta(seconds=30), anchor_date=datetime.now(UTC))
         made = client.create_deployment_schedules(found.id, [(schedule, True)])
     run = scheduled(service, "nightly/nightly")
@@ -86,7 +86,7 @@ def test_a_scheduled_run_executes_by_itself(service, workspace):
     assert run.state.message == "4 of 4 stages were run: begin, long, fit@loft, fit@ru-linear."
     assert run.name.startswith("digits, forget 5 · ")
     assert service.tasks(run.id) == dict.fromkeys(["begin", "long", "fit@loft", "fit@ru-linear"], "Completed")
-    # Once more, with nothing stale.
+    # A second run finds nothing stale.
     again = service.until(service.request("nightly/nightly"), "Up to date")
     assert service.tasks(again.id) == {}
 
@@ -104,7 +104,7 @@ def test_the_form_describes_every_parameter(service, workspace):
 
 @on("sqlite")
 def test_two_runs_at_once_run_one_after_the_other(service, workspace):
-    """Of whichever deployments: the workspace is one."""
+    """They belong to different deployments, but these share one workspace."""
     (workspace / "hold").touch()
     first = service.request("unlearn/pipeline", stages=["long"], force=True)
     service.until(first, "Running")

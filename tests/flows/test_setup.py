@@ -1,4 +1,4 @@
-"""`expunge deploy`: what it refuses, and what it makes of prefect.yaml."""
+"""Tests of `expunge deploy`: what it refuses, and which deployments it makes from prefect.yaml."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def test_a_clone_has_names_a_pull_step_and_triggers_of_its_own():
     assert by_name["red-nightly"]["parameters"] == {"push": True}
     (trigger,) = by_name["red-promote"]["triggers"]
     assert trigger["match_related"]["prefect.resource.name"] == ["red-pipeline", "red-nightly"]
-    # Who waits for people must not hold the limit: a paused run loses its place, and fails for it.
+    # A run that waits for a person must not count for the limit: it would lose its slot when paused, and fail.
     assert APPROVAL in by_name["red-promote"]["tags"] and APPROVAL not in by_name["red-nightly"].get("tags", [])
     assert specification(None, None, "main", None) == plain

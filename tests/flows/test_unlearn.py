@@ -1,4 +1,4 @@
-"""The flow and `dvc repro`: one graph, two doors."""
+"""Tests that the flow runs the same graph of stages as `dvc repro`, with the same results."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.pipeline import ENVIRONMENT, change, dvc
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect():
-    """One temporary Prefect server, with its own home."""
+    """Run a temporary Prefect server with its own home."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
 
@@ -41,7 +41,7 @@ def test_every_stage_runs_after_the_stages_it_depends_on(workspace):
 
 
 def test_the_flow_writes_the_lock_that_dvc_repro_wrote(workspace):
-    """From the run cache, so that measured times are the same; the first stages are really run again."""
+    """DVC's run cache gives the same measured times. Only the first stages are really run again."""
     from flows.unlearn import unlearn
 
     lock = workspace / "dvc.lock"

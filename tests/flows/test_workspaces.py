@@ -1,4 +1,4 @@
-"""Two workspaces on one worker: each works in its own clone, pushes to its own branch, and queues for itself."""
+"""Tests that two workspaces on one worker have a clone, a branch and a queue of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def service(tmp_path_factory):
 
 def test_runs_work_in_clones_and_push_what_they_made(service, tmp_path):
     bare, remote = publish_repository(tmp_path)
-    operations = lay_out_tiny(tmp_path / "operations")  # where the worker is started; no pipeline runs in it
+    operations = lay_out_tiny(tmp_path / "operations")  # the worker starts here, but no pipeline runs here
     for name in ("red", "blue"):
         said = service.deploy(operations, "--name", name, "--repository", str(bare))
         assert f"deployed unlearn/{name}-pipeline" in said
@@ -37,12 +37,12 @@ def test_runs_work_in_clones_and_push_what_they_made(service, tmp_path):
     assert branch in service.artifacts(first.id)["unlearning-branch"].data
     assert not (operations / "held").exists() and (clones / "red" / "held").exists()
 
-    # Another clone takes what the first one made; the first one finds nothing to do and pushes nothing.
+    # The other clone takes the results of the first one from the cache instead of computing them.
     second = service.until(service.request("nightly/blue-nightly"), "Completed")
     assert "is cached - skipping run" in service.logs() and service.tasks(second.id)["push"] == "Completed"
     branches = git(bare, "branch")
 
-    # While one workspace is busy, the other goes on.
+    # While one workspace is busy, the other runs. It finds nothing to do, and so pushes no branch.
     (clones / "red" / "hold").touch()
     busy = service.request("unlearn/red-pipeline", stages=["long"], force=True)
     service.until(busy, "Running")

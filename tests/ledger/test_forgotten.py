@@ -1,3 +1,5 @@
+"""Tests of the stored sets of forgotten rows: which requests they cover, and that they do not reveal ids."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,7 +13,7 @@ A, B, C = ("sha256:" + c * 64 for c in "abc")
 def test_a_set_covers_its_subsets_and_nothing_else(tmp_path):
     ForgottenRows(tmp_path, A, ["1", "2"]).keep(A)
     ForgottenRows(tmp_path, B, ["3", "1", "2"]).keep(B)
-    rows = ForgottenRows(tmp_path, C, ["2", "4"])  # at hand, not kept
+    rows = ForgottenRows(tmp_path, C, ["2", "4"])  # in memory only
     assert [rows.covers(later, A) for later in (A, B, C)] == [True, True, False]
     assert rows.covers(A, B) is False and rows.covers(C, B) is False
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a" * 64 + ".rows", "b" * 64 + ".rows", "key"]
@@ -45,7 +47,7 @@ def test_without_the_key_an_id_cannot_be_tested(tmp_path):
 def test_a_request_still_covers_itself_after_its_rows_were_erased(tmp_path):
     ForgottenRows(tmp_path, A, ["1", "2"]).keep(A)
     ForgottenRows(tmp_path, B, ["1"]).keep(B)
-    swept = ForgottenRows(tmp_path, A, [])  # the split has lost them
+    swept = ForgottenRows(tmp_path, A, [])  # the split no longer has the rows
     assert swept.covers(A, B) is True and swept.knows(A)
 
 

@@ -1,3 +1,5 @@
+"""Tests of the signing key: how it is made, kept, read and refused."""
+
 from __future__ import annotations
 
 import os
@@ -38,7 +40,7 @@ def test_no_key_is_made_to_check_with(tmp_path):
         public_key(tmp_path)
     assert not (tmp_path / "records").exists()
     made = signing_key(tmp_path)
-    (tmp_path / "records/keys/signing.pem").unlink()  # where only checks are made, the public half is enough
+    (tmp_path / "records/keys/signing.pem").unlink()  # the public key is enough to verify
     assert public_key(tmp_path).fingerprint == made.public.fingerprint
 
 

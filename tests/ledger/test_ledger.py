@@ -1,3 +1,5 @@
+"""Tests of the hash-chained ledger: every change, cut or foreign entry must be found."""
+
 from __future__ import annotations
 
 import hashlib
@@ -43,7 +45,7 @@ def test_an_absent_ledger_is_empty(tmp_path):
 
 
 def test_the_chain_can_be_checked_by_another_program(ledger):
-    """Hash of the other fields as JSON with sorted keys and no spaces, written here from the description alone."""
+    """The test follows the documented format alone: the hash of the other fields as JSON, keys sorted, no spaces."""
     previous = "sha256:" + "0" * 64
     for line in ledger.path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
@@ -97,7 +99,7 @@ def test_one_forged_entry_with_a_right_hash_breaks_the_next(ledger):
 
 
 def test_a_cut_end_is_found_by_the_signed_head_and_by_a_hash_kept_elsewhere(ledger):
-    """The head alone cannot tell a ledger that was put back together with an older head; what others keep can."""
+    """If a ledger is restored together with an older head, only a hash that was kept elsewhere shows it."""
     head = ledger.path.with_name("ledger.head.json")
     before, kept_head = ledger.path.read_bytes(), head.read_bytes()
     kept = ledger.append("note", {}).hash
@@ -123,7 +125,7 @@ def test_a_ledger_that_was_emptied_or_removed_is_noticed(ledger):
 
 
 def test_an_entry_written_without_the_ledger_is_not_signed(ledger):
-    """Someone without the key appends an entry whose hashes are all right."""
+    """Somebody without the key appends an entry with correct hashes."""
     forged = Entry.after(ledger.entries()[-1], "promotion", {"version": "9"}, "2026-01-01T00:00:00+00:00")
     with ledger.path.open("a") as file:
         file.write(forged.line)
@@ -222,7 +224,7 @@ def test_processes_append_one_after_another(tmp_path):
 
 
 def test_a_full_disk_adds_nothing(ledger, monkeypatch):
-    """The kernel's own limit on the size of a file stands in for the full disk."""
+    """The kernel's limit on the size of a file stands in for a full disk."""
     code = (
         "import resource, signal, sys; from expunge.ledger.ledger import Ledger;"
         "from expunge.system.errors import LedgerError;"

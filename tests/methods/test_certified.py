@@ -1,4 +1,4 @@
-"""Certified removal on a request: secret noise, and a budget that is carried from run to run."""
+"""Tests of certified removal: it draws secret noise, and its budget carries over from run to run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE = {"certified-removal": {"l2": 1e-2, "sigma": 3.0}}
 
 @pytest.fixture
 def few(fit_inputs, tmp_path):
-    """Three rows of a backbone that never saw them, in a workspace where nothing was forgotten yet."""
+    """Return a request for three rows, whose backbone never saw them, in a workspace that has forgotten nothing yet."""
     classifier = copy.deepcopy(fit_inputs.classifier)
     classifier.card = dataclasses.replace(classifier.card, saw_forget_data=False)
     train = np.union1d(fit_inputs.retain_rows, fit_inputs.forget_rows)
@@ -60,7 +60,7 @@ def test_nothing_is_claimed_where_earlier_spending_is_unknown(few):
     alone = fit("certified-removal", dataclasses.replace(few, forgotten_dir=None), TABLE).info["certified"]
     assert alone["holds"] is None and "no folder" in alone["why"]
     ForgottenRows(few.forgotten_dir, "sha256:" + "0" * 64, ["a"]).register()
-    for _ in range(2):  # the second run finds a list, but one that began too late
+    for _ in range(2):  # the second run finds a list, but it began too late
         found = fit("certified-removal", few, TABLE).info["certified"]
         assert found["holds"] is None and "before releases were recorded" in found["why"]
 

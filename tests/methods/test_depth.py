@@ -1,4 +1,4 @@
-"""Probes inside a backbone: which stages, what they read, and what of them is kept."""
+"""Tests of probes inside a backbone: which stages they read, which features they get, and what is stored of them."""
 
 import copy
 
@@ -14,7 +14,7 @@ from expunge.models.zoo import build
 
 @pytest.fixture(scope="module")
 def planned(fit_inputs):
-    """The plan of rows of the finished run, all rows counted."""
+    """Return the plan of rows for the finished run, with every row in a part."""
     part = np.full(len(fit_inputs.labels), "test_retain", dtype="U11")
     part[fit_inputs.train_rows] = "retain"
     gone = fit_inputs.labels == fit_inputs.forget_classes[0]

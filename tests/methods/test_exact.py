@@ -1,4 +1,7 @@
-"""Exact deletion end to end on digits: a seeded backbone that is public, trained, deleted from, trained again."""
+"""Tests of exact deletion from a head on digits, compared with training the head again without the rows.
+
+The public backbone is a small network with seeded random weights.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class Place:
         return load_config(path)
 
     def trained(self, training: str) -> Path:
-        """The model directory of the original, and features beside it."""
+        """Train the original and extract its features on the first call, and return its model directory."""
         out, store = self.directory / training, self.directory / f"{training}-features"
         if not out.is_dir():
             config = self.config(training)
@@ -85,7 +88,7 @@ class Place:
         )
 
     def rows(self, which: str) -> np.ndarray:
-        """Training rows: 20 of all classes, or all of class 3."""
+        """Return training rows: 20 of all classes, or all of class 3."""
         train = np.flatnonzero(self.dataset.splits() == "train")
         return train[5:600:30] if which == "few" else train[self.dataset.labels()[train] == 3]
 
@@ -98,14 +101,14 @@ def place(tmp_path_factory) -> Place:
 @pytest.mark.parametrize("which", ["few", "class"])
 @pytest.mark.parametrize("training", ["ridge", "head"])
 def test_the_product_is_what_training_without_the_rows_gives(training, which, place, tmp_path):
-    """Against the recipe itself on retained rows, which knows nothing of deletion."""
+    """The reference is the recipe on retained rows, which has no code for deletion."""
     inputs = place.inputs(training, place.rows(which))
     unlearned = fit("exact", inputs, TABLE)
     exact = unlearned.info["exact"]
     assert exact["holds"] is True
     make_classifier(place.config(training), place.dataset, inputs.retain_rows, 1, tmp_path / "again", tmp_path / "work")
     again = load_classifier(tmp_path / "again").head
-    if training == "ridge":  # sums are exact: the same bits
+    if training == "ridge":  # exact sums give the same bits
         assert torch.equal(unlearned.head.weight, again.weight.data)
         assert torch.equal(unlearned.head.bias, again.bias.data)
     else:
@@ -115,7 +118,7 @@ def test_the_product_is_what_training_without_the_rows_gives(training, which, pl
     assert not torch.equal(unlearned.head.weight, inputs.head.weight)
     z = torch.from_numpy(inputs.store.z(inputs.retain_rows))
     right = unlearned.logits(z).argmax(1).numpy() == inputs.labels[inputs.retain_rows]
-    assert right.mean() > 0.6  # of ten classes, on features nobody trained
+    assert right.mean() > 0.6  # ten classes, on features of random weights
     audit = recompute(inputs, unlearned.shipped_head, exact)
     assert audit["agrees"] and audit["same_bits"] >= (training == "ridge")
 
@@ -132,11 +135,11 @@ def test_the_record_names_what_the_claim_rests_on(training, place, tmp_path):
     assert exact["seed"] == 1 and {"torch", "numpy", "scipy", "python"} == set(exact["versions"])
     text = (tmp_path / "product" / "fit.json").read_text()
     assert not any(str(i) in text for i in inputs.store.column("sample_id")[inputs.train_rows][:50])
-    # The same rows give the same root, others another one.
+    # The same rows give the same Merkle root, and other rows another one.
     assert fit("exact", inputs, TABLE).info["exact"]["rows"] == exact["rows"]
     other = fit("exact", place.inputs(training, place.rows("few")[1:]), TABLE).info["exact"]
     assert other["rows"]["merkle_root"] != exact["rows"]["merkle_root"]
-    # The next request starts from the state of the product.
+    # The state of the product, from which the next request starts, counts only the retained rows.
     state = (RidgeHead if training == "ridge" else SoftmaxHead).load(tmp_path / "product")
     assert state.n_ == len(inputs.retain_rows)
     UnlearnedModel.load(tmp_path / "product")
@@ -146,7 +149,7 @@ def test_the_record_names_what_the_claim_rests_on(training, place, tmp_path):
 def test_an_audit_finds_what_is_not_exact(training, place):
     inputs = place.inputs(training, place.rows("few"))
     exact = fit("exact", inputs, TABLE).info["exact"]
-    assert not recompute(inputs, inputs.head, exact)["agrees"]  # the original, passed off as the product
+    assert not recompute(inputs, inputs.head, exact)["agrees"]  # the original in place of the product
     more = dataclasses.replace(inputs, retain_rows=inputs.train_rows)
     found = recompute(more, inputs.head, exact)
     assert not found["rows"] and not found["agrees"]
@@ -182,7 +185,7 @@ def test_exact_is_refused_with_the_reason_where_it_cannot_be_exact(place, tmp_pa
 
 def test_the_root_is_that_of_rfc_6962():
     def tree(leaves: list[bytes]) -> bytes:
-        """The definition, recursively: split at the largest power of two below n."""
+        """Return the root by the recursive definition, which splits at the largest power of two below n."""
         if len(leaves) == 1:
             return hashlib.sha256(b"\x00" + leaves[0]).digest()
         k = 1 << (len(leaves) - 1).bit_length() - 1

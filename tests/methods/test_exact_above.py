@@ -1,4 +1,4 @@
-"""Exact deletion above a cut on digits, beside training on a dataset that never had the rows."""
+"""Tests of exact deletion above a cut on digits, compared with training on a dataset that never had the rows."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Place:
         return load_config(path)
 
     def without(self, gone: np.ndarray, name: str) -> Dataset:
-        """The dataset as it is where the rows `gone` never were."""
+        """Write and return the dataset that never had the rows `gone`."""
         file = self.directory / f"{name}.npz"
         kept = np.setdiff1d(np.arange(len(self.arrays["labels"])), gone)
         np.savez(file, **{k: v[kept] for k, v in self.arrays.items()})
@@ -80,13 +80,13 @@ class Place:
         return Dataset(out)
 
     def trained(self, dataset: Dataset, name: str) -> Path:
-        """The model directory that the train stage makes of a dataset, in a work directory of its own."""
+        """Return the model directory that the train stage makes of a dataset, in a work directory of its own."""
         out, rows = self.directory / name / "model", np.flatnonzero(dataset.splits() == "train")
         make_classifier(self.config(), dataset, rows, 1, out, self.directory / name / "work")
         return out
 
     def activations(self, classifier: Classifier) -> Path:
-        """What the activations stage writes."""
+        """Return the directory that the activations stage writes."""
         out = self.directory / "all" / "activations"
         if not out.is_dir():
             with staged_dir(out) as staging:
@@ -117,7 +117,7 @@ class Place:
         )
 
     def rows(self, which: str) -> np.ndarray:
-        """Training rows: 7 of all classes, or all of class 3."""
+        """Return training rows: 7 of all classes, or all of class 3."""
         train = np.flatnonzero(self.dataset.splits() == "train")
         return train[5:400:60] if which == "few" else train[self.dataset.labels()[train] == 3]
 
@@ -133,7 +133,7 @@ def same_bits(one: Classifier, two: Classifier) -> bool:
 
 
 def shown_exact(place: Place, which: str) -> Classifier:
-    """Delete exactly, train on a dataset without the rows, compare; the latter's network."""
+    """Assert that deletion equals training on a dataset without the rows, and return the network trained there."""
     forget = place.rows(which)
     inputs = place.inputs(forget)
     unlearned = fit("exact", inputs, TABLE)
@@ -150,7 +150,7 @@ def shown_exact(place: Place, which: str) -> Classifier:
 
 @pytest.mark.parametrize("which", ["few", "class"])
 def test_the_product_is_the_network_of_training_without_the_rows(place: Place, which: str) -> None:
-    """Against the recipe on another dataset, with activations of its own: bit for bit, the description too."""
+    """The reference is the recipe on another dataset with its own activations. Weights and description are equal."""
     again = shown_exact(place, which)
     test = np.flatnonzero(place.dataset.splits() == "test")
     labels = place.dataset.labels()[test]
@@ -159,7 +159,7 @@ def test_the_product_is_the_network_of_training_without_the_rows(place: Place, w
     known = labels != 3 if which == "class" else labels >= 0
     assert (answers[known] == labels[known]).mean() > 0.8
     if which == "class":
-        assert not (answers == 3).any()  # still a class, of which nothing was learned
+        assert not (answers == 3).any()  # the class still exists, but was not learned
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_activations_of_a_row_do_not_depend_on_the_other_rows(place: Place, tmp_
     less = activations_alone(inputs.classifier, other, place.cut, tmp_path)
     assert np.array_equal(less, kept[inputs.among_train(inputs.retain_rows)])
     assert len(list((tmp_path / "activations").glob("*.npy"))) == 2
-    # They are those of the picture, as a batch gives them to rounding.
+    # They equal the activations from a batch up to rounding.
     batch = fetch_activations(inputs.classifier, place.dataset.images(inputs.train_rows), place.cut)
     np.testing.assert_allclose(np.float32(kept), np.float32(batch), rtol=2e-3, atol=1e-4)
 
@@ -183,7 +183,7 @@ def test_no_picture_is_read_and_no_lower_layer_runs(place: Place) -> None:
     inputs = place.inputs(place.rows("few"))
     below = dict(inputs.classifier.backbone.named_modules())[
         "stem.0"
-    ]  # what stands in for the stem runs no convolution
+    ]  # the stand-in for the stem does not run this convolution
     ran: list[int] = []
     below.register_forward_hook(lambda _m, _i, out: ran.append(len(out)))
     expected = fit("exact", place.inputs(place.rows("few")), TABLE).classifier
@@ -195,7 +195,7 @@ def test_no_picture_is_read_and_no_lower_layer_runs(place: Place) -> None:
         for part in (inputs.dataset.directory).glob("part-*.away"):
             shutil.move(part, part.with_suffix(".parquet"))
     assert got is not None and expected is not None and same_bits(got, expected)
-    assert set(ran) <= {2, 3}  # two examples of noise, by which the cut is found
+    assert set(ran) <= {2, 3}  # two batches of noise with which the cut is found
 
 
 def test_the_record_names_its_inputs_and_an_audit_recomputes_it(place: Place, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_the_record_names_its_inputs_and_an_audit_recomputes_it(place: Place, tm
     assert product.classifier is not None
     found = recompute(inputs, product.classifier, exact, from_inputs=tmp_path / "work")
     assert found["agrees"] and found["activations"] is True and found["distance"] == 0.0
-    # Not so for the original passed off as the product, nor with other rows, nor with a nudged weight.
+    # The audit disagrees with the original in place of the product, with other rows and with a changed weight.
     assert not recompute(inputs, inputs.classifier, exact)["agrees"]
     more = dataclasses.replace(inputs, retain_rows=inputs.train_rows)
     assert not recompute(more, product.classifier, exact)["rows"]
@@ -234,7 +234,7 @@ def test_refused_where_the_lower_layers_are_not_public(place: Place) -> None:
             fit("exact", inputs, TABLE)
 
     def fine_tuned(classifier: Classifier) -> None:
-        """One step on the training rows, everywhere."""
+        """Change all weights by one step on training rows."""
         optimizer = torch.optim.SGD(classifier.parameters(), lr=1e-4)
         rows = np.flatnonzero(place.dataset.splits() == "train")[:50]
         logits = classifier(place.dataset.images(rows))

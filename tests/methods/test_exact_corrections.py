@@ -1,4 +1,4 @@
-"""Exact correction of labels on digits, beside training on a dataset that always had the new labels."""
+"""Tests of exact correction of labels on digits, compared with training on a dataset that always had the new labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.methods.test_exact_shards import Sharded
 
 
 def corrected(inputs: FitInputs, rows: np.ndarray) -> FitInputs:
-    """The request that gives each of `rows` the class after its own."""
+    """Return the request that gives each of `rows` the class after its own."""
     labels = inputs.old_labels.copy()
     labels[rows] = (labels[rows] + 1) % 10
     dataset = inputs.dataset.with_labels(labels)
@@ -50,14 +50,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_a_head_is_that_of_training_on_the_corrected_labels(
     training: str, which: str, heads: Heads, tmp_path: Path
 ) -> None:
-    """Against the recipe itself, which knows nothing of corrections."""
+    """The reference is the recipe, which has no code for corrections."""
     inputs = corrected(heads.inputs(training, heads.rows(which)), heads.rows(which))
     unlearned = fit("exact", inputs, TABLE)
     exact = unlearned.info["exact"]
     assert exact["holds"] is True and exact["rows"]["retained"] == len(inputs.train_rows)
     make_classifier(heads.config(training), inputs.dataset, inputs.train_rows, 1, tmp_path / "again", tmp_path / "work")
     again = load_classifier(tmp_path / "again").head
-    if training == "ridge":  # sums are exact: the same bits
+    if training == "ridge":  # exact sums give the same bits
         assert torch.equal(unlearned.head.weight, again.weight.data)
         assert torch.equal(unlearned.head.bias, again.bias.data)
         state = RidgeHead.load(tmp_path / "again")
@@ -70,11 +70,11 @@ def test_a_head_is_that_of_training_on_the_corrected_labels(
     audit = recompute(inputs, unlearned.shipped_head, exact)
     assert audit["agrees"] and audit["same_bits"] >= (training == "ridge")
     old = dataclasses.replace(inputs, new_labels=None, dataset=heads.dataset)
-    assert not recompute(old, unlearned.shipped_head, exact)["rows"]  # the labels are part of what is claimed
+    assert not recompute(old, unlearned.shipped_head, exact)["rows"]  # the claim includes the labels
 
 
 def with_labels(place: Place, labels: np.ndarray, name: str) -> Dataset:
-    """The dataset as it is where rows always had `labels`."""
+    """Write and return the dataset whose rows always had `labels`."""
     file, out = place.directory / f"{name}.npz", place.directory / name / "dataset"
     np.savez(file, **{**place.arrays, "labels": labels})
     prepare("npz", out, path=file, test_fraction=0.2, seed=0, raw_dir=place.directory / "raw")
@@ -112,7 +112,7 @@ def test_relearning_learns_the_new_labels(place: Place) -> None:
     table = {"relearn": {"cut": "stage1", "epochs": 1.0, "precision": "fp32", "max_drop": 1.0}}
     made = fit("relearn", inputs, table)
     assert made.classifier is not None and made.info["targets"] == "labels"
-    same = dataclasses.replace(inputs, forget_rows=rows[:1])  # which rows were corrected is none of its business
+    same = dataclasses.replace(inputs, forget_rows=rows[:1])  # it does not use which rows were corrected
     assert same_bits(made.classifier, fit("relearn", same, table).classifier)  # type: ignore[arg-type]
     other = dataclasses.replace(inputs, new_labels=inputs.old_labels)
     assert not same_bits(made.classifier, fit("relearn", other, table).classifier)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_methods_that_only_take_away_are_refused_in_a_sentence(method: str, head
     inputs = corrected(heads.inputs("ridge", heads.rows("few")), heads.rows("few"))
     with pytest.raises(QualityError, match=f"{method} removes rows and cannot correct labels; use .*exact"):
         fit(method, inputs, {method: {}})
-    assert fit("logit-mask", inputs, {"logit-mask": {}}).info == {"masked": []}  # the control is the original
+    assert fit("logit-mask", inputs, {"logit-mask": {}}).info == {"masked": []}  # the control stays the original
 
 
 def test_the_head_refit_is_that_of_the_corrected_labels(heads: Heads) -> None:

@@ -1,4 +1,4 @@
-"""Exact deletion from shards through the recipe and the method `exact`, beside training on data without the rows."""
+"""Tests of exact deletion from shards by the recipe and the method `exact`, compared with training without the rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sharded(Place):
         return out
 
     def product(self, inputs: FitInputs, name: str) -> Path:
-        """What the fit stage writes."""
+        """Return the directory that the fit stage writes."""
         with staged_dir(self.directory / name) as staging:
             fit("exact", inputs, TABLE).save(staging)
             write_manifest(staging, "test")
@@ -62,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Sharded:
 
 @pytest.fixture(scope="module")
 def product(place: Sharded) -> tuple[FitInputs, Path]:
-    """Two rows deleted."""
+    """Return a request for two rows, and the directory of its product."""
     train = np.flatnonzero(place.dataset.splits() == "train")
     inputs = place.inputs(train[[7, 100]])
     return inputs, place.product(inputs, "product")
@@ -84,7 +84,7 @@ def test_the_product_is_the_model_directory_of_training_without_the_rows(
         assert (directory / STEPS / name).read_bytes() == (again / STEPS / name).read_bytes()
     exact = made.info["exact"]
     assert exact["holds"] is True and exact["shards"]["parts"] == (other.card.above or {})["shards"]["parts"]
-    assert 1 <= len(exact["again"]) <= 2  # two rows are in at most two shards
+    assert 1 <= len(exact["again"]) <= 2  # two rows lie in at most two shards
     text = (directory / "fit.json").read_text() + (directory / "model.json").read_text()
     assert not any(str(i) in text for i in inputs.store.column("sample_id")[inputs.train_rows])
     assert set(read_manifest(directory)["files"]) >= {"model.safetensors", f"{STEPS}/{steps[0]}"}

@@ -1,4 +1,4 @@
-"""Metrics of other packages: what they are given, what becomes of it, and who is named where something is wrong."""
+"""Tests of metrics from other packages: their inputs, the use of their values, and errors that name the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured of the references is kept, and equals what is measured anew."""
+"""Tests that measurements of the references are stored, and that stored ones equal new ones."""
 
 from dataclasses import replace
 

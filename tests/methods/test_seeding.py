@@ -1,4 +1,4 @@
-"""An entry with another fit seed: what it changes, and what it leaves."""
+"""Tests of entries with another fit seed: which settings and fits change, and which stay."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_the_fits_that_an_entry_asks_for():
     table = {**TABLE, "mlp": {**TABLE["mlp"], "fit_seeds": 3}}
     others = other_seeds("mlp", table)
     assert [other["mlp"]["seed"] for other in others] == [4, 5]
-    assert other_seeds("mlp", TABLE) == []  # one fit
+    assert other_seeds("mlp", TABLE) == []  # one fit is the default
     assert other_seeds("certified-removal", {"certified-removal": {"fit_seeds": 3}}) is None  # it has no seed
     for wrong in (0, True, "3", 2.0, 1000):
         with pytest.raises(ConfigError, match=r"fit\.mlp\.fit_seeds"):

@@ -1,4 +1,4 @@
-"""Settings are chosen by held-out rows, from fits that never saw them."""
+"""Tests that settings are chosen on held-out rows, among fits that never saw these rows."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def test_validation_rows_are_a_share_of_forgotten_and_of_retained_rows(finished)
 
 
 def test_fits_of_the_selection_never_see_validation_rows(fit_inputs):
-    """Moments of both sides, class counts and class means are those of the other rows, computed directly."""
+    """Moments, class counts and class means must equal those that are computed directly from the other rows."""
     seen = []
 
     def fitted(part, settings):

@@ -1,4 +1,4 @@
-"""The table of methods: every entry fits, is saved, and comes back with the same logits."""
+"""Tests of the table of methods: every entry can be fitted and saved, and gives the same logits after loading."""
 
 import inspect
 
@@ -36,7 +36,7 @@ def test_retained_moments_are_those_of_retained_rows(fit_inputs):
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact", "regun"}))
 def test_every_method_fits_and_survives_a_round_trip(name, fit_inputs, tmp_path):
     before = {k: v.clone() for k, v in fit_inputs.classifier.state_dict().items()}
-    # What one pass does to accuracy is not asked here.
+    # One pass may cost accuracy, which is not tested here.
     unlearned = fit(name, fit_inputs, {**TABLE, name: {**TABLE[name], "max_drop": 1.0}})
     assert all(torch.equal(before[k], v) for k, v in fit_inputs.classifier.state_dict().items()), (
         "the original was changed"
@@ -85,7 +85,7 @@ def test_the_same_settings_give_the_same_bytes(fit_inputs, tmp_path):
         (tmp_path / name).mkdir()
         fit("relearn", fit_inputs, TABLE).save(tmp_path / name)
     for file in (tmp_path / "a").iterdir():
-        if file.name != "fit.json":  # it holds seconds
+        if file.name != "fit.json":  # this file has run times
             assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 

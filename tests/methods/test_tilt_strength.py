@@ -1,4 +1,7 @@
-"""The strength of the tilt is found on a class that stays: by a teacher that never saw it, nor the forgotten one."""
+"""Tests that the strength of the tilt is found on a retained class.
+
+Its teacher saw neither this class nor the forgotten one.
+"""
 
 from dataclasses import replace
 
@@ -26,7 +29,7 @@ def test_beta_tilts_a_retained_class_as_far_as_its_teacher_does(fit_inputs):
     found = with_beta("trew", fit_inputs, {"beta": SETTINGS, "epochs": 3}, teach)
     [(played, taught)] = seen
     assert found["epochs"] == 3 and found["beta"] >= 0
-    # The class that plays the forgotten one is the nearest in the head, and no row of either is retained.
+    # The class that stands in for the forgotten one is nearest to it in the head, and no row of either is retained.
     w = fit_inputs.head.weight.double()
     w = torch.nn.functional.normalize(w - w.mean(0), dim=1)
     [gone] = fit_inputs.forget_classes
@@ -34,7 +37,7 @@ def test_beta_tilts_a_retained_class_as_far_as_its_teacher_does(fit_inputs):
     assert played.forget_classes == [stand_in]
     assert set(np.unique(fit_inputs.labels[played.forget_rows])) == {stand_in}
     assert not np.isin(fit_inputs.labels[played.retain_rows], [gone, stand_in]).any()
-    # The tilted targets of its rows give as much to its neighbours as the teacher does.
+    # The tilted targets of its rows give its neighbours as much probability as the teacher does.
     keep = torch.ones(10, dtype=torch.bool)
     keep[[gone, stand_in]] = False
     s = similarities(fit_inputs.head.weight, keep)

@@ -1,3 +1,5 @@
+"""Tests of saved classifiers and of weights from others: nothing is lost, damage is found, and no pickle is run."""
+
 from __future__ import annotations
 
 import io
@@ -164,4 +166,4 @@ def test_nothing_in_our_checkpoints_is_a_pickle(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", small_classifier())
     assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "model.json", "model.safetensors"]
     found = subprocess.run(["grep", "-c", str(tmp_path), *map(str, path.iterdir())], capture_output=True, text=True)
-    assert found.returncode == 1  # nor is the place it was written at
+    assert found.returncode == 1  # no file has the path where it was written

@@ -1,3 +1,5 @@
+"""Tests of the classifier, which is preprocessing, a backbone and a linear head with a description."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,7 @@
-"""Cuts of other people's models: the halves are the whole to the bit, and what is above trains as it does there."""
+"""Tests of cuts in models of other packages.
+
+Both halves must give the whole bit for bit, and the upper half must train as it does in the whole.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from texts import write_encoder
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-# Name, size of the pictures, a cut, one that more than one tensor passes.
+# Name, size of the pictures, a valid cut, and a module that is no cut because more than one tensor passes there.
 VISION = [
     ("resnet-small", 16, "stage1", "stage2.norm1"),
     ("efficientnet-lite0", 64, "_blocks.4", "_blocks.2._expand_conv"),
@@ -50,7 +53,7 @@ def vision(name: str, size: int) -> Classifier:
 
 
 def settled(model: Classifier) -> Classifier:
-    """With running statistics and scales that differ from layer to layer, as training leaves them."""
+    """Give each batch norm other running statistics, as training would, and return the model."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in model.modules():
@@ -128,7 +131,7 @@ def test_what_is_above_trains_as_it_does_in_the_whole(name: str) -> None:
     split.train_above()
     torch.manual_seed(5)
     halved.head(split.above(a)).square().sum().backward()
-    # The reference: the same modules set to train by name, the graph ended by a hook.
+    # In the reference the same modules train, selected by name, and a hook ends the graph at the cut.
     above = set(split.lying_above.parameters)
     for path, module in whole.backbone.named_modules():
         module.training = any(k.startswith(f"{path}.") for k in above) and not any(
@@ -155,7 +158,7 @@ def test_what_is_above_trains_as_it_does_in_the_whole(name: str) -> None:
 
 
 def test_a_traced_graph_agrees_where_there_is_one() -> None:
-    """torch.fx, which cuts by another way: the nodes behind the cut read one tensor, and give the same features."""
+    """torch.fx finds the cut independently: the nodes behind it read one tensor and give the same features."""
     model = vision("torchvision:resnet18", 32)
     graph = fx.symbolic_trace(model.backbone)
     x = example(model, 3, 0)

@@ -1,3 +1,5 @@
+"""Tests that the linear head of a model is found, and that the model is split there."""
+
 from __future__ import annotations
 
 import pytest
@@ -27,7 +29,7 @@ def test_both_halves_give_the_whole_again(bias: bool) -> None:
         expected = model(PIXELS)
         backbone, head = split_at(model, find_head(model, PIXELS), PIXELS)
         z = backbone(PIXELS)
-        assert z.shape == (4, 5) and z.min() == 0  # behind the head's own first layer and its ReLU
+        assert z.shape == (4, 5) and z.min() == 0  # features are taken after the head's first layer and ReLU
         assert head.bias is not None and head.bias.any() == bias
         torch.testing.assert_close(head(z), expected)
 

@@ -1,4 +1,4 @@
-"""Model families of other packages: a name in model.name, a line in the description, a requirement of served models."""
+"""Tests of model families from other packages: params name them, and descriptions and served models their package."""
 
 from __future__ import annotations
 

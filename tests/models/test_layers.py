@@ -1,3 +1,5 @@
+"""Tests of features from several layers of a backbone, against the layers' own outputs averaged over positions."""
+
 from __future__ import annotations
 
 import copy
@@ -30,7 +32,7 @@ def test_three_blocks_of_efficientnet_are_472_features_averaged_over_space(lite0
     plain = build("efficientnet-lite0", 10, (64, 64, 3), training="head", saw_forget_data=False)
     with torch.no_grad():
         x = plain.preprocess(IMAGES)
-        # The package's own stages, one after the other.
+        # The reference runs the package's own stages one after the other.
         net = plain.backbone
         y = net._swish(net._bn0(net._conv_stem(x)))
         parts = []
@@ -54,7 +56,7 @@ def test_layers_survive_a_round_trip_and_a_copy(lite0, tmp_path):
         for parameter in twin.parameters():
             parameter.mul_(0.5)
         assert torch.equal(back(IMAGES), expected)
-        assert not torch.allclose(twin(IMAGES), expected)  # a copy listens to its own modules
+        assert not torch.allclose(twin(IMAGES), expected)  # the copy's hooks are on its own modules
         assert torch.equal(lite0(IMAGES), expected)
 
 
@@ -92,7 +94,7 @@ def test_penultimate_features_may_stand_beside_those_of_a_stage(tmp_path):
 
 
 class Swinlike(nn.Module):
-    """Maps with channels last, then tokens, then a vector."""
+    """Computes maps with channels last, then tokens, then a vector, as Swin does."""
 
     def __init__(self) -> None:
         super().__init__()

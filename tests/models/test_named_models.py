@@ -1,4 +1,4 @@
-"""Models that people name, with random weights: the head is found, and both halves are the whole."""
+"""Tests that named models with random weights are split at their head, and that both halves give the whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint
 
 
 def theirs(name: str) -> torch.nn.Module:
-    """The whole model as its own package makes it, with random weights."""
+    """Return the whole model as its own package makes it, with random weights."""
     source, _, detail = name.partition(":")
     torch.manual_seed(1)
     if source == "timm":
@@ -30,7 +30,7 @@ CASES = [
     pytest.param("timm:vit_tiny_patch16_224", 192, "head", marks=pytest.mark.slow),
     pytest.param("timm:swin_tiny_patch4_window7_224", 768, "head.fc", marks=pytest.mark.slow),
     pytest.param("torchvision:swin_t", 768, "head", marks=pytest.mark.slow),
-    # Multi-layer heads, split at their last linear layer: the hidden layer stays below.
+    # Heads of several layers are split at their last linear layer, so the hidden layer belongs to the backbone.
     ("torchvision:mobilenet_v3_small", 1024, "classifier.3"),
     pytest.param("torchvision:vgg11", 4096, "classifier.6", marks=pytest.mark.slow),
     pytest.param("timm:deit_tiny_patch16_224", 192, "head", marks=pytest.mark.slow),
@@ -53,7 +53,7 @@ def test_the_halves_answer_as_the_models_own_package(name: str, dim: int, head: 
 
 
 def small_transformer(kind: str) -> tuple[torch.nn.Module, int, str]:
-    """A small classifier of transformers with random weights, its width and the name of its head."""
+    """Return a small classifier of transformers with random weights, its width and the name of its head."""
     t = import_vision("transformers")
     torch.manual_seed(2)
     if kind == "resnet":

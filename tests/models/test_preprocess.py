@@ -1,3 +1,5 @@
+"""Tests of preprocessing, whose resizing and conversion to grey are compared with Pillow."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +17,7 @@ COLOUR = RNG.integers(0, 256, (5, 9, 7, 3), dtype=np.uint8)
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture without the aliasing that makes resizing filters differ."""
+    """Return a smooth picture, because aliasing would make resizing filters differ."""
     y, x = np.mgrid[0:height, 0:width]
     return (127 + 60 * np.sin(y / 6) + 60 * np.cos(x / 9)).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Architectures of the papers: their published sizes, their feature width, their resolution before pooling."""
+"""Tests of the architectures from papers: number of parameters, width of features, and resolution before pooling."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_published_networks_have_their_number_of_parameters_and_features(
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "layer4"), ("wrn_28_10", "stage3")])
 def test_the_stem_for_small_pictures_keeps_the_resolution(name: str, last: str) -> None:
-    """32 pixels leave the last stage as 4 (three halvings of ResNet) or 8 (two of WRN)."""
+    """Of 32 pixels the last stage leaves 4 (ResNet halves them three times) or 8 (WRN halves them twice)."""
     if name.startswith("resnet") and not HAS_VISION:
         pytest.skip("torchvision is not installed")
     model = getattr(published, name)(num_classes=10).eval()

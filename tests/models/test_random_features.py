@@ -1,4 +1,4 @@
-"""Random features: their kernel is the arc-cosine kernel, and a head on them is deleted from as one on z."""
+"""Tests that random features have the arc-cosine kernel, and that exact deletion works for a head on them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from tests.exact_workspace import inputs, params, training_rows, write_features
 
 
 def test_products_approach_the_arc_cosine_kernel() -> None:
-    """Cho and Saul (2009), degree 1: `(sin t + (pi - t) cos t) / pi` for an angle t, whatever the lengths."""
+    """The kernel of degree 1 of Cho and Saul (2009) is `(sin t + (pi - t) cos t) / pi` for an angle t.
+
+    It does not depend on the lengths.
+    """
     z = torch.tensor([[1.0, 0.0, 0.0], [3.0, 3.0, 0.0], [0.0, 0.0, 7.0], [-2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     made = RandomFeatures(nn.Identity(), 3, 200_000, seed=1)(z)
     unit, drawn = made[:, :3], made[:, 3:]
@@ -33,7 +36,7 @@ def test_products_approach_the_arc_cosine_kernel() -> None:
         expected = (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / math.pi
         assert abs(float(drawn[0] @ drawn[row]) - expected) < 0.01
         assert abs(float(unit[0] @ unit[row]) - math.cos(angle)) < 1e-6
-    assert not made[4].any()  # and no NaN
+    assert not made[4].any()  # a feature vector of zeros gives no NaN
 
 
 def test_random_features_do_not_depend_on_the_training_seed_and_are_saved(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+"""Tests of the small ResNet, against its blocks and stages computed one after the other."""
+
 from __future__ import annotations
 
 import pytest

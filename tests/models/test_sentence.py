@@ -1,3 +1,5 @@
+"""Tests of sentence encoders as backbones, against transformers on one text at a time."""
+
 from __future__ import annotations
 
 import copy
@@ -33,7 +35,7 @@ def model(directory):
 
 
 def by_hand(directory: Path, text: str, layer: int = -1) -> torch.Tensor:
-    """One text at a time, so there is no padding and the mean needs no mask."""
+    """Return the mean over the tokens of one text, which needs neither padding nor a mask."""
     transformers = import_vision("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     theirs = transformers.AutoModel.from_pretrained(directory).eval()

@@ -1,4 +1,4 @@
-"""A classifier with shards: its answer is the mean of log-probabilities, and it is saved and served as any other."""
+"""Tests of classifiers with shards: they answer with the mean of log-probabilities, and are saved and exported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ABOVE = {"recipe": {"cut": CUT}, "lower_digest": "sha256:0", "shards": {"count":
 
 
 def differently(classifier: Classifier) -> Classifier:
-    """Shards of different weights, as training leaves them."""
+    """Change the weights of each shard differently, as training would, and return the classifier."""
     core = core_with_shards(classifier)
     assert core is not None
     generator = torch.Generator().manual_seed(2)
@@ -41,7 +41,7 @@ def differently(classifier: Classifier) -> Classifier:
 
 
 def pictures() -> tuple[Classifier, Classifier, np.ndarray]:
-    """The base, a classifier with shards, and pictures."""
+    """Return the base classifier, a classifier with shards, and pictures."""
     base = build("resnet-small", 4, (8, 8, 1), training="full", seed=3)
     images = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 1), dtype=np.uint8)
     return base, differently(sharded(base, CUT, SHARDS, replace(base.card, above=ABOVE))), images
@@ -49,7 +49,7 @@ def pictures() -> tuple[Classifier, Classifier, np.ndarray]:
 
 @torch.no_grad()
 def one_by_one(base: Classifier, made: Classifier, cut: str, inputs: object) -> list[torch.Tensor]:
-    """Logits of each shard, from a whole network of its own."""
+    """Return the logits of each shard, computed by a whole network with the shard's weights."""
     core, found = core_with_shards(made), []
     assert core is not None
     for upper in core.uppers:
@@ -72,7 +72,7 @@ def test_the_answer_is_the_mean_of_the_log_probabilities_of_networks_alone() -> 
     assert made.card.feature_dim == 12 and unsharded(base) is base
     with pytest.raises(ConfigError, match="has 3 shards"):
         split_at_cut(made, CUT)
-    # The shared layers are the base's own and are there once.
+    # The shared layers are those of the base, and exist only once.
     lower = {lower_digest(split_at_cut(m, CUT)) for m in (base, unsharded(made))}
     assert len(lower) == 1
     assert not any("stem" in name for name, _ in core_with_shards(made).uppers.named_parameters())
@@ -108,7 +108,7 @@ def test_a_sharded_model_is_saved_copied_and_exported(tmp_path: Path) -> None:
     assert torch.equal(loaded(images), made(images)) and not torch.equal(copied(images), made(images))
     served = Servable(loaded, None, Contract((8, 8, 1), tuple("abcd")))
     assert export_torch(served, tmp_path / "model.pt2", {}) <= TOLERANCE
-    # The upper part of the public network, which no answer depends on, is not in the program.
+    # The exported program lacks the upper part of the public network, because no answer depends on it.
     graph = torch.export.load(tmp_path / "model.pt2").graph
     nodes = [n for n in graph.nodes if n.op == "call_function" and "conv" in str(n.target)]
     base_convolutions = sum(isinstance(m, nn.Conv2d) for m in core_with_shards(loaded).base.modules())
@@ -128,7 +128,7 @@ def test_the_mean_for_a_class_is_over_shards_that_have_it() -> None:
     counts = np.array([[5, 0, 3, 0], [2, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])  # the third has too few rows to train
     shares = shard_shares(counts)
     assert shares[:, 0].tolist() == [0.5, 0.5, 0, 0] and shares[:, 1].tolist() == [0, 1, 0, 0]
-    assert shares[:, 2].tolist() == [1, 0, 0, 0] and shares[:, 3].tolist() == [0.5, 0.5, 0, 0]  # nobody has the last
+    assert shares[:, 2].tolist() == [1, 0, 0, 0] and shares[:, 3].tolist() == [0.5, 0.5, 0, 0]  # no shard has class 3
     weight, bias = average(counts)
     z = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
     expected = torch.einsum("nsc,sc->nc", z.reshape(7, 4, 4), torch.from_numpy(shares))

@@ -1,3 +1,5 @@
+"""Tests that optional vision packages can be imported beside the installed torch, or are named if missing."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""Tests that architectures of all sources are built, split at their head, saved and loaded with equal logits."""
+
 from __future__ import annotations
 
 import json
@@ -24,7 +26,7 @@ GREY = RNG.integers(0, 256, (3, 28, 28), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny vision transformer with random weights, as transformers saves one."""
+    """Return the directory of a tiny vision transformer with random weights, as transformers saves it."""
     transformers = import_vision("transformers")
     torch.manual_seed(0)
     config = transformers.ViTConfig(
@@ -106,7 +108,7 @@ def test_a_transformers_directory_brings_weights_preprocessing_and_the_same_logi
         torch.testing.assert_close(model(COLOUR), theirs(pixel_values=pre(COLOUR)).logits)
     back = round_trip(model, tmp_path / "m")
     assert torch.equal(logits(back, COLOUR), logits(model, COLOUR))
-    # The copy needs neither the directory nor its name.
+    # The saved model does not record the directory, and so does not need it.
     assert str(vit_dir) not in json.dumps(dict(back.card.options))
 
 

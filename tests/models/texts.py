@@ -21,7 +21,7 @@ def write_encoder(directory: Path, longest: int = 12) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.enable_padding(length=longest)  # as many published tokenizers do; Expunge must ignore it
+    tokenizer.enable_padding(length=longest)  # many published tokenizers do so, and Expunge must ignore it
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, "pad_token": "[PAD]"}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -36,7 +36,7 @@ def write_encoder(directory: Path, longest: int = 12) -> Path:
     )
     torch.manual_seed(0)
     model = transformers.BertModel(config)
-    with torch.no_grad():  # the usual initial weights are so small that all texts get nearly equal features
+    with torch.no_grad():  # with the usual small initial weights all texts would get nearly equal features
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(10)
