@@ -122,7 +122,7 @@ def test_torchrun_is_for_all_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"patience": 5, "accumulate": 2, "optimizer": "adamw", "lr": 1e-3}])
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, digits: Dataset, changes: dict[str, Any]) -> None:
     chosen = config(**changes)
-    if "accumulate" in changes:  # Batch norm then depends on the parts of a batch, which differ, so it is frozen.
+    if "accumulate" in changes:  # Batch norm is then of the parts of a batch; frozen statistics are the same in both.
         chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, frozen_norm=True))
     one, curve = alone(chosen, digits, tmp_path)
     two = build_classifier(chosen, digits, 1)
