@@ -31,13 +31,15 @@ def promotions(promoter) -> list[str]:
 def test_nothing_is_settled_that_was_not_promoted(promoter):
     assert promoter.settle(promoter.version("1"), SEEN) is None
     promoter.promote(promoter.version("1"), "by a person", promoter.history().head, {})
-    assert promoter.settle(promoter.version("1"), SEEN) is None  # That was another decision about this version.
+    # The person's promotion was another decision about this version.
+    assert promoter.settle(promoter.version("1"), SEEN) is None
     assert promoter.settle(promoter.version("2"), SEEN) is None
 
 
 def test_a_promotion_is_finished_and_not_repeated(promoter):
     entry = go_on(promoter)
-    promoter.client.delete_registered_model_alias(NAME, CHAMPION)  # This is the state if the process dies before it.
+    # Without the alias, the state is that of a process that died before it moved the alias.
+    promoter.client.delete_registered_model_alias(NAME, CHAMPION)
     assert go_on(promoter) == entry and promotions(promoter) == ["1"]
     assert promoter.champion().version == "1" and promoter.audit() == []
 
