@@ -126,7 +126,7 @@ def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> 
     assert all(mask[-1]["requests"][i]["accuracy"] == 0 for i in classes)
     assert (page.parent / "rounds.png").read_bytes().startswith(b"\x89PNG")
     kept = page.parent / "run" / ".expunge" / "rounds"
-    (kept / "10-loft.json").unlink()  # The run was killed before this file.
+    (kept / "10-loft.json").unlink()  # A run that was killed at this point has not written the file.
     before = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.json")}
     again = reproduce_preset(root, name, Wanted(sample=True), lambda *_: None)
     assert json.loads((again.parent / "rounds.json").read_text())["methods"]["leace"] == found["methods"]["leace"]
