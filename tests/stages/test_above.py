@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=[(1, 1), (3, 2)], ids=["whole", "shards"])
 def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the workspace of a finished request, with a model trained in one piece and with one trained in shards."""
+    """Return the workspace of a finished request, once with a model trained whole and once in shards of slices."""
     root = lay_out(tmp_path_factory.mktemp("above") / "workspace")
     shards, slices = request.param
     network = build("resnet-small", 10, (8, 8, 1), seed=3)
