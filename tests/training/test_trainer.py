@@ -165,7 +165,7 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """A training that is killed up to six times must end like one that is never killed."""
+    """A training that is killed with SIGKILL up to six times must end like one that is never killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.training_worker"])  # This imports torch only once.
     random_ = random.Random(0)
