@@ -1,4 +1,4 @@
-"""Workspaces in which the real pipeline runs on digits, and the commands that run it."""
+"""Write workspaces in which the real pipeline runs on digits, and run commands in them."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
 
 
 def lay_out(workspace: Path) -> Path:
-    """Write dvc.yaml, params and code as a clone has them, with params for a short training."""
+    """Write dvc.yaml, code and inputs as in a clone, with params for a short training, and return the workspace."""
     (workspace / "data").mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, workspace / name)

@@ -15,7 +15,7 @@ from expunge.models.classifier import Classifier
 from expunge.models.zoo import build
 from expunge.system.files import staged_dir, write_manifest
 
-torch.set_num_threads(1)  # tests run at the same time, and two thread pools on two cores slow each other down
+torch.set_num_threads(1)  # Tests run at the same time, and two thread pools on two cores slow each other down.
 
 CLASSES = ("ankle boot", "bag", "coat", "dress")
 

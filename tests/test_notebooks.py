@@ -1,4 +1,4 @@
-"""docs/notebooks: run as a reader runs them, and kept as they were run."""
+"""Test the notebooks in docs/notebooks: they run, and their stored outputs are of the same kinds as those of a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from tests.pipeline import ROOT
 
 NOTEBOOKS = ROOT / "docs/notebooks"
 NAMES = ("first-request", "library-alone", "reading-a-verdict")
-LINES = 20  # of a cell
-LIBRARY = ("expunge", "expunge.core", "expunge.evaluation", "expunge.testing")  # what a reader may rely on
+LINES = 20  # A cell has at most this many lines.
+# Notebooks may import only from these public modules.
+LIBRARY = ("expunge", "expunge.core", "expunge.evaluation", "expunge.testing")
 
 
 PUBLIC = {f"{m}.{name}" for m in LIBRARY for name in getattr(importlib.import_module(m), "__all__", [])}
 
 
 def imported(text: str) -> list[str]:
-    """Everything of this package that a cell imports, as `module.name`; a module that is imported whole by its name."""
+    """Return all names that a cell imports from this package, as `module.name`, or `module` for a whole module."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
@@ -39,7 +40,10 @@ def code(name: str) -> list[dict]:
 
 
 def kinds(cell: dict) -> list[str]:
-    """What a cell put out: "text", or the richest form of a picture or value. Messages about progress are left out."""
+    """Return the kinds of output of a cell: "text" once, "picture", or another output type of Jupyter.
+
+    Messages about progress are left out.
+    """
     found = []
     for out in cell["outputs"]:
         if out["output_type"] == "stream":
@@ -72,7 +76,7 @@ def test_public_names_are_documented():
     for module in ("expunge.core", "expunge.evaluation"):
         package = importlib.import_module(module)
         assert [n for n in package.__all__ if not inspect.getdoc(getattr(package, n))] == []
-        # A name that is also a module's would hide it from `from package import module`.
+        # A public name that is also the name of a module would hide the module from `from package import module`.
         assert [n for n in package.__all__ if inspect.ismodule(getattr(package, n))] == []
         assert {p.stem for p in Path(package.__file__).parent.glob("*.py")} & set(package.__all__) == set()
 

@@ -1,4 +1,4 @@
-"""Every preset goes over params.yaml and is a valid configuration of known methods, with the papers' settings."""
+"""Test that every preset, merged into params.yaml, is a valid configuration with the settings of its paper."""
 
 from __future__ import annotations
 
@@ -119,7 +119,10 @@ def test_presets_ask_for_the_published_classes_and_rows() -> None:
 
 
 def test_swin_keeps_public_weights_and_its_recipe_is_the_papers(tmp_path: Path) -> None:
-    """64 pixels, 200 classes, 768 features; every tensor but the head's comes from the file of 1,000 classes."""
+    """The model has 64 pixels, 200 classes and 768 features.
+
+    Every tensor except the head's comes from the file of public weights for 1,000 classes.
+    """
     import torch
 
     public = import_vision("torchvision.models").get_model("swin_t", weights=None).state_dict()
@@ -140,7 +143,7 @@ def test_the_cut_of_every_ru_preset_is_in_its_model() -> None:
     for name, classes, side in zip(RU, (10, 100, 200), (32, 32, 64), strict=True):
         given = params(name)
         if given["model"]["name"].endswith("wrn_28_10"):
-            continue  # 36 million weights: the slow test of this preset builds it
+            continue  # It has 36 million weights, so only the slow test of this preset builds it.
         made = build(given["model"]["name"], classes, (side, side, 3))
         assert given["activations"]["cuts"][0] in dict(made.backbone.named_modules())
         assert made.card.feature_dim == 512

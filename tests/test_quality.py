@@ -1,3 +1,8 @@
+"""Test the quality gates of datasets, splits and features: good ones pass, and each kind of fault stops them.
+
+Neither messages nor Data Docs may contain row ids.
+"""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +30,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def rewrite(directory: Path, change) -> None:
-    """Change the shards' rows, and let the manifest agree with the change."""
+    """Change the rows of the files with `change`, and write a manifest that matches the changed files."""
     manifest = json.loads((directory / "manifest.json").read_text())
     rows = {}
     for file in sorted(directory.glob("part-*.parquet")) or [directory / "assignment.parquet"]:
@@ -37,7 +42,7 @@ def rewrite(directory: Path, change) -> None:
 
 
 def with_column(name: str, values):
-    """A change that sets the first values of a column."""
+    """Return a change of a table that replaces the first values of the column `name`."""
 
     def change(table: pa.Table) -> pa.Table:
         column = table[name].to_pylist()
@@ -117,7 +122,7 @@ def test_a_good_split_passes(tmp_path: Path, dataset: Dataset) -> None:
         ),
         (with_column("part", ["kept"]), "part: column values to be in set (1 rows do not)"),
         (
-            with_column("part", ["retain", "forget", "retain", "retain"]),  # the fourth is a test row
+            with_column("part", ["retain", "forget", "retain", "retain"]),  # The fourth row is a test row.
             "fits_split: column values to be in set (1 rows do not)",
         ),
         (with_column("part", ["test_retain"]), "fits_split: column values to be in set (1 rows do not)"),

@@ -1,4 +1,4 @@
-"""Files that hosts and tools read: they are valid, and what they name exists."""
+"""Test the files of the repository that hosts and tools read: they are valid, and the things they name exist."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_container_for_development_calls_a_target_that_exists():
 
 
 def test_what_the_wheel_packs_is_there_and_is_what_workspaces_get():
-    """`hatch_build.py` and `expunge init` name the same files; the slow test of docs/start.md builds the wheel."""
+    """`hatch_build.py` must name the files that `expunge init` writes. A slow test of docs/start.md builds a wheel."""
     from expunge.workspaces.init import plan
     from expunge.workspaces.init.answers import EXAMPLES
     from hatch_build import PACKED

@@ -1,4 +1,4 @@
-"""The experiments over seeds: two real runs on digits, the page they make, and what a second command runs again."""
+"""Test the experiments over several seeds on two real runs on digits: their page, and what a second command repeats."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ DIGITS = Variant(
 
 
 def clone(root):
-    """What of the repository an experiment reads."""
+    """Copy those parts of the repository that an experiment reads into `root`, and return it."""
     (root / "data").mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore", "params.yaml", "params.demo.yaml"):
         shutil.copy(ROOT / name, root / name)
@@ -138,7 +138,7 @@ def test_verdicts_are_counted_over_the_seeds():
 
 
 def priced(*verdicts):
-    """Runs of one method that took a tenth of a retraining."""
+    """Return pooled runs of one method that took a tenth of the time of a retraining."""
     block = {"cost": {"fit_s": 1.0, "retrain_s": 10.0}}
     runs = pool_of(*verdicts)
     return Pooled(runs.seeds, runs.summaries, {"m": [block for _ in verdicts]})

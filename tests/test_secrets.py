@@ -1,4 +1,7 @@
-"""Secrets that were planted where the product reads them stand nowhere that it writes; keys are their owner's alone."""
+"""Test that secrets from the environment and from addresses occur in no file and no message of the package.
+
+Also test that only their owner can read keys and lists.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ from tests.erasure.test_notify import REQUEST
 from tests.pipeline import ENVIRONMENT
 from tests.sweep import people_workspace
 
-SECRET = "PLANTEDdr0wssaP"  # of letters that no encoding of an address changes
+SECRET = "PLANTEDdr0wssaP"  # No encoding of an address changes these characters.
 PEM = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-INSIDE = PEM.splitlines()[1]  # the key itself, without the lines around it
+INSIDE = PEM.splitlines()[1]  # The key itself is between the first and the last line.
 PLANTED = {
     SIGNING_KEY: PEM,
     notify.ENV: f"http://127.0.0.1:9/hook?token={SECRET}",
@@ -46,14 +49,14 @@ PLANTED = {
 
 
 def holding(root: Path, *secrets: str) -> list[str]:
-    """Files below `root` whose name or content holds one of `secrets`."""
+    """Return the files below `root` whose path or content contains one of `secrets`."""
     wanted = [s.encode() for s in secrets]
     files = (p for p in root.rglob("*") if p.is_file())
     return [str(p.relative_to(root)) for p in files if any(s in str(p).encode() + p.read_bytes() for s in wanted)]
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> str:
-    """What a command wrote, both streams."""
+    """Run a Python module in `cwd` and return its exit status, its output and its errors as one text."""
     known = {k: v for k, v in ENVIRONMENT.items() if not k.startswith(("EXPUNGE", "MLFLOW"))}
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=cwd, env=known | environment, text=True, capture_output=True
@@ -63,7 +66,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_nothing_that_a_run_writes_holds_a_secret(copy, tmp_path):
-    """Reports, the run store, the model registry, the ledger: made with every secret at hand."""
+    """Reports, run store, model registry and ledger are written with all secrets in the environment."""
     for stage in ("compare", "report", "register"):
         said = command(f"expunge.stages.{stage}", cwd=copy, **PLANTED)
         assert said.startswith("0 ") and SECRET not in said, said
@@ -77,7 +80,7 @@ def test_nothing_that_a_run_writes_holds_a_secret(copy, tmp_path):
 
 
 def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, capsys):
-    """Certificates, ledger, request store; the recipient is away, so its address is spoken of."""
+    """Certificates, ledger and request store are written. No recipient answers, so a message names its address."""
     root = people_workspace.workspace(tmp_path / "workspace", [5], rows=96, people=24, shard=24)
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
@@ -135,7 +138,7 @@ def test_the_password_of_the_run_store_is_not_shown(address, monkeypatch):
 
 
 def test_what_a_library_says_of_an_address_is_shown_without_its_secrets():
-    """MLflow tries a database that is away for minutes; this is what it says in the end."""
+    """MLflow tries to reach a database for minutes, so the test uses the text of its final error."""
     for address in (
         f"postgresql://ann:{SECRET}@db.local/runs",
         f"postgresql://db.local/runs?user=ann&password={SECRET}",
@@ -172,7 +175,7 @@ def test_a_key_that_cannot_be_read_is_not_shown(given, tmp_path, monkeypatch):
 
 
 def test_keys_and_lists_are_their_owners_alone(tmp_path):
-    """Whatever the umask lets others read."""
+    """The umask of the process would let everybody read new files."""
     before = os.umask(0)
     try:
         root = people_workspace.workspace(tmp_path / "workspace", [5], rows=48, people=24, shard=24)

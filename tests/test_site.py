@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, asks no other host for anything, and lists what the code has."""
+"""Test the documentation site: it builds without warnings, fetches nothing from other hosts, and matches the code."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ from expunge.erasure.batches import Step
 from expunge.report.schema import summary_schema
 
 ROOT = Path(__file__).parents[1]
-# Tags by which a browser fetches something on its own, and the attribute that names it.
+# The tags for which a browser fetches a file, and the attribute with its address.
 FETCHED = {
     "script": "src",
     "link": "href",
@@ -35,7 +35,7 @@ FETCHED = {
 
 
 class Fetches(HTMLParser):
-    """Collects what a browser fetches for a page."""
+    """Collect the addresses that a browser fetches for a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Fetches(HTMLParser):
 
 
 def nav_pages(entries: list) -> list[str]:
-    """Every page that a nav of mkdocs.yml names."""
+    """Return every page in the entries of `nav` in mkdocs.yml."""
     found = []
     for entry in entries:
         for value in entry.values() if isinstance(entry, dict) else [entry]:
@@ -67,7 +67,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def drawings():
-    """The script that draws the pictures of docs/architecture.md."""
+    """Import and return docs/hooks/drawings.py, which draws the pictures of docs/architecture.md."""
     spec = importlib.util.spec_from_file_location("drawings", ROOT / "docs/hooks/drawings.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -86,7 +86,7 @@ def test_the_drawing_of_stages_has_every_stage_and_an_arrow_to_each_but_the_firs
     assert set(graph) == set(stages)
     assert [name for name in graph if not graph.in_degree(name)] == ["prepare"]
     assert {("train", "extract"), ("fit", "evaluate"), ("compare", "report")} <= set(graph.edges)
-    assert ("prepare", "train") not in graph.edges  # it follows from the arrows by way of validate-dataset
+    assert ("prepare", "train") not in graph.edges  # The path through validate-dataset implies this edge.
 
 
 def test_the_page_on_architecture_has_every_step_of_a_request():
@@ -138,7 +138,7 @@ def test_no_page_fetches_anything_from_another_host(site):
         parser.feed(page.read_text(encoding="utf-8"))
         assert parser.found, f"{page.name}: the test found nothing that the page fetches"
         assert [name for name in parser.found if re.match(r"(?:https?:)?//", name)] == [], page.name
-        # The theme's script would fetch Mermaid from another host for such an element.
+        # For such an element, the script of the theme would fetch Mermaid from another host.
         assert 'class="mermaid"' not in page.read_text(encoding="utf-8"), page.name
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name

@@ -1,4 +1,4 @@
-"""Who may import what."""
+"""Test which modules of the package may import which others, and that files stay small."""
 
 import ast
 import graphlib
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "expunge"
-# Tool -> the only places in src/ that may import it.
+# The only places below src/expunge/ that may import each tool.
 OWNERS = {
     "mlflow": ("tracking", "serving/pyfunc.py"),
     "great_expectations": ("quality.py",),
@@ -36,7 +36,7 @@ def test_each_tool_has_one_importer(tool):
             assert str(path.relative_to(SRC)).startswith(OWNERS[tool]), f"{path} imports {tool}"
 
 
-# Packages and modules of src/expunge/ in the order in which they may be imported: each may import those of lines above.
+# The packages and modules of src/expunge/ in layers: each may import only those of the lines above it.
 ORDER = (
     ("system", "evaluation"),
     ("config", "core", "data", "ledger", "models"),
@@ -52,7 +52,7 @@ LAYER = {name: layer for layer, names in enumerate([*ORDER, ("__main__",)]) for 
 
 
 def unit(path: Path) -> str:
-    """The package below src/expunge/ that a file belongs to, or its own name where it lies at the top."""
+    """Return the package below src/expunge/ that a file belongs to, or the name of a module at the top level."""
     return path.relative_to(SRC).with_suffix("").parts[0]
 
 
@@ -62,7 +62,7 @@ def test_every_package_has_its_place_in_the_order():
 
 
 def test_packages_import_only_packages_of_layers_above():
-    """No package imports one of its own layer or above, so there is no circle between packages."""
+    """A package imports none of its own layer or of a line below it, so there is no cycle between packages."""
     wrong = [
         f"{path.relative_to(SRC)} imports {name}"
         for path in SRC.rglob("*.py")
@@ -75,7 +75,7 @@ def test_packages_import_only_packages_of_layers_above():
 def test_no_circle_between_modules():
     names = {path: "expunge." + ".".join(path.relative_to(SRC).with_suffix("").parts) for path in SRC.rglob("*.py")}
     graph = {name: imports(path) & set(names.values()) for path, name in names.items()}
-    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # This raises CycleError if there is a cycle.
     assert set(order) == set(graph)
 
 

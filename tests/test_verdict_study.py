@@ -1,4 +1,4 @@
-"""A sample of the calibration study: no model that forgot nothing is passed, and a trial can be gone on with."""
+"""Test one trial of the calibration study: no model that forgot nothing passes, and a finished trial is kept."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_features_that_models_share_are_probed_once_with_the_same_values(monkeyp
         assert found.keys() == expected.keys()
         for path, values in found.items():
             np.testing.assert_array_equal(values, expected[path])
-    assert len(calls) == 4  # two features, two kinds of probe
+    assert len(calls) == 4  # There are two feature arrays and two kinds of probe.
 
 
 def test_the_table_of_the_first_verdict_passes_nothing_that_forgot_nothing(home, capsys):

@@ -1,4 +1,4 @@
-"""Verdicts in the form of summary.json, for tests that need one without an evaluation."""
+"""Make verdicts in the form of summary.json, for tests that need one without an evaluation."""
 
 from collections.abc import Sequence
 from typing import Any

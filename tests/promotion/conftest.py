@@ -1,4 +1,7 @@
-"""A registry with real versions, registered once. Every test gets a copy of the database and shares the artifacts."""
+"""Fixtures for the tests of promotion: a registry with real model versions, which is built once per session.
+
+Every test gets its own copy of the database; the artifacts are shared.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write
 from tests.verdicts import REACHED, verdict_with
 
 NAME = "expunge-test"
-# Requests: B forgets all rows of A and one more; C does not contain A.
+# Request B forgets all rows of A and one more. Request C does not contain all rows of A.
 REQUESTS = {name: "sha256:" + name.lower() * 64 for name in "ABC"}
 ROWS = {"A": ["r1", "r2"], "B": ["r1", "r2", "r3"], "C": ["r2", "r9"]}
 
@@ -84,7 +87,10 @@ def put(home: Path, request: str, kind: str = "affine", level: str = "outputs", 
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory) -> Shelf:
-    """Return versions 1 to 5, which forget A, A by another method, B, C, and A without any shown claim."""
+    """Return a registry with five versions.
+
+    They forget, in this order: A, A by another method, B, C, and A without any shown claim.
+    """
     home = tmp_path_factory.mktemp("shelf")
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
@@ -106,7 +112,7 @@ def shelf(tmp_path_factory) -> Shelf:
 
 @pytest.fixture
 def promoter(shelf, tmp_path, monkeypatch):
-    """Return a promoter on a copy of the registry. The rows of all requests are known."""
+    """Return a promoter on a copy of the registry that knows the rows of all requests."""
     from expunge.promotion.promoter import Promoter
     from expunge.tracking import connect
 

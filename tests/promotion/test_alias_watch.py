@@ -1,4 +1,7 @@
-"""The alias `champion` moved as MLflow's page moves it, and what the next look makes of it."""
+"""Test `settle_alias` and `settle_all` after the alias `champion` was moved as MLflow's web page moves it.
+
+A version that passes the gates is put on record; otherwise the alias goes back to the champion before.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tests.promotion.conftest import NAME
 
 
 def click(promoter, number: str, **tags: str) -> None:
-    """What a person does on the version's page."""
+    """Set tags and move the alias `champion`, as a person does on the page of the version in MLflow."""
     for key, value in tags.items():
         promoter.client.set_model_version_tag(promoter.name, number, key, value)
     promoter.client.set_registered_model_alias(promoter.name, CHAMPION, number)
@@ -68,7 +71,7 @@ def test_without_a_champion_the_alias_goes_away_again(promoter):
 
 
 def test_forgetting_is_not_taken_back_by_a_click(promoter):
-    click(promoter, "3")  # forgets B, which holds A
+    click(promoter, "3")  # Version 3 forgets B, which contains A.
     assert settle_alias(promoter).promoted
     click(promoter, "1")
     assert not settle_alias(promoter).promoted
@@ -94,7 +97,7 @@ def test_a_version_that_passes_later_loses_the_tag(promoter):
 
 
 def test_a_copy_is_gated_under_its_new_name(promoter):
-    """The button "Promote model" copies a version to another registered model."""
+    """The button "Promote model" of MLflow copies a version to another registered model."""
     for number in ("1", "5"):
         promoter.client.copy_model_version(f"models:/{NAME}/{number}", "production")
     assert models_of_ours(promoter.client) == [NAME, "production"]

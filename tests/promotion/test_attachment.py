@@ -1,4 +1,4 @@
-"""A certificate beside the version it speaks of."""
+"""Test `attach`, which stores a certificate with the model version that it names and with the run of that version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.promotion.conftest import NAME
 
 
 def folder(home: Path, unlearning: dict | None) -> Path:
-    """As the erasure of a request leaves it, with the fields that matter here."""
+    """Write a certificate folder as an erasure does, with only the fields that `attach` reads, and return it."""
     out = home / "records/certificates/r1"
     with staged_dir(out) as tmp:
         write_json(tmp / "certificate.json", {"certificate": {"request": {"id": "r1"}, "unlearning": unlearning}})
@@ -25,7 +25,7 @@ def folder(home: Path, unlearning: dict | None) -> Path:
 
 def test_a_certificate_is_stored_with_the_model_and_with_its_run(promoter, tmp_path):
     made = folder(tmp_path, {"model": {"model": NAME, "version": "2"}})
-    for _ in range(2):  # the second time changes nothing
+    for _ in range(2):  # Attaching again must change nothing.
         assert attach(made).version == "2"
     version = promoter.version("2")
     assert version.tags["certificate"] == "r1" and "certificate" not in promoter.version("1").tags
@@ -33,7 +33,7 @@ def test_a_certificate_is_stored_with_the_model_and_with_its_run(promoter, tmp_p
     assert (stored / "certificates/r1/certificate.html").read_text() == "<p>done</p>"
     found = promoter.client.list_artifacts(version.run_id, "certificates/r1")
     assert {f.path for f in found} >= {f"certificates/r1/certificate.{kind}" for kind in ("json", "html")}
-    assert promoter.check(version) == []  # what is served is as it was registered
+    assert promoter.check(version) == []  # The served model is still the registered one.
 
 
 def test_without_a_version_there_is_nothing_to_attach_to(promoter, tmp_path):

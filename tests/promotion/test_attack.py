@@ -1,4 +1,4 @@
-"""The audit's comparison: distances to the retrained models' values, then and now."""
+"""Test the comparison of an audit: the distance of each metric to the retrained models' value, before and now."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_fresh_seeds_are_averaged_and_their_spread_is_kept():
 
 
 def test_divergence_counts_on_one_side_and_its_ideal_is_no_divergence():
-    """The retrained block holds the spread between retrained models there, or nothing."""
+    """For divergences, the retrained block holds the spread between retrained models or nothing, so it is no target."""
     assert one(KL, block(kl=1.0), [block(kl=0.2)], block(kl=None)).worse_by == pytest.approx(-0.8)
     assert one(KL, block(kl=1.0), [block(kl=1.2)], block(kl=0.3)).worsened
     assert one(AGREE, block(agreement=0.9), [block(agreement=0.7)], block(agreement=None)).worsened

@@ -1,4 +1,4 @@
-"""The commands, on a finished pipeline."""
+"""Test the commands that review, promote, export and score versions on the workspace of a finished pipeline."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Done:
 
 @pytest.fixture
 def expunge(copy, monkeypatch, capsys) -> Callable[..., Done]:
-    """The command in this process: a new one would import torch and MLflow each time."""
+    """Return a function that runs a command in this process, since a new process imports torch and MLflow again."""
     from expunge.cli import main
 
     monkeypatch.chdir(copy)
-    # MLflow keeps stores by their address, so a relative one would be that of the first test.
+    # MLflow caches stores by their address, so with a relative address every test would get the first test's store.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy / 'mlflow.db'}")
 
     def run(*arguments: str, answer: str = "") -> Done:
@@ -71,7 +71,8 @@ def test_review_promote_and_rollback_end_in_the_ledger(copy, expunge):
     assert entry["facts"]["seen"]["forget"]["of"] > 0
     client = MlflowClient(f"sqlite:///{copy / 'mlflow.db'}")
     run = client.get_model_version(registered["model"], "1").run_id
-    assert "review.html" in {f.path for f in client.list_artifacts(run)}  # what the reviewer saw, where MLflow shows it
+    # The page that the reviewer saw is also an artifact of the run, so MLflow shows it.
+    assert "review.html" in {f.path for f in client.list_artifacts(run)}
     assert entry["facts"]["who"] == getpass.getuser()
     shown = expunge("ledger", "show").out
     assert "good [bold]enough[/bold]" in shown
@@ -102,7 +103,7 @@ def test_export_writes_a_version_and_a_missing_champion_or_registration_is_named
 
 
 def test_a_version_is_reviewed_and_promoted_when_the_workspace_works_on_another_request(copy, expunge):
-    """Class 5 is what version 1 forgot; data/split is class 3's, later it is gone."""
+    """Version 1 forgot class 5. data/split is written for class 3 first, and removed later."""
     from expunge.stages import split
 
     expected = json.loads(expunge("review", "--json").out)["same_rows"]

@@ -1,3 +1,5 @@
+"""Test which promotions of a ledger stand after rollbacks and withdrawals, and which requests count as forgotten."""
+
 from expunge.ledger.ledger import GENESIS, Entry
 from expunge.promotion.history import PROMOTION, ROLLBACK, WITHDRAWN, History
 
@@ -25,7 +27,7 @@ def test_rollbacks_take_promotions_back():
     assert standing(promoted("1"), promoted("2"), promoted("3")) == ["1", "2", "3"]
     assert standing(promoted("1"), promoted("2"), promoted("3"), back("2")) == ["1", "2"]
     assert standing(promoted("1"), promoted("2"), back("1"), promoted("3")) == ["1", "3"]
-    assert standing(promoted("1"), promoted("2"), back("2")) == ["1", "2"]  # an alias put back where it belongs
+    assert standing(promoted("1"), promoted("2"), back("2")) == ["1", "2"]  # This only puts a moved alias back.
 
 
 def test_what_was_promoted_stays_forgotten():

@@ -1,3 +1,5 @@
+"""Test the gates of a promotion, rollback, and the audit of the alias, on a registry with five real versions."""
+
 from __future__ import annotations
 
 import shutil
@@ -20,7 +22,7 @@ def promote(promoter, number: str, reason: str = "looked at it"):
 
 
 def by_hand(promoter, number: str) -> None:
-    """As in the UI: the alias moves, and nothing else happens."""
+    """Move only the alias, as MLflow's user interface does."""
     promoter.client.set_registered_model_alias(NAME, CHAMPION, number)
 
 
@@ -66,7 +68,8 @@ def test_a_version_whose_utility_was_not_kept_is_refused(utility, promoter):
 def test_what_is_exact_may_serve_whatever_is_asked_for(promoter):
     promoter.client.set_model_version_tag(NAME, "1", "claims", "exact")
     found = promoter.check(promoter.version("1"))
-    assert len(found) == 1 and "changed by hand" in found[0]  # its evaluation says outputs; nothing else is against it
+    # The evaluation claims `outputs`, so the tag contradicts it. There must be no other objection.
+    assert len(found) == 1 and "changed by hand" in found[0]
 
 
 def test_a_version_that_was_never_checked_is_refused(promoter):
@@ -96,7 +99,7 @@ def test_changed_files_are_refused(promoter, tmp_path):
     (servable / "model.safetensors").write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     with pytest.raises(ManifestError, match=r"model\.safetensors"):
         promote(promoter, version.version)
-    # Another model with a manifest of its own, in the same place.
+    # Another model with a valid manifest of its own is put in the same place.
     (servable / "model.safetensors").write_bytes(kept)
     other = Path(mlflow.artifacts.download_artifacts(promoter.version("1").uri)) / "artifacts/servable"
     shutil.rmtree(servable)
@@ -106,12 +109,12 @@ def test_changed_files_are_refused(promoter, tmp_path):
 
 
 def test_a_version_that_had_not_forgotten_earlier_rows_is_refused(promoter):
-    promote(promoter, "1")  # forgets A
+    promote(promoter, "1")  # Version 1 forgets A.
     with pytest.raises(PromotionError, match="remembers rows that version 1 had forgotten"):
-        promote(promoter, "4")  # forgets C
-    promote(promoter, "3")  # forgets B, which holds A
+        promote(promoter, "4")  # Version 4 forgets C.
+    promote(promoter, "3")  # Version 3 forgets B, which contains A.
     with pytest.raises(PromotionError, match="remembers rows that version 3"):
-        promote(promoter, "2")  # forgets A only
+        promote(promoter, "2")  # Version 2 forgets only A.
 
 
 def test_forgetting_that_cannot_be_shown_is_refused(promoter, tmp_path):
@@ -125,17 +128,19 @@ def test_the_rows_of_a_promoted_request_are_kept(promoter, tmp_path):
     at_hand = replace(promoter, forgotten=ForgottenRows(tmp_path / "new", REQUESTS["A"], ["r1", "r2"]))
     with pytest.raises(PromotionError, match=r"which rows it forgot .* is not known here"):
         promote(at_hand, "3")
-    assert any("not known here" in line for line in at_hand.check(at_hand.version("3")))  # said before anybody is asked
+    # The check reports it too, so a person reads it before they are asked for a decision.
+    assert any("not known here" in line for line in at_hand.check(at_hand.version("3")))
     promote(at_hand, "1")
     assert ForgottenRows(tmp_path / "new").knows(REQUESTS["A"])
 
 
 def test_rows_that_were_written_down_at_registration_serve_a_later_promotion(promoter, tmp_path):
-    """Version 3 was registered by a run on B; by now the workspace works on C."""
+    """Version 3 was registered by a run for request B; the workspace now works on request C."""
     folder = tmp_path / "new"
     ForgottenRows(folder, REQUESTS["B"], ["r1", "r2", "r3"]).register()
     later = replace(promoter, forgotten=ForgottenRows(folder, REQUESTS["C"], ["r2", "r9"]))
-    assert not ForgottenRows(folder).among(["r1"]).any()  # registered is not promoted: nothing is forgotten again
+    # A registered version is not promoted yet, so none of its rows must be forgotten again.
+    assert not ForgottenRows(folder).among(["r1"]).any()
     promote(later, "3")
     assert ForgottenRows(folder).among(["r1", "r9"]).tolist() == [True, False]
     with pytest.raises(PromotionError, match="remembers rows that version 3"):
@@ -196,8 +201,8 @@ def test_rollback_restores_the_champion_before(promoter):
 def test_rollback_to_a_version_that_had_not_forgotten_is_refused(promoter):
     with pytest.raises(PromotionError, match="knows no promotion"):
         promoter.rollback("why")
-    promote(promoter, "1")  # forgets A
-    promote(promoter, "3")  # forgets B, more than A
+    promote(promoter, "1")  # Version 1 forgets A.
+    promote(promoter, "3")  # Version 3 forgets B, which contains A and one more row.
     with pytest.raises(PromotionError, match=r"no rollback to version 1:\n- it remembers rows that version 3"):
         promoter.rollback("version 3 is worse")
     assert promoter.champion().version == "3" and promoter.audit() == []
@@ -233,14 +238,15 @@ def test_a_good_move_by_hand_can_be_put_on_record(promoter):
 
 def test_what_was_forgotten_by_hand_counts_for_promotions_and_stops_no_undoing(promoter):
     promote(promoter, "1")
-    by_hand(promoter, "3")  # forgets B
+    by_hand(promoter, "3")  # Version 3 forgets B.
     with pytest.raises(PromotionError, match="remembers rows that version 3"):
-        promote(promoter, "2")  # forgets A
+        promote(promoter, "2")  # Version 2 forgets only A.
     entry = promoter.rollback("it was moved by hand", "ann")
     assert promoter.champion().version == "1" and promoter.audit() == []
     assert entry.facts["instead_of"] == "3" and entry.facts["who"] == "ann"
     assert [e.kind for e in promoter.ledger.entries()] == ["promotion", "moved by hand", "rollback"]
-    assert promote(promoter, "2").facts["instead_of"] == "1"  # what was undone binds nobody
+    # After the rollback, the rows of version 3 no longer stop a promotion.
+    assert promote(promoter, "2").facts["instead_of"] == "1"
 
 
 def test_a_move_by_hand_before_any_promotion_is_undone_by_taking_the_alias_away(promoter):
@@ -251,10 +257,13 @@ def test_a_move_by_hand_before_any_promotion_is_undone_by_taking_the_alias_away(
 
 
 def test_moving_the_alias_by_hand_is_no_way_around_the_gate(promoter):
-    """Version 1 serves by hand and forgot A. Version 4, which forgot C, is refused; and no less once it serves by hand
-    itself. It is compared with the champion on record, never with itself."""
+    """Version 3, which forgot B, was made champion by hand. Version 4, which forgot C, is therefore refused.
+
+    It is still refused after it was made champion by hand as well. A version is compared with the champion on
+    record, never with itself.
+    """
     promote(promoter, "2")
-    by_hand(promoter, "3")  # forgets B
+    by_hand(promoter, "3")
     assert promoter.audit()
     before = promoter.check(promoter.version("4"))
     assert any("version 3 had forgotten" in line for line in before)
@@ -278,7 +287,7 @@ def test_a_good_move_by_hand_names_what_it_displaced(promoter):
 
 
 def test_a_version_that_is_not_ours_can_be_undone(promoter, monkeypatch):
-    """What the alias points to cannot even be read."""
+    """The alias points to a version whose files cannot be read."""
     promote(promoter, "1")
     version = promoter.client.create_model_version(NAME, source="file:///nowhere", run_id=None)
     by_hand(promoter, version.version)

@@ -1,4 +1,4 @@
-"""A Parquet file through a served classifier."""
+"""Test `score_parquet`, which scores the images of a Parquet file with a served classifier."""
 
 from __future__ import annotations
 

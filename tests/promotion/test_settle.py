@@ -1,4 +1,7 @@
-"""A promotion that died between ledger and alias is finished, once; an alias that was moved by hand is written down."""
+"""Test that a promotion that was killed between the ledger and the alias is finished exactly once.
+
+Also test that a move of the alias by hand is recorded in the ledger.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ SEEN = {"batch": "B-1", "approved_by": "cem"}
 
 
 def go_on(promoter, number: str = "1"):
-    """As a completion does it."""
+    """Settle the promotion that the ledger already holds, or promote, as the completion of an erasure does."""
     version = promoter.version(number)
     return promoter.settle(version, SEEN) or promoter.promote(version, "approved", promoter.history().head, SEEN)
 
@@ -28,13 +31,15 @@ def promotions(promoter) -> list[str]:
 def test_nothing_is_settled_that_was_not_promoted(promoter):
     assert promoter.settle(promoter.version("1"), SEEN) is None
     promoter.promote(promoter.version("1"), "by a person", promoter.history().head, {})
-    assert promoter.settle(promoter.version("1"), SEEN) is None  # another decision about the same version
+    # The person's promotion was another decision about this version.
+    assert promoter.settle(promoter.version("1"), SEEN) is None
     assert promoter.settle(promoter.version("2"), SEEN) is None
 
 
 def test_a_promotion_is_finished_and_not_repeated(promoter):
     entry = go_on(promoter)
-    promoter.client.delete_registered_model_alias(NAME, CHAMPION)  # as if the process had died before
+    # Without the alias, the state is that of a process that died before it moved the alias.
+    promoter.client.delete_registered_model_alias(NAME, CHAMPION)
     assert go_on(promoter) == entry and promotions(promoter) == ["1"]
     assert promoter.champion().version == "1" and promoter.audit() == []
 
@@ -56,8 +61,11 @@ def test_a_move_by_hand_is_written_down_once(promoter):
 
 
 def in_a_child(promoter, until: int) -> tuple[int, int]:
-    """A promotion that is killed at its `until`-th statement or file operation, from its first write on: the signed
-    head that announces the entry."""
+    """Promote in a child process that is killed at its `until`-th statement or file operation (0: it is not killed).
+
+    Counting starts at the first write, which is the signed head that announces the ledger entry. Return the exit
+    status and the number of events.
+    """
     writing = False
 
     def asked(name: str, path: str) -> bool:
@@ -79,5 +87,5 @@ def test_a_promotion_that_was_killed_is_finished_by_the_next(moment, promoter):
 
 def test_a_promotion_that_is_not_killed_ends_by_itself(promoter):
     status, seen = in_a_child(promoter, 0)
-    assert status == 0 and seen >= 18  # what the test above counts up to
+    assert status == 0 and seen >= 18  # The moments of the test above must all occur.
     assert promotions(promoter) == ["1"] and promoter.audit() == []

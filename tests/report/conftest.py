@@ -1,4 +1,7 @@
-"""The inputs of a report, as the stages leave them: Gaussian classes with computed metrics and verdicts."""
+"""Fixtures for the tests of reports: a summary and evidence as the stages write them.
+
+The data are Gaussian classes; metrics and verdicts are computed from them by the package.
+"""
 
 from __future__ import annotations
 
@@ -104,12 +107,13 @@ def make(whole: bool, seeds: int, shadow: bool = False) -> Run:
         True,
         many_models() if shadow else None,
     )
-    if seeds:  # a shown claim, so that a method is selected
+    if seeds:  # A method is selected only with a shown claim.
         loft = summary["methods"]["loft"]["verdict"]
         loft["claims"] = {**loft["claims"], "outputs": "shown"}
         summary["selected"] = "loft"
     summary["refused"] = {"ru-mlp": "it would collapse <i>the features</i>"}
-    shown, groups = (array[::8] for array in draw_view(labels, parts, 0))  # few points, because t-SNE is slow
+    # t-SNE is slow, so only every eighth row is drawn.
+    shown, groups = (array[::8] for array in draw_view(labels, parts, 0))
     logits = {"original": original.logits, **({"retrained": retrained[0].logits} if seeds else {})}
     logits |= {name: m.logits for name, m in methods.items()}
     views = {"z of the original": original.z[shown], "z' of loft": methods["loft"].head_input[shown]}
@@ -119,5 +123,8 @@ def make(whole: bool, seeds: int, shadow: bool = False) -> Run:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Run]:
-    """Return `run(whole=True, seeds=2, shadow=False)`, which gives a shared summary and evidence; copy them first."""
+    """Return a function `run(whole=True, seeds=2, shadow=False)` that returns a summary and evidence.
+
+    Tests share the returned objects, so a test that changes them must copy them first.
+    """
     return lambda whole=True, seeds=2, shadow=False: make(whole, seeds, shadow)

@@ -1,4 +1,4 @@
-"""Front matter a Hub would accept, and a body that says what is and is not claimed."""
+"""Test the model card: front matter in the form of the Hugging Face Hub, and a text with claims and their limits."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Test the comparison of two models on the same rows: counts of changes, and Wilson's interval of a share."""
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ def part(labels, before, after):
 
 def test_changed_lost_and_gained_are_counted():
     p = part([0, 0, 1, 1, 2, 2], [0, 1, 1, 0, 2, 0], [0, 0, 0, 0, 1, 1])
-    # row by row: same right, gained, lost, same wrong, lost, changed but wrong both times
+    # The rows are, in order: right both times, gained, lost, the same error twice, lost, and two different errors.
     assert (int(p.changed.sum()), p.lost, p.gained) == (4, 2, 1)
     assert p.moves() == [(1, 0, 2), (0, 1, 1), (2, 1, 1)]
     before, after = p.accuracies()
@@ -21,10 +23,10 @@ def test_changed_lost_and_gained_are_counted():
 
 @pytest.mark.parametrize(
     ("hits", "n"),
-    # The definition of Wilson's interval, on a fine grid.
     [(0, 10), (10, 10), (7, 10), (95, 100), (1, 1)],
 )
 def test_the_interval_holds_the_shares_that_a_score_test_does_not_reject(hits, n):
+    """The reference is the definition of Wilson's interval, evaluated on a fine grid."""
     z = 1.959963984540054
     p = hits / n
 

@@ -1,4 +1,4 @@
-"""The comparison as HTML: what is shown, of which rows, and that names are text."""
+"""Test the comparison of two models as HTML: which rows it shows, its pictures, and that class names are escaped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ HOSTILE = [f"<b>{c}</b>" for c in range(10)]
 def test_lost_rows_come_first_and_none_takes_all_places():
     labels = np.zeros(60, np.int64)
     before = np.repeat([0, 1, 1, 0], [20, 20, 10, 10])
-    after = np.repeat([1, 0, 2, 0], [20, 20, 10, 10])  # lost, gained, wrong in another way, unchanged
+    # The four groups of rows are lost, gained, wrong in another way, and unchanged.
+    after = np.repeat([1, 0, 2, 0], [20, 20, 10, 10])
     shown = chosen(Part(np.arange(60), labels, before, after))
     assert shown[:LOST].tolist() == list(range(LOST))
     assert shown[LOST : LOST + GAINED].tolist() == list(range(20, 20 + GAINED))
@@ -45,7 +46,10 @@ def test_a_picture_stands_in_the_page_itself(shape):
 
 @pytest.fixture
 def compared(finished, monkeypatch):
-    """Digits, the original right everywhere, the other wrong on every tenth row."""
+    """Return two compared models and their dataset, digits.
+
+    The original is right on every row; the other model is wrong on every tenth row.
+    """
     monkeypatch.chdir(finished)
     dataset = Dataset("data/dataset")
     labels = dataset.labels().astype(np.int64)
@@ -68,7 +72,7 @@ def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared
 
 
 def test_the_page_and_the_terminal_show_the_same_cells(compared):
-    """One view in words: each cell of it stands in the page, and in what rich prints."""
+    """Both are made from one `comparison_view`, so each of its cells must be in the page and in the terminal output."""
     models, dataset = compared
     view = comparison_view(models)
     tables = (view.metrics, view.accuracies, view.moves, *view.answers)

@@ -1,4 +1,4 @@
-"""What DVC shows: the files that the stage writes are those that dvc.yaml declares."""
+"""Test the metrics and plots for DVC: the stage `compare` writes the files that dvc.yaml declares."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_model_has_a_file_of_few_metrics(run):
     written = {name: json.loads(text) for name, text in metrics(summary).items()}
     models = dict(candidates(summary))
     assert set(written) == {f"{name}.json" for name in models}
-    assert set(models) - set(summary["methods"]) <= set(TAKEN)  # names that no method may have
+    assert set(models) - set(summary["methods"]) <= set(TAKEN)  # No method may have these names.
     for name, block in models.items():
         assert {k: v for k, v in written[f"{name}.json"].items() if k != "shown"} == {
             short: lookup(block, path) for short, path in METRICS.items()

@@ -1,4 +1,4 @@
-"""Rows are drawn with a seed, and read as they were written."""
+"""Test how rows are drawn for the report with a seed, and how their logits are read from Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""results.csv holds every number of the summary."""
+"""Test that results.csv holds every number of the summary exactly once, with its spread and interval."""
 
 from __future__ import annotations
 

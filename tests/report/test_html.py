@@ -1,4 +1,7 @@
-"""The page: self-contained, the same bytes twice, safe with any class name, complete without a reference."""
+"""Test the HTML report.
+
+It is self-contained and reproducible to the byte, escapes class names, and is complete without a retrained model.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from tests.verdicts import verdict_with
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text."""
+    """Collect the tags of a page with their attributes, and its text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ def html(run) -> str:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """Without the drawings, which take most of the time."""
+    """Render pages without the drawings, which take most of the time."""
     monkeypatch.setattr("expunge.report.html.sections", lambda summary, evidence: [])
 
 
@@ -67,7 +70,7 @@ CHECKS = {
 
 
 def test_the_page_shows_the_checks_of_the_data(run, undrawn):
-    """Reviewers need not open Data Docs, which are empty without internet."""
+    """With the checks in the page, reviewers need not open Data Docs, which are empty without internet."""
     html = render(*run(seeds=1), checks=[CHECKS])
     page = Page(html)
     text = " ".join(page.text.split())
@@ -90,7 +93,7 @@ def test_hostile_class_names_are_text(html):
     page = Page(html)
     assert "<script>alert" in page.text and '"><img src=x' in page.text
     assert HOSTILE[3] in page.text and "a & b # c" in page.text
-    assert "$x^2$" in page.text  # not read as mathematics
+    assert "$x^2$" in page.text  # It must not be typeset as mathematics.
 
 
 def test_every_drawing_is_whole_and_refers_to_itself_only(html):
@@ -145,7 +148,7 @@ def test_without_a_reference_the_page_is_complete_and_says_so(run):
     page = render(*run(seeds=0))
     assert "nothing was retrained" in page
     assert "3 are needed" in page and "cannot tell" in page
-    assert "Cost against quality" not in page  # no distance to a retrained model
+    assert "Cost against quality" not in page  # There is no distance to a retrained model.
     assert "Where the forgotten rows go" in page
 
 

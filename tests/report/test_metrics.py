@@ -1,4 +1,4 @@
-"""The registry of metrics: what tables and pages show is in it, and summaries hold what it names."""
+"""Test the registry of metrics: it holds every metric that tables and pages show, and summaries hold their values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_metrics_are_those_of_a_finished_run(run):
     judged = {gate["path"] for block in summary["methods"].values() for gate in block["verdict"]["gates"]}
     for metric in (*tables.COLUMNS, *wording.GATES):
         known = any(metric.value(block) is not None for block in blocks)
-        # Of single rows; of planted canaries; of pictures and their network.
+        # These exist only for requests of single rows, for planted canaries, and for networks of pictures.
         elsewhere = {"membership.margin_excess", "membership.canary_auc", *map(stage_path, range(1, 5))}
         assert known or metric.path in judged or metric.path in elsewhere, metric.path
 

@@ -1,4 +1,4 @@
-"""Which methods nothing beats in cost, utility and erasure together."""
+"""Test the Pareto front: the methods that no other method beats in cost, utility and erasure together."""
 
 from expunge.report.charts import cost, pareto
 

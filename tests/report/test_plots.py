@@ -1,4 +1,4 @@
-"""The numbers behind the panels, against counts made by hand."""
+"""Test the numbers that the plots of the report show, against counts made by hand and numpy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_confusion_counts_forgotten_rows_only():
     e = evidence_of({"original": one_hot([0] * 7, 3), "loft": one_hot([1, 2, 2, 2, 0, 0, 0], 3)})
     (panel,) = plots.confusion_shift(e)
     cells = [t for t in texts(panel.svg) if t.isdigit()]
-    assert sorted(cells) == ["100", "100", "25", "75"]  # true labels, original, and loft's two classes
+    # The four cells belong to the true labels, the original, and the two classes that `loft` predicts.
+    assert sorted(cells) == ["100", "100", "25", "75"]
 
 
 def test_many_classes_are_folded_and_nothing_is_lost():
@@ -68,7 +69,7 @@ def test_views_skip_constant_features_and_draw_every_row():
     e = replace(evidence_of({}), views={"z": z, "nothing": np.ones((40, 4))}, view_groups=groups)
     pca, tsne = plots.views(e)
     assert pca.title == "z, PCA" and tsne.title == "z, t-SNE"
-    assert len(re.findall(r"<use [^>]*fill-opacity", pca.svg)) == 40 + 2  # and two in the legend
+    assert len(re.findall(r"<use [^>]*fill-opacity", pca.svg)) == 40 + 2  # The legend adds two marks.
 
 
 def test_features_that_a_method_left_where_they_are_are_drawn_once():
@@ -102,7 +103,7 @@ def test_damage_is_shown_in_points_with_its_sign(run):
     for value in values:
         if abs(value) > 0.001:
             assert f"{100 * value:+.1f}" in shown
-    assert "class 2" not in shown  # the forgotten class has no retained test rows
+    assert "class 2" not in shown  # The forgotten class has no retained test rows.
 
 
 def test_probe_bars_carry_their_values(run):

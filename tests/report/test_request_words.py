@@ -1,3 +1,5 @@
+"""Test the wording of pages for corrections of labels, which are described as corrections and not as erasures."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""The JSON Schema of reports/summary.json: a real summary follows it, and a broken one does not."""
+"""Test the JSON Schema of reports/summary.json: the summary of a finished pipeline follows it, broken ones do not."""
 
 import copy as copying
 import json
@@ -31,7 +31,7 @@ def test_every_part_and_key_is_described():
         f"{name}.{key}"
         for name, part in parts.items()
         for key, value in part["properties"].items()
-        # A part of its own has its description there; reasons are named by their claims.
+        # A part that is defined on its own is described there. The keys of `Reasons` are the names of claims.
         if not value.get("description") and "$ref" not in json.dumps(value) and name != "Reasons"
     ]
     assert bare == []

@@ -1,4 +1,4 @@
-"""What a summary says where nothing was retrained, and what is exact about a retrained model."""
+"""Test the summary of a run without retrained models, the claim `exact`, refused methods, and metrics of plugins."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_a_metric_of_another_package_is_a_column_with_its_form_and_an_explanatio
     summary, _ = run(seeds=2)
     described = {"name": "mean logit", "form": "{:.1f}", "target": "low", "package": "mine 1.0"}
     given: dict[str, Any] = {**copy.deepcopy(summary), "metrics": {"logit": described}}
-    assert "metrics" not in summary  # absent where no params name one
-    assert "logit" not in rows(given)[0]  # no candidate has a value yet
+    assert "metrics" not in summary  # The key is absent if params.yaml names no metric of another package.
+    assert "logit" not in rows(given)[0]  # No candidate has a value yet.
     for number, (_, block) in enumerate(candidates(given)):
         block["plugins"] = {"logit": number + 0.25}
     table = rows(given)

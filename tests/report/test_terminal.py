@@ -1,4 +1,7 @@
-"""What `expunge show` prints: the table, one sentence, and where nothing qualifies a second table with the reasons."""
+"""Test the output of `expunge show`: the table of results and one sentence.
+
+If no method qualifies, it also prints a table with the reasons.
+"""
 
 from __future__ import annotations
 

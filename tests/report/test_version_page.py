@@ -1,4 +1,4 @@
-"""The page of a version in MLflow: the verdict first, links to the run, and a table that has room for its columns."""
+"""Test the page of a version in MLflow: the verdict first, links to the run, and a table of at most three models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain words for requests, claims and gates."""
+"""Test the sentences in which reports describe requests, claims and gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the stages of dvc.yaml in this process, in order, because a process per stage takes seconds to start."""
+"""Run the stages of dvc.yaml in this process, in order, because a new process for each stage takes seconds to start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 
 def stages(params: dict, targets: tuple[str, ...]) -> list[list[str]]:
-    """Return the stages with their arguments that `dvc repro TARGETS` would run, in order."""
+    """Return the stages that `dvc repro TARGETS` would run, in order, each with its arguments."""
     first = [["prepare"], ["validate", "dataset"], ["train"], ["extract", "original"], ["validate", "features"]]
     first.append(["activations"])
     if "report" not in targets:
@@ -28,7 +28,7 @@ def stages(params: dict, targets: tuple[str, ...]) -> list[list[str]]:
 
 
 def run_in_process(root: Path, workspace: Path, *targets: str) -> None:
-    """Do what `expunge.workspaces.workspace.reproduce` does with a process per stage."""
+    """Do what `expunge.workspaces.workspace.reproduce` does, but without a process for each stage."""
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     threads = torch.get_num_threads()
     with chdir(workspace):

@@ -1,4 +1,4 @@
-"""Every preset from end to end, on a few dozen drawn pictures in the formats that their data sets are published in."""
+"""Test every preset from end to end, on a few dozen drawn pictures in the published formats of their data sets."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from tests.reproduce.in_process import run_in_process
 ROOT = Path(__file__).parents[2]
 OFF: frozenset[str] = frozenset()
 FAST = ("ru-gaussians", "continual-fashion-mnist")
-LONG = [name for name in names(ROOT) if name not in (*FAST, "continual-people")]  # people are fetched whole
+# "continual-people" has no sample, because its data set is small and fetched whole.
+LONG = [name for name in names(ROOT) if name not in (*FAST, "continual-people")]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A clone, as far as presets look at it."""
+    """Return a folder with those parts of a clone that presets read."""
     for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("src", "flows", "presets"):
@@ -44,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:
-    """The first table below `heading`: first cell -> all cells."""
+    """Return the rows of the first table below `heading`, each by its first cell."""
     lines = page.split(heading, 1)[1].splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("|"))
     cells = []
@@ -57,7 +58,7 @@ def rows(page: str, heading: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on(root: Path) -> None:
-    """As a person types it, with DVC: killed when the data set is there, it does not read that again."""
+    """The command runs with DVC and is killed after `train`. The second run must not train that model again."""
     command = [sys.executable, "-m", "expunge.cli", "reproduce", "continual-fashion-mnist", "--sample"]
     workspace = root / HOME / "continual-fashion-mnist+sample" / "run"
     first = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -81,7 +82,10 @@ def test_a_killed_run_goes_on(root: Path) -> None:
     "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"presets {i % 2}")) for i, n in enumerate(LONG)]
 )
 def test_a_preset_runs_whole(name: str, root: Path) -> None:
-    """One with every switch on: the published numbers stand beside ours, the switches' own columns are filled."""
+    """The published numbers must stand beside the measured ones.
+
+    Two presets run with every switch on, so that the columns of the switches are filled as well.
+    """
     on = frozenset(SWITCHES) if name in ("ru-cifar10-class", "loft-tiny-imagenet-rows") else OFF
     page = reproduce_preset(root, name, Wanted(on, sample=True), run_in_process).read_text()
     preset = load(ROOT, name)
@@ -111,7 +115,7 @@ def test_the_toy_has_its_page_and_picture(root: Path) -> None:
 
 
 def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> None:
-    """Retained and forgotten rows are those of all requests so far; what was found is not computed again."""
+    """Retained and forgotten rows are those of all requests so far, and a repeated run keeps finished rounds."""
     name = "continual-fashion-mnist"
     page = reproduce_preset(root, name, Wanted(sample=True), run_in_process)
     found = json.loads((page.parent / "rounds.json").read_text())
@@ -122,7 +126,7 @@ def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> 
     assert all(mask[-1]["requests"][i]["accuracy"] == 0 for i in classes)
     assert (page.parent / "rounds.png").read_bytes().startswith(b"\x89PNG")
     kept = page.parent / "run" / ".expunge" / "rounds"
-    (kept / "10-loft.json").unlink()  # as if killed there
+    (kept / "10-loft.json").unlink()  # A run that was killed at this point has not written the file.
     before = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.json")}
     again = reproduce_preset(root, name, Wanted(sample=True), lambda *_: None)
     assert json.loads((again.parent / "rounds.json").read_text())["methods"]["leace"] == found["methods"]["leace"]
@@ -157,9 +161,10 @@ def test_half_downloaded_weights_are_refused(root: Path) -> None:
 
 
 def test_weights_that_cannot_be_fetched_leave_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # No server listens on this port.
     monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setattr(urllib.request, "_opener", None)  # an earlier test's opener keeps the proxies of its time
+    # urllib keeps its opener, and with it the proxies that were set when an earlier test created it.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(CheckpointError, match=r"could not be fetched from .* refused.*put it there by hand"):
         fetch_weights(root, {"model": "resnet50", "name": "IMAGENET1K_V1"})
     assert not list((root / "data" / "raw" / "weights").iterdir())
@@ -183,7 +188,7 @@ def test_the_list_names_every_preset_and_says_that_nothing_was_measured(
 
 
 def test_outside_of_the_repository_presets_of_the_package_apply_to_its_own_params(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("train: {seed: 5}\n")  # somebody's own
+    (tmp_path / "params.yaml").write_text("train: {seed: 5}\n")  # This file is the user's own.
     assert names(tmp_path) == names(ROOT)
     here, there = (load(root, "ru-cifar10-class").params_of(root, "run", OFF, {}) for root in (ROOT, tmp_path))
     assert here == there
@@ -193,7 +198,7 @@ def test_rounds_that_ask_for_too_much_are_refused() -> None:
     from expunge.reproduce.rounds import requests_of
 
     class Few:
-        """Six training rows of two classes, no subjects."""
+        """A dataset of six training rows in two classes, without subjects."""
 
         columns = ("label",)
         class_names = ("a", "b")

@@ -1,3 +1,5 @@
+"""Test the export of a servable to torch and ONNX files, against the probabilities of the evaluation."""
+
 from __future__ import annotations
 
 import json

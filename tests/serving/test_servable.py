@@ -1,3 +1,5 @@
+"""Test the servable model: its probabilities against those of the evaluation, its files, and its checks of images."""
+
 from __future__ import annotations
 
 import json
@@ -33,12 +35,12 @@ def test_probabilities_are_those_of_the_unlearned_classifier(case, tmp_path):
     given = servable.probabilities(images)
     assert given.dtype == np.float32 and given.shape == (9, len(CLASSES))
     np.testing.assert_allclose(given, evaluated(*case, images), atol=1e-5)
-    assert np.ptp(given, axis=0).max() > 0.3  # a classifier that looks at its input
+    assert np.ptp(given, axis=0).max() > 0.3  # The probabilities must depend on the image.
 
 
 def test_any_batch_size_gives_the_same_rows(case, tmp_path):
     servable = Servable.load(write(tmp_path))
-    images = pictures(300)  # more than one internal batch
+    images = pictures(300)  # The servable splits these into two batches.
     whole = servable.probabilities(images)
     one_by_one = np.concatenate([servable.probabilities(images[i : i + 1]) for i in (0, 255, 256, 299)])
     np.testing.assert_allclose(whole[[0, 255, 256, 299]], one_by_one, atol=1e-5)

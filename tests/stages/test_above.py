@@ -1,4 +1,4 @@
-"""The pipeline with a model trained above a cut: deletion, retraining and evaluation of one request."""
+"""Test the pipeline with a model that is trained above a cut: deletion, retraining and evaluation of one request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=[(1, 1), (3, 2)], ids=["whole", "shards"])
 def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a request, of a model that was trained whole, and of one in shards of slices."""
+    """Return the workspace of a finished request, once with a model trained whole and once in shards of slices."""
     root = lay_out(tmp_path_factory.mktemp("above") / "workspace")
     shards, slices = request.param
     network = build("resnet-small", 10, (8, 8, 1), seed=3)
@@ -32,7 +32,7 @@ def workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         params["split"].update(selector="classes", classes=[3])
         params["methods"] = ["logit-mask", "exact"]
         params["activations"]["cuts"] = ["stage1"]
-        params["retrain"]["seeds"] = [1]  # that of train
+        params["retrain"]["seeds"] = [1]  # This is also the seed of `train`.
 
     change(root, settings)
     dvc(root, "add", "-q", "data/source/public.safetensors")

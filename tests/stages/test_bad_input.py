@@ -1,4 +1,4 @@
-"""Every mistake gets one clear line, an exit status that is not 0, and leaves nothing half-written."""
+"""Test that stages refuse wrong input with one line and exit status 2, and leave no half-written output."""
 
 import pickle
 
@@ -14,7 +14,7 @@ from tests.pipeline import ENVIRONMENT, change, stage
 
 
 def refused(workspace, *arguments, says):
-    """The stage fails with status 2 and a line that matches; its temporary files are gone."""
+    """Assert that the stage fails with status 2 and a line that holds `says`, and leaves no temporary files."""
     result = stage(workspace, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -170,7 +170,7 @@ def test_an_unreachable_tracking_server_is_named(copy, monkeypatch):
 
 
 def test_a_method_that_needs_more_rows_is_refused_and_the_run_goes_on(copy, some_ids):
-    """A request of one row has no covariance, which LOFT needs; other methods may answer it."""
+    """LOFT needs a covariance, which one row does not have. Other methods may still handle the request."""
     (copy / "data" / "requests" / "ids.txt").write_text(some_ids[0])
     split_with(copy, selector="ids", file="data/requests/ids.txt")
     assert stage(copy, "split").returncode == 0

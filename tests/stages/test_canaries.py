@@ -1,4 +1,7 @@
-"""The audit by canaries through the whole pipeline: planted before training, forgotten, and looked for afterwards."""
+"""Test the audit with canaries through the whole pipeline.
+
+The canaries are planted before training, forgotten, and then looked for in the original and the unlearned models.
+"""
 
 import json
 

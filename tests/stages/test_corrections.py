@@ -1,4 +1,4 @@
-"""Corrections through the whole pipeline: 40 digits get other labels, and every model is judged by these."""
+"""Test corrections through the whole pipeline: 40 digits get new labels, by which every model is judged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ ROWS = 40
 
 @pytest.fixture(scope="module")
 def corrected(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 800 digits 40 of 47 threes to learn from were called nines; the request puts that right."""
+    """Return the workspace of a finished correction.
+
+    Of 800 digits, 40 of the 47 threes in the training rows were labelled as nines; the request corrects them.
+    """
     home = lay_out(tmp_path_factory.mktemp("corrected") / "workspace")
     network = build("resnet-small", 10, (8, 8, 1), seed=3)
     save_file({k: v.clone() for k, v in network.state_dict().items()}, home / "public.safetensors")

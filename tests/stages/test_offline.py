@@ -1,4 +1,7 @@
-"""The tracking server is away when `dvc repro` comes to the last stage: nothing is lost, the next one logs it."""
+"""Test `dvc repro` when the tracking server cannot be reached at the last stage.
+
+All results are kept, and the next run logs them to a real tracking server.
+"""
 
 import re
 
@@ -8,7 +11,7 @@ from tests.pipeline import ENVIRONMENT, change, dvc
 from tests.servers import free_port
 from tests.tracking.conftest import new_database, server
 
-__all__ = ["new_database", "server"]  # fixtures
+__all__ = ["new_database", "server"]  # pytest finds these fixtures by their import.
 
 
 @pytest.mark.slow
@@ -22,7 +25,7 @@ def test_a_run_is_kept_and_logged_when_the_server_is_back(copy, server, monkeypa
     assert "failed to reproduce 'register'" in away
 
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", server)
-    monkeypatch.setitem(ENVIRONMENT, "EXPUNGE_FLOW_RUN", "of-the-flow")  # as the flow sets it
+    monkeypatch.setitem(ENVIRONMENT, "EXPUNGE_FLOW_RUN", "of-the-flow")  # The Prefect flow sets this variable.
     back = dvc(copy, "repro")
     assert re.findall(r"Running stage '([^']+)'", back) == ["register"]
     client = MlflowClient(server)

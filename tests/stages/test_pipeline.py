@@ -1,4 +1,4 @@
-"""`dvc repro` from nothing to a registered version, and what a changed request runs again."""
+"""Test `dvc repro` from an empty workspace to a registered version, and which stages a changed request runs again."""
 
 import json
 import re
@@ -101,11 +101,11 @@ def test_metrics_and_plots_are_shown(copy):
     assert {Path(name).stem for name in shown} == {metric.path for metric in PLOTS}
     for name, (plot,) in shown.items():
         models = [row["model"] for row in plot["content"]["data"]["values"]]
-        assert len(models) == len(set(models)) == 7, name  # a bar per model, nothing stacked
+        assert len(models) == len(set(models)) == 7, name  # Each model has one bar.
 
 
 def test_no_row_id_leaves_the_data(finished):
-    """Ids look like test-00012 or digits-..., whatever prepare wrote; none may stand outside data/."""
+    """The ids that `prepare` wrote, such as test-00012, must not occur in params, dvc.lock or reports."""
     import pyarrow.parquet as pq
 
     some = pq.read_table(finished / "data" / "split" / "assignment.parquet")["sample_id"].to_pylist()[::97]
@@ -130,7 +130,7 @@ def test_every_row_is_accounted_for(finished):
 
 
 def test_an_entry_that_is_fitted_with_several_seeds(copy):
-    """The first fit ships, and the spread over the fits stands beside every gate."""
+    """The first fit is the product, and each gate has the spread over the fits."""
     entry = {"method": "ru-mlp", "hidden": [16], "steps": 20, "max_distortion": None, "max_drop": 1.0, "fit_seeds": 3}
     change(copy, lambda p: (p["methods"].append("several"), p["fit"].update(several=entry)))
     dvc(copy, "repro", "-q", "evaluate@several")

@@ -1,4 +1,4 @@
-"""The report stage on a finished run."""
+"""Test the stage `report` on a finished pipeline: reproducible files without row ids."""
 
 import re
 from xml.etree import ElementTree
@@ -26,7 +26,7 @@ def test_the_report_of_a_finished_run_is_the_same_twice_and_names_no_row(copy):
     assert len(figures) == page.count("<svg ")
     assert "What changes for whom: the original beside" in page
     assert set(re.findall(r'<img src="([^,]*),', page)) <= {"data:image/png;base64"}
-    for figure in figures:  # each is a picture of its own
+    for figure in figures:  # Each file must be a complete SVG document.
         assert ElementTree.parse(figure).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert page.count("<svg ") >= 12 and "t-SNE" in page
     ids = pq.read_table(copy / "data" / "split" / "assignment.parquet", columns=["sample_id"])["sample_id"].to_pylist()

@@ -1,4 +1,8 @@
-"""The stage `shadow` in a finished pipeline: off, refused, heads, and whole networks that survive a kill."""
+"""Test the stage `shadow` in a finished pipeline.
+
+It is off by default, refuses attacks that are not valid, and trains heads or whole networks. Networks are trained
+further after a kill.
+"""
 
 import json
 import os
@@ -83,7 +87,7 @@ def test_heads_on_a_backbone_that_saw_the_rows_are_refused_and_the_table_says_so
 
 
 def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
-    """Told that the backbone never saw the rows, the stage attacks whatever touches only head or map."""
+    """If params.yaml says that the backbone never saw the rows, methods that change only head or map are attacked."""
 
     def edit(p):
         p["model"].update(training="head", saw_forget_data=False)
@@ -97,13 +101,14 @@ def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
     first, found = (copy / "reports" / "shadow.json").read_bytes(), report(copy)
     assert found["kind"] == "heads" and found["models"]["had_each_row"] == 16
     assert found["references"]["original"]["ulira"]["auc"] > 0.9
-    # 146 rows and one model: by chance a tenth off; what had the rows stands far above.
+    # With 146 rows and one model, the AUC is off by a tenth by chance. Models that had the rows are far above.
     assert found["references"]["retrained"]["ulira"]["auc"] == pytest.approx(0.5, abs=0.15)
-    # Refitting the head on retained rows is retraining where the backbone never saw the others.
+    # If the backbone never saw the forgotten rows, refitting the head on the retained rows is retraining.
     refit = found["methods"]["head-refit"]
     assert refit["ulira"]["auc"] == pytest.approx(0.5, abs=0.15)
     assert refit["klom"]["p50"] == pytest.approx(found["references"]["retrained"]["klom"]["p50"], rel=0.3)
-    assert found["methods"]["logit-mask"]["ulira"]["auc"] > 0.99  # it answers as no retrained model does
+    # No retrained model gives such logits, so the attack recognises the mask.
+    assert found["methods"]["logit-mask"]["ulira"]["auc"] > 0.99
     assert found["methods"].keys() == {"logit-mask", "ru-linear", "pour-p", "head-refit"}
     assert "below the head" in found["not_covered"]["relearn-stage2"]
     run(copy)
@@ -134,7 +139,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     assert found["kind"] == "networks" and found["models"]["trained"] == 4
     assert found["methods"].keys() == {"logit-mask", "relearn-stage2"}
 
-    # What is attacked is what the networks on disk answer.
+    # The attacked margins must be those of the networks on disk.
     forget = Split(copy / "data/split").scored_rows("forget")
     dataset = Dataset(copy / "data" / "dataset")
     for name in ("trained-2", "retrained-3"):
@@ -145,7 +150,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     masked = load_file(home / "trained-2" / "margins" / "margins.safetensors")["logit-mask/forget"]
     assert (masked == -100).all()
 
-    # A damaged part is made again, and only that; fewer networks drop the others.
+    # Only a damaged part is made again.
     (home / "retrained-3" / "margins" / "margins.safetensors").write_bytes(b"damaged")
     before, log = (copy / "reports" / "shadow.json").read_bytes(), run(copy)
     assert "retrained-3/margins" in log and "train epoch" not in log

@@ -1,4 +1,7 @@
-"""The whole pipeline on real texts with a real encoder: one of four domains is forgotten."""
+"""Test the whole pipeline on real texts with a real encoder, for a request that forgets one of four domains.
+
+The texts come from a package index; without one, the tests are skipped.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from expunge.workspaces.workspace import params_with
 from tests.pipeline import ROOT, dvc, lay_out
 
 pytestmark = pytest.mark.slow
-EVERY = 12  # one text of so many
+EVERY = 12  # Every twelfth text is used.
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_the_dataset_holds_the_texts_and_passed_its_gate(workspace):
 
 def test_the_domain_is_forgotten_as_a_retrained_head_forgets_it(summary):
     original, retrained = (summary["references"][n]["accuracy"] for n in ("original", "retrained"))
-    assert original["test_retain"] > 0.7 and original["test_forget"] > 0.7  # of four domains
+    assert original["test_retain"] > 0.7 and original["test_forget"] > 0.7  # There are four domains.
     assert retrained["test_forget"] == 0 and retrained["test_retain"] > original["test_retain"]
     refit = summary["methods"]["head-refit"]["accuracy"]
     assert refit["forget"] == refit["test_forget"] == 0
@@ -65,7 +68,7 @@ def test_the_domain_is_forgotten_as_a_retrained_head_forgets_it(summary):
     assert summary["methods"]["ru-linear"]["accuracy"]["test_forget"] < original["test_forget"]
     assert summary["methods"]["logit-mask"]["accuracy"]["test_forget"] == 0
     exact = summary["methods"]["exact"]
-    assert exact["verdict"]["claims"]["exact"] == "shown"  # the encoder never saw the texts
+    assert exact["verdict"]["claims"]["exact"] == "shown"  # The encoder never saw the texts.
     assert abs(exact["accuracy"]["test_retain"] - retrained["test_retain"]) < 0.01
     assert exact["accuracy"]["test_forget"] == 0
     assert summary["selected"] == "exact"
@@ -80,7 +83,7 @@ def test_the_served_model_reads_raw_texts(workspace, summary, monkeypatch):
     given = model.predict(pd.DataFrame({"text": ["@ann so happy right now :)", "The Senate ought to pass the bill."]}))
     np.testing.assert_allclose(given.sum(1), 1, atol=1e-5)
     names = sorted(DOMAINS)
-    assert given[:, names.index("tweet")].max() < 0.01  # the forgotten domain
+    assert given[:, names.index("tweet")].max() < 0.01  # This domain was forgotten.
     assert names[given[1].argmax()] == "editorial"
 
 

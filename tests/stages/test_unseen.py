@@ -1,5 +1,8 @@
-"""Rows of `split.unseen` reach the methods that ask for them, and nothing else: with other contents in them, models,
-retrained models, chosen settings and metrics are the same to the last bit."""
+"""Test that the rows of `split.unseen` are used only by the methods that ask for them.
+
+If these rows hold other pictures and labels, the models, retrained models, chosen settings and metrics stay the same
+to the last bit.
+"""
 
 from pathlib import Path
 
@@ -14,12 +17,12 @@ from expunge.system.files import read_json, read_manifest
 from tests.pipeline import ROOT
 
 SHARE = 0.3
-# Asked for whole classes, and for rows of classes that stay.
+# The methods for a request of whole classes and for one of rows whose classes stay.
 REQUESTS = {"classes": ["loft"], "random": ["regun"]}
 
 
 def archive(file: Path, garbled: bool) -> None:
-    """Digits; `garbled` puts noise and wrong labels into the rows that are set aside."""
+    """Write an archive of digits. If `garbled`, the rows that are set aside hold noise and permuted labels."""
     digits = load_digits()
     x, y = digits.images.astype(np.uint8) * 15, digits.target.copy()
     ids = np.array([f"row {i}" for i in range(len(y))])
@@ -82,6 +85,6 @@ def test_only_methods_that_need_unseen_rows_depend_on_them(tmp_path, monkeypatch
     for found in report:
         found.pop("cost", None)
     assert report[0] == report[1]
-    # The check can fail: the method that looks at them is another.
+    # The method that uses these rows does differ, so the comparisons above can fail.
     weights = [read_manifest(w / "models/unlearned/regun")["files"] for w in (plain, garbled)]
     assert weights[0] != weights[1]

@@ -1,4 +1,4 @@
-"""Search every byte of files and of what is packed in them, independently of the sweep's own search."""
+"""Search for a pattern in every byte of files and of the archives in them, independently of the search of the sweep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def found(pattern: re.Pattern[bytes], *tops: Path) -> set[str]:
-    """Return the files below `tops` in which `pattern` occurs, at any depth of packing."""
+    """Return the files below `tops` whose name or content matches `pattern`, also in nested archives."""
     hits = set()
     for top in tops:
         for path in sorted(top.rglob("*")):
@@ -42,7 +42,7 @@ def contents(path: Path) -> Iterator[bytes]:
 
 
 def unpacked(raw: bytes) -> Iterator[bytes]:
-    """Yield what is packed in `raw`, at any depth."""
+    """Yield the unpacked contents of `raw`, also of archives inside archives."""
     inner: list[bytes] = []
     try:
         if raw[:4] == b"PAR1":
@@ -53,7 +53,7 @@ def unpacked(raw: bytes) -> Iterator[bytes]:
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 for name in archive.namelist():
                     inner.append(archive.read(name))
-                    # numpy stores text as UTF-32
+                    # numpy stores text as UTF-32, whose zero bytes would hide ASCII text from the pattern.
                     inner.append(inner[-1].replace(b"\0\0\0", b""))
         elif raw[:2] == b"\x1f\x8b":
             inner.append(gzip.decompress(raw))
@@ -81,7 +81,7 @@ def _sqlite(path: Path) -> Iterator[bytes]:
 
 
 def _git(root: Path, pattern: re.Pattern[bytes]) -> Iterator[str]:
-    """Yield the names of the Git objects that contain `pattern`, whether packed or reachable or not."""
+    """Yield the names of all Git objects that contain `pattern`, including packed and unreachable ones."""
     listed = subprocess.run(
         ["git", "cat-file", "--batch-check", "--batch-all-objects"], cwd=root, capture_output=True, check=True
     ).stdout.decode()

@@ -1,4 +1,4 @@
-"""A small workspace with people, without DVC and registry: all files that hold rows, as the stages write them."""
+"""Write a small workspace with people: all files that hold rows, as the stages write them, without DVC and registry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def person(i: int) -> str:
 
 
 def write_npz(file: Path, rows: int = ROWS, people: int = PEOPLE, seed: int = 0) -> None:
-    """Write random pictures. Rows of a person are neighbours, so few shards hold them. Every fifth row is for tests."""
+    """Write random pictures of people. The rows of a person are adjacent, so few shards hold them.
+
+    Every fifth row is a test row.
+    """
     rng = np.random.default_rng(seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     each = rows // people
@@ -50,7 +53,7 @@ def params(root: Path) -> None:
 
 
 def workspace(root: Path, forget: list[int], rows: int = ROWS, people: int = PEOPLE, shard: int = SHARD) -> Path:
-    """Write the workspace below `root`. The split forgets the training rows of the people `forget`."""
+    """Write a workspace into `root` and return it. The split forgets the training rows of the people `forget`."""
     write_npz(root / NPZ, rows, people)
     params(root)
     write_dataset(root / "data/dataset", open_source("npz", root / NPZ, 0.2, 0), shard_rows=shard)
@@ -83,7 +86,7 @@ def features(root: Path, dataset: Dataset, shard: int) -> None:
 
 
 def per_row(root: Path, dataset: Dataset) -> None:
-    """Write an evaluation and activations, which also have a value per row."""
+    """Write an evaluation and activations, which also hold one value for each row."""
     rng = np.random.default_rng(2)
     logits = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=dataset.rows * 3).astype(np.float32)), 3)
     columns = {"sample_id": dataset.sample_ids(), "part": Split(root / "data/split").parts, "logits": logits}
@@ -97,7 +100,7 @@ def per_row(root: Path, dataset: Dataset) -> None:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Return the content of every file of the workspace, except locks, by name."""
+    """Return the content of every file of the workspace by name, except the sweep's lock and the tombstones' key."""
     skipped = {".expunge/sweep/lock", "data/tombstones/key"}
     found = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
     return {name: p.read_bytes() for name, p in found.items() if name not in skipped}

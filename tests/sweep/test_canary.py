@@ -1,4 +1,7 @@
-"""A person whose pictures, ids and name can be recognised anywhere, taken through every tool and out again."""
+"""Test that a sweep removes every trace of a person from all tools: DVC and its remote, git, MLflow and Prefect.
+
+The person's pictures, ids and name hold a pattern that is recognised in any file.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,13 @@ from tests.sweep.byte_search import found
 
 pytestmark = pytest.mark.slow
 
-# Pixels and text. Three classes of digits, and a person of whom there is nothing but a class of their own.
+# The pattern occurs in pixels and in text. The data are three classes of digits and one person, whose rows are a class
+# of their own.
 CANARY = re.compile(rb"CANARY[-=]")
 PERSON, ROWS = "CANARY-subject-7f3a", 60
 
 
-# Registered for another request, from a model with files of its own.
+# This code registers a version of another request, from a model with its own files.
 ANOTHER_VERSION = """
 from pathlib import Path
 from mlflow import MlflowClient
@@ -42,7 +46,7 @@ client.create_model_version(version.name, f"models:/{model.model_id}", version.r
 
 
 def picture(i: int) -> np.ndarray:
-    """64 readable bytes, different in every row."""
+    """Return a picture whose 64 bytes hold readable text that differs between rows."""
     return np.frombuffer(f"CANARY={i:04d}=".encode().ljust(64, b"\xf0"), np.uint8).reshape(8, 8, 1)
 
 
@@ -67,7 +71,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def command(home: Path, *arguments: str) -> str:
-    """A command in the workspace, with homes of its own for every tool that has one."""
+    """Run a command in the workspace and return its output. Every tool gets its own home directory below `home`."""
     environment = {
         **ENVIRONMENT,
         "PREFECT_HOME": str(home / "prefect"),
@@ -85,15 +89,17 @@ def python(home: Path, *arguments: str) -> str:
 
 
 def stores(home: Path) -> list[Path]:
-    """Everything that was written: workspace, remote, homes, and DVC's index, which lies elsewhere."""
+    """Return every folder that was written to: workspace, remote, home directories, and DVC's index elsewhere."""
     sites = re.findall(r"site_cache_dir: (.*)", python(home, "dvc", "doctor"))
     return [home / "workspace", home / "remote", home / "prefect", home / "home", *map(Path, sites)]
 
 
 @pytest.fixture(scope="module")
 def served(home) -> Path:
-    """The pipeline ran as a Prefect flow, its data were pushed, the version serves; before that an older state of the
-    data was pushed and committed, and beside it lies a version that forgot something else."""
+    """Return a workspace whose version is the champion, after the pipeline ran as a Prefect flow and data were pushed.
+
+    An older state of the data was pushed and committed before. The registry also holds a version of another request.
+    """
     (home / "home").mkdir()
     (home / "gitconfig").write_text("[user]\nname = Test\nemail = test@localhost\n")
     root = lay_out(home / "workspace")
@@ -109,7 +115,8 @@ def served(home) -> Path:
         params["data"].update(source="npz", path="data/source/people.npz")
         params["train"].update(epochs=4)
         params["split"].update(selector="classes", classes=[1])
-        # For the rows of one person nothing but an exact deletion can be shown, and only what is shown may serve.
+        # Only an exact deletion can be shown for the rows of one person, and only a version with a shown claim is
+        # promoted.
         params["model"].update(name="efficientnet-lite0", training="head", saw_forget_data=False)
         params["methods"] = ["logit-mask", "exact"]
         params["activations"]["cuts"] = ["_blocks.10"]
@@ -132,7 +139,7 @@ def served(home) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(home, served) -> dict:
-    """The files that held the canary before the sweep, and the report of the sweep."""
+    """Return the files that held the pattern before the sweep, and the reports of a dry run and of the sweep."""
     before = found(CANARY, *stores(home))
     (home / "person.txt").write_text(f"{PERSON}\n")
     dry = python(home, "expunge.cli", "sweep", "--subjects", str(home / "person.txt"), "--json")
@@ -171,7 +178,7 @@ def test_not_a_byte_is_left_anywhere(home, swept):
 
 def test_what_could_not_be_purged_is_reported(swept):
     wheres = {entry["where"] for entry in swept["said"]["not_purgeable"]}
-    assert wheres == {"git"}  # commits that name data which is gone
+    assert wheres == {"git"}  # Commits still name the removed data.
 
 
 def test_the_version_that_remembered_is_gone_with_its_model(home, swept):
@@ -193,7 +200,7 @@ def test_the_pipeline_is_up_to_date_and_reads_what_is_left(home, swept):
 
 
 def test_the_next_request_starts_from_the_model_that_forgot(home, swept):
-    """The original of later requests is the champion: it does not know the person's class any more."""
+    """The champion becomes the original of later requests, and it does not predict the person's class any more."""
     code = (
         "import numpy as np; from expunge.models.checkpoint import load_classifier; import torch;"
         "from tests.sweep.test_canary import picture, ROWS;"
@@ -210,7 +217,7 @@ def test_the_next_request_starts_from_the_model_that_forgot(home, swept):
 
 def test_an_old_commit_cannot_bring_the_rows_back(home, swept):
     root = home / "workspace"
-    np.savez_compressed(root / "data/source/people.npz", **arrays())  # a restored backup of the input
+    np.savez_compressed(root / "data/source/people.npz", **arrays())  # Somebody restores a backup of the input.
     done = subprocess.run(
         [sys.executable, "-m", "expunge.stages.prepare"], cwd=root, env=ENVIRONMENT, text=True, capture_output=True
     )

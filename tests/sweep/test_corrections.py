@@ -1,4 +1,7 @@
-"""An erasure of rows whose labels were corrected before: the correction is no erasure, and nothing of it stays."""
+"""Test the erasure of rows whose labels were corrected before.
+
+The correction does not count as an erasure, and the sweep also removes the corrected labels of the erased rows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from expunge.sweep.lineage import covering
 from expunge.sweep.targets import Targets
 from tests.sweep import people_workspace
 
-CORRECTED = [3, 50, 51, 130]  # training rows; their labels are 0, 2, 0 and 1
+CORRECTED = [3, 50, 51, 130]  # These are training rows, with the labels 0, 2, 0 and 1.
 ERASED = 50
 
 

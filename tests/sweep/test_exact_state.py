@@ -1,4 +1,7 @@
-"""What a sweep makes of the state from which heads are deleted exactly: sums and factors of rows."""
+"""Test that a sweep updates the state for exact deletion from heads, which is made of sums and factors of rows.
+
+A head that is trained anew on the remaining rows is the reference.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ HEADS = {"ridge": RidgeHead, "head": SoftmaxHead}
 
 @pytest.fixture(scope="module", params=["ridge", "head"])
 def swept(request, tmp_path_factory):
-    """Twenty rows were deleted, the version serves, the rows are erased. Also: how many rows were there before."""
+    """Yield a workspace in which twenty rows were deleted from the model and then erased by a sweep.
+
+    The version without them is the champion. Also yield the kind of training and the number of training rows before.
+    """
     root = tmp_path_factory.mktemp(f"swept-{request.param}")
     with pytest.MonkeyPatch.context() as patch, chdir(root):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
@@ -41,7 +47,7 @@ def swept(request, tmp_path_factory):
 
 
 def states(root: Path, training: str) -> dict[str, dict[str, torch.Tensor]]:
-    """The tensors of every kept state anywhere below `root`, by place."""
+    """Return the tensors of every stored state below `root`, by folder."""
     name = "ridge_head.safetensors" if training == "ridge" else "softmax_head.safetensors"
     return {p.parent.relative_to(root).as_posix(): load_file(p) for p in root.rglob("*.safetensors") if p.name == name}
 
@@ -49,7 +55,7 @@ def states(root: Path, training: str) -> dict[str, dict[str, torch.Tensor]]:
 def test_the_stored_state_of_a_head_is_of_the_remaining_rows_in_every_place(swept):
     root, training, before = swept
     found = states(root, training)
-    assert set(found) == {"models/original", "models/unlearned/exact"}  # nothing that is registered holds any
+    assert set(found) == {"models/original", "models/unlearned/exact"}  # No registered version holds a state.
     store = FeatureStore(root / "data/features/original")
     train = np.flatnonzero(store.column("split") == "train")
     assert len(train) == before - 20
@@ -60,7 +66,8 @@ def test_the_stored_state_of_a_head_is_of_the_remaining_rows_in_every_place(swep
             assert torch.equal(tensors["second"], fresh.second) and torch.equal(tensors["by_class"], fresh.by_class)
         else:
             assert torch.equal(tensors["counts"], torch.bincount(y, minlength=10))
-            assert "blocks" not in tensors  # the preconditioner of training is made of second moments
+            # The blocks, which precondition the training, are second moments of earlier rows.
+            assert "blocks" not in tensors
 
 
 def test_the_next_request_is_deleted_exactly_from_the_model_that_serves(swept):
@@ -92,7 +99,7 @@ def test_the_original_is_the_version_that_serves(swept):
 
 
 def made_models(root: Path) -> None:
-    """Models of the request at hand, as the stages leave them: one that refused has no file."""
+    """Write the models of the current request as the stages do. The model of a method that refused has no file."""
     for name, files in (("unlearned/exact", ["head"]), ("unlearned/loft", []), ("retrained/1", ["model"])):
         directory = root / "models" / name
         directory.mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""Inputs of every kind lose the erased rows; the others keep ids, split and labels when they are read again."""
+"""Test that a sweep removes erased rows from every kind of input.
+
+The other rows keep their ids, split and labels when the input is read again.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ def root(tmp_path):
 
 
 def begin(root, source, path="data/source/it") -> dict:
-    """Prepare from `path`; rows by id."""
+    """Prepare the dataset from `path` and return its rows by id."""
     text = (root / "params.yaml").read_text().replace("source: npz ", f"source: {source} ")
     text = text.replace(f"path: {people_workspace.NPZ} ", f"path: {path} ")
     if source == "text":
@@ -79,7 +82,10 @@ def rows_of(root) -> dict:
 
 
 def erased_and_read_again(root, source, ids, path="data/source/it"):
-    """What is in the dataset after the sweep, and after the swept input was prepared anew without tombstones."""
+    """Return the dataset's rows after a sweep, which must be the same after preparing the swept input again.
+
+    The tombstones are removed before that, so that only the input itself keeps the rows out.
+    """
     report = sweep(root, ids, apply=True)
     assert report.clean and ("data/source/it", "rows") in {(r.where, r.what) for r in report.purged}
     swept = rows_of(root)
@@ -108,7 +114,8 @@ def test_erased_rows_leave_parquet_files_and_the_others_stay(root, named):
     after = erased_and_read_again(root, "parquet", gone)
     assert after == {i: r for i, r in before.items() if i not in gone}
     kept = [f.stat().st_ino == inode for f, inode in zip(files, inodes, strict=True)]
-    # Ids and split that a position implied must be said in every file; else only the file that held the rows is new.
+    # If ids and split followed from the position of a row, every file must now state them. Otherwise only the file
+    # that held the rows is written.
     assert kept == ([True, False, True] if named else [False] * 3)
 
 
@@ -130,7 +137,7 @@ def test_an_input_without_write_permission_is_reported_to_its_owner(root):
     assert [(e.where, e.who) for e in report.not_purgeable] == [("data/source/it", "the owner of that file")]
     assert gone[0] not in rows_of(root) and (root / "data/source/it" / gone[0]).exists()
     prepare("image-folder", root / "data/dataset", path=root / "data/source/it")
-    assert gone[0] not in rows_of(root)  # tombstones keep it out
+    assert gone[0] not in rows_of(root)  # The tombstones keep it out.
 
 
 def test_an_installed_source_is_reported_and_not_changed(root):

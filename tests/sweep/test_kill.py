@@ -1,4 +1,7 @@
-"""kill -9 at seeded moments: the old state or the new one, and the next sweep finishes."""
+"""Test a sweep that is killed with SIGKILL at moments drawn with a seed.
+
+Stages read either the old state or the new one, and the next sweep completes the killed one.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def erase(root):
 
 
 def in_a_child(root, until: int) -> tuple[int, int]:
-    """A sweep that is killed at its `until`-th event in the workspace."""
+    """Sweep in a child process that is killed at its `until`-th event in the workspace. Return status and events."""
     return killing.in_a_child(lambda: erase(root), until, lambda _, path: str(root) in path)
 
 
@@ -37,8 +40,10 @@ def before(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def after(before, tmp_path_factory):
-    """What an undisturbed sweep leaves, and how many events it takes; the key of the tombstones is given, or no two
-    workspaces would have the same bytes."""
+    """Return the files after a sweep that is not killed, and the number of its events.
+
+    The key of the tombstones is fixed; with random keys, no two workspaces would have the same bytes.
+    """
     (before / "data/tombstones").mkdir()
     (before / "data/tombstones/key").write_bytes(b"k" * 32)
     root = people_workspace.copy(before, tmp_path_factory.mktemp("kill") / "after")
@@ -48,7 +53,7 @@ def after(before, tmp_path_factory):
 
 
 def readable(root) -> bool:
-    """Can a stage read the data? All of it then belongs together."""
+    """Return whether stages can read the data. If they can, its parts must belong together."""
     try:
         dataset, split = Dataset(root / "data/dataset"), Split(root / "data/split")
         store = FeatureStore(root / "data/features/original", verify=True)
@@ -70,7 +75,7 @@ def test_a_sweep_that_is_killed_at_any_moment_is_completed_by_the_next(before, a
     state = people_workspace.files(root)
     committed = (root / JOURNAL).is_file() or state == wanted
     if readable(root):
-        # Whole, and the old or the new one; what was staged lies beside it under names that nothing reads.
+        # The data are complete and either old or new. Staged files lie beside them under names that no stage reads.
         rows = Dataset(root / "data/dataset").rows
         assert rows == (
             people_workspace.ROWS - 30 if state.get("data/tombstones/rows.safetensors") else people_workspace.ROWS

@@ -1,4 +1,4 @@
-"""Ids of rows stay in the data: after a run they stand in no params, lock, run, model, page or report."""
+"""Test that ids of rows stay in the data: no params, lock file, MLflow run, model or report of a run holds one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expunge.sweep.id_scanner import IdScanner
 from tests.pipeline import ROOT
 from tests.sweep.byte_search import found
 
-# What rows of the sources that need no files are called.
+# The ids of rows in the sources that need no files.
 IDS = re.compile(rb"(?:digit-\d{4}|train-\d{5}|test-\d{5})(?!\d)")
 
 
@@ -23,7 +23,7 @@ def test_no_id_leaves_the_data(finished):
         assert (finished / name).is_file()
     assert (finished / "reports/data_docs").is_dir() and (finished / "mlartifacts").is_dir()
     assert {name.split("/")[1] for name in found(IDS, finished)} <= {"data", ".dvc", "src"}
-    # In DVC's own folder: in the objects, none in the entries of the run cache.
+    # In DVC's folder, the cached objects hold ids, and the entries of the run cache must not.
     assert not found(IDS, finished / ".dvc/cache/runs")
 
 
@@ -39,7 +39,7 @@ def test_no_id_is_committed_outside_code_and_its_words():
 
 def test_patterns_are_found_in_any_place_of_a_file(tmp_path):
     needles = IdScanner(["record-00012", "ann", "1234567", "Ωmega-person", "record-0001"])
-    assert needles.distinct == 3  # short ones and numbers occur by chance
+    assert needles.distinct == 3  # Short ids and plain numbers are left out, because they occur by chance.
     assert needles.count(b"record-00012,record-000123;xrecord-00012 record-0001") == 3
     assert needles.count("x\0Ωmega-person\0".encode()) == 1 and needles.count(b"") == 0
     big = tmp_path / "big"

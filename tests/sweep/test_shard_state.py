@@ -1,4 +1,7 @@
-"""After a sweep the next request is deleted from the shards that serve, at the price of shards alone, exactly."""
+"""Test that after a sweep, the next request is deleted exactly from the champion by retraining only some shards.
+
+A model that is trained anew on the remaining rows is the reference.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from tests.exact_workspace import NAME, delete, inputs, training_rows
 
 @pytest.fixture(scope="module", params=["shards", "ridge-sharded"])
 def swept(request, tmp_path_factory):
-    """Twenty rows were deleted, the version serves, the rows are erased."""
+    """Yield a workspace in which twenty rows were deleted from the model and then erased by a sweep.
+
+    The version without them is the champion. Also yield the kind of training.
+    """
     root = tmp_path_factory.mktemp(f"swept-{request.param}")
     with pytest.MonkeyPatch.context() as patch, chdir(root):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")

@@ -1,4 +1,4 @@
-"""DVC and git around the small workspace: real commands, a remote on this file system."""
+"""Test a sweep in a workspace with DVC and git, through real commands and real remotes, one of them on S3."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.pipeline import ENVIRONMENT, dvc
 from tests.servers import S3_KEYS, object_store
 from tests.sweep import people_workspace
 
-pytestmark = pytest.mark.slow  # every dvc command is a process
+pytestmark = pytest.mark.slow  # Every dvc command starts a process.
 ERASED = [2, 17]
-# Stages that make nothing: the sweep must not run them.
+# The sweep must not run these stages; their commands would fail.
 STAGES = {
     "prepare": {"cmd": "false", "deps": ["data/source"], "outs": ["data/dataset"]},
     "extract": {"cmd": "false", "deps": ["data/dataset"], "outs": ["data/features/original"]},
@@ -28,7 +28,7 @@ STAGES = {
 }
 
 
-# As in the repository: a rule that took data/source in would hide its `.dvc` files from DVC, too.
+# These are the rules of the repository. A rule for data/source would hide its `.dvc` files from DVC, too.
 IGNORED = (
     "data/dataset",
     "data/features",
@@ -49,7 +49,7 @@ def git(root, *arguments):
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """Committed and pushed twice: the remote and the history hold an older state as well."""
+    """Return a workspace that was committed and pushed twice, so remote and history hold an older state as well."""
     home = tmp_path_factory.mktemp("storage")
     root = people_workspace.workspace(home / "workspace", ERASED)
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
@@ -102,7 +102,7 @@ def test_the_lock_follows_nothing_has_to_run_and_history_is_named(root):
     assert json.loads(dvc(root, "status", "--json")) == {}
     storage = Storage(root)
     for store, before in zip((root / ".dvc/cache", root.parent / "remote"), held, strict=True):
-        assert objects(store) == storage.referenced()  # the remote holds what is left, too
+        assert objects(store) == storage.referenced()  # This also holds for the remote.
         assert before - objects(store)
     for stage, outs in old.items():
         for path, md5 in outs.items():
@@ -148,7 +148,7 @@ def test_a_remote_on_s3_keeps_what_is_left(root, tmp_path, monkeypatch):
 
 def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
     plan = yaml.safe_load((root / "dvc.yaml").read_text())
-    plan["stages"]["extract"]["cmd"] = "exit 1"  # a changed command: its outputs are not those of this stage
+    plan["stages"]["extract"]["cmd"] = "exit 1"  # After this change, the outputs are not those of the stage.
     (root / "dvc.yaml").write_text(yaml.safe_dump(plan))
     old = hashes_of(root, "extract")["data/features/original"]
     report = erase(root)
@@ -161,7 +161,7 @@ def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
 
 
 def test_a_sweep_that_crashed_after_its_swaps_is_completed(root, monkeypatch):
-    """The data are new, dvc.lock is half written; the next sweep mends both."""
+    """The sweep crashes when the data are new and dvc.lock is half written. The next sweep completes both."""
 
     def die(*_, **__):
         (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  prep")
@@ -171,7 +171,7 @@ def test_a_sweep_that_crashed_after_its_swaps_is_completed(root, monkeypatch):
         patched.setattr(commands, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             erase(root)
-    Dataset(root / "data/dataset")  # swapped: what is there is whole
+    Dataset(root / "data/dataset")  # The swapped dataset must be complete.
     assert sweep(root, apply=True).clean
     assert json.loads(dvc(root, "status", "--json")) == {}
     assert objects(root / ".dvc/cache") == Storage(root).referenced()
@@ -180,7 +180,7 @@ def test_a_sweep_that_crashed_after_its_swaps_is_completed(root, monkeypatch):
 def test_a_dry_run_counts_what_it_would_remove(root):
     report = sweep(root, subjects=[people_workspace.person(i) for i in ERASED])
     counts = {(r.where, r.what): r.count for r in report.found}
-    # The older manifest of the evaluation, and the listing of its directory.
+    # These are the older manifest of the evaluation and the listing of its directory.
     assert counts["DVC cache", "objects that dvc.lock does not name"] == 2
     assert counts["DVC remote backup", "objects that dvc.lock does not name"] == 2
 

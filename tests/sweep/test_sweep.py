@@ -1,4 +1,4 @@
-"""What a sweep leaves of rows, and what it leaves alone."""
+"""Test what a sweep removes from a small workspace with people, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from expunge.system.errors import DataError
 from expunge.system.files import read_manifest
 from tests.sweep import people_workspace
 
-ERASED = [2, 3, 17]  # people in three of the six shards
+ERASED = [2, 3, 17]  # The rows of these people are in two of the six shards.
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_erased_rows_do_not_come_back(root, before, tmp_path):
     erase(root)
     for name, read in (("dataset", Dataset), ("split", Split), ("features/original", FeatureStore)):
         shutil.move(root / "data" / name, tmp_path / "swept")
-        shutil.copytree(before / "data" / name, root / "data" / name)  # a restored backup
+        shutil.copytree(before / "data" / name, root / "data" / name)  # Somebody restores a backup.
         with pytest.raises(DataError, match=r"contains .* erased rows again"):
             read(root / "data" / name)
         shutil.rmtree(root / "data" / name)
@@ -170,7 +170,7 @@ def test_a_sweep_without_rows_repairs_what_came_back(root, before):
     }
     assert report.clean
     after = people_workspace.files(root)
-    # Activations have no ids and were of the swept rows: they go rather than be guessed about.
+    # Activations hold no ids and belong to the swept dataset, so they are removed.
     assert after == {n: c for n, c in state.items() if not n.startswith("data/activations")}
 
 
@@ -187,7 +187,7 @@ def test_altered_copies_under_an_erased_id_are_refused(root, tmp_path):
 def test_a_retained_copy_of_an_erased_row_stays_and_is_reported(root):
     with np.load(root / people_workspace.NPZ) as archive:
         arrays = dict(archive)
-    arrays["images"][0] = arrays["images"][20]  # person 0 has a picture of person 2
+    arrays["images"][0] = arrays["images"][20]  # Person 0 has a picture of person 2.
     np.savez(root / people_workspace.NPZ, **arrays)
     prepare("npz", root / "data/dataset", path=root / people_workspace.NPZ)
     people_workspace.features(root, Dataset(root / "data/dataset"), people_workspace.SHARD)
@@ -258,7 +258,7 @@ def test_the_command_takes_what_promoted_versions_had_forgotten(root, monkeypatc
     done = CliRunner().invoke(app, ["sweep", "--apply", "--json"])
     assert done.exit_code == 0
     purged = {r["where"]: r["count"] for r in json.loads(done.output)["purged"]}
-    assert purged["data/dataset"] == 24  # training rows: a version forgets no others
+    assert purged["data/dataset"] == 24  # A version forgets only training rows.
     assert not any(people_workspace.person(i) in done.output or "record-" in done.output for i in ERASED)
     (root / "people.txt").write_text("".join(f"{people_workspace.person(i)}\n" for i in ERASED))
     rest = CliRunner().invoke(app, ["sweep", "--apply", "--json", "--subjects", "people.txt"])

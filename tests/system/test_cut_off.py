@@ -1,4 +1,7 @@
-"""A dvc.lock that ends in the middle, since DVC writes it in place: the next run goes on by itself."""
+"""Test the recovery from a dvc.lock that was cut off, which can happen because DVC writes the file in place.
+
+The next run sets the incomplete file aside and continues without help.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_what_is_called_whole_dvc_reads(finished):
-    """Cut at every byte; DVC's own schema is the reference. Most cuts are not whole, and none that DVC reads
-    wrongly is."""
+    """The file is cut at every byte. Most cuts are not whole, and every cut that is must follow DVC's own schema."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
     content = (finished / "dvc.lock").read_bytes()
@@ -60,6 +62,6 @@ def test_the_next_run_writes_the_same_lock(finished, capfd):
     at = int(np.random.default_rng(0).choice([n for n in range(len(content)) if not whole(content[:n])]))
     lock.write_bytes(content[:at])
     with pytest.raises(DataError, match="dvc status failed"):
-        dvc.run("status", root=finished)  # what a person would meet from then on
+        dvc.run("status", root=finished)  # DVC itself fails from then on.
     assert dvc.reproduce(root=finished)
     assert lock.read_bytes() == content and "was cut off" in capfd.readouterr().out

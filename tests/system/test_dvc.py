@@ -1,4 +1,7 @@
-"""DVC through its command line, and what takes its place where that reads and writes dvc.lock too often."""
+"""Test DVC through its command line, and `commit`, which replaces `dvc commit`, since that rewrites dvc.lock too often.
+
+The command `dvc commit` is the reference.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def root(tmp_path: Path) -> Path:
     dvc.run("add", "given", root=root)
     dvc.run("repro", root=root)
     for name in ("given", "one", "two-1", "two-2"):
-        (root / name).unlink()  # it may be a link into the cache
+        (root / name).unlink()  # The file may be a link into the cache.
         (root / name).write_text(f"{name}, swept\n")
     return root
 

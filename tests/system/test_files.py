@@ -1,4 +1,4 @@
-"""Atomic outputs: the old directory, the new one, or none."""
+"""Test atomic outputs: after a failure there is the old file or directory, the new one, or none, but never a part."""
 
 import json
 import os

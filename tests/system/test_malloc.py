@@ -1,4 +1,4 @@
-"""Freed memory is kept: asking for as much again costs no page faults."""
+"""Test that `keep_freed` lets glibc keep freed memory, so that allocating as much again causes no page faults."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Samples of this process: real work shows up as processor and memory."""
+"""Test the monitor of a process, whose samples of processor time and memory must show real work."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ def test_the_monitor_measures_processor_time_and_memory():
     held = bytearray(80_000_000)
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
-        hashlib.sha256(held).digest()  # lets other threads run, as torch and numpy do
+        hashlib.sha256(held).digest()  # hashlib releases the GIL, as torch and numpy do.
     series = usage.series()
     assert len(held) and series.keys() == {"cpu_percent_of_one_core", "process_memory_megabytes"}
     cpu, memory = series["cpu_percent_of_one_core"], series["process_memory_megabytes"]

@@ -1,4 +1,7 @@
-"""Entry points of other packages: nothing is imported before its name is used, and every error names the package."""
+"""Test the entry points of other packages.
+
+A package is imported only when its name is used, and every error names the package.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the disk refuses: files and folders are whole or as they were, and one line says why and what to do.
+"""Test writes that the disk refuses: the old content stays, and one line says why the write failed and what to do.
 
-A process limits the size of its own files (RLIMIT_FSIZE), which needs no rights. Real full disks are in
-tests/stages/test_disk.py.
+A process limits the size of its own files (RLIMIT_FSIZE), which needs no privileges. The tests with a full disk are
+in tests/stages/test_disk.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from expunge.system.files import create_durable, staged_dir, write_bytes, write_
 
 
 def limited(work: Callable[[], object], size: int) -> None:
-    """Run `work` where no file may grow beyond `size` bytes, in a process of its own."""
+    """Run `work` in a child process in which no file may grow beyond `size` bytes, and assert that it succeeds."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -78,13 +78,13 @@ def test_what_is_written_is_whole_or_as_it_was(name, there, tmp_path):
 
 
 def test_another_process_may_have_made_the_file_meanwhile(tmp_path):
-    """It is not removed."""
+    """The other process's file must not be removed."""
     assert create_durable(tmp_path / "file", b"theirs") and not create_durable(tmp_path / "file", b"mine")
     assert (tmp_path / "file").read_bytes() == b"theirs" and not left_behind(tmp_path)
 
 
 def test_a_mapped_array_takes_its_space_at_once(tmp_path):
-    """Later, the system would kill the process (SIGBUS)."""
+    """If the space were missing later, the system would kill the process with SIGBUS."""
 
     def work() -> None:
         with pytest.raises(OSError):

@@ -1,4 +1,4 @@
-"""Model families for the contract test: a good one, and others that each break one promise."""
+"""Model families for the tests of `check_model`: one keeps the contract, and the others each break one promise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from expunge.models.families import Expects, Family
 
 
 class Mlp(nn.Module):
-    """A network of flat pixels, ten hidden units and a head. Subclasses override `before` and `behind` to break it."""
+    """A network with flattened pixels as input, ten hidden units and a head.
+
+    Subclasses override `before` and `behind` to break a promise of the contract.
+    """
 
     def __init__(self, num_classes: int, pixels: int) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class Noise(Mlp):
 
 
 def is_picture(x: Tensor) -> bool:
-    """Return whether `x` are pixels, which lie in [-1, 1], and not the noise by which the head is found."""
+    """Return whether `x` holds pixels, which lie in [-1, 1], and not the noise that is used to find the head."""
     return bool(x.abs().max() <= 1)
 
 
@@ -117,14 +120,14 @@ class Unused(Mlp):
 
 
 class Infinite(Mlp):
-    """Takes a square root of zero, which has no finite gradient."""
+    """A network that takes the square root of zero, which has no finite gradient."""
 
     def behind(self, z: Tensor) -> Tensor:
         return (z * 0).abs().sqrt() + z
 
 
 class RandomNumber(Mlp):
-    """Draws a number that is neither a parameter nor a buffer, so it is not saved."""
+    """A network with a random number that is neither a parameter nor a buffer, so it is not saved."""
 
     def __init__(self, num_classes: int, pixels: int) -> None:
         super().__init__(num_classes, pixels)
@@ -135,7 +138,7 @@ class RandomNumber(Mlp):
 
 
 class Loads(Mlp):
-    """Counts in a buffer how often it was loaded, so that its files change."""
+    """A network that counts in a buffer how often it was loaded, so that its files change."""
 
     def __init__(self, num_classes: int, pixels: int) -> None:
         super().__init__(num_classes, pixels)

@@ -1,4 +1,4 @@
-"""The contract of methods: methods of ours keep it, and each deliberately broken one is told what it broke."""
+"""Test `check_method`: built-in methods keep the contract, and the error for a broken one names the broken promise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ Change = Callable[[UnlearnedModel, FitInputs], Any]
 
 
 def broken(change: Change, kind: type = LogitMask) -> Method:
-    """The mask of logits, broken by `change(product, request)`, which gives the product or None."""
+    """Return the method `logit-mask` with a fault.
+
+    `change(product, request)` returns the product to use instead, or None to keep it.
+    """
 
     def fit(name: str, request: FitInputs, settings: Any, before: Any) -> Any:
         made = METHODS["logit-mask"].fit(name, request, settings, before)
@@ -80,7 +83,7 @@ class Weights(LogitMask):
 
 
 class Saves(UnlearnedModel):
-    """Writes another bias than it answers with."""
+    """A product that saves another bias than it uses for its logits."""
 
     def save(self, directory: Any) -> None:
         head(UnlearnedModel(self.map, self.head, self.info), bias=self.head.bias + 1).save(directory)

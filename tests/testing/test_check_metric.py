@@ -1,4 +1,4 @@
-"""The contract of metrics: a good one passes, and each deliberately broken one is told what it broke."""
+"""Test `check_metric`: a metric that keeps the contract passes, and the error for a broken one names the fault."""
 
 from __future__ import annotations
 

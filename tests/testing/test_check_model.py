@@ -1,4 +1,4 @@
-"""The contract of model families: a good one passes, and each deliberately broken one is told what it broke."""
+"""Test `check_model` with the families in `broken_families`: a good one passes, and errors name the broken promise."""
 
 from __future__ import annotations
 

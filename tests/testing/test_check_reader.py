@@ -1,4 +1,4 @@
-"""The contract of readers: a good one of each kind passes, and each deliberately broken one is told what it broke."""
+"""Test `check_reader`: a good reader of each kind passes, and the error for a broken one names the broken promise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ CONTENT: dict[str, Any] = {
 
 
 def reader(encoding: str = "raw", change: Change = lambda *_: None) -> Callable[..., Source]:
-    """A reader of two batches; `change(fields, test_fraction, seed)` breaks it. `names` and `more` are the source's."""
+    """Return a reader of two batches, in which `change(fields, test_fraction, seed)` makes a fault.
+
+    The fields `names` and `more` are arguments of the source, the others are those of its batches.
+    """
 
     def read(path: Path | None, test_fraction: float, seed: int) -> Source:
         labels = np.arange(N) % 3
@@ -83,7 +86,7 @@ def shuffled(f: dict[str, Any], _fraction: float, seed: int) -> None:
 
 
 def renumbered(f: dict[str, Any], fraction: float, seed: int) -> None:
-    """Ids that count within the split, as they come: stable only for one split."""
+    """Make ids that contain the name of the split, so that they are stable only for one split."""
     f["ids"] = [f"{s}-{i}" for i, s in enumerate(f["splits"])]
 
 

@@ -1,3 +1,5 @@
+"""Fixtures for the tests of tracking: an empty SQLite store and a real tracking server."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from tests.servers import tracking_server
 
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory) -> Path:
-    """Return a database with MLflow's tables. Creating them takes seconds, so tests copy the file."""
+    """Return a database with MLflow's empty tables. Creating them takes seconds, so tests copy the file."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -20,7 +22,7 @@ def new_database(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(new_database, tmp_path, monkeypatch) -> Path:
-    """Use an empty SQLite store and the temporary directory of the test as working directory."""
+    """Return an empty SQLite store in `tmp_path`, which becomes the working directory of the test."""
     path = tmp_path / "mlflow.db"
     path.write_bytes(new_database.read_bytes())
     monkeypatch.chdir(tmp_path)

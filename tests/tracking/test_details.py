@@ -1,4 +1,4 @@
-"""What a real run leaves for MLflow: the same keys for everybody, curves of what learns, cost of the references."""
+"""Test the details that a finished pipeline gives to MLflow: metrics with the same keys, curves, settings and costs."""
 
 import json
 from statistics import fmean
@@ -25,7 +25,7 @@ def test_original_retrained_and_methods_have_the_same_metrics(details):
     every = set.union(*keys.values())
     assert len(every) > 40
     for name, mine in keys.items():
-        # One retrained model has no attack with a population; samples are counted only where some sufficed.
+        # A single retrained model has no attack with a population. Samples are counted only if some number sufficed.
         assert every - mine <= {"membership/rmia_auc", "relearn/prototype_samples"}, name
 
 

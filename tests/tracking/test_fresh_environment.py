@@ -1,4 +1,4 @@
-"""A registered version where nothing is installed but what it asks for: the same probabilities as the evaluation's."""
+"""Test that a registered version gives the evaluation's probabilities where only its requirements are installed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_version_answers_as_evaluated_in_an_environment_of_its_requirements(fi
     assert all("==" in line for line in wanted) and not any("expunge" in line for line in wanted)
 
     python = tmp_path / "venv/bin/python"
-    # Nothing of this environment reaches the other.
+    # No setting of this environment must reach the new one.
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], env=env, check=True)
     install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", str(model / "requirements.txt")]

@@ -1,5 +1,8 @@
-"""A tracking server that is busy, loses answers, or dies in the middle: runs and versions are there once, or the next
-call makes them so. The server is MLflow's own, behind a proxy that fails on purpose."""
+"""Test logging and registering with a tracking server that is busy, loses answers, or stops in the middle.
+
+Every run and version exists exactly once, at the latest after the next call. The server is MLflow's own, behind a
+proxy that fails on purpose.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from tests.flaky import BUSY, DEAD, LOST, flaky
 from tests.tracking.test_registry import submission
 from tests.tracking.test_runs import SUMMARY, log
 
-CANDIDATES = 6  # the pipeline run, three references and two methods
+CANDIDATES = 6  # These are the run of the pipeline, three references and two methods.
 
 
 @pytest.fixture
 def proxy(server, monkeypatch):
-    """Put a proxy that can fail between the client and the server. The client repeats calls at once."""
+    """Yield a proxy between client and server that can fail on purpose. The client repeats calls without a pause."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     with flaky(server) as made:
@@ -31,7 +34,10 @@ def proxy(server, monkeypatch):
 
 @pytest.fixture
 def work(proxy, tmp_path, monkeypatch, request):
-    """Return a name, and a function that logs and registers as the stage does, in an experiment and a model of it."""
+    """Return a name, and a function that logs a run and registers a version as the stage does.
+
+    Experiment and model have that name.
+    """
     monkeypatch.chdir(tmp_path)
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     given = replace(submission(tmp_path, "mlp"), name=name, content=f"sha256:{name}")
@@ -51,7 +57,7 @@ def statuses(name: str) -> Counter:
 
 
 def versions(name: str) -> list[str]:
-    """Return the versions. Each of them was checked, and the newest is the challenger."""
+    """Return the numbers of the versions, after asserting that each was checked and the newest is the challenger."""
     client = connect()
     found = client.search_model_versions(f"name = '{name}'")
     assert all("parity" in v.tags for v in found)
@@ -61,7 +67,10 @@ def versions(name: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_busy_server_that_loses_answers(proxy, work):
-    """Every fifth request or so is answered with 503, as "database is locked" is, or carried out without an answer."""
+    """About every fifth request fails.
+
+    It is answered with status 503, as for "database is locked", or it is carried out and its answer is lost.
+    """
     name, call = work
     rng = np.random.default_rng(0)
     fates = {int(n): str(rng.choice([BUSY, LOST])) for n in np.flatnonzero(rng.random(2000) < 0.2)}

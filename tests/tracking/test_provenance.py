@@ -1,4 +1,4 @@
-"""What a run says of the code that it came from."""
+"""Test the commit that a run records for its code, and when that code counts as changed."""
 
 from __future__ import annotations
 

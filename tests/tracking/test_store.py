@@ -1,3 +1,5 @@
+"""Test the choice, the check and the creation of the tracking store, on SQLite files and on real servers."""
+
 from __future__ import annotations
 
 import fcntl
@@ -63,7 +65,7 @@ def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch
     assert find_version(client, s.name, "sha256:else") is None and aliased(client, "no-such-model", CHALLENGER) is None
     given = mlflow.pyfunc.load_model(f"models:/{s.name}@{CHALLENGER}").predict(s.inputs)
     np.testing.assert_allclose(given, s.expected, atol=1e-5)
-    assert mlflow.get_tracking_uri() == server  # what MLflow's global address was, it still is
+    assert mlflow.get_tracking_uri() == server  # MLflow's global address must not change.
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(("mlflow.db", "mlruns", "mlartifacts"))]
 
 
@@ -90,7 +92,7 @@ def test_what_answers_may_not_be_a_usable_server(status, message, monkeypatch):
         threading.Thread(target=other.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{other.server_port}")
         if message is None:
-            preflight()  # it asks for a password, which is MLflow's to send
+            preflight()  # The server asks for a password, which MLflow sends later.
         else:
             with pytest.raises(TrackingError, match=message):
                 preflight()
@@ -113,12 +115,12 @@ def test_opening_waits_while_another_process_makes_the_tables(store):
     with store.with_name("mlflow.db.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         threading.Thread(target=lambda: (connect(), opened.set())).start()
-        assert not opened.wait(1.5)  # without the lock it takes 0.1 s
+        assert not opened.wait(1.5)  # If nothing holds the lock, opening takes 0.1 s.
     assert opened.wait(60)
 
 
 def opens_and_is_killed(database: Path, until: int) -> int:
-    """`connect()` in a process that dies at its `until`-th statement, 0 for never; how many it saw."""
+    """Call `connect()` in a process that is killed at its `until`-th statement (0: never). Return their number."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
     return in_a_child(connect, until, lambda name, path: False)[1]
 
@@ -133,7 +135,10 @@ def test_a_store_whose_creation_was_killed_is_created_again(until, tmp_path, mon
 
 
 def test_a_half_migrated_store_of_an_earlier_version_is_created_again(tmp_path, monkeypatch):
-    """Made by MLflow in place, as before; but nothing that holds a row, or that is somebody else's, is replaced."""
+    """Earlier versions let MLflow create the tables in place.
+
+    A database that holds a row of data, or whose tables are not MLflow's, is never replaced.
+    """
     database = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     in_a_child(lambda: mlflow.MlflowClient(tracking_uri()).search_experiments(), 300, lambda name, path: False)
@@ -143,7 +148,7 @@ def test_a_half_migrated_store_of_an_earlier_version_is_created_again(tmp_path, 
         db.execute("INSERT INTO experiments (name) VALUES ('mine')")
     assert connect().search_experiments()[0].name == "Default"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'kept.db'}")
-    with suppress(TrackingError):  # MLflow may go on with it, or not
+    with suppress(TrackingError):  # MLflow may be able to complete the migration, or fail.
         connect()
     with sqlite3.connect(tmp_path / "kept.db") as db:
         assert ("mine",) in db.execute("SELECT name FROM experiments").fetchall()

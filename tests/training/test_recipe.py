@@ -1,4 +1,4 @@
-"""Recipes: what null stands for, and every setting against an independent reference."""
+"""Test the recipes of training: the defaults for null, and every setting against an independent reference."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_transformer_has_its_own_fine_tuning() -> None:
 
 
 def test_the_small_recipe_gives_the_bytes_that_train_gave_before_there_were_recipes() -> None:
-    """`train` without any of the new arguments is torch's SGD by one cycle; tests/training/test_trainer.py has that."""
+    """Without the arguments of a recipe, `train` is SGD with a one-cycle schedule, which test_trainer.py checks."""
     one, two = model(), model()
     recipe = dataclasses.replace(recipe_of(given(precision="fp32"), one), epochs=2, batch_size=64)
     train(one, IMAGES, LABELS, **recipe.arguments(), seed=1)
@@ -86,7 +86,7 @@ def test_the_small_recipe_gives_the_bytes_that_train_gave_before_there_were_reci
 
 
 def test_adamw_equals_a_computation_by_hand() -> None:
-    """Decoupled decay (arXiv 1711.05101) on weights and not on the bias, against numpy; full batches, two steps."""
+    """The reference is numpy: two full-batch steps with decoupled decay (arXiv 1711.05101) of weights, not biases."""
     made = flat()
     z = np.c_[IMAGES.reshape(N, 64) / 127.5 - 1.0, np.ones(N)]
     w = np.c_[made.head.weight.detach().numpy(), made.head.bias.detach().numpy()].astype(np.float64)
@@ -161,7 +161,8 @@ def test_accumulated_batches_are_the_whole_batch_where_nothing_depends_on_a_batc
         made = flat()
         return made, train(made, IMAGES, LABELS, **{**SHORT, "batch_size": size}, accumulate=parts)
 
-    whole, parts = trained(1, 50), trained(3, 50)  # 50 in parts of 17, 17 and 16, and a last batch of 28
+    # The batches of 50 rows are split into 17, 17 and 16; the last batch has 28 rows.
+    whole, parts = trained(1, 50), trained(3, 50)
     torch.testing.assert_close(parts[0].head.weight, whole[0].head.weight, rtol=1e-5, atol=1e-6)
     assert [h["loss"] for h in parts[1]] == pytest.approx([h["loss"] for h in whole[1]], rel=1e-5)
     assert [h["accuracy"] for h in parts[1]] == [h["accuracy"] for h in whole[1]]
@@ -179,7 +180,7 @@ def test_frozen_norms_keep_their_statistics() -> None:
 
 
 def test_the_moving_average_is_the_one_of_its_definition() -> None:
-    """timm's warm-up: decay min(d, 1 - (1 + t)^(-2/3)) at update t, the first takes the weights as they are."""
+    """With timm's warm-up, the decay at update t is min(d, 1 - (1 + t)^(-2/3)). The first update copies the weights."""
     settings = {**SHORT, "schedule": "constant", "warmup": 0.0, "momentum": 0.0, "batch_size": N, "weight_decay": 0.0}
     path = []
     for epochs in range(1, 5):
@@ -198,7 +199,7 @@ def test_the_moving_average_is_the_one_of_its_definition() -> None:
 def test_early_stopping_never_trains_on_held_out_rows_and_takes_the_best_pass() -> None:
     held = held_out(N, 0.3)
     wrong = LABELS.copy()
-    wrong[held] = (wrong[held] + 1) % 10  # learning the others makes these worse
+    wrong[held] = (wrong[held] + 1) % 10  # Learning the other rows raises their loss.
     made = flat()
     history = train(made, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=3, held=held)
     losses = [h["held_loss"] for h in history]

@@ -1,4 +1,4 @@
-"""Several processes train one network: the same loss curve as one process, and a killed one is replaced."""
+"""Test training with several processes: it has the loss curve of one process, and a killed process is replaced."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from expunge.training.recipe import build_classifier, fit_all
 from expunge.training.state import STATE
 from tests.pipeline import ENVIRONMENT, ROOT
 
-ROWS, BATCH = 400, 45  # slices of 23 and 22 rows, and a shorter last batch
-SECONDS = 240  # a test that takes longer than this hangs
+ROWS, BATCH = 400, 45  # A batch is cut into slices of 23 and 22 rows, and the last batch is shorter.
+SECONDS = 240  # A test that takes longer is taken to hang.
 
 
 def config(**train: Any) -> Config:
@@ -54,7 +54,10 @@ def alone(chosen: Config, dataset: Dataset, tmp_path: Path) -> tuple[nn.Module, 
 
 
 def norm_rank(rank: int, port: int, out: Path) -> None:
-    """Batch norm on a slice in each of two processes, its gradients and running statistics into `out`."""
+    """Run batch norm on the slice of process `rank` of two.
+
+    Save its output, gradients and running statistics in the folder `out`.
+    """
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
     x, weight = torch.randn(7, 3, 4, 4), torch.randn(7, 3, 4, 4)
@@ -119,14 +122,14 @@ def test_torchrun_is_for_all_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"patience": 5, "accumulate": 2, "optimizer": "adamw", "lr": 1e-3}])
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, digits: Dataset, changes: dict[str, Any]) -> None:
     chosen = config(**changes)
-    if "accumulate" in changes:  # batch norm is of parts then, and these are the same in both
+    if "accumulate" in changes:  # Batch norm is then of the parts of a batch; frozen statistics are the same in both.
         chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, frozen_norm=True))
     one, curve = alone(chosen, digits, tmp_path)
     two = build_classifier(chosen, digits, 1)
     shared = train_with_torchrun(chosen, two, digits, np.arange(ROWS), 1, tmp_path / "shared")
     for key in ("loss", *(["held_loss"] if "patience" in changes else [])):
         assert [h[key] for h in shared] == pytest.approx([h[key] for h in curve], abs=1e-3), key
-    # Rounding grows in momentum and batch norm, so single weights drift apart; what the networks say does not.
+    # Momentum and batch norm amplify rounding errors, so single weights differ more than the answers of the networks.
     assert [h["accuracy"] for h in shared] == pytest.approx([h["accuracy"] for h in curve], abs=2.5 / ROWS)
     images = digits.images(np.arange(ROWS))
     with torch.no_grad():

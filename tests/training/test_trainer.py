@@ -1,3 +1,5 @@
+"""Test `train` against softmax regression in numpy, and that a training that is killed resumes to the same bytes."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -35,7 +37,10 @@ def digest(model: Classifier) -> str:
 
 
 def test_a_step_is_nesterov_sgd_on_cross_entropy() -> None:
-    """Against softmax regression by hand: gradient (p - y)^T z / n, full batch, so that the order does not matter."""
+    """The reference is softmax regression in numpy, with the gradient (p - y)^T z / n.
+
+    Each batch holds all rows, so their order does not matter.
+    """
     pre = Preprocess(8, 8, 1, (0.5,), (0.5,))
     model = Classifier(nn.Flatten(), nn.Linear(64, 10), pre, ModelCard("flat", 10, 64, "full", True))
     lr, momentum, decay, epochs = 0.3, 0.8, 0.01, 4
@@ -128,7 +133,8 @@ def test_a_finished_state_is_returned_at_once_and_another_recipe_starts_anew(
 ) -> None:
     first, history = trained(tmp_path)
     again, same = trained(tmp_path)
-    assert digest(again) == digest(first) and same == history  # even the seconds: nothing was trained again
+    # The history holds the seconds of each epoch, so an equal history shows that nothing was trained again.
+    assert digest(again) == digest(first) and same == history
     assert "resuming after epoch 3 of 3" in capsys.readouterr().err
     assert digest(trained(tmp_path, lr=0.05)[0]) == digest(trained(lr=0.05)[0])
     assert "another recipe" in capsys.readouterr().err
@@ -159,9 +165,9 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """SIGKILL, again and again, until it gets through; then the same once more from the start, unhurt."""
+    """A training that is killed with SIGKILL up to six times must end like one that is never killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.training_worker"])  # torch is imported once, not per round
+    context.set_forkserver_preload(["tests.training.training_worker"])  # This imports torch only once.
     random_ = random.Random(0)
     result, resume = tmp_path / "killed", tmp_path / "resume"
     kills, resumed = 0, 0
@@ -170,7 +176,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
         resumed += (resume / STATE).exists()
         process.start()
         if kills < 6:
-            # Not before it wrote something, and then anywhere within an epoch or a write.
+            # The process is killed after it wrote a state, at any moment of an epoch or a write.
             before = (resume / STATE).stat().st_mtime_ns if (resume / STATE).exists() else 0
             deadline = time.monotonic() + 60
             while process.is_alive() and time.monotonic() < deadline:
@@ -183,7 +189,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL), "training ended by itself with an error"
     assert kills >= 2 and resumed >= kills
-    # The choice of "auto" was kept with the state: the unhurt run is told it, since it might measure otherwise.
+    # "auto" chose a precision, which the state keeps. The run that is not killed gets the same one explicitly.
     shutil.rmtree(resume)
     chosen = result.read_text().split()[0]
     process = context.Process(target=work, args=(resume, tmp_path / "unhurt", chosen))

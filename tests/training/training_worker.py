@@ -1,4 +1,4 @@
-"""A small training for a separate process, which tests kill."""
+"""Run a small training in a separate process, which tests kill."""
 
 from __future__ import annotations
 

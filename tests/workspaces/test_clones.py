@@ -1,4 +1,7 @@
-"""A workspace from git and a DVC remote: brought up to date, run in, its results pushed."""
+"""Test workspaces that are cloned from git and a DVC remote: they are brought up to date, and results are pushed.
+
+The repository holds a tiny pipeline; git and DVC are real.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def git(where: Path, *arguments: str) -> str:
 
 
 def publish_repository(tmp: Path) -> tuple[Path, Path]:
-    """A bare repository with the tiny pipeline and one DVC-tracked input, and the remote that holds the input."""
+    """Make a bare repository with the tiny pipeline and one input under DVC, and return it and the DVC remote."""
     work, bare, remote = lay_out_tiny(tmp / "work"), tmp / "repository.git", tmp / "remote"
     remote.mkdir()
     git(work, "init", "--quiet")
@@ -48,7 +51,10 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def repository(published, tmp_path):
-    """A copy: a test pushes to it. The remote's address is in the repository, so it is put right."""
+    """Return a copy of the repository and its remote, to which a test can push.
+
+    The repository names the address of the remote, so the copy gets the new address.
+    """
     shutil.copytree(published, tmp_path, dirs_exist_ok=True)
     work, bare, remote = tmp_path / "work", tmp_path / "repository.git", tmp_path / "remote"
     config = work / ".dvc" / "config"
@@ -72,7 +78,7 @@ def test_a_clone_gets_code_and_data_and_gives_back_a_lock(repository, tmp_path):
     assert git(bare, "diff", "--name-only", main, BRANCH) == "dvc.lock"
     assert git(bare, "rev-parse", "main") == main
     assert sum(p.is_file() for p in remote.rglob("*")) > before
-    # The clone's own branch has not moved, and the lock is still there for the next run.
+    # The clone's own branch must not move, and the next run still needs the lock.
     assert git(clone, "rev-parse", "HEAD") == main and git(clone, "status", "--porcelain") == "?? dvc.lock"
     refresh(str(bare), str(clone))
     assert dvc(clone, "status").strip() == "Data and pipelines are up to date."
@@ -83,7 +89,7 @@ def test_a_clone_gets_code_and_data_and_gives_back_a_lock(repository, tmp_path):
 
 @pytest.mark.slow
 def test_another_machine_takes_what_was_made_from_the_remote(repository, tmp_path):
-    """Nothing is run twice: the branch brings the lock, the remote the data, with or without the branch."""
+    """The branch brings the lock and the remote the data, and without the branch, the run cache avoids a second run."""
     bare, _ = repository
     first = Path(refresh(str(bare), str(tmp_path / "first"))["directory"])
     dvc(first, "repro", "--quiet")
@@ -122,14 +128,15 @@ def test_metrics_go_with_the_lock_and_come_with_a_clone(repository, tmp_path):
     bare, _ = repository
     work = tmp_path / "work"
     (work / "dvc.yaml").write_text((work / "dvc.yaml").read_text() + COMPARE)
-    (work / ".gitignore").write_text((work / ".gitignore").read_text() + "/reports/\n")  # as an older workspace
+    # Older workspaces have this rule.
+    (work / ".gitignore").write_text((work / ".gitignore").read_text() + "/reports/\n")
     git(work, "commit", "--quiet", "-am", "metrics")
     git(work, "push", "--quiet", str(bare), "HEAD:main")
     clone = Path(refresh(str(bare), str(tmp_path / "clone"))["directory"])
     dvc(clone, "repro", "--quiet")
     assert push(clone, BRANCH)
     assert git(bare, "diff", "--name-only", "main", BRANCH).split() == ["dvc.lock", "reports/metrics/a.json"]
-    # Once the branch is merged, a clone shows them without a run; untracked files are no obstacle.
+    # Once the branch is merged, a clone has the metrics without a run. Untracked files do not stop the merge.
     git(bare, "branch", "--force", "main", BRANCH)
     refresh(str(bare), str(clone))
     assert push(clone, "expunge/again") is None and git(clone, "status", "--porcelain") == ""

@@ -1,4 +1,7 @@
-"""What docs/dvc.md says, on a real run in a git repository: tables, differences, experiments, a clone, a remote."""
+"""Test the statements of docs/dvc.md on the finished pipeline in a git repository.
+
+They are about tables, differences, experiments, a clone and a remote.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def git(where: Path, *arguments: str) -> str:
 
 
 def table(where: Path, *arguments: str) -> str:
-    """What a terminal of 120 columns shows; no line is longer and nothing is cut."""
+    """Return what a DVC command prints, after asserting that no line exceeds 120 columns and no cell is shortened."""
     shown = dvc(where, *arguments)
     assert max(map(len, shown.splitlines())) <= WIDTH and "…" not in shown, shown
     return shown
@@ -33,7 +36,7 @@ def table(where: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def repository(finished, tmp_path_factory):
-    """The finished workspace as the one commit of a git repository, and an experiment beside it."""
+    """Return a git repository with the finished workspace as its only commit, and with an experiment of DVC."""
     home = tmp_path_factory.mktemp("repository") / "work"
     shutil.copytree(finished, home, symlinks=True)
     shutil.copy(ROOT / ".gitignore", home / ".gitignore")
@@ -44,7 +47,7 @@ def repository(finished, tmp_path_factory):
     git(home, "config", "user.name", "a")
     git(home, "config", "user.email", "a@b.c")
     dvc(home, "config", "--unset", "core.no_scm")
-    # As `dvc init` writes it in a git repository; the finished workspace is in none.
+    # `dvc init` writes this file in a git repository. The finished workspace was created outside of git.
     (home / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     dvc(home, "remote", "add", "--quiet", "--default", "storage", str(home.parent / "remote"))
     git(home, "add", ".")
@@ -95,7 +98,7 @@ def test_differences_name_what_changed(repository, tmp_path):
 
 @pytest.mark.slow
 def test_a_clone_shows_results_and_pulls_the_rest(repository, tmp_path):
-    """The experiment becomes a commit; the clone has only git, then the remote too."""
+    """The experiment becomes a commit. The clone shows results from git alone, and then pulls from the remote."""
     repository = Path(shutil.copytree(repository, tmp_path / "work", symlinks=True))
     dvc(repository, "exp", "apply", EXPERIMENT)
     git(repository, "add", ".")

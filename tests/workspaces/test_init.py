@@ -1,4 +1,4 @@
-"""`expunge init` in somebody's repository: what it writes, what it leaves alone, and how a workspace is upgraded."""
+"""Test `expunge init` in a user's repository: what it writes, what it leaves unchanged, and how it upgrades."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIGITS = ("--example", "digits")
 
 
 def init(*arguments: str) -> str:
-    """What it printed. An ExpungeError passes."""
+    """Run `expunge init` and return its output. Exceptions other than SystemExit are raised again."""
     done = CliRunner().invoke(app, ["init", *arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -70,7 +70,7 @@ def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
     ignored = (repository / ".gitignore").read_text()
     assert ignored.startswith("*.bak\n\n# expunge\n") and ignored.count("/data/dataset\n") == 1
     assert "params.yaml: nothing wrong" in CliRunner().invoke(app, ["check"]).output
-    # Every file of it may be committed, and nothing that a run makes.
+    # Every file of the workspace can be committed.
     git("add", ".")
     names = git("ls-files").split()
     assert {"dvc.yaml", "expunge.lock", "flows/unlearn.py", ".github/workflows/expunge.yml"} <= set(names)
@@ -100,7 +100,8 @@ def test_all_conflicts_are_reported_together_and_nothing_is_written(repository):
     for name in ("dvc.yaml", "flows/__init__.py", "models/original/weights.bin", "reports/results.md"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
         (repository / name).write_text("mine\n")
-    (repository / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())  # as it would be: no conflict
+    # This file has the content that `init` would write, so it is no conflict.
+    (repository / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
     (repository / "models/mine.py").write_text("")
     before = everything(repository)
     with pytest.raises(ConfigError) as told:
@@ -113,7 +114,7 @@ def test_all_conflicts_are_reported_together_and_nothing_is_written(repository):
     with pytest.raises(ConfigError) as told:
         init(*DIGITS, "--without", "flows")
     assert "flows/__init__.py:" not in str(told.value)
-    # The way out that it names.
+    # The error suggests a folder of its own, which must work.
     (repository / "forget").mkdir()
     os.chdir(repository / "forget")
     init(*DIGITS)
@@ -242,7 +243,10 @@ def test_another_build_is_refused_by_stages_and_explained_by_check(repository):
 
 @pytest.fixture
 def newer(repository, monkeypatch):
-    """A workspace, and a version after it: one flow has another line, one is gone, one is new; params has a new key."""
+    """Return a workspace that a newer version of the package can upgrade.
+
+    In the newer version, one flow has another line, one is removed and one is new; params.yaml has a new key.
+    """
     init(*DIGITS)
     own = (repository / "params.yaml").read_text().replace("  epochs: 8", "  epochs: 9 # mine")
     (repository / "params.yaml").write_text(

@@ -1,4 +1,4 @@
-"""What `expunge init` makes of the repository's own params.yaml and dvc.yaml, as texts."""
+"""Test the texts of params.yaml and dvc.yaml that `expunge init` makes from those of this repository."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_digest_follows_the_code(tmp_path, monkeypatch):
 
 
 def test_a_source_tree_on_the_path_has_a_version_too(monkeypatch, tmp_path):
-    """The image of the worker holds the sources and no metadata of a package."""
+    """The container image of the worker holds the sources, but no package metadata."""
     from expunge.system import installed
     from expunge.system.preflight import passed, remember
 
@@ -150,8 +150,8 @@ def test_a_source_tree_on_the_path_has_a_version_too(monkeypatch, tmp_path):
 
 
 def test_ignore_rules_know_every_output_of_this_repository():
-    """What the root .gitignore keeps out of git by folders, a workspace keeps out output by output."""
-    # A rule for a folder matches a name that ends with a slash where the folder is not there.
+    """The root .gitignore has rules for folders, while a workspace has one rule for each output. Both must agree."""
+    # If a folder does not exist, a rule for folders matches only a name that ends with a slash.
     kept_out = [Path(name) for name, in_git in outputs(GRAPH) if not in_git]
     names = [f"{path}" if path.suffix else f"{path}/" for path in kept_out]
     command = ["git", "check-ignore", "--no-index", "--stdin"]

@@ -1,4 +1,4 @@
-"""Demos and variants in folders that are not this repository: what they take from there, and what they leave alone."""
+"""Test demos and variants in folders other than this repository: which files they use, and which they ignore."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_workspace_gives_its_graph_flows_data_and_weights(tmp_path):
     for name in ("flows", "images", "weights/w.safetensors", "encoder"):
         assert (workspace / name).resolve() == (tmp_path / name).resolve(), name
     assert (workspace / "data/requests/a").read_text() == "x"
-    # A demo there has no path: its `prepare` depends on the folder of inputs.
+    # The demo has no `data.path`, so its stage `prepare` depends on the folder of inputs.
     lay_out(tmp_path, tmp_path / ".expunge/demo", DEMO)
     stages = yaml.safe_load((tmp_path / ".expunge/demo/dvc.yaml").read_text())["stages"]
     assert stages["prepare"]["deps"] == ["data/source"]

@@ -1,4 +1,7 @@
-"""docs/start.md: its five commands as they stand there, from a wheel to a registered version, and what comes after."""
+"""Test the five commands of docs/start.md as they are written there, from a wheel to a registered version.
+
+The test also runs what users do next: flows, variants, documentation, promotion and presets.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ def test_the_guide_is_five_commands():
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """The wheel, and nothing of this source tree: a virtual environment that sees the packages beside this one's."""
+    """Return the variables of a virtual environment with the built wheel and without this source tree.
+
+    It also sees the other installed packages.
+    """
     home = tmp_path_factory.mktemp("installed")
     outside = {k: v for k, v in ENVIRONMENT.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")}
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(home / "dist")]
@@ -54,7 +60,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     ]
     subprocess.run(install, env=outside, check=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    # Packages only: .pth files in there, and so the editable install of this tree, are not read.
+    # This adds packages only. Python does not read .pth files there, so the editable install of this tree is left out.
     (home / "venv/lib" / version / "site-packages/others.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     tool = home / "venv/bin/dvc"
     tool.write_text(f"#!{python}\nimport sys\nfrom dvc.cli import main\nsys.exit(main())\n")
@@ -70,9 +76,11 @@ def run(command: str, where: Path, environment: dict[str, str], ok: bool = True)
 
 
 def pictures(folder: Path) -> None:
-    """scikit-learn's digits as PNG files, each as it is, moved to the right and moved down.
+    """Write scikit-learn's digits as PNG files: each unchanged, shifted to the right, and shifted down.
 
-    With the 1,797 as they are, two test rows more or less would decide whether utility is kept, and so the machine."""
+    With only the 1,797 unchanged ones, two test rows decide whether utility is kept, so the result would depend on the
+    machine.
+    """
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -97,7 +105,7 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     version = client.get_model_version_by_alias(receipt["model"], "challenger")
     assert version.tags["method"] == receipt["method"] and receipt["method"] is not None
 
-    # What stages depend on is in dvc.lock, and git gets no data.
+    # dvc.lock holds the dependencies of the stages, and no data are added to git.
     stages = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]
     lock = yaml.safe_load((tmp_path / "expunge.lock").read_text())
     assert stages["prepare"]["params"]["expunge.lock"]["code.data"] == lock["code"]["data"]
@@ -107,7 +115,7 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     small = {"reports/metrics", "reports/plots", "reports"}
     assert {str(Path(n).parent) for n in names if n.startswith("reports/")} == small and "reports/outcome.json" in names
 
-    # The rest works there too: flows, variants, the pages, promotion.
+    # Flows, variants, documentation pages and promotion work in this workspace as well.
     assert "up to date" in run("dvc status", tmp_path, environment)
     flow = run("python -m flows.unlearn --stages prepare register", tmp_path, environment)
     assert "Completed" in flow and "register" in flow
@@ -118,7 +126,7 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     run("expunge promote --version 1 --reason tried --yes", tmp_path, environment)
     assert "1" in run("expunge ledger show", tmp_path, environment)
 
-    # The papers' presets come with the wheel.
+    # The wheel contains the presets of the papers.
     assert "ru-cifar10-class" in run("expunge reproduce --list", tmp_path, environment)
     run("expunge reproduce ru-gaussians", tmp_path, environment)
     assert (tmp_path / ".expunge/reproduce/ru-gaussians/page.md").is_file()

@@ -1,4 +1,7 @@
-"""Texts through the library: from a table to a servable, with a tiny encoder. The pipeline: stages/test_texts."""
+"""Test the library on texts, from a table to a servable, with a tiny encoder.
+
+tests/stages/test_texts.py tests the pipeline with a real encoder.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ TOPICS = {"animals": ANIMALS, "money": MONEY, "both": None}
 
 
 def write_texts(file: Path, rows: int = 240) -> Path:
-    """Topics differ in their nouns; `both` has one of each."""
+    """Write texts of three topics that differ in their nouns. The topic `both` has one noun of each other topic."""
     rng = np.random.default_rng(0)
     with open(file, "w", newline="") as f:
         table = csv.writer(f)
@@ -50,7 +53,7 @@ def write_texts(file: Path, rows: int = 240) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A dataset, a split, a model with its features, as the stages make them."""
+    """Return a folder with a dataset, a split, and a model with its features, as the stages make them."""
     home = tmp_path_factory.mktemp("texts")
     prepare("text", home / "dataset", path=write_texts(home / "in.csv"), test_fraction=0.25)
     dataset = Dataset(home / "dataset")
