@@ -170,7 +170,8 @@ def workers(rows: int, root: Path) -> dict[str, float]:
 
 def run(small: bool = False) -> dict[str, Any]:
     """Targets: 0.90 of the bare loop for both models; Parquet write 0.5 and mapped read 0.8 of the faster format; flat
-    memory. `small` takes a tenth of the rows."""
+    memory. `small` takes a tenth of the rows.
+    """
     keep_freed()  # as every stage does
     scale = 10 if small else 1
 

@@ -29,7 +29,8 @@ TARGET = 1 / 6
 
 def run() -> dict[str, Any]:
     """Target: one person with 8 shards in at most 1/6 of the time of training above the cut whole. Processor seconds of
-    one thread; activations are noise, whose values training time does not depend on."""
+    one thread; activations are noise, whose values training time does not depend on.
+    """
     torch.set_num_threads(1)
     model = build(NAME, CLASSES, (SIDE, SIDE, 3), training="above", saw_forget_data=False, seed=1, public=True)
     depth, height, width = split_at_cut(model, CUT).shape()

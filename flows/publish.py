@@ -118,7 +118,8 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
 )
 def push_run(workspace: str) -> str:
     """Push data to the DVC remote, and dvc.lock, metrics and plots to a branch named after the run. Returns the
-    branch."""
+    branch.
+    """
     branch = branch_of(flow_run.get_name() or "run")
     push(Path(workspace), branch)
     create_markdown_artifact(

@@ -64,7 +64,8 @@ def main() -> None:
 
 def specification(name: str | None, repository: str | None, revision: str, remote: str | None) -> dict[str, Any]:
     """Return the deployments of prefect.yaml: unchanged for the worker's folder, and with a pull step and own names for
-    a clone."""
+    a clone.
+    """
     spec: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
     if repository is None:
         return spec

@@ -83,7 +83,8 @@ def stage_names(workspace: Path) -> list[str]:
 
 def stale_stages(workspace: Path) -> list[str]:
     """Return the stages whose inputs, parameters or outputs differ from dvc.lock. Later stages, which depend on their
-    outputs, are not in the list."""
+    outputs, are not in the list.
+    """
     set_aside_cut_off(workspace)
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
@@ -164,7 +165,8 @@ def stream(command: list[str], workspace: Path, what: str) -> list[str]:
 
 def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
     """Whether to retry: for minutes if another process holds the workspace, twice if the stage uses outside
-    services."""
+    services.
+    """
     if BUSY in (state.message or ""):
         return run.run_count < BUSY_TRIES
     return run.run_count < OUTSIDE_TRIES and any(run.name.startswith(name) for name in OUTSIDE)
@@ -179,7 +181,8 @@ def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obje
 )
 def run_stage(stage: str, workspace: str, force: bool = False) -> str:
     """Run one stage with `dvc repro --single-item` and stream its output into the log. Returns "done" or "up to
-    date"."""
+    date".
+    """
     command = dvc.command("repro", "--single-item", *(["--force"] if force else []), stage)
     tail = stream(command, Path(workspace), f"stage {stage}")
     return UP_TO_DATE if any("didn't change, skipping" in line for line in tail) else DONE

@@ -118,7 +118,8 @@ def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: 
 
 def dataset_frame(dataset: Dataset) -> pd.DataFrame:
     """Return a frame with one row per sample: sample_id, label, split, train_label (missing for test rows) and
-    content_bytes; for images also height, width, channels and pixels."""
+    content_bytes; for images also height, width, channels and pixels.
+    """
     sizes = [] if dataset.encoding == TEXT else ["height", "width", "channels"]
     frame: pd.DataFrame = dataset.table(["sample_id", "label", "split", *sizes]).to_pandas()
     frame["train_label"] = frame["label"].where(frame["split"] == TRAIN)
@@ -130,7 +131,8 @@ def dataset_frame(dataset: Dataset) -> pd.DataFrame:
 
 def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
     """Return a frame with one row per assignment: sample_id, part, and 0/1 columns matches_dataset, fits_split, forget
-    and retain."""
+    and retain.
+    """
     table = pq.read_table(split.directory / ASSIGNMENT)
     reference = dataset.table(["sample_id", "split"])
     frame: pd.DataFrame = table.select(["sample_id", "part"]).to_pandas()
@@ -177,7 +179,8 @@ def feature_frame(store: FeatureStore, dataset: Dataset) -> pd.DataFrame:
 
 def _agrees(column: pa.ChunkedArray, reference: pa.ChunkedArray) -> np.ndarray:
     """Return int `(len(column),)`: 1 where `column` equals `reference` at the same position, 0 where it differs or has
-    no counterpart."""
+    no counterpart.
+    """
     n = min(len(column), len(reference))
     out = np.zeros(len(column), dtype=int)
     out[:n] = pc.equal(column.slice(0, n).cast(reference.type), reference.slice(0, n)).to_numpy()

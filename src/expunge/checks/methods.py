@@ -125,7 +125,8 @@ def _names(
     where: str, method: str, kind: type[Estimator], given: Mapping[str, Any], chosen: Collection[str]
 ) -> list[Problem]:
     """Return every setting in `given`, or `chosen` from in `choose`, that the method does not have, and every one that
-    it needs and that is in neither."""
+    it needs and that is in neither.
+    """
     parameters = inspect.signature(kind).parameters.values()
     known = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)  # a class of another package may

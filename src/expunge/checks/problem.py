@@ -16,7 +16,8 @@ class Problem:
     @classmethod
     def from_error(cls, where: str, words: str | Exception) -> Problem:
         """Return the problem in an error's line, `params.yaml: KEY: PROBLEM; WAY OUT`, without a repetition of
-        `where`."""
+        `where`.
+        """
         line = str(words).replace("\n", " ").removeprefix("params.yaml: ")
         what, _, way_out = line.partition("; ")
         return cls(where, what.removeprefix(f"{where}: ").removeprefix(f"{where} "), way_out)

@@ -32,7 +32,8 @@ LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container, in byt
 @dataclass(frozen=True)
 class Needs:
     """Bytes that a run will write below each folder (`disk`), and the largest memory of a stage with the stage's
-    name."""
+    name.
+    """
 
     disk: Mapping[str, float]
     memory: float
@@ -76,7 +77,8 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
 
 def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
     """Return a problem for disk and for memory if there is too little. Existing folders are replaced and are not
-    counted."""
+    counted.
+    """
     found = []
     wanted = {k: v for k, v in need.disk.items() if v and not (root / k).is_dir()}
     free, total = shutil.disk_usage(root).free, sum(wanted.values())
@@ -92,7 +94,8 @@ def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
 
 def memory() -> float:
     """Return the memory in bytes of the machine or its container. It counts memory that other processes hold now, which
-    may be free during the run."""
+    may be free during the run.
+    """
     there = float(psutil.virtual_memory().total)
     limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
     return min(there, float(limit)) if limit.isdigit() else there
@@ -101,7 +104,8 @@ def memory() -> float:
 @torch.no_grad()
 def _batch(classifier: Classifier) -> float:
     """Return the bytes per row that a training step keeps for its backward pass: the float32 outputs of all layers, and
-    twice the largest for gradients."""
+    twice the largest for gradients.
+    """
     sizes: list[int] = []
 
     def count(_module: nn.Module, _given: object, out: object) -> None:

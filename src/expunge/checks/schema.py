@@ -47,7 +47,8 @@ class Schema:
     @classmethod
     def of(cls, config: Config, directory: Path) -> tuple[Schema, list[Problem]]:
         """Return the schema of the dataset in `directory` if it comes from the source that `config` names, else that of
-        the source; and the conflicts found."""
+        the source; and the conflicts found.
+        """
         source = config.data.source
         found: list[Problem] = []
         if directory.is_dir():
@@ -89,7 +90,8 @@ class Schema:
 
 def _same_source(dataset: Dataset, config: Config) -> bool:
     """Whether the dataset was made from the configured source. Its manifest names the source as params do, or by the
-    path that was read."""
+    path that was read.
+    """
     name, data = str(dataset.manifest.get("source", "")), config.data
     return name.startswith(data.source) or (data.path is not None and Path(data.path).name in name)
 
@@ -108,7 +110,8 @@ class Request:
 
 def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
     """Return the request of `config` and its conflicts: by selecting its rows if a dataset is prepared, else by its
-    selector."""
+    selector.
+    """
     asked = config.split
     if asked.selector == "canaries":
         return Request("rows", config.data.canaries), []

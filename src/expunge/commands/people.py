@@ -31,7 +31,8 @@ WHO = "demo"
 @dataclass(frozen=True)
 class Deleted:
     """What became of one request. `rows`: training and test rows; `accuracy`: of the version that serves then, on test
-    rows; `certificate`: its folder."""
+    rows; `certificate`: its folder.
+    """
 
     person: str
     rows: tuple[int, int]

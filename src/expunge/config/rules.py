@@ -199,7 +199,8 @@ def broken_rules(config: Config) -> list[str]:
 
 def _broken_cuts(config: Config, name: str) -> list[str]:
     """Return a conflict for each cut above which the entry `name` of `fit`, or an entry nested in its `after`, relearns
-    although its activations are not fetched."""
+    although its activations are not fetched.
+    """
     found, given, cuts = [], config.fit[name], config.activations.cuts
     default = name
     where = f"fit.{name}"

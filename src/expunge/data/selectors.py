@@ -39,7 +39,8 @@ def select(
 ) -> np.ndarray:
     """Return the mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows,
     `scores` returns how strongly the model memorised each row `(rows,)`, for the selector "memorised" only.
-    Raises DataError for a request that is incomplete or does not fit the dataset."""
+    Raises DataError for a request that is incomplete or does not fit the dataset.
+    """
     if selector == "classes":
         return train & np.isin(dataset.labels(), class_indices(dataset.class_names, classes))
     if selector == "random":
@@ -79,7 +80,8 @@ def refuse_most(selector: str, forget: np.ndarray, train: np.ndarray, allowed: b
 
 def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
     """Return the labels of classes given by name or index. Case is ignored unless two class names differ only in case.
-    Raises DataError for an unknown class, listing the known ones, for a repeated class, and for an empty list."""
+    Raises DataError for an unknown class, listing the known ones, for a repeated class, and for an empty list.
+    """
     if not wanted:
         raise DataError("selector classes needs at least one class (split.classes in params.yaml)")
     indices = []
@@ -118,7 +120,8 @@ def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np.ndarray:
     """Select the `fraction` of the training rows, at least one, with the highest `scores (rows,)`; ties by row order.
-    Raises DataError for a fraction outside (0, 1) and for a training row whose score is not finite."""
+    Raises DataError for a fraction outside (0, 1) and for a training row whose score is not finite.
+    """
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
     rows = np.flatnonzero(train)
@@ -159,7 +162,8 @@ def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
 
 def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
     """Return the mask of the rows of all splits whose subject is listed in `file`.
-    Raises DataError for unknown and repeated subjects, and for a dataset without a subject column."""
+    Raises DataError for unknown and repeated subjects, and for a dataset without a subject column.
+    """
     if "subject" not in dataset.columns:
         raise DataError(f"{dataset.directory}: this dataset has no subject column; select by ids instead")
     wanted = read_values(file, "subject")

@@ -238,7 +238,8 @@ class Split:
     @cached_property
     def training_rows(self) -> np.ndarray:
         """int64 dataset positions, ascending, of the rows on which a model is trained after the request: the retained
-        and the corrected rows."""
+        and the corrected rows.
+        """
         return self.rows(RETAIN) if self.corrections is None else np.union1d(self.rows(RETAIN), self.rows(FORGET))
 
     @cached_property

@@ -130,7 +130,8 @@ def _inputs(classifier: Classifier, version: Version) -> FitInputs:
 
 def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[int] | None) -> dict[str, Any]:
     """Train the network, or its `chosen` shards, again above the cut: on the stored activations or, with `encode`, on
-    recomputed ones."""
+    recomputed ones.
+    """
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)
     try:
@@ -143,7 +144,8 @@ def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[
 
 def _features(inputs: FitInputs) -> dict[str, Any]:
     """Extract the features of the retained rows again and return their largest distance, relative to |z|, to the
-    stored ones."""
+    stored ones.
+    """
     settings = ExtractionSettings.of(load_config().features)
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)

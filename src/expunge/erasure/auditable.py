@@ -21,7 +21,8 @@ KEY = "the key of the row digests (data/forgotten/key) was not chosen to make th
 
 def kind_of(claim: Mapping[str, Any]) -> str | None:
     """Return the kind of an exact claim (`exact` in `fit.json`): "ridge", "softmax", "above" or "shards"; None for any
-    other procedure."""
+    other procedure.
+    """
     if "recipe" in claim:
         return SHARDS if "shards" in claim else ABOVE
     return HEADS.get(claim.get("head", {}).get("kind"))

@@ -49,7 +49,8 @@ class Step(StrEnum):
 @dataclass(frozen=True)
 class Batch:
     """One batch. `facts`: the results of its steps, for later steps and for certificates, as JSON without ids of rows
-    or of people. `until`: when the lease of `owner` expires, in seconds since 1970."""
+    or of people. `until`: when the lease of `owner` expires, in seconds since 1970.
+    """
 
     id: str
     open: bool | None

@@ -38,7 +38,8 @@ def versions() -> dict[str, str]:
 
 def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
     """Return the record of the run that made `product`: procedure, source revision, validation, metrics against the
-    references, claims, and what is not claimed."""
+    references, claims, and what is not claimed.
+    """
     from expunge.tracking.provenance import git_state, lock_digest
 
     config, summary = load_config(), read_json(SUMMARY)

@@ -10,7 +10,8 @@ def joined(
     before: Mapping[str, list[dict[str, Any]]], after: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Merge the reports of the dry run (`before`) and of the sweep (`after`). What was found and is not left counts as
-    purged."""
+    purged.
+    """
     # For one place the entry of the sweep is kept: the dry run words some findings differently.
     swept = {entry["where"] for entry in after["found"]}
     found = [*after["found"], *(entry for entry in before["found"] if entry["where"] not in swept)]

@@ -59,7 +59,8 @@ class Pipeline(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """The result of `advance`. `state`: "nothing to do", or the state of the batch's requests. `facts` hold counts,
-    names and verdicts, and no ids of rows or of people."""
+    names and verdicts, and no ids of rows or of people.
+    """
 
     state: str
     batch: str | None = None
@@ -123,7 +124,8 @@ class Lifecycle:
 
     def reject(self, who: str, reason: str) -> Batch:
         """Close the open batch, which must not be approved yet. Its requests wait for the next batch; their due dates
-        stay. Raises RequestError if no such batch is open."""
+        stay. Raises RequestError if no such batch is open.
+        """
         batch = self._claimed(reason, UNDECIDED)
         self._clean_up(batch)
         after = self.batches.at(batch, Step.closed, {}, State.scheduled, "rejection", reason.strip(), who)

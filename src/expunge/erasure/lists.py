@@ -22,6 +22,7 @@ def to_erase(batch: Batch) -> Path:
 
 def wanted(batch: Batch) -> dict[str, Any]:
     """Return the content of `to_erase`: `rows`, content digests by id; `people`; `met`, whether the request in
-    params.yaml has no rows left to forget."""
+    params.yaml has no rows left to forget.
+    """
     found: dict[str, Any] = json.loads(to_erase(batch).read_text(encoding="utf-8"))
     return found

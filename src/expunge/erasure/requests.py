@@ -26,7 +26,8 @@ KEY_BYTES = 32
 @dataclass(frozen=True)
 class ErasureRequest:
     """One request. `asked`: number of ids, subjects or classes. `digest`: HMAC-SHA256 of what was asked, under a key
-    of its own. The key is destroyed when the request is final; then no guess can be tested against the digest."""
+    of its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
+    """
 
     id: str
     kind: Kind
@@ -198,7 +199,8 @@ class Store:
 
     def publish(self, ledger: Ledger) -> int:
         """Append the unpublished events to the ledger in order, and return their number. Each event is appended once,
-        even with concurrent callers or after an interrupted call."""
+        even with concurrent callers or after an interrupted call.
+        """
         with transaction(self.engine) as c:
             waiting = c.execute(select(EVENTS).where(EVENTS.c.entry.is_(None)).order_by(EVENTS.c.id)).mappings().all()
         for row in waiting:
@@ -249,7 +251,8 @@ def move(
     **columns: Any,
 ) -> ErasureRequest:
     """Change the state by compare-and-set on the version, and write the event, within the caller's transaction. Raises
-    RequestError for a move that is not allowed, or if somebody else changed the request first."""
+    RequestError for a move that is not allowed, or if somebody else changed the request first.
+    """
     check_move(request.id, request.state, new)
     if new == State.scheduled and not request.verified:
         raise RequestError(f"request {request.id} was never verified; run `expunge request verify {request.id}` first")

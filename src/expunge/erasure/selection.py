@@ -53,7 +53,8 @@ class Selection:
 
 def asked_values(store: Store, request: ErasureRequest) -> list[str]:
     """Return the ids or subjects in the file of a request, or its classes. Raises RequestError if the file is missing
-    or does not match the digest of the request."""
+    or does not match the digest of the request.
+    """
     if request.kind == "classes":
         return [str(c) for c in request.classes]
     file = Path(request.file or "")
@@ -70,7 +71,8 @@ def asked_values(store: Store, request: ErasureRequest) -> list[str]:
 
 def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
     """Return the mask of all rows of `request`, in both splits. Raises RequestError, without naming an id, if some are
-    not in the dataset."""
+    not in the dataset.
+    """
     values = asked_values(store, request)
     if request.kind == "classes":
         mask = np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes))

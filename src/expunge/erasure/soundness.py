@@ -56,7 +56,8 @@ def found_differences() -> Iterator[Difference]:
 
 def models() -> None:
     """Check that the retrained models were trained on the retained rows, and that the description of the original
-    does not contradict the record of its training. Raises CheckpointError."""
+    does not contradict the record of its training. Raises CheckpointError.
+    """
     from expunge.methods.outputs import check_retrained  # imports torch, which reading commands do not need
     from expunge.models.checkpoint import load_classifier
 
@@ -88,7 +89,8 @@ def changed(judged: Mapping[str, str] | None, now: Mapping[str, str]) -> list[st
 
 def contents(ids: list[str]) -> dict[str, str]:
     """Return the content digests (hex) of those rows that are in the dataset, by id. They go into the list for the
-    sweep, which is removed after it."""
+    sweep, which is removed after it.
+    """
     dataset, wanted = Dataset(DATASET, verify=False, erased="allow"), set(ids)
     table = dataset.table(["sample_id", "digest"])
     pairs = zip(table["sample_id"].to_pylist(), table["digest"].to_pylist(), strict=True)

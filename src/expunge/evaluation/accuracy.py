@@ -33,7 +33,8 @@ def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_
 
 def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float | None:
     """Share of rows that are classified correctly, in [0, 1]; None without rows. Target: the retrained model's
-    value."""
+    value.
+    """
     return mean(correct_rows(logits, labels))
 
 

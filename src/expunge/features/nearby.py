@@ -63,7 +63,8 @@ class Nearby:
 
     def near(self, asked: Rows, others: Rows, distance: float) -> tuple[Rows, Rows]:
         """Return two masks `(n,)`: the rows of `others` within `distance` of a row of `asked`, and the rows of `asked`
-        that have such a neighbour. Both arguments are masks `(n,)`."""
+        that have such a neighbour. Both arguments are masks `(n,)`.
+        """
         rows = np.flatnonzero(asked)
         near, has = np.zeros(len(self.train), bool), np.zeros(len(self.train), bool)
         for first in range(0, len(rows), QUERIES):

@@ -279,7 +279,8 @@ class Run:
         self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None, rate: float
     ) -> None:
         """Add decay to the gradient before masking it, so that neither decay nor momentum changes a weight outside the
-        mask. Under AdamW shrink the weights inside the mask by the factor `1 - rate * decay` instead."""
+        mask. Under AdamW shrink the weights inside the mask by the factor `1 - rate * decay` instead.
+        """
         decay = self.options.weight_decay
         with torch.no_grad():
             for name, parameter in parameters.items():

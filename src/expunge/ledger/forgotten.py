@@ -39,7 +39,8 @@ class ForgottenRows:
     ) -> None:
         """`sample_ids`: the rows that the current `request` forgets. `present`: all ids that the original was trained
         on, if known. Promoted sets may hold rows outside `present`; the original never saw them, so they count as
-        forgotten by the current request too."""
+        forgotten by the current request too.
+        """
         self.directory = Path(directory)
         self._request, self._ids = request, frozenset(sample_ids)
         self._present = None if present is None else frozenset(present)
@@ -52,7 +53,8 @@ class ForgottenRows:
 
     def keep(self, request: str) -> None:
         """Write the set of a promoted request to the folder, if it is not there yet. Raises DataError if it is not
-        known."""
+        known.
+        """
         if not self._path(request).is_file():
             if not self.knows(request):
                 raise DataError(
@@ -98,7 +100,8 @@ class ForgottenRows:
 
     def draws(self, names: Iterable[str], purpose: str) -> NDArray[np.uint64]:
         """Return numbers `(n,)` uint64 that depend on name, purpose and key, and look random without the key. A missing
-        key is written first."""
+        key is written first.
+        """
         self._keep_key()
         key, person = self._key(), purpose.encode()  # BLAKE2b's personalization separates them from row digests
         drawn = [hashlib.blake2b(name.encode(), key=key, person=person, digest_size=8).digest() for name in names]
@@ -122,7 +125,8 @@ class ForgottenRows:
 
     def _own(self) -> bytes:
         """Return the set of the current request: its rows now, its stored rows (some may be erased since), and the
-        promoted rows that the original never saw."""
+        promoted rows that the original never saw.
+        """
         key = self._key()
         if self._at_hand is None or self._at_hand[0] != key:
             own = {_digest(i, key) for i in self._ids}

@@ -25,7 +25,8 @@ ROWS = 32  # texts of similar length per forward pass
 
 class SentenceEncoder(nn.Module):
     """Maps token ids `(n, t)`, int64 and negative after the end of a text, to the mean of its last hidden states
-    `(n, d)`."""
+    `(n, d)`.
+    """
 
     def __init__(self, model: nn.Module, pad: int) -> None:
         super().__init__()

@@ -26,7 +26,8 @@ def record(dataset: str, rows: str, count: int, training: str) -> dict[str, Any]
 
 def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str, Any]) -> None:
     """Raise CheckpointError if `card` states that the weights never saw a row that may be forgotten, but the record
-    says that all weights were trained on such rows."""
+    says that all weights were trained on such rows.
+    """
     if card.saw_forget_data:
         return
     trained = manifest.get(RECORD) or {}
@@ -40,7 +41,8 @@ def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str
 
 def refuse_seen(checkpoint: Path, dataset: str) -> None:
     """Raise CheckpointError if the manifest next to the file `checkpoint` records training on the dataset with this
-    digest. It is called for weights that are declared never to have seen its rows."""
+    digest. It is called for weights that are declared never to have seen its rows.
+    """
     try:
         trained = read_json(checkpoint.parent / MANIFEST).get(RECORD) or {}
     except (ManifestError, AttributeError):

@@ -38,7 +38,8 @@ RECORDED = ("method", "request", "claims", "utility", "failed_gates", "content",
 
 def find(client: MlflowClient, name: str, which: str) -> Version:
     """Return a version by number or alias. Raises PromotionError for an alias that is not set, and TrackingError for a
-    number that is not registered."""
+    number that is not registered.
+    """
     if which not in (CHALLENGER, CHAMPION):
         return version_of(client, name, which)
     found = aliased(client, name, which)
@@ -83,7 +84,8 @@ class Promoter:
 
     def check(self, version: Version) -> list[str]:
         """Return the reasons why `version` may not be served; empty if it may. Its files are read from the artifact
-        store and their checksums verified."""
+        store and their checksums verified.
+        """
         servable, stored = servable_of(version)
         before = self.compared_with(version)
         return failed_gates(
@@ -245,7 +247,8 @@ class Promoter:
         who: str,
     ) -> Entry:
         """Append the entry, then move the alias, or remove it if `version` is None. If the move fails, a further entry
-        withdraws the decision."""
+        withdraws the decision.
+        """
         facts = {
             "model": self.name,
             "version": version and version.version,

@@ -78,7 +78,8 @@ def _batches(file: pq.ParquetFile, source: Path, columns: list[str]) -> Iterator
 
 def _inputs(column: pa.Array, contract: Contract, source: Path, start: int) -> NDArray[np.uint8] | list[str]:
     """Return texts unchanged, or images decoded to the shape that the model takes. Raises DataError naming file and
-    row."""
+    row.
+    """
     values: list[Any] = column.to_pylist()
     if None in values:
         raise DataError(f"{source}: row {start + values.index(None)} is empty")

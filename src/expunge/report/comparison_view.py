@@ -78,7 +78,8 @@ def comparison_view(sides: ComparedModels) -> ComparisonView:
 
 def _metrics(sides: ComparedModels) -> TextTable:
     """Return the metrics of the verdict that at least one block has, with a column for retrained models if there are
-    any."""
+    any.
+    """
     shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
     rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
     return TextTable(
@@ -125,7 +126,8 @@ def _named(sides: ComparedModels, *classes: int) -> tuple[str, ...]:
 
 def _answers(sides: ComparedModels, part: str, p: Part) -> TextTable:
     """Return the predictions of each classifier on the rows of a part as shares; classes that none predicts are left
-    out."""
+    out.
+    """
     columns = {sides.before: p.before, sides.after: p.after}
     if part in sides.retrained:
         columns["retrained"] = sides.retrained[part]

@@ -43,7 +43,8 @@ class Evidence:
     @cached_property
     def groups(self) -> dict[str, Index]:
         """Positions of the forgotten rows, of the unseen rows (test rows of the same classes), of the retained rows and
-        of the other test rows."""
+        of the other test rows.
+        """
         return groups_of(self.labels, self.parts)
 
 

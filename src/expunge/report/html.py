@@ -73,7 +73,8 @@ COLUMN_HELP = {
 @dataclass(frozen=True)
 class Section:
     """A heading, an explanation of how to read the panels, the panels, and further panels that are folded under a
-    label."""
+    label.
+    """
 
     title: str
     reading: str
@@ -193,13 +194,15 @@ def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def shadow_table(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return a table of the attacks with shadow models, for the candidates that they cover; empty if none were
-    trained."""
+    trained.
+    """
     return _upright(SHADOW, {name: block for name, block in candidates(summary) if block.get("shadow")})
 
 
 def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return a table with a column per candidate and a row, with its target, per metric that at least one candidate
-    has."""
+    has.
+    """
     body = [
         {"label": metric.name, "target": metric.target, "cells": [_cell(block, metric) for block in blocks.values()]}
         for metric in metrics

@@ -97,7 +97,8 @@ def _histogram(e: Evidence, title: str, values: NDArray[Any], bins: NDArray[Any]
 
 def attack_curves(e: Evidence) -> list[Panel]:
     """Draw the ROC curves of the loss attack with logarithmic axes: forgotten against unseen rows, and retained against
-    other test rows."""
+    other test rows.
+    """
     sides = [
         ("Forgotten against unseen rows", "forgotten", "unseen"),
         ("Retained against retained test rows", "retained", "retained test"),
@@ -147,7 +148,8 @@ def views(e: Evidence) -> list[Panel]:
 
 def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
     """Merge views with equal features into one whose title names all of them. A method that only replaces the head
-    leaves the features equal."""
+    leaves the features equal.
+    """
     found: list[tuple[str, NDArray[Any]]] = []
     for title, features in views.items():
         same = next((i for i, (_, seen) in enumerate(found) if np.array_equal(seen, features)), None)

@@ -36,7 +36,8 @@ def corrects(request: Mapping[str, Any]) -> bool:
 
 def worded(text: str, request: Mapping[str, Any]) -> str:
     """Return `text` in the words of the request: unchanged for an erasure, for corrections with the replacements of
-    `CORRECTED` and "corrected" for "forgotten"."""
+    `CORRECTED` and "corrected" for "forgotten".
+    """
     if not corrects(request):
         return text
     for old, new in CORRECTED:

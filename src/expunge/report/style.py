@@ -63,7 +63,8 @@ class Look:
 
 def looks(candidates: Sequence[str]) -> dict[str, Look]:
     """Return the look of each candidate. References have the same look in every report; methods take the next colour,
-    line and marker in the order of the table."""
+    line and marker in the order of the table.
+    """
     fixed = {
         "original": Look(ORANGE, (0, (1, 1)), "s"),  # type: ignore[arg-type]
         "retrained": Look(INK, "-", "*"),
@@ -129,7 +130,8 @@ def heatmap(
     axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]
 ) -> None:
     """Draw cells with their texts. `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; cells
-    with NaN stay empty."""
+    with NaN stay empty.
+    """
     from matplotlib.patches import Rectangle
 
     for i, line in enumerate(values):

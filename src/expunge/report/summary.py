@@ -82,7 +82,8 @@ def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
 
 def exact_of_retrained(clean: bool) -> dict[str, Any]:
     """Return whether the claim `exact` holds for a retrained model. It does unless its backbone is the original's,
-    which saw the rows."""
+    which saw the rows.
+    """
     if clean:
         return {"holds": True, "why": "trained without these rows, from weights that never saw them"}
     return {"holds": None, "why": "its backbone is the original's, which saw the rows; only its head was trained again"}

@@ -54,7 +54,8 @@ def seed_count(summary: Mapping[str, Any]) -> int:
 
 def focus(summary: Mapping[str, Any]) -> str:
     """Return the method that the report shows in detail: the selected one, else the one with the smallest KL from the
-    retrained model, else the control."""
+    retrained model, else the control.
+    """
     if summary["selected"] is not None:
         return str(summary["selected"])
     others = [name for name in summary["methods"] if name != CONTROL]
@@ -109,7 +110,8 @@ def escaped(text: str) -> str:
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:
     """Return a warning if a method that depends on a seed was fitted with only one: its intervals then lack the
-    variance of the fit."""
+    variance of the fit.
+    """
     if block["settings"].get("fit_seeds") != 1:
         return []
     return ["It was fitted with one seed, so the intervals do not cover what another fit seed would give (fit_seeds)."]

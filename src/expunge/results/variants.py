@@ -22,7 +22,8 @@ RETRAIN_SEEDS = (100, 200, 300)
 @dataclass(frozen=True)
 class Variant:
     """An experiment: the file `params` with `changes`, section by section, with the methods in `also` and without those
-    in `without`."""
+    in `without`.
+    """
 
     name: str
     title: str

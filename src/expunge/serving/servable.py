@@ -48,7 +48,8 @@ class Contract:
     @classmethod
     def of(cls, example: NDArray[np.uint8] | list[str], classes: Sequence[str], any_size: bool = False) -> Contract:
         """Derive the contract from example images uint8 `(n, h, w)` or `(n, h, w, c)`, or from texts. With `any_size`,
-        images of any height and width are valid. Raises ValueError for other examples."""
+        images of any height and width are valid. Raises ValueError for other examples.
+        """
         if isinstance(example, list):
             return cls((), tuple(classes))
         if example.dtype != np.uint8 or example.ndim not in (3, 4) or not len(example):
@@ -128,7 +129,8 @@ class Servable:
 
     def logits(self, inputs: Inputs) -> Tensor:
         """Return logits float32 `(n, C)` of one batch, which is not checked: uint8 images, in a list if their sizes
-        vary, or texts."""
+        vary, or texts.
+        """
         with torch.inference_mode():
             z = self.classifier.features(inputs)
             logits: Tensor = self.classifier.head(self.map_(z) if self.map_ else z)

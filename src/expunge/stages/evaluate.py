@@ -52,7 +52,8 @@ VALIDATION = "validation"  # in the outputs per row, the part of the rows that s
 
 def settings_of(method: str) -> dict[str, Any]:
     """Return the method's settings from params.yaml (`params`), how some were chosen on held-out rows and their scores
-    (`chosen`), and with how many seeds it was fitted (`fit_seeds`; None if it takes no seed)."""
+    (`chosen`), and with how many seeds it was fitted (`fit_seeds`; None if it takes no seed).
+    """
     info = read_json(UNLEARNED / method / INFO)
     params = read_manifest(UNLEARNED / method)["settings"] or {}
     return {"params": params, "chosen": info.get("chosen"), "fit_seeds": info.get("fit_seeds")}

@@ -180,7 +180,8 @@ def log_run(
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:
     """Record the keyed digests of the rows that this request forgets. Promotions need them after the workspace has
-    moved on to another request."""
+    moved on to another request.
+    """
     ids, ledger = dataset.sample_ids(), Ledger(workspace() / LEDGER)
     own = (ids[i] for i in split.rows(FORGET).tolist())
     present = None if remembers_erased(ledger) else ids

@@ -39,7 +39,8 @@ class IdScanner:
 
     def count(self, haystack: bytes) -> int:
         """Return how often any needle occurs in `haystack`. Numbers match as a whole: `row-0001` does not occur in
-        `row-00012`."""
+        `row-00012`.
+        """
         if not self.distinct or len(haystack) < WINDOW:
             return 0
         found = 0

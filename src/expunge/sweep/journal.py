@@ -44,7 +44,8 @@ class Journal:
     @classmethod
     def of(cls, root: Path) -> Journal | None:
         """Return the journal of a sweep that was interrupted after its commit. If there is none, remove what a sweep
-        interrupted before its commit has staged, and return None. Raises DataError for an unreadable journal."""
+        interrupted before its commit has staged, and return None. Raises DataError for an unreadable journal.
+        """
         path = root / JOURNAL
         if path.is_file():
             try:

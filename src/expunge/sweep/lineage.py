@@ -123,7 +123,8 @@ def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Fo
 
 def garbage(registry: Registry, besides: list[Version], apply: bool) -> Iterator[Found]:
     """Yield the logged models without a version; with `apply`, run MLflow's garbage collection and remove the folders
-    that it leaves."""
+    that it leaves.
+    """
     from expunge.tracking import retire
 
     models = retire.unregistered(registry.client, registry.name, besides)
@@ -181,7 +182,8 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
 
 def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
     """Stage the champion as the original. Returns True if its backbone differs, so that features must be extracted
-    again."""
+    again.
+    """
     classifier = _successor(registry, covered)
     assert classifier is not None, "original() said so"
     directory = targets.root / MODELS / ORIGINAL
@@ -280,7 +282,8 @@ def _whole_split(targets: Targets) -> bool:
 
 def _pictures_hit(targets: Targets, example: object) -> bool:
     """Return whether an example holds the pixels of an erased row: lists of pixels as MLflow writes them. Other
-    content, such as texts, gives False."""
+    content, such as texts, gives False.
+    """
     values = example.get("inputs") if isinstance(example, dict) else example
     try:
         pixels = np.asarray(values, np.uint8)

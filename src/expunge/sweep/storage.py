@@ -68,7 +68,8 @@ class Storage:
 
     def _place(self, address: str) -> Path:
         """Resolve an address. A relative one refers to the directory of DVC's config file, unless DVC has already
-        resolved it."""
+        resolved it.
+        """
         places = [self.root / ".dvc" / address, self.root / address]
         return next((p for p in places if p.is_dir()), places[0])
 

@@ -81,7 +81,8 @@ class Targets:
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Mask:
         """Return which rows of a store are to be erased, as a mask `(n,)`. Ids of dataset rows are cached, because
-        keyed digests are slow."""
+        keyed digests are slow.
+        """
         if contents is not None:
             return self.tombstones.hits(ids, contents).any
         known = [self._known.get(i) for i in ids]

@@ -30,7 +30,8 @@ SKIPPED = ("__pycache__", ".pyc", ".tmp")
 @dataclass(frozen=True)
 class Lock:
     """Content of `expunge.lock`. `code`: module or package below `expunge` -> digest. `files`: path -> digest of the
-    file as init wrote it."""
+    file as init wrote it.
+    """
 
     version: str
     code: dict[str, str]
@@ -64,7 +65,8 @@ def installed_version() -> str:
 
 def code_digest(unit: str) -> str | None:
     """Return the digest of the module or package `unit` below `expunge`, such as "stages.fit"; None if this version
-    lacks it. The digest has 32 hex digits."""
+    lacks it. The digest has 32 hex digits.
+    """
     path = PACKAGE.joinpath(*unit.split("."))
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path.with_suffix(".py")]
     files = [f for f in files if not any(part.endswith(SKIPPED) for part in f.relative_to(PACKAGE).parts)]

@@ -44,7 +44,8 @@ class Usage:
 
     def series(self) -> dict[str, Series]:
         """Return the lists `time` (seconds since 1970) and `value` of each metric; empty if a stage ended before the
-        first sample."""
+        first sample.
+        """
         with self._lock:
             samples = list(self._samples)
         names = sorted({name for _, values in samples for name in values})
@@ -109,7 +110,8 @@ class Usage:
 
 def peak_rss_mb() -> float:
     """Return the largest resident memory of this process so far, in MiB. The system reports KiB on Linux, bytes on
-    macOS."""
+    macOS.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -75,7 +75,8 @@ def check_address(address: str) -> None:
 
 def _start_here(ray: Any, cpus: int) -> None:
     """Start a cluster on this machine, in at most STARTS attempts: Ray gives its own processes 30 seconds, which is too
-    short on a busy machine."""
+    short on a busy machine.
+    """
     for attempt in range(STARTS):
         try:
             # "local" starts a new cluster instead of joining that of another run on this machine.

@@ -1,5 +1,6 @@
 """Failures of the disk in words: a full disk, a folder that cannot be written. The libraries that write for us report
-them in different ways; a user needs the path, the reason and the way out in one line."""
+them in different ways; a user needs the path, the reason and the way out in one line.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def words(error: BaseException, place: Path | str) -> str | None:
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
     """Raise StorageError, in the words above, if the disk makes the body fail to write `path`. Other errors pass
-    unchanged."""
+    unchanged.
+    """
     try:
         yield
     except ExpungeError:

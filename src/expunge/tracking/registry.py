@@ -135,7 +135,8 @@ def register_model(submission: Submission) -> Version:
 
 def _drop_doubles(client: MlflowClient, kept: Version) -> None:
     """Delete other versions of the same run and content that were never checked: the client makes one when it repeats a
-    call whose answer was lost."""
+    call whose answer was lost.
+    """
     for other in client.search_model_versions(f"name = '{kept.name}' and tags.content = '{kept.content}'"):
         same_run = other.run_id == kept.run_id and str(other.version) != kept.version
         if same_run and "parity" not in other.tags:
@@ -205,7 +206,8 @@ def requirements(architecture: str) -> list[str]:
 
 def _own_builder(architecture: str) -> tuple[list[str], list[Path]]:
     """Return the distributions that install `package.module:function` or another package's model family; if there are
-    none, its source files, to be stored with the model."""
+    none, its source files, to be stored with the model.
+    """
     if (package := package_of(architecture)) is not None:
         return [package.split()[0]], []
     source, colon, _ = architecture.partition(":")

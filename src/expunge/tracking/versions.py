@@ -55,7 +55,8 @@ def servable_of(version: Version) -> tuple[Servable, str]:
 
 def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
     """Return the evaluation that the pipeline run of `version` logged for it and its references; all None if there is
-    none."""
+    none.
+    """
     nothing = Evaluation(None, None, None)
     try:
         with refusals(f"reading the evaluation of version {version.version} of {version.name!r}"), fluent():
@@ -77,7 +78,8 @@ def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
 
 def run_of_retrained(client: MlflowClient, request: str, dvc_lock: str) -> str:
     """Return the id of the newest run of the retrained models for `request` and `dvc_lock`. Raises TrackingError if
-    none was logged."""
+    none was logged.
+    """
     wanted = f"tags.method = '{RETRAINED}' and tags.request = '{request}' and tags.dvc_lock = '{dvc_lock}'"
     with refusals("looking for the run of the retrained models"):
         experiments = [e.experiment_id for e in client.search_experiments()]
@@ -103,7 +105,8 @@ def keep_entry(client: MlflowClient, version: Version, hash_: str) -> None:
 
 def keep_certificate(client: MlflowClient, version: Version, folder: Path, request: str) -> None:
     """Store a certificate with the model of `version` and with its run, in `certificates/REQUEST`, and set the tag
-    `certificate` of the version to the request. Storing it again changes nothing."""
+    `certificate` of the version to the request. Storing it again changes nothing.
+    """
     with refusals(f"storing the certificate of {request} with version {version.version} of {version.name!r}"):
         client.log_artifacts(version.run_id, str(folder), f"certificates/{request}")
         source = client.get_model_version(version.name, version.version).source  # of the form models:/m-...
@@ -119,7 +122,8 @@ def keep_page(client: MlflowClient, version: Version, path: Path) -> None:
 
 def models_of_ours(client: MlflowClient) -> list[str]:
     """Return the names of registered models with a version made by this pipeline, known by its tag `content`. Copies
-    of a version keep the tag."""
+    of a version keep the tag.
+    """
     found: set[str] = set()
     token = None
     with refusals("reading the registered models"):

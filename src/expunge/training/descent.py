@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules. SGD is torch's, and one-cycle and constant rates are computed here; all
-others are timm's."""
+others are timm's.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def _groups(classifier: Classifier, weight_decay: float, layer_decay: float) -> 
 
 class _Ordered(nn.Module):
     """Wrapper of a backbone without a `group_matcher`. timm makes a layer of every twelve of its parameters, in
-    order."""
+    order.
+    """
 
     pretrained_cfg: ClassVar[dict[str, str]] = {"classifier": "none of its parameters"}
 

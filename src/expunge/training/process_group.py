@@ -52,7 +52,8 @@ class ProcessGroup:
 
 class _Total(torch.autograd.Function):
     """Sum over processes. Its gradient is the sum of all processes' gradients, because each process's loss depends on
-    every summand."""
+    every summand.
+    """
 
     @staticmethod
     def forward(_ctx: Any, value: Tensor) -> Tensor:

@@ -191,7 +191,8 @@ def recorded(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> dict[str
 
 def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str, Any]:
     """Return the arguments of `Relearn` for `model.training: above`. Raises ConfigError for settings it does not
-    take."""
+    take.
+    """
     recipe = recipe_of(config.train, classifier)
     for key, neutral in NOT_ABOVE.items():
         if getattr(config.train, key) not in (None, neutral):
@@ -222,7 +223,8 @@ def _train_above(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path, forgotten: Path
 ) -> tuple[Classifier, dict[str, Any], Trained | None]:
     """Compute activations in the work directory, where the activations stage will find them; then train the layers
-    above the cut."""
+    above the cut.
+    """
     recipe = recipe_above(config, seed, classifier)
     activations = activations_alone(classifier, dataset, recipe["cut"], work)
     start_time = time.perf_counter()
@@ -246,7 +248,8 @@ def _train_above(
 
 def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:
     """Return the head of `model.training` "ridge" or "head", not fitted. Raises ConfigError for settings it does not
-    take."""
+    take.
+    """
     try:
         return RidgeHead(**settings) if training == "ridge" else SoftmaxHead(**settings)
     except (TypeError, ValueError) as e:

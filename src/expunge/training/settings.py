@@ -68,7 +68,8 @@ class Recipe:
 
 def recipe_of(given: Train, classifier: Classifier) -> Recipe:
     """Return `given` with its nulls resolved. The recipe "auto" is "finetune" if the model's card records public
-    weights and "small" otherwise."""
+    weights and "small" otherwise.
+    """
     name: str = given.recipe
     if name == "auto":
         name = FINETUNE if classifier.card.weights is not None else SMALL
@@ -93,7 +94,8 @@ def recipe_of(given: Train, classifier: Classifier) -> Recipe:
 
 def _convolutional(backbone: nn.Module) -> bool:
     """Whether the network has batch norm, or more convolutions than linear layers. Otherwise it is taken for a
-    transformer."""
+    transformer.
+    """
     modules = list(backbone.modules())
     convolutions = sum(isinstance(m, nn.Conv2d) for m in modules)
     linear = sum(isinstance(m, nn.Linear) for m in modules)

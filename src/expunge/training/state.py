@@ -1,5 +1,6 @@
 """The state of a training after an epoch, kept so that a killed and resumed run gives the same bytes as one that was
-not killed."""
+not killed.
+"""
 
 from __future__ import annotations
 

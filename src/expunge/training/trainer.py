@@ -233,7 +233,8 @@ class _Run:
 
     def step(self, rows: Tensor, step: int, bf16: bool) -> tuple[Tensor, Tensor]:
         """Update the weights once on the batch `rows`. Returns its mean loss and its number of correct predictions,
-        both before the update."""
+        both before the update.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         for part in torch.tensor_split(rows, min(self.a["accumulate"], len(rows))):
@@ -265,7 +266,8 @@ class _Run:
     @torch.no_grad()
     def watch(self, history: list[dict[str, float]], bf16: bool) -> None:
         """Write loss and accuracy on held-out rows into the last entry of `history`, and keep the best weights so
-        far."""
+        far.
+        """
         if not len(self.held):
             return
         network = self.result.eval()

@@ -39,7 +39,8 @@ def run_demo(root: Path, keep: bool = False) -> Path:
 
 def run_texts(root: Path, keep: bool = False) -> Path:
     """Run the demo on real texts with a sentence encoder, as `run_demo` does; the texts are fetched first. See
-    params.text.yaml."""
+    params.text.yaml.
+    """
     changes = yaml.safe_load(nearest(root, TEXT_PARAMS).read_text(encoding="utf-8"))
     workspace = _fresh(root / ".expunge" / "texts", keep)
     lay_out(root, workspace, yaml.safe_dump(params_with(nearest(root, PARAMS), changes), sort_keys=False))

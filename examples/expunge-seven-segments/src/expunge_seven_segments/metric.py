@@ -13,7 +13,8 @@ def wrong_segments(
     logits: NDArray[np.float64], features: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> np.floating:
     """Mean over the forgotten rows, 0 to 7. A model that still knows a digit scores near 0; one that never saw it takes
-    it for the digit that it most resembles, and scores what a retrained model does."""
+    it for the digit that it most resembles, and scores what a retrained model does.
+    """
     return (CODES[logits.argmax(1)] != CODES[labels]).sum(1).mean()
 
 

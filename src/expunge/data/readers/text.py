@@ -11,5 +11,6 @@ from expunge.data.source import Source
 
 def read_text(path: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
     """Read the columns `text`, `label` (integer or name), and optionally `sample_id` or `id`, `subject`, `split`
-    ("train" or "test"). The first line of CSV and TSV files names the columns. See `read_table`."""
+    ("train" or "test"). The first line of CSV and TSV files names the columns. See `read_table`.
+    """
     return read_table(path, "text", TEXT, (".parquet", *DELIMITERS), test_fraction, seed)

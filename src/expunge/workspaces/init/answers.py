@@ -149,7 +149,8 @@ def _model(answers: Answers) -> dict[str, Any]:
 
 def _methods(answers: Answers, text: bool) -> dict[str, Any]:
     """Return the methods, and keys that go with them, for the kind of training. The packed list is for a network of
-    known cuts that forgets a class."""
+    known cuts that forgets a class.
+    """
     whole = answers.request["selector"] == "classes"
     made: dict[str, Any] = {}
     if answers.training != "full" or text:

@@ -58,7 +58,8 @@ class Plan:
 
     def write(self) -> None:
         """Initialise DVC, then write every file. `expunge.lock` comes last, so that an interrupted run can be
-        repeated."""
+        repeated.
+        """
         if self.starts_dvc:
             below = () if self.root.resolve() == self.top.resolve() else ("--subdir",)
             dvc.run("init", "--quiet", *below, root=self.root)
@@ -74,7 +75,8 @@ class Plan:
 
 def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()) -> Plan:
     """Return what makes `root` a workspace with this text of params.yaml. Raises ConfigError outside a git
-    repository."""
+    repository.
+    """
     top = git_top(root)
     files = managed(root, own_input, without)
     files[PARAMS] = params
@@ -84,7 +86,8 @@ def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()
 
 def managed(root: Path, own_input: bool, without: Collection[str] = ()) -> dict[str, str]:
     """Return the files that follow the installed version, by path below `root`. params.yaml is not one of them, because
-    its values are the user's."""
+    its values are the user's.
+    """
     files = {GRAPH: graph(own_input)}
     if "flows" not in without:
         files |= {name: text_of(name) for name in ["prefect.yaml", *files_below("flows")]}
@@ -110,7 +113,8 @@ def template_of_workflow() -> str:
 
 def ignore_rules(root: Path, graph_text: str) -> dict[str, list[str]]:
     """Return the lines that .gitignore and .dvcignore lack. Outputs are listed one by one, because `models/` may be a
-    folder of the user's."""
+    folder of the user's.
+    """
     outs = [f"/{name}" for name, in_git in outputs(graph_text) if not in_git]
     folders = tuple(out for out in outs if out.endswith("/"))
     outs = [out for out in outs if out in folders or not out.startswith(folders)]
