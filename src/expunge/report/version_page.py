@@ -53,8 +53,8 @@ def version_page(summary: Mapping[str, Any], classes: Sequence[str], run: str) -
         f"**What is claimed.** {wording.claim(verdict)}",
         "**What is not claimed.**",
         "\n".join(f"- {wording.escaped(line)}" for line in wording.not_claimed(summary)),
-        _table(summary, method),
         TO_PROMOTE,
+        _table(summary, method),  # last, since MLflow leaves no space below a table
     ]
     return worded("\n\n".join(parts), summary["request"]) + "\n"
 
