@@ -43,11 +43,11 @@ def audit(
 ) -> dict[str, Any]:
     """Recompute what the certificate `file` claims as exact, and compare it with the weights of the registered version.
 
-    Everything is recomputed in the current directory.
-
-    activations with the public layers. `nonce` (hexadecimal, chosen by the auditor) selects the `wanted` shards of a
-    sharded model that are trained again; without it all of them are. `agrees` in the result is True if the rows, the
-    backbone, the weights and, with `encode`, the features or activations are the certified ones.
+    Everything is recomputed in the current directory. With `encode`, the features are also extracted again from the
+    dataset with the version's own backbone, or the activations with the public layers. `nonce` (hexadecimal, chosen by
+    the auditor) selects the `wanted` shards of a sharded model that are trained again; without it all of them are.
+    `agrees` in the result is True if the rows, the backbone, the weights and, with `encode`, the features or
+    activations are the certified ones.
     Raises CertificateError if the signature is wrong or nothing exact is claimed, TrackingError if the registry no
     longer has the version, and ManifestError or CheckpointError if its files or the data were changed.
     """
