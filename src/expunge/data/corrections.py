@@ -33,8 +33,9 @@ class Corrections:
     new: Labels
 
     def apply(self, labels: Labels, what: Path | str = "the dataset") -> Labels:
-        """Return a copy of `labels (n,)`, int32, with the corrected labels. Raises DataError, which names `what`, if
-        the labels of the corrected rows are not `old`.
+        """Return a copy of `labels (n,)`, int32, with the corrected labels.
+
+        Raises DataError, which names `what`, if the labels of the corrected rows are not `old`.
         """
         if len(self.rows) and not (self.rows[-1] < len(labels) and np.array_equal(labels[self.rows], self.old)):
             raise DataError(

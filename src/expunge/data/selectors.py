@@ -37,9 +37,10 @@ def select(
     seed: int,
     scores: Callable[[], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Return the mask `(rows,)` of the training rows that the request forgets. `train` is the mask of training rows,
-    `scores` returns how strongly the model memorised each row `(rows,)`, for the selector "memorised" only.
-    Raises DataError for a request that is incomplete or does not fit the dataset.
+    """Return the mask `(rows,)` of the training rows that the request forgets.
+
+    `train` is the mask of training rows, and `scores` returns how strongly the model memorised each row `(rows,)`, for
+    the selector "memorised" only. Raises DataError for a request that is incomplete or does not fit the dataset.
     """
     if selector == "classes":
         return train & np.isin(dataset.labels(), class_indices(dataset.class_names, classes))
@@ -79,8 +80,10 @@ def refuse_most(selector: str, forget: np.ndarray, train: np.ndarray, allowed: b
 
 
 def class_indices(names: Sequence[str], wanted: Sequence[int | str]) -> list[int]:
-    """Return the labels of classes given by name or index. Case is ignored unless two class names differ only in case.
-    Raises DataError for an unknown class, listing the known ones, for a repeated class, and for an empty list.
+    """Return the labels of classes given by name or index.
+
+    Case is ignored unless two class names differ only in case. Raises DataError for an unknown class, listing the
+    known ones, for a repeated class, and for an empty list.
     """
     if not wanted:
         raise DataError("selector classes needs at least one class (split.classes in params.yaml)")
@@ -119,8 +122,10 @@ def random_rows(train: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def memorised_rows(train: np.ndarray, scores: np.ndarray, fraction: float) -> np.ndarray:
-    """Select the `fraction` of the training rows, at least one, with the highest `scores (rows,)`; ties by row order.
-    Raises DataError for a fraction outside (0, 1) and for a training row whose score is not finite.
+    """Select the `fraction` of the training rows, at least one, with the highest `scores (rows,)`.
+
+    Rows with equal scores are taken in row order. Raises DataError for a fraction outside (0, 1) and for a training
+    row whose score is not finite.
     """
     if not 0 < fraction < 1:
         raise DataError(f"fraction is {fraction}; give a number between 0 and 1")
@@ -143,10 +148,10 @@ def planted_rows(dataset: Dataset) -> np.ndarray:
 
 
 def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
-    """Return the mask of the rows whose sample_id is listed in `file`. Raises DataError for unknown or repeated ids,
-    and for ids of test or unseen rows.
+    """Return the mask of the rows whose sample_id is listed in `file`.
 
-    Ids of rows that were erased earlier are ignored, since the request is fulfilled for them.
+    Ids of rows that were erased earlier are ignored, since the request is fulfilled for them. Raises DataError for
+    unknown or repeated ids, and for ids of test or unseen rows.
     """
     wanted = read_values(file, "sample_id")
     position = {sample_id: row for row, sample_id in enumerate(dataset.sample_ids())}
@@ -162,6 +167,7 @@ def id_rows(dataset: Dataset, train: np.ndarray, file: Path) -> np.ndarray:
 
 def subject_rows(dataset: Dataset, file: Path) -> np.ndarray:
     """Return the mask of the rows of all splits whose subject is listed in `file`.
+
     Raises DataError for unknown and repeated subjects, and for a dataset without a subject column.
     """
     if "subject" not in dataset.columns:

@@ -237,8 +237,9 @@ class Split:
 
     @cached_property
     def training_rows(self) -> np.ndarray:
-        """int64 dataset positions, ascending, of the rows on which a model is trained after the request: the retained
-        and the corrected rows.
+        """Return the dataset positions of the rows on which a model is trained after the request.
+
+        These are the retained and the corrected rows. The positions are int64, in ascending order.
         """
         return self.rows(RETAIN) if self.corrections is None else np.union1d(self.rows(RETAIN), self.rows(FORGET))
 

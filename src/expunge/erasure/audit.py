@@ -41,13 +41,13 @@ FEATURE_TOLERANCE = 1e-4  # relative to |z|; rounding differs between batch size
 def audit(
     file: Path, key: PublicKey, encode: bool = False, nonce: str | None = None, wanted: int = 1
 ) -> dict[str, Any]:
-    """Recompute what the certificate `file` claims as exact, in the current directory, and compare it with the weights
-    of the registered version.
+    """Recompute what the certificate `file` claims as exact, and compare it with the weights of the registered version.
 
-    With `encode`, the features are also extracted again from the dataset with the version's own backbone, or the
-    activations with the public layers. `nonce` (hexadecimal, chosen by the auditor) selects the `wanted` shards of a
-    sharded model that are trained again; without it all of them are. `agrees` in the result is True if the rows, the
-    backbone, the weights and, with `encode`, the features or activations are the certified ones.
+    Everything is recomputed in the current directory. With `encode`, the features are also extracted again from the
+    dataset with the version's own backbone, or the activations with the public layers. `nonce` (hexadecimal, chosen by
+    the auditor) selects the `wanted` shards of a sharded model that are trained again; without it all of them are.
+    `agrees` in the result is True if the rows, the backbone, the weights and, with `encode`, the features or
+    activations are the certified ones.
     Raises CertificateError if the signature is wrong or nothing exact is claimed, TrackingError if the registry no
     longer has the version, and ManifestError or CheckpointError if its files or the data were changed.
     """
@@ -129,8 +129,9 @@ def _inputs(classifier: Classifier, version: Version) -> FitInputs:
 
 
 def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[int] | None) -> dict[str, Any]:
-    """Train the network, or its `chosen` shards, again above the cut: on the stored activations or, with `encode`, on
-    recomputed ones.
+    """Train the network, or its `chosen` shards, again above the cut.
+
+    The training uses the stored activations or, with `encode`, recomputed ones.
     """
     place = WORK / "audit"
     shutil.rmtree(place, ignore_errors=True)
@@ -143,8 +144,9 @@ def _above(inputs: FitInputs, claim: dict[str, Any], encode: bool, chosen: list[
 
 
 def _features(inputs: FitInputs) -> dict[str, Any]:
-    """Extract the features of the retained rows again and return their largest distance, relative to |z|, to the
-    stored ones.
+    """Extract the features of the retained rows again and compare them with the stored ones.
+
+    The result holds their largest distance from the stored ones, relative to |z|.
     """
     settings = ExtractionSettings.of(load_config().features)
     place = WORK / "audit"

@@ -20,8 +20,9 @@ KEY = "the key of the row digests (data/forgotten/key) was not chosen to make th
 
 
 def kind_of(claim: Mapping[str, Any]) -> str | None:
-    """Return the kind of an exact claim (`exact` in `fit.json`): "ridge", "softmax", "above" or "shards"; None for any
-    other procedure.
+    """Return the kind of an exact claim (`exact` in `fit.json`), or None for any other procedure.
+
+    The kind is "ridge", "softmax", "above" or "shards".
     """
     if "recipe" in claim:
         return SHARDS if "shards" in claim else ABOVE

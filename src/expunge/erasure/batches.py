@@ -48,8 +48,10 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch. `facts`: the results of its steps, for later steps and for certificates, as JSON without ids of rows
-    or of people. `until`: when the lease of `owner` expires, in seconds since 1970.
+    """A `Batch` describes one batch of requests.
+
+    `facts` are the results of its steps, for later steps and for certificates, as JSON without ids of rows or of
+    people. `until` is the time at which the lease of `owner` expires, in seconds since 1970.
     """
 
     id: str

@@ -55,8 +55,9 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Erasure
 def build(
     request: ErasureRequest, events: Sequence[Event], batch: Batch, sweep: Event, clock: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the body of a certificate. Its times come from recorded events, not from the current time. `clock` lists
-    where the clock was set back.
+    """Return the body of a certificate.
+
+    Its times come from recorded events, not from the current time. `clock` lists where the clock was set back.
     """
     facts, run = batch.facts, batch.facts.get("run")
     product = facts.get("product")
@@ -124,8 +125,9 @@ def verify(path: Path, key: PublicKey) -> dict[str, Any]:
 
 
 def known_entries(directory: Path = CERTIFICATES) -> list[str]:
-    """Return the hashes of the ledger entries that the certificates in `directory` name. Raises CertificateError for a
-    file that is no certificate.
+    """Return the hashes of the ledger entries that the certificates in `directory` name.
+
+    Raises CertificateError for a file that is no certificate.
     """
     found = []
     for file in sorted(directory.glob(f"*/{JSON_NAME}")):

@@ -37,8 +37,10 @@ def versions() -> dict[str, str]:
 
 
 def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
-    """Return the record of the run that made `product`: procedure, source revision, validation, metrics against the
-    references, claims, and what is not claimed.
+    """Return the record of the run that made `product`.
+
+    The record holds the procedure, the source revision, the validation, the metrics against the references, the
+    claims, and what is not claimed.
     """
     from expunge.tracking.provenance import git_state, lock_digest
 

@@ -9,8 +9,9 @@ from typing import Any
 def joined(
     before: Mapping[str, list[dict[str, Any]]], after: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Merge the reports of the dry run (`before`) and of the sweep (`after`). What was found and is not left counts as
-    purged.
+    """Merge the reports of the dry run (`before`) and of the sweep (`after`).
+
+    What was found and is not left counts as purged.
     """
     # For one place the entry of the sweep is kept: the dry run words some findings differently.
     swept = {entry["where"] for entry in after["found"]}

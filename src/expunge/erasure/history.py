@@ -13,7 +13,9 @@ from expunge.system.paths import CERTIFICATES
 
 
 def check(store: Store, ledger: Ledger, certificates: Path = CERTIFICATES) -> None:
-    """Raise LedgerError if the ledger lacks an entry that the store or a certificate names, and RequestError if the
+    """Check the ledger against the store and the certificates.
+
+    Raises LedgerError if the ledger lacks an entry that the store or a certificate names, and RequestError if the
     store lacks or contradicts an event in the ledger.
 
     Requests and batches of which the store has no event at all are not checked. After the loss of a store the operator

@@ -38,9 +38,9 @@ def take_in(
     who: str,
     most: bool = False,
 ) -> ErasureRequest:
-    """Record a new request for exactly one of: the rows in the file `ids`, the people in the file `subjects`, classes.
-    `most`: it may be for more than half of the rows.
+    """Record a new request for the rows in the file `ids`, the people in the file `subjects`, or classes.
 
+    Exactly one of the three must be given. `most` says that the request may be for more than half of the rows.
     Raises RequestError or DataError, whose messages contain no id.
     """
     if sum((ids is not None, subjects is not None, bool(classes))) != 1:

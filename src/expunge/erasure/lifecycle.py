@@ -58,8 +58,10 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of `advance`. `state`: "nothing to do", or the state of the batch's requests. `facts` hold counts,
-    names and verdicts, and no ids of rows or of people.
+    """An `Outcome` is the result of `advance`.
+
+    `state` is "nothing to do", or the state of the batch's requests. `facts` hold counts, names and verdicts, and no
+    ids of rows or of people.
     """
 
     state: str
@@ -123,8 +125,9 @@ class Lifecycle:
         return after
 
     def reject(self, who: str, reason: str) -> Batch:
-        """Close the open batch, which must not be approved yet. Its requests wait for the next batch; their due dates
-        stay. Raises RequestError if no such batch is open.
+        """Close the open batch, which must not be approved yet.
+
+        Its requests wait for the next batch, and their due dates stay. Raises RequestError if no such batch is open.
         """
         batch = self._claimed(reason, UNDECIDED)
         self._clean_up(batch)

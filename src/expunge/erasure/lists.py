@@ -21,7 +21,9 @@ def to_erase(batch: Batch) -> Path:
 
 
 def wanted(batch: Batch) -> dict[str, Any]:
-    """Return the content of `to_erase`: `rows`, content digests by id; `people`; `met`, whether the request in
+    """Return the content of the file `to_erase`.
+
+    It holds `rows`, which are content digests by id, `people`, and `met`, which says whether the request in
     params.yaml has no rows left to forget.
     """
     found: dict[str, Any] = json.loads(to_erase(batch).read_text(encoding="utf-8"))

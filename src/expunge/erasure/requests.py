@@ -25,8 +25,10 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """One request. `asked`: number of ids, subjects or classes. `digest`: HMAC-SHA256 of what was asked, under a key
-    of its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
+    """An `ErasureRequest` describes one request.
+
+    `asked` is the number of ids, subjects or classes. `digest` is the HMAC-SHA256 of what was asked, under a key of
+    its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
     """
 
     id: str
@@ -90,10 +92,10 @@ class Store:
         classes: Sequence[int | str] = (),
         most: bool = False,
     ) -> ErasureRequest:
-        """Add a request that is due a month after `received`. `values`: ids or subjects, of which only HMACs are kept.
-        `most`: it may be for more than half of the rows.
+        """Add a request that is due a month after `received`.
 
-        Raises RequestError if an open request asks for the same.
+        `values` are ids or subjects, of which only HMACs are kept. `most` says that the request may be for more than
+        half of the rows. Raises RequestError if an open request asks for the same.
         """
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
@@ -198,8 +200,9 @@ class Store:
             return [r.entry for r in c.execute(select(EVENTS.c.entry).where(EVENTS.c.entry.is_not(None)))]
 
     def publish(self, ledger: Ledger) -> int:
-        """Append the unpublished events to the ledger in order, and return their number. Each event is appended once,
-        even with concurrent callers or after an interrupted call.
+        """Append the unpublished events to the ledger in order, and return their number.
+
+        Each event is appended once, even with concurrent callers or after an interrupted call.
         """
         with transaction(self.engine) as c:
             waiting = c.execute(select(EVENTS).where(EVENTS.c.entry.is_(None)).order_by(EVENTS.c.id)).mappings().all()
@@ -250,8 +253,10 @@ def move(
     facts: Mapping[str, Any],
     **columns: Any,
 ) -> ErasureRequest:
-    """Change the state by compare-and-set on the version, and write the event, within the caller's transaction. Raises
-    RequestError for a move that is not allowed, or if somebody else changed the request first.
+    """Change the state of a request and write the event, within the caller's transaction.
+
+    The state changes by compare-and-set on the version. Raises RequestError for a move that is not allowed, or if
+    somebody else changed the request first.
     """
     check_move(request.id, request.state, new)
     if new == State.scheduled and not request.verified:

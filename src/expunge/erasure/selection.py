@@ -28,11 +28,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Selection:
-    """Masks over the dataset, bool `(rows,)`: `of` holds all rows of each request, by id, of both splits; `train` the
-    training rows.
+    """A `Selection` holds masks over the dataset, which are bool `(rows,)`, and the people that requests name.
 
-    `again`: rows that promoted versions had forgotten and that are still in the dataset; they are forgotten again, not
-    erased. `people`: the subjects that requests name.
+    `of` maps the id of each request to all its rows, of both splits. `train` marks the training rows. `again` marks
+    rows that promoted versions had forgotten and that are still in the dataset; they are forgotten again, not erased.
+    `people` are the subjects that requests name.
     """
 
     of: Mapping[str, Mask]
@@ -52,8 +52,9 @@ class Selection:
 
 
 def asked_values(store: Store, request: ErasureRequest) -> list[str]:
-    """Return the ids or subjects in the file of a request, or its classes. Raises RequestError if the file is missing
-    or does not match the digest of the request.
+    """Return the ids or subjects in the file of a request, or its classes.
+
+    Raises RequestError if the file is missing or does not match the digest of the request.
     """
     if request.kind == "classes":
         return [str(c) for c in request.classes]
@@ -70,8 +71,9 @@ def asked_values(store: Store, request: ErasureRequest) -> list[str]:
 
 
 def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
-    """Return the mask of all rows of `request`, in both splits. Raises RequestError, without naming an id, if some are
-    not in the dataset.
+    """Return the mask of all rows of `request`, in both splits.
+
+    Raises RequestError, without naming an id, if some are not in the dataset.
     """
     values = asked_values(store, request)
     if request.kind == "classes":

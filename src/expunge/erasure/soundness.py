@@ -55,8 +55,9 @@ def found_differences() -> Iterator[Difference]:
 
 
 def models() -> None:
-    """Check that the retrained models were trained on the retained rows, and that the description of the original
-    does not contradict the record of its training. Raises CheckpointError.
+    """Check that the retrained models were trained on the retained rows, and check the original.
+
+    The description of the original must not contradict the record of its training. Raises CheckpointError.
     """
     from expunge.methods.outputs import check_retrained  # imports torch, which reading commands do not need
     from expunge.models.checkpoint import load_classifier
@@ -88,8 +89,9 @@ def changed(judged: Mapping[str, str] | None, now: Mapping[str, str]) -> list[st
 
 
 def contents(ids: list[str]) -> dict[str, str]:
-    """Return the content digests (hex) of those rows that are in the dataset, by id. They go into the list for the
-    sweep, which is removed after it.
+    """Return the content digests (hex), by id, of the rows `ids` that are in the dataset.
+
+    They go into the list for the sweep, which is removed after the sweep.
     """
     dataset, wanted = Dataset(DATASET, verify=False, erased="allow"), set(ids)
     table = dataset.table(["sample_id", "digest"])

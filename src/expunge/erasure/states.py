@@ -51,8 +51,9 @@ def check_move(request: str, old: State, new: State) -> None:
 
 
 def due_date(received: date, months: int) -> date:
-    """Return the date `months` calendar months after `received`: the same day of the month, or its last day
-    (Regulation 1182/71, Art. 3(2)c).
+    """Return the date `months` calendar months after `received`.
+
+    It is the same day of the month, or the last day of a shorter month (Regulation 1182/71, Art. 3(2)c).
     """
     year, month = divmod(received.year * 12 + received.month - 1 + months, 12)
     return date(year, month + 1, min(received.day, calendar.monthrange(year, month + 1)[1]))

@@ -11,8 +11,9 @@ TOLERANCE_SECONDS = 60  # routine clock corrections amount to seconds
 
 
 def set_back(entries: Sequence[Entry], first: int = 1) -> list[str]:
-    """Return a sentence for every entry, from number `first` on, whose time is more than TOLERANCE_SECONDS before the
-    latest time of the entries that precede it.
+    """Return a sentence for every entry, from number `first` on, before which the clock was set back.
+
+    The time of such an entry is more than TOLERANCE_SECONDS before the latest time of the entries that precede it.
     """
     found: list[str] = []
     latest: Entry | None = None

@@ -37,9 +37,11 @@ class ForgottenRows:
         sample_ids: Iterable[str] = (),
         present: Iterable[str] | None = None,
     ) -> None:
-        """`sample_ids`: the rows that the current `request` forgets. `present`: all ids that the original was trained
-        on, if known. Promoted sets may hold rows outside `present`; the original never saw them, so they count as
-        forgotten by the current request too.
+        """Use the sets of forgotten rows in the folder `directory`.
+
+        `sample_ids` are the rows that the current `request` forgets. `present` are all ids that the original was
+        trained on, if known. Promoted sets may hold rows outside `present`; the original never saw them, so they count
+        as forgotten by the current request too.
         """
         self.directory = Path(directory)
         self._request, self._ids = request, frozenset(sample_ids)
@@ -52,8 +54,9 @@ class ForgottenRows:
         return self._read(request) is not None
 
     def keep(self, request: str) -> None:
-        """Write the set of a promoted request to the folder, if it is not there yet. Raises DataError if it is not
-        known.
+        """Write the set of a promoted request to the folder, if it is not there yet.
+
+        Raises DataError if the set is not known.
         """
         if not self._path(request).is_file():
             if not self.knows(request):
@@ -99,8 +102,9 @@ class ForgottenRows:
         return [_digest(i, key) for i in sample_ids]
 
     def draws(self, names: Iterable[str], purpose: str) -> NDArray[np.uint64]:
-        """Return numbers `(n,)` uint64 that depend on name, purpose and key, and look random without the key. A missing
-        key is written first.
+        """Return numbers `(n,)` uint64 that depend on name, purpose and key, and look random without the key.
+
+        A missing key is written first.
         """
         self._keep_key()
         key, person = self._key(), purpose.encode()  # BLAKE2b's personalization separates them from row digests
@@ -124,8 +128,10 @@ class ForgottenRows:
         return np.frombuffer(content, dtype=f"V{DIGEST_BYTES}") if known else None
 
     def _own(self) -> bytes:
-        """Return the set of the current request: its rows now, its stored rows (some may be erased since), and the
-        promoted rows that the original never saw.
+        """Return the set of the current request.
+
+        The set holds the request's rows now, its stored rows (some may have been erased since), and the promoted rows
+        that the original never saw.
         """
         key = self._key()
         if self._at_hand is None or self._at_hand[0] != key:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 
 def merkle_root(leaves: Sequence[bytes]) -> str:
-    """Return the root `sha256:...` of `leaves` in the given order (RFC 6962, section 2.1). Without leaves it is the
-    SHA-256 of the empty string.
+    """Return the root `sha256:...` of `leaves` in the given order (RFC 6962, section 2.1).
+
+    Without leaves it is the SHA-256 of the empty string.
     """
     # The prefixes 0x00 and 0x01 keep leaves and inner nodes apart, so that neither can pass for the other (RFC 6962).
     level = [hashlib.sha256(b"\x00" + leaf).digest() for leaf in leaves]

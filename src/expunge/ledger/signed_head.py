@@ -1,5 +1,6 @@
-"""The signed head of a ledger, a signature over its last entry. It reveals truncation and entries added without the
-key.
+"""The signed head of a ledger is a signature over its last entry.
+
+It reveals truncation and entries added without the key.
 
 The head is kept in two small files beside the ledger. It is signed before its entry is written (`*.next.json`) and
 renamed afterwards (`*.head.json`), so a process that is killed in between never leaves an entry without a signature.

@@ -34,8 +34,9 @@ class TrainingData:
 
 
 def model_card(summary: Mapping[str, Any], data: TrainingData, classes: Sequence[str]) -> str:
-    """Return the card: YAML front matter with a model-index, then Markdown. Without a selected method the card says so
-    and lists no results.
+    """Return the card as YAML front matter with a model-index, followed by Markdown.
+
+    Without a selected method the card says so and lists no results.
     """
     method = summary["selected"]
     front: dict[str, Any] = {

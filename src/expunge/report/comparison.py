@@ -101,8 +101,9 @@ def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: RowsO
 
 
 def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
-    """Return the answers of both on the same rows of each part that has rows. `before` and `after` are called with
-    ascending dataset positions.
+    """Return the answers of `before` and `after` on the same rows of each part that has rows.
+
+    Both are called with ascending dataset positions.
     """
     labels = dataset.labels()
     out = {}

@@ -77,8 +77,9 @@ def comparison_view(sides: ComparedModels) -> ComparisonView:
 
 
 def _metrics(sides: ComparedModels) -> TextTable:
-    """Return the metrics of the verdict that at least one block has, with a column for retrained models if there are
-    any.
+    """Return a table of the metrics of the verdict that at least one block has.
+
+    It has a column for retrained models if there are any.
     """
     shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
     rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
@@ -125,8 +126,9 @@ def _named(sides: ComparedModels, *classes: int) -> tuple[str, ...]:
 
 
 def _answers(sides: ComparedModels, part: str, p: Part) -> TextTable:
-    """Return the predictions of each classifier on the rows of a part as shares; classes that none predicts are left
-    out.
+    """Return the predictions of each classifier on the rows of a part as shares.
+
+    Classes that no classifier predicts are left out.
     """
     columns = {sides.before: p.before, sides.after: p.after}
     if part in sides.retrained:

@@ -47,8 +47,10 @@ def metrics(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def outcome(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Return the method that a run registers. It is written to a separate file, so that its column in `dvc exp show`
-    has a short name; columns of the models' metrics include the path of the file.
+    """Return the method that a run registers.
+
+    It is written to a separate file, so that its column in `dvc exp show` has a short name; columns of the models'
+    metrics include the path of the file.
     """
     return {"selected": summary["selected"] or "nothing"}
 

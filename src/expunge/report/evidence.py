@@ -42,8 +42,9 @@ class Evidence:
 
     @cached_property
     def groups(self) -> dict[str, Index]:
-        """Positions of the forgotten rows, of the unseen rows (test rows of the same classes), of the retained rows and
-        of the other test rows.
+        """Return the positions of the forgotten, the unseen, the retained and the other test rows.
+
+        The unseen rows are the test rows of the same classes as the forgotten ones.
         """
         return groups_of(self.labels, self.parts)
 

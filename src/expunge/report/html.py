@@ -72,8 +72,9 @@ COLUMN_HELP = {
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, an explanation of how to read the panels, the panels, and further panels that are folded under a
-    label.
+    """A `Section` has a heading, an explanation of how to read the panels, and the panels.
+
+    `more` are further panels, which are folded under the label `more_label`.
     """
 
     title: str
@@ -193,15 +194,17 @@ def more_table(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shadow_table(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table of the attacks with shadow models, for the candidates that they cover; empty if none were
-    trained.
+    """Return a table of the attacks with shadow models, for the candidates that they cover.
+
+    The table is empty if no shadow models were trained.
     """
     return _upright(SHADOW, {name: block for name, block in candidates(summary) if block.get("shadow")})
 
 
 def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a table with a column per candidate and a row, with its target, per metric that at least one candidate
-    has.
+    """Return a table with a column per candidate and a row per metric that at least one candidate has.
+
+    Each row also has the target of its metric.
     """
     body = [
         {"label": metric.name, "target": metric.target, "cells": [_cell(block, metric) for block in blocks.values()]}

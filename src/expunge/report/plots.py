@@ -96,8 +96,9 @@ def _histogram(e: Evidence, title: str, values: NDArray[Any], bins: NDArray[Any]
 
 
 def attack_curves(e: Evidence) -> list[Panel]:
-    """Draw the ROC curves of the loss attack with logarithmic axes: forgotten against unseen rows, and retained against
-    other test rows.
+    """Draw the ROC curves of the loss attack with logarithmic axes.
+
+    One panel shows forgotten against unseen rows, and another shows retained against other test rows.
     """
     sides = [
         ("Forgotten against unseen rows", "forgotten", "unseen"),
@@ -147,8 +148,9 @@ def views(e: Evidence) -> list[Panel]:
 
 
 def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
-    """Merge views with equal features into one whose title names all of them. A method that only replaces the head
-    leaves the features equal.
+    """Merge views with equal features into one whose title names all of them.
+
+    A method that only replaces the head leaves the features equal.
     """
     found: list[tuple[str, NDArray[Any]]] = []
     for title, features in views.items():

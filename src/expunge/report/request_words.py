@@ -35,8 +35,10 @@ def corrects(request: Mapping[str, Any]) -> bool:
 
 
 def worded(text: str, request: Mapping[str, Any]) -> str:
-    """Return `text` in the words of the request: unchanged for an erasure, for corrections with the replacements of
-    `CORRECTED` and "corrected" for "forgotten".
+    """Return `text` in the words of the request.
+
+    For an erasure it is unchanged. For corrections the replacements of `CORRECTED` are made, and "corrected" takes the
+    place of "forgotten".
     """
     if not corrects(request):
         return text

@@ -62,8 +62,10 @@ class Look:
 
 
 def looks(candidates: Sequence[str]) -> dict[str, Look]:
-    """Return the look of each candidate. References have the same look in every report; methods take the next colour,
-    line and marker in the order of the table.
+    """Return the look of each candidate.
+
+    References have the same look in every report; methods take the next colour, line and marker in the order of the
+    table.
     """
     fixed = {
         "original": Look(ORANGE, (0, (1, 1)), "s"),  # type: ignore[arg-type]
@@ -93,10 +95,10 @@ def panel(
     grid: Literal["both", "x", "y"] | None = "both",
     legend: int = 0,
 ) -> Panel:
-    """Draw on new axes with labels `x` and `y` and return the panel; `legend` is the legend's number of columns, 0 for
-    none.
+    """Draw on new axes with labels `x` and `y` and return the panel.
 
-    The same drawing gives the same bytes: ids are derived from the title, and no date is written.
+    `legend` is the legend's number of columns, or 0 for no legend. The same drawing gives the same bytes: ids are
+    derived from the title, and no date is written.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -129,8 +131,9 @@ def standalone(drawn: Panel) -> str:
 def heatmap(
     axes: Any, values: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]
 ) -> None:
-    """Draw cells with their texts. `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; cells
-    with NaN stay empty.
+    """Draw cells with their texts.
+
+    `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; cells with NaN stay empty.
     """
     from matplotlib.patches import Rectangle
 

@@ -81,8 +81,9 @@ def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def exact_of_retrained(clean: bool) -> dict[str, Any]:
-    """Return whether the claim `exact` holds for a retrained model. It does unless its backbone is the original's,
-    which saw the rows.
+    """Return whether the claim `exact` holds for a retrained model, and why.
+
+    It holds unless the model's backbone is the original's, which saw the rows.
     """
     if clean:
         return {"holds": True, "why": "trained without these rows, from weights that never saw them"}
@@ -111,8 +112,9 @@ def _join(blocks: Sequence[Any], statistic: Any) -> Any:
 
 
 def select(methods: Mapping[str, Any]) -> str | None:
-    """Return the method that may serve, or None. Its utility is kept and the claim `outputs` shown, or it is exact and
-    did not lose utility.
+    """Return the method that may serve, or None.
+
+    Its utility is kept and the claim `outputs` is shown, or it is exact and did not lose utility.
 
     Among several, exact methods come before statistical ones, then more claims, then the smallest share of the excess
     on the rows that the verdict does not use, then the smallest KL. A control is never selected, whatever the name of

@@ -43,10 +43,10 @@ STILL_STORED = "The rows are still in the dataset, the feature store and their c
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield name and block of the original, the retrained model, the control and every method, in the order of the
-    table.
+    """Yield the name and the block of each candidate, in the order of the table.
 
-    Those that the run does not have are left out.
+    The candidates are the original, the retrained model, the control and every method. Those that the run does not
+    have are left out.
     """
     yield "original", summary["references"]["original"]
     if summary["references"]["retrained"] is not None:

@@ -53,8 +53,9 @@ def seed_count(summary: Mapping[str, Any]) -> int:
 
 
 def focus(summary: Mapping[str, Any]) -> str:
-    """Return the method that the report shows in detail: the selected one, else the one with the smallest KL from the
-    retrained model, else the control.
+    """Return the method that the report shows in detail.
+
+    It is the selected one, else the one with the smallest KL from the retrained model, else the control.
     """
     if summary["selected"] is not None:
         return str(summary["selected"])
@@ -109,8 +110,9 @@ def escaped(text: str) -> str:
 
 
 def fitted_once(block: Mapping[str, Any]) -> list[str]:
-    """Return a warning if a method that depends on a seed was fitted with only one: its intervals then lack the
-    variance of the fit.
+    """Return a warning if a method that depends on a seed was fitted with only one.
+
+    Its intervals then lack the variance of the fit.
     """
     if block["settings"].get("fit_seeds") != 1:
         return []

@@ -64,8 +64,9 @@ def export_torch(servable: Servable, path: Path, facts: Mapping[str, str]) -> fl
 
 
 def export_onnx(servable: Servable, path: Path, facts: Mapping[str, str]) -> float:
-    """Do the same as `export_torch` for an ONNX model, checked in onnxruntime. Raises ExpungeError without the extra
-    `export`.
+    """Do the same as `export_torch` for an ONNX model, which is checked in onnxruntime.
+
+    Raises ExpungeError without the extra `export`.
     """
     try:
         import onnx
@@ -103,8 +104,10 @@ def _program(servable: Servable) -> Any:
 
 
 def _shape(servable: Servable) -> tuple[int, ...]:
-    """Return the shape of an image. If the servable takes any size, the exported file takes the backbone's own, and its
-    clients must resize. Raises ExpungeError for a model that takes texts.
+    """Return the shape of an image.
+
+    If the servable takes any size, the exported file takes the backbone's own, and its clients must resize. Raises
+    ExpungeError for a model that takes texts.
     """
     preprocess, shape = servable.classifier.preprocess, servable.contract.shape
     if isinstance(preprocess, Tokens):
@@ -156,8 +159,9 @@ def _difference(servable: Servable, exported: Logits) -> float:
 
 
 def _images(shape: tuple[int, ...], n: int) -> NDArray[np.uint8]:
-    """Return `n` random images uint8 `(n, *shape)`: coarse noise in 4 x 4 patches plus fine noise, so that they vary
-    at more than one scale.
+    """Return `n` random images uint8 `(n, *shape)`.
+
+    They are coarse noise in 4 x 4 patches plus fine noise, so that they vary at more than one scale.
     """
     rng = np.random.default_rng(n)
     coarse = rng.integers(0, 200, (n, *(-(-s // 4) if i < 2 else s for i, s in enumerate(shape))))

@@ -18,8 +18,9 @@ from expunge.system.errors import DataError
 
 
 class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
-    """Predicts class probabilities float32 `(n, C)` from raw images, uint8 `(n, h, w)` or `(n, h, w, c)`, or from a
-    data frame with the column `text`.
+    """This model predicts class probabilities float32 `(n, C)` from raw images or texts.
+
+    Images are uint8 `(n, h, w)` or `(n, h, w, c)`; texts come in a data frame with the column `text`.
     """
 
     def load_context(self, context: Any) -> None:

@@ -47,8 +47,9 @@ class Contract:
 
     @classmethod
     def of(cls, example: NDArray[np.uint8] | list[str], classes: Sequence[str], any_size: bool = False) -> Contract:
-        """Derive the contract from example images uint8 `(n, h, w)` or `(n, h, w, c)`, or from texts. With `any_size`,
-        images of any height and width are valid. Raises ValueError for other examples.
+        """Derive the contract from example images uint8 `(n, h, w)` or `(n, h, w, c)`, or from texts.
+
+        With `any_size`, images of any height and width are valid. Raises ValueError for other examples.
         """
         if isinstance(example, list):
             return cls((), tuple(classes))
@@ -116,10 +117,9 @@ class Servable:
         return cls(classifier, map_, Contract(tuple(contract["shape"]), tuple(contract["classes"]), contract["binary"]))
 
     def probabilities(self, inputs: object) -> NDArray[np.float32]:
-        """Return class probabilities float32 `(n, C)` of raw images uint8 `(n, *contract.shape)`, or of n texts; n may
-        be 0.
+        """Return class probabilities float32 `(n, C)` of raw images uint8 `(n, *contract.shape)`, or of n texts.
 
-        The inputs are processed in batches of 256, without gradients. Raises DataError for other inputs.
+        n may be 0. The inputs are processed in batches of 256, without gradients. Raises DataError for other inputs.
         """
         raw = self.contract.check(inputs)
         out = np.empty((len(raw), len(self.contract.classes)), np.float32)
@@ -128,8 +128,9 @@ class Servable:
         return out
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """Return logits float32 `(n, C)` of one batch, which is not checked: uint8 images, in a list if their sizes
-        vary, or texts.
+        """Return logits float32 `(n, C)` of one batch, which is not checked.
+
+        The batch holds uint8 images, which come in a list if their sizes vary, or texts.
         """
         with torch.inference_mode():
             z = self.classifier.features(inputs)

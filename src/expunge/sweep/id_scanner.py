@@ -38,8 +38,9 @@ class IdScanner:
         return ends
 
     def count(self, haystack: bytes) -> int:
-        """Return how often any needle occurs in `haystack`. Numbers match as a whole: `row-0001` does not occur in
-        `row-00012`.
+        """Return how often any needle occurs in `haystack`.
+
+        Numbers match as a whole: `row-0001` does not occur in `row-00012`.
         """
         if not self.distinct or len(haystack) < WINDOW:
             return 0

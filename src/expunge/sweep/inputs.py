@@ -149,8 +149,9 @@ def _npz_without(file: Path, target: Path, rows: _Rows) -> None:
 
 
 def _tables_without(path: Path, journal: Journal, rows: _Rows) -> None:
-    """Stage Parquet, CSV and TSV files without the erased rows. A file without erased rows is kept, unless its ids or
-    split are implied by the position of its rows.
+    """Stage Parquet, CSV and TSV files without the erased rows.
+
+    A file without erased rows is kept, unless its ids or split are implied by the position of its rows.
     """
     suffixes = (".parquet", *DELIMITERS)
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes) if path.is_dir() else [path]
@@ -201,8 +202,10 @@ def _write_text(table: pa.Table, target: Path, delimiter: str) -> None:
 
 
 def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
-    """Sweep the lists of ids and people. A list whose values are all erased is removed together with its `.dvc` file;
-    from others the erased values are removed.
+    """Sweep the lists of ids and people.
+
+    A list whose values are all erased is removed together with its `.dvc` file; from others the erased values are
+    removed.
     """
     directory = targets.root / REQUESTS
     readable = (".txt", ".csv", ".parquet")
@@ -270,8 +273,9 @@ def _drop_tracking(file: Path, journal: Journal) -> None:
 
 
 def work(targets: Targets, journal: Journal | None) -> Iterator[Found]:
-    """Sweep work in progress, and nested workspaces (demo, results) whose dataset holds an erased row. All of it can be
-    recomputed, so whole folders are removed.
+    """Sweep work in progress, and nested workspaces (demo, results) whose dataset holds an erased row.
+
+    All of it can be recomputed, so whole folders are removed.
     """
     top = targets.root / WORK
     for child in sorted(p for p in top.glob("*") if p.is_dir() and p.name != "sweep"):

@@ -1,5 +1,6 @@
-"""The journal of a sweep, which makes the replacement of files and directories atomic: a crash leaves the old state or
-the new one.
+"""The journal of a sweep makes the replacement of files and directories atomic.
+
+A crash leaves the old state or the new one.
 
 Everything is staged first under `.NAME.swept`. Writing the journal is the commit. After a crash before it, the next
 sweep removes the staged copies; after it, the next sweep finishes the swaps. Until then the tombstones, which are
@@ -30,10 +31,10 @@ def staged(target: Path) -> Path:
 
 @dataclass
 class Journal:
-    """The changes of one sweep. `swaps`: paths, relative to `root`, to be replaced by their staged state. `drops`:
-    paths to remove.
+    """A `Journal` holds the changes of one sweep.
 
-    `notes`: what the steps after the swaps need and can no longer determine once the files are replaced.
+    `swaps` are paths, relative to `root`, to be replaced by their staged state. `drops` are paths to remove. `notes`
+    are what the steps after the swaps need and can no longer determine once the files are replaced.
     """
 
     root: Path
@@ -43,8 +44,10 @@ class Journal:
 
     @classmethod
     def of(cls, root: Path) -> Journal | None:
-        """Return the journal of a sweep that was interrupted after its commit. If there is none, remove what a sweep
-        interrupted before its commit has staged, and return None. Raises DataError for an unreadable journal.
+        """Return the journal of a sweep that was interrupted after its commit.
+
+        If there is none, remove what a sweep interrupted before its commit has staged, and return None. Raises
+        DataError for an unreadable journal.
         """
         path = root / JOURNAL
         if path.is_file():

@@ -122,8 +122,9 @@ def versions(registry: Registry, covered: list[str], policy: str) -> Iterator[Fo
 
 
 def garbage(registry: Registry, besides: list[Version], apply: bool) -> Iterator[Found]:
-    """Yield the logged models without a version; with `apply`, run MLflow's garbage collection and remove the folders
-    that it leaves.
+    """Yield the logged models without a version.
+
+    With `apply`, also run MLflow's garbage collection and remove the folders that it leaves.
     """
     from expunge.tracking import retire
 
@@ -181,8 +182,9 @@ def original(targets: Targets, registry: Registry | None, covered: list[str], po
 
 
 def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
-    """Stage the champion as the original. Returns True if its backbone differs, so that features must be extracted
-    again.
+    """Stage the champion as the original, and return whether features must be extracted again.
+
+    They must if the champion's backbone differs from that of the original.
     """
     classifier = _successor(registry, covered)
     assert classifier is not None, "original() said so"
@@ -281,8 +283,9 @@ def _whole_split(targets: Targets) -> bool:
 
 
 def _pictures_hit(targets: Targets, example: object) -> bool:
-    """Return whether an example holds the pixels of an erased row: lists of pixels as MLflow writes them. Other
-    content, such as texts, gives False.
+    """Return whether an example holds the pixels of an erased row.
+
+    The pixels are in lists, as MLflow writes them. Other content, such as texts, gives False.
     """
     values = example.get("inputs") if isinstance(example, dict) else example
     try:

@@ -194,8 +194,9 @@ def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
 
 
 def shadow(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
-    """Sweep the shadow models, which were trained on the rows, and their scores of every row. All of them are
-    removed.
+    """Sweep the shadow models, which were trained on the rows, and their scores of every row.
+
+    All of them are removed.
     """
     members = sorted((targets.root / SHADOW).glob("*rained-*"))
     if not targets.erased.any() or not members:

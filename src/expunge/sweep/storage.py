@@ -1,5 +1,7 @@
-"""Sweep DVC: commit the rewritten outputs to dvc.lock, then remove what it does not name from cache, run cache and
-remotes, and check the result.
+"""Sweep the files that DVC stores.
+
+This module commits the rewritten outputs to dvc.lock, removes what dvc.lock does not name from cache, run cache and
+remotes, and checks the result.
 
 Only stages that were up to date before are committed. A stage whose code or params had changed stays out of date. It
 loses its lock entry if that names rewritten outputs, because the entry would keep the old objects alive.
@@ -67,8 +69,9 @@ class Storage:
         return {name: None if "://" in url else self._place(url) for name, url in addresses.items()}
 
     def _place(self, address: str) -> Path:
-        """Resolve an address. A relative one refers to the directory of DVC's config file, unless DVC has already
-        resolved it.
+        """Return the path to which an address refers.
+
+        A relative address refers to the directory of DVC's config file, unless DVC has already resolved it.
         """
         places = [self.root / ".dvc" / address, self.root / address]
         return next((p for p in places if p.is_dir()), places[0])

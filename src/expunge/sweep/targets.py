@@ -21,8 +21,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Targets:
-    """The rows to erase. `erased` and `train`: masks `(rows,)` over the present dataset. `ids`: ids of the erased rows
-    in it. `subjects`: people of whom no row is retained. `twins`: number of retained rows with the content of an
+    """The `Targets` of a sweep name the rows to erase.
+
+    `erased` and `train` are masks `(rows,)` over the present dataset, and `ids` are the ids of the erased rows in it.
+    `subjects` are the people of whom no row is retained. `twins` is the number of retained rows with the content of an
     erased row.
 
     `tombstones` cover these rows and all that were erased earlier; they alone decide what is erased in other stores.
@@ -80,8 +82,9 @@ class Targets:
         )
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Mask:
-        """Return which rows of a store are to be erased, as a mask `(n,)`. Ids of dataset rows are cached, because
-        keyed digests are slow.
+        """Return which rows of a store are to be erased, as a mask `(n,)`.
+
+        Ids of dataset rows are cached, because keyed digests are slow.
         """
         if contents is not None:
             return self.tombstones.hits(ids, contents).any

@@ -15,12 +15,12 @@ Augment = Callable[[Tensor], Tensor]
 
 
 def make_augment(name: str, height: int, width: int) -> Augment | None:
-    """Return a function from uint8 images `(n, h, w)` or `(n, h, w, c)` to augmented ones of the same shape; None for
-    "none".
+    """Return a function that augments uint8 images `(n, h, w)` or `(n, h, w, c)`, or None for "none".
 
-    "flip-crop": a random crop after reflection padding by an eighth of the smaller side, and a horizontal flip with
-    probability 1/2. "randaugment" (arXiv 1909.13719) and "trivial" (arXiv 2103.10158) apply torchvision's operations of
-    that name in addition. Random numbers come from torch's global generator. Raises ValueError for another name.
+    The augmented images have the same shape. "flip-crop" is a random crop after reflection padding by an eighth of the
+    smaller side, and a horizontal flip with probability 1/2. "randaugment" (arXiv 1909.13719) and "trivial" (arXiv
+    2103.10158) apply torchvision's operations of that name in addition. Random numbers come from torch's global
+    generator. Raises ValueError for another name.
     """
     if name not in AUGMENTATIONS:
         raise ValueError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {name!r}")

@@ -36,8 +36,9 @@ def check_params(config: Config) -> None:
 
 
 def resolve(config: Config, classifier: Classifier, rows: int) -> list[str]:
-    """Return the names of the cuts, with `auto` resolved for `rows` training rows. Raises ConfigError if no cut fits
-    the budget.
+    """Return the names of the cuts, with `auto` resolved for `rows` training rows.
+
+    Raises ConfigError if no cut fits the budget.
     """
     given = config.activations
     if given.cuts != "auto":

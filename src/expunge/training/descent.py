@@ -1,5 +1,6 @@
-"""Optimizers and learning-rate schedules. SGD is torch's, and one-cycle and constant rates are computed here; all
-others are timm's.
+"""This module makes optimizers and learning-rate schedules.
+
+SGD is torch's, and one-cycle and constant rates are computed here; all others are timm's.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ SCHEDULES = ("one-cycle", "cosine", "constant")
 
 
 def one_cycle(step: int, steps: int, lr: float, warmup: float = WARM_UP) -> float:
-    """Return the learning rate of `step` in [0, steps): a linear rise from `START * lr` to `lr`, then a cosine decay to
-    `END * lr`.
+    """Return the learning rate of `step` in [0, steps).
 
-    After Smith and Topin (arXiv 1708.07120), with a cosine for the decay.
+    It rises linearly from `START * lr` to `lr` and then falls along a cosine to `END * lr`. This follows Smith and
+    Topin (arXiv 1708.07120), with a cosine for the decay.
     """
     rise = max(1, round(warmup * steps))
     if step < rise:
@@ -79,8 +80,9 @@ def _groups(classifier: Classifier, weight_decay: float, layer_decay: float) -> 
 
 
 class _Ordered(nn.Module):
-    """Wrapper of a backbone without a `group_matcher`. timm makes a layer of every twelve of its parameters, in
-    order.
+    """This class wraps a backbone without a `group_matcher`.
+
+    timm makes a layer of every twelve of its parameters, in order.
     """
 
     pretrained_cfg: ClassVar[dict[str, str]] = {"classifier": "none of its parameters"}
@@ -94,11 +96,10 @@ Rate = Callable[[int], None]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int, lr: float, warmup: float) -> Rate:
-    """Return a function that sets the learning rates of `optimizer` for a step in [0, steps). The rate depends only on
-    the step.
+    """Return a function that sets the learning rates of `optimizer` for a step in [0, steps).
 
-    `warmup`: share of the steps in which the rate rises. "cosine": timm's schedule, down to `END * lr`. "constant": no
-    decay after the rise. Raises ValueError for another name.
+    The rate depends only on the step. `warmup` is the share of the steps in which the rate rises. "cosine" is timm's
+    schedule, down to `END * lr`. "constant" has no decay after the rise. Raises ValueError for another name.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")

@@ -51,8 +51,9 @@ class ProcessGroup:
 
 
 class _Total(torch.autograd.Function):
-    """Sum over processes. Its gradient is the sum of all processes' gradients, because each process's loss depends on
-    every summand.
+    """This function returns the sum of a value over processes.
+
+    Its gradient is the sum of all processes' gradients, because each process's loss depends on every summand.
     """
 
     @staticmethod

@@ -190,8 +190,9 @@ def recorded(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> dict[str
 
 
 def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str, Any]:
-    """Return the arguments of `Relearn` for `model.training: above`. Raises ConfigError for settings it does not
-    take.
+    """Return the arguments of `Relearn` for `model.training: above`.
+
+    Raises ConfigError for settings that cannot be used with it.
     """
     recipe = recipe_of(config.train, classifier)
     for key, neutral in NOT_ABOVE.items():
@@ -222,8 +223,9 @@ def recipe_above(config: Config, seed: int, classifier: Classifier) -> dict[str,
 def _train_above(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, work: Path, forgotten: Path
 ) -> tuple[Classifier, dict[str, Any], Trained | None]:
-    """Compute activations in the work directory, where the activations stage will find them; then train the layers
-    above the cut.
+    """Compute activations in the work directory, then train the layers above the cut.
+
+    The activations stage will find the activations there.
     """
     recipe = recipe_above(config, seed, classifier)
     activations = activations_alone(classifier, dataset, recipe["cut"], work)
@@ -247,8 +249,9 @@ def _train_above(
 
 
 def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:
-    """Return the head of `model.training` "ridge" or "head", not fitted. Raises ConfigError for settings it does not
-    take.
+    """Return the head of `model.training` "ridge" or "head", which is not fitted.
+
+    Raises ConfigError for settings that the head does not take.
     """
     try:
         return RidgeHead(**settings) if training == "ridge" else SoftmaxHead(**settings)

@@ -67,8 +67,9 @@ class Recipe:
 
 
 def recipe_of(given: Train, classifier: Classifier) -> Recipe:
-    """Return `given` with its nulls resolved. The recipe "auto" is "finetune" if the model's card records public
-    weights and "small" otherwise.
+    """Return `given` with its nulls resolved.
+
+    The recipe "auto" is "finetune" if the model's card records public weights and "small" otherwise.
     """
     name: str = given.recipe
     if name == "auto":
@@ -93,8 +94,9 @@ def recipe_of(given: Train, classifier: Classifier) -> Recipe:
 
 
 def _convolutional(backbone: nn.Module) -> bool:
-    """Whether the network has batch norm, or more convolutions than linear layers. Otherwise it is taken for a
-    transformer.
+    """Return whether the network has batch norm, or more convolutions than linear layers.
+
+    Otherwise it is taken for a transformer.
     """
     modules = list(backbone.modules())
     convolutions = sum(isinstance(m, nn.Conv2d) for m in modules)

@@ -1,5 +1,6 @@
-"""The state of a training after an epoch, kept so that a killed and resumed run gives the same bytes as one that was
-not killed.
+"""This module keeps the state of a training after an epoch.
+
+With it, a killed and resumed run gives the same bytes as one that was not killed.
 """
 
 from __future__ import annotations

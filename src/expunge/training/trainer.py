@@ -232,8 +232,9 @@ class _Run:
         }  # fmt: skip
 
     def step(self, rows: Tensor, step: int, bf16: bool) -> tuple[Tensor, Tensor]:
-        """Update the weights once on the batch `rows`. Returns its mean loss and its number of correct predictions,
-        both before the update.
+        """Update the weights once on the batch `rows`.
+
+        Returns its mean loss and its number of correct predictions, both before the update.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
@@ -265,8 +266,9 @@ class _Run:
 
     @torch.no_grad()
     def watch(self, history: list[dict[str, float]], bf16: bool) -> None:
-        """Write loss and accuracy on held-out rows into the last entry of `history`, and keep the best weights so
-        far.
+        """Write loss and accuracy on held-out rows into the last entry of `history`.
+
+        It also keeps the best weights so far.
         """
         if not len(self.held):
             return

@@ -10,7 +10,9 @@ from expunge.data.source import Source
 
 
 def read_text(path: Path, test_fraction: float = 0.2, seed: int = 0) -> Source:
-    """Read the columns `text`, `label` (integer or name), and optionally `sample_id` or `id`, `subject`, `split`
-    ("train" or "test"). The first line of CSV and TSV files names the columns. See `read_table`.
+    """Read the columns `text` and `label`, and optionally `sample_id` or `id`, `subject` and `split`.
+
+    A label is an integer or a name, and a split is "train" or "test". The first line of CSV and TSV files names the
+    columns. See `read_table`.
     """
     return read_table(path, "text", TEXT, (".parquet", *DELIMITERS), test_fraction, seed)
