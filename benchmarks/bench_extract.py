@@ -169,8 +169,10 @@ def workers(rows: int, root: Path) -> dict[str, float]:
 
 
 def run(small: bool = False) -> dict[str, Any]:
-    """Targets: 0.90 of the bare loop for both models; Parquet write 0.5 and mapped read 0.8 of the faster format; flat
-    memory. `small` takes a tenth of the rows.
+    """Measure extraction on CPU, print the figures and return them.
+
+    The targets are: 0.90 of the bare loop for both models; 0.5 of the faster format for the Parquet write and 0.8 of it
+    for the mapped read; flat memory. `small` takes a tenth of the rows.
     """
     keep_freed()  # as every stage does
     scale = 10 if small else 1

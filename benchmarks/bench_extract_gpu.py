@@ -80,8 +80,10 @@ def bare_rate(classifier: Any, settings: ExtractionSettings, rounds: int = 40) -
 
 
 def stage_rate(classifier: Any, data: Dataset, settings: ExtractionSettings, root: Path) -> dict[str, Any]:
-    """Images per second of the stage, from reading to the renamed store, after what a run of any length pays once:
-    the choice whether to compile, and compilation (`prepared_s`).
+    """Measure the images per second of the stage, from reading to the renamed store.
+
+    The time does not include what a run of any length pays once, which is given as `prepared_s`: the choice whether to
+    compile, and compilation.
     """
     tick = time.perf_counter()
     extraction = Extraction(classifier, data, root / "work", settings)

@@ -117,8 +117,9 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
     task_run_name="push",
 )
 def push_run(workspace: str) -> str:
-    """Push data to the DVC remote, and dvc.lock, metrics and plots to a branch named after the run. Returns the
-    branch.
+    """Push data to the DVC remote, and dvc.lock, metrics and plots to a branch named after the run.
+
+    Returns the branch.
     """
     branch = branch_of(flow_run.get_name() or "run")
     push(Path(workspace), branch)

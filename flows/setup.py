@@ -63,8 +63,9 @@ def main() -> None:
 
 
 def specification(name: str | None, repository: str | None, revision: str, remote: str | None) -> dict[str, Any]:
-    """Return the deployments of prefect.yaml: unchanged for the worker's folder, and with a pull step and own names for
-    a clone.
+    """Return the deployments of prefect.yaml, changed if they are for a clone.
+
+    For the worker's folder they are unchanged; for a clone they have a pull step and names of their own.
     """
     spec: dict[str, Any] = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))
     if repository is None:

@@ -82,8 +82,9 @@ def stage_names(workspace: Path) -> list[str]:
 
 
 def stale_stages(workspace: Path) -> list[str]:
-    """Return the stages whose inputs, parameters or outputs differ from dvc.lock. Later stages, which depend on their
-    outputs, are not in the list.
+    """Return the stages whose inputs, parameters or outputs differ from dvc.lock.
+
+    Later stages, which depend on their outputs, are not in the list.
     """
     set_aside_cut_off(workspace)
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
@@ -164,8 +165,9 @@ def stream(command: list[str], workspace: Path, what: str) -> list[str]:
 
 
 def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
-    """Whether to retry: for minutes if another process holds the workspace, twice if the stage uses outside
-    services.
+    """Return whether to retry.
+
+    A stage is retried for minutes if another process holds the workspace, and twice if it uses outside services.
     """
     if BUSY in (state.message or ""):
         return run.run_count < BUSY_TRIES
@@ -180,8 +182,9 @@ def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obje
     task_run_name="{stage}",
 )
 def run_stage(stage: str, workspace: str, force: bool = False) -> str:
-    """Run one stage with `dvc repro --single-item` and stream its output into the log. Returns "done" or "up to
-    date".
+    """Run one stage with `dvc repro --single-item` and stream its output into the log.
+
+    Returns "done" or "up to date".
     """
     command = dvc.command("repro", "--single-item", *(["--force"] if force else []), stage)
     tail = stream(command, Path(workspace), f"stage {stage}")

@@ -1,5 +1,6 @@
-"""Read-only folders that only one process sees. They need no rights and leave nothing. The process has no network
-either.
+"""Read-only folders that only one process sees.
+
+They need no rights and leave nothing. The process has no network either.
 """
 
 from __future__ import annotations

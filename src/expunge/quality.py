@@ -34,8 +34,10 @@ ALL_ZERO_SHARE = 0.99  # a ReLU may give a few all-zero feature rows; many mean 
 
 
 def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Check that ids are unique, labels and splits known, images as large as recorded, texts not empty, and every class
-    in the training rows.
+    """Check the dataset in `directory`, write Data Docs to `docs_dir` and return the report.
+
+    The ids must be unique, labels and splits known, images as large as recorded, texts not empty, and every class in
+    the training rows.
 
     Returns `{"success", "suite", "rows", "checks"}`. Raises QualityError, which names the failed checks, after the Data
     Docs were written to `docs_dir`, and ManifestError if the directory disagrees with its manifest.
@@ -67,10 +69,9 @@ def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, A
 
 
 def validate_split(directory: Path | str, dataset_dir: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Check that each row of the dataset is in exactly one known part that fits its split, and that the counts of the
-    request are met.
+    """Check that each row of the dataset is in exactly one known part, and that the counts of the request are met.
 
-    Returns and raises as `validate_dataset` does.
+    The part must fit the split of the row. Returns and raises as `validate_dataset` does.
     """
     import great_expectations.expectations as gxe
 
@@ -91,10 +92,10 @@ def validate_split(directory: Path | str, dataset_dir: Path | str, docs_dir: Pat
 
 
 def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: Path | str) -> dict[str, Any]:
-    """Check that features are finite, of the manifest's dimension, and one row per row of the dataset, in its order and
-    with its labels.
+    """Check that features are finite and of the manifest's dimension, and that they agree with the dataset.
 
-    Returns and raises as `validate_dataset` does.
+    There must be one row of features per row of the dataset, in its order and with its labels. Returns and raises as
+    `validate_dataset` does.
     """
     import great_expectations.expectations as gxe
 
@@ -117,8 +118,10 @@ def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: 
 
 
 def dataset_frame(dataset: Dataset) -> pd.DataFrame:
-    """Return a frame with one row per sample: sample_id, label, split, train_label (missing for test rows) and
-    content_bytes; for images also height, width, channels and pixels.
+    """Return a frame with one row per sample.
+
+    Its columns are sample_id, label, split, train_label (missing for test rows) and content_bytes; for images also
+    height, width, channels and pixels.
     """
     sizes = [] if dataset.encoding == TEXT else ["height", "width", "channels"]
     frame: pd.DataFrame = dataset.table(["sample_id", "label", "split", *sizes]).to_pandas()
@@ -130,8 +133,9 @@ def dataset_frame(dataset: Dataset) -> pd.DataFrame:
 
 
 def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
-    """Return a frame with one row per assignment: sample_id, part, and 0/1 columns matches_dataset, fits_split, forget
-    and retain.
+    """Return a frame with one row per assignment.
+
+    Its columns are sample_id, part, and the 0/1 columns matches_dataset, fits_split, forget and retain.
     """
     table = pq.read_table(split.directory / ASSIGNMENT)
     reference = dataset.table(["sample_id", "split"])
@@ -148,11 +152,11 @@ def split_frame(split: Split, dataset: Dataset) -> pd.DataFrame:
 
 
 def feature_frame(store: FeatureStore, dataset: Dataset) -> pd.DataFrame:
-    """Return a frame with one row per feature vector: ids, agreement with the dataset (0/1), dim, norm, n_nonfinite,
-    n_zero, min and max.
+    """Return a frame with one row per feature vector.
 
-    Features are streamed, so memory grows with the number of rows but not with their dimension. A vector with a value
-    that is not finite has NaN as norm, minimum and maximum.
+    Its columns are ids, agreement with the dataset (0/1), dim, norm, n_nonfinite, n_zero, min and max. Features are
+    streamed, so memory grows with the number of rows but not with their dimension. A vector with a value that is not
+    finite has NaN as norm, minimum and maximum.
     """
     import pandas as pd
 
@@ -178,8 +182,9 @@ def feature_frame(store: FeatureStore, dataset: Dataset) -> pd.DataFrame:
 
 
 def _agrees(column: pa.ChunkedArray, reference: pa.ChunkedArray) -> np.ndarray:
-    """Return int `(len(column),)`: 1 where `column` equals `reference` at the same position, 0 where it differs or has
-    no counterpart.
+    """Return int `(len(column),)`, which is 1 where `column` equals `reference` at the same position.
+
+    It is 0 where `column` differs or has no counterpart.
     """
     n = min(len(column), len(reference))
     out = np.zeros(len(column), dtype=int)

@@ -1,5 +1,6 @@
-"""Stages in a workspace that is read only: one line says what to do, nothing is half written, and the next run makes
-the same bytes.
+"""Stages in a workspace that is read only.
+
+One line says what to do, nothing is half written, and the next run makes the same bytes.
 """
 
 from __future__ import annotations

@@ -124,8 +124,10 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
 def _names(
     where: str, method: str, kind: type[Estimator], given: Mapping[str, Any], chosen: Collection[str]
 ) -> list[Problem]:
-    """Return every setting in `given`, or `chosen` from in `choose`, that the method does not have, and every one that
-    it needs and that is in neither.
+    """Return a problem for every setting that the method does not have, and for every one that it lacks.
+
+    The settings are those in `given`, and those in `chosen`, which are chosen from in `choose`. The method lacks a
+    setting if it needs it and it is in neither.
     """
     parameters = inspect.signature(kind).parameters.values()
     known = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

@@ -51,10 +51,10 @@ def _build(config: Config, schema: Schema, head: str | None) -> Classifier:
 
 
 def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, Split], list[Problem]]:
-    """Return the splits of `classifier` at the cuts that params name, by name, and a conflict for each cut that it
-    lacks.
+    """Return the splits of `classifier` at the cuts that params name, by name, and the conflicts found.
 
-    `auto` is left to the train stage, because listing every cut takes too long for a check.
+    There is a conflict for each cut that the classifier lacks. `auto` is left to the train stage, because listing every
+    cut takes too long for a check.
     """
     asked: dict[str, str] = {}
     if config.activations.cuts != "auto":

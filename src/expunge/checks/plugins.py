@@ -1,5 +1,6 @@
-"""Find results of another version of a plug-in. DVC cannot, because it tracks params, not the code of other
-packages.
+"""Find results of another version of a plug-in.
+
+DVC cannot find them, because it tracks params, not the code of other packages.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ class Problem:
 
     @classmethod
     def from_error(cls, where: str, words: str | Exception) -> Problem:
-        """Return the problem in an error's line, `params.yaml: KEY: PROBLEM; WAY OUT`, without a repetition of
-        `where`.
+        """Return the problem in an error's line, `params.yaml: KEY: PROBLEM; WAY OUT`.
+
+        The problem does not repeat `where`.
         """
         line = str(words).replace("\n", " ").removeprefix("params.yaml: ")
         what, _, way_out = line.partition("; ")

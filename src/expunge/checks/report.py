@@ -86,8 +86,9 @@ def check(params: Path = PARAMS, dataset: Path = DATASET) -> Report:
 
 
 def _version(report: Report, root: Path) -> None:
-    """Report whether the workspace was made for another version than the installed one. Workspaces with `src/` have
-    their own code and no lock.
+    """Report whether the workspace was made for another version than the installed one.
+
+    Workspaces with `src/` have their own code and no lock.
     """
     try:
         lock, problem = read_lock(root), other_version(root)
@@ -104,8 +105,10 @@ def _version(report: Report, root: Path) -> None:
 
 
 def _of_line(params: Path, line: str) -> Problem:
-    """Split a line of `read_config` into a problem, such as `unknown key x; did you mean y?`,
-    `train.epochs is 0; it must be ...` or `methods names 'x', but ...`.
+    """Split a line of `read_config` into a problem.
+
+    Examples of lines are `unknown key x; did you mean y?`, `train.epochs is 0; it must be ...` and
+    `methods names 'x', but ...`.
     """
     what, _, way_out = line.partition("; ")
     first, _, rest = what.partition(" ")

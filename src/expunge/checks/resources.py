@@ -31,8 +31,10 @@ LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container, in byt
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a run will write below each folder (`disk`), and the largest memory of a stage with the stage's
-    name.
+    """What a run needs on disk and in memory, in bytes.
+
+    `disk`: the bytes that it will write below each folder. `memory`: the largest memory of a stage. `stage`: the name
+    of that stage.
     """
 
     disk: Mapping[str, float]
@@ -76,8 +78,9 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
 
 
 def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
-    """Return a problem for disk and for memory if there is too little. Existing folders are replaced and are not
-    counted.
+    """Return a problem for disk and for memory if there is too little.
+
+    Existing folders are replaced and are not counted.
     """
     found = []
     wanted = {k: v for k, v in need.disk.items() if v and not (root / k).is_dir()}
@@ -93,8 +96,9 @@ def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
 
 
 def memory() -> float:
-    """Return the memory in bytes of the machine or its container. It counts memory that other processes hold now, which
-    may be free during the run.
+    """Return the memory in bytes of the machine or its container.
+
+    It counts memory that other processes hold now, which may be free during the run.
     """
     there = float(psutil.virtual_memory().total)
     limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
@@ -103,8 +107,9 @@ def memory() -> float:
 
 @torch.no_grad()
 def _batch(classifier: Classifier) -> float:
-    """Return the bytes per row that a training step keeps for its backward pass: the float32 outputs of all layers, and
-    twice the largest for gradients.
+    """Return the bytes per row that a training step keeps for its backward pass.
+
+    They are the float32 outputs of all layers, and twice the largest output for gradients.
     """
     sizes: list[int] = []
 

@@ -46,8 +46,9 @@ class Schema:
 
     @classmethod
     def of(cls, config: Config, directory: Path) -> tuple[Schema, list[Problem]]:
-        """Return the schema of the dataset in `directory` if it comes from the source that `config` names, else that of
-        the source; and the conflicts found.
+        """Return the schema of the dataset in `directory`, else that of the configured source; and the conflicts found.
+
+        The dataset counts only if it comes from the source that `config` names.
         """
         source = config.data.source
         found: list[Problem] = []
@@ -89,8 +90,9 @@ class Schema:
 
 
 def _same_source(dataset: Dataset, config: Config) -> bool:
-    """Whether the dataset was made from the configured source. Its manifest names the source as params do, or by the
-    path that was read.
+    """Return whether the dataset was made from the configured source.
+
+    Its manifest names the source as params do, or by the path that was read.
     """
     name, data = str(dataset.manifest.get("source", "")), config.data
     return name.startswith(data.source) or (data.path is not None and Path(data.path).name in name)
@@ -109,8 +111,9 @@ class Request:
 
 
 def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
-    """Return the request of `config` and its conflicts: by selecting its rows if a dataset is prepared, else by its
-    selector.
+    """Return the request of `config` and its conflicts.
+
+    If a dataset is prepared, they are found by selecting the rows of the request, else by its selector.
     """
     asked = config.split
     if asked.selector == "canaries":

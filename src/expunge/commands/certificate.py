@@ -91,10 +91,9 @@ def audit_certificate(
     shards: Annotated[int | None, typer.Option(help="Number of shards that the nonce selects; by default 1.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Compute again, from the retained rows, what a certificate claims as exact, and compare it with the registered
-    weights.
+    """Compute again, from the retained rows, what a certificate claims as exact.
 
-    Run it in the workspace. Exits with status 2 if they do not agree.
+    Compare it with the registered weights. Run it in the workspace. Exits with status 2 if they do not agree.
     """
     from expunge.erasure.audit import audit
 

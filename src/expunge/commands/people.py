@@ -30,8 +30,10 @@ WHO = "demo"
 
 @dataclass(frozen=True)
 class Deleted:
-    """What became of one request. `rows`: training and test rows; `accuracy`: of the version that serves then, on test
-    rows; `certificate`: its folder.
+    """What became of one request.
+
+    `rows`: training and test rows. `accuracy`: that of the version that serves then, on test rows. `certificate`: its
+    folder.
     """
 
     person: str

@@ -198,8 +198,9 @@ def broken_rules(config: Config) -> list[str]:
 
 
 def _broken_cuts(config: Config, name: str) -> list[str]:
-    """Return a conflict for each cut above which the entry `name` of `fit`, or an entry nested in its `after`, relearns
-    although its activations are not fetched.
+    """Return a conflict for each cut above which an entry relearns although its activations are not fetched.
+
+    The entries are `name` of `fit` and those nested in its `after`.
     """
     found, given, cuts = [], config.fit[name], config.activations.cuts
     default = name

@@ -166,8 +166,10 @@ class RidgeHead(Estimator):
 
     @torch.no_grad()
     def correct(self, z: Array, old: Array, new: Array, kept: Rows | None = None) -> RidgeHead:
-        """Change the labels of rows `z (k, d)` from `old (k,)` to `new (k,)`: two columns of `B` per row, `S` stays.
-        `kept`: all rows with the new labels, where `needs_rows`. Raises DataError as `remove`.
+        """Change the labels of rows `z (k, d)` from `old (k,)` to `new (k,)`.
+
+        Two columns of `B` per row change and `S` stays. `kept`: all rows with the new labels, where `needs_rows`.
+        Raises DataError as `remove`.
         """
         z, old = as_labelled(z, old, self.sums.dim, self.sums.num_classes)
         _, new = as_labelled(z, new, self.sums.dim, self.sums.num_classes)

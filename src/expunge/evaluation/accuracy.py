@@ -32,8 +32,9 @@ def correct_rows(logits: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_
 
 
 def accuracy(logits: NDArray[Any], labels: NDArray[Any]) -> float | None:
-    """Share of rows that are classified correctly, in [0, 1]; None without rows. Target: the retrained model's
-    value.
+    """Return the share of rows that are classified correctly, in [0, 1]; None without rows.
+
+    The target is the retrained model's value.
     """
     return mean(correct_rows(logits, labels))
 

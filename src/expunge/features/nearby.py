@@ -62,8 +62,9 @@ class Nearby:
         return SHARE * float(np.median(np.linalg.norm(self._exact(rows) - self._exact(nearest), axis=1)))
 
     def near(self, asked: Rows, others: Rows, distance: float) -> tuple[Rows, Rows]:
-        """Return two masks `(n,)`: the rows of `others` within `distance` of a row of `asked`, and the rows of `asked`
-        that have such a neighbour. Both arguments are masks `(n,)`.
+        """Return the rows of `others` near to a row of `asked`, and the rows of `asked` that have such a neighbour.
+
+        Near means within `distance`. Arguments and results are masks `(n,)`.
         """
         rows = np.flatnonzero(asked)
         near, has = np.zeros(len(self.train), bool), np.zeros(len(self.train), bool)

@@ -32,8 +32,10 @@ def one_torch_thread() -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a shard from dataset row `first` on. `images` is the input of the model: uint8 `(n, h, w, c)`,
-    preprocessed float `(n, channels, height, width)` if images differ in size, or token ids `(n, t)` of texts.
+    """Rows of a shard from dataset row `first` on.
+
+    `images` is the input of the model: uint8 `(n, h, w, c)`, preprocessed float `(n, channels, height, width)` if
+    images differ in size, or token ids `(n, t)` of texts.
     """
 
     shard: Shard

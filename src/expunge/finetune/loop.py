@@ -278,8 +278,9 @@ class Run:
     def _decay_and_mask(
         self, parameters: Mapping[str, nn.Parameter], movable: Mapping[str, Tensor] | None, rate: float
     ) -> None:
-        """Add decay to the gradient before masking it, so that neither decay nor momentum changes a weight outside the
-        mask. Under AdamW shrink the weights inside the mask by the factor `1 - rate * decay` instead.
+        """Add decay to the gradient, then mask it: neither decay nor momentum changes a weight outside the mask.
+
+        Under AdamW shrink the weights inside the mask by the factor `1 - rate * decay` instead.
         """
         decay = self.options.weight_decay
         with torch.no_grad():
@@ -314,8 +315,6 @@ def single(batches: Iterable[Index]) -> list[tuple[Index]]:
 
 
 def kl(target: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(target || softmax(logits)) in nats, summed over classes and averaged over rows; `target (b, C)`.
-
-    `reduction="mean"` must not be used here, because it also divides by the number of classes.
-    """
+    """Return KL(target || softmax(logits)) in nats, summed over classes and averaged over rows; `target (b, C)`."""
+    # `reduction="mean"` must not be used here, because it also divides by the number of classes.
     return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")

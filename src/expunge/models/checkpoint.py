@@ -42,8 +42,9 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def backbone_digest(classifier: Classifier) -> str:
-    """Return the digest of what determines z: the tensors of the backbone and, unless it is the default, the choice of
-    layers. It does not depend on the head.
+    """Return the digest of what determines z; it does not depend on the head.
+
+    It covers the tensors of the backbone and, unless it is the default, the choice of layers.
     """
     tensors, layers = digest_of_tensors(classifier.backbone.state_dict()), classifier.card.layers
     return tensors if layers == (PENULTIMATE,) else digest_of({"tensors": tensors, "layers": list(layers)})

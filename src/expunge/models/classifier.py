@@ -92,8 +92,9 @@ class Classifier(nn.Module):
         self.card = card
 
     def features(self, inputs: Inputs) -> Tensor:
-        """Return z `(n, feature_dim)` of uint8 images (see Preprocess) or texts (see Tokens). A tensor of floats or of
-        token ids counts as preprocessed.
+        """Return z `(n, feature_dim)` of uint8 images (see Preprocess) or texts (see Tokens).
+
+        A tensor of floats or of token ids counts as preprocessed.
         """
         z: Tensor = self.backbone(self._prepared(inputs))
         return z
@@ -104,8 +105,9 @@ class Classifier(nn.Module):
         return logits
 
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Copy `weight (k, d)` and `bias (k,)`, such as those of a refit, into the head. Raises ValueError for other
-        shapes than the head's.
+        """Copy `weight (k, d)` and `bias (k,)`, such as those of a refit, into the head.
+
+        Raises ValueError for other shapes than the head's.
         """
         if weight.shape != self.head.weight.shape or bias.shape != self.head.bias.shape:
             raise ValueError(

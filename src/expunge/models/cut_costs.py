@@ -19,8 +19,10 @@ TOKENS = 64  # the length of a text for which sizes are given
 
 @dataclass(frozen=True)
 class CutCost:
-    """The cost of one cut. `shape` is that of one input's activations (for texts, at TOKENS tokens), `kb` their size as
-    float16 in kilobytes (1e3 bytes).
+    """The cost of one cut.
+
+    `shape` is that of one input's activations (for texts, at TOKENS tokens), `kb` their size as float16 in kilobytes
+    (1e3 bytes).
 
     `share_above` is the share in [0, 1] of the operations of one forward pass that lie above the cut;
     torch.utils.flop_counter counts matrix products, convolutions and attention. `parameters_above` is the number of
@@ -55,10 +57,10 @@ def share_above(classifier: Classifier, cut: str) -> float:
 
 
 def choose_cut(costs: list[CutCost], rows: int, max_gb: float, max_cost: float) -> CutCost:
-    """Return the first of `costs` (the deepest cut) that needs at most `max_gb` GB for `rows` inputs and whose
-    `share_above` is at most `max_cost`.
+    """Return the first of `costs` (the deepest cut) that is within both limits.
 
-    Raises ConfigError if there is none; the message names the nearest one.
+    It needs at most `max_gb` GB for `rows` inputs, and its `share_above` is at most `max_cost`. Raises ConfigError if
+    there is none; the message names the nearest one.
     """
     for cost in costs:
         if cost.gb(rows) <= max_gb and cost.share_above <= max_cost:

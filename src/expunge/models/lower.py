@@ -13,8 +13,9 @@ from expunge.system.files import digest_of
 
 
 def lower_digest(split: Split) -> str:
-    """Return `sha256:...` of what determines the activations: the tensors below the cut, the preprocessing, and the
-    names of the architecture and the cut.
+    """Return `sha256:...` of what determines the activations.
+
+    It covers the tensors below the cut, the preprocessing, and the names of the architecture and the cut.
     """
     above = split.lying_above
     below = {

@@ -60,8 +60,9 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Maps `(n, 3, h, w)` to logits `(n, num_classes)`. `depth` is 6 k + 4 for k blocks per stage, and the widths are
-    16, 32 and 64 times `factor`.
+    """Maps `(n, 3, h, w)` to logits `(n, num_classes)`.
+
+    `depth` is 6 k + 4 for k blocks per stage, and the widths are 16, 32 and 64 times `factor`.
     """
 
     def __init__(self, depth: int, factor: int, num_classes: int) -> None:

@@ -24,8 +24,9 @@ ROWS = 32  # texts of similar length per forward pass
 
 
 class SentenceEncoder(nn.Module):
-    """Maps token ids `(n, t)`, int64 and negative after the end of a text, to the mean of its last hidden states
-    `(n, d)`.
+    """Maps token ids `(n, t)` of texts to the mean of each text's last hidden states `(n, d)`.
+
+    Token ids are int64, and negative after the end of a text.
     """
 
     def __init__(self, model: nn.Module, pad: int) -> None:

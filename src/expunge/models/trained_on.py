@@ -25,8 +25,10 @@ def record(dataset: str, rows: str, count: int, training: str) -> dict[str, Any]
 
 
 def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if `card` states that the weights never saw a row that may be forgotten, but the record
-    says that all weights were trained on such rows.
+    """Raise CheckpointError if `card` contradicts the training record in `manifest`.
+
+    It does if it states that the weights never saw a row that may be forgotten, but the record says that all weights
+    were trained on such rows.
     """
     if card.saw_forget_data:
         return
@@ -40,8 +42,10 @@ def refuse_contradiction(directory: Path, card: ModelCard, manifest: Mapping[str
 
 
 def refuse_seen(checkpoint: Path, dataset: str) -> None:
-    """Raise CheckpointError if the manifest next to the file `checkpoint` records training on the dataset with this
-    digest. It is called for weights that are declared never to have seen its rows.
+    """Raise CheckpointError if the weights in the file `checkpoint` were trained on the dataset with this digest.
+
+    The manifest next to the file records this. The function is called for weights that are declared never to have seen
+    rows of the dataset.
     """
     try:
         trained = read_json(checkpoint.parent / MANIFEST).get(RECORD) or {}

@@ -19,8 +19,9 @@ NESTED = ("state_dict", "model", "model_state_dict")
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: Path | str) -> None:
-    """Copy `tensors` into `module`. Raises CheckpointError, with the first names, for tensors that are missing, unknown
-    or of another shape.
+    """Copy `tensors` into `module`.
+
+    Raises CheckpointError, with the first names, for tensors that are missing, unknown or of another shape.
     """
     own = module.state_dict()
     # Old files lack the step counters of batch norm, which are not used here.

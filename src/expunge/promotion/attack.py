@@ -110,11 +110,11 @@ def compare(
     asked: Sequence[Gate],
     folded: bool,
 ) -> tuple[list[Compared], list[dict[str, str]]]:
-    """Compare each gate of `asked` between the report (`then`, and `retrained` for the targets) and the new blocks
-    (`now`, one per seed).
+    """Compare each gate of `asked` between the report and the new blocks.
 
-    `folded`: the map is merged into the served head, so the features z' of the report cannot be probed.
-    Gates without a value on either side are returned in the second list, with the reason.
+    The report is `then`, and `retrained` for the targets; the new blocks are `now`, one per seed. `folded`: the map is
+    merged into the served head, so the features z' of the report cannot be probed. Gates without a value on either side
+    are returned in the second list, with the reason.
     """
     compared, left_out = [], []
     for gate in asked:

@@ -61,8 +61,9 @@ def failed_gates(
 
 
 def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each request of a promoted version that `version` does not cover. Serving it would bring
-    back rows that the promoted version had forgotten.
+    """Return a sentence for each request of a promoted version that `version` does not cover.
+
+    Serving it would bring back rows that the promoted version had forgotten.
     """
     own = version.tags.get("request")
     if own is None:

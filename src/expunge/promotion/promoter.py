@@ -37,8 +37,9 @@ RECORDED = ("method", "request", "claims", "utility", "failed_gates", "content",
 
 
 def find(client: MlflowClient, name: str, which: str) -> Version:
-    """Return a version by number or alias. Raises PromotionError for an alias that is not set, and TrackingError for a
-    number that is not registered.
+    """Return a version by number or alias.
+
+    Raises PromotionError for an alias that is not set, and TrackingError for a number that is not registered.
     """
     if which not in (CHALLENGER, CHAMPION):
         return version_of(client, name, which)
@@ -83,8 +84,9 @@ class Promoter:
         return next((registered[n] for n in numbers if n != version.version and n in registered), None)
 
     def check(self, version: Version) -> list[str]:
-        """Return the reasons why `version` may not be served; empty if it may. Its files are read from the artifact
-        store and their checksums verified.
+        """Return the reasons why `version` may not be served; empty if it may.
+
+        Its files are read from the artifact store and their checksums verified.
         """
         servable, stored = servable_of(version)
         before = self.compared_with(version)
@@ -150,8 +152,9 @@ class Promoter:
         return entry if self.history().by_hand else None
 
     def rollback(self, reason: str, who: str = "") -> Entry:
-        """Restore the previous champion. After a move by hand, restore the champion on record instead, or none if none
-        was ever promoted.
+        """Restore the previous champion.
+
+        After a move by hand, restore the champion on record instead, or none if none was ever promoted.
 
         Raises PromotionError if there is no champion to restore, if its files were changed, or if the previous champion
         remembers rows that a later one has forgotten.
@@ -246,8 +249,9 @@ class Promoter:
         more: Mapping[str, Any],
         who: str,
     ) -> Entry:
-        """Append the entry, then move the alias, or remove it if `version` is None. If the move fails, a further entry
-        withdraws the decision.
+        """Append the entry, then move the alias, or remove it if `version` is None.
+
+        If the move fails, a further entry withdraws the decision.
         """
         facts = {
             "model": self.name,

@@ -77,8 +77,9 @@ def _batches(file: pq.ParquetFile, source: Path, columns: list[str]) -> Iterator
 
 
 def _inputs(column: pa.Array, contract: Contract, source: Path, start: int) -> NDArray[np.uint8] | list[str]:
-    """Return texts unchanged, or images decoded to the shape that the model takes. Raises DataError naming file and
-    row.
+    """Return texts unchanged, or images decoded to the shape that the model takes.
+
+    Raises DataError naming file and row.
     """
     values: list[Any] = column.to_pylist()
     if None in values:

@@ -34,8 +34,10 @@ from expunge.training.original import remembers_erased
 
 
 class ReviewSession:
-    """Reviews and promotes versions in the working directory. Raises PromotionError if no model is named or registered,
-    and ManifestError if a review needs a dataset that is missing.
+    """Reviews and promotes versions in the working directory.
+
+    Raises PromotionError if no model is named or registered, and ManifestError if a review needs a dataset that is
+    missing.
     """
 
     def __init__(self, model: str | None = None, ledger: Path = LEDGER) -> None:
@@ -119,8 +121,9 @@ class ReviewSession:
         return None if parts is None else described(parts, self.dataset)
 
     def promote(self, seen: Review, reason: str, after: str, who: str = "") -> Entry:
-        """Make the reviewed version the champion, and store the page of the review with its run. `after`: the ledger's
-        head at the time of the review. Raises the errors of `Promoter.promote`.
+        """Make the reviewed version the champion, and store the page of the review with its run.
+
+        `after`: the ledger's head at the time of the review. Raises the errors of `Promoter.promote`.
         """
         entry = self.promoter.promote(seen.challenger, reason, after, counts(seen.parts), who)
         keep_page(self.promoter.client, seen.challenger, self.write_page(seen))

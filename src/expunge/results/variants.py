@@ -21,8 +21,9 @@ RETRAIN_SEEDS = (100, 200, 300)
 
 @dataclass(frozen=True)
 class Variant:
-    """An experiment: the file `params` with `changes`, section by section, with the methods in `also` and without those
-    in `without`.
+    """An experiment: the file `params` with `changes`, section by section.
+
+    It runs with the methods in `also` and without those in `without`.
     """
 
     name: str

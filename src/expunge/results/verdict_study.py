@@ -1,5 +1,6 @@
-"""python -m expunge.results.verdict_study: calibrate the verdict, over many models that forgot nothing and some that
-never knew.
+"""python -m expunge.results.verdict_study: calibrate the verdict.
+
+It is calibrated over many models that forgot nothing and some that never knew.
 
 Goes on where it was ended: the weights of a trial are one file, what was judged of it another. `--judge` judges again
 what is trained, after a change of the statistics.

@@ -29,8 +29,9 @@ from expunge.system.progress import log_message
 
 
 def cost_of(name: str, config: Config) -> dict[str, Any]:
-    """Return seconds and memory of fit and evaluation and, with references, how many times faster than retraining the
-    fit was.
+    """Return the seconds and memory of fit and evaluation.
+
+    With references, also return how many times faster than retraining the fit was.
     """
     cost = {**read_json(COST / f"evaluate-{name}.json"), **read_json(COST / f"fit-{name}.json")}
     cost.pop("usage", None)  # samples over time, which the summary leaves out

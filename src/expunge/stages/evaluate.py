@@ -51,8 +51,10 @@ VALIDATION = "validation"  # in the outputs per row, the part of the rows that s
 
 
 def settings_of(method: str) -> dict[str, Any]:
-    """Return the method's settings from params.yaml (`params`), how some were chosen on held-out rows and their scores
-    (`chosen`), and with how many seeds it was fitted (`fit_seeds`; None if it takes no seed).
+    """Return the settings of a method.
+
+    `params`: those in params.yaml. `chosen`: how some were chosen on held-out rows, and their scores. `fit_seeds`: with
+    how many seeds it was fitted; None if it takes no seed.
     """
     info = read_json(UNLEARNED / method / INFO)
     params = read_manifest(UNLEARNED / method)["settings"] or {}

@@ -179,8 +179,9 @@ def log_run(
 
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:
-    """Record the keyed digests of the rows that this request forgets. Promotions need them after the workspace has
-    moved on to another request.
+    """Record the keyed digests of the rows that this request forgets.
+
+    Promotions need them after the workspace has moved on to another request.
     """
     ids, ledger = dataset.sample_ids(), Ledger(workspace() / LEDGER)
     own = (ids[i] for i in split.rows(FORGET).tolist())

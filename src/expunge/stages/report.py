@@ -45,8 +45,9 @@ from expunge.system.progress import log_message
 
 
 def outputs(summary: dict[str, Any], config: Config) -> dict[str, Path]:
-    """Return the file of every candidate's outputs per row, in the order of the table; for the retrained models, that
-    of the first seed.
+    """Return the file of every candidate's outputs per row, in the order of the table.
+
+    For the retrained models it is that of the first seed.
     """
     files = {}
     for name, _ in candidates(summary):
@@ -62,8 +63,10 @@ def outputs(summary: dict[str, Any], config: Config) -> dict[str, Path]:
 
 
 def view(name: str, rows: np.ndarray, dataset: Dataset, config: Config) -> dict[str, np.ndarray]:
-    """Return features of `rows`, which are in dataset order: z of the original, the features that the method's head
-    reads and, with references, z of the first retrained model.
+    """Return features of `rows`, which are in dataset order.
+
+    They are z of the original, the features that the method's head reads and, with references, z of the first retrained
+    model.
     """
     z = FeatureStore(FEATURES / ORIGINAL).z(rows)
     unlearned = UnlearnedModel.load(UNLEARNED / name)
@@ -102,8 +105,9 @@ def gather(summary: dict[str, Any], dataset: Dataset, config: Config) -> Evidenc
 
 
 def beside_the_original(summary: dict[str, Any], dataset: Dataset, config: Config) -> str:
-    """Return HTML that compares the original and the method that the page is about on the same rows, from the outputs
-    that the evaluation kept.
+    """Return HTML that compares the original and the method that the page is about on the same rows.
+
+    The outputs are those that the evaluation kept.
     """
     files, name = outputs(summary, config), focus(summary)
 

@@ -43,8 +43,9 @@ def set_aside(root: Path = Path()) -> str | None:
 
 
 def whole(content: bytes) -> bool:
-    """Return whether DVC can read `content` as a dvc.lock. A file that lacks only its last lines may be whole: DVC runs
-    the stages again whose entries differ.
+    """Return whether DVC can read `content` as a dvc.lock.
+
+    A file that lacks only its last lines may be whole: DVC runs the stages again whose entries differ.
     """
     if not content.endswith(b"\n"):  # the last value may be cut off, as in "size: 23" for 2345
         return False

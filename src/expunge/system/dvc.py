@@ -34,8 +34,10 @@ def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataEr
 
 
 def commit(names: Sequence[str], root: Path = Path()) -> None:
-    """Commit the current outputs of stages and `.dvc` files to the cache and the lock file, as
-    `dvc commit --force NAMES` does. DVC's own command would read and write the lock file once for every name.
+    """Commit the current outputs of stages and `.dvc` files to the cache and the lock file.
+
+    This is what `dvc commit --force NAMES` does, but DVC's own command would read and write the lock file once for
+    every name.
     """
     if names:
         _output_of("commit", [sys.executable, "-m", "expunge.system.dvc_commit", *names], root, DataError)
@@ -50,8 +52,9 @@ def _output_of(what: str, arguments: Sequence[str], root: Path, error: type[Expu
 
 
 def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:
-    """Run `dvc repro` in `root` with the environment `variables`, pass its output on, and return whether it
-    succeeded. A dvc.lock that a killed process left cut off is set aside first.
+    """Run `dvc repro` in `root`, pass its output on, and return whether it succeeded.
+
+    It runs with the environment `variables`. A dvc.lock that a killed process left cut off is set aside first.
     """
     if said := set_aside(root):
         print(said)

@@ -48,8 +48,9 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 
 def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file as `write_bytes` does, and return only when it is on the disk. Only its owner may read it unless
-    `mode` says otherwise.
+    """Write a file as `write_bytes` does, and return only when it is on the disk.
+
+    Only its owner may read it unless `mode` says otherwise.
     """
     tmp = path.with_name(f".{path.name}.tmp")
     # A killed process may have left a temporary file. Its content may have to go, and it would make O_EXCL fail.

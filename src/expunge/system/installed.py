@@ -29,8 +29,9 @@ SKIPPED = ("__pycache__", ".pyc", ".tmp")
 
 @dataclass(frozen=True)
 class Lock:
-    """Content of `expunge.lock`. `code`: module or package below `expunge` -> digest. `files`: path -> digest of the
-    file as init wrote it.
+    """Content of `expunge.lock`.
+
+    `code`: module or package below `expunge` -> digest. `files`: path -> digest of the file as init wrote it.
     """
 
     version: str
@@ -64,8 +65,9 @@ def installed_version() -> str:
 
 
 def code_digest(unit: str) -> str | None:
-    """Return the digest of the module or package `unit` below `expunge`, such as "stages.fit"; None if this version
-    lacks it. The digest has 32 hex digits.
+    """Return the digest of the module or package `unit` below `expunge`, such as "stages.fit".
+
+    It has 32 hex digits. Returns None if this version lacks the unit.
     """
     path = PACKAGE.joinpath(*unit.split("."))
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path.with_suffix(".py")]

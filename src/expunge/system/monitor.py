@@ -43,8 +43,9 @@ class Usage:
         return self
 
     def series(self) -> dict[str, Series]:
-        """Return the lists `time` (seconds since 1970) and `value` of each metric; empty if a stage ended before the
-        first sample.
+        """Return the lists `time` (seconds since 1970) and `value` of each metric.
+
+        The mapping is empty if a stage ended before the first sample.
         """
         with self._lock:
             samples = list(self._samples)
@@ -109,8 +110,9 @@ class Usage:
 
 
 def peak_rss_mb() -> float:
-    """Return the largest resident memory of this process so far, in MiB. The system reports KiB on Linux, bytes on
-    macOS.
+    """Return the largest resident memory of this process so far, in MiB.
+
+    The system reports KiB on Linux, bytes on macOS.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -33,8 +33,9 @@ def declared() -> Mapping[str, Mapping[str, tuple[EntryPoint, ...]]]:
 
 
 def names(kind: str) -> list[str]:
-    """Return the names that other packages declare for this kind, sorted. For a name that is also Expunge's own,
-    Expunge's is used.
+    """Return the names that other packages declare for this kind, sorted.
+
+    For a name that is also Expunge's own, Expunge's is used.
     """
     return list(declared()[kind])
 

@@ -32,10 +32,10 @@ def ray_module() -> Any:
 
 @contextmanager
 def cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
-    """Connect to the cluster at `address`; without one, start a cluster on this machine with at least `workers`
-    processors.
+    """Connect to the cluster at `address`; without one, start a cluster on this machine.
 
-    Raises ConfigError if nothing answers at `address`.
+    A cluster that is started here has at least `workers` processors. Raises ConfigError if nothing answers at
+    `address`.
     """
     if address is None:
         _start_here(ray, max(cores(), workers or 1))
@@ -74,8 +74,9 @@ def check_address(address: str) -> None:
 
 
 def _start_here(ray: Any, cpus: int) -> None:
-    """Start a cluster on this machine, in at most STARTS attempts: Ray gives its own processes 30 seconds, which is too
-    short on a busy machine.
+    """Start a cluster on this machine, in at most STARTS attempts.
+
+    Ray gives its own processes 30 seconds, which is too short on a busy machine.
     """
     for attempt in range(STARTS):
         try:

@@ -55,8 +55,9 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 def _size(node: yaml.Node, path: Path, sizes: dict[int, int], depth: int) -> int:
-    """Return how many values `node` expands to. `sizes` caches counts by `id(node)`, 0 while a node is being
-    counted.
+    """Return how many values `node` expands to.
+
+    `sizes` caches counts by `id(node)`; the count is 0 while a node is being counted.
     """
     line = node.start_mark.line + 1
     if depth > MAX_DEPTH:

@@ -1,5 +1,7 @@
-"""Failures of the disk in words: a full disk, a folder that cannot be written. The libraries that write for us report
-them in different ways; a user needs the path, the reason and the way out in one line.
+"""Failures of the disk in words: a full disk, a folder that cannot be written.
+
+The libraries that write for us report them in different ways; a user needs the path, the reason and the way out in one
+line.
 """
 
 from __future__ import annotations
@@ -60,8 +62,9 @@ def words(error: BaseException, place: Path | str) -> str | None:
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Raise StorageError, in the words above, if the disk makes the body fail to write `path`. Other errors pass
-    unchanged.
+    """Raise StorageError, in the words above, if the disk makes the body fail to write `path`.
+
+    Other errors pass unchanged.
     """
     try:
         yield

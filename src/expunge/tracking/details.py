@@ -37,8 +37,9 @@ ITSELF = {
 
 
 def details_of(summary: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Detail]:
-    """Return the details of each run besides its block of the summary, by run name. `seeds`: seeds of the retrained
-    models; empty if nothing was retrained.
+    """Return the details of each run besides its block of the summary, by run name.
+
+    `seeds`: seeds of the retrained models; empty if nothing was retrained.
     """
     out = {name: _of_method(name, _taken(block)) for name, block in summary["methods"].items()}
     training = {seed: _cost(f"retrain-{seed}") for seed in seeds}
@@ -60,8 +61,9 @@ def details_of(summary: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, De
 
 
 def _taken(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a method ran with: those of params.yaml, with `choose` replaced by the settings chosen
-    on held-out rows.
+    """Return the settings that a method ran with.
+
+    They are those of params.yaml, with `choose` replaced by the settings chosen on held-out rows.
     """
     given = {key: value for key, value in block["settings"]["params"].items() if key != "choose"}
     return {**given, **((block["settings"]["chosen"] or {}).get("taken") or {})}

@@ -19,11 +19,10 @@ CHECKED_ROWS = 256  # number of test rows compared
 def examples_with_answers(
     method: str, dataset: Dataset, model: str | None = None
 ) -> tuple[np.ndarray | list[str], np.ndarray]:
-    """Return up to 256 retained test rows, images uint8 `(n, h, w[, c])` or texts, and their evaluated probabilities
-    `(n, C)`.
+    """Return up to 256 retained test rows and their evaluated probabilities `(n, C)`.
 
-    Of images of varying size, those of one shape are taken. `model`: one of several models that were evaluated under
-    the name `method`.
+    The rows are images uint8 `(n, h, w[, c])` or texts. Of images of varying size, those of one shape are taken.
+    `model`: one of several models that were evaluated under the name `method`.
     """
     rows = Split(SPLIT).rows("test_retain")
     if dataset.image_shape is None and dataset.encoding != TEXT:

@@ -12,8 +12,9 @@ from expunge.system.paths import IN_GIT
 
 
 def lock_digest() -> str:
-    """Return the digest of the entries in dvc.lock of all stages except `register`. The Git commit does not determine
-    them: HEAD is the commit before this lock.
+    """Return the digest of the entries in dvc.lock of all stages except `register`.
+
+    The Git commit does not determine them: HEAD is the commit before this lock.
     """
     lock = Path("dvc.lock")
     stages = (yaml.safe_load(lock.read_text()) if lock.is_file() else {}).get("stages", {})

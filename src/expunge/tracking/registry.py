@@ -134,8 +134,9 @@ def register_model(submission: Submission) -> Version:
 
 
 def _drop_doubles(client: MlflowClient, kept: Version) -> None:
-    """Delete other versions of the same run and content that were never checked: the client makes one when it repeats a
-    call whose answer was lost.
+    """Delete other versions of the same run and content that were never checked.
+
+    The client makes one when it repeats a call whose answer was lost.
     """
     for other in client.search_model_versions(f"name = '{kept.name}' and tags.content = '{kept.content}'"):
         same_run = other.run_id == kept.run_id and str(other.version) != kept.version
@@ -205,8 +206,9 @@ def requirements(architecture: str) -> list[str]:
 
 
 def _own_builder(architecture: str) -> tuple[list[str], list[Path]]:
-    """Return the distributions that install `package.module:function` or another package's model family; if there are
-    none, its source files, to be stored with the model.
+    """Return the distributions that install the builder of `architecture`; if there are none, its source files.
+
+    The builder is `package.module:function` or another package's model family. The files are stored with the model.
     """
     if (package := package_of(architecture)) is not None:
         return [package.split()[0]], []

@@ -76,8 +76,9 @@ def remove_models(client: MlflowClient, models: Collection[LoggedModel]) -> None
 
 
 def collect_garbage() -> bool:
-    """Remove everything marked as deleted with `mlflow gc`. Returns False for a server, where only its administrator
-    can run it. Raises TrackingError if it fails.
+    """Remove everything marked as deleted with `mlflow gc`.
+
+    Returns False for a server, where only its administrator can run it. Raises TrackingError if it fails.
     """
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):

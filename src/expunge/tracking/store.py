@@ -72,8 +72,9 @@ def preflight() -> None:
 
 
 def experiment_of(client: MlflowClient, name: str) -> Experiment:
-    """Return the experiment `name`, created if it is missing; with SQLite its artifacts lie in `mlartifacts` beside the
-    database. Raises TrackingError if it was deleted.
+    """Return the experiment `name`, created if it is missing.
+
+    With SQLite its artifacts lie in `mlartifacts` beside the database. Raises TrackingError if it was deleted.
     """
     found = client.get_experiment_by_name(name)
     if found is None:

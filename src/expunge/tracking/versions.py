@@ -54,8 +54,9 @@ def servable_of(version: Version) -> tuple[Servable, str]:
 
 
 def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
-    """Return the evaluation that the pipeline run of `version` logged for it and its references; all None if there is
-    none.
+    """Return the evaluation that the pipeline run of `version` logged for it and its references.
+
+    If there is none, all its fields are None.
     """
     nothing = Evaluation(None, None, None)
     try:
@@ -77,8 +78,9 @@ def evaluation_of(client: MlflowClient, version: Version) -> Evaluation:
 
 
 def run_of_retrained(client: MlflowClient, request: str, dvc_lock: str) -> str:
-    """Return the id of the newest run of the retrained models for `request` and `dvc_lock`. Raises TrackingError if
-    none was logged.
+    """Return the id of the newest run of the retrained models for `request` and `dvc_lock`.
+
+    Raises TrackingError if none was logged.
     """
     wanted = f"tags.method = '{RETRAINED}' and tags.request = '{request}' and tags.dvc_lock = '{dvc_lock}'"
     with refusals("looking for the run of the retrained models"):
@@ -104,8 +106,9 @@ def keep_entry(client: MlflowClient, version: Version, hash_: str) -> None:
 
 
 def keep_certificate(client: MlflowClient, version: Version, folder: Path, request: str) -> None:
-    """Store a certificate with the model of `version` and with its run, in `certificates/REQUEST`, and set the tag
-    `certificate` of the version to the request. Storing it again changes nothing.
+    """Store a certificate with the model of `version` and with its run, in `certificates/REQUEST`.
+
+    Sets the tag `certificate` of the version to the request. Storing the certificate again changes nothing.
     """
     with refusals(f"storing the certificate of {request} with version {version.version} of {version.name!r}"):
         client.log_artifacts(version.run_id, str(folder), f"certificates/{request}")
@@ -121,8 +124,9 @@ def keep_page(client: MlflowClient, version: Version, path: Path) -> None:
 
 
 def models_of_ours(client: MlflowClient) -> list[str]:
-    """Return the names of registered models with a version made by this pipeline, known by its tag `content`. Copies
-    of a version keep the tag.
+    """Return the names of registered models with a version made by this pipeline.
+
+    Such a version is known by its tag `content`. Copies of a version keep the tag.
     """
     found: set[str] = set()
     token = None

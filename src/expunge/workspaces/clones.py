@@ -1,5 +1,6 @@
-"""Workspaces from git and a DVC remote: a persistent clone that is updated before a run and whose results are pushed
-after it.
+"""Workspaces from git and a DVC remote.
+
+Each is a persistent clone that is updated before a run and whose results are pushed after it.
 
 The clone's own branch is never moved: results are pushed to a separate branch, and dvc.lock stays in the work tree. So
 the next run starts from what the last one made, even if that one was killed, and does nothing if nothing is stale. The

@@ -38,8 +38,9 @@ def run_demo(root: Path, keep: bool = False) -> Path:
 
 
 def run_texts(root: Path, keep: bool = False) -> Path:
-    """Run the demo on real texts with a sentence encoder, as `run_demo` does; the texts are fetched first. See
-    params.text.yaml.
+    """Run the demo on real texts with a sentence encoder, as `run_demo` does.
+
+    The texts are fetched first. See params.text.yaml.
     """
     changes = yaml.safe_load(nearest(root, TEXT_PARAMS).read_text(encoding="utf-8"))
     workspace = _fresh(root / ".expunge" / "texts", keep)
@@ -49,8 +50,9 @@ def run_texts(root: Path, keep: bool = False) -> Path:
 
 
 def train_people(root: Path) -> tuple[Path, float]:
-    """Fetch the emoji, create the workspace `.expunge/people` and train there. All results stay in it, including
-    MLflow's store.
+    """Fetch the emoji, create the workspace `.expunge/people` and train there.
+
+    All results stay in it, including MLflow's store.
 
     Returns the workspace and the seconds of the pipeline, without fetching. Raises ExpungeError if a stage fails.
     """

@@ -1,5 +1,6 @@
-"""Separate workspaces below `.expunge`: the pipeline runs there, and the repository's params.yaml and dvc.lock are not
-changed.
+"""Separate workspaces below `.expunge`.
+
+The pipeline runs there, and the repository's params.yaml and dvc.lock are not changed.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ def _change(params: dict[str, Any], changes: Mapping[str, Any], file: str) -> No
 
 
 def reproduce(root: Path, workspace: Path, *targets: str) -> None:
-    """Run `dvc repro` in the workspace, with MLflow runs logged to the store of `root`. Raises ExpungeError if a stage
-    fails.
+    """Run `dvc repro` in the workspace, with MLflow runs logged to the store of `root`.
+
+    Raises ExpungeError if a stage fails.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     # `model.name: package.module:function` may name a module of the repository.

@@ -17,8 +17,9 @@ from expunge.methods.unlearned import UnlearnedModel
 
 
 class NearestMean(Estimator):
-    """Projects out, with `strength` in [0, 1], the direction between the forgotten mean and the nearest other class
-    mean. `fit(mean (d,), means (C, d))` leaves `map_`.
+    """Projects out the direction between the forgotten mean and the nearest other class mean.
+
+    `strength` is in [0, 1]. `fit(mean (d,), means (C, d))` leaves `map_`.
     """
 
     facts = Facts(("classes",), ("moments",), "map", "closed form", "an example")

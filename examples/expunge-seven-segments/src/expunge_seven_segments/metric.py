@@ -12,8 +12,10 @@ from expunge_seven_segments.segments import CODES
 def wrong_segments(
     logits: NDArray[np.float64], features: NDArray[np.float64], labels: NDArray[np.int64]
 ) -> np.floating:
-    """Mean over the forgotten rows, 0 to 7. A model that still knows a digit scores near 0; one that never saw it takes
-    it for the digit that it most resembles, and scores what a retrained model does.
+    """Return the mean number of wrong segments over the forgotten rows, 0 to 7.
+
+    A model that still knows a digit scores near 0; one that never saw it takes it for the digit that it most resembles,
+    and scores what a retrained model does.
     """
     return (CODES[logits.argmax(1)] != CODES[labels]).sum(1).mean()
 

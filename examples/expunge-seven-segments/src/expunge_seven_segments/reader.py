@@ -15,8 +15,10 @@ DISPLAYS, TIMES = 20, 4  # each display shows each digit so many times
 
 
 def read(path: Path | None, test_fraction: float, seed: int) -> Source:
-    """`path` is data.path of params.yaml. The pictures are always the same; `seed` draws only the split, so that ids
-    and rows stay what they are when params change.
+    """Return the pictures as a data source; `path` is data.path of params.yaml.
+
+    The pictures are always the same; `seed` draws only the split, so that ids and rows stay what they are when params
+    change.
     """
     if path is not None:
         raise DataError(f"data.path is {path}: seven-segments draws its pictures; set it to null")

@@ -74,11 +74,10 @@ def folder_classes(path: Path) -> list[str]:
 
 
 def named_classes(given: Sequence[str], known: Sequence[str]) -> list[int | str]:
-    """Return each class as its name in `known`, matched without regard to case if that is unambiguous, else as an
-    index.
+    """Return each class as its name in `known`, else as an index.
 
-    Without `known`, every number is an index and every other word a name. Raises ConfigError for a word that is
-    neither.
+    Names are matched without regard to case if that is unambiguous. Without `known`, every number is an index and every
+    other word a name. Raises ConfigError for a word that is neither.
     """
     found: list[int | str] = []
     for word in given:
@@ -148,8 +147,9 @@ def _model(answers: Answers) -> dict[str, Any]:
 
 
 def _methods(answers: Answers, text: bool) -> dict[str, Any]:
-    """Return the methods, and keys that go with them, for the kind of training. The packed list is for a network of
-    known cuts that forgets a class.
+    """Return the methods, and keys that go with them, for the kind of training.
+
+    The packed list is for a network of known cuts that forgets a class.
     """
     whole = answers.request["selector"] == "classes"
     made: dict[str, Any] = {}

@@ -57,8 +57,9 @@ class Plan:
         return found
 
     def write(self) -> None:
-        """Initialise DVC, then write every file. `expunge.lock` comes last, so that an interrupted run can be
-        repeated.
+        """Initialise DVC, then write every file.
+
+        `expunge.lock` comes last, so that an interrupted run can be repeated.
         """
         if self.starts_dvc:
             below = () if self.root.resolve() == self.top.resolve() else ("--subdir",)
@@ -74,8 +75,9 @@ class Plan:
 
 
 def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()) -> Plan:
-    """Return what makes `root` a workspace with this text of params.yaml. Raises ConfigError outside a git
-    repository.
+    """Return what makes `root` a workspace with this text of params.yaml.
+
+    Raises ConfigError outside a git repository.
     """
     top = git_top(root)
     files = managed(root, own_input, without)
@@ -85,8 +87,9 @@ def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()
 
 
 def managed(root: Path, own_input: bool, without: Collection[str] = ()) -> dict[str, str]:
-    """Return the files that follow the installed version, by path below `root`. params.yaml is not one of them, because
-    its values are the user's.
+    """Return the files that follow the installed version, by path below `root`.
+
+    params.yaml is not one of them, because its values are the user's.
     """
     files = {GRAPH: graph(own_input)}
     if "flows" not in without:
@@ -112,8 +115,9 @@ def template_of_workflow() -> str:
 
 
 def ignore_rules(root: Path, graph_text: str) -> dict[str, list[str]]:
-    """Return the lines that .gitignore and .dvcignore lack. Outputs are listed one by one, because `models/` may be a
-    folder of the user's.
+    """Return the lines that .gitignore and .dvcignore lack.
+
+    Outputs are listed one by one, because `models/` may be a folder of the user's.
     """
     outs = [f"/{name}" for name, in_git in outputs(graph_text) if not in_git]
     folders = tuple(out for out in outs if out.endswith("/"))
