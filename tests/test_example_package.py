@@ -124,7 +124,7 @@ def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_
     assert "up to date" in command(workspace, newer, "dvc", "status")
     said = command(workspace, newer, "expunge.cli", "check")
     line = "`dvc repro --force --single-item fit@nearest-mean`, then `dvc repro`"
-    assert "fit@nearest-mean: made by expunge-seven-segments 0.1.0, and expunge-seven-segments 0.2.0 is" in said
+    assert "fit@nearest-mean: made by expunge-seven-segments 0.1.0, but expunge-seven-segments 0.2.0 is" in said
     assert line in said and "evaluate-references evaluate@logit-mask evaluate@nearest-mean: made by" in said
     command(workspace, newer, "dvc", "repro", "--force", "--single-item", "fit@nearest-mean")
     made = json.loads((workspace / "models/unlearned/nearest-mean/fit.json").read_text())
