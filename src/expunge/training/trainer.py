@@ -121,7 +121,8 @@ def train(
         keep(bf16, history)
     else:
         bf16, history = kept["bf16"], kept["history"]
-        log_message(f"train: resuming after epoch {len(history)} of {epochs}")
+        if history:  # without any, another process of this run wrote the first state a moment ago
+            log_message(f"train: resuming after epoch {len(history)} of {epochs}")
     with synchronised_batch_norm(classifier, run.group):
         for epoch in range(len(history), epochs):
             if patience is not None and _tired(history, patience):
