@@ -122,6 +122,7 @@ def pictures(page: Any, home: Path, url: str, images: Path, watch: Path) -> None
 
 def main() -> None:
     images = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
+    images.mkdir(parents=True, exist_ok=True)
     os.environ.update(DO_NOT_TRACK="true", DVC_NO_ANALYTICS="1", MLFLOW_DISABLE_TELEMETRY="true")
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
