@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from expunge.system.files import write_text
 from expunge.system.processors import cores
+from expunge.tracking.provenance import git_state
 
 HISTORY = Path(__file__).with_name("history.jsonl")
 NOTABLE = 0.1  # a figure that differs by less is noise on a shared machine
@@ -76,10 +76,7 @@ def print_changes(results: Mapping[str, Any], history: Path = HISTORY) -> None:
 
 def keep(results: Mapping[str, Any], history: Path = HISTORY) -> None:
     """Append `results` to the record, with commit, date and machine."""
-    asked = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(asked, cwd=HISTORY.parent, check=True, capture_output=True, text=True).stdout.strip()
-    record = {
-        "commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), "results": results,
-    }  # fmt: skip
+    commit, date = git_state()["git_commit"], f"{datetime.now(UTC):%Y-%m-%d}"
+    record = {"commit": commit, "date": date, "machine": machine(), "results": results}
     text = history.read_text(encoding="utf-8") if history.exists() else ""
     write_text(history, text + json.dumps(record, sort_keys=True) + "\n")

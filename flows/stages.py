@@ -20,7 +20,6 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from expunge.system import dvc
-from expunge.system.cut_off import set_aside
 from expunge.system.preflight import passed
 from expunge.system.progress import FORMAT_VARIABLE
 from flows.progress import Progress, entry_of
@@ -86,21 +85,15 @@ def stale_stages(workspace: Path) -> list[str]:
 
     Later stages, which depend on their outputs, are not in the list.
     """
-    set_aside_cut_off(workspace)
+    dvc.set_aside_cut_off(workspace)
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
 
 def check(workspace: Path) -> None:
     """Raise PreflightError with every conflict of params.yaml, before DVC removes an output."""
-    set_aside_cut_off(workspace)
+    dvc.set_aside_cut_off(workspace)
     if not passed(workspace):
         _first("check", "--quiet", workspace=workspace)
-
-
-def set_aside_cut_off(workspace: Path) -> None:
-    """Set aside a dvc.lock that ends in the middle, as a killed run leaves it, and say so in the log."""
-    if said := set_aside(workspace):
-        print(said)
 
 
 def preflight(workspace: Path) -> None:

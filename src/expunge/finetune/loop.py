@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from expunge.core.estimator import Estimator
 from expunge.finetune.rows import Index as Index
 from expunge.finetune.rows import checked, checked_unseen
-from expunge.finetune.steps import OPTIMIZERS, PRECISIONS, Factors, Steps, computes_bf16, frozen_norms
+from expunge.finetune.steps import OPTIMIZERS, PRECISIONS, Factors, Steps, frozen_norms, uses_bf16
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError
 from expunge.system.progress import progress
@@ -141,7 +141,7 @@ class Run:
         self.options = options
         self.steps = Steps.of(classifier.card, options.factors, options.lr, options.factor, options.optimizer)
         self.frozen_norm = frozen_norms(classifier.card, options.frozen_norm)
-        self.bf16 = computes_bf16(classifier.card, options.precision)
+        self.bf16 = uses_bf16(classifier.card, options.precision)
         self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
         self.unseen = checked_unseen(self.labels, self.retain, self.forget, unseen_rows)
         self.images = images

@@ -80,6 +80,6 @@ def frozen_norms(card: ModelCard, asked: bool) -> bool:
     return asked or bool((card.recipe or {}).get("frozen_norm", False))
 
 
-def computes_bf16(card: ModelCard, asked: str) -> bool:
+def uses_bf16(card: ModelCard, asked: str) -> bool:
     """Whether the forward pass computes in bf16, because of `asked` or, if that is "auto", the recipe."""
     return ((card.recipe or {}).get("precision") if asked == "auto" else asked) == "bf16"

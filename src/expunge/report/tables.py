@@ -58,8 +58,14 @@ def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 def columns(summary: Mapping[str, Any]) -> list[Metric]:
     """Return the metrics of the result table that at least one candidate has, those of other packages last."""
-    blocks = [block for _, block in candidates(summary)]
-    return [m for m in (*COLUMNS, *of_packages(summary)) if any(m.value(block) is not None for block in blocks)]
+    return measured(COLUMNS, summary, [block for _, block in candidates(summary)])
+
+
+def measured(
+    metrics: Sequence[Metric], summary: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]
+) -> list[Metric]:
+    """Return those of `metrics`, and of the metrics of other packages, that at least one of `blocks` has."""
+    return [m for m in (*metrics, *of_packages(summary)) if any(m.value(block) is not None for block in blocks)]
 
 
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:

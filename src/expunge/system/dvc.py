@@ -51,11 +51,16 @@ def _output_of(what: str, arguments: Sequence[str], root: Path, error: type[Expu
     return done.stdout
 
 
+def set_aside_cut_off(root: Path = Path()) -> None:
+    """Set aside a dvc.lock that ends in the middle, as a killed process leaves it, and print a sentence about it."""
+    if said := set_aside(root):
+        print(said)
+
+
 def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:
     """Run `dvc repro` in `root`, pass its output on, and return whether it succeeded.
 
     It runs with the environment `variables`. A dvc.lock that a killed process left cut off is set aside first.
     """
-    if said := set_aside(root):
-        print(said)
+    set_aside_cut_off(root)
     return subprocess.call(command("repro", *arguments), cwd=root, env=environment(**variables)) == 0

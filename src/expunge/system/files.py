@@ -126,19 +126,10 @@ def staged_dir(path: Path | str) -> Iterator[Path]:
 
     The body must leave a manifest in it (`write_manifest`).
     """
-    path = Path(path)
-    tmp = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    try:
-        with writing(path):
-            tmp.mkdir(parents=True)
-            yield tmp
-            if not (tmp / MANIFEST).is_file():
-                raise ManifestError(f"{path}: its producer wrote no {MANIFEST}")
-            replace_dir(tmp, path)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
+    with _staged(Path(path)) as tmp:
+        yield tmp
+        if not (tmp / MANIFEST).is_file():
+            raise ManifestError(f"{path}: its producer wrote no {MANIFEST}")
 
 
 def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
@@ -146,13 +137,19 @@ def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
 
     It has no manifest: it is for directories that DVC shows, and DVC takes every file in them for a plot or a metric.
     """
-    path = Path(directory)
+    with _staged(Path(directory)) as tmp:
+        for name, text in texts.items():
+            write_text(tmp / name, text)
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[Path]:
     tmp = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         with writing(path):
-            for name, text in texts.items():
-                write_text(tmp / name, text)
+            tmp.mkdir(parents=True)
+            yield tmp
             replace_dir(tmp, path)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)

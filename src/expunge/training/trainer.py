@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from expunge.finetune.steps import PRECISIONS
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.models.vision_imports import import_vision
@@ -32,7 +33,6 @@ from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
 from expunge.training.state import STATE, TrainState
 
 __all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
-PRECISIONS = ("auto", "fp32", "bf16")
 RANK_SEEDS = 7919  # between the seeds of processes, so that they draw different dropout and augmentation
 ROWS = 500  # batch size for held-out rows
 
