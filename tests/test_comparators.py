@@ -12,7 +12,7 @@ from expunge.cli import app
 from expunge.config import load_config
 from expunge.methods.table import METHODS
 from expunge.results.comparators import experiments, methods_for, methods_run
-from expunge.results.comparators_page import BEGIN, END, claims, refusals, section, with_measured
+from expunge.results.comparators_page import BEGIN, END, claims, measured_sections, refusals, section, with_measured
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import HOME, Variant
 from expunge.system.errors import ConfigError, ExpungeError
@@ -90,6 +90,7 @@ def test_a_section_states_cost_refusals_and_verdicts_which_can_be_read_back(pool
         "delete": "class: kept 2/2, shown outputs 2/2; rows: kept 2/2, shown outputs 2/2",
         "shaky": "class: kept 0/1, shown none; rows: kept 0/1, shown none",
     }
+    assert measured_sections(page) == {"class: made up": text, "rows: made up": text.replace("class:", "rows:")}
     assert with_measured(page, [text]).count(BEGIN) == 1
     with pytest.raises(ExpungeError, match="needs the lines"):
         with_measured("# Title\n", [text])

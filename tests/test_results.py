@@ -12,7 +12,7 @@ import yaml
 
 from expunge.evaluation.divergence import agreement_rows, kl_rows
 from expunge.results.__main__ import PAGE, write_page
-from expunge.results.page import claim_lines, page, verdict_cells
+from expunge.results.page import claim_lines, page, section, sections_of, verdict_cells
 from expunge.results.pooled import Pooled, judge, pool
 from expunge.results.variants import VARIANTS, Variant, finished, run_variants
 from expunge.system.errors import ConfigError, ExpungeError
@@ -84,6 +84,25 @@ def test_a_second_command_runs_nothing_and_the_page_is_the_same(ran, capfd):
     assert (ran / PAGE).read_text() == first
 
 
+def test_the_sections_of_a_page_are_found_by_their_titles():
+    parts = ["## One\n\ntext\n\n### Attacks\n\n| a |", "## Two\n\nmore"]
+    assert sections_of(page(parts), "## ") == {"One": parts[0], "Two": parts[1]}
+    assert sections_of("# Title\n", "## ") == {}
+
+
+@pytest.mark.slow
+def test_the_page_keeps_the_section_of_an_experiment_that_did_not_run_here(ran):
+    elsewhere = Variant("elsewhere", "Run elsewhere", (1,))
+    (ran / PAGE).parent.mkdir(parents=True, exist_ok=True)
+    old = ["## Run elsewhere\n\nkept", f"## {DIGITS.title}\n\nreplaced", "## No experiment any more\n\ndropped"]
+    (ran / PAGE).write_text(page(old))
+    write_page(ran, [elsewhere, DIGITS])
+    text = (ran / PAGE).read_text()
+    found = sections_of(text, "## ")
+    assert list(found) == ["Run elsewhere", DIGITS.title] and found["Run elsewhere"] == "## Run elsewhere\n\nkept"
+    assert "replaced" not in text and "Training seeds: 1, 2." in text
+
+
 @pytest.mark.slow
 def test_seeds_differ_in_training_and_share_what_does_not_depend_on_it(ran, pooled):
     originals = [s["model"]["digest"] for s in pooled.summaries]
@@ -106,7 +125,7 @@ def test_the_noise_floor_is_that_of_the_two_retrained_models(ran, pooled):
 
 @pytest.mark.slow
 def test_the_page_holds_mean_and_spread_of_the_summaries(ran, pooled):
-    text = page([(DIGITS, pooled)])
+    text = page([section(DIGITS, pooled)])
     for name in ("original", "logit-mask", "ru-linear"):
         blocks = [s["references"]["original"] if name == "original" else s["methods"][name] for s in pooled.summaries]
         values = [100 * block["accuracy"]["test_retain"] for block in blocks]
@@ -164,7 +183,7 @@ def test_only_what_shows_more_than_a_control_at_kept_utility_has_a_speed(verdict
 
 def test_the_page_of_one_run_says_so(finished):
     pooled = pool({1: finished})
-    text = page([(Variant("digits", "Digits", (1, 2, 3)), pooled)])
+    text = page([section(Variant("digits", "Digits", (1, 2, 3)), pooled)])
     assert "Training seeds: 1 of 3." in text
     for name, block in pooled.summaries[0]["methods"].items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name}"))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from expunge.results.page import page
+from expunge.results.page import page, section, sections_of
 from expunge.results.pooled import pool
 from expunge.results.variants import HOME, VARIANTS, Variant, finished, run_variants
 from expunge.stages import run
@@ -18,15 +18,17 @@ PAGE = Path("docs/results.md")
 
 
 def write_page(root: Path, variants: Sequence[Variant]) -> None:
-    """Write docs/results.md from the finished runs. Raises ExpungeError if there are none."""
-    parts = []
-    for variant in variants:
-        workspaces = finished(root, variant)
-        if workspaces:
-            parts.append((variant, pool(workspaces)))
-    if not parts:
+    """Write docs/results.md from the finished runs. The page keeps its sections of experiments that did not run here.
+
+    Raises ExpungeError if no run is finished.
+    """
+    found = {v.title: section(v, pool(workspaces)) for v in variants if (workspaces := finished(root, v))}
+    if not found:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results")
-    write_text(root / PAGE, page(parts))
+    path = root / PAGE
+    if path.is_file():
+        found = sections_of(path.read_text(encoding="utf-8"), "## ") | found
+    write_text(path, page([found[v.title] for v in variants if v.title in found]))
     log_message(f"results: {PAGE}")
 
 

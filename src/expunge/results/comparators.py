@@ -15,7 +15,7 @@ import yaml
 
 from expunge.methods.table import METHODS
 from expunge.report.summary import CONTROL
-from expunge.results.comparators_page import section, with_measured
+from expunge.results.comparators_page import measured_sections, section, with_measured
 from expunge.results.pooled import pool
 from expunge.results.variants import HOME, Variant, finished, run_variants
 from expunge.stages import run
@@ -83,12 +83,17 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
 
 
 def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
-    """Write the finished experiments into the page. Raises ExpungeError if none is finished."""
-    found = [(variant, workspaces) for variant in variants if (workspaces := finished(root, variant))]
+    """Write the finished experiments into the page, which keeps its sections of those that did not run here.
+
+    Raises ExpungeError if none is finished.
+    """
+    variants = tuple(variants)
+    found = {v.title: section(v, pool(workspaces)) for v in variants if (workspaces := finished(root, v))}
     if not found:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results.comparators")
     text = (root / PAGE).read_text(encoding="utf-8")
-    write_text(root / PAGE, with_measured(text, [section(variant, pool(w)) for variant, w in found]))
+    found = {**measured_sections(text), **found}
+    write_text(root / PAGE, with_measured(text, [found[v.title] for v in variants if v.title in found]))
     log_message(f"comparators: {PAGE}")
 
 

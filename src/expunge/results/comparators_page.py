@@ -9,7 +9,7 @@ import numpy as np
 from expunge.report.metrics import some
 from expunge.report.summary import CONTROL
 from expunge.report.tables import markdown_table
-from expunge.results.page import FIT, RETRAIN, cell, meaning, verdict_cells
+from expunge.results.page import FIT, RETRAIN, cell, meaning, sections_of, verdict_cells
 from expunge.results.pooled import Pooled, judge
 from expunge.results.variants import Variant
 from expunge.system.errors import ExpungeError
@@ -74,6 +74,11 @@ def with_measured(text: str, sections: Sequence[str]) -> str:
     if not begin or not end:
         raise ExpungeError(f"docs/comparators.md: needs the lines `{BEGIN}` and `{END}`; restore them from git")
     return before + "\n\n".join([BEGIN, *sections, END]) + after
+
+
+def measured_sections(text: str) -> Mapping[str, str]:
+    """Sections of the measured part of the page `text`, by title."""
+    return sections_of(text.partition(BEGIN)[2].partition(END)[0], "### ")
 
 
 def claims(text: str) -> Mapping[str, str]:

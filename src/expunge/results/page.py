@@ -30,13 +30,19 @@ they depend on the machine and on what else it computed.
 """
 
 
-def page(parts: Sequence[tuple[Variant, Pooled]]) -> str:
-    """The whole page, from the given experiments."""
-    sections = [_section(*part) for part in parts]
+def page(sections: Sequence[str]) -> str:
+    """The whole page, from the sections of its experiments."""
     return "\n\n".join([HEAD.strip(), *sections]) + "\n"
 
 
-def _section(variant: Variant, pooled: Pooled) -> str:
+def sections_of(text: str, mark: str) -> dict[str, str]:
+    """Sections of a Markdown `text` by title, each from its heading on. `mark` begins a heading, such as `"## "`."""
+    parts = f"\n{text}".split(f"\n{mark}")[1:]
+    return {part.partition("\n")[0]: f"{mark}{part}".strip() for part in parts}
+
+
+def section(variant: Variant, pooled: Pooled) -> str:
+    """Markdown of one experiment: its tables, and its findings in sentences."""
     judged = {name: judge(pooled, name) for name in pooled.blocks if name not in ("original", "retrained")}
     request = pooled.summaries[0]["request"]
     total = request["forget_rows"] + request["retain_rows"]
