@@ -121,7 +121,7 @@ def test_an_encoder_under_the_head_of_its_pretraining_is_taken_without_it(direct
     [
         ("resnet-small", None, {}, "resnet-small takes images, but the dataset holds texts"),
         ("sentence:{}", (8, 8, 1), {}, "takes texts, but the dataset holds images"),
-        ("sentence:{}", None, {"training": "full"}, "text encoders are not trained as a whole"),
+        ("sentence:{}", None, {"training": "none"}, "a text encoder has no head for these classes"),
         ("sentence:{}", None, {"image_size": 32}, "must be null for texts"),
         ("sentence:{}/nowhere", None, {}, "transformers cannot read"),
         ("sentence:{}", None, {"layers": ["encoder.layer.7"]}, r"no module 'model\.encoder\.layer\.7'; similar"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import subprocess
 import tomllib
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -192,6 +193,24 @@ def test_any_answers_make_params_without_conflicts(tmp_path, training, request_,
 
     kind = {"classes": "classes", "random": "rows"}.get(request_["selector"])
     assert method_problems(config, Schema(False, (8, 8, 3), False, 3, 9, 9), Request(kind)) == []
+
+
+def test_a_text_encoder_can_be_trained_as_a_whole_from_its_own_weights(tmp_path):
+    (tmp_path / "texts.csv").write_text("text,label\na,b\n")
+    given = Answers("texts.csv", "sentence:encoder", "full", {"selector": "classes", "classes": ["b"]})
+    (tmp_path / "params.yaml").write_text(with_values(PARAMS, changes_of(given, tmp_path)))
+    config, problems = read_config(tmp_path / "params.yaml")
+    assert problems == [] and config is not None
+    assert (config.model.training, config.model.weights, config.model.saw_forget_data) == ("full", "public", True)
+    assert config.activations.cuts == "auto" and {"relearn", "short-retrain"} <= set(config.methods)
+    from expunge.checks.methods import method_problems
+    from expunge.checks.schema import Request, Schema
+
+    texts = Schema(True, None, False, 3, 9, 9)
+    assert method_problems(config, texts, Request("classes")) == []
+    pixels = replace(config, methods=[*config.methods, "jit"], fit={**config.fit, "jit": {}})
+    [problem] = method_problems(pixels, texts, Request("classes"))
+    assert "jit changes pixels, and the data are texts" in str(problem)
 
 
 def test_a_text_table_gets_a_head_on_its_encoder(tmp_path):

@@ -111,11 +111,28 @@ def test_methods_that_need_pixels_are_refused_for_texts(home):
     with pytest.raises(DataError, match="holds texts"):
         Dataset(home / "dataset").images()
     config = load_config(home / "params.yaml")
-    model = replace(config.model, training="full", saw_forget_data=True)
-    with pytest.raises(ExpungeError, match="text encoders are not trained as a whole"):
-        make_classifier(
-            replace(config, model=model), Dataset(home / "dataset"), np.arange(3), 1, home / "x", home / "work"
-        )
+    wrong = replace(
+        config,
+        model=replace(config.model, training="full", saw_forget_data=True),
+        train=replace(config.train, augment="flip-crop"),
+    )
+    with pytest.raises(ExpungeError, match=r"train\.augment: flip-crop is for images; set it to none for texts"):
+        make_classifier(wrong, Dataset(home / "dataset"), np.arange(3), 1, home / "x", home / "work")
+
+
+def test_a_whole_encoder_is_trained_by_the_recipe_and_saved(home):
+    config, dataset = load_config(home / "params.yaml"), Dataset(home / "dataset")
+    public = replace(config.model, training="full", weights="public", saw_forget_data=True)
+    train = np.flatnonzero(dataset.splits() == "train")
+    cost = make_classifier(replace(config, model=public), dataset, train, 1, home / "whole", home / "work")
+    classifier = load_classifier(home / "whole")
+    recipe = classifier.card.recipe
+    assert recipe is not None and len(cost["epochs"]) == recipe["passes"] == config.train.epochs
+    assert recipe["name"] == "finetune, transformer" and recipe["optimizer"] == "adamw"
+    frozen = load_classifier(home / "model").backbone.state_dict()
+    whole = classifier.backbone.state_dict()
+    assert frozen.keys() == whole.keys() and any(not torch.equal(frozen[k], whole[k]) for k in whole)
+    assert not (home / "work" / "train").exists() or not any((home / "work" / "train").iterdir())
 
 
 @pytest.fixture(scope="module")

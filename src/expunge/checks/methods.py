@@ -21,6 +21,8 @@ from expunge.system import plugins
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import shown
 
+INSTEAD = "leave it out of methods (maps and heads work), or resize the pictures"
+
 # Placeholders that the class accepts, for arguments that the table fills in from the request.
 FILLED: Mapping[str, Mapping[str, Any]] = {
     "logit-mask": {"classes": [0]},
@@ -75,13 +77,15 @@ def _of_entry(
         says = f"{method} is for {kinds[facts.requests[0]]}, and this request names {kinds[request.kind]}"
         way_out = f"leave it out of methods{f', or take one of {also}' if also else ''}"
         found.append(Problem(where, says, way_out))
-    if "images" in facts.needs and (schema.texts or schema.mixed):
-        what = "texts" if schema.texts else "pictures of different sizes"
-        found.append(Problem(where, f"{method} needs pictures of one size, and the data are {what}", _instead(schema)))
+    if "images" in facts.needs and schema.texts:
+        found.append(Problem(where, f"{method} changes pixels, and the data are texts", "leave it out of methods"))
+    if {"images", "inputs"} & set(facts.needs) and schema.mixed:
+        says = f"{method} needs pictures of one size, and the data are pictures of different sizes"
+        found.append(Problem(where, says, INSTEAD))
     if "activations" in facts.needs and config.activations.cuts == []:
         found.append(Problem(where, f"{method} needs activations at a cut, and activations.cuts is []", "add a cut"))
     if "activations" in facts.needs and schema.mixed and config.model.training != ABOVE:
-        found.append(Problem(where, f"{method} needs pictures of one size, and these differ in size", _instead(schema)))
+        found.append(Problem(where, f"{method} needs pictures of one size, and these differ in size", INSTEAD))
     if "unseen rows" in facts.needs and request.kind == "rows" and not config.split.unseen:
         says = f"{method} needs rows that the model never saw, and split.unseen is 0"
         found.append(
@@ -199,8 +203,3 @@ def refusals(config: Config) -> list[str]:
         elif model.training in FROZEN and model.saw_forget_data:
             notes.append(f"fit.{name}: exact will be refused: model.saw_forget_data is true; use a public backbone")
     return notes
-
-
-def _instead(schema: Schema) -> str:
-    kind = "maps and heads" if schema.mixed else "maps, heads and relearn"
-    return f"leave it out of methods ({kind} work)" + ("" if schema.texts else ", or resize the pictures")

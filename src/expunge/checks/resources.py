@@ -71,7 +71,7 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
     images = math.prod(schema.shape) * schema.rows if schema.shape else 0
     if not torch.cuda.is_available() and config.model.training not in (*FROZEN, "none"):
         stages["train"] = images + 4 * weights + _batch(classifier) * min(config.train.batch_size, schema.train)
-    if any("images" in f.needs for f in kinds):
+    if any({"images", "inputs"} & set(f.needs) for f in kinds):
         stages["fit"] += images + 5 * weights + (0 if torch.cuda.is_available() else _batch(classifier) * 256)
     stage = max(stages, key=stages.__getitem__)
     return Needs(disk, PROCESS + stages[stage], stage)

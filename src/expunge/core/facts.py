@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REQUESTS = ("classes", "rows", "corrections")
-NEEDS = ("head", "moments", "features", "activations", "images", "retained rows", "unseen rows", "teacher")
+NEEDS = ("head", "moments", "features", "activations", "inputs", "images", "retained rows", "unseen rows", "teacher")
 CHANGES = ("head", "map", "weights")
 COSTS = ("closed form", "features only", "passes over forgotten rows", "passes over retained rows")
 
@@ -16,7 +16,8 @@ class Facts:
 
     requests   the kinds of request the method supports, from REQUESTS; other kinds are refused. "corrections" means
                rows that are kept under a new label
-    needs      the inputs besides the forgotten rows, from NEEDS
+    needs      what it reads besides the forgotten rows, from NEEDS: "inputs" are images or texts themselves, "images"
+               are images alone, because the method changes pixels
     changes    "head", "map" (between features and head) or "weights" (also below the head)
     cost       what the running time depends on, from COSTS. "closed form" includes one pass of gradients without
                descent; "features only" is descent on features that were extracted once

@@ -186,8 +186,8 @@ class Dataset:
         """Like `inputs`, but raises DataError if the dataset holds texts."""
         if self.encoding == TEXT:
             raise DataError(
-                f"{self.directory}: holds texts, but methods that train a backbone or relearn above a cut need "
-                "images; set model.training: head and activations.cuts: [], and leave out methods that train weights"
+                f"{self.directory}: holds texts, but images are needed here; use a model of texts "
+                "(sentence:NAME-OR-DIR) and methods that do not change pixels"
             )
         return cast(Images, self.inputs(rows))
 

@@ -34,7 +34,7 @@ from expunge.finetune.short_retrain import ShortRetrain
 from expunge.finetune.ssd import Ssd
 from expunge.finetune.trew import Trew
 
-# All have `fit(classifier, images, labels, retain_rows, forget_rows)`, which sets `classifier_` and `history_`.
+# All have `fit(classifier, inputs, labels, retain_rows, forget_rows)`, which sets `classifier_` and `history_`.
 METHODS: dict[str, type[Estimator]] = {
     "fine-tune": FineTune,
     "neggrad-plus": NegGradPlus,

@@ -27,7 +27,7 @@ class BadTeacher(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2205.08096"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2205.08096"
     )
     retain_share: float = 0.3
 

@@ -31,7 +31,7 @@ class PartiallyBlinded(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images",), "weights", "passes over forgotten rows", "arXiv 2403.16246"
+        ("classes", "rows"), ("inputs",), "weights", "passes over forgotten rows", "arXiv 2403.16246"
     )
     fisher: float = 0.14
     norm: float = 0.05
@@ -49,7 +49,7 @@ class PartiallyBlinded(Updater):
         return run.train(self.phases(run), stop=stop_at_unseen(run))
 
     def phases(self, run: Run) -> list[Phase]:
-        importance = per_sample_fisher(run.original, run.images, run.labels, run.forget)
+        importance = per_sample_fisher(run.original, run.inputs, run.labels, run.forget)
         strength = {name: (self.fisher * f + self.norm).float() for name, f in importance.items()}
         start = dict(run.original.named_parameters())
 

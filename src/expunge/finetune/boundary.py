@@ -95,7 +95,7 @@ def across(run: Run, rows: Index, eps: float) -> Tensor:
         raise ConfigError(
             f"{type(run.options).__name__} changes pixels, but this classifier takes texts; use another method"
         )
-    x = preprocess(run.images[rows]).to(run.device).requires_grad_()
+    x = preprocess(run.inputs[rows]).to(run.device).requires_grad_()
     loss = cross_entropy(run.original(x).float(), run.y(rows), reduction="sum")
     [slope] = torch.autograd.grad(loss, [x])
     # The network's input is normalised: pixels in [0, 1] are divided by the standard deviation, and so is the step.

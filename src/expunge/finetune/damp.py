@@ -15,7 +15,7 @@ from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL
 from expunge.finetune.projected import patches
-from expunge.finetune.rows import Index, checked
+from expunge.finetune.rows import Examples, Index, checked
 from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError
 
@@ -37,7 +37,7 @@ class Damp(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes",), ("images", "retained rows"), "weights", "closed form", "arXiv 2604.15166, reconstruction"
+        ("classes",), ("inputs", "retained rows"), "weights", "closed form", "arXiv 2604.15166, reconstruction"
     )
     strength: float = 1.0
     growth: float = 1.0
@@ -57,13 +57,13 @@ class Damp(Estimator):
     def fit(
         self,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
         """Unlearn `forget_rows`, arguments as in Updater.fit. Raises DataError where a forgotten class keeps rows."""
-        y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        y, retain, forget = checked(classifier, inputs, labels, retain_rows, forget_rows)
         partly = np.intersect1d(y[retain], y[forget])
         if len(partly):
             raise DataError(
@@ -71,7 +71,7 @@ class Damp(Estimator):
                 "regun, fine-tune or relearn for single rows"
             )
         model = copy.deepcopy(classifier).eval()
-        kept, gone = (self._prototypes(model, images, y, rows) for rows in (retain, forget))
+        kept, gone = (self._prototypes(model, inputs, y, rows) for rows in (retain, forget))
         self.residuals_ = {}
         for depth, (name, forgotten) in enumerate(gone.items()):
             basis, share = residual_basis(kept[name], forgotten)
@@ -86,36 +86,35 @@ class Damp(Estimator):
         return self
 
     @torch.no_grad()
-    def _prototypes(
-        self, model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index
-    ) -> dict[str, Tensor]:
+    def _prototypes(self, model: Classifier, inputs: Examples, labels: Index, rows: Index) -> dict[str, Tensor]:
         """Return the mean inputs `(classes, k)` float64 of every layer, in the order of the network."""
         rng = np.random.default_rng([self.seed, RELABEL])
         found: dict[str, list[Tensor]] = {}
         for c in np.unique(labels[rows]):
             of_class = rng.permutation(rows[labels[rows] == c])[: self.rows]
-            for name, total in self._sums(model, images, of_class).items():
+            for name, total in self._sums(model, inputs, of_class).items():
                 found.setdefault(name, []).append(total)
         return {name: torch.stack(parts) for name, parts in found.items()}
 
-    def _sums(self, model: Classifier, images: NDArray[np.uint8], rows: Index) -> dict[str, Tensor]:
+    def _sums(self, model: Classifier, inputs: Examples, rows: Index) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
 
-        def gather(name: str, module: nn.Module, share: float) -> Any:
+        def gather(name: str, module: nn.Module) -> Any:
             def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                part = patches(module, inputs[0].double()).mean((0, 1)) * share
+                # A text encoder takes the rows of a batch in several groups.
+                part = patches(module, inputs[0].double()).mean((0, 1)) * (len(inputs[0]) / len(rows))
                 means[name] = means[name] + part if name in means else part
 
             return module.register_forward_pre_hook(hook)
 
         for part in np.array_split(rows, -(-len(rows) // self.batch_size)):
             hooks = [
-                gather(f"{name}.weight", m, len(part) / len(rows))
+                gather(f"{name}.weight", m)
                 for name, m in model.named_modules()
                 if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
             ]
             try:
-                model(images[part])
+                model(inputs[part])
             finally:
                 for hook in hooks:
                     hook.remove()

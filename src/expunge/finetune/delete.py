@@ -28,7 +28,7 @@ class Delete(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes",), ("images",), "weights", "passes over forgotten rows", "arXiv 2503.23751"
+        ("classes",), ("inputs",), "weights", "passes over forgotten rows", "arXiv 2503.23751"
     )
     epochs: int = 2
     factors: ClassVar[Factors] = Factors(sgd=0.0003)

@@ -80,7 +80,7 @@ class InstanceWise(Updater):
 
     def phases(self, run: Run) -> list[Phase]:
         x, y = self._copies(run)
-        importance = output_sensitivity(run.original, run.images, run.forget)
+        importance = output_sensitivity(run.original, run.inputs, run.forget)
         strength = {name: (self.lam / 2 * (1 - scaled(o))).float() for name, o in importance.items()}
         start = dict(run.original.named_parameters())
         share = self.copies / (1 + self.copies)
@@ -110,7 +110,7 @@ class InstanceWise(Updater):
         wanted = other_labels(run, rows, rng)
         parts = []
         for part in np.array_split(np.arange(len(rows)), max(1, len(rows) // self.batch_size)):
-            x = preprocess(run.images[rows[part]]).to(run.device)
+            x = preprocess(run.inputs[rows[part]]).to(run.device)
             target = torch.from_numpy(wanted[part]).to(run.device)
             parts.append(attack(run.original, x, target, preprocess, self.eps, self.step, self.iterations))
         return torch.cat(parts), torch.from_numpy(wanted).to(run.device)

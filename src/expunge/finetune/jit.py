@@ -54,7 +54,7 @@ class Jit(Updater):
         generator = torch.Generator().manual_seed(self.seed)
 
         def loss(rows: Index) -> Terms:
-            x = preprocess(run.images[rows]).to(run.device)
+            x = preprocess(run.inputs[rows]).to(run.device)
             here = run.logits_of(x, frozen_norm=True)
             noises = [torch.randn(x.shape, generator=generator).to(x) * self.sigma for _ in range(self.draws)]
             with torch.no_grad():

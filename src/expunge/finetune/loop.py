@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.estimator import Estimator
+from expunge.finetune.rows import Examples, checked, checked_unseen
 from expunge.finetune.rows import Index as Index
-from expunge.finetune.rows import checked, checked_unseen
 from expunge.finetune.steps import OPTIMIZERS, PRECISIONS, Factors, Steps, frozen_norms, uses_bf16
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError
@@ -99,20 +99,22 @@ class Updater(Estimator):
     def fit(
         self,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any] | None,
         unseen_rows: NDArray[Any] | None = None,
     ) -> Self:
-        """Unlearn `forget_rows` of `images (n, h, w, c)` uint8 and `labels (n,)`; `classifier` is not changed.
+        """Unlearn `forget_rows` of `inputs` and `labels (n,)`; `classifier` is not changed.
+
+        `inputs` are images, uint8 `(n, h, w, c)`, or token ids of texts, int32 `(n, t)`, negative after their end.
 
         `forget_rows` None means that `labels` were corrected and no row is removed, for methods that use only retained
         rows. `unseen_rows` are rows that `classifier` was never trained on, for the methods that need them; they must
         be neither test rows nor rows by which settings are chosen. Raises DataError for unusable rows or labels,
         CollapseError when loss or weights become non-finite.
         """
-        run = Run(self, classifier, images, labels, retain_rows, forget_rows, unseen_rows)
+        run = Run(self, classifier, inputs, labels, retain_rows, forget_rows, unseen_rows)
         self.history_ = self._descend(run)
         self.classifier_ = run.student.eval()
         return self
@@ -132,7 +134,7 @@ class Run:
         self,
         options: Updater,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any] | None,
@@ -142,9 +144,9 @@ class Run:
         self.steps = Steps.of(classifier.card, options.factors, options.lr, options.factor, options.optimizer)
         self.frozen_norm = frozen_norms(classifier.card, options.frozen_norm)
         self.bf16 = uses_bf16(classifier.card, options.precision)
-        self.labels, self.retain, self.forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        self.labels, self.retain, self.forget = checked(classifier, inputs, labels, retain_rows, forget_rows)
         self.unseen = checked_unseen(self.labels, self.retain, self.forget, unseen_rows)
-        self.images = images
+        self.inputs = inputs
         self.original = copy.deepcopy(classifier).eval().requires_grad_(False)
         student = copy.deepcopy(classifier).requires_grad_(True)
         self.student: Classifier = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -192,10 +194,10 @@ class Run:
 
     def logits(self, rows: Index, frozen_norm: bool = False) -> Tensor:
         """Return the student's logits `(b, C)` float32; with `frozen_norm` batch norm keeps its running statistics."""
-        return self.logits_of(self.images[rows], frozen_norm)
+        return self.logits_of(self.inputs[rows], frozen_norm)
 
-    def logits_of(self, inputs: NDArray[np.uint8] | Tensor, frozen_norm: bool = False) -> Tensor:
-        """Return logits as `logits` does, for given images instead of rows, uint8 or preprocessed."""
+    def logits_of(self, inputs: Examples | Tensor, frozen_norm: bool = False) -> Tensor:
+        """Return logits as `logits` does, for given inputs instead of rows, which may be preprocessed."""
         self._freeze_norm(frozen_norm)
         with self.autocast():
             out: Tensor = self.student(inputs)
@@ -205,14 +207,14 @@ class Run:
         """Return the student's features `(b, d)` float32."""
         self._freeze_norm(frozen_norm)
         with self.autocast():
-            z = self.student.features(self.images[rows])
+            z = self.student.features(self.inputs[rows])
         return z.float()
 
     @torch.no_grad()
     def ask(self, teacher: Classifier, rows: Index) -> Tensor:
         """Return the logits `(b, C)` float32 of `teacher`, a model in eval mode."""
         with self.autocast():
-            out: Tensor = teacher(self.images[rows])
+            out: Tensor = teacher(self.inputs[rows])
         return out.float()
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -252,7 +254,7 @@ class Run:
                 means: dict[str, float] = {}
                 rows = sum(len(batch[0]) for batch in phase.batches)
                 what = f"{type(o).__name__}, {phase.name}"
-                with progress(what, rows, "images", phase.epoch, epochs) as advance:
+                with progress(what, rows, "rows", phase.epoch, epochs) as advance:
                     for batch in phase.batches:
                         rate = self.steps.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
                         for group in optimizer.param_groups:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
 from expunge.core.facts import Facts
-from expunge.finetune.rows import Index, checked
+from expunge.finetune.row_gradients import row_gradients
+from expunge.finetune.rows import Examples, Index, checked
 from expunge.finetune.ssd import CHUNK, Ssd
 from expunge.models.classifier import Classifier
 from expunge.system.progress import progress
@@ -31,30 +32,30 @@ class LossFreeSsd(Ssd):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "closed form", "arXiv 2402.19308"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "closed form", "arXiv 2402.19308"
     )
     alpha: float = 5.0
 
     def fit(
         self,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
         """Unlearn `forget_rows`; arguments and errors as in Updater.fit."""
-        _, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        _, retain, forget = checked(classifier, inputs, labels, retain_rows, forget_rows)
         model = copy.deepcopy(classifier).eval().requires_grad_(True)
         rng = np.random.default_rng(self.seed)
-        of_forget, of_retain = (output_sensitivity(model, images, self._thin(rows, rng)) for rows in (forget, retain))
+        of_forget, of_retain = (output_sensitivity(model, inputs, self._thin(rows, rng)) for rows in (forget, retain))
         self.selected_ = self._dampen(model, of_forget, of_retain)
         self.history_ = [{"selected": self.selected_}]
         self.classifier_ = model
         return self
 
 
-def output_sensitivity(model: Classifier, images: NDArray[np.uint8], rows: Index) -> dict[str, Tensor]:
+def output_sensitivity(model: Classifier, inputs: Examples, rows: Index) -> dict[str, Tensor]:
     """Return the mean over rows of | d ||f(x)||^2 / dw |, by parameter name, float64; eval mode."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
@@ -63,11 +64,11 @@ def output_sensitivity(model: Classifier, images: NDArray[np.uint8], rows: Index
         logits: Tensor = functional_call(model, parameters, (x[None],))
         return logits.square().sum()
 
-    gradients = vmap(grad(energy), in_dims=(None, 0))
+    gradients = row_gradients(model, energy)
     device = model.head.weight.device
-    with progress("output sensitivity", len(rows), "images") as advance:
+    with progress("output sensitivity", len(rows), "rows") as advance:
         for part in np.array_split(rows, -(-len(rows) // CHUNK)):
-            x = model.preprocess(images[part]).to(device)
+            x = model.preprocess(inputs[part]).to(device)
             for name, g in gradients(parameters, x).items():
                 total[name] += g.abs().sum(0, dtype=torch.float64)
             advance(len(part))

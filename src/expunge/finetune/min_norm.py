@@ -8,12 +8,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.facts import Facts
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.row_gradients import row_gradients
 from expunge.finetune.steps import Factors
 
 
@@ -35,7 +36,7 @@ class MinNorm(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2505.22601"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2505.22601"
     )
     shrink: float = 0.1
     decay: float = 0.9
@@ -87,8 +88,8 @@ def shrink(run: Run, rows: Index, c: float) -> None:
         logits: Tensor = functional_call(model, {**fixed, **free}, (x[None],))
         return logits.amax()
 
-    x = model.preprocess(run.images[rows]).to(run.device)
-    found = vmap(grad(largest), in_dims=(None, 0))(free, x)
+    x = model.preprocess(run.inputs[rows]).to(run.device)
+    found = row_gradients(model, largest)(free, x)
     gradients = torch.cat([found[name].flatten(1) for name in free], 1)
     flat = torch.cat([p.flatten() for p in free.values()])
     moved = flat - c * outside(flat, gradients)
@@ -99,12 +100,16 @@ def shrink(run: Run, rows: Index, c: float) -> None:
 
 
 def outside(w: Tensor, gradients: Tensor) -> Tensor:
-    """Return `(I - P) w`, `(p,)`, with P the projection onto the span of the rows of `gradients (n, p)`."""
-    _, values, basis = torch.linalg.svd(gradients, full_matrices=False)
-    tolerance = values[0] * max(gradients.shape) * torch.finfo(values.dtype).eps
-    basis = basis[values > tolerance]
-    result: Tensor = w - basis.T @ (basis @ w)
-    return result
+    """Return `(I - P) w`, `(p,)`, with P the projection onto the span of the rows of `gradients (n, p)`.
+
+    P is computed from the products of the rows, `(n, n)` float64, because p is the number of weights of a network.
+    """
+    rows = gradients.double()
+    values, vectors = torch.linalg.eigh(rows @ rows.T)
+    tolerance = max(gradients.shape) * torch.finfo(gradients.dtype).eps  # of singular values, the roots of `values`
+    held = values > values[-1] * tolerance**2
+    coefficients = vectors[:, held] @ ((vectors[:, held].T @ (rows @ w.double())) / values[held])
+    return w - (coefficients @ rows).to(w)
 
 
 def shrinkable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -35,7 +35,7 @@ class Muda(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("classes",),
-        ("images", "retained rows"),
+        ("inputs", "retained rows"),
         "weights",
         "passes over retained rows",
         "arXiv 2407.17710, reconstruction",
@@ -82,7 +82,7 @@ class Muda(Updater):
         training = run.student.training
         student = run.student.eval()
         rows = run.rng(RELABEL).permutation(run.retain)[: self.moment_rows]
-        z = torch.cat([student.features(run.images[part]).double() for part in run.split(rows)])
+        z = torch.cat([student.features(run.inputs[part]).double() for part in run.split(rows)])
         student.train(training)
         p = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) - outside((z.T @ z / len(z))[None], self.energy)[0]
         self.ranks_.append(round(float(p.trace())))

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
 from expunge.finetune.steps import Factors
-from expunge.system.errors import DataError
+from expunge.models.preprocess import Preprocess
+from expunge.system.errors import ConfigError, DataError
 
 HYBRIDS = 4  # per forgotten row, one per mask
 
@@ -47,7 +48,7 @@ class NatMU(Updater):
         images, labels = hybrids(run, self.delta)
 
         def loss(retained: Index, mixed: Index) -> Terms:
-            x = np.concatenate([run.images[retained], images[mixed]])
+            x = np.concatenate([run.inputs[retained], images[mixed]])
             y = torch.from_numpy(np.concatenate([run.labels[retained], labels[mixed]])).to(run.device)
             return {"loss": cross_entropy(run.logits_of(x), y)}
 
@@ -62,17 +63,19 @@ class NatMU(Updater):
 
 def hybrids(run: Run, delta: float) -> tuple[NDArray[np.uint8], Index]:
     """Return the images `(4 n_f, h, w, c)` uint8 and their labels `(4 n_f,)`, in the order of `run.forget` per mask."""
+    if not isinstance(run.original.preprocess, Preprocess):
+        raise ConfigError("NatMU mixes pixels, but this classifier takes texts; use another method")
     guesses = guessed(run)
     partners = np.empty_like(guesses)
     rng = run.rng(RELABEL)
     for c in np.unique(guesses):
         wanted = guesses == c
         partners[wanted] = rng.choice(run.retain[run.labels[run.retain] == c], int(wanted.sum()))
-    own = run.images[run.forget]
+    own = run.inputs[run.forget]
     parts = []
     for k, mask in enumerate(masks(own.shape[1], own.shape[2], delta)):
         m = mask.reshape(mask.shape + (1,) * (own.ndim - 3))
-        blend = m * own.astype(np.float64) + (1 - m) * run.images[partners[:, k]].astype(np.float64)
+        blend = m * own.astype(np.float64) + (1 - m) * run.inputs[partners[:, k]].astype(np.float64)
         parts.append(np.rint(blend).astype(np.uint8))
     return np.concatenate(parts), guesses.T.reshape(-1)
 

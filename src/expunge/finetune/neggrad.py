@@ -25,7 +25,7 @@ class NegGradPlus(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
     )
     alpha: float = 0.98
     cap: float | None = 6.0

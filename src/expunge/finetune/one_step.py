@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
-from expunge.finetune.rows import checked
+from expunge.finetune.rows import Examples, checked
 from expunge.models.classifier import Classifier
 
 
@@ -27,7 +27,7 @@ class OneStep(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images",), "weights", "closed form", "arXiv 2507.23257, reconstruction"
+        ("classes", "rows"), ("inputs",), "weights", "closed form", "arXiv 2507.23257, reconstruction"
     )
     strength: float = 1.0
     batch_size: int = 256
@@ -43,20 +43,20 @@ class OneStep(Estimator):
     def fit(
         self,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
         """Unlearn `forget_rows`; arguments and errors as in Updater.fit."""
-        y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        y, retain, forget = checked(classifier, inputs, labels, retain_rows, forget_rows)
         model = copy.deepcopy(classifier).eval().requires_grad_(True)
         parameters = list(model.parameters())
         total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         loss = 0.0
         for part in np.array_split(forget, -(-len(forget) // self.batch_size)):
             target = torch.from_numpy(y[part]).to(model.head.weight.device)
-            value = cross_entropy(model(images[part]).float(), target, reduction="sum")
+            value = cross_entropy(model(inputs[part]).float(), target, reduction="sum")
             for t, g in zip(total, torch.autograd.grad(value, parameters), strict=True):
                 t += g.double()
             loss += float(value.detach())

@@ -66,7 +66,7 @@ class RidgeOracle:
 
     @torch.no_grad()
     def _inputs(self, run: Run, rows: Index) -> Tensor:
-        z = torch.cat([run.original.features(run.images[part]).double() for part in run.split(rows)])
+        z = torch.cat([run.original.features(run.inputs[part]).double() for part in run.split(rows)])
         return torch.cat([z, z.new_ones(len(z), 1)], 1)
 
 
@@ -92,7 +92,7 @@ class HeadOracle:
 
     @torch.no_grad()
     def logits(self, run: Run, rows: Index) -> Tensor:
-        out = self.head.logits(run.original.features(run.images[rows]).float())
+        out = self.head.logits(run.original.features(run.inputs[rows]).float())
         least = out.masked_fill(self.masked, torch.inf).amin(1, keepdim=True)
         return torch.where(self.masked, least, out).float()
 
@@ -137,7 +137,7 @@ class OracleMatch(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"),
-        ("images", "retained rows", "teacher"),
+        ("inputs", "retained rows", "teacher"),
         "weights",
         "passes over forgotten rows",
         "arXiv 2410.23232; oracles: derived",

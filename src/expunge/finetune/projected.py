@@ -38,7 +38,7 @@ class ProjectedGradient(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over forgotten rows", "arXiv 2312.04095"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over forgotten rows", "arXiv 2312.04095"
     )
     energy: float = 0.99
     moment_rows: int = 5000
@@ -115,7 +115,7 @@ def input_moments(run: Run, rows: Index) -> dict[str, Tensor]:
     ]
     try:
         for part in run.split(rows):
-            run.original(run.images[part])
+            run.original(run.inputs[part])
     finally:
         for hook in hooks:
             hook.remove()

@@ -38,7 +38,7 @@ class ReGUn(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("rows",),
-        ("images", "retained rows", "unseen rows"),
+        ("inputs", "retained rows", "unseen rows"),
         "weights",
         "passes over retained rows",
         "arXiv 2603.11210; quantile: derived",

@@ -24,7 +24,7 @@ class RandomLabels(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2010.10981"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2010.10981"
     )
     retain_share: float = 0.3
 
@@ -58,7 +58,7 @@ class SalUn(RandomLabels):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2310.12508"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2310.12508"
     )
     density: float = 0.5
     mask_: dict[str, Tensor] = field(init=False)
@@ -91,7 +91,7 @@ def saliency_mask(run: Run, density: float) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     for rows in run.split(run.forget):
         with run.autocast():
-            logits = model(run.images[rows])
+            logits = model(run.inputs[rows])
         loss = cross_entropy(logits.float(), run.y(rows), reduction="sum") / len(run.forget)
         loss.backward()  # type: ignore[no-untyped-call]
     sizes = {name: torch.zeros_like(p) if p.grad is None else p.grad.abs() for name, p in model.named_parameters()}

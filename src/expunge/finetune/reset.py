@@ -49,7 +49,7 @@ class Scissorhands(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2401.06187"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2401.06187"
     )
     sparsity: float = 0.97
     lam: float = 0.0
@@ -109,7 +109,7 @@ class RetentionMask(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"),
-        ("images", "retained rows"),
+        ("inputs", "retained rows"),
         "weights",
         "passes over retained rows",
         "arXiv 2410.03833, reconstruction",
@@ -133,7 +133,7 @@ class RetentionMask(Updater):
     def _descend(self, run: Run) -> list[dict[str, float]]:
         parameters = resettable(run, self.layers)
         rows = run.rng(RELABEL).permutation(run.retain)[: self.fisher_rows]
-        fisher = per_sample_fisher(run.student.eval(), run.images, run.labels, rows)
+        fisher = per_sample_fisher(run.student.eval(), run.inputs, run.labels, rows)
         importance = {name: p.detach().abs() * fisher[name].sqrt() for name, p in parameters.items()}
         self.reset_ = {}
         for name, value in importance.items():
@@ -221,7 +221,7 @@ def loss_gradients(run: Run, rows: Index) -> Gradients:
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for part in run.split(rows):
-        loss = cross_entropy(model(run.images[part]).float(), run.y(part), reduction="sum") / len(rows)
+        loss = cross_entropy(model(run.inputs[part]).float(), run.y(part), reduction="sum") / len(rows)
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for name, g in zip(parameters, found, strict=True):
             if g is not None:

@@ -42,7 +42,7 @@ class ResidualAlignment(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"),
-        ("images", "retained rows", "unseen rows"),
+        ("inputs", "retained rows", "unseen rows"),
         "weights",
         "passes over retained rows",
         "arXiv 2411.08443, reconstruction",
@@ -75,8 +75,10 @@ class ResidualAlignment(Updater):
 
     def _phases(self, run: Run, adapters: dict[str, Adapter], targets: dict[int, Tensor], scale: float) -> list[Phase]:
         def loss(retained: Index, forgotten: Index) -> Terms:
+            for adapter in adapters.values():
+                adapter.residuals.clear()
             run.features(retained, frozen_norm=True)
-            residual = torch.stack([a.energy(len(retained)) for a in adapters.values()]).sum()
+            residual = torch.stack([adapter.energy() for adapter in adapters.values()]).sum()
             wanted = torch.stack([targets[int(c)] for c in run.labels[forgotten]])
             away = (run.features(forgotten, frozen_norm=True) - wanted).square().sum(1).mean()
             return {"residual": residual / scale, "forget": self.weight * away / scale}
@@ -85,7 +87,7 @@ class ResidualAlignment(Updater):
 
 
 class Adapter(nn.Module):
-    """A layer and its residual; the residual of the last forward pass is stored for the loss."""
+    """A layer and its residual. `residuals` holds those of all calls until it is cleared, for the loss."""
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -95,26 +97,27 @@ class Adapter(nn.Module):
         down = torch.empty(rank, *window).uniform_(-bound, bound, generator=generator)
         self.down = nn.Parameter(down.to(base.weight))
         self.up = nn.Parameter(base.weight.new_zeros(base.weight.shape[0], rank))
-        self.residual: Tensor | None = None
+        self.residuals: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)
         if isinstance(self.base, nn.Conv2d):
             low = self.base._conv_forward(x, self.down, None)
-            self.residual = nn.functional.conv2d(low, self.up[:, :, None, None])
+            residual = nn.functional.conv2d(low, self.up[:, :, None, None])
         else:
-            self.residual = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-        return out + self.residual
+            residual = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+        self.residuals.append(residual)
+        return out + residual
 
-    def energy(self, rows: int) -> Tensor:
-        """Return the mean over rows and positions of the residual's squared length in the last forward pass.
+    def energy(self) -> Tensor:
+        """Return the mean over rows and positions of the squared length of the residuals of all calls, one or more.
 
-        That pass must have had `rows` rows.
+        An encoder of texts makes several calls for a batch, one for every group of texts of similar length.
         """
-        assert self.residual is not None
         channels = 1 if isinstance(self.base, nn.Conv2d) else -1
-        square = self.residual.float().square().sum(channels)
-        return square.reshape(rows, -1).mean()
+        squares = [residual.float().square().sum(channels) for residual in self.residuals]
+        total = torch.stack([square.reshape(len(square), -1).mean(1).sum() for square in squares]).sum()
+        return total / sum(len(square) for square in squares)
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
@@ -179,10 +182,10 @@ def feature_targets(run: Run) -> dict[int, Tensor]:
 def feature_energy(run: Run) -> float:
     """Return the mean ||z||^2 of at most SAMPLE retained rows under the original."""
     sample = run.rng(RELABEL).permutation(run.retain)[:SAMPLE]
-    z = torch.cat([run.original.features(run.images[part]).float() for part in run.split(sample)])
+    z = torch.cat([run.original.features(run.inputs[part]).float() for part in run.split(sample)])
     return float(z.square().sum(1).mean())
 
 
 def mean_feature(run: Run, rows: Index) -> Tensor:
-    z = torch.cat([run.original.features(run.images[part]).float() for part in run.split(rows)])
+    z = torch.cat([run.original.features(run.inputs[part]).float() for part in run.split(rows)])
     return z.mean(0)

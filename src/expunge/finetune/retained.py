@@ -21,7 +21,7 @@ class FineTune(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows", "corrections"),
-        ("images", "retained rows"),
+        ("inputs", "retained rows"),
         "weights",
         "passes over retained rows",
         "arXiv 1911.04933",

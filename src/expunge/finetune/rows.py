@@ -1,4 +1,4 @@
-"""Validation of the rows of a request."""
+"""The rows of a request and the inputs that training reads, validated."""
 
 from __future__ import annotations
 
@@ -7,10 +7,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expunge.data.dataset import Dataset
+from expunge.data.schema import TEXT
 from expunge.models.classifier import Classifier
+from expunge.models.tokens import Tokens
 from expunge.system.errors import DataError
 
 Index = NDArray[np.int64]
+Examples = NDArray[np.uint8] | NDArray[np.int32]  # images (n, h, w) or (n, h, w, c), or token ids (n, t) of texts
+
+
+def examples(classifier: Classifier, dataset: Dataset, rows: NDArray[Any] | None = None) -> Examples:
+    """Return the inputs at `rows` (None: all) in memory, for training: uint8 images, or int32 token ids of texts.
+
+    Token ids are negative after the end of a text. Raises DataError for images of different sizes, and for texts if
+    `classifier` takes images.
+    """
+    if dataset.encoding == TEXT and isinstance(classifier.preprocess, Tokens):
+        return classifier.preprocess(dataset.inputs(rows)).int().numpy()
+    images = dataset.images(rows)
+    if not isinstance(images, np.ndarray):
+        raise DataError(
+            f"{dataset.directory}: images differ in size, but training weights needs one size; resize them, or set "
+            "model.training: head and leave out methods that train weights"
+        )
+    return images
 
 
 def checked_unseen(labels: Index, retain: Index, forget: Index, unseen_rows: NDArray[Any] | None) -> Index:
@@ -32,7 +53,7 @@ def checked_unseen(labels: Index, retain: Index, forget: Index, unseen_rows: NDA
 
 def checked(
     classifier: Classifier,
-    images: NDArray[np.uint8],
+    inputs: Examples,
     labels: NDArray[Any],
     retain_rows: NDArray[Any],
     forget_rows: NDArray[Any] | None,
@@ -44,9 +65,10 @@ def checked(
     """
     gone = np.empty(0, np.int64) if forget_rows is None else forget_rows
     y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, gone))
-    if images.dtype != np.uint8 or len(images) != len(y) or y.ndim != 1:
+    kind, dtype = ("token ids", np.int32) if isinstance(classifier.preprocess, Tokens) else ("images", np.uint8)
+    if inputs.dtype != dtype or len(inputs) != len(y) or y.ndim != 1:
         raise DataError(
-            f"images must be uint8 and have one label each, got images {images.shape} {images.dtype} and labels "
+            f"{kind} must be {np.dtype(dtype)} and have one label each, got {inputs.shape} {inputs.dtype} and labels "
             f"{y.shape}"
         )
     given = {"retain_rows": retain} if forget_rows is None else {"retain_rows": retain, "forget_rows": forget}

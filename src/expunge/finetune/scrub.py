@@ -29,7 +29,7 @@ class Scrub(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
     )
     epochs: int = 2
     max_epochs: int = 1

@@ -45,7 +45,7 @@ class Seal(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "passes over retained rows", "derived"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "derived"
     )
     map: FeatureMap = field(kw_only=False)
     inputs: Literal["both", "forget"] = "both"
@@ -102,7 +102,7 @@ class Seal(Updater):
     @torch.no_grad()
     def _original_features(self, run: Run, rows: Index) -> Tensor:
         with run.autocast():
-            z = run.original.features(run.images[rows])
+            z = run.original.features(run.inputs[rows])
         return z.float()
 
     def _variance(self, run: Run, batches: list[Index]) -> float:

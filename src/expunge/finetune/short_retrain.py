@@ -41,7 +41,7 @@ class ShortRetrain(Updater):
 
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows", "corrections"),
-        ("images", "retained rows"),
+        ("inputs", "retained rows"),
         "weights",
         "passes over retained rows",
         "retraining, cut short; equal cost: derived",

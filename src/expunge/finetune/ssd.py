@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
-from expunge.finetune.rows import Index, checked
+from expunge.finetune.row_gradients import row_gradients
+from expunge.finetune.rows import Examples, Index, checked
 from expunge.models.classifier import Classifier
 from expunge.system.errors import ConfigError
 from expunge.system.progress import progress
@@ -48,7 +49,7 @@ class Ssd(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("images", "retained rows"), "weights", "closed form", "arXiv 2308.07707"
+        ("classes", "rows"), ("inputs", "retained rows"), "weights", "closed form", "arXiv 2308.07707"
     )
     alpha: float = 20.0
     dampening: float = 1.0
@@ -69,21 +70,21 @@ class Ssd(Estimator):
     def fit(
         self,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[Any],
         retain_rows: NDArray[Any],
         forget_rows: NDArray[Any],
     ) -> Self:
         """Unlearn `forget_rows`; arguments and errors as in Updater.fit."""
-        y, retain, forget = checked(classifier, images, labels, retain_rows, forget_rows)
+        y, retain, forget = checked(classifier, inputs, labels, retain_rows, forget_rows)
         model = copy.deepcopy(classifier).eval().requires_grad_(True)
         rng = np.random.default_rng(self.seed)
         sample = [self._thin(rows, rng) for rows in (forget, retain)]
         if self.fisher == "batch":
             sample[1] = self._thin(np.concatenate([retain, forget]), rng)
-            of_forget, of_all = (batch_fisher(model, images, y, rows, self.batch_size) for rows in sample)
+            of_forget, of_all = (batch_fisher(model, inputs, y, rows, self.batch_size) for rows in sample)
         else:
-            of_forget, of_retain = (per_sample_fisher(model, images, y, rows) for rows in sample)
+            of_forget, of_retain = (per_sample_fisher(model, inputs, y, rows) for rows in sample)
             n = len(retain) + len(forget)
             of_all = {k: (len(forget) * of_forget[k] + len(retain) * of_retain[k]) / n for k in of_forget}
         self.selected_ = self._dampen(model, of_forget, of_all)
@@ -113,7 +114,7 @@ class Ssd(Estimator):
         return selected / weights
 
 
-def per_sample_fisher(model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index) -> dict[str, Tensor]:
+def per_sample_fisher(model: Classifier, inputs: Examples, labels: Index, rows: Index) -> dict[str, Tensor]:
     """Return the mean over rows of the squared gradient of each row's cross-entropy, by name, float64; eval mode."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
@@ -122,20 +123,18 @@ def per_sample_fisher(model: Classifier, images: NDArray[np.uint8], labels: Inde
         logits: Tensor = functional_call(model, parameters, (x[None],))
         return cross_entropy(logits, y[None])
 
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
+    gradients = row_gradients(model, loss)
     device = model.head.weight.device
-    with progress("per-sample Fisher", len(rows), "images") as advance:
+    with progress("per-sample Fisher", len(rows), "rows") as advance:
         for part in np.array_split(rows, -(-len(rows) // CHUNK)):
-            x = model.preprocess(images[part]).to(device)
+            x = model.preprocess(inputs[part]).to(device)
             for name, g in gradients(parameters, x, torch.from_numpy(labels[part]).to(device)).items():
                 total[name] += g.square().sum(0, dtype=torch.float64)
             advance(len(part))
     return {name: t / len(rows) for name, t in total.items()}
 
 
-def batch_fisher(
-    model: Classifier, images: NDArray[np.uint8], labels: Index, rows: Index, batch_size: int
-) -> dict[str, Tensor]:
+def batch_fisher(model: Classifier, inputs: Examples, labels: Index, rows: Index, batch_size: int) -> dict[str, Tensor]:
     """Return the mean over batches of the squared gradient of each batch's mean cross-entropy, by name, float64.
 
     Batches are taken in the order of `rows`.
@@ -143,10 +142,10 @@ def batch_fisher(
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     batches = np.array_split(rows, -(-len(rows) // batch_size))
-    with progress("batch Fisher", len(rows), "images") as advance:
+    with progress("batch Fisher", len(rows), "rows") as advance:
         for part in batches:
             y = torch.from_numpy(labels[part]).to(model.head.weight.device)
-            loss = cross_entropy(model(images[part]), y)
+            loss = cross_entropy(model(inputs[part]), y)
             for name, g in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
                 total[name] += g.double().square()
             advance(len(part))

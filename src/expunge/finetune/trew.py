@@ -28,7 +28,7 @@ class Trew(Updater):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes",), ("images", "retained rows"), "weights", "passes over retained rows", "arXiv 2506.20893"
+        ("classes",), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2506.20893"
     )
     beta: float = 10.0
     tau: float = 1.0

@@ -17,10 +17,11 @@ from expunge.data.schema import FORGET, TRAIN, UNSEEN
 from expunge.data.split import Split
 from expunge.data.unseen import usable
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
+from expunge.finetune.rows import Examples, examples
 from expunge.finetune.shards import Engine
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
-from expunge.system.errors import ConfigError, DataError
+from expunge.system.errors import ConfigError
 from expunge.system.files import read_manifest
 from expunge.system.paths import ACTIVATIONS, DATASET, FEATURES, FORGOTTEN, MODELS, ORIGINAL, workspace
 
@@ -138,15 +139,9 @@ class FitInputs:
             sums.index_add_(0, torch.from_numpy(self.labels[self.left_out]), z, alpha=-1)
         return sums / self.class_counts.clamp(min=1)[:, None]
 
-    def images(self) -> np.ndarray:
-        """All images in memory, uint8 `(n, h, w, c)`, for methods that train. Raises DataError for mixed sizes."""
-        images = self.dataset.images()
-        if isinstance(images, list):
-            raise DataError(
-                f"{self.dataset.directory}: images differ in size, but methods that train weights need one size; "
-                "resize them"
-            )
-        return images
+    def examples(self) -> Examples:
+        """All inputs in memory, for methods that train weights: see `finetune.rows.examples`."""
+        return examples(self.classifier, self.dataset)
 
     def cut(self, name: str) -> str:
         """The cut that a method asks for; "auto" means the only one with activations.

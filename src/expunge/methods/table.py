@@ -198,13 +198,13 @@ def _finetune(
     rows: tuple[np.ndarray | None, ...] = (request.retain_rows, None if request.corrects else request.forget_rows)
     if isinstance(fitted, Updater):
         rows = (*rows, request.unseen_rows)
-    fitted.fit(request.classifier, request.images(), request.labels, *rows)
+    fitted.fit(request.classifier, request.examples(), request.labels, *rows)
     return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
 
 
 def _oracle_match(name: str, request: FitInputs, settings: Settings, before: UnlearnedModel | None) -> UnlearnedModel:
     fitted = make(name, OracleMatch, {"oracle": oracle_after(name, before), **settings})
-    fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
+    fitted.fit(request.classifier, request.examples(), request.labels, request.retain_rows, request.forget_rows)
     return UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
 
 
@@ -234,7 +234,7 @@ def _seal(name: str, request: FitInputs, settings: Settings, before: UnlearnedMo
             "a map in `after`"
         )
     fitted = make(name, Seal, {"map": before.map, **settings})
-    fitted.fit(request.classifier, request.images(), request.labels, request.retain_rows, request.forget_rows)
+    fitted.fit(request.classifier, request.examples(), request.labels, request.retain_rows, request.forget_rows)
     sealed = UnlearnedModel.of_classifier(fitted.classifier_, {"history": fitted.history_})
     return dataclasses.replace(sealed, head=before.head)
 

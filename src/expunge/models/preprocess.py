@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from expunge.system.errors import DataError
 
 Images = NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]]
-Inputs = Images | Sequence[str]
+Inputs = Images | Sequence[str] | NDArray[np.int32]  # images, texts, or token ids of texts
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 # The luma weights of ITU-R BT.601, with which Pillow converts RGB to greyscale.
@@ -105,7 +105,7 @@ class Preprocess:
         return cls(**value)
 
 
-def _as_batch(images: NDArray[np.uint8] | Tensor, name: str) -> Tensor:
+def _as_batch(images: NDArray[Any] | Tensor, name: str) -> Tensor:
     if isinstance(images, np.ndarray):
         # Arrow's zero-copy arrays are read-only, and torch warns about read-only arrays.
         images = torch.from_numpy(images if images.flags.writeable else images.copy())

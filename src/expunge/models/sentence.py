@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.models.classifier import ABOVE, FROZEN, Classifier, ModelCard
+from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.families import transformers_config, transformers_file, transformers_names
 from expunge.models.layers import PENULTIMATE, Layers, masked_mean
 from expunge.models.tokens import TOKENIZER, Tokens
@@ -47,7 +47,21 @@ class ByLength(nn.Module):
         super().__init__()
         self.encoder = encoder
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return how timm numbers the layers for layer decay: embeddings first, then the encoder's layers, then rest.
+
+        `coarse` is part of timm's interface and has no effect.
+        """
+        layers = r"encoder\.model\.(?:.*\.)?(?:layer|layers|h|block|blocks)\.(\d+)\."
+        return {
+            "stem": r"encoder\.model\.(?:embeddings|wte|wpe|embed_tokens|shared)",
+            "blocks": [(layers, None), (r".", (99_999,))],
+        }
+
     def forward(self, ids: Tensor) -> Tensor:
+        if len(ids) == 1:  # torch.func.vmap gives one text at a time, and cannot read its length
+            z: Tensor = self.encoder(ids)
+            return z
         lengths = (ids >= 0).sum(1)
         order = lengths.argsort(stable=True)
         parts = [self.encoder(ids[rows, : max(int(lengths[rows[-1]]), 1)]) for rows in torch.split(order, ROWS)]
@@ -71,10 +85,10 @@ def build_sentence(
     specifies another one. Raises ConfigError for an unsupported `training`, for missing weights and for files that
     transformers cannot read, CheckpointError for weights that do not fit.
     """
-    if training not in (*FROZEN, ABOVE):
+    if training == "none":
         raise ConfigError(
-            f"model.training: {training}: text encoders are not trained as a whole; set model.training to head or "
-            "ridge, or to above to train the layers above a cut"
+            f"model.training: {training}: a text encoder has no head for these classes; set model.training to head, "
+            "ridge, above or full"
         )
     detail = name.removeprefix(PREFIX)
     config, weights = transformers_config(detail)

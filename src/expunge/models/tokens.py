@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,10 +42,13 @@ class Tokens:
     def __call__(self, texts: Inputs) -> Tensor:
         """Return token ids, int64 `(n, t)`, with ENDED after the end of a text; t is the length of the longest one.
 
-        A tensor is returned unchanged. Raises DataError for anything but a list of texts.
+        Token ids, as a tensor or an integer array, are returned unchanged. Raises DataError for anything else but a
+        list of texts.
         """
         if isinstance(texts, Tensor):
             return texts
+        if isinstance(texts, np.ndarray) and texts.dtype.kind == "i":
+            return torch.from_numpy(texts)
         wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
         if isinstance(texts, str) or wrong is not None:
             kind = "one text" if isinstance(texts, str) else f"a {type(texts[wrong or 0]).__name__} at {wrong}"

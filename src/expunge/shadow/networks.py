@@ -241,5 +241,5 @@ def _features(classifier: Classifier, job: Job, rows: np.ndarray) -> torch.Tenso
     size = job.config.features.batch_size
     classifier.eval()
     with torch.no_grad():
-        parts = [classifier.features(job.dataset.images(rows[i : i + size])).float() for i in range(0, len(rows), size)]
+        parts = [classifier.features(job.dataset.inputs(rows[i : i + size])).float() for i in range(0, len(rows), size)]
         return torch.cat(parts)

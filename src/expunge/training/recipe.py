@@ -24,13 +24,14 @@ from expunge.finetune.above import activations_alone, train_above, train_rows
 from expunge.finetune.head_shards import HeadShards
 from expunge.finetune.ray_shards import on_ray
 from expunge.finetune.relearn import Relearn
+from expunge.finetune.rows import examples
 from expunge.finetune.shard_assignment import assign_shards
 from expunge.finetune.shards import Trained, train_shards
 from expunge.models.checkpoint import save_classifier
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.trained_on import record, refuse_seen
 from expunge.models.zoo import build
-from expunge.system.errors import ConfigError, DataError
+from expunge.system.errors import ConfigError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.paths import FORGOTTEN, workspace
 from expunge.system.progress import log_message
@@ -151,13 +152,13 @@ def fit_all(
     group: ProcessGroup | None = None,
 ) -> list[dict[str, float]]:
     """Train all weights of `classifier` in place, in this process, by the recipe of params; see `trainer.train`."""
-    images = dataset.images(rows)
-    if isinstance(images, list):
-        raise DataError(f"{dataset.directory}: images differ in size; resize them, or set model.training: head")
+    inputs = examples(classifier, dataset, rows)
     recipe = recipe_of(config.train, classifier)
+    if dataset.encoding == TEXT and recipe.augment != "none":
+        raise ConfigError(f"params.yaml: train.augment: {recipe.augment} is for images; set it to none for texts")
     return train(
         classifier,
-        images,
+        inputs,
         dataset.labels()[rows],
         **recipe.arguments(),
         seed=seed,

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from expunge.finetune.rows import Examples
 from expunge.finetune.steps import PRECISIONS
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
@@ -39,7 +40,7 @@ ROWS = 500  # batch size for held-out rows
 
 def train(
     classifier: Classifier,
-    images: NDArray[np.uint8],
+    inputs: Examples,
     labels: NDArray[np.int32],
     *,
     epochs: int,
@@ -63,7 +64,9 @@ def train(
     resume_dir: Path | None = None,
     group: ProcessGroup | None = None,
 ) -> list[dict[str, float]]:
-    """Train `classifier` in place on uint8 `images` (n, h, w) or (n, h, w, c) and `labels` (n,); leave it in eval mode.
+    """Train `classifier` in place on `inputs` and their `labels` (n,), and leave it in eval mode.
+
+    `inputs` are uint8 images (n, h, w) or (n, h, w, c), or int32 token ids (n, t) of texts, negative after their end.
 
     `optimizer`, `layer_decay`: see `make_optimizer`; `schedule`, `warmup`: see `make_schedule`; `augment`: see
     `make_augment`. `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 if the device has instructions for
@@ -84,10 +87,9 @@ def train(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if len(images) != len(labels) or not len(labels):
+    if len(inputs) != len(labels) or not len(labels):
         raise DataError(
-            f"training needs at least one image and one label per image, got {len(images)} images and {len(labels)} "
-            "labels"
+            f"training needs at least one row and one label per row, got {len(inputs)} inputs and {len(labels)} labels"
         )
     if labels.min() < 0 or labels.max() >= classifier.card.num_classes:
         raise DataError(
@@ -106,8 +108,8 @@ def train(
         "augment": augment, "accumulate": accumulate, "patience": patience,
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
-    run = _Run(classifier, images, labels, arguments, held if patience is not None else None, group or ProcessGroup())
-    data = _digest(images, labels) + ("" if held is None else _digest(held.view(np.uint8), labels))
+    run = _Run(classifier, inputs, labels, arguments, held if patience is not None else None, group or ProcessGroup())
+    data = _digest(inputs, labels) + ("" if held is None else _digest(held.view(np.uint8), labels))
     state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
 
     def keep(bf16: bool, history: list[dict[str, float]]) -> None:
@@ -150,7 +152,7 @@ class _Run:
     def __init__(
         self,
         classifier: Classifier,
-        images: NDArray[np.uint8],
+        inputs: Examples,
         labels: NDArray[np.int32],
         a: Mapping[str, Any],
         held: NDArray[np.bool_] | None,
@@ -158,7 +160,7 @@ class _Run:
     ) -> None:
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = classifier.head.weight.device
-        self.images = torch.from_numpy(images if images.flags.writeable else images.copy())
+        self.inputs = torch.from_numpy(inputs if inputs.flags.writeable else inputs.copy())
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.a = a
         rows = torch.arange(len(labels))
@@ -168,7 +170,7 @@ class _Run:
         rates = a["lr"], a["momentum"], a["weight_decay"], a["layer_decay"]
         self.optimizer = make_optimizer(classifier, a["optimizer"], *rates)
         self.set_rate = make_schedule(self.optimizer, a["schedule"], a["epochs"] * self.batches, a["lr"], a["warmup"])
-        self.augment = make_augment(a["augment"], *images.shape[1:3])
+        self.augment = None if a["augment"] == "none" else make_augment(a["augment"], *inputs.shape[1:3])
         self.norms = [m for m in classifier.modules() if isinstance(m, _BatchNorm)] if a["frozen_norm"] else []
         self.ema: Any = None
         if a["ema"] > 0:
@@ -208,7 +210,7 @@ class _Run:
         rates = []
         began = time.perf_counter()
         # Dropout and augmentation draw from the global generator. It is seeded for every epoch and restored afterwards.
-        with torch.random.fork_rng(), progress("train", len(order), "images", epoch, self.a["epochs"]) as advance:
+        with torch.random.fork_rng(), progress("train", len(order), "rows", epoch, self.a["epochs"]) as advance:
             torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.group.rank)
             for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
                 step = epoch * self.batches + i
@@ -253,11 +255,11 @@ class _Run:
 
     def loss(self, rows: Tensor, of: int, bf16: bool) -> tuple[Tensor, Tensor]:
         """Return what `rows` add to the mean loss over `of` rows, and their number of correct predictions."""
-        labels, images = self.labels[rows].to(self.device), self.images[rows]
+        labels, inputs = self.labels[rows].to(self.device), self.inputs[rows]
         if self.augment is not None:
-            images = self.augment(images)
+            inputs = self.augment(inputs)
         with self.autocast(bf16):
-            logits = self.network(images.to(self.device))
+            logits = self.network(inputs.to(self.device))
         smoothing = self.a["label_smoothing"]
         if len(rows) == of:
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
@@ -278,7 +280,7 @@ class _Run:
         for rows in torch.split(self.held, ROWS):
             labels = self.labels[rows].to(self.device)
             with self.autocast(bf16):
-                logits = network(self.images[rows].to(self.device)).float()
+                logits = network(self.inputs[rows].to(self.device)).float()
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             hits += int((logits.argmax(1) == labels).sum())
         found = torch.tensor([loss, hits], dtype=torch.float64, device=self.device)
@@ -302,8 +304,8 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def _digest(images: NDArray[np.uint8], labels: NDArray[np.int32]) -> str:
-    h = hashlib.sha256(f"{images.shape} {images.dtype} {labels.dtype}".encode())
-    h.update(np.ascontiguousarray(images).data)
+def _digest(inputs: Examples, labels: NDArray[np.int32]) -> str:
+    h = hashlib.sha256(f"{inputs.shape} {inputs.dtype} {labels.dtype}".encode())
+    h.update(np.ascontiguousarray(inputs).data)
     h.update(np.ascontiguousarray(labels).data)
     return h.hexdigest()

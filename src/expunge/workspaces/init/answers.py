@@ -101,7 +101,7 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
         "data": {"source": source, "path": path},
         "model": _model(answers),
         "split": dict(answers.request),
-        **_methods(answers, text=source in ("text", "fortunes")),
+        **_methods(answers),
         "register": {"name": answers.name},
     }
     if source == "image-folder" and path is not None:
@@ -141,19 +141,19 @@ def _model(answers: Answers) -> dict[str, Any]:
         "training": answers.training,
         "image_size": answers.image_size,
         "checkpoint": answers.weights or answers.checkpoint,
-        "weights": "public" if public and (answers.weights or answers.training == "above") else None,
+        "weights": "public" if public and (answers.weights or answers.training in ("above", "full")) else None,
         "saw_forget_data": not (frozen and public),
     }
 
 
-def _methods(answers: Answers, text: bool) -> dict[str, Any]:
+def _methods(answers: Answers) -> dict[str, Any]:
     """Return the methods, and keys that go with them, for the kind of training.
 
     The packed list is for a network of known cuts that forgets a class.
     """
     whole = answers.request["selector"] == "classes"
     made: dict[str, Any] = {}
-    if answers.training != "full" or text:
+    if answers.training != "full":
         made["activations"] = {"cuts": []}
         made["methods"] = ["logit-mask", "exact"]
         made["reference"] = "skip"  # the claim `exact` needs no retrained model
