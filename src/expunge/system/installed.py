@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+import expunge
 from expunge.system.errors import ConfigError
 from expunge.system.files import write_text
 from expunge.system.safe_yaml import read_mapping
@@ -59,8 +60,6 @@ def installed_version() -> str:
     try:
         return version("expunge")
     except PackageNotFoundError:  # imported from a source tree that is not installed
-        import expunge
-
         return expunge.__version__
 
 
