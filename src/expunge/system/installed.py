@@ -124,7 +124,7 @@ def other_version(root: Path = Path()) -> str | None:
     )
 
 
-def refuse_other_version(root: Path = Path()) -> None:
-    """Raise ConfigError if the workspace `root` was made for other code than the installed one."""
-    if problem := other_version(root):
+def refuse_other_version() -> None:
+    """Raise ConfigError if the workspace was made for other code than the installed one."""
+    if problem := other_version(Path()):
         raise ConfigError(problem)
