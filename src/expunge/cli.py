@@ -69,13 +69,10 @@ def options(
 @app.command()
 def show(json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False) -> None:
     """Show the result table of the last run, and where its report and its registered version are."""
-    from expunge.report.terminal import print_result
-
     if json:
         typer.echo(dumps(read_json(SUMMARY), indent=2, ensure_ascii=False))
-        return
-
-    print_result()
+    else:
+        print_result()
 
 
 @app.command()
@@ -83,7 +80,6 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Reuse what an earlier demo computed instead of starting over.")] = False,
 ) -> None:
     """Run the whole pipeline on scikit-learn's digits, in its own workspace `.expunge/demo`."""
-    from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_demo
 
     os.chdir(run_demo(Path.cwd(), keep))
@@ -95,7 +91,6 @@ def demo_text(
     keep: Annotated[bool, typer.Option(help="Reuse what an earlier run computed instead of starting over.")] = False,
 ) -> None:
     """Fetch a sentence encoder and run the whole pipeline on 23,703 short texts, in `.expunge/texts`."""
-    from expunge.report.terminal import print_result
     from expunge.workspaces.demo import run_texts
 
     os.chdir(run_texts(Path.cwd(), keep))
@@ -132,6 +127,13 @@ def ui(port: int = 5000) -> None:
         str(port),
     ]
     raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+def print_result() -> None:
+    """Print the result table of the run in the current directory."""
+    from expunge.report import terminal
+
+    terminal.print_result()
 
 
 for commands in (

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import great_expectations as gx
+import great_expectations.expectations as gxe
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,9 +26,6 @@ from expunge.data.split import ASSIGNMENT, Split
 from expunge.features.store import FeatureStore
 from expunge.system.errors import QualityError
 from expunge.system.files import replace_dir
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Results contain counts of unexpected values but not the values, which may be ids.
 RESULT_FORMAT = {"result_format": "BASIC", "partial_unexpected_count": 0}
@@ -42,8 +41,6 @@ def validate_dataset(directory: Path | str, docs_dir: Path | str) -> dict[str, A
     Returns `{"success", "suite", "rows", "checks"}`. Raises QualityError, which names the failed checks, after the Data
     Docs were written to `docs_dir`, and ManifestError if the directory disagrees with its manifest.
     """
-    import great_expectations.expectations as gxe
-
     dataset = Dataset(directory)
     frame = dataset_frame(dataset)
     n_classes = len(dataset.class_names)
@@ -73,8 +70,6 @@ def validate_split(directory: Path | str, dataset_dir: Path | str, docs_dir: Pat
 
     The part must fit the split of the row. Returns and raises as `validate_dataset` does.
     """
-    import great_expectations.expectations as gxe
-
     dataset, split = Dataset(dataset_dir), Split(directory)
     frame = split_frame(split, dataset)
     suite = [
@@ -97,8 +92,6 @@ def validate_features(directory: Path | str, dataset_dir: Path | str, docs_dir: 
     There must be one row of features per row of the dataset, in its order and with its labels. Returns and raises as
     `validate_dataset` does.
     """
-    import great_expectations.expectations as gxe
-
     dataset, store = Dataset(dataset_dir), FeatureStore(directory, verify=True)
     frame = feature_frame(store, dataset)
     largest = float(np.finfo(np.float32).max)
@@ -158,8 +151,6 @@ def feature_frame(store: FeatureStore, dataset: Dataset) -> pd.DataFrame:
     streamed, so memory grows with the number of rows but not with their dimension. A vector with a value that is not
     finite has NaN as norm, minimum and maximum.
     """
-    import pandas as pd
-
     columns = {name: store.column(name) for name in ("sample_id", "split", "label")}
     frame = pd.DataFrame(columns)
     reference = dataset.table(["sample_id", "split", "label"])
@@ -216,9 +207,6 @@ def _check(name: str, frame: pd.DataFrame, suite: list[Any], docs_dir: Path) -> 
 
 def _run_suite(name: str, frame: pd.DataFrame, suite: list[Any], site_dir: Path) -> Any:
     """Run one checkpoint in an ephemeral context, with Data Docs in `site_dir`, and return its validation result."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    import great_expectations as gx
-
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}

@@ -1,50 +1,12 @@
-"""Intervals for differences between models agree with t intervals, TOST and standard errors, and cover the truth."""
+"""Intervals for differences between models agree with standard errors, and cover the truth."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from expunge.evaluation import equivalence as eq
 from expunge.evaluation.membership import auc
-
-
-def test_seed_interval_is_the_pooled_t_interval() -> None:
-    a, b = [0.91, 0.93, 0.92], [0.90, 0.94, 0.95, 0.93]
-    got = eq.seed_difference(a, b)
-    expected = scipy.stats.ttest_ind(a, b).confidence_interval(0.9)
-    assert (got.low, got.high) == pytest.approx((expected.low, expected.high))
-    assert not got.indicative
-
-
-def test_tost_decision_agrees_with_two_one_sided_tests() -> None:
-    rng = np.random.default_rng(0)
-    decisions = set()
-    for _ in range(200):
-        a, b = rng.normal(0.0, 0.01, 4), rng.normal(0.004, 0.01, 4)
-        margin = 0.015
-        lower = scipy.stats.ttest_ind(a + margin, b, alternative="greater").pvalue
-        upper = scipy.stats.ttest_ind(a - margin, b, alternative="less").pvalue
-        assert eq.seed_difference(a.tolist(), b.tolist()).within(margin) == (max(lower, upper) <= 0.05)
-        decisions.add(max(lower, upper) <= 0.05)
-    assert decisions == {True, False}
-
-
-def test_one_candidate_is_compared_with_the_mean_of_the_retrained_models() -> None:
-    retrained = [0.5, 0.6, 0.7]
-    got = eq.seed_difference([0.65], retrained)
-    interval = scipy.stats.ttest_1samp(retrained, 0.0).confidence_interval(0.9)
-    assert (got.low, got.high) == pytest.approx((0.65 - interval.high, 0.65 - interval.low))
-    assert got.value == pytest.approx(0.05)
-    half = got.high
-    assert not got.within(half * 0.99) and got.within(half * 1.01)
-
-
-def test_equal_values_have_an_interval_of_width_zero_and_one_value_each_is_refused() -> None:
-    assert eq.seed_difference([0.0], [0.0, 0.0]).within(0.0)
-    with pytest.raises(ValueError, match="row_difference"):
-        eq.seed_difference([0.1], [0.2])
 
 
 @pytest.mark.parametrize("values", [np.arange(400) % 2 * 1.0, np.random.default_rng(1).normal(size=400)])
@@ -59,7 +21,7 @@ def test_row_difference_covers_the_truth_about_nine_times_in_ten() -> None:
     hits = 0
     for _ in range(200):
         d = eq.row_difference(rng.normal(0.1, 1.0, 100), rng)
-        assert d is not None and d.indicative
+        assert d is not None
         hits += d.low <= 0.1 <= d.high
     assert 165 <= hits <= 195
     assert eq.row_difference(np.empty(0), rng) is None
@@ -76,7 +38,7 @@ def test_auc_difference_of_a_model_to_itself_is_zero_and_to_a_worse_one_is_clear
     rng = np.random.default_rng(4)
     a, b = rng.normal(0.0, 1, 500), rng.normal(0, 1, 500)
     same = eq.auc_difference((a, b), [(a, b)], rng)
-    assert same is not None and same.within(0.0)
+    assert same is not None and same.low == same.high == 0
     leak = eq.auc_difference((a + 1.0, b), [(a, b)], rng)
     assert leak is not None and leak.low > 0.15
     assert leak.value == pytest.approx(auc(a + 1.0, b) - auc(a, b))  # type: ignore[operator]

@@ -1,8 +1,9 @@
-"""A conflict, as one line for people and as fields for programs."""
+"""Conflicts, and the result of a check, as lines for people and as fields for programs."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,26 @@ class Problem:
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)
+
+
+@dataclass
+class Report:
+    """Result of a check.
+
+    `problems`: conflicts, each of which would end a run. `notes`: what could not be checked yet, and why. `needs`: disk
+    and memory in gigabytes, None if unknown. `seconds`: times of the last run's stages, by their names in dvc.yaml.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    needs: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "problems": [p.to_json() for p in self.problems],
+            "notes": self.notes,
+            "needs": self.needs,
+            "seconds": self.seconds,
+        }

@@ -77,14 +77,14 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
     return Needs(disk, PROCESS + stages[stage], stage)
 
 
-def resource_problems(need: Needs, root: Path = Path()) -> list[Problem]:
+def resource_problems(need: Needs) -> list[Problem]:
     """Return a problem for disk and for memory if there is too little.
 
     Existing folders are replaced and are not counted.
     """
     found = []
-    wanted = {k: v for k, v in need.disk.items() if v and not (root / k).is_dir()}
-    free, total = shutil.disk_usage(root).free, sum(wanted.values())
+    wanted = {k: v for k, v in need.disk.items() if v and not Path(k).is_dir()}
+    free, total = shutil.disk_usage(Path()).free, sum(wanted.values())
     if total > free:
         parts = ", ".join(f"{k} {v / 1e9:.1f}" for k, v in wanted.items())
         says = f"{total / 1e9:.1f} GB will be written ({parts}), but only {free / 1e9:.1f} GB are free"

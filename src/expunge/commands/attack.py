@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from expunge.commands.registry import LedgerPath, Model
+from expunge.commands.registry import LedgerPath, Model, session
 from expunge.system.errors import PromotionError
 from expunge.system.files import write_json
 from expunge.system.paths import AUDIT, LEDGER
@@ -32,10 +32,9 @@ def attack(
     ledger and the registry disagree.
     """
     from expunge.promotion.attack import attack_champion
-    from expunge.promotion.session import ReviewSession
 
     first = int(datetime.now(UTC).strftime("%Y%m%d")) if first_seed is None else first_seed
-    found = attack_champion(ReviewSession(model, ledger), range(first, first + seeds))
+    found = attack_champion(session(model, ledger), range(first, first + seeds))
     write_json(AUDIT, found)
     serving = f"version {found['version']} of {found['model']}"
     for row in found["compared"]:

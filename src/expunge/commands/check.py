@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from expunge.checks.report import check
+from expunge.system.cut_off import set_aside
+from expunge.system.preflight import remember
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
@@ -25,10 +29,6 @@ def check_params(
     outputs of a stage before the stage can refuse its params.
     A dvc.lock that a killed process left cut off is set aside, so that DVC can go on.
     """
-    from expunge.checks.report import check
-    from expunge.system.cut_off import set_aside
-    from expunge.system.preflight import remember
-
     if said := set_aside():
         typer.echo(said, err=quiet or as_json)
     report = check()

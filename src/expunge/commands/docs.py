@@ -9,6 +9,7 @@ import click
 import typer
 
 from expunge.system.errors import ExpungeError
+from expunge.workspaces.template import files_below, text_of
 
 
 def register(app: typer.Typer) -> None:
@@ -22,8 +23,6 @@ def docs(
     ] = None,
 ) -> None:
     """Print a page of the documentation, or a list of all pages."""
-    from expunge.workspaces.template import files_below, text_of
-
     pages = {n.removeprefix("docs/").removesuffix(".md"): n for n in files_below("docs") if n.endswith(".md")}
     if name is None:
         width = max(map(len, pages)) + 2

@@ -11,8 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from expunge.commands.variant import changes as parsed
+from expunge.config import read_config
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
+from expunge.system.installed import LOCK, changed_code, installed_version, read_lock
+from expunge.workspaces.init.answers import EXAMPLES, Answers, changes_of, named_classes
+from expunge.workspaces.init.editing import with_values
+from expunge.workspaces.init.graph import stages_of
+from expunge.workspaces.init.plan import PARTS, plan
+from expunge.workspaces.init.plan import track as give_to_dvc
+from expunge.workspaces.init.upgrade import upgrade as upgraded
+from expunge.workspaces.template import text_of
 
 HERE = Path()
 REQUESTED = Path("data/requests")
@@ -83,8 +92,6 @@ def init(
             f"--source {source}: must be image-folder, parquet, npz, text, or a reader that `expunge plugins` lists"
         )
 
-    from expunge.workspaces.init.answers import Answers
-
     interactive = None in (data, model) or not any(value is not None for value in asked.values())
     data, model, training, request = _asked(data, model, training, weights, asked)
     if interactive and image_size is None and not model.startswith("sentence:"):
@@ -138,8 +145,6 @@ def _is_below(option: str, file: Word) -> None:
 def _request(option: str, value: Any) -> dict[str, Any]:
     kind = option.removeprefix("--")
     if kind == "classes":
-        from expunge.workspaces.init.answers import named_classes
-
         if not _words(value):
             raise ConfigError("--classes: is empty; name at least one class")
         return {"selector": kind, "classes": named_classes(_words(value), [])}
@@ -159,10 +164,6 @@ def _request(option: str, value: Any) -> dict[str, Any]:
 
 def _params(answers: Any) -> tuple[str, str | None]:
     """The text of params.yaml, checked, and the path of the data below this folder."""
-    from expunge.workspaces.init.answers import changes_of
-    from expunge.workspaces.init.editing import with_values
-    from expunge.workspaces.template import text_of
-
     changes = changes_of(answers, HERE)
     text = with_values(text_of("params.yaml"), changes)
     _checked(text)
@@ -170,10 +171,6 @@ def _params(answers: Any) -> tuple[str, str | None]:
 
 
 def _example(name: str, changes: Mapping[str, Any]) -> tuple[str, bool]:
-    from expunge.workspaces.init.answers import EXAMPLES
-    from expunge.workspaces.init.editing import with_values
-    from expunge.workspaces.template import text_of
-
     if name not in EXAMPLES:
         raise ConfigError(f"--example {name}: no such example; choose one of {', '.join(EXAMPLES)}")
     first, _, rest = text_of(EXAMPLES[name]).partition("\n")
@@ -184,8 +181,6 @@ def _example(name: str, changes: Mapping[str, Any]) -> tuple[str, bool]:
 
 def _checked(text: str) -> None:
     """Raise ConfigError with every key that is wrong, before anything is written."""
-    from expunge.config import read_config
-
     with tempfile.TemporaryDirectory() as tmp:
         file = Path(tmp) / "params.yaml"
         file.write_text(text, encoding="utf-8")
@@ -197,10 +192,6 @@ def _checked(text: str) -> None:
 
 
 def _write(params: str, own_input: bool, without: list[str], tracked: list[str], dry_run: bool) -> None:
-    from expunge.system.installed import LOCK
-    from expunge.workspaces.init.plan import PARTS, plan
-    from expunge.workspaces.init.plan import track as give_to_dvc
-
     if wrong := [part for part in without if part not in PARTS]:
         raise ConfigError(f"--without {wrong[0]}: must be {' or '.join(PARTS)}")
     if (HERE / LOCK).exists():
@@ -232,11 +223,7 @@ def _write(params: str, own_input: bool, without: list[str], tracked: list[str],
 
 
 def _upgrade(take: list[str], keep: list[str], yes: bool, dry_run: bool) -> None:
-    from expunge.system.installed import changed_code, installed_version, read_lock
-    from expunge.workspaces.init.graph import stages_of
-    from expunge.workspaces.init.upgrade import upgrade
-
-    new = upgrade(HERE, take, keep)
+    new = upgraded(HERE, take, keep)
     if new.empty:
         typer.echo(f"nothing to upgrade: this workspace already has version {installed_version()}")
         return

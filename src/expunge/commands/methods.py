@@ -7,8 +7,12 @@ from json import dumps
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from expunge.report.console import console
+from expunge.system import plugins
+from expunge.system.errors import ConfigError
+from expunge.workspaces.template import text_of
 
 
 def register(app: typer.Typer) -> None:
@@ -21,9 +25,6 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print the list
     from expunge.methods.method import load_installed
     from expunge.methods.table import METHODS
     from expunge.results.comparators_page import NOT_MEASURED, claims
-    from expunge.system import plugins
-    from expunge.system.errors import ConfigError
-    from expunge.workspaces.template import text_of
 
     facts = {name: method.kind.facts for name, method in METHODS.items()}
     packages = {}
@@ -46,6 +47,4 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print the list
     for name, f in facts.items():
         source = f"{f.source} ({packages[name]})" if name in packages else f.source
         table.add_row(name, ", ".join(f.requests), ", ".join(f.needs), f.changes, f.cost, source, claim[name])
-    console = Console()
-    # Piped, it is one line per method: a width of 80 would break names and papers.
-    (console if console.is_terminal else Console(width=260)).print(table)
+    console(width=260).print(table)  # in a pipe one line per method

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from expunge.commands.request import lifecycle
+from expunge.commands.request import lifecycle, open_store
 from expunge.ledger.ledger import Ledger
+from expunge.report.console import console
 from expunge.system.errors import RequestError
 from expunge.system.files import read_json
 from expunge.system.paths import CERTIFICATES, DATASET, LEDGER, SUMMARY
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from expunge.erasure.requests import ErasureRequest, Store
 
 # Characters with 24 pictures each: two vendors, two forms, six skin tones. Public drawings, nobody's data.
@@ -53,7 +52,6 @@ def demo_people() -> None:
 
     The deletions are exact and run one after the other, in their own workspace `.expunge/people`.
     """
-    from expunge.promotion.review_terminal import console
     from expunge.workspaces.demo import train_people
 
     workspace, seconds = train_people(Path.cwd())
@@ -77,11 +75,10 @@ def delete(person: str) -> Deleted:
     This demo verifies who asks, and approves. Raises RequestError where it does not end with a certificate.
     """
     from expunge.erasure.intake import take_in
-    from expunge.erasure.requests import Store
     from expunge.promotion.attachment import attach
 
     began, today = time.perf_counter(), datetime.now(UTC).date()
-    store, ledger = Store.open(), Ledger(LEDGER)
+    store, ledger = open_store(), Ledger(LEDGER)
     asked = Path("asked.txt")
     asked.write_text(f"{person}\n", encoding="utf-8")
     try:

@@ -7,8 +7,11 @@ from json import dumps
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from expunge.report.console import console
+from expunge.system import plugins as installed
+from expunge.system.errors import ConfigError
 
 OURS = "not used: Expunge itself has one of this name"
 
@@ -33,9 +36,7 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print the list
     table = Table("kind", "name", "package", "loads", box=None, pad_edge=False)
     for line in found:
         table.add_row(line["kind"], line["name"], line["package"], line["problem"] or "yes")
-    console = Console()
-    # Piped, it is one line per plug-in: a width of 80 would break names and reasons.
-    (console if console.is_terminal else Console(width=400)).print(table)
+    console(width=400).print(table)  # in a pipe one line per plug-in
 
 
 def _found() -> Iterator[dict[str, str]]:
@@ -45,12 +46,10 @@ def _found() -> Iterator[dict[str, str]]:
     from expunge.methods.method import load_installed
     from expunge.methods.table import METHODS
     from expunge.models.families import OWN, Family
-    from expunge.system import plugins
-    from expunge.system.errors import ConfigError
 
     ours = {"methods": set(METHODS), "models": set(OWN), "readers": {*SOURCES, *(n.rstrip(":") for n in NAMED)}}
-    for kind in plugins.KINDS:
-        for name in plugins.names(kind):
+    for kind in installed.KINDS:
+        for name in installed.names(kind):
             problem = ""
             try:
                 if name in ours.get(kind, ()):
@@ -58,7 +57,7 @@ def _found() -> Iterator[dict[str, str]]:
                 elif kind == "methods":
                     load_installed(name)
                 else:
-                    plugins.load(kind, name, {"readers": None, "models": Family, "metrics": ForgetMetric}[kind])
+                    installed.load(kind, name, {"readers": None, "models": Family, "metrics": ForgetMetric}[kind])
             except ConfigError as e:
                 problem = f"no: {str(e).partition(': ')[2]}"
-            yield {"kind": kind, "name": name, "package": plugins.package_of(kind, name), "problem": problem}
+            yield {"kind": kind, "name": name, "package": installed.package_of(kind, name), "problem": problem}

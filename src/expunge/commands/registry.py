@@ -7,16 +7,22 @@ import json as codec
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from expunge.config import load_config
+from expunge.ledger.clock import set_back
 from expunge.ledger.keys import PublicKey
 from expunge.ledger.ledger import Ledger
+from expunge.report.console import console
 from expunge.system.errors import PromotionError
 from expunge.system.paths import LEDGER
+
+if TYPE_CHECKING:
+    from expunge.promotion.session import ReviewSession
+    from expunge.serving.servable import Servable
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Registered model; by default the one that the last run registered.")
@@ -41,6 +47,23 @@ def print_json(content: object) -> None:
     typer.echo(codec.dumps(content, indent=2, ensure_ascii=False))
 
 
+def session(model: str | None, ledger: Path) -> ReviewSession:
+    """Open the registered model `model`, by default that of the last run, with the ledger of its decisions."""
+    from expunge.promotion.session import ReviewSession
+
+    return ReviewSession(model, ledger)
+
+
+def registered_servable(model: str | None, version: str) -> tuple[Servable, str, str]:
+    """Load a version, named by number or alias. Returns the servable, its digest and the address of the version."""
+    from expunge.promotion.promoter import find
+    from expunge.promotion.session import registered_name
+    from expunge.tracking import connect, servable_of
+
+    chosen = find(connect(), model or registered_name(), version)
+    return *servable_of(chosen), chosen.uri
+
+
 class Format(StrEnum):
     torch = "torch"
     onnx = "onnx"
@@ -61,10 +84,9 @@ def review(
     If nothing was promoted yet, the original classifier takes the champion's place. The same comparison, with pictures
     of changed test rows, is written to reports/review.html.
     """
-    from expunge.promotion.review_terminal import console, show
-    from expunge.promotion.session import ReviewSession
+    from expunge.promotion.review_terminal import show
 
-    workspace = ReviewSession(model, ledger)
+    workspace = session(model, ledger)
     seen = workspace.review(version)
     page = workspace.write_page(seen)
     if json:
@@ -87,10 +109,9 @@ def promote(
     A version is refused if it is below `register.promote_level`, if its files changed, or if it remembers rows that a
     promoted version had forgotten.
     """
-    from expunge.promotion.review_terminal import console, show
-    from expunge.promotion.session import ReviewSession
+    from expunge.promotion.review_terminal import show
 
-    workspace = ReviewSession(model, ledger)
+    workspace = session(model, ledger)
     workspace.promoter.record_by_hand()
     head = workspace.promoter.history().head
     seen = workspace.review(version)
@@ -108,9 +129,7 @@ def rollback(reason: Reason, by: By = "", model: Model = None, ledger: LedgerPat
     If the alias was moved by hand, that move is undone instead: the champion on record is restored, or none if there
     was none.
     """
-    from expunge.promotion.session import ReviewSession
-
-    workspace = ReviewSession(model, ledger)
+    workspace = session(model, ledger)
     entry = workspace.promoter.rollback(reason, who(by))
     number = entry.facts["version"]
     champion = f"Version {number} of {workspace.name} is the champion"
@@ -124,10 +143,7 @@ def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) 
     Exits with status 2 if not, for example if the alias was moved by hand. It also reports a clock that was set back
     while decisions were written.
     """
-    from expunge.ledger.clock import set_back
-    from expunge.promotion.session import ReviewSession
-
-    workspace = ReviewSession(model, ledger)
+    workspace = session(model, ledger)
     findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
     clock = set_back(workspace.promoter.ledger.entries())
     if json:
@@ -150,16 +166,12 @@ def export(
     model: Model = None,
 ) -> None:
     """Write a version as one file that takes raw uint8 images and returns logits, after comparing its logits."""
-    from expunge.promotion.promoter import find
-    from expunge.promotion.session import registered_name
     from expunge.serving.export import export_onnx, export_torch
-    from expunge.tracking import connect, servable_of
 
-    chosen = find(connect(), model or registered_name(), version)
+    servable, digest, uri = registered_servable(model, version)
     write = {Format.torch: export_torch, Format.onnx: export_onnx}[format]
-    servable, digest = servable_of(chosen)
-    difference = write(servable, out, {"version": chosen.uri, "servable": digest})
-    typer.echo(f"{out}: {chosen.uri}, the largest difference of a logit is {difference:.1e}")
+    difference = write(servable, out, {"version": uri, "servable": digest})
+    typer.echo(f"{out}: {uri}, the largest difference of a logit is {difference:.1e}")
 
 
 def preflight() -> None:
@@ -174,8 +186,6 @@ def preflight() -> None:
 @ledger_app.command("show")
 def show_ledger(ledger: LedgerPath = LEDGER) -> None:
     """Show every decision, oldest first."""
-    from expunge.promotion.review_terminal import console
-
     heads = ("", "time (UTC)", "what", "about", "version", "instead of", "shown", "by")
     table = Table(*heads, Column("reason", min_width=30), "hash")  # what people wrote is read as they wrote it
     for e in Ledger(ledger).entries():

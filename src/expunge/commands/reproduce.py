@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from expunge.report.console import console
+from expunge.reproduce.costs import RATES, estimate, in_words
+from expunge.reproduce.presets import load, names
+from expunge.reproduce.switches import chosen
 from expunge.system.errors import ConfigError
 
 
@@ -34,8 +37,6 @@ def reproduce(
 
     An interrupted run continues where it stopped.
     """
-    from expunge.reproduce.switches import chosen
-
     root = Path.cwd()
     if show_list:
         _print_list(root)
@@ -50,9 +51,6 @@ def reproduce(
 
 
 def _print_list(root: Path) -> None:
-    from expunge.reproduce.costs import RATES, estimate, in_words
-    from expunge.reproduce.presets import load, names
-
     table = Table("preset", "what", *RATES, "disk", "memory", box=None, pad_edge=False)
     for name in names(root):
         found = load(root, name)
@@ -64,8 +62,7 @@ def _print_list(root: Path) -> None:
         )
         hours = [in_words(h) for h in cost.hours.values()]
         table.add_row(name, found.title, *hours, f"{cost.disk_gb:.0f} GB", f"{cost.memory_gb:.0f} GB")
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    console(width=200).print(table)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in RATES.items())
     typer.echo(
         f"The times are estimates: pictures x passes / rate, at multiply-adds per second of {rates}. None was "

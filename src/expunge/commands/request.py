@@ -13,13 +13,12 @@ from rich.table import Table
 
 from expunge.erasure.states import OPEN, State, urgency
 from expunge.ledger.ledger import Ledger
+from expunge.report.console import console
 from expunge.system import dvc
 from expunge.system.errors import RequestError
 from expunge.system.paths import CERTIFICATES, DATASET, LEDGER
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from expunge.erasure.lifecycle import Lifecycle, Outcome
     from expunge.erasure.requests import ErasureRequest, Store
 
@@ -59,7 +58,7 @@ def add(
             "Put the new labels into the data's source and train again. To get the exact model in seconds, see "
             "docs/correct.md (split.selector: correct)"
         )
-    store = _store()
+    store = open_store()
     made = take_in(
         store,
         ids=ids,
@@ -82,9 +81,8 @@ def list_requests(
 ) -> None:
     """List the open requests by deadline. Those that are overdue or due soon are highlighted."""
     from expunge.erasure.intake import strays
-    from expunge.promotion.review_terminal import console
 
-    store = _store()
+    store = open_store()
     out = console()
     out.print(table_of(store.all(State if all_ else OPEN), _today(), soon))
     for stray in strays(store):
@@ -97,9 +95,7 @@ def list_requests(
 @request_app.command()
 def show(id_: Id) -> None:
     """Show one request and everything that happened to it."""
-    from expunge.promotion.review_terminal import console
-
-    store = _store()
+    store = open_store()
     request = store.get(id_)
     out = console()
     out.print(table_of([request], _today(), SOON))
@@ -121,7 +117,7 @@ def verify(id_: Id, reason: Reason = "", by: By = "") -> None:
     """Record that the requester's identity was confirmed, and look up the rows in the dataset if it is prepared."""
     from expunge.erasure.selection import asked_values, mask_of
 
-    store = _store()
+    store = open_store()
     request = store.get(id_)
     asked_values(store, request)
     facts = {}
@@ -151,7 +147,7 @@ def refuse(id_: Id, reason: Reason, by: By = "") -> None:
     """Refuse a request. Nothing is erased; its list of ids and its key are removed."""
     from expunge.erasure.intake import remove
 
-    store = _store()
+    store = open_store()
     request = store.refuse(id_, _who(by), reason)
     if request.file:
         remove(Path(request.file))
@@ -164,7 +160,7 @@ def extend(
     id_: Id, reason: Reason, months: Annotated[int, typer.Option(help="Months after receipt: 2 or 3.")] = 3, by: By = ""
 ) -> None:
     """Extend the deadline, to at most three months after receipt."""
-    store = _store()
+    store = open_store()
     request = store.extend(id_, months, _who(by), reason, _today())
     _publish(store)
     typer.echo(f"{id_}: due {request.due}. Tell the requester why, before the first deadline (GDPR Art. 12(3)).")
@@ -243,7 +239,7 @@ def lifecycle(who: str) -> Lifecycle:
     """In the current directory, its stages run by DVC."""
     from expunge.erasure.lifecycle import Lifecycle
 
-    return Lifecycle(_store(), Ledger(LEDGER), who=who, pipeline=_pipeline, log=typer.echo)
+    return Lifecycle(open_store(), Ledger(LEDGER), who=who, pipeline=_pipeline, log=typer.echo)
 
 
 def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
@@ -253,7 +249,7 @@ def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
         raise RequestError("a stage of the pipeline failed; correct the error shown above and run again")
 
 
-def _store() -> Store:
+def open_store() -> Store:
     from expunge.erasure.requests import Store
 
     return Store.open()

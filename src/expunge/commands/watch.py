@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expunge.commands.registry import LedgerPath, session
 from expunge.system.paths import LEDGER
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def watch(
     ] = None,
     every: Annotated[float, typer.Option(min=1, help="Seconds between two checks.")] = 15.0,
     once: Annotated[bool, typer.Option("--once", help="Check once and exit.")] = False,
-    ledger: Annotated[Path, typer.Option("--ledger", help="The ledger file, to which decisions are written.")] = LEDGER,
+    ledger: LedgerPath = LEDGER,
 ) -> None:
     """Apply the gates to what people do in the MLflow UI: an alias `champion` set there is recorded, or taken back.
 
@@ -35,12 +35,11 @@ def watch(
     checked under their new name.
     """
     from expunge.promotion.alias_watch import settle_all
-    from expunge.promotion.session import ReviewSession
     from expunge.tracking import connect, models_of_ours
 
     def promoters() -> list[Promoter]:
         """Anew for every look: models are registered meanwhile, and requests change."""
-        return [ReviewSession(name, ledger).promoter for name in model or models_of_ours(connect())]
+        return [session(name, ledger).promoter for name in model or models_of_ours(connect())]
 
     while True:
         for settled in settle_all(promoters()):

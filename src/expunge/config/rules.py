@@ -10,6 +10,7 @@ from expunge.system.validation import check_plain
 
 SOURCES = ("fashion-mnist", "digits", "fortunes", "emoji", "image-folder", "parquet", "npz", "text")
 NAMED = ("torchvision:", "hf:")
+PUBLISHED = ("fashion-mnist", "digits", "fortunes", "emoji")  # of SOURCES, those that need no path
 # Old key -> new key. An old key is refused with an error that names the new one.
 RENAMED = {
     "fit.matched": "fit.relearn",
@@ -22,40 +23,64 @@ RENAMED = {
 }
 # Names of other models in reports, files and stages, which methods must not have.
 TAKEN = ("original", "retrained", "references")
-NO_SHARDS = "is used only with model.training: above, head or ridge; set it to 1"
+Rule = tuple[bool, str, str]  # whether it is kept, the key, and the problem if it is not
 
 
 def broken_rules(config: Config) -> list[str]:
     """Return every conflict between keys as one line, `key problem`."""
-    model, cuts, above = config.model, config.activations.cuts, config.model.training == "above"
-    held, ask = cuts != "auto" and model.cut in cuts, config.split
-    own_source = config.data.source in SOURCES or config.data.source.startswith(NAMED)
-    by_package = not own_source and config.data.source in plugins.names("readers")
     rules = [
+        *_source_and_its_keys(config),
+        *_request(config),
+        *_kind_of_training(config),
+        *_recipe(config),
+        *_shadow_models(config),
+        *_features_and_inputs(config),
+        *_methods_and_metrics(config),
+    ]
+    return [
+        *(f"{key} {problem}" for good, key, problem in rules if not good),
+        *_broken_entries(config),
+        *_broken_settings(config),
+    ]
+
+
+def _by_package(config: Config) -> bool:
+    """Return whether a reader of an installed package reads `data.source`."""
+    source = config.data.source
+    return source not in SOURCES and not source.startswith(NAMED) and source in plugins.names("readers")
+
+
+def _source_and_its_keys(config: Config) -> list[Rule]:
+    data, by_package = config.data, _by_package(config)
+    named = data.source.startswith(NAMED)
+    return [
         (
-            own_source or by_package,
+            named or by_package or data.source in SOURCES,
             "data.source",
-            f"is {config.data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME, or a "
+            f"is {data.source!r}; it must be one of {', '.join(SOURCES)}, torchvision:NAME, hf:NAME, or a "
             "reader of an installed package (`expunge plugins` lists them)",
         ),
         (
-            config.data.source.startswith(NAMED)
-            or by_package
-            or config.data.source in ("fashion-mnist", "digits", "fortunes", "emoji")
-            or config.data.path is not None,
+            named or by_package or data.source in PUBLISHED or data.path is not None,
             "data.path",
             "must be the path of the file or directory that data.source reads",
         ),
         (
-            config.data.source.startswith("torchvision:") or not (config.data.root or config.data.download),
+            data.source.startswith("torchvision:") or not (data.root or data.download),
             "data.root and data.download",
             "are used only with data.source: torchvision:NAME; set them to null and false",
         ),
         (
-            config.data.source.startswith("hf:") or not config.data.columns,
+            data.source.startswith("hf:") or not data.columns,
             "data.columns",
             "is used only with data.source: hf:NAME; set it to {}",
         ),
+    ]
+
+
+def _request(config: Config) -> list[Rule]:
+    ask = config.split
+    return [
         (
             ask.selector not in ("ids", "subjects", "correct") or ask.file is not None,
             "split.file",
@@ -82,13 +107,20 @@ def broken_rules(config: Config) -> list[str]:
             "split.filter",
             "must be a filter expression with split.selector: filter",
         ),
+    ]
+
+
+def _kind_of_training(config: Config) -> list[Rule]:
+    """Return the rules of what `model.training` requires and rules out."""
+    model, cuts, above = config.model, config.activations.cuts, config.model.training == "above"
+    return [
         (
-            config.model.training != "none" or config.model.checkpoint is not None,
+            model.training != "none" or model.checkpoint is not None,
             "model.checkpoint",
             "must name the weights when model.training is none",
         ),
         (
-            config.model.training != "none" or config.reference == "skip",
+            model.training != "none" or config.reference == "skip",
             "reference",
             "must be skip when model.training is none, because there is no recipe to retrain with",
         ),
@@ -102,7 +134,11 @@ def broken_rules(config: Config) -> list[str]:
             "model.cut",
             "must name a cut when model.training is above; run `expunge cuts` to list the cuts",
         ),
-        (model.shards == 1 or model.training not in ("full", "none"), "model.shards", NO_SHARDS),
+        (
+            model.shards == 1 or model.training not in ("full", "none"),
+            "model.shards",
+            "is used only with model.training: above, head or ridge; set it to 1",
+        ),
         (
             model.random_features == 0 or model.training in ("ridge", "head"),
             "model.random_features",
@@ -112,14 +148,23 @@ def broken_rules(config: Config) -> list[str]:
         (above or model.cut is None, "model.cut", "is used only with model.training: above; set it to null"),
         (not above or model.weights == "public", "model.weights", "must be public when model.training is above"),
         (not above or not model.saw_forget_data, "model.saw_forget_data", "must be false when model.training is above"),
-        (not above or held, "activations.cuts", f"must include {shown(model.cut)}, the value of model.cut"),
+        (
+            not above or (cuts != "auto" and model.cut in cuts),
+            "activations.cuts",
+            f"must include {shown(model.cut)}, the value of model.cut",
+        ),
+    ]
+
+
+def _recipe(config: Config) -> list[Rule]:
+    return [
         (
             len(set(config.retrain.seeds)) == len(config.retrain.seeds) > 0,
             "retrain.seeds",
             "must list at least one seed, and each seed once",
         ),
         (
-            config.train.engine == "local" or model.training == "full",
+            config.train.engine == "local" or config.model.training == "full",
             "train.engine",
             "must be local unless model.training is full",
         ),
@@ -128,60 +173,77 @@ def broken_rules(config: Config) -> list[str]:
             "train.head",
             "is used only with model.training: head or ridge; set it to {}",
         ),
+    ]
+
+
+def _shadow_models(config: Config) -> list[Rule]:
+    heads, networks = config.shadow.heads, config.shadow.networks
+    return [
         (
-            config.shadow.heads == 0 or (config.shadow.heads >= 8 and config.shadow.heads % 2 == 0),
+            heads == 0 or (heads >= 8 and heads % 2 == 0),
             "shadow.heads",
             "must be 0 (off) or an even number of at least 8, because half of the heads are trained on each row",
         ),
         (
-            config.shadow.networks == 0 or config.shadow.networks >= 4,
+            networks == 0 or networks >= 4,
             "shadow.networks",
             "must be 0 (off) or at least 4, because an attack fits one distribution to members and one to non-members",
         ),
+    ]
+
+
+def _features_and_inputs(config: Config) -> list[Rule]:
+    modules, source = config.features.modules, config.data.source
+    return [
         (
-            0 < len(config.features.modules) == len(set(config.features.modules)),
+            0 < len(modules) == len(set(modules)),
             "features.layers",
             "must name at least one module, and each module once",
         ),
         (
-            config.features.modules == ("penultimate",) or config.model.training in ("head", "ridge"),
+            modules == ("penultimate",) or config.model.training in ("head", "ridge"),
             "features.layers",
             "must be penultimate unless model.training is head or ridge, because a new head is trained on these layers",
         ),
         (
-            config.data.source.startswith("hf:")
-            or by_package  # prepare finds out whether it reads images or texts
-            or (config.data.source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
+            source.startswith("hf:")
+            or _by_package(config)  # prepare finds out whether it reads images or texts
+            or (source in ("text", "fortunes")) == config.model.name.startswith("sentence:"),
             "model.name",
             "must be sentence:NAME-OR-DIR for data.source: text or fortunes, and another model for pictures",
         ),
+    ]
+
+
+def _methods_and_metrics(config: Config) -> list[Rule]:
+    methods, metrics = config.methods, config.evaluate.metrics
+    others = plugins.names("metrics") if metrics else []
+    unknown = [name for name in metrics if name not in others]
+    return [
         (
-            "logit-mask" in config.methods or config.reference == "skip",
+            "logit-mask" in methods or config.reference == "skip",
             "methods",
             "must include logit-mask unless reference is skip, because the verdict needs a control",
         ),
-        (len(set(config.methods)) == len(config.methods), "methods", "names a method twice"),
+        (len(set(methods)) == len(methods), "methods", "names a method twice"),
         (
-            not set(config.methods) & set(TAKEN),
+            not set(methods) & set(TAKEN),
             "methods",
             f"uses a reserved name ({', '.join(TAKEN)}) for an entry; give the entry another name",
         ),
+        (len(set(metrics)) == len(metrics), "evaluate.metrics", "names a metric twice"),
         (
-            len(set(config.evaluate.metrics)) == len(config.evaluate.metrics),
+            not unknown,
             "evaluate.metrics",
-            "names a metric twice",
+            f"names {', '.join(map(repr, unknown[:1]))}, which no installed package declares; known: "
+            f"{', '.join(others) or 'none'}",
         ),
     ]
-    others = plugins.names("metrics") if config.evaluate.metrics else []
-    if unknown := [name for name in config.evaluate.metrics if name not in others]:
-        rules.append(
-            (
-                False,
-                "evaluate.metrics",
-                f"names {unknown[0]!r}, which no installed package declares; known: {', '.join(others) or 'none'}",
-            )
-        )
-    found = [f"{key} {problem}" for good, key, problem in rules if not good]
+
+
+def _broken_entries(config: Config) -> list[str]:
+    """Return a conflict for each of `methods` without an entry in `fit`, and for each cut that an entry misses."""
+    found: list[str] = []
     for name in config.methods:
         if name in config.fit:
             found += _broken_cuts(config, name)
@@ -189,6 +251,12 @@ def broken_rules(config: Config) -> list[str]:
         new = RENAMED.get(f"fit.{name}")
         advice = f"it is called {new} now" if new else "add it ({} takes the defaults)"
         found.append(f"methods names {name!r}, but fit.{name} is missing; {advice}")
+    return found
+
+
+def _broken_settings(config: Config) -> list[str]:
+    """Return a conflict for each value in free settings that is not plain JSON."""
+    found = []
     for where, settings in [*((f"fit.{n}", s) for n, s in config.fit.items()), ("train.head", config.train.head)]:
         try:
             check_plain(settings, where)

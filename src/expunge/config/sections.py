@@ -26,7 +26,8 @@ Text = Annotated[str, Strict(), Field(pattern=r"^[^\x00]+$")]
 Bool = Annotated[bool, Strict()]
 EntryName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of file names
 MetricName = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # part of dotted paths
-FORBID = ConfigDict(extra="forbid")
+# The validators are built when a file is first read, because most commands import params and read none.
+FORBID = ConfigDict(extra="forbid", defer_build=True)
 
 
 @dataclass(frozen=True, config=FORBID)

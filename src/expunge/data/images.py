@@ -13,7 +13,6 @@ from expunge.system.errors import DataError
 
 # Only formats whose decoders are self-contained: Pillow's EPS plug-in, for example, would start an interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 
 
 def decode(data: bytes, name: str) -> np.ndarray:

@@ -34,18 +34,11 @@ def neighbour_log_probabilities(logits: NDArray[Any], forgotten: Sequence[int]) 
     return np.maximum(log_softmax(np.delete(x, gone, axis=1)), FLOOR)
 
 
-def cmia(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> float | None:
-    """AUC of an attacker who distinguishes the model's logits `(n, C)` from the retrained model's on the same rows.
-
-    The mean of `cmia_rows`. Range [0, 1]. Target: 0.5, where the two models cannot be distinguished; at 1 every row
-    identifies the model. The value between two retrained models is the noise floor. None below 10 rows.
-    """
-    rows = cmia_rows(model, retrained, forgotten, seed)
-    return None if rows is None else float(rows.mean())
-
-
 def cmia_rows(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> Floats | None:
     """Per row `(n,)` the share of the retrained model's outputs that the attacker scores below the model's; ties half.
+
+    Their mean is an AUC in [0, 1]. Target: 0.5, where the two models cannot be distinguished; the value between two
+    retrained models is the noise floor.
 
     The rows belong to the forgotten classes. The attacker sees only probabilities over the remaining classes, so
     masking a class alone reveals nothing. It is a ridge logistic regression, fitted on four fifths of the rows and

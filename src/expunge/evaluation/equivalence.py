@@ -1,8 +1,7 @@
-"""Confidence intervals of the difference between a method's value and the retrained models', to test equivalence.
+"""Confidence intervals of the difference between a method's value and the retrained models'.
 
-Equivalence (two one-sided tests at level alpha, TOST) is shown when the 1 - 2 alpha confidence interval of the
-difference lies inside [-margin, margin]. With several retraining seeds the interval is a t interval. With one seed it
-is a bootstrap interval over rows, which leaves out the spread between seeds, so the result is marked as indicative.
+They are bootstrap intervals over rows, which leave out the spread between retraining seeds. The claims of a verdict
+include that spread: see `excess.py`.
 """
 
 from __future__ import annotations
@@ -19,40 +18,11 @@ from expunge.evaluation.divergence import Floats
 
 @dataclass(frozen=True)
 class Difference:
-    """Candidate minus retrained: the estimate and its confidence interval.
-
-    `indicative`: the interval is over rows only and leaves out the spread between retraining seeds.
-    """
+    """Candidate minus retrained: the estimate and its confidence interval over rows."""
 
     value: float
     low: float
     high: float
-    indicative: bool
-
-    def within(self, margin: float) -> bool:
-        """Whether the whole interval lies in [-margin, margin], which shows two-sided equivalence."""
-        return -margin <= self.low and self.high <= margin
-
-
-def seed_difference(candidate: Sequence[float], retrained: Sequence[float], alpha: float = 0.05) -> Difference:
-    """Difference of means with its t interval of confidence 1 - 2 alpha (TOST, Schuirmann 1987).
-
-    A single candidate value belongs to the model that would be shipped. It is taken as fixed, and the interval is that
-    of the retrained models' mean. Several candidate values are those of a method over seeds and give the pooled
-    two-sample interval. Equal values on both sides give an interval of width zero. Raises ValueError without a
-    candidate value and with fewer than two retrained values.
-    """
-    from scipy.stats import t
-
-    c, r = np.asarray(candidate, np.float64), np.asarray(retrained, np.float64)
-    if not len(c) or len(r) < 2:
-        raise ValueError(f"a t interval needs at least two retrained values, got {len(r)}; use row_difference")
-    df = len(c) + len(r) - 2
-    pooled = (((c - c.mean()) ** 2).sum() + ((r - r.mean()) ** 2).sum()) / df
-    share = 1 / len(r) + (1 / len(c) if len(c) > 1 else 0.0)
-    half = float(t.ppf(1 - alpha, df)) * float(np.sqrt(pooled * share))
-    value = float(c.mean() - r.mean())
-    return Difference(value, value - half, value + half, indicative=False)
 
 
 def bootstrap_means(values: NDArray[Any], rng: np.random.Generator, draws: int = 1000) -> Floats:
@@ -77,7 +47,7 @@ def row_difference(differences: NDArray[Any], rng: np.random.Generator, alpha: f
     if not len(x):
         return None
     low, high = np.quantile(bootstrap_means(x, rng), [alpha, 1 - alpha])
-    return Difference(float(x.mean()), float(low), float(high), indicative=True)
+    return Difference(float(x.mean()), float(low), float(high))
 
 
 def auc_draws(
@@ -119,4 +89,4 @@ def auc_difference(
     ]
     values = auc_draws(*candidate, picks) - np.mean([auc_draws(*r, picks) for r in retrained], axis=0)
     low, high = np.quantile(values[1:], [alpha, 1 - alpha])
-    return Difference(float(values[0]), float(low), float(high), indicative=True)
+    return Difference(float(values[0]), float(low), float(high))

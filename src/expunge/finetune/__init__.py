@@ -21,7 +21,7 @@ from expunge.finetune.muda import Muda
 from expunge.finetune.natmu import NatMU
 from expunge.finetune.neggrad import NegGradPlus
 from expunge.finetune.one_step import OneStep
-from expunge.finetune.oracle import GroupOracle, HeadOracle, OracleMatch, RidgeOracle, TeacherOracle
+from expunge.finetune.oracle import HeadOracle, OracleMatch, RidgeOracle, TeacherOracle
 from expunge.finetune.projected import ProjectedGradient
 from expunge.finetune.regun import ReGUn
 from expunge.finetune.relabel import RandomLabels, SalUn
@@ -83,7 +83,6 @@ __all__ = [
     "Damp",
     "Delete",
     "FineTune",
-    "GroupOracle",
     "HeadOracle",
     "InstanceWise",
     "Jit",

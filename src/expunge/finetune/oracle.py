@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -97,29 +96,6 @@ class HeadOracle:
         return torch.where(self.masked, least, out).float()
 
 
-class GroupOracle:
-    """The original's logits plus the mean difference between `retrained` networks and `others` trained on all rows.
-
-    What both groups have in common cancels in the difference, up to the randomness of seeds. This costs more than
-    retraining. It is meant for evaluations only, as an upper bound on what distillation can reach.
-    """
-
-    def __init__(self, retrained: Sequence[Classifier], others: Sequence[Classifier]) -> None:
-        if not retrained or not others:
-            raise ValueError("a group oracle needs at least one retrained network and one trained on all rows")
-        self.retrained = [model.eval() for model in retrained]
-        self.others = [model.eval() for model in others]
-
-    def prepare(self, run: Run) -> None:
-        pass
-
-    def logits(self, run: Run, rows: Index) -> Tensor:
-        without, with_ = (
-            torch.stack([run.ask(model, rows) for model in models]).mean(0) for models in (self.retrained, self.others)
-        )
-        return run.ask(run.original, rows) + without - with_
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
 class OracleMatch(Updater):
     """Minimise mean ||f(x) - t(x)||^2 over forgotten and some retained rows; Georgiev et al., arXiv 2410.23232.
@@ -127,7 +103,7 @@ class OracleMatch(Updater):
     t are the oracle's logits. Both are first centred over classes, because a common shift does not change probabilities
     [derived]. The oracles here replace the paper's datamodels, which need thousands of networks.
 
-    oracle              a TeacherOracle, RidgeOracle, HeadOracle or GroupOracle
+    oracle              a TeacherOracle, RidgeOracle or HeadOracle
     forget_multiplier   number of times an epoch passes over each forgotten row
     retain_multiplier   retained rows in an epoch, per forgotten row; drawn anew for each epoch, and `retain_share` has
                         no effect

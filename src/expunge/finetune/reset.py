@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
-from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
+from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
+from expunge.finetune.retained import retained_phases
 from expunge.finetune.ssd import per_sample_fisher
 from expunge.finetune.steps import Factors
 from expunge.system.errors import ConfigError
@@ -188,15 +189,6 @@ def forgotten_loss(run: Run, rows: Index, cap: float | None) -> Tensor:
     """Return the mean cross-entropy of forgotten rows, each clamped to `cap`; batch norm uses running statistics."""
     losses = cross_entropy(run.logits(rows, frozen_norm=True), run.y(rows), reduction="none")
     return losses.mean() if cap is None else losses.clamp(max=cap).mean()
-
-
-def retained_phases(run: Run, epochs: int) -> list[Phase]:
-    """Return the phases of cross-entropy on retained rows, as in FineTune."""
-
-    def loss(rows: Index) -> Terms:
-        return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
-
-    return [Phase(epoch, "retained", single(run.retained(epoch)), loss) for epoch in range(epochs)]
 
 
 def resettable(run: Run, layers: tuple[str, ...]) -> dict[str, nn.Parameter]:

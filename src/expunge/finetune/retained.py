@@ -29,7 +29,13 @@ class FineTune(Updater):
     factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
 
     def phases(self, run: Run) -> list[Phase]:
-        def loss(rows: Index) -> Terms:
-            return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
+        return retained_phases(run, self.epochs)
 
-        return [Phase(epoch, "retained", single(run.retained(epoch)), loss) for epoch in range(self.epochs)]
+
+def retained_phases(run: Run, epochs: int) -> list[Phase]:
+    """Return the phases of cross-entropy on retained rows."""
+
+    def loss(rows: Index) -> Terms:
+        return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
+
+    return [Phase(epoch, "retained", single(run.retained(epoch)), loss) for epoch in range(epochs)]

@@ -12,7 +12,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -28,9 +27,6 @@ from cryptography.hazmat.primitives.serialization import (
 from expunge.system.errors import KeyFileError
 from expunge.system.files import create_durable
 from expunge.system.paths import KEYS
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 ENV = "EXPUNGE_SIGNING_KEY"
 PRIVATE, PUBLIC = "signing.pem", "signing.pub.pem"

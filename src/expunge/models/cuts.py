@@ -71,9 +71,9 @@ def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None
     raise ConfigError(f"{classifier.card.name}: no cut {name!r}: {problem}; {_nearest(classifier, name, traces)}")
 
 
-def cut_names(classifier: Classifier, traces: Traces | None = None) -> tuple[str, ...]:
+def cut_names(classifier: Classifier) -> tuple[str, ...]:
     """Return the names of all valid cuts of `classifier`, one per tensor, the deepest (nearest the input) first."""
-    return tuple(split.name for split in splits(classifier, traces or traces_of(classifier)))
+    return tuple(split.name for split in splits(classifier, traces_of(classifier)))
 
 
 def splits(classifier: Classifier, traces: Traces) -> Iterator[Split]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from expunge.data.dataset import Dataset
 from expunge.promotion.review import Review
 from expunge.report.comparison_page import section
-from expunge.report.html import environment
+from expunge.report.templates import environment
 
 
 def page(review: Review, dataset: Dataset) -> str:

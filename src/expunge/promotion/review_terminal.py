@@ -9,12 +9,6 @@ from expunge.promotion.review import Review
 from expunge.report.comparison_view import TextTable, comparison_view
 
 
-def console() -> Console:
-    # Class names and reasons must not be parsed as markup. In a pipe rich assumes 80 columns, too few for the tables.
-    out = Console(highlight=False, markup=False)
-    return out if out.is_terminal else Console(width=170, highlight=False, markup=False)
-
-
 def show(review: Review, out: Console) -> None:
     """Print the whole review."""
     view = comparison_view(review.compared_models())

@@ -18,7 +18,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import TEST_RETAIN
 from expunge.report.comparison import Part
 from expunge.report.comparison_view import ComparedModels, comparison_view
-from expunge.report.html import environment
+from expunge.report.templates import environment
 
 # Largest numbers of changed rows that are shown: from right to wrong, from wrong to right, from wrong to wrong.
 LOST, GAINED, OTHER = 12, 6, 6

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import Any
 
 from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
@@ -17,9 +15,7 @@ from expunge.report.metrics import Metric, lookup, of_packages, some
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL
 from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidates, claims_cells, columns, takes
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from expunge.report.templates import environment
 
 # Metrics of the second table.
 MORE = some(
@@ -125,17 +121,6 @@ def render(
         drawn=evidence.drawn,
         sides=sides,
         checks=[check_rows(report) for report in checks],
-    )
-
-
-def environment() -> Environment:
-    """Return the environment of the pages' templates. Inserted values are escaped, as text and not markup."""
-    return Environment(
-        loader=PackageLoader("expunge.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.metrics import roc_curve
+from threadpoolctl import threadpool_limits
 
 from expunge.evaluation.divergence import log_softmax
 from expunge.evaluation.membership import loss
@@ -108,8 +112,6 @@ def attack_curves(e: Evidence) -> list[Panel]:
 
 
 def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
-    from sklearn.metrics import roc_curve
-
     rows = np.concatenate([e.groups[members], e.groups[others]])
     truth = np.repeat([1, 0], [len(e.groups[members]), len(e.groups[others])])
     low = 1 / max(len(e.groups[others]), 100)
@@ -132,8 +134,6 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
 
 def views(e: Evidence) -> list[Panel]:
     """Draw each set of features in two dimensions, by PCA and by t-SNE (of at most 50 principal components, seed 0)."""
-    from threadpoolctl import threadpool_limits
-
     out = []
     with threadpool_limits(1):  # a fixed order of summation, so that equal features give equal plots
         for title, features in alike(e.views):
@@ -164,8 +164,6 @@ def alike(views: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
 
 def principal_components(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return at most 50 principal components of `x (k, d)` and their shares of the variance, padded to two columns."""
-    from sklearn.decomposition import PCA
-
     pca = PCA(min(50, *x.shape), svd_solver="randomized", random_state=0)
     points = pca.fit_transform(x)
     missing = max(0, 2 - points.shape[1])
@@ -173,8 +171,6 @@ def principal_components(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _tsne(x: NDArray[Any]) -> NDArray[Any]:
-    from sklearn.manifold import TSNE
-
     perplexity = min(30.0, (len(x) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0, n_jobs=1)
     return np.asarray(model.fit_transform(x))

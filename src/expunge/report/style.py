@@ -11,6 +11,11 @@ from html import escape
 from itertools import cycle
 from typing import Any, Literal
 
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
 from expunge.report.summary import CONTROL
 
 INK = "#010203"  # placeholder for the page's text colour, in light and dark mode
@@ -100,9 +105,6 @@ def panel(
     `legend` is the legend's number of columns, or 0 for no legend. The same drawing gives the same bytes: ids are
     derived from the title, and no date is written.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": title}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page draws the text with its own font
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -135,8 +137,6 @@ def heatmap(
 
     `values (rows, columns)` in [-1, 1] shade them blue, or vermilion below 0; cells with NaN stay empty.
     """
-    from matplotlib.patches import Rectangle
-
     for i, line in enumerate(values):
         for j, value in enumerate(line):
             if value == value:
@@ -154,8 +154,6 @@ def heatmap(
 
 def log_scale(axis: Any) -> None:
     """Make an axis logarithmic, with decades as plain numbers and without minor ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

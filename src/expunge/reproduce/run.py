@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from expunge.config import load_config
 from expunge.data.readers.named import PREFIX, WITHOUT_DOWNLOAD
 from expunge.reproduce import page
+from expunge.reproduce.artefacts import augmented_retained, logits_cka
+from expunge.reproduce.gaussians import draw, run_toy
 from expunge.reproduce.presets import Preset, load, merged
+from expunge.reproduce.rounds import run_rounds
+from expunge.reproduce.rounds_page import draw_rounds, page_of_rounds
 from expunge.reproduce.sample import cut, sample_changes
 from expunge.reproduce.switches import AUGMENTED, LOGITS_CKA
 from expunge.reproduce.weights import fetch_weights
@@ -105,8 +110,6 @@ def _given(root: Path, home: Path, preset: Preset, wanted: Wanted) -> dict[str, 
 
 def _engine(preset: Preset) -> dict[str, Any]:
     """Changes that train whole networks with torchrun if there is a GPU; this process would train on the processor."""
-    import torch
-
     full = preset.params.get("model", {}).get("training", "full") == "full"
     return {"train": {"engine": "torchrun", "workers": 1}} if full and torch.cuda.is_available() else {}
 
@@ -119,8 +122,6 @@ def _laid_out(root: Path, workspace: Path, params: Mapping[str, Any]) -> Path:
 
 def _extras(workspace: Path, wanted: Wanted) -> dict[str, Mapping[str, float | None]]:
     """The numbers that the switches ask for in addition to those of the pipeline."""
-    from expunge.reproduce.artefacts import augmented_retained, logits_cka
-
     config = load_config(workspace / "params.yaml")
     with chdir(workspace):  # paths in params are relative to it
         here = Path()
@@ -135,9 +136,6 @@ def _extras(workspace: Path, wanted: Wanted) -> dict[str, Mapping[str, float | N
 def _rounds(
     root: Path, home: Path, preset: Preset, wanted: Wanted, changes: Mapping[str, Any], pipeline: Pipeline
 ) -> Path:
-    from expunge.reproduce.rounds import run_rounds
-    from expunge.reproduce.rounds_page import draw_rounds, page_of_rounds
-
     workspace = _laid_out(root, home / "run", preset.params_of(root, "run", wanted.switches, changes))
     log_message(f"reproduce: {preset.name}, in {workspace.relative_to(root)}")
     pipeline(root, workspace, *ONCE)
@@ -150,8 +148,6 @@ def _rounds(
 
 
 def _toy(preset: Preset, home: Path) -> Path:
-    from expunge.reproduce.gaussians import draw, run_toy
-
     head, labels, panels = run_toy()
     write_bytes(home / "gaussians.png", draw(head, labels, panels))
     write_text(home / PAGE, page.of_toy(preset, panels, "gaussians.png"))

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
 
 from expunge.models.vision_imports import import_vision
 from expunge.reproduce.presets import Preset, merged
@@ -68,9 +71,6 @@ def sample_changes(home: Path, preset: Preset) -> dict[str, Any]:
 
 def _drawn_weights(place: Path, model: str) -> Path:
     """Write a checkpoint of `model` with random weights and 1,000 classes, and return its path."""
-    import torch
-    from safetensors.torch import save
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         made = import_vision("torchvision.models").get_model(model, weights=None)
@@ -154,8 +154,6 @@ def _fashion(place: Path) -> None:
 
 
 def _jpeg(file: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(file, quality=90)
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from expunge.models.vision_imports import import_vision
 from expunge.system.errors import CheckpointError
 from expunge.system.paths import RAW
@@ -19,8 +21,6 @@ def fetch_weights(root: Path, wanted: Mapping[str, str]) -> Path:
     torch downloads to a temporary file and renames it after checking its sha256. Raises CheckpointError for a file with
     another digest, and if the download fails.
     """
-    import torch
-
     url: str = import_vision("torchvision.models").get_model_weights(wanted["model"])[wanted["name"]].url
     name = url.rsplit("/", 1)[-1]
     start = re.search(r"-([0-9a-f]{8,})\.", name)

@@ -10,6 +10,7 @@ from expunge.stages import run
 from expunge.system.files import read_manifest, staged_dir, write_manifest
 from expunge.system.monitor import write_cost
 from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, WORK
+from expunge.system.processors import cores
 from expunge.system.progress import log_message
 
 PRODUCER = "expunge.stages.extract"
@@ -54,7 +55,6 @@ def fetch(model: Path, out: Path, repair: bool) -> dict[str, object]:
     from expunge.features.extract import Engine, Extraction, ExtractionSettings, extract
     from expunge.features.torchrun import Torchrun
     from expunge.models.checkpoint import load_classifier
-    from expunge.system.processors import cores
 
     process = Torchrun.of(os.environ)
     config = load_config()

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+import expunge
 from expunge.system.errors import ConfigError
 from expunge.system.files import write_text
 from expunge.system.safe_yaml import read_mapping
@@ -59,8 +60,6 @@ def installed_version() -> str:
     try:
         return version("expunge")
     except PackageNotFoundError:  # imported from a source tree that is not installed
-        import expunge
-
         return expunge.__version__
 
 
@@ -125,7 +124,7 @@ def other_version(root: Path = Path()) -> str | None:
     )
 
 
-def refuse_other_version(root: Path = Path()) -> None:
-    """Raise ConfigError if the workspace `root` was made for other code than the installed one."""
-    if problem := other_version(root):
+def refuse_other_version() -> None:
+    """Raise ConfigError if the workspace was made for other code than the installed one."""
+    if problem := other_version(Path()):
         raise ConfigError(problem)

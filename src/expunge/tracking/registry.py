@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -282,8 +283,6 @@ def _signature(contract: Contract) -> ModelSignature:
 
 def _as_sent(inputs: Sequence[str] | NDArray[np.uint8]) -> Any:
     """Return the inputs as a client sends them to MLflow: an array of images, or a data frame of texts."""
-    import pandas as pd
-
     return inputs if isinstance(inputs, np.ndarray) else pd.DataFrame({"text": inputs})
 
 

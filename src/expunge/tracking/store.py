@@ -15,6 +15,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.base_sql_model import Base
+from mlflow.store.tracking.dbmodels.initial_models import Base as First
 from sqlalchemy.exc import SQLAlchemyError
 
 from expunge.system.addresses import hidden, shown
@@ -152,9 +154,6 @@ def _unfinished(path: Path) -> bool:
 
     A finished one has at least MLflow's default experiment. A database with tables of other programs gives False.
     """
-    from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.tracking.dbmodels.initial_models import Base as First
-
     known = {*Base.metadata.tables, *First.metadata.tables, MIGRATIONS}
     try:
         with closing(sqlite3.connect(path)) as db:  # opening also rolls back an uncommitted transaction

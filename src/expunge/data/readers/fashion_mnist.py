@@ -13,7 +13,7 @@ import logging
 import shutil
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +68,18 @@ def read_fashion_mnist(path: Path | str | None = None, raw_dir: Path | str = "da
         for split, stem in FILES.items()
     }
 
+    return source_of("fashion-mnist", CLASS_NAMES, arrays)
+
+
+def source_of(name: str, class_names: tuple[str, ...], arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Source:
+    """Return the source of images `(n, h, w)` and labels `(n,)`, both uint8, by split; ids are `train-00000` etc."""
+
     def batches() -> Iterator[Batch]:
         for split, (images, labels) in arrays.items():
             ids = [f"{split}-{i:05d}" for i in range(len(images))]
             yield from array_batches(images[..., None], labels.astype(np.int32), [split] * len(ids), ids)
 
-    return Source("fashion-mnist", CLASS_NAMES, RAW, batches())
+    return Source(name, class_names, RAW, batches())
 
 
 def read_idx(file: Path) -> np.ndarray:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from expunge.data.readers.archives import Published, fetch
-from expunge.data.readers.fashion_mnist import CLASS_NAMES, FILES
-from expunge.data.schema import RAW
-from expunge.data.source import Batch, Source, array_batches
+from expunge.data.readers.fashion_mnist import CLASS_NAMES, FILES, source_of
+from expunge.data.source import Source
 from expunge.system.errors import DataError
 
 MAGIC_UBYTE = 8  # the idx code of unsigned bytes
@@ -91,12 +89,7 @@ def read_idx_set(root: Path, which: IdxSet, download: bool = False) -> Source:
             )
         arrays[split] = images, labels
 
-    def batches() -> Iterator[Batch]:
-        for split, (images, labels) in arrays.items():
-            ids = [f"{split}-{i:05d}" for i in range(len(images))]
-            yield from array_batches(images[..., None], labels.astype(np.int32), [split] * len(ids), ids)
-
-    return Source(which.folder.lower(), which.class_names, RAW, batches())
+    return source_of(which.folder.lower(), which.class_names, arrays)
 
 
 def _array(directory: Path, which: IdxSet, stem: str, dims: int, download: bool) -> np.ndarray:

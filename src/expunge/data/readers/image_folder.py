@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expunge.data.images import SUFFIXES
+from expunge.data.limits import SUFFIXES
 from expunge.data.schema import ENCODED
 from expunge.data.source import Batch, Source, split_names, stratified_test_rows
 from expunge.system.errors import DataError

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from expunge.data.images import SUFFIXES, decode
+from expunge.data.images import decode
+from expunge.data.limits import SUFFIXES
 from expunge.data.readers.archives import Published, unpacked
 from expunge.data.readers.listed import BATCH, Picture, picture_source, read_file
 from expunge.data.schema import RAW, TEST, TRAIN

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.data.images import SUFFIXES
+from expunge.data.limits import SUFFIXES
 from expunge.system.errors import ConfigError
 
 EXAMPLES = {"digits": "params.demo.yaml"}
