@@ -27,4 +27,5 @@ class Problem:
         return f"{self.where}: {self.problem}" + (f"; {self.way_out}" if self.way_out else "")
 
     def to_json(self) -> dict[str, str]:
+        """Return the fields by name."""
         return asdict(self)

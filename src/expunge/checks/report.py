@@ -27,6 +27,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `expunge check --json` prints and `.expunge/check.json` holds."""
         return {
             "schema": 1,
             "problems": [p.to_json() for p in self.problems],

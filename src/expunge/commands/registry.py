@@ -38,10 +38,13 @@ def who(by: str) -> str:
 
 
 def print_json(content: object) -> None:
+    """Print `content` as indented JSON."""
     typer.echo(codec.dumps(content, indent=2, ensure_ascii=False))
 
 
 class Format(StrEnum):
+    """Formats of `expunge export`."""
+
     torch = "torch"
     onnx = "onnx"
 

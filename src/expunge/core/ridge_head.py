@@ -58,7 +58,7 @@ class RidgeHead(Estimator):
 
     Classes without a row get weight 0 and bias -1e4. Fitted: `head_` (its logits are scores / temperature),
     `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_`, `rebuilds_`, and
-    `leave_one_out_`. [methods.md 8]
+    `leave_one_out_`. [derived]
     """
 
     facts: ClassVar[Facts] = Facts(("classes", "rows", "corrections"), ("head",), "head", "closed form", "derived")
@@ -96,12 +96,14 @@ class RidgeHead(Estimator):
 
     @property
     def sums(self) -> ClassSums:
+        """The sums of the rows now present. Raises AttributeError before the first rows."""
         if self._sums is None:
             raise AttributeError("RidgeHead has no rows yet; call fit or update first")
         return self._sums
 
     @property
     def n_(self) -> int:
+        """The number of rows now present."""
         return self.sums.n
 
     @property

@@ -37,9 +37,10 @@ class TeacherOracle:
         self.teacher = teacher.eval()
 
     def prepare(self, run: Run) -> None:
-        pass
+        """Do nothing: the teacher needs no preparation."""
 
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the teacher's logits `(len(rows), C)` float32."""
         return run.ask(self.teacher, rows)
 
 
@@ -55,6 +56,7 @@ class RidgeOracle:
         self.l2 = l2
 
     def prepare(self, run: Run) -> None:
+        """Compute what the forgotten rows contribute to the ridge head."""
         rows = np.concatenate([run.retain, run.forget])
         z, y = self._inputs(run, rows), one_hot(run.y(rows), run.original.card.num_classes).double()
         weight, second = ridge(z, y, self.l2)
@@ -62,6 +64,7 @@ class RidgeOracle:
         self.effect = group_effect(second, z[-m:], y[-m:] - z[-m:] @ weight)
 
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the original's logits less that contribution, `(len(rows), C)` float32."""
         return run.ask(run.original, rows) - (self._inputs(run, rows) @ self.effect).float()
 
     @torch.no_grad()
@@ -83,6 +86,7 @@ class HeadOracle:
         self.masked = head.bias <= MASKED_BIAS
 
     def prepare(self, run: Run) -> None:
+        """Raise DataError if the head does not have the shape of the original's head."""
         if tuple(self.head.weight.shape) != tuple(run.original.head.weight.shape):
             found, wanted = list(self.head.weight.shape), list(run.original.head.weight.shape)
             raise DataError(
@@ -92,6 +96,7 @@ class HeadOracle:
 
     @torch.no_grad()
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the head's logits on the original's features, `(len(rows), C)` float32."""
         out = self.head.logits(run.original.features(run.images[rows]).float())
         least = out.masked_fill(self.masked, torch.inf).amin(1, keepdim=True)
         return torch.where(self.masked, least, out).float()
@@ -111,9 +116,10 @@ class GroupOracle:
         self.others = [model.eval() for model in others]
 
     def prepare(self, run: Run) -> None:
-        pass
+        """Do nothing: the networks need no preparation."""
 
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the original's logits plus the difference of the groups, `(len(rows), C)` float32."""
         without, with_ = (
             torch.stack([run.ask(model, rows) for model in models]).mean(0) for models in (self.retrained, self.others)
         )
@@ -157,6 +163,7 @@ class OracleMatch(Updater):
             )
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: forgotten and retained rows, compared with the oracle's logits."""
         self.oracle.prepare(run)
 
         def loss(rows: Index) -> Terms:
@@ -165,6 +172,7 @@ class OracleMatch(Updater):
         return [Phase(e, "forgotten and retained", single(self.batches(run, e)), loss) for e in range(self.epochs)]
 
     def batches(self, run: Run, epoch: int) -> list[Index]:
+        """Return shuffled batches of forgotten and retained rows, as many as the multipliers say."""
         rng = run.rng(MIXED, epoch)
         size = min(len(run.retain), round(self.retain_multiplier * len(run.forget)))
         rows = np.concatenate([np.repeat(run.forget, self.forget_multiplier), rng.permutation(run.retain)[:size]])

@@ -29,6 +29,8 @@ class FineTune(Updater):
     factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over retained rows."""
+
         def loss(rows: Index) -> Terms:
             return {"retain": cross_entropy(run.logits(rows), run.y(rows))}
 

@@ -74,6 +74,7 @@ class FitInputs:
 
     @cached_property
     def head(self) -> LinearHead:
+        """The original's head."""
         return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
 
     @property
@@ -93,10 +94,12 @@ class FitInputs:
 
     @cached_property
     def z_forget(self) -> Tensor:
+        """Features `(n, d)` of the forgotten rows."""
         return torch.from_numpy(self.store.z(self.forget_rows))
 
     @cached_property
     def z_retain(self) -> Tensor:
+        """Features `(n, d)` of the retained rows."""
         return torch.from_numpy(self.store.z(self.retain_rows))
 
     @cached_property
@@ -110,6 +113,7 @@ class FitInputs:
 
     @cached_property
     def forget(self) -> Moments:
+        """Moments of the forgotten rows."""
         return Moments.of(self.z_forget)
 
     @cached_property

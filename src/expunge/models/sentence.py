@@ -35,6 +35,7 @@ class SentenceEncoder(nn.Module):
         self.pad = pad
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features `(n, d)` of the token ids `(n, t)`."""
         inside = ids >= 0
         out = self.model(input_ids=torch.where(inside, ids, self.pad), attention_mask=inside.long())
         return masked_mean(out.last_hidden_state, inside)
@@ -48,6 +49,7 @@ class ByLength(nn.Module):
         self.encoder = encoder
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features `(n, d)` of the token ids `(n, t)`, in the given order of texts."""
         lengths = (ids >= 0).sum(1)
         order = lengths.argsort(stable=True)
         parts = [self.encoder(ids[rows, : max(int(lengths[rows[-1]]), 1)]) for rows in torch.split(order, ROWS)]

@@ -10,6 +10,7 @@ from expunge.report.comparison_view import TextTable, comparison_view
 
 
 def console() -> Console:
+    """Return a console that prints text as it is, wide enough for the tables also in a pipe."""
     # Class names and reasons must not be parsed as markup. In a pipe rich assumes 80 columns, too few for the tables.
     out = Console(highlight=False, markup=False)
     return out if out.is_terminal else Console(width=170, highlight=False, markup=False)
