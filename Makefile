@@ -50,7 +50,7 @@ run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table an
 	dvc repro
 	expunge show
 
-demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
+demo: $(READY) ## The same pipeline on scikit-learn's digits, about a minute
 	expunge demo
 
 people: $(READY) ## Three people deleted exactly, one after the other, each from request to certificate

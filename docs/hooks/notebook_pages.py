@@ -13,8 +13,8 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NOTE = """
 !!! note
 
-    This page is a Jupyter notebook with the outputs that it stores. <a href="{name}.ipynb" download>Download it</a> to run it
-    yourself, in an environment that has Expunge and Jupyter.
+    This page is a Jupyter notebook with the outputs that it stores. <a href="{name}.ipynb" download>Download it</a> to
+    run it yourself, in an environment that has Expunge and Jupyter.
 """
 
 
