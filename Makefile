@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup run demo people test test-slow lint docs bench results comparators verdict-study ui up down clean lock
 
 help: ## This help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Virtual environment in .venv from the lock file
 
@@ -50,7 +50,7 @@ run: $(READY) ## The default experiment: Fashion-MNIST forgets a class; table an
 	dvc repro
 	expunge show
 
-demo: $(READY) ## The same pipeline on scikit-learn's digits, under a minute
+demo: $(READY) ## The same pipeline on scikit-learn's digits, about a minute
 	expunge demo
 
 people: $(READY) ## Three people deleted exactly, one after the other, each from request to certificate
@@ -59,7 +59,7 @@ people: $(READY) ## Three people deleted exactly, one after the other, each from
 test: $(DEV) ## The tests, under 10 minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
-test-slow: $(DEV) ## The others: servers, kills, real texts; a quarter of an hour
+test-slow: $(DEV) ## The slow tests: servers, killed runs, real texts; about 15 minutes
 	pytest -n 2 --dist loadgroup -vv -m slow
 
 lint: $(DEV) ## ruff, mypy and codespell
@@ -71,7 +71,7 @@ lint: $(DEV) ## ruff, mypy and codespell
 docs: $(DEV) ## The documentation site, with reference pages made from the code; site/index.html is its first page
 	python -m mkdocs build --strict --quiet
 
-bench: $(DEV) ## Every speed claim as a ratio measured now; writes reports/bench.json
+bench: $(DEV) ## Measure every speed claim as a ratio; writes reports/bench.json
 	python -m benchmarks
 
 results: $(READY) ## docs/results.md: every experiment over its seeds; continues where it was interrupted
@@ -91,7 +91,7 @@ up: ## Shared servers and a worker in containers; needs Docker, see docs/docker.
 	docker/secrets.sh
 	docker compose --file docker/compose.yaml up --build --detach
 
-down: ## Ends them; what they keep stays in volumes
+down: ## Stop them; their data stays in volumes
 	docker compose --profile gpu --file docker/compose.yaml down
 
 clean: ## Remove what a run made: outputs, caches, the MLflow store; never inputs

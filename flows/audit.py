@@ -33,6 +33,7 @@ class AuditError(RuntimeError):
 
 
 def run_name() -> str:
+    """Return the name of a flow run."""
     return f"audit of the serving version · {when()}"
 
 

@@ -42,6 +42,7 @@ SOON = 7
 
 
 def run_name() -> str:
+    """Return the name of a flow run."""
     return f"erasure requests · {when()}"
 
 
@@ -115,6 +116,7 @@ def take_in(
     today: date,
     most: bool,
 ) -> None:
+    """Record a new request. With `most` it may be for more than half of the rows."""
     made = intake.take_in(
         store,
         ids=Path(ids_file) if ids_file else None,
@@ -174,6 +176,7 @@ def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
 
 
 def finals(store: Store) -> set[str]:
+    """Return the ids of the requests that are in a final state."""
     return {r.id for r in store.all(ends)}
 
 
@@ -198,6 +201,7 @@ def tell(store: Store, before: set[str]) -> None:
 
 
 def ended(outcome: Outcome) -> State[object]:
+    """Return the state in which the flow run ends: failed if requests were refused, otherwise completed."""
     if outcome.batch is None:
         return Completed(name="NothingToDo", message="No verified request is due.")
     message = f"{outcome.batch}: {len(outcome.requests)} requests {outcome.state}."

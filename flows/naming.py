@@ -31,6 +31,7 @@ def request_words(workspace: Path) -> str:
 
 
 def when() -> str:
+    """Return the time for which the flow run was scheduled, to the second."""
     return flow_run.get_scheduled_start_time().strftime("%Y-%m-%d %H:%M:%S")
 
 

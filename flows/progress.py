@@ -41,6 +41,7 @@ class Progress:
         self._last = time.monotonic()
 
     def see(self, entry: Entry) -> None:
+        """Show the progress that a line reports, at most once in SECONDS."""
         if time.monotonic() - self._last < SECONDS:
             return
         self._last = time.monotonic()
@@ -54,5 +55,6 @@ class Progress:
             update_progress_artifact(self._artifact, percent, description=description)
 
     def end(self) -> None:
+        """Show that the task is done, if a bar was shown."""
         if self._artifact is not None:
             update_progress_artifact(self._artifact, 100.0, description=f"{self._what}: done")

@@ -48,6 +48,7 @@ class Decision(RunInput):
 
 
 def run_name() -> str:
+    """Return the name of a flow run."""
     parameters = flow_run.get_parameters() or {}
     return f"promote {parameters.get('version', 'challenger')}? · {when()}"
 

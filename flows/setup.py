@@ -40,6 +40,7 @@ SILENCE = timedelta(seconds=95)
 
 
 def main() -> None:
+    """Create work pool, automation and deployments, as `expunge deploy` asks for on the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.setup", description="Deploy; see `expunge deploy --help`.")
     parser.add_argument("--name")
     parser.add_argument("--repository")
@@ -95,6 +96,7 @@ def specification(name: str | None, repository: str | None, revision: str, remot
 
 
 async def pool_and_automation(silence: timedelta) -> None:
+    """Create the work pool if it is missing, and the automation that marks killed runs."""
     async with get_client() as client:
         template = ProcessWorker.get_default_base_job_template()
         with contextlib.suppress(ObjectAlreadyExists):
@@ -134,6 +136,7 @@ ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Paused", "Suspended")
 
 
 async def replace_automation(client: PrefectClient, automation: AutomationCore) -> None:
+    """Create an automation in the place of those of the same name."""
     for old in await client.read_automations_by_name(automation.name):
         await client.delete_automation(old.id)
     await client.create_automation(automation)

@@ -64,6 +64,7 @@ def environment(workspace: Path) -> dict[str, str]:
 
 
 def expunge(*arguments: str) -> list[str]:
+    """Return the command that runs the `expunge` of this environment with `arguments`."""
     return [sys.executable, "-m", "expunge.cli", *arguments]
 
 

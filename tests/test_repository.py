@@ -55,6 +55,17 @@ def test_pictures_in_the_readme_exist():
     assert len(pictures) > 3 and all((ROOT / picture).is_file() for picture in pictures)
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/requests.md"])
+def test_the_code_of_the_library_runs_as_the_page_shows_it(name):
+    import torch
+
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S)
+    z, forgotten = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) < 10
+    names = {"z": z, "forgotten": forgotten, "z_forget": z[forgotten], "shards": z.split(20), "dim": 4}
+    exec(block, names | {"weight": torch.eye(3, 4), "bias": torch.zeros(3)}, found := {})
+    assert found["forget"].n == 10 and found["head"].logits(z).shape == (60, 3)
+
+
 def test_every_picture_is_shown_on_a_page_and_is_small():
     pages = "".join(p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
     for picture in (ROOT / "docs/images").iterdir():

@@ -1,5 +1,6 @@
 """Test the documentation site: it builds without warnings, fetches nothing from other hosts, and matches the code."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -60,7 +61,9 @@ def test_every_page_is_in_the_navigation():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     pages = nav_pages(config["nav"])
     written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
-    named = {page for page in pages if not page.startswith("reference/")}
+    notebooks = {f"notebooks/{path.stem}.md" for path in (ROOT / "docs/notebooks").glob("*.ipynb")}
+    assert notebooks <= set(pages), "add these notebooks to `nav` in mkdocs.yml"
+    named = {page for page in pages if not page.startswith("reference/")} - notebooks
     assert written - named == set(), "add these pages to `nav` in mkdocs.yml"
     assert named - written == set(), "mkdocs.yml names pages that do not exist"
     assert len(pages) == len(set(pages))
@@ -114,6 +117,36 @@ def test_links_that_leave_docs_become_text_and_pages_that_are_named_become_links
         ("start.md", "![picture](../images/a.png)"),
     ]:
         assert mended(place, link) == link
+    assert mended("requests.md", "[alone](notebooks/library-alone.ipynb)") == "[alone](notebooks/library-alone.md)"
+
+
+def test_a_page_of_a_notebook_has_its_text_code_outputs_and_pictures(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "docs/hooks"))
+    import nbformat
+    from notebook_pages import notebook_page
+
+    path = tmp_path / "small.ipynb"
+    new = nbformat.v4
+    printed = [
+        new.new_output("stream", name=name, text=f"{name} {i}\n") for i in (1, 2) for name in ("stdout", "stderr")
+    ]
+    picture = new.new_output("display_data", {"image/png": base64.b64encode(b"png").decode()})
+    code = new.new_code_cell("draw()", outputs=[*printed, picture], execution_count=1)
+    nbformat.write(new.new_notebook(cells=[new.new_markdown_cell("# Title\n\nWords."), code]), path)
+    text, pictures = notebook_page(path)
+    assert text.startswith("# Title\n") and "\nWords.\n" in text and '<a href="small.ipynb"' in text
+    assert "```python\ndraw()\n```" in text
+    assert '```text title="Output"\nstdout 1\nstdout 2\n```' in text and "stderr" not in text
+    assert "](small-1.png)" in text and pictures == {"small-1.png": b"png"}
+
+    code.outputs[-1] = new.new_output("error", ename="ValueError", evalue="x")
+    nbformat.write(new.new_notebook(cells=[code]), path)
+    with pytest.raises(ValueError, match=r"small.ipynb, cell 0: .* error"):
+        notebook_page(path)
+    code.update(outputs=[], execution_count=None)
+    nbformat.write(new.new_notebook(cells=[code]), path)
+    with pytest.raises(ValueError, match=r"small.ipynb, cell 0: has not been run"):
+        notebook_page(path)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +222,23 @@ def test_the_page_on_the_summary_has_every_part_and_the_schema_lies_beside_it(si
         table = page[page.index(f'<h2 id="{name.lower()}"') :].partition("</table>")[0]
         assert re.findall(r"<tr>\s*<td><code>(\w+)</code></td>", table) == list(part["properties"]), name
     assert 'href="summary.schema.json"' in page
+
+
+@pytest.mark.slow
+def test_notebooks_are_pages_with_their_outputs_and_pictures(site):
+    for path in (ROOT / "docs/notebooks").glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        outputs = [output for cell in cells for output in cell["outputs"]]
+        page = site / f"notebooks/{path.stem}.html"
+        text = text_of(page)
+        for output in outputs:
+            printed = "".join(output.get("text", [])) if output.get("name") == "stdout" else ""
+            assert all(line in text for line in printed.splitlines()), path.name
+        shown = re.findall(r'<img [^>]*src="([\w-]+\.png)"', page.read_text(encoding="utf-8"))
+        assert len(shown) == sum("image/png" in output.get("data", {}) for output in outputs) > 0
+        assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in shown)
+    page = (site / "requests.html").read_text(encoding="utf-8")
+    assert 'href="notebooks/library-alone.html"' in page
 
 
 @pytest.mark.slow

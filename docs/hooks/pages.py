@@ -10,12 +10,14 @@ from typing import Any
 
 from commands_page import commands_page
 from mkdocs.structure.files import File, Files
+from notebook_pages import notebook_files
 from params_page import params_page
 from summary_page import FILE, schema_file, summary_page
 
 ROOT = Path(__file__).parents[2]
 # A page that is named, and not linked yet.
 NAMED = re.compile(r"(?<!\[)`docs/([\w-]+\.md)`")
+NOTEBOOK = re.compile(r"(\]\([^)\s:]+)\.ipynb\)")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -50,15 +52,17 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Add the generated pages to the files of the site."""
-    for name, page in PAGES.items():
-        files.append(File.generated(config, name, content=page()))
+    made = {name: page() for name, page in PAGES.items()} | notebook_files()
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """The page with `docs/NAME.md` made a link, and each link to a file outside docs/ made text.
+    """The page with links that work on the site.
 
-    The latter works in the repository, and has no target on the site.
+    `docs/NAME.md` becomes a link. A link to a notebook becomes one to the page that is made from it. A link to a file
+    outside docs/ becomes text, because the file is not on the site.
     """
     here = posixpath.dirname(page.file.src_uri)
 
@@ -70,4 +74,4 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         text, target = link.group(1), posixpath.normpath(posixpath.join(here, link.group(2)))
         return f"{text} (`{target.removeprefix('../')}`)" if target.startswith("../") else link.group()
 
-    return NAMED.sub(linked, LINK.sub(mended, markdown))
+    return NAMED.sub(linked, LINK.sub(mended, NOTEBOOK.sub(r"\1.md)", markdown)))

@@ -226,7 +226,7 @@ def refitted_without(z, y, rows, ridge):
 def test_leave_one_out_equals_models_without_the_row():
     z, y = drawn(40)
     head = RidgeHead(0.3).fit(z, y, CLASSES)
-    loo = head.leave_one_out(z, y)
+    loo = head.leave_one_out_
     for i in range(40):
         torch.testing.assert_close(loo.residuals[i : i + 1], refitted_without(z, y, [i], 0.3))
     own = refitted_without(z, y, [], 0.3)
@@ -235,10 +235,10 @@ def test_leave_one_out_equals_models_without_the_row():
     change = loo.residuals - (torch.eye(CLASSES, dtype=torch.float64)[y] - h @ head.weights_)
     torch.testing.assert_close(loo.scores, change.norm(dim=1))
     head.remove(z[:3], y[:3])
+    with pytest.raises(DataError, match="does not keep rows"):
+        _ = head.leave_one_out_
     again = head.leave_one_out(z[3:], y[3:])
-    torch.testing.assert_close(
-        again.residuals, RidgeHead(0.3).fit(z[3:], y[3:], CLASSES).leave_one_out(z[3:], y[3:]).residuals
-    )
+    torch.testing.assert_close(again.residuals, RidgeHead(0.3).fit(z[3:], y[3:], CLASSES).leave_one_out_.residuals)
 
 
 def test_press_and_gcv_equal_brute_force():
@@ -285,14 +285,15 @@ def test_choices_of_ridge_are_those_of_the_remaining_rows(ridge):
 def test_the_temperature_minimises_the_leave_one_out_loss():
     z, y = drawn(200)
     head = RidgeHead(1.0, "leave-one-out").fit(z, y, CLASSES)
-    scores = torch.eye(CLASSES, dtype=torch.float64)[y] - head.leave_one_out(z, y).residuals
+    scores = torch.eye(CLASSES, dtype=torch.float64)[y] - head.leave_one_out_.residuals
 
     def loss(t):
         return float(torch.nn.functional.cross_entropy(scores / t, y))
 
     t = head.temperature_
     assert loss(t) <= min(loss(t * f) for f in (0.5, 0.9, 0.999, 1.001, 1.1, 2.0))
-    p = (head.scores(z) / t).softmax(1)
+    p = head.predict_proba(z)
+    torch.testing.assert_close(p.sum(1), torch.ones(200, dtype=torch.float64))
     torch.testing.assert_close(p, head.head_.logits(z).softmax(1), rtol=1e-4, atol=1e-5)
 
 

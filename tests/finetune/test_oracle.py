@@ -13,7 +13,7 @@ from expunge.core.group_removal import group_effect, ridge
 from expunge.core.head import LinearHead
 from expunge.core.head_refit import HeadRefit
 from expunge.finetune.loop import Run
-from expunge.finetune.oracle import HeadOracle, OracleMatch, RidgeOracle, TeacherOracle, distance
+from expunge.finetune.oracle import GroupOracle, HeadOracle, OracleMatch, RidgeOracle, TeacherOracle, distance
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import DataError
@@ -122,8 +122,14 @@ def test_the_student_comes_near_a_retrained_network_and_a_group_of_one_is_the_di
     assert after < 0.2 * before
     assert digits.accuracy(result, digits.test[digits.labels[digits.test] != 5]) > 0.9
 
+    run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
+    group = GroupOracle([retrained], [digits.model])
+    rows = digits.forget[:5]
+    torch.testing.assert_close(group.logits(run, rows), run.ask(retrained, rows), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="at least one"):
+        GroupOracle([], [digits.model])
     with pytest.raises(ValueError, match="forget_multiplier"):
-        OracleMatch(oracle=TeacherOracle(retrained), forget_multiplier=0)
+        OracleMatch(oracle=group, forget_multiplier=0)
 
 
 def test_a_head_oracle_gives_the_refitted_head_s_logits_and_masked_classes_the_least(digits: Any) -> None:

@@ -28,6 +28,7 @@ class Problem:
         return f"{self.where}: {self.problem}" + (f"; {self.way_out}" if self.way_out else "")
 
     def to_json(self) -> dict[str, str]:
+        """Return the fields by name."""
         return asdict(self)
 
 
@@ -45,6 +46,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `expunge check --json` prints and `.expunge/check.json` holds."""
         return {
             "schema": 1,
             "problems": [p.to_json() for p in self.problems],

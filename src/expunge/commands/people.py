@@ -44,6 +44,7 @@ class Deleted:
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
     app.command()(demo_people)
 
 
@@ -116,6 +117,7 @@ def rows_of(request: ErasureRequest, store: Store) -> tuple[int, int]:
 
 
 def table_of(done: list[Deleted], workspace: Path) -> Table:
+    """Return the table of all requests: a line per person, with certificates as paths below `workspace`."""
     table = Table("person", "rows", "seconds", "shown", "test accuracy", "certificate")
     for d in done:
         rows = f"{d.rows[0]} + {d.rows[1]} test"

@@ -44,6 +44,7 @@ def who(by: str) -> str:
 
 
 def print_json(content: object) -> None:
+    """Print `content` as indented JSON."""
     typer.echo(codec.dumps(content, indent=2, ensure_ascii=False))
 
 
@@ -65,6 +66,8 @@ def registered_servable(model: str | None, version: str) -> tuple[Servable, str,
 
 
 class Format(StrEnum):
+    """Formats of `expunge export`."""
+
     torch = "torch"
     onnx = "onnx"
 

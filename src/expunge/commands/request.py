@@ -250,6 +250,7 @@ def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
 
 
 def open_store() -> Store:
+    """Open the store of requests of this workspace."""
     from expunge.erasure.requests import Store
 
     return Store.open()

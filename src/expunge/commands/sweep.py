@@ -18,6 +18,7 @@ SubjectFile = Annotated[Path | None, typer.Option(help="File of subjects: all th
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
     app.command()(sweep)
 
 

@@ -32,6 +32,8 @@ FORBID = ConfigDict(extra="forbid", defer_build=True)
 
 @dataclass(frozen=True, config=FORBID)
 class Data:
+    """Where the rows come from, and which of them are for testing."""
+
     source: Text
     path: Text | None
     test_fraction: Share
@@ -44,6 +46,8 @@ class Data:
 
 @dataclass(frozen=True, config=FORBID)
 class Model:
+    """The classifier: its architecture, its weights, and which part of it is trained."""
+
     name: Text
     training: Literal["full", "above", "head", "ridge", "none"]
     cut: Text | None
@@ -87,6 +91,8 @@ class Train:
 
 @dataclass(frozen=True, config=FORBID)
 class Features:
+    """How features are computed and stored."""
+
     batch_size: BatchSize
     shard_rows: Rows
     precision: Literal["fp32", "fp16", "bf16"]
@@ -97,6 +103,7 @@ class Features:
 
     @property
     def modules(self) -> tuple[str, ...]:
+        """The names in `layers`, also where it is a single one."""
         return (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
 
 
@@ -111,6 +118,8 @@ class Extract:
 
 @dataclass(frozen=True, config=FORBID)
 class Activations:
+    """At which cuts activations are stored, and what `auto` may spend on disk and on operations."""
+
     cuts: Annotated[list[Text], Strict()] | Literal["auto"]
     max_gb: Size
     max_cost: Portion
@@ -118,6 +127,8 @@ class Activations:
 
 @dataclass(frozen=True, config=FORBID)
 class Split:
+    """The erasure request: which training rows are forgotten, and which are set apart."""
+
     selector: Literal["classes", "random", "memorised", "canaries", "ids", "subjects", "filter", "correct"]
     classes: Annotated[list[Index | Text], Strict()]
     fraction: Share
@@ -133,11 +144,15 @@ class Split:
 
 @dataclass(frozen=True, config=FORBID)
 class Retrain:
+    """The seeds of the retrained models, one model per seed."""
+
     seeds: Annotated[list[Seed], Strict()]
 
 
 @dataclass(frozen=True, config=FORBID)
 class Evaluate:
+    """The seed of the evaluation, and the metrics of other packages to compute."""
+
     seed: Seed
     metrics: Annotated[list[MetricName], Strict()]  # declared by other packages
 
@@ -154,6 +169,8 @@ class Shadow:
 
 @dataclass(frozen=True, config=FORBID)
 class Register:
+    """Names in MLflow, where null derives them from data and model, and the least claim that may serve."""
+
     name: Text | None
     experiment: Text | None
     promote_level: Literal["outputs", "features", "backbone", "exact"]
@@ -169,6 +186,8 @@ class Sweep:
 
 @dataclass(frozen=True, config=FORBID)
 class Config:
+    """The whole of params.yaml. `fit` maps the name of an entry to its settings."""
+
     data: Data
     model: Model
     train: Train

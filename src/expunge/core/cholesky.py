@@ -80,6 +80,7 @@ class Factor:
 
     @property
     def limit(self) -> int:
+        """The largest number of rows that stay pending; with more, the factor is updated."""
         return max(PENDING_LEAST, len(self._upper) // PENDING_SHARE)
 
     def _base(self, right: Tensor) -> Tensor:

@@ -68,10 +68,12 @@ class ClassSums:
 
     @property
     def dim(self) -> int:
+        """The number d of features, without the constant 1."""
         return self.second.shape[0] - 1
 
     @property
     def num_classes(self) -> int:
+        """The number C of classes."""
         return self.by_class.shape[1]
 
     @property
@@ -81,6 +83,7 @@ class ClassSums:
 
     @property
     def n(self) -> int:
+        """The number of rows."""
         return int(self.counts.sum())
 
     def augmented(self, z: Tensor) -> Tensor:
@@ -98,6 +101,7 @@ class ClassSums:
             self.update_augmented(self.augmented(part), labels, sign)
 
     def update_augmented(self, h: Tensor, y: Tensor, sign: int = 1) -> None:
+        """Add, or with `sign` -1 remove, rows `h (n, p)` as `augmented` returns them, with classes `y (n,)`."""
         self.second.addmm_(h.T, h, alpha=sign)
         onehot = torch.nn.functional.one_hot(y, self.num_classes).to(h)
         self.by_class.addmm_(h.T, onehot, alpha=sign)
@@ -155,6 +159,7 @@ class ClassSums:
             )
 
     def like(self, second: Tensor, by_class: Tensor, squares: Tensor) -> ClassSums:
+        """Return sums with the same `quantum` and the given tensors, which are not copied."""
         same = ClassSums.__new__(ClassSums)
         same.quantum, same.second, same.by_class, same.squares = self.quantum, second, by_class, squares
         return same

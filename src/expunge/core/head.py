@@ -31,10 +31,12 @@ class LinearHead:
 
     @property
     def num_classes(self) -> int:
+        """The number C of classes."""
         return self.weight.shape[0]
 
     @property
     def dim(self) -> int:
+        """The number d of features."""
         return self.weight.shape[1]
 
     def __repr__(self) -> str:

@@ -25,12 +25,23 @@ class FeatureMap(Protocol):
     """The interface of every map from features onto features."""
 
     @property
-    def dim(self) -> int: ...
-    def __call__(self, z: Tensor) -> Tensor: ...
-    def describe(self) -> dict[str, object]: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def save(self, directory: Path | str) -> None: ...
-    def compose(self, inner: FeatureMap) -> FeatureMap: ...
+    def dim(self) -> int:
+        """The number d of features."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the mapped features `(n, d)` of `z (n, d)`."""
+
+    def describe(self) -> dict[str, object]:
+        """Return what `map.json` holds: the kind of the map, and all that is not a tensor."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the map by name, as `map.safetensors` holds them."""
+
+    def save(self, directory: Path | str) -> None:
+        """Write the map into an existing directory."""
+
+    def compose(self, inner: FeatureMap) -> FeatureMap:
+        """Return the map `z -> self(inner(z))`."""
 
 
 class _Saved:
@@ -90,6 +101,7 @@ class AffineMap(_Saved):
 
     @property
     def dim(self) -> int:
+        """The number d of features."""
         return self.bias.shape[0]
 
     @property
@@ -136,9 +148,11 @@ class AffineMap(_Saved):
         return LinearHead(folded, b + w @ self.bias)
 
     def describe(self) -> dict[str, object]:
+        """Return kind, form and dimension."""
         return {"kind": "affine", "form": self.form, "dim": self.dim}
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return `weight` and `bias`."""
         return {"weight": self.weight, "bias": self.bias}
 
 
@@ -169,6 +183,7 @@ class MlpMap(_Saved):
 
     @property
     def dim(self) -> int:
+        """The number d of features."""
         return self.weights[0].shape[1]
 
     def __repr__(self) -> str:
@@ -186,9 +201,11 @@ class MlpMap(_Saved):
         return z + out if self.residual else out
 
     def describe(self) -> dict[str, object]:
+        """Return kind, number of layers, `residual` and dimension."""
         return {"kind": "mlp", "layers": len(self.weights), "residual": self.residual, "dim": self.dim}
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return weights and biases as `weight.0`, `bias.0` and so on."""
         named = {f"weight.{i}": w for i, w in enumerate(self.weights)}
         return named | {f"bias.{i}": b for i, b in enumerate(self.biases)}
 
@@ -212,6 +229,7 @@ class TiltMap(_Saved):
 
     @property
     def dim(self) -> int:
+        """The number d of features."""
         return self.weight.shape[1]
 
     @torch.no_grad()
@@ -224,9 +242,11 @@ class TiltMap(_Saved):
         return z + table[assigned]
 
     def describe(self) -> dict[str, object]:
+        """Return kind and dimension."""
         return {"kind": "tilt", "dim": self.dim}
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the head's `weight` and `bias`, `classes` and `shifts`."""
         return {"weight": self.weight, "bias": self.bias, "classes": self.classes, "shifts": self.shifts}
 
 
@@ -238,6 +258,7 @@ class Chain(_Saved):
 
     @property
     def dim(self) -> int:
+        """The number d of features."""
         return self.maps[0].dim
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -247,9 +268,11 @@ class Chain(_Saved):
         return z
 
     def describe(self) -> dict[str, object]:
+        """Return the kind, and the descriptions of the maps in the order in which they are applied."""
         return {"kind": "chain", "maps": [m.describe() for m in self.maps]}
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of all maps, with the position of the map before each name, such as `0/bias`."""
         return {f"{i}/{name}": t for i, m in enumerate(self.maps) for name, t in m.tensors().items()}
 
 

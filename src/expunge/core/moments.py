@@ -64,10 +64,12 @@ class Moments:
 
     @property
     def dim(self) -> int:
+        """The number d of features."""
         return self.s.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """The device of the sums."""
         return self.s.device
 
     def __repr__(self) -> str:
@@ -160,6 +162,7 @@ class Moments:
         return torch.addr(self.S, m, m, alpha=-self.n).div_(self.n - ddof)
 
     def to(self, device: torch.device | str) -> Moments:
+        """Return the same moments on `device`."""
         return self._like(self.n, self.s.to(device), self.S.to(device))
 
     def save(self, path: Path | str) -> None:

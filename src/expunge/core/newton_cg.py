@@ -38,6 +38,7 @@ class SoftmaxProblem:
     ridge: float
 
     def chunks(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the rows in parts `(z, y)` that bound the working memory; no part if there are no rows."""
         rows = max(256, CHUNK_NUMBERS // max(1, self.z.shape[1]))
         return list(zip(torch.split(self.z, rows), torch.split(self.y, rows), strict=True)) if len(self.y) else []
 
@@ -74,6 +75,7 @@ class SoftmaxProblem:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of probabilities and of products with the Hessian."""
         return torch.promote_types(self.z.dtype, torch.float32)
 
     def hessian(self, probabilities: Tensor) -> Apply:

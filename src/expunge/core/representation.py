@@ -104,6 +104,7 @@ class LeastSquares:
 
     @property
     def start(self) -> Tensor:
+        """The identity map `[I 0]`, `(d, d + 1)`."""
         d = self.gradient.shape[0]
         return torch.eye(d, d + 1, dtype=torch.float64, device=self.gram.device)
 

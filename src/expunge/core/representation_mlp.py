@@ -138,6 +138,7 @@ class Network:
             self.biases.append(bias.to(device).requires_grad_())
 
     def __call__(self, z: Tensor) -> Tensor:
+        """Return the mapped features `(n, d)` of `z (n, d)`."""
         out = z
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             out = linear(torch.relu(out) if i else out, weight, bias)
@@ -162,6 +163,7 @@ class Network:
         return history
 
     def map(self) -> MlpMap:
+        """Return the network as a map."""
         return MlpMap(tuple(self.weights), tuple(self.biases), self.residual)
 
 
@@ -173,6 +175,7 @@ def shuffled_batches(z: Tensor, batch_size: int, generator: torch.Generator) -> 
 
 
 def add_noise(z: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Return `z (n, d)` plus normal noise of standard deviation `scale`; with scale 0 `z` itself."""
     if not scale:
         return z
     return z + scale * torch.randn(z.shape, generator=generator).to(z.device)

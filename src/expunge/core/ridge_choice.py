@@ -104,6 +104,7 @@ def check_choice(name: str, value: float | str, words: Sequence[str]) -> None:
 
 
 def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
+    """Return the ridges in ascending order. Raises ValueError if there are none, or if one is not positive."""
     if not grid or any(not (math.isfinite(r) and r > 0) for r in grid):
         raise ValueError(f"grid must hold positive ridges, got {list(grid)}")
     return tuple(sorted(grid))

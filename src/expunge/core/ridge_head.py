@@ -57,7 +57,8 @@ class RidgeHead(Estimator):
     afterwards as `kept=(z, y)` and choose again, so that removed rows have no influence on the choice.
 
     Classes without a row get weight 0 and bias -1e4. Fitted: `head_` (its logits are scores / temperature),
-    `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_` and `rebuilds_`. [methods.md 8]
+    `weights_` `(p, C)` float64, `ridge_`, `temperature_`, `n_`, `counts_`, `drift_`, `rebuilds_`, and
+    `leave_one_out_`. [derived]
     """
 
     facts: ClassVar[Facts] = Facts(("classes", "rows", "corrections"), ("head",), "head", "closed form", "derived")
@@ -85,6 +86,8 @@ class RidgeHead(Estimator):
         self.drift = drift
         self._sums: ClassSums | None = None
         self._factor: Factor | None = None
+        self._rows: Rows | None = None
+        self._loo: LeaveOneOut | None = None
 
     @property
     def needs_rows(self) -> bool:
@@ -93,18 +96,32 @@ class RidgeHead(Estimator):
 
     @property
     def sums(self) -> ClassSums:
+        """The sums of the rows now present. Raises AttributeError before the first rows."""
         if self._sums is None:
             raise AttributeError("RidgeHead has no rows yet; call fit or update first")
         return self._sums
 
     @property
     def n_(self) -> int:
+        """The number of rows now present."""
         return self.sums.n
 
     @property
     def counts_(self) -> Tensor:
         """Rows per class, `(C,)` int64."""
         return self.sums.counts
+
+    @property
+    def leave_one_out_(self) -> LeaveOneOut:
+        """Residuals and leverages of the rows of `fit`, or of the last `kept`, in order; computed on first access.
+
+        Raises DataError where rows have changed since, because the head does not store rows.
+        """
+        if self._loo is None:
+            if self._rows is None:
+                raise DataError("the head does not keep rows; call leave_one_out(z, y) with its present rows")
+            self._loo = self.leave_one_out(*self._rows)
+        return self._loo
 
     def fit(self, z: Array, y: Array, num_classes: int) -> RidgeHead:
         """Fit to `z (n, d)` floating and `y (n,)` integers in `0 .. num_classes - 1`; earlier rows are discarded.
@@ -178,6 +195,12 @@ class RidgeHead(Estimator):
         return self.sums.augmented(z) @ self.weights_
 
     @torch.no_grad()
+    def predict_proba(self, z: Array) -> Tensor:
+        """Return `softmax(scores / temperature)` over the classes that have rows, `(n, C)` float64."""
+        logits = self.scores(z) / self.temperature_
+        return torch.softmax(logits.masked_fill(self.counts_ == 0, MASKED_BIAS), dim=1)
+
+    @torch.no_grad()
     def _change(self, z: Array, y: Array, kept: Rows | None, sign: int) -> RidgeHead:
         z, y = as_labelled(z, y, self.sums.dim, self.sums.num_classes)
         factor = self._solved()
@@ -226,9 +249,11 @@ class RidgeHead(Estimator):
             self.rebuilds_ += 1
             weights, self.drift_ = self._refined(factor, factor.solve(self.sums.by_class))
         self.weights_ = weights
+        self._rows, self._loo = rows, None
         if self.temperature == "leave-one-out":
             assert rows is not None
-            self.temperature_ = choose_temperature(leave_one_out(self.sums, factor, weights, *rows), rows[1])
+            self._loo = leave_one_out(self.sums, factor, weights, *rows)
+            self.temperature_ = choose_temperature(self._loo, rows[1])
         else:
             self.temperature_ = float(self.temperature)
         scaled = (weights / self.temperature_).T
@@ -253,7 +278,7 @@ class RidgeHead(Estimator):
         return self._factor
 
     def _forget_solution(self) -> None:
-        self._factor = None
+        self._factor = self._rows = self._loo = None
         for name in ("head_", "weights_", "drift_", "temperature_", "ridge_"):
             self.__dict__.pop(name, None)
 

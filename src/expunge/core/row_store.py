@@ -16,6 +16,7 @@ class RowStore:
         self._prints: tuple[Tensor, Tensor] | None = None
 
     def add(self, z: Tensor, y: Tensor, shares: Tensor) -> None:
+        """Append the rows `z (k, d)` with classes `y (k,)` and `shares (k, C)`."""
         self.z, self.y = torch.cat([self.z, z.to(self.z)]), torch.cat([self.y, y])
         self.shares = torch.cat([self.shares, shares.to(self.shares)])
         self._prints = None

@@ -46,7 +46,7 @@ class SoftmaxHead(Estimator):
     removed, `save` omits it and `refit` discards it, so that no trace of them is stored.
 
     Fitted: `head_`, `weights_`, `gradient_norm_`, `bound_`, `converged_`, `steps_`, `products_` (with the Hessian),
-    `n_`, `counts_`. Without any row every weight is zero. [methods.md 8]
+    `n_`, `counts_`. Without any row every weight is zero. [derived]
     """
 
     head_: LinearHead
@@ -74,10 +74,12 @@ class SoftmaxHead(Estimator):
 
     @property
     def converged_(self) -> bool:
+        """Whether the norm of the gradient is at most `tol`."""
         return self.gradient_norm_ <= self.tol
 
     @property
     def n_(self) -> int:
+        """The number of rows now present."""
         return int(self.counts_.sum())
 
     def fit(self, z: Tensor | np.ndarray, y: Tensor | np.ndarray, num_classes: int) -> SoftmaxHead:

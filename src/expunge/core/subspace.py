@@ -49,6 +49,7 @@ class Subspace:
 
     @property
     def objective(self) -> float:
+        """LOFT's objective `(1 - r)^2 + f^2`."""
         return (1 - self.retained) ** 2 + self.forgotten**2
 
 

@@ -49,6 +49,7 @@ class Planter:
         self._drawn: list[tuple[int, int, str, int, Any]] = []  # a heap whose first entry has the largest digest
 
     def stream(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches of a source, and after them the batch of planted copies."""
         raw, subjects = True, False
         for batch in batches:
             self._watch(batch)

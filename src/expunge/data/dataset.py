@@ -94,6 +94,7 @@ class Dataset:
 
     @cached_property
     def columns(self) -> list[str]:
+        """The names of the columns."""
         return list(pq.read_schema(self._shards[0]).names)
 
     def table(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
@@ -136,6 +137,7 @@ class Dataset:
         return np.array(self.table(["split"])["split"].to_pylist(), dtype="U6")
 
     def sample_ids(self) -> list[str]:
+        """Return the ids of all rows, in the order of the dataset."""
         ids: list[str] = self.table(["sample_id"])["sample_id"].to_pylist()
         return ids
 

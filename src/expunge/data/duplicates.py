@@ -21,9 +21,11 @@ POLICIES = (WARN, INCLUDE, REFUSE)
 class Neighbours(Protocol):
     """A search for near rows in feature space; `expunge.features.nearby.Nearby` implements and documents it."""
 
-    def distance(self) -> float | None: ...
+    def distance(self) -> float | None:
+        """Return the distance below which two rows count as near, or None if it cannot be measured."""
 
-    def near(self, asked: Mask, others: Mask, distance: float) -> tuple[Mask, Mask]: ...
+    def near(self, asked: Mask, others: Mask, distance: float) -> tuple[Mask, Mask]:
+        """Return two masks: rows of `others` near one of `asked`, and rows of `asked` near one of `others`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Guarded:
 
 
 def check_policy(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise DataError unless `value`, the setting `key`, is one of `known`."""
     if value not in known:
         raise DataError(f"{key} is {value!r}; choose one of {', '.join(known)}")
 

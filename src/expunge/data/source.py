@@ -71,6 +71,7 @@ def test_rows_of_subjects(labels: np.ndarray, subjects: Sequence[str], fraction:
 
 
 def split_names(test_mask: np.ndarray) -> list[str]:
+    """Return the name of the split of each row: "test" where the mask `(n,)` is set, otherwise "train"."""
     return [TEST if t else TRAIN for t in test_mask]
 
 

@@ -46,6 +46,7 @@ class Hits:
 
     @property
     def any(self) -> Mask:
+        """Mask `(n,)` of rows that are hit by content or by id."""
         return self.contents | self.ids
 
 
@@ -119,6 +120,7 @@ class Tombstones:
         return save({name: getattr(self, name).view(np.uint8).reshape(-1, BYTES) for name in ("ids", "contents")})
 
     def write(self) -> None:
+        """Write both lists of digests durably: they are on disk when this returns."""
         write_durable(self.directory / ROWS, self.to_bytes())
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Hits:

@@ -64,6 +64,7 @@ class Batch:
 
     @classmethod
     def of(cls, row: RowMapping) -> Batch:
+        """Return the batch of a database row."""
         return cls(**{**{f.name: row[f.name] for f in fields(cls)}, "step": Step(row["step"])})
 
 

@@ -53,7 +53,8 @@ FIRST = ("prepare", "validate-dataset")
 class Pipeline(Protocol):
     """Runs stages of dvc.yaml in the working directory; with empty `stages`, all stages that are out of date."""
 
-    def __call__(self, stages: Sequence[str] = (), force: bool = False) -> None: ...
+    def __call__(self, stages: Sequence[str] = (), force: bool = False) -> None:
+        """Run the stages; with `force` also those that are up to date."""
 
 
 @dataclass(frozen=True)

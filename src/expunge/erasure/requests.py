@@ -50,6 +50,7 @@ class ErasureRequest:
 
     @classmethod
     def of(cls, row: RowMapping) -> ErasureRequest:
+        """Return the request of a database row."""
         values = {f.name: row[f.name] for f in fields(cls)}
         return cls(**{**values, "state": State(row["state"]), "classes": tuple(row["classes"])})
 
@@ -77,6 +78,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str | None = None) -> Store:
+        """Open the store at `url`, else at EXPUNGE_REQUESTS_URL, else in the workspace."""
         return cls(database.connect(url))
 
     def add(
@@ -145,6 +147,7 @@ class Store:
         return "" if key is None else digest_of_values(values, key)
 
     def has_key(self, id_: str) -> bool:
+        """Return whether the key of a request still exists."""
         with transaction(self.engine) as c:
             return self._key(c, id_) is not None
 
@@ -219,6 +222,7 @@ class Store:
             c.execute(update(REQUESTS).where(REQUESTS.c.id == id_).values(told=True))
 
     def listed(self, c: Connection) -> list[ErasureRequest]:
+        """Return all requests, the earliest deadline first, within the transaction of `c`."""
         rows = c.execute(select(REQUESTS).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
         return [ErasureRequest.of(row) for row in rows]
 
@@ -283,6 +287,7 @@ def write_event(
     facts: Mapping[str, Any],
     state: State | None = None,
 ) -> None:
+    """Add the event `number` of the request or batch `about` to its history, with the present time."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     values = {"about": about, "number": number, "at": at, "who": who, "kind": kind, "reason": reason}
     c.execute(insert(EVENTS).values(**values, state=state, facts=dict(facts)))

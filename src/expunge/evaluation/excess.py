@@ -52,10 +52,12 @@ class GateRows:
 
     @property
     def rows(self) -> int:
+        """The number n of rows."""
         return len(self.original)
 
     @property
     def references(self) -> int:
+        """The number R of retrained models."""
         return len(self.retrained)
 
     @property

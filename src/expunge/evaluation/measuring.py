@@ -38,6 +38,7 @@ class Outputs:
 
     @property
     def head_input(self) -> NDArray[Any]:
+        """What the head reads: `z_prime`, or `z` where there is no map."""
         return self.z if self.z_prime is None else self.z_prime
 
 
@@ -96,6 +97,7 @@ class Measured:
         return OfFeatures(probe, alignment, self.knn["representation.knn_z"])
 
     def value(self, path: str) -> float | None:
+        """Return the mean over rows of the measure at `path`, or None if it was not measured."""
         values = self.rows[path]
         return None if values is None else div.mean(values)
 
@@ -113,6 +115,7 @@ class Measuring:
         self.models: list[tuple[Outputs, Measured]] = []
 
     def of_features(self, z: NDArray[Any]) -> OfFeatures:
+        """Return the measurements of the features `z (n, d)`, from an earlier call if they are equal."""
         for seen, found in self.features:
             if seen is z or np.array_equal(seen, z):
                 return found
@@ -121,6 +124,7 @@ class Measuring:
         return found
 
     def of(self, model: Outputs) -> Measured:
+        """Return the measurements of `model`, from an earlier call if it is the same object."""
         for seen, found in self.models:
             if seen is model:
                 return found

@@ -48,6 +48,7 @@ class Rows:
 
     @property
     def forget(self) -> Index:
+        """Positions of the forgotten rows."""
         return self.parts["forget"]
 
     def rng(self, stream: int) -> np.random.Generator:

@@ -59,6 +59,7 @@ class Worker:
         return os.getpid()
 
     def choose(self) -> None:
+        """Let the extraction decide whether it compiles the model; see `features.compile`."""
         self._extraction.choose()
 
     def make(self, index: int) -> int:

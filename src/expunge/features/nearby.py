@@ -111,7 +111,7 @@ def memorisation_scores(store: Shards, labels: Rows, train: Rows, classes: int) 
 
     The score is the leave-one-out residual minus the residual, in closed form over all training rows; the ridge
     parameter is chosen by generalised cross-validation. The store is read twice, with one row group in memory.
-    [methods.md 8]
+    [derived]
     """
     from expunge.core.ridge_head import RidgeHead  # imports torch, which other selectors do not need
 

@@ -211,6 +211,7 @@ class StructReader:
         return of, [self._take(1)[0] if of in (TRUE, FALSE) else self._value(of) for _ in range(size)]
 
     def struct(self) -> Struct:
+        """Parse one struct. Return the type and the value of each field by its number."""
         fields: Struct = {}
         field = 0
         while head := self._take(1)[0]:

@@ -70,6 +70,7 @@ class Shard:
 
     @property
     def name(self) -> str:
+        """The name of the shard's file without its ending."""
         return f"part-{self.index:05d}"
 
 
@@ -83,6 +84,7 @@ class Plan:
 
     @classmethod
     def of(cls, classifier: Classifier, dataset: Dataset, settings: ExtractionSettings) -> Plan:
+        """Return the plan for a model and a dataset. Raises ConfigError for an unknown `features.dtype`."""
         description = {
             "format": FORMAT,
             "backbone": backbone_digest(classifier),
@@ -99,10 +101,12 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
+        """The digest of the description."""
         return digest_of(self.description)
 
     @cached_property
     def shards(self) -> list[Shard]:
+        """The shards in the order of the dataset."""
         starts = range(0, self.rows, self.settings.shard_rows)
         return [Shard(i, a, min(a + self.settings.shard_rows, self.rows)) for i, a in enumerate(starts)]
 

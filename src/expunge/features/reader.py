@@ -60,6 +60,7 @@ class Reader:
         self.threads, self.pin = threads, pin
 
     def batches(self, shards: list[Shard]) -> Iterator[Batch]:
+        """Yield the batches of the shards, in order. At most READ_AHEAD batches are decoded ahead of the caller."""
         tables = self._tables(shards)
         with (
             ThreadPoolExecutor(1, initializer=one_torch_thread) as reader,

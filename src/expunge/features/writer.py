@@ -144,6 +144,7 @@ def _record(work: Path, shard: Shard) -> Path:
 
 
 def shard_path(work: Path, shard: Shard) -> Path:
+    """Return the path of the shard's Parquet file in the work directory."""
     return _shard_files(work, shard)[0]
 
 

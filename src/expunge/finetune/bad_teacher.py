@@ -32,6 +32,7 @@ class BadTeacher(Updater):
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: all rows, each compared with its teacher."""
         bad = untrained(run.original, self.seed)
         forgotten = np.zeros(len(run.labels), dtype=bool)
         forgotten[run.forget] = True

@@ -49,6 +49,7 @@ class PartiallyBlinded(Updater):
         return run.train(self.phases(run), stop=stop_at_unseen(run))
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: forgotten rows, and the penalty on the change of the weights."""
         importance = per_sample_fisher(run.original, run.inputs, run.labels, run.forget)
         strength = {name: (self.fisher * f + self.norm).float() for name, f in importance.items()}
         start = dict(run.original.named_parameters())

@@ -45,6 +45,7 @@ class BoundaryShrink(Updater):
             raise ValueError(f"eps must not be negative, got {self.eps}")
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over forgotten rows. Raises DataError unless whole classes are forgotten."""
         need_whole_classes(run, WHY)
         keep = has_retained_rows(run)
 
@@ -81,6 +82,8 @@ class BoundaryExpand(Updater):
         return history
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over forgotten rows, whose target is the added class."""
+
         def loss(rows: Index) -> Terms:
             logits = run.logits(rows, frozen_norm=True)
             return {"forget": cross_entropy(logits, torch.full_like(run.y(rows), logits.shape[1] - 1))}

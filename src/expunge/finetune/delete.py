@@ -34,6 +34,7 @@ class Delete(Updater):
     factors: ClassVar[Factors] = Factors(sgd=0.0003)
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over forgotten rows. Raises DataError if no other class is retained."""
         keep = torch.zeros(run.original.card.num_classes, dtype=torch.bool, device=run.device)
         keep[run.retained_classes] = True
         if not np.all([np.any(run.retained_classes != c) for c in np.unique(run.labels[run.forget])]):

@@ -79,6 +79,7 @@ class InstanceWise(Updater):
         return run.train(self.phases(run), stop=lambda: nothing_read(run) or (as_unseen is not None and as_unseen()))
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: forgotten rows, each batch with its adversarial copies."""
         x, y = self._copies(run)
         importance = output_sensitivity(run.original, run.inputs, run.forget)
         strength = {name: (self.lam / 2 * (1 - scaled(o))).float() for name, o in importance.items()}

@@ -48,6 +48,7 @@ class Jit(Updater):
         return run.train(self.phases(run), stop=stop_at_unseen(run))
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over forgotten rows. Raises ConfigError for a classifier of texts."""
         preprocess = run.original.preprocess
         if not isinstance(preprocess, Preprocess):
             raise ConfigError("Jit adds noise to pixels, but this classifier takes texts; use another method")

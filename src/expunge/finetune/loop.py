@@ -110,9 +110,8 @@ class Updater(Estimator):
         `inputs` are images, uint8 `(n, h, w, c)`, or token ids of texts, int32 `(n, t)`, negative after their end.
 
         `forget_rows` None means that `labels` were corrected and no row is removed, for methods that use only retained
-        rows. `unseen_rows` are rows that `classifier` was never trained on, for the methods that need them; they must
-        be neither test rows nor rows by which settings are chosen. Raises DataError for unusable rows or labels,
-        CollapseError when loss or weights become non-finite.
+        rows. `classifier` was never trained on `unseen_rows`, which are neither test rows nor rows by which settings
+        are chosen. Raises DataError for unusable rows or labels, CollapseError for a non-finite loss or weight.
         """
         run = Run(self, classifier, inputs, labels, retain_rows, forget_rows, unseen_rows)
         self.history_ = self._descend(run)
@@ -153,9 +152,8 @@ class Run:
         self.norms = [m for m in self.student.modules() if isinstance(m, _BatchNorm)]
         self.device = classifier.head.weight.device
 
-    # The order of rows.
-
     def rng(self, stream: int, epoch: int = 0) -> np.random.Generator:
+        """Return the generator of a random stream, such as FORGET, in an epoch."""
         return np.random.default_rng([self.options.seed, stream, epoch])
 
     def split(self, rows: Index) -> list[Index]:
@@ -163,9 +161,11 @@ class Run:
         return np.array_split(rows, max(1, math.ceil(len(rows) / self.options.batch_size)))
 
     def retained(self, epoch: int) -> list[Index]:
+        """Return batches of the retained rows that the epoch uses, shuffled."""
         return self.split(self._retained_rows(epoch))
 
     def forgotten(self, epoch: int) -> list[Index]:
+        """Return batches of all forgotten rows, shuffled."""
         return self.split(self.rng(FORGET, epoch).permutation(self.forget))
 
     def pairs(self, epoch: int) -> list[tuple[Index, Index]]:
@@ -185,11 +185,11 @@ class Run:
 
     @property
     def retained_classes(self) -> Index:
+        """The classes with a retained row, ascending."""
         return np.unique(self.labels[self.retain])
 
-    # Outputs of the models.
-
     def y(self, rows: Index) -> Tensor:
+        """Return the labels `(b,)` of rows, on the device of the model."""
         return torch.from_numpy(self.labels[rows]).to(self.device)
 
     def logits(self, rows: Index, frozen_norm: bool = False) -> Tensor:
@@ -218,13 +218,12 @@ class Run:
         return out.float()
 
     def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which forward passes run: bf16 where the precision asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _freeze_norm(self, frozen: bool) -> None:
         for module in self.norms:
             module.train(not (frozen or self.frozen_norm))
-
-    # Training.
 
     def train(
         self,
@@ -313,6 +312,7 @@ class Run:
 
 
 def single(batches: Iterable[Index]) -> list[tuple[Index]]:
+    """Return each batch as the only element of a tuple, as Phase wants it."""
     return [(rows,) for rows in batches]
 
 

@@ -54,6 +54,8 @@ class MinNorm(Updater):
             )
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over retained rows; each step with c > 0 shrinks the weights first."""
+
         def of(epoch: int) -> Phase:
             c = self.shrink * self.decay**epoch if epoch < self.epochs - self.last else 0.0
 
@@ -109,9 +111,11 @@ def outside(w: Tensor, gradients: Tensor) -> Tensor:
     tolerance = max(gradients.shape) * torch.finfo(gradients.dtype).eps  # of singular values, the roots of `values`
     held = values > values[-1] * tolerance**2
     coefficients = vectors[:, held] @ ((vectors[:, held].T @ (rows @ w.double())) / values[held])
-    return w - (coefficients @ rows).to(w)
+    result: Tensor = w - (coefficients @ rows).to(w)
+    return result
 
 
 def shrinkable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return all parameters but those of batch norm, by name."""
     norms = {name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     return {name: p for name, p in model.named_parameters() if name.rpartition(".")[0] not in norms}

@@ -54,6 +54,7 @@ class Muda(Updater):
             )
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return two phases per epoch: forgotten, then retained rows. Raises DataError unless classes are whole."""
         need_whole_classes(run, "the features of its rows lie where those of the retained rows lie")
         self.ranks_ = []
         projections: dict[int, Tensor] = {}

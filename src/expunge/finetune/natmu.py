@@ -45,6 +45,7 @@ class NatMU(Updater):
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: each batch joins retained rows and hybrids."""
         images, labels = hybrids(run, self.delta)
 
         def loss(retained: Index, mixed: Index) -> Terms:

@@ -33,6 +33,8 @@ class NegGradPlus(Updater):
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: a retained and a forgotten batch in each step."""
+
         def loss(retained: Index, forgotten: Index) -> Terms:
             keep = cross_entropy(run.logits(retained), run.y(retained))
             lose = cross_entropy(run.logits(forgotten, frozen_norm=True), run.y(forgotten), reduction="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -36,9 +37,10 @@ class TeacherOracle:
         self.teacher = teacher.eval()
 
     def prepare(self, run: Run) -> None:
-        pass
+        """Do nothing: the teacher needs no preparation."""
 
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the teacher's logits `(len(rows), C)` float32."""
         return run.ask(self.teacher, rows)
 
 
@@ -54,6 +56,7 @@ class RidgeOracle:
         self.l2 = l2
 
     def prepare(self, run: Run) -> None:
+        """Compute what the forgotten rows contribute to the ridge head."""
         rows = np.concatenate([run.retain, run.forget])
         z, y = self._inputs(run, rows), one_hot(run.y(rows), run.original.card.num_classes).double()
         weight, second = ridge(z, y, self.l2)
@@ -61,6 +64,7 @@ class RidgeOracle:
         self.effect = group_effect(second, z[-m:], y[-m:] - z[-m:] @ weight)
 
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the original's logits less that contribution, `(len(rows), C)` float32."""
         return run.ask(run.original, rows) - (self._inputs(run, rows) @ self.effect).float()
 
     @torch.no_grad()
@@ -82,6 +86,7 @@ class HeadOracle:
         self.masked = head.bias <= MASKED_BIAS
 
     def prepare(self, run: Run) -> None:
+        """Raise DataError if the head does not have the shape of the original's head."""
         if tuple(self.head.weight.shape) != tuple(run.original.head.weight.shape):
             found, wanted = list(self.head.weight.shape), list(run.original.head.weight.shape)
             raise DataError(
@@ -91,9 +96,34 @@ class HeadOracle:
 
     @torch.no_grad()
     def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the head's logits on the original's features, `(len(rows), C)` float32."""
         out = self.head.logits(run.original.features(run.inputs[rows]).float())
         least = out.masked_fill(self.masked, torch.inf).amin(1, keepdim=True)
         return torch.where(self.masked, least, out).float()
+
+
+class GroupOracle:
+    """The original's logits plus the mean difference between `retrained` networks and `others` trained on all rows.
+
+    What both groups have in common cancels in the difference, up to the randomness of seeds. This costs more than
+    retraining. It is meant for evaluations only, as an upper bound on what distillation can reach.
+    """
+
+    def __init__(self, retrained: Sequence[Classifier], others: Sequence[Classifier]) -> None:
+        if not retrained or not others:
+            raise ValueError("a group oracle needs at least one retrained network and one trained on all rows")
+        self.retrained = [model.eval() for model in retrained]
+        self.others = [model.eval() for model in others]
+
+    def prepare(self, run: Run) -> None:
+        """Do nothing: the networks need no preparation."""
+
+    def logits(self, run: Run, rows: Index) -> Tensor:
+        """Return the original's logits plus the difference of the groups, `(len(rows), C)` float32."""
+        without, with_ = (
+            torch.stack([run.ask(model, rows) for model in models]).mean(0) for models in (self.retrained, self.others)
+        )
+        return run.ask(run.original, rows) + without - with_
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -103,7 +133,7 @@ class OracleMatch(Updater):
     t are the oracle's logits. Both are first centred over classes, because a common shift does not change probabilities
     [derived]. The oracles here replace the paper's datamodels, which need thousands of networks.
 
-    oracle              a TeacherOracle, RidgeOracle or HeadOracle
+    oracle              a TeacherOracle, RidgeOracle, HeadOracle or GroupOracle
     forget_multiplier   number of times an epoch passes over each forgotten row
     retain_multiplier   retained rows in an epoch, per forgotten row; drawn anew for each epoch, and `retain_share` has
                         no effect
@@ -133,6 +163,7 @@ class OracleMatch(Updater):
             )
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch: forgotten and retained rows, compared with the oracle's logits."""
         self.oracle.prepare(run)
 
         def loss(rows: Index) -> Terms:
@@ -141,6 +172,7 @@ class OracleMatch(Updater):
         return [Phase(e, "forgotten and retained", single(self.batches(run, e)), loss) for e in range(self.epochs)]
 
     def batches(self, run: Run, epoch: int) -> list[Index]:
+        """Return shuffled batches of forgotten and retained rows, as many as the multipliers say."""
         rng = run.rng(MIXED, epoch)
         size = min(len(run.retain), round(self.retain_multiplier * len(run.forget)))
         rows = np.concatenate([np.repeat(run.forget, self.forget_multiplier), rng.permutation(run.retain)[:size]])

@@ -80,6 +80,8 @@ class ProjectedGradient(Updater):
         return run.train(self.phases(run), weights, adjust=project, stop=stop)
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over forgotten rows; the projection is applied to its gradients."""
+
         def loss(rows: Index) -> Terms:
             log_p = F.log_softmax(run.logits(rows, frozen_norm=True), 1)
             p = log_p.exp()

@@ -58,6 +58,7 @@ class ReGUn(Updater):
             raise ValueError(f"lam must be in (0, 1], got {self.lam}")
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch of retained and forgotten batches. Raises DataError without unseen rows."""
         need_rows(run, "the original is as sure of unseen rows of it as of the forgotten ones")
         need_unseen(run)
         self.targets_ = self._targets(run)

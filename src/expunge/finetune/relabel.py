@@ -29,6 +29,7 @@ class RandomLabels(Updater):
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over all rows, in which the forgotten ones have random labels."""
         labels = run.labels.copy()
         labels[run.forget] = random_labels(run)
 

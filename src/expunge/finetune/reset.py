@@ -156,6 +156,7 @@ class Guide:
         self.memory: Gradients = {}
 
     def start(self, epoch: int, rows: Index) -> None:
+        """At the first batch of an epoch, compute the gradient of -CE on the forgotten `rows`."""
         if epoch == self.epoch:
             return
         self.epoch = epoch
@@ -165,6 +166,7 @@ class Guide:
         self.memory = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
 
     def turn(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Add that gradient to those of `parameters`, in place, as much of it as `surgery` says."""
         names = [name for name in self.memory if parameters[name].grad is not None]
         gradient = {name: parameters[name].grad for name in names}
         v = surgery(gradient, {name: self.memory[name] for name in names})  # type: ignore[arg-type]
@@ -246,6 +248,7 @@ def redraw(run: Run, reset: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def zero(run: Run, reset: Mapping[str, Tensor]) -> None:
+    """Set the chosen weights to 0."""
     for name, parameter in run.student.named_parameters():
         if name in reset:
             parameter.masked_fill_(reset[name], 0.0)

@@ -100,6 +100,7 @@ class Adapter(nn.Module):
         self.residuals: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output plus the residual, which is added to `residuals`."""
         out: Tensor = self.base(x)
         if isinstance(self.base, nn.Conv2d):
             low = self.base._conv_forward(x, self.down, None)
@@ -156,6 +157,7 @@ def attach(run: Run, rank: int, layers: tuple[str, ...]) -> dict[str, Adapter]:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule `name` of `model`."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
 
@@ -187,5 +189,6 @@ def feature_energy(run: Run) -> float:
 
 
 def mean_feature(run: Run, rows: Index) -> Tensor:
+    """Return the mean feature `(d,)` of rows under the original."""
     z = torch.cat([run.original.features(run.inputs[part]).float() for part in run.split(rows)])
     return z.mean(0)

@@ -29,6 +29,7 @@ class FineTune(Updater):
     factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over retained rows."""
         return retained_phases(run, self.epochs)
 
 

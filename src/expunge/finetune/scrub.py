@@ -40,6 +40,8 @@ class Scrub(Updater):
     retain_share: float = 0.5
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return the phases in order: in the first `max_epochs` epochs a forgotten one, in each a retained one."""
+
         def distance(rows: Index, logits: Tensor) -> Tensor:
             t = self.temperature
             return kl(softmax(run.ask(run.original, rows) / t, 1), logits / t) * t * t

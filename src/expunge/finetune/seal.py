@@ -66,6 +66,7 @@ class Seal(Updater):
         return run.train(self.phases(run), backbone)
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over the rows of `inputs`, with their distance to the output of the map."""
         scale = self._variance(run, run.mixed(0) if self.inputs == "both" else run.forgotten(0))
         forgotten = np.zeros(len(run.labels), dtype=bool)
         forgotten[run.forget] = True

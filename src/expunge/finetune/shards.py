@@ -80,6 +80,7 @@ def in_turn(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.in
 
 
 def step_file(directory: Path, shard: int, step: int) -> Path:
+    """Return the file of the state that a shard had after a step, below a model directory."""
     return directory / STEPS / f"shard-{shard:04d}-step-{step:04d}.safetensors"
 
 

@@ -70,6 +70,7 @@ class ShortRetrain(Updater):
         return run.train(self.phases(run))
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch over retained rows; the last is cut off where the passes are a fraction."""
         held = torch.from_numpy(run.retained_classes)
 
         def loss(rows: Index) -> Terms:

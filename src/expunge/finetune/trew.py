@@ -41,6 +41,7 @@ class Trew(Updater):
             raise ValueError(f"beta must not be negative and tau must be above 0, got {self.beta} and {self.tau}")
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return one phase per epoch of retained and forgotten batches. Raises DataError unless classes are whole."""
         need_whole_classes(run, "its rows would be taught a wrong answer")
         keep = has_retained_rows(run)
         s = similarities(run.original.head.weight, keep, self.tau, self.rank)

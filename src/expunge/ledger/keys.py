@@ -53,6 +53,7 @@ class PublicKey:
 
     @property
     def pem(self) -> bytes:
+        """The key as PEM."""
         return self.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
     @property
@@ -77,6 +78,7 @@ class SigningKey:
 
     @property
     def public(self) -> PublicKey:
+        """The public key that verifies the signatures of this one."""
         return PublicKey(self.key.public_key())
 
     def sign(self, content: bytes) -> str:

@@ -28,9 +28,12 @@ class Link(Protocol):
     """The part of an entry that a head refers to."""
 
     @property
-    def seq(self) -> int: ...
+    def seq(self) -> int:
+        """The number of the entry."""
+
     @property
-    def hash(self) -> str: ...
+    def hash(self) -> str:
+        """The hash of the entry."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ class Head:
         return cls(entry.seq, entry.hash, key.public.fingerprint, key.sign(_content(entry.seq, entry.hash)))
 
     def names(self, entry: Link) -> bool:
+        """Return whether this head refers to `entry`."""
         return (self.seq, self.hash) == (entry.seq, entry.hash)
 
     def signed_by(self, key: PublicKey) -> bool:
+        """Return whether `key` verifies the signature."""
         return key.signed(_content(self.seq, self.hash), self.signature)
 
 

@@ -75,6 +75,7 @@ class FitInputs:
 
     @cached_property
     def head(self) -> LinearHead:
+        """The original's head."""
         return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
 
     @property
@@ -94,10 +95,12 @@ class FitInputs:
 
     @cached_property
     def z_forget(self) -> Tensor:
+        """Features `(n, d)` of the forgotten rows."""
         return torch.from_numpy(self.store.z(self.forget_rows))
 
     @cached_property
     def z_retain(self) -> Tensor:
+        """Features `(n, d)` of the retained rows."""
         return torch.from_numpy(self.store.z(self.retain_rows))
 
     @cached_property
@@ -111,6 +114,7 @@ class FitInputs:
 
     @cached_property
     def forget(self) -> Moments:
+        """Moments of the forgotten rows."""
         return Moments.of(self.z_forget)
 
     @cached_property

@@ -21,13 +21,15 @@ SEEDS = "seeds"  # directory of the fits with other seeds, each in a subdirector
 class Head(Protocol):
     """A head with the state needed for exact deletion: `core.RidgeHead`, `SoftmaxHead` or `finetune.HeadShards`."""
 
-    def save(self, directory: Path) -> None: ...
+    def save(self, directory: Path) -> None:
+        """Write the state into an existing directory."""
 
 
 class Steps(Protocol):
     """The states that training in shards left after each step (`finetune.shards.Trained`)."""
 
-    def save_steps(self, directory: Path) -> None: ...
+    def save_steps(self, directory: Path) -> None:
+        """Write the states below `directory`, one file each."""
 
 
 @dataclass(frozen=True)

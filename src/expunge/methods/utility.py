@@ -37,9 +37,11 @@ class RetainedAccuracy:
 
     @property
     def drop(self) -> float:
+        """The accuracy that the method loses."""
         return self.before - self.after
 
     def to_json(self) -> dict[str, Any]:
+        """Return what `fit.json` holds under `held_out`."""
         return {"before": self.before, "after": self.after, "error": self.error, "rows": self.rows}
 
 

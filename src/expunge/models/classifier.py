@@ -66,10 +66,12 @@ class ModelCard:
         return self.saw_forget_data or self.training == ABOVE
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields by name; `model.json` holds them under `card`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelCard:
+        """Return the card with these fields."""
         return cls(**value)
 
 

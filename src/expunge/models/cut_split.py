@@ -63,6 +63,7 @@ class StandIn(Replacement):
         self.device = torch.device("cpu")
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Return the recorded output in the shapes for `sizes`: NaN for floating tensors, 0 for others."""
         leaves, spec = pytree.tree_flatten(self.first)
         others = pytree.tree_leaves(self.second)
         return pytree.tree_unflatten([self._leaf(a, b) for a, b in zip(leaves, others, strict=True)], spec)
@@ -84,6 +85,7 @@ class Source(Replacement):
         self.value: Tensor | None = None
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Return the recorded output with `value` as its tensor; the arguments have no effect."""
         return pytree.tree_map_only(Tensor, lambda _: self.value, self.out)
 
 
@@ -231,6 +233,7 @@ def core_of(classifier: Classifier) -> tuple[nn.Module, str]:
 
 
 def tensor_of(out: Any) -> Tensor:
+    """Return the first tensor in the output of a module, which may be a tuple or a mapping."""
     found: Tensor = next(leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor))
     return found
 

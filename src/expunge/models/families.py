@@ -63,6 +63,7 @@ class Headed(nn.Module):
         self.head = nn.Linear(ResNetSmall.feature_dim, num_classes)
 
     def forward(self, x: Any) -> Any:
+        """Return the logits `(n, num_classes)`."""
         return self.head(self.backbone(x))
 
 

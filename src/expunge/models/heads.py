@@ -16,6 +16,7 @@ class LogitsOf(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the model's logits, or its features after `split_at`, for pixels `(n, channels, h, w)`."""
         logits: Tensor = self.model(pixel_values=x).logits
         return logits
 

@@ -21,6 +21,7 @@ class Tap:
         self.out: Any = None
 
     def __call__(self, _module: nn.Module, _given: object, out: Any) -> None:
+        """Store the output of the module."""
         self.out = out
 
 
@@ -61,6 +62,7 @@ class Layers(nn.Module):
             tap.out = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return z `(n, d)` of a batch; the stored outputs of the modules are released."""
         inside = None if x.is_floating_point() else x >= 0
         own = self.model(x)
         parts = []

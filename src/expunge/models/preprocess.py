@@ -98,10 +98,12 @@ class Preprocess:
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields by name, tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Preprocess:
+        """Return the preprocessing with these fields."""
         return cls(**value)
 
 

@@ -53,6 +53,7 @@ class WideBlock(nn.Module):
         self.skip = nn.Conv2d(width_in, width_out, 1, stride, bias=False) if width_in != width_out else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output `(n, width, h, w)`."""
         y = F.relu(self.norm1(x))
         skip = x if self.skip is None else self.skip(y)
         out: Tensor = self.conv2(F.relu(self.norm2(self.conv1(y)))) + skip
@@ -83,6 +84,7 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `(n, num_classes)`."""
         x = F.relu(self.norm(self.stage3(self.stage2(self.stage1(self.stem(x))))))
         logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
         return logits

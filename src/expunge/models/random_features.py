@@ -31,6 +31,7 @@ class RandomFeatures(nn.Module):
         self.register_buffer("drawn", drawn)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the backbone's normalised features and the random ones, `(n, d + N)`."""
         z: Tensor = self.backbone(x)
         unit = z / z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
         drawn = self.drawn

@@ -25,6 +25,7 @@ class Block(nn.Module):
             self.skip = nn.Sequential(nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.skip(x))
 
@@ -48,6 +49,7 @@ class ResNetSmall(nn.Module):
         self.stage3 = Block(64, 128, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features `(n, 128)`."""
         return self.above(self.below(x, self.stages[0]), self.stages[0])
 
     def below(self, x: Tensor, cut: str) -> Tensor:

@@ -35,6 +35,7 @@ class SentenceEncoder(nn.Module):
         self.pad = pad
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features `(n, d)` of the token ids `(n, t)`."""
         inside = ids >= 0
         out = self.model(input_ids=torch.where(inside, ids, self.pad), attention_mask=inside.long())
         return masked_mean(out.last_hidden_state, inside)
@@ -59,6 +60,7 @@ class ByLength(nn.Module):
         }
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features `(n, d)` of the token ids `(n, t)`, in the given order of texts."""
         if len(ids) == 1:  # torch.func.vmap gives one text at a time, and cannot read its length
             z: Tensor = self.encoder(ids)
             return z

@@ -63,6 +63,7 @@ class ShardedCore(nn.Module):
         return made.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the log-probabilities `(n, S C)`, shard after shard."""
         activations = self._shared(x)
         inside = x >= 0 if self.below.texts else None
         parts = []

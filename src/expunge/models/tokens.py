@@ -65,9 +65,11 @@ class Tokens:
 
     @cached_property
     def digest(self) -> str:
+        """The sha256 of the tokenizer's JSON."""
         return "sha256:" + hashlib.sha256(self.tokenizer.encode()).hexdigest()
 
     def save(self, directory: Path) -> None:
+        """Write `tokenizer.json` into an existing directory."""
         write_text(directory / TOKENIZER, self.tokenizer)
 
     @classmethod

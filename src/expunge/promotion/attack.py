@@ -49,6 +49,7 @@ class Compared:
 
     @property
     def worsened(self) -> bool:
+        """Whether the distance to the target grew by more than the margin."""
         return self.worse_by > self.margin
 
     def __str__(self) -> str:

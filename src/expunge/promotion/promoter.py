@@ -68,6 +68,7 @@ class Promoter:
         return aliased(self.client, self.name, CHAMPION)
 
     def version(self, which: str) -> Version:
+        """Return the version with this number or alias."""
         return find(self.client, self.name, which)
 
     def compared_with(self, version: Version) -> Version | None:

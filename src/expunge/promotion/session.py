@@ -47,6 +47,7 @@ class ReviewSession:
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The dataset of the workspace."""
         return Dataset(DATASET, verify=False)
 
     @cached_property
@@ -59,6 +60,7 @@ class ReviewSession:
 
     @cached_property
     def promoter(self) -> Promoter:
+        """The promoter of the model, which knows the rows that earlier versions and the present request forget."""
         ledger, forgotten = Ledger(self._ledger), ForgottenRows(FORGOTTEN)
         if self.split is not None and self.split.corrections is None:
             ids = self.dataset.sample_ids()
@@ -142,6 +144,7 @@ class Parts:
     of_row: NDArray[Any]
 
     def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the positions of the rows of `part`, ascending."""
         return np.flatnonzero(self.of_row == part)
 
 

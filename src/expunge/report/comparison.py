@@ -28,7 +28,8 @@ Answers = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 class RowsOfParts(Protocol):
     """A split or a substitute: gives the ascending dataset positions, int64, of the rows of a part."""
 
-    def rows(self, part: str) -> NDArray[np.int64]: ...
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Return the positions of the rows of `part`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Part:
 
     @property
     def changed(self) -> NDArray[np.bool_]:
+        """Mask of the rows whose predicted class differs."""
         return np.asarray(self.before != self.after)
 
     @property
@@ -58,6 +60,7 @@ class Part:
         return int(((self.before != self.labels) & (self.after == self.labels)).sum())
 
     def accuracies(self) -> tuple[Interval, Interval]:
+        """Return the accuracies before and after, with their intervals."""
         return share(self.before == self.labels), share(self.after == self.labels)
 
     def difference(self) -> Difference | None:

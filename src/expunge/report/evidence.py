@@ -50,6 +50,7 @@ class Evidence:
 
 
 def groups_of(labels: NDArray[Any], parts: NDArray[Any]) -> dict[str, Index]:
+    """Return the positions of the rows of each group, from `labels (n,)` and `parts (n,)`; see `Evidence.groups`."""
     test = np.char.startswith(parts, "test")
     same = np.isin(labels, np.unique(labels[parts == FORGET]))
     return {

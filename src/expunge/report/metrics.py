@@ -33,6 +33,7 @@ class Metric:
 
     @property
     def heading(self) -> str:
+        """The heading of its column."""
         return self.short or self.name
 
     def value(self, block: Mapping[str, Any] | None) -> Any:

@@ -128,6 +128,7 @@ def draw(head: LinearHead, labels: Tensor, panels: list[Panel]) -> bytes:
 
 
 def main() -> None:
+    """Run the toy example, write its picture and print its figures."""
     parser = argparse.ArgumentParser(prog="python -m expunge.reproduce.gaussians", description=__doc__)
     parser.add_argument("--out", type=Path, default=PICTURE, help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0)

@@ -178,4 +178,5 @@ def _switches(switches: frozenset[str]) -> str:
 
 
 def differences(preset: Preset) -> str:
+    """Return the section on what is not as published, "" where everything is."""
     return "## What is not as published\n\n" + "\n".join(f"- {d}" for d in preset.differs) if preset.differs else ""

@@ -121,6 +121,7 @@ class Round:
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset, requests: Sequence[Request]) -> Round:
+        """Return the round that forgets the rows of all `requests`; its split is written below HOME."""
         directory = HOME / "split"
         ids, rows = dataset.sample_ids(), np.concatenate([r.rows for r in requests])
         HOME.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ def write_page(root: Path, variants: Sequence[Variant]) -> None:
 
 
 def main() -> None:
+    """Run the experiments that the command line names, and write docs/results.md."""
     named = "\n".join(
         f"  {v.name:<8} {v.title}; {len(v.seeds)} training seed{'s' * (len(v.seeds) > 1)}" for v in VARIANTS
     )

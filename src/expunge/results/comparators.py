@@ -98,6 +98,7 @@ def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
 
 
 def main() -> None:
+    """Run the experiments that the command line names, and write docs/comparators.md."""
     parser = argparse.ArgumentParser(prog="python -m expunge.results.comparators", description=__doc__)
     parser.add_argument(
         "only", nargs="*", metavar="METHOD", help="run only these methods and the control; by default all"

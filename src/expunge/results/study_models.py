@@ -45,6 +45,7 @@ class Networks:
         return torch.baddbmm(self.weights[3], self.hidden(x), self.weights[2])
 
     def one(self, index: int) -> Networks:
+        """Return the network `index` as a batch of one."""
         return Networks([w[index : index + 1] for w in self.weights])
 
     def outputs(self, x: Tensor) -> tuple[Floats32, Floats32]:

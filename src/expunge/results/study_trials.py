@@ -43,6 +43,7 @@ class Data:
 
     @property
     def classes(self) -> int:
+        """The number of classes."""
         return int(self.y.max()) + 1
 
 
@@ -101,6 +102,7 @@ def _label_noise(data: Data, trial: int, original: Networks, sizes: tuple[str, .
 
 
 def load_networks(file: Path) -> Networks:
+    """Return the networks that a trial stored in `file`."""
     stored = load_file(file)
     return Networks([stored[f"w{i}"] for i in range(4)])
 
@@ -130,6 +132,7 @@ class Measure:
         return self._probed[key]
 
     def __call__(self, outputs: ModelOutputs) -> ModelRows:
+        """Return the per-row values of all measures for one model."""
         probes = {
             f"representation.{name}_{part}": self._probe(z, kind)
             for name, kind in (("probe", "linear"), ("knn", "knn"), ("alignment", "own"))

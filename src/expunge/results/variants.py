@@ -43,6 +43,7 @@ class Variant:
         return yaml.safe_dump(params, sort_keys=False)
 
     def workspace(self, root: Path, seed: int) -> Path:
+        """Return the folder in which the experiment runs with one seed."""
         return root / HOME / self.name / str(seed)
 
 

@@ -90,6 +90,7 @@ def records(home: Path, name: str) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and judge the trials that the arguments name; with `--page`, write the tables."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--data", choices=sorted(RECIPES), nargs="+", default=sorted(RECIPES))
     parser.add_argument("--trials", type=int, default=200)

@@ -63,6 +63,7 @@ def outcomes(found: Sequence[Record], candidate: str, size: str | None = None, c
 
 
 def each(found: Sequence[Record], candidate: str, sizes: Sequence[str]) -> str:
+    """Text with `outcomes` for each size of request."""
     return "; ".join(f"{size}: {outcomes(found, candidate, size)}" for size in sizes)
 
 
@@ -139,11 +140,13 @@ def table(
 
 
 def markdown(lines: Sequence[Line]) -> str:
+    """Return the lines as a Markdown table."""
     head = ["| what is judged | old outcome | new outcome |", "|---|---|---|"]
     return "\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Judge what the table needs from the stored trials, and print it."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("--data", choices=sorted(RECIPES), default="fashion-mnist")
     parser.add_argument("--trials", type=int, default=40, help="trials that are judged by one or two retrained models")

@@ -39,6 +39,7 @@ class Exportable(nn.Module):
         self.map_ = servable.map_
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `(n, C)` of images `(n, *shape)` uint8."""
         z = self.classifier.features(images)
         logits: Tensor = self.classifier.head(self.map_(z) if self.map_ else z)
         return logits.float()

@@ -24,12 +24,14 @@ class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
     """
 
     def load_context(self, context: Any) -> None:
+        """Load the files of the version; MLflow calls this once."""
         self.servable = Servable.load(context.artifacts["servable"])
 
     # np.ndarray is the only type hint from which MLflow derives no schema; the signature is given when logging.
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> NDArray[np.float32]:
+        """Return the probabilities `(n, C)`. Raises MlflowException for an input that does not fit the contract."""
         given: Any = model_input
         if self.servable.contract.texts:  # MLflow has no text tensors, so texts come in a data frame
             given = given["text"].to_numpy()

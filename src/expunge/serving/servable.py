@@ -62,6 +62,7 @@ class Contract:
 
     @property
     def texts(self) -> bool:
+        """Whether the inputs are texts."""
         return self.shape == ()
 
     @property

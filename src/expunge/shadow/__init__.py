@@ -41,6 +41,7 @@ class Plan:
     refused_because: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set, by name."""
         fields = {"kind": self.kind, "valid_because": self.valid_because, "refused_because": self.refused_because}
         return {key: value for key, value in fields.items() if value is not None}
 

@@ -39,6 +39,7 @@ def fetch(config: Config, staging: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the stage `activations`; without cuts it writes a manifest and no activations."""
     config = load_config()
     with staged_dir(ACTIVATIONS) as staging:
         said = fetch(config, staging) if config.activations.cuts else {}

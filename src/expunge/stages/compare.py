@@ -69,6 +69,7 @@ def apart(evaluations: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
 
 
 def main() -> None:
+    """Run the stage `compare`."""
     config = load_config()
     described = read_json(MODELS / ORIGINAL / "model.json")
     card = described["card"]

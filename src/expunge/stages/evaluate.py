@@ -137,6 +137,7 @@ def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.n
 
 
 def main() -> None:
+    """Run the stage `evaluate` for the method on the command line, or for the references."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method", nargs="?", default=REFERENCES)
     name = parser.parse_args().method

@@ -17,6 +17,7 @@ PRODUCER = "expunge.stages.extract"
 
 
 def main() -> None:
+    """Run the stage `extract` for the model on the command line; under torchrun all processes share the work."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="original, or retrained/SEED")
     parser.add_argument("--repair", action="store_true", help="reuse the intact shards of the existing store")

@@ -20,6 +20,7 @@ from expunge.system.progress import log_message
 
 
 def main() -> None:
+    """Run the stage `fit` for the method on the command line; a refusal is recorded and ends without an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("method")
     name = parser.parse_args().method

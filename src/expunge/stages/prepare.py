@@ -9,6 +9,7 @@ from expunge.system.progress import log_message
 
 
 def main() -> None:
+    """Run the stage `prepare`, and check params.yaml in a second process meanwhile."""
     config = load_config()
     data = config.data
     with checked_beside():

@@ -88,6 +88,7 @@ def content_digest(method: str, summary: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Run the stage `register`. Raises TrackingError where the store cannot be reached."""
     try:
         preflight()
     except TrackingError as e:

@@ -134,6 +134,7 @@ def write_figures(drawn: Sequence[Section], request: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Run the stage `report`."""
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
     found = summary["methods"]  # write_json sorted the keys; all tables use the order of params
     summary["methods"] = {name: found[name] for name in config.methods if name in found}

@@ -12,6 +12,7 @@ from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT, WOR
 
 
 def main() -> None:
+    """Run the stage `retrain` for the seed on the command line; with `reference: skip` it trains nothing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int)
     seed = parser.parse_args().seed

@@ -13,6 +13,7 @@ from expunge.system.progress import log_message
 
 
 def of_heads(config: Config) -> dict[str, Any]:
+    """Attack with `shadow.heads` heads on stored features, and return the results."""
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.features.store import FeatureStore
@@ -27,6 +28,7 @@ def of_heads(config: Config) -> dict[str, Any]:
 
 
 def of_networks(config: Config) -> dict[str, Any]:
+    """Attack with `shadow.networks` whole networks, and return the results."""
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.shadow.networks import Job, attack_networks
@@ -36,6 +38,7 @@ def of_networks(config: Config) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the stage `shadow`."""
     config = load_config()
     decided = plan(config.model, config.shadow)
     start = time.perf_counter()

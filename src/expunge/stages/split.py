@@ -13,6 +13,7 @@ from expunge.system.progress import log_message
 
 
 def main() -> None:
+    """Run the stage `split`."""
     config = load_config().split
     dataset = Dataset(DATASET)
     store = FeatureStore(FEATURES / ORIGINAL)

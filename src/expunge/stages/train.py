@@ -12,6 +12,7 @@ from expunge.training.recipe import make_classifier
 
 
 def main() -> None:
+    """Run the stage `train`."""
     config = load_config()
     check_params(config)  # fails on a wrong cut before training
     dataset = Dataset(DATASET)

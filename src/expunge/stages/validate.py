@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def main() -> None:
+    """Run the gate that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=CHECKS)
     what = parser.parse_args().what

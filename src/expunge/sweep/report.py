@@ -25,6 +25,7 @@ class Residue:
     kind: ResidueKind = ResidueKind.erased
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for JSON."""
         return {"where": self.where, "what": self.what, "count": self.count, "kind": str(self.kind)}
 
 
@@ -37,6 +38,7 @@ class NotPurgeable:
     who: str
 
     def as_dict(self) -> dict[str, str]:
+        """Return the fields by name, for JSON."""
         return {"where": self.where, "what": self.what, "who": self.who}
 
 
@@ -55,6 +57,7 @@ class SweepReport:
 
     @property
     def clean(self) -> bool:
+        """Whether nothing is left; what only others can remove does not count."""
         return not self.left
 
     def as_dict(self) -> dict[str, list[dict[str, Any]]]:

@@ -56,6 +56,7 @@ class Storage:
 
     @cached_property
     def cache(self) -> Path:
+        """The folder of DVC's cache."""
         return self._place(self._config.get("cache.dir", "cache"))
 
     @cached_property

@@ -50,6 +50,7 @@ def mlflow(targets: Targets, apply: bool) -> Iterator[Found]:
 
 
 def prefect_home() -> Path:
+    """Return the folder of Prefect's own files, from PREFECT_HOME or its default."""
     return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
 
 

@@ -52,6 +52,7 @@ class Lock:
         return HEADER + yaml.safe_dump(content, sort_keys=False, width=200)
 
     def write(self, root: Path) -> None:
+        """Write `expunge.lock` below `root`."""
         write_text(root / LOCK, self.text())
 
 

@@ -65,6 +65,7 @@ class Version:
 
     @property
     def uri(self) -> str:
+        """The address by which MLflow loads the version."""
         return f"models:/{self.name}/{self.version}"
 
 

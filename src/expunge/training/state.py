@@ -33,6 +33,7 @@ class TrainState:
     def write(
         self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
     ) -> None:
+        """Replace the file. Without a directory nothing is written. `state` must be JSON."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ def template(name: str) -> Path:
 
 
 def text_of(name: str) -> str:
+    """Return the text of the file `name`, as `template` finds it."""
     return template(name).read_text(encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ class IdxSet:
     md5: tuple[str, str, str, str]
 
     def published(self, stem: str) -> Published:
+        """Return the published file with the stem `stem`, with its MD5 and its mirrors."""
         stems = [f"{s}-{kind}" for s in FILES.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
         name = f"{stem}.gz"
         return Published(name, self.md5[stems.index(stem)], tuple(m + name for m in self.mirrors))

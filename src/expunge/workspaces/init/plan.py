@@ -43,6 +43,7 @@ class Plan:
 
     @property
     def starts_dvc(self) -> bool:
+        """Whether the workspace has no DVC yet, so that init sets it up."""
         return not (self.root / ".dvc").is_dir()
 
     def conflicts(self) -> list[str]:
@@ -111,6 +112,7 @@ def workflow(below: Path) -> str:
 
 
 def template_of_workflow() -> str:
+    """Return the text of the CI workflow with its placeholders."""
     return (Path(__file__).parent / "ci.yml").read_text(encoding="utf-8")
 
 

@@ -57,9 +57,11 @@ class Upgrade:
 
     @property
     def empty(self) -> bool:
+        """Whether the workspace is up to date."""
         return not self.files and not any(self.appended.values()) and self.lock == read_lock(self.root)
 
     def write(self) -> None:
+        """Write and remove the files, append the lines, and write the lock last."""
         for name, text in self.files.items():
             if text is None:
                 os.unlink(self.root / name)
