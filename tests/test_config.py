@@ -49,7 +49,7 @@ def test_both_files_have_the_same_keys():
         return {p for k, v in value.items() for p in keys(v, f"{prefix}{k}.")} if isinstance(value, dict) else {prefix}
 
     one, two = (keys(yaml.safe_load((ROOT / n).read_text())) for n in ("params.yaml", "params.demo.yaml"))
-    assert one == two
+    assert one == two, f"give both files the keys {sorted(one ^ two)}; the values may differ"
 
 
 @pytest.mark.parametrize(

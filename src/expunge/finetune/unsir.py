@@ -95,7 +95,7 @@ class Unsir(Updater):
         start = torch.from_numpy(rng.standard_normal((len(labels), *shape), dtype=np.float32)).to(run.device)
         parts = [
             error_maximising(run.original, x, y, self.lam, self.noise_lr, self.noise_steps)
-            for x, y in zip(start.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            for x, y in zip(torch.split(start, self.batch_size), torch.split(labels, self.batch_size), strict=True)
         ]
         return torch.cat(parts), labels
 
