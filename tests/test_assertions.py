@@ -41,7 +41,7 @@ def without_assertion(folder: Path) -> list[str]:
 
 
 def test_every_test_asserts_something():
-    assert without_assertion(TESTS) == []
+    assert without_assertion(TESTS) == [], "let these tests assert something"
 
 
 def test_a_test_without_an_assertion_is_named(tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from expunge.config import RENAMED, load_config
+from expunge.methods.table import METHODS
 from expunge.system.errors import ConfigError
 from expunge.workspaces.workspace import params_with
 
@@ -36,12 +37,19 @@ def test_the_shipped_files_load(name):
     assert "logit-mask" in config.methods
 
 
+@pytest.mark.parametrize("name", ["params.yaml", "params.demo.yaml"])
+def test_the_shipped_files_have_settings_for_every_method(name):
+    entries = yaml.safe_load((ROOT / name).read_text())["fit"]
+    missing = set(METHODS) - {(settings or {}).get("method", entry) for entry, settings in entries.items()}
+    assert not missing, f"{name}: fit names no settings of {sorted(missing)}; add a line such as `NAME: {{}}`"
+
+
 def test_both_files_have_the_same_keys():
     def keys(value, prefix=""):
         return {p for k, v in value.items() for p in keys(v, f"{prefix}{k}.")} if isinstance(value, dict) else {prefix}
 
     one, two = (keys(yaml.safe_load((ROOT / n).read_text())) for n in ("params.yaml", "params.demo.yaml"))
-    assert one == two
+    assert one == two, f"give both files the keys {sorted(one ^ two)}; the values may differ"
 
 
 @pytest.mark.parametrize(

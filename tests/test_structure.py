@@ -36,7 +36,9 @@ def imports(path: Path) -> set[str]:
 def test_each_tool_has_one_importer(tool):
     for path in SRC.rglob("*.py"):
         if tool in {name.split(".")[0] for name in imports(path)}:
-            assert str(path.relative_to(SRC)).startswith(OWNERS[tool]), f"{path} imports {tool}"
+            assert str(path.relative_to(SRC)).startswith(OWNERS[tool]), (
+                f"{path} imports {tool}, which only {OWNERS[tool] or 'flows/'} may; call what it has there"
+            )
 
 
 # The packages and modules of src/expunge/ in layers: each may import only those of the lines above it.
@@ -61,7 +63,8 @@ def unit(path: Path) -> str:
 
 def test_every_package_has_its_place_in_the_order():
     found = {unit(path) for path in SRC.rglob("*.py")} - {"__init__"}
-    assert found == set(LAYER) and len(ORDER) <= 9
+    assert found == set(LAYER), "give each new package a place in ORDER above and in the table of CONTRIBUTING.md"
+    assert len(ORDER) <= 9
 
 
 def test_packages_import_only_packages_of_layers_above():
@@ -72,7 +75,7 @@ def test_packages_import_only_packages_of_layers_above():
         for name in imports(path)
         if name.startswith("expunge.") and (to := name.split(".")[1]) != unit(path) and LAYER[to] >= LAYER[unit(path)]
     ]
-    assert not wrong
+    assert not wrong, "move the code to where CONTRIBUTING.md says that it belongs"
 
 
 def test_no_circle_between_modules():
@@ -128,4 +131,4 @@ def test_files_stay_small():
         for p in [*SRC.rglob("*.py"), *(ROOT / "flows").glob("*.py")]
         if (n := len(p.read_text().splitlines())) > 320
     }
-    assert not long
+    assert not long, "split what has more than 320 lines"

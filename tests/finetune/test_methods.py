@@ -16,7 +16,7 @@ from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError, DataError
 
-# With these settings each method works on a few hundred digits. The defaults are for larger datasets.
+# With these settings each method forgets class 5 of a few hundred digits. The defaults are for larger datasets.
 SETTINGS: dict[str, dict[str, Any]] = {
     "fine-tune": {"lr": 0.5, "epochs": 6, "batch_size": 64},
     "neggrad-plus": {"alpha": 0.9, "lr": 0.2, "retain_share": 1.0, "epochs": 4, "batch_size": 64},
@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "one-step": {"strength": 100.0},
     "instance-wise": {"lr": 0.1, "epochs": 15, "batch_size": 64},
     "damp": {},
+    "unsir": {"lr": 0.05, "epochs": 3, "batch_size": 64, "retain_share": 1.0},
     "short-retrain": {"epochs": 4, "batch_size": 64},
 }
 # Bounds for methods that do not reach an accuracy of at most 0.15 on the class and above 0.9 on the others here.
@@ -60,6 +61,12 @@ LOOSE: dict[str, tuple[float, float]] = {
 FOR_CLASSES = sorted(set(METHODS) - {"regun"})
 
 
+def settled(name: str, **changes: Any) -> Any:
+    """Return the method `name` with its settings of the table above and `changes`."""
+    assert name in SETTINGS, f"add a line for {name!r} to SETTINGS, with which it forgets class 5 of the digits"
+    return METHODS[name](**{**SETTINGS[name], **changes})
+
+
 def digest(model: Classifier) -> str:
     return digest_of_tensors(model.state_dict())
 
@@ -70,10 +77,7 @@ def test_each_method_forgets_and_retains_and_repeats_itself(name: str, digits: A
     before, mode = digest(model), [m.training for m in model.modules()]
     torch.manual_seed(5)
     global_state = torch.random.get_rng_state()
-    fits = [
-        METHODS[name](**SETTINGS[name]).fit(model, digits.images, digits.labels, *digits.rows)  # type: ignore[attr-defined]
-        for _ in range(2)
-    ]
+    fits = [settled(name).fit(model, digits.images, digits.labels, *digits.rows) for _ in range(2)]
     assert digest(fits[0].classifier_) == digest(fits[1].classifier_) != before
     assert fits[0].history_ == fits[1].history_
     assert digest(model) == before and [m.training for m in model.modules()] == mode
@@ -85,13 +89,16 @@ def test_each_method_forgets_and_retains_and_repeats_itself(name: str, digits: A
     others = digits.test[digits.labels[digits.test] != 5]
     assert digits.accuracy(model, digits.forget) > 0.99
     most, least = LOOSE.get(name, (0.15, 0.9))
-    assert digits.accuracy(result, digits.forget) <= most
-    assert digits.accuracy(result, others) > least
+    forgotten, kept = digits.accuracy(result, digits.forget), digits.accuracy(result, others)
+    assert forgotten <= most and kept > least, (
+        f"accuracy {forgotten:.2f} on class 5 and {kept:.2f} on the others; look for better settings in SETTINGS, or "
+        "write into LOOSE what the method reaches"
+    )
 
 
 @pytest.mark.parametrize("name", FOR_CLASSES)
 def test_arguments_are_kept_under_their_names(name: str) -> None:
-    method = METHODS[name](**SETTINGS[name])
+    method = settled(name)
     params = method.get_params()
     assert set(params) == set(inspect.signature(type(method)).parameters) and params.items() >= SETTINGS[name].items()
     assert type(method)(**params).get_params() == params
@@ -181,13 +188,13 @@ def test_impossible_arguments_are_refused(method: Any, wrong: dict[str, Any]) ->
         method(**wrong)
 
 
-def test_a_network_without_batch_norm_works(digits: Any) -> None:
+@pytest.mark.parametrize("name", FOR_CLASSES)
+def test_a_network_without_batch_norm_works(name: str, digits: Any) -> None:
     flat = digits.fresh()
     flat.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.ReLU())
     flat.card = replace(flat.card, name="flat")
-    for name in FOR_CLASSES:
-        settings = {**SETTINGS[name], "lr": 0.001} if "lr" in SETTINGS[name] else SETTINGS[name]
-        if name in ("ssd", "loss-free-ssd"):
-            settings = {"alpha": 1.5, "batch_size": 64}
-        method = METHODS[name](**settings).fit(flat, digits.images, digits.labels, *digits.rows)  # type: ignore[attr-defined]
-        assert method.classifier_ is not flat and torch.isfinite(method.classifier_(digits.images[:50])).all(), name
+    changes: dict[str, Any] = {"lr": 0.001} if "lr" in SETTINGS.get(name, {}) else {}
+    if name in ("ssd", "loss-free-ssd"):
+        changes = {"alpha": 1.5, "batch_size": 64}
+    method = settled(name, **changes).fit(flat, digits.images, digits.labels, *digits.rows)
+    assert method.classifier_ is not flat and torch.isfinite(method.classifier_(digits.images[:50])).all()

@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "projected-gradient": {"epochs": 2},
     "min-norm": {"rows": 12},
 }
-PIXELS = ("boundary-shrink", "instance-wise", "jit", "natmu")
+PIXELS = ("boundary-shrink", "instance-wise", "jit", "natmu", "unsir")
 
 
 class Texts:

@@ -137,6 +137,13 @@ def test_an_interrupted_init_can_be_run_again(repository, monkeypatch):
     assert (repository / LOCK).is_file() and (repository / ".gitignore").read_text().count("# expunge\n") == 1
 
 
+def test_an_example_has_the_methods_and_the_name_that_are_given(repository):
+    init(*DIGITS, "--methods", "unsir,damp", "--name", "mine", "-S", "register.experiment=tries")
+    params = yaml.safe_load((repository / "params.yaml").read_text())
+    assert params["methods"] == ["logit-mask", "unsir", "damp"]
+    assert params["register"]["name"] == "mine" and params["register"]["experiment"] == "tries"
+
+
 def test_dry_run_writes_nothing(repository):
     assert "would write:" in init(*DIGITS, "--dry-run")
     assert everything(repository) == {}
@@ -148,6 +155,7 @@ def test_dry_run_writes_nothing(repository):
         ([], "--data, --model, what to forget"),
         (["--data", "digits", "--model", "resnet-small"], "what to forget"),
         ([*DIGITS, "--classes", "3"], "--classes: --example brings its own"),
+        ([*DIGITS, "--image-size", "32", "--source", "npz"], "--source, --image-size: --example brings its own"),
         (["--example", "cats"], "choose one of digits"),
         (["--data", "digits", "--model", "m", "--classes", "1", "--random", "0.1"], "--classes and --random"),
         (["--data", "digits", "--model", "m", "--training", "x", "--classes", "1"], "must be full, head"),

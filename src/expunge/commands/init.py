@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,11 +81,12 @@ def init(
         raise ConfigError("--take and --keep: only valid with --upgrade; add it, or leave them out")
     if example is not None:
         given = {"--data": data, "--model": model, "--training": training, "--weights": weights, **asked}
+        given |= {"--source": source, "--image-size": image_size, "--checkpoint": checkpoint}
         if taken := [option for option, value in given.items() if value is not None]:
             raise ConfigError(
                 f"{', '.join(taken)}: --example brings its own; leave out either --example or these options"
             )
-        _write(*_example(example, parsed(change or [])), without or [], [], dry_run)
+        _write(*_example(example, _words(methods), name, parsed(change or [])), without or [], [], dry_run)
         return
     if source not in (None, "image-folder", "parquet", "npz", "text", *plugins.names("readers")):
         raise ConfigError(
@@ -170,11 +171,15 @@ def _params(answers: Any) -> tuple[str, str | None]:
     return text, changes["data"]["path"]
 
 
-def _example(name: str, changes: Mapping[str, Any]) -> tuple[str, bool]:
-    if name not in EXAMPLES:
-        raise ConfigError(f"--example {name}: no such example; choose one of {', '.join(EXAMPLES)}")
-    first, _, rest = text_of(EXAMPLES[name]).partition("\n")
-    text = with_values(f"{first.replace('`make demo`', f'`expunge init --example {name}`')}\n{rest}", changes)
+def _example(example: str, methods: Sequence[str], name: Word, changes: Mapping[str, Any]) -> tuple[str, bool]:
+    if example not in EXAMPLES:
+        raise ConfigError(f"--example {example}: no such example; choose one of {', '.join(EXAMPLES)}")
+    asked: dict[str, Any] = {"methods": with_control(methods)} if methods else {}
+    if name is not None:
+        asked["register"] = {"name": name}
+    first, _, rest = text_of(EXAMPLES[example]).partition("\n")
+    text = f"{first.replace('`make demo`', f'`expunge init --example {example}`')}\n{rest}"
+    text = with_values(text, merged(asked, changes))
     _checked(text)
     return text, False
 

@@ -144,7 +144,7 @@ class SoftmaxHead(Estimator):
             self.weights_, point = zero, problem.at(zero)
         else:
             cold = not bool(self.weights_.any())
-            precondition = _Shared(problem) if self._blocks is None else _StoredBlocks(self._blocks)
+            precondition = _Refreshed(problem) if self._blocks is None else _StoredBlocks(self._blocks)
             scale = None if cold else gradient_at_zero(problem.z, y, self.num_classes_)
             solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known)
             self.weights_, point = solution.w, solution.point
@@ -256,24 +256,34 @@ class _StoredBlocks:
         return apply
 
 
-class _Shared:
-    """One factor for all classes, computed again at the steps AGAIN, while the probabilities still change.
+class _Refreshed:
+    """Preconditioners that are computed again while the probabilities still change.
 
-    At weight zero it is the scaled factor of the ridge head, and exactly the inverse Hessian for gradients that sum to
-    zero over classes.
+    At the steps SHARED it is one factor for all classes. At weight zero this is the scaled factor of the ridge head,
+    and exactly the inverse Hessian for gradients that sum to zero over classes. From the first of the steps BLOCKS on
+    it is a factor for each class, because the curvatures of the classes differ more and more. If these factors would
+    have more than BLOCK_NUMBERS numbers, the shared factor stays.
     """
 
-    AGAIN = (0, 1, 2, 4, 8, 16)
+    SHARED, BLOCKS = (0, 1, 2, 4, 8, 16), (3, 6, 10, 15)
+    BLOCK_NUMBERS = 2**28
 
     def __init__(self, problem: SoftmaxProblem) -> None:
-        self.problem, self.calls = problem, 0
+        self.problem, self.step = problem, -1
+        self.apply: Apply = torch.clone
 
     def __call__(self, w: Tensor, probabilities: Tensor) -> Apply:
-        if self.calls in self.AGAIN:
-            h, p = _sample(self.problem, probabilities)
-            self.upper = _factor(h, (p * (1 - p)).mean(dim=1), self.problem.ridge)
-        self.calls += 1
-        upper = self.upper
+        self.step += 1
+        by_class = self.step >= self.BLOCKS[0] and w.numel() * w.shape[1] <= self.BLOCK_NUMBERS
+        if by_class and self.step in self.BLOCKS:
+            self.apply = _StoredBlocks(class_blocks(self.problem, probabilities))(w, probabilities)
+        elif not by_class and self.step in self.SHARED:
+            self.apply = self._shared(probabilities)
+        return self.apply
+
+    def _shared(self, probabilities: Tensor) -> Apply:
+        h, p = _sample(self.problem, probabilities)
+        upper = _factor(h, (p * (1 - p)).mean(dim=1), self.problem.ridge)
 
         def apply(r: Tensor) -> Tensor:
             half = torch.linalg.solve_triangular(upper.T, r.T.to(upper.dtype), upper=False)

@@ -33,6 +33,7 @@ from expunge.finetune.seal import Seal
 from expunge.finetune.short_retrain import ShortRetrain
 from expunge.finetune.ssd import Ssd
 from expunge.finetune.trew import Trew
+from expunge.finetune.unsir import Unsir
 
 # All have `fit(classifier, inputs, labels, retain_rows, forget_rows)`, which sets `classifier_` and `history_`.
 METHODS: dict[str, type[Estimator]] = {
@@ -61,6 +62,7 @@ METHODS: dict[str, type[Estimator]] = {
     "one-step": OneStep,
     "instance-wise": InstanceWise,
     "damp": Damp,
+    "unsir": Unsir,
     "short-retrain": ShortRetrain,
 }
 
@@ -108,4 +110,5 @@ __all__ = [
     "Ssd",
     "TeacherOracle",
     "Trew",
+    "Unsir",
 ]

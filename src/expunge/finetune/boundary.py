@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
-from expunge.finetune.kinds import has_retained_rows, need_whole_classes
+from expunge.finetune.kinds import has_retained_rows, need_pixels, need_whole_classes
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
-from expunge.models.preprocess import Preprocess
-from expunge.system.errors import ConfigError
 
 WHY = "the boundary is that of the class"
 FACTS = Facts(("classes",), ("images",), "weights", "passes over forgotten rows", "arXiv 2303.11570")
@@ -93,11 +91,7 @@ class BoundaryExpand(Updater):
 
 def across(run: Run, rows: Index, eps: float) -> Tensor:
     """Return the original's logits `(b, C)` of the rows after one step along the sign of the loss gradient."""
-    preprocess = run.original.preprocess
-    if not isinstance(preprocess, Preprocess):
-        raise ConfigError(
-            f"{type(run.options).__name__} changes pixels, but this classifier takes texts; use another method"
-        )
+    preprocess = need_pixels(run)
     x = preprocess(run.inputs[rows]).to(run.device).requires_grad_()
     loss = cross_entropy(run.original(x).float(), run.y(rows), reduction="sum")
     [slope] = torch.autograd.grad(loss, [x])

@@ -13,13 +13,14 @@ from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
 from expunge.finetune.blinded import penalty
+from expunge.finetune.kinds import need_pixels
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
 from expunge.finetune.loss_free import output_sensitivity
 from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import stop_at_unseen
 from expunge.models.classifier import Classifier
 from expunge.models.preprocess import Preprocess
-from expunge.system.errors import ConfigError, DataError
+from expunge.system.errors import DataError
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -103,9 +104,7 @@ class InstanceWise(Updater):
 
     def _copies(self, run: Run) -> tuple[Tensor, Tensor]:
         """Return the adversarial copies, as inputs of the network, and their labels."""
-        preprocess = run.original.preprocess
-        if not isinstance(preprocess, Preprocess):
-            raise ConfigError("InstanceWise changes pixels, but this classifier takes texts; use another method")
+        preprocess = need_pixels(run)
         rng = run.rng(RELABEL)
         rows = np.repeat(rng.permutation(run.forget)[: self.attacked], self.copies)
         wanted = other_labels(run, rows, rng)

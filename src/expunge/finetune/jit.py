@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from expunge.core.facts import Facts
+from expunge.finetune.kinds import need_pixels
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.unseen import stop_at_unseen
-from expunge.models.preprocess import Preprocess
-from expunge.system.errors import ConfigError
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -49,9 +48,7 @@ class Jit(Updater):
 
     def phases(self, run: Run) -> list[Phase]:
         """Return one phase per epoch over forgotten rows. Raises ConfigError for a classifier of texts."""
-        preprocess = run.original.preprocess
-        if not isinstance(preprocess, Preprocess):
-            raise ConfigError("Jit adds noise to pixels, but this classifier takes texts; use another method")
+        preprocess = need_pixels(run)
         generator = torch.Generator().manual_seed(self.seed)
 
         def loss(rows: Index) -> Terms:

@@ -1,4 +1,4 @@
-"""The kind of a request, whole classes or rows, and the refusal of kinds that a method does not support."""
+"""The kind of a request, whole classes or rows; refusal of requests and inputs that a method does not support."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from expunge.finetune.loop import Index, Run
-from expunge.system.errors import DataError
+from expunge.models.preprocess import Preprocess
+from expunge.system.errors import ConfigError, DataError
 
 
 def forgotten_classes(run: Run) -> Index:
@@ -39,6 +40,16 @@ def need_rows(run: Run, why: str) -> None:
             f"{type(run.options).__name__} is for single rows, but class {whole[0]} keeps no retained row, and "
             f"{why}. Use trew, relearn or delete for whole classes"
         )
+
+
+def need_pixels(run: Run) -> Preprocess:
+    """Return the preprocessing of the original's images. Raises ConfigError for a classifier that takes texts."""
+    preprocess = run.original.preprocess
+    if not isinstance(preprocess, Preprocess):
+        raise ConfigError(
+            f"{type(run.options).__name__} changes pixels, but this classifier takes texts; use another method"
+        )
+    return preprocess
 
 
 def has_retained_rows(run: Run) -> Tensor:

@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 from expunge.core.facts import Facts
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
 from expunge.finetune.steps import Factors
-from expunge.models.preprocess import Preprocess
-from expunge.system.errors import ConfigError, DataError
+from expunge.system.errors import DataError
 
 HYBRIDS = 4  # per forgotten row, one per mask
 
@@ -64,8 +63,7 @@ class NatMU(Updater):
 
 def hybrids(run: Run, delta: float) -> tuple[NDArray[np.uint8], Index]:
     """Return the images `(4 n_f, h, w, c)` uint8 and their labels `(4 n_f,)`, in the order of `run.forget` per mask."""
-    if not isinstance(run.original.preprocess, Preprocess):
-        raise ConfigError("NatMU mixes pixels, but this classifier takes texts; use another method")
+    need_pixels(run)
     guesses = guessed(run)
     partners = np.empty_like(guesses)
     rng = run.rng(RELABEL)

@@ -109,10 +109,10 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
             given = [str(c) for c in answers.request["classes"]]
             made["split"]["classes"] = named_classes(given, folder_classes(root / path))
         if answers.training == "full" and _pictures(root / path) < FEW:
-            made = _merged(made, _small_batches(made["methods"]))
+            made = merged(made, _small_batches(made["methods"]))
     if answers.request["selector"] != "classes":
         made["split"]["classes"] = []
-    return _merged(made, answers.changes)
+    return merged(made, answers.changes)
 
 
 def _pictures(path: Path) -> int:
@@ -178,14 +178,19 @@ def _methods(answers: Answers) -> dict[str, Any]:
     if answers.training == "none":
         made["methods"] = ["logit-mask", "loft", "ru-linear", "leace"]
     if answers.methods:
-        made["methods"] = list(dict.fromkeys(["logit-mask", *answers.methods]))
+        made["methods"] = with_control(answers.methods)
     return made
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def with_control(methods: Sequence[str]) -> list[str]:
+    """Return `methods`, each once, with the control first."""
+    return list(dict.fromkeys(["logit-mask", *methods]))
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two trees section by section; `over` takes precedence."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
