@@ -15,7 +15,7 @@ from expunge.config import read_config
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
 from expunge.system.installed import LOCK, changed_code, installed_version, read_lock
-from expunge.workspaces.init.answers import EXAMPLES, Answers, changes_of, named_classes
+from expunge.workspaces.init.answers import EXAMPLES, Answers, changes_of, merged, named_classes, with_control
 from expunge.workspaces.init.editing import with_values
 from expunge.workspaces.init.graph import stages_of
 from expunge.workspaces.init.plan import PARTS, plan

@@ -298,17 +298,14 @@ class Run:
 
     def _refuse_divergence(self, means: Mapping[str, float], phase: Phase) -> None:
         if not all(map(math.isfinite, means.values())):
-            raise CollapseError(
-                f"{type(self.options).__name__}: the loss is {means} in epoch {phase.epoch + 1}; "
-                f"lower lr (now {self.steps.lr:g})"
-            )
+            raise self._collapse(f"the loss is {means} in epoch {phase.epoch + 1}")
 
     def _refuse_ruin(self) -> None:
         if not all(bool(torch.isfinite(t).all()) for t in self.student.state_dict().values()):
-            raise CollapseError(
-                f"{type(self.options).__name__}: weights are not finite after the last step; "
-                f"lower lr (now {self.steps.lr:g})"
-            )
+            raise self._collapse("weights are not finite after the last step")
+
+    def _collapse(self, what: str) -> CollapseError:
+        return CollapseError(f"{type(self.options).__name__}: {what}; lower lr (now {self.steps.lr:g})")
 
 
 def single(batches: Iterable[Index]) -> list[tuple[Index]]:

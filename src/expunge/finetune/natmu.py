@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from expunge.core.facts import Facts
+from expunge.finetune.kinds import need_pixels
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater
 from expunge.finetune.steps import Factors
 from expunge.system.errors import DataError

@@ -66,6 +66,7 @@ class Unsir(Updater):
             )
 
     def phases(self, run: Run) -> list[Phase]:
+        """Return the impairing epochs, on retained rows and noise, and then the repairing ones, on retained rows."""
         classes = need_whole_classes(run, "the noise would impair what the network reads in these, too")
         preprocess = need_pixels(run)
         noise, noise_labels = self._noise(run, classes)
