@@ -129,7 +129,7 @@ def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) 
 
     workspace = ReviewSession(model, ledger)
     findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
-    clock = set_back(workspace.promoter.ledger.entries())
+    clock = list(set_back(workspace.promoter.ledger.entries()).values())
     if json:
         told = {"champion": champion and champion.version, "findings": findings, "clock": clock}
         print_json({"model": workspace.name, **told})
