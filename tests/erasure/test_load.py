@@ -27,7 +27,11 @@ def costs(
 ) -> dict[str, float]:
     store, url = workspace(root, done, waiting)
     todo = steps(root, store, url, waiting)
-    found = {name: measure(work) for name, work in todo.items() if whole or name != FINISH}
+    found = {}
+    for name, work in todo.items():
+        if whole or name != FINISH:
+            found[name] = measure(work)
+            print(f"{done:,} and {waiting:,} requests, {name}: {found[name]:,.1f}", flush=True)
     store.engine.dispose()
     return found
 
@@ -69,6 +73,5 @@ def test_no_step_makes_quadratically_many_calls(whole, tmp_path):
 def test_ten_thousand_requests_and_a_thousand_in_one_batch(tmp_path):
     few = in_a_child(tmp_path / "few", *(n // 4 for n in MANY))
     many = in_a_child(tmp_path / "many", *MANY)
-    print(json.dumps({"few": few, "many": many}, indent=1))
     grown = {name: round(many[name] / few[name], 1) for name in few if many[name] > 1}
     assert max(grown.values()) < LIMIT, grown
