@@ -58,6 +58,7 @@ def in_a_child(root: Path, done: int, waiting: int) -> dict[str, float]:
     return json.loads(content)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_step_makes_quadratically_many_calls(whole, tmp_path):
     """The fast part ends before the sweep and the certificates."""
@@ -70,6 +71,7 @@ def test_no_step_makes_quadratically_many_calls(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ten_thousand_requests_and_a_thousand_in_one_batch(tmp_path):
     few = in_a_child(tmp_path / "few", *(n // 4 for n in MANY))
     many = in_a_child(tmp_path / "many", *MANY)

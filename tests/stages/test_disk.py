@@ -53,37 +53,40 @@ def test_a_stage_in_a_read_only_workspace(finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_stage_on_a_full_disk(short, tmp_path):
-    """Each stage runs twice too little: with no free page, and with a drawn part of the space of its outputs."""
-    place, rng = tmp_path / "disk", np.random.default_rng(0)
-    place.mkdir()
+    """Each stage has too little space twice: no free page, and a drawn part of the space of its outputs."""
     names = list(yaml.safe_load((short / "dvc.lock").read_text())["stages"])
+    mounts.in_a_namespace(lambda: on_a_full_disk(short, names, tmp_path))
 
-    def work() -> None:
-        mounts.small_disk(place, 256 << 20)
-        workspace, refusals = copied(short, place / "workspace"), 0
-        for name in names:
-            wanted = contents(short, outputs(short, name))
-            before = contents(workspace, KEPT)
-            for pages in (0, int(rng.integers(1, max(2, sum(map(len, wanted.values())) // PAGE)))):
-                filler = mounts.fill(place, pages * PAGE)
-                status, said = stage(workspace, name, tmp_path)
-                filler.unlink()
-                if status == 0 and pages:  # It replaces one file after another, for which the space sufficed.
-                    break
-                refused(status, said, workspace, "the disk is full; free some space and run again")
-                refusals += 1
-                same(contents(workspace, KEPT), before)
-                assert not left_behind(workspace), name
-            status, said = stage(workspace, name, tmp_path)
-            assert status == 0, said
-            same(contents(workspace, outputs(workspace, name)), wanted)
-            # The next stages begin with the outputs of the undisturbed run, because some outputs tell seconds.
-            for out in outputs(short, name):
-                put_back(short / out, workspace / out)
-        assert refusals >= len(names)
 
-    mounts.in_a_namespace(work)
+def on_a_full_disk(short: Path, names: list[str], logs: Path) -> None:
+    """Run the stages `names` of a copy of the finished workspace on a disk that is full, and then on one that is not.
+
+    It must run in a namespace of its own (`mounts.in_a_namespace`).
+    """
+    place, rng = logs / "disk", np.random.default_rng(0)
+    place.mkdir()
+    mounts.small_disk(place, 256 << 20)
+    workspace = copied(short, place / "workspace")
+    for name in names:
+        wanted = contents(short, outputs(short, name))
+        before = contents(workspace, KEPT)
+        for pages in (0, int(rng.integers(1, max(2, sum(map(len, wanted.values())) // PAGE)))):
+            filler = mounts.fill(place, pages * PAGE)
+            status, said = stage(workspace, name, logs)
+            filler.unlink()
+            if status == 0 and pages:  # It replaces one file after another, for which the space sufficed.
+                continue
+            refused(status, said, workspace, "the disk is full; free some space and run again")
+            same(contents(workspace, KEPT), before)
+            assert not left_behind(workspace), name
+        status, said = stage(workspace, name, logs)
+        assert status == 0, said
+        same(contents(workspace, outputs(workspace, name)), wanted)
+        # The next stages begin with the outputs of the undisturbed run, because some outputs tell seconds.
+        for out in outputs(short, name):
+            put_back(short / out, workspace / out)
 
 
 def put_back(source: Path, target: Path) -> None:
