@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
+from httpx import TransportError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectHTTPStatusError
 
+# A server that does not answer for a moment must not end a stage, so its bar stays as it is.
+AWAY = (TransportError, PrefectHTTPStatusError)
 SECONDS = 5.0  # shorter stages get no bar, and a bar is updated no more often
 
 
@@ -45,7 +50,10 @@ class Progress:
         if time.monotonic() - self._last < SECONDS:
             return
         self._last = time.monotonic()
-        description, percent = f"{self._what}: {entry.what}", round(100 * entry.share, 1)
+        with suppress(*AWAY):
+            self._show(f"{self._what}: {entry.what}", round(100 * entry.share, 1))
+
+    def _show(self, description: str, percent: float) -> None:
         if self._artifact is None:
             key = re.sub(r"[^a-z0-9]+", "-", f"progress {self._what}".lower()).strip("-")
             made = create_progress_artifact(percent, key=key, description=description)
@@ -57,4 +65,5 @@ class Progress:
     def end(self) -> None:
         """Show that the task is done, if a bar was shown."""
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, 100.0, description=f"{self._what}: done")
+            with suppress(*AWAY):
+                update_progress_artifact(self._artifact, 100.0, description=f"{self._what}: done")

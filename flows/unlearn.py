@@ -7,12 +7,18 @@ what is stale, so a task whose stage is up to date ends at once. Tasks exchange 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
+from httpx import TransportError
 from prefect import flow
+from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
+from expunge.system.addresses import hidden, shown
 from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
@@ -63,7 +69,26 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", help="run only these stages, in this order; by default all")
     parser.add_argument("--force", action="store_true", help="run stages even if nothing changed")
     arguments = parser.parse_args()
-    unlearn(arguments.workspace, arguments.stages, arguments.force)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
+    try:
+        unlearn(arguments.workspace, arguments.stages, arguments.force)
+    except TransportError as e:
+        address = PREFECT_API_URL.value() or "the temporary server"
+        print(
+            f"error: {shown(address)}: the Prefect server does not answer ({hidden(str(e), address)}). What the "
+            "stages wrote is kept; start the server and run again to continue",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # Prefect would try for minutes to send its events to the server.
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Remove the traceback from a record about a server that does not answer; every record is kept."""
+    if record.exc_info and isinstance(record.exc_info[1], TransportError):
+        record.exc_info = None
+    return True
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import offline
 from tests.declared import write_package
-from tests.pipeline import dvc, lay_out
+from tests.pipeline import ENVIRONMENT, dvc, lay_out, lay_out_short
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # torch reads these variables when it is imported, which nothing above does.
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items):
     The other slow tests of a module are kept on one worker too.
     """
     for item in items:
-        if {"finished", "copy", "fit_inputs"} & set(getattr(item, "fixturenames", ())):
+        if {"finished", "copy", "fit_inputs", "short"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
         elif item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
@@ -61,6 +62,20 @@ def finished(tmp_path_factory) -> Path:
     """Return a workspace in which `dvc repro` ran all stages. Tests may only read it."""
     workspace = lay_out(tmp_path_factory.mktemp("finished") / "workspace")
     (workspace / "log.txt").write_text(dvc(workspace, "repro"))
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory) -> Path:
+    """Return a workspace in which `dvc repro` ran all stages of a short pipeline without any outside connection.
+
+    Tests may only read it. `record/connections` beside it names what the pipeline tried to reach.
+    """
+    workspace = lay_out_short(tmp_path_factory.mktemp("short") / "workspace")
+    env = offline.environment(ENVIRONMENT, workspace.parent / "record")
+    done = offline.run([sys.executable, "-m", "dvc", "repro"], workspace, env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (workspace / "log.txt").write_text(done.stdout)
     return workspace
 
 

@@ -1,4 +1,4 @@
-"""Read-only folders that only one process sees.
+"""Read-only folders and small disks that only one process sees.
 
 They need no rights and leave nothing. The process has no network either.
 """
@@ -55,6 +55,20 @@ def read_only(place: Path, yes: bool = True) -> None:
         _mount("none", place, None, BIND | REMOUNT | READ_ONLY)
     elif LIBC.umount(os.fsencode(place)) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(place))
+
+
+def small_disk(place: Path, size: int) -> None:
+    """Mount an empty file system of `size` bytes, which lies in memory, at an existing folder."""
+    _mount("tmpfs", place, "tmpfs", 0, f"size={size}")
+
+
+def fill(place: Path, left: int) -> Path:
+    """Write a file that leaves `left` bytes of the disk of `place` free, and return its path."""
+    filler = place / ".filler"
+    with filler.open("wb") as file:
+        disk = os.statvfs(place)
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - left)
+    return filler
 
 
 def _leave() -> None:

@@ -41,6 +41,20 @@ def lay_out(workspace: Path) -> Path:
     return workspace
 
 
+def lay_out_short(workspace: Path) -> Path:
+    """Write a workspace as `lay_out` does, in which every kind of stage runs, and none longer than it must."""
+    lay_out(workspace)
+
+    def edit(params: dict) -> None:
+        params["train"].update(epochs=1)
+        params["methods"] = ["logit-mask", "loft"]
+        params["retrain"]["seeds"] = [1]
+        params["activations"]["cuts"] = ["stage1"]
+
+    change(workspace, edit)
+    return workspace
+
+
 def change(workspace: Path, edit: Callable[[dict], object]) -> None:
     params = yaml.safe_load((workspace / "params.yaml").read_text())
     edit(params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import chdir
 from datetime import date
 from pathlib import Path
@@ -12,9 +13,11 @@ from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.intake import COLUMNS
 from expunge.erasure.lifecycle import Lifecycle
 from expunge.erasure.requests import ErasureRequest, Store, new_id
-from expunge.erasure.selection import mask_of
+from expunge.erasure.selection import select
 from expunge.erasure.states import State
+from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Ledger
+from expunge.system.paths import FORGOTTEN
 from tests.sweep import people_workspace
 
 TODAY = date(2026, 3, 2)
@@ -56,17 +59,22 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     return store.verify(made.id, "ben", "letter seen", {"found": 10 * len(people)})
 
 
-def promoted(store: Store, root: Path) -> tuple[Batch, list[ErasureRequest]]:
-    """Return a batch of two requests at the step `collect`, and its requests. No process holds its lease."""
-    requests = [request_for(store, root, GONE[:2]), request_for(store, root, GONE[2:])]
+def promoted(
+    store: Store, root: Path, people: Sequence[list[int]] = (GONE[:2], GONE[2:])
+) -> tuple[Batch, list[ErasureRequest]]:
+    """Return a batch at the step `collect` with a request for each group of people, and its requests.
+
+    No process holds its lease.
+    """
+    requests = [request_for(store, root, group) for group in people]
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
     assert batch is not None
     each = {r.id: {"train": 8, "test": 2, "accuracy": {"original": 1.0, "product": 0.9}} for r in requests}
     with chdir(root):
         dataset = Dataset("data/dataset")
-        masks = {r.id: mask_of(store, r, dataset) for r in requests}
-        rows = soundness.fingerprints(store, dataset, masks)
+        chosen = select(store, requests, dataset, ForgottenRows(FORGOTTEN))
+        rows = soundness.fingerprints(store, dataset, chosen.of)
     facts = {"product": PRODUCT, "run": {**RUN, "each": each}, "rows": rows}
     batch = batches.at(
         batch, Step.approval, facts, State.awaiting_approval, "verdict", event_facts={"claims": "outputs"}

@@ -70,9 +70,12 @@ def events(before, tmp_path_factory) -> int:
     return count
 
 
-def check(root: Path, before: Path) -> None:
-    """Assert everything that must hold after a completion, however often it was interrupted."""
-    store = Store.open(url_of(root))
+def check(root: Path, before: Path, url: str | None = None) -> None:
+    """Assert everything that must hold after a completion, however often it was interrupted.
+
+    `url`: the request store; that in the workspace if omitted.
+    """
+    store = Store.open(url or url_of(root))
     requests = store.all()
     assert [r.state for r in requests] == [State.completed] * 2 and all(r.told for r in requests)
     # Store and ledger have every event exactly once. The chain is whole and its head is signed.

@@ -104,8 +104,18 @@ class Service:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             **({"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}),
         }
-        self.start("server", [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)], home)
-        wait("the server's health", 120, self._healthy)
+        self.port = port
+        self.serve()
+
+    def serve(self) -> None:
+        """Start the server, at first or again with the same address and database."""
+        command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port)]
+        self.server = self.start("server", command, self.home)
+        try:
+            wait("the server's health", 300, self._healthy)
+        except AssertionError:
+            self.end()
+            raise
 
     def _healthy(self) -> bool | None:
         try:

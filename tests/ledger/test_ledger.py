@@ -168,9 +168,10 @@ def test_a_process_that_dies_between_head_and_entry_leaves_a_good_ledger(written
 
 
 def test_an_event_is_written_once(ledger):
-    first = ledger.append("intake", {"n": 1}, event="r/1")
-    assert ledger.append("intake", {"n": 1}, event="r/1") == first and ledger.verify() == 5
-    assert ledger.append("intake", {"n": 1}, event="r/2").seq == 6
+    first = ledger.append_events([("r/1", "intake", {"n": 1})])
+    assert ledger.append_events([("r/1", "intake", {"n": 1})]) == first and ledger.verify() == 5
+    again = ledger.append_events([("r/1", "intake", {"n": 1}), ("r/2", "intake", {"n": 1})] * 2)
+    assert [e.seq for e in again] == [5, 6, 5, 6] and ledger.verify() == 6
 
 
 def test_a_torn_last_line_is_named(ledger):

@@ -1,4 +1,4 @@
-"""Stages in a workspace that is read only.
+"""Stages in a workspace that is read only, and on a disk that is full.
 
 One line says what to do, nothing is half written, and the next run makes the same bytes.
 """
@@ -13,15 +13,21 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from expunge.stages import run
 from tests import mounts
 from tests.pipeline import ENVIRONMENT
-from tests.system.test_storage import contents
+from tests.system.test_storage import contents, left_behind
 
-TIMES = ("reports/cost/", "models/unlearned/loft/")  # files that tell seconds, and the digests of these files
+KEPT, PAGE = ["data", "models", "reports"], 4096
+TIMES = (
+    "reports/cost/",
+    "models/unlearned/loft/",
+    "models/unlearned/logit-mask/",
+)  # files that tell seconds, and the digests of these files
 
 
 @pytest.mark.slow
@@ -44,6 +50,50 @@ def test_a_stage_in_a_read_only_workspace(finished, tmp_path):
             whole = contents(workspace, ["data", "models", "reports"])
 
     mounts.in_a_namespace(work)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_stage_on_a_full_disk(short, tmp_path):
+    """Each stage has too little space twice: no free page, and a drawn part of the space of its outputs."""
+    names = list(yaml.safe_load((short / "dvc.lock").read_text())["stages"])
+    mounts.in_a_namespace(lambda: on_a_full_disk(short, names, tmp_path))
+
+
+def on_a_full_disk(short: Path, names: list[str], logs: Path) -> None:
+    """Run the stages `names` of a copy of the finished workspace on a disk that is full, and then on one that is not.
+
+    It must run in a namespace of its own (`mounts.in_a_namespace`).
+    """
+    place, rng = logs / "disk", np.random.default_rng(0)
+    place.mkdir()
+    mounts.small_disk(place, 256 << 20)
+    workspace = copied(short, place / "workspace")
+    for name in names:
+        wanted = contents(short, outputs(short, name))
+        before = contents(workspace, KEPT)
+        for pages in (0, int(rng.integers(1, max(2, sum(map(len, wanted.values())) // PAGE)))):
+            filler = mounts.fill(place, pages * PAGE)
+            status, said = stage(workspace, name, logs)
+            filler.unlink()
+            if status == 0 and pages:  # It replaces one file after another, for which the space sufficed.
+                continue
+            refused(status, said, workspace, "the disk is full; free some space and run again")
+            same(contents(workspace, KEPT), before)
+            assert not left_behind(workspace), name
+        status, said = stage(workspace, name, logs)
+        assert status == 0, said
+        same(contents(workspace, outputs(workspace, name)), wanted)
+        # The next stages begin with the outputs of the undisturbed run, because some outputs tell seconds.
+        for out in outputs(short, name):
+            put_back(short / out, workspace / out)
+
+
+def put_back(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, target)
 
 
 def copied(source: Path, target: Path) -> Path:

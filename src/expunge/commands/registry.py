@@ -33,6 +33,8 @@ By = Annotated[str, typer.Option("--by", help="Who decides; by default the user 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 LedgerPath = Annotated[Path, typer.Option("--ledger", help="The ledger file, to which decisions are written.")]
 
+LAST_SHOWN = 200
+
 ledger_app = typer.Typer(
     no_args_is_help=True, help="Show and verify the hash-chained record of which version served, and why."
 )
@@ -148,7 +150,7 @@ def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) 
     """
     workspace = session(model, ledger)
     findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
-    clock = set_back(workspace.promoter.ledger.entries())
+    clock = list(set_back(workspace.promoter.ledger.entries()).values())
     if json:
         told = {"champion": champion and champion.version, "findings": findings, "clock": clock}
         print_json({"model": workspace.name, **told})
@@ -187,11 +189,16 @@ def preflight() -> None:
 
 
 @ledger_app.command("show")
-def show_ledger(ledger: LedgerPath = LEDGER) -> None:
-    """Show every decision, oldest first."""
+def show_ledger(
+    ledger: LedgerPath = LEDGER,
+    all_: Annotated[bool, typer.Option("--all", help=f"Show all entries, not only the last {LAST_SHOWN}.")] = False,
+) -> None:
+    """Show the last decisions, oldest first. The whole chain is checked."""
     heads = ("", "time (UTC)", "what", "about", "version", "instead of", "shown", "by")
     table = Table(*heads, Column("reason", min_width=30), "hash")  # what people wrote is read as they wrote it
-    for e in Ledger(ledger).entries():
+    entries = Ledger(ledger).entries()
+    shown = entries if all_ else entries[-LAST_SHOWN:]
+    for e in shown:
         f = e.facts
         about, level = f.get("about") or f.get("model"), f.get("claims") or f.get("claim_level")
         found = (about, f.get("version"), f.get("instead_of"), level, f.get("who"), f.get("reason"))
@@ -199,6 +206,8 @@ def show_ledger(ledger: LedgerPath = LEDGER) -> None:
         by_hand = " (by hand)" if f.get("by_hand") else ""
         table.add_row(str(e.seq), e.time.removesuffix("+00:00"), e.kind + by_hand, *cells, e.hash[7:19])
     console().print(table)
+    if len(shown) < len(entries):
+        typer.echo(f"{len(entries) - len(shown):,} older entries are not shown; add --all to see them")
 
 
 @ledger_app.command("verify")

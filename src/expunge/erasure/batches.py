@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
@@ -23,7 +23,7 @@ from sqlalchemy import Connection, RowMapping, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from expunge.erasure import database
-from expunge.erasure.database import BATCHES, transaction
+from expunge.erasure.database import BATCHES, REQUESTS, transaction
 from expunge.erasure.requests import ErasureRequest, Store, destroy_key, move, write_event
 from expunge.erasure.states import FINAL, WAITING, State
 from expunge.system.errors import RequestError
@@ -93,7 +93,7 @@ class Batches:
 
     def requests(self, batch: Batch) -> list[ErasureRequest]:
         """Return the requests of `batch`, ordered by due date."""
-        return [r for r in self.store.all() if r.batch == batch.id]
+        return self.store.of_batch(batch.id)
 
     def claim(self, today: date, within: int | None = None) -> Batch | None:
         """Take over the open batch, or open one with every verified request; None if no request is waiting.
@@ -171,7 +171,7 @@ class Batches:
             thread.join()
 
     def _open(self, c: Connection, today: date, within: int | None) -> Batch | None:
-        waiting = [r for r in self.store.listed(c) if r.state in WAITING and r.verified]
+        waiting = self.store.listed(c, REQUESTS.c.state.in_(list(WAITING)) & REQUESTS.c.verified)
         if within is not None and not any(r.due <= today + timedelta(days=within) for r in waiting):
             waiting = []
         if not waiting:
@@ -193,8 +193,7 @@ class Batches:
     def _move(
         self, c: Connection, batch: Batch, new: State, kind: str, reason: str, who: str, event_facts: Mapping[str, Any]
     ) -> None:
-        own: Sequence[ErasureRequest] = [r for r in self.store.listed(c) if r.batch == batch.id]
-        for request in own:
+        for request in self.store.listed(c, REQUESTS.c.batch == batch.id):
             facts = {"batch": batch.id, **event_facts.get("of", {}).get(request.id, {})}
             facts |= {k: v for k, v in event_facts.items() if k != "of"}
             # A request that returns to "scheduled" waits for the next batch.

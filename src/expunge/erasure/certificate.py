@@ -39,10 +39,11 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Erasure
     sweep = [e for e in store.events(batch.id) if e.kind == SWEEP][-1]
     entries = ledger.entries()
     seen = entries[: 1 + [e.hash for e in entries].index(sweep.entry)] if sweep.entry else entries
-    written = {}
+    clock, written = set_back(seen), {}
+    first = {e.facts.get("about"): e.seq for e in reversed(seen)}  # the first entry about each request
     for request in requests:
-        first = next((e.seq for e in seen if e.facts.get("about") == request.id), 1)
-        body = build(request, store.events(request.id), batch, sweep, set_back(seen, first))
+        since = [said for seq, said in clock.items() if seq >= first.get(request.id, 1)]
+        body = build(request, store.events(request.id), batch, sweep, since)
         document = {"certificate": body, "key": key.public.fingerprint, "signature": key.sign(canonical(body))}
         with staged_dir(CERTIFICATES / request.id) as tmp:
             write_text(tmp / JSON_NAME, json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -124,7 +124,9 @@ def connect(url: str | None = None) -> Engine:
         if not file.exists():
             create_durable(file, b"")
     try:
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS} if sqlite else {})
+        # A server may drop a connection that was idle for hours: it is tried before it is used, and opened again.
+        given_to_driver = {"timeout": BUSY_SECONDS} if sqlite else {}
+        engine = create_engine(parsed, connect_args=given_to_driver, pool_pre_ping=not sqlite)
         if sqlite:
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -138,9 +140,15 @@ def connect(url: str | None = None) -> Engine:
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """Run the body in one transaction. Raises RequestError if the database does not answer."""
+    with _answering(engine), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _answering(engine: Engine) -> Iterator[None]:
+    """Raise RequestError if the database does not answer the statements of the body."""
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except DBAPIError as e:
         if e.connection_invalidated or type(e).__name__ == "OperationalError":
             address = engine.url.render_as_string(hide_password=False)
@@ -157,7 +165,8 @@ def overwrite_deleted(engine: Engine) -> None:
     """
     if engine.dialect.name != "postgresql":
         return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with _answering(engine), alone.connect() as connection:
         for table in PERSONAL:
             connection.execute(text(f"VACUUM FULL {table.name}"))
         connection.execute(text("CHECKPOINT"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from expunge.config import load_config
 from expunge.erasure.candidate import Candidate
-from expunge.erasure.selection import Selection
+from expunge.erasure.selection import Rows, Selection
 from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.metrics import name_of
@@ -96,21 +96,34 @@ def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:
     retrained model and the product, and `agreement` the share of them for which product and retrained model predict
     the same class.
     """
-    groups = {**selection.of, "again": selection.again & ~selection.erase}
-    files = _logits(product)
+    again = np.flatnonzero(selection.again & ~selection.erase)
+    said, labels = _answers(product, np.flatnonzero(selection.forget))
     out = {}
-    for name, mask in groups.items():
-        rows = np.flatnonzero(mask & selection.train)
-        counts: dict[str, Any] = {"train": len(rows), "test": int((mask & ~selection.train).sum())}
+    for name, mine in {**selection.of, "again": again}.items():
+        rows = mine[selection.train[mine]]
+        counts: dict[str, Any] = {"train": len(rows), "test": len(mine) - len(rows)}
         if len(rows):
-            said = {model: read_logits(file, rows).argmax(1) for model, file in files.items()}
-            labels = read_columns(files["original"], ["label"])["label"][rows]
-            counts |= {"accuracy": {model: _share(answer == labels) for model, answer in said.items()}}
+            counts |= {"accuracy": {model: _share(answer[rows] == labels[rows]) for model, answer in said.items()}}
             if "retrained" in said:
-                counts["agreement"] = _share(said["product"] == said["retrained"])
+                counts["agreement"] = _share(said["product"][rows] == said["retrained"][rows])
         if name != "again" or len(rows):
             out[name] = counts
     return out
+
+
+def _answers(product: Candidate, rows: Rows) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """Return the predicted classes of each model and the labels, each `(rows of the dataset,)`.
+
+    The predictions are read once, and only for `rows`; the others are -1.
+    """
+    files = _logits(product)
+    labels = read_columns(files["original"], ["label"])["label"]
+    said = {}
+    for model, file in files.items():
+        said[model] = np.full(len(labels), -1)
+        if len(rows):
+            said[model][rows] = read_logits(file, rows).argmax(1)
+    return said, labels
 
 
 def _logits(product: Candidate) -> dict[str, Path]:

@@ -92,21 +92,22 @@ def write_values(file: Path, column: str, values: Sequence[str]) -> None:
     os.chmod(file, 0o600)
 
 
-def remove(file: Path) -> None:
-    """Remove a list, its `.dvc` file and its copy in DVC's cache; missing files are ignored."""
-    tracked = file.with_name(file.name + ".dvc")
-    if tracked.is_file():
-        md5 = yaml.safe_load(tracked.read_text(encoding="utf-8"))["outs"][0]["md5"]
-        cached = Path(dvc.run("cache", "dir", error=RequestError).strip()) / "files" / "md5" / md5[:2] / md5[2:]
-        cached.unlink(missing_ok=True)
-    file.unlink(missing_ok=True)
-    tracked.unlink(missing_ok=True)
-    ignored = file.parent / ".gitignore"
-    if ignored.is_file():
-        lines = [line for line in ignored.read_text(encoding="utf-8").splitlines() if line != f"/{file.name}"]
-        write_text(ignored, "".join(f"{line}\n" for line in lines))
-        if not lines:
-            ignored.unlink()
+def remove(*files: Path) -> None:
+    """Remove lists, their `.dvc` files and their copies in DVC's cache; missing files are ignored."""
+    tracked = [t for file in files if (t := file.with_name(file.name + ".dvc")).is_file()]
+    cache = Path(dvc.run("cache", "dir", error=RequestError).strip()) / "files" / "md5" if tracked else Path()
+    for one in tracked:
+        md5 = yaml.safe_load(one.read_text(encoding="utf-8"))["outs"][0]["md5"]
+        (cache / md5[:2] / md5[2:]).unlink(missing_ok=True)
+    for path in (*files, *tracked):
+        path.unlink(missing_ok=True)
+    for ignored in {file.parent / ".gitignore" for file in files}:
+        if ignored.is_file():
+            gone = {f"/{file.name}" for file in files if file.parent == ignored.parent}
+            lines = [line for line in ignored.read_text(encoding="utf-8").splitlines() if line not in gone]
+            write_text(ignored, "".join(f"{line}\n" for line in lines))
+            if not lines:
+                ignored.unlink()
 
 
 def strays(store: Store) -> list[Path]:

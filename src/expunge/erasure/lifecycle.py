@@ -274,9 +274,7 @@ class Lifecycle:
         intake.remove(lists.to_forget(batch))
 
     def _remove_lists(self, batch: Batch) -> None:
-        for request in self.batches.requests(batch):
-            if request.file:
-                intake.remove(Path(request.file))
+        intake.remove(*(Path(r.file) for r in self.batches.requests(batch) if r.file))
 
     def _claimed(self, reason: str, steps: Sequence[Step]) -> Batch:
         """Claim the open batch at one of `steps`. Raises RequestError if there is none, or if `reason` is empty."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, delete, insert, select, update
 
 from expunge.erasure import database
 from expunge.erasure.database import EVENTS, KEYS, REQUESTS, SUBJECTS, transaction
+from expunge.erasure.digests import digest_of_text, digest_of_values, hmac_of, text_of_values
 from expunge.erasure.states import MOST_MONTHS, OPEN, State, check_move, due_date
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 
 Kind = Literal["ids", "subjects", "classes"]
 KEY_BYTES = 32
+EVERY_EVENT = ("about", "who", "reason", "at")  # columns of an event that are facts of its ledger entry
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,7 @@ class Store:
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
         with transaction(self.engine) as c:
-            for other in self.listed(c):
-                other_key = self._key(c, other.id)
-                if other.state in OPEN and other_key and digest_of_values(wanted, other_key) == other.digest:
-                    raise RequestError(
-                        f"request {other.id}, received {other.received}, asks for the same and is {other.state}; "
-                        "nothing was added"
-                    )
+            _refuse_repeated(c, kind, wanted)
             row = {
                 "id": id_, "kind": kind, "state": State.received, "version": 1, "received": received, "months": 1,
                 "due": due_date(received, 1), "verified": False, "basis": basis, "asked": len(wanted),
@@ -118,7 +112,7 @@ class Store:
             c.execute(insert(REQUESTS).values(**row))
             c.execute(insert(KEYS).values(request=id_, key=key))
             if kind == "subjects":
-                c.execute(insert(SUBJECTS), [{"request": id_, "hmac": _hmac(v, key)} for v in values])
+                c.execute(insert(SUBJECTS), [{"request": id_, "hmac": hmac_of(v, key)} for v in values])
             facts = {"digest": row["digest"], "kind": kind, "asked": len(wanted), "received": received.isoformat()}
             facts |= {"more_than_half": True} if most else {}
             write_event(c, id_, 1, "intake", who, basis, facts, State.received)
@@ -132,7 +126,12 @@ class Store:
     def all(self, states: Iterable[State] = State) -> list[ErasureRequest]:
         """Return the requests in these states, ordered by due date."""
         with transaction(self.engine) as c:
-            return [r for r in self.listed(c) if r.state in set(states)]
+            return self.listed(c, REQUESTS.c.state.in_(list(states)))
+
+    def of_batch(self, batch: str) -> list[ErasureRequest]:
+        """Return the requests of a batch, ordered by due date."""
+        with transaction(self.engine) as c:
+            return self.listed(c, REQUESTS.c.batch == batch)
 
     def matches(self, request: ErasureRequest, values: Sequence[str]) -> bool:
         """Return whether `values` are what was asked; False once the key is destroyed."""
@@ -209,10 +208,15 @@ class Store:
         """
         with transaction(self.engine) as c:
             waiting = c.execute(select(EVENTS).where(EVENTS.c.entry.is_(None)).order_by(EVENTS.c.id)).mappings().all()
-        for row in waiting:
-            facts = {"about": row["about"], "who": row["who"], "reason": row["reason"], "at": row["at"], **row["facts"]}
-            entry = ledger.append(row["kind"], facts, event=f"{row['about']}/{row['number']}")
-            with transaction(self.engine) as c:
+        if not waiting:
+            return 0
+        events = [
+            (f"{row['about']}/{row['number']}", row["kind"], {k: row[k] for k in EVERY_EVENT} | row["facts"])
+            for row in waiting
+        ]
+        entries = ledger.append_events(events)
+        with transaction(self.engine) as c:
+            for row, entry in zip(waiting, entries, strict=True):
                 c.execute(update(EVENTS).where(EVENTS.c.id == row["id"]).values(entry=entry.hash))
         return len(waiting)
 
@@ -221,9 +225,9 @@ class Store:
         with transaction(self.engine) as c:
             c.execute(update(REQUESTS).where(REQUESTS.c.id == id_).values(told=True))
 
-    def listed(self, c: Connection) -> list[ErasureRequest]:
-        """Return all requests, the earliest deadline first, within the transaction of `c`."""
-        rows = c.execute(select(REQUESTS).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
+    def listed(self, c: Connection, *where: ColumnElement[bool]) -> list[ErasureRequest]:
+        """Return the requests that fulfil the conditions `where`, ordered by due date."""
+        rows = c.execute(select(REQUESTS).where(*where).order_by(REQUESTS.c.due, REQUESTS.c.id)).mappings()
         return [ErasureRequest.of(row) for row in rows]
 
     def _events(self, wanted: Select[Any]) -> list[Event]:
@@ -299,13 +303,20 @@ def destroy_key(c: Connection, id_: str) -> None:
     c.execute(delete(KEYS).where(KEYS.c.request == id_))
 
 
-def digest_of_values(values: Iterable[str], key: bytes) -> str:
-    """Return `hmac-sha256:...` of ids, subjects or classes, independent of their order."""
-    return "hmac-sha256:" + _hmac(json.dumps(sorted(values), ensure_ascii=False, separators=(",", ":")), key)
+def _refuse_repeated(c: Connection, kind: Kind, values: Sequence[str]) -> None:
+    """Raise RequestError if an open request of this kind asks for the same `values`.
 
-
-def _hmac(value: str, key: bytes) -> str:
-    return hmac.new(key, value.encode(), hashlib.sha256).hexdigest()
+    Every request has a key of its own, so one HMAC is computed for each open request that asks for as many values.
+    """
+    alike = (REQUESTS.c.state.in_(list(OPEN))) & (REQUESTS.c.kind == kind) & (REQUESTS.c.asked == len(values))
+    columns = (REQUESTS.c.id, REQUESTS.c.received, REQUESTS.c.state, REQUESTS.c.digest, KEYS.c.key)
+    text = text_of_values(values)
+    for other in c.execute(select(*columns).join(KEYS).where(alike).order_by(REQUESTS.c.due, REQUESTS.c.id)):
+        if digest_of_text(text, bytes(other.key)) == other.digest:
+            raise RequestError(
+                f"request {other.id}, received {other.received}, asks for the same and is {other.state}; nothing was "
+                "added"
+            )
 
 
 def _need(reason: str, message: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
@@ -18,24 +21,26 @@ from expunge.data.duplicates import INCLUDE, WARN
 from expunge.data.schema import TRAIN
 from expunge.data.selectors import class_indices
 from expunge.data.tombstones import Tombstones
-from expunge.erasure.intake import values_of
-from expunge.erasure.requests import ErasureRequest, Store
+from expunge.erasure.intake import COLUMNS, values_of
+from expunge.erasure.requests import ErasureRequest, Kind, Store
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.system.errors import ConfigError, RequestError
 
 Mask = NDArray[np.bool_]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A `Selection` holds masks over the dataset, which are bool `(rows,)`, and the people that requests name.
+    """A `Selection` holds the rows of the requests of a batch, and the people that they name.
 
-    `of` maps the id of each request to all its rows, of both splits. `train` marks the training rows. `again` marks
-    rows that promoted versions had forgotten and that are still in the dataset; they are forgotten again, not erased.
-    `people` are the subjects that requests name.
+    `of` maps the id of each request to the ascending positions `(k,)` of all its rows, of both splits. The others are
+    masks over the dataset, bool `(rows,)`. `train` marks the training rows. `again` marks rows that promoted versions
+    had forgotten and that are still in the dataset; they are forgotten again, not erased. `people` are the subjects
+    that requests name.
     """
 
-    of: Mapping[str, Mask]
+    of: Mapping[str, Rows]
     train: Mask
     again: Mask
     people: tuple[str, ...]
@@ -43,7 +48,10 @@ class Selection:
     @property
     def erase(self) -> Mask:
         """The rows to erase: those of any request, in both splits."""
-        return np.asarray(np.logical_or.reduce(list(self.of.values())), dtype=bool)
+        mask = np.zeros(len(self.train), dtype=bool)
+        for rows in self.of.values():
+            mask[rows] = True
+        return mask
 
     @property
     def forget(self) -> Mask:
@@ -71,55 +79,109 @@ def asked_values(store: Store, request: ErasureRequest) -> list[str]:
 
 
 def mask_of(store: Store, request: ErasureRequest, dataset: Dataset) -> Mask:
-    """Return the mask of all rows of `request`, in both splits.
+    """Return the mask `(rows,)` of all rows of `request`, in both splits.
 
     Raises RequestError, without naming an id, if some are not in the dataset.
     """
-    values = asked_values(store, request)
-    if request.kind == "classes":
-        mask = np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes))
-        return _refuse_most(store, request, mask)
-    column = "sample_id" if request.kind == "ids" else "subject"
-    if column not in dataset.columns:
-        raise RequestError(f"request {request.id}: the dataset has no subjects; ask for rows by id")
-    found = np.array(dataset.table([column])[column].to_pylist(), dtype=object)
-    absent = sorted(set(values) - set(found.tolist()))
+    asked = {request.id: asked_values(store, request)}
+    mask = np.zeros(dataset.rows, dtype=bool)
+    mask[_rows_of(store, [request], asked, dataset)[request.id]] = True
+    return mask
+
+
+def _rows_of(
+    store: Store, requests: Sequence[ErasureRequest], asked: Mapping[str, Sequence[str]], dataset: Dataset
+) -> dict[str, Rows]:
+    """Return the rows of each request. The columns of the dataset are searched once for all requests."""
+    places = {kind: _places(kind, requests, asked, dataset) for kind in {r.kind for r in requests} - {"classes"}}
+    absent = {r.id: set(asked[r.id]) - set(places[r.kind]) for r in requests if r.kind in places}
+    erased = _erased(dataset, set().union(*absent.values()))
+    rows = {}
+    for request in requests:
+        if request.kind == "classes":
+            found = np.flatnonzero(np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes)))
+        else:
+            _refuse_absent(request, len(absent[request.id] - erased), len(asked[request.id]))
+            found = _joined([places[request.kind][v] for v in set(asked[request.id]) - absent[request.id]])
+        _refuse_most(store, request, len(found), dataset.rows)
+        rows[request.id] = found
+    return rows
+
+
+def _places(
+    kind: Kind, requests: Sequence[ErasureRequest], asked: Mapping[str, Sequence[str]], dataset: Dataset
+) -> dict[str, Rows]:
+    """Return the rows of every id or subject that requests of this kind ask for, if the dataset has it."""
+    mine = [r.id for r in requests if r.kind == kind]
+    if COLUMNS[kind] not in dataset.columns:
+        raise RequestError(f"request {mine[0]}: the dataset has no subjects; ask for rows by id")
+    values = sorted(set().union(*(asked[id_] for id_ in mine)))
+    column = dataset.table([COLUMNS[kind]])[COLUMNS[kind]]
+    codes = pc.fill_null(pc.index_in(column, value_set=pa.array(values, column.type)), -1).to_numpy()
+    return {values[code]: rows for code, rows in _grouped(codes).items()}
+
+
+def _grouped(codes: NDArray[Any]) -> dict[int, Rows]:
+    """Return the ascending positions of each code `(n,)` that is not negative."""
+    rows = np.flatnonzero(codes >= 0)
+    rows = rows[np.argsort(codes[rows], kind="stable")]
+    found, starts = np.unique(codes[rows], return_index=True)
+    return dict(zip(found.tolist(), np.split(rows, starts[1:]), strict=False))
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all `parts`, ascending and each once."""
+    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def _erased(dataset: Dataset, absent: set[str]) -> set[str]:
+    """Return those of `absent` that have a tombstone: they were erased earlier, so this part of a request is met."""
     tombstones = Tombstones.near(dataset.directory) if absent else None
-    # Rows with a tombstone do not count as missing: they were erased earlier, so this part of the request is met.
-    missing = len(absent) - (0 if tombstones is None else int(tombstones.hits(absent).any.sum()))
+    if tombstones is None:
+        return set()
+    names = sorted(absent)
+    return {names[i] for i in np.flatnonzero(tombstones.hits(names).any)}
+
+
+def _refuse_absent(request: ErasureRequest, missing: int, asked: int) -> None:
     if missing:
         raise RequestError(
-            f"request {request.id}: {missing} of {len(values)} {request.kind} are not in the dataset; "
+            f"request {request.id}: {missing} of {asked} {request.kind} are not in the dataset; "
             "ask the requester again, or refuse the request for that reason"
         )
-    return _refuse_most(store, request, np.isin(found, values))
 
 
-def _refuse_most(store: Store, request: ErasureRequest, mask: Mask) -> Mask:
-    """Return `mask`. Raises RequestError if it covers more than half of the rows and the intake did not allow that."""
-    if 2 * mask.sum() > len(mask) and not store.events(request.id)[0].facts.get("more_than_half"):
+def _refuse_most(store: Store, request: ErasureRequest, rows: int, of: int) -> None:
+    """Raise RequestError if the request is for more than half of the rows and the intake did not allow that."""
+    if 2 * rows > of and not store.events(request.id)[0].facts.get("more_than_half"):
         raise RequestError(
-            f"request {request.id} is for {int(mask.sum()):,} of {len(mask):,} rows, more than half. If this is "
+            f"request {request.id} is for {rows:,} of {of:,} rows, more than half. If this is "
             "intended, refuse it and add it again with `expunge request add --more-than-half` or more_than_half in "
             "the form"
         )
-    return mask
 
 
 def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, forgotten: ForgottenRows) -> Selection:
     """Resolve the requests of a batch to rows; with `split.duplicates: include`, also to rows of the same content."""
     requests = list(requests)
-    masks = {r.id: mask_of(store, r, dataset) for r in requests}
+    asked = {r.id: asked_values(store, r) for r in requests}
+    rows = _rows_of(store, requests, asked, dataset)
     if load_config().split.duplicates == "include":
-        contents = dataset.digests()
-        masks = {id_: np.isin(contents, contents[mask]) for id_, mask in masks.items()}
-    people = [v for r in requests if r.kind == "subjects" for v in asked_values(store, r)]
+        rows = _with_duplicates(rows, dataset)
     return Selection(
-        masks,
+        rows,
         dataset.splits() == TRAIN,
         forgotten.among(dataset.sample_ids()),
-        tuple(sorted(set(people))),
+        tuple(sorted({v for r in requests if r.kind == "subjects" for v in asked[r.id]})),
     )
+
+
+def _with_duplicates(rows: Mapping[str, Rows], dataset: Dataset) -> dict[str, Rows]:
+    """Add to the rows of each request all rows that have the content of one of them."""
+    _, contents = np.unique(dataset.digests(), return_inverse=True)
+    wanted = np.unique(contents[_joined(list(rows.values()))])
+    alike = _grouped(np.where(np.isin(contents, wanted), contents, -1))
+    return {id_: _joined([alike[c] for c in np.unique(contents[own]).tolist()]) for id_, own in rows.items()}
 
 
 class _NullAsWritten(RoundTripRepresenter):

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.erasure.requests import Store
-from expunge.erasure.selection import Mask
+from expunge.erasure.selection import Rows
 from expunge.system.dvc_lock import Difference, differences, stages_of
 from expunge.system.errors import ExpungeError, RequestError
 from expunge.system.files import MANIFEST
@@ -68,18 +66,17 @@ def models() -> None:
     load_classifier(MODELS / ORIGINAL)
 
 
-def fingerprints(store: Store, dataset: Dataset, rows: Mapping[str, Mask]) -> dict[str, str]:
+def fingerprints(store: Store, dataset: Dataset, rows: Mapping[str, Rows]) -> dict[str, str]:
     """Return for each request an HMAC over the ids, labels, splits and contents of its rows, under the request's key.
 
-    Once the key is destroyed, no guess can be tested against the HMAC. `rows`: a mask `(rows,)` by request.
+    Once the key is destroyed, no guess can be tested against the HMAC. `rows`: positions `(k,)` by request.
     """
     table = dataset.table(["sample_id", "label", "split", "digest"]).to_pydict()
     lines = [
         f"{id_}\n{label}\n{split}\n{content.hex()}" for id_, label, split, content in zip(*table.values(), strict=True)
     ]
     return {
-        request: store.digest_under_key(request, [lines[i] for i in np.flatnonzero(mask)])
-        for request, mask in rows.items()
+        request: store.digest_under_key(request, [lines[i] for i in mine.tolist()]) for request, mine in rows.items()
     }
 
 

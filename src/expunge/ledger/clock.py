@@ -10,22 +10,23 @@ from expunge.ledger.ledger import Entry
 TOLERANCE_SECONDS = 60  # routine clock corrections amount to seconds
 
 
-def set_back(entries: Sequence[Entry], first: int = 1) -> list[str]:
-    """Return a sentence for every entry, from number `first` on, before which the clock was set back.
+def set_back(entries: Sequence[Entry]) -> dict[int, str]:
+    """Return a sentence for every entry, by its number, before which the clock was set back.
 
     The time of such an entry is more than TOLERANCE_SECONDS before the latest time of the entries that precede it.
     """
-    found: list[str] = []
-    latest: Entry | None = None
+    found: dict[int, str] = {}
+    latest, latest_seconds = None, float("-inf")
     for entry in entries:
-        behind = 0.0 if latest is None else _seconds(latest) - _seconds(entry)
-        if latest is not None and entry.seq >= first and behind > TOLERANCE_SECONDS:
-            found.append(
+        seconds = _seconds(entry)
+        behind = latest_seconds - seconds
+        if latest is not None and behind > TOLERANCE_SECONDS:
+            found[entry.seq] = (
                 f"ledger entry {entry.seq} ({entry.kind}) has the time {entry.time}, {behind:,.0f} seconds before "
                 f"entry {latest.seq} of {latest.time}: the clock was set back, so times from there on show no order"
             )
-        if latest is None or _seconds(entry) > _seconds(latest):
-            latest = entry
+        if latest is None or seconds > latest_seconds:
+            latest, latest_seconds = entry, seconds
     return found
 
 

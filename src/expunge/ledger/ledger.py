@@ -14,14 +14,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from expunge.ledger.keys import PublicKey, public_key, signing_key
+from expunge.ledger.keys import PublicKey, SigningKey, public_key, signing_key
 from expunge.ledger.signed_head import HeadFiles
 from expunge.system.errors import LedgerError
 from expunge.system.files import digest_of, sync
@@ -53,7 +53,7 @@ class Entry:
     @property
     def line(self) -> str:
         """The entry as a line of the file."""
-        return json.dumps(asdict(self), sort_keys=True, allow_nan=False) + "\n"
+        return json.dumps(vars(self), sort_keys=True, allow_nan=False) + "\n"
 
 
 class Ledger:
@@ -91,16 +91,37 @@ class Ledger:
                 )
         return len(entries)
 
-    def append(
-        self, kind: str, facts: Mapping[str, Any], *, after: str | None = None, event: str | None = None
-    ) -> Entry:
+    def append(self, kind: str, facts: Mapping[str, Any], *, after: str | None = None) -> Entry:
         """Append one entry, and return it once it is on the disk; on failure the file stays unchanged.
 
         `after`: the hash that the last entry must still have (GENESIS for an empty ledger), so that no decision is
-        based on an outdated state. `event`: a unique name that is added to the facts; if an entry has it already, that
-        entry is returned and nothing is written. Raises LedgerError.
+        based on an outdated state. Raises LedgerError.
         """
         _refuse_personal(facts)
+        with self._appending(after) as (descriptor, key, entries):
+            return self._add(descriptor, key, entries[-1] if entries else None, kind, facts)
+
+    def append_events(self, events: Iterable[tuple[str, str, Mapping[str, Any]]]) -> list[Entry]:
+        """Append an entry for each event `(name, kind, facts)` that the ledger lacks, and return the entries of all.
+
+        `name` is unique; it is added to the facts as `event`. The chain is read and checked once, however many events
+        there are. Each entry is on the disk before the next one is written, so an interrupted call leaves whole
+        entries, and the next call adds the others. Raises LedgerError.
+        """
+        wanted = [(name, kind, {**facts, "event": name}) for name, kind, facts in events]
+        for _, _, facts in wanted:
+            _refuse_personal(facts)
+        with self._appending() as (descriptor, key, entries):
+            known = {entry.facts["event"]: entry for entry in entries if "event" in entry.facts}
+            last = entries[-1] if entries else None
+            for name, kind, facts in wanted:
+                if name not in known:
+                    last = known[name] = self._add(descriptor, key, last, kind, facts)
+        return [known[name] for name, _, _ in wanted]
+
+    @contextmanager
+    def _appending(self, after: str | None = None) -> Iterator[tuple[int, SigningKey, list[Entry]]]:
+        """Yield descriptor, key and the checked entries under an exclusive lock."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         key = signing_key(self.path.parent)
         with self._alone() as descriptor:
@@ -108,18 +129,16 @@ class Ledger:
             last = entries[-1] if entries else None
             self._head.check(entries, key.public)
             self._head.settle(last)
-            if event is not None:
-                for entry in entries:
-                    if entry.facts.get("event") == event:
-                        return entry
-                facts = {**facts, "event": event}
-            head = last.hash if last else GENESIS
-            if after is not None and after != head:
+            if after is not None and after != (last.hash if last else GENESIS):
                 raise LedgerError(f"{self.path}: an entry was written meanwhile; look again before you decide")
-            entry = Entry.after(last, kind, facts, datetime.now(UTC).isoformat(timespec="seconds"))
-            self._head.announce(entry, key)
-            _write(descriptor, entry.line.encode())
-            self._head.confirm()
+            yield descriptor, key, entries
+
+    def _add(self, descriptor: int, key: SigningKey, last: Entry | None, kind: str, facts: Mapping[str, Any]) -> Entry:
+        """Write the entry that follows `last`, and the head that names it."""
+        entry = Entry.after(last, kind, facts, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._head.announce(entry, key)
+        _write(descriptor, entry.line.encode())
+        self._head.confirm()
         return entry
 
     @contextmanager
@@ -168,8 +187,7 @@ class Ledger:
                     f"{where}: entry {entry.seq} does not follow entry {before.seq if before else 0}: "
                     "an entry was dropped, moved or inserted; restore the file"
                 )
-            # The text is compared too: the same JSON values in another notation would have the same hash.
-            if entry.hash != wanted.hash or entry.line != line + "\n":
+            if entry.hash != wanted.hash:
                 raise LedgerError(f"{where}: entry {entry.seq} was changed after it was written; restore the file")
             entries.append(entry)
         return entries
@@ -180,9 +198,12 @@ def _parse(line: str, where: str) -> Entry:
         entry = Entry(**json.loads(line))
         if not isinstance(entry.facts, dict) or type(entry.seq) is not int:
             raise TypeError
-        json.dumps(asdict(entry), allow_nan=False)
+        text = entry.line
     except (ValueError, TypeError, RecursionError):
         raise LedgerError(f"{where}: not an entry of a ledger; restore the file") from None
+    # The text is compared too: the same JSON values in another notation would have the same hash.
+    if text != line + "\n":
+        raise LedgerError(f"{where}: entry {entry.seq} was changed after it was written; restore the file")
     return entry
 
 

@@ -149,7 +149,7 @@ class Promoter:
         if champion is not None and (request := champion.tags.get("request")):
             facts["request"] = request
         facts["reason"] = "the alias was moved by hand"
-        entry = self.ledger.append(BY_HAND, facts, event=f"{self.name}/{history.last[7:19]}/{now}")
+        [entry] = self.ledger.append_events([(f"{self.name}/{history.last[7:19]}/{now}", BY_HAND, facts)])
         return entry if self.history().by_hand else None
 
     def rollback(self, reason: str, who: str = "") -> Entry:

@@ -66,6 +66,9 @@ COLUMN_HELP = {
 }
 
 
+MOST_DRAWN = 24  # methods beside the one that the page is about whose histograms are drawn; the tables have all
+
+
 @dataclass(frozen=True)
 class Section:
     """A `Section` has a heading, an explanation of how to read the panels, and the panels.
@@ -223,8 +226,8 @@ def sections(summary: Mapping[str, Any], e: Evidence) -> list[Section]:
             f"After forgetting, the curves of {name} should lie where those of the retrained model lie. Forgotten "
             "rows that stay apart from unseen ones can be recognised." + unseen,
             plots.histograms(e, closely),
-            plots.histograms(e, others) if others else (),
-            "The other methods",
+            plots.histograms(e, others[:MOST_DRAWN]) if others else (),
+            "The other methods" + (f", {MOST_DRAWN} of {len(others)}" if len(others) > MOST_DRAWN else ""),
         ),
         Section(
             "Attack by loss",

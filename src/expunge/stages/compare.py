@@ -28,17 +28,24 @@ from expunge.system.paths import (
 from expunge.system.progress import log_message
 
 
-def cost_of(name: str, config: Config) -> dict[str, Any]:
+def retrain_seconds(config: Config) -> float | None:
+    """Return the mean seconds of the retrainings; None without references."""
+    if config.reference != "retrain":
+        return None
+    seconds = [read_json(COST / f"retrain-{seed}.json")["train_s"] for seed in config.retrain.seeds]
+    return float(sum(seconds) / len(seconds))
+
+
+def cost_of(name: str, retrain_s: float | None) -> dict[str, Any]:
     """Return the seconds and memory of fit and evaluation.
 
-    With references, also return how many times faster than retraining the fit was.
+    With `retrain_s`, also return how many times faster than retraining the fit was.
     """
     cost = {**read_json(COST / f"evaluate-{name}.json"), **read_json(COST / f"fit-{name}.json")}
     cost.pop("usage", None)  # samples over time, which the summary leaves out
-    if config.reference == "retrain":
-        retrain = [read_json(COST / f"retrain-{seed}.json")["train_s"] for seed in config.retrain.seeds]
-        cost["retrain_s"] = sum(retrain) / len(retrain)
-        cost["speedup_vs_retrain"] = cost["retrain_s"] / max(cost["fit_s"], 1e-4)
+    if retrain_s is not None:
+        cost["retrain_s"] = retrain_s
+        cost["speedup_vs_retrain"] = retrain_s / max(cost["fit_s"], 1e-4)
     return cost
 
 
@@ -82,12 +89,13 @@ def main() -> None:
     }
     evaluations = {name: read_json(METRICS / f"{name}.json") for name in config.methods}
     judged, refused = apart(evaluations)
+    retrain_s = retrain_seconds(config)
     summary = build_summary(
         read_json(SPLIT / REQUEST),
         model,
         read_json(METRICS / "references.json"),
         judged,
-        {name: cost_of(name, config) for name in judged},
+        {name: cost_of(name, retrain_s) for name in judged},
         clean_references(config),
         read_json(SHADOW_REPORT),
     )

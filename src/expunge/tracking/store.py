@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 import urllib.error
@@ -23,6 +24,9 @@ from expunge.system.addresses import hidden, shown
 from expunge.system.errors import TrackingError
 from expunge.system.paths import workspace
 from expunge.system.storage import reason
+
+# It logs the traceback of every error of the database that it raises; `refusals` says it in one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
@@ -125,8 +129,7 @@ def refusals(doing: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as e:
         first = hidden(str(e).split("\n", 1)[0], tracking_uri())  # the further lines are SQL and stack traces
-        way_out = reason(e)
-        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {first}" + (f"; {way_out}" if way_out else "")) from e
+        raise TrackingError(f"{shown(tracking_uri())}: {doing}: {reason(e) or first}") from e
 
 
 def _database(uri: str) -> Path:

@@ -1,0 +1,44 @@
+"""Test a flow whose Prefect server dies in the middle: one line says so, and the next run continues."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.flows.service import Service, lay_out_tiny, wait, with_dvc
+from tests.flows.test_retries import stage_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
+
+
+def test_the_server_dies_while_a_stage_runs(tmp_path):
+    service = Service(tmp_path / "home")
+    workspace = with_dvc(lay_out_tiny(tmp_path / "workspace"))
+    try:
+        (workspace / "hold").touch()
+        flow = service.start("flow", [sys.executable, "-m", "flows.unlearn"], workspace)
+        wait(f"the stage\n{service.logs()}", 240, lambda: stage_of(flow))
+        service.kill(service.server)
+        (workspace / "hold").unlink()
+        assert flow.wait(300) == 2
+        said = (service.home / "flow.log").read_text()
+        errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in said and len(errors) == 1, said
+        assert service.url in errors[0] and "run again to continue" in errors[0]
+        assert (workspace / "held").is_file()  # The stage went on without the server.
+
+        service.serve()
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.unlearn"],
+            cwd=workspace,
+            env=service.environment,
+            text=True,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        for name in ("begun", "held", "fitted-loft", "fitted-ru-linear"):
+            assert (workspace / name).is_file()
+    finally:
+        service.end()
