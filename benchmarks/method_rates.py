@@ -1,7 +1,5 @@
 """How far each method's step size may be from its default: on three models, by held-out training rows alone.
 
-python -m benchmarks.method_rates digits|emoji|fortunes [METHOD ...]
-
 Trains an original by `train.recipe: auto` on a part of the training rows, unlearns a class and a random tenth of these
 with a quarter of the default rate, the default and four times it, and reads the rows that no model was trained on. No
 retrained model is made and no test row is read. `kept`: accuracy on held-out rows of retained classes. `gone`: of a
@@ -10,8 +8,8 @@ class, accuracy on its held-out rows; of rows, their accuracy beyond that of hel
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -110,7 +108,12 @@ def cut_of(name: str) -> str:
     return {"resnet-small": "stage1", "efficientnet-lite0": "_blocks.5"}.get(name, "encoder.layer.3")
 
 
-def main(name: str, wanted: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.method_rates", description=__doc__)
+    parser.add_argument("study", choices=STUDIES, help="the data, and the model that is trained on it")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="these alone; all that train when left out")
+    given = parser.parse_args()
+    name = given.study
     with tempfile.TemporaryDirectory() as tmp:
         study = Study(name, Path(tmp))
         recipe = study.original.card.recipe or (study.original.card.above or {}).get("recipe", {})
@@ -118,7 +121,7 @@ def main(name: str, wanted: list[str]) -> None:
         print("\n| method | request | rate | kept, original | kept | gone | s |\n|---|---|---|---|---|---|---|")
         texts = study.images is None
         methods = [m for m, k in METHODS.items() if issubclass(k, Updater) and m not in NEEDS_MORE and not texts]
-        for method in wanted or [*methods, "relearn"]:
+        for method in given.methods or [*methods, "relearn"]:
             for kind, forget in study.requests().items():
                 for scale in SCALES:
                     print(line(study, method, kind, forget, scale), flush=True)
@@ -143,4 +146,4 @@ def line(study: Study, method: str, kind: str, forget: np.ndarray, scale: float)
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2:])
+    main()

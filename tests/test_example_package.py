@@ -22,7 +22,7 @@ EXAMPLE = ROOT / "examples/expunge-seven-segments"
 
 
 def blocks(language: str) -> list[str]:
-    """Return the blocks of docs/plugins.md in a language. Blocks of printed output have the language ""."""
+    """Return the blocks of docs/plugins.md in a language. Blocks of printed output have the language "text"."""
     page = (ROOT / "docs/plugins.md").read_text()
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [text for tag, text in found if tag == language]
@@ -83,7 +83,7 @@ def test_the_example_package_is_listed_and_loads(site, tmp_path):
         ("metrics", "wrong-segments", "expunge-seven-segments 0.1.0", ""),
     ]
     printed = command(tmp_path, site, "expunge.cli", "plugins").splitlines()
-    assert "\n".join(line.rstrip() for line in printed) + "\n" in blocks("")
+    assert "\n".join(line.rstrip() for line in printed) + "\n" in blocks("text")
     assert tomllib.loads(blocks("toml")[0])["project"].items() <= declared["project"].items()
 
 
