@@ -97,6 +97,8 @@ class Batches:
     def claim(self, today: date, within: int | None = None) -> Batch | None:
         """Take over the open batch, or open one with every verified request; None if no request is waiting.
 
+        Requests that correct labels and those that erase rows are not carried out together.
+
         `within`: open one only if a waiting request is due within so many days. Raises RequestError if another live
         process holds the batch, or opened one at the same moment.
         """
@@ -171,6 +173,8 @@ class Batches:
 
     def _open(self, c: Connection, today: date, within: int | None) -> Batch | None:
         waiting = [r for r in self.store.listed(c) if r.state in WAITING and r.verified]
+        # One run either forgets rows or corrects labels. The most urgent request decides, the others wait.
+        waiting = [r for r in waiting if (r.kind == "labels") == (waiting[0].kind == "labels")]
         if within is not None and not any(r.due <= today + timedelta(days=within) for r in waiting):
             waiting = []
         if not waiting:

@@ -19,7 +19,7 @@ from expunge.erasure.states import MOST_MONTHS, OPEN, State, check_move, due_dat
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 
-Kind = Literal["ids", "subjects", "classes"]
+Kind = Literal["ids", "subjects", "classes", "labels"]
 KEY_BYTES = 32
 
 
@@ -27,8 +27,8 @@ KEY_BYTES = 32
 class ErasureRequest:
     """An `ErasureRequest` describes one request.
 
-    `asked` is the number of ids, subjects or classes. `digest` is the HMAC-SHA256 of what was asked, under a key of
-    its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
+    `asked` is the number of ids, subjects, classes or new labels. `digest` is the HMAC-SHA256 of what was asked, under
+    a key of its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
     """
 
     id: str
@@ -94,8 +94,8 @@ class Store:
     ) -> ErasureRequest:
         """Add a request that is due a month after `received`.
 
-        `values` are ids or subjects, of which only HMACs are kept. `most` says that the request may be for more than
-        half of the rows. Raises RequestError if an open request asks for the same.
+        `values` are ids, subjects or rows with new labels, of which only HMACs are kept. `most` says that the request
+        may be for more than half of the rows. Raises RequestError if an open request asks for the same.
         """
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
@@ -295,7 +295,7 @@ def destroy_key(c: Connection, id_: str) -> None:
 
 
 def digest_of_values(values: Iterable[str], key: bytes) -> str:
-    """Return `hmac-sha256:...` of ids, subjects or classes, independent of their order."""
+    """Return `hmac-sha256:...` of ids, subjects, classes or labels, independent of their order."""
     return "hmac-sha256:" + _hmac(json.dumps(sorted(values), ensure_ascii=False, separators=(",", ":")), key)
 
 
