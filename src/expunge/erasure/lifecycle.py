@@ -238,7 +238,7 @@ class Lifecycle:
             where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
             raise RequestError(f"{batch.id}: the sweep left residues ({where}); remove what holds them and run again")
         event_facts = {"original": batch.facts["original"], **{k: len(v) for k, v in found.items()}}
-        if labels := lists.wanted(batch)["labels"]:
+        if labels := lists.wanted(batch).get("labels"):
             event_facts["labels_replaced"] = len(labels)
         facts = {"sweep": found, "manifests_after": manifests()}
         return self.batches.at(batch, Step.certify, facts, kind=SWEEP, event_facts=event_facts)
