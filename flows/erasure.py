@@ -161,9 +161,9 @@ def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
     seen = ReviewSession(product["model"]).review(product["version"])
     show(root, seen)
     about = (
-        f"# {outcome.batch}: {len(outcome.requests)} erasure requests\n\n"
-        "If you promote, the version serves and the rows are erased for good. If you refuse, the requests wait for "
-        "another run.\n\n"
+        f"# {outcome.batch}: {len(outcome.requests)} requests\n\n"
+        "If you promote, the version serves and the rows are erased for good, or their old labels replaced. If you "
+        "refuse, the requests wait for another run.\n\n"
     )
     try:
         return pause_flow_run(

@@ -73,10 +73,3 @@ def test_show_prints_json_on_request(expunge, tmp_path):
     Path(tmp_path / "reports").mkdir()
     (tmp_path / "reports/summary.json").write_text(json.dumps(summary))
     assert json.loads(expunge("show", "--json").stdout) == summary
-
-
-def test_a_correction_as_a_request_is_refused_with_what_to_do(expunge, tmp_path):
-    (tmp_path / "labels.csv").write_text("sample_id,label\nvisit-1,3\n")
-    refused = expunge("request", "add", "--correct", "labels.csv")
-    assert refused.returncode == 2 and "Put the new labels into the data's source and train again" in refused.stderr
-    assert "split.selector: correct" in refused.stderr and not (tmp_path / "data").exists()

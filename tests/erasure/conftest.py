@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from sqlalchemy import create_engine, make_url, text
 from expunge.erasure.database import ENV
 from expunge.erasure.requests import Store
 from expunge.ledger.keys import ENV as KEY_ENV
+from tests.pipeline import change, dvc
+from tests.sweep import people_workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +100,48 @@ def at_once() -> Callable[..., list[str]]:
         return out
 
     return run
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def lifecycle_workspace(tmp_path_factory) -> Path:
+    root = people_workspace.workspace(tmp_path_factory.mktemp("life") / "workspace", [5])
+    (root / "data/requests/one.txt").unlink()
+    dvc(root, "init", "--no-scm", "--quiet")
+    return root
+
+
+@pytest.fixture
+def root(lifecycle_workspace, tmp_path, monkeypatch) -> Path:
+    root = people_workspace.copy(lifecycle_workspace, tmp_path / "workspace")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def expunge(root, monkeypatch, capsys) -> Callable[..., Done]:
+    from expunge.cli import main
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["expunge", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def without_reference(root):
+    change(root, lambda p: p.update(reference="skip"))
+    return root
 
 
 _IMPORTS = """

@@ -52,7 +52,7 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     id_ = new_id(received)
     file = Path("data/requests") / f"{id_}.csv"
     names = [people_workspace.person(i) for i in people]
-    (root / file).write_text("".join(f"{line}\n" for line in [COLUMNS["subjects"], *names]))
+    (root / file).write_text("".join(f"{line}\n" for line in [*COLUMNS["subjects"], *names]))
     made = store.add(
         id_, "subjects", names, received=received, basis="GDPR Art. 17(1)(b)", who="ann", file=file.as_posix()
     )

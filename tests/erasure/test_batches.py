@@ -47,6 +47,19 @@ def test_verified_requests_go_into_one_batch(store):
     assert again.id == batch.id and store.get(late).state == State.verified
 
 
+def test_a_run_corrects_labels_or_erases_rows_and_the_most_urgent_request_decides(store):
+    erased = verified(store, "p1", received=date(2026, 2, 25))
+    for day in (20, 27):
+        made = store.add(new_id(TODAY), "labels", [f'["r{day}", "3"]'], received=date(2026, 2, day), basis="", who="a")
+        store.verify(made.id, "ann", "", {})
+    batches = Batches(store, "nightly")
+    batch = batches.claim(TODAY)
+    assert [r.kind for r in batches.requests(batch)] == ["labels", "labels"]
+    assert store.get(erased).state == State.verified
+    batches.at(batch, Step.closed, {}, State.refused, "refusal", "no method")
+    assert [r.id for r in batches.requests(batches.claim(TODAY))] == [erased]
+
+
 def test_nothing_is_started_before_something_is_due(store):
     batches = Batches(store, "nightly")
     assert batches.claim(TODAY) is None

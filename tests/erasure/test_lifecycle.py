@@ -5,11 +5,7 @@ No model is trained: the pipeline is replaced by functions that do only what a t
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,45 +20,8 @@ from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 from expunge.system.files import write_json
 from tests.erasure.promoted_batch import TODAY
-from tests.pipeline import change, dvc
 from tests.sweep import people_workspace
 from tests.verdicts import verdict_with
-
-
-@dataclass(frozen=True)
-class Done:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="module")
-def lifecycle_workspace(tmp_path_factory) -> Path:
-    root = people_workspace.workspace(tmp_path_factory.mktemp("life") / "workspace", [5])
-    (root / "data/requests/one.txt").unlink()
-    dvc(root, "init", "--no-scm", "--quiet")
-    return root
-
-
-@pytest.fixture
-def root(lifecycle_workspace, tmp_path, monkeypatch) -> Path:
-    root = people_workspace.copy(lifecycle_workspace, tmp_path / "workspace")
-    monkeypatch.chdir(root)
-    return root
-
-
-@pytest.fixture
-def expunge(root, monkeypatch, capsys) -> Callable[..., Done]:
-    from expunge.cli import main
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["expunge", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def bytes_below(root: Path) -> bytes:
@@ -152,7 +111,7 @@ def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expung
     (tmp_path / "part.txt").write_text(f"{gone[3]}\nrecord-00004\n")
     (tmp_path / "never.txt").write_text("nobody\nrecord-00004\n")
 
-    def verified(*asked: str) -> Done:
+    def verified(*asked: str):
         id_ = expunge("request", "add", *asked).out.partition(":")[0]
         return expunge("request", "verify", id_)
 
@@ -187,7 +146,7 @@ def test_the_md5_of_a_list_cannot_be_guessed(root):
 
     written = []
     for name in ("a.csv", "b.csv"):
-        write_values(Path("data/requests") / name, "sample_id", ["record-1", 'a,b\n"c"'])
+        write_values(Path("data/requests") / name, "ids", ["record-1", 'a,b\n"c"'])
         written.append((root / "data/requests" / name).read_bytes())
         assert values_of(Path("data/requests") / name, "ids") == ["record-1", 'a,b\n"c"']
     assert written[0] != written[1]
@@ -234,12 +193,6 @@ def split_only(stages=(), force=False) -> None:
     write_json("reports/summary.json", {"selected": None, "methods": {"loft": block}})
     write_json("reports/registration.json", {"model": "m", "content": "sha256:1", "method": None})
     Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
-
-
-@pytest.fixture
-def without_reference(root):
-    change(root, lambda p: p.update(reference="skip"))
-    return root
 
 
 def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_reference, tmp_path):

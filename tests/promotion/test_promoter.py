@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.forgotten import ForgottenRows, label_pair
 from expunge.ledger.ledger import GENESIS
 from expunge.system.errors import LedgerError, ManifestError, PromotionError, TrackingError
 from expunge.tracking import CHALLENGER, CHAMPION
@@ -313,7 +313,15 @@ def test_a_cut_ledger_is_noticed(promoter):
         promoter.audit()
 
 
-def test_a_version_of_corrected_labels_is_refused_while_the_dataset_holds_the_old_ones(promoter):
-    promoter.client.set_model_version_tag(promoter.name, "1", "corrects", "40")
-    (why,) = promoter.check(promoter.version("1"))
-    assert "it corrects 40 labels" in why and "put the new labels into the data's source" in why
+def test_a_version_that_was_taught_corrected_labels_again_is_refused(promoter, tmp_path):
+    """Version 1 corrects the label of a row, version 3 was made before the dataset had it, and version 4 after that."""
+    folder, old, new = tmp_path / "labels", label_pair("r1", "nine"), label_pair("r1", "three")
+    ForgottenRows(folder, REQUESTS["A"], [old]).register()
+    promoter.client.set_model_version_tag(promoter.name, "1", "corrects", "1")
+    entry = promote(replace(promoter, forgotten=ForgottenRows(folder)), "1")
+    assert entry.facts["corrects"] == "1"
+    assert not ForgottenRows(folder).among(["r1"]).any()  # the row itself is not forgotten
+    before = ForgottenRows(folder, REQUESTS["B"], ["r2"], ["r1", "r2", old])
+    with pytest.raises(PromotionError, match="labels that it had corrected"):
+        promote(replace(promoter, forgotten=before), "3")
+    promote(replace(promoter, forgotten=ForgottenRows(folder, REQUESTS["C"], ["r2"], ["r1", "r2", new])), "4")

@@ -18,9 +18,7 @@ from expunge.system.paths import KEYS
 
 PUBLIC_KEY = KEYS / "signing.pub.pem"
 
-certificate_app = typer.Typer(
-    no_args_is_help=True, help="Verify, audit and attach certificates of completed erasure requests."
-)
+certificate_app = typer.Typer(no_args_is_help=True, help="Verify, audit and attach certificates of completed requests.")
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 @certificate_app.callback()
 def _group() -> None:
-    """Verify, audit and attach certificates of completed erasure requests."""
+    """Verify, audit and attach certificates of completed requests."""
 
 
 @certificate_app.command("attach")
@@ -65,6 +63,8 @@ def verify_certificate(
     body = verify(file, PublicKey.read(key))
     sweep, unlearning = body["sweep"], body["unlearning"]
     level = f", shown: {unlearning['claim']['shown']}" if unlearning else ""
+    if unlearning and "corrected" in unlearning:
+        level = f", corrected: {unlearning['this_request']['train']:,} labels{level}"
     typer.echo(
         f"{file}: signed by this key and unchanged. Request {body['request']['id']}, completed "
         f"{body['completed']}{level}; residues left: {len(sweep['left'])}; "
@@ -91,7 +91,7 @@ def audit_certificate(
     shards: Annotated[int | None, typer.Option(help="Number of shards that the nonce selects; by default 1.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Compute again, from the retained rows, what a certificate claims as exact.
+    """Compute again, from the rows that stay, what a certificate claims as exact.
 
     Compare it with the registered weights. Run it in the workspace. Exits with status 2 if they do not agree.
     """
@@ -135,10 +135,16 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"weights: {words[fits]}; distance {found['distance']:.2g}, allowed {found['allowed']:.2g}, {same}",
         f"dataset: {'as certified' if found['dataset_as_certified'] else 'written again since the certificate'}",
         *(f"to be trusted: {line}" for line in found["trusted"]),
-        "The claim was confirmed: the deletion gives what training without the rows gives."
+        f"The claim was confirmed: the {_what_gives(found)} gives."
         if found["agrees"]
         else "The claim was NOT confirmed.",
     ]
+
+
+def _what_gives(found: dict[str, Any]) -> str:
+    if found["corrects"]:
+        return "correction gives what training on the new labels"
+    return "deletion gives what training without the rows"
 
 
 def _of_shards(found: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""request: erasure requests from intake to completion, on the command line."""
+"""request: requests to erase rows or to correct labels, from intake to completion, on the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ By = Annotated[str, typer.Option("--by", help="Who does this; by default the use
 Reason = Annotated[str, typer.Option("--reason", help="Why. It is kept for good, so name no people.")]
 Id = Annotated[str, typer.Argument(help="Id of the request, as `expunge request list` shows it.")]
 
-request_app = typer.Typer(no_args_is_help=True, help="Handle erasure requests: intake, deadlines, runs and approval.")
+request_app = typer.Typer(
+    no_args_is_help=True, help="Handle requests to erase rows or correct labels: intake, deadlines, runs and approval."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +43,9 @@ def add(
     ids: Annotated[Path | None, typer.Option(help="File of row ids: .txt, .csv or .parquet.")] = None,
     subject_file: Annotated[Path | None, typer.Option(help="File of subjects, all of whose rows are erased.")] = None,
     classes: Annotated[str | None, typer.Option(help="Classes, by name or index, comma-separated.")] = None,
-    correct: Annotated[Path | None, typer.Option(help="Not supported yet; the error says what to do.")] = None,
+    correct: Annotated[
+        Path | None, typer.Option(help="CSV file, sample_id,label: rows that stay, with their new labels.")
+    ] = None,
     basis: Annotated[str, typer.Option(help="Legal basis, for example: GDPR Art. 17(1)(b).")] = "",
     received: Annotated[str | None, typer.Option(help="Day of receipt, YYYY-MM-DD; by default today.")] = None,
     more_than_half: Annotated[
@@ -52,18 +56,13 @@ def add(
     """Record a request. A file is copied into data/requests and tracked by DVC; remove your own copy afterwards."""
     from expunge.erasure.intake import take_in
 
-    if correct is not None:
-        raise RequestError(
-            f"{correct}: corrections cannot be carried out as requests yet, because the dataset keeps the old labels. "
-            "Put the new labels into the data's source and train again. To get the exact model in seconds, see "
-            "docs/correct.md (split.selector: correct)"
-        )
     store = open_store()
     made = take_in(
         store,
         ids=ids,
         subjects=subject_file,
         classes=parse_classes(classes),
+        correct=correct,
         basis=basis,
         received=_day(received),
         today=_today(),
@@ -173,6 +172,8 @@ def run(
 ) -> None:
     """Carry out all verified requests in one run: up to the approval and, after it, up to the certificates.
 
+    Corrections of labels have a run of their own; the most urgent request decides which comes first.
+
     It can be interrupted at any time. Call it again to continue where it stopped.
     """
     outcome = lifecycle(_who(by)).advance(_today(), within)
@@ -186,7 +187,10 @@ def run(
 
 @request_app.command()
 def approve(reason: Reason, by: By = "") -> None:
-    """Approve the waiting version for serving, and the erasure of the rows. Look at it with `expunge review` first."""
+    """Approve the waiting version for serving, and the erasure of the rows or of the old labels.
+
+    Look at it with `expunge review` first.
+    """
     made = lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
     typer.echo(f"approved: {made['model']} version {made['version']}. Run `expunge request run` to carry it out.")
 

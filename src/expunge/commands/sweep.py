@@ -30,18 +30,24 @@ def sweep(
 ) -> None:
     """Find what is left of forgotten rows in data, caches, remotes, MLflow, Prefect, Data Docs and git.
 
-    Without a file, it looks for every row that a promoted version had forgotten. Exits with status 2 if something is
+    Without a file, it looks for every row that a promoted version had forgotten. Labels that a request corrected are
+    replaced wherever the old ones have come back. Exits with status 2 if something is
     left at the end.
     """
     from expunge import sweep as sweeping
+    from expunge.data.corrected import CorrectedLabels
     from expunge.data.selectors import read_values
+    from expunge.sweep import labels
 
     root = Path.cwd()
     rows = read_values(ids, "sample_id") if ids else []
     people = read_values(subjects, "subject") if subjects else []
     if ids is None and subjects is None:
         rows = promoted(root)
+    before = labels.sweep_labels(root, apply=apply) if CorrectedLabels.near(root / DATASET) is not None else None
     report = sweeping.sweep(root, rows, subjects=people, apply=apply)
+    if before is not None:
+        report.add(before)
     if json:
         typer.echo(dumps(report.as_dict(), indent=2))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expunge.data.dataset import Dataset
+from expunge.data.limits import LIST_BYTES
 from expunge.data.selectors import refuse_listed
 from expunge.system.errors import DataError
 
@@ -72,8 +73,11 @@ def corrections_of(dataset: Dataset, train: NDArray[np.bool_], file: Path | str 
     """
     if file is None:
         raise DataError("selector correct needs a file (split.file in params.yaml)")
-    file = Path(file)
-    listed = read_labels(file)
+    return corrections_in(dataset, train, read_labels(Path(file)), Path(file))
+
+
+def corrections_in(dataset: Dataset, train: NDArray[np.bool_], listed: Mapping[str, str], file: Path) -> Corrections:
+    """Return the corrections `listed` (sample_id -> label), which were read from `file`. Errors: `corrections_of`."""
     position = {sample_id: row for row, sample_id in enumerate(dataset.sample_ids())}
     refuse_listed(file, "are not in the dataset", [i for i in listed if i not in position])
     rows = np.array([position[i] for i in listed], dtype=np.int64)
@@ -112,6 +116,11 @@ def read_labels(file: Path) -> dict[str, str]:
     if file.suffix.lower() != ".csv":
         raise DataError(f"{file}: expected a .csv; {WAY_OUT}")
     try:
+        if file.stat().st_size > LIST_BYTES:
+            raise DataError(
+                f"{file}: has {file.stat().st_size:,} bytes, but at most {LIST_BYTES:,} are allowed; split the list "
+                "into several requests"
+            )
         with open(file, encoding="utf-8-sig", newline="") as f:
             lines = [line for line in csv.reader(f) if any(cell.strip() for cell in line)]
     except FileNotFoundError:
@@ -132,6 +141,6 @@ def read_labels(file: Path) -> dict[str, str]:
     return {line[at]: line[named].strip() for line in lines[1:]}
 
 
-def _where(listed: dict[str, str], wrong: NDArray[np.bool_]) -> list[str]:
+def _where(listed: Mapping[str, str], wrong: NDArray[np.bool_]) -> list[str]:
     ids = list(listed)
     return [ids[k] for k in np.flatnonzero(wrong)]

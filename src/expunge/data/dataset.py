@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from expunge.data.corrected import CorrectedLabels, refuse_old
 from expunge.data.images import decode, raw_stack
 from expunge.data.schema import CLASSES, DIGEST_BYTES, ENCODED, RAW, TEXT, content_column
 from expunge.data.tombstones import Tombstones, refuse
@@ -43,8 +44,8 @@ class Dataset:
     ) -> None:
         """Open `directory`. Raises ManifestError if it has no manifest or its files disagree with it.
 
-        Raises DataError if it contains an erased row, unless `erased="allow"`, which only the sweep uses, to remove
-        such rows. `verify=False` compares the sizes of the files and not their sha256.
+        Raises DataError if it contains an erased row or an old label of a corrected row, unless `erased="allow"`, which
+        only the sweep uses, to remove them. `verify=False` compares the sizes of the files and not their sha256.
         """
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory, verify=verify)
@@ -80,9 +81,12 @@ class Dataset:
         self.image_shape: tuple[int, int, int] | None = (int(shape[0]), int(shape[1]), int(shape[2])) if shape else None
         if self.image_shape is not None and (min(self.image_shape) < 1 or self.image_shape[2] not in (1, 3)):
             raise ManifestError(f"{self.directory / MANIFEST}: image_shape {shape} is not a valid image shape; {AGAIN}")
-        if erased == "refuse" and (tombstones := Tombstones.near(self.directory)) is not None:
-            rows = self.table(["sample_id", "digest"])
-            refuse(tombstones, self.directory, rows["sample_id"].to_pylist(), rows["digest"].to_pylist())
+        tombstones, corrected = Tombstones.near(self.directory), CorrectedLabels.near(self.directory)
+        if erased == "refuse" and (tombstones is not None or corrected is not None):
+            rows = self.table(["sample_id", "digest", "label"])
+            ids, contents = rows["sample_id"].to_pylist(), rows["digest"].to_pylist()
+            refuse(tombstones, self.directory, ids, contents)
+            refuse_old(corrected, self.directory, ids, contents, rows["label"].to_numpy(), self.class_names)
 
     def __len__(self) -> int:
         return self.rows

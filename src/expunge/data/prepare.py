@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.canaries import Planter
+from expunge.data.corrected import CorrectedLabels
 from expunge.data.readers.digits import read_digits
 from expunge.data.readers.emoji import read_emoji
 from expunge.data.readers.fashion_mnist import read_fashion_mnist
@@ -69,7 +70,8 @@ def prepare(
         )
     planter = Planter(canaries, len(opened.class_names), seed) if canaries else None
     package = plugins.package_of("readers", source) if by_package(source) else None
-    return write_dataset(out_dir, opened, tombstones=tombstones, planter=planter, package=package)
+    corrected = CorrectedLabels.near(out_dir)
+    return write_dataset(out_dir, opened, tombstones=tombstones, corrected=corrected, planter=planter, package=package)
 
 
 def by_package(source: str) -> bool:

@@ -64,7 +64,7 @@ class Tombstones:
         """Read `directory`; None if nothing was erased yet. Raises DataError for a damaged folder."""
         if not (directory / ROWS).is_file():
             return None
-        key = _key(directory)
+        key = key_of(directory)
         try:
             held = load_file(directory / ROWS)
             ids, contents = (
@@ -99,7 +99,7 @@ class Tombstones:
         if known is None:
             at_hand = keep or (directory / KEY).is_file()
             known = cls(
-                directory, _key(directory, make=True) if at_hand else secrets.token_bytes(KEY_BYTES), empty, empty
+                directory, key_of(directory, make=True) if at_hand else secrets.token_bytes(KEY_BYTES), empty, empty
             )
         return known
 
@@ -137,13 +137,15 @@ class Tombstones:
         return frozenset(d.tobytes() for d in self.contents)
 
     def _known(self, values: Iterable[bytes], erased: frozenset[bytes]) -> Mask:
-        return np.array([self._mac(value) in erased for value in values], bool)
-
-    def _mac(self, value: bytes) -> bytes:
-        return hashlib.blake2b(value, key=self.key, digest_size=BYTES).digest()
+        return np.array([mac(value, self.key) in erased for value in values], bool)
 
     def _digests(self, values: Iterable[bytes]) -> Digests:
-        return np.frombuffer(b"".join(self._mac(value) for value in values), f"V{BYTES}")
+        return np.frombuffer(b"".join(mac(value, self.key) for value in values), f"V{BYTES}")
+
+
+def mac(value: bytes, key: bytes) -> bytes:
+    """Return the keyed BLAKE2b digest of an id or of the content of a row, 16 bytes."""
+    return hashlib.blake2b(value, key=key, digest_size=BYTES).digest()
 
 
 def home(root: Path) -> Path:
@@ -167,7 +169,8 @@ def refuse(tombstones: Tombstones | None, what: Path, ids: Sequence[str], conten
         )
 
 
-def _key(directory: Path, make: bool = False) -> bytes:
+def key_of(directory: Path, make: bool = False) -> bytes:
+    """Return the key in `directory`; `make` writes a missing one. Raises DataError if it cannot be read."""
     path = directory / KEY
     if make and not path.exists():
         create_durable(path, secrets.token_bytes(KEY_BYTES))

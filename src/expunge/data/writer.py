@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.data.canaries import CANARIES, Planter
+from expunge.data.corrected import CorrectedLabels
 from expunge.data.images import binary_array, decode
 from expunge.data.limits import TEXT_CHARACTERS
 from expunge.data.schema import (
@@ -49,15 +50,17 @@ def write_dataset(
     source: Source,
     shard_rows: int = 16384,
     tombstones: Tombstones | None = None,
+    corrected: CorrectedLabels | None = None,
     planter: Planter | None = None,
     package: str | None = None,
 ) -> dict[str, Any]:
     """Write `source` to the directory `out_dir` and return its manifest.
 
     Content is streamed; only sample_id, label, split and digest of each row stay in memory, for the checks over all
-    rows. `planter` adds canaries and the file CANARIES, which lists them. `package` is the name and version of the
-    package whose reader is used, if it is another one; the manifest records it. Raises DataError for a corrupt image, a
-    blank text, a label out of range, an unknown split and a repeated id; the message names the row or the value.
+    rows. Rows with `tombstones` are left out, and `corrected` labels replace those of the source. `planter` adds
+    canaries and the file CANARIES, which lists them. `package` is the name and version of the package whose reader is
+    used, if it is another one; the manifest records it. Raises DataError for a corrupt image, a blank text, a label out
+    of range, an unknown split and a repeated id; the message names the row or the value.
     """
     schema = dataset_schema(source.has_subject, source.encoding)
     kept: list[pa.Table] = []
@@ -69,6 +72,8 @@ def write_dataset(
                     with reading(source.name, "correct these rows, or leave them out", DataError):
                         table = _table(piece, source, schema, shapes)
                     table = _without_erased(table, source, tombstones)
+                    if corrected is not None:
+                        table = corrected.apply(table, source.name, source.class_names)
                     kept.append(table.select(["sample_id", "label", "split", "digest"]))
                     shards.add(table)
         if not kept:

@@ -78,6 +78,7 @@ def audit(
     same_data = manifests()[DATASET.as_posix()] == body["manifests"]["after"][DATASET.as_posix()]
     return {
         "certificate": body["request"]["id"],
+        "corrects": "corrected" in unlearning,
         "version": version.uri,
         "recomputed": what,
         **found,

@@ -98,6 +98,8 @@ class Batches:
     def claim(self, today: date, within: int | None = None) -> Batch | None:
         """Take over the open batch, or open one with every verified request; None if no request is waiting.
 
+        Requests that correct labels and those that erase rows are not carried out together.
+
         `within`: open one only if a waiting request is due within so many days. Raises RequestError if another live
         process holds the batch, or opened one at the same moment.
         """
@@ -172,6 +174,8 @@ class Batches:
 
     def _open(self, c: Connection, today: date, within: int | None) -> Batch | None:
         waiting = self.store.listed(c, REQUESTS.c.state.in_(list(WAITING)) & REQUESTS.c.verified)
+        # One run either forgets rows or corrects labels. The most urgent request decides, the others wait.
+        waiting = [r for r in waiting if (r.kind == "labels") == (waiting[0].kind == "labels")]
         if within is not None and not any(r.due <= today + timedelta(days=within) for r in waiting):
             waiting = []
         if not waiting:

@@ -76,11 +76,24 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
     """Register the retrained model of the first seed, or reuse the version that has the same content."""
     from expunge.methods.unlearned import UnlearnedModel
     from expunge.models.checkpoint import load_classifier
-    from expunge.tracking import FORGETS, RETRAINED, Submission, claim_tags, connect, register_model, run_of_retrained
+    from expunge.tracking import (
+        CORRECTS,
+        FORGETS,
+        RETRAINED,
+        Submission,
+        claim_tags,
+        connect,
+        register_model,
+        run_of_retrained,
+    )
     from expunge.tracking.examples import examples_with_answers
     from expunge.tracking.provenance import git_state, lock_digest
 
-    seed, dataset = config.retrain.seeds[0], Dataset(DATASET)
+    seed, dataset, split = config.retrain.seeds[0], Dataset(DATASET), Split(SPLIT)
+    said, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}
+    if split.corrections is not None:
+        count = len(split.corrections.rows)
+        said, tags = "Retrained on the new labels", {FORGETS: f"the labels of {count:,} rows", CORRECTS: str(count)}
     directory = MODELS / retrained(seed)
     lock, request = lock_digest(), summary["request"]["digest"]
     inputs, expected = examples_with_answers("references", dataset, f"retrained-{seed}")
@@ -99,13 +112,13 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
                 expected=expected,
                 tags={
                     **claim_tags(summary["references"]["retrained"]["verdict"]),
-                    "verdict": f"Retrained without the rows, because no method qualified. {failures(summary)}",
+                    "verdict": f"{said}, because no method qualified. {failures(summary)}",
                     "request": request,
-                    FORGETS: described(Split(SPLIT).parts, dataset),
+                    **tags,
                     "dvc_lock": lock,
                     **git_state(),
                 },
-                description_md=f"Retrained without the rows. {failures(summary)}",
+                description_md=f"{said}. {failures(summary)}",
                 documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
                 any_size=dataset.image_shape is None,
             )

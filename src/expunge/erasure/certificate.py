@@ -91,6 +91,8 @@ def build(
         "model": {**product, "instead_of": facts["instead_of"], "promotion": facts["promotion"]},
         "approval": {"by": facts["approved_by"], "because": facts["approved_because"]},
     }
+    if "corrected" in run:  # labels were replaced, and no row was erased
+        body["unlearning"]["corrected"] = run["corrected"]
     if (exact := run.get("exact")) is not None:
         body["unlearning"] |= {"exact": exact, "audit": {"recomputes": recomputes(exact), "trusts": trusted()}}
     return body

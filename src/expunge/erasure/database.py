@@ -50,7 +50,7 @@ REQUESTS = Table(
     "erasure_requests",
     METADATA,
     Column("id", String(40), primary_key=True),
-    Column("kind", String(10), nullable=False),  # ids | subjects | classes
+    Column("kind", String(10), nullable=False),  # ids | subjects | classes | labels
     Column("state", String(20), nullable=False),
     Column("version", Integer, nullable=False),  # incremented by every change
     Column("received", Date, nullable=False),

@@ -17,6 +17,7 @@ from expunge.erasure.selection import Rows, Selection
 from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.metrics import name_of
+from expunge.report.request_words import corrects, worded
 from expunge.report.tables import STILL_STORED
 from expunge.system.files import MANIFEST, read_json, sha256
 from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
@@ -46,16 +47,15 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
 
     config, summary = load_config(), read_json(SUMMARY)
     block = _block(summary, product)
-    retrained = summary["references"]["retrained"]
     return {
         "procedure": {"method": product.method, "settings": config.fit.get(product.method, {}), "versions": versions()},
         "source": {**git_state(), "dvc_lock": lock_digest()},
         "batch_request": summary["request"]["digest"],
-        "forgotten": {"train": summary["request"]["forget_rows"], "left": summary["request"]["retain_rows"]},
+        **_counts(summary["request"]),
         "validation": {file.stem: bool(read_json(file)["success"]) for file in sorted(VALIDATION.glob("*.json"))},
         "metrics": [
             {
-                "metric": name_of(gate["path"]),
+                "metric": worded(name_of(gate["path"]), summary["request"]),
                 "claim": gate["claim"],
                 "value": gate["value"],
                 "original": None if gate["excess"] is None else gate["target"] + gate["excess"],
@@ -69,15 +69,29 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
             "shown": product.claims,
             "utility": block["verdict"]["utility"],
             "claims": block["verdict"]["claims"],
-            "says": wording.claim(block["verdict"])
-            if block is not retrained
-            else f"It is a model trained without these rows. {wording.claim(block['verdict'])}",
+            "says": worded(_says(summary, block), summary["request"]),
             "reference": f"{wording.seed_count(summary)} retrained",
-            "not_claimed": _not_claimed(product, summary),
+            "not_claimed": [worded(line, summary["request"]) for line in _not_claimed(product, summary)],
         },
         "exact": exact(product),
         "each": each(product, selection),
     }
+
+
+def _counts(request: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return how many training rows were forgotten and left; for corrections, how many labels were replaced, too."""
+    rows, others = request["forget_rows"], request["retain_rows"]
+    if corrects(request):
+        return {"forgotten": {"train": 0, "left": rows + others}, "corrected": {"labels": rows}}
+    return {"forgotten": {"train": rows, "left": others}}
+
+
+def _says(summary: Mapping[str, Any], block: Mapping[str, Any]) -> str:
+    shown = wording.claim(block["verdict"])
+    if block is not summary["references"]["retrained"]:
+        return shown
+    how = "on the new labels" if corrects(summary["request"]) else "without these rows"
+    return f"It is a model trained {how}. {shown}"
 
 
 def exact(product: Candidate) -> dict[str, Any] | None:

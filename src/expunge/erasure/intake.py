@@ -1,4 +1,4 @@
-"""Files of ids and subjects: copied to `data/requests`, tracked by DVC, and removed when no step needs them any more.
+"""Files of ids, subjects and new labels: copied to `data/requests`, tracked by DVC, removed when no step needs them.
 
 The ids of a request are stored nowhere else. The MD5 in a `.dvc` file or in dvc.lock stays in Git after the file is
 removed, and the MD5 of a short list can be found by guessing. A random salt in every file prevents that.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import secrets
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from expunge.data.corrections import COLUMNS as LABEL_COLUMNS
+from expunge.data.corrections import read_labels
 from expunge.data.selectors import read_values
 from expunge.erasure.requests import ErasureRequest, Kind, Store, new_id
 from expunge.system import dvc
@@ -23,7 +26,7 @@ from expunge.system.errors import DataError, RequestError
 from expunge.system.files import write_text
 from expunge.system.paths import REQUESTS
 
-COLUMNS: dict[Kind, str] = {"ids": "sample_id", "subjects": "subject"}
+COLUMNS: dict[Kind, tuple[str, ...]] = {"ids": ("sample_id",), "subjects": ("subject",), "labels": LABEL_COLUMNS}
 
 
 def take_in(
@@ -32,6 +35,7 @@ def take_in(
     ids: Path | None = None,
     subjects: Path | None = None,
     classes: Sequence[int | str] = (),
+    correct: Path | None = None,
     basis: str,
     received: date,
     today: date,
@@ -40,51 +44,56 @@ def take_in(
 ) -> ErasureRequest:
     """Record a new request for the rows in the file `ids`, the people in the file `subjects`, or classes.
 
-    Exactly one of the three must be given. `most` says that the request may be for more than half of the rows.
-    Raises RequestError or DataError, whose messages contain no id.
+    `correct` is a file of ids and new labels, for rows that stay. Exactly one of the four must be given. `most` says
+    that the request may be for more than half of the rows. Raises RequestError or DataError, whose messages contain no
+    id.
     """
-    if sum((ids is not None, subjects is not None, bool(classes))) != 1:
-        raise RequestError("a request needs exactly one of these: a file of ids, a file of subjects, or classes")
+    files: dict[Kind, Path | None] = {"ids": ids, "subjects": subjects, "labels": correct}
+    given = {kind: file for kind, file in files.items() if file is not None}
+    if len(given) + bool(classes) != 1:
+        raise RequestError(
+            "a request needs exactly one of these: a file of ids, of subjects, or of ids and new labels, or classes"
+        )
     if received > today:
         raise RequestError(f"received {received} is in the future; give the day on which the request came in")
     id_ = new_id(received)
     if classes:
         return store.add(id_, "classes", [], classes=classes, received=received, basis=basis, who=who, most=most)
-    source, kind = (ids, "ids") if ids is not None else (subjects, "subjects")
-    values = values_of(Path(str(source)), "ids" if kind == "ids" else "subjects")
+    ((kind, source),) = given.items()
+    values = values_of(source, kind)
     file = REQUESTS / f"{id_}.csv"
     try:
-        write_values(file, COLUMNS["ids" if kind == "ids" else "subjects"], values)
-        return store.add(
-            id_,
-            "ids" if kind == "ids" else "subjects",
-            values,
-            received=received,
-            basis=basis,
-            who=who,
-            file=file.as_posix(),
-            most=most,
-        )
+        write_values(file, kind, values)
+        return store.add(id_, kind, values, received=received, basis=basis, who=who, file=file.as_posix(), most=most)
     except BaseException:
         remove(file)
         raise
 
 
 def values_of(file: Path, kind: Kind) -> list[str]:
-    """Return the ids or subjects in a file. Raises DataError, without the ids that `read_values` quotes."""
+    """Return the ids or subjects in a file, or the rows with new labels, as JSON of id and label.
+
+    Raises DataError, without the ids that `read_values` quotes.
+    """
     try:
-        return read_values(file, COLUMNS[kind])
+        if kind == "labels":
+            return [json.dumps(pair, ensure_ascii=False) for pair in read_labels(file).items()]
+        return read_values(file, COLUMNS[kind][0])
     except DataError as e:
         raise DataError(str(e).partition(", first ")[0]) from None
 
 
-def write_values(file: Path, column: str, values: Sequence[str]) -> None:
-    """Write a list and track it with DVC. Only its owner can read the file; DVC's copy in the cache is read-only."""
+def write_values(file: Path, kind: Kind, values: Sequence[str]) -> None:
+    """Write a list of a request of `kind` with `values`, as `values_of` returns them, and track it with DVC.
+
+    Only its owner can read the file; DVC's copy in the cache is read-only.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([column, "salt"])
+    writer.writerow([*COLUMNS[kind], "salt"])
     for i, value in enumerate(values):
-        writer.writerow([value, "" if i else secrets.token_hex(16)])
+        cells = json.loads(value) if kind == "labels" else [value]
+        writer.writerow([*cells, "" if i else secrets.token_hex(16)])
     if file.exists():
         file.unlink()  # it may be a link into DVC's cache, which must not be overwritten
     write_text(file, out.getvalue())

@@ -39,6 +39,7 @@ from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import SWEEP, Ledger
 from expunge.sweep import sweep
 from expunge.sweep.journal import Journal
+from expunge.sweep.labels import sweep_labels
 from expunge.sweep.report import ResidueKind
 from expunge.system.errors import RequestError
 from expunge.system.files import write_durable, write_text
@@ -156,13 +157,12 @@ class Lifecycle:
         if not (selection.erase & selection.train).any():
             # No model was trained on test rows: if only such rows are requested, no unlearning is needed.
             return self.batches.at(batch, Step.collect, {})
-        ids = Dataset(DATASET).sample_ids()
-        intake.write_values(lists.to_forget(batch), "sample_id", [ids[i] for i in np.flatnonzero(selection.forget)])
+        intake.write_values(lists.to_forget(batch), *lists.content(selection, Dataset(DATASET).sample_ids()))
         params = PARAMS.read_text(encoding="utf-8")
         original = batch.facts.get("params", params)
         if "params" not in batch.facts:
             batch = self.batches.at(batch, Step.prepare, {"params": original})
-        write_text(PARAMS, with_split(original, lists.to_forget(batch)))
+        write_text(PARAMS, with_split(original, lists.to_forget(batch), selection.labels is not None))
         return self.batches.at(batch, Step.run, {})
 
     def _run(self, batch: Batch) -> Batch:
@@ -171,11 +171,11 @@ class Lifecycle:
 
     def _judge(self, batch: Batch) -> Batch:
         selection = self._selection(batch)
-        if not np.array_equal(Split(SPLIT).rows("forget"), np.flatnonzero(selection.forget)):
+        if not selection.is_that_of(Split(SPLIT), Dataset(DATASET)):
             self.batches.release(self.batches.at(batch, Step.prepare, {}))
             raise RequestError(
-                f"{batch.id}: the pipeline forgot other rows than were asked for. Either params.yaml was changed, or "
-                "somebody else works in this folder. The next run starts over"
+                f"{batch.id}: the pipeline forgot other rows than were asked for, or taught other labels. Either "
+                "params.yaml was changed, or somebody else works in this folder. The next run starts over"
             )
         soundness.results()
         chosen = candidate.choose()
@@ -216,8 +216,9 @@ class Lifecycle:
             ids = Dataset(DATASET).sample_ids()
             rows = soundness.contents([ids[i] for i in np.flatnonzero(selection.erase)])
             params = batch.facts.get("params", PARAMS.read_text(encoding="utf-8"))
-            met = not (standing.rows_asked(params, Dataset(DATASET)) & ~selection.erase).any()
-            wanted = {"rows": rows, "people": selection.people, "met": met}
+            left = standing.rows_asked(params, Dataset(DATASET)) & ~selection.erase
+            met = selection.labels is None and not left.any()
+            wanted = {"rows": rows, "people": selection.people, "labels": selection.labels, "met": met}
             write_durable(lists.to_erase(batch), json.dumps(wanted).encode())
         self._remove_lists(batch)
         self._clean_up(batch)
@@ -238,6 +239,8 @@ class Lifecycle:
             where = "; ".join(sorted({f"{r['what']} at {r['where']}" for r in blocking}))
             raise RequestError(f"{batch.id}: the sweep left residues ({where}); remove what holds them and run again")
         event_facts = {"original": batch.facts["original"], **{k: len(v) for k, v in found.items()}}
+        if labels := lists.wanted(batch).get("labels"):
+            event_facts["labels_replaced"] = len(labels)
         facts = {"sweep": found, "manifests_after": manifests()}
         return self.batches.at(batch, Step.certify, facts, kind=SWEEP, event_facts=event_facts)
 
@@ -251,6 +254,8 @@ class Lifecycle:
 
     def _swept(self, batch: Batch, apply: bool) -> dict[str, list[dict[str, Any]]]:
         wanted = lists.wanted(batch)
+        if wanted.get("labels"):
+            return sweep_labels(Path.cwd(), wanted["labels"], apply=apply).as_dict()
         return sweep(Path.cwd(), rows=list(wanted["rows"]), subjects=wanted["people"], apply=apply).as_dict()
 
     def _refuse_changed(self, batch: Batch, selection: Selection) -> None:
@@ -268,8 +273,9 @@ class Lifecycle:
 
     def _clean_up(self, batch: Batch) -> None:
         """Remove the list given to the pipeline, and restore params.yaml unless somebody else changed it meanwhile."""
-        before = batch.facts.get("params")
-        if before is not None and PARAMS.read_text(encoding="utf-8") == with_split(before, lists.to_forget(batch)):
+        before, correct = batch.facts.get("params"), self.batches.requests(batch)[0].kind == "labels"
+        ours = None if before is None else with_split(before, lists.to_forget(batch), correct)
+        if before is not None and PARAMS.read_text(encoding="utf-8") == ours:
             write_text(PARAMS, before)
         intake.remove(lists.to_forget(batch))
 

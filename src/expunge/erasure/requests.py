@@ -18,7 +18,7 @@ from expunge.erasure.states import MOST_MONTHS, OPEN, State, check_move, due_dat
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 
-Kind = Literal["ids", "subjects", "classes"]
+Kind = Literal["ids", "subjects", "classes", "labels"]
 KEY_BYTES = 32
 EVERY_EVENT = ("about", "who", "reason", "at")  # columns of an event that are facts of its ledger entry
 
@@ -27,8 +27,8 @@ EVERY_EVENT = ("about", "who", "reason", "at")  # columns of an event that are f
 class ErasureRequest:
     """An `ErasureRequest` describes one request.
 
-    `asked` is the number of ids, subjects or classes. `digest` is the HMAC-SHA256 of what was asked, under a key of
-    its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
+    `asked` is the number of ids, subjects, classes or new labels. `digest` is the HMAC-SHA256 of what was asked, under
+    a key of its own. The key is destroyed when the request is final; then no guess can be tested against the digest.
     """
 
     id: str
@@ -96,8 +96,8 @@ class Store:
     ) -> ErasureRequest:
         """Add a request that is due a month after `received`.
 
-        `values` are ids or subjects, of which only HMACs are kept. `most` says that the request may be for more than
-        half of the rows. Raises RequestError if an open request asks for the same.
+        `values` are ids, subjects or rows with new labels, of which only HMACs are kept. `most` says that the request
+        may be for more than half of the rows. Raises RequestError if an open request asks for the same.
         """
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
@@ -304,10 +304,8 @@ def destroy_key(c: Connection, id_: str) -> None:
 
 
 def _refuse_repeated(c: Connection, kind: Kind, values: Sequence[str]) -> None:
-    """Raise RequestError if an open request of this kind asks for the same `values`.
-
-    Every request has a key of its own, so one HMAC is computed for each open request that asks for as many values.
-    """
+    """Raise RequestError if an open request of this kind asks for the same `values`."""
+    # Every request has a key of its own, so one HMAC is computed for each open request that asks for as many values.
     alike = (REQUESTS.c.state.in_(list(OPEN))) & (REQUESTS.c.kind == kind) & (REQUESTS.c.asked == len(values))
     columns = (REQUESTS.c.id, REQUESTS.c.received, REQUESTS.c.state, REQUESTS.c.digest, KEYS.c.key)
     text = text_of_values(values)

@@ -16,11 +16,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from expunge.config import load_config
+from expunge.data.corrections import SELECTOR as CORRECT
 from expunge.data.dataset import Dataset
-from expunge.data.duplicates import INCLUDE, WARN
-from expunge.data.schema import TRAIN
+from expunge.data.duplicates import IGNORE, INCLUDE, WARN
+from expunge.data.schema import FORGET, TRAIN
 from expunge.data.selectors import class_indices
+from expunge.data.split import Split
 from expunge.data.tombstones import Tombstones
+from expunge.erasure.corrections import as_asked, merged, new_labels
 from expunge.erasure.intake import COLUMNS, values_of
 from expunge.erasure.requests import ErasureRequest, Kind, Store
 from expunge.ledger.forgotten import ForgottenRows
@@ -37,13 +40,15 @@ class Selection:
     `of` maps the id of each request to the ascending positions `(k,)` of all its rows, of both splits. The others are
     masks over the dataset, bool `(rows,)`. `train` marks the training rows. `again` marks rows that promoted versions
     had forgotten and that are still in the dataset; they are forgotten again, not erased. `people` are the subjects
-    that requests name.
+    that requests name. `labels` are the class names by id of requests that correct labels; then `of` and `erase` hold
+    the rows that stay and get other labels.
     """
 
     of: Mapping[str, Rows]
     train: Mask
     again: Mask
-    people: tuple[str, ...]
+    people: tuple[str, ...] = ()
+    labels: Mapping[str, str] | None = None
 
     @property
     def erase(self) -> Mask:
@@ -58,9 +63,15 @@ class Selection:
         """The training rows to forget: those to erase, and those of `again`."""
         return np.asarray((self.erase | self.again) & self.train, dtype=bool)
 
+    def is_that_of(self, split: Split, dataset: Dataset) -> bool:
+        """Return whether `split`, by which the pipeline ran, forgets these rows or teaches these labels."""
+        if self.labels is not None:
+            return as_asked(split, self.labels, dataset)
+        return split.corrections is None and np.array_equal(split.rows(FORGET), np.flatnonzero(self.forget))
+
 
 def asked_values(store: Store, request: ErasureRequest) -> list[str]:
-    """Return the ids or subjects in the file of a request, or its classes.
+    """Return the ids, subjects or rows with new labels in the file of a request, or its classes.
 
     Raises RequestError if the file is missing or does not match the digest of the request.
     """
@@ -93,13 +104,17 @@ def _rows_of(
     store: Store, requests: Sequence[ErasureRequest], asked: Mapping[str, Sequence[str]], dataset: Dataset
 ) -> dict[str, Rows]:
     """Return the rows of each request. The columns of the dataset are searched once for all requests."""
-    places = {kind: _places(kind, requests, asked, dataset) for kind in {r.kind for r in requests} - {"classes"}}
+    places = {
+        kind: _places(kind, requests, asked, dataset) for kind in {r.kind for r in requests} & {"ids", "subjects"}
+    }
     absent = {r.id: set(asked[r.id]) - set(places[r.kind]) for r in requests if r.kind in places}
     erased = _erased(dataset, set().union(*absent.values()))
     rows = {}
     for request in requests:
         if request.kind == "classes":
             found = np.flatnonzero(np.isin(dataset.labels(), class_indices(dataset.class_names, request.classes)))
+        elif request.kind == "labels":
+            found = _listed(new_labels(request, asked[request.id], dataset), dataset)
         else:
             _refuse_absent(request, len(absent[request.id] - erased), len(asked[request.id]))
             found = _joined([places[request.kind][v] for v in set(asked[request.id]) - absent[request.id]])
@@ -113,12 +128,18 @@ def _places(
 ) -> dict[str, Rows]:
     """Return the rows of every id or subject that requests of this kind ask for, if the dataset has it."""
     mine = [r.id for r in requests if r.kind == kind]
-    if COLUMNS[kind] not in dataset.columns:
+    name = COLUMNS[kind][0]
+    if name not in dataset.columns:
         raise RequestError(f"request {mine[0]}: the dataset has no subjects; ask for rows by id")
     values = sorted(set().union(*(asked[id_] for id_ in mine)))
-    column = dataset.table([COLUMNS[kind]])[COLUMNS[kind]]
+    column = dataset.table([name])[name]
     codes = pc.fill_null(pc.index_in(column, value_set=pa.array(values, column.type)), -1).to_numpy()
     return {values[code]: rows for code, rows in _grouped(codes).items()}
+
+
+def _listed(labels: Mapping[str, str], dataset: Dataset) -> Rows:
+    """Return the ascending positions of the rows with an id in `labels`."""
+    return np.flatnonzero(np.fromiter((i in labels for i in dataset.sample_ids()), bool, dataset.rows))
 
 
 def _grouped(codes: NDArray[Any]) -> dict[int, Rows]:
@@ -164,6 +185,8 @@ def _refuse_most(store: Store, request: ErasureRequest, rows: int, of: int) -> N
 def select(store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, forgotten: ForgottenRows) -> Selection:
     """Resolve the requests of a batch to rows; with `split.duplicates: include`, also to rows of the same content."""
     requests = list(requests)
+    if requests and requests[0].kind == "labels":
+        return _corrections(store, requests, dataset, forgotten)
     asked = {r.id: asked_values(store, r) for r in requests}
     rows = _rows_of(store, requests, asked, dataset)
     if load_config().split.duplicates == "include":
@@ -184,6 +207,22 @@ def _with_duplicates(rows: Mapping[str, Rows], dataset: Dataset) -> dict[str, Ro
     return {id_: _joined([alike[c] for c in np.unique(contents[own]).tolist()]) for id_, own in rows.items()}
 
 
+def _corrections(
+    store: Store, requests: Iterable[ErasureRequest], dataset: Dataset, forgotten: ForgottenRows
+) -> Selection:
+    """Resolve the requests of a batch that corrects labels. Raises RequestError if it would bring back rows."""
+    ids = dataset.sample_ids()
+    left = int(forgotten.among(ids).sum())
+    if left:
+        raise RequestError(
+            f"{left} rows that a promoted version had forgotten are still in {dataset.directory}, and a correction "
+            "would teach them again; run `expunge sweep --apply`, which erases them, or request their erasure first"
+        )
+    of = {r.id: new_labels(r, asked_values(store, r), dataset) for r in requests}
+    rows = {id_: _listed(labels, dataset) for id_, labels in of.items()}
+    return Selection(rows, dataset.splits() == TRAIN, np.zeros(dataset.rows, bool), labels=merged(of, forgotten))
+
+
 class _NullAsWritten(RoundTripRepresenter):
     """Writes `null` for None, as in params.yaml; by default ruamel.yaml leaves the value empty."""
 
@@ -191,8 +230,11 @@ class _NullAsWritten(RoundTripRepresenter):
 _NullAsWritten.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
-def with_split(params: str, file: Path) -> str:
+def with_split(params: str, file: Path, correct: bool = False) -> str:
     """Return the text of params.yaml with `split` set to exactly the ids in `file`; all else stays, with comments.
+
+    If the batch is to `correct` labels, `file` names the new labels. Attacks that ask whether a row was trained on are
+    then off, because corrected rows are trained on.
 
     Raises ConfigError if the text has no section `split`.
     """
@@ -203,9 +245,15 @@ def with_split(params: str, file: Path) -> str:
     tree = editor.load(params)
     if not isinstance(tree, dict) or not isinstance(tree.get("split"), dict):
         raise ConfigError("params.yaml has no section `split`, in which the rows of the request are named; add it")
-    tree["split"].update(selector="ids", file=file.as_posix())
+    tree["split"].update(selector=CORRECT if correct else "ids", file=file.as_posix())
     if tree["split"].get("near_duplicates") == INCLUDE:
         tree["split"]["near_duplicates"] = WARN  # near-duplicates may be other people's rows, which nobody requested
+    if correct:
+        allowed = (WARN, IGNORE)
+        tree["split"].update(
+            {k: WARN for k in ("duplicates", "near_duplicates") if tree["split"].get(k) not in allowed}
+        )
+        tree["shadow"].update(heads=0, networks=0)
     out = io.StringIO()
     editor.dump(tree, out)
     return out.getvalue()

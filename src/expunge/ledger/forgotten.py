@@ -7,11 +7,15 @@ data, below `data/`, and is neither committed nor logged.
 
     key, DIGEST.rows               sets of promoted versions: these rows must stay forgotten
     registered/DIGEST.rows         sets of registered versions, copied to the folder above on promotion
+
+A request that corrects labels removes no row. Its set holds a `label_pair` for each row and its old label: a later
+version must not have been taught that label again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -39,9 +43,9 @@ class ForgottenRows:
     ) -> None:
         """Use the sets of forgotten rows in the folder `directory`.
 
-        `sample_ids` are the rows that the current `request` forgets. `present` are all ids that the original was
-        trained on, if known. Promoted sets may hold rows outside `present`; the original never saw them, so they count
-        as forgotten by the current request too.
+        `sample_ids` are the rows that the current `request` forgets, or its label pairs. `present` are all ids and
+        label pairs that the original was trained on, if known. Promoted sets may hold others; the original never saw
+        them, so they count as forgotten by the current request too.
         """
         self.directory = Path(directory)
         self._request, self._ids = request, frozenset(sample_ids)
@@ -138,8 +142,8 @@ class ForgottenRows:
             own = {_digest(i, key) for i in self._ids}
             if self._request is not None:
                 own |= _split(self._stored(self._request))
-            if self._present is not None:
-                own |= self._promoted() - {_digest(i, key) for i in self._present}
+            if self._present is not None and (promoted := self._promoted()):
+                own |= promoted - {_digest(i, key) for i in self._present}
             self._at_hand = key, b"".join(sorted(own))
         return self._at_hand[1]
 
@@ -179,6 +183,16 @@ class ForgottenRows:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", request):
             raise DataError(f"request {request!r}: not the digest of an erasure request (sha256:...)")
         return self.directory / f"{request.removeprefix('sha256:')}.rows"
+
+
+def label_pair(sample_id: str, class_name: str) -> str:
+    """Return what a set of a correction holds in place of the id: the row was taught under this label."""
+    return json.dumps([sample_id, class_name])
+
+
+def label_pairs(sample_ids: Sequence[str], labels: Sequence[int], class_names: Sequence[str]) -> list[str]:
+    """Return the `label_pair` of each row; `labels` are indices of `class_names`."""
+    return [label_pair(i, class_names[label]) for i, label in zip(sample_ids, labels, strict=True)]
 
 
 def _digest(sample_id: str, key: bytes) -> bytes:

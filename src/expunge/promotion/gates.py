@@ -8,7 +8,7 @@ from typing import Any
 from expunge.evaluation.claims import may_serve, shown_words, useful
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.serving.servable import Contract
-from expunge.tracking import CORRECTS, Version
+from expunge.tracking import Version
 
 
 def failed_gates(
@@ -30,11 +30,6 @@ def failed_gates(
     """
     tags = version.tags
     failed = []
-    if CORRECTS in tags:
-        failed.append(
-            f"it corrects {tags[CORRECTS]} labels, and the dataset still holds the old ones, which the next run would "
-            "bring back: put the new labels into the data's source, run the pipeline, and promote what that registers"
-        )
     claimed, utility = tags.get("claims", "none"), tags.get("utility", "cannot tell")
     if not may_serve(claimed.split(", "), least):
         gates = tags.get("failed_gates", "none known")
@@ -57,13 +52,13 @@ def failed_gates(
             f"it takes {contract.takes} and answers {len(contract.classes)} classes, the champion "
             f"{champion.takes} and {len(champion.classes)} classes or other names; register it under a name of its own"
         )
-    return failed if CORRECTS in tags else failed + remembered(version, forgotten, to_cover)
+    return failed + remembered(version, forgotten, to_cover)
 
 
 def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str, str]) -> list[str]:
     """Return a sentence for each request of a promoted version that `version` does not cover.
 
-    Serving it would bring back rows that the promoted version had forgotten.
+    Serving it would bring back rows that the promoted version had forgotten, or labels that it had corrected.
     """
     own = version.tags.get("request")
     if own is None:
@@ -78,8 +73,8 @@ def remembered(version: Version, forgotten: ForgottenRows, to_cover: Mapping[str
             )
         elif not covered:
             failed.append(
-                f"it remembers rows that version {by} had forgotten (request {short(request)}); "
-                "make one request that holds both, and fit anew"
+                f"it remembers rows that version {by} had forgotten, or labels that it had corrected (request "
+                f"{short(request)}); make one request that holds both, or carry that request out first, and fit anew"
             )
     return failed
 

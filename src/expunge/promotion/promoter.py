@@ -33,7 +33,7 @@ from expunge.tracking import (
 from expunge.tracking.retire import versions_of
 
 # Tags of a version that its entry records, besides the number.
-RECORDED = ("method", "request", "claims", "utility", "failed_gates", "content", "servable", "dvc_lock")
+RECORDED = ("method", "request", CORRECTS, "claims", "utility", "failed_gates", "content", "servable", "dvc_lock")
 
 
 def find(client: MlflowClient, name: str, which: str) -> Version:
@@ -226,7 +226,7 @@ class Promoter:
 
     def _unknown(self, version: Version) -> list[str]:
         request = version.tags.get("request")
-        if request is None or CORRECTS in version.tags or self.forgotten.knows(request):
+        if request is None or self.forgotten.knows(request):
             return []
         return [
             f"which rows it forgot (request {short(request)}) is not known here, and later promotions need it: it was "

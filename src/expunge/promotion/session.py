@@ -30,7 +30,7 @@ from expunge.system.errors import PromotionError
 from expunge.system.files import MANIFEST, read_json, write_text
 from expunge.system.paths import DATASET, EVALUATION, FORGOTTEN, LEDGER, MODELS, ORIGINAL, REGISTRATION, REVIEW, SPLIT
 from expunge.tracking import CHALLENGER, FORGETS, Version, connect, evaluation_of, keep_page, servable_of
-from expunge.training.original import remembers_erased
+from expunge.training.original import present
 
 
 class ReviewSession:
@@ -65,8 +65,7 @@ class ReviewSession:
         if self.split is not None and self.split.corrections is None:
             ids = self.dataset.sample_ids()
             own = (ids[i] for i in self.split.rows(FORGET).tolist())
-            present = None if remembers_erased(ledger) else ids
-            forgotten = ForgottenRows(FORGOTTEN, self.split.request["digest"], own, present)
+            forgotten = ForgottenRows(FORGOTTEN, self.split.request["digest"], own, present(self.dataset, ledger))
         return Promoter(connect(), self.name, ledger, forgotten, load_config().register.promote_level)
 
     def at_hand(self, request: str | None) -> bool:

@@ -14,7 +14,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET
 from expunge.data.split import Split, described
 from expunge.evaluation.claims import shown_words
-from expunge.ledger.forgotten import ForgottenRows
+from expunge.ledger.forgotten import ForgottenRows, label_pairs
 from expunge.ledger.ledger import Ledger
 from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
@@ -55,7 +55,7 @@ from expunge.tracking import Dataset as LoggedDataset
 from expunge.tracking.details import details_of, shared_stages, usage_of
 from expunge.tracking.examples import examples_with_answers
 from expunge.tracking.provenance import git_state, lock_digest
-from expunge.training.original import remembers_erased
+from expunge.training.original import present
 
 ARTIFACTS = (
     "report.html",
@@ -101,8 +101,7 @@ def main() -> None:
     selected = None if audit else summary["selected"]
     shown = shown_words(summary["methods"][selected]["verdict"]) if selected else "none"
     split = Split(SPLIT)
-    if split.corrections is None:
-        keep_forgotten(split, dataset)
+    keep_forgotten(split, dataset)
     tags = {"dvc_lock": lock_digest(), **git_state()}
     if flow_run := os.environ.get(FLOW_RUN):
         tags["flow_run"] = flow_run
@@ -180,14 +179,17 @@ def log_run(
 
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:
-    """Record the keyed digests of the rows that this request forgets.
+    """Record the keyed digests of the rows that this request forgets, or of the labels that it corrects.
 
     Promotions need them after the workspace has moved on to another request.
     """
-    ids, ledger = dataset.sample_ids(), Ledger(workspace() / LEDGER)
-    own = (ids[i] for i in split.rows(FORGET).tolist())
-    present = None if remembers_erased(ledger) else ids
-    ForgottenRows(workspace() / FORGOTTEN, split.request["digest"], own, present).register()
+    ids, corrections = dataset.sample_ids(), split.corrections
+    rows = split.rows(FORGET) if corrections is None else corrections.rows
+    own = [ids[i] for i in rows.tolist()]
+    if corrections is not None:
+        own = label_pairs(own, corrections.old.tolist(), dataset.class_names)
+    seen = present(dataset, Ledger(workspace() / LEDGER))
+    ForgottenRows(workspace() / FORGOTTEN, split.request["digest"], own, seen).register()
 
 
 def description(summary: dict[str, Any], dataset: Dataset) -> str:

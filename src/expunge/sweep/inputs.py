@@ -17,36 +17,20 @@ from numpy.typing import NDArray
 from expunge.config import Data
 from expunge.data.corrections import COLUMNS, read_labels
 from expunge.data.images import decode
-from expunge.data.prepare import NAMED, by_package, open_source
+from expunge.data.prepare import open_source
 from expunge.data.readers.tables import DELIMITERS, ROLES
 from expunge.data.schema import ENCODED, TEXT, row_digest, text_digest
 from expunge.data.selectors import read_values
 from expunge.data.source import Source
 from expunge.sweep.journal import Journal, staged
 from expunge.sweep.report import NotPurgeable, Residue
+from expunge.sweep.sources import elsewhere, place_of
 from expunge.sweep.targets import Targets
 from expunge.system.errors import DataError
 from expunge.system.files import MANIFEST
 from expunge.system.paths import DATASET, RAW, REQUESTS, WORK
 
 Found = Residue | NotPurgeable
-INSTALLED = {
-    "digits": ("scikit-learn's own copy of the digits", "the person who installs packages on this machine"),
-    "fashion-mnist": (
-        "the published archive, in an installed package or at its origin",
-        "the person who installs packages",
-    ),
-    "fortunes": (
-        "the published quotations, in an installed package or at its origin",
-        "the person who installs packages",
-    ),
-    "emoji": ("the published archives at their origin", "the publisher of the archives"),
-}
-PUBLISHED = (
-    "the data set of this name, in the files that it was read from or at its origin",
-    "the owner of those files",
-)
-READ_ELSEWHERE = ("the data that the reader of another package reads", "the owner of that data")
 IN_PROGRESS = ("features", "activations", "train", "shadow", "stages", "measured")
 
 
@@ -66,11 +50,9 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
 
     An installed or read-only input must be cleaned by its owner; tombstones keep its erased rows out of the dataset.
     """
-    foreign = by_package(data.source)  # only the package's reader knows the format, so it cannot be rewritten here
-    if data.source.startswith(NAMED) or ((foreign or data.source in INSTALLED) and data.path is None):
-        what, who = READ_ELSEWHERE if foreign else INSTALLED.get(data.source, PUBLISHED)
+    if (kept := elsewhere(data)) is not None:
         if len(targets.tombstones):
-            yield NotPurgeable(f"source {data.source}", what, who)
+            yield kept
         raw = targets.root / RAW
         if raw.is_dir() and targets.erased.any():
             yield Residue(str(RAW), "fetched archive")
@@ -84,9 +66,8 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
     count = int(rows.erased.sum())
     if not count:
         return
-    # Reports contain no absolute paths, so a source outside the workspace is not named.
-    where = str(data.path) if path.resolve().is_relative_to(targets.root.resolve()) else "source outside the workspace"
-    if where != str(data.path) or foreign or data.source in INSTALLED or not _writable(path):
+    where, ours = place_of(targets.root, path, data)
+    if not ours:
         yield NotPurgeable(where, f"{count} rows in an input that the sweep must not rewrite", "the owner of that file")
         return
     yield Residue(where, "rows", count)
@@ -106,7 +87,7 @@ def _read(opened: Source, targets: Targets) -> _Rows:
     splits: list[str] = []
     labels, masks = [], []
     for batch in opened.batches:
-        digests = [_digest(content, opened.encoding) for content in batch.content]
+        digests = [digest(content, opened.encoding) for content in batch.content]
         masks.append(targets.hits(list(batch.sample_ids), digests))
         ids += batch.sample_ids
         labels.append(np.asarray(batch.labels, np.int32))
@@ -114,7 +95,8 @@ def _read(opened: Source, targets: Targets) -> _Rows:
     return _Rows(ids, np.concatenate(labels), splits, np.concatenate(masks), opened.class_names)
 
 
-def _digest(content: NDArray[np.uint8] | bytes | str, encoding: str) -> bytes:
+def digest(content: NDArray[np.uint8] | bytes | str, encoding: str) -> bytes:
+    """Return the digest that the dataset has for this content."""
     if encoding == TEXT:
         return text_digest(str(content))
     return row_digest(decode(content, "source") if encoding == ENCODED else np.asarray(content))  # type: ignore[arg-type]
@@ -157,7 +139,7 @@ def _tables_without(path: Path, journal: Journal, rows: _Rows) -> None:
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes) if path.is_dir() else [path]
     start = 0
     for file in files:
-        table = pq.ParquetFile(file).read() if file.suffix.lower() == ".parquet" else _read_text(file)
+        table = pq.ParquetFile(file).read() if file.suffix.lower() == ".parquet" else read_text(file)
         erased = rows.erased[start : start + len(table)]
         cut = slice(start, start + len(table))
         start += len(table)
@@ -176,10 +158,11 @@ def _tables_without(path: Path, journal: Journal, rows: _Rows) -> None:
         if file.suffix.lower() == ".parquet":
             pq.write_table(table, place, compression="zstd")
         else:
-            _write_text(table, place, DELIMITERS[file.suffix.lower()])
+            write_text(table, place, DELIMITERS[file.suffix.lower()])
 
 
-def _read_text(file: Path) -> pa.Table:
+def read_text(file: Path) -> pa.Table:
+    """Return the table in a CSV or TSV file, all columns as strings."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         if file.suffix.lower() == ".csv":
             reader = csv.reader(stream)
@@ -190,7 +173,8 @@ def _read_text(file: Path) -> pa.Table:
     return pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(header)})
 
 
-def _write_text(table: pa.Table, target: Path, delimiter: str) -> None:
+def write_text(table: pa.Table, target: Path, delimiter: str) -> None:
+    """Write the table as CSV, quoted as in RFC 4180, or as TSV without quotes."""
     with target.open("w", encoding="utf-8", newline="") as stream:
         if delimiter == ",":
             writer = csv.writer(stream, lineterminator="\n")
@@ -296,12 +280,3 @@ def _holds(dataset: Path, targets: Targets) -> bool:
         if targets.hits(table["sample_id"].to_pylist(), table["digest"].to_pylist()).any():
             return True
     return False
-
-
-def _writable(path: Path) -> bool:
-    """Return whether the file, or every file of the folder, may be replaced.
-
-    The mode bits are checked, not access rights: root could write files that are marked read-only.
-    """
-    files = [path, path.parent] if path.is_file() else [path, *(p for p in path.rglob("*"))]
-    return all(p.stat().st_mode & 0o200 for p in files)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -49,6 +49,25 @@ class Registry:
 
     client: MlflowClient
     name: str
+
+
+class Trained(Protocol):
+    """What a sweep removes."""
+
+    @property
+    def root(self) -> Path:
+        """The workspace."""
+        ...
+
+    @property
+    def taught(self) -> str:
+        """What models learned from it, as findings name it."""
+        ...
+
+    @property
+    def trained(self) -> bool:
+        """Whether models were trained on it."""
+        ...
 
 
 @contextmanager
@@ -157,31 +176,31 @@ def examples(targets: Targets, registry: Registry, apply: bool) -> Iterator[Foun
                     file.unlink()
 
 
-def original(targets: Targets, registry: Registry | None, covered: list[str], policy: str) -> Found | None:
-    """Report that the original was trained on erased rows; None without an original or without erased training rows.
+def original(targets: Trained, registry: Registry | None, covered: list[str], policy: str) -> Found | None:
+    """Report that the original was trained on what is swept; None without an original or if no model was.
 
     It is a Residue if the champion can replace it, else NotPurgeable.
     """
     directory = targets.root / MODELS / ORIGINAL
-    if not (directory / MANIFEST).is_file() or not (targets.erased & targets.train).any():
+    if not (directory / MANIFEST).is_file() or not targets.trained:
         return None
     if policy == "keep":
         return NotPurgeable(
             str(MODELS / ORIGINAL),
-            "the model that was trained on the rows, kept because sweep.original is keep; no later version can be "
-            "promoted",
+            f"the model that was trained on {targets.taught}, kept because sweep.original is keep; no later version "
+            "can be promoted",
             "the owner of params.yaml: set sweep.original: champion, or run `dvc repro --force train`",
         )
     if _successor(registry, covered) is None:
         return NotPurgeable(
             str(MODELS / ORIGINAL),
-            "the model that was trained on the rows, because no champion can replace it",
-            "the owner of the pipeline: run `dvc repro --force train` to train it again on the remaining rows",
+            f"the model that was trained on {targets.taught}, because no champion can replace it",
+            "the owner of the pipeline: run `dvc repro --force train` to train it again without them",
         )
-    return Residue(str(MODELS / ORIGINAL), "model trained on erased rows")
+    return Residue(str(MODELS / ORIGINAL), f"model trained on {targets.taught}")
 
 
-def replace_original(targets: Targets, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
+def replace_original(targets: Trained, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
     """Stage the champion as the original, and return whether features must be extracted again.
 
     They must if the champion's backbone differs from that of the original.
@@ -244,7 +263,7 @@ def products(targets: Targets, covered: list[str], journal: Journal | None) -> I
     The pipeline makes them again, without the rows.
     """
     request = targets.root / SPLIT / REQUEST
-    if not (targets.erased & targets.train).any() or not request.is_file():
+    if not targets.trained or not request.is_file():
         return
     if read_json(request)["digest"] in covered:
         return

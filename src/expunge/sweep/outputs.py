@@ -87,7 +87,7 @@ def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         read_manifest(directory, verify=False),
         {ASSIGNMENT: len(kept)},
         parts={name: parts.count(name) for name in PARTS},
-        dataset=_new_dataset(targets),
+        dataset=new_dataset(targets.dataset.directory),
     )
 
 
@@ -132,7 +132,7 @@ def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, fo
     sums["sums"][sums["counts"] == 0] = 0.0  # the remainder of a class without rows is rounding error
     moments.save(place / MOMENTS)
     save_file(sums, place / CLASS_SUMS)
-    renew_manifest(place, directory, old, rows, dataset_digest=_new_dataset(targets))
+    renew_manifest(place, directory, old, rows, dataset_digest=new_dataset(targets.dataset.directory))
 
 
 def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
@@ -167,7 +167,7 @@ def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
             out[start : start + COPY_ROWS] = array[kept[start : start + COPY_ROWS]]
         out.flush()
     counts = dict.fromkeys(old["files"], len(kept))
-    renew_manifest(place, directory, old, counts, dataset_digest=_new_dataset(targets))
+    renew_manifest(place, directory, old, counts, dataset_digest=new_dataset(targets.dataset.directory))
 
 
 def evaluation(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
@@ -213,9 +213,8 @@ def _manifests(top: Path) -> list[Path]:
     return [p for p in found if not any(part.startswith(".") for part in p.relative_to(top).parts)]
 
 
-def _new_dataset(targets: Targets) -> str:
+def new_dataset(directory: Path) -> str:
     """Return the digest of the dataset after the sweep: of its staged state, or of the present one if unchanged."""
-    directory = targets.dataset.directory
     place = staged(directory)
     files = read_json((place if place.exists() else directory) / MANIFEST)["files"]
     return digest_of({name: entry["sha256"] for name, entry in files.items()})

@@ -67,6 +67,12 @@ class SweepReport:
             for name in ("found", "purged", "not_purgeable", "left")
         }
 
+    def add(self, other: SweepReport) -> None:
+        """Add the findings of `other` that are not among those of this report."""
+        for name in ("found", "purged", "not_purgeable", "left"):
+            mine = getattr(self, name)
+            mine += [entry for entry in getattr(other, name) if entry not in mine]
+
     def did(self, residues: Iterable[Residue]) -> None:
         """Record `residues` as found and purged."""
         residues = list(residues)

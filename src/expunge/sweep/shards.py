@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from expunge.data.corrected import with_label_column
 from expunge.system.files import MANIFEST, sha256, write_json
 
 Mask = NDArray[np.bool_]
 
 
 def copy_without(source: Path, target: Path, erased: Mask) -> None:
-    """Write the Parquet file `source` to `target` without the rows of the mask `erased` `(n,)`, by row groups.
+    """Write the Parquet file `source` to `target` without the rows of the mask `erased` `(n,)`.
 
-    Compression, dictionaries and statistics are those of `source`, so the retained rows of a row group are stored as
-    before. Row groups without retained rows are omitted.
+    Row groups without retained rows are omitted.
+    """
+    _copy(source, target, lambda table, rows: table.filter(pa.array(~erased[rows])))
+
+
+def copy_labelled(source: Path, target: Path, labels: NDArray[np.int32]) -> None:
+    """Write the Parquet file `source` to `target` with `labels` `(n,)` in its column `label`."""
+    _copy(source, target, lambda table, rows: with_label_column(table, labels[rows]))
+
+
+def _copy(source: Path, target: Path, change: Callable[[pa.Table, slice], pa.Table]) -> None:
+    """Copy a file by row groups; `change` gets each of them and the place of its rows in the file.
+
+    Compression, dictionaries and statistics are those of `source`, so what does not change is stored as before.
     """
     with (
         pq.ParquetFile(source) as file,
@@ -30,10 +43,9 @@ def copy_without(source: Path, target: Path, erased: Mask) -> None:
         start = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
-            kept = ~erased[start : start + rows]
+            table = change(file.read_row_group(group), slice(start, start + rows))
             start += rows
-            if kept.any():
-                table = file.read_row_group(group).filter(pa.array(kept))
+            if len(table):
                 writer.write_table(table, row_group_size=len(table))
 
 

@@ -199,6 +199,10 @@ class Storage:
             report.did([Residue(where, "run-cache entries", len(dead))])
             for file in dead:
                 file.unlink()
+                # DVC takes an empty folder of a state for an entry, and fails when that state returns.
+                for folder in (file.parent, file.parent.parent):
+                    if not any(folder.iterdir()):
+                        folder.rmdir()
 
     def check(self) -> Iterator[Residue]:
         """Yield objects and run-cache entries that dvc.lock does not name; after `collect` there are none."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,13 @@ class Targets:
                 [*(ids[i] for i in gone), *departed], (contents[i] for i in gone if contents[i] not in kept)
             ),
         )
+
+    taught: ClassVar[str] = "erased rows"  # what models were taught that have to go
+
+    @property
+    def trained(self) -> bool:
+        """Whether training rows are among the rows to erase."""
+        return bool((self.erased & self.train).any())
 
     def hits(self, ids: Sequence[str], contents: Sequence[bytes] | None = None) -> Mask:
         """Return which rows of a store are to be erased, as a mask `(n,)`.

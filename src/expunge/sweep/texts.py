@@ -92,21 +92,21 @@ def _rows_with(database: Path, wanted: IdScanner) -> Iterator[tuple[str, int]]:
                 yield table, count
 
 
-def history(targets: Targets, objects: Set[str]) -> Iterator[NotPurgeable]:
+def history(root: Path, objects: Set[str]) -> Iterator[NotPurgeable]:
     """Yield the number of Git commits whose dvc.lock or `.dvc` files name removed data.
 
     `objects`: hashes of the data that is still stored. The commits contain hashes, not data. To remove them a
     maintainer has to rewrite the history.
     """
-    if not _is_repository(targets.root):
+    if not _is_repository(root):
         return
     command = ("log", "--all", "--format=commit %H", "--raw", "--no-abbrev", "--", "*dvc.lock", "*.dvc")
     gone: dict[str, bool] = {}
     pointing = 0
-    for block in _git(targets.root, *command).decode(errors="replace").split("commit ")[1:]:
+    for block in _git(root, *command).decode(errors="replace").split("commit ")[1:]:
         blobs = [line.split()[3] for line in block.splitlines() if line.startswith(":")]
         for blob in set(blobs) - gone.keys():
-            named = set() if set(blob) == {"0"} else _named(_git(targets.root, "cat-file", "blob", blob))
+            named = set() if set(blob) == {"0"} else _named(_git(root, "cat-file", "blob", blob))
             gone[blob] = not named <= objects
         pointing += any(gone[blob] for blob in blobs)
     if pointing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from expunge.data.dataset import Dataset
+from expunge.ledger.forgotten import label_pairs
 from expunge.ledger.ledger import SWEEP, Ledger
 from expunge.models.checkpoint import WEIGHTS
 from expunge.system.files import read_manifest
@@ -16,5 +18,19 @@ def original_digest() -> str:
 
 
 def remembers_erased(ledger: Ledger) -> bool:
-    """Whether the current original was trained on rows before they were erased, by the ledger's sweeps."""
+    """Whether the current original was trained on rows that were erased, or on labels that were corrected, since then.
+
+    The sweeps in the ledger say so.
+    """
     return original_digest() in {e.facts.get("original") for e in ledger.entries() if e.kind == SWEEP}
+
+
+def present(dataset: Dataset, ledger: Ledger) -> list[str] | None:
+    """Return the ids and label pairs of `dataset`, which the original was trained on; None if it saw others as well.
+
+    They are the argument `present` of `ForgottenRows`.
+    """
+    if remembers_erased(ledger):
+        return None
+    ids = dataset.sample_ids()
+    return [*ids, *label_pairs(ids, dataset.labels().tolist(), dataset.class_names)]
