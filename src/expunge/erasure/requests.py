@@ -210,11 +210,10 @@ class Store:
             waiting = c.execute(select(EVENTS).where(EVENTS.c.entry.is_(None)).order_by(EVENTS.c.id)).mappings().all()
         if not waiting:
             return 0
-        events = [
+        entries = ledger.append_events(
             (f"{row['about']}/{row['number']}", row["kind"], {k: row[k] for k in EVERY_EVENT} | row["facts"])
             for row in waiting
-        ]
-        entries = ledger.append_events(events)
+        )
         with transaction(self.engine) as c:
             for row, entry in zip(waiting, entries, strict=True):
                 c.execute(update(EVENTS).where(EVENTS.c.id == row["id"]).values(entry=entry.hash))
@@ -231,9 +230,8 @@ class Store:
         return [ErasureRequest.of(row) for row in rows]
 
     def _events(self, wanted: Select[Any]) -> list[Event]:
-        names = [f.name for f in fields(Event)]
         with transaction(self.engine) as c:
-            return [Event(**{name: row[name] for name in names}) for row in c.execute(wanted).mappings()]
+            return [Event(**{f.name: row[f.name] for f in fields(Event)}) for row in c.execute(wanted).mappings()]
 
     def _get(self, c: Connection, id_: str) -> ErasureRequest:
         row = c.execute(select(REQUESTS).where(REQUESTS.c.id == id_)).mappings().first()
