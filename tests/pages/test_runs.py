@@ -141,7 +141,7 @@ def test_runs_and_experiments_with_dvc(repository, tmp_path):
     table = run(typed("docs/dvc.md", "dvc exp show"), repository)
     assert "[classes-3]" in table and max(map(len, table.splitlines())) <= 120
     for sentence in ("dvc metrics diff HEAD classes-3", "dvc exp diff", "dvc plots diff", "dvc plots show"):
-        assert run(said_in("docs/dvc.md", sentence), repository)
+        run(said_in("docs/dvc.md", sentence), repository)
     run(said_in("docs/dvc.md", "dvc exp apply classes-3"), repository)
     # The branch that a deployment pushes has such a name; docs/deployment.md fetches it below.
     name = typed("docs/deployment.md", "git fetch").split()[3]
@@ -152,7 +152,7 @@ def test_runs_and_experiments_with_dvc(repository, tmp_path):
     run("git commit --quiet --all --message remote", repository)
     run(f"git clone{pull}", tmp_path)
     assert (clone / "models/unlearned/loft/manifest.json").is_file()
-    run(f"git checkout --quiet -b ours origin/{name}~2", clone)
+    run(f"git checkout --quiet -b ours origin/{name}~2 && git checkout origin/{name} -- .dvc/config", clone)
     assert yaml.safe_load((clone / "params.yaml").read_text())["split"]["classes"] == [5]
     run(typed("docs/deployment.md", "git fetch"), clone)
     assert json.loads((clone / "data/split/request.json").read_text())["whole_classes"] == [3]
