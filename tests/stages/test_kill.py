@@ -113,13 +113,13 @@ def stable(workspace: Path) -> dict[str, Any]:
     """Return the stages of dvc.lock without the code, the outputs that tell seconds, and what is made of these."""
     stages = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]
     timed = [o["path"] for name in ("compare", "report", "register") for o in stages[name]["outs"]]
-    timed += [o["path"] for name, stage in stages.items() for o in stage["outs"] if "reports/cost/" in o["path"]]
     timed += [o["path"] for name, stage in stages.items() if name.startswith("fit@") for o in stage["outs"]]
 
-    def kept(entries: list[dict[str, Any]]) -> dict[str, str]:
-        return {e["path"]: e["md5"] for e in entries if e["path"] not in timed and "src/" not in e["path"]}
+    def told(entries: list[dict[str, Any]]) -> dict[str, str]:
+        kept = [e for e in entries if e["path"] not in timed and not e["path"].startswith(("src/", "reports/cost"))]
+        return {e["path"]: e["md5"] for e in kept}
 
     return {
-        name: {"deps": kept(s.get("deps", [])), "outs": kept(s["outs"]), "params": s.get("params")}
+        name: {"deps": told(s.get("deps", [])), "outs": told(s["outs"]), "params": s.get("params")}
         for name, s in stages.items()
     }
