@@ -51,6 +51,7 @@ LOOSE: dict[str, tuple[float, float]] = {
     "retention-mask": (0.4, 0.9),
     "boundary-expand": (0.15, 0.85),
     "natmu": (0.4, 0.9),
+    "instance-wise": (0.15, 0.85),
     "jit": (0.6, 0.7),
     "min-norm": (1.0, 0.85),
     "partially-blinded": (0.15, 0.7),

@@ -144,7 +144,7 @@ class SoftmaxHead(Estimator):
             self.weights_, point = zero, problem.at(zero)
         else:
             cold = not bool(self.weights_.any())
-            precondition = _Refreshed(problem) if self._blocks is None else _StoredBlocks(self._blocks)
+            precondition = _Refreshed(problem) if self._blocks is None else _ClassBlocks(self._blocks, self.ridge)
             scale = None if cold else gradient_at_zero(problem.z, y, self.num_classes_)
             solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known)
             self.weights_, point = solution.w, solution.point
@@ -234,24 +234,24 @@ def class_blocks(problem: SoftmaxProblem, probabilities: Tensor) -> Tensor:
     return torch.stack([_factor(h, q * (1 - q), problem.ridge) for q in p.T])
 
 
-class _StoredBlocks:
-    """The preconditioner of an earlier fit, used at every step.
+class _ClassBlocks:
+    """The preconditioner of one factor for each class, used at every step.
 
-    A shift common to all classes does not change the softmax, so along it the Hessian is `ridge I`, far below the
-    blocks. Gradients sum to zero over classes, and so do weights from a start that does. The preconditioner therefore
-    removes that direction from its result.
+    A shift common to all classes does not change the softmax, so along it the Hessian is exactly `ridge I`, far below
+    the blocks. The blocks are applied to the rest, `P B^-1 P` with P the removal of the mean over classes.
     """
 
-    def __init__(self, blocks: Tensor) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: Tensor, ridge: float) -> None:
+        self.blocks, self.ridge = blocks, ridge
 
     def __call__(self, w: Tensor, probabilities: Tensor) -> Apply:
         upper, lower = self.blocks, self.blocks.mT
 
         def apply(r: Tensor) -> Tensor:
-            half = torch.linalg.solve_triangular(lower, r.to(upper.dtype)[:, :, None], upper=False)
+            common = r.mean(dim=0)
+            half = torch.linalg.solve_triangular(lower, (r - common).to(upper.dtype)[:, :, None], upper=False)
             solved: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)[:, :, 0].double()
-            return solved - solved.mean(dim=0)
+            return solved - solved.mean(dim=0) + common / self.ridge
 
         return apply
 
@@ -276,7 +276,7 @@ class _Refreshed:
         self.step += 1
         by_class = self.step >= self.BLOCKS[0] and w.numel() * w.shape[1] <= self.BLOCK_NUMBERS
         if by_class and self.step in self.BLOCKS:
-            self.apply = _StoredBlocks(class_blocks(self.problem, probabilities))(w, probabilities)
+            self.apply = _ClassBlocks(class_blocks(self.problem, probabilities), self.problem.ridge)(w, probabilities)
         elif not by_class and self.step in self.SHARED:
             self.apply = self._shared(probabilities)
         return self.apply
