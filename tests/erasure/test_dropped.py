@@ -24,7 +24,7 @@ from tests.erasure.promoted_batch import finish, promoted
 from tests.erasure.test_kill import check
 from tests.sweep import people_workspace
 
-ROUNDS = 12
+ROUNDS = 6
 TEMPLATE = "before"
 
 

@@ -21,7 +21,7 @@ from expunge.system.cut_off import set_aside
 from expunge.system.dvc_lock import differences, stages_of
 from tests.pipeline import ENVIRONMENT, lay_out_short
 
-KILLS = int(os.environ.get("EXPUNGE_KILLS", "8"))
+KILLS = int(os.environ.get("EXPUNGE_KILLS", "3"))
 # Python imports a module of this name at its start. TO_KILL is WHO:PROCESS:EVENT:HOW.
 KILLER = """
 import os, signal, sys
