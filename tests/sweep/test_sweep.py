@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -23,6 +25,7 @@ from expunge.ledger.forgotten import ForgottenRows
 from expunge.sweep import sweep
 from expunge.system.errors import DataError
 from expunge.system.files import read_manifest
+from expunge.tracking import model_name
 from tests.sweep import people_workspace
 
 ERASED = [2, 3, 17]  # The rows of these people are in two of the six shards.
@@ -234,6 +237,23 @@ def test_reports_and_results_with_ids_go(root, tmp_path):
     }
     assert not (storage / "result").exists() and not (root / "reports/data_docs/index.html").exists()
     assert (root / "reports/fine.json").exists()
+
+
+@pytest.mark.parametrize(("part", "left"), [("test", 2), ("train", 0)])
+def test_versions_are_removed_only_if_erased_rows_were_trained_on(part, left, root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    client = MlflowClient()
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    name = params["register"]["name"] or model_name(params["data"]["source"], params["model"]["name"])
+    client.create_registered_model(name)
+    experiment = client.create_experiment("x", (root / "mlartifacts").as_uri())
+    for number in range(2):
+        model = client.create_logged_model(experiment, name=f"m{number}")
+        client.create_model_version(name, model.model_uri, tags={"request": "sha256:0"}, model_id=model.model_id)
+    dataset = Dataset(root / "data/dataset")
+    row = np.flatnonzero(dataset.splits() == part)[0]
+    sweep(root, [dataset.sample_ids()[row]], apply=True)
+    assert len(client.search_model_versions(f"name = '{name}'")) == left
 
 
 def test_tombstones_reveal_nothing_without_their_key(root):
