@@ -70,7 +70,7 @@ def pooled():
         {"logit-mask": block(0.9, 0.1, bad), "delete": block(0.6, 4.0, good)},
     ]
     request = {"forget_rows": 10, "retain_rows": 90}
-    refused = [{}, {"shaky": "accuracy fell"}]
+    refused = [{}, {"shaky": "shaky: accuracy fell"}]
     summaries = tuple({"methods": m, "refused": r, "request": request} for m, r in zip(methods, refused, strict=True))
     blocks = {"original": [block(9, 0)] * 2, "retrained": [block(0.3, 0)] * 2}
     blocks |= {name: [m[name] for m in methods if name in m] for name in ("logit-mask", "delete", "shaky")}

@@ -56,12 +56,12 @@ def cost_share(pooled: Pooled, name: str) -> str:
 
 
 def refusals(pooled: Pooled) -> list[str]:
-    """A sentence per refused method: in how many seeds it was refused, and the first reason."""
+    """A sentence per refused method: in how many seeds it was refused, and the first reason, which names the method."""
     reasons: dict[str, list[str]] = {}
     for summary in pooled.summaries:
         for name, reason in summary.get("refused", {}).items():
             reasons.setdefault(name, []).append(reason)
-    return [f"Refused in {len(r)} of {len(pooled.seeds)} seeds: {n}: {r[0]}" for n, r in reasons.items()]
+    return [f"Refused in {len(r)} of {len(pooled.seeds)} seeds: {r[0]}" for r in reasons.values()]
 
 
 def with_measured(text: str, sections: Sequence[str]) -> str:
