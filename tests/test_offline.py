@@ -52,7 +52,7 @@ def test_the_recorder_sees_an_attempt_and_the_attempt_fails(tmp_path):
 @pytest.mark.parametrize(
     ("command", "status", "said"),
     [
-        ("--help", 0, "Handle erasure requests"),
+        ("--help", 0, "handle erasure requests"),
         ("check", 0, "nothing wrong"),
         ("show", 2, "reports/summary.json"),
         ("request list", 0, "asks for"),

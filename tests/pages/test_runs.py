@@ -38,7 +38,7 @@ ELSEWHERE = {
 # Page and beginning of a block -> why no test runs it. Its commands are still those that `test_commands.py` checks.
 NOT_RUN = {
     ("CONTRIBUTING.md", "make setup"): "sets the environment up and runs all tests; continuous integration does",
-    ("README.md", "make run"): "ten minutes, and all tests; tests/flows/test_deployment_doc.py makes an environment",
+    ("README.md", "git clone"): "ten minutes, and all tests; tests/flows/test_deployment_doc.py makes an environment",
     ("docs/correct.md", "expunge check"): "a pipeline of its own; tests/stages/test_corrections.py runs one",
     ("docs/deployment.md", "expunge deploy --name"): "example addresses; tests/flows/test_workspaces.py has real ones",
     ("docs/docker.md", "make up"): "needs Docker; tests/docker runs the services without containers",

@@ -152,8 +152,8 @@ def test_a_damaged_state_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("images", "labels", "changes", "words"),
     [
         (IMAGES, LABELS + 1, {}, r"labels must be in 0\.\.9, the classes of the model, got 1\.\.10"),
-        (IMAGES[:5], LABELS, {}, "5 images and 128 labels"),
-        (IMAGES[:0], LABELS[:0], {}, "0 images"),
+        (IMAGES[:5], LABELS, {}, "5 inputs and 128 labels"),
+        (IMAGES[:0], LABELS[:0], {}, "0 inputs"),
         (IMAGES, LABELS, {"lr": 1e9}, r"the loss is .*lower train\.lr"),
     ],
 )
