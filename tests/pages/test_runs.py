@@ -39,7 +39,6 @@ ELSEWHERE = {
 NOT_RUN = {
     ("CONTRIBUTING.md", "make setup"): "sets the environment up and runs all tests; continuous integration does",
     ("README.md", "git clone"): "ten minutes, and all tests; tests/flows/test_deployment_doc.py makes an environment",
-    ("docs/correct.md", "expunge check"): "a pipeline of its own; tests/stages/test_corrections.py runs one",
     ("docs/deployment.md", "expunge deploy --name"): "example addresses; tests/flows/test_workspaces.py has real ones",
     ("docs/docker.md", "make up"): "needs Docker; tests/docker runs the services without containers",
     ("docs/docker.md", "# once, in the repository"): "needs Docker; tests/docker/test_loopback.py does it without",
@@ -220,10 +219,15 @@ def test_erased_rows_are_found_and_taken_out(promoted):
 
 
 @pytest.mark.slow
-def test_a_list_of_corrections_passes_the_check(finished, tmp_path):
+def test_a_list_of_corrections_is_taken_in_and_passes_the_check(finished, tmp_path):
+    """tests/erasure/test_corrections.py runs such a request."""
     home = tmp_path / "work"
     shutil.copytree(finished, home, symlinks=True)
-    run(typed("docs/correct.md", "printf"), home)
+    write, add, verify, _ = lines(typed("docs/correct.md", "printf"))
+    run(write, home)
+    (request,) = set(re.findall(r"R-\d{8}-\w{6}", run(add, home)))
+    assert request in run(verify.replace("ID", request), home)
+    run("cp labels.csv data/requests/corrections.csv && dvc add data/requests/corrections.csv", home)
     (settings,) = [b.text for b in fences(ROOT / "docs/correct.md") if "selector: correct" in b.text]
     params = params_with(home / "params.yaml", yaml.safe_load(settings))
     (home / "params.yaml").write_text(yaml.safe_dump(params))
