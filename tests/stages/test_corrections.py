@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
+from expunge.ledger.forgotten import ForgottenRows, label_pair
 from expunge.models.zoo import build
-from expunge.system.paths import DATASET, SPLIT
+from expunge.system.paths import DATASET, FORGOTTEN, SPLIT
 from tests.pipeline import change, dvc, lay_out
 
 pytestmark = pytest.mark.slow
@@ -95,4 +96,10 @@ def test_ids_and_labels_stay_in_data_files(corrected: Path) -> None:
 
 def test_a_corrected_version_is_registered_and_not_taken_for_an_erasure(corrected: Path) -> None:
     assert json.loads((corrected / "reports" / "registration.json").read_text())["method"] == "exact"
-    assert not list((corrected / "data" / "forgotten").rglob("*.rows"))
+    dataset, split = Dataset(corrected / DATASET), Split(corrected / SPLIT)
+    ids = [dataset.sample_ids()[i] for i in split.rows("forget").tolist()]
+    # What later versions must not be taught are the old labels. No row counts as forgotten.
+    registered, request = ForgottenRows(corrected / FORGOTTEN), split.request["digest"]
+    assert not registered.mask(request, dataset.sample_ids()).any()
+    assert registered.mask(request, [label_pair(i, "9") for i in ids]).all()
+    assert not registered.mask(request, [label_pair(i, "3") for i in ids]).any()
