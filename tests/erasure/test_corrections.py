@@ -77,7 +77,9 @@ def trained_anew(root: Path) -> dict:
     shutil.copytree(root, other, ignore=shutil.ignore_patterns("mlartifacts", "cache"))
     command = [sys.executable, "-m", "expunge.stages.train"]
     subprocess.run(command, cwd=other, env=ENVIRONMENT, check=True, capture_output=True)
-    return load_file(other / "models/original/model.safetensors")
+    made = load_file(other / "models/original/model.safetensors")
+    shutil.rmtree(other)
+    return made
 
 
 def test_labels_are_corrected_for_good_and_the_next_requests_start_from_them(tmp_path):
