@@ -24,8 +24,8 @@ from expunge.data.tombstones import ROWS, home
 from expunge.sweep import inputs, lineage, outputs, texts
 from expunge.sweep.journal import Journal
 from expunge.sweep.report import NotPurgeable, Residue, ResidueKind, SweepReport
-from expunge.sweep.steps import alone, carry_out, finish_interrupted, put
-from expunge.sweep.storage import Storage, objects
+from expunge.sweep.steps import alone, carry_out, finish_interrupted, look_again, put
+from expunge.sweep.storage import Storage
 from expunge.sweep.targets import Targets
 
 __all__ = ["NotPurgeable", "Residue", "SweepReport", "sweep"]
@@ -70,7 +70,7 @@ def _sweep(root: Path, rows: list[str], subjects: list[str], apply: bool) -> Swe
             carry_out(journal, targets, record, storage, config, registry, covered, fresh, report)
         elif len(targets.tombstones):
             put(report, _stray(storage, registry, report), purged=True)
-    _look_again(storage, config, report)
+    look_again(storage, config, report, _found(Targets.find(root, (), (), keep=False), None, config))
     _report_copies(targets, report)
     return report
 
@@ -115,23 +115,6 @@ def _stray(storage: Storage, registry: lineage.Registry | None, report: SweepRep
         storage.collect(report)
     if registry is not None and any(True for _ in lineage.garbage(registry, [], False)):
         yield from lineage.garbage(registry, [], True)
-
-
-def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
-    """Repeat the first search on the present state, and report what it still finds as left."""
-    root = storage.root
-    targets = Targets.find(root, (), (), keep=False)
-    again = SweepReport(False)
-    put(again, _found(targets, None, config))
-    if storage.in_use:
-        put(again, storage.check())
-        report.not_purgeable += texts.history(root, objects(storage.cache))
-    with lineage.opened(root, config) as registry:
-        if registry is not None:
-            put(again, lineage.garbage(registry, [], False))
-    report.left += again.found
-    known = {entry.where for entry in report.not_purgeable}
-    report.not_purgeable += [entry for entry in again.not_purgeable if entry.where not in known]
 
 
 def _report_copies(targets: Targets, report: SweepReport) -> None:

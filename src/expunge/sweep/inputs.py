@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -154,11 +154,7 @@ def _tables_without(path: Path, journal: Journal, rows: _Rows) -> None:
             journal.drop(file)
             continue
         table = table.filter(pa.array(~erased))
-        place = journal.swap(file)
-        if file.suffix.lower() == ".parquet":
-            pq.write_table(table, place, compression="zstd")
-        else:
-            write_text(table, place, DELIMITERS[file.suffix.lower()])
+        write_table(table, journal.swap(file), file.suffix.lower())
 
 
 def read_text(file: Path) -> pa.Table:
@@ -173,8 +169,12 @@ def read_text(file: Path) -> pa.Table:
     return pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(header)})
 
 
-def write_text(table: pa.Table, target: Path, delimiter: str) -> None:
-    """Write the table as CSV, quoted as in RFC 4180, or as TSV without quotes."""
+def write_table(table: pa.Table, target: Path, suffix: str) -> None:
+    """Write the table as Parquet, as CSV, quoted as in RFC 4180, or as TSV without quotes, depending on `suffix`."""
+    if suffix == ".parquet":
+        pq.write_table(table, target, compression="zstd")
+        return
+    delimiter = DELIMITERS[suffix]
     with target.open("w", encoding="utf-8", newline="") as stream:
         if delimiter == ",":
             writer = csv.writer(stream, lineterminator="\n")
@@ -257,18 +257,22 @@ def _drop_tracking(file: Path, journal: Journal) -> None:
 
 
 def work(targets: Targets, journal: Journal | None) -> Iterator[Found]:
-    """Sweep work in progress, and nested workspaces (demo, results) whose dataset holds an erased row.
+    """Sweep work in progress, and nested workspaces whose dataset holds an erased row."""
+    yield from unfinished(targets.root, bool(targets.erased.any()), lambda d: _holds(d, targets), journal)
 
-    All of it can be recomputed, so whole folders are removed.
+
+def unfinished(root: Path, changed: bool, holds: Callable[[Path], bool], journal: Journal | None) -> Iterator[Residue]:
+    """Yield work in progress if the dataset has `changed`, and nested workspaces (demo, results) with what is swept.
+
+    `holds(directory)` says whether a dataset has it. All of it can be recomputed, so whole folders are removed.
     """
-    top = targets.root / WORK
-    for child in sorted(p for p in top.glob("*") if p.is_dir() and p.name != "sweep"):
+    for child in sorted(p for p in (root / WORK).glob("*") if p.is_dir() and p.name != "sweep"):
         if child.name in IN_PROGRESS:
-            held = targets.erased.any() and any(child.rglob("*"))
+            held = changed and any(child.rglob("*"))
         else:
-            held = any(_holds(manifest.parent, targets) for manifest in child.rglob(f"{DATASET}/{MANIFEST}"))
+            held = any(holds(manifest.parent) for manifest in child.rglob(f"{DATASET}/{MANIFEST}"))
         if held:
-            yield Residue(str(child.relative_to(targets.root)), "work in progress")
+            yield Residue(str(child.relative_to(root)), "work in progress")
             if journal is not None:
                 journal.drop(child)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from expunge.data.readers.labels import index_labels
 from expunge.data.readers.npz import LABELS
 from expunge.data.readers.tables import DELIMITERS, ROLES
 from expunge.data.source import Source
-from expunge.sweep.inputs import IN_PROGRESS, Found, digest, read_text, write_text
+from expunge.sweep.inputs import Found, digest, read_text, unfinished, write_table
 from expunge.sweep.journal import Journal
 from expunge.sweep.label_targets import LabelTargets
 from expunge.sweep.report import NotPurgeable, Residue
 from expunge.sweep.sources import elsewhere, place_of
 from expunge.system.errors import DataError
-from expunge.system.files import MANIFEST, read_json
-from expunge.system.paths import DATASET, RAW, WORK
+from expunge.system.files import read_json
+from expunge.system.paths import RAW
 
 OWNER = "the owner of that file; until then every run replaces them when it reads the source"
 Values = NDArray[Any]
@@ -150,27 +151,13 @@ def _tables(path: Path, old: Values, new: Values, splits: list[str], names: tupl
         changed = table.set_column(at, field, pa.array(column, field.type))
         if "split" not in table.column_names:  # as in `_npz`
             changed = changed.append_column("split", pa.array(splits[rows]))
-        out[file] = _writer(changed, file)
+        out[file] = partial(write_table, changed, suffix=file.suffix.lower())
     return out
 
 
-def _writer(table: pa.Table, file: Path) -> Any:
-    if file.suffix.lower() == ".parquet":
-        return lambda place: pq.write_table(table, place, compression="zstd")
-    return lambda place: write_text(table, place, DELIMITERS[file.suffix.lower()])
-
-
 def work(targets: LabelTargets, journal: Journal | None) -> Iterator[Found]:
-    """Remove work in progress, and nested workspaces whose dataset holds an old label; all of it can be made again."""
-    for child in sorted(p for p in (targets.root / WORK).glob("*") if p.is_dir() and p.name != "sweep"):
-        if child.name in IN_PROGRESS:
-            held = targets.changed.any() and any(child.rglob("*"))
-        else:
-            held = any(_holds(manifest.parent, targets) for manifest in child.rglob(f"{DATASET}/{MANIFEST}"))
-        if held:
-            yield Residue(str(child.relative_to(targets.root)), "work in progress")
-            if journal is not None:
-                journal.drop(child)
+    """Remove work in progress, and nested workspaces whose dataset holds an old label."""
+    yield from unfinished(targets.root, bool(targets.changed.any()), lambda d: _holds(d, targets), journal)
 
 
 def _holds(dataset: Path, targets: LabelTargets) -> bool:

@@ -12,13 +12,13 @@ from pathlib import Path
 from expunge.config import Config, load_config
 from expunge.data.corrected import LABELS
 from expunge.data.tombstones import home
-from expunge.sweep import label_inputs, label_outputs, lineage, texts
+from expunge.sweep import label_inputs, label_outputs, lineage
 from expunge.sweep.inputs import Found
 from expunge.sweep.journal import Journal
 from expunge.sweep.label_targets import LabelTargets
 from expunge.sweep.report import Residue, SweepReport
-from expunge.sweep.steps import alone, carry_out, finish_interrupted, put
-from expunge.sweep.storage import Storage, objects
+from expunge.sweep.steps import alone, carry_out, finish_interrupted, look_again, put
+from expunge.sweep.storage import Storage
 
 
 def sweep_labels(root: Path, labels: Mapping[str, str] | None = None, *, apply: bool = False) -> SweepReport:
@@ -48,7 +48,7 @@ def sweep_labels(root: Path, labels: Mapping[str, str] | None = None, *, apply: 
                 put(report, _found(targets, journal, config), purged=True)
                 record = home(root) / LABELS, targets.corrected.to_bytes()
                 carry_out(journal, targets, record, storage, config, registry, covered, fresh, report)
-        _look_again(storage, config, report)
+        look_again(storage, config, report, _found(LabelTargets.find(root, {}, keep=False), None, config))
         return report
 
 
@@ -67,19 +67,3 @@ def _of_models(
         yield finding
     if registry is not None and targets.trained:
         yield from lineage.versions(registry, covered, "keep" if config.sweep.versions == "keep" else "look")
-
-
-def _look_again(storage: Storage, config: Config, report: SweepReport) -> None:
-    """Repeat the search on the present state, and report what it still finds as left."""
-    root = storage.root
-    targets, again = LabelTargets.find(root, {}, keep=False), SweepReport(False)
-    put(again, _found(targets, None, config))
-    if storage.in_use:
-        put(again, storage.check())
-        report.not_purgeable += texts.history(root, objects(storage.cache))
-    with lineage.opened(root, config) as registry:
-        if registry is not None:
-            put(again, lineage.garbage(registry, [], False))
-    report.left += again.found
-    known = {entry.where for entry in report.not_purgeable}
-    report.not_purgeable += [entry for entry in again.not_purgeable if entry.where not in known]

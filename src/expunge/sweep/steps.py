@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from expunge.config import Config
-from expunge.sweep import inputs, lineage
+from expunge.sweep import inputs, lineage, texts
 from expunge.sweep.journal import JOURNAL, Journal
 from expunge.sweep.report import NotPurgeable, Residue, SweepReport
-from expunge.sweep.storage import Storage
+from expunge.sweep.storage import Storage, objects
 from expunge.system.errors import DataError
 
 # Stages that extract features and activations again after the original's backbone was replaced.
@@ -102,6 +102,21 @@ def collect(storage: Storage, config: Config, journal: Journal, report: SweepRep
                 put(report, lineage.versions(registry, covered, config.sweep.versions), purged=True)
             put(report, lineage.garbage(registry, [], True), purged=True)
     journal.close()
+
+
+def look_again(storage: Storage, config: Config, report: SweepReport, found: Iterable[inputs.Found]) -> None:
+    """Search DVC's storage, git and the registry again; report what they and the workspace (`found`) hold as left."""
+    again = SweepReport(False)
+    put(again, found)
+    if storage.in_use:
+        put(again, storage.check())
+        report.not_purgeable += texts.history(storage.root, objects(storage.cache))
+    with lineage.opened(storage.root, config) as registry:
+        if registry is not None:
+            put(again, lineage.garbage(registry, [], False))
+    report.left += again.found
+    known = {entry.where for entry in report.not_purgeable}
+    report.not_purgeable += [entry for entry in again.not_purgeable if entry.where not in known]
 
 
 def put(report: SweepReport, found: Iterable[inputs.Found], purged: bool = False) -> None:
