@@ -14,16 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
+from safetensors.torch import load_file
 
 from expunge.data.corrected import CorrectedLabels
 from expunge.data.dataset import Dataset
 from expunge.data.tombstones import home
-from expunge.models.zoo import build
 from expunge.system.paths import DATASET
 from tests.erasure.test_in_a_row import erase, expunge
-from tests.pipeline import ENVIRONMENT, change, dvc, lay_out
+from tests.pipeline import ENVIRONMENT, change, dvc
+from tests.wrong_labels import use_digits_with_ridge, write_wrong_digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 WRONG, FIRST = 40, 30
@@ -31,29 +30,14 @@ WRONG, FIRST = 40, 30
 
 def workspace(root: Path) -> tuple[Path, list[str]]:
     """Return a workspace of digits on which nothing ran yet, and the ids of the rows with wrong labels."""
-    lay_out(root)
-    network = build("resnet-small", 10, (8, 8, 1), seed=3)
-    save_file({k: v.clone() for k, v in network.state_dict().items()}, root / "public.safetensors")
-    bunch = load_digits()
-    labels, split = bunch.target[:800].copy(), np.where(np.arange(800) % 5 == 4, "test", "train")
-    wrong = np.flatnonzero((labels == 3) & (split == "train"))[:WRONG]
-    labels[wrong] = 9
-    images = np.round(bunch.images[:800] * (255 / 16)).astype(np.uint8)[..., None]
-    ids = np.array([f"visit-{i:05d}" for i in range(800)])
-    np.savez(root / "data/source/digits.npz", images=images, labels=labels, ids=ids, split=split)
+    wrong = write_wrong_digits(root, WRONG)
 
     def edit(params: dict) -> None:
-        params["data"].update(source="npz", path="data/source/digits.npz")
-        params["split"].update(validation=0.1, duplicates="include")
-        params["model"].update(training="ridge", checkpoint="public.safetensors", saw_forget_data=False)
-        params["train"]["head"] = {"ridge": 0.1, "quantum": 2.0**-12}
-        params["activations"]["cuts"] = []
-        params["retrain"]["seeds"] = [1]
-        params["fit"]["exact"] = {}
-        params.update(methods=["logit-mask", "exact"], reference="retrain")
+        use_digits_with_ridge(params)
+        params["split"]["duplicates"] = "include"
 
     change(root, edit)
-    return root, [str(i) for i in ids[wrong]]
+    return root, wrong
 
 
 def correct(root: Path, ids: list[str], place: Path, label: str = "3") -> dict:

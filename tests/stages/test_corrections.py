@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.ledger.forgotten import ForgottenRows, label_pair
-from expunge.models.zoo import build
 from expunge.system.paths import DATASET, FORGOTTEN, SPLIT
-from tests.pipeline import change, dvc, lay_out
+from tests.pipeline import change, dvc
+from tests.wrong_labels import use_digits_with_ridge, write_wrong_digits
 
 pytestmark = pytest.mark.slow
 ROWS = 40
@@ -29,29 +27,15 @@ def corrected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Of 800 digits, 40 of the 47 threes in the training rows were labelled as nines; the request corrects them.
     """
-    home = lay_out(tmp_path_factory.mktemp("corrected") / "workspace")
-    network = build("resnet-small", 10, (8, 8, 1), seed=3)
-    save_file({k: v.clone() for k, v in network.state_dict().items()}, home / "public.safetensors")
-    bunch = load_digits()
-    labels, split = bunch.target[:800].copy(), np.where(np.arange(800) % 5 == 4, "test", "train")
-    wrong = np.flatnonzero((labels == 3) & (split == "train"))[:ROWS]
-    labels[wrong] = 9
-    images = np.round(bunch.images[:800] * (255 / 16)).astype(np.uint8)[..., None]
-    ids = np.array([f"visit-{i:05d}" for i in range(800)])
-    np.savez(home / "data" / "source" / "digits.npz", images=images, labels=labels, ids=ids, split=split)
+    home = tmp_path_factory.mktemp("corrected") / "workspace"
+    wrong = write_wrong_digits(home, ROWS)
     with open(home / "data" / "requests" / "corrections.csv", "w", newline="") as f:
-        csv.writer(f).writerows([["sample_id", "label"], *([ids[i], 3] for i in wrong)])
+        csv.writer(f).writerows([["sample_id", "label"], *([i, 3] for i in wrong)])
 
     def edit(params: dict) -> None:
-        params["data"].update(source="npz", path="data/source/digits.npz")
-        params["split"].update(selector="correct", file="data/requests/corrections.csv", validation=0.1)
-        params["model"].update(training="ridge", checkpoint="public.safetensors", saw_forget_data=False)
-        params["train"]["head"] = {"ridge": 0.1, "quantum": 2.0**-12}
-        params["activations"]["cuts"] = []
-        params["retrain"]["seeds"] = [1]
+        use_digits_with_ridge(params)
+        params["split"].update(selector="correct", file="data/requests/corrections.csv")
         params["shadow"].update(heads=0, networks=0)
-        params["fit"]["exact"] = {}
-        params.update(methods=["logit-mask", "exact"], reference="retrain")
 
     change(home, edit)
     (home / "log.txt").write_text(dvc(home, "repro"))
