@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,6 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -109,7 +109,7 @@ def _first(*arguments: str, workspace: Path) -> None:
         raise PreflightError(str(e).split("\n", 1)[1] or str(e)) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str], subprocess.Popen[str]]]:
     """Start a process and yield its lines, of stdout and stderr together, and the process.
 
@@ -130,7 +130,8 @@ def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str
         process.wait()
     except BaseException:
         for child in psutil.Process(process.pid).children(recursive=True):
-            child.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+                child.terminate()
         process.terminate()
         process.wait()
         raise

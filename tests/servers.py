@@ -53,8 +53,17 @@ def tracking_server(
         wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=180)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a server that a test started, by force if it does not stop within 30 seconds."""
+    process.terminate()
+    try:
         process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _seaweed_ports() -> list[int]:
@@ -95,5 +104,4 @@ def object_store(home: Path, bucket: str) -> Iterator[tuple[str, Any]]:
         client.create_bucket(Bucket=bucket)
         yield url, client
     finally:
-        process.terminate()
-        process.wait(30)
+        end(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -185,11 +186,18 @@ class Service:
     @staticmethod
     def kill(process: psutil.Process) -> None:
         """Kill the process and all of its descendants at once, as when the machine is switched off."""
-        everyone = [process, *process.children(recursive=True)]
+        gone = contextlib.suppress(psutil.NoSuchProcess)  # any of them may end by itself meanwhile
+        everyone = [process]
+        with gone:
+            everyone += process.children(recursive=True)
         for one in everyone:
-            one.suspend()
-        for one in [*everyone, *process.children(recursive=True)]:
-            one.kill()
+            with gone:
+                one.suspend()
+        with gone:
+            everyone += process.children(recursive=True)
+        for one in everyone:
+            with gone:
+                one.kill()
         psutil.wait_procs(everyone, timeout=20)
 
     def end(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from expunge.tracking import Submission, register_model
 from tests.served_models import pictures
-from tests.servers import free_port, wait_for
+from tests.servers import end, free_port, wait_for
 from tests.tracking.test_registry import submission
 
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -42,8 +42,7 @@ def served(new_database, tmp_path_factory) -> Iterator[tuple[str, Path, Submissi
         wait_for(f"http://127.0.0.1:{port}/ping", process, log)
         yield f"http://127.0.0.1:{port}/invocations", Path(local), s
     finally:
-        process.terminate()
-        process.wait(20)
+        end(process)
 
 
 def ask(url: str, body: object) -> tuple[int, dict]:
