@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 # torch reads these variables when it is imported, which nothing above does.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
+os.environ["EXPUNGE_WARM"] = "0"  # only the tests of `warm` leave a server behind, and end it
 
 
 @pytest.hookimpl(tryfirst=True)  # It must run before xdist reads the marks.
@@ -77,6 +79,13 @@ def short(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (workspace / "log.txt").write_text(done.stdout)
     return workspace
+
+
+@pytest.fixture
+def run_dir():
+    """Return a folder with a short path, since the path of a socket may not be long."""
+    with tempfile.TemporaryDirectory(prefix="warm", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

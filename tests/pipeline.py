@@ -16,6 +16,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "NO_COLOR": "1",
     "DVC_NO_ANALYTICS": "1",
+    "EXPUNGE_WARM": "0",
 }
 ENVIRONMENT.pop("MLFLOW_TRACKING_URI", None)
 

@@ -18,7 +18,7 @@ from expunge.core.facts import Facts
 from expunge.finetune.row_gradients import row_gradients
 from expunge.finetune.rows import Examples, Index, checked
 from expunge.models.classifier import Classifier
-from expunge.system.errors import ConfigError
+from expunge.system.errors import NoEffectError
 from expunge.system.progress import progress
 
 Fisher = Literal["per-sample", "batch"]
@@ -44,7 +44,7 @@ class Ssd(Estimator):
     unchanged model. The default of alpha is 20, because 10 was published for other networks and another batch size.
 
     Eval mode, true labels, float32. Batch norm's running statistics do not change. Fitted: `classifier_`; `selected_`,
-    the share of selected weights; `history_`, one entry. Raises ConfigError when no weight is selected, naming the
+    the share of selected weights; `history_`, one entry. Raises NoEffectError when no weight is selected, naming the
     largest ratio.
     """
 
@@ -107,7 +107,7 @@ class Ssd(Estimator):
             ratio = (f / a.clamp_min(torch.finfo(a.dtype).tiny))[f > 0]
             largest = max(largest, float(ratio.max()) if len(ratio) else 0.0)
         if not selected:
-            raise ConfigError(
+            raise NoEffectError(
                 f"Ssd: alpha {self.alpha:g} selects no weight, so nothing would be forgotten; set alpha below "
                 f"{largest:.3g}, the largest ratio of importances"
             )

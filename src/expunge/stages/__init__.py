@@ -7,29 +7,24 @@ Start with `fit.py`.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from expunge.system import malloc, monitor, storage
-from expunge.system.errors import ExpungeError
-from expunge.system.installed import refuse_other_version
+from expunge.system import warm
+
+# `python -m expunge.stages.NAME` imports this package first. A stage that is handed over needs no import below.
+warm.hand_over(sys.orig_argv)
+
+from expunge.system import malloc, monitor, storage  # noqa: E402
+from expunge.system.errors import ExpungeError  # noqa: E402
+from expunge.system.installed import refuse_other_version  # noqa: E402
+from expunge.system.quiet import keep_quiet  # noqa: E402
 
 # Imports create about a million objects that live until the process ends. Collecting garbage less often during the
 # imports, and not at all at exit (`guarded` freezes the objects), saves a short stage a third of its time.
 gc.set_threshold(100_000, 50, 50)
 malloc.keep_freed()
-
-# Keep the tools that a stage imports from sending usage statistics.
-QUIET = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GX_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DVC_NO_ANALYTICS": "1",
-    "ITERATIVE_DO_NOT_TRACK": "1",
-}
 
 
 def run(main: Callable[[], None]) -> None:
@@ -52,8 +47,7 @@ def guarded(main: Callable[[], object]) -> None:
     An ExpungeError and a failure of the disk are printed as one line and end the process with status 2. Any other
     exception is a bug and keeps its traceback.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    keep_quiet()
     try:
         main()
     except ExpungeError as e:

@@ -36,12 +36,16 @@ class CollapseError(ExpungeError):
     """A fitted map would ruin the model, so it is refused instead of returned."""
 
 
+class NoEffectError(ExpungeError):
+    """A method would change nothing with its settings, so nothing would be forgotten."""
+
+
 class QualityError(ExpungeError):
     """A quality gate failed."""
 
 
 # Errors that count as a result about one method. The run continues with the other methods.
-REFUSALS = (CollapseError, QualityError, TooFewRowsError)
+REFUSALS = (CollapseError, NoEffectError, QualityError, TooFewRowsError)
 
 
 class TrackingError(ExpungeError):
