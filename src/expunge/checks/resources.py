@@ -12,10 +12,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from expunge.checks.methods import entries
 from expunge.checks.problem import Problem
 from expunge.checks.schema import Schema
-from expunge.config import Config
+from expunge.config import Config, entries
 from expunge.methods.table import METHODS
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.cut_costs import BYTES, TOKENS

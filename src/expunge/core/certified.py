@@ -50,7 +50,11 @@ class CertifiedRemoval(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("features", "retained rows"), "head", "features only", "arXiv 1911.03030"
+        ("classes", "rows"),
+        ("features", "retained rows", "deletable model"),
+        "head",
+        "features only",
+        "arXiv 1911.03030",
     )
     head_: LinearHead
     map_: AffineMap

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from expunge.config import DEFAULT_CUT
 from expunge.core.tilted import fit_beta, similarities
 from expunge.finetune.relearn import features_above
 from expunge.methods.inputs import FitInputs
@@ -48,7 +49,7 @@ def with_beta(name: str, request: FitInputs, settings: Mapping[str, Any], teach:
         forget_classes=[stand_in],
         left_out=np.union1d(request.left_out, request.forget_rows),
     )
-    cut = request.cut(teacher_settings.get("cut", "stage1"))
+    cut = request.cut(teacher_settings.get("cut", DEFAULT_CUT))
     teacher = teach(played, teacher_settings).classifier
     assert teacher is not None
     z = features_above(teacher, request.activations(cut), cut, torch.from_numpy(request.among_train(rows)))

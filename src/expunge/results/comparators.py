@@ -25,21 +25,21 @@ from expunge.system.progress import log_message
 
 PAGE = Path("docs/comparators.md")
 SEEDS = (1, 2, 3)
-OTHER_TRAINING = ("exact", "certified-removal")  # these need models that were trained for deletion
 UNSEEN = 0.1
 
 
 def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "params.yaml") -> list[str]:
     """Names of the methods in the params file of `root` that answer requests of `kind`, with the control first.
 
-    `kind`: "classes" or "rows". Entries that are further settings of a method are left out. `only` restricts the result
-    to these methods and the control. Raises ConfigError for a name in `only` that is no method of the params file.
+    `kind`: "classes" or "rows". Entries that are further settings of a method are left out, and so are methods for
+    models that were trained for deletion. `only` restricts the result to these methods and the control. Raises
+    ConfigError for a name in `only` that is no method of the params file.
     """
     fit = yaml.safe_load((root / file).read_text(encoding="utf-8"))["fit"]
     able = [
         name
         for name, method in METHODS.items()
-        if name in fit and kind in method.kind.facts.requests and name not in (CONTROL, *OTHER_TRAINING)
+        if name in fit and kind in method.kind.facts.requests and method.kind.facts.is_guarded
     ]
     every = {name for name in METHODS if name in fit}
     if unknown := [name for name in only if name not in every]:
