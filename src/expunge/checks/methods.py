@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from expunge.checks.problem import Problem
-from expunge.checks.schema import Request, Schema
+from expunge.checks.schema import RequestSize, Schema
 from expunge.config import Config, entries
 from expunge.core.estimator import Estimator
 from expunge.methods.method import After, Method, load_installed
@@ -24,7 +24,7 @@ INSTEAD = "leave it out of methods (maps and heads work), or resize the pictures
 OF_ENTRIES = ("max_drop", "fit_seeds")  # about the entry as a whole, so not for what stands in its `after`
 
 
-def method_problems(config: Config, schema: Schema, request: Request) -> list[Problem]:
+def method_problems(config: Config, schema: Schema, request: RequestSize) -> list[Problem]:
     """Return every conflict of the entries that `methods` names."""
     found: list[Problem] = []
     for name in config.methods:
@@ -34,7 +34,7 @@ def method_problems(config: Config, schema: Schema, request: Request) -> list[Pr
 
 
 def _of_entry(
-    config: Config, schema: Schema, request: Request, where: str, method: str, given: dict[str, Any]
+    config: Config, schema: Schema, request: RequestSize, where: str, method: str, given: dict[str, Any]
 ) -> list[Problem]:
     if not method:
         return [Problem(where, "names no method", "write {method: NAME, ...}")]

@@ -60,11 +60,13 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
     kinds = [METHODS[m].kind.facts for n in config.methods for _, m, _ in list(entries(config, n))[:1] if m in METHODS]
     heavy = sum(f.changes == "weights" for f in kinds)
     cuts = config.activations.cuts if config.activations.cuts != "auto" else []
-    kept = sum(math.prod(splits[c].shape(TOKENS if schema.texts else None)) * BYTES for c in cuts if c in splits)
+    activation_bytes = sum(
+        math.prod(splits[c].shape(TOKENS if schema.texts else None)) * BYTES for c in cuts if c in splits
+    )
     disk = {
         str(FEATURES): CACHED * features * (1 + retrained),
         str(MODELS): CACHED * weights * (1 + retrained + heavy),
-        str(ACTIVATIONS): float(kept * schema.train),
+        str(ACTIVATIONS): float(activation_bytes * schema.train),
     }
     stages: dict[str, float] = {"fit": 2 * schema.rows * card.feature_dim * FLOAT}
     images = math.prod(schema.shape) * schema.rows if schema.shape else 0

@@ -90,10 +90,13 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
     from expunge.tracking.provenance import git_state, lock_digest
 
     seed, dataset, split = config.retrain.seeds[0], Dataset(DATASET), Split(SPLIT)
-    said, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}
+    words, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}
     if split.corrections is not None:
         count = len(split.corrections.rows)
-        said, tags = "Retrained on the new labels", {FORGETS: f"the labels of {count:,} rows", CORRECTS: str(count)}
+        words, tags = (
+            "Retrained on the new labels",
+            {FORGETS: f"the labels of {count:,} rows", CORRECTS: str(count)},
+        )
     directory = MODELS / retrained(seed)
     lock, request = lock_digest(), summary["request"]["digest"]
     inputs, expected = examples_with_answers("references", dataset, f"retrained-{seed}")
@@ -112,13 +115,13 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
                 expected=expected,
                 tags={
                     **claim_tags(summary["references"]["retrained"]["verdict"]),
-                    "verdict": f"{said}, because no method qualified. {failures(summary)}",
+                    "verdict": f"{words}, because no method qualified. {failures(summary)}",
                     "request": request,
                     **tags,
                     "dvc_lock": lock,
                     **git_state(),
                 },
-                description_md=f"{said}. {failures(summary)}",
+                description_md=f"{words}. {failures(summary)}",
                 documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
                 any_size=dataset.image_shape is None,
             )

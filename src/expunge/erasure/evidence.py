@@ -111,15 +111,15 @@ def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:
     the same class.
     """
     again = np.flatnonzero(selection.again & ~selection.erase)
-    said, labels = _answers(product, np.flatnonzero(selection.forget))
+    answers, labels = _answers(product, np.flatnonzero(selection.forget))
     out = {}
     for name, mine in {**selection.of, "again": again}.items():
         rows = mine[selection.train[mine]]
         counts: dict[str, Any] = {"train": len(rows), "test": len(mine) - len(rows)}
         if len(rows):
-            counts |= {"accuracy": {model: _share(answer[rows] == labels[rows]) for model, answer in said.items()}}
-            if "retrained" in said:
-                counts["agreement"] = _share(said["product"][rows] == said["retrained"][rows])
+            counts |= {"accuracy": {model: _share(answer[rows] == labels[rows]) for model, answer in answers.items()}}
+            if "retrained" in answers:
+                counts["agreement"] = _share(answers["product"][rows] == answers["retrained"][rows])
         if name != "again" or len(rows):
             out[name] = counts
     return out
@@ -132,12 +132,12 @@ def _answers(product: Candidate, rows: Rows) -> tuple[dict[str, NDArray[Any]], N
     """
     files = _logits(product)
     labels = read_columns(files["original"], ["label"])["label"]
-    said = {}
+    answers = {}
     for model, file in files.items():
-        said[model] = np.full(len(labels), -1)
+        answers[model] = np.full(len(labels), -1)
         if len(rows):
-            said[model][rows] = read_logits(file, rows).argmax(1)
-    return said, labels
+            answers[model][rows] = read_logits(file, rows).argmax(1)
+    return answers, labels
 
 
 def _logits(product: Candidate) -> dict[str, Path]:

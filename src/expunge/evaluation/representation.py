@@ -79,9 +79,9 @@ def knn_rows(
         near, tied = distance < kth - scale, np.abs(distance - kth) <= scale
         missing = (k - near.sum(axis=1)) / np.maximum(tied.sum(axis=1), 1)
         vote = (near @ y.astype(np.float64) + missing * (tied @ y.astype(np.float64))) / k
-        said = np.where(np.abs(vote - 0.5) < 1e-9, 0.5, (vote > 0.5).astype(np.float64))
+        predicted = np.where(np.abs(vote - 0.5) < 1e-9, 0.5, (vote > 0.5).astype(np.float64))
         here = t[start : start + 512]
-        right[start : start + 512] = np.where(here, said, 1.0 - said)
+        right[start : start + 512] = np.where(here, predicted, 1.0 - predicted)
     return right
 
 

@@ -28,8 +28,8 @@ LETTERS = 160  # largest number of characters of a text
 
 def section(sides: ComparedModels, dataset: Dataset) -> str:
     """Return the comparison as a piece of HTML for a page."""
-    kept = sides.parts.get(TEST_RETAIN)
-    pictures = [] if kept is None else _pictures(sides, kept, dataset)
+    retain = sides.parts.get(TEST_RETAIN)
+    pictures = [] if retain is None else _pictures(sides, retain, dataset)
     template = environment().get_template("comparison.html.jinja")
     return Markup(template.render(view=comparison_view(sides), pictures=pictures))
 

@@ -59,8 +59,8 @@ class ComparisonView:
 
 def comparison_view(sides: ComparedModels) -> ComparisonView:
     """Return the comparison as text. Of forgotten rows it contains only counts and shares."""
-    kept = sides.parts.get(TEST_RETAIN)
-    moves = () if kept is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in kept.moves())
+    retain = sides.parts.get(TEST_RETAIN)
+    moves = () if retain is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in retain.moves())
     return ComparisonView(
         _metrics(sides),
         TextTable(
@@ -70,7 +70,7 @@ def comparison_view(sides: ComparedModels) -> ComparisonView:
             "Lost rows were right before and are wrong now; gained rows are the reverse. Intervals are over rows: "
             "95 %, and 90 % for the difference.",
         ),
-        "" if kept is None else _how_many(kept),
+        "" if retain is None else _how_many(retain),
         TextTable("Changed predictions on retained test rows", (sides.before, sides.after, "rows"), moves),
         tuple(_answers(sides, part, p) for part, p in sides.parts.items() if part != TEST_RETAIN),
     )
@@ -134,7 +134,9 @@ def _answers(sides: ComparedModels, part: str, p: Part) -> TextTable:
     if part in sides.retrained:
         columns["retrained"] = sides.retrained[part]
     named = np.unique(np.concatenate(list(columns.values())))
-    body = tuple((sides.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values())) for c in named)
+    body = tuple(
+        (sides.classes[c], *(f"{(predicted == c).mean():.1%}" for predicted in columns.values())) for c in named
+    )
     return TextTable(
         f"Predictions on {of_whom(sides, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
     )

@@ -60,8 +60,8 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
     """
 
     def methods(experiment: str, kind: str) -> list[str]:
-        kept = sorted(methods_run(root, experiment) & set(METHODS) - {CONTROL}) if only else []
-        return methods_for(root, kind, [*only, *kept])
+        earlier = sorted(methods_run(root, experiment) & set(METHODS) - {CONTROL}) if only else []
+        return methods_for(root, kind, [*only, *earlier])
 
     return (
         Variant(

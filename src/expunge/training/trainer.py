@@ -116,13 +116,13 @@ def train(
         if run.group.rank == 0:
             state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
 
-    kept = state.read(run.tensors(), run.optimizer)
-    if kept is None:
+    checkpoint = state.read(run.tensors(), run.optimizer)
+    if checkpoint is None:
         bf16 = computes_bf16(run.device) if precision == "auto" else precision == "bf16"
         history: list[dict[str, float]] = []
         keep(bf16, history)
     else:
-        bf16, history = kept["bf16"], kept["history"]
+        bf16, history = checkpoint["bf16"], checkpoint["history"]
         if history:  # without any, another process of this run wrote the first state a moment ago
             log_message(f"train: resuming after epoch {len(history)} of {epochs}")
     with synchronised_batch_norm(classifier, run.group):
