@@ -13,6 +13,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from expunge.system.addresses import shown
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 from expunge.workspaces.clones import push
@@ -94,7 +95,6 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
     base = os.environ.get("EXPUNGE_MLFLOW_URL") or tracking
     if not tracking.startswith(("http://", "https://")):
         return [("MLflow", "`make ui` on the worker, then *Model training*")]
-    from expunge.system.addresses import shown
     from expunge.tracking import connect, find_version
 
     client, base = connect(), shown(base).rstrip("/")

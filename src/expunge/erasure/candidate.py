@@ -16,9 +16,24 @@ from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split, described
 from expunge.evaluation.claims import may_serve, shown_claims, shown_words, useful
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import load_classifier
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
 from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, SUMMARY, retrained
+from expunge.tracking import (
+    CORRECTS,
+    FORGETS,
+    RETRAINED,
+    Submission,
+    claim_tags,
+    connect,
+    find_version,
+    register_model,
+    run_of_retrained,
+)
+from expunge.tracking.examples import examples_with_answers
+from expunge.tracking.provenance import git_state, lock_digest
 
 
 @dataclass(frozen=True)
@@ -44,8 +59,6 @@ def choose() -> Candidate | Refusal:
     Calling it again for the same run returns the same version. Raises LookupError if the registry lacks the version
     that the run registered.
     """
-    from expunge.tracking import connect, find_version
-
     config, summary, receipt = load_config(), read_json(SUMMARY), read_json(REGISTRATION)
     method = summary["selected"]
     asked = config.register.promote_level
@@ -74,21 +87,6 @@ def choose() -> Candidate | Refusal:
 
 def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
     """Register the retrained model of the first seed, or reuse the version that has the same content."""
-    from expunge.methods.unlearned import UnlearnedModel
-    from expunge.models.checkpoint import load_classifier
-    from expunge.tracking import (
-        CORRECTS,
-        FORGETS,
-        RETRAINED,
-        Submission,
-        claim_tags,
-        connect,
-        register_model,
-        run_of_retrained,
-    )
-    from expunge.tracking.examples import examples_with_answers
-    from expunge.tracking.provenance import git_state, lock_digest
-
     seed, dataset, split = config.retrain.seeds[0], Dataset(DATASET), Split(SPLIT)
     words, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}
     if split.corrections is not None:
