@@ -13,6 +13,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from expunge.report.tables import headline, markdown, rows
 from expunge.system.addresses import shown
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
@@ -27,8 +28,6 @@ def publish(root: Path, outcome: dict[str, str]) -> None:
     """Publish the result as a table and as Markdown with links, and emit the verdict as an event if it is new."""
     if not (root / SUMMARY).is_file():
         return
-    from expunge.report.tables import headline, markdown, rows
-
     summary = read_json(root / SUMMARY)
     head, *body = rows(summary)
     head[0] = "method"

@@ -11,7 +11,7 @@ from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
 from expunge.report.evidence import Evidence
-from expunge.report.metrics import Metric, lookup, of_packages, some
+from expunge.report.metrics import Metric, lookup, measured, of_packages, some
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL
 from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidates, claims_cells, columns, takes
@@ -196,8 +196,7 @@ def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]])
     """
     body = [
         {"label": metric.name, "target": metric.target, "cells": [_cell(block, metric) for block in blocks.values()]}
-        for metric in metrics
-        if any(metric.value(block) is not None for block in blocks.values())
+        for metric in measured(metrics, blocks.values())
     ]
     return {"head": list(blocks), "rows": body}
 
