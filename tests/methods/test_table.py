@@ -106,8 +106,8 @@ def test_relearning_keeps_what_lies_below_the_cut(fit_inputs):
     new = fit("relearn", fit_inputs, TABLE).classifier
     old, changed = fit_inputs.classifier.state_dict(), new.state_dict()
     for name in old:
-        kept = name.startswith(("backbone.stem", "backbone.stage1", "backbone.stage2"))
-        assert torch.equal(old[name], changed[name]) or not kept, name
+        below_cut = name.startswith(("backbone.stem", "backbone.stage1", "backbone.stage2"))
+        assert torch.equal(old[name], changed[name]) or not below_cut, name
 
 
 def test_certified_removal_is_refused_where_the_backbone_saw_the_data(fit_inputs):

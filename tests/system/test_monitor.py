@@ -12,12 +12,12 @@ from expunge.system.monitor import MOST, ResourceMonitor
 def test_the_monitor_measures_processor_time_and_memory():
     monitor = ResourceMonitor(interval=0.05).start()
     began = time.time()
-    held = bytearray(80_000_000)
+    held_out = bytearray(80_000_000)
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
-        hashlib.sha256(held).digest()  # hashlib releases the GIL, as torch and numpy do.
+        hashlib.sha256(held_out).digest()  # hashlib releases the GIL, as torch and numpy do.
     series = monitor.series()
-    assert len(held) and series.keys() == {"cpu_percent_of_one_core", "process_memory_megabytes"}
+    assert len(held_out) and series.keys() == {"cpu_percent_of_one_core", "process_memory_megabytes"}
     cpu, memory = series["cpu_percent_of_one_core"], series["process_memory_megabytes"]
     assert len(cpu["time"]) == len(cpu["value"]) >= 3
     assert max(cpu["value"]) > 20 and max(memory["value"]) > 80
