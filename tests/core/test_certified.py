@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expunge.core import CertifiedRemoval
-from expunge.core.certified import conjugate_gradients
+from expunge.core.certified import solve_by_class
 from expunge.core.secret_noise import secret_normal
 from expunge.system.errors import ConfigError, DataError, QualityError
 
@@ -211,7 +211,7 @@ def test_conjugate_gradients_solve_each_class(task) -> None:
     x = torch.randn(60, 7, generator=generator, dtype=torch.float64)
     curvature = torch.rand(60, 3, generator=generator, dtype=torch.float64)
     right = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-    v, left = conjugate_gradients(x, curvature, 0.5, right, 1e-12)
+    v, left = solve_by_class(x, curvature, 0.5, right, 1e-12)
     for c in range(3):
         hessian = x.T @ (curvature[:, c, None] * x) + 0.5 * torch.eye(7, dtype=torch.float64)
         torch.testing.assert_close(v[c], torch.linalg.solve(hessian, right[c]))

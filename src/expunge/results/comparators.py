@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from expunge.config import PARAMS
 from expunge.methods.table import METHODS
 from expunge.report.summary import CONTROL
 from expunge.results.comparators_page import measured_sections, section, with_measured
@@ -28,14 +29,14 @@ SEEDS = (1, 2, 3)
 UNSEEN = 0.1
 
 
-def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "params.yaml") -> list[str]:
+def methods_for(root: Path, kind: str, only: Sequence[str] = ()) -> list[str]:
     """Names of the methods in the params file of `root` that answer requests of `kind`, with the control first.
 
     `kind`: "classes" or "rows". Entries that are further settings of a method are left out, and so are methods for
     models that were trained for deletion. `only` restricts the result to these methods and the control. Raises
     ConfigError for a name in `only` that is no method of the params file.
     """
-    fit = yaml.safe_load((root / file).read_text(encoding="utf-8"))["fit"]
+    fit = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))["fit"]
     able = [
         name
         for name, method in METHODS.items()
@@ -43,7 +44,7 @@ def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "pa
     ]
     every = {name for name in METHODS if name in fit}
     if unknown := [name for name in only if name not in every]:
-        raise ConfigError(f"{unknown[0]}: no method that {file} has settings for; `expunge methods` lists them")
+        raise ConfigError(f"{unknown[0]}: no method that {PARAMS} has settings for; `expunge methods` lists them")
     return [CONTROL, *(name for name in able if not only or name in only)]
 
 

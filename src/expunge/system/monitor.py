@@ -1,4 +1,7 @@
-"""Resource use of this process: processor, memory and accelerator memory, sampled in the background."""
+"""Resource use of this process: processor, memory and accelerator memory, sampled in the background.
+
+docs/decisions/0012-resource-monitor.md says why MLflow's own monitor is not used.
+"""
 
 from __future__ import annotations
 
