@@ -201,18 +201,18 @@ def test_early_stopping_never_trains_on_held_out_rows_and_takes_the_best_pass() 
     wrong = LABELS.copy()
     wrong[mask] = (wrong[mask] + 1) % 10  # Learning the other rows raises their loss.
     classifier = flat()
-    history = train(classifier, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=3, held=mask)
+    history = train(classifier, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=3, holdout=mask)
     losses = [h["held_loss"] for h in history]
     assert len(history) < 30 and min(losses) < min(losses[-3:]) and losses.index(min(losses)) == len(losses) - 4
     best = flat()
-    train(best, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=30, held=mask)
+    train(best, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=30, holdout=mask)
     assert digest(best) == digest(classifier)
     with torch.no_grad():
         logits = classifier(IMAGES[mask])
     assert F.cross_entropy(logits, torch.from_numpy(wrong[mask]).long()).item() == pytest.approx(min(losses), rel=1e-5)
     assert torch.equal(torch.from_numpy(held_out(N, 0.3)), torch.from_numpy(mask)) and 20 < mask.sum() < 60
     with pytest.raises(DataError, match=r"raise train\.holdout"):
-        train(flat(), IMAGES, LABELS, **SHORT, patience=2, held=np.zeros(N, bool))
+        train(flat(), IMAGES, LABELS, **SHORT, patience=2, holdout=np.zeros(N, bool))
 
 
 @pytest.mark.parametrize("name", ["flip-crop", "randaugment", "trivial"])
@@ -262,7 +262,7 @@ def test_training_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, c
 
         handle = classifier.head.register_forward_hook(dies) if stop else None
         with contextlib.suppress(Killed):
-            train(classifier, IMAGES, LABELS, **{**SHORT, **changes}, held=mask, resume_dir=directory)
+            train(classifier, IMAGES, LABELS, **{**SHORT, **changes}, holdout=mask, resume_dir=directory)
         if handle is not None:
             handle.remove()
         return classifier

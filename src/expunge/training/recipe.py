@@ -162,7 +162,7 @@ def fit_all(
         dataset.labels()[rows],
         **recipe.arguments(),
         seed=seed,
-        held=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
+        holdout=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
         resume_dir=resume,
         group=group,
     )
