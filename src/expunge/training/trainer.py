@@ -73,9 +73,9 @@ def train(
     it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
     batch norm keeps its initial statistics. `accumulate`: each batch is computed in this many parts. The gradient is
     that of the whole batch, except that batch norm uses the statistics of the parts. `patience`: stop after this many
-    epochs without a smaller loss on the rows `holdout (n,)`, and restore the best weights; these rows are not trained on.
-    `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0 writes
-    the state.
+    epochs without a smaller loss on the rows `holdout (n,)`, and restore the best weights; these rows are not trained
+    on. `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0
+    writes the state.
 
     The weights depend only on the arguments, the data, the kind of processor and the number of threads. With
     `resume_dir`, the state after each epoch is kept there in one file, which is replaced atomically. A killed run
@@ -108,9 +108,8 @@ def train(
         "augment": augment, "accumulate": accumulate, "patience": patience,
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
-    run = _Run(
-        classifier, inputs, labels, arguments, holdout if patience is not None else None, group or ProcessGroup()
-    )
+    watched = None if patience is None else holdout
+    run = _Run(classifier, inputs, labels, arguments, watched, group or ProcessGroup())
     data = _digest(inputs, labels) + ("" if holdout is None else _digest(holdout.view(np.uint8), labels))
     state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
 
