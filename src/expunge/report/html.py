@@ -87,13 +87,13 @@ def render(
     summary: Mapping[str, Any],
     evidence: Evidence,
     drawn: Sequence[Section] | None = None,
-    sides: str = "",
+    comparison: str = "",
     checks: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the whole page.
 
     `evidence.logits` have the keys and order of the table's rows. `drawn`: the page's `sections`, if they were drawn
-    before. `sides`: HTML that compares the original with the method of the page. `checks`: the reports of the
+    before. `comparison`: HTML that compares the original with the method of the page. `checks`: the reports of the
     quality gates (`reports/validation/*.json`).
     """
     drawn = sections(summary, evidence) if drawn is None else drawn
@@ -122,7 +122,7 @@ def render(
         seeds=wording.seed_count(summary),
         sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
-        sides=sides,
+        comparison=comparison,
         checks=[check_rows(report) for report in checks],
     )
 
