@@ -117,7 +117,7 @@ def take_in(
     most: bool,
 ) -> None:
     """Record a new request. With `most` it may be for more than half of the rows."""
-    made = intake.take_in(
+    request = intake.take_in(
         store,
         ids=Path(ids_file) if ids_file else None,
         subjects=Path(subject_file) if subject_file else None,
@@ -128,7 +128,10 @@ def take_in(
         who="erasure deployment",
         most=most,
     )
-    print(f"{made.id}: received {made.received}, due {made.due}; verify it with `expunge request verify {made.id}`")
+    print(
+        f"{request.id}: received {request.received}, due {request.due}; verify it with "
+        f"`expunge request verify {request.id}`"
+    )
 
 
 def overview(store: Store, today: date) -> None:

@@ -56,9 +56,9 @@ class Progress:
     def _show(self, description: str, percent: float) -> None:
         if self._artifact is None:
             key = re.sub(r"[^a-z0-9]+", "-", f"progress {self._what}".lower()).strip("-")
-            made = create_progress_artifact(percent, key=key, description=description)
-            assert isinstance(made, UUID)  # it is a coroutine only if there is an event loop
-            self._artifact = made
+            artifact = create_progress_artifact(percent, key=key, description=description)
+            assert isinstance(artifact, UUID)  # it is a coroutine only if there is an event loop
+            self._artifact = artifact
         else:
             update_progress_artifact(self._artifact, percent, description=description)
 

@@ -13,6 +13,8 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from expunge.report.tables import headline, markdown, rows
+from expunge.system.addresses import shown
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 from expunge.workspaces.clones import push
@@ -26,8 +28,6 @@ def publish(root: Path, outcome: dict[str, str]) -> None:
     """Publish the result as a table and as Markdown with links, and emit the verdict as an event if it is new."""
     if not (root / SUMMARY).is_file():
         return
-    from expunge.report.tables import headline, markdown, rows
-
     summary = read_json(root / SUMMARY)
     head, *body = rows(summary)
     head[0] = "method"
@@ -94,7 +94,6 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
     base = os.environ.get("EXPUNGE_MLFLOW_URL") or tracking
     if not tracking.startswith(("http://", "https://")):
         return [("MLflow", "`make ui` on the worker, then *Model training*")]
-    from expunge.system.addresses import shown
     from expunge.tracking import connect, find_version
 
     client, base = connect(), shown(base).rstrip("/")

@@ -103,13 +103,13 @@ def delete(training: str) -> None:
     write_features()
     if training in ("above", "shards"):
         activations.main()
-    gone = train[5:600:30]
-    unlearned = fit("exact", inputs(gone), {"exact": {}})
+    removed = train[5:600:30]
+    unlearned = fit("exact", inputs(removed), {"exact": {}})
     with staged_dir(Path("models/unlearned/exact")) as staging:
         unlearned.save(staging)
         write_manifest(staging, "test")
     ids = dataset.sample_ids()
-    ForgottenRows("data/forgotten", REQUEST, [ids[i] for i in gone]).register()
+    ForgottenRows("data/forgotten", REQUEST, [ids[i] for i in removed]).register()
     client = connect()
     run = client.create_run(experiment_of(client, "test/audit").experiment_id)
     some = np.flatnonzero(dataset.splits() == "test")[:5]

@@ -28,24 +28,24 @@ def in_a_namespace(work: Callable[[], object]) -> None:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        said, status = "", 0
+        output, status = "", 0
         try:
             _leave()
             work()
         except PermissionError as e:
-            said, status = (str(e), FORBIDDEN) if e.filename == "mounts" else (traceback.format_exc(), FAILED)
+            output, status = (str(e), FORBIDDEN) if e.filename == "mounts" else (traceback.format_exc(), FAILED)
         except BaseException:
-            said, status = traceback.format_exc(), FAILED
-        os.write(write, said.encode()[-20_000:])
+            output, status = traceback.format_exc(), FAILED
+        os.write(write, output.encode()[-20_000:])
         sys.stdout.flush()
         os._exit(status)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
+        output = pipe.read().decode(errors="replace")
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == FORBIDDEN:
-        pytest.skip(f"no mounts of our own here: {said}")
-    assert status == 0, said
+        pytest.skip(f"no mounts of our own here: {output}")
+    assert status == 0, output
 
 
 def read_only(place: Path, yes: bool = True) -> None:

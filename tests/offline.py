@@ -53,8 +53,8 @@ def environment(given: Mapping[str, str], home: Path) -> dict[str, str]:
     (home / "sitecustomize.py").write_text(RECORDER)
     (home / "connections").touch()
     path = f"{home}:{given['PYTHONPATH']}" if given.get("PYTHONPATH") else str(home)
-    kept = {name: value for name, value in given.items() if name not in QUIET}
-    return {**kept, "PYTHONPATH": path, "RECORD_OF_CONNECTIONS": str(home / "connections")}
+    retained = {name: value for name, value in given.items() if name not in QUIET}
+    return {**retained, "PYTHONPATH": path, "RECORD_OF_CONNECTIONS": str(home / "connections")}
 
 
 def run(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -100,9 +100,9 @@ def test_the_command_methods_lists_the_verdicts_of_the_page():
     text = (ROOT / "docs/comparators.md").read_text()
     assert text.count(BEGIN) == text.count(END) == 1
     found = json.loads(CliRunner().invoke(app, ["methods", "--json"]).output)
-    said = claims(text)
+    output = claims(text)
     for name in METHODS:
-        assert found[name]["claim"] == said.get(name, "not measured")
+        assert found[name]["claim"] == output.get(name, "not measured")
         assert found[name]["requests"] and found[name]["needs"] and found[name]["cost"] and found[name]["source"]
     assert "claim" in CliRunner().invoke(app, ["methods"]).output.splitlines()[0]
 

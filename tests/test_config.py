@@ -216,6 +216,15 @@ def test_an_old_entry_in_methods_is_refused_with_its_new_name(tmp_path, key):
         load_config(written(tmp_path, lambda p: p["methods"].append(entry)))
 
 
+def test_an_old_method_is_refused_with_its_new_name_wherever_an_entry_names_it(tmp_path):
+    for where, entry in (
+        ("fit.mine", {"method": "matched-map"}),
+        ("fit.mine.after", {"method": "seal", "after": {"method": "matched-map"}}),
+    ):
+        with pytest.raises(ConfigError, match=rf"{where} names the method 'matched-map', .*teacher-map now"):
+            load_config(written(tmp_path, lambda p, entry=entry: p["fit"].update(mine=entry)))
+
+
 def test_every_new_name_is_a_key_of_params():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for new in RENAMED.values():

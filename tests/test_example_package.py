@@ -122,16 +122,16 @@ def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_
     (info / "METADATA").write_text(metadata)
     info.rename(info.with_name("expunge_seven_segments-0.2.0.dist-info"))
     assert "up to date" in command(workspace, newer, "dvc", "status")
-    said = command(workspace, newer, "expunge.cli", "check")
+    output = command(workspace, newer, "expunge.cli", "check")
     line = "`dvc repro --force --single-item fit@nearest-mean`, then `dvc repro`"
-    assert "fit@nearest-mean: made by expunge-seven-segments 0.1.0, but expunge-seven-segments 0.2.0 is" in said
-    assert line in said and "evaluate-references evaluate@logit-mask evaluate@nearest-mean: made by" in said
+    assert "fit@nearest-mean: made by expunge-seven-segments 0.1.0, but expunge-seven-segments 0.2.0 is" in output
+    assert line in output and "evaluate-references evaluate@logit-mask evaluate@nearest-mean: made by" in output
     command(workspace, newer, "dvc", "repro", "--force", "--single-item", "fit@nearest-mean")
-    made = json.loads((workspace / "models/unlearned/nearest-mean/fit.json").read_text())
-    assert made["package"] == "expunge-seven-segments 0.2.0"
+    result = json.loads((workspace / "models/unlearned/nearest-mean/fit.json").read_text())
+    assert result["package"] == "expunge-seven-segments 0.2.0"
     assert "evaluate@nearest-mean" in command(workspace, newer, "dvc", "status")  # Later stages are stale.
     evaluations = ("evaluate-references", "evaluate@logit-mask", "evaluate@nearest-mean")
     command(workspace, newer, "dvc", "repro", "--force", "--single-item", *evaluations)
-    said = command(workspace, newer, "expunge.cli", "check")
-    left = [line.split(": ")[1] for line in said.splitlines() if ": made by expunge-seven-segments 0.1.0" in line]
+    output = command(workspace, newer, "expunge.cli", "check")
+    left = [line.split(": ")[1] for line in output.splitlines() if ": made by expunge-seven-segments 0.1.0" in line]
     assert left == ["prepare", "train"]

@@ -40,7 +40,9 @@ def test_a_stage_depends_on_the_code_that_it_imports(stage):
     assert found, f"{stage}: the command {spec['cmd']!r} runs no module of {PACKAGE}"
     names = [dep if isinstance(dep, str) else next(iter(dep)) for dep in spec["deps"]]
     deps = [ROOT / name for name in names if Path(name).parts[0] == "src"]
-    assert not (gone := [str(dep.relative_to(ROOT)) for dep in deps if not dep.exists()]), f"{stage}: no such {gone}"
+    assert not (absent := [str(dep.relative_to(ROOT)) for dep in deps if not dep.exists()]), (
+        f"{stage}: no such {absent}"
+    )
     found_problems = problems(SRC, found[1], deps)
     assert not found_problems, f"dvc.yaml, stage {stage} ({found[1]}): " + "; ".join(found_problems)
 

@@ -153,10 +153,10 @@ def test_files_that_are_not_what_their_names_say_are_read_or_refused(name, conte
         for i in range(3):
             (tmp_path / "in" / kind / f"ok{i}.png").write_bytes(PICTURES[0])
     (tmp_path / "in/dog" / name).write_bytes(content)
-    made = ours(
+    result = ours(
         lambda: prepare("image-folder", tmp_path / "out", path=tmp_path / "in", test_fraction=0.4), f"dog/{name}"
     )
-    assert (made is not None) == reads == (tmp_path / "out").exists()
+    assert (result is not None) == reads == (tmp_path / "out").exists()
 
 
 # Archives and tables.
@@ -179,11 +179,11 @@ def prepared(source: str, folder: Path, name: str, content: bytes) -> Any:
     folder.mkdir(exist_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
     (folder / name).write_bytes(content)
-    made = ours(lambda: prepare(source, folder / "out", path=folder / name, test_fraction=0.4), name, f"{source}: ")
-    if made is not None:
+    result = ours(lambda: prepare(source, folder / "out", path=folder / name, test_fraction=0.4), name, f"{source}: ")
+    if result is not None:
         Dataset(folder / "out").inputs()
     assert not list(folder.glob(".*.tmp"))
-    return made
+    return result
 
 
 ODD = [
@@ -337,7 +337,7 @@ def test_damaged_files_with_a_fitting_manifest_are_read_or_refused(workspace, pl
     folder = workspace / place
     name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")))
     file, manifest = folder / name, json.loads((folder / "manifest.json").read_text())
-    whole, told = file.read_bytes(), (folder / "manifest.json").read_bytes()
+    whole, report = file.read_bytes(), (folder / "manifest.json").read_bytes()
     changed = data.draw(damaged(whole) | (edited(json.loads(whole)) if name.endswith(".json") else damaged(whole)))
     try:
         file.write_bytes(changed if isinstance(changed, bytes) else json.dumps(changed).encode())
@@ -348,7 +348,7 @@ def test_damaged_files_with_a_fitting_manifest_are_read_or_refused(workspace, pl
         ours(lambda: READERS[place](folder), place)
     finally:
         file.write_bytes(whole)
-        (folder / "manifest.json").write_bytes(told)
+        (folder / "manifest.json").write_bytes(report)
 
 
 @FUZZ

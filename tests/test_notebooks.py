@@ -95,5 +95,5 @@ def test_a_notebook_runs_and_puts_out_what_is_kept(name, tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
-    made = [kinds(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
-    assert made == [kinds(cell) for cell in code(name)]
+    result = [kinds(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
+    assert result == [kinds(cell) for cell in code(name)]

@@ -127,13 +127,13 @@ def test_swin_keeps_public_weights_and_its_recipe_is_the_papers(tmp_path: Path) 
 
     public = import_vision("torchvision.models").get_model("swin_t", weights=None).state_dict()
     torch.save(public, tmp_path / "swin.pth")
-    made = build("torchvision:swin_t", 200, (64, 64, 3), image_size=64, checkpoint=tmp_path / "swin.pth", public=True)
-    assert (made.card.feature_dim, made.head.out_features, made.preprocess.height) == (768, 200, 64)
-    own = list(made.backbone.state_dict().values())
+    result = build("torchvision:swin_t", 200, (64, 64, 3), image_size=64, checkpoint=tmp_path / "swin.pth", public=True)
+    assert (result.card.feature_dim, result.head.out_features, result.preprocess.height) == (768, 200, 64)
+    own = list(result.backbone.state_dict().values())
     assert all(any(torch.equal(t, p) for p in public.values() if p.shape == t.shape) for t in own)
     given = params("loft-tiny-imagenet-classes")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(given))
-    recipe = recipe_of(load_config(tmp_path / "params.yaml").train, made)
+    recipe = recipe_of(load_config(tmp_path / "params.yaml").train, result)
     assert (recipe.optimizer, recipe.lr, recipe.weight_decay, recipe.epochs) == ("adamw", 1e-4, 0.05, 20)
     assert (recipe.schedule, recipe.batch_size, recipe.layer_decay, recipe.label_smoothing) == ("cosine", 128, 1, 0)
     assert (recipe.warmup, recipe.augment) == (0, "none")
@@ -144,9 +144,9 @@ def test_the_cut_of_every_ru_preset_is_in_its_model() -> None:
         given = params(name)
         if given["model"]["name"].endswith("wrn_28_10"):
             continue  # It has 36 million weights, so only the slow test of this preset builds it.
-        made = build(given["model"]["name"], classes, (side, side, 3))
-        assert given["activations"]["cuts"][0] in dict(made.backbone.named_modules())
-        assert made.card.feature_dim == 512
+        result = build(given["model"]["name"], classes, (side, side, 3))
+        assert given["activations"]["cuts"][0] in dict(result.backbone.named_modules())
+        assert result.card.feature_dim == 512
 
 
 def test_a_preset_that_is_wrong_says_what(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def rewrite(directory: Path, change) -> None:
         table = change(pq.read_table(file))
         pq.write_table(table, file)
         rows[file.name] = table.num_rows
-    kept = {k: v for k, v in manifest.items() if k not in ("schema", "producer", "files")}
-    write_manifest(directory, manifest["producer"], rows=rows, **kept)
+    retained = {k: v for k, v in manifest.items() if k not in ("schema", "producer", "files")}
+    write_manifest(directory, manifest["producer"], rows=rows, **retained)
 
 
 def with_column(name: str, values):

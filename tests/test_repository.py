@@ -27,9 +27,9 @@ def test_the_citation_is_of_this_version():
 def test_continuous_integration_calls_targets_that_exist():
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    made = {command.split()[1] for command in commands if command.startswith("make ")}
+    result = {command.split()[1] for command in commands if command.startswith("make ")}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert {"setup", "lint", "test", "test-slow", "docs"} <= made <= targets
+    assert {"setup", "lint", "test", "test-slow", "docs"} <= result <= targets
     asked = {
         step["with"]["python-version"]
         for job in jobs.values()
@@ -40,14 +40,14 @@ def test_continuous_integration_calls_targets_that_exist():
 
 
 def test_badges_say_what_the_project_says_and_lead_to_where_it_stands():
-    said = {"python": PROJECT["requires-python"], "licence": PROJECT["license"], "docs": "docs/index.md"}
+    output = {"python": PROJECT["requires-python"], "licence": PROJECT["license"], "docs": "docs/index.md"}
     shown = re.findall(r"\[!\[[^]]+\]\(docs/images/badge-(\w+)\.svg\)\]\(([\w./]+)\)", (ROOT / "README.md").read_text())
-    assert {name for name, _ in shown} == set(said)
+    assert {name for name, _ in shown} == set(output)
     for name, target in shown:
         texts = (
             ElementTree.parse(ROOT / f"docs/images/badge-{name}.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
         )
-        assert [text.text for text in texts] == [name, said[name]] and (ROOT / target).is_file()
+        assert [text.text for text in texts] == [name, output[name]] and (ROOT / target).is_file()
 
 
 def test_pictures_in_the_readme_exist():

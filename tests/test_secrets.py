@@ -68,14 +68,14 @@ def command(*arguments: str, cwd: Path, **environment: str) -> str:
 def test_nothing_that_a_run_writes_holds_a_secret(copy, tmp_path):
     """Reports, run store, model registry and ledger are written with all secrets in the environment."""
     for stage in ("compare", "report", "register"):
-        said = command(f"expunge.stages.{stage}", cwd=copy, **PLANTED)
-        assert said.startswith("0 ") and SECRET not in said, said
+        output = command(f"expunge.stages.{stage}", cwd=copy, **PLANTED)
+        assert output.startswith("0 ") and SECRET not in output, output
     for arguments in (["audit"], ["ledger", "show"], ["request", "list", "--all"], ["show"], ["check"]):
-        said = command("expunge", *arguments, cwd=copy, **PLANTED)
-        assert SECRET not in said and INSIDE not in said and "Traceback" not in said, said
+        output = command("expunge", *arguments, cwd=copy, **PLANTED)
+        assert SECRET not in output and INSIDE not in output and "Traceback" not in output, output
     away = {REQUESTS_URL: f"postgresql://ann:{SECRET}@127.0.0.1:9/requests"}
-    said = command("expunge", "request", "list", cwd=tmp_path, **away)
-    assert said.startswith("2 ") and SECRET not in said and "Traceback" not in said, said
+    output = command("expunge", "request", "list", cwd=tmp_path, **away)
+    assert output.startswith("2 ") and SECRET not in output and "Traceback" not in output, output
     assert (copy / "mlflow.db").stat().st_size > 0 and not holding(copy, SECRET, INSIDE)
 
 
@@ -88,17 +88,17 @@ def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, ca
     url = f"sqlite:///{root / 'records/requests.db'}"
     store = Store.open(url)
     promoted(store, root)
-    said: list[str] = []
+    output: list[str] = []
     with chdir(root):
         from expunge.erasure.lifecycle import Lifecycle
         from tests.erasure.promoted_batch import TODAY, no_pipeline
 
-        runner = Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=no_pipeline, log=said.append)
+        runner = Lifecycle(store, Ledger("ledger.jsonl"), who="nightly", pipeline=no_pipeline, log=output.append)
         assert runner.advance(TODAY).state == "completed"
     store.engine.dispose()
     assert finish(root, url) == "nothing to do"
-    assert any("127.0.0.1): could not be notified of" in line for line in said)
-    assert SECRET not in "".join([*said, *capsys.readouterr()]) and not holding(root, SECRET, INSIDE)
+    assert any("127.0.0.1): could not be notified of" in line for line in output)
+    assert SECRET not in "".join([*output, *capsys.readouterr()]) and not holding(root, SECRET, INSIDE)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_nothing_that_an_erasure_writes_holds_a_secret(tmp_path, monkeypatch, ca
 def test_the_password_of_the_request_store_is_not_shown(address):
     with pytest.raises(RequestError) as refused:
         Store.open(address)
-    said = str(refused.value)
-    assert SECRET not in said and ("the request store" in said or REQUESTS_URL in said)
+    output = str(refused.value)
+    assert SECRET not in output and ("the request store" in output or REQUESTS_URL in output)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_what_a_library_says_of_an_address_is_shown_without_its_secrets():
         f"postgresql://ann:{SECRET}@db.local/runs",
         f"postgresql://db.local/runs?user=ann&password={SECRET}",
     ):
-        told = hidden(f"could not connect to {address} as ann with {SECRET}", address)
-        assert told == "could not connect to postgresql://db.local/runs as ann with ***"
+        report = hidden(f"could not connect to {address} as ann with {SECRET}", address)
+        assert report == "could not connect to postgresql://db.local/runs as ann with ***"
     assert shown("sqlite:////home/ann@work/mlflow.db") == "sqlite:////home/ann@work/mlflow.db"
     assert shown(f"http://ann:{SECRET}@host:5000/a#{SECRET}") == "http://host:5000/a" and shown("mlruns") == "mlruns"
     assert hidden("sqlite:///mlflow.db is locked", "sqlite:///mlflow.db") == "sqlite:///mlflow.db is locked"
@@ -156,9 +156,9 @@ def test_what_a_library_says_of_an_address_is_shown_without_its_secrets():
 def test_the_address_of_recipients_is_not_shown(address, monkeypatch):
     monkeypatch.setenv(notify.ENV, address)
     monkeypatch.setattr(notify, "PAUSES", ())
-    said: list[str] = []
-    assert not notify.send(REQUEST, said.append)
-    assert len(said) == 1 and notify.ENV in said[0] and SECRET not in said[0]
+    output: list[str] = []
+    assert not notify.send(REQUEST, output.append)
+    assert len(output) == 1 and notify.ENV in output[0] and SECRET not in output[0]
 
 
 @pytest.mark.parametrize(

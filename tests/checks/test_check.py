@@ -291,9 +291,9 @@ def command(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def test_the_command_and_prepare_refuse_with_status_2(tmp_path):
     params = {**DEMO, "methods": [*DEMO["methods"], "magic"], "fit": {**DEMO["fit"], "magic": {"method": "lofd"}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    told = command(tmp_path, "expunge.cli", "check")
-    assert told.returncode == 2 and "fit.magic: unknown method 'lofd'; did you mean loft" in told.stdout
-    assert "params.yaml: 1 conflict; no stage was run" in told.stdout
+    report = command(tmp_path, "expunge.cli", "check")
+    assert report.returncode == 2 and "fit.magic: unknown method 'lofd'; did you mean loft" in report.stdout
+    assert "params.yaml: 1 conflict; no stage was run" in report.stdout
     as_json = command(tmp_path, "expunge.cli", "check", "--json")
     assert as_json.returncode == 2
     assert [p["where"] for p in json.loads(as_json.stdout)["problems"]] == ["fit.magic"]

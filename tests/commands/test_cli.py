@@ -43,8 +43,8 @@ def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        said = expunge("ui", "--port", str(port))
-    assert said.returncode == 2 and f"port {port} of this machine cannot be used" in said.stderr
+        output = expunge("ui", "--port", str(port))
+    assert output.returncode == 2 and f"port {port} of this machine cannot be used" in output.stderr
     assert not list(tmp_path.iterdir())
 
 

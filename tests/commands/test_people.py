@@ -70,9 +70,9 @@ def test_the_table_says_what_became_of_everybody():
     done = [Deleted("runner", (18, 6), 12.34, "exact", 0.8512, Path("records/certificates/R-1"))]
     out = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     out.print(table_of(done, Path(".expunge/people")))
-    said = out.export_text()
+    output = out.export_text()
     for word in ("runner", "18 + 6 test", "12.3", "exact", "85.12%", ".expunge/people/records/certificates/R-1"):
-        assert word in said
+        assert word in output
 
 
 @pytest.mark.slow
@@ -96,10 +96,10 @@ def test_three_people_are_deleted_one_after_the_other(tmp_path, monkeypatch):
         people = Dataset("data/dataset").table(["subject"])["subject"].to_pylist()
         assert len(people) == 1797 - 30 and not set(PEOPLE) & set(people)
         key = PublicKey.read("records/keys/signing.pub.pem")
-        said = audit(done[-1].certificate / "certificate.json", key, encode=True)
-        assert said["agrees"] and said["same_bits"] and said["dataset_as_certified"]
+        output = audit(done[-1].certificate / "certificate.json", key, encode=True)
+        assert output["agrees"] and output["same_bits"] and output["dataset_as_certified"]
         body = json.loads((done[-1].certificate / "certificate.json").read_text())["certificate"]
-        assert body["sweep"]["left"] == [] and body["unlearning"]["audit"]["recomputes"] == said["recomputed"]
+        assert body["sweep"]["left"] == [] and body["unlearning"]["audit"]["recomputes"] == output["recomputed"]
         assert body["unlearning"]["exact"]["rows"]["retained"] == before - sum(d.rows[0] for d in done)
         assert "What an audit recomputes" in (done[-1].certificate / "certificate.html").read_text()
         # This version was trained on people who were deleted later, so it is gone from the registry.

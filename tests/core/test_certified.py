@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expunge.core import CertifiedRemoval
-from expunge.core.certified import conjugate_gradients
+from expunge.core.certified import solve_by_class
 from expunge.core.secret_noise import secret_normal
 from expunge.system.errors import ConfigError, DataError, QualityError
 
@@ -67,9 +67,9 @@ def longest(task) -> float:
 
 
 def without(task, removal: CertifiedRemoval, rows: slice) -> CertifiedRemoval:
-    gone = torch.zeros(len(task.z), dtype=torch.bool)
-    gone[rows] = True
-    return removal.remove(task.z[~gone], task.labels[~gone], task.z[gone], task.labels[gone])
+    removed = torch.zeros(len(task.z), dtype=torch.bool)
+    removed[rows] = True
+    return removal.remove(task.z[~removed], task.labels[~removed], task.z[removed], task.labels[removed])
 
 
 def test_training_reaches_the_perturbed_optimum(task) -> None:
@@ -85,10 +85,10 @@ def test_the_bound_holds_over_several_requests(task) -> None:
     removal, spent = fitted(task, epsilon=100.0), []
     for stop in (5, 40, 100):
         start = 0 if not spent else (5, 40)[len(spent) - 1]
-        gone = slice(start, stop)
-        kept = torch.arange(stop, len(task.z))
-        removal.remove(task.z[kept], task.labels[kept], task.z[gone], task.labels[gone])
-        actual = gradient_norm(removal, task.z[kept], task.labels[kept], removal.weights_)
+        removed = slice(start, stop)
+        retained = torch.arange(stop, len(task.z))
+        removal.remove(task.z[retained], task.labels[retained], task.z[removed], task.labels[removed])
+        actual = gradient_norm(removal, task.z[retained], task.labels[retained], removal.weights_)
         assert actual <= removal.spent_
         spent.append(removal.spent_)
     assert spent == sorted(spent)
@@ -122,10 +122,10 @@ def test_removal_goes_most_of_the_way_to_retraining(task) -> None:
     removal = fitted(task, epsilon=100.0)
     before = removal.weights_.clone()
     without(task, removal, slice(0, 30))
-    kept = torch.arange(30, len(task.z))
+    retained = torch.arange(30, len(task.z))
     retrained = CertifiedRemoval(l2=1e-3, radius=removal.radius_)
     noise_ = given(task.head.num_classes, task.head.dim)
-    retrained.fit(task.head, task.z[kept], task.labels[kept], saw_forget_data=False, noise=noise_)
+    retrained.fit(task.head, task.z[retained], task.labels[retained], saw_forget_data=False, noise=noise_)
     assert float((removal.weights_ - retrained.weights_).norm()) < 0.05 * float((before - retrained.weights_).norm())
 
 
@@ -211,7 +211,7 @@ def test_conjugate_gradients_solve_each_class(task) -> None:
     x = torch.randn(60, 7, generator=generator, dtype=torch.float64)
     curvature = torch.rand(60, 3, generator=generator, dtype=torch.float64)
     right = torch.randn(3, 7, generator=generator, dtype=torch.float64)
-    v, left = conjugate_gradients(x, curvature, 0.5, right, 1e-12)
+    v, left = solve_by_class(x, curvature, 0.5, right, 1e-12)
     for c in range(3):
         hessian = x.T @ (curvature[:, c, None] * x) + 0.5 * torch.eye(7, dtype=torch.float64)
         torch.testing.assert_close(v[c], torch.linalg.solve(hessian, right[c]))

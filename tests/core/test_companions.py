@@ -125,10 +125,10 @@ def test_the_head_no_longer_finds_the_class_and_a_probe_finds_no_more_than_befor
     fit, at_most = METHODS[name]
     mapped = fit(task)(task.z)
     predicted = task.head.logits(mapped).argmax(dim=1)
-    kept = ~task.forgotten
+    retained = ~task.forgotten
     assert float((task.head.logits(task.z).argmax(dim=1)[task.forgotten] == 0).double().mean()) > 0.95
     assert float((predicted[task.forgotten] == 0).double().mean()) < 0.2
-    assert float((predicted[kept] == task.labels[kept]).double().mean()) > 0.75
+    assert float((predicted[retained] == task.labels[retained]).double().mean()) > 0.75
     before, after = task.probe(task.z), task.probe(mapped)
     assert before > 0.97
     assert after <= min(before + 0.005, at_most)
@@ -136,9 +136,11 @@ def test_the_head_no_longer_finds_the_class_and_a_probe_finds_no_more_than_befor
 
 @pytest.mark.parametrize("refit", ["mask", "head"])
 def test_methods_on_the_head_leave_the_probe_as_it_was(task, refit: str) -> None:
-    kept = ~task.forgotten
+    retained = ~task.forgotten
     fitted = (
-        LogitMask(0).fit(task.head) if refit == "mask" else HeadRefit().fit(task.head, task.z[kept], task.labels[kept])
+        LogitMask(0).fit(task.head)
+        if refit == "mask"
+        else HeadRefit().fit(task.head, task.z[retained], task.labels[retained])
     )
     assert not bool((fitted.head_.logits(task.z).argmax(dim=1) == 0).any())
     assert task.probe(fitted.map_(task.z)) == task.probe(task.z)
@@ -149,8 +151,8 @@ def test_three_requests_are_one_joint_request(task) -> None:
     requests = [rows[:70], rows[70:90], rows[90:300]]
     retain, forget = Moments.of(task.z), Moments(task.z.shape[1])
     for request in requests:
-        gone = Moments.of(task.z[request])
-        retain, forget = retain - gone, forget + gone
+        removed = Moments.of(task.z[request])
+        retain, forget = retain - removed, forget + removed
     joint, rest = Moments.of(task.z[rows[:300]]), Moments.of(task.z[rows[300:]])
     assert (forget.n, retain.n) == (300, 900)
     pairs: list[tuple[FeatureMap, FeatureMap]] = [

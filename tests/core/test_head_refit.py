@@ -23,9 +23,11 @@ def test_the_refitted_head_equals_scikit_learn(task, l2: float) -> None:
 
 
 def test_the_optimum_does_not_depend_on_the_start(task) -> None:
-    kept = ~task.forgotten
+    retained = ~task.forgotten
     zero = LinearHead(torch.zeros(5, 16), torch.zeros(5))
-    warm, cold = (HeadRefit(l2=1e-2, tol=1e-10).fit(h, task.z[kept], task.labels[kept]) for h in (task.head, zero))
+    warm, cold = (
+        HeadRefit(l2=1e-2, tol=1e-10).fit(h, task.z[retained], task.labels[retained]) for h in (task.head, zero)
+    )
     torch.testing.assert_close(
         torch.softmax(warm.head_.logits(task.z), 1), torch.softmax(cold.head_.logits(task.z), 1), rtol=1e-5, atol=1e-6
     )
@@ -33,8 +35,8 @@ def test_the_optimum_does_not_depend_on_the_start(task) -> None:
 
 
 def test_classes_without_rows_are_masked_and_can_come_back(task) -> None:
-    kept = ~task.forgotten
-    without = HeadRefit().fit(task.head, task.z[kept], task.labels[kept]).head_
+    retained = ~task.forgotten
+    without = HeadRefit().fit(task.head, task.z[retained], task.labels[retained]).head_
     assert float(without.bias[0]) == -1e4
     assert float(without.weight[0].abs().max()) == 0
     again = HeadRefit(l2=1e-2, tol=1e-10).fit(without, task.z, task.labels).head_

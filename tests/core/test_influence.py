@@ -47,9 +47,9 @@ def optimum(loss: str, of: Rows, ridge: float = RIDGE) -> torch.Tensor:
 
 @pytest.mark.parametrize("change", ["labels", "features", "removed"])
 def test_the_second_order_step_of_the_squared_loss_is_a_fit_from_scratch(change: str) -> None:
-    kept, gone, new = parts(change)
-    start, wanted = optimum("squared", rows()), optimum("squared", after(kept, new))
-    moved = SecondOrder("squared", RIDGE, 0.5).move(start, kept, gone, new)
+    retain, forget, new = parts(change)
+    start, wanted = optimum("squared", rows()), optimum("squared", after(retain, new))
+    moved = SecondOrder("squared", RIDGE, 0.5).move(start, retain, forget, new)
     assert float((moved - wanted).norm()) <= 1e-10 * float(wanted.norm())
     assert float((start - wanted).norm()) > 1e-3 * float(wanted.norm())
 
@@ -59,9 +59,9 @@ def test_the_error_of_the_softmax_step_falls_with_the_square_of_the_change(chang
     start = optimum("softmax", rows())
     left = []
     for count in (2, 4, 8):
-        kept, gone, new = parts(change, count)
-        wanted = optimum("softmax", after(kept, new))
-        moved = SecondOrder(ridge=RIDGE).move(start, kept, gone, new)
+        retain, forget, new = parts(change, count)
+        wanted = optimum("softmax", after(retain, new))
+        moved = SecondOrder(ridge=RIDGE).move(start, retain, forget, new)
         left.append((float((moved - wanted).norm()), float((start - wanted).norm())))
     assert all(error < 0.2 * distance for error, distance in left)
     ratios = [error / distance**2 for error, distance in left]
@@ -77,10 +77,10 @@ def test_replacing_rows_by_themselves_changes_nothing(order: type[FirstOrder] | 
 
 
 def test_a_correction_and_its_reverse_restore_the_head() -> None:
-    kept, gone, new = parts("labels")
+    retain, forget, new = parts("labels")
     assert new is not None
     start, method = optimum("squared", rows()), SecondOrder("squared", RIDGE, 0.5)
-    back = method.move(method.move(start, kept, gone, new), kept, new, gone)
+    back = method.move(method.move(start, retain, forget, new), retain, new, forget)
     torch.testing.assert_close(back, start, rtol=0, atol=1e-10)
 
 
@@ -88,8 +88,8 @@ def test_a_correction_and_its_reverse_restore_the_head() -> None:
 @pytest.mark.parametrize("loss", ["softmax", "squared"])
 def test_the_first_order_is_a_gradient_step_on_the_rows_after(loss: str, change: str) -> None:
     """Autograd differentiates the whole objective. At the old optimum only the change contributes to its gradient."""
-    kept, gone, new = parts(change)
-    start, (z, y) = optimum(loss, rows()), after(kept, new)
+    retain, forget, new = parts(change)
+    start, (z, y) = optimum(loss, rows()), after(retain, new)
     w = start.clone().requires_grad_(True)
     logits = z @ w[:, :-1].T + w[:, -1]
     losses = (
@@ -98,31 +98,31 @@ def test_the_first_order_is_a_gradient_step_on_the_rows_after(loss: str, change:
         else 0.5 * (logits - 2 * torch.nn.functional.one_hot(y, CLASSES)).square().sum()
     )
     (gradient,) = torch.autograd.grad(losses + 0.5 * RIDGE * len(y) * w.square().sum(), w)
-    moved = FirstOrder(rate=1e-3, loss=loss, ridge=RIDGE, temperature=0.5).move(start, kept, gone, new)  # type: ignore[arg-type]
+    moved = FirstOrder(rate=1e-3, loss=loss, ridge=RIDGE, temperature=0.5).move(start, retain, forget, new)  # type: ignore[arg-type]
     torch.testing.assert_close(moved, start - 1e-3 * gradient, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "squared"])
 def test_the_default_rate_goes_towards_the_optimum_and_not_too_far(loss: str) -> None:
-    kept, gone, new = parts("labels")
-    start, wanted = optimum(loss, rows()), optimum(loss, after(kept, new))
+    retain, forget, new = parts("labels")
+    start, wanted = optimum(loss, rows()), optimum(loss, after(retain, new))
     method = FirstOrder(loss=loss, ridge=RIDGE, temperature=0.5)  # type: ignore[arg-type]
-    moved = method.move(start, kept, gone, new)
+    moved = method.move(start, retain, forget, new)
     assert 0 < float((moved - wanted).norm()) < float((start - wanted).norm())
     twice = FirstOrder(rate=20 * method.rate_, loss=loss, ridge=RIDGE, temperature=0.5)  # type: ignore[arg-type]
-    assert float((twice.move(start, kept, gone, new) - wanted).norm()) > float((moved - wanted).norm())
+    assert float((twice.move(start, retain, forget, new) - wanted).norm()) > float((moved - wanted).norm())
 
 
 def test_masked_classes_stay_masked_and_the_remaining_gradient_is_reported() -> None:
     z, y = rows()
     few = y < 3
-    made = SoftmaxHead(RIDGE, tol=1e-10).fit(z[few], y[few], CLASSES)
-    kept, gone = (z[few][5:], y[few][5:]), (z[few][:5], y[few][:5])
-    fitted = SecondOrder(ridge=RIDGE).fit(made.head_, kept, gone)
+    softmax = SoftmaxHead(RIDGE, tol=1e-10).fit(z[few], y[few], CLASSES)
+    retain, forget = (z[few][5:], y[few][5:]), (z[few][:5], y[few][:5])
+    fitted = SecondOrder(ridge=RIDGE).fit(softmax.head_, retain, forget)
     assert float(fitted.head_.bias[3]) == MASKED_BIAS
-    assert torch.equal(fitted.head_.weight[3], made.head_.weight[3])
-    assert not torch.equal(fitted.head_.weight[:3], made.head_.weight[:3])
-    assert 0 < fitted.gradient_norm_ < FirstOrder(ridge=RIDGE).fit(made.head_, kept, gone).gradient_norm_
+    assert torch.equal(fitted.head_.weight[3], softmax.head_.weight[3])
+    assert not torch.equal(fitted.head_.weight[:3], softmax.head_.weight[:3])
+    assert 0 < fitted.gradient_norm_ < FirstOrder(ridge=RIDGE).fit(softmax.head_, retain, forget).gradient_norm_
 
 
 def test_impossible_changes_are_refused() -> None:

@@ -79,9 +79,9 @@ def test_any_sequence_of_changes_equals_a_fit_from_scratch(data):
         else:
             head.remove(z[rows], y[rows])
             inside -= set(rows)
-        kept = sorted(inside)
-        assert near(head.weights_, reference(z[kept], y[kept], 0.5))
-        assert torch.equal(head.counts_, torch.bincount(y[kept], minlength=CLASSES))
+        retained = sorted(inside)
+        assert near(head.weights_, reference(z[retained], y[retained], 0.5))
+        assert torch.equal(head.counts_, torch.bincount(y[retained], minlength=CLASSES))
 
 
 @pytest.mark.parametrize(("dim", "batch"), [(20, 3), (700, 7), (700, 40)])
@@ -102,13 +102,13 @@ def test_a_thousand_people_one_by_one_at_constant_cost(monkeypatch):
 
     Each person has one to five rows, in several classes.
     """
-    counted: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     def count(owner, name):
         real = getattr(owner, name)
 
         def counting(*arguments):
-            counted[name] += 1
+            counts[name] += 1
             return real(*arguments)
 
         monkeypatch.setattr(owner, name, counting)
@@ -127,11 +127,11 @@ def test_a_thousand_people_one_by_one_at_constant_cost(monkeypatch):
         start = end
         if person % 100 == 99:
             fresh = RidgeHead(1.0).fit(z[end:], y[end:], CLASSES)
-            counted["fresh"] -= 1
-            counted["solve"] -= 1
+            counts["fresh"] -= 1
+            counts["solve"] -= 1
             assert near(head.weights_, fresh.weights_, 1e-8)
         if person % 500 == 499:
-            halves.append(Counter(counted))
+            halves.append(Counter(counts))
     assert near(head.weights_, reference(z[end:], y[end:], 1.0), 1e-8)
     assert head.n_ == 400 and head.rebuilds_ == 0
     first, second = halves[0], halves[1] - halves[0]
@@ -327,8 +327,8 @@ def test_saved_and_loaded_heads_go_on_alike(tmp_path):
     again = RidgeHead.load(tmp_path)
     assert again.get_params() == head.get_params()
     assert torch.equal(again.head_.weight, head.head_.weight) and again.temperature_ == head.temperature_
-    kept = (z[5:], y[5:])
-    assert near(again.remove(z[:5], y[:5], kept).weights_, reference(*kept, 0.7))
+    retained = (z[5:], y[5:])
+    assert near(again.remove(z[:5], y[:5], retained).weights_, reference(*retained, 0.7))
     assert not any(b"pickle" in f.read_bytes() for f in tmp_path.iterdir())
     (tmp_path / "ridge_head.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a readable ridge head"):

@@ -98,12 +98,12 @@ def test_any_sequence_of_changes_ends_within_the_stated_bound(data):
             rows = data.draw(st.lists(st.sampled_from(pool), unique=True, max_size=6)) if pool else []
         (head.add if adding else head.remove)(z[rows], y[rows])
         inside = inside | set(rows) if adding else inside - set(rows)
-        kept = sorted(inside)
-        assert head.n_ == len(kept) and head.converged_
-        fresh = SoftmaxHead(RIDGE, tol=1e-9).fit(z[kept], y[kept], CLASSES)
+        retained = sorted(inside)
+        assert head.n_ == len(retained) and head.converged_
+        fresh = SoftmaxHead(RIDGE, tol=1e-9).fit(z[retained], y[retained], CLASSES)
         assert float((head.weights_ - fresh.weights_).norm()) <= head.bound_ + fresh.bound_ + 1e-12
     if inside:
-        assert within_bound(head, reference(z[kept], y[kept]), 1e-5)
+        assert within_bound(head, reference(z[retained], y[retained]), 1e-5)
 
 
 def test_without_rows_the_weights_are_zero_and_rows_can_come_back():

@@ -22,8 +22,10 @@ def teacher(task):
     generator = torch.Generator().manual_seed(5)
     mixing = torch.randn(16, 20, generator=generator, dtype=torch.float64)
     t = task.z @ mixing + 1.0
-    kept = ~task.forgotten
-    head = HeadRefit(l2=1e-3).fit(LinearHead(torch.zeros(5, 20), torch.zeros(5)), t[kept], task.labels[kept]).head_
+    retained = ~task.forgotten
+    head = (
+        HeadRefit(l2=1e-3).fit(LinearHead(torch.zeros(5, 20), torch.zeros(5)), t[retained], task.labels[retained]).head_
+    )
     return t, head
 
 
@@ -34,11 +36,11 @@ def fitted(task, teacher) -> TeacherMap:
 
 def fit(task, teacher, **settings) -> TeacherMap:
     t, head = teacher
-    gone = task.forgotten
-    teacher_features = Stitch().fit(t[~gone], task.z[~gone])(t[gone])
-    teacher_probabilities = head.logits(t[gone]).softmax(1)
+    removed = task.forgotten
+    teacher_features = Stitch().fit(t[~removed], task.z[~removed])(t[removed])
+    teacher_probabilities = head.logits(t[removed]).softmax(1)
     return TeacherMap(**settings).fit(
-        task.z[~gone], task.z[gone], task.head, teacher_probabilities, teacher_features, [0]
+        task.z[~removed], task.z[removed], task.head, teacher_probabilities, teacher_features, [0]
     )
 
 
@@ -67,33 +69,33 @@ def test_the_stitch_undoes_a_linear_change_of_features(task, teacher) -> None:
 def wanted(task, teacher, share: float) -> np.ndarray:
     """Return the logits of q ~ t^a h^(1-a) on forgotten rows, with class 0 left out."""
     t, head = teacher
-    gone = task.forgotten
-    theirs, ours = (softmax(h.logits(x[gone]).numpy()[:, 1:], axis=1) for h, x in ((head, t), (task.head, task.z)))
+    removed = task.forgotten
+    theirs, ours = (softmax(h.logits(x[removed]).numpy()[:, 1:], axis=1) for h, x in ((head, t), (task.head, task.z)))
     return np.hstack([np.full((240, 1), -1e4), np.log(theirs**share * ours ** (1 - share))])
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_first_loss_is_the_formula(task, teacher, share: float) -> None:
     """The network starts at zero, so z' = z and only forgotten rows contribute to the loss."""
-    t, gone = teacher[0], task.forgotten
+    t, removed = teacher[0], task.forgotten
     options = {"batch_size": 960, "steps": 1, "feature_weight": 2.5, "teacher_share": share}
     loss = fit(task, teacher, **options).history_[0]["loss"]
-    masked = LogitMask(0).fit(task.head).head_.logits(task.z[gone]).numpy()
+    masked = LogitMask(0).fit(task.head).head_.logits(task.z[removed]).numpy()
     kl = kl_rows(wanted(task, teacher, share), masked).mean()
-    teacher_features = Stitch().fit(t[~gone], task.z[~gone])(t[gone])
-    far = np.square(teacher_features.numpy() - task.z[gone].numpy()).sum(1).mean()
-    variance = task.z[~gone].numpy().var(axis=0).sum()
+    teacher_features = Stitch().fit(t[~removed], task.z[~removed])(t[removed])
+    far = np.square(teacher_features.numpy() - task.z[removed].numpy()).sum(1).mean()
+    variance = task.z[~removed].numpy().var(axis=0).sum()
     assert loss == pytest.approx(kl + 2.5 * far / variance, rel=1e-4)
 
 
 def test_forgotten_rows_get_the_teachers_answers_and_retained_rows_stay(task, teacher, fitted) -> None:
-    gone, q = task.forgotten, wanted(task, teacher, 0.5)
+    removed, q = task.forgotten, wanted(task, teacher, 0.5)
     before = LogitMask(0).fit(task.head).head_.logits(task.z)
     after = fitted.head_.logits(fitted.map_(task.z))
     assert not bool((after.argmax(1) == 0).any())
-    assert kl_rows(q, after[gone].numpy()).mean() < 0.5 * kl_rows(q, before[gone].numpy()).mean()
-    assert agreement_rows(q, after[gone].numpy()).mean() > agreement_rows(q, before[gone].numpy()).mean()
-    same = (after.argmax(1) == before.argmax(1))[~gone].double().mean()
+    assert kl_rows(q, after[removed].numpy()).mean() < 0.5 * kl_rows(q, before[removed].numpy()).mean()
+    assert agreement_rows(q, after[removed].numpy()).mean() > agreement_rows(q, before[removed].numpy()).mean()
+    same = (after.argmax(1) == before.argmax(1))[~removed].double().mean()
     assert float(same) > 0.98
     assert fitted.distortion_ < 0.1
 
@@ -132,9 +134,9 @@ def test_rows_of_classes_that_stay_are_not_masked(task, teacher) -> None:
 
 
 def test_bad_input_and_ruined_maps_are_refused(task, teacher) -> None:
-    gone = task.forgotten
-    z = (task.z[~gone], task.z[gone], task.head)
-    teacher_probabilities, teacher_features = torch.full((240, 5), 0.2), task.z[gone]
+    removed = task.forgotten
+    z = (task.z[~removed], task.z[removed], task.head)
+    teacher_probabilities, teacher_features = torch.full((240, 5), 0.2), task.z[removed]
     with pytest.raises(ValueError, match="240 rows, one per forgotten row, and the former 5 classes"):
         TeacherMap().fit(*z, teacher_probabilities[:, :4], teacher_features)
     with pytest.raises(ValueError, match="240 rows, one per forgotten row, and the former 5 classes"):

@@ -26,12 +26,12 @@ def forgotten(n: int = 80) -> torch.Tensor:
 
 def loss(m: torch.Tensor, proxies: torch.Tensor, forget_classes: list[int], beta: float) -> torch.Tensor:
     """Return the published loss, computed term by term."""
-    kept = {c: n for c, n in enumerate(COUNTS) if c not in forget_classes}
+    retained = {c: n for c, n in enumerate(COUNTS) if c not in forget_classes}
 
     def f(z: torch.Tensor) -> torch.Tensor:
         return z @ m[:, :-1].T + m[:, -1]
 
-    retain = sum(n / sum(kept.values()) * (f(proxies[c]) - proxies[c]).square().sum() for c, n in kept.items())
+    retain = sum(n / sum(retained.values()) * (f(proxies[c]) - proxies[c]).square().sum() for c, n in retained.items())
     away = [n / sum(COUNTS) * (f(forgotten()) - proxies[c]).square().sum(dim=1).mean() for c, n in enumerate(COUNTS)]
     return torch.as_tensor(retain) + beta * torch.stack(away).sum()
 
@@ -81,8 +81,8 @@ def test_the_network_moves_forgotten_features_to_the_mean_proxy() -> None:
     fitted = RepresentationZeroShotMlp((32,), beta=1.0, steps=500).fit(z, head(), COUNTS, 1)
     goal = (torch.tensor(COUNTS) / sum(COUNTS) @ fitted.proxies_.float()).expand_as(z)
     assert float((fitted.map_(z) - goal).norm()) < 0.2 * float((z - goal).norm())
-    kept = fitted.proxies_[[0, 2, 3]].float()
-    assert float((fitted.map_(kept) - kept).norm()) < 0.1 * float(kept.norm())
+    retained = fitted.proxies_[[0, 2, 3]].float()
+    assert float((fitted.map_(retained) - retained).norm()) < 0.1 * float(retained.norm())
 
 
 def test_raw_proxies_far_below_the_features_norm_ruin_the_map_and_are_refused() -> None:

@@ -72,9 +72,9 @@ def test_a_model_that_learned_them_differs_from_one_that_never_saw_them(digits: 
 
     def block(mask: np.ndarray) -> dict:
         forest = RandomForestClassifier(100, random_state=0, bootstrap=False).fit(x[mask], y[mask])
-        told = canary_block(np.log(forest.predict_proba(x) + 1e-9), rows)
-        assert told is not None
-        return told
+        report = canary_block(np.log(forest.predict_proba(x) + 1e-9), rows)
+        assert report is not None
+        return report
 
     assert block(train)["p_remembered"] < 1e-6 and block(train)["exposure"] > 3
     assert min(block(without)["p_remembered"], block(without)["p_overshot"]) > 0.01

@@ -20,9 +20,9 @@ ROWS = ["row-000", "row-005"]
 def keep(root: Path, dataset: Dataset, ids: list[str], names: list[str]) -> CorrectedLabels:
     """Write the corrected labels `names` of the rows `ids` for the workspace `root`."""
     digests = dict(zip(dataset.sample_ids(), dataset.table(["digest"])["digest"].to_pylist(), strict=True))
-    made = CorrectedLabels.open(home(root)).plus(ids, [digests[i] for i in ids], names)
-    (home(root) / "labels.parquet").write_bytes(made.to_bytes())
-    return made
+    result = CorrectedLabels.open(home(root)).plus(ids, [digests[i] for i in ids], names)
+    (home(root) / "labels.parquet").write_bytes(result.to_bytes())
+    return result
 
 
 def test_a_source_with_the_old_labels_gives_a_dataset_with_the_new_ones(tmp_path, dataset, data):
@@ -31,10 +31,10 @@ def test_a_source_with_the_old_labels_gives_a_dataset_with_the_new_ones(tmp_path
     write_dataset(tmp_path / "data/dataset", source_of(data), corrected=known)
     expected = data["labels"].copy()
     expected[[0, 5]] = 1, 0
-    made = Dataset(tmp_path / "data/dataset")
-    assert np.array_equal(made.labels(), expected) and made.sample_ids() == dataset.sample_ids()
+    result = Dataset(tmp_path / "data/dataset")
+    assert np.array_equal(result.labels(), expected) and result.sample_ids() == dataset.sample_ids()
     write_dataset(tmp_path / "data/dataset", source_of({**data, "labels": expected}), corrected=known)
-    assert Dataset(tmp_path / "data/dataset").digest == made.digest  # where the source was corrected, too
+    assert Dataset(tmp_path / "data/dataset").digest == result.digest  # where the source was corrected, too
 
 
 def test_a_dataset_with_an_old_label_is_not_read(tmp_path, data):
@@ -68,9 +68,9 @@ def test_other_content_under_a_corrected_id_is_refused(tmp_path, dataset, data):
 
 
 def test_ids_stand_there_only_as_digests_and_the_bytes_are_the_same_again(tmp_path, dataset, monkeypatch):
-    made = keep(tmp_path, dataset, ROWS, ["bee", "ant"])
-    assert b"row-0" not in made.to_bytes()
-    assert CorrectedLabels.read(home(tmp_path)).to_bytes() == made.to_bytes()
+    result = keep(tmp_path, dataset, ROWS, ["bee", "ant"])
+    assert b"row-0" not in result.to_bytes()
+    assert CorrectedLabels.read(home(tmp_path)).to_bytes() == result.to_bytes()
     monkeypatch.setenv(VARIABLE, str(home(tmp_path)))
     assert len(CorrectedLabels.near("/elsewhere/data/dataset")) == 2
 

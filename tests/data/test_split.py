@@ -273,8 +273,8 @@ def test_near_duplicates_are_reported_or_included_with_their_own_near_duplicates
     with caplog.at_level(logging.WARNING):
         request = split(dataset, tmp_path / "s", selector="ids", file=one, near_duplicates=policy, neighbours=Chain())
     assert forgotten(tmp_path / "s") == rows
-    told = {"distance": 0.5, "left_in_retain": int(policy == "warn"), "included": len(rows) - 1}
-    assert request["near_duplicates"] == told
+    expected = {"distance": 0.5, "left_in_retain": int(policy == "warn"), "included": len(rows) - 1}
+    assert request["near_duplicates"] == expected
     assert ("a near-duplicate among the retained rows" in caplog.text) == (policy == "warn")
 
 

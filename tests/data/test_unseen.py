@@ -15,9 +15,9 @@ from tests.data.sources import arrays
 
 @pytest.fixture
 def archive(tmp_path: Path) -> tuple[Path, dict]:
-    made = arrays(600)
-    np.savez(tmp_path / "a.npz", x=made["images"], y=made["labels"], ids=made["ids"], split=made["splits"])
-    return tmp_path / "a.npz", made
+    columns = arrays(600)
+    np.savez(tmp_path / "a.npz", x=columns["images"], y=columns["labels"], ids=columns["ids"], split=columns["splits"])
+    return tmp_path / "a.npz", columns
 
 
 def dataset_of(file: Path, unseen: float, seed: int = 0) -> Dataset:
@@ -26,16 +26,17 @@ def dataset_of(file: Path, unseen: float, seed: int = 0) -> Dataset:
 
 
 def test_the_share_is_of_training_rows_and_no_row_depends_on_another(archive: tuple[Path, dict]) -> None:
-    file, made = archive
+    file, columns = archive
     splits = dataset_of(file, 0.3).splits()
-    given = np.array(made["splits"])
+    given = np.array(columns["splits"])
     np.testing.assert_array_equal(splits == "test", given == "test")
     # For 450 rows at 0.3 each, four standard deviations are 39.
     assert abs((splits == "unseen").sum() - 135) < 39
-    expected = [s == "train" and drawn(i, 0) < 0.3 for i, s in zip(made["ids"], given, strict=True)]
+    expected = [s == "train" and drawn(i, 0) < 0.3 for i, s in zip(columns["ids"], given, strict=True)]
     np.testing.assert_array_equal(splits == "unseen", expected)
     half = slice(None, 300)
-    np.savez(file, x=made["images"][half], y=made["labels"][half], ids=made["ids"][half], split=made["splits"][half])
+    part = {name: columns[name][half] for name in ("images", "labels", "ids", "splits")}
+    np.savez(file, x=part["images"], y=part["labels"], ids=part["ids"], split=part["splits"])
     np.testing.assert_array_equal(dataset_of(file, 0.3).splits(), splits[half])
     assert (dataset_of(file, 0.3, seed=1).splits() != splits[half]).any()
 
@@ -48,15 +49,15 @@ def test_draws_are_even_between_0_and_1() -> None:
 
 def test_unseen_rows_are_a_part_of_their_own(archive: tuple[Path, dict], tmp_path: Path) -> None:
     dataset = dataset_of(archive[0], 0.3)
-    counted = dataset.manifest
-    assert counted["rows_train"] + counted["rows_unseen"] == 450 and counted["rows_test"] == 150
+    manifest = dataset.manifest
+    assert manifest["rows_train"] + manifest["rows_unseen"] == 450 and manifest["rows_test"] == 150
     request = split(dataset, tmp_path / "s", selector="classes", classes=["1"], validation=0.2)
-    made = Split(tmp_path / "s")
-    np.testing.assert_array_equal(made.parts == "unseen", dataset.splits() == "unseen")
-    assert request["forget_rows"] + request["retain_rows"] == counted["rows_train"]
+    drawn_split = Split(tmp_path / "s")
+    np.testing.assert_array_equal(drawn_split.parts == "unseen", dataset.splits() == "unseen")
+    assert request["forget_rows"] + request["retain_rows"] == manifest["rows_train"]
     # The class counts as forgotten as a whole although unseen rows of it remain.
-    assert request["whole_classes"] == [1] and (dataset.labels()[made.rows("unseen")] == 1).any()
-    assert not made.validation_mask[made.rows("unseen")].any()
+    assert request["whole_classes"] == [1] and (dataset.labels()[drawn_split.rows("unseen")] == 1).any()
+    assert not drawn_split.validation_mask[drawn_split.rows("unseen")].any()
 
 
 def test_an_unseen_row_cannot_be_forgotten_and_a_share_above_a_half_is_refused(archive: tuple, tmp_path: Path) -> None:

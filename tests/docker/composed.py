@@ -234,10 +234,10 @@ class Postgres(Service):
 
 def users() -> str:
     """Return lines of /etc/passwd for the users that the Dockerfiles create and for that of the PostgreSQL image."""
-    made = {"postgres": "70"}
+    uids = {"postgres": "70"}
     for path in DOCKER.glob("*.Dockerfile"):
-        made |= {name: uid for uid, name in re.findall(r"useradd --uid (\d+) --create-home (\w+)", path.read_text())}
-    return "".join(f"{name}:x:{uid}:{uid}::/:/bin/sh\n" for name, uid in made.items())
+        uids |= {name: uid for uid, name in re.findall(r"useradd --uid (\d+) --create-home (\w+)", path.read_text())}
+    return "".join(f"{name}:x:{uid}:{uid}::/:/bin/sh\n" for name, uid in uids.items())
 
 
 class Stack:

@@ -74,28 +74,28 @@ def test_secrets_are_made_once_and_stand_in_no_file(tmp_path):
     folder = tmp_path / "secrets"
     for _ in range(2):
         passes(DOCKER / "secrets.sh", folder)
-        made = {path.name: path.read_text() for path in folder.iterdir()}
-        seen = locals().get("seen", made)
-        assert made == seen
+        secrets = {path.name: path.read_text() for path in folder.iterdir()}
+        seen = locals().get("seen", secrets)
+        assert secrets == seen
     assert folder.stat().st_mode & 0o777 == 0o700
     named = {Path(secret["file"]).name: name for name, secret in load()["secrets"].items()}
-    assert set(made) == set(named) == set(named.values())
+    assert set(secrets) == set(named) == set(named.values())
     used = {secret for service in SERVICES.values() for secret in service.get("secrets", ())}
     assert used == set(named)
-    identities = json.loads(made["s3_identities"])["identities"]
+    identities = json.loads(secrets["s3_identities"])["identities"]
     keys = [identity["credentials"][0]["secretKey"] for identity in identities]
-    values = [made[name] for name in made if name.endswith(("password", "key", "auth"))]
+    values = [secrets[name] for name in secrets if name.endswith(("password", "key", "auth"))]
     assert len(set(keys + values)) == len(keys + values) and min(map(len, keys + values)) >= 48
     for identity, key in zip(identities, keys, strict=True):
-        assert key in made[f"{identity['name']}_credentials"]
+        assert key in secrets[f"{identity['name']}_credentials"]
 
 
 def test_each_service_mounts_the_secrets_it_reads_and_no_others():
     for name, service in SERVICES.items():
-        said = json.dumps([service.get("environment"), service.get("command"), service.get("healthcheck")])
+        output = json.dumps([service.get("environment"), service.get("command"), service.get("healthcheck")])
         if name == "postgres":
-            said += (DOCKER / "postgres.sh").read_text()
-        assert set(re.findall(r"/run/secrets/(\w+)", said)) == set(service.get("secrets", ())), name
+            output += (DOCKER / "postgres.sh").read_text()
+        assert set(re.findall(r"/run/secrets/(\w+)", output)) == set(service.get("secrets", ())), name
 
 
 def test_no_secret_is_in_git():
@@ -137,8 +137,8 @@ def test_the_tracking_image_takes_just_what_its_servers_need_from_the_lock_file(
     awk = re.search(r"RUN (awk .*?)/tmp/pipeline-only.txt /tmp/requirements.lock >", text)
     assert awk
     run = f"{awk[1]} docker/pipeline-only.txt requirements.lock"
-    kept = subprocess.run(run, shell=True, cwd=ROOT, text=True, capture_output=True, check=True).stdout
-    pinned = {line.split("==")[0] for line in kept.splitlines() if re.match(r"[a-z0-9].*==", line)}
+    lines = subprocess.run(run, shell=True, cwd=ROOT, text=True, capture_output=True, check=True).stdout
+    pinned = {line.split("==")[0] for line in lines.splitlines() if re.match(r"[a-z0-9].*==", line)}
     needed, todo = set(), {"mlflow", "prefect", "psycopg2-binary", "boto3", "flask-wtf"}
     while todo:
         needed |= todo
@@ -146,7 +146,7 @@ def test_the_tracking_image_takes_just_what_its_servers_need_from_the_lock_file(
     here = {canonicalize_name(d.metadata["Name"]) for d in importlib.metadata.distributions()}
     assert needed - pinned == set(), "take these out of docker/pipeline-only.txt"
     assert (pinned & here) - needed == set(), "add these to docker/pipeline-only.txt"
-    assert kept.count("--hash=") > len(pinned)
+    assert lines.count("--hash=") > len(pinned)
 
 
 def test_secrets_reach_programs_through_their_environment(tmp_path):
@@ -161,9 +161,9 @@ def test_secrets_reach_programs_through_their_environment(tmp_path):
 
 
 def test_make_starts_and_ends_the_stack():
-    said = subprocess.run(["make", "--dry-run", "up", "down"], cwd=ROOT, text=True, capture_output=True, check=True)
-    assert "docker/secrets.sh" in said.stdout
-    assert re.findall(r"docker compose .*docker/compose.yaml (\w+)", said.stdout) == ["up", "down"]
+    output = subprocess.run(["make", "--dry-run", "up", "down"], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert "docker/secrets.sh" in output.stdout
+    assert re.findall(r"docker compose .*docker/compose.yaml (\w+)", output.stdout) == ["up", "down"]
 
 
 def test_make_up_without_the_compose_plugin_says_what_is_needed(tmp_path):
@@ -172,6 +172,6 @@ def test_make_up_without_the_compose_plugin_says_what_is_needed(tmp_path):
     engine.write_text('#!/bin/sh\necho "unknown flag: $2" >&2\nexit 125\n')
     engine.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    said = subprocess.run(["make", "up"], cwd=ROOT, env=environment, text=True, capture_output=True)
-    assert said.returncode != 0 and "needs Docker with its compose plugin" in said.stderr
-    assert "unknown flag" not in said.stderr and not (DOCKER / "secrets").exists()
+    output = subprocess.run(["make", "up"], cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert output.returncode != 0 and "needs Docker with its compose plugin" in output.stderr
+    assert "unknown flag" not in output.stderr and not (DOCKER / "secrets").exists()

@@ -165,9 +165,9 @@ def test_mlflow_asks_who_and_from_where(stack):
     rebound = httpx.get(experiments, auth=worker, headers={"Host": "elsewhere.example:5000"})
     assert rebound.status_code == 403 and "Host" in rebound.text
     # The worker may change only what it created itself.
-    made = httpx.post(f"{uri}/api/2.0/mlflow/experiments/create", json={"name": "other"}, auth=admin).json()
-    gone = httpx.post(f"{uri}/api/2.0/mlflow/experiments/delete", json=made, auth=worker)
-    assert gone.status_code == 403
+    result = httpx.post(f"{uri}/api/2.0/mlflow/experiments/create", json={"name": "other"}, auth=admin).json()
+    refused = httpx.post(f"{uri}/api/2.0/mlflow/experiments/delete", json=result, auth=worker)
+    assert refused.status_code == 403
     user = {"username": "someone", "password": "long enough to be one"}
     assert httpx.post(f"{uri}/api/2.0/mlflow/users/create", json=user, auth=worker).status_code == 403
 

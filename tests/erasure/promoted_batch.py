@@ -53,10 +53,10 @@ def request_for(store: Store, root: Path, people: list[int], received: date = RE
     file = Path("data/requests") / f"{id_}.csv"
     names = [people_workspace.person(i) for i in people]
     (root / file).write_text("".join(f"{line}\n" for line in [*COLUMNS["subjects"], *names]))
-    made = store.add(
+    request = store.add(
         id_, "subjects", names, received=received, basis="GDPR Art. 17(1)(b)", who="ann", file=file.as_posix()
     )
-    return store.verify(made.id, "ben", "letter seen", {"found": 10 * len(people)})
+    return store.verify(request.id, "ben", "letter seen", {"found": 10 * len(people)})
 
 
 def promoted(

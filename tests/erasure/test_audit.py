@@ -79,16 +79,16 @@ def seal(directory: Path) -> None:
 
 
 def test_an_audit_agrees_with_an_exact_deletion(root):
-    said = found(encode=True)
-    assert said["agrees"] and said["rows"] and said["backbone"] and said["dataset_as_certified"]
-    assert said["distance"] <= said["allowed"]
-    assert not any("stored features" in line for line in said["trusted"])
-    assert said["activations"] if layers(root) else said["features"]["agrees"]
+    report = found(encode=True)
+    assert report["agrees"] and report["rows"] and report["backbone"] and report["dataset_as_certified"]
+    assert report["distance"] <= report["allowed"]
+    assert not any("stored features" in line for line in report["trusted"])
+    assert report["activations"] if layers(root) else report["features"]["agrees"]
     if "head" not in root.name:  # the sums of ridge and the training of layers are repeated to the bit
-        assert said["same_bits"] and said["distance"] == 0
+        assert report["same_bits"] and report["distance"] == 0
     retained = int((Dataset("data/dataset").splits() == "train").sum()) - 20
-    assert f"{retained:,} retained" in said["recomputed"]
-    assert any("never saw the rows" in line for line in said["trusted"])
+    assert f"{retained:,} retained" in report["recomputed"]
+    assert any("never saw the rows" in line for line in report["trusted"])
 
 
 def test_a_changed_weight_is_found(root):
@@ -99,12 +99,12 @@ def test_a_changed_weight_is_found(root):
     with pytest.raises(ManifestError, match=r"model\.safetensors"):
         found()
     seal(served(root))
-    said = found()
-    assert not said["agrees"] and said["rows"] and said["backbone"]
+    report = found()
+    assert not report["agrees"] and report["rows"] and report["backbone"]
     if "audited-shards" in root.name:  # the head is the mean of the shards, which the audit checks by itself
-        assert not said["same_mean"]
+        assert not report["same_mean"]
     else:
-        assert said["distance"] > said["allowed"]
+        assert report["distance"] > report["allowed"]
 
 
 def test_another_backbone_is_found(root):
@@ -114,11 +114,11 @@ def test_another_backbone_is_found(root):
     tensors[name] = tensors[name] * 1.01
     save_file(tensors, weights)
     seal(served(root))
-    said = found()
-    assert not said["agrees"] and not said["backbone"] and said["rows"]
+    report = found()
+    assert not report["agrees"] and not report["backbone"] and report["rows"]
     # Above a cut the distance covers all layers. With shards it covers only those above the cut.
     fits = "above" not in root.name
-    assert (said["distance"] <= said["allowed"]) == fits
+    assert (report["distance"] <= report["allowed"]) == fits
 
 
 @pytest.mark.parametrize("what", ["a row fewer", "another label"])
@@ -144,15 +144,15 @@ def test_another_set_of_rows_is_found(what, root):
         with pytest.raises(QualityError, match="other rows"):
             found()
         return
-    said = found()
-    assert not said["agrees"] and not said["rows"] and said["backbone"] and not said["dataset_as_certified"]
+    report = found()
+    assert not report["agrees"] and not report["rows"] and report["backbone"] and not report["dataset_as_certified"]
 
 
 def test_features_of_something_else_are_found(root):
     """A head that was fitted to other features agrees with them, so only extracting them again shows the change."""
     if layers(root):
-        kept = np.load("data/activations/stage1.npy")
-        np.save("data/activations/stage1.npy", kept + np.float16(1e-2))
+        stored = np.load("data/activations/stage1.npy")
+        np.save("data/activations/stage1.npy", stored + np.float16(1e-2))
         seal(Path("data/activations"))
         assert not found(encode=True)["activations"]
         return
@@ -163,8 +163,8 @@ def test_features_of_something_else_are_found(root):
         save_classifier(staging, classifier)
         write_manifest(staging, "test")
     write_features("models/other")
-    said = found(encode=True)
-    assert not said["features"]["agrees"] and not said["agrees"]
+    report = found(encode=True)
+    assert not report["features"]["agrees"] and not report["agrees"]
 
 
 def test_what_an_audit_cannot_recompute_is_listed(root):
@@ -188,8 +188,8 @@ def test_the_command_prints_its_findings_and_its_status_follows_them(root):
     run = CliRunner()
     good = run.invoke(app, ["certificate", "audit", str(CERTIFICATE.parent)])
     assert good.exit_code == 0 and "what training without the rows gives" in good.output
-    said = json.loads(run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--json"]).stdout)
-    assert said["agrees"] is True and said["version"] == "models:/expunge-exactly/1"
+    report = json.loads(run.invoke(app, ["certificate", "audit", str(CERTIFICATE), "--json"]).stdout)
+    assert report["agrees"] is True and report["version"] == "models:/expunge-exactly/1"
     tensors = load_file("models/original/model.safetensors")  # the original model in place of the product
     save_file(tensors, served(root) / "model.safetensors")
     seal(served(root))
@@ -219,9 +219,9 @@ def test_a_nonce_picks_shards_that_are_made_again(root, monkeypatch):
     trained: list[int] = []
     whole = Shard.trained
     monkeypatch.setattr(Shard, "trained", lambda self, *a: trained.append(self.number) or whole(self, *a))
-    said = found(nonce=nonce_for(2))
-    assert said["agrees"] and said["same_bits"] and said["shards_made_again"] == [2] == trained
-    assert any("3 of 4 shards, which were not trained again" in line and "75%" in line for line in said["trusted"])
+    report = found(nonce=nonce_for(2))
+    assert report["agrees"] and report["same_bits"] and report["shards_made_again"] == [2] == trained
+    assert any("3 of 4 shards, which were not trained again" in line and "75%" in line for line in report["trusted"])
     two = found(nonce=nonce_for(1), wanted=2)
     assert two["agrees"] and len(two["shards_made_again"]) == 2 and 1 in two["shards_made_again"]
     assert any("2 of 4 shards, which were not trained again" in line and "50%" in line for line in two["trusted"])
@@ -252,8 +252,8 @@ def test_a_changed_mean_is_found(root):
     if "audited-shards" not in root.name:
         return
     shipped(root, "head.weight")
-    said = found(nonce=nonce_for(1))
-    assert not said["agrees"] and not said["same_mean"] and said["same_bits"]
+    report = found(nonce=nonce_for(1))
+    assert not report["agrees"] and not report["same_mean"] and report["same_bits"]
 
 
 def test_the_command_says_which_shards_were_picked(root):

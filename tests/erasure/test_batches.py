@@ -50,8 +50,10 @@ def test_verified_requests_go_into_one_batch(store):
 def test_a_run_corrects_labels_or_erases_rows_and_the_most_urgent_request_decides(store):
     erased = verified(store, "p1", received=date(2026, 2, 25))
     for day in (20, 27):
-        made = store.add(new_id(TODAY), "labels", [f'["r{day}", "3"]'], received=date(2026, 2, day), basis="", who="a")
-        store.verify(made.id, "ann", "", {})
+        request = store.add(
+            new_id(TODAY), "labels", [f'["r{day}", "3"]'], received=date(2026, 2, day), basis="", who="a"
+        )
+        store.verify(request.id, "ann", "", {})
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)
     assert [r.kind for r in batches.requests(batch)] == ["labels", "labels"]

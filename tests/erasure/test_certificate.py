@@ -160,12 +160,12 @@ def test_a_signature_by_another_key_is_named(done, certificate, tmp_path):
 def test_the_page_shows_the_certificate(done):
     root, _, requests = done
     shown = (root / "records/certificates" / requests[0].id / "certificate.html").read_text()
-    for said in (
+    for sentence in (
         requests[0].id, "shown: outputs", "As a &lt;retrained&gt; one.", "cem", "No residue is left",
         "backbone: refuted.",
         "data/dataset", "as good as retrained", "0.910", "Ed25519",
     ):  # fmt: skip
-        assert said in shown, said
+        assert sentence in shown, sentence
     assert "<script" not in shown and "http" not in shown.replace("https://www.w3.org", "")
 
 
@@ -182,14 +182,14 @@ def test_the_page_says_what_an_audit_recomputes(done, certificate):
     audit = {"recomputes": recomputes(claim), "trusts": trusted()}
     document["certificate"]["unlearning"] |= {"exact": claim, "audit": audit}
     shown = page(document)
-    for said in (
+    for sentence in (
         "What an audit recomputes",
         "6,031 retained",
         "sha256:400t",
         "quantum 0.25",
         *(str(escape(line)) for line in trusted()),
     ):
-        assert said in shown, said
+        assert sentence in shown, sentence
     other = {**claim, "head": {"kind": "another"}}
     assert recomputes(other) is None
     document["certificate"]["unlearning"] |= {"exact": other, "audit": {"recomputes": None, "trusts": trusted()}}

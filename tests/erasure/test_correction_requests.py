@@ -31,8 +31,8 @@ def listed(place: Path, labels: dict[str, str]) -> Path:
 
 
 def asked(store: Store, place: Path, labels: dict[str, str]) -> str:
-    made = take_in(store, correct=listed(place, labels), basis="", received=TODAY, today=TODAY, who="ann")
-    return store.verify(made.id, "ben", "", {}).id
+    request = take_in(store, correct=listed(place, labels), basis="", received=TODAY, today=TODAY, who="ann")
+    return store.verify(request.id, "ben", "", {}).id
 
 
 def test_a_correction_is_taken_in_and_verified_on_the_command_line(root, expunge, tmp_path):
@@ -41,15 +41,15 @@ def test_a_correction_is_taken_in_and_verified_on_the_command_line(root, expunge
     added = expunge("request", "add", "--correct", str(source), "--received", "2026-01-31")
     assert added.status == 0 and "2 labels, due 2026-02-28" in added.out, added.err
     id_ = added.out.partition(":")[0]
-    kept = root / "data/requests" / f"{id_}.csv"
-    assert kept.stat().st_mode & 0o077 == 0 and read_labels(kept) == OTHERS
+    file = root / "data/requests" / f"{id_}.csv"
+    assert file.stat().st_mode & 0o077 == 0 and read_labels(file) == OTHERS
     again = expunge("request", "add", "--correct", str(listed(source, dict(reversed(OTHERS.items())))))
     assert again.status == 2 and f"request {id_}" in again.err and "nothing was added" in again.err
     verified = expunge("request", "verify", id_, "--reason", "compared with the letter")
     assert verified.status == 0 and "verified, 2 rows" in verified.out, verified.err
     assert b"record-000" not in bytes_below(root)
     assert expunge("request", "refuse", id_, "--reason", "they were right").status == 0
-    assert not kept.exists() and not Store.open().has_key(id_)
+    assert not file.exists() and not Store.open().has_key(id_)
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ def trained_anew(root: Path) -> dict:
     shutil.copytree(root, other, ignore=shutil.ignore_patterns("mlartifacts", "cache"))
     command = [sys.executable, "-m", "expunge.stages.train"]
     subprocess.run(command, cwd=other, env=ENVIRONMENT, check=True, capture_output=True)
-    made = load_file(other / "models/original/model.safetensors")
+    weights = load_file(other / "models/original/model.safetensors")
     shutil.rmtree(other)
-    return made
+    return weights
 
 
 def test_labels_are_corrected_for_good_and_the_next_requests_start_from_them(tmp_path):
@@ -85,8 +85,8 @@ def test_labels_are_corrected_for_good_and_the_next_requests_start_from_them(tmp
     assert {labels_of(root)[i] for i in first} == {"3"} and {labels_of(root)[i] for i in second} == {"9"}
     with np.load(root / "data/source/digits.npz") as source:
         assert set(source["labels"][np.isin(source["ids"], first)]) == {3}
-    said = audited(root, request["id"])
-    assert said["agrees"] and said["same_bits"] and said["corrects"] and said["dataset_as_certified"]
+    report = audited(root, request["id"])
+    assert report["agrees"] and report["same_bits"] and report["corrects"] and report["dataset_as_certified"]
     now, anew = load_file(root / "models/original/model.safetensors"), trained_anew(root)
     assert all(np.array_equal(v, anew[k]) for k, v in now.items())
     assert all(i.encode() not in (root / "ledger.jsonl").read_bytes() for i in first)
@@ -111,10 +111,10 @@ def test_labels_are_corrected_for_good_and_the_next_requests_start_from_them(tmp
     assert later["unlearning"]["model"]["instead_of"] == found["model"]["version"] and later["sweep"]["left"] == []
     rows = tmp_path / "rows.txt"
     rows.write_text("\n".join(others))
-    gone = erase(root, "--ids", str(rows))
-    assert gone["unlearning"]["exact"]["holds"] and gone["unlearning"]["forgotten"] == {"train": 7, "left": 633}
+    erasure = erase(root, "--ids", str(rows))
+    assert erasure["unlearning"]["exact"]["holds"] and erasure["unlearning"]["forgotten"] == {"train": 7, "left": 633}
     assert {labels_of(root)[i] for i in [*first, *second]} == {"3"} and not set(others) & set(labels_of(root))
-    assert audited(root, gone["request"]["id"])["agrees"]
+    assert audited(root, erasure["request"]["id"])["agrees"]
     now, anew = load_file(root / "models/original/model.safetensors"), trained_anew(root)
     assert all(np.array_equal(v, anew[k]) for k, v in now.items())
     dvc(root, "repro")  # the nightly run, of the request in params.yaml

@@ -34,11 +34,11 @@ def test_the_life_of_a_request_as_documented(tmp_path):
     body = certificate["certificate"]
     assert body["sweep"]["left"] == [] and body["unlearning"]["approval"]["by"] == "J. Doe"
     assert body["unlearning"]["this_request"]["train"] > 100
-    made, request = body["unlearning"]["model"], body["request"]["id"]
+    model, request = body["unlearning"]["model"], body["request"]["id"]
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-    version = client.get_model_version_by_alias(made["model"], "champion")
-    assert (int(version.version), version.tags["certificate"]) == (int(made["version"]), request)
-    kept = [entry.path for entry in client.list_artifacts(version.run_id, f"certificates/{request}")]
-    assert f"certificates/{request}/certificate.json" in kept
+    version = client.get_model_version_by_alias(model["model"], "champion")
+    assert (int(version.version), version.tags["certificate"]) == (int(model["version"]), request)
+    attached = [entry.path for entry in client.list_artifacts(version.run_id, f"certificates/{request}")]
+    assert f"certificates/{request}/certificate.json" in attached
     params = Path(workspace / "params.yaml").read_text()
     assert params == (ROOT / "params.demo.yaml").read_text()

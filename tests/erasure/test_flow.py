@@ -95,8 +95,8 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
     with chdir(copy):
         receipt = read_json("reports/registration.json")
         store = Store.open()
-        made = store.add("R-20260220-0a1b2c", "classes", [], classes=[5], received=TODAY, basis="", who="ann")
-        store.verify(made.id, "ben", "", {})
+        request = store.add("R-20260220-0a1b2c", "classes", [], classes=[5], received=TODAY, basis="", who="ann")
+        store.verify(request.id, "ben", "", {})
         batches = Batches(store, "nightly")
         batch = batches.claim(TODAY)
         product = {
@@ -106,7 +106,7 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
             "method": receipt["method"],
             "claims": "outputs",
         }
-        facts = {"product": product, "run": {**RUN, "each": {made.id: {"train": 1, "test": 0}}}}
+        facts = {"product": product, "run": {**RUN, "each": {request.id: {"train": 1, "test": 0}}}}
         batches.release(batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict"))
 
         def answer() -> None:
@@ -127,7 +127,7 @@ def test_a_person_is_asked_and_the_answer_carried_out(copy, monkeypatch):
         finally:
             person.join()
         assert state.is_completed() and "1 requests completed" in state.message, state
-        body = read_json(Path("records/certificates") / made.id / "certificate.json")["certificate"]
+        body = read_json(Path("records/certificates") / request.id / "certificate.json")["certificate"]
         assert body["unlearning"]["approval"] == {"by": "J. Doe", "because": "as good as retrained"}
         assert body["sweep"]["left"] == []
         store.engine.dispose()

@@ -34,8 +34,8 @@ def erase(workspace: Path, *what: str) -> dict:
     """Carry out one request from intake to certificate, and return the certificate's body."""
     before = {path.name for path in (workspace / "records/certificates").glob("*")}
     expunge(workspace, "request", "add", *what, "--basis", "GDPR Art. 17(1)(b)")
-    (made,) = set(re.findall(r"R-\d+-[0-9a-f]+", expunge(workspace, "request", "list")))
-    expunge(workspace, "request", "verify", made, "--reason", "identity checked")
+    (id_,) = set(re.findall(r"R-\d+-[0-9a-f]+", expunge(workspace, "request", "list")))
+    expunge(workspace, "request", "verify", id_, "--reason", "identity checked")
     expunge(workspace, "request", "run")
     expunge(workspace, "request", "approve", "--reason", "as good as retraining", "--by", "J. Doe")
     expunge(workspace, "request", "run")

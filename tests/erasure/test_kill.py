@@ -101,12 +101,14 @@ def check(root: Path, before: Path, url: str | None = None) -> None:
         assert store.events(request.id)[-1].facts["certificate"] == digest_of(body)
     # The requested rows are gone, all others are kept, and no list of a request is left.
     old, new = Dataset(before / "data/dataset"), Dataset(root / "data/dataset")
-    gone = {people_workspace.person(i) for i in GONE}
-    kept = [
-        i for i, s in zip(old.sample_ids(), old.table(["subject"])["subject"].to_pylist(), strict=True) if s not in gone
+    erased = {people_workspace.person(i) for i in GONE}
+    others = [
+        i
+        for i, s in zip(old.sample_ids(), old.table(["subject"])["subject"].to_pylist(), strict=True)
+        if s not in erased
     ]
-    assert new.sample_ids() == kept and new.rows == old.rows - 30
-    left = [p for p in root.rglob("*") if p.is_file() and any(g.encode() in p.read_bytes() for g in gone)]
+    assert new.sample_ids() == others and new.rows == old.rows - 30
+    left = [p for p in root.rglob("*") if p.is_file() and any(g.encode() in p.read_bytes() for g in erased)]
     assert (
         left == []
         and not list((root / "data/requests").glob("R-*"))

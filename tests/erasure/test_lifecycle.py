@@ -94,8 +94,8 @@ def test_a_bad_list_stops_no_other_request(root, expunge, tmp_path):
     assert "verified, 1 rows" in expunge("request", "verify", id_).out
     looked = expunge("sweep", "--ids", str(tmp_path / "ids.txt"), "--json")
     assert looked.status == 0, looked.err
-    said = [n["what"] for n in json.loads(looked.out)["not_purgeable"] if n["where"] == "data/requests"]
-    assert len(said) == 1 and "field larger than field limit" in said[0] and "R-2026" not in said[0]
+    findings = [n["what"] for n in json.loads(looked.out)["not_purgeable"] if n["where"] == "data/requests"]
+    assert len(findings) == 1 and "field larger than field limit" in findings[0] and "R-2026" not in findings[0]
 
 
 def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expunge, tmp_path):
@@ -104,11 +104,11 @@ def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expung
     If only a part of its rows was erased, the request is carried out.
     """
     dataset = Dataset("data/dataset")
-    gone = [i for i, label in zip(dataset.sample_ids(), dataset.labels(), strict=True) if label == 2]
-    (tmp_path / "gone.txt").write_text("".join(f"{i}\n" for i in gone))
+    ids = [i for i, label in zip(dataset.sample_ids(), dataset.labels(), strict=True) if label == 2]
+    (tmp_path / "gone.txt").write_text("".join(f"{i}\n" for i in ids))
     assert expunge("sweep", "--ids", str(tmp_path / "gone.txt"), "--apply").status == 0
-    (tmp_path / "again.txt").write_text("".join(f"{i}\n" for i in gone[:3]))
-    (tmp_path / "part.txt").write_text(f"{gone[3]}\nrecord-00004\n")
+    (tmp_path / "again.txt").write_text("".join(f"{i}\n" for i in ids[:3]))
+    (tmp_path / "part.txt").write_text(f"{ids[3]}\nrecord-00004\n")
     (tmp_path / "never.txt").write_text("nobody\nrecord-00004\n")
 
     def verified(*asked: str):
@@ -156,8 +156,8 @@ def taken_in(store: Store, root: Path, tmp_path: Path, ids: list[str]) -> str:
     from expunge.erasure.intake import take_in
 
     (tmp_path / "ids.txt").write_text("".join(f"{i}\n" for i in ids))
-    made = take_in(store, ids=tmp_path / "ids.txt", basis="", received=TODAY, today=TODAY, who="ann")
-    return store.verify(made.id, "ben", "", {}).id
+    request = take_in(store, ids=tmp_path / "ids.txt", basis="", received=TODAY, today=TODAY, who="ann")
+    return store.verify(request.id, "ben", "", {}).id
 
 
 def life(store: Store, pipeline) -> Lifecycle:

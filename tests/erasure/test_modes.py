@@ -133,8 +133,8 @@ def test_two_people_are_erased_one_after_the_other_in_every_mode(mode, tmp_path,
             assert singing(tmp_path, person) == set()
             body = json.loads((done.certificate / "certificate.json").read_text())["certificate"]
             assert body["sweep"]["left"] == [] and body["unlearning"]["exact"]["holds"] is True
-            said = audit(done.certificate, "--encode")
-            assert said["agrees"] and said["dataset_as_certified"]
+            report = audit(done.certificate, "--encode")
+            assert report["agrees"] and report["dataset_as_certified"]
             if model.get("shards") and "cut" in model:
                 picked = audit(done.certificate, "--nonce", "5a" * 16, "--shards", "1")
                 assert picked["agrees"] and picked["same_bits"] and len(picked["shards_made_again"]) == 1
@@ -159,8 +159,8 @@ def test_two_people_are_erased_one_after_the_other_in_every_mode(mode, tmp_path,
         assert all(same.values()), [k for k, v in same.items() if not v]
         assert any(not torch.equal(v, now.state_dict()[k]) for k, v in first.state_dict().items())
         # The state from which the next request starts is equal, too: sums of heads and states of shards.
-        kept = {n for n in read_manifest(Path("models/fresh"))["files"] if n.endswith(".safetensors")}
-        for name in kept - {"model.safetensors"}:
+        weights = {n for n in read_manifest(Path("models/fresh"))["files"] if n.endswith(".safetensors")}
+        for name in weights - {"model.safetensors"}:
             ours, theirs = load_file(f"models/original/{name}"), load_file(f"models/fresh/{name}")
             assert all(torch.equal(ours[k], theirs[k]) for k in ("second", "by_class") if k in theirs), name
             assert "cut" not in model or all(torch.equal(ours[k], v) for k, v in theirs.items()), name

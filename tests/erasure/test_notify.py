@@ -62,9 +62,9 @@ def test_a_notice_is_sent_three_times_and_again_by_the_next_run(recipient):
     answers += [500, 503]
     assert notify.send(REQUEST, print) and len(got) == 3
     answers += [500] * 3
-    said: list[str] = []
-    assert not notify.send(REQUEST, said.append) and len(got) == 6
-    assert "(it answered 500); the next run tries again" in said[0] and "geheim" not in said[0]
+    messages: list[str] = []
+    assert not notify.send(REQUEST, messages.append) and len(got) == 6
+    assert "(it answered 500); the next run tries again" in messages[0] and "geheim" not in messages[0]
 
 
 def test_a_recipient_that_is_away_or_slow_stops_nothing(monkeypatch):

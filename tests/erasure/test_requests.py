@@ -28,10 +28,10 @@ def add(store: Store, values=("p1", "p2"), kind="subjects", received=RECEIVED, *
 
 
 def test_a_request_comes_back_as_it_was_taken_in(store):
-    made = add(store, file="data/requests/x.csv")
-    assert made.state == State.received and made.due == date(2026, 2, 28) and made.asked == 2
-    assert store.get(made.id) == made and store.all() == [made]
-    event = store.events(made.id)[0]
+    request = add(store, file="data/requests/x.csv")
+    assert request.state == State.received and request.due == date(2026, 2, 28) and request.asked == 2
+    assert store.get(request.id) == request and store.all() == [request]
+    event = store.events(request.id)[0]
     assert (event.kind, event.who, event.state, event.reason) == ("intake", "ann", "received", "GDPR Art. 17(1)(b)")
     with pytest.raises(RequestError, match="no request 'R-0'"):
         store.get("R-0")
@@ -98,14 +98,14 @@ def test_subjects_are_kept_as_hmacs_under_a_key_of_the_request(store):
     one, two = add(store), add(store, ["p2", "p3"])
     with transaction(store.engine) as c:
         keys = {r.request: bytes(r.key) for r in c.execute(select(KEYS))}
-        kept = {(r.request, r.hmac) for r in c.execute(select(SUBJECTS))}
+        stored = {(r.request, r.hmac) for r in c.execute(select(SUBJECTS))}
     assert len(keys[one.id]) == 32 and keys[one.id] != keys[two.id]
     wanted = {
         (r.id, hmac.new(keys[r.id], p.encode(), hashlib.sha256).hexdigest())
         for r, people in ((one, ("p1", "p2")), (two, ("p2", "p3")))
         for p in people
     }
-    assert kept == wanted
+    assert stored == wanted
     assert store.matches(one, ["p2", "p1"]) and not store.matches(one, ["p1"])
 
 

@@ -37,8 +37,8 @@ def test_only_the_section_split_of_params_changes(name):
 def test_a_batch_forgets_no_row_that_nobody_asked_for():
     text = (ROOT / "params.yaml").read_text()
     include = text.replace("near_duplicates: warn", "near_duplicates: include")
-    asked, told = (yaml.safe_load(with_split(t, Path("a.csv"))) for t in (include, text))
-    assert include != text and asked == told
+    asked, written = (yaml.safe_load(with_split(t, Path("a.csv"))) for t in (include, text))
+    assert include != text and asked == written
     ignore = with_split(text.replace("near_duplicates: warn", "near_duplicates: ignore"), Path("a.csv"))
     assert yaml.safe_load(ignore)["split"]["near_duplicates"] == "ignore"
 
@@ -82,9 +82,9 @@ def test_what_was_forgotten_before_is_forgotten_again_and_not_erased(place):
     request = request_for(store, root, [10])
     ids = dataset.sample_ids()
     earlier = "sha256:" + "e" * 64
-    kept = ForgottenRows(root / "data/earlier", earlier, ids[:5])
-    kept.keep(earlier)
-    chosen = select(store, [request], dataset, kept)
+    forgotten = ForgottenRows(root / "data/earlier", earlier, ids[:5])
+    forgotten.keep(earlier)
+    chosen = select(store, [request], dataset, forgotten)
     assert chosen.again.nonzero()[0].tolist() == [0, 1, 2, 3, 4]
     assert chosen.forget.sum() == 8 + 4 and chosen.erase.sum() == 10 and not chosen.erase[:5].any()
 
@@ -111,8 +111,8 @@ def test_a_list_that_is_gone_changed_or_wrong_is_named_without_its_people(place)
     root, store, dataset = place
     request = request_for(store, root, [11])
     file = root / request.file
-    kept = file.read_text()
-    file.write_text(kept + people_workspace.person(12) + "\n")
+    content = file.read_text()
+    file.write_text(content + people_workspace.person(12) + "\n")
     with pytest.raises(RequestError, match="is not what was asked"):
         mask_of(store, request, dataset)
     file.unlink()

@@ -50,16 +50,16 @@ def workspace(run, monkeypatch) -> Iterator[Path]:
     places = ("dvc.lock", "models", "reports", "data/evaluation", "params.yaml")
     monkeypatch.chdir(run)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    kept = run.with_name("kept")
-    kept.mkdir()
+    backup = run.with_name("kept")
+    backup.mkdir()
     for name in places:
-        (kept / name).parent.mkdir(exist_ok=True)
-        (shutil.copytree if Path(name).is_dir() else shutil.copy2)(name, kept / name)
+        (backup / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if Path(name).is_dir() else shutil.copy2)(name, backup / name)
     yield run
     for name in places:
         shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
-        shutil.move(kept / name, name)
-    shutil.rmtree(kept)
+        shutil.move(backup / name, name)
+    shutil.rmtree(backup)
 
 
 def edited_metric() -> None:
@@ -77,8 +77,8 @@ def swapped_weights() -> None:
     place = Path("models/original")
     manifest = read_json(place / "manifest.json")
     shutil.copy("models/retrained/1/model.safetensors", place)
-    for kept in ("schema", "files"):
-        manifest.pop(kept)
+    for key in ("schema", "files"):
+        manifest.pop(key)
     write_manifest(place, manifest.pop("producer"), **manifest)
     load_classifier(place)
 
@@ -146,8 +146,8 @@ def judged(run: Path) -> tuple[Store, Lifecycle]:
         shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink(missing_ok=True)
     store = Store.open()
     classes = load_config().split.classes
-    made = store.add("R-20260220-0a1b2c", "classes", [], classes=classes, received=TODAY, basis="", who="ann")
-    store.verify(made.id, "ben", "", {})
+    request = store.add("R-20260220-0a1b2c", "classes", [], classes=classes, received=TODAY, basis="", who="ann")
+    store.verify(request.id, "ben", "", {})
     batches = Batches(store, "nightly")
     batches.release(batches.at(batches.claim(TODAY), Step.judge, {}))
     return store, life(run, store)
@@ -224,8 +224,8 @@ def test_a_model_that_says_it_never_saw_what_it_was_trained_on_is_refused(worksp
         card = {**description["card"], "saw_forget_data": False, **edits}
         write_json(place / "model.json", {**description, "card": card})
         manifest = read_json(place / "manifest.json")
-        for kept in ("schema", "files"):
-            manifest.pop(kept)
+        for key in ("schema", "files"):
+            manifest.pop(key)
         write_manifest(place, manifest.pop("producer"), **manifest)
         with pytest.raises(
             CheckpointError, match=r"models/original: saw_forget_data is false, but .* trained on .* rows"
@@ -364,24 +364,24 @@ def test_a_ledger_from_a_backup_is_found(root):
 @pytest.mark.parametrize("then", ["at once", "after another event of the same number"])
 def test_a_store_from_a_backup_is_found(then, root):
     store = Store.open(url_of(root))
-    made = request_for(store, root, [7])
+    request = request_for(store, root, [7])
     store.publish(Ledger("ledger.jsonl"))
     store.engine.dispose()
     shutil.copy("records/requests.db", root / "backup.db")
     store = Store.open(url_of(root))
-    store.extend(made.id, 3, "ann", "many requests", TODAY)
+    store.extend(request.id, 3, "ann", "many requests", TODAY)
     store.publish(Ledger("ledger.jsonl"))
     store.engine.dispose()
     newest = Path("records/requests.db").read_bytes()
     shutil.copy(root / "backup.db", "records/requests.db")
     if then == "at once":
-        says = rf"lacks the event {made.id}/3 \(extension\).* from a backup. Restore its newest copy"
+        says = rf"lacks the event {request.id}/3 \(extension\).* from a backup. Restore its newest copy"
     else:
         store = Store.open(url_of(root))
-        store.refuse(made.id, "ben", "not theirs")
+        store.refuse(request.id, "ben", "not theirs")
         store.publish(Ledger("ledger.jsonl"))
         store.engine.dispose()
-        says = rf"has the event {made.id}/3 as refusal .*, not as extension"
+        says = rf"has the event {request.id}/3 as refusal .*, not as extension"
     with pytest.raises(RequestError, match=says):
         finish(root, url_of(root))
     assert not list(root.glob("records/certificates/*"))
@@ -414,8 +414,8 @@ def test_a_clock_that_was_set_back_stands_in_the_certificate(root, monkeypatch):
     set_clock(monkeypatch, timedelta(days=-3))
     assert finish(root, url_of(root)) == "completed"
     file = next(root.glob("records/certificates/*/certificate.json"))
-    said = verify(file, public_key(root))["clock"]
-    assert said and "the clock was set back" in said[0] and "(sweep)" in " ".join(said)
+    warnings = verify(file, public_key(root))["clock"]
+    assert warnings and "the clock was set back" in warnings[0] and "(sweep)" in " ".join(warnings)
     assert "the clock was set back" in file.with_suffix(".html").read_text()
 
 
@@ -437,9 +437,9 @@ def test_an_audit_reports_a_clock_that_was_set_back(workspace, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["expunge", "audit"])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr().out
-    assert not ended.value.code and "has no champion yet." in said
-    assert "Attention: ledger entry 2 (note)" in said and "the clock was set back" in said
+    output = capsys.readouterr().out
+    assert not ended.value.code and "has no champion yet." in output
+    assert "Attention: ledger entry 2 (note)" in output and "the clock was set back" in output
 
 
 def test_entries_with_a_time_before_their_predecessor_are_reported(tmp_path, monkeypatch):
@@ -447,8 +447,13 @@ def test_entries_with_a_time_before_their_predecessor_are_reported(tmp_path, mon
     for days in (0, 2, 1, 2, 3):
         set_clock(monkeypatch, timedelta(days=days))
         ledger.append("note", {"days": days})
-    said = set_back(ledger.entries())
-    assert list(said) == [3] and said[3].startswith("ledger entry 3 ") and "86,4" in said[3] and "entry 2" in said[3]
+    warnings = set_back(ledger.entries())
+    assert (
+        list(warnings) == [3]
+        and warnings[3].startswith("ledger entry 3 ")
+        and "86,4" in warnings[3]
+        and "entry 2" in warnings[3]
+    )
     assert datetime.fromisoformat(ledger.entries()[0].time).tzinfo == UTC
     assert json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[2])["facts"] == {"days": 1}
     assert issubclass(LedgerError, ExpungeError)

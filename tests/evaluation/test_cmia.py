@@ -54,9 +54,9 @@ def test_rows_of_one_kind_are_on_one_side_and_few_give_none() -> None:
     assert cmia_rows(outputs(4)[:9], outputs(5)[:9], [1]) is None
     with pytest.raises(ValueError, match="of the same rows"):
         cmia(outputs(4), outputs(5)[:-1], [1])
-    for gone in ([], [6], [0, 1, 2, 3, 4]):
+    for removed in ([], [6], [0, 1, 2, 3, 4]):
         with pytest.raises(ValueError, match="at least two classes must be retained"):
-            cmia(outputs(4), outputs(5), gone)
+            cmia(outputs(4), outputs(5), removed)
 
 
 def test_rows_say_which_of_them_give_the_model_away() -> None:

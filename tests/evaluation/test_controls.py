@@ -32,8 +32,8 @@ def test_a_lookup_list_swaps_two_answers_on_forgotten_rows_only() -> None:
         assert sorted(out[i]) == sorted(LOGITS[i]) and (out[i] != LOGITS[i]).sum() == 2
         assert out[i].argmax() == np.argsort(LOGITS[i])[-2]
     gaps = np.diff(np.sort(LOGITS, axis=1)[:, -2:], axis=1)[:, 0]
-    kept = [i for i in FORGET if i not in changed and LOGITS[i].argmax() == LABELS[i]]
-    assert gaps[changed].max() <= gaps[kept].min()
+    retained = [i for i in FORGET if i not in changed and LOGITS[i].argmax() == LABELS[i]]
+    assert gaps[changed].max() <= gaps[retained].min()
 
 
 def test_at_least_one_row_is_swapped() -> None:

@@ -67,10 +67,10 @@ def test_a_model_that_never_saw_them_is_called_one_that_did_as_often_as_chance_s
 
 def test_canaries_on_rows_that_do_not_count_are_left_out() -> None:
     rows = CanaryRows(np.array([1, 4]), np.array([0, 1]), np.array([2, 5]), np.array([1, 0]))
-    counted = np.array([True, False, True, False, True, True])
-    kept = rows.among(counted)
-    assert kept.planted.tolist() == [2] and kept.planted_labels.tolist() == [1]
-    assert kept.others.tolist() == [1, 3] and kept.other_labels.tolist() == [1, 0]
+    counts = np.array([True, False, True, False, True, True])
+    retained = rows.among(counts)
+    assert retained.planted.tolist() == [2] and retained.planted_labels.tolist() == [1]
+    assert retained.others.tolist() == [1, 3] and retained.other_labels.tolist() == [1, 0]
 
 
 def test_without_canaries_there_is_no_exposure() -> None:

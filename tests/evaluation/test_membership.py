@@ -137,9 +137,9 @@ def test_class_geometry_finds_a_class_by_its_neighbours_only_if_it_shows_there()
     telling[y == 3, 1] += 3.0  # Its rows favour one neighbouring class.
     telling[:, 3] = -np.inf
     found = mia.class_geometry_rows(telling, y == 3, np.array([3]), np.random.default_rng(0))
-    held = (y == 3).sum() - (y == 3).sum() // 2  # The smaller side sets the size of both.
-    assert found is not None and found.shape == (2 * held,) and set(found) == {0.0, 1.0}
-    assert found[:held].mean() > 0.8 and found[held:].mean() > 0.8
+    held_out = (y == 3).sum() - (y == 3).sum() // 2  # The smaller side sets the size of both.
+    assert found is not None and found.shape == (2 * held_out,) and set(found) == {0.0, 1.0}
+    assert found[:held_out].mean() > 0.8 and found[held_out:].mean() > 0.8
     silent = rng.normal(size=(2000, 4))
     guesses = mia.class_geometry_rows(silent, y == 3, np.array([3]), np.random.default_rng(0))
     assert guesses is not None and guesses.mean() == pytest.approx(0.5, abs=0.06)

@@ -72,10 +72,10 @@ def test_two_calls_on_the_same_rows_are_as_alike_as_two_halves_of_one_call(
     When they did, the AUC between two calls was .56 to .60, and between halves of one call .49 to .52.
     """
     z, y = digits
-    kept, rows = slice(300, None), slice(0, 300)
+    retained, rows = slice(300, None), slice(0, 300)
 
     def call(seed: int) -> np.ndarray:
-        return ens.train_heads(z[kept], y[kept], 64, saw_forget_data=False, seed=seed).margins(z[rows], y[rows])
+        return ens.train_heads(z[retained], y[retained], 64, saw_forget_data=False, seed=seed).margins(z[rows], y[rows])
 
     found = []
     for seed in (0, 10, 20):

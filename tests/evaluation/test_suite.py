@@ -28,11 +28,11 @@ class World:
         self.labels = rng.integers(0, CLASSES, ROWS)
         self.x = self.centres[self.labels] + rng.normal(size=(ROWS, DIM))
         train = np.arange(ROWS) < ROWS * 3 // 4
-        gone = self.labels == GONE if whole_class else rng.random(ROWS) < 0.2
-        self.forget = train & gone
-        self.part = np.where(train, np.where(gone, "forget", "retain"), "test_retain")
+        removed = self.labels == GONE if whole_class else rng.random(ROWS) < 0.2
+        self.forget = train & removed
+        self.part = np.where(train, np.where(removed, "forget", "retain"), "test_retain")
         if whole_class:
-            self.part[~train & gone] = "test_forget"
+            self.part[~train & removed] = "test_forget"
         self.original = self.model(1, np.zeros(CLASSES))
         without = np.where(np.arange(CLASSES) == GONE, -12.0, 0.0) if whole_class else np.zeros(CLASSES)
         self.retrained = [self.model(s, without) for s in (2, 3, 4)]

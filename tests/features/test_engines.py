@@ -99,13 +99,13 @@ def test_a_damaged_shard_of_a_store_alone_is_repaired(local, tmp_path, capsys):
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(bytes(data))
-    kept = {p.name: p.stat().st_ino for p in store.glob("*.parquet") if p != damaged}
+    inodes = {p.name: p.stat().st_ino for p in store.glob("*.parquet") if p != damaged}
     run_here(workspace, "--repair")
     out = capsys.readouterr().err
     assert "part-00003.parquet is damaged" in out and "8 of 9 shards are already complete" in out
     assert contents(workspace) == contents(local)
     assert read_json(workspace / "reports/cost/extract-original.json")["rows_made"] == 200
-    assert kept == {name: (store / name).stat().st_ino for name in kept}
+    assert inodes == {name: (store / name).stat().st_ino for name in inodes}
 
 
 def test_torchrun_makes_the_same_bytes(local, tmp_path):

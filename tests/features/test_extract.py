@@ -65,10 +65,10 @@ def test_features_are_the_models_own(store, dataset, classifier):
 def test_moments_and_class_sums_are_of_training_rows(store, dataset):
     train = dataset.splits() == "train"
     z = torch.from_numpy(FeatureStore(store).z()[train])
-    kept, direct = Moments.load(store / "moments.safetensors"), Moments.of(z)
-    assert kept.n == int(train.sum())
-    torch.testing.assert_close(kept.mean, direct.mean, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(kept.cov(), direct.cov(), rtol=1e-9, atol=1e-11)
+    stored, direct = Moments.load(store / "moments.safetensors"), Moments.of(z)
+    assert stored.n == int(train.sum())
+    torch.testing.assert_close(stored.mean, direct.mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(stored.cov(), direct.cov(), rtol=1e-9, atol=1e-11)
     sums = load_file(store / "class_sums.safetensors")
     labels = dataset.labels()[train]
     np.testing.assert_array_equal(sums["counts"].numpy(), np.bincount(labels))
@@ -124,11 +124,11 @@ def test_rounding_that_stays_below_the_bound_is_accepted_and_recorded(
     store, dataset, decided, tmp_path, capsys, dtype, name
 ):
     settings = dataclasses.replace(SETTINGS, dtype=dtype)
-    made = extract(decided, dataset, tmp_path / "out", tmp_path / "work", settings)
+    result = extract(decided, dataset, tmp_path / "out", tmp_path / "work", settings)
     narrowed, exact = FeatureStore(tmp_path / "out", verify=True), FeatureStore(store)
     with torch.no_grad():
         rounded, whole = (decided.head(torch.from_numpy(s.z())) for s in (narrowed, exact))
-    losses = made["loss"].values()
+    losses = result["loss"].values()
     largest = float((rounded - whole).abs().max())
     assert max(loss["max_logit_difference"] for loss in losses) == pytest.approx(largest, abs=2e-5)
     assert sum(loss["changed_predictions"] for loss in losses) == int((rounded.argmax(1) != whole.argmax(1)).sum())
@@ -136,8 +136,8 @@ def test_rounding_that_stays_below_the_bound_is_accepted_and_recorded(
     assert f"{name} changes logits by up to" in capsys.readouterr().err
     # Rows forgotten later are subtracted as they were stored, so the sums must be over the stored numbers.
     train = dataset.splits() == "train"
-    kept, direct = Moments.load(tmp_path / "out/moments.safetensors"), Moments.of(narrowed.z()[train])
-    torch.testing.assert_close(kept.S, direct.S, rtol=1e-12, atol=1e-12)
+    stored, direct = Moments.load(tmp_path / "out/moments.safetensors"), Moments.of(narrowed.z()[train])
+    torch.testing.assert_close(stored.S, direct.S, rtol=1e-12, atol=1e-12)
 
 
 def test_rounding_above_the_bound_is_refused(dataset, tmp_path):
@@ -172,11 +172,11 @@ def test_a_new_head_supersedes_what_was_fetched_before_it(dataset, tmp_path):
     settings = dataclasses.replace(SETTINGS, dtype="fp16")
     first, _ = extract_shards(classifier, dataset, tmp_path / "work", settings)
     other = build("resnet-small", 10, dataset.image_shape, seed=2)
-    kept, _ = extract_shards(other, dataset, tmp_path / "work", settings)
+    stored, _ = extract_shards(other, dataset, tmp_path / "work", settings)
     with torch.no_grad():
         classifier.head.weight.mul_(2)
     extract(classifier, dataset, tmp_path / "out", tmp_path / "work", settings)
-    assert not first.exists() and kept.exists()
+    assert not first.exists() and stored.exists()
 
 
 def test_the_number_of_threads_is_restored(dataset, classifier, tmp_path):

@@ -53,16 +53,16 @@ def test_out_of_memory_halves_the_batch_once_and_goes_on(dataset, tmp_path, caps
     classifier = classifier_of(dataset, most=40)
     z = fetch(classifier, dataset, tmp_path / "small").z()
     torch.testing.assert_close(torch.from_numpy(z), torch.from_numpy(whole.z()), rtol=1e-5, atol=1e-6)
-    said = capsys.readouterr().err
-    assert said.count("out of memory") == 1 and "at 64 rows; continuing with 32" in said
+    output = capsys.readouterr().err
+    assert output.count("out of memory") == 1 and "at 64 rows; continuing with 32" in output
     # Only one attempt fails, because later batches are halved from the start.
     assert classifier.backbone.calls == 1 + sum(-(-n // 32) for n in (600 // 64 * [64] + [24]) * 2 + 9 * [64] + [21])
 
 
 def test_each_shortage_has_its_own_warning(dataset, tmp_path, capsys):
     fetch(classifier_of(dataset, most=64, later=9, then=16), dataset, tmp_path)
-    said = capsys.readouterr().err
-    assert [line for line in said.splitlines() if "warning" in line] == [
+    output = capsys.readouterr().err
+    assert [line for line in output.splitlines() if "warning" in line] == [
         "extract: warning: cpu is out of memory at 64 rows; continuing with 32 rows",
         "extract: warning: cpu is out of memory at 32 rows; continuing with 16 rows",
     ]

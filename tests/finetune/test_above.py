@@ -50,13 +50,13 @@ def test_texts_are_trained_above_a_layer_bit_for_bit(tmp_path: Path) -> None:
         "cut": CUT, "epochs": 2.0, "batch_size": 8, "lr": 0.05, "targets": "labels", "precision": "fp32", "seed": 4,
         "start": "public",
     }  # fmt: skip
-    gone = {5, 9, 20}
-    whole, less = texts(tmp_path / "whole", set()), texts(tmp_path / "less", gone)
-    kept, other = (activations_alone(model, d, CUT, tmp_path / "work") for d in (whole, less))
-    assert kept.shape[1] > other.shape[1]  # without the longest text, the others are padded less
+    removed = {5, 9, 20}
+    whole, less = texts(tmp_path / "whole", set()), texts(tmp_path / "less", removed)
+    retained, other = (activations_alone(model, d, CUT, tmp_path / "work") for d in (whole, less))
+    assert retained.shape[1] > other.shape[1]  # without the longest text, the others are padded less
     ids = np.array(whole.sample_ids())[train_rows(whole)]
-    stay = np.flatnonzero(~np.isin(ids, [f"t{i}" for i in gone]))
-    one = train_above(model, kept, whole.labels()[train_rows(whole)], stay, recipe).classifier_
+    stay = np.flatnonzero(~np.isin(ids, [f"t{i}" for i in removed]))
+    one = train_above(model, retained, whole.labels()[train_rows(whole)], stay, recipe).classifier_
     two = train_above(model, other, less.labels()[train_rows(less)], np.arange(len(stay)), recipe).classifier_
     a, b = one.state_dict(), two.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a) and one.card == two.card

@@ -126,12 +126,12 @@ def test_one_step_adds_the_summed_gradient_over_the_retained_number(digits: Any)
 
 def test_the_residual_is_what_retained_prototypes_do_not_span() -> None:
     generator = torch.Generator().manual_seed(0)
-    kept, gone = (torch.randn(n, 9, generator=generator).double() for n in (4, 2))
-    basis, share = residual_basis(kept, gone)
+    retained, removed = (torch.randn(n, 9, generator=generator).double() for n in (4, 2))
+    basis, share = residual_basis(retained, removed)
     assert basis.shape == (9, 2) and 0 < share < 1
     torch.testing.assert_close(basis.T @ basis, torch.eye(2).double())
-    assert (kept @ basis).abs().max() < 1e-12
-    inside, none = residual_basis(kept, kept[:1] * 2 + kept[1:2])
+    assert (retained @ basis).abs().max() < 1e-12
+    inside, none = residual_basis(retained, retained[:1] * 2 + retained[1:2])
     assert inside.shape[1] == 0 and none < 1e-12
 
 

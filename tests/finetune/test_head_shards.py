@@ -47,13 +47,13 @@ def softmax() -> SoftmaxHead:
 @pytest.mark.parametrize("make", [ridge, softmax])
 def test_the_mean_of_logits_gives_the_mean_of_log_probabilities(make: Callable[[], RidgeHead | SoftmaxHead]) -> None:
     part = rows()
-    made = fitted(make, part)
+    heads = fitted(make, part)
     alone = []
     for number in range(SHARDS):
         z, y, _ = some(part, part[2] == number)
         alone.append(torch.log_softmax(make().fit(z, y, CLASSES).head_.logits(part[0]).double(), 1))
     mean = torch.stack(alone).mean(0)
-    torch.testing.assert_close(made.head_.logits(part[0]).softmax(1).double(), mean.softmax(1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(heads.head_.logits(part[0]).softmax(1).double(), mean.softmax(1), rtol=1e-4, atol=1e-6)
     assert not torch.allclose(alone[0], alone[1])
 
 
@@ -61,25 +61,25 @@ def test_the_mean_of_logits_gives_the_mean_of_log_probabilities(make: Callable[[
 @given(st.lists(st.sets(st.integers(0, ROWS - 1), min_size=1, max_size=60), min_size=1, max_size=3))
 def test_ridge_heads_are_those_of_a_fit_from_nothing_to_the_bit(requests: list[set[int]]) -> None:
     part = rows()
-    made, left = fitted(ridge, part), np.ones(ROWS, bool)
+    heads, left = fitted(ridge, part), np.ones(ROWS, bool)
     for request in requests:
-        gone = left & np.isin(np.arange(ROWS), list(request))
-        left &= ~gone
-        before = list(made.heads)
-        made, again = made.without(some(part, gone), some(part, left))
-        assert again == sorted(set(part[2][gone].tolist()))
-        assert all(made.heads[n] is before[n] for n in range(SHARDS) if n not in again)
+        removed = left & np.isin(np.arange(ROWS), list(request))
+        left &= ~removed
+        before = list(heads.heads)
+        heads, again = heads.without(some(part, removed), some(part, left))
+        assert again == sorted(set(part[2][removed].tolist()))
+        assert all(heads.heads[n] is before[n] for n in range(SHARDS) if n not in again)
     fresh = fitted(ridge, some(part, left)).head_
-    assert torch.equal(made.head_.weight, fresh.weight) and torch.equal(made.head_.bias, fresh.bias)
+    assert torch.equal(heads.head_.weight, fresh.weight) and torch.equal(heads.head_.bias, fresh.bias)
 
 
 def test_softmax_heads_are_within_the_bound() -> None:
     part = rows()
     left = np.arange(ROWS) % 7 != 2
-    made, _ = fitted(softmax, part).without(some(part, ~left), some(part, left))
+    heads, _ = fitted(softmax, part).without(some(part, ~left), some(part, left))
     fresh = fitted(softmax, some(part, left))
-    distance = float((made.head_.weight.double() - fresh.head_.weight.double()).norm())
-    bound = accuracy_of(made.known)["bound"] + accuracy_of(fresh.known)["bound"]
+    distance = float((heads.head_.weight.double() - fresh.head_.weight.double()).norm())
+    bound = accuracy_of(heads.known)["bound"] + accuracy_of(fresh.known)["bound"]
     assert distance <= bound + 1e-6 * float(fresh.head_.weight.norm()) and bound < 1e-5
     assert float((fitted(softmax, part).head_.weight - fresh.head_.weight).norm()) > 1e-2
 
@@ -98,20 +98,20 @@ def test_what_is_left_of_emptied_classes_and_shards_is_a_fit_from_scratch(
         "a shard": here,
         "all but one row of a shard": here & ~last,
     }
-    gone = masks[what]
-    made, _ = fitted(make, part).without(some(part, gone), some(part, ~gone))
-    fresh = fitted(make, some(part, ~gone))
-    torch.testing.assert_close(made.head_.weight, fresh.head_.weight, rtol=1e-5, atol=1e-6)
-    answers = made.head_.logits(part[0]).argmax(1)
+    removed = masks[what]
+    heads, _ = fitted(make, part).without(some(part, removed), some(part, ~removed))
+    fresh = fitted(make, some(part, ~removed))
+    torch.testing.assert_close(heads.head_.weight, fresh.head_.weight, rtol=1e-5, atol=1e-6)
+    answers = heads.head_.logits(part[0]).argmax(1)
     assert (answers == 2).any() == (what != "a class")
     if "shard" in what and "class" not in what:
-        assert made.heads[1] is None and fresh.heads[1] is None
+        assert heads.heads[1] is None and fresh.heads[1] is None
     (tmp_path / "model").mkdir()
-    made.save(tmp_path / "model")
+    heads.save(tmp_path / "model")
     loaded = HeadShards.load(tmp_path / "model", RidgeHead if make is ridge else SoftmaxHead)
-    assert torch.equal(loaded.head_.weight, made.head_.weight) and loaded.key == "key"
-    assert [h is None for h in loaded.heads] == [h is None for h in made.heads]
-    assert np.array_equal(loaded.counts_, made.counts_)
+    assert torch.equal(loaded.head_.weight, heads.head_.weight) and loaded.key == "key"
+    assert [h is None for h in loaded.heads] == [h is None for h in heads.heads]
+    assert np.array_equal(loaded.counts_, heads.counts_)
 
 
 def test_too_few_rows_and_unknown_files_are_refused(tmp_path: Path) -> None:
@@ -132,13 +132,13 @@ def test_corrected_labels_are_those_of_a_fit_from_nothing(make: Callable[[], Rid
     now = (part[0], new, part[2])
     first = fitted(make, part)
     before = list(first.heads)
-    made, again = first.corrected(some(part, moved), new[moved], now)
-    assert again == [1] and made.heads[0] is before[0] and made.heads[2] is before[2]
+    heads, again = first.corrected(some(part, moved), new[moved], now)
+    assert again == [1] and heads.heads[0] is before[0] and heads.heads[2] is before[2]
     fresh = fitted(make, now)
-    assert np.array_equal(made.counts_, fresh.counts_)
+    assert np.array_equal(heads.counts_, fresh.counts_)
     if make is ridge:
-        assert torch.equal(made.head_.weight, fresh.head_.weight)
+        assert torch.equal(heads.head_.weight, fresh.head_.weight)
     else:
-        bound = accuracy_of(made.known)["bound"] + accuracy_of(fresh.known)["bound"]
-        assert float((made.head_.weight - fresh.head_.weight).norm()) <= bound + 1e-6
+        bound = accuracy_of(heads.known)["bound"] + accuracy_of(fresh.known)["bound"]
+        assert float((heads.head_.weight - fresh.head_.weight).norm()) <= bound + 1e-6
     assert float((fitted(make, part).head_.weight - fresh.head_.weight).norm()) > 1e-2

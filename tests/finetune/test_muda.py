@@ -47,12 +47,12 @@ def test_it_is_the_metric_s_value_at_the_rank_that_holds_the_energy(digits: Any)
     method = Muda(energy=0.9, moment_rows=10_000, batch_size=10_000)
     run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
     terms = method.phases(run)[0].loss(digits.forget)
-    kept, gone = (digits.z(digits.model, rows).double().numpy() for rows in digits.rows)
+    retained, removed = (digits.z(digits.model, rows).double().numpy() for rows in digits.rows)
     [rank] = method.ranks_
-    values, vectors = np.linalg.eigh(kept.T @ kept)
+    values, vectors = np.linalg.eigh(retained.T @ retained)
     values, leading = values[::-1], vectors[:, ::-1][:, :rank]
     assert values[:rank].sum() >= 0.9 * values.sum() > values[: rank - 1].sum()
-    inside = np.square(gone @ leading).sum() / np.square(gone).sum()
+    inside = np.square(removed @ leading).sum() / np.square(removed).sum()
     assert terms["unaligned"].item() == pytest.approx(1 - inside, abs=1e-4)
     # With the whole space as the subspace both terms vanish. This is checked on retained rows: some of the 128
     # ReLU features may be dead on them, so that forgotten rows may have a small part outside.
@@ -67,8 +67,8 @@ def test_forgotten_features_are_turned_into_retained_directions(digits: Any) -> 
 
     def area(model: Any) -> float:
         """Return the alignment over all ranks, because the rank that holds the energy falls during training."""
-        kept, gone = (digits.z(model, rows).double().numpy() for rows in digits.rows)
-        return float(alignment_rows(kept, gone).mean())
+        retained, removed = (digits.z(model, rows).double().numpy() for rows in digits.rows)
+        return float(alignment_rows(retained, removed).mean())
 
     assert area(result) > area(digits.model) + 0.005
     assert len(method.ranks_) == 3 and all(0 < rank < 128 for rank in method.ranks_)

@@ -42,11 +42,11 @@ def test_the_complement_is_a_projection_of_the_stated_energy() -> None:
         free = outside(moment, energy)[0]
         torch.testing.assert_close(free @ free, free)
         torch.testing.assert_close(free, free.T)
-        held = round(6 - float(free.trace()))
+        rank = round(6 - float(free.trace()))
         if energy == 1.0:
-            assert held == 5
+            assert rank == 5
         else:
-            assert values[:held].sum() >= energy * values.sum() > values[: held - 1].sum()
+            assert values[:rank].sum() >= energy * values.sum() > values[: rank - 1].sum()
 
 
 def test_a_projected_step_is_the_gradient_s_part_outside() -> None:
@@ -85,9 +85,9 @@ def test_retained_rows_whose_span_is_held_keep_their_outputs(digits: Any) -> Non
     fitted = fit(digits, retain, model.eval(), energy=1.0, epochs=4, lr=0.05)
     assert all(rank == 12 < full for rank, full in fitted.ranks_.values()) and len(fitted.ranks_) == 3
     with torch.no_grad():
-        kept = (fitted.classifier_(digits.images[retain]) - model(digits.images[retain])).abs().max()
+        change = (fitted.classifier_(digits.images[retain]) - model(digits.images[retain])).abs().max()
         moved = (fitted.classifier_(digits.images[digits.forget]) - model(digits.images[digits.forget])).abs().max()
-    assert kept < 1e-4 < 0.2 < moved
+    assert change < 1e-4 < 0.2 < moved
 
 
 def test_full_rank_inputs_leave_nothing_to_move(digits: Any) -> None:

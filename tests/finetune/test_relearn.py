@@ -81,10 +81,10 @@ def test_the_cache_on_disk_is_the_one_in_memory(original: Classifier, activation
 def test_below_the_cut_nothing_moves_and_above_it_everything_does(original: Classifier, cut: str) -> None:
     before = {k: v.clone() for k, v in original.state_dict().items()}
     new = Relearn(cut=cut, **QUICK).fit(original, fetch_activations(original, IMAGES, cut), LABELS, RETAINED)
-    kept = original.backbone.stages[: original.backbone.stages.index(cut) + 1]
+    retained = original.backbone.stages[: original.backbone.stages.index(cut) + 1]
     for name, tensor in new.classifier_.state_dict().items():
         assert torch.equal(original.state_dict()[name], before[name]), name
-        below = name.startswith(tuple(f"backbone.{stage}." for stage in kept))
+        below = name.startswith(tuple(f"backbone.{stage}." for stage in retained))
         assert torch.equal(tensor, before[name]) == below, name
     assert not new.classifier_.training
 

@@ -39,10 +39,10 @@ def test_rows_of_a_subject_stay_together_wherever_others_are(tmp_path: Path) -> 
     rows = np.arange(COUNT)
     whole = assign_shards(dataset_of(tmp_path, rows), rows, tmp_path / "keys", 8, 4)
     assert np.array_equal(whole.shard[::2], whole.shard[1::2]) and np.array_equal(whole.slice[::2], whole.slice[1::2])
-    kept = rows[rows % 7 > 2]
-    less = assign_shards(dataset_of(tmp_path, kept), np.arange(len(kept)), tmp_path / "keys", 8, 4)
-    assert np.array_equal(less.shard, whole.shard[kept]) and np.array_equal(less.slice, whole.slice[kept])
-    assert less.leaves == [whole.leaves[i] for i in kept] and less.key == whole.key
+    retained = rows[rows % 7 > 2]
+    less = assign_shards(dataset_of(tmp_path, retained), np.arange(len(retained)), tmp_path / "keys", 8, 4)
+    assert np.array_equal(less.shard, whole.shard[retained]) and np.array_equal(less.slice, whole.slice[retained])
+    assert less.leaves == [whole.leaves[i] for i in retained] and less.key == whole.key
     everywhere = np.bincount(whole.shard[::2] * 4 + whole.slice[::2], minlength=32)
     assert chisquare(everywhere).pvalue > 1e-6
 

@@ -58,9 +58,9 @@ class Digits:
         )
 
     def without(self, gone: np.ndarray, name: str) -> Dataset:
-        kept = np.setdiff1d(np.arange(COUNT + 1), gone)
+        retained = np.setdiff1d(np.arange(COUNT + 1), gone)
         file = self.directory / f"{name}.npz"
-        np.savez(file, **{k: v[kept] for k, v in self.arrays.items()})
+        np.savez(file, **{k: v[retained] for k, v in self.arrays.items()})
         prepare("npz", self.directory / name, path=file, test_fraction=0.2, seed=0, raw_dir=self.directory / "raw")
         return Dataset(self.directory / name)
 
@@ -75,11 +75,11 @@ class Digits:
         engine: Engine | None = None,
     ) -> Trained:
         """Train from nothing, or from what an earlier training left."""
-        kept = None
+        retained = None
         if earlier is not None:
             known = earlier_training(earlier.classifier_, None)
-            kept = EarlierTraining(known.parts, lambda s, r: earlier.states.get((s, r)) or known.state(s, r))
-        return train_shards(self.model, self.activations, self.labels, rows, RECIPE, placed, kept, engine)
+            retained = EarlierTraining(known.parts, lambda s, r: earlier.states.get((s, r)) or known.state(s, r))
+        return train_shards(self.model, self.activations, self.labels, rows, RECIPE, placed, retained, engine)
 
 
 @pytest.fixture(scope="module")
@@ -99,28 +99,28 @@ def same(one: Trained, two: Trained) -> bool:
 def test_a_dataset_that_never_had_the_rows_gives_the_same(digits: Digits, slices: int) -> None:
     """The other dataset has its own ids, labels and activations, and places its rows with the same key."""
     placed = digits.places(3, slices)
-    gone = np.flatnonzero(np.isin(digits.arrays["subjects"][:COUNT], ["person-7", "person-31"]))
+    removed = np.flatnonzero(np.isin(digits.arrays["subjects"][:COUNT], ["person-7", "person-31"]))
     whole = digits.trained(placed, np.arange(COUNT))
-    deleted = digits.trained(placed, np.setdiff1d(np.arange(COUNT), gone), whole)
-    other = digits.without(gone, f"less-{slices}")
+    deleted = digits.trained(placed, np.setdiff1d(np.arange(COUNT), removed), whole)
+    other = digits.without(removed, f"less-{slices}")
     model, rows = digits.built(), np.arange(other.rows - 1)
     activations = activations_alone(model, other, CUT, digits.directory / f"work-{slices}")
     own = assign_shards(other, rows, digits.directory / "forgotten", 3, slices)
     again = train_shards(model, activations, other.labels()[rows], rows, RECIPE, own)
     assert same(deleted, again) and not same(deleted, whole)
-    assert set(deleted.again) == set(placed.shard[gone].tolist()) and set(again.again) == {0, 1, 2}
-    first = {s: int(placed.slice[gone][placed.shard[gone] == s].min()) for s in deleted.again}
+    assert set(deleted.again) == set(placed.shard[removed].tolist()) and set(again.again) == {0, 1, 2}
+    first = {s: int(placed.slice[removed][placed.shard[removed] == s].min()) for s in deleted.again}
     assert deleted.again == first  # each shard from the earliest slice that held a deleted row
 
 
 def test_shards_that_hold_none_of_the_rows_are_not_trained(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     placed = digits.places(4, 1)
     whole = digits.trained(placed, np.arange(COUNT))
-    gone = np.flatnonzero(placed.shard == 2)[:2]
+    removed = np.flatnonzero(placed.shard == 2)[:2]
     trained: list[int] = []
     fit = Relearn.fit
     monkeypatch.setattr(Relearn, "fit", lambda self, *a, **k: trained.append(len(a[3])) or fit(self, *a, **k))
-    digits.trained(placed, np.setdiff1d(np.arange(COUNT), gone), whole)
+    digits.trained(placed, np.setdiff1d(np.arange(COUNT), removed), whole)
     assert trained == [int((placed.shard == 2).sum()) - 2]
 
 
@@ -128,7 +128,7 @@ def test_shards_that_hold_none_of_the_rows_are_not_trained(digits: Digits, monke
 def test_what_a_request_can_empty(digits: Digits, what: str) -> None:
     placed = digits.places(3, 2)
     in_shard, labels = placed.shard == 1, digits.labels
-    gone = {
+    removed = {
         "a class of a shard": in_shard & (labels == 2),
         "a class": labels == 2,
         "a shard": in_shard,
@@ -137,7 +137,7 @@ def test_what_a_request_can_empty(digits: Digits, what: str) -> None:
         "everybody": np.isin(np.arange(COUNT), [np.flatnonzero(placed.shard == s)[0] for s in range(3)]),
     }[what]
     whole = digits.trained(placed, np.arange(COUNT))
-    left = np.flatnonzero(~gone)
+    left = np.flatnonzero(~removed)
     deleted = digits.trained(placed, left, whole)
     assert same(deleted, digits.trained(placed, left))
     head = deleted.classifier_.head.weight.detach().reshape(4, 3, 4)
@@ -196,8 +196,8 @@ def test_a_row_is_seen_as_often_with_slices_as_without(digits: Digits) -> None:
     """As in SISA, R steps of 2 e / (R + 1) passes each look at about as many rows as e passes over all of them."""
     looked = {}
     for slices in (1, 4):
-        made = digits.trained(digits.places(1, slices), np.arange(COUNT))
-        looked[slices] = {int(p["slice"]) for p in made.history_}
+        result = digits.trained(digits.places(1, slices), np.arange(COUNT))
+        looked[slices] = {int(p["slice"]) for p in result.history_}
     assert looked == {1: {0}, 4: {0, 1, 2, 3}}
 
 
@@ -213,9 +213,9 @@ def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: p
     assert same(on_cluster, alone) and on_cluster.again == alone.again == dict.fromkeys(range(4), 0)
     assert [h["loss"] for h in on_cluster.history_] == [h["loss"] for h in alone.history_]
     assert "4 shards to train, at most 2 Ray tasks at a time" in capsys.readouterr().err
-    for made, name in ((on_cluster, "one"), (alone, "two")):
+    for result, name in ((on_cluster, "one"), (alone, "two")):
         (tmp_path / name).mkdir()
-        made.save_steps(tmp_path / name)
+        result.save_steps(tmp_path / name)
     assert {p.name: p.read_bytes() for p in (tmp_path / "one/steps").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "two/steps").iterdir()
     }

@@ -48,9 +48,9 @@ def test_no_method_has_a_rate_of_its_own() -> None:
     updaters = {name: kind for name, kind in METHODS.items() if issubclass(kind, Updater)}
     assert len(updaters) > 15
     for name, kind in updaters.items():
-        made = kind()
-        assert made.lr is None and made.factor is None and made.optimizer == "auto", name
-        assert made.factors.sgd > 0 and made.factors.adamw > 0
+        result = kind()
+        assert result.lr is None and result.factor is None and result.optimizer == "auto", name
+        assert result.factors.sgd > 0 and result.factors.adamw > 0
     assert Relearn().lr is None and not any("lr" in settings for settings in FOR_SAMPLES.values())
 
 

@@ -59,8 +59,8 @@ class Texts:
         self.dataset = Dataset(home / "dataset")
         self.labels = self.dataset.labels()
         rows = np.flatnonzero(self.dataset.splits() == "train")
-        gone = self.dataset.class_names.index(CLASSES[FORGOTTEN])
-        self.retain, self.forget = rows[self.labels[rows] != gone], rows[self.labels[rows] == gone]
+        removed = self.dataset.class_names.index(CLASSES[FORGOTTEN])
+        self.retain, self.forget = rows[self.labels[rows] != removed], rows[self.labels[rows] == removed]
         self.name = f"sentence:{write_encoder(home / 'encoder')}"
         self.model = self.build(1)
         self.ids = examples(self.model, self.dataset)
@@ -135,10 +135,10 @@ def test_a_resumed_training_on_texts_ends_with_the_same_bytes(texts: Texts, tmp_
     with pytest.raises(KeyboardInterrupt):
         import expunge.training.trainer as trainer
 
-        kept = trainer._Run.watch
+        watch = trainer._Run.watch
 
         def stop(run: Any, history: list[dict[str, float]], bf16: bool) -> None:
-            kept(run, history, bf16)
+            watch(run, history, bf16)
             if len(history) == 2:
                 raise KeyboardInterrupt
 

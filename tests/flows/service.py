@@ -127,9 +127,11 @@ class Service:
 
     def start(self, name: str, command: list[str], cwd: Path) -> psutil.Process:
         with (self.home / f"{name}.log").open("a") as log:
-            made = psutil.Popen(command, cwd=cwd, env=self.environment, stdout=log, stderr=log, start_new_session=True)
-        self.processes.append(made)
-        return made
+            process = psutil.Popen(
+                command, cwd=cwd, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.processes.append(process)
+        return process
 
     def deploy(self, workspace: Path, *arguments: str) -> str:
         command = [sys.executable, "-m", "expunge.cli", "deploy", *arguments]
@@ -186,17 +188,17 @@ class Service:
     @staticmethod
     def kill(process: psutil.Process) -> None:
         """Kill the process and all of its descendants at once, as when the machine is switched off."""
-        gone = contextlib.suppress(psutil.NoSuchProcess)  # any of them may end by itself meanwhile
+        ended = contextlib.suppress(psutil.NoSuchProcess)  # any of them may end by itself meanwhile
         everyone = [process]
-        with gone:
+        with ended:
             everyone += process.children(recursive=True)
         for one in everyone:
-            with gone:
+            with ended:
                 one.suspend()
-        with gone:
+        with ended:
             everyone += process.children(recursive=True)
         for one in everyone:
-            with gone:
+            with ended:
                 one.kill()
         psutil.wait_procs(everyone, timeout=20)
 

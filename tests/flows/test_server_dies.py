@@ -23,9 +23,9 @@ def test_the_server_dies_while_a_stage_runs(tmp_path):
         service.kill(service.server)
         (workspace / "hold").unlink()
         assert flow.wait(300) == 2
-        said = (service.home / "flow.log").read_text()
-        errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert "Traceback" not in said and len(errors) == 1, said
+        output = (service.home / "flow.log").read_text()
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in output and len(errors) == 1, output
         assert service.url in errors[0] and "run again to continue" in errors[0]
         assert (workspace / "held").is_file()  # The stage went on without the server.
 

@@ -23,8 +23,8 @@ def test_runs_work_in_clones_and_push_what_they_made(service, tmp_path):
     bare, remote = publish_repository(tmp_path)
     operations = lay_out_tiny(tmp_path / "operations")  # the worker starts here, but no pipeline runs here
     for name in ("red", "blue"):
-        said = service.deploy(operations, "--name", name, "--repository", str(bare))
-        assert f"deployed unlearn/{name}-pipeline" in said
+        output = service.deploy(operations, "--name", name, "--repository", str(bare))
+        assert f"deployed unlearn/{name}-pipeline" in output
     service.worker(operations)
     clones = operations / ".expunge" / "clones"
     stored = sum(p.is_file() for p in remote.rglob("*"))

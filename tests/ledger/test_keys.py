@@ -13,12 +13,12 @@ from expunge.system.errors import KeyFileError
 
 
 def test_a_key_is_made_once_and_is_private(tmp_path):
-    made = signing_key(tmp_path)
+    key = signing_key(tmp_path)
     files = sorted(p.name for p in (tmp_path / "records/keys").iterdir())
     assert files == ["signing.pem", "signing.pub.pem"]
     assert (tmp_path / "records/keys/signing.pem").stat().st_mode & 0o777 == 0o600
-    assert signing_key(tmp_path).sign(b"x") == made.sign(b"x")
-    assert public_key(tmp_path).fingerprint == made.public.fingerprint
+    assert signing_key(tmp_path).sign(b"x") == key.sign(b"x")
+    assert public_key(tmp_path).fingerprint == key.public.fingerprint
 
 
 def test_the_public_half_checks_and_cannot_sign(tmp_path):
@@ -39,18 +39,18 @@ def test_no_key_is_made_to_check_with(tmp_path):
     with pytest.raises(KeyFileError, match="so there is no key to verify with"):
         public_key(tmp_path)
     assert not (tmp_path / "records").exists()
-    made = signing_key(tmp_path)
+    key = signing_key(tmp_path)
     (tmp_path / "records/keys/signing.pem").unlink()  # the public key is enough to verify
-    assert public_key(tmp_path).fingerprint == made.public.fingerprint
+    assert public_key(tmp_path).fingerprint == key.public.fingerprint
 
 
 def test_the_environment_names_a_file_or_holds_the_key(tmp_path, monkeypatch):
-    made = signing_key(tmp_path / "a")
+    key = signing_key(tmp_path / "a")
     path = tmp_path / "a/records/keys/signing.pem"
     for value in (str(path), path.read_text()):
         monkeypatch.setenv(ENV, value)
-        assert signing_key(tmp_path / "b").public.fingerprint == made.public.fingerprint
-        assert public_key(tmp_path / "b").fingerprint == made.public.fingerprint
+        assert signing_key(tmp_path / "b").public.fingerprint == key.public.fingerprint
+        assert public_key(tmp_path / "b").fingerprint == key.public.fingerprint
     assert not (tmp_path / "b").exists()
     monkeypatch.setenv(ENV, str(tmp_path / "gone.pem"))
     with pytest.raises(KeyFileError, match="no such file"):

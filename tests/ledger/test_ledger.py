@@ -19,10 +19,10 @@ from expunge.system.errors import LedgerError
 
 @pytest.fixture
 def ledger(tmp_path) -> Ledger:
-    made = Ledger(tmp_path / "log" / "ledger.jsonl")
+    opened = Ledger(tmp_path / "log" / "ledger.jsonl")
     for i in range(4):
-        made.append("promotion", {"version": i, "reason": f"because {i}", "nested": {"level": "a"}})
-    return made
+        opened.append("promotion", {"version": i, "reason": f"because {i}", "nested": {"level": "a"}})
+    return opened
 
 
 def test_entries_come_back_in_order(ledger):
@@ -102,8 +102,8 @@ def test_a_cut_end_is_found_by_the_signed_head_and_by_a_hash_kept_elsewhere(ledg
     """If a ledger is restored together with an older head, only a hash that was kept elsewhere shows it."""
     head = ledger.path.with_name("ledger.head.json")
     before, kept_head = ledger.path.read_bytes(), head.read_bytes()
-    kept = ledger.append("note", {}).hash
-    assert ledger.verify([kept]) == 5
+    last_hash = ledger.append("note", {}).hash
+    assert ledger.verify([last_hash]) == 5
     ledger.path.write_bytes(before)
     with pytest.raises(LedgerError, match="cut off: the signed head names entry 5, the last one here is 4"):
         ledger.verify()
@@ -112,7 +112,7 @@ def test_a_cut_end_is_found_by_the_signed_head_and_by_a_hash_kept_elsewhere(ledg
     head.write_bytes(kept_head)
     assert ledger.verify() == 4
     with pytest.raises(LedgerError, match="cut off, or this is another ledger"):
-        ledger.verify([kept])
+        ledger.verify([last_hash])
 
 
 def test_a_ledger_that_was_emptied_or_removed_is_noticed(ledger):
@@ -142,12 +142,12 @@ def test_another_key_and_a_missing_head_are_noticed(ledger, tmp_path):
     with pytest.raises(LedgerError, match="not signed by the key"):
         ledger.verify(key=other.public)
     files = HeadFiles(ledger.path)
-    kept = files.path.read_bytes()
+    content = files.path.read_bytes()
     files.announce(ledger.entries()[-1], other)
     files.confirm()
     with pytest.raises(LedgerError, match="not signed by the key"):
         ledger.verify()
-    files.path.write_bytes(kept)
+    files.path.write_bytes(content)
     assert ledger.verify() == 4
     files.path.unlink()
     with pytest.raises(LedgerError, match="nothing shows that"):

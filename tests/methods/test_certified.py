@@ -24,12 +24,12 @@ def few(fit_inputs, tmp_path):
     classifier = copy.deepcopy(fit_inputs.classifier)
     classifier.card = dataclasses.replace(classifier.card, saw_forget_data=False)
     train = np.union1d(fit_inputs.retain_rows, fit_inputs.forget_rows)
-    gone = train[[5, 300, 700]]
+    removed = train[[5, 300, 700]]
     return dataclasses.replace(
         fit_inputs,
         classifier=classifier,
-        forget_rows=gone,
-        retain_rows=np.setdiff1d(train, gone),
+        forget_rows=removed,
+        retain_rows=np.setdiff1d(train, removed),
         forget_classes=[],
         forgotten_dir=tmp_path / "forgotten",
     )

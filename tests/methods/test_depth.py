@@ -17,9 +17,9 @@ def planned(fit_inputs):
     """Return the plan of rows for the finished run, with every row in a part."""
     part = np.full(len(fit_inputs.labels), "test_retain", dtype="U11")
     part[fit_inputs.train_rows] = "retain"
-    gone = fit_inputs.labels == fit_inputs.forget_classes[0]
-    part[(part == "retain") & gone] = "forget"
-    part[(part == "test_retain") & gone] = "test_forget"
+    removed = fit_inputs.labels == fit_inputs.forget_classes[0]
+    part[(part == "retain") & removed] = "forget"
+    part[(part == "test_retain") & removed] = "test_forget"
     return choose_rows(fit_inputs.labels, part, fit_inputs.store.z(), 0)
 
 
@@ -66,10 +66,10 @@ def test_stored_probes_are_read_again_and_another_model_has_its_own_file(fit_inp
         return cached_probes(tmp_path, digest, fit_inputs.classifier, names, fit_inputs.dataset, planned, at)
 
     first = probes("a")
-    [kept] = tmp_path.iterdir()
-    stamp = kept.stat().st_mtime_ns
+    [file] = tmp_path.iterdir()
+    stamp = file.stat().st_mtime_ns
     again = probes("a")
-    assert kept.stat().st_mtime_ns == stamp and again.keys() == first.keys()
+    assert file.stat().st_mtime_ns == stamp and again.keys() == first.keys()
     np.testing.assert_array_equal(*(next(iter(p.values())) for p in (first, again)))
     probes("b")
     assert len(list(tmp_path.iterdir())) == 2

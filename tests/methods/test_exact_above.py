@@ -73,8 +73,8 @@ class Place:
     def without(self, gone: np.ndarray, name: str) -> Dataset:
         """Write and return the dataset that never had the rows `gone`."""
         file = self.directory / f"{name}.npz"
-        kept = np.setdiff1d(np.arange(len(self.arrays["labels"])), gone)
-        np.savez(file, **{k: v[kept] for k, v in self.arrays.items()})
+        retained = np.setdiff1d(np.arange(len(self.arrays["labels"])), gone)
+        np.savez(file, **{k: v[retained] for k, v in self.arrays.items()})
         out = self.directory / name / "dataset"
         prepare("npz", out, path=file, test_fraction=0.2, seed=0, raw_dir=self.directory / "raw")
         return Dataset(out)
@@ -169,14 +169,14 @@ def test_a_network_with_drop_connect_is_that_of_training_without_the_rows(tmp_pa
 
 def test_activations_of_a_row_do_not_depend_on_the_other_rows(place: Place, tmp_path: Path) -> None:
     inputs = place.inputs(place.rows("few"))
-    kept = activations_alone(inputs.classifier, place.dataset, place.cut, tmp_path)
+    retained = activations_alone(inputs.classifier, place.dataset, place.cut, tmp_path)
     other = place.without(place.rows("few"), "fewer")
     less = activations_alone(inputs.classifier, other, place.cut, tmp_path)
-    assert np.array_equal(less, kept[inputs.among_train(inputs.retain_rows)])
+    assert np.array_equal(less, retained[inputs.among_train(inputs.retain_rows)])
     assert len(list((tmp_path / "activations").glob("*.npy"))) == 2
     # They equal the activations from a batch up to rounding.
     batch = fetch_activations(inputs.classifier, place.dataset.images(inputs.train_rows), place.cut)
-    np.testing.assert_allclose(np.float32(kept), np.float32(batch), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(np.float32(retained), np.float32(batch), rtol=2e-3, atol=1e-4)
 
 
 def test_no_picture_is_read_and_no_lower_layer_runs(place: Place) -> None:
@@ -257,8 +257,8 @@ def test_refused_where_the_lower_layers_are_not_public(place: Place) -> None:
     refused("up to 'stage1' are not those of the public weights", described_anew)
     refused("saw_forget_data: true", with_card(saw_forget_data=True))
     refused("does not name its public weights and its recipe", with_card(above=None))
-    gone = {"source": "nowhere.safetensors", "digest": "sha256:0"}
-    refused("the layers up to 'stage1' cannot be shown to be public", with_card(weights=gone))
+    removed = {"source": "nowhere.safetensors", "digest": "sha256:0"}
+    refused("the layers up to 'stage1' cannot be shown to be public", with_card(weights=removed))
 
 
 def test_refused_where_the_activations_are_others(place: Place, tmp_path: Path) -> None:

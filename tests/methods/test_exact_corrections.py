@@ -110,12 +110,12 @@ def test_relearning_learns_the_new_labels(place: Place) -> None:
     rows = place.rows("few")
     inputs = corrected(place.inputs(rows), rows)
     table = {"relearn": {"cut": "stage1", "epochs": 1.0, "precision": "fp32", "max_drop": 1.0}}
-    made = fit("relearn", inputs, table)
-    assert made.classifier is not None and made.info["targets"] == "labels"
+    result = fit("relearn", inputs, table)
+    assert result.classifier is not None and result.info["targets"] == "labels"
     same = dataclasses.replace(inputs, forget_rows=rows[:1])  # it does not use which rows were corrected
-    assert same_bits(made.classifier, fit("relearn", same, table).classifier)  # type: ignore[arg-type]
+    assert same_bits(result.classifier, fit("relearn", same, table).classifier)  # type: ignore[arg-type]
     other = dataclasses.replace(inputs, new_labels=inputs.old_labels)
-    assert not same_bits(made.classifier, fit("relearn", other, table).classifier)  # type: ignore[arg-type]
+    assert not same_bits(result.classifier, fit("relearn", other, table).classifier)  # type: ignore[arg-type]
     with pytest.raises(QualityError, match="targets: original would teach the old labels again"):
         fit("relearn", inputs, {"relearn": {"cut": "stage1", "targets": "original"}})
 
@@ -123,8 +123,8 @@ def test_relearning_learns_the_new_labels(place: Place) -> None:
 @pytest.mark.parametrize("method", ["fine-tune", "short-retrain"])
 def test_methods_that_train_on_retained_rows_train_on_all_of_them(method: str, place: Place) -> None:
     inputs = corrected(place.inputs(place.rows("few")), place.rows("few"))
-    made = fit(method, inputs, {method: {"epochs": 1, "max_drop": 1.0}})
-    assert made.classifier is not None and "held_out" in made.info
+    result = fit(method, inputs, {method: {"epochs": 1, "max_drop": 1.0}})
+    assert result.classifier is not None and "held_out" in result.info
     assert not np.isin(inputs.forget_rows, guard_rows(inputs)).any()
 
 
@@ -138,13 +138,13 @@ def test_methods_that_only_take_away_are_refused_in_a_sentence(method: str, head
 
 def test_the_head_refit_is_that_of_the_corrected_labels(heads: Heads) -> None:
     inputs = corrected(heads.inputs("head", heads.rows("few")), heads.rows("few"))
-    made = fit("head-refit", inputs, {"head-refit": {"l2": 1e-3}})
+    result = fit("head-refit", inputs, {"head-refit": {"l2": 1e-3}})
     always = dataclasses.replace(inputs, forget_rows=inputs.forget_rows[:1])
     again = fit("head-refit", always, {"head-refit": {"l2": 1e-3}})
-    torch.testing.assert_close(made.head.weight, again.head.weight)
+    torch.testing.assert_close(result.head.weight, again.head.weight)
     with_old = dataclasses.replace(inputs, new_labels=inputs.old_labels)
     assert (
-        float((made.head.weight - fit("head-refit", with_old, {"head-refit": {"l2": 1e-3}}).head.weight).norm()) > 0.1
+        float((result.head.weight - fit("head-refit", with_old, {"head-refit": {"l2": 1e-3}}).head.weight).norm()) > 0.1
     )
 
 

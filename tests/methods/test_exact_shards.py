@@ -72,17 +72,17 @@ def test_the_product_is_the_model_directory_of_training_without_the_rows(
     place: Sharded, product: tuple[FitInputs, Path]
 ) -> None:
     inputs, directory = product
-    made = UnlearnedModel.load(directory)
+    result = UnlearnedModel.load(directory)
     again = place.trained(place.without(inputs.forget_rows, "less"), "less")
     other = load_classifier(again)
-    assert made.classifier is not None and same_bits(made.classifier, other)
-    assert made.classifier.card == other.card
-    assert not same_bits(made.classifier, inputs.classifier)
+    assert result.classifier is not None and same_bits(result.classifier, other)
+    assert result.classifier.card == other.card
+    assert not same_bits(result.classifier, inputs.classifier)
     steps = sorted(p.name for p in (again / STEPS).iterdir())
     assert steps == [f"shard-{s:04d}-step-0000.safetensors" for s in range(SHARDS)]
     for name in steps:
         assert (directory / STEPS / name).read_bytes() == (again / STEPS / name).read_bytes()
-    exact = made.info["exact"]
+    exact = result.info["exact"]
     assert exact["holds"] is True and exact["shards"]["parts"] == (other.card.above or {})["shards"]["parts"]
     assert 1 <= len(exact["again"]) <= 2  # two rows lie in at most two shards
     text = (directory / "fit.json").read_text() + (directory / "model.json").read_text()

@@ -21,8 +21,8 @@ def world():
     centres = rng.normal(size=(CLASSES, 6))
     labels = np.arange(ROWS) % CLASSES
     z = (centres[labels] + rng.normal(size=(ROWS, 6))).astype(np.float32)
-    train, gone = np.arange(ROWS) < 400, labels == 2
-    part = np.where(train, np.where(gone, "forget", "retain"), np.where(gone, "test_forget", "test_retain"))
+    train, removed = np.arange(ROWS) < 400, labels == 2
+    part = np.where(train, np.where(removed, "forget", "retain"), np.where(removed, "test_forget", "test_retain"))
 
     def model(seed, shift):
         own = z + np.random.default_rng(seed).normal(size=z.shape).astype(np.float32) * 0.1

@@ -29,11 +29,11 @@ def test_the_example_keeps_the_contract_and_params_may_name_it(declare, inputs):
     declare("methods", "nearest-mean", "expunge_seven_segments.method:METHOD")
     from expunge_seven_segments.method import METHOD
 
-    made = check_method(METHOD, inputs)
+    result = check_method(METHOD, inputs)
     found = fit("mine", inputs, {"mine": {"method": "nearest-mean", "max_drop": 0.5}})
-    assert torch.equal(found.logits(inputs.z_forget), made.logits(inputs.z_forget))
+    assert torch.equal(found.logits(inputs.z_forget), result.logits(inputs.z_forget))
     assert found.info["package"] == "plugin_0 0.1.0"
-    named_5 = [(m.logits(inputs.z_forget).argmax(1) == 5).float().mean() for m in (_original(inputs), made)]
+    named_5 = [(m.logits(inputs.z_forget).argmax(1) == 5).float().mean() for m in (_original(inputs), result)]
     assert named_5[0] > 0.8 and named_5[1] < named_5[0]  # fewer rows get the forgotten class
     assert seeded("mine", {"mine": {"method": "nearest-mean"}}, 3) == {"mine": {"method": "nearest-mean"}}
     with pytest.raises(ConfigError, match=r"fit\.mine: strength is 2"):

@@ -33,6 +33,12 @@ def test_retained_moments_are_those_of_retained_rows(fit_inputs):
     torch.testing.assert_close(fit_inputs.retain.cov(), direct.cov(), rtol=1e-8, atol=1e-10)
 
 
+def test_the_control_and_deletion_from_a_deletable_model_are_not_guarded():
+    unguarded = {name for name, method in METHODS.items() if not method.kind.facts.is_guarded}
+    assert unguarded == {"logit-mask", "exact", "certified-removal"}
+    assert [name for name, method in METHODS.items() if method.kind.facts.is_control] == ["logit-mask"]
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact", "regun"}))
 def test_every_method_fits_and_survives_a_round_trip(name, fit_inputs, tmp_path):
     before = {k: v.clone() for k, v in fit_inputs.classifier.state_dict().items()}
@@ -106,8 +112,8 @@ def test_relearning_keeps_what_lies_below_the_cut(fit_inputs):
     new = fit("relearn", fit_inputs, TABLE).classifier
     old, changed = fit_inputs.classifier.state_dict(), new.state_dict()
     for name in old:
-        kept = name.startswith(("backbone.stem", "backbone.stage1", "backbone.stage2"))
-        assert torch.equal(old[name], changed[name]) or not kept, name
+        below_cut = name.startswith(("backbone.stem", "backbone.stage1", "backbone.stage2"))
+        assert torch.equal(old[name], changed[name]) or not below_cut, name
 
 
 def test_certified_removal_is_refused_where_the_backbone_saw_the_data(fit_inputs):
@@ -125,6 +131,7 @@ def test_exact_is_refused_where_all_weights_were_trained(fit_inputs):
     [
         ({}, r"fit\.loft is missing"),
         ({"loft": {"method": "magic"}}, "unknown method 'magic'"),
+        ({"loft": {"rank": 8, "after": {"method": "leace"}}}, "loft starts from the original and takes no `after`"),
         ({"loft": {"rang": 3}}, r"fit\.loft: .*rang"),
         ({"loft": {"method": "seal"}}, "write `after: {method: "),
         ({"loft": {"method": "teacher-map"}}, "write `after: {method: "),

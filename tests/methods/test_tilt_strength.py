@@ -32,19 +32,19 @@ def test_beta_tilts_a_retained_class_as_far_as_its_teacher_does(fit_inputs):
     # The class that stands in for the forgotten one is nearest to it in the head, and no row of either is retained.
     w = fit_inputs.head.weight.double()
     w = torch.nn.functional.normalize(w - w.mean(0), dim=1)
-    [gone] = fit_inputs.forget_classes
-    stand_in = int((w @ w[gone]).masked_fill(torch.arange(len(w)) == gone, -2).argmax())
+    [removed] = fit_inputs.forget_classes
+    stand_in = int((w @ w[removed]).masked_fill(torch.arange(len(w)) == removed, -2).argmax())
     assert played.forget_classes == [stand_in]
     assert set(np.unique(fit_inputs.labels[played.forget_rows])) == {stand_in}
-    assert not np.isin(fit_inputs.labels[played.retain_rows], [gone, stand_in]).any()
+    assert not np.isin(fit_inputs.labels[played.retain_rows], [removed, stand_in]).any()
     # The tilted targets of its rows give its neighbours as much probability as the teacher does.
     keep = torch.ones(10, dtype=torch.bool)
-    keep[[gone, stand_in]] = False
+    keep[[removed, stand_in]] = False
     s = similarities(fit_inputs.head.weight, keep)
     rows = torch.from_numpy(fit_inputs.among_train(played.forget_rows))
     z = features_above(taught.classifier, fit_inputs.activations("stage2"), "stage2", rows)
-    said = taught.classifier.head(z).double().softmax(1).mean(0).detach() * keep
-    wanted = float((said / said.sum() * s[stand_in]).sum())
+    probabilities = taught.classifier.head(z).double().softmax(1).mean(0).detach() * keep
+    wanted = float((probabilities / probabilities.sum() * s[stand_in]).sum())
     logits = fit_inputs.head.logits(torch.from_numpy(fit_inputs.store.z(played.forget_rows))).double()
     labels = torch.full((len(rows),), stand_in)
 

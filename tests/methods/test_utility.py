@@ -42,22 +42,22 @@ def request(held: np.ndarray, forget: np.ndarray) -> Any:
 
 
 def test_the_rows_are_held_out_retained_ones() -> None:
-    held, forget = np.arange(0, N, 4), np.arange(0, 100)
-    assert np.array_equal(guard_rows(request(held, forget)), held[held >= 100])
+    held_out, forget = np.arange(0, N, 4), np.arange(0, 100)
+    assert np.array_equal(guard_rows(request(held_out, forget)), held_out[held_out >= 100])
     assert np.array_equal(guard_rows(request(np.empty(0, int), forget)), np.arange(100, N))
 
 
 def test_accuracy_before_and_after_and_its_error_by_hand() -> None:
     broken = UnlearnedModel(identity(6), LinearHead(HEAD.weight * torch.tensor([[1.0], [1.0], [0.0]]), HEAD.bias))
     asked = request(np.empty(0, int), np.arange(390, N))
-    kept = retained_accuracy(asked, broken)
+    accuracy = retained_accuracy(asked, broken)
     rows = np.arange(390)
     before = HEAD.logits(torch.from_numpy(Z[rows])).argmax(1).numpy() == LABELS[rows]
     after = broken.logits(torch.from_numpy(Z[rows])).argmax(1).numpy() == LABELS[rows]
     change = before.astype(float) - after
-    assert kept.before == pytest.approx(before.mean()) and kept.after == pytest.approx(after.mean())
-    assert kept.error == pytest.approx(change.std() / np.sqrt(390))
-    assert kept.drop == pytest.approx(change.mean()) and kept.drop > 0.05
+    assert accuracy.before == pytest.approx(before.mean()) and accuracy.after == pytest.approx(after.mean())
+    assert accuracy.error == pytest.approx(change.std() / np.sqrt(390))
+    assert accuracy.drop == pytest.approx(change.mean()) and accuracy.drop > 0.05
 
 
 def test_a_network_is_asked_itself() -> None:
@@ -75,11 +75,11 @@ def test_a_network_is_asked_itself() -> None:
     [(0.02, 0.0, False), (0.04, 0.0, True), (0.04, 0.01, False), (float("nan"), 0.0, True)],
 )
 def test_only_a_drop_beyond_its_error_is_refused(drop: float, error: float, refused: bool) -> None:
-    kept = RetainedAccuracy(0.9, 0.9 - drop, error, 500)
+    accuracy = RetainedAccuracy(0.9, 0.9 - drop, error, 500)
     if not refused:
-        return refuse_lost("m", kept, 0.03)
+        return refuse_lost("m", accuracy, 0.03)
     with pytest.raises(CollapseError, match=r"m: accuracy on 500 held-out retained rows fell .* fit\.m\.max_drop"):
-        refuse_lost("m", kept, 0.03)
+        refuse_lost("m", accuracy, 0.03)
 
 
 def test_a_result_that_collapsed_is_refused_and_the_user_may_accept_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,13 @@ def mlp(declare) -> Path:
 
 @pytest.mark.parametrize(("name", "width"), [("flat-mlp", 8), ("flat-mlp:5", 5)])
 def test_params_may_name_it_with_and_without_a_detail(mlp, name, width, tmp_path):
-    made = build(name, 3, (6, 5, 1), seed=4)
-    assert (made.card.name, made.card.feature_dim, made.card.num_classes) == (name, width, 3)
-    save_classifier(tmp_path, made)
+    result = build(name, 3, (6, 5, 1), seed=4)
+    assert (result.card.name, result.card.feature_dim, result.card.num_classes) == (name, width, 3)
+    save_classifier(tmp_path, result)
     write_manifest(tmp_path, "test")
     assert json.loads((tmp_path / "model.json").read_text())["package"] == "plugin_0 0.1.0"
     x = torch.randint(0, 256, (4, 6, 5, 1), dtype=torch.uint8)
-    assert torch.equal(load_classifier(tmp_path)(x), made(x))
+    assert torch.equal(load_classifier(tmp_path)(x), result(x))
 
 
 def test_served_models_require_its_package(mlp):

@@ -95,12 +95,12 @@ def test_layers_of_transformers_models_go_by_their_own_names(kind: str, layer: s
     whole, _, _ = small_transformer(kind)
     whole.eval().save_pretrained(tmp_path)
     model = build(f"transformers:{tmp_path}", 4, (40, 40, 3), training="head", image_size=32, layers=[layer])
-    kept = {}
-    whole.get_submodule(layer).register_forward_hook(lambda _m, _x, out: kept.update(out=out))
+    named = {}
+    whole.get_submodule(layer).register_forward_hook(lambda _m, _x, out: named.update(out=out))
     with torch.no_grad():
         x = model.preprocess(IMAGES)
         whole(pixel_values=x)
-        out = kept["out"]
+        out = named["out"]
         expected = out.mean((2, 3)) if out.ndim == 4 else out.mean(1)
         assert expected.shape == (2, dim)
         torch.testing.assert_close(model.features(IMAGES), expected, rtol=1e-4, atol=1e-5)

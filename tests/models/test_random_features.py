@@ -30,13 +30,13 @@ def test_products_approach_the_arc_cosine_kernel() -> None:
     It does not depend on the lengths.
     """
     z = torch.tensor([[1.0, 0.0, 0.0], [3.0, 3.0, 0.0], [0.0, 0.0, 7.0], [-2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    made = RandomFeatures(nn.Identity(), 3, 200_000, seed=1)(z)
-    unit, drawn = made[:, :3], made[:, 3:]
+    result = RandomFeatures(nn.Identity(), 3, 200_000, seed=1)(z)
+    unit, drawn = result[:, :3], result[:, 3:]
     for row, angle in ((0, 0.0), (1, math.pi / 4), (2, math.pi / 2), (3, math.pi)):
         expected = (math.sin(angle) + (math.pi - angle) * math.cos(angle)) / math.pi
         assert abs(float(drawn[0] @ drawn[row]) - expected) < 0.01
         assert abs(float(unit[0] @ unit[row]) - math.cos(angle)) < 1e-6
-    assert not made[4].any()  # a feature vector of zeros gives no NaN
+    assert not result[4].any()  # a feature vector of zeros gives no NaN
 
 
 def test_random_features_do_not_depend_on_the_training_seed_and_are_saved(tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_a_head_on_them_is_deleted_from_to_the_bit(tmp_path: Path) -> None:
         config, rows = load_config(), training_rows()
         make_classifier(config, dataset, rows, 1, Path("models/original"), Path(".expunge"))
         write_features()
-        gone = rows[5:600:30]
-        unlearned = fit("exact", inputs(gone), {"exact": {}})
+        removed = rows[5:600:30]
+        unlearned = fit("exact", inputs(removed), {"exact": {}})
         assert unlearned.info["exact"]["holds"]
         store = FeatureStore("data/features/original")
-        make_classifier(config, dataset, np.setdiff1d(rows, gone), 1, Path("models/fresh"), Path(".expunge"), store)
+        make_classifier(config, dataset, np.setdiff1d(rows, removed), 1, Path("models/fresh"), Path(".expunge"), store)
         fresh = load_classifier("models/fresh").head
         assert torch.equal(unlearned.head.weight, fresh.weight) and torch.equal(unlearned.head.bias, fresh.bias)
         assert unlearned.head.weight.shape == (10, network.card.feature_dim + 200)

@@ -106,12 +106,14 @@ def test_layers_are_averaged_inside_the_text_and_put_side_by_side(directory):
 def test_an_encoder_under_the_head_of_its_pretraining_is_taken_without_it(directory, tmp_path):
     given = shutil.copytree(directory, tmp_path / "bert")
     tensors = load_file(given / "model.safetensors")
-    kept = {f"bert.{k}": v for k, v in tensors.items() if not k.startswith("pooler")}
-    save_file({**kept, "cls.predictions.bias": torch.zeros(3)}, given / "model.safetensors", metadata={"format": "pt"})
+    renamed = {f"bert.{k}": v for k, v in tensors.items() if not k.startswith("pooler")}
+    save_file(
+        {**renamed, "cls.predictions.bias": torch.zeros(3)}, given / "model.safetensors", metadata={"format": "pt"}
+    )
     with torch.no_grad():
         other = build(f"sentence:{given}", 3, None, **HEAD).features(TEXTS)
         assert torch.equal(other, build(f"sentence:{directory}", 3, None, **HEAD).features(TEXTS))
-    save_file(dict(list(kept.items())[4:]), given / "model.safetensors", metadata={"format": "pt"})
+    save_file(dict(list(renamed.items())[4:]), given / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="missing"):
         build(f"sentence:{given}", 3, None, **HEAD)
 

@@ -62,20 +62,20 @@ def one_by_one(base: Classifier, made: Classifier, cut: str, inputs: object) -> 
 
 @torch.no_grad()
 def test_the_answer_is_the_mean_of_the_log_probabilities_of_networks_alone() -> None:
-    base, made, images = pictures()
-    alone = one_by_one(base, made, CUT, images)
+    base, classifier, images = pictures()
+    alone = one_by_one(base, classifier, CUT, images)
     assert not torch.allclose(alone[0], alone[1])
-    z = made.features(images)
+    z = classifier.features(images)
     assert torch.equal(z, torch.cat([torch.log_softmax(logits, 1) for logits in alone], 1))
     mean = torch.stack([torch.log_softmax(logits.double(), 1) for logits in alone]).mean(0)
-    torch.testing.assert_close(made(images).double(), mean, rtol=1e-5, atol=1e-5)
-    assert made.card.feature_dim == 12 and unsharded(base) is base
+    torch.testing.assert_close(classifier(images).double(), mean, rtol=1e-5, atol=1e-5)
+    assert classifier.card.feature_dim == 12 and unsharded(base) is base
     with pytest.raises(ConfigError, match="has 3 shards"):
-        split_at_cut(made, CUT)
+        split_at_cut(classifier, CUT)
     # The shared layers are those of the base, and exist only once.
-    lower = {lower_digest(split_at_cut(m, CUT)) for m in (base, unsharded(made))}
+    lower = {lower_digest(split_at_cut(m, CUT)) for m in (base, unsharded(classifier))}
     assert len(lower) == 1
-    assert not any("stem" in name for name, _ in core_with_shards(made).uppers.named_parameters())
+    assert not any("stem" in name for name, _ in core_with_shards(classifier).uppers.named_parameters())
 
 
 @torch.no_grad()
@@ -83,29 +83,29 @@ def test_texts_of_different_lengths_get_the_mean_of_networks_alone(tmp_path: Pat
     encoder, cut = write_encoder(tmp_path / "encoder"), "encoder.layer.0"
     base = build(f"sentence:{encoder}", 2, None, training="head", saw_forget_data=False)
     above = {**ABOVE, "recipe": {"cut": cut}}
-    made = differently(sharded(base, cut, SHARDS, replace(base.card, above=above)))
+    classifier = differently(sharded(base, cut, SHARDS, replace(base.card, above=above)))
     texts = ["cat", "the dog sat on the moon", "rose bank rate"]
-    alone = torch.stack([torch.log_softmax(logits, 1) for logits in one_by_one(base, made, cut, texts)])
-    torch.testing.assert_close(made(texts), alone.mean(0))
-    save_classifier(tmp_path, made)
+    alone = torch.stack([torch.log_softmax(logits, 1) for logits in one_by_one(base, classifier, cut, texts)])
+    torch.testing.assert_close(classifier(texts), alone.mean(0))
+    save_classifier(tmp_path, classifier)
     for inner in (tmp_path / "encoder").iterdir():
         inner.unlink()
     (tmp_path / "encoder").rmdir()
     write_manifest(tmp_path, "test")
-    assert torch.equal(load_classifier(tmp_path)(texts), made(texts))
+    assert torch.equal(load_classifier(tmp_path)(texts), classifier(texts))
 
 
 @torch.no_grad()
 def test_a_sharded_model_is_saved_copied_and_exported(tmp_path: Path) -> None:
-    _, made, images = pictures()
+    _, classifier, images = pictures()
     (tmp_path / "model").mkdir()
-    save_classifier(tmp_path / "model", made)
+    save_classifier(tmp_path / "model", classifier)
     write_manifest(tmp_path / "model", "test")
-    loaded, copied = load_classifier(tmp_path / "model"), copy.deepcopy(made)
-    assert torch.equal(loaded(images), made(images)) and torch.equal(copied(images), made(images))
-    assert loaded.card == made.card
+    loaded, copied = load_classifier(tmp_path / "model"), copy.deepcopy(classifier)
+    assert torch.equal(loaded(images), classifier(images)) and torch.equal(copied(images), classifier(images))
+    assert loaded.card == classifier.card
     core_with_shards(copied).uppers[0].head.bias.data += 1.0
-    assert torch.equal(loaded(images), made(images)) and not torch.equal(copied(images), made(images))
+    assert torch.equal(loaded(images), classifier(images)) and not torch.equal(copied(images), classifier(images))
     served = Servable(loaded, None, Contract((8, 8, 1), tuple("abcd")))
     assert export_torch(served, tmp_path / "model.pt2", {}) <= TOLERANCE
     # The exported program lacks the upper part of the public network, because no answer depends on it.
@@ -119,8 +119,8 @@ def test_a_sharded_model_is_saved_copied_and_exported(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sharded_model_is_exported_as_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    _, made, _ = pictures()
-    served = Servable(made, None, Contract((8, 8, 1), tuple("abcd")))
+    _, classifier, _ = pictures()
+    served = Servable(classifier, None, Contract((8, 8, 1), tuple("abcd")))
     assert export_onnx(served, tmp_path / "model.onnx", {}) <= TOLERANCE
 
 

@@ -32,10 +32,10 @@ def end_after(parse):
 
 def said_against(program: dict) -> str:
     """Return the error of the program's own parser, or "" if it accepted the words."""
-    said = io.TextIOWrapper(io.BytesIO())
+    output = io.TextIOWrapper(io.BytesIO())
     sys.argv = [program.get("module") or program["script"], *program["words"]]
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             if "module" in program:
                 runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
             else:
@@ -44,8 +44,8 @@ def said_against(program: dict) -> str:
     except Accepted:
         return ""
     except SystemExit:
-        said.seek(0)
-        return said.read() or f"{program} ended without a word"
+        output.seek(0)
+        return output.read() or f"{program} ended without a word"
     return f"{program} has no parser"
 
 

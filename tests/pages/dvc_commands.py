@@ -43,12 +43,12 @@ def dvc(command: Command) -> str:
     from dvc.cli import DvcParserError
     from dvc.cli.parser import get_main_parser
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             given = get_main_parser().parse_args(command.words[1:])
     except DvcParserError:
-        return "" if command.mention and is_name_of_dvc(command.words[1:]) else f"dvc: {said.getvalue()[-200:]}"
+        return "" if command.mention and is_name_of_dvc(command.words[1:]) else f"dvc: {output.getvalue()[-200:]}"
     targets = getattr(given, "targets", None) or []
     unknown = [target for target in targets if not (is_stage(target) or exists(target, command.written))]
     return f"neither a stage nor a path: {unknown}" if unknown else overrides(command.words)
@@ -63,11 +63,11 @@ def help_of_dvc(words: tuple[str, ...]) -> str:
     """Return the help of the command of DVC with whose name the words begin."""
     from dvc.cli.parser import get_main_parser
 
-    said = io.StringIO()
+    output = io.StringIO()
     names = itertools.takewhile(lambda word: not word.startswith("-"), words)
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         get_main_parser().parse_args([*names, "--help"])
-    return said.getvalue()
+    return output.getvalue()
 
 
 def is_stage(target: str) -> bool:

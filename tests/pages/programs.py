@@ -39,9 +39,9 @@ def walk(command, name: str, words: tuple[str, ...], mention: bool) -> str:
         try:
             context = command.make_context(name, list(words), parent=context)
         except Exception as e:  # typer has a copy of click with exceptions of its own
-            said = str(getattr(e, "message", None) or repr(e))
-            named = mention and words[-1].startswith("--") and said.endswith("requires an argument.")
-            return "" if named else f"{name}: {said}"
+            output = str(getattr(e, "message", None) or repr(e))
+            named = mention and words[-1].startswith("--") and output.endswith("requires an argument.")
+            return "" if named else f"{name}: {output}"
         if not hasattr(command, "resolve_command"):
             break
         rest = [*context._protected_args, *context.args]

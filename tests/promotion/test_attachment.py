@@ -24,9 +24,9 @@ def folder(home: Path, unlearning: dict | None) -> Path:
 
 
 def test_a_certificate_is_stored_with_the_model_and_with_its_run(promoter, tmp_path):
-    made = folder(tmp_path, {"model": {"model": NAME, "version": "2"}})
+    certificate = folder(tmp_path, {"model": {"model": NAME, "version": "2"}})
     for _ in range(2):  # Attaching again must change nothing.
-        assert attach(made).version == "2"
+        assert attach(certificate).version == "2"
     version = promoter.version("2")
     assert version.tags["certificate"] == "r1" and "certificate" not in promoter.version("1").tags
     stored = Path(mlflow.artifacts.download_artifacts(version.uri))
@@ -43,7 +43,7 @@ def test_without_a_version_there_is_nothing_to_attach_to(promoter, tmp_path):
 
 
 def test_a_changed_certificate_is_not_stored(promoter, tmp_path):
-    made = folder(tmp_path, {"model": {"model": NAME, "version": "1"}})
-    (made / "certificate.html").write_text("<p>more</p>")
+    certificate = folder(tmp_path, {"model": {"model": NAME, "version": "1"}})
+    (certificate / "certificate.html").write_text("<p>more</p>")
     with pytest.raises(ManifestError, match=r"certificate\.html"):
-        attach(made)
+        attach(certificate)

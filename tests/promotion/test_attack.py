@@ -59,6 +59,6 @@ def test_what_cannot_be_compared_is_named_with_its_reason():
 def test_rows_of_a_request_are_found_again(tmp_path):
     request = "sha256:" + "a" * 64
     ForgottenRows(tmp_path, request, ["r1", "r3"]).keep(request)
-    kept = ForgottenRows(tmp_path)
-    assert kept.mask(request, ["r0", "r1", "r2", "r3"]).tolist() == [False, True, False, True]
-    assert not kept.mask("sha256:" + "b" * 64, ["r1"]).any()
+    forgotten = ForgottenRows(tmp_path)
+    assert forgotten.mask(request, ["r0", "r1", "r2", "r3"]).tolist() == [False, True, False, True]
+    assert not forgotten.mask("sha256:" + "b" * 64, ["r1"]).any()

@@ -51,8 +51,8 @@ def test_review_promote_and_rollback_end_in_the_ledger(copy, expunge):
     registered = json.loads((copy / "reports/registration.json").read_text())
     reviewed = expunge("review")
     assert reviewed.status == 0, reviewed.err
-    for said in ("original", "challenger: version 1", registered["method"], "forgotten training rows", "retrained"):
-        assert said in reviewed.out
+    for words in ("original", "challenger: version 1", registered["method"], "forgotten training rows", "retrained"):
+        assert words in reviewed.out
     assert not (copy / "ledger.jsonl").exists() and not list((copy / "data/forgotten").glob("*.rows"))
     as_json = json.loads(expunge("review", "--json").out)
     assert as_json["passes"] and as_json["champion"] is None and as_json["challenger"]["forgets"] == "5"

@@ -95,12 +95,12 @@ def test_other_classes_or_shapes_are_refused(promoter, tmp_path):
 def test_changed_files_are_refused(promoter, tmp_path):
     version = put(tmp_path, "B", "mlp")
     servable = Path(mlflow.artifacts.download_artifacts(version.uri)) / "artifacts/servable"
-    kept = (servable / "model.safetensors").read_bytes()
-    (servable / "model.safetensors").write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    content = (servable / "model.safetensors").read_bytes()
+    (servable / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ManifestError, match=r"model\.safetensors"):
         promote(promoter, version.version)
     # Another model with a valid manifest of its own is put in the same place.
-    (servable / "model.safetensors").write_bytes(kept)
+    (servable / "model.safetensors").write_bytes(content)
     other = Path(mlflow.artifacts.download_artifacts(promoter.version("1").uri)) / "artifacts/servable"
     shutil.rmtree(servable)
     shutil.copytree(other, servable)

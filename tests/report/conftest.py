@@ -65,10 +65,10 @@ def make(whole: bool, seeds: int, shadow: bool = False) -> Run:
     labels = rng.integers(0, CLASSES, ROWS)
     x = centres[labels] + 0.8 * rng.normal(size=(ROWS, DIM))
     train = np.arange(ROWS) < ROWS * 3 // 4
-    gone = labels == GONE if whole else rng.random(ROWS) < 0.2
-    parts = np.where(train, np.where(gone, "forget", "retain"), "test_retain").astype("U11")
+    removed = labels == GONE if whole else rng.random(ROWS) < 0.2
+    parts = np.where(train, np.where(removed, "forget", "retain"), "test_retain").astype("U11")
     if whole:
-        parts[~train & gone] = "test_forget"
+        parts[~train & removed] = "test_forget"
 
     def model(seed: int, bias: float, prime: float | None = None) -> Outputs:
         z = (x + 0.02 * np.random.default_rng(seed).normal(size=x.shape)).astype(np.float32)

@@ -34,10 +34,10 @@ def test_the_interval_holds_the_shares_that_a_score_test_does_not_reject(hits, n
         return (p - x) ** 2 > z * z * x * (1 - x) / n
 
     grid = np.linspace(1e-9, 1 - 1e-9, 400_001)
-    kept = grid[~rejected(grid)]
+    retained = grid[~rejected(grid)]
     i = share(np.arange(n) < hits)
     assert i.value == p and i.rows == n
-    assert (i.low, i.high) == pytest.approx((kept[0], kept[-1]), abs=1e-5)
+    assert (i.low, i.high) == pytest.approx((retained[0], retained[-1]), abs=1e-5)
 
 
 def test_nothing_to_count_is_no_share():

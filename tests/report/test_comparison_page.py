@@ -62,10 +62,10 @@ def compared(finished, monkeypatch):
 def test_changed_test_rows_have_pictures_and_forgotten_rows_only_counts(compared):
     models, dataset = compared
     html = section(models, dataset)
-    kept = models.parts["test_retain"]
-    shown = chosen(kept)
-    assert len(shown) == LOST and f"{int(kept.changed.sum())} of {len(kept.labels)} changed" in html
-    wanted = [thumbnail(image) for image in dataset.images(kept.rows[shown])]
+    retained = models.parts["test_retain"]
+    shown = chosen(retained)
+    assert len(shown) == LOST and f"{int(retained.changed.sum())} of {len(retained.labels)} changed" in html
+    wanted = [thumbnail(image) for image in dataset.images(retained.rows[shown])]
     assert re.findall(r'<img src="([^"]*)"', html) == wanted
     assert "0.500 [0.250, 0.750]" in html and "Predictions on forgotten training rows" in html
     assert not [i for i in dataset.sample_ids() if i in html]

@@ -36,12 +36,12 @@ def test_reasons_are_a_table_and_the_result_is_a_sentence(run, tmp_path, monkeyp
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_cell_is_cut_in_a_narrow_terminal(run, width, capsys):
     lines = rows(run()[0])
-    made = tables(lines, None, width)
+    result = tables(lines, None, width)
     console = Console(width=width)
-    for table in made:
+    for table in result:
         console.print(table)
     printed = capsys.readouterr().out
-    assert "…" not in printed and (len(made) == 1) == (width == 200)
+    assert "…" not in printed and (len(result) == 1) == (width == 200)
     for column in zip(*lines, strict=True):
         for cell in column:
             assert cell in printed

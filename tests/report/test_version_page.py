@@ -49,8 +49,8 @@ def test_the_table_has_a_line_per_metric_and_a_column_for_each_of_three_models(s
     rows = {cells[0].strip(): cells[1:] for cells in (line.strip("|").split("|") for line in lines)}
     metric = METRICS["accuracy.forget"]
     blocks = (summary["references"]["original"], summary["references"]["retrained"])
-    said = [metric.text(block) for block in (*blocks, summary["methods"][summary["selected"]])]
-    assert [cell.strip() for cell in rows[metric.name]] == said
+    output = [metric.text(block) for block in (*blocks, summary["methods"][summary["selected"]])]
+    assert [cell.strip() for cell in rows[metric.name]] == output
 
 
 def test_it_names_metrics_in_words_and_not_by_their_paths(summary):

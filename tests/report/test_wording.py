@@ -19,9 +19,9 @@ def test_copies_that_stay_behind_are_mentioned(run):
     summary = copy.deepcopy(run()[0])
     assert not any("among the retained" in line for line in wording.not_claimed(summary))
     summary["request"] |= {"duplicates_left_in_retain": 2, "near_duplicates": {"left_in_retain": 1200}}
-    told = [line for line in wording.not_claimed(summary) if "among the retained" in line]
-    assert len(told) == 2 and "2 of the forgotten rows have an exact copy" in told[0]
-    assert "1,200 of the forgotten rows have a near-duplicate" in told[1]
+    report = [line for line in wording.not_claimed(summary) if "among the retained" in line]
+    assert len(report) == 2 and "2 of the forgotten rows have an exact copy" in report[0]
+    assert "1,200 of the forgotten rows have a near-duplicate" in report[1]
 
 
 def test_a_gate_says_its_outcome_and_what_is_missing():
@@ -53,8 +53,8 @@ def test_the_focus_is_the_selected_method_else_the_nearest(run):
 
 def test_each_claim_has_a_sentence():
     assert wording.claim(verdict_with(())) == "No erasure claim was shown."
-    told = wording.claim(verdict_with(("outputs", "exact")))
-    assert told.startswith(wording.CLAIMS["outputs"]) and told.endswith(wording.CLAIMS["exact"])
+    report = wording.claim(verdict_with(("outputs", "exact")))
+    assert report.startswith(wording.CLAIMS["outputs"]) and report.endswith(wording.CLAIMS["exact"])
 
 
 def test_what_is_not_claimed_names_every_claim_that_was_not_shown(run):

@@ -70,11 +70,11 @@ def test_a_killed_run_goes_on(root: Path) -> None:
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     assert not (workspace.parent / "page.md").exists()
-    made = (workspace / "models/original/manifest.json").stat().st_mtime_ns
+    result = (workspace / "models/original/manifest.json").stat().st_mtime_ns
     again = subprocess.run(command, cwd=root, env=ENVIRONMENT, text=True, capture_output=True, timeout=600)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
     assert again.stdout.strip().endswith("page: .expunge/reproduce/continual-fashion-mnist+sample/page.md")
-    assert (workspace / "models/original/manifest.json").stat().st_mtime_ns == made
+    assert (workspace / "models/original/manifest.json").stat().st_mtime_ns == result
 
 
 @pytest.mark.slow
@@ -125,12 +125,12 @@ def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> 
     classes = [i for i, r in enumerate(found["requests"]) if "class" in r["name"]]
     assert all(mask[-1]["requests"][i]["accuracy"] == 0 for i in classes)
     assert (page.parent / "rounds.png").read_bytes().startswith(b"\x89PNG")
-    kept = page.parent / "run" / ".expunge" / "rounds"
-    (kept / "10-loft.json").unlink()  # A run that was killed at this point has not written the file.
-    before = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.json")}
+    retained = page.parent / "run" / ".expunge" / "rounds"
+    (retained / "10-loft.json").unlink()  # A run that was killed at this point has not written the file.
+    before = {p.name: p.stat().st_mtime_ns for p in retained.glob("*.json")}
     again = reproduce_preset(root, name, Wanted(sample=True), lambda *_: None)
     assert json.loads((again.parent / "rounds.json").read_text())["methods"]["leace"] == found["methods"]["leace"]
-    after = {p.name: p.stat().st_mtime_ns for p in kept.glob("*.json")}
+    after = {p.name: p.stat().st_mtime_ns for p in retained.glob("*.json")}
     assert "10-loft.json" in after and {n: t for n, t in after.items() if n in before} == before
 
 
@@ -183,8 +183,8 @@ def test_the_list_names_every_preset_and_says_that_nothing_was_measured(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)
-    told = CliRunner().invoke(app, ["reproduce", "--list"]).output
-    assert all(name in told for name in names(root)) and "None was measured" in told
+    report = CliRunner().invoke(app, ["reproduce", "--list"]).output
+    assert all(name in report for name in names(root)) and "None was measured" in report
 
 
 def test_outside_of_the_repository_presets_of_the_package_apply_to_its_own_params(tmp_path: Path) -> None:

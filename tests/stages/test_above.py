@@ -56,13 +56,13 @@ def test_a_deleted_network_is_evaluated_by_its_own_weights(workspace: Path) -> N
 
 
 def test_the_stage_keeps_the_activations_that_training_read(workspace: Path) -> None:
-    kept = workspace / "data/activations"
-    manifest = read_manifest(kept)
+    retained = workspace / "data/activations"
+    manifest = read_manifest(retained)
     assert set(manifest["lower"]) == {"stage1"} and set(manifest["files"]) == {"stage1.npy"}
     card = read_json(workspace / "models/original/model.json")["card"]
     assert manifest["lower"]["stage1"] == card["above"]["lower_digest"]
     [read] = (workspace / ".expunge/activations").glob("*.npy")
-    assert read.samefile(kept / "stage1.npy")
+    assert read.samefile(retained / "stage1.npy")
 
 
 def test_nothing_is_stale_and_a_wrong_cut_is_refused_before_training(workspace: Path) -> None:

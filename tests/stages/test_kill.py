@@ -116,8 +116,8 @@ def stable(workspace: Path) -> dict[str, Any]:
     timed += [o["path"] for name, stage in stages.items() if name.startswith("fit@") for o in stage["outs"]]
 
     def told(entries: list[dict[str, Any]]) -> dict[str, str]:
-        kept = [e for e in entries if e["path"] not in timed and not e["path"].startswith(("src/", "reports/cost"))]
-        return {e["path"]: e["md5"] for e in kept}
+        retained = [e for e in entries if e["path"] not in timed and not e["path"].startswith(("src/", "reports/cost"))]
+        return {e["path"]: e["md5"] for e in retained}
 
     return {
         name: {"deps": told(s.get("deps", [])), "outs": told(s["outs"]), "params": s.get("params")}

@@ -145,8 +145,8 @@ def test_whole_networks_go_on_after_a_kill(copy):
     for name in ("trained-2", "retrained-3"):
         with torch.no_grad():
             logits = load_classifier(home / name / "model")(dataset.images(forget)).numpy()
-        kept = load_file(home / name / "margins" / "margins.safetensors")["network/forget"]
-        np.testing.assert_allclose(kept, margins(logits, dataset.labels()[forget]), atol=1e-3)
+        retained = load_file(home / name / "margins" / "margins.safetensors")["network/forget"]
+        np.testing.assert_allclose(retained, margins(logits, dataset.labels()[forget]), atol=1e-3)
     masked = load_file(home / "trained-2" / "margins" / "margins.safetensors")["logit-mask/forget"]
     assert (masked == -100).all()
 

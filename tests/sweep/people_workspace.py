@@ -72,16 +72,16 @@ def features(root: Path, dataset: Dataset, shard: int) -> None:
     train = dataset.splits() == "train"
     labels = torch.from_numpy(dataset.labels()[train].astype(np.int64))
     with staged_dir(root / "data/features/original") as out:
-        counted = {}
+        counts = {}
         for n, start in enumerate(range(0, dataset.rows, shard)):
             part = table.slice(start, shard)
             write_shard(out / f"part-{n:05d}.parquet", part, z[start : start + shard])
-            counted[f"part-{n:05d}.parquet"] = len(part)
+            counts[f"part-{n:05d}.parquet"] = len(part)
         Moments.of(z[train]).save(out / MOMENTS)
         sums = torch.zeros(3, DIM, dtype=torch.float64).index_add_(0, labels, torch.from_numpy(z[train]).double())
         save_file({"sums": sums, "counts": torch.bincount(labels, minlength=3)}, out / CLASS_SUMS)
         write_manifest(
-            out, "test", rows=counted, dim=DIM, dtype="float32", model_digest="sha256:m", dataset_digest=dataset.digest
+            out, "test", rows=counts, dim=DIM, dtype="float32", model_digest="sha256:m", dataset_digest=dataset.digest
         )
 
 

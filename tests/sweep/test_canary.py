@@ -144,9 +144,9 @@ def swept(home, served) -> dict:
     (home / "person.txt").write_text(f"{PERSON}\n")
     dry = python(home, "expunge.cli", "sweep", "--subjects", str(home / "person.txt"), "--json")
     assert found(CANARY, *stores(home)) == before
-    said = python(home, "expunge.cli", "sweep", "--subjects", str(home / "person.txt"), "--json", "--apply")
+    report = python(home, "expunge.cli", "sweep", "--subjects", str(home / "person.txt"), "--json", "--apply")
     (home / "person.txt").unlink()
-    return {"before": before, "dry": json.loads(dry), "said": json.loads(said)}
+    return {"before": before, "dry": json.loads(dry), "said": json.loads(report)}
 
 
 def test_the_search_finds_the_canary_where_it_must_be_before(swept):

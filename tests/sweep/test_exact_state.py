@@ -77,10 +77,10 @@ def test_the_next_request_is_deleted_exactly_from_the_model_that_serves(swept):
         unlearned = fit("exact", inputs(train[::100]), {"exact": {}})
         exact = unlearned.info["exact"]
         assert exact["holds"] and exact["rows"]["retained"] == len(train) - len(train[::100])
-        kept = np.setdiff1d(train, train[::100])
+        retained = np.setdiff1d(train, train[::100])
         store = FeatureStore("data/features/original")
         fresh = HEADS[training](**exact["head"]["settings"])
-        fresh.fit(torch.from_numpy(store.z(kept)), torch.from_numpy(store.column("label")[kept]), 10)
+        fresh.fit(torch.from_numpy(store.z(retained)), torch.from_numpy(store.column("label")[retained]), 10)
         distance = float((unlearned.head.weight - fresh.head_.weight).norm())
         if training == "ridge":
             assert distance == 0

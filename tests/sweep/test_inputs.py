@@ -53,8 +53,8 @@ def text(path, suffix: str):
     delimiter = "," if suffix == "csv" else "\t"
     lines = [delimiter.join(("text", "label", "subject"))]
     for i in range(ROWS):
-        said = f'"said, ""{i}"" twice"' if suffix == "csv" else f'said "{i}" twice'
-        lines.append(delimiter.join((said, "abc"[i % 3], f"person-{i // 3:03d}")))
+        line = f'"said, ""{i}"" twice"' if suffix == "csv" else f'said "{i}" twice'
+        lines.append(delimiter.join((line, "abc"[i % 3], f"person-{i // 3:03d}")))
     (path / f"all.{suffix}").write_text("\n".join(lines) + "\n")
 
 
@@ -98,9 +98,9 @@ def erased_and_read_again(root, source, ids, path="data/source/it"):
 def test_erased_images_leave_a_folder_and_the_others_stay(root):
     folder(root / "data/source/it")
     before = begin(root, "image-folder")
-    gone = [i for i in before if "0007" in i or "0010" in i]
-    after = erased_and_read_again(root, "image-folder", gone)
-    assert len(gone) == 2 and after == {i: r for i, r in before.items() if i not in gone}
+    erased = [i for i in before if "0007" in i or "0010" in i]
+    after = erased_and_read_again(root, "image-folder", erased)
+    assert len(erased) == 2 and after == {i: r for i, r in before.items() if i not in erased}
     assert not list((root / "data/source/it").rglob("*0007*"))
 
 
@@ -110,34 +110,34 @@ def test_erased_rows_leave_parquet_files_and_the_others_stay(root, named):
     before = begin(root, "parquet")
     files = sorted((root / "data/source/it").iterdir())
     inodes = [f.stat().st_ino for f in files]
-    gone = sorted(before)[11:13]
-    after = erased_and_read_again(root, "parquet", gone)
-    assert after == {i: r for i, r in before.items() if i not in gone}
-    kept = [f.stat().st_ino == inode for f, inode in zip(files, inodes, strict=True)]
+    erased = sorted(before)[11:13]
+    after = erased_and_read_again(root, "parquet", erased)
+    assert after == {i: r for i, r in before.items() if i not in erased}
+    same_file = [f.stat().st_ino == inode for f, inode in zip(files, inodes, strict=True)]
     # If ids and split followed from the position of a row, every file must now state them. Otherwise only the file
     # that held the rows is written.
-    assert kept == ([True, False, True] if named else [False] * 3)
+    assert same_file == ([True, False, True] if named else [False] * 3)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_erased_rows_leave_text_files_and_the_others_stay(root, suffix):
     text(root / "data/source/it", suffix)
     before = begin(root, "text")
-    gone = sorted(before)[3:5]
-    after = erased_and_read_again(root, "text", gone)
-    assert after == {i: r for i, r in before.items() if i not in gone}
+    erased = sorted(before)[3:5]
+    after = erased_and_read_again(root, "text", erased)
+    assert after == {i: r for i, r in before.items() if i not in erased}
 
 
 def test_an_input_without_write_permission_is_reported_to_its_owner(root):
     folder(root / "data/source/it")
     before = begin(root, "image-folder")
-    gone = sorted(before)[:1]
-    (root / "data/source/it" / gone[0]).chmod(0o444)
-    report = sweep(root, gone, apply=True)
+    erased = sorted(before)[:1]
+    (root / "data/source/it" / erased[0]).chmod(0o444)
+    report = sweep(root, erased, apply=True)
     assert [(e.where, e.who) for e in report.not_purgeable] == [("data/source/it", "the owner of that file")]
-    assert gone[0] not in rows_of(root) and (root / "data/source/it" / gone[0]).exists()
+    assert erased[0] not in rows_of(root) and (root / "data/source/it" / erased[0]).exists()
     prepare("image-folder", root / "data/dataset", path=root / "data/source/it")
-    assert gone[0] not in rows_of(root)  # The tombstones keep it out.
+    assert erased[0] not in rows_of(root)  # The tombstones keep it out.
 
 
 def test_an_installed_source_is_reported_and_not_changed(root):

@@ -67,12 +67,12 @@ def test_labels_are_replaced_in_source_dataset_and_features(root):
     assert np.array_equal(store.column("label"), labels) and np.array_equal(store.z(np.arange(new.rows)), z)
     assert untouched.stat().st_ino == inode  # a shard without a corrected row stays the same file
     sums, counts = class_sums(root)
-    kept = load_file(root / "data/features/original" / CLASS_SUMS)
-    assert torch.allclose(kept["sums"], sums, rtol=0, atol=1e-12) and torch.equal(kept["counts"], counts)
+    stored_sums = load_file(root / "data/features/original" / CLASS_SUMS)
+    assert torch.allclose(stored_sums["sums"], sums, rtol=0, atol=1e-12) and torch.equal(stored_sums["counts"], counts)
     activations = read_manifest(root / "data/activations")
     assert activations["dataset_digest"] == store.manifest["dataset_digest"] == new.digest
-    for gone in ("data/split", "data/evaluation/loft", ".expunge/train"):
-        assert not (root / gone).exists(), gone
+    for folder in ("data/split", "data/evaluation/loft", ".expunge/train"):
+        assert not (root / folder).exists(), folder
     prepare("npz", root / "data/again", path=root / people_workspace.NPZ)
     again = Dataset(root / "data/again")
     assert np.array_equal(again.labels(), labels) and again.sample_ids() == new.sample_ids()

@@ -33,8 +33,8 @@ def test_no_id_is_committed_outside_code_and_its_words():
         n for n in listed.decode().split("\0") if n and not n.startswith(("src/", "tests/", "docs/", "benchmarks/"))
     ]
     assert "params.yaml" in names
-    held = [n for n in names if (ROOT / n).is_file() and IDS.search((ROOT / n).read_bytes())]
-    assert held == []
+    leaks = [n for n in names if (ROOT / n).is_file() and IDS.search((ROOT / n).read_bytes())]
+    assert leaks == []
 
 
 def test_patterns_are_found_in_any_place_of_a_file(tmp_path):

@@ -44,13 +44,13 @@ def swept(request, tmp_path_factory):
 
 def test_the_original_becomes_the_version_that_serves_with_its_shards(swept):
     root, training = swept
-    kept, product = root / "models/original", root / "models/unlearned/exact"
-    names = set(read_manifest(kept)["files"])
+    original, product = root / "models/original", root / "models/unlearned/exact"
+    names = set(read_manifest(original)["files"])
     state = {n for n in read_manifest(product)["files"] if n.startswith(("steps/", "shards/")) or "head_shards" in n}
     assert len(state) == (4 if training == "shards" else 7) and state < names
-    assert all((kept / name).read_bytes() == (product / name).read_bytes() for name in state)
+    assert all((original / name).read_bytes() == (product / name).read_bytes() for name in state)
     if training == "shards":
-        ours, theirs = (read_json(d / "model.json")["card"]["above"] for d in (kept, product))
+        ours, theirs = (read_json(d / "model.json")["card"]["above"] for d in (original, product))
         assert ours == theirs
 
 
@@ -62,12 +62,12 @@ def test_the_next_request_gives_what_training_on_the_rest_gives(swept):
 
             write_features()
         train = training_rows()
-        gone = train[[3, 50]]
-        unlearned = fit("exact", inputs(gone), {"exact": {}})
+        removed = train[[3, 50]]
+        unlearned = fit("exact", inputs(removed), {"exact": {}})
         again = unlearned.info["exact"]["again"]
         assert unlearned.info["exact"]["holds"] and 1 <= len(again) <= 2
         store = FeatureStore("data/features/original") if training != "shards" else None
-        rest = np.setdiff1d(train, gone)
+        rest = np.setdiff1d(train, removed)
         make_classifier(load_config(), Dataset("data/dataset"), rest, 1, Path("models/fresh"), Path(".expunge"), store)
         fresh = load_classifier("models/fresh")
         if training == "shards":

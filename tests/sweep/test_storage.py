@@ -96,12 +96,12 @@ def test_the_lock_follows_nothing_has_to_run_and_history_is_named(root):
     git(root, "rm", "-q", "notes.txt")
     git(root, "commit", "-q", "-m", "no note")
     old = {stage: hashes_of(root, stage) for stage in STAGES}
-    held = objects(root / ".dvc/cache"), objects(root.parent / "remote")
+    objects_before = objects(root / ".dvc/cache"), objects(root.parent / "remote")
     report = erase(root)
     assert report.clean
     assert json.loads(dvc(root, "status", "--json")) == {}
     storage = Storage(root)
-    for store, before in zip((root / ".dvc/cache", root.parent / "remote"), held, strict=True):
+    for store, before in zip((root / ".dvc/cache", root.parent / "remote"), objects_before, strict=True):
         assert objects(store) == storage.referenced()  # This also holds for the remote.
         assert before - objects(store)
     for stage, outs in old.items():
@@ -116,12 +116,12 @@ def test_the_lock_follows_nothing_has_to_run_and_history_is_named(root):
     } <= purged
     for runs in (root / ".dvc/cache/runs", root.parent / "remote/runs"):  # DVC fails at an empty folder
         assert all(any(folder.iterdir()) for folder in runs.rglob("*") if folder.is_dir())
-    said = [(e.what, e.who) for e in report.not_purgeable if e.where == "git"]
-    assert {what for what, _ in said} == {
+    findings = [(e.what, e.who) for e in report.not_purgeable if e.where == "git"]
+    assert {what for what, _ in findings} == {
         "2 commits that name removed data, but do not contain it",
         "1 versions of files that contain ids of erased rows",
     }
-    assert all("history" in who for _, who in said)
+    assert all("history" in who for _, who in findings)
     assert not (root / "data/requests/one.txt.dvc").exists() and not (root / KEPT_LOCK).exists()
 
 
@@ -144,8 +144,8 @@ def test_a_remote_on_s3_keeps_what_is_left(root, tmp_path, monkeypatch):
         assert report.clean and before - held() and held() == Storage(root).referenced()
     purged = {r.what: r.count for r in report.purged if r.where == "DVC remote far"}
     assert purged == {"objects": len(before - Storage(root).referenced())}
-    (said,) = (e for e in report.not_purgeable if e.where == "DVC remote far")
-    assert said.who == "the administrator of that storage"
+    (finding,) = (e for e in report.not_purgeable if e.where == "DVC remote far")
+    assert finding.who == "the administrator of that storage"
 
 
 def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
@@ -190,7 +190,7 @@ def test_a_dry_run_counts_what_it_would_remove(root):
 def test_a_cache_that_others_may_share_is_left_to_people(root, tmp_path):
     shutil.move(root / ".dvc/cache", tmp_path / "shared")
     dvc(root, "cache", "dir", str(tmp_path / "shared"))
-    held = objects(tmp_path / "shared")
+    before = objects(tmp_path / "shared")
     report = erase(root)
-    assert report.clean and held <= objects(tmp_path / "shared")
+    assert report.clean and before <= objects(tmp_path / "shared")
     assert any(e.where == "DVC cache" and "--projects" in e.who for e in report.not_purgeable)

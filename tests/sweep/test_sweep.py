@@ -49,9 +49,9 @@ def erase(root, apply=True):
 
 def kept_rows(directory, name="data/dataset"):
     parts = [pq.read_table(p) for p in sorted((directory / name).glob("part-*.parquet"))]
-    gone = {people_workspace.person(i) for i in ERASED}
+    erased = {people_workspace.person(i) for i in ERASED}
     rows = [row for part in parts for row in part.to_pylist()]
-    return [row for row in rows if row["subject"] not in gone], len(rows)
+    return [row for row in rows if row["subject"] not in erased], len(rows)
 
 
 def test_a_dry_run_finds_everything_and_changes_nothing(root):
@@ -75,9 +75,9 @@ def test_erased_rows_leave_every_store_and_the_others_keep_content_and_order(roo
     report = erase(root)
     assert report.clean and {r.where for r in report.purged} >= {"data/dataset", "data/features/original"}
     for name in ("data/dataset", "data/features/original"):
-        kept, _ = kept_rows(before, name)
+        rest, _ = kept_rows(before, name)
         left, count = kept_rows(root, name)
-        assert left == kept and count == len(kept) == people_workspace.ROWS - 30
+        assert left == rest and count == len(rest) == people_workspace.ROWS - 30
     for content in people_workspace.files(root).values():
         assert not any(people_workspace.person(i).encode() in content for i in ERASED)
     dataset, split, store = (
@@ -112,11 +112,11 @@ def test_moments_and_class_sums_are_those_of_the_rows_that_stay(root):
 def test_activations_lose_the_same_rows(root, before):
     table = Dataset(before / "data/dataset").table(["subject", "split"])
     train = [row["subject"] for row in table.to_pylist() if row["split"] == "train"]
-    gone = {people_workspace.person(i) for i in ERASED}
+    erased = {people_workspace.person(i) for i in ERASED}
     whole = np.load(before / "data/activations/stage1.npy")
     erase(root)
     left = np.load(root / "data/activations/stage1.npy")
-    assert np.array_equal(left, whole[[s not in gone for s in train]]) and len(left) == 168
+    assert np.array_equal(left, whole[[s not in erased for s in train]]) and len(left) == 168
     assert read_manifest(root / "data/activations")["dataset_digest"] == Dataset(root / "data/dataset").digest
 
 
@@ -260,8 +260,8 @@ def test_tombstones_reveal_nothing_without_their_key(root):
     erase(root)
     key, rows = root / "data/tombstones/key", root / "data/tombstones/rows.safetensors"
     assert key.stat().st_mode & 0o777 == 0o600
-    held = rows.read_bytes()
-    assert hashlib.blake2b(b"record-00020", digest_size=16).digest() not in held
+    content = rows.read_bytes()
+    assert hashlib.blake2b(b"record-00020", digest_size=16).digest() not in content
     key.unlink()
     with pytest.raises(DataError, match="the key of the tombstones cannot be read"):
         Dataset(root / "data/dataset")

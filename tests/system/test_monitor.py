@@ -6,18 +6,18 @@ import subprocess
 import sys
 import time
 
-from expunge.system.monitor import MOST, Usage
+from expunge.system.monitor import MOST, ResourceMonitor
 
 
 def test_the_monitor_measures_processor_time_and_memory():
-    usage = Usage(interval=0.05).start()
+    monitor = ResourceMonitor(interval=0.05).start()
     began = time.time()
-    held = bytearray(80_000_000)
+    held_out = bytearray(80_000_000)
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
-        hashlib.sha256(held).digest()  # hashlib releases the GIL, as torch and numpy do.
-    series = usage.series()
-    assert len(held) and series.keys() == {"cpu_percent_of_one_core", "process_memory_megabytes"}
+        hashlib.sha256(held_out).digest()  # hashlib releases the GIL, as torch and numpy do.
+    series = monitor.series()
+    assert len(held_out) and series.keys() == {"cpu_percent_of_one_core", "process_memory_megabytes"}
     cpu, memory = series["cpu_percent_of_one_core"], series["process_memory_megabytes"]
     assert len(cpu["time"]) == len(cpu["value"]) >= 3
     assert max(cpu["value"]) > 20 and max(memory["value"]) > 80
@@ -25,9 +25,9 @@ def test_the_monitor_measures_processor_time_and_memory():
 
 
 def test_a_long_stage_keeps_few_samples():
-    usage = Usage(interval=0.001).start()
+    monitor = ResourceMonitor(interval=0.001).start()
     time.sleep(1.0)
-    assert 1 < len(usage.series()["process_memory_megabytes"]["value"]) < MOST
+    assert 1 < len(monitor.series()["process_memory_megabytes"]["value"]) < MOST
 
 
 def test_a_stage_keeps_its_samples_with_its_cost(tmp_path):

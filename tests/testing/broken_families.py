@@ -149,9 +149,9 @@ class Loads(Mlp):
 
 
 def chance(num_classes: int, pixels: int) -> nn.Module:
-    made = Mlp(num_classes, pixels)
-    made.first.bias.data.fill_(random.random())
-    return made
+    result = Mlp(num_classes, pixels)
+    result.first.bias.data.fill_(random.random())
+    return result
 
 
 def always_the_same(num_classes: int, pixels: int) -> nn.Module:

@@ -28,8 +28,8 @@ def inputs(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "settings"), [("logit-mask", {}), ("loft", {"rank": 16}), ("delete", {"epochs": 1})])
 def test_built_in_methods_keep_the_contract(inputs, name, settings):
-    made = check_method(METHODS[name], inputs, settings)
-    assert (made.classifier is not None) == (name == "delete")
+    result = check_method(METHODS[name], inputs, settings)
+    assert (result.classifier is not None) == (name == "delete")
 
 
 Change = Callable[[UnlearnedModel, FitInputs], Any]
@@ -42,9 +42,9 @@ def broken(change: Change, kind: type = LogitMask) -> Method:
     """
 
     def fit(name: str, request: FitInputs, settings: Any, before: Any) -> Any:
-        made = METHODS["logit-mask"].fit(name, request, settings, before)
-        found = change(made, request)
-        return made if found is None else found
+        result = METHODS["logit-mask"].fit(name, request, settings, before)
+        found = change(result, request)
+        return result if found is None else found
 
     return Method(kind, fit)
 

@@ -126,7 +126,7 @@ RAW_BROKEN = {
     "a person that is no text": (give(subjects=[1] * N, more={"has_subject": True}), "a subject is 1"),
     "other ids for another seed": (shuffled, "ids change with test_fraction or seed: only the split may"),
     "ids that name the split": (renumbered, "ids change with test_fraction or seed"),
-    "noise": (noisy, "held differ when the source is read again"),
+    "noise": (noisy, "contents differ when the source is read again"),
     "a split from a global generator": (global_split, "reading uses a global generator"),
     "a global generator that is seeded": (global_seed, "reading uses a global generator"),
 }

@@ -27,9 +27,9 @@ def proxy(server, monkeypatch):
     """Yield a proxy between client and server that can fail on purpose. The client repeats calls without a pause."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    with flaky(server) as made:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
-        yield made
+    with flaky(server) as result:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", result.url)
+        yield result
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from mlflow.entities import ViewType
 
 from expunge.system.errors import TrackingError
-from expunge.tracking import Dataset, Detail, connect, log_pipeline_run, metrics_of
+from expunge.tracking import Detail, LoggedDataset, connect, log_pipeline_run, metrics_of
 from expunge.tracking.runs import TAG_LENGTH, clip
 from tests.verdicts import REACHED, verdict_with
 
@@ -34,7 +34,7 @@ SUMMARY = {
     "methods": {"loft": candidate("none", failed=("kl", "accuracy")), "ru-linear": candidate("outputs")},
     "selected": "ru-linear",
 }
-DATASET = Dataset("digits", "sha256:" + "0123456789abcdef" * 4, {"rows_train": 600, "rows_test": 100})
+DATASET = LoggedDataset("digits", "sha256:" + "0123456789abcdef" * 4, {"rows_train": 600, "rows_test": 100})
 
 
 def log(summary: dict = SUMMARY, **changes):

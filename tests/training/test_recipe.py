@@ -46,9 +46,9 @@ def flat() -> Classifier:
 
 
 def model(name: str = "resnet-small", **card: Any) -> Classifier:
-    made = build(name, 10, (8, 8, 1), seed=1)
-    made.card = dataclasses.replace(made.card, **card)
-    return made
+    classifier = build(name, 10, (8, 8, 1), seed=1)
+    classifier.card = dataclasses.replace(classifier.card, **card)
+    return classifier
 
 
 def digest(made: Classifier) -> str:
@@ -87,9 +87,9 @@ def test_the_small_recipe_gives_the_bytes_that_train_gave_before_there_were_reci
 
 def test_adamw_equals_a_computation_by_hand() -> None:
     """The reference is numpy: two full-batch steps with decoupled decay (arXiv 1711.05101) of weights, not biases."""
-    made = flat()
+    classifier = flat()
     z = np.c_[IMAGES.reshape(N, 64) / 127.5 - 1.0, np.ones(N)]
-    w = np.c_[made.head.weight.detach().numpy(), made.head.bias.detach().numpy()].astype(np.float64)
+    w = np.c_[classifier.head.weight.detach().numpy(), classifier.head.bias.detach().numpy()].astype(np.float64)
     m, v, lr, decay = np.zeros_like(w), np.zeros_like(w), 0.01, 0.1
     decayed = np.ones_like(w)
     decayed[:, -1] = 0
@@ -101,9 +101,9 @@ def test_adamw_equals_a_computation_by_hand() -> None:
         w -= lr * decay * decayed * w
         w -= lr * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
     changes = {"optimizer": "adamw", "schedule": "constant", "warmup": 0.0, "lr": lr, "weight_decay": decay}
-    train(made, IMAGES, LABELS, **{**SHORT, **changes, "epochs": 2, "batch_size": N})
-    np.testing.assert_allclose(made.head.weight.detach().numpy(), w[:, :64], rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(made.head.bias.detach().numpy(), w[:, 64], rtol=1e-4, atol=2e-6)
+    train(classifier, IMAGES, LABELS, **{**SHORT, **changes, "epochs": 2, "batch_size": N})
+    np.testing.assert_allclose(classifier.head.weight.detach().numpy(), w[:, :64], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(classifier.head.bias.detach().numpy(), w[:, 64], rtol=1e-4, atol=2e-6)
 
 
 def test_schedules_give_their_documented_rates() -> None:
@@ -129,17 +129,17 @@ def test_schedules_give_their_documented_rates() -> None:
 
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:resnet18"])
 def test_layer_decay_slows_the_layers_below(name: str) -> None:
-    made = build(name, 10, (32, 32, 3), image_size=32)
-    optimizer = make_optimizer(made, "adamw", 1e-3, 0.9, 0.05, 0.5)
+    classifier = build(name, 10, (32, 32, 3), image_size=32)
+    optimizer = make_optimizer(classifier, "adamw", 1e-3, 0.9, 0.05, 0.5)
     scale = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
-    order = [scale[id(p)] for p in made.backbone.parameters()]
-    assert len(scale) == len(list(made.parameters())) and scale[id(made.head.weight)] == 1.0
+    order = [scale[id(p)] for p in classifier.backbone.parameters()]
+    assert len(scale) == len(list(classifier.parameters())) and scale[id(classifier.head.weight)] == 1.0
     assert order[0] == min(order) < 0.1 and max(order[-2:]) >= 0.5
     set_rate = make_schedule(optimizer, "cosine", 10, 1e-3, 0.0)
     set_rate(0)
     assert {round(g["lr"] / g["lr_scale"], 9) for g in optimizer.param_groups} == {1e-3}
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    assert all((id(p) in decayed) == (p.ndim > 1) for p in made.backbone.parameters() if p.ndim <= 2)
+    assert all((id(p) in decayed) == (p.ndim > 1) for p in classifier.backbone.parameters() if p.ndim <= 2)
 
 
 def test_an_optimizer_that_timm_does_not_know() -> None:
@@ -148,18 +148,18 @@ def test_an_optimizer_that_timm_does_not_know() -> None:
 
 
 def test_label_smoothing_is_a_mixture_with_the_uniform_answer() -> None:
-    made = flat()
+    classifier = flat()
     with torch.no_grad():
-        logp = F.log_softmax(made(IMAGES), 1).double()
+        logp = F.log_softmax(classifier(IMAGES), 1).double()
     nll, uniform = -logp[torch.arange(N), torch.from_numpy(LABELS).long()].mean(), -logp.mean()
-    history = train(made, IMAGES, LABELS, **{**SHORT, "epochs": 1, "batch_size": N}, label_smoothing=0.2)
+    history = train(classifier, IMAGES, LABELS, **{**SHORT, "epochs": 1, "batch_size": N}, label_smoothing=0.2)
     assert history[0]["loss"] == pytest.approx(float(0.8 * nll + 0.2 * uniform), rel=1e-5)
 
 
 def test_accumulated_batches_are_the_whole_batch_where_nothing_depends_on_a_batch() -> None:
     def trained(parts: int, size: int) -> tuple[Classifier, list[dict[str, float]]]:
-        made = flat()
-        return made, train(made, IMAGES, LABELS, **{**SHORT, "batch_size": size}, accumulate=parts)
+        classifier = flat()
+        return classifier, train(classifier, IMAGES, LABELS, **{**SHORT, "batch_size": size}, accumulate=parts)
 
     # The batches of 50 rows are split into 17, 17 and 16; the last batch has 28 rows.
     whole, parts = trained(1, 50), trained(3, 50)
@@ -170,13 +170,13 @@ def test_accumulated_batches_are_the_whole_batch_where_nothing_depends_on_a_batc
 
 def test_frozen_norms_keep_their_statistics() -> None:
     for frozen in (False, True):
-        made = model()
-        before = copy.deepcopy(made.state_dict())
-        train(made, IMAGES, LABELS, **SHORT, frozen_norm=frozen)
+        classifier = model()
+        before = copy.deepcopy(classifier.state_dict())
+        train(classifier, IMAGES, LABELS, **SHORT, frozen_norm=frozen)
         statistics = [k for k in before if "running" in k]
-        kept = [torch.equal(before[k], made.state_dict()[k]) for k in statistics]
-        assert statistics and all(kept) == frozen and any(kept) == frozen
-        assert not torch.equal(before["head.weight"], made.state_dict()["head.weight"])
+        retained = [torch.equal(before[k], classifier.state_dict()[k]) for k in statistics]
+        assert statistics and all(retained) == frozen and any(retained) == frozen
+        assert not torch.equal(before["head.weight"], classifier.state_dict()["head.weight"])
 
 
 def test_the_moving_average_is_the_one_of_its_definition() -> None:
@@ -184,35 +184,35 @@ def test_the_moving_average_is_the_one_of_its_definition() -> None:
     settings = {**SHORT, "schedule": "constant", "warmup": 0.0, "momentum": 0.0, "batch_size": N, "weight_decay": 0.0}
     path = []
     for epochs in range(1, 5):
-        made = flat()
-        train(made, IMAGES, LABELS, **{**settings, "epochs": epochs})
-        path.append(made.head.weight.detach().clone())
+        classifier = flat()
+        train(classifier, IMAGES, LABELS, **{**settings, "epochs": epochs})
+        path.append(classifier.head.weight.detach().clone())
     average = path[0]
     for t, weight in enumerate(path[1:], 1):
         decay = min(0.6, 1 - (1 + t) ** (-2 / 3))
         average = decay * average + (1 - decay) * weight
-    made = flat()
-    train(made, IMAGES, LABELS, **{**settings, "epochs": 4}, ema=0.6)
-    torch.testing.assert_close(made.head.weight.detach(), average, rtol=1e-5, atol=1e-6)
+    classifier = flat()
+    train(classifier, IMAGES, LABELS, **{**settings, "epochs": 4}, ema=0.6)
+    torch.testing.assert_close(classifier.head.weight.detach(), average, rtol=1e-5, atol=1e-6)
 
 
 def test_early_stopping_never_trains_on_held_out_rows_and_takes_the_best_pass() -> None:
-    held = held_out(N, 0.3)
+    mask = held_out(N, 0.3)
     wrong = LABELS.copy()
-    wrong[held] = (wrong[held] + 1) % 10  # Learning the other rows raises their loss.
-    made = flat()
-    history = train(made, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=3, held=held)
+    wrong[mask] = (wrong[mask] + 1) % 10  # Learning the other rows raises their loss.
+    classifier = flat()
+    history = train(classifier, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=3, holdout=mask)
     losses = [h["held_loss"] for h in history]
     assert len(history) < 30 and min(losses) < min(losses[-3:]) and losses.index(min(losses)) == len(losses) - 4
     best = flat()
-    train(best, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=30, held=held)
-    assert digest(best) == digest(made)
+    train(best, IMAGES, wrong, **{**SHORT, "epochs": 30, "lr": 0.5}, patience=30, holdout=mask)
+    assert digest(best) == digest(classifier)
     with torch.no_grad():
-        logits = made(IMAGES[held])
-    assert F.cross_entropy(logits, torch.from_numpy(wrong[held]).long()).item() == pytest.approx(min(losses), rel=1e-5)
-    assert torch.equal(torch.from_numpy(held_out(N, 0.3)), torch.from_numpy(held)) and 20 < held.sum() < 60
+        logits = classifier(IMAGES[mask])
+    assert F.cross_entropy(logits, torch.from_numpy(wrong[mask]).long()).item() == pytest.approx(min(losses), rel=1e-5)
+    assert torch.equal(torch.from_numpy(held_out(N, 0.3)), torch.from_numpy(mask)) and 20 < mask.sum() < 60
     with pytest.raises(DataError, match=r"raise train\.holdout"):
-        train(flat(), IMAGES, LABELS, **SHORT, patience=2, held=np.zeros(N, bool))
+        train(flat(), IMAGES, LABELS, **SHORT, patience=2, holdout=np.zeros(N, bool))
 
 
 @pytest.mark.parametrize("name", ["flip-crop", "randaugment", "trivial"])
@@ -245,10 +245,10 @@ EVERYTHING = {
     "changes", [ADAMW, EVERYTHING, {"optimizer": "lamb", "lr": 1e-3}], ids=["adamw", "all", "lamb"]
 )
 def test_training_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, changes: dict[str, Any]) -> None:
-    held = held_out(N, 0.2) if "patience" in changes else None
+    mask = held_out(N, 0.2) if "patience" in changes else None
 
     def trained(directory: Path | None, stop: bool = False) -> Classifier:
-        made = model()
+        classifier = model()
         steps = 0
 
         class Killed(Exception):
@@ -260,12 +260,12 @@ def test_training_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, c
             if steps > 5:
                 raise Killed
 
-        handle = made.head.register_forward_hook(dies) if stop else None
+        handle = classifier.head.register_forward_hook(dies) if stop else None
         with contextlib.suppress(Killed):
-            train(made, IMAGES, LABELS, **{**SHORT, **changes}, held=held, resume_dir=directory)
+            train(classifier, IMAGES, LABELS, **{**SHORT, **changes}, holdout=mask, resume_dir=directory)
         if handle is not None:
             handle.remove()
-        return made
+        return classifier
 
     whole = digest(trained(None))
     trained(tmp_path, stop=True)
@@ -274,16 +274,16 @@ def test_training_goes_on_from_the_last_pass_to_the_same_bytes(tmp_path: Path, c
 
 
 def test_the_card_records_mean_and_final_rate() -> None:
-    made = model()
-    recipe = dataclasses.replace(recipe_of(given(), made), epochs=2, batch_size=64)
-    history = train(made, IMAGES, LABELS, **{**recipe.arguments(), "precision": "fp32"}, seed=1)
-    said = recorded(recipe, history)
+    classifier = model()
+    recipe = dataclasses.replace(recipe_of(given(), classifier), epochs=2, batch_size=64)
+    history = train(classifier, IMAGES, LABELS, **{**recipe.arguments(), "precision": "fp32"}, seed=1)
+    output = recorded(recipe, history)
     from expunge.training.descent import one_cycle
 
-    assert said["mean_lr"] == pytest.approx(np.mean([one_cycle(i, 4, 0.2) for i in range(4)]))
-    assert said["final_lr"] == pytest.approx(0.2 * END) and said["name"] == "small" and said["passes"] == 2
-    assert said["precision"] == "fp32"
-    assert ModelCard.from_json(dataclasses.replace(made.card, recipe=said).to_json()).recipe == said
+    assert output["mean_lr"] == pytest.approx(np.mean([one_cycle(i, 4, 0.2) for i in range(4)]))
+    assert output["final_lr"] == pytest.approx(0.2 * END) and output["name"] == "small" and output["passes"] == 2
+    assert output["precision"] == "fp32"
+    assert ModelCard.from_json(dataclasses.replace(classifier.card, recipe=output).to_json()).recipe == output
 
 
 def test_training_above_a_cut_takes_the_optimizer_and_refuses_the_rest() -> None:

@@ -186,12 +186,12 @@ def test_a_killed_process_is_replaced_and_goes_on_from_the_last_pass(tmp_path: P
                 worker = workers[0]
                 worker.send_signal(signal.SIGKILL)
         time.sleep(0.02)
-    said, _ = killed.communicate(timeout=SECONDS)
-    assert worker is not None and killed.returncode == 0, said[-2000:]
-    assert "resuming after epoch" in said
+    output, _ = killed.communicate(timeout=SECONDS)
+    assert worker is not None and killed.returncode == 0, output[-2000:]
+    assert "resuming after epoch" in output
     unhurt = start(tmp_path / "unhurt")
-    said, _ = unhurt.communicate(timeout=SECONDS)
-    assert unhurt.returncode == 0 and "resuming" not in said
+    output, _ = unhurt.communicate(timeout=SECONDS)
+    assert unhurt.returncode == 0 and "resuming" not in output
     one, two = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("killed", "unhurt"))
     assert one == two
 

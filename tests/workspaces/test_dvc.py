@@ -78,10 +78,10 @@ def test_an_experiment_in_a_folder_of_its_own_leaves_the_workspace_alone(reposit
 
 @pytest.mark.slow
 def test_differences_name_what_changed(repository, tmp_path):
-    told = json.loads(dvc(repository, "metrics", "diff", "HEAD", EXPERIMENT, "--json"))
+    report = json.loads(dvc(repository, "metrics", "diff", "HEAD", EXPERIMENT, "--json"))
     old = metrics_of(repository)["ru-linear.json"]
-    assert {name for name in told if "metrics/" in name} == {"reports/metrics/ru-linear.json"}
-    kl = told["reports/metrics/ru-linear.json"]["kl"]
+    assert {name for name in report if "metrics/" in name} == {"reports/metrics/ru-linear.json"}
+    kl = report["reports/metrics/ru-linear.json"]["kl"]
     assert kl["old"] == old["kl"] != kl["new"]
     assert "reports/metrics/ru-linear.json" in table(repository, "metrics", "diff", "HEAD", EXPERIMENT)
     assert re.search(

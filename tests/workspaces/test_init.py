@@ -82,8 +82,8 @@ def test_images_come_under_dvc_and_out_of_git(repository):
     images(repository, "bag", "Coat")
     (repository / "w.safetensors").write_bytes(b"weights")
     model = ("--model", "timm:resnet18", "--image-size", "32", "--weights", "w.safetensors", "--training", "full")
-    said = init("--data", "images", *model, "--classes", "coat")
-    assert "images: tracked by DVC now" in said and "w.safetensors: tracked by DVC now" in said
+    output = init("--data", "images", *model, "--classes", "coat")
+    assert "images: tracked by DVC now" in output and "w.safetensors: tracked by DVC now" in output
     params = yaml.safe_load((repository / "params.yaml").read_text())
     assert (params["data"]["path"], params["split"]["classes"], params["activations"]["cuts"]) == (
         "images", ["Coat"], "auto",
@@ -104,16 +104,16 @@ def test_all_conflicts_are_reported_together_and_nothing_is_written(repository):
     (repository / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
     (repository / "models/mine.py").write_text("")
     before = everything(repository)
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as refusal:
         init(*DIGITS)
-    words = str(told.value)
+    words = str(refusal.value)
     for name in ("dvc.yaml", "flows/__init__.py", "models/original", "reports/results.md"):
         assert f"  {name}: exists already" in words
     assert "prefect.yaml:" not in words and "models/mine" not in words and "mkdir forget" in words
     assert everything(repository) == before
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as refusal:
         init(*DIGITS, "--without", "flows")
-    assert "flows/__init__.py:" not in str(told.value)
+    assert "flows/__init__.py:" not in str(refusal.value)
     # The error suggests a folder of its own, which must work.
     (repository / "forget").mkdir()
     os.chdir(repository / "forget")
@@ -209,9 +209,9 @@ def test_init_asks_at_a_terminal(repository):
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     os.write(leader, b"images\n\nbag, coat\n32\n")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert [said.count(word) for word in ("Data:", "Model (", "Training", "Classes to", "Side of")] == [1, 0, 1, 1, 1]
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert [output.count(word) for word in ("Data:", "Model (", "Training", "Classes to", "Side of")] == [1, 0, 1, 1, 1]
     params = yaml.safe_load((repository / "params.yaml").read_text())
     assert (params["model"]["training"], params["split"]["classes"]) == ("full", ["bag", "coat"])
     assert params["model"]["image_size"] == 32
@@ -234,19 +234,22 @@ def test_another_build_is_refused_by_stages_and_explained_by_check(repository):
     assert other_version() is None
     lock = read_lock()
     Lock("0.0.9", {**lock.code, "data": "0" * 32, "gone": "0" * 32}, lock.files).write(repository)
-    said = CliRunner().invoke(app, ["check"])
-    assert said.exit_code == 2
-    assert "expunge.lock: is of version 0.0.9, and version" in said.output and "other code in data, gone" in said.output
+    output = CliRunner().invoke(app, ["check"])
+    assert output.exit_code == 2
+    assert (
+        "expunge.lock: is of version 0.0.9, and version" in output.output
+        and "other code in data, gone" in output.output
+    )
     refused = stage(repository, "prepare")
     assert refused.returncode == 2 and "expunge init --upgrade" in refused.stderr
     assert not (repository / "data/dataset").exists()
-    said = init("--upgrade", "--yes")
-    assert "version 0.0.9 -> " in said and "changed code in: data, gone" in said
-    assert "run again if they ran before: prepare, validate-dataset, train" in said and "to go back" not in said
+    output = init("--upgrade", "--yes")
+    assert "version 0.0.9 -> " in output and "changed code in: data, gone" in output
+    assert "run again if they ran before: prepare, validate-dataset, train" in output and "to go back" not in output
     assert read_lock() == lock and other_version() is None
     Lock("0.0.9", lock.code, lock.files).write(repository)
-    said = CliRunner().invoke(app, ["check"])
-    assert said.exit_code == 0 and "note: expunge.lock is of version 0.0.9" in said.output
+    output = CliRunner().invoke(app, ["check"])
+    assert output.exit_code == 0 and "note: expunge.lock is of version 0.0.9" in output.output
 
 
 @pytest.fixture
@@ -275,11 +278,11 @@ def test_an_upgrade_shows_the_difference_and_keeps_values(newer):
     before = everything(newer)
     with pytest.raises(ConfigError, match="again with --yes"):
         init("--upgrade")
-    said = init("--upgrade", "--dry-run")
+    output = init("--upgrade", "--dry-run")
     assert everything(newer) == before
     for line in ("+NEW = 1", "+ADDED = 1", "+++ /dev/null", "--- a/flows/audit.py", "+  near_duplicates: warn"):
-        assert f"\n{line}" in said, line
-    assert "your values are kept; new keys: split.near_duplicates" in said
+        assert f"\n{line}" in output, line
+    assert "your values are kept; new keys: split.near_duplicates" in output
     init("--upgrade", "--yes")
     params = yaml.safe_load((newer / "params.yaml").read_text())
     assert (params["train"]["epochs"], params["split"]["near_duplicates"]) == (9, "warn")
@@ -300,10 +303,10 @@ def test_a_file_that_both_sides_changed_is_left_to_its_owner(newer):
     with pytest.raises(ConfigError, match=r"flows/nigthly\.py: not a file that"):
         init("--upgrade", "--yes", "--keep", "flows/nigthly.py")
     assert everything(newer) == before
-    said = init("--upgrade", "--yes", "--keep", "flows/nightly.py")
-    assert "dvc.yaml: kept with your changes" in said and "flows/nightly.py: kept" in said
+    output = init("--upgrade", "--yes", "--keep", "flows/nightly.py")
+    assert "dvc.yaml: kept with your changes" in output and "flows/nightly.py: kept" in output
     assert (newer / "flows/nightly.py").read_text().endswith("# mine\n") and not (newer / "prefect.yaml").exists()
     assert "nothing to upgrade" in init("--upgrade")
-    said = init("--upgrade", "--yes", "--take", "flows/nightly.py", "--take", "dvc.yaml")
+    output = init("--upgrade", "--yes", "--take", "flows/nightly.py", "--take", "dvc.yaml")
     assert (newer / "flows/nightly.py").read_text().endswith("NEW = 1\n")
     assert not (newer / "dvc.yaml").read_text().endswith("# mine\n")

@@ -105,9 +105,9 @@ def test_every_stage_depends_on_the_installed_code_that_it_depended_on_as_files(
 
 
 def test_the_lock_holds_what_stages_name(tmp_path):
-    made = Lock("1", {unit: code_digest(unit) for unit in units(GRAPH)}, {"dvc.yaml": "x"})
-    made.write(tmp_path)
-    assert read_lock(tmp_path) == made and None not in made.code.values()
+    result = Lock("1", {unit: code_digest(unit) for unit in units(GRAPH)}, {"dvc.yaml": "x"})
+    result.write(tmp_path)
+    assert read_lock(tmp_path) == result and None not in result.code.values()
     tree = yaml.safe_load((tmp_path / LOCK).read_text())
     for stage in yaml.safe_load(graph(False))["stages"].values():
         for name in stage["params"][-1][LOCK.as_posix()]:

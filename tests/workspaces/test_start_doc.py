@@ -98,8 +98,8 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     where = run("python -c 'import expunge; print(expunge.__file__)'", tmp_path, environment)
     assert "installed" in where and str(ROOT) not in where
     pictures(tmp_path / "images")
-    said = [run(command, tmp_path, environment) for command in commands()[1:]]
-    assert "Every method beside the original and the retrained model" in said[-1]
+    output = [run(command, tmp_path, environment) for command in commands()[1:]]
+    assert "Every method beside the original and the retrained model" in output[-1]
     receipt = json.loads((tmp_path / "reports/registration.json").read_text())
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     version = client.get_model_version_by_alias(receipt["model"], "challenger")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from expunge.checks.problem import Problem
-from expunge.checks.schema import Request, Schema
-from expunge.config import Config
-from expunge.core import identity
+from expunge.checks.schema import RequestSize, Schema
+from expunge.config import Config, entries
 from expunge.core.estimator import Estimator
-from expunge.finetune import RidgeOracle
-from expunge.methods.method import load_installed
+from expunge.methods.method import After, Method, load_installed
 from expunge.methods.selection import candidates
 from expunge.methods.table import METHODS
 from expunge.models.classifier import ABOVE, FROZEN
@@ -23,21 +21,10 @@ from expunge.system.safe_yaml import shown
 
 INSTEAD = "leave it out of methods (maps and heads work), or resize the pictures"
 
-# Placeholders that the class accepts, for arguments that the table fills in from the request.
-FILLED: Mapping[str, Mapping[str, Any]] = {
-    "logit-mask": {"classes": [0]},
-    "tilt": {"classes": [0]},
-    "seal": {"map": identity(1)},
-    "oracle-match": {"oracle": RidgeOracle()},
-}
-# Methods that start from another entry's result -> whether they need one.
-STARTS_FROM = {"teacher-map": True, "seal": True, "oracle-match": False, "head-refit": False}
-FITS_BETA = ("tilt", "trew")
 OF_ENTRIES = ("max_drop", "fit_seeds")  # about the entry as a whole, so not for what stands in its `after`
-NOT_CHECKED_FOR_KIND = ("logit-mask",)  # the control equals the original if there is nothing to mask
 
 
-def method_problems(config: Config, schema: Schema, request: Request) -> list[Problem]:
+def method_problems(config: Config, schema: Schema, request: RequestSize) -> list[Problem]:
     """Return every conflict of the entries that `methods` names."""
     found: list[Problem] = []
     for name in config.methods:
@@ -46,16 +33,8 @@ def method_problems(config: Config, schema: Schema, request: Request) -> list[Pr
     return found
 
 
-def entries(config: Config, name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield key, method and settings of the entry `name` and then of the entries nested in its `after`."""
-    where, given, default = f"fit.{name}", config.fit.get(name), name
-    while isinstance(given, Mapping):
-        yield where, str(given.get("method", default)), dict(given)
-        where, given, default = f"{where}.after", given.get("after"), ""
-
-
 def _of_entry(
-    config: Config, schema: Schema, request: Request, where: str, method: str, given: dict[str, Any]
+    config: Config, schema: Schema, request: RequestSize, where: str, method: str, given: dict[str, Any]
 ) -> list[Problem]:
     if not method:
         return [Problem(where, "names no method", "write {method: NAME, ...}")]
@@ -69,8 +48,8 @@ def _of_entry(
         hint = f"did you mean {' or '.join(near)}?" if near else "run `expunge methods` to list the methods"
         return [Problem(where, f"unknown method {shown(method)}", hint)]
     facts = line.kind.facts
-    found = _settings(where, method, line.kind, given) + _after(where, method, given)
-    if request.kind is not None and request.kind not in facts.requests and method not in NOT_CHECKED_FOR_KIND:
+    found = _settings(where, method, line, given) + _after(where, method, line, given)
+    if request.kind is not None and request.kind not in facts.requests and not facts.is_control:
         kinds = {"classes": "whole classes", "rows": "rows of classes that stay", "corrections": "corrected labels"}
         able = {k: m.kind.facts.needs for k, m in METHODS.items() if request.kind in m.kind.facts.requests}
         also = ", ".join(k for k, n in able.items() if request.kind == "corrections" or n == facts.needs)
@@ -94,7 +73,8 @@ def _of_entry(
     return found + _training(config, where, method)
 
 
-def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str, Any]) -> list[Problem]:
+def _settings(where: str, method: str, line: Method, given: Mapping[str, Any]) -> list[Problem]:
+    kind = line.kind
     own = {k: v for k, v in given.items() if k not in ("method", "after", "choose", *OF_ENTRIES)}
     if nested := [key for key in OF_ENTRIES if key in given and where.endswith(".after")]:
         says = f"is for entries that methods names, and this one is the start of {where.split('.')[1]}"
@@ -102,8 +82,9 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
     if method == "exact":
         says = f"exact takes no settings, but it has {shown(own)}"
         return [Problem(where, says, "remove them; the head is trained by the settings of train")] if own else []
-    if method in FITS_BETA and isinstance(own.get("beta"), Mapping):
-        own["beta"] = 1.0  # a mapping holds the settings of the teacher that beta is fitted to
+    for key in line.by_teacher:
+        if isinstance(own.get(key), Mapping):
+            own[key] = 1.0
     found = []
     variants: list[dict[str, Any]] = [{}]
     if choose := given.get("choose"):
@@ -114,12 +95,11 @@ def _settings(where: str, method: str, kind: type[Estimator], given: Mapping[str
         if kind.facts.changes == "weights":
             says = f"choose is for maps and heads, and {method} changes the backbone"
             found.append(Problem(f"{where}.choose", says, "remove it"))
-    filled = FILLED.get(method, {})
-    if names := _names(where, method, kind, {**filled, **own}, set().union(*variants)):
+    if names := _names(where, method, kind, {**line.filled, **own}, set().union(*variants)):
         return [*found, *names]
     for variant in variants:
         try:
-            kind(**{**filled, **own, **variant})
+            kind(**{**line.filled, **own, **variant})
         except (TypeError, ValueError) as e:
             return [*found, Problem(where, str(e), f"see `expunge methods` and the class of {method}")]
     return found
@@ -149,18 +129,17 @@ def _names(
     return found
 
 
-def _after(where: str, method: str, given: Mapping[str, Any]) -> list[Problem]:
+def _after(where: str, method: str, line: Method, given: Mapping[str, Any]) -> list[Problem]:
     after = given.get("after")
     if after is None:
-        needs = STARTS_FROM.get(method, False)
-        return [Problem(where, f"{method} starts from another method's result", "add after: {method: ...}")] * needs
-    if method not in STARTS_FROM:
+        needed = line.after is After.required
+        return [Problem(where, f"{method} starts from another method's result", "add after: {method: ...}")] * needed
+    if line.after is After.refused:
         return [Problem(f"{where}.after", f"{method} starts from the original and takes no `after`", "remove it")]
     if not isinstance(after, Mapping):
         return []  # config reports it
     first, says = str(after.get("method")), ""
-    line = METHODS.get(first)
-    kind = None if line is None else line.kind.facts.changes
+    kind = METHODS[first].kind.facts.changes if first in METHODS else None
     if method == "teacher-map" and first != "relearn" and kind is not None:
         says = f"teacher-map learns from a relearned teacher, not from {first}"
         return [Problem(f"{where}.after", says, "write {method: relearn, ...}")]

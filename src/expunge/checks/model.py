@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from expunge.checks.methods import entries
 from expunge.checks.problem import Problem
 from expunge.checks.schema import PLACEHOLDER, Schema
-from expunge.config import Config
+from expunge.config import DEFAULT_CUT, Config, entries
 from expunge.models.classifier import ABOVE, Classifier
 from expunge.models.cut_split import Split
 from expunge.models.cuts import split_at_cut, traces_of
@@ -63,7 +62,7 @@ def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, Spli
         asked.setdefault(config.model.cut, "model.cut")
     for name in config.methods:
         for where, method, settings in entries(config, name):
-            cut = settings.get("cut", {"relearn": "stage1"}.get(method))
+            cut = settings.get("cut", DEFAULT_CUT if method == "relearn" else None)
             if method in ("relearn", "short-retrain") and isinstance(cut, str) and cut != "auto":
                 asked.setdefault(cut, f"{where}.cut")
     splits: dict[str, Split] = {}

@@ -12,10 +12,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from expunge.checks.methods import entries
 from expunge.checks.problem import Problem
 from expunge.checks.schema import Schema
-from expunge.config import Config
+from expunge.config import Config, entries
 from expunge.methods.table import METHODS
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.cut_costs import BYTES, TOKENS
@@ -61,11 +60,13 @@ def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mappin
     kinds = [METHODS[m].kind.facts for n in config.methods for _, m, _ in list(entries(config, n))[:1] if m in METHODS]
     heavy = sum(f.changes == "weights" for f in kinds)
     cuts = config.activations.cuts if config.activations.cuts != "auto" else []
-    kept = sum(math.prod(splits[c].shape(TOKENS if schema.texts else None)) * BYTES for c in cuts if c in splits)
+    activation_bytes = sum(
+        math.prod(splits[c].shape(TOKENS if schema.texts else None)) * BYTES for c in cuts if c in splits
+    )
     disk = {
         str(FEATURES): CACHED * features * (1 + retrained),
         str(MODELS): CACHED * weights * (1 + retrained + heavy),
-        str(ACTIVATIONS): float(kept * schema.train),
+        str(ACTIVATIONS): float(activation_bytes * schema.train),
     }
     stages: dict[str, float] = {"fit": 2 * schema.rows * card.feature_dim * FLOAT}
     images = math.prod(schema.shape) * schema.rows if schema.shape else 0

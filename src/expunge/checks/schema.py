@@ -99,7 +99,7 @@ def _same_source(dataset: Dataset, config: Config) -> bool:
 
 
 @dataclass(frozen=True)
-class Request:
+class RequestSize:
     """Kind and size of a request.
 
     `kind`: "classes" if whole classes are forgotten, "rows" if rows of classes that stay, "corrections" if labels are
@@ -110,21 +110,21 @@ class Request:
     forget_rows: int = 0
 
 
-def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
+def request_of(config: Config, schema: Schema) -> tuple[RequestSize, list[Problem]]:
     """Return the request of `config` and its conflicts.
 
     If a dataset is prepared, they are found by selecting the rows of the request, else by its selector.
     """
     asked = config.split
     if asked.selector == "canaries":
-        return Request("rows", config.data.canaries), []
+        return RequestSize("rows", config.data.canaries), []
     if asked.selector == "memorised":
-        return Request("rows", share_of(asked.fraction, schema.train)), []
+        return RequestSize("rows", share_of(asked.fraction, schema.train)), []
     if schema.dataset is not None:
         train = schema.dataset.splits() == TRAIN
         try:
             if asked.selector == CORRECT:
-                return Request("corrections", len(corrections_of(schema.dataset, train, asked.file).rows)), []
+                return RequestSize("corrections", len(corrections_of(schema.dataset, train, asked.file).rows)), []
             forget = select(
                 schema.dataset, train, asked.selector, classes=asked.classes, fraction=asked.fraction,
                 file=asked.file, filter=asked.filter, seed=asked.seed,
@@ -132,13 +132,15 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
             if (train & ~forget).any():
                 refuse_most(asked.selector, forget, train, asked.more_than_half)
         except ExpungeError as e:
-            return Request(None), [Problem.from_error("split", e)]
+            return RequestSize(None), [Problem.from_error("split", e)]
         left = int((train & ~forget).sum())
         if not forget.any() or not left:
             what = "every training row, so nothing would be left to keep" if not left else "no training row"
-            return Request(None), [Problem("split", f"the request forgets {what}", "change the request under split")]
+            return RequestSize(None), [
+                Problem("split", f"the request forgets {what}", "change the request under split")
+            ]
         kind = "classes" if len(whole_classes(schema.dataset.labels(), train, forget)) else "rows"
-        return Request(kind, int(forget.sum())), []
+        return RequestSize(kind, int(forget.sum())), []
     found = []
     if asked.selector in ("ids", "subjects", CORRECT) and asked.file and not Path(asked.file).is_file():
         found.append(Problem("split.file", f"{asked.file}: no such file", "write the list, then run `dvc add` on it"))
@@ -148,4 +150,6 @@ def request_of(config: Config, schema: Schema) -> tuple[Request, list[Problem]]:
         found.append(Problem("split.classes", says, "choose among these"))
     if asked.selector == "classes" and not asked.classes:
         found.append(Problem("split.classes", "is empty", "name at least one class"))
-    return Request({"classes": "classes", "filter": None, CORRECT: "corrections"}.get(asked.selector, "rows")), found
+    return RequestSize(
+        {"classes": "classes", "filter": None, CORRECT: "corrections"}.get(asked.selector, "rows")
+    ), found

@@ -151,8 +151,8 @@ def _of_shards(found: dict[str, Any]) -> list[str]:
     """Which shards were made again, and whether their mean is that of the rows."""
     if "shards_made_again" not in found:
         return []
-    made, picked = found["shards_made_again"], f"selected by nonce {found['nonce']}" if found["nonce"] else "all"
+    again, picked = found["shards_made_again"], f"selected by nonce {found['nonce']}" if found["nonce"] else "all"
     mean = "agrees" if found["same_mean"] else "DOES NOT AGREE"
     return [
-        f"shards trained again: {', '.join(map(str, made))} of 0 to {found['shards'] - 1} ({picked}); the mean {mean}",
+        f"shards trained again: {', '.join(map(str, again))} of 0 to {found['shards'] - 1} ({picked}); the mean {mean}",
     ]

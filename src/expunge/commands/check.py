@@ -29,8 +29,8 @@ def check_params(
     outputs of a stage before the stage can refuse its params.
     A dvc.lock that a killed process left cut off is set aside, so that DVC can go on.
     """
-    if said := set_aside():
-        typer.echo(said, err=quiet or as_json)
+    if sentence := set_aside():
+        typer.echo(sentence, err=quiet or as_json)
     report = check()
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))

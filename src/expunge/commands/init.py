@@ -204,21 +204,21 @@ def _write(params: str, own_input: bool, without: list[str], tracked: list[str],
             f"{LOCK}: this is a workspace already; edit params.yaml, or run `expunge init --upgrade` after "
             "an update of Expunge"
         )
-    made = plan(HERE, params, own_input, without)
-    if found := made.conflicts():
+    workspace = plan(HERE, params, own_input, without)
+    if found := workspace.conflicts():
         raise ConfigError(
             "nothing was written, because of these conflicts with what is here already:\n"
             + "\n".join(f"  {line}" for line in found)
             + "\nMove these files away, or make a separate folder in this repository and run `expunge init` there "
             "(`mkdir forget && cd forget`). `--without flows` and `--without ci` leave out the files of these parts"
         )
-    lines = [f"  {name}" for name in sorted(made.files)]
-    lines += [f"  {name}: {len(lines)} lines added" for name, lines in made.appended.items() if lines]
-    lines += [f"  {LOCK}", *(["  .dvc/ (dvc init)"] if made.starts_dvc else [])]
+    lines = [f"  {name}" for name in sorted(workspace.files)]
+    lines += [f"  {name}: {len(lines)} lines added" for name, lines in workspace.appended.items() if lines]
+    lines += [f"  {LOCK}", *(["  .dvc/ (dvc init)"] if workspace.starts_dvc else [])]
     typer.echo("\n".join(["would write:" if dry_run else "written:", *lines]))
     if dry_run:
         return
-    made.write()
+    workspace.write()
     for name in tracked:
         typer.echo(give_to_dvc(HERE, name))
     typer.echo(

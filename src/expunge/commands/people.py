@@ -83,21 +83,23 @@ def delete(person: str) -> Deleted:
     asked = Path("asked.txt")
     asked.write_text(f"{person}\n", encoding="utf-8")
     try:
-        made = take_in(store, subjects=asked, basis="a demo", received=today, today=today, who=WHO)
+        request = take_in(store, subjects=asked, basis="a demo", received=today, today=today, who=WHO)
     finally:
         asked.unlink()
-    found = rows_of(store.get(made.id), store)
-    store.verify(made.id, WHO, "a demo", {"found": sum(found)})
+    found = rows_of(store.get(request.id), store)
+    store.verify(request.id, WHO, "a demo", {"found": sum(found)})
     life = lifecycle(WHO)
     outcome = life.advance(today)
     if outcome.state != "awaiting approval":
-        raise RequestError(f"request {made.id} is {outcome.state}; run `expunge request show {made.id}` to see why")
+        raise RequestError(
+            f"request {request.id} is {outcome.state}; run `expunge request show {request.id}` to see why"
+        )
     accuracy = float(read_json(SUMMARY)["methods"]["exact"]["accuracy"]["test_retain"])
     life.approve(WHO, "a demo")
     outcome = life.advance(today)
     if outcome.state != "completed":
-        raise RequestError(f"request {made.id} is {outcome.state}; run `expunge request run` to continue it")
-    folder = CERTIFICATES / made.id
+        raise RequestError(f"request {request.id} is {outcome.state}; run `expunge request run` to continue it")
+    folder = CERTIFICATES / request.id
     attach(folder)
     store.publish(ledger)
     claim = read_json(folder / "certificate.json")["certificate"]["unlearning"]["claim"]["shown"]

@@ -152,8 +152,8 @@ def audit(model: Model = None, ledger: LedgerPath = LEDGER, json: Json = False) 
     findings, champion = workspace.promoter.audit(), workspace.promoter.champion()
     clock = list(set_back(workspace.promoter.ledger.entries()).values())
     if json:
-        told = {"champion": champion and champion.version, "findings": findings, "clock": clock}
-        print_json({"model": workspace.name, **told})
+        report = {"champion": champion and champion.version, "findings": findings, "clock": clock}
+        print_json({"model": workspace.name, **report})
     if findings:
         raise PromotionError(f"{workspace.name}: " + "\n- ".join(findings))
     if json:
@@ -226,10 +226,10 @@ def verify_ledger(
     from expunge.erasure.database import DEFAULT_URL, ENV
     from expunge.erasure.requests import Store
 
-    kept = [*(known or [])]
+    others = [*(known or [])]
     if ledger == LEDGER:
-        kept += known_entries()
+        others += known_entries()
         if os.environ.get(ENV) or Path(DEFAULT_URL.removeprefix("sqlite:///")).is_file():
-            kept += Store.open().entries()
-    entries = Ledger(ledger).verify(kept, PublicKey.read(key) if key else None)
+            others += Store.open().entries()
+    entries = Ledger(ledger).verify(others, PublicKey.read(key) if key else None)
     typer.echo(f"{ledger}: {entries} entries, the chain is whole and its head is signed.")

@@ -57,7 +57,7 @@ def add(
     from expunge.erasure.intake import take_in
 
     store = open_store()
-    made = take_in(
+    request = take_in(
         store,
         ids=ids,
         subjects=subject_file,
@@ -70,7 +70,7 @@ def add(
         most=more_than_half,
     )
     _publish(store)
-    typer.echo(f"{made.id}: received {made.received}, {made.asked} {made.kind}, due {made.due}")
+    typer.echo(f"{request.id}: received {request.received}, {request.asked} {request.kind}, due {request.due}")
 
 
 @request_app.command("list")
@@ -191,8 +191,8 @@ def approve(reason: Reason, by: By = "") -> None:
 
     Look at it with `expunge review` first.
     """
-    made = lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
-    typer.echo(f"approved: {made['model']} version {made['version']}. Run `expunge request run` to carry it out.")
+    product = lifecycle(_who(by)).approve(_who(by), reason).facts["product"]
+    typer.echo(f"approved: {product['model']} version {product['version']}. Run `expunge request run` to carry it out.")
 
 
 @request_app.command()

@@ -63,7 +63,7 @@ def promoted(root: Path) -> list[str]:
 
     ids = Dataset(root / DATASET, erased="allow").sample_ids()
     found = ForgottenRows(root / FORGOTTEN).among(ids)
-    return [i for i, gone in zip(ids, found.tolist(), strict=True) if gone]
+    return [i for i, is_forgotten in zip(ids, found.tolist(), strict=True) if is_forgotten]
 
 
 def show(report) -> None:  # type: ignore[no-untyped-def]

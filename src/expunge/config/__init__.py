@@ -10,16 +10,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from expunge.config.rules import NAMED, RENAMED, SOURCES, broken_rules
+from expunge.config.rules import DEFAULT_CUT, NAMED, RENAMED, RENAMED_METHODS, SOURCES, broken_rules, entries
 from expunge.config.sections import Activations, Config, Data, Features, Model, Shadow, Train
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import read_mapping
 from expunge.system.validation import explain, holds, without_misspellings
 
 __all__ = [
+    "DEFAULT_CUT",
     "NAMED",
     "PARAMS",
     "RENAMED",
+    "RENAMED_METHODS",
     "SOURCES",
     "Activations",
     "Config",
@@ -28,6 +30,7 @@ __all__ = [
     "Model",
     "Shadow",
     "Train",
+    "entries",
     "load_config",
     "read_config",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from expunge.config.sections import Config
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
@@ -21,6 +24,8 @@ RENAMED = {
     "ensembles": "shadow",
     "shadow.full": "shadow.networks",
 }
+RENAMED_METHODS = {"matched-map": "teacher-map"}
+DEFAULT_CUT = "stage1"  # where `relearn` cuts if its entry does not say so
 # Names of other models in reports, files and stages, which methods must not have.
 TAKEN = ("original", "retrained", "references")
 Rule = tuple[bool, str, str]  # whether it is kept, the key, and the problem if it is not
@@ -242,8 +247,16 @@ def _methods_and_metrics(config: Config) -> list[Rule]:
 
 
 def _broken_entries(config: Config) -> list[str]:
-    """Return a conflict for each of `methods` without an entry in `fit`, and for each cut that an entry misses."""
-    found: list[str] = []
+    """Return a conflict for each of `methods` without an entry in `fit`, and for each cut that an entry misses.
+
+    There is one for each method of an earlier version, too, which has another name now.
+    """
+    found = [
+        f"{where} names the method {method!r}, which is called {RENAMED_METHODS[method]} now; rename it"
+        for name in config.fit
+        for where, method, _ in entries(config, name)
+        if method in RENAMED_METHODS
+    ]
     for name in config.methods:
         if name in config.fit:
             found += _broken_cuts(config, name)
@@ -265,31 +278,29 @@ def _broken_settings(config: Config) -> list[str]:
     return found
 
 
+def entries(config: Config, name: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield key, method and settings of the entry `name` of `fit`, and then of the entries nested in its `after`."""
+    where, given, default = f"fit.{name}", config.fit.get(name), name
+    while isinstance(given, Mapping):
+        yield where, str(given.get("method", default)), dict(given)
+        where, given, default = f"{where}.after", given.get("after"), ""
+
+
 def _broken_cuts(config: Config, name: str) -> list[str]:
     """Return a conflict for each cut above which an entry relearns although its activations are not fetched.
 
     The entries are `name` of `fit` and those nested in its `after`.
     """
-    found, given, cuts = [], config.fit[name], config.activations.cuts
-    default = name
-    where = f"fit.{name}"
-    while True:
-        cut = given.get("cut", "stage1")
-        if (
-            given.get("method", default) == "relearn"
-            and cuts != "auto"
-            and (not cuts if cut == "auto" else cut not in cuts)
-        ):
+    found, cuts = [], config.activations.cuts
+    for where, method, given in entries(config, name):
+        cut, after = given.get("cut", DEFAULT_CUT), given.get("after")
+        if method == "relearn" and cuts != "auto" and (not cuts if cut == "auto" else cut not in cuts):
             found.append(
                 f"{where} relearns above {shown(cut)}, but activations.cuts is {shown(cuts)}; add this cut to "
                 "activations.cuts"
             )
-        after, where, default = given.get("after"), f"{where}.after", ""
-        if not after:
-            return found
-        if not isinstance(after, dict):
-            return [
-                *found,
-                f"{where} is {shown(after)}; it must be a method with its settings, such as {{method: ru-linear}}",
-            ]
-        given = after
+        if after and not isinstance(after, Mapping):
+            found.append(
+                f"{where}.after is {shown(after)}; it must be a method with its settings, such as {{method: ru-linear}}"
+            )
+    return found

@@ -14,6 +14,7 @@ from expunge.core.facts import Facts
 from expunge.core.head import LinearHead
 from expunge.core.maps import AffineMap, identity
 from expunge.core.moments import Moments, as_features
+from expunge.core.newton_cg import conjugate_gradients
 from expunge.core.representation import check_choice
 from expunge.core.secret_noise import secret_normal
 from expunge.system.errors import DataError, QualityError
@@ -50,7 +51,11 @@ class CertifiedRemoval(Estimator):
     """
 
     facts: ClassVar[Facts] = Facts(
-        ("classes", "rows"), ("features", "retained rows"), "head", "features only", "arXiv 1911.03030"
+        ("classes", "rows"),
+        ("features", "retained rows", "deletable model"),
+        "head",
+        "features only",
+        "arXiv 1911.03030",
     )
     head_: LinearHead
     map_: AffineMap
@@ -154,7 +159,7 @@ class CertifiedRemoval(Estimator):
         _, slope = self._point_loss(x_f @ self.weights_.T, labels_forget.long())
         gradient = slope.T @ x_f + self.l2 * len(x_f) * self.weights_
         curvature = self._curvature(x @ self.weights_.T)
-        step, left = conjugate_gradients(x, curvature, ridge, gradient, self.tol)
+        step, left = solve_by_class(x, curvature, ridge, gradient, self.tol)
         change = (x @ step.T).square().norm(dim=0)
         bound = float((0.5 * LIPSCHITZ[self.loss] * self._norm * change + left).norm())
         if self.spent_ + bound > self.budget_:
@@ -191,31 +196,20 @@ def _longest(z: Tensor) -> float:
     return float(z.double().norm(dim=1).max())
 
 
-def conjugate_gradients(
-    x: Tensor, curvature: Tensor, ridge: float, right: Tensor, tol: float, max_steps: int = 500
-) -> tuple[Tensor, Tensor]:
+def solve_by_class(x: Tensor, curvature: Tensor, ridge: float, right: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """Solve `(sum_i curvature_ic x_i x_i^T + ridge I) v_c = right_c` for every class c without forming the matrices.
 
     The preconditioner is the matrix with the mean curvature in place of each row's, factored once for all classes.
-    Returns `v (C, p)` and the norms of the residuals `(C,)`.
+    Returns `v (C, p)`, whose residual is at most `tol` times the norm of `right`, and the norms of its residuals
+    `(C,)`.
     """
     eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     factor = torch.linalg.cholesky(float(curvature.mean()) * (x.T @ x) + ridge * eye)
 
-    def apply(v: Tensor) -> Tensor:
+    def product(v: Tensor) -> Tensor:
         return (curvature * (x @ v.T)).T @ x + ridge * v
 
-    v, residual = torch.zeros_like(right), right.clone()
-    direction = torch.zeros_like(right)
-    last = torch.ones(len(right), dtype=x.dtype, device=x.device)
-    tiny = torch.finfo(x.dtype).tiny
-    for _ in range(max_steps):
-        if bool((residual.norm(dim=1) <= tol * right.norm(dim=1)).all()):
-            break
-        preconditioned = torch.cholesky_solve(residual.T, factor).T
-        rho = (residual * preconditioned).sum(dim=1)
-        direction = preconditioned + (rho / last.clamp_min(tiny))[:, None] * direction
-        image = apply(direction)
-        share = (rho / (direction * image).sum(dim=1).clamp_min(tiny))[:, None]
-        v, residual, last = v + share * direction, residual - share * image, rho
-    return v, (right - apply(v)).norm(dim=1)
+    v, _ = conjugate_gradients(
+        product, right, lambda residual: torch.cholesky_solve(residual.T, factor).T, tol * float(right.norm())
+    )
+    return v, (right - product(v)).norm(dim=1)

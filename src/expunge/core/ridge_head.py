@@ -61,7 +61,9 @@ class RidgeHead(Estimator):
     `leave_one_out_`. [derived]
     """
 
-    facts: ClassVar[Facts] = Facts(("classes", "rows", "corrections"), ("head",), "head", "closed form", "derived")
+    facts: ClassVar[Facts] = Facts(
+        ("classes", "rows", "corrections"), ("head", "deletable model"), "head", "closed form", "derived"
+    )
     head_: LinearHead
     weights_: Tensor
     ridge_: float

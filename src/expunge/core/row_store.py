@@ -28,13 +28,13 @@ class RowStore:
         """
         found = self.find(z.to(self.z), y)
         n, left = len(self.y), len(self.y) - len(found)
-        gone = torch.zeros(n, dtype=torch.bool, device=self.y.device).index_fill_(0, found, True)
+        mask = torch.zeros(n, dtype=torch.bool, device=self.y.device).index_fill_(0, found, True)
         # Rows from the end fill the gaps, so that few rows are copied. The end is then cleared, because the tensors
         # are views of the same memory and would still hold the removed values.
-        holes, movers = gone[:left].nonzero()[:, 0], (~gone[left:]).nonzero()[:, 0] + left
-        for kept in (self.z, self.y, self.shares):
-            kept[holes] = kept[movers]
-            kept[left:] = 0
+        holes, movers = mask[:left].nonzero()[:, 0], (~mask[left:]).nonzero()[:, 0] + left
+        for block in (self.z, self.y, self.shares):
+            block[holes] = block[movers]
+            block[left:] = 0
         self.z, self.y, self.shares = self.z[:left], self.y[:left], self.shares[:left]
         self._prints = None
 

@@ -67,8 +67,8 @@ class Planter:
             full = len(self._drawn) == 2 * self.count
             if not full or rank > self._drawn[0][0]:
                 content = batch.content[i]
-                kept = content.copy() if isinstance(content, np.ndarray) else content
-                entry = (rank, self._seen, sample_id, int(batch.labels[i]), kept)
+                copied = content.copy() if isinstance(content, np.ndarray) else content
+                entry = (rank, self._seen, sample_id, int(batch.labels[i]), copied)
                 (heapq.heapreplace if full else heapq.heappush)(self._drawn, entry)
 
     def _planted(self, raw: bool, subjects: bool) -> Batch:

@@ -45,13 +45,13 @@ class CorrectedLabels:
             return None
         key = key_of(directory)
         try:
-            held = pq.ParquetFile(file).read().cast(SCHEMA).to_pydict()
+            columns = pq.ParquetFile(file).read().cast(SCHEMA).to_pydict()
         except (OSError, ValueError, pa.ArrowException) as e:
             raise DataError(
                 f"{file}: the corrected labels cannot be read ({e}); restore the file, because without it the old "
                 "labels could return"
             ) from e
-        return cls(directory, key, {i: (c, name) for i, c, name in zip(*held.values(), strict=True)})
+        return cls(directory, key, {i: (c, name) for i, c, name in zip(*columns.values(), strict=True)})
 
     @classmethod
     def near(cls, path: Path | str) -> CorrectedLabels | None:

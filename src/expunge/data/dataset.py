@@ -66,10 +66,10 @@ class Dataset:
         for group in self._groups:
             rows_of[group.shard] += group.rows
         for shard in self._shards:
-            held = rows_of[shard]
-            if files[shard.name].get("rows") != held:
+            found = rows_of[shard]
+            if files[shard.name].get("rows") != found:
                 raise ManifestError(
-                    f"{shard}: holds {held} rows, but its manifest says {files[shard.name].get('rows')}; {AGAIN}"
+                    f"{shard}: holds {found} rows, but its manifest says {files[shard.name].get('rows')}; {AGAIN}"
                 )
         self._labels: np.ndarray | None = None
         self.class_names: list[str] = [str(name) for name in read_json(self.directory / CLASSES)["names"]]

@@ -66,7 +66,7 @@ def _run(command: list[str], where: Path) -> None:
     try:
         subprocess.run(command, cwd=where, check=True, capture_output=True, timeout=TIMEOUT)
     except subprocess.CalledProcessError as e:
-        said = e.stderr.decode(errors="replace").strip()
-        raise DataError(f"{' '.join(command)}: {said or f'exit status {e.returncode}'}") from e
+        output = e.stderr.decode(errors="replace").strip()
+        raise DataError(f"{' '.join(command)}: {output or f'exit status {e.returncode}'}") from e
     except subprocess.TimeoutExpired as e:
         raise DataError(f"{' '.join(command)}: did not end within {TIMEOUT} s") from e

@@ -297,7 +297,7 @@ def _never_there(dataset: Dataset, missing: list[str]) -> list[str]:
     if tombstones is None or not missing:
         return missing
     erased = tombstones.hits(missing).any
-    return [value for value, gone in zip(missing, erased, strict=True) if not gone]
+    return [value for value, is_erased in zip(missing, erased, strict=True) if not is_erased]
 
 
 def _only_train(mask: np.ndarray, train: np.ndarray, what: str) -> np.ndarray:

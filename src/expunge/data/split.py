@@ -167,8 +167,8 @@ def parts_of(labels: np.ndarray, splits: np.ndarray, forget: np.ndarray, correct
     """
     train = splits == TRAIN
     part = np.where(forget & train, FORGET, RETAIN).astype("U11")  # 11 characters: the longest name
-    gone = labels[:0] if corrected else whole_classes(labels, train, forget & train)
-    part[~train] = np.where(np.isin(labels[~train], gone), TEST_FORGET, TEST_RETAIN)
+    classes = labels[:0] if corrected else whole_classes(labels, train, forget & train)
+    part[~train] = np.where(np.isin(labels[~train], classes), TEST_FORGET, TEST_RETAIN)
     part[splits == UNSEEN] = UNSEEN
     return part
 
@@ -217,8 +217,8 @@ class Split:
             values: list[str] = table[column].to_pylist()
         if not all(isinstance(value, str) for value in values):
             raise ManifestError(f"{file}: column {column!r} must contain only text; {AGAIN}")
-        if len(values) != (told := self.manifest["files"][ASSIGNMENT].get("rows")):
-            raise ManifestError(f"{file}: has {len(values)} rows, but its manifest says {told}; {AGAIN}")
+        if len(values) != (expected := self.manifest["files"][ASSIGNMENT].get("rows")):
+            raise ManifestError(f"{file}: has {len(values)} rows, but its manifest says {expected}; {AGAIN}")
         return values
 
     @cached_property

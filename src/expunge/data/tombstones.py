@@ -66,9 +66,9 @@ class Tombstones:
             return None
         key = key_of(directory)
         try:
-            held = load_file(directory / ROWS)
+            arrays = load_file(directory / ROWS)
             ids, contents = (
-                held[name].reshape(-1, BYTES).view(f"V{BYTES}").reshape(-1) for name in ("ids", "contents")
+                arrays[name].reshape(-1, BYTES).view(f"V{BYTES}").reshape(-1) for name in ("ids", "contents")
             )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as e:
             raise DataError(

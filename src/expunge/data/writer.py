@@ -90,7 +90,7 @@ def write_dataset(
             pq.write_table(planter.table, tmp / CANARIES, compression="zstd")
             canaries = {CANARIES: planter.table.num_rows}
         made_by: dict[str, Any] = {} if package is None else {"package": package}
-        counted = {name: pc.sum(pc.equal(rows["split"], name)).as_py() for name in (TRAIN, TEST, UNSEEN)}
+        by_split = {name: pc.sum(pc.equal(rows["split"], name)).as_py() for name in (TRAIN, TEST, UNSEEN)}
         return write_manifest(
             tmp,
             "prepare",
@@ -98,9 +98,9 @@ def write_dataset(
             source=source.name,
             encoding=source.encoding,
             image_shape=list(next(iter(shapes))) if len(shapes) == 1 else None,
-            rows_train=counted[TRAIN],
-            rows_test=counted[TEST],
-            rows_unseen=counted[UNSEEN],
+            rows_train=by_split[TRAIN],
+            rows_test=by_split[TEST],
+            rows_unseen=by_split[UNSEEN],
             duplicates=counts,
             **made_by,
         )

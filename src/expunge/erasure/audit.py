@@ -53,15 +53,15 @@ def audit(
     """
     body = verify(file, key)
     unlearning = body["unlearning"] or {}
-    claim, made = unlearning.get("exact") or {}, unlearning.get("model", {})
+    claim, model = unlearning.get("exact") or {}, unlearning.get("model", {})
     what = recomputes(claim)
     if what is None:
         raise CertificateError(
-            f"{file}: claims nothing as exact (method {made.get('method', 'none')}), so there is nothing to compute "
+            f"{file}: claims nothing as exact (method {model.get('method', 'none')}), so there is nothing to compute "
             "again. To check who signed it, run `expunge certificate verify`"
         )
     chosen = _chosen(file, claim, nonce, wanted)
-    version = _version(made)
+    version = _version(model)
     servable, _ = servable_of(version)
     if servable.map_ is not None:
         raise CertificateError(
@@ -101,9 +101,9 @@ def _chosen(file: Path, claim: dict[str, Any], nonce: str | None, wanted: int) -
     return drawn(nonce, int(claim["shards"]["count"]), wanted)
 
 
-def _version(made: dict[str, Any]) -> Version:
+def _version(model: dict[str, Any]) -> Version:
     try:
-        return version_of(connect(), made["model"], made["version"])
+        return version_of(connect(), model["model"], model["version"])
     except TrackingError as e:
         raise TrackingError(
             f"{e}. A version that a later request supersedes is removed from the registry. Audit the certificate of "

@@ -66,9 +66,9 @@ def trusted(encoded: bool = False, shards: tuple[int, int] | None = None) -> lis
 def _unseen(shards: tuple[int, int] | None) -> list[str]:
     if shards is None or shards[0] == shards[1]:
         return []
-    made, count = shards
+    again, count = shards
     return [
-        f"{count - made} of {count} shards, which were not trained again, are what training on their rows gives, as "
-        f"the certificate says; if one shard is wrong, {made} picked at random miss it with probability "
-        f"{(count - made) / count:.0%}, provided that nobody knew the nonce when the certificate was signed"
+        f"{count - again} of {count} shards, which were not trained again, are what training on their rows gives, as "
+        f"the certificate says; if one shard is wrong, {again} picked at random miss it with probability "
+        f"{(count - again) / count:.0%}, provided that nobody knew the nonce when the certificate was signed"
     ]

@@ -16,9 +16,24 @@ from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split, described
 from expunge.evaluation.claims import may_serve, shown_claims, shown_words, useful
+from expunge.methods.unlearned import UnlearnedModel
+from expunge.models.checkpoint import load_classifier
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
 from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, SUMMARY, retrained
+from expunge.tracking import (
+    CORRECTS,
+    FORGETS,
+    RETRAINED,
+    Submission,
+    claim_tags,
+    connect,
+    find_version,
+    register_model,
+    run_of_retrained,
+)
+from expunge.tracking.examples import examples_with_answers
+from expunge.tracking.provenance import git_state, lock_digest
 
 
 @dataclass(frozen=True)
@@ -44,8 +59,6 @@ def choose() -> Candidate | Refusal:
     Calling it again for the same run returns the same version. Raises LookupError if the registry lacks the version
     that the run registered.
     """
-    from expunge.tracking import connect, find_version
-
     config, summary, receipt = load_config(), read_json(SUMMARY), read_json(REGISTRATION)
     method = summary["selected"]
     asked = config.register.promote_level
@@ -74,26 +87,14 @@ def choose() -> Candidate | Refusal:
 
 def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
     """Register the retrained model of the first seed, or reuse the version that has the same content."""
-    from expunge.methods.unlearned import UnlearnedModel
-    from expunge.models.checkpoint import load_classifier
-    from expunge.tracking import (
-        CORRECTS,
-        FORGETS,
-        RETRAINED,
-        Submission,
-        claim_tags,
-        connect,
-        register_model,
-        run_of_retrained,
-    )
-    from expunge.tracking.examples import examples_with_answers
-    from expunge.tracking.provenance import git_state, lock_digest
-
     seed, dataset, split = config.retrain.seeds[0], Dataset(DATASET), Split(SPLIT)
-    said, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}
+    words, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}
     if split.corrections is not None:
         count = len(split.corrections.rows)
-        said, tags = "Retrained on the new labels", {FORGETS: f"the labels of {count:,} rows", CORRECTS: str(count)}
+        words, tags = (
+            "Retrained on the new labels",
+            {FORGETS: f"the labels of {count:,} rows", CORRECTS: str(count)},
+        )
     directory = MODELS / retrained(seed)
     lock, request = lock_digest(), summary["request"]["digest"]
     inputs, expected = examples_with_answers("references", dataset, f"retrained-{seed}")
@@ -112,13 +113,13 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
                 expected=expected,
                 tags={
                     **claim_tags(summary["references"]["retrained"]["verdict"]),
-                    "verdict": f"{said}, because no method qualified. {failures(summary)}",
+                    "verdict": f"{words}, because no method qualified. {failures(summary)}",
                     "request": request,
                     **tags,
                     "dvc_lock": lock,
                     **git_state(),
                 },
-                description_md=f"{said}. {failures(summary)}",
+                description_md=f"{words}. {failures(summary)}",
                 documents=[REPORTS / "results.md", REPORTS / "model_card.md"],
                 any_size=dataset.image_shape is None,
             )

@@ -42,7 +42,7 @@ def write(store: Store, ledger: Ledger, batch: Batch, requests: Sequence[Erasure
     clock, written = set_back(seen), {}
     first = {e.facts.get("about"): e.seq for e in reversed(seen)}  # the first entry about each request
     for request in requests:
-        since = [said for seq, said in clock.items() if seq >= first.get(request.id, 1)]
+        since = [warning for seq, warning in clock.items() if seq >= first.get(request.id, 1)]
         body = build(request, store.events(request.id), batch, sweep, since)
         document = {"certificate": body, "key": key.public.fingerprint, "signature": key.sign(canonical(body))}
         with staged_dir(CERTIFICATES / request.id) as tmp:

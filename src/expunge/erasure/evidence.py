@@ -6,14 +6,14 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.config import load_config
-from expunge.erasure.candidate import Candidate
 from expunge.erasure.selection import Rows, Selection
+from expunge.methods.unlearned import INFO
 from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.metrics import name_of
@@ -21,6 +21,9 @@ from expunge.report.request_words import corrects, worded
 from expunge.report.tables import STILL_STORED
 from expunge.system.files import MANIFEST, read_json, sha256
 from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
+
+if TYPE_CHECKING:
+    from expunge.erasure.candidate import Candidate
 
 TOOLS = ("expunge", "torch", "numpy", "pyarrow", "dvc", "prefect", "mlflow", "great-expectations", "cryptography")
 MANIFESTS = (DATASET, SPLIT, FEATURES / ORIGINAL, MODELS / ORIGINAL)
@@ -43,7 +46,7 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
     The record holds the procedure, the source revision, the validation, the metrics against the references, the
     claims, and what is not claimed.
     """
-    from expunge.tracking.provenance import git_state, lock_digest
+    from expunge.tracking.provenance import git_state, lock_digest  # imports MLflow, which takes seconds
 
     config, summary = load_config(), read_json(SUMMARY)
     block = _block(summary, product)
@@ -96,8 +99,6 @@ def _says(summary: Mapping[str, Any], block: Mapping[str, Any]) -> str:
 
 def exact(product: Candidate) -> dict[str, Any] | None:
     """Return the evidence of an exactness claim from the product's record; None for a method without such a claim."""
-    from expunge.methods.unlearned import INFO  # imports torch, which reading commands do not need
-
     record = UNLEARNED / product.method / INFO
     found: dict[str, Any] | None = read_json(record).get("exact") if record.is_file() else None
     return found
@@ -111,15 +112,15 @@ def each(product: Candidate, selection: Selection) -> dict[str, dict[str, Any]]:
     the same class.
     """
     again = np.flatnonzero(selection.again & ~selection.erase)
-    said, labels = _answers(product, np.flatnonzero(selection.forget))
+    answers, labels = _answers(product, np.flatnonzero(selection.forget))
     out = {}
     for name, mine in {**selection.of, "again": again}.items():
         rows = mine[selection.train[mine]]
         counts: dict[str, Any] = {"train": len(rows), "test": len(mine) - len(rows)}
         if len(rows):
-            counts |= {"accuracy": {model: _share(answer[rows] == labels[rows]) for model, answer in said.items()}}
-            if "retrained" in said:
-                counts["agreement"] = _share(said["product"][rows] == said["retrained"][rows])
+            counts |= {"accuracy": {model: _share(answer[rows] == labels[rows]) for model, answer in answers.items()}}
+            if "retrained" in answers:
+                counts["agreement"] = _share(answers["product"][rows] == answers["retrained"][rows])
         if name != "again" or len(rows):
             out[name] = counts
     return out
@@ -132,12 +133,12 @@ def _answers(product: Candidate, rows: Rows) -> tuple[dict[str, NDArray[Any]], N
     """
     files = _logits(product)
     labels = read_columns(files["original"], ["label"])["label"]
-    said = {}
+    answers = {}
     for model, file in files.items():
-        said[model] = np.full(len(labels), -1)
+        answers[model] = np.full(len(labels), -1)
         if len(rows):
-            said[model][rows] = read_logits(file, rows).argmax(1)
-    return said, labels
+            answers[model][rows] = read_logits(file, rows).argmax(1)
+    return answers, labels
 
 
 def _logits(product: Candidate) -> dict[str, Path]:

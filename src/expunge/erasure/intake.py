@@ -112,8 +112,8 @@ def remove(*files: Path) -> None:
         path.unlink(missing_ok=True)
     for ignored in {file.parent / ".gitignore" for file in files}:
         if ignored.is_file():
-            gone = {f"/{file.name}" for file in files if file.parent == ignored.parent}
-            lines = [line for line in ignored.read_text(encoding="utf-8").splitlines() if line not in gone]
+            ignored_lines = {f"/{file.name}" for file in files if file.parent == ignored.parent}
+            lines = [line for line in ignored.read_text(encoding="utf-8").splitlines() if line not in ignored_lines]
             write_text(ignored, "".join(f"{line}\n" for line in lines))
             if not lines:
                 ignored.unlink()

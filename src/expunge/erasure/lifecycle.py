@@ -28,7 +28,7 @@ import numpy as np
 from expunge.data.canaries import CANARIES
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
-from expunge.erasure import candidate, certificate, evidence, history, intake, lists, notify, soundness, standing
+from expunge.erasure import certificate, evidence, history, intake, lists, notify, soundness, standing
 from expunge.erasure.batches import Batch, Batches, Step
 from expunge.erasure.evidence import manifests
 from expunge.erasure.findings import joined
@@ -170,6 +170,8 @@ class Lifecycle:
         return self.batches.at(batch, Step.judge, {})
 
     def _judge(self, batch: Batch) -> Batch:
+        from expunge.erasure import candidate  # imports MLflow, which takes seconds, and approving needs none of it
+
         selection = self._selection(batch)
         if not selection.is_that_of(Split(SPLIT), Dataset(DATASET)):
             self.batches.release(self.batches.at(batch, Step.prepare, {}))
@@ -193,7 +195,7 @@ class Lifecycle:
         return self.batches.at(batch, Step.approval, facts, State.awaiting_approval, "verdict", event_facts=event_facts)
 
     def _promote(self, batch: Batch) -> Batch:
-        from expunge.promotion.session import ReviewSession
+        from expunge.promotion.session import ReviewSession  # imports MLflow
 
         self._refuse_changed(batch, self._selection(batch))
         product = batch.facts["product"]
@@ -298,7 +300,7 @@ class Lifecycle:
     def _record_by_hand(self) -> None:
         if not REGISTRATION.is_file():
             return
-        from expunge.promotion.session import ReviewSession
+        from expunge.promotion.session import ReviewSession  # imports MLflow
 
         if entry := ReviewSession(ledger=self.ledger.path).promoter.record_by_hand():
             self.log(f"the champion was moved by hand to version {entry.facts['version']}; see `expunge audit`")

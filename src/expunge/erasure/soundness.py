@@ -14,6 +14,8 @@ from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import Rows
+from expunge.methods.outputs import check_retrained
+from expunge.models.checkpoint import load_classifier
 from expunge.system.dvc_lock import Difference, differences, stages_of
 from expunge.system.errors import ExpungeError, RequestError
 from expunge.system.files import MANIFEST
@@ -57,9 +59,6 @@ def models() -> None:
 
     The description of the original must not contradict the record of its training. Raises CheckpointError.
     """
-    from expunge.methods.outputs import check_retrained  # imports torch, which reading commands do not need
-    from expunge.models.checkpoint import load_classifier
-
     config = load_config()
     if config.reference != "skip":
         check_retrained(Split(SPLIT), config.retrain.seeds)

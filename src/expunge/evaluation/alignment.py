@@ -45,8 +45,8 @@ def _directions(x: Floats) -> Floats:
     if x.shape[1] <= x.shape[0]:
         return _spectrum(x.T @ x)[1]
     values, vectors = _spectrum(x @ x.T)
-    held = values > 1e-12 * values[0]
-    return np.asarray(np.where(held, x.T @ vectors / np.sqrt(np.where(held, values, 1.0)), 0.0))
+    nonzero = values > 1e-12 * values[0]
+    return np.asarray(np.where(nonzero, x.T @ vectors / np.sqrt(np.where(nonzero, values, 1.0)), 0.0))
 
 
 def _spectrum(second: NDArray[Any]) -> tuple[Floats, Floats]:

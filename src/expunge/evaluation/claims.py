@@ -185,10 +185,10 @@ def sentence(utility: str, claims: Mapping[str, str], why: Mapping[str, str]) ->
     words = {SHOWN: [], REFUTED: [], CANNOT_TELL: []}  # type: dict[str, list[str]]
     for claim in CLAIMS:
         words[claims[claim]].append(claim)
-    said = [f"{state}: {', '.join(names)}" for state, names in words.items() if names]
+    clauses = [f"{state}: {', '.join(names)}" for state, names in words.items() if names]
     first = next((c for c in CLAIMS if claims[c] == REFUTED), next((c for c in CLAIMS if claims[c] != SHOWN), None))
     reason = f" ({first}: {why[first]})" if first else ""
-    return f"Utility {utility}; {'; '.join(said)}{reason}."
+    return f"Utility {utility}; {'; '.join(clauses)}{reason}."
 
 
 def verdict_of(

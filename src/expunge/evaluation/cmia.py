@@ -26,12 +26,12 @@ def neighbour_log_probabilities(logits: NDArray[Any], forgotten: Sequence[int]) 
     classes remain, when none is forgotten, or when a forgotten class is not among the columns.
     """
     x = np.asarray(logits, np.float64)
-    gone = sorted(set(forgotten))
-    if x.ndim != 2 or not gone or gone[0] < 0 or gone[-1] >= x.shape[1] or x.shape[1] - len(gone) < 2:
+    classes = sorted(set(forgotten))
+    if x.ndim != 2 or not classes or classes[0] < 0 or classes[-1] >= x.shape[1] or x.shape[1] - len(classes) < 2:
         raise ValueError(
-            f"at least two classes must be retained, got logits {x.shape} and the forgotten classes {gone}"
+            f"at least two classes must be retained, got logits {x.shape} and the forgotten classes {classes}"
         )
-    return np.maximum(log_softmax(np.delete(x, gone, axis=1)), FLOOR)
+    return np.maximum(log_softmax(np.delete(x, classes, axis=1)), FLOOR)
 
 
 def cmia_rows(model: NDArray[Any], retrained: NDArray[Any], forgotten: Sequence[int], seed: int = 0) -> Floats | None:

@@ -27,9 +27,9 @@ class CanaryRows:
     others: NDArray[Any]
     other_labels: NDArray[Any]
 
-    def among(self, counted: NDArray[Any]) -> CanaryRows:
-        """The canaries on rows of the mask `counted (n,)`, with rows renumbered as positions among these."""
-        position, a, b = np.cumsum(counted) - 1, counted[self.planted], counted[self.others]
+    def among(self, scored: NDArray[Any]) -> CanaryRows:
+        """The canaries on rows of the mask `scored (n,)`, with rows renumbered as positions among these."""
+        position, a, b = np.cumsum(scored) - 1, scored[self.planted], scored[self.others]
         return CanaryRows(
             position[self.planted[a]], self.planted_labels[a], position[self.others[b]], self.other_labels[b]
         )

@@ -232,7 +232,7 @@ def class_geometry_rows(
     centre, scale = x[learn].mean(axis=0), x[learn].std(axis=0)
     x = (x - centre) / np.where(scale > 0, scale, 1.0)
     model = LogisticRegression(class_weight="balanced", max_iter=500).fit(x[learn], target[learn])
-    held = [side[len(side) // 2 :] for side in sides]
-    count = min(len(side) for side in held)
-    scored = np.concatenate([np.sort(side[:count]) for side in held])
+    test = [side[len(side) // 2 :] for side in sides]
+    count = min(len(side) for side in test)
+    scored = np.concatenate([np.sort(side[:count]) for side in test])
     return np.asarray(model.predict(x[scored]) == target[scored], dtype=np.float64)

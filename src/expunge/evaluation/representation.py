@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from expunge.evaluation.divergence import Floats, check_logits
 
 
-def check_features(z: NDArray[Any], name: str = "features") -> NDArray[Any]:
+def check_features(z: NDArray[Any]) -> NDArray[Any]:
     """Return `z` as a matrix `(n, d)`. Raises ValueError for another shape or a non-finite value."""
     x = np.asarray(z)
     if x.ndim != 2 or x.shape[1] < 1:
-        raise ValueError(f"{name} must be (rows, dimensions), got shape {x.shape}")
+        raise ValueError(f"features must be (rows, dimensions), got shape {x.shape}")
     bad = ~np.isfinite(x).all(axis=1)
     if bad.any():
-        raise ValueError(f"{name} of row {int(np.argmax(bad))} ({int(bad.sum())} rows in all) are not finite")
+        raise ValueError(f"features of row {int(np.argmax(bad))} ({int(bad.sum())} rows in all) are not finite")
     return x
 
 
@@ -79,9 +79,9 @@ def knn_rows(
         near, tied = distance < kth - scale, np.abs(distance - kth) <= scale
         missing = (k - near.sum(axis=1)) / np.maximum(tied.sum(axis=1), 1)
         vote = (near @ y.astype(np.float64) + missing * (tied @ y.astype(np.float64))) / k
-        said = np.where(np.abs(vote - 0.5) < 1e-9, 0.5, (vote > 0.5).astype(np.float64))
+        predicted = np.where(np.abs(vote - 0.5) < 1e-9, 0.5, (vote > 0.5).astype(np.float64))
         here = t[start : start + 512]
-        right[start : start + 512] = np.where(here, said, 1.0 - said)
+        right[start : start + 512] = np.where(here, predicted, 1.0 - predicted)
     return right
 
 

@@ -89,13 +89,24 @@ def choose_rows(
     whole = len(forgotten) > 0 and not np.isin(forgotten, labels[parts["retain"]]).any()
     unseen = test[np.isin(labels[test], forgotten)]
     rng = np.random.default_rng([seed, 0])
-    train, held = _probe_rows(parts, unseen, whole, rng)
+    probe_train, probe_test = _probe_rows(parts, unseen, whole, rng)
     mixed = rng.permutation(len(unseen))
     population_unseen = unseen if whole else unseen[np.sort(mixed[: len(unseen) // 2])]
     population = np.setdiff1d(test, np.concatenate([population_unseen, parts["test_forget"]]), assume_unique=False)
     population = order[np.isin(order, population)]
     return Rows(
-        labels, parts, test, unseen, whole, forgotten, train, held, population, population_unseen, seed, canaries
+        labels,
+        parts,
+        test,
+        unseen,
+        whole,
+        forgotten,
+        probe_train,
+        probe_test,
+        population,
+        population_unseen,
+        seed,
+        canaries,
     )
 
 

@@ -263,10 +263,10 @@ class FeatureStore(Shards):
         self.model_digest: str = self.manifest["model_digest"]
         if verify:
             self._verify_groups(known)
-        held = int(self._places[2][-1])
-        if held != self.rows:
+        rows = int(self._places[2][-1])
+        if rows != self.rows:
             raise ManifestError(
-                f"{self.directory}: its shards hold {held} rows, but its manifest says {self.rows}; {AGAIN}"
+                f"{self.directory}: its shards hold {rows} rows, but its manifest says {self.rows}; {AGAIN}"
             )
         self._check_places()
 

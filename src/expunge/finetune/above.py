@@ -47,12 +47,14 @@ def _file(classifier: Classifier, dataset: Dataset, cut: str, work: Path, lower:
     path = work / "activations" / f"{digest_of(named).removeprefix('sha256:')[:16]}.npy"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            fetch_activations(unsharded(classifier), dataset.inputs(train_rows(dataset)), cut, made, batch_size=ALONE)
-            os.replace(made, path)
+            fetch_activations(
+                unsharded(classifier), dataset.inputs(train_rows(dataset)), cut, temporary, batch_size=ALONE
+            )
+            os.replace(temporary, path)
         finally:
-            made.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -99,8 +101,8 @@ def train_above(
     cut = recipe["cut"]
     lower = _lower(classifier, cut)
     fitted = Relearn(**recipe).fit(classifier, activations, labels, rows)
-    made = fitted.classifier_
-    if _lower(made, cut) != lower:
+    result = fitted.classifier_
+    if _lower(result, cut) != lower:
         raise QualityError(f"training above {cut!r} changed the layers below it; choose another cut")
-    made.card = replace(made.card, above={"recipe": dict(recipe), "lower_digest": lower})
+    result.card = replace(result.card, above={"recipe": dict(recipe), "lower_digest": lower})
     return fitted

@@ -71,12 +71,12 @@ class Damp(Estimator):
                 "regun, fine-tune or relearn for single rows"
             )
         model = copy.deepcopy(classifier).eval()
-        kept, gone = (self._prototypes(model, inputs, y, rows) for rows in (retain, forget))
+        of_retain, of_forget = (self._prototypes(model, inputs, y, rows) for rows in (retain, forget))
         self.residuals_ = {}
-        for depth, (name, forgotten) in enumerate(gone.items()):
-            basis, share = residual_basis(kept[name], forgotten)
+        for depth, (name, forgotten) in enumerate(of_forget.items()):
+            basis, share = residual_basis(of_retain[name], forgotten)
             self.residuals_[name] = share
-            s = self.strength * ((depth + 1) / len(gone)) ** self.growth
+            s = self.strength * ((depth + 1) / len(of_forget)) ** self.growth
             with torch.no_grad():
                 weight = model.get_parameter(name)
                 flat = weight.reshape(len(weight), -1).double()
@@ -121,12 +121,12 @@ class Damp(Estimator):
         return means
 
 
-def residual_basis(kept: Tensor, forgotten: Tensor) -> tuple[Tensor, float]:
+def residual_basis(retained: Tensor, forgotten: Tensor) -> tuple[Tensor, float]:
     """Return an orthonormal basis `(k, r)` of the residuals of `forgotten (f, k)`, and their share of its length.
 
     The residuals are the parts of the rows outside the span of the rows of `kept (c, k)`. The share is in [0, 1].
     """
-    _, values, vectors = torch.linalg.svd(kept, full_matrices=False)
+    _, values, vectors = torch.linalg.svd(retained, full_matrices=False)
     span = vectors[values > 1e-10 * values[0]]
     residual = forgotten - forgotten @ span.T @ span
     length = float(torch.linalg.vector_norm(forgotten))

@@ -80,19 +80,19 @@ class HeadShards:
 
     def without(
         self,
-        gone: tuple[Tensor, Tensor, NDArray[np.int64]],
+        removed: tuple[Tensor, Tensor, NDArray[np.int64]],
         left: tuple[Tensor, Tensor, NDArray[np.int64]],
     ) -> tuple[HeadShards, list[int]]:
         """Remove the rows `gone`; `left` are the remaining rows. Both are `z (n, d)`, `y (n,)` and shards `(n,)`.
 
         Returns the new heads and the changed shards. Heads of other shards do not change.
         """
-        touched = sorted(set(gone[2].tolist()))
+        touched = sorted(set(removed[2].tolist()))
         heads = list(self.heads)
         for number in touched:
-            out, kept = (_of(part, number) for part in (gone, left))
+            out, rest = (_of(part, number) for part in (removed, left))
             head = heads[number]
-            heads[number] = _removed(head, out, kept) if head is not None and len(kept[1]) >= LEAST_ROWS else None
+            heads[number] = _removed(head, out, rest) if head is not None and len(rest[1]) >= LEAST_ROWS else None
         counts = count_rows(left[2], left[1].numpy(), *self.counts_.shape)
         return HeadShards(heads, counts, self.key), touched
 
@@ -110,14 +110,14 @@ class HeadShards:
         touched = sorted(set(moved[2].tolist()))
         heads = list(self.heads)
         for number in touched:
-            head, kept = heads[number], _of(now, number)
+            head, rest = heads[number], _of(now, number)
             if isinstance(head, RidgeHead):
                 z, old = _of(moved, number)
-                head.correct(z, old, _of((moved[0], new, moved[2]), number)[1], kept if head.needs_rows else None)
+                head.correct(z, old, _of((moved[0], new, moved[2]), number)[1], rest if head.needs_rows else None)
                 if head.quantum is not None:
-                    head.solve(kept if head.needs_rows else None)
+                    head.solve(rest if head.needs_rows else None)
             elif head is not None:
-                head.refit(*kept)
+                head.refit(*rest)
         counts = count_rows(now[2], now[1].numpy(), *self.counts_.shape)
         return HeadShards(heads, counts, self.key), touched
 
@@ -175,9 +175,9 @@ def _of(part: tuple[Tensor, Tensor, NDArray[np.int64]], number: int) -> tuple[Te
     return part[0][rows], part[1][rows]
 
 
-def _removed(head: Head, out: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor]) -> Head:
+def _removed(head: Head, out: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor]) -> Head:
     if isinstance(head, SoftmaxHead):
-        return head.refit(*kept)
-    rows = kept if head.needs_rows else None
+        return head.refit(*rest)
+    rows = rest if head.needs_rows else None
     head.remove(*out, rows)
     return head.solve(rows) if head.quantum is not None else head  # exact sums give the bits of a new fit

@@ -109,8 +109,8 @@ def outside(w: Tensor, gradients: Tensor) -> Tensor:
     rows = gradients.double()
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     tolerance = max(gradients.shape) * torch.finfo(gradients.dtype).eps  # of singular values, the roots of `values`
-    held = values > values[-1] * tolerance**2
-    coefficients = vectors[:, held] @ ((vectors[:, held].T @ (rows @ w.double())) / values[held])
+    above = values > values[-1] * tolerance**2
+    coefficients = vectors[:, above] @ ((vectors[:, above].T @ (rows @ w.double())) / values[above])
     result: Tensor = w - (coefficients @ rows).to(w)
     return result
 

@@ -141,10 +141,10 @@ def outside(moment: Tensor, energy: float) -> Tensor:
     values = values.clamp_min(0)
     result = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device).repeat(len(moment), 1, 1)
     for group in range(len(moment)):
-        held = values[group].flip(0)
-        present = int((held > TINY * held[0]).sum())
-        rank = int((held.cumsum(0) < energy * held.sum()).sum()) + 1 if energy < 1 else present
-        basis = vectors[group][:, len(held) - min(rank, present) :]
+        squares = values[group].flip(0)
+        present = int((squares > TINY * squares[0]).sum())
+        rank = int((squares.cumsum(0) < energy * squares.sum()).sum()) + 1 if energy < 1 else present
+        basis = vectors[group][:, len(squares) - min(rank, present) :]
         result[group] -= basis @ basis.T
     return result
 

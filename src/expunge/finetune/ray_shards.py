@@ -34,10 +34,10 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
     ray = ray_module()
 
     def engine(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[TrainedSteps]:
-        made: list[TrainedSteps] = [(taken, []) for _, taken in jobs]
+        results: list[TrainedSteps] = [(taken, []) for _, taken in jobs]
         stale = deque(number for number, (shard, taken) in enumerate(jobs) if len(taken) < len(shard.steps))
         if not stale:
-            return made
+            return results
         with cluster(ray, address, workers):
             task, limit = _task(ray, jobs[stale[0]][0].base, workers)
             log_message(f"{len(stale)} shards to train, at most {min(limit, len(stale))} Ray tasks at a time")
@@ -48,8 +48,8 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
                     number = stale.popleft()
                     running[task.remote(jobs[number], *given)] = number
                 for done in ray.wait(list(running))[0]:
-                    made[running.pop(done)] = get(ray, done)
-        return made
+                    results[running.pop(done)] = get(ray, done)
+        return results
 
     return engine
 

@@ -219,8 +219,8 @@ def rate(step: int, steps: int, lr: float) -> float:
 
 def teacher_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the probabilities `(n, k)` of `logits` (n, k) over the classes in `labels` (n,), and 0 for all others."""
-    held = torch.bincount(labels, minlength=logits.shape[1]) > 0
-    return logits.detach().float().cpu().masked_fill(~held, -math.inf).softmax(1)
+    present = torch.bincount(labels, minlength=logits.shape[1]) > 0
+    return logits.detach().float().cpu().masked_fill(~present, -math.inf).softmax(1)
 
 
 @torch.no_grad()

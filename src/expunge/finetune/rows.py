@@ -63,8 +63,8 @@ def checked(
     `forget_rows` None means that labels were corrected and no row is removed. Raises DataError for unusable rows or
     labels.
     """
-    gone = np.empty(0, np.int64) if forget_rows is None else forget_rows
-    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, gone))
+    forgotten = np.empty(0, np.int64) if forget_rows is None else forget_rows
+    y, retain, forget = (np.asarray(a).astype(np.int64) for a in (labels, retain_rows, forgotten))
     kind, dtype = ("token ids", np.int32) if isinstance(classifier.preprocess, Tokens) else ("images", np.uint8)
     if inputs.dtype != dtype or len(inputs) != len(y) or y.ndim != 1:
         raise DataError(

@@ -119,7 +119,7 @@ def train_shards(
     """
     base = public_start(replace(classifier.card, above=None), classifier.preprocess).eval()
     base.to(classifier.head.weight.device)
-    made, parts, ends = Trained(classifier, {}), [], []
+    trained, parts, ends = Trained(classifier, {}), [], []
     shards = shards_of(base, recipe, places, rows)
     counts = counts_of(shards, labels, classifier.card.num_classes)
     if not (counts.sum(axis=1) >= LEAST_ROWS).any():
@@ -131,13 +131,13 @@ def train_shards(
         zip(shards, (engine or in_turn)(jobs, activations, labels), strict=True)
     ):
         if len(jobs[number][1]) < places.slices:
-            made.again[number] = len(jobs[number][1])
-            made.history_ += history
+            trained.again[number] = len(jobs[number][1])
+            trained.history_ += history
         parts.append(shard.records(states))
         ends.append(states[-1])
-        made.states |= {(number, step): state for step, state in enumerate(states[:-1])}
-    made.classifier_ = _joined(base, recipe["cut"], card_of(classifier, recipe, places, parts), ends, counts)
-    return made
+        trained.states |= {(number, step): state for step, state in enumerate(states[:-1])}
+    trained.classifier_ = _joined(base, recipe["cut"], card_of(classifier, recipe, places, parts), ends, counts)
+    return trained
 
 
 def shards_of(
@@ -165,13 +165,13 @@ def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: ShardAssi
 
 
 def _joined(base: Classifier, cut: str, card: Any, ends: list[State], counts: NDArray[np.int64]) -> Classifier:
-    made = sharded(base, cut, len(ends), card)
-    core = core_with_shards(made)
+    joined = sharded(base, cut, len(ends), card)
+    core = core_with_shards(joined)
     assert core is not None
     for upper, state in zip(core.uppers, ends, strict=True):
         upper.load_state_dict(state)
-    made.set_head(*average(counts))
-    return made
+    joined.set_head(*average(counts))
+    return joined
 
 
 class Shard:

@@ -71,13 +71,13 @@ class ShortRetrain(Updater):
 
     def phases(self, run: Run) -> list[Phase]:
         """Return one phase per epoch over retained rows; the last is cut off where the passes are a fraction."""
-        held = torch.from_numpy(run.retained_classes)
+        classes = torch.from_numpy(run.retained_classes)
 
         def loss(rows: Index) -> Terms:
             logits = run.logits(rows)
             if self.targets == "labels":
                 return {"retain": torch.nn.functional.cross_entropy(logits, run.y(rows))}
-            target = teacher_probabilities(run.ask(run.original, rows), held).to(run.device)
+            target = teacher_probabilities(run.ask(run.original, rows), classes).to(run.device)
             return {"retain": kl(target, logits)}
 
         phases = []

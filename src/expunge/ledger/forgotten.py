@@ -96,8 +96,8 @@ class ForgottenRows:
 
     def among(self, sample_ids: Sequence[str]) -> NDArray[np.bool_]:
         """Return which of `sample_ids` any promoted request forgot, as bool `(n,)`."""
-        kept, key = self._promoted(), self._key()
-        return np.array([_digest(i, key) in kept for i in sample_ids], dtype=bool)
+        promoted, key = self._promoted(), self._key()
+        return np.array([_digest(i, key) in promoted for i in sample_ids], dtype=bool)
 
     def digests(self, sample_ids: Iterable[str]) -> list[bytes]:
         """Return keyed digests of ids, 16 bytes each. A missing key is written first: they stay reproducible."""

@@ -145,6 +145,6 @@ def _parse(pem: bytes, where: str) -> SigningKey:
 
 def _make(path: Path) -> None:
     """Generate and write a key pair, unless another process was faster."""
-    made = SigningKey(Ed25519PrivateKey.generate())
-    if create_durable(path, made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
-        path.with_name(PUBLIC).write_bytes(made.public.pem)
+    key = SigningKey(Ed25519PrivateKey.generate())
+    if create_durable(path, key.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())):
+        path.with_name(PUBLIC).write_bytes(key.public.pem)

@@ -49,7 +49,7 @@ def _changed(request: FitInputs) -> tuple[Rows, Rows, Rows | None]:
 
     The last is None unless the request corrects labels.
     """
-    kept = np.setdiff1d(request.retain_rows, request.forget_rows)
+    unchanged = np.setdiff1d(request.retain_rows, request.forget_rows)
     old, new = (torch.from_numpy(labels[request.forget_rows]) for labels in (request.old_labels, request.labels))
-    z, y = torch.from_numpy(request.store.z(kept)), torch.from_numpy(request.labels[kept])
+    z, y = torch.from_numpy(request.store.z(unchanged)), torch.from_numpy(request.labels[unchanged])
     return (z, y), (request.z_forget, old), (request.z_forget, new) if request.corrects else None

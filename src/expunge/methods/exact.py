@@ -57,18 +57,18 @@ def delete_exactly(request: FitInputs) -> UnlearnedModel:
     head, manifest = load_head(request)
     labels, old = torch.from_numpy(request.labels), torch.from_numpy(request.old_labels)
     if isinstance(head, RidgeHead):
-        kept = (request.z_retain, labels[request.retain_rows]) if head.needs_rows else None
+        retained = (request.z_retain, labels[request.retain_rows]) if head.needs_rows else None
         if request.corrects:
-            head.correct(request.z_forget, old[request.forget_rows], labels[request.forget_rows], kept)
+            head.correct(request.z_forget, old[request.forget_rows], labels[request.forget_rows], retained)
             procedure = "ridge: sums of the corrected rows moved to their new classes"
         else:
-            gone = np.union1d(request.forget_rows, request.left_out)
-            head.remove(torch.from_numpy(request.store.z(gone)), labels[gone], kept)
+            removed = np.union1d(request.forget_rows, request.left_out)
+            head.remove(torch.from_numpy(request.store.z(removed)), labels[removed], retained)
             procedure = "ridge: sums less those of the rows, Cholesky factor updated"
         # With a quantum the sums are exact. Solving from a new factor then gives the same bits as training without the
         # rows, which an updated factor would not.
         if head.quantum is not None:
-            head.solve(kept)
+            head.solve(retained)
         holds = head.drift_ <= head.drift
         accuracy = {"residual": head.drift_, "relative_tolerance": 0.0 if head.quantum is not None else TOLERANCE}
     else:

@@ -61,16 +61,16 @@ def delete_above(request: FitInputs) -> UnlearnedModel:
     recipe, labels = claim["recipe"], request.labels[request.train_rows]
     activations = retained_activations(request, recipe["cut"], claim["lower_digest"])
     fitted = train_above(request.classifier, activations, labels, request.among_train(request.retain_rows), recipe)
-    made = fitted.classifier_
+    classifier = fitted.classifier_
     exact = {
-        "holds": made.card.above == request.classifier.card.above,
+        "holds": classifier.card.above == request.classifier.card.above,
         "procedure": "above: trained again from public weights on kept activations, "
         + ("on the corrected labels" if request.corrects else "without the rows"),
         "accuracy": {"relative_tolerance": 0.0},
-        "weights_digest": digest_of_tensors(made.state_dict()),
+        "weights_digest": digest_of_tensors(classifier.state_dict()),
         **provenance(request),
     }
-    return UnlearnedModel.of_classifier(made, {"exact": exact, "history": fitted.history_})
+    return UnlearnedModel.of_classifier(classifier, {"exact": exact, "history": fitted.history_})
 
 
 def retained_activations(request: FitInputs, cut: str, lower: str) -> Activations:
@@ -138,8 +138,8 @@ def recompute(
         same_activations = bool(np.array_equal(again, activations, equal_nan=True))
         activations = again
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
-    made = train_above(public, activations, labels, rows, recipe).classifier_
-    ours, theirs = made.state_dict(), shipped.state_dict()
+    classifier = train_above(public, activations, labels, rows, recipe).classifier_
+    ours, theirs = classifier.state_dict(), shipped.state_dict()
     same_bits = digest_of_tensors(ours) == digest_of_tensors(theirs) == claim["weights_digest"]
     distance = max(float((v.double() - theirs[k].double()).abs().max()) for k, v in ours.items())
     return {

@@ -35,14 +35,14 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
     if reason is not None:
         raise QualityError(f"exact: {reason}")
     heads, placed, manifest = load_heads(request)
-    gone = np.union1d(request.forget_rows, request.left_out)
+    removed = np.union1d(request.forget_rows, request.left_out)
     left = _rows(request, placed, request.retain_rows)
     if request.corrects:
-        z, new, shard = _rows(request, placed, gone)
-        made, again = heads.corrected((z, torch.from_numpy(request.old_labels[gone]), shard), new, left)
+        z, new, shard = _rows(request, placed, removed)
+        after, again = heads.corrected((z, torch.from_numpy(request.old_labels[removed]), shard), new, left)
     else:
-        made, again = heads.without(_rows(request, placed, gone), left)
-    known, ridge = made.known, request.classifier.card.training == "ridge"
+        after, again = heads.without(_rows(request, placed, removed), left)
+    known, ridge = after.known, request.classifier.card.training == "ridge"
     accuracy = dict(accuracy_of(known))
     holds = all(h.drift_ <= h.drift if isinstance(h, RidgeHead) else h.converged_ for h in known)
     if ridge:
@@ -50,21 +50,21 @@ def delete_from_heads(request: FitInputs) -> UnlearnedModel:
     sums = "sums of the corrected rows moved" if request.corrects else "sums less those of the rows"
     which = sums if ridge else "Newton-CG from the present optimum"
     exact = {
-        "holds": holds and int(made.counts_.sum()) == len(request.retain_rows),
-        "procedure": f"{'ridge' if ridge else 'softmax'}: {len(again)} of {len(made.heads)} heads changed, by {which}",
+        "holds": holds and int(after.counts_.sum()) == len(request.retain_rows),
+        "procedure": f"{'ridge' if ridge else 'softmax'}: {len(again)} of {len(after.heads)} heads changed, by {which}",
         "accuracy": accuracy,
         **provenance(request, known[0], manifest),
         "heads": {
-            "count": len(made.heads),
-            "key": made.key,
+            "count": len(after.heads),
+            "key": after.key,
             "parts": [
                 {"rows": int(rows.sum()), "merkle_root": _root(request, placed, number)}
-                for number, rows in enumerate(made.counts_)
+                for number, rows in enumerate(after.counts_)
             ],
         },
         "again": again,
     }
-    return UnlearnedModel(identity(request.store.dim), made.head_, {"exact": exact}, exact_head=made)
+    return UnlearnedModel(identity(request.store.dim), after.head_, {"exact": exact}, exact_head=after)
 
 
 def load_heads(request: FitInputs) -> tuple[HeadShards, ShardAssignment, dict[str, Any]]:
@@ -77,8 +77,8 @@ def load_heads(request: FitInputs) -> tuple[HeadShards, ShardAssignment, dict[st
     heads = HeadShards.load(request.model_dir, KINDS[card.training])
     placed = assignment_of(request, {"count": len(heads.heads), "slices": 1, "key": heads.key})
     counts = count_rows(placed.shard, request.old_labels[request.train_rows], len(heads.heads), card.num_classes)
-    kept = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
-    if not kept or not np.array_equal(heads.counts_, counts):
+    same = all(np.array_equal(h.counts_.numpy(), c) for h, c in zip(heads.heads, counts, strict=True) if h is not None)
+    if not same or not np.array_equal(heads.counts_, counts):
         raise QualityError(
             f"exact: the heads in {request.model_dir} were trained on other rows than the shards of the dataset "
             "contain; run the train stage again"
@@ -101,18 +101,18 @@ def recompute(request: FitInputs, shipped: LinearHead, claim: dict[str, Any]) ->
     kind = RidgeHead if claim["head"]["kind"] == "RidgeHead" else SoftmaxHead
     z, y, shard = _rows(request, placed, request.retain_rows)
     classes = request.classifier.card.num_classes
-    made = HeadShards.fit(lambda: kind(**claim["head"]["settings"]), z, y, shard, placed.shards, classes, placed.key)
-    ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (made.head_, shipped))
-    same_bits, absent = bool(torch.equal(ours, theirs)), torch.from_numpy(made.counts_.sum(axis=0) == 0)
+    heads = HeadShards.fit(lambda: kind(**claim["head"]["settings"]), z, y, shard, placed.shards, classes, placed.key)
+    ours, theirs = (torch.cat([h.weight, h.bias[:, None]], dim=1).double() for h in (heads.head_, shipped))
+    same_bits, absent = bool(torch.equal(ours, theirs)), torch.from_numpy(heads.counts_.sum(axis=0) == 0)
     same_masked = bool(torch.equal(ours[absent, -1], theirs[absent, -1]))
     for weights in (ours, theirs):  # the bias of a class without rows is a mask, not a fitted weight
         weights[absent, -1] = 0.0
     distance = float((ours - theirs).norm())
-    size = float(np.sqrt(sum(float(h.head_.weight.double().square().sum()) for h in made.known)) + ours.norm())
+    size = float(np.sqrt(sum(float(h.head_.weight.double().square().sum()) for h in heads.known)) + ours.norm())
     if kind is RidgeHead:
         allowed = claim["accuracy"]["relative_tolerance"] * size
     else:
-        allowed = accuracy_of(made.known)["bound"] + claim["accuracy"]["bound"]
+        allowed = accuracy_of(heads.known)["bound"] + claim["accuracy"]["bound"]
     same_backbone = backbone_digest(request.classifier) == claim["public"]["backbone_digest"]
     allowed += torch.finfo(torch.float32).eps * size
     return {

@@ -43,7 +43,7 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
     recipe, shards = claim["recipe"], claim["shards"]
     placed = assignment_of(request, shards)
     activations = retained_activations(request, recipe["cut"], claim["lower_digest"])
-    made = train_shards(
+    trained = train_shards(
         request.classifier,
         activations,
         request.labels[request.train_rows],
@@ -53,21 +53,21 @@ def delete_from_shards(request: FitInputs) -> UnlearnedModel:
         earlier_training(request.classifier, request.model_dir),
         request.engine,
     )
-    above = dict(made.classifier_.card.above or {})
+    above = dict(trained.classifier_.card.above or {})
     same = all(above[key] == claim[key] for key in ("recipe", "lower_digest"))
     exact = {
         "holds": same and above["shards"]["key"] == shards["key"],
         "procedure": (
-            f"above: {len(made.again)} of {shards['count']} shards trained again from public weights on kept "
+            f"above: {len(trained.again)} of {shards['count']} shards trained again from public weights on kept "
             f"activations, {'on the corrected labels' if request.corrects else 'without the rows'}"
         ),
         "accuracy": {"relative_tolerance": 0.0},
-        "weights_digest": digest_of_tensors(made.classifier_.state_dict()),
+        "weights_digest": digest_of_tensors(trained.classifier_.state_dict()),
         **provenance(request),
         "shards": above["shards"],
-        "again": {str(shard): step for shard, step in sorted(made.again.items())},
+        "again": {str(shard): step for shard, step in sorted(trained.again.items())},
     }
-    return UnlearnedModel.of_classifier(made.classifier_, {"exact": exact, "history": made.history_}, made)
+    return UnlearnedModel.of_classifier(trained.classifier_, {"exact": exact, "history": trained.history_}, trained)
 
 
 def assignment_of(request: FitInputs, shards: dict[str, Any]) -> ShardAssignment:
@@ -132,8 +132,8 @@ def recompute(
     placed, rows = assignment_of(request, shards), request.among_train(request.retain_rows)
     activations, same_activations = retained_activations(request, cut, lower), None
     if from_inputs is not None:
-        kept, activations = activations, activations_alone(public, request.dataset, cut, from_inputs)
-        same_activations = bool(np.array_equal(activations, kept, equal_nan=True))
+        stored, activations = activations, activations_alone(public, request.dataset, cut, from_inputs)
+        same_activations = bool(np.array_equal(activations, stored, equal_nan=True))
     all_shards = shards_of(public, recipe, placed, rows)
     ends, labels = _ends(shipped), request.labels[request.train_rows]
     same_rows = rows_root(request) == claim["rows"]["merkle_root"] and all(
@@ -147,8 +147,8 @@ def recompute(
     for number in again:
         states, _ = all_shards[number].trained(activations, labels)
         same_bits &= all_shards[number].records(states) == shards["parts"][number]
-        made = states[-1]
-        distance = max(distance, *(float((made[k].double() - v.double()).abs().max()) for k, v in ends[number].items()))
+        last = states[-1]
+        distance = max(distance, *(float((last[k].double() - v.double()).abs().max()) for k, v in ends[number].items()))
     mean = average(counts_of(all_shards, labels, public.card.num_classes))
     same_mean = all(torch.equal(*both) for both in zip(mean, (shipped.head.weight, shipped.head.bias), strict=True))
     return {

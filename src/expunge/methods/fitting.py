@@ -9,7 +9,7 @@ import torch
 
 from expunge.methods.correcting import refuse_correction
 from expunge.methods.inputs import FitInputs
-from expunge.methods.method import Method, Settings, load_installed
+from expunge.methods.method import After, Method, Settings, load_installed
 from expunge.methods.selection import choose_settings
 from expunge.methods.table import METHODS
 from expunge.methods.unlearned import UnlearnedModel
@@ -18,7 +18,6 @@ from expunge.models.classifier import ABOVE
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
 
-UNGUARDED = ("logit-mask", "exact", "certified-removal")
 CORRECTING = [name for name, method in METHODS.items() if "corrections" in method.kind.facts.requests]
 
 # torch imports its compiler when a process creates its first optimizer. This takes seconds, which must not count as the
@@ -64,7 +63,11 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
             f"params.yaml: fit.{name}.max_drop is {max_drop!r}; it must be a share of rows between 0 and 1"
         )
     unlearned = _fit(name, name, request, given)
-    return _guarded(name, given.get("method", name), request, unlearned, max_drop)
+    if not method_named(given.get("method", name), name).kind.facts.is_guarded:
+        return unlearned
+    accuracy = retained_accuracy(request, unlearned)
+    refuse_lost(name, accuracy, max_drop)
+    return dataclasses.replace(unlearned, info={**unlearned.info, "held_out": accuracy.to_json()})
 
 
 def _fit(name: str, default: str, request: FitInputs, given: Settings) -> UnlearnedModel:
@@ -74,6 +77,10 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     choose = settings.pop("choose", None)
     line = method_named(method, name)
     refuse_correction(name, method, line.kind.facts, request, CORRECTING)
+    if after is not None and line.after is After.refused:
+        raise ConfigError(
+            f"params.yaml: fit.{name}.after: {method} starts from the original and takes no `after`; remove it"
+        )
     if after is not None and not (isinstance(after, Mapping) and "method" in after):
         raise ConfigError(
             f"params.yaml: fit.{name}.after is {after!r}; write a method with its settings, `after: {{method: NAME, "
@@ -93,15 +100,3 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
     taken, record = choose_settings(name, request, choose, lambda part, more: fitted(part, {**settings, **more}))
     unlearned = fitted(request, {**settings, **taken})
     return dataclasses.replace(unlearned, info={**unlearned.info, "chosen": record})
-
-
-def _guarded(name: str, method: str, request: FitInputs, unlearned: UnlearnedModel, max_drop: float) -> UnlearnedModel:
-    """Add the accuracy on held-out retained rows to the result, and refuse it if it lost too much.
-
-    Results of methods in UNGUARDED are returned unchanged.
-    """
-    if method in UNGUARDED:
-        return unlearned
-    kept = retained_accuracy(request, unlearned)
-    refuse_lost(name, kept, max_drop)
-    return dataclasses.replace(unlearned, info={**unlearned.info, "held_out": kept.to_json()})

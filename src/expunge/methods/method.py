@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,12 +18,28 @@ Settings = Mapping[str, Any]
 Fit = Callable[[str, FitInputs, Settings, UnlearnedModel | None], UnlearnedModel]
 
 
+class After(enum.Enum):
+    """Whether an entry may start from the result of another method, which its `after` names."""
+
+    refused = enum.auto()
+    optional = enum.auto()
+    required = enum.auto()
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """An entry of the table: the class, whose `facts` describe its use, and the function that fits it to a request."""
+    """An entry of the table: the class, whose `facts` describe its use, and the function that fits it to a request.
+
+    after       whether the entry starts from the result of another method
+    filled      placeholders for the arguments that `fit` fills in from the request; the class accepts them
+    by_teacher  settings whose value may be a mapping, the settings of a teacher that the value is fitted to
+    """
 
     kind: type[Estimator]
     fit: Fit
+    after: After = After.refused
+    filled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    by_teacher: tuple[str, ...] = ()
 
 
 def make(name: str, method: Callable[..., Any], settings: Settings) -> Any:

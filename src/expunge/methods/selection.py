@@ -66,15 +66,15 @@ def judge(
     """
     before, forgotten_labels = original
     try:
-        kept, gone = logits()
+        retain, forget = logits()
     except CollapseError as e:
         return CandidateScore(settings, None, None, None, str(e))
-    accuracy = (kept.argmax(1) == y).double().mean()
+    accuracy = (retain.argmax(1) == y).double().mean()
     lost = (before.argmax(1) == y).double().mean() - accuracy
-    p, q = (torch.log_softmax(x.double(), 1) for x in (before, kept))
+    p, q = (torch.log_softmax(x.double(), 1) for x in (before, retain))
     return CandidateScore(
         settings,
-        forgotten_left=float(torch.softmax(gone.double(), 1).gather(1, forgotten_labels[:, None].long()).mean()),
+        forgotten_left=float(torch.softmax(forget.double(), 1).gather(1, forgotten_labels[:, None].long()).mean()),
         retained_lost=max(float(lost), 0.0),
         retained_kl=float((p.exp() * (p - q)).sum(1).mean()),
     )
@@ -106,15 +106,15 @@ def choose_settings(
     where = f"fit.{name}"
     listed = candidates(choose, where)
     parts = request.retain_rows, request.forget_rows
-    kept, gone = (np.intersect1d(rows, request.validation_rows) for rows in parts)
+    retain, forget = (np.intersect1d(rows, request.validation_rows) for rows in parts)
     if not request.forget_classes:
         return listed[0], {"taken": listed[0], "candidates": [], "why_first": "the request names rows, not classes"}
-    if not len(kept) or not len(gone):
+    if not len(retain) or not len(forget):
         return listed[0], {"taken": listed[0], "candidates": [], "why_first": "no row is held out (split.validation)"}
     retain_rows, forget_rows = (np.setdiff1d(rows, request.validation_rows) for rows in parts)
     part = replace(request, retain_rows=retain_rows, forget_rows=forget_rows, left_out=request.validation_rows)
-    z_kept, z_gone = (torch.from_numpy(request.store.z(rows)) for rows in (kept, gone))
-    y_kept, y_gone = (torch.from_numpy(request.labels[rows]) for rows in (kept, gone))
+    z_retain, z_forget = (torch.from_numpy(request.store.z(rows)) for rows in (retain, forget))
+    y_retain, y_forget = (torch.from_numpy(request.labels[rows]) for rows in (retain, forget))
 
     def logits(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         unlearned = fitted(part, settings)
@@ -123,7 +123,7 @@ def choose_settings(
                 f"params.yaml: {where}.choose is only for maps and heads, but this method changes the backbone; "
                 "remove choose"
             )
-        return unlearned.logits(z_kept), unlearned.logits(z_gone)
+        return unlearned.logits(z_retain), unlearned.logits(z_forget)
 
-    original = request.head.logits(z_kept), y_gone
-    return best([judge(c, partial(logits, c), original, y_kept) for c in listed], where)
+    original = request.head.logits(z_retain), y_forget
+    return best([judge(c, partial(logits, c), original, y_retain) for c in listed], where)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from expunge.config import DEFAULT_CUT
 from expunge.core import (
     CertifiedRemoval,
     Esc,
@@ -41,7 +42,7 @@ from expunge.core import (
 )
 from expunge.core.influence import FirstOrder, SecondOrder
 from expunge.core.tilted import Tilt
-from expunge.finetune import FOR_SAMPLES, OracleMatch, Seal
+from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal
 from expunge.finetune import METHODS as FINETUNE
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
@@ -52,7 +53,7 @@ from expunge.methods.exact_above import delete_above
 from expunge.methods.exact_heads import delete_from_heads, in_shards
 from expunge.methods.exact_shards import delete_from_shards
 from expunge.methods.inputs import FitInputs
-from expunge.methods.method import Method, Settings, make
+from expunge.methods.method import After, Method, Settings, make
 from expunge.methods.oracles import oracle_after
 from expunge.methods.tilt_strength import Teach, with_beta
 from expunge.methods.unlearned import UnlearnedModel
@@ -153,7 +154,7 @@ def _certified_removal(name: str, request: FitInputs, settings: Settings, _: Unl
 def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None) -> UnlearnedModel:
     """Relearn the layers above the cut; the original's logits on retained rows are computed from the stored z."""
     settings = taught(name, request, settings)
-    method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", "stage1"))})
+    method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", DEFAULT_CUT))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
     fitted = method.fit(request.classifier, request.activations(method.cut), labels, rows, logits)
@@ -240,8 +241,8 @@ def _seal(name: str, request: FitInputs, settings: Settings, before: UnlearnedMo
 
 
 METHODS: dict[str, Method] = {
-    "logit-mask": Method(LogitMask, _logit_mask),
-    "tilt": Method(Tilt, _tilt),
+    "logit-mask": Method(LogitMask, _logit_mask, filled={"classes": [0]}),
+    "tilt": Method(Tilt, _tilt, filled={"classes": [0]}, by_teacher=("beta",)),
     "loft": Method(Loft, _loft),
     "ru-linear": Method(RepresentationLinear, _ru_linear),
     "ru-mlp": Method(RepresentationMlp, _ru_mlp),
@@ -250,15 +251,15 @@ METHODS: dict[str, Method] = {
     "leace": Method(Leace, _leace),
     "pour-p": Method(PourP, _pour_p),
     "esc": Method(Esc, _esc),
-    "head-refit": Method(HeadRefit, _head_refit),
+    "head-refit": Method(HeadRefit, _head_refit, After.optional),
     "exact": Method(RidgeHead, _exact),  # or SoftmaxHead or Relearn, depending on how the model was trained
     "first-order": Method(FirstOrder, partial(by_influence, method=FirstOrder)),
     "second-order": Method(SecondOrder, partial(by_influence, method=SecondOrder)),
     "certified-removal": Method(CertifiedRemoval, _certified_removal),
     "relearn": Method(Relearn, _relearn),
-    "teacher-map": Method(TeacherMap, _teacher_map),
-    "seal": Method(Seal, _seal),
-    "oracle-match": Method(OracleMatch, _oracle_match),
+    "teacher-map": Method(TeacherMap, _teacher_map, After.required),
+    "seal": Method(Seal, _seal, After.required, filled={"map": identity(1)}),
+    "oracle-match": Method(OracleMatch, _oracle_match, After.optional, filled={"oracle": RidgeOracle()}),
     **{name: Method(kind, partial(_finetune, method=name)) for name, kind in FINETUNE.items()},
-    "trew": Method(FINETUNE["trew"], _trew),
+    "trew": Method(FINETUNE["trew"], _trew, by_teacher=("beta",)),
 }

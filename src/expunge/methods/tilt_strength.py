@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from expunge.config import DEFAULT_CUT
 from expunge.core.tilted import fit_beta, similarities
 from expunge.finetune.relearn import features_above
 from expunge.methods.inputs import FitInputs
@@ -29,15 +30,15 @@ def with_beta(name: str, request: FitInputs, settings: Mapping[str, Any], teach:
     teacher_settings = settings.get("beta")
     if not isinstance(teacher_settings, Mapping):
         return dict(settings)
-    gone = request.whole_classes(name)
+    classes = request.whole_classes(name)
     keep = torch.ones(request.head.num_classes, dtype=torch.bool, device=request.head.weight.device)
-    keep[gone] = False
+    keep[classes] = False
     if int(keep.sum()) < 3:
         raise ConfigError(
             f"params.yaml: fit.{name}.beta: fitting beta needs at least three retained classes; give beta as a number"
         )
     tau, rank = settings.get("tau", 1.0), settings.get("rank")
-    near = similarities(request.head.weight, keep, tau, rank)[gone].mean(0)
+    near = similarities(request.head.weight, keep, tau, rank)[classes].mean(0)
     stand_in = int(near.argmax())
     mine = request.labels[request.retain_rows] == stand_in
     rows = request.retain_rows[mine]
@@ -48,13 +49,13 @@ def with_beta(name: str, request: FitInputs, settings: Mapping[str, Any], teach:
         forget_classes=[stand_in],
         left_out=np.union1d(request.left_out, request.forget_rows),
     )
-    cut = request.cut(teacher_settings.get("cut", "stage1"))
+    cut = request.cut(teacher_settings.get("cut", DEFAULT_CUT))
     teacher = teach(played, teacher_settings).classifier
     assert teacher is not None
     z = features_above(teacher, request.activations(cut), cut, torch.from_numpy(request.among_train(rows)))
-    said = teacher.head(z.to(teacher.head.weight)).double().softmax(1).mean(0).detach()
+    probabilities = teacher.head(z.to(teacher.head.weight)).double().softmax(1).mean(0).detach()
     keep[stand_in] = False
     s = similarities(request.head.weight, keep, tau, rank)
     logits = request.head.logits(torch.from_numpy(request.store.z(rows)))
     labels = torch.full((len(rows),), stand_in)
-    return {**settings, "beta": fit_beta(logits, labels, keep, s, said)}
+    return {**settings, "beta": fit_beta(logits, labels, keep, s, probabilities)}

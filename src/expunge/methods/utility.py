@@ -50,9 +50,9 @@ def guard_rows(request: FitInputs) -> np.ndarray:
 
     Corrected rows are left out, because the original was trained on their old labels.
     """
-    kept = np.setdiff1d(request.retain_rows, request.forget_rows)
-    held = np.intersect1d(kept, request.validation_rows)
-    rows = held if len(held) else kept
+    retained = np.setdiff1d(request.retain_rows, request.forget_rows)
+    validation = np.intersect1d(retained, request.validation_rows)
+    rows = validation if len(validation) else retained
     return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(np.int64)]
 
 
@@ -74,11 +74,11 @@ def retained_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> Retained
     return RetainedAccuracy(float(before.double().mean()), float(after.double().mean()), error, n)
 
 
-def refuse_lost(name: str, kept: RetainedAccuracy, max_drop: float) -> None:
+def refuse_lost(name: str, accuracy: RetainedAccuracy, max_drop: float) -> None:
     """Raise CollapseError if the drop exceeds `max_drop` by more than two standard errors, or is not a number."""
-    if not kept.drop - 2 * kept.error <= max_drop:
+    if not accuracy.drop - 2 * accuracy.error <= max_drop:
         raise CollapseError(
-            f"{name}: accuracy on {kept.rows:,} held-out retained rows fell from {100 * kept.before:.1f} to "
-            f"{100 * kept.after:.1f} %, more than {100 * max_drop:g} points; lower its lr or factor, or set "
+            f"{name}: accuracy on {accuracy.rows:,} held-out retained rows fell from {100 * accuracy.before:.1f} to "
+            f"{100 * accuracy.after:.1f} %, more than {100 * max_drop:g} points; lower its lr or factor, or set "
             f"fit.{name}.max_drop to accept it"
         )

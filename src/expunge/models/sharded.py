@@ -57,10 +57,10 @@ class ShardedCore(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> ShardedCore:
         """Cut a copy of the base again, because traces refer to an autograd graph, which cannot be copied."""
         base = copy.deepcopy(self.below.classifier, memo)
-        made = ShardedCore(base.eval(), self.below.name, len(self.uppers))
-        made.load_state_dict(self.state_dict())
-        memo[id(self)] = made
-        return made.train(self.training)
+        copied = ShardedCore(base.eval(), self.below.name, len(self.uppers))
+        copied.load_state_dict(self.state_dict())
+        memo[id(self)] = copied
+        return copied.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-probabilities `(n, S C)`, shard after shard."""
@@ -109,9 +109,9 @@ def sharded(base: Classifier, cut: str, count: int, card: ModelCard) -> Classifi
     core = ShardedCore(base, cut, count)
     backbone = ByLength(core) if isinstance(base.preprocess, Tokens) else core
     head = nn.Linear(count * classes, classes)
-    made = Classifier(backbone, head, base.preprocess, replace(card, feature_dim=count * classes)).eval()
-    made.set_head(*average(np.ones((count, classes), np.int64)))
-    return made
+    classifier = Classifier(backbone, head, base.preprocess, replace(card, feature_dim=count * classes)).eval()
+    classifier.set_head(*average(np.ones((count, classes), np.int64)))
+    return classifier
 
 
 def average(counts: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
@@ -157,8 +157,8 @@ def upper_state(classifier: Classifier, cut: str, traces: Traces) -> dict[str, T
 
 def with_upper(base: Classifier, cut: str, traces: Traces, state: Mapping[str, Tensor]) -> Classifier:
     """Return a copy of `base` with the tensors `state` from `upper_state`."""
-    made = copy.deepcopy(base)
+    copied = copy.deepcopy(base)
     if not isinstance(base.preprocess, Tokens):
-        made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Upper(uncut(made, cut, traces).tail, made.head).load_state_dict(state)
-    return made
+        copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    Upper(uncut(copied, cut, traces).tail, copied.head).load_state_dict(state)
+    return copied

@@ -56,7 +56,7 @@ def build(
     if image_shape is None:
         if image_size or head:
             raise ConfigError("model.image_size and model.head: must be null for texts")
-        made = build_sentence(
+        classifier = build_sentence(
             name,
             num_classes,
             training=training,
@@ -66,8 +66,10 @@ def build(
             seed=seed,
         )
         if public:
-            made.card = replace(made.card, weights=_recorded(name, checkpoint, weights_of_sentence(made.card)))
-        return with_random_features(made, random_features) if random_features else made
+            classifier.card = replace(
+                classifier.card, weights=_recorded(name, checkpoint, weights_of_sentence(classifier.card))
+            )
+        return with_random_features(classifier, random_features) if random_features else classifier
     family, detail = family_of(name)
     expects = family.expects(detail, image_shape, (image_size, image_size) if image_size else None)
     weights = Path(checkpoint) if checkpoint is not None else expects.weights
@@ -88,8 +90,8 @@ def build(
     card = ModelCard(name, num_classes, 0, training, saw_forget_data, head, expects.options, tuple(layers), recorded)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = _cut(model, head, pixels, preprocess, card)
-    return with_random_features(made, random_features) if random_features else made
+        classifier = _cut(model, head, pixels, preprocess, card)
+    return with_random_features(classifier, random_features) if random_features else classifier
 
 
 def rebuild(card: ModelCard, preprocess: Preprocess | Tokens) -> Classifier:

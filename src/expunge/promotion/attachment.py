@@ -18,7 +18,7 @@ def attach(folder: Path) -> Version | None:
     body = read_json(folder / "certificate.json")["certificate"]
     if body["unlearning"] is None:
         return None
-    made, client = body["unlearning"]["model"], connect()
-    version = version_of(client, made["model"], made["version"])
+    model, client = body["unlearning"]["model"], connect()
+    version = version_of(client, model["model"], model["version"])
     keep_certificate(client, version, folder, body["request"]["id"])
     return version

@@ -110,8 +110,8 @@ def _schema(contract: Contract, key: pa.Field | None, model: str) -> pa.Schema:
         pa.field("probability", pa.float32()),
         pa.field("probabilities", pa.list_(pa.float32(), len(contract.classes))),
     ]
-    said = {CLASSES: "\n".join(contract.classes), "model": model}
-    return pa.schema([*([key] if key is not None else []), *fields], metadata=said)
+    metadata = {CLASSES: "\n".join(contract.classes), "model": model}
+    return pa.schema([*([key] if key is not None else []), *fields], metadata=metadata)
 
 
 def _answers(p: NDArray[np.float32], classes: Sequence[str]) -> list[pa.Array]:

@@ -24,7 +24,7 @@ from expunge.promotion.predictors import original, predictor
 from expunge.promotion.promoter import Promoter
 from expunge.promotion.review import Review
 from expunge.promotion.review_page import page
-from expunge.report.comparison import Part, counts, side_by_side
+from expunge.report.comparison import Part, counts, predictions_of_parts
 from expunge.report.evidence import read_logits
 from expunge.system.errors import PromotionError
 from expunge.system.files import MANIFEST, read_json, write_text
@@ -95,7 +95,7 @@ class ReviewSession:
             dataset = self.dataset
             if self.split is not None and self.at_hand(request):  # corrected rows are judged by their new labels
                 dataset = dataset.with_labels(self.split.labels(dataset.labels()))
-            parts = side_by_side(before, predictor(servable_of(challenger)[0]), dataset, Parts(rows))
+            parts = predictions_of_parts(before, predictor(servable_of(challenger)[0]), dataset, Parts(rows))
         evaluated = evaluation_of(promoter.client, challenger)
         return Review(
             champion=champion,

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from expunge.report import wording
-from expunge.report.metrics import METRICS
-from expunge.report.tables import candidates, columns, takes, verdict_line
+from expunge.report.metrics import METRICS, measured
+from expunge.report.tables import candidates, columns, markdown_table, takes, verdict_line
 
 # The metric's type in the vocabulary of the Hub, the split, and the metric.
 INDEXED = (
@@ -109,8 +109,6 @@ def _body(summary: Mapping[str, Any], method: str | None, data: TrainingData, cl
 def _table(summary: Mapping[str, Any]) -> str:
     """Return a table of the original, the retrained model and the method of the card, one metric per line."""
     shown = [(n, b) for n, b in candidates(summary) if n in ("original", "retrained", wording.focus(summary))]
-    lines = ["| metric | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for metric in columns(summary):
-        if any(metric.value(block) is not None for _, block in shown):
-            lines.append(f"| {metric.name} | " + " | ".join(metric.text(block) for _, block in shown) + " |")
-    return "\n".join(lines)
+    metrics = measured(columns(summary), [block for _, block in shown])
+    head = ["metric", *(name for name, _ in shown)]
+    return markdown_table(head, ([metric.name, *(metric.text(block) for _, block in shown)] for metric in metrics))

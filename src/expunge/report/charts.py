@@ -139,8 +139,8 @@ def cost(summary: Summary) -> list[Panel]:
     def draw(axes: Any) -> None:
         shown = looks([name for name, _ in candidates(summary)])
         for name, (s, kl) in points.items():
-            color, kept = shown[name].color, lookup(summary["methods"][name], "verdict.utility") == KEPT
-            fill = color if kept else "none"
+            color, useful = shown[name].color, lookup(summary["methods"][name], "verdict.utility") == KEPT
+            fill = color if useful else "none"
             axes.plot(s, kl, shown[name].marker, mec=color, mfc=fill, ms=9, mew=1.4, label=name, ls="", zorder=3)
             if name in front:
                 axes.plot(s, kl, "o", mec=INK, mfc="none", ms=16, mew=0.8, ls="")

@@ -98,7 +98,7 @@ def share(hits: NDArray[np.bool_]) -> Interval:
     return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
 
 
-def side_by_side(before: Predict, after: Predict, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
+def predictions_of_parts(before: Predict, after: Predict, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
     """Compute the predictions of both classifiers on the same rows of each part that has rows."""
     return on_same_rows(lambda r: before(dataset.inputs(r)), lambda r: after(dataset.inputs(r)), dataset, split)
 

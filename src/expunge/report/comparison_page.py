@@ -26,12 +26,12 @@ PIXELS = 96  # largest length of the longer side of an image
 LETTERS = 160  # largest number of characters of a text
 
 
-def section(sides: ComparedModels, dataset: Dataset) -> str:
+def section(compared: ComparedModels, dataset: Dataset) -> str:
     """Return the comparison as a piece of HTML for a page."""
-    kept = sides.parts.get(TEST_RETAIN)
-    pictures = [] if kept is None else _pictures(sides, kept, dataset)
+    retain = compared.parts.get(TEST_RETAIN)
+    pictures = [] if retain is None else _pictures(compared, retain, dataset)
     template = environment().get_template("comparison.html.jinja")
-    return Markup(template.render(view=comparison_view(sides), pictures=pictures))
+    return Markup(template.render(view=comparison_view(compared), pictures=pictures))
 
 
 def chosen(p: Part) -> NDArray[np.int64]:
@@ -41,13 +41,13 @@ def chosen(p: Part) -> NDArray[np.int64]:
     return np.concatenate([np.flatnonzero(kind)[:most] for kind, most in kinds])
 
 
-def _pictures(sides: ComparedModels, p: Part, dataset: Dataset) -> list[dict[str, str]]:
+def _pictures(compared: ComparedModels, p: Part, dataset: Dataset) -> list[dict[str, str]]:
     shown = chosen(p)
     if not len(shown):
         return []
     out = []
     for at, seen in zip(shown, dataset.inputs(p.rows[shown]), strict=True):
-        label, before, after = (sides.classes[int(c[at])] for c in (p.labels, p.before, p.after))
+        label, before, after = (compared.classes[int(c[at])] for c in (p.labels, p.before, p.after))
         words = {"label": label, "before": before, "after": after}
         if isinstance(seen, str):
             words["text"] = seen if len(seen) <= LETTERS else seen[: LETTERS - 1] + "…"

@@ -57,43 +57,43 @@ class ComparisonView:
     answers: tuple[TextTable, ...]
 
 
-def comparison_view(sides: ComparedModels) -> ComparisonView:
+def comparison_view(compared: ComparedModels) -> ComparisonView:
     """Return the comparison as text. Of forgotten rows it contains only counts and shares."""
-    kept = sides.parts.get(TEST_RETAIN)
-    moves = () if kept is None else tuple((*_named(sides, a, b), f"{n:,}") for a, b, n in kept.moves())
+    retain = compared.parts.get(TEST_RETAIN)
+    moves = () if retain is None else tuple((*_named(compared, a, b), f"{n:,}") for a, b, n in retain.moves())
     return ComparisonView(
-        _metrics(sides),
+        _metrics(compared),
         TextTable(
             "Accuracy on the same rows",
-            ("", "rows", sides.before, sides.after, "difference", "changed", "lost", "gained"),
-            tuple(_accuracy(of_whom(sides, part), p) for part, p in sides.parts.items()),
+            ("", "rows", compared.before, compared.after, "difference", "changed", "lost", "gained"),
+            tuple(_accuracy(of_whom(compared, part), p) for part, p in compared.parts.items()),
             "Lost rows were right before and are wrong now; gained rows are the reverse. Intervals are over rows: "
             "95 %, and 90 % for the difference.",
         ),
-        "" if kept is None else _how_many(kept),
-        TextTable("Changed predictions on retained test rows", (sides.before, sides.after, "rows"), moves),
-        tuple(_answers(sides, part, p) for part, p in sides.parts.items() if part != TEST_RETAIN),
+        "" if retain is None else _how_many(retain),
+        TextTable("Changed predictions on retained test rows", (compared.before, compared.after, "rows"), moves),
+        tuple(_answers(compared, part, p) for part, p in compared.parts.items() if part != TEST_RETAIN),
     )
 
 
-def _metrics(sides: ComparedModels) -> TextTable:
+def _metrics(compared: ComparedModels) -> TextTable:
     """Return a table of the metrics of the verdict that at least one block has.
 
     It has a column for retrained models if there are any.
     """
-    shown = sides.blocks if sides.blocks[2] is not None else sides.blocks[:2]
+    shown = compared.blocks if compared.blocks[2] is not None else compared.blocks[:2]
     rows = [(m.name, *(_measure(block, m.path) for block in shown)) for m in GATES]
     return TextTable(
         "Metrics, as evaluated when each model was made",
-        ("", sides.before, sides.after, "retrained")[: 1 + len(shown)],
+        ("", compared.before, compared.after, "retrained")[: 1 + len(shown)],
         tuple(row for row in rows if any(cell != "–" for cell in row[1:])),
         "Each is on the rows of its own request. The interval in brackets is the one that the verdict used.",
     )
 
 
-def of_whom(sides: ComparedModels, part: str) -> str:
+def of_whom(compared: ComparedModels, part: str) -> str:
     """Return the name of a part and, if known, what is forgotten."""
-    return PARTS[part] if part == TEST_RETAIN or sides.forgets is None else f"{PARTS[part]}: {sides.forgets}"
+    return PARTS[part] if part == TEST_RETAIN or compared.forgets is None else f"{PARTS[part]}: {compared.forgets}"
 
 
 def _how_many(p: Part) -> str:
@@ -121,20 +121,22 @@ def _accuracy(name: str, p: Part) -> tuple[str, ...]:
     return (name, f"{len(p.labels):,}", *map(_share, p.accuracies()), difference, *(f"{n:,}" for n in counts))
 
 
-def _named(sides: ComparedModels, *classes: int) -> tuple[str, ...]:
-    return tuple(sides.classes[c] for c in classes)
+def _named(compared: ComparedModels, *classes: int) -> tuple[str, ...]:
+    return tuple(compared.classes[c] for c in classes)
 
 
-def _answers(sides: ComparedModels, part: str, p: Part) -> TextTable:
+def _answers(compared: ComparedModels, part: str, p: Part) -> TextTable:
     """Return the predictions of each classifier on the rows of a part as shares.
 
     Classes that no classifier predicts are left out.
     """
-    columns = {sides.before: p.before, sides.after: p.after}
-    if part in sides.retrained:
-        columns["retrained"] = sides.retrained[part]
+    columns = {compared.before: p.before, compared.after: p.after}
+    if part in compared.retrained:
+        columns["retrained"] = compared.retrained[part]
     named = np.unique(np.concatenate(list(columns.values())))
-    body = tuple((sides.classes[c], *(f"{(said == c).mean():.1%}" for said in columns.values())) for c in named)
+    body = tuple(
+        (compared.classes[c], *(f"{(predicted == c).mean():.1%}" for predicted in columns.values())) for c in named
+    )
     return TextTable(
-        f"Predictions on {of_whom(sides, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
+        f"Predictions on {of_whom(compared, part)}", ("predicted", *columns), body, f"Share of {len(p.labels):,} rows."
     )

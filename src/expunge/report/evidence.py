@@ -76,11 +76,11 @@ def draw_view(labels: NDArray[Any], parts: NDArray[Any], seed: int) -> tuple[Ind
     return np.concatenate(list(drawn.values())), np.repeat(list(drawn), [len(rows) for rows in drawn.values()])
 
 
-def drawn_words(kept: int, total: int, seed: int) -> str:
+def drawn_words(count: int, total: int, seed: int) -> str:
     """Return a sentence that says how the rows of the plots were chosen."""
-    if kept == total:
+    if count == total:
         return f"All {total:,} rows are counted."
-    return f"{kept:,} of {total:,} rows are counted: at most {ROWS:,} of each part, drawn with seed {seed}."
+    return f"{count:,} of {total:,} rows are counted: at most {ROWS:,} of each part, drawn with seed {seed}."
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import SHOWN
 from expunge.report import charts, plots, wording
 from expunge.report.evidence import Evidence
-from expunge.report.metrics import Metric, lookup, of_packages, some
+from expunge.report.metrics import Metric, lookup, measured, of_packages, some
 from expunge.report.style import Panel
 from expunge.report.summary import CONTROL
 from expunge.report.tables import CANARIES, COLUMNS, canaries_reading, candidates, claims_cells, columns, takes
@@ -87,13 +87,13 @@ def render(
     summary: Mapping[str, Any],
     evidence: Evidence,
     drawn: Sequence[Section] | None = None,
-    sides: str = "",
+    comparison: str = "",
     checks: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the whole page.
 
     `evidence.logits` have the keys and order of the table's rows. `drawn`: the page's `sections`, if they were drawn
-    before. `sides`: HTML that compares the original with the method of the page. `checks`: the reports of the
+    before. `comparison`: HTML that compares the original with the method of the page. `checks`: the reports of the
     quality gates (`reports/validation/*.json`).
     """
     drawn = sections(summary, evidence) if drawn is None else drawn
@@ -122,7 +122,7 @@ def render(
         seeds=wording.seed_count(summary),
         sections=[section for section in drawn if section.panels],
         drawn=evidence.drawn,
-        sides=sides,
+        comparison=comparison,
         checks=[check_rows(report) for report in checks],
     )
 
@@ -196,8 +196,7 @@ def _upright(metrics: Sequence[Metric], blocks: Mapping[str, Mapping[str, Any]])
     """
     body = [
         {"label": metric.name, "target": metric.target, "cells": [_cell(block, metric) for block in blocks.values()]}
-        for metric in metrics
-        if any(metric.value(block) is not None for block in blocks.values())
+        for metric in measured(metrics, blocks.values())
     ]
     return {"head": list(blocks), "rows": body}
 

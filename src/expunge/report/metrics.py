@@ -5,7 +5,7 @@ Tables choose metrics from here by path. Labels and formats are defined only her
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +225,11 @@ def of_packages(summary: Mapping[str, Any]) -> tuple[Metric, ...]:
         )
         for name, m in summary.get("metrics", {}).items()
     )
+
+
+def measured(metrics: Iterable[Metric], blocks: Collection[Mapping[str, Any]]) -> list[Metric]:
+    """Return those of `metrics` that at least one of `blocks` has."""
+    return [metric for metric in metrics if any(metric.value(block) is not None for block in blocks)]
 
 
 def name_of(path: str) -> str:

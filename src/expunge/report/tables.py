@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.evaluation.claims import shown_words
 from expunge.evaluation.criteria import CLAIMS, MIN_REFERENCES
-from expunge.report.metrics import Metric, lookup, of_packages, some
+from expunge.report.metrics import Metric, lookup, measured, of_packages, some
 from expunge.report.summary import CONTROL
 
 COLUMNS = some(
@@ -58,14 +58,7 @@ def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 def columns(summary: Mapping[str, Any]) -> list[Metric]:
     """Return the metrics of the result table that at least one candidate has, those of other packages last."""
-    return measured(COLUMNS, summary, [block for _, block in candidates(summary)])
-
-
-def measured(
-    metrics: Sequence[Metric], summary: Mapping[str, Any], blocks: Sequence[Mapping[str, Any]]
-) -> list[Metric]:
-    """Return those of `metrics`, and of the metrics of other packages, that at least one of `blocks` has."""
-    return [m for m in (*metrics, *of_packages(summary)) if any(m.value(block) is not None for block in blocks)]
+    return measured((*COLUMNS, *of_packages(summary)), [block for _, block in candidates(summary)])
 
 
 def rows(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -150,7 +143,7 @@ def many_models(summary: Mapping[str, Any]) -> str:
     headings = [metric.heading for metric in MANY_MODELS]
     lines = ["| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for name, block in candidates(summary):
-        if any(metric.value(block) is not None for metric in MANY_MODELS):
+        if measured(MANY_MODELS, [block]):
             lines.append(f"| {name} | " + " | ".join(metric.text(block) for metric in MANY_MODELS) + " |")
     left_out = "\n".join(f"- {name} is not covered: {why}." for name, why in state["not_covered"].items())
     parts = ["## Attacks with many models", reading, refused, "\n".join(lines), left_out]

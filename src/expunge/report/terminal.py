@@ -58,12 +58,12 @@ def tables(lines: Sequence[Sequence[str]], selected: str | None, width: int) -> 
         if parts[-1] and sizes[0] + sum(sizes[j] for j in parts[-1]) + size + 1 > width:
             parts.append([])
         parts[-1].append(i)
-    made = []
+    found = []
     for number, part in enumerate(parts):
         table = Table(title=TITLE if number == 0 else None, caption=CAPTION if part is parts[-1] else None)
         for i in (0, *part):
             table.add_column(lines[0][i], justify="left" if i == 0 else "right", no_wrap=True)
         for row in lines[1:]:
             table.add_row(*(row[i] for i in (0, *part)), style="bold" if row[0] == selected else None)
-        made.append(table)
-    return made
+        found.append(table)
+    return found

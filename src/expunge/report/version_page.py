@@ -10,9 +10,9 @@ from typing import Any
 
 from expunge.evaluation.claims import shown_claims
 from expunge.report import wording
-from expunge.report.metrics import some
+from expunge.report.metrics import measured, of_packages, some
 from expunge.report.request_words import corrects, worded
-from expunge.report.tables import COLUMNS, candidates, markdown_table, measured
+from expunge.report.tables import COLUMNS, candidates, markdown_table
 
 # The columns of the result table, with the probe of the backbone before the seconds.
 SHOWN = (*COLUMNS[:-1], *some("representation.probe_z"), COLUMNS[-1])
@@ -51,7 +51,7 @@ def version_page(summary: Mapping[str, Any], classes: Sequence[str], run: str) -
 def _table(summary: Mapping[str, Any], method: str) -> str:
     """Return one line per metric with the values of the original, the retrained model and the method."""
     shown = [(name, block) for name, block in candidates(summary) if name in ("original", "retrained", method)]
-    metrics = measured(SHOWN, summary, [block for _, block in shown])
+    metrics = measured((*SHOWN, *of_packages(summary)), [block for _, block in shown])
     # Two spaces that do not break keep a column apart from the next one.
     lines = [[metric.name, *(f"\u00a0\u00a0{metric.text(block)}" for _, block in shown)] for metric in metrics]
     return markdown_table(["metric", *(f"\u00a0\u00a0{name}" for name, _ in shown)], lines)

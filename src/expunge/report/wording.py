@@ -70,8 +70,8 @@ def focus(summary: Mapping[str, Any]) -> str:
 
 def claim(verdict: Mapping[str, Any]) -> str:
     """Return what was shown, one sentence per claim."""
-    said = [CLAIMS[name] for name in shown_claims(verdict)]
-    return " ".join(said) or "No erasure claim was shown."
+    shown = [CLAIMS[name] for name in shown_claims(verdict)]
+    return " ".join(shown) or "No erasure claim was shown."
 
 
 def request_words(summary: Mapping[str, Any], classes: Sequence[str]) -> str:

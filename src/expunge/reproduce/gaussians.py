@@ -63,8 +63,8 @@ def make_features(seed: int, rows: int = ROWS) -> tuple[Tensor, Tensor]:
 
 def fit_maps(z: Tensor, labels: Tensor, head: LinearHead, seed: int) -> dict[str, FeatureMap]:
     """Fit the maps by title: with retained data (linear in closed form, MLP) and zero-shot (MLP, scaled head rows)."""
-    gone = labels == FORGOTTEN
-    retain, forget = z[~gone], z[gone]
+    is_forgotten = labels == FORGOTTEN
+    retain, forget = z[~is_forgotten], z[is_forgotten]
     linear = RepresentationLinear(BETA, max_distortion=None).fit(Moments.of(retain), Moments.of(forget), head)
     network = RepresentationMlp(HIDDEN, BETA, steps=STEPS, seed=seed, max_distortion=None).fit(retain, forget, head)
     zero_shot = RepresentationZeroShotMlp(HIDDEN, BETA, steps=STEPS, seed=seed, max_distortion=None)
@@ -80,26 +80,26 @@ def run_toy(seed: int = 0) -> tuple[LinearHead, Tensor, list[Panel]]:
     z, labels = make_features(seed)
     start = LinearHead(torch.zeros(CLASSES, 2), torch.zeros(CLASSES))
     head = HeadRefit(l2=L2).fit(start, z, labels).head_
-    held, held_labels = make_features(seed + 1)
+    test, test_labels = make_features(seed + 1)
     mean = z.mean(dim=0)
     scale = float((z[labels != FORGOTTEN] - mean).square().sum(1).mean().sqrt())
-    panels = [_panel("before", held, held_labels, head, mean, scale)]
+    panels = [_panel("before", test, test_labels, head, mean, scale)]
     for title, fitted in fit_maps(z, labels, head, seed).items():
-        panels.append(_panel(title, fitted(held), held_labels, head, mean, scale))
-    return head, held_labels, panels
+        panels.append(_panel(title, fitted(test), test_labels, head, mean, scale))
+    return head, test_labels, panels
 
 
 def _panel(title: str, z: Tensor, labels: Tensor, head: LinearHead, mean: Tensor, scale: float) -> Panel:
-    z, gone = z.float(), labels == FORGOTTEN
+    z, forget = z.float(), labels == FORGOTTEN
     logits = head.logits(z)
     right = (logits.argmax(1) == labels).float()
     return Panel(
         title,
         z,
-        float(right[~gone].mean()),
-        float(right[gone].mean()),
-        float(logits[gone].softmax(1).amax(1).mean()),
-        float((z[gone] - mean).square().sum(1).mean().sqrt()) / scale,
+        float(right[~forget].mean()),
+        float(right[forget].mean()),
+        float(logits[forget].softmax(1).amax(1).mean()),
+        float((z[forget] - mean).square().sum(1).mean().sqrt()) / scale,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from expunge.report.metrics import Metric, some
+from expunge.report.metrics import Metric, measured, some
 from expunge.report.summary import CONTROL
 from expunge.report.tables import candidates, claims_cells, headline, markdown_table
 from expunge.reproduce.gaussians import Panel
@@ -93,7 +93,7 @@ def _table(preset: Preset, result: Result, switches: frozenset[str]) -> str:
     order = sorted(kinds, key=lambda n: (ORDER.index(kinds[n]), entries.index(n) if n in entries else 0))
     known_blocks = dict(candidates(result.summary))
     blocks = {name: known_blocks[name] for name in order}
-    used = [m for m in COLUMNS if any(m.value(b) is not None for b in blocks.values())]
+    used = measured(COLUMNS, blocks.values())
     more = [EXTRAS[name] for name in EXTRAS if name in switches]
     head = ["", "what", *(m.heading for m in used), *more, "utility", "shown"]
     body = []

@@ -46,11 +46,11 @@ class Preset:
         """Entries of `fit` that the grid defines, by their names ENTRY-BETA."""
         if self.grid is None:
             return {}
-        made = {}
+        found = {}
         for name, own in self.grid["entries"].items():
             for beta in self.grid["beta"]:
-                made[f"{name}-{_power(beta)}"] = entry_settings({**self.grid["every"], **own, "beta": beta}, switches)
-        return made
+                found[f"{name}-{_power(beta)}"] = entry_settings({**self.grid["every"], **own, "beta": beta}, switches)
+        return found
 
     def params_of(self, root: Path, run: str, switches: frozenset[str], more: Mapping[str, Any]) -> dict[str, Any]:
         """Complete params of one run; `more` overrides everything else. Raises ConfigError for an unknown key."""

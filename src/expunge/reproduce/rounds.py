@@ -36,7 +36,7 @@ KINDS = {"classes", "rows", "subjects", "seed"}
 
 
 @dataclass(frozen=True)
-class Request:
+class DrawnRequest:
     """One request.
 
     `kind`: classes, rows or subjects. `rows (k,)`: its training rows. `unseen`: test rows of the same classes, with
@@ -49,14 +49,14 @@ class Request:
     unseen: np.ndarray
 
 
-def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[Request]:
+def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[DrawnRequest]:
     """Requests of all rounds; `rows` and `subjects` are drawn from what earlier rounds left.
 
     Raises ConfigError for a round of unknown kind, and if too few rows or subjects are left.
     """
     labels, splits = dataset.labels(), dataset.splits()
     train = splits == TRAIN
-    left, made = train.copy(), []
+    left, requests = train.copy(), []
     for number, asked in enumerate(rounds, 1):
         kind = next((k for k in ("classes", "rows", "subjects") if k in asked), None)
         if kind is None or set(asked) - KINDS:
@@ -77,8 +77,8 @@ def requests_of(dataset: Dataset, rounds: Sequence[Mapping[str, Any]]) -> list[R
             name = f"{asked[kind]} {'person' if asked[kind] == 1 else 'people'}"
         left &= ~mask
         unseen = np.flatnonzero((splits == TEST) & np.isin(labels, labels[mask]))
-        made.append(Request(f"{number}: {name}", kind, np.flatnonzero(mask), unseen))
-    return made
+        requests.append(DrawnRequest(f"{number}: {name}", kind, np.flatnonzero(mask), unseen))
+    return requests
 
 
 def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,17 +93,17 @@ def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str,
     model = read_manifest(MODELS / ORIGINAL)["files"]["model.safetensors"]["sha256"]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (BEFORE, *config.methods)}
     for number in range(1, len(requests) + 1):
-        made: Round | None = None
+        last: Round | None = None
         for name in found:
             settings = config.fit.get(name)
             key = digest_of(
                 {"model": model, "settings": settings, "rows": [r.rows.tolist() for r in requests[:number]]}
             )
-            kept = HOME / f"{number}-{name}.json"
-            if not kept.is_file() or (entry := read_json(kept))["key"] != key:
-                made = made or Round.of(config, dataset, requests[:number])
-                entry = {"key": key, **made.tested(name)}
-                write_json(kept, entry)
+            file = HOME / f"{number}-{name}.json"
+            if not file.is_file() or (entry := read_json(file))["key"] != key:
+                last = last or Round.of(config, dataset, requests[:number])
+                entry = {"key": key, **last.tested(name)}
+                write_json(file, entry)
                 log_message(f"round {number} of {len(requests)}: {name}, {entry.get('fit_s', 0):.1f} s")
             found[name].append({k: v for k, v in entry.items() if k != "key"})
     described = [{"name": r.name, "kind": r.kind, "rows": len(r.rows)} for r in requests]
@@ -116,11 +116,11 @@ class Round:
 
     config: Config
     inputs: FitInputs
-    requests: Sequence[Request]
+    requests: Sequence[DrawnRequest]
     test: np.ndarray  # test rows of retained classes
 
     @classmethod
-    def of(cls, config: Config, dataset: Dataset, requests: Sequence[Request]) -> Round:
+    def of(cls, config: Config, dataset: Dataset, requests: Sequence[DrawnRequest]) -> Round:
         """Return the round that forgets the rows of all `requests`; its split is written below HOME."""
         directory = HOME / "split"
         ids, rows = dataset.sample_ids(), np.concatenate([r.rows for r in requests])
@@ -131,14 +131,14 @@ class Round:
             dataset, directory, selector="ids", file=HOME / "ids.csv",
             validation=config.split.validation, seed=config.split.seed,
         )  # fmt: skip
-        made = Split(directory)
+        split_of_round = Split(directory)
         labels, train = dataset.labels(), dataset.splits() == TRAIN
-        gone = whole_classes(labels, train, np.isin(np.arange(len(labels)), rows))
+        classes = whole_classes(labels, train, np.isin(np.arange(len(labels)), rows))
         return cls(
             config,
-            FitInputs.of_split(made),
+            FitInputs.of_split(split_of_round),
             requests,
-            np.flatnonzero((dataset.splits() == TEST) & ~np.isin(labels, gone)),
+            np.flatnonzero((dataset.splits() == TEST) & ~np.isin(labels, classes)),
         )
 
     def tested(self, name: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Round:
         labels = self.inputs.labels
         right = logits.argmax(1) == labels
 
-        def auc(request: Request) -> float | None:
+        def auc(request: DrawnRequest) -> float | None:
             rows, unseen = request.rows, request.unseen
             return loss_auc(logits[rows], labels[rows], logits[unseen], labels[unseen])
 

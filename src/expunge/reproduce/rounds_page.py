@@ -55,11 +55,11 @@ def draw_rounds(found: Mapping[str, Any]) -> bytes:
     axes: Any = figure.subplots(1, 2)
     for name, entries in found["methods"].items():
         rounds = [i for i, e in enumerate(entries, 1) if "refused" not in e]
-        kept = [e for e in entries if "refused" not in e]
+        shown = [e for e in entries if "refused" not in e]
         style = {"label": name, "marker": "o", "markersize": 3, "linewidth": 1, "linestyle": "--"}
         style |= {} if name == BEFORE else {"linestyle": "-"}
-        axes[0].plot(rounds, [100 * e["test"] for e in kept], **style)
-        asked = [[r["accuracy"] for i, r in enumerate(e["requests"]) if i in looked_at] for e in kept]
+        axes[0].plot(rounds, [100 * e["test"] for e in shown], **style)
+        asked = [[r["accuracy"] for i, r in enumerate(e["requests"]) if i in looked_at] for e in shown]
         axes[1].plot(rounds, [100 * max(a, default=np.nan) for a in asked], **style)
     axes[0].set(title="test rows of classes that stay, % right", xlabel="round")
     axes[1].set(title=f"{'class' if classes else 'request'} answered best of those so far, % right", xlabel="round")

@@ -73,9 +73,9 @@ def _drawn_weights(place: Path, model: str) -> Path:
     """Write a checkpoint of `model` with random weights and 1,000 classes, and return its path."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        made = import_vision("torchvision.models").get_model(model, weights=None)
+        network = import_vision("torchvision.models").get_model(model, weights=None)
     file = place / f"{model}.safetensors"
-    write_bytes(file, save({k: v.contiguous() for k, v in made.state_dict().items()}))
+    write_bytes(file, save({k: v.contiguous() for k, v in network.state_dict().items()}))
     return file
 
 

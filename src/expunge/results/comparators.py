@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from expunge.config import PARAMS
 from expunge.methods.table import METHODS
 from expunge.report.summary import CONTROL
 from expunge.results.comparators_page import measured_sections, section, with_measured
@@ -25,25 +26,25 @@ from expunge.system.progress import log_message
 
 PAGE = Path("docs/comparators.md")
 SEEDS = (1, 2, 3)
-OTHER_TRAINING = ("exact", "certified-removal")  # these need models that were trained for deletion
 UNSEEN = 0.1
 
 
-def methods_for(root: Path, kind: str, only: Sequence[str] = (), file: str = "params.yaml") -> list[str]:
+def methods_for(root: Path, kind: str, only: Sequence[str] = ()) -> list[str]:
     """Names of the methods in the params file of `root` that answer requests of `kind`, with the control first.
 
-    `kind`: "classes" or "rows". Entries that are further settings of a method are left out. `only` restricts the result
-    to these methods and the control. Raises ConfigError for a name in `only` that is no method of the params file.
+    `kind`: "classes" or "rows". Entries that are further settings of a method are left out, and so are methods for
+    models that were trained for deletion. `only` restricts the result to these methods and the control. Raises
+    ConfigError for a name in `only` that is no method of the params file.
     """
-    fit = yaml.safe_load((root / file).read_text(encoding="utf-8"))["fit"]
+    fit = yaml.safe_load((root / PARAMS).read_text(encoding="utf-8"))["fit"]
     able = [
         name
         for name, method in METHODS.items()
-        if name in fit and kind in method.kind.facts.requests and name not in (CONTROL, *OTHER_TRAINING)
+        if name in fit and kind in method.kind.facts.requests and method.kind.facts.is_guarded
     ]
     every = {name for name in METHODS if name in fit}
     if unknown := [name for name in only if name not in every]:
-        raise ConfigError(f"{unknown[0]}: no method that {file} has settings for; `expunge methods` lists them")
+        raise ConfigError(f"{unknown[0]}: no method that {PARAMS} has settings for; `expunge methods` lists them")
     return [CONTROL, *(name for name in able if not only or name in only)]
 
 
@@ -60,8 +61,8 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
     """
 
     def methods(experiment: str, kind: str) -> list[str]:
-        kept = sorted(methods_run(root, experiment) & set(METHODS) - {CONTROL}) if only else []
-        return methods_for(root, kind, [*only, *kept])
+        earlier = sorted(methods_run(root, experiment) & set(METHODS) - {CONTROL}) if only else []
+        return methods_for(root, kind, [*only, *earlier])
 
     return (
         Variant(

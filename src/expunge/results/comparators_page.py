@@ -99,4 +99,4 @@ def claims(text: str) -> Mapping[str, str]:
             elif SHOWN in head and (shown := cells[head.index(SHOWN)]):
                 name = cells[0].removesuffix(" (control)")
                 found.setdefault(name, []).append(f"{kind}: kept {cells[head.index(KEPT)]}, shown {shown}")
-    return {name: "; ".join(said) for name, said in found.items()}
+    return {name: "; ".join(claim) for name, claim in found.items()}

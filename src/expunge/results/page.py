@@ -122,10 +122,10 @@ def claim_lines(pooled: Pooled, judged: dict[str, PooledVerdict]) -> list[str]:
     for claim in CLAIMS:
         names = [name for name, j in judged.items() if claim in j.always]
         if names:
-            said = ", ".join(
+            clauses = ", ".join(
                 _with_cost(pooled, name) if _counts(pooled, name, judged[name]) else name for name in names
             )
-            lines.append(f"Shown in every run, {claim}: {said}.")
+            lines.append(f"Shown in every run, {claim}: {clauses}.")
         refuted = [name for name, j in judged.items() if j.refuted[claim] == j.runs]
         if refuted:
             lines.append(f"Refuted in every run, {claim}: {', '.join(refuted)}.")

@@ -63,8 +63,8 @@ def train_trial(data: Data, trial: int, file: Path, sizes: tuple[str, ...] = SIZ
     everything = np.arange(data.train)
     sets = [everything, everything]
     for size in sizes:
-        kept = np.setdiff1d(everything, forgotten(data, size, trial))
-        sets += [kept] * (REFERENCES + OTHERS)
+        retained = np.setdiff1d(everything, forgotten(data, size, trial))
+        sets += [retained] * (REFERENCES + OTHERS)
     length = data.recipe.steps * data.recipe.batch_size
     seeds = [1_000_003 * (trial + 1) + i for i in range(len(sets))]
     orders = np.stack(
@@ -92,8 +92,8 @@ def _label_noise(data: Data, trial: int, original: Networks, sizes: tuple[str, .
         rows = forgotten(data, size, trial)
         y = data.y.copy()
         y[rows] = (y[rows] + rng.integers(1, data.classes, len(rows))) % data.classes
-        kept = np.setdiff1d(np.arange(data.train), rows)
-        sides = [order_of(side, NOISE_STEPS * half, rng).reshape(NOISE_STEPS, half) for side in (rows, kept)]
+        retained = np.setdiff1d(np.arange(data.train), rows)
+        sides = [order_of(side, NOISE_STEPS * half, rng).reshape(NOISE_STEPS, half) for side in (rows, retained)]
         targets.append(y)
         orders.append(np.concatenate(sides, axis=1).reshape(-1))
     recipe = Recipe(data.recipe.hidden, NOISE_STEPS, 2 * half, NOISE_LR)

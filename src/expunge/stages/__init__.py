@@ -1,6 +1,7 @@
 """One small file per DVC stage, which reads files, calls the library and writes files.
 
 May import every package except promotion, sweep, erasure and commands. No library module imports a stage.
+A stage that may have nothing to do imports its library in the function that does the work.
 Start with `fit.py`.
 """
 

@@ -42,8 +42,8 @@ def main() -> None:
     """Run the stage `activations`; without cuts it writes a manifest and no activations."""
     config = load_config()
     with staged_dir(ACTIVATIONS) as staging:
-        said = fetch(config, staging) if config.activations.cuts else {}
-        write_manifest(staging, "expunge.stages.activations", **said)
+        costs = fetch(config, staging) if config.activations.cuts else {}
+        write_manifest(staging, "expunge.stages.activations", **costs)
 
 
 if __name__ == "__main__":

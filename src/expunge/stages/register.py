@@ -42,6 +42,7 @@ from expunge.system.progress import log_message
 from expunge.tracking import (
     CORRECTS,
     FORGETS,
+    LoggedDataset,
     RunIds,
     Submission,
     claim_tags,
@@ -51,7 +52,6 @@ from expunge.tracking import (
     register_model,
     write_receipt,
 )
-from expunge.tracking import Dataset as LoggedDataset
 from expunge.tracking.details import details_of, shared_stages, usage_of
 from expunge.tracking.examples import examples_with_answers
 from expunge.tracking.provenance import git_state, lock_digest
@@ -149,8 +149,8 @@ def main() -> None:
         )
     )
     # The receipt is an output of the stage: equal content must give equal bytes, so the git commit is left out.
-    kept = {key: tags[key] for key in ("dvc_lock", "verdict", "claims", "utility", "failed_gates", "request")}
-    write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=kept)
+    verdict_tags = {key: tags[key] for key in ("dvc_lock", "verdict", "claims", "utility", "failed_gates", "request")}
+    write_receipt(REGISTRATION, content=content, name=name, method=selected, tags=verdict_tags)
     state = "version" if version.new else "already version"
     log_message(f"register: {selected} is {state} {version.version} of {name}, alias challenger; shown: {shown}")
 

@@ -50,9 +50,9 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
 
     An installed or read-only input must be cleaned by its owner; tombstones keep its erased rows out of the dataset.
     """
-    if (kept := elsewhere(data)) is not None:
+    if (outside := elsewhere(data)) is not None:
         if len(targets.tombstones):
-            yield kept
+            yield outside
         raw = targets.root / RAW
         if raw.is_dir() and targets.erased.any():
             yield Residue(str(RAW), "fetched archive")
@@ -74,7 +74,7 @@ def source(targets: Targets, journal: Journal | None, data: Data) -> Iterator[Fo
     if journal is None:
         return
     if data.source == "image-folder":
-        for name in (n for n, gone in zip(rows.ids, rows.erased, strict=True) if gone):
+        for name in (n for n, is_erased in zip(rows.ids, rows.erased, strict=True) if is_erased):
             journal.drop(path / name)
     elif data.source == "npz":
         _npz_without(path, journal.swap(path), rows)
@@ -112,20 +112,20 @@ def _npz_without(file: Path, target: Path, rows: _Rows) -> None:
         arrays = {name: archive[name] for name in archive.files}
     with zipfile.ZipFile(file) as zipped:
         compressed = any(i.compress_type != zipfile.ZIP_STORED for i in zipped.infolist())
-    kept = ~rows.erased
-    out = {"ids": np.array(rows.ids)[kept], "class_names": np.array(rows.class_names)}
+    rest = ~rows.erased
+    out = {"ids": np.array(rows.ids)[rest], "class_names": np.array(rows.class_names)}
     if "x_train" in arrays:
         train = len(arrays["x_train"])
         for name, mask, labels in (
-            ("train", kept[:train], rows.labels[:train]),
-            ("test", kept[train:], rows.labels[train:]),
+            ("train", rest[:train], rows.labels[:train]),
+            ("test", rest[train:], rows.labels[train:]),
         ):
             out |= {f"x_{name}": arrays[f"x_{name}"][mask], f"y_{name}": labels[mask]}
     else:
         images = "x" if "x" in arrays else "images"
-        out |= {images: arrays[images][kept], "y": rows.labels[kept], "split": np.array(rows.splits)[kept]}
+        out |= {images: arrays[images][rest], "y": rows.labels[rest], "split": np.array(rows.splits)[rest]}
     if "subjects" in arrays:
-        out["subjects"] = arrays["subjects"][kept]
+        out["subjects"] = arrays["subjects"][rest]
     with target.open("wb") as stream:  # given a path, NumPy would append .npz to its name
         (np.savez_compressed if compressed else np.savez)(stream, **out)  # type: ignore[arg-type]
 
@@ -209,20 +209,20 @@ def requests(targets: Targets, journal: Journal | None) -> Iterator[Found]:
         yield Residue(where, "ids or people in lists", int(erased.sum()))
         if journal is None:
             continue
-        kept = [value for value, gone in zip(values, erased, strict=True) if not gone]
-        if not kept:
+        rest = [value for value, is_erased in zip(values, erased, strict=True) if not is_erased]
+        if not rest:
             journal.drop(file)
             _drop_tracking(file, journal)
             continue
         place = journal.swap(file)
         if file.suffix.lower() == ".parquet":
-            pq.write_table(pa.table({column: kept}), place)
+            pq.write_table(pa.table({column: rest}), place)
         else:
             head = [[column]] if file.suffix.lower() == ".csv" else []
-            lines = [[value] for value in kept]
+            lines = [[value] for value in rest]
             if _corrects(file):
                 labels = read_labels(file)
-                head, lines = [list(COLUMNS)], [[value, labels[value]] for value in kept]
+                head, lines = [list(COLUMNS)], [[value, labels[value]] for value in rest]
             with place.open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream, lineterminator="\n").writerows([*head, *lines])
 
@@ -252,8 +252,8 @@ def _drop_tracking(file: Path, journal: Journal) -> None:
         before = staged(ignore)
         lines = (before if before.is_file() else ignore).read_text(encoding="utf-8").splitlines()
         if f"/{file.name}" in lines:
-            kept = [line for line in lines if line != f"/{file.name}"]
-            journal.swap(ignore).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            rest = [line for line in lines if line != f"/{file.name}"]
+            journal.swap(ignore).write_text("".join(f"{line}\n" for line in rest), encoding="utf-8")
 
 
 def work(targets: Targets, journal: Journal | None) -> Iterator[Found]:
@@ -268,10 +268,10 @@ def unfinished(root: Path, changed: bool, holds: Callable[[Path], bool], journal
     """
     for child in sorted(p for p in (root / WORK).glob("*") if p.is_dir() and p.name != "sweep"):
         if child.name in IN_PROGRESS:
-            held = changed and any(child.rglob("*"))
+            nonempty = changed and any(child.rglob("*"))
         else:
-            held = any(holds(manifest.parent) for manifest in child.rglob(f"{DATASET}/{MANIFEST}"))
-        if held:
+            nonempty = any(holds(manifest.parent) for manifest in child.rglob(f"{DATASET}/{MANIFEST}"))
+        if nonempty:
             yield Residue(str(child.relative_to(root)), "work in progress")
             if journal is not None:
                 journal.drop(child)

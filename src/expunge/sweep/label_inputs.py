@@ -39,9 +39,9 @@ def source(targets: LabelTargets, journal: Journal | None, data: Data) -> Iterat
     Where that is not possible, as in an installed package, a read-only file or a folder whose names are the labels,
     `prepare` replaces them each time it reads the input.
     """
-    if (kept := elsewhere(data)) is not None:
+    if (outside := elsewhere(data)) is not None:
         if len(targets.corrected):
-            yield NotPurgeable(kept.where, f"{kept.what}, with the old labels", kept.who)
+            yield NotPurgeable(outside.where, f"{outside.what}, with the old labels", outside.who)
         raw = targets.root / RAW
         if raw.is_dir() and targets.changed.any():
             yield Residue(str(RAW), "fetched archive")
@@ -113,14 +113,14 @@ def _npz(path: Path, old: Values, new: Values, splits: list[str], names: tuple[s
         name = next(n for n in LABELS if n in arrays)
         values = arrays[name]
     known = index_labels(values, str(path))[0]  # with `class_names`, the archive names its classes otherwise
-    made = _as_written(values, old, new, known)
-    if made is None:
+    relabelled = _as_written(values, old, new, known)
+    if relabelled is None:
         return None
     if "x_train" in arrays:
-        arrays |= {"y_train": made[:train], "y_test": made[train:]}
+        arrays |= {"y_train": relabelled[:train], "y_test": relabelled[train:]}
     else:
         # A split that is drawn depends on the labels. It is written, so that every row keeps its split.
-        arrays |= {name: made, "split": np.array(splits)}
+        arrays |= {name: relabelled, "split": np.array(splits)}
 
     def write(place: Path) -> None:
         with place.open("wb") as stream:  # given a path, NumPy would append .npz to its name
@@ -137,8 +137,10 @@ def _tables(path: Path, old: Values, new: Values, splits: list[str], names: tupl
     label = ROLES["label"][0]
     values = np.array([v for table in tables for v in table[label].to_pylist()], dtype=object)
     digits = all(f.suffix.lower() in DELIMITERS for f in files) and all(str(v).isdigit() for v in values)
-    made = _as_written(values.astype(np.int64) if digits or isinstance(values[0], int) else values, old, new, names)
-    if made is None:
+    relabelled = _as_written(
+        values.astype(np.int64) if digits or isinstance(values[0], int) else values, old, new, names
+    )
+    if relabelled is None:
         return None
     start, out = 0, {}
     for file, table in zip(files, tables, strict=True):
@@ -147,7 +149,7 @@ def _tables(path: Path, old: Values, new: Values, splits: list[str], names: tupl
         if not (old[rows] != new[rows]).any() and "split" in table.column_names:
             continue
         at, field = table.column_names.index(label), table.schema.field(label)
-        column = [str(v) for v in made[rows]] if digits else made[rows].tolist()
+        column = [str(v) for v in relabelled[rows]] if digits else relabelled[rows].tolist()
         changed = table.set_column(at, field, pa.array(column, field.type))
         if "split" not in table.column_names:  # as in `_npz`
             changed = changed.append_column("split", pa.array(splits[rows]))

@@ -57,8 +57,8 @@ def dataset(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         if not name.startswith("part-") and name != DUPLICATES:
             link(directory / name, place / name)
     left = np.asarray(columns["split"].to_pylist())[~targets.erased]
-    counted = {f"rows_{name}": int((left == name).sum()) for name in (TRAIN, TEST, UNSEEN)}
-    renew_manifest(place, directory, old, {**rows, DUPLICATES: duplicates.num_rows}, duplicates=counts, **counted)
+    by_split = {f"rows_{name}": int((left == name).sum()) for name in (TRAIN, TEST, UNSEEN)}
+    renew_manifest(place, directory, old, {**rows, DUPLICATES: duplicates.num_rows}, duplicates=counts, **by_split)
 
 
 def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
@@ -75,17 +75,17 @@ def split(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         return
     place = journal.swap(directory)
     place.mkdir()
-    kept = table.filter(~erased)
-    kept = kept.set_column(1, ASSIGNMENT_SCHEMA.field("row"), [np.arange(len(kept), dtype=np.int64)])
-    pq.write_table(kept, place / ASSIGNMENT, compression="zstd", use_dictionary=["part"])
+    rest = table.filter(~erased)
+    rest = rest.set_column(1, ASSIGNMENT_SCHEMA.field("row"), [np.arange(len(rest), dtype=np.int64)])
+    pq.write_table(rest, place / ASSIGNMENT, compression="zstd", use_dictionary=["part"])
     request = read_json(directory / REQUEST)
     write_json(place / REQUEST, {**request, "erased": request.get("erased", 0) + int(erased.sum())})
-    parts = kept["part"].to_pylist()
+    parts = rest["part"].to_pylist()
     renew_manifest(
         place,
         directory,
         read_manifest(directory, verify=False),
-        {ASSIGNMENT: len(kept)},
+        {ASSIGNMENT: len(rest)},
         parts={name: parts.count(name) for name in PARTS},
         dataset=new_dataset(targets.dataset.directory),
     )
@@ -118,16 +118,19 @@ def _rewrite_store(targets: Targets, place: Path, directory: Path, old: dict, fo
             continue
         shard = Shards([directory / name], old["dim"], dtype)
         table = pq.read_table(directory / name, columns=[c for c in pq.read_schema(directory / name).names if c != "z"])
-        gone = np.flatnonzero(erased & (np.asarray(table["split"]) == TRAIN))
-        if len(gone):
-            z, labels = torch.from_numpy(shard.z(gone)), torch.from_numpy(np.asarray(table["label"], np.int64)[gone])
+        removed = np.flatnonzero(erased & (np.asarray(table["split"]) == TRAIN))
+        if len(removed):
+            z, labels = (
+                torch.from_numpy(shard.z(removed)),
+                torch.from_numpy(np.asarray(table["label"], np.int64)[removed]),
+            )
             moments = moments - Moments.of(z)
             sums["sums"].index_add_(0, labels, z.double(), alpha=-1)
             sums["counts"] -= torch.bincount(labels, minlength=len(sums["counts"]))
         if not erased.all():
             # Narrowing stored values again loses nothing, because rounding is idempotent.
-            kept = narrow(shard.z(np.flatnonzero(~erased)), dtype)
-            write_shard(place / name, table.filter(~erased), kept, dtype)
+            rest = narrow(shard.z(np.flatnonzero(~erased)), dtype)
+            write_shard(place / name, table.filter(~erased), rest, dtype)
             rows[name] = int((~erased).sum())
     sums["sums"][sums["counts"] == 0] = 0.0  # the remainder of a class without rows is rounding error
     moments.save(place / MOMENTS)
@@ -159,14 +162,14 @@ def activations(targets: Targets, journal: Journal | None) -> Iterator[Residue]:
         return
     place = journal.swap(directory)
     place.mkdir()
-    kept = np.flatnonzero(~erased)
+    rest = np.flatnonzero(~erased)
     for name in old["files"]:
         array = np.load(directory / name, mmap_mode="r")
-        out = new_array(place / name, array.dtype, (len(kept), *array.shape[1:]))
-        for start in range(0, len(kept), COPY_ROWS):
-            out[start : start + COPY_ROWS] = array[kept[start : start + COPY_ROWS]]
+        out = new_array(place / name, array.dtype, (len(rest), *array.shape[1:]))
+        for start in range(0, len(rest), COPY_ROWS):
+            out[start : start + COPY_ROWS] = array[rest[start : start + COPY_ROWS]]
         out.flush()
-    counts = dict.fromkeys(old["files"], len(kept))
+    counts = dict.fromkeys(old["files"], len(rest))
     renew_manifest(place, directory, old, counts, dataset_digest=new_dataset(targets.dataset.directory))
 
 

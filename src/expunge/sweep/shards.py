@@ -84,8 +84,8 @@ def renew_manifest(
         if (source / name).exists() and file.samefile(source / name):
             files[name] = old["files"][name]
         else:
-            counted = {"rows": rows[name]} if name in rows else {}
-            files[name] = {"sha256": sha256(file), "bytes": file.stat().st_size, **counted}
+            counts = {"rows": rows[name]} if name in rows else {}
+            files[name] = {"sha256": sha256(file), "bytes": file.stat().st_size, **counts}
     manifest = {**old, **fields, "files": files}
     write_json(directory / MANIFEST, manifest)
     return manifest

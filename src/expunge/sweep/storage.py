@@ -112,8 +112,8 @@ class Storage:
             and (not self._has_outputs(entry) or any(_within(out["path"], touched) for out in entry.get("outs", [])))
         ]
         if stale:
-            kept = {name: entry for name, entry in locked.items() if name not in stale}
-            write_text(self.root / LOCK, yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
+            entries = {name: entry for name, entry in locked.items() if name not in stale}
+            write_text(self.root / LOCK, yaml.safe_dump({"schema": "2.0", "stages": entries}, sort_keys=False))
         # Inputs are committed first, because their `.dvc` files lie in folders that stages depend on.
         for names in (self._tracked(), list(locked)):
             if targets := [name for name in names if name in fresh]:
@@ -132,12 +132,12 @@ class Storage:
 
         A killed `dvc commit` may leave a partial dvc.lock that is still valid YAML. The copy holds hashes, no ids.
         """
-        lock, kept = self.root / LOCK, self.root / KEPT_LOCK
-        if kept.is_file():
-            shutil.copyfile(kept, lock)
+        lock, copied = self.root / LOCK, self.root / KEPT_LOCK
+        if copied.is_file():
+            shutil.copyfile(copied, lock)
         elif lock.is_file():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_text(kept, lock.read_text(encoding="utf-8"))
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            write_text(copied, lock.read_text(encoding="utf-8"))
 
     def referenced(self) -> set[str]:
         """Return the hashes named in dvc.lock and the `.dvc` files, and those of the files in tracked directories."""
@@ -176,14 +176,14 @@ class Storage:
             what = "run-cache entries (hashes and params), and versions of deleted objects that the storage keeps"
             report.not_purgeable.append(NotPurgeable(f"DVC remote {name}", what, "the administrator of that storage"))
         for where, path in stores.items():
-            if gone := len(before[where] - objects(path)):
-                report.did([Residue(where, "objects", gone)])
+            if count := len(before[where] - objects(path)):
+                report.did([Residue(where, "objects", count)])
         self._forget_paths()
 
     def _collected(self, remote: str, *how: str) -> int:
         """Run `dvc gc` on a remote and return how many objects it removes (with `--dry`, would remove)."""
-        said = self.run("gc", "--workspace", "--cloud", "--remote", remote, "--force", *how)
-        return sum(int(line.split()[1]) for line in said.splitlines() if line.endswith("objects from remote."))
+        output = self.run("gc", "--workspace", "--cloud", "--remote", remote, "--force", *how)
+        return sum(int(line.split()[1]) for line in output.splitlines() if line.endswith("objects from remote."))
 
     @property
     def _own_cache(self) -> bool:

@@ -64,21 +64,22 @@ class Targets:
             raise DataError(f"{dataset.directory}: no training row would be left; erase the whole workspace instead")
         digests = np.frombuffer(b"".join(contents), f"V{DIGEST_BYTES}")
         twins = ~erased & np.isin(digests, digests[erased])
-        kept = {contents[i] for i in np.flatnonzero(twins)}
-        gone = np.flatnonzero(erased).tolist()
+        twin_contents = {contents[i] for i in np.flatnonzero(twins)}
+        positions = np.flatnonzero(erased).tolist()
         staying = {people[i] for i in np.flatnonzero(~erased)}
-        departed = frozenset(p for i in gone if (p := people[i]) is not None and p not in staying)
+        departed = frozenset(p for i in positions if (p := people[i]) is not None and p not in staying)
         return cls(
             root,
             dataset,
             erased,
             train,
-            frozenset(ids[i] for i in gone),
+            frozenset(ids[i] for i in positions),
             departed,
             int(twins.sum()),
             # People get tombstones like ids, so that lists which name them are recognised later.
             tombstones.plus(
-                [*(ids[i] for i in gone), *departed], (contents[i] for i in gone if contents[i] not in kept)
+                [*(ids[i] for i in positions), *departed],
+                (contents[i] for i in positions if contents[i] not in twin_contents),
             ),
         )
 

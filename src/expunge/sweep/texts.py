@@ -101,14 +101,14 @@ def history(root: Path, objects: Set[str]) -> Iterator[NotPurgeable]:
     if not _is_repository(root):
         return
     command = ("log", "--all", "--format=commit %H", "--raw", "--no-abbrev", "--", "*dvc.lock", "*.dvc")
-    gone: dict[str, bool] = {}
+    missing: dict[str, bool] = {}
     pointing = 0
     for block in _git(root, *command).decode(errors="replace").split("commit ")[1:]:
         blobs = [line.split()[3] for line in block.splitlines() if line.startswith(":")]
-        for blob in set(blobs) - gone.keys():
+        for blob in set(blobs) - missing.keys():
             named = set() if set(blob) == {"0"} else _named(_git(root, "cat-file", "blob", blob))
-            gone[blob] = not named <= objects
-        pointing += any(gone[blob] for blob in blobs)
+            missing[blob] = not named <= objects
+        pointing += any(missing[blob] for blob in blobs)
     if pointing:
         yield NotPurgeable("git", f"{pointing} commits that name removed data, but do not contain it", MAINTAINER)
 
@@ -126,13 +126,13 @@ def ids_in_history(targets: Targets) -> Iterator[NotPurgeable]:
 def _named(lock: bytes) -> set[str]:
     """Return the hashes of cached outputs below data/ in a dvc.lock, or of the files that a `.dvc` file tracks."""
     try:
-        held = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-        stages = held["stages"].values() if "stages" in held else [held]
+        lock_content = yaml.load(lock, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        stages = lock_content["stages"].values() if "stages" in lock_content else [lock_content]
         outs = [out for stage in stages for out in stage.get("outs", [])]
         return {
             out["md5"]
             for out in outs
-            if "md5" in out and ("stages" not in held or str(out["path"]).startswith("data/"))
+            if "md5" in out and ("stages" not in lock_content or str(out["path"]).startswith("data/"))
             if out["path"] != str(ACTIVATIONS)  # activations are not cached
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):

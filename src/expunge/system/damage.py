@@ -23,6 +23,6 @@ def reading(where: Path | str, way_out: str, error: type[ExpungeError] = Manifes
     except ExpungeError:
         raise
     except Exception as e:
-        said = " ".join(str(e).split())
-        shown = said if len(said) <= SHOWN else f"{said[:SHOWN]}..."
+        text = " ".join(str(e).split())
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
         raise error(f"{where}: damaged, or not what it should be ({type(e).__name__}: {shown}); {way_out}") from e

@@ -53,8 +53,8 @@ def _output_of(what: str, arguments: Sequence[str], root: Path, error: type[Expu
 
 def set_aside_cut_off(root: Path = Path()) -> None:
     """Set aside a dvc.lock that ends in the middle, as a killed process leaves it, and print a sentence about it."""
-    if said := set_aside(root):
-        print(said)
+    if sentence := set_aside(root):
+        print(sentence)
 
 
 def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:

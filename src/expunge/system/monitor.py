@@ -1,4 +1,7 @@
-"""Resource use of this process: processor, memory and accelerator memory, sampled in the background."""
+"""Resource use of this process: processor, memory and accelerator memory, sampled in the background.
+
+docs/decisions/0012-resource-monitor.md says why MLflow's own monitor is not used.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ FAMILY_SECONDS = 5.0  # how long a list of child processes is reused, because lo
 Series = dict[str, list[float]]
 
 
-class Usage:
+class ResourceMonitor:
     """Samples of resource use from `start()` on. Names follow MLflow's system metrics.
 
     A long stage keeps as many samples as a short one: at MOST samples, every other one is dropped and the interval
@@ -31,15 +34,15 @@ class Usage:
         self._process = psutil.Process()
         self._family: list[Any] = [self._process]
         self._looked = 0.0
-        self._gone = psutil.Error
+        self._ended = psutil.Error
         self._interval = interval
         self._samples: list[tuple[float, dict[str, float]]] = []
         self._last = (time.monotonic(), self._busy())
         self._lock = threading.Lock()
 
-    def start(self) -> Usage:
+    def start(self) -> ResourceMonitor:
         """Start the sampling thread, which ends with the process."""
-        threading.Thread(target=self._run, name="usage", daemon=True).start()
+        threading.Thread(target=self._run, name="resource monitor", daemon=True).start()
         return self
 
     def series(self) -> dict[str, Series]:
@@ -81,7 +84,7 @@ class Usage:
         for process in self._processes():
             try:
                 times = process.cpu_times()
-            except self._gone:
+            except self._ended:
                 continue
             ended = times.children_user + times.children_system if process is self._process else 0.0
             seconds += times.user + times.system + ended
@@ -94,7 +97,7 @@ class Usage:
         for process in self._processes():
             try:
                 memory += process.memory_info().rss
-            except self._gone:
+            except self._ended:
                 continue
         # 100 is one core, not all of them, so that a reader sees whether a stage uses a second core.
         sample = {
@@ -118,13 +121,13 @@ def peak_rss_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-_running: Usage | None = None
+_running: ResourceMonitor | None = None
 
 
 def start() -> None:
     """Start sampling this process; further calls do nothing."""
     global _running
-    _running = _running or Usage().start()
+    _running = _running or ResourceMonitor().start()
 
 
 def write_cost(name: str, cost: Mapping[str, Any]) -> None:

@@ -44,10 +44,10 @@ def checked_beside() -> Iterator[None]:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         yield
-        said, _ = child.communicate()
+        output, _ = child.communicate()
         if child.returncode != 0:
             raise ConfigError(
-                said.strip().removeprefix("error: ") or f"expunge check failed with exit status {child.returncode}"
+                output.strip().removeprefix("error: ") or f"expunge check failed with exit status {child.returncode}"
             )
     finally:
         if child.poll() is None:

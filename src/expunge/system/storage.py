@@ -43,9 +43,9 @@ def reason(error: BaseException) -> str | None:
     for e in _chain(error):
         if isinstance(e, OSError) and e.errno in REASONS and (e.filename is not None or e.errno not in NEED_A_NAME):
             return REASONS[e.errno]
-        said = str(e).lower()
+        text = str(e).lower()
         for word, number in WORDS.items():
-            if word in said:
+            if word in text:
                 return REASONS[number]
     return None
 

@@ -77,7 +77,7 @@ def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | N
         f"facts.requests has no {kind!r}: the method does not take this kind of request"
     )
     before = _held(inputs)
-    made, again = (_fitted(method, inputs, settings, chance) for chance in (1, 2))
+    first, again = (_fitted(method, inputs, settings, chance) for chance in (1, 2))
     changed = [what for what, tensor in _held(inputs).items() if not torch.equal(before[what], tensor)]
     assert not changed, f"fit changed in place, of the original or the request: {', '.join(changed[:3])}"
     assert not inputs.classifier.training, "the original is left in training mode"
@@ -86,16 +86,16 @@ def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | N
     with _refused():
         method.fit("entry", inputs, {**(settings or {}), "no such setting": 1}, None)
     changes = method.kind.facts.changes
-    assert (made.classifier is not None) == (changes == "weights"), (
+    assert (first.classifier is not None) == (changes == "weights"), (
         f"facts.changes is {changes!r}, but the product is not of this kind"
     )
     z = torch.cat([inputs.z_forget[:20], inputs.z_retain[:20]])
-    logits = _answers(made, inputs, z)
+    logits = _answers(first, inputs, z)
     other = "the same settings gave other logits: take randomness from a seed, not from a global generator"
     assert torch.equal(logits, _answers(again, inputs, z)), other
     with tempfile.TemporaryDirectory() as tmp:
         places = [Path(tmp) / "first", Path(tmp) / "second"]
-        for place, product in zip(places, (made, again), strict=True):
+        for place, product in zip(places, (first, again), strict=True):
             place.mkdir()
             product.save(place)
             write_manifest(place, __name__)
@@ -103,15 +103,15 @@ def check_method(method: Method, inputs: FitInputs, settings: dict[str, Any] | N
         assert not files, f"the same settings gave other bytes in {', '.join(files)}"
         loaded = UnlearnedModel.load(places[0])
         assert torch.equal(_answers(loaded, inputs, z), logits), "loaded from its files, the product gives other logits"
-    assert loaded.info == made.info, "info does not survive JSON: use only text, numbers, lists and mappings"
-    return made
+    assert loaded.info == first.info, "info does not survive JSON: use only text, numbers, lists and mappings"
+    return first
 
 
 def _fitted(method: Method, inputs: FitInputs, settings: dict[str, Any] | None, chance: int) -> UnlearnedModel:
     with other_chance(chance):
-        made = method.fit("entry", inputs, dict(settings or {}), None)
-    assert isinstance(made, UnlearnedModel), f"fit returned {type(made).__name__}, not an UnlearnedModel"
-    return made
+        result = method.fit("entry", inputs, dict(settings or {}), None)
+    assert isinstance(result, UnlearnedModel), f"fit returned {type(result).__name__}, not an UnlearnedModel"
+    return result
 
 
 @contextmanager
@@ -126,23 +126,23 @@ def _refused() -> Iterator[None]:
 def _held(inputs: FitInputs) -> dict[str, Tensor]:
     """Copies of the tensors that a method is given, by name."""
     rows = {"forget_rows": inputs.forget_rows, "retain_rows": inputs.retain_rows, "labels": inputs.labels}
-    held = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
-    held |= {"z_forget": inputs.z_forget.clone(), "z_retain": inputs.z_retain.clone()}
-    return held | {name: tensor.clone() for name, tensor in inputs.classifier.state_dict().items()}
+    copies = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
+    copies |= {"z_forget": inputs.z_forget.clone(), "z_retain": inputs.z_retain.clone()}
+    return copies | {name: tensor.clone() for name, tensor in inputs.classifier.state_dict().items()}
 
 
-def _answers(made: UnlearnedModel, inputs: FitInputs, z: Tensor) -> Tensor:
+def _answers(result: UnlearnedModel, inputs: FitInputs, z: Tensor) -> Tensor:
     """Logits of features `z`, followed by those of images if the result has weights of its own."""
-    said = [made.logits(z)]
-    if made.classifier is not None:
-        assert not made.classifier.training, "the product's classifier is in training mode"
+    answers = [result.logits(z)]
+    if result.classifier is not None:
+        assert not result.classifier.training, "the product's classifier is in training mode"
         with torch.no_grad():
-            said.append(made.classifier(inputs.dataset.inputs(inputs.forget_rows[:20])))
-    for logits in said:
+            answers.append(result.classifier(inputs.dataset.inputs(inputs.forget_rows[:20])))
+    for logits in answers:
         assert logits.shape[1:] == (len(inputs.dataset.class_names),), f"logits have the shape {tuple(logits.shape)}"
         assert logits.dtype == torch.float32, f"logits are {logits.dtype}, not float32"
         assert torch.isfinite(logits).all(), "logits are not finite"
-    return torch.cat(said)
+    return torch.cat(answers)
 
 
 def _fit_head(classifier: Any, dataset: Dataset, directory: Path) -> None:

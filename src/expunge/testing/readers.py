@@ -24,7 +24,7 @@ class _Rows:
     ids: list[str]
     labels: list[int]
     splits: list[str]
-    held: list[Any]
+    contents: list[Any]
     subjects: list[str | None]
     source: Source
 
@@ -46,11 +46,11 @@ def check_reader(read: Reader, path: Path | None = None) -> dict[str, Any]:
     _check(first)
     with promised("the reader fails the second time"), other_chance(2):
         again = _rows(read(path=path, test_fraction=0.25, seed=0))
-    for what in ("ids", "labels", "splits", "held", "subjects"):
+    for what in ("ids", "labels", "splits", "contents", "subjects"):
         assert getattr(first, what) == getattr(again, what), f"{what} differ when the source is read again"
     with promised("the reader fails with another test_fraction and seed"), other_chance(1):
         other = _rows(read(path=path, test_fraction=0.5, seed=1))
-    for what in ("ids", "labels", "held", "subjects"):
+    for what in ("ids", "labels", "contents", "subjects"):
         same = getattr(first, what) == getattr(other, what)
         assert same, f"{what} change with test_fraction or seed: only the split may"
     return _written_twice(read, path)
@@ -65,7 +65,7 @@ def _rows(source: Source) -> _Rows:
         rows.labels.extend(np.asarray(batch.labels).tolist())
         rows.splits.extend(batch.splits)
         raw = isinstance(batch.content, np.ndarray)
-        rows.held.extend([(c.shape, c.tobytes()) for c in batch.content] if raw else batch.content)  # type: ignore[union-attr]
+        rows.contents.extend([(c.shape, c.tobytes()) for c in batch.content] if raw else batch.content)  # type: ignore[union-attr]
         rows.subjects.extend(batch.subjects if batch.subjects is not None else [None] * len(batch.sample_ids))
     return rows
 
@@ -112,12 +112,12 @@ def _check(rows: _Rows) -> None:
     trained = {label for label, split in zip(rows.labels, rows.splits, strict=True) if split == TRAIN}
     lacking = [names[i] for i in range(len(names)) if i not in trained]
     assert not lacking, f"classes without a training row: {', '.join(lacking)}"
-    for sample_id, held in zip(rows.ids, rows.held, strict=True):
+    for sample_id, content in zip(rows.ids, rows.contents, strict=True):
         if rows.source.encoding == TEXT:
-            assert held.strip(), f"row {sample_id!r}: the text is blank"
+            assert content.strip(), f"row {sample_id!r}: the text is blank"
         elif rows.source.encoding == ENCODED:
             with promised(f"row {sample_id!r}"):
-                decode(held, "the image")
+                decode(content, "the image")
     for subject in rows.subjects:
         assert subject is None or (isinstance(subject, str) and subject), (
             f"a subject is {subject!r}, not a text or None"

@@ -30,7 +30,7 @@ from expunge.tracking.registry import (
     version_of,
     write_receipt,
 )
-from expunge.tracking.runs import Dataset, Detail, RunIds, claim_tags, log_pipeline_run, metrics_of
+from expunge.tracking.runs import Detail, LoggedDataset, RunIds, claim_tags, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
 from expunge.tracking.versions import (
     CORRECTS,
@@ -56,9 +56,9 @@ __all__ = [
     "CORRECTS",
     "FORGETS",
     "RETRAINED",
-    "Dataset",
     "Detail",
     "Evaluation",
+    "LoggedDataset",
     "MlflowClient",
     "RunIds",
     "Submission",

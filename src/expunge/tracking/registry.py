@@ -135,15 +135,15 @@ def register_model(submission: Submission) -> Version:
     return version
 
 
-def _drop_doubles(client: MlflowClient, kept: Version) -> None:
+def _drop_doubles(client: MlflowClient, original: Version) -> None:
     """Delete other versions of the same run and content that were never checked.
 
     The client makes one when it repeats a call whose answer was lost.
     """
-    for other in client.search_model_versions(f"name = '{kept.name}' and tags.content = '{kept.content}'"):
-        same_run = other.run_id == kept.run_id and str(other.version) != kept.version
+    for other in client.search_model_versions(f"name = '{original.name}' and tags.content = '{original.content}'"):
+        same_run = other.run_id == original.run_id and str(other.version) != original.version
         if same_run and "parity" not in other.tags:
-            client.delete_model_version(kept.name, str(other.version))
+            client.delete_model_version(original.name, str(other.version))
 
 
 def find_version(client: MlflowClient, name: str, content: str) -> Version | None:
@@ -258,7 +258,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(
+    version = client.create_model_version(
         s.name,
         source=logged.model_uri,
         run_id=s.run_id,
@@ -273,7 +273,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         },
         description=clip(s.description_md, DESCRIPTION_LENGTH),
     )
-    return _version(made, s.content, new=True)
+    return _version(version, s.content, new=True)
 
 
 def _signature(contract: Contract) -> ModelSignature:

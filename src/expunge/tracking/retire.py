@@ -46,22 +46,22 @@ def unregistered(client: MlflowClient, name: str, besides: Collection[Version] =
 
     `besides`: versions to treat as removed.
     """
-    gone = {(v.name, v.version) for v in besides}
+    removed = {(v.name, v.version) for v in besides}
     with refusals(f"reading the models of {name!r}"):
         mine = client.search_model_versions(f"name = '{name}'")
         # MLflow's garbage collection removes deleted experiments and runs.
         experiments = sorted({client.get_run(v.run_id).info.experiment_id for v in mine if v.run_id})
-        kept = {
+        remaining = {
             part
             for v in client.search_model_versions()
-            if (v.name, str(v.version)) not in gone
+            if (v.name, str(v.version)) not in removed
             for part in (getattr(v, "model_id", None), str(v.source).rpartition("/")[2])
         }
         found: list[LoggedModel] = []
         token = None
         while experiments:
             page = client.search_logged_models(experiments, page_token=token)
-            found += [m for m in page if m.model_id not in kept]
+            found += [m for m in page if m.model_id not in remaining]
             token = page.token
             if not token:
                 break
@@ -85,8 +85,8 @@ def collect_garbage() -> bool:
         return False
     from mlflow.cli import cli  # run in this process, because a new one would import MLflow again
 
-    said = io.StringIO()
-    with refusals("removing what is marked as deleted"), fluent(), redirect_stdout(said), redirect_stderr(said):
+    output = io.StringIO()
+    with refusals("removing what is marked as deleted"), fluent(), redirect_stdout(output), redirect_stderr(output):
         try:
             cli.main(["gc", "--backend-store-uri", uri], standalone_mode=False)
         except click.ClickException as e:

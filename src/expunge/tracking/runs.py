@@ -37,7 +37,7 @@ Curve = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Dataset:
+class LoggedDataset:
     """A logged input. `digest`: `sha256:...`, cut to the 36 characters that MLflow stores. `source`: its path."""
 
     name: str
@@ -109,7 +109,7 @@ def log_pipeline_run(
     description_md: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
-    dataset: Dataset,
+    dataset: LoggedDataset,
     per_method: Mapping[str, Detail] | None = None,
     seeds: Mapping[int, Mapping[str, Any]] | None = None,
     usage: Mapping[str, Series] | None = None,
@@ -274,14 +274,14 @@ def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _inputs(dataset: Dataset, request: Mapping[str, Any]) -> list[DatasetInput]:
+def _inputs(dataset: LoggedDataset, request: Mapping[str, Any]) -> list[DatasetInput]:
     counts = {k: v for k, v in request.items() if k.endswith("_rows")}
     done = "labels corrected" if request["selector"] == "correct" else f"{request['selector']} forgotten"
-    split = Dataset(f"{dataset.name}, {done}", request["digest"], counts, "data/split")
+    split = LoggedDataset(f"{dataset.name}, {done}", request["digest"], counts, "data/split")
     return [_input(dataset, "dataset"), _input(split, "erasure request")]
 
 
-def _input(dataset: Dataset, context: str) -> DatasetInput:
+def _input(dataset: LoggedDataset, context: str) -> DatasetInput:
     entity = DatasetEntity(
         name=dataset.name,
         digest=dataset.digest.removeprefix("sha256:")[:DATASET_DIGEST],

@@ -53,10 +53,10 @@ def make_optimizer(
             f"params.yaml: train.optimizer: timm has no optimizer {name!r}; list all with timm.optim.list_optimizers()"
         )
     groups = _groups(classifier, weight_decay, layer_decay)
-    made: torch.optim.Optimizer = optim.create_optimizer_v2(
+    optimizer: torch.optim.Optimizer = optim.create_optimizer_v2(
         groups, opt=name, lr=lr, momentum=momentum, weight_decay=0.0
     )
-    return made
+    return optimizer
 
 
 def _groups(classifier: Classifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

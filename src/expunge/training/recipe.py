@@ -162,7 +162,7 @@ def fit_all(
         dataset.labels()[rows],
         **recipe.arguments(),
         seed=seed,
-        held=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
+        holdout=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
         resume_dir=resume,
         group=group,
     )
@@ -239,14 +239,14 @@ def _train_above(
             f"train: trained above {recipe['cut']} on {len(rows):,} rows, training accuracy "
             f"{fitted.history_[-1]['accuracy']:.4f}"
         )
-        made, history, steps = fitted.classifier_, fitted.history_, None
+        trained, history, steps = fitted.classifier_, fitted.history_, None
     else:
         placed = assign_shards(dataset, train, forgotten, shards, slices)
         engine = on_ray(config.extract.address, config.extract.workers) if config.extract.engine == "ray" else None
         steps = train_shards(classifier, activations, labels, chosen, recipe, placed, engine=engine)
         log_message(f"train: trained above {recipe['cut']} on {len(rows):,} rows in {shards} shards of {slices} slices")
-        made, history = steps.classifier_, steps.history_
-    return made, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": history}, steps
+        trained, history = steps.classifier_, steps.history_
+    return trained, {"train_s": round(time.perf_counter() - start_time, 3), "epochs": history}, steps
 
 
 def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | SoftmaxHead:

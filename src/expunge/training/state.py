@@ -68,10 +68,10 @@ class TrainState:
                 with torch.no_grad():
                     for name, tensor in tensors.items():
                         tensor.copy_(f.get_tensor(name))
-                kept = {k: f.get_tensor(k) for k in f.keys() if k.startswith(OPTIMIZER)}  # noqa: SIM118 - a handle
+                moments = {k: f.get_tensor(k) for k in f.keys() if k.startswith(OPTIMIZER)}  # noqa: SIM118 - a handle
                 plain = state.pop("optimizer")
                 if optimizer is not None:
-                    _into_optimizer(optimizer, kept, plain)
+                    _into_optimizer(optimizer, moments, plain)
         except SafetensorError as e:
             log_message(f"train: {self.path} is damaged ({e}); training starts from the beginning")
             return None
@@ -107,11 +107,11 @@ def _into_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     state: dict[int, dict[str, Any]] = {}
     numbers = {**plain}
     own = optimizer.state_dict()["param_groups"]
-    kept = [
+    stored = [
         {k: torch.tensor(v["tensor"]) if isinstance(v, dict) else v for k, v in group.items()}
         for group in numbers.pop("groups")
     ]
-    groups = [{**group, **numbered} for group, numbered in zip(own, kept, strict=True)]
+    groups = [{**group, **numbered} for group, numbered in zip(own, stored, strict=True)]
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in {**tensors, **numbers}.items():
         i, _, key = name.removeprefix(OPTIMIZER).partition(".")

@@ -60,7 +60,7 @@ def train(
     augment: str = "none",
     accumulate: int = 1,
     patience: int | None = None,
-    held: NDArray[np.bool_] | None = None,
+    holdout: NDArray[np.bool_] | None = None,
     resume_dir: Path | None = None,
     group: ProcessGroup | None = None,
 ) -> list[dict[str, float]]:
@@ -73,9 +73,9 @@ def train(
     it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
     batch norm keeps its initial statistics. `accumulate`: each batch is computed in this many parts. The gradient is
     that of the whole batch, except that batch norm uses the statistics of the parts. `patience`: stop after this many
-    epochs without a smaller loss on the rows `held (n,)`, and restore the best weights; these rows are not trained on.
-    `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0 writes
-    the state.
+    epochs without a smaller loss on the rows `holdout (n,)`, and restore the best weights; these rows are not trained
+    on. `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0
+    writes the state.
 
     The weights depend only on the arguments, the data, the kind of processor and the number of threads. With
     `resume_dir`, the state after each epoch is kept there in one file, which is replaced atomically. A killed run
@@ -83,7 +83,7 @@ def train(
 
     Returns for each epoch: epoch, loss, accuracy (both on the batches as they were trained on), lr and lr_mean (rates
     of its last step and of all its steps), seconds, images_per_s, whether bf16 was used under "bf16" (0 or 1), and with
-    `held` also held_loss and held_accuracy. Raises DataError for labels out of range or a loss that is not finite.
+    `holdout` also held_loss and held_accuracy. Raises DataError for labels out of range or a loss that is not finite.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -96,7 +96,7 @@ def train(
             f"labels must be in 0..{classifier.card.num_classes - 1}, the classes of the model, got "
             f"{labels.min()}..{labels.max()}"
         )
-    if patience is not None and (held is None or not held.any() or held.all()):
+    if patience is not None and (holdout is None or not holdout.any() or holdout.all()):
         raise DataError(
             "train.patience needs both held-out rows and rows to train on; raise train.holdout, or set "
             "train.patience to null"
@@ -108,21 +108,22 @@ def train(
         "augment": augment, "accumulate": accumulate, "patience": patience,
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
-    run = _Run(classifier, inputs, labels, arguments, held if patience is not None else None, group or ProcessGroup())
-    data = _digest(inputs, labels) + ("" if held is None else _digest(held.view(np.uint8), labels))
+    watched = None if patience is None else holdout
+    run = _Run(classifier, inputs, labels, arguments, watched, group or ProcessGroup())
+    data = _digest(inputs, labels) + ("" if holdout is None else _digest(holdout.view(np.uint8), labels))
     state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
 
     def keep(bf16: bool, history: list[dict[str, float]]) -> None:
         if run.group.rank == 0:
             state.write(run.tensors(), {"bf16": bf16, "history": history}, run.optimizer)
 
-    kept = state.read(run.tensors(), run.optimizer)
-    if kept is None:
+    checkpoint = state.read(run.tensors(), run.optimizer)
+    if checkpoint is None:
         bf16 = computes_bf16(run.device) if precision == "auto" else precision == "bf16"
         history: list[dict[str, float]] = []
         keep(bf16, history)
     else:
-        bf16, history = kept["bf16"], kept["history"]
+        bf16, history = checkpoint["bf16"], checkpoint["history"]
         if history:  # without any, another process of this run wrote the first state a moment ago
             log_message(f"train: resuming after epoch {len(history)} of {epochs}")
     with synchronised_batch_norm(classifier, run.group):
@@ -155,7 +156,7 @@ class _Run:
         inputs: Examples,
         labels: NDArray[np.int32],
         a: Mapping[str, Any],
-        held: NDArray[np.bool_] | None,
+        holdout: NDArray[np.bool_] | None,
         group: ProcessGroup,
     ) -> None:
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -164,8 +165,8 @@ class _Run:
         self.labels = torch.from_numpy(labels.astype(np.int64))
         self.a = a
         rows = torch.arange(len(labels))
-        self.held = rows[:0] if held is None else rows[torch.from_numpy(held)]
-        self.rows = rows if held is None else rows[torch.from_numpy(~held)]
+        self.holdout = rows[:0] if holdout is None else rows[torch.from_numpy(holdout)]
+        self.rows = rows if holdout is None else rows[torch.from_numpy(~holdout)]
         self.batches = math.ceil(len(self.rows) / a["batch_size"])
         rates = a["lr"], a["momentum"], a["weight_decay"], a["layer_decay"]
         self.optimizer = make_optimizer(classifier, a["optimizer"], *rates)
@@ -177,7 +178,7 @@ class _Run:
             self.ema = import_vision("timm.utils").ModelEmaV3(classifier, decay=a["ema"], use_warmup=True)
         self.group = group
         self.network = group.shared(self.classifier)
-        self.best = copy.deepcopy(classifier.state_dict()) if held is not None else {}
+        self.best = copy.deepcopy(classifier.state_dict()) if holdout is not None else {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that training changes, except the optimizer's, by name. They are not copies."""
@@ -273,11 +274,11 @@ class _Run:
 
         It also keeps the best weights so far.
         """
-        if not len(self.held):
+        if not len(self.holdout):
             return
         network = self.result.eval()
         loss, hits = 0.0, 0
-        for rows in torch.split(self.held, ROWS):
+        for rows in torch.split(self.holdout, ROWS):
             labels = self.labels[rows].to(self.device)
             with self.autocast(bf16):
                 logits = network(self.inputs[rows].to(self.device)).float()
@@ -285,7 +286,7 @@ class _Run:
             hits += int((logits.argmax(1) == labels).sum())
         found = torch.tensor([loss, hits], dtype=torch.float64, device=self.device)
         loss, right = self.group.decided(found).tolist()
-        history[-1] |= {"held_loss": loss / len(self.held), "held_accuracy": right / len(self.held)}
+        history[-1] |= {"held_loss": loss / len(self.holdout), "held_accuracy": right / len(self.holdout)}
         if all(history[-1]["held_loss"] < h["held_loss"] for h in history[:-1]):
             self.best = copy.deepcopy(network.state_dict())
 

@@ -68,21 +68,21 @@ def push(workspace: Path, branch: str) -> str | None:
         )
     if not (workspace / LOCK).is_file():
         raise CloneError(f"{workspace}: no {LOCK}, so no stage was run here")
-    made = sha256(workspace / LOCK)
+    digest = sha256(workspace / LOCK)
     _dvc(workspace, "push", "--run-cache", "--quiet")
     with tempfile.TemporaryDirectory() as tmp:
         index = {**AUTHOR, "GIT_INDEX_FILE": str(Path(tmp) / "index")}
         _run(workspace, "git", "read-tree", "HEAD", **index)
-        kept = [str(path) for path in IN_GIT if (workspace / path).exists()]
-        _run(workspace, "git", "add", "--all", "--force", "--", LOCK, *kept, **index)
+        existing = [str(path) for path in IN_GIT if (workspace / path).exists()]
+        _run(workspace, "git", "add", "--all", "--force", "--", LOCK, *existing, **index)
         tree = _run(workspace, "git", "write-tree", **index)
         if tree == _run(workspace, "git", "rev-parse", "HEAD^{tree}"):
-            write_text(workspace / PUSHED, made)
+            write_text(workspace / PUSHED, digest)
             return None
         message = f"Results of {branch.removeprefix('expunge/')}"
         commit = _run(workspace, "git", "commit-tree", tree, "-p", "HEAD", "-m", message, **index)
     _run(workspace, "git", "push", "--quiet", "origin", f"{commit}:refs/heads/{branch}")
-    write_text(workspace / PUSHED, made)
+    write_text(workspace / PUSHED, digest)
     return commit
 
 

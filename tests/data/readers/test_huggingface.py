@@ -245,7 +245,7 @@ def test_a_pinned_commit_of_the_hub_is_read_and_a_missing_one_refused(tmp_path: 
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
 
-        gone = run(f"hf:owner/name@{'f' * 40}")
-        assert gone.startswith(f"DataError: hf:owner/name@{'f' * 40}: ") and "\n" not in gone
+        missing = run(f"hf:owner/name@{'f' * 40}")
+        assert missing.startswith(f"DataError: hf:owner/name@{'f' * 40}: ") and "\n" not in missing
         assert not (tmp_path / "dataset").exists()
         assert run(f"hf:owner/name@{COMMIT}") == str([f"train-{i}" for i in range(6)] + ["test-0", "test-1"])

@@ -150,14 +150,14 @@ def _quietly(source: str, call: Any, *args: Any, **options: Any) -> Any:
 def _parts(splits: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> list[Part]:
     if TRAIN not in splits:
         raise DataError(f"{source}: has no split 'train'; its splits are {', '.join(splits)}")
-    held = TEST if TEST in splits else "validation"
+    test = TEST if TEST in splits else "validation"
     if TEST in splits and "validation" in splits:
         label = _roles(splits[TEST].features, source, columns)["label"]
         if all(v in (None, -1) for v in splits[TEST][label]):
-            held = "validation"  # the test split of a competition, whose labels are withheld
-    if held not in splits:
+            test = "validation"  # the test split of a competition, whose labels are withheld
+    if test not in splits:
         return [Part(TRAIN, None, splits[TRAIN])]
-    return [Part(TRAIN, TRAIN, splits[TRAIN]), Part(held, TEST, splits[held])]
+    return [Part(TRAIN, TRAIN, splits[TRAIN]), Part(test, TEST, splits[test])]
 
 
 def _roles(features: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -215,8 +215,8 @@ def _labels(parts: Sequence[Part], source: str, columns: Mapping[str, str]) -> t
 
 def _content(rows: Any, roles: Mapping[str, str]) -> Any:
     """Select the columns that have a role; images stay encoded, as the bytes or the path of their file."""
-    kept = rows.select_columns(sorted(set(roles.values())))
-    return kept.cast_column(roles["image"], _library().Image(decode=False)) if "image" in roles else kept
+    selected = rows.select_columns(sorted(set(roles.values())))
+    return selected.cast_column(roles["image"], _library().Image(decode=False)) if "image" in roles else selected
 
 
 def _present(values: Sequence[Any], where: str, column: str, first: int) -> list[Any]:

@@ -28,9 +28,9 @@ def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> 
     """
     if not root.is_dir():
         raise DataError(f"{root}: is not a directory; image-folder reads a directory with one folder per class")
-    held = "test" if (root / "test").is_dir() else "val"
-    given = (root / "train").is_dir() and (root / held).is_dir()
-    folders = {"train": "train", held: "test"} if given else {"": ""}
+    test = "test" if (root / "test").is_dir() else "val"
+    given = (root / "train").is_dir() and (root / test).is_dir()
+    folders = {"train": "train", test: "test"} if given else {"": ""}
     files: list[tuple[Path, str, str]] = []  # path, class name, split or ""
     for folder, split in folders.items():
         files += [(f, _class_of(f, root / folder), split) for f in _images(root / folder)]

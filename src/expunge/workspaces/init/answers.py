@@ -97,7 +97,7 @@ def named_classes(given: Sequence[str], known: Sequence[str]) -> list[int | str]
 def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
     """Return the changes of the packed params.yaml that `answers` ask for."""
     source, path = source_of(answers.data, answers.source, root)
-    made: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "data": {"source": source, "path": path},
         "model": _model(answers),
         "split": dict(answers.request),
@@ -107,12 +107,12 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
     if source == "image-folder" and path is not None:
         if "classes" in answers.request:
             given = [str(c) for c in answers.request["classes"]]
-            made["split"]["classes"] = named_classes(given, folder_classes(root / path))
+            changes["split"]["classes"] = named_classes(given, folder_classes(root / path))
         if answers.training == "full" and _pictures(root / path) < FEW:
-            made = merged(made, _small_batches(made["methods"]))
+            changes = merged(changes, _small_batches(changes["methods"]))
     if answers.request["selector"] != "classes":
-        made["split"]["classes"] = []
-    return merged(made, answers.changes)
+        changes["split"]["classes"] = []
+    return merged(changes, answers.changes)
 
 
 def _pictures(path: Path) -> int:
@@ -152,20 +152,20 @@ def _methods(answers: Answers) -> dict[str, Any]:
     The packed list is for a network of known cuts that forgets a class.
     """
     whole = answers.request["selector"] == "classes"
-    made: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if answers.training != "full":
-        made["activations"] = {"cuts": []}
-        made["methods"] = ["logit-mask", "exact"]
-        made["reference"] = "skip"  # the claim `exact` needs no retrained model
-        made["retrain"] = {"seeds": [1]}
+        changes["activations"] = {"cuts": []}
+        changes["methods"] = ["logit-mask", "exact"]
+        changes["reference"] = "skip"  # the claim `exact` needs no retrained model
+        changes["retrain"] = {"seeds": [1]}
     else:
         maps = ["loft", "loft-mean", "ru-linear", "leace", *(["pour-p"] if whole else [])]
-        made["methods"] = ["logit-mask", *maps, "teacher-map", "relearn", "short-retrain"]
+        changes["methods"] = ["logit-mask", *maps, "teacher-map", "relearn", "short-retrain"]
         if answers.model != OWN_CUTS:
-            made["activations"] = {"cuts": "auto"}
+            changes["activations"] = {"cuts": "auto"}
             # Epochs of the whole network: the part above the cut is not known here, because the cut is chosen only in
             # the run.
-            made["fit"] = {
+            changes["fit"] = {
                 "relearn": {"cut": "auto"},
                 "teacher-map": {"after": {"method": "relearn", "cut": "auto", "epochs": 0.2, "batch_size": 128}},
                 "short-retrain": {"cut": None, "epochs": 1.0},
@@ -176,10 +176,10 @@ def _methods(answers: Answers) -> dict[str, Any]:
             "`expunge cuts`"
         )
     if answers.training == "none":
-        made["methods"] = ["logit-mask", "loft", "ru-linear", "leace"]
+        changes["methods"] = ["logit-mask", "loft", "ru-linear", "leace"]
     if answers.methods:
-        made["methods"] = with_control(answers.methods)
-    return made
+        changes["methods"] = with_control(answers.methods)
+    return changes
 
 
 def with_control(methods: Sequence[str]) -> list[str]:

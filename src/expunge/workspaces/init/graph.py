@@ -74,14 +74,14 @@ def _on_the_lock(stage: CommentedMap) -> None:
         stage.insert(list(stage).index("deps") + 1, "params", params)
 
 
-def outputs(text: str, made: Iterable[str] = ("outs", "metrics", "plots")) -> list[tuple[str, bool]]:
+def outputs(text: str, sections: Iterable[str] = ("outs", "metrics", "plots")) -> list[tuple[str, bool]]:
     """Return the outputs of dvc.yaml, sorted, and whether each is meant for git (`cache: false`).
 
     Outputs whose names contain a variable, as in a matrix, are represented by their folder.
     """
     found: dict[str, bool] = {}
     for stage in yaml.safe_load(text)["stages"].values():
-        for kind in made:
+        for kind in sections:
             for out in stage.get(kind, []):
                 name, options = _named(out)
                 place = name.split("${")[0].rpartition("/")[0] + "/" if "${" in name else name

@@ -53,8 +53,8 @@ class Plan:
             for name, text in self.files.items()
             if (self.root / name).exists() and not _holds(self.root / name, text)
         ]
-        made = [name for name, _ in outputs(self.files[GRAPH])]
-        found += [f"{name}: exists already, and a stage would replace it" for name in made if _full(self.root / name)]
+        names = [name for name, _ in outputs(self.files[GRAPH])]
+        found += [f"{name}: exists already, and a stage would replace it" for name in names if _full(self.root / name)]
         return found
 
     def write(self) -> None:
