@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import ViewType
 
 from expunge.system.errors import TrackingError
-from expunge.tracking import Dataset, Detail, connect, log_pipeline_run, metrics_of
+from expunge.tracking import Dataset, Detail, claim_tags, connect, log_pipeline_run, metrics_of
 from expunge.tracking.run_times import end_kept
 from expunge.tracking.runs import TAG_LENGTH, clip
 from expunge.tracking.store import fluent
@@ -111,6 +111,12 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     assert original.data.tags["role"] == "reference"
     relearned = client.get_metric_history(original.info.run_id, "relearn/curve")
     assert [(m.step, m.value) for m in relearned] == [(0, 0.0), (1, 0.5), (2, 0.96)]
+
+
+def test_a_verdict_without_retrained_models_has_no_evaluated_gates():
+    verdict = verdict_with(("exact",))
+    assert claim_tags(verdict)["failed_gates"] == "none"
+    assert claim_tags({**verdict, "references": 0})["failed_gates"] == "not evaluated"
 
 
 def test_each_retrained_seed_has_a_run(store):

@@ -18,6 +18,7 @@ from expunge.data.split import Split, described
 from expunge.evaluation.claims import may_serve, shown_claims, shown_words, useful
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
+from expunge.system.git import git_state
 from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, SUMMARY, retrained
 
 
@@ -87,7 +88,7 @@ def _retrained(config: Config, summary: dict[str, Any], name: str) -> Candidate:
         run_of_retrained,
     )
     from expunge.tracking.examples import examples_with_answers
-    from expunge.tracking.provenance import git_state, lock_digest
+    from expunge.tracking.provenance import lock_digest
 
     seed, dataset, split = config.retrain.seeds[0], Dataset(DATASET), Split(SPLIT)
     said, tags = "Retrained without the rows", {FORGETS: described(split.parts, dataset)}

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import expunge
@@ -280,7 +280,8 @@ def _create(client: MlflowClient, s: Submission) -> Version:
 def _signature(contract: Contract) -> ModelSignature:
     given = ColSpec("string", "text") if contract.texts else TensorSpec(np.dtype("uint8"), (-1, *contract.shape))
     answer = TensorSpec(np.dtype("float32"), (-1, len(contract.classes)))
-    return ModelSignature(Schema([given]), Schema([answer]))
+    names = ParamSpec("names", DataType.boolean, False)  # whether answers carry the names of the classes
+    return ModelSignature(Schema([given]), Schema([answer]), ParamSchema([names]))
 
 
 def _as_sent(inputs: Sequence[str] | NDArray[np.uint8]) -> Any:

@@ -11,9 +11,10 @@ from mlflow import MlflowClient
 Span = tuple[float, float]  # start and end in seconds since 1970
 
 
-def milliseconds(seconds: float) -> int:
-    """Return a time as MLflow stores it."""
-    return round(1000 * seconds)
+def milliseconds(span: Span | tuple[float, None] | None, which: int) -> int | None:
+    """Return the start (0) or the end (1) of a span as MLflow stores it; None, which means now, if it is not known."""
+    at = None if span is None else span[which]
+    return None if at is None else round(1000 * at)
 
 
 def pipeline_start(client: MlflowClient, experiment_id: str, spans: Iterable[Span | None]) -> float:

@@ -145,15 +145,15 @@ def log_pipeline_run(
 
     request, selected = summary["request"], summary.get("selected")
     common = {**tags, "request": request["digest"], "model": summary["model"]["name"], **_source(tags)}
-    begun: dict[str, Span | None] = {}
+    begun: dict[str, Span | tuple[float, None] | None] = {}
     client = connect()
     with refusals(f"logging {run_name!r}"):
         experiment_id = experiment_of(client, experiment).experiment_id
         end_interrupted(client, experiment_id, request["digest"])
 
-        def begin(name: str, run_tags: Mapping[str, str], span: Span | None) -> str:
-            start = None if span is None else milliseconds(span[0])
-            run_id: str = client.create_run(experiment_id, start, dict(run_tags), name).info.run_id
+        def begin(name: str, run_tags: Mapping[str, str], span: Span | tuple[float, None] | None) -> str:
+            run = client.create_run(experiment_id, milliseconds(span, 0), dict(run_tags), name)
+            run_id: str = run.info.run_id
             begun[run_id] = span
             return run_id
 
@@ -169,7 +169,7 @@ def log_pipeline_run(
                     "selected": selected or "none",
                     "mlflow.note.content": clip(description_md, TAG_LENGTH),
                 },
-                (first, time.time()),
+                (first, None),
             )
             client.log_inputs(parent, datasets=_inputs(dataset, request))
             counts = {f"request/{k}": float(v) for k, v in request.items() if k.endswith("_rows")}
@@ -194,9 +194,8 @@ def log_pipeline_run(
                 for run_id in begun:
                     client.set_terminated(run_id, "FAILED")
             raise
-        begun[parent] = (first, time.time())
         for run_id, span in reversed(begun.items()):
-            client.set_terminated(run_id, "FINISHED", None if span is None else milliseconds(span[1]))
+            client.set_terminated(run_id, "FINISHED", milliseconds(span, 1))
         # The client repeats a call whose answer was lost, so that a run may have been created twice.
         end_interrupted(client, experiment_id, request["digest"])
     return RunIds(experiment_id, parent, children)
@@ -288,7 +287,7 @@ def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
     return {
         "claims": shown_words(verdict),
         "utility": str(verdict["utility"]),
-        "failed_gates": ", ".join(gates_against(verdict)) or "none",
+        "failed_gates": ", ".join(gates_against(verdict)) or ("none" if verdict["references"] else "not evaluated"),
     }
 
 
