@@ -106,7 +106,6 @@ def ui(port: int = 5000) -> None:
     """Start MLflow's UI on 127.0.0.1. The printed link opens its pages for model training: runs and models."""
     from expunge.tracking.store import preflight, tracking_uri
 
-    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
     uri = tracking_uri()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just released is free
@@ -117,6 +116,7 @@ def ui(port: int = 5000) -> None:
                 f"port {port} of this machine cannot be used ({e.strerror}). Probably another server listens there; "
                 f"choose another port, as in `expunge ui --port {port + 1}`"
             ) from None
+    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
     preflight()  # creates a missing database behind its lock; MLflow's server would do so while others open it
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     print(f"MLflow UI: {page}  (store: {shown(uri)}; Ctrl-C ends it)", flush=True)

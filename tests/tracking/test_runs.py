@@ -12,6 +12,7 @@ from mlflow.entities import ViewType
 
 from expunge.system.errors import TrackingError
 from expunge.tracking import Dataset, Detail, claim_tags, connect, log_pipeline_run, metrics_of
+from expunge.tracking.report_link import log_linked_report, run_words
 from expunge.tracking.run_times import end_kept
 from expunge.tracking.runs import TAG_LENGTH, clip
 from expunge.tracking.store import fluent
@@ -163,6 +164,18 @@ def test_runs_have_the_times_of_their_stages(store):
     later = time.time() + 1
     again = log(per_method={"original": Detail(span=spans["original"]), "loft": Detail(span=(later, later + 1))})
     assert client.get_run(again.parent).info.start_time == round(1000 * later)
+
+
+def test_the_report_of_a_run_names_this_run(store, tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("<header>\n<!-- run -->\n</header>")
+    ids = log(artifacts=[report])
+    log_linked_report(ids, report)
+    read = mlflow.artifacts.load_text(f"runs:/{ids.parent}/report.html")
+    run = f"experiment {ids.experiment}, run {ids.parent}"
+    assert f"In MLflow: {run}.</p>" in read and "<!-- run -->" in report.read_text()
+    address = f"http://tracking.example:5000/#/experiments/{ids.experiment}/runs/{ids.parent}"
+    assert run_words("http://me:secret@tracking.example:5000/", ids) == f'<a href="{address}">{run}</a>'
 
 
 def test_a_control_that_is_also_a_method_gets_one_run(store):

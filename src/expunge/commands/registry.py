@@ -18,6 +18,7 @@ from expunge.ledger.clock import set_back
 from expunge.ledger.keys import PublicKey
 from expunge.ledger.ledger import Ledger
 from expunge.report.console import console
+from expunge.system.addresses import shown
 from expunge.system.errors import PromotionError
 from expunge.system.paths import LEDGER
 
@@ -184,7 +185,6 @@ def export(
 
 def preflight() -> None:
     """Check params.yaml, the chain of the ledger and the tracking store. `expunge check` finds more in params.yaml."""
-    from expunge.system.addresses import shown
     from expunge.tracking import preflight as reach_the_store
     from expunge.tracking import tracking_uri
 

@@ -22,7 +22,7 @@ TAGS = ("method", "claims", "utility", "failed_gates", "request")
 
 def in_words(tag: str) -> str:
     """Return a tag of a version with the paths of metrics, which its list of gates holds, replaced by their names."""
-    return ", ".join(name_of(part) for part in tag.split(", "))
+    return "; ".join(name_of(part) for part in tag.split(", "))
 
 
 @dataclass(frozen=True)
