@@ -17,7 +17,8 @@ RUN awk -F '[= ]' 'NR == FNR {drop[$1]; next} /^[a-z]/ {keep = !($1 in drop)} ke
     && rm /tmp/*.lock /tmp/*.txt
 
 COPY --chmod=755 docker/with-secrets.sh /usr/local/bin/with-secrets
-COPY docker/setup.py /srv/setup.py
+COPY docker/setup.py docker/who_moved.py /srv/
+ENV PYTHONPATH=/srv
 
 RUN useradd --uid 10001 --create-home tracking
 USER 10001:10001

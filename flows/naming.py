@@ -9,18 +9,18 @@ import yaml
 from prefect.runtime import flow_run
 
 
-def request_words(workspace: Path) -> str:
+def request_words(workspace: Path, classes: list[str] | None = None) -> str:
     """Return source and request from params.yaml, such as "digits, forget 5".
 
-    File names and filter conditions are left out, because they may name people. Returns the name of the workspace if
-    params.yaml cannot be read.
+    `classes`: those of the run's form, which replace the request of params.yaml. File names and filter conditions are
+    left out, because they may name people. Returns the name of the workspace if params.yaml cannot be read.
     """
     try:
         params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
         source, split = params["data"]["source"], params["split"]
         what = f"rows by {split['selector']}"
-        if split["selector"] == "classes":
-            what = ", ".join(str(c) for c in split["classes"])
+        if classes or split["selector"] == "classes":
+            what = ", ".join(str(c) for c in classes or split["classes"])
         elif split["selector"] == "random":
             what = f"{split['fraction']:.0%} at random"
         elif split["selector"] == "memorised":
@@ -37,8 +37,9 @@ def when() -> str:
 
 def about_request() -> str:
     """Return the name of a flow run that works on the request of its workspace."""
-    workspace = Path((flow_run.get_parameters() or {}).get("workspace", ".")).resolve()
-    return f"{request_words(workspace)} · {when()}"
+    given = flow_run.get_parameters() or {}
+    workspace = Path(given.get("workspace", ".")).resolve()
+    return f"{request_words(workspace, given.get('classes'))} · {when()}"
 
 
 def branch_of(name: str) -> str:

@@ -18,6 +18,7 @@ from prefect.states import Completed
 from pydantic import Field, field_validator
 from rich.console import Console
 
+from expunge.promotion.review import in_words
 from expunge.promotion.review_terminal import Review
 from expunge.promotion.review_terminal import show as print_review
 from expunge.promotion.session import ReviewSession
@@ -126,10 +127,11 @@ def form(root: Path, seen: Review) -> str:
         [
             f"## Version {v.version} of {v.name}, instead of {instead}",
             "",
+            f"- Forgets: **{seen.forgets[1] or 'not known here'}**",
             f"- Shown: **{v.tags.get('claims', 'none')}** ({v.tags.get('method', 'unknown method')})",
             f"- Utility: {v.tags.get('utility', 'cannot tell')}",
             f"- Verdict: {v.tags.get('verdict', 'none')}",
-            f"- Failed gates: {v.tags.get('failed_gates', 'none')}",
+            f"- Failed gates: {in_words(v.tags.get('failed_gates', 'none'))}",
             *changed,
             *warnings,
             where_to_look(root, v.run_id),

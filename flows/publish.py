@@ -52,7 +52,8 @@ def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
     receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
     selected = summary["selected"]
     verdict: dict[str, Any] = summary["methods"][selected]["verdict"] if selected else {}
-    tags = claim_tags(verdict) if verdict else {"claims": "none", "utility": "cannot tell", "failed_gates": "none"}
+    nothing = {"claims": "none", "utility": "cannot tell", "failed_gates": "not evaluated"}
+    tags = claim_tags(verdict) if verdict else nothing
     name = receipt.get("model", "unregistered")
     emit_event(
         VERDICT,

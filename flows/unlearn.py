@@ -22,6 +22,7 @@ from expunge.system.addresses import hidden, shown
 from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
+from flows.request_form import Classes, Methods, set_params
 from flows.stages import REGISTER, PreflightError, StageFailedError, check, preflight, run_stage, stage_names
 
 __all__ = ["PreflightError", "StageFailedError", "bring_up_to_date", "run_stage", "stage_names", "unlearn"]
@@ -30,7 +31,14 @@ Stages = Annotated[list[str] | None, Field(examples=[["fit@loft", "evaluate@loft
 
 
 @flow(name="unlearn", flow_run_name=about_request, log_prints=True)
-def unlearn(workspace: str = ".", stages: Stages = None, force: bool = False, push: bool = False) -> dict[str, str]:
+def unlearn(
+    workspace: str = ".",
+    stages: Stages = None,
+    force: bool = False,
+    push: bool = False,
+    classes: Classes = None,
+    methods: Methods = None,
+) -> dict[str, str]:
     """Run the pipeline on the request in params.yaml, register the selected classifier and publish the result table.
 
     Runs are logged to MLflow. Stages that are up to date take no time.
@@ -40,7 +48,10 @@ def unlearn(workspace: str = ".", stages: Stages = None, force: bool = False, pu
         stages: Stages to run, in this order, as `dvc stage list` names them; all of dvc.yaml if left out.
         force: Run the stages even if nothing changed since their last run.
         push: In a clone, push data to its DVC remote, and dvc.lock, metrics and plots to a branch named like this run.
+        classes: Names or numbers of classes to forget, written to params.yaml; its own request if left out.
+        methods: Entries of `fit` to run, written to params.yaml; its own if left out.
     """
+    set_params(Path(workspace).resolve(), classes, methods, push)
     return bring_up_to_date(Path(workspace).resolve(), stages, force, push)
 
 

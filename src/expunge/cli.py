@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +33,9 @@ from expunge.commands import (
     variant,
     watch,
 )
+from expunge.commands.place import need_workspace
 from expunge.stages import guarded
+from expunge.system.addresses import shown
 from expunge.system.errors import TrackingError
 from expunge.system.files import read_json
 from expunge.system.installed import installed_version
@@ -99,7 +103,7 @@ def demo_text(
 
 @app.command()
 def ui(port: int = 5000) -> None:
-    """Start MLflow's UI on 127.0.0.1. Choose "Model training" at the top left to see runs and models."""
+    """Start MLflow's UI on 127.0.0.1. The printed link opens its pages for model training: runs and models."""
     from expunge.tracking.store import preflight, tracking_uri
 
     uri = tracking_uri()
@@ -112,8 +116,10 @@ def ui(port: int = 5000) -> None:
                 f"port {port} of this machine cannot be used ({e.strerror}). Probably another server listens there; "
                 f"choose another port, as in `expunge ui --port {port + 1}`"
             ) from None
+    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
     preflight()  # creates a missing database behind its lock; MLflow's server would do so while others open it
-    print(f"MLflow UI: http://127.0.0.1:{port}  (store: {uri}; choose 'Model training'; Ctrl-C ends it)")
+    page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    print(f"MLflow UI: {page}  (store: {shown(uri)}; Ctrl-C ends it)", flush=True)
     command = [
         sys.executable,
         "-m",
@@ -126,7 +132,26 @@ def ui(port: int = 5000) -> None:
         "--port",
         str(port),
     ]
-    raise SystemExit(subprocess.call(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+    raise SystemExit(run_as_group(command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+def run_as_group(command: list[str], environment: dict[str, str]) -> int:
+    """Run a server and return its exit status. SIGTERM and Ctrl-C end the server with all of its processes."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    # MLflow's server starts further processes, which a signal to the first one would leave behind.
+    with subprocess.Popen(command, env=environment, start_new_session=True) as server:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            signal.signal(signal.SIGTERM, before)
 
 
 def print_result() -> None:

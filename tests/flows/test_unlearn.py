@@ -1,5 +1,6 @@
 """Tests that the flow runs the same graph of stages as `dvc repro`, with the same results."""
 
+import json
 import os
 import subprocess
 import sys
@@ -84,6 +85,29 @@ def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
         unlearn(str(workspace), stages=["split"])
     change(workspace, lambda p: p["split"].update(classes=[5]))
     assert (workspace / "dvc.lock").read_bytes() == lock
+
+
+def test_classes_and_methods_of_the_form_are_written_to_params(workspace):
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.unlearn import PreflightError, unlearn
+
+    for name in ("classes", "methods"):
+        asked = parameter_schema(unlearn).properties[name]
+        assert "written to params.yaml" in asked["description"] and asked["examples"]
+    params, own = workspace / "params.yaml", (Path(__file__).parents[2] / "params.demo.yaml").read_text()
+    params.write_text(own)
+    for wrong, words in ((["ankle"], "unknown class 'ankle'"), (["3", "no-such"], "no-such")):
+        with pytest.raises(PreflightError, match=words):
+            unlearn(str(workspace), stages=["split"], classes=wrong)
+        assert params.read_text() == own
+    with pytest.raises(PreflightError, match="in a clone"):
+        unlearn(str(workspace), stages=["split"], classes=["3"], push=True)
+    unlearn(str(workspace), stages=["split"], classes=["3"], methods=["logit-mask", "loft"])
+    assert json.loads((workspace / "data/split/request.json").read_text())["whole_classes"] == [3]
+    written = params.read_text()
+    assert "methods: [logit-mask, loft]" in written and "# retrain | skip" in written
+    assert len(written.splitlines()) == len(own.splitlines())
 
 
 def test_a_tracking_server_that_is_away_is_found_before_the_work_starts(workspace, monkeypatch):

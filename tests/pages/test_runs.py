@@ -181,23 +181,38 @@ def test_a_promoted_version_is_served_scored_exported_and_watched(promoted):
     run(f"mlflow artifacts download --artifact-uri {models} --dst-path version", promoted)
     shutil.copy(next(version.rglob("serving_input_example.json")), promoted / "request.json")
     port = free_port()
-    predict, serve, curl = lines(typed("docs/review.md", "mlflow models predict"))
+    predict, serve, curl = lines(typed("docs/serving.md", "mlflow models predict"))
     assert models in predict and "5001" in serve and "5001" in curl
     assert '"predictions"' in run(predict, promoted)
     with serving(serve.replace("5001", str(port)), promoted, port):
         answer = run(curl.replace("5001", str(port)), promoted)
+        named = run_python("import urllib", promoted, **{"5001": str(port)})
     assert '"predictions"' in answer
+    predicted = [line.split()[0] for line in named.splitlines()]
+    assert len(predicted) == len(json.loads(answer)["predictions"]) and set(predicted) <= set("0123456789")
+    assert ast.literal_eval(run_python("import mlflow", promoted).splitlines()[-1]) == predicted
     write_rows(promoted / "rows.parquet", promoted / "request.json")
-    assert "scored with" in run(typed("docs/review.md", "expunge predict"), promoted)
+    assert "scored with" in run(typed("docs/serving.md", "expunge predict"), promoted)
     assert pq.read_table(promoted / "answers.parquet").num_rows > 0
-    run(said_in("docs/review.md", "expunge export model.pt2"), promoted)
-    run(said_in("docs/review.md", "expunge export --format onnx model.onnx"), promoted)
-    assert (promoted / "model.pt2").is_file() and (promoted / "model.onnx").is_file()
+    run(said_in("docs/serving.md", "expunge export model.pt2"), promoted)
+    run(said_in("docs/serving.md", "expunge export --format onnx model.onnx"), promoted)
+    for library in ("import torch", "import onnxruntime"):
+        assert ast.literal_eval(run_python(library, promoted).splitlines()[-1]) == predicted
     # In the foreground `timeout` sends one signal, to the command alone; a second one would interrupt its exit.
     watched = run(
         f"timeout --foreground --signal INT 40 {typed('docs/review.md', 'expunge watch')}", promoted, status=124
     )
     assert "Traceback" not in watched
+
+
+def run_python(imports: str, where: Path, **replaced: str) -> str:
+    """Run the block of Python in docs/serving.md that has this import, and return what it printed."""
+    found = [b.text for b in fences(ROOT / "docs/serving.md") if b.language == "python"]
+    (text,) = [text for text in found if re.search(rf"^{imports}\b", text, re.MULTILINE)]
+    for old, new in replaced.items():
+        text = text.replace(old, new)
+    (where / "block.py").write_text(text)
+    return run("python block.py", where)
 
 
 def write_rows(path: Path, request: Path) -> None:

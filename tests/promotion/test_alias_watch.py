@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from expunge.promotion.alias_watch import BY, NO_REASON, REASON, REFUSED, settle_alias, settle_all
+from expunge.promotion.promoter import MOVED_BY
 from expunge.system.errors import LedgerError
 from expunge.tracking import CHAMPION, models_of_ours
 from tests.promotion.conftest import NAME
@@ -38,6 +39,18 @@ def test_a_version_that_passes_is_put_on_record_with_reason_and_name(promoter):
     assert facts["reason"] == "approved on Friday" and facts["who"] == "Ada" and facts["by_hand"] is True
     assert promoter.champion().version == "1" and promoter.audit() == []
     assert settle_alias(promoter) is None
+
+
+def test_the_account_that_the_server_recorded_is_the_name_in_the_ledger(promoter):
+    click(promoter, "1", **{MOVED_BY: "ada", BY: "somebody else"})
+    assert settle_alias(promoter).promoted
+    assert [e.facts["who"] for e in promoter.ledger.entries()] == ["ada", "ada"]
+    click(promoter, "5", **{MOVED_BY: "bob"})
+    assert not settle_alias(promoter).promoted
+    assert [(e.kind, e.facts["who"]) for e in promoter.ledger.entries()][2:] == [
+        ("moved by hand", "bob"),
+        ("rollback", "watcher"),
+    ]
 
 
 @pytest.mark.parametrize(

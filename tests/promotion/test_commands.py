@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from expunge.data.dataset import Dataset
+from expunge.promotion.review import in_words
 from tests.pipeline import change
 
 
@@ -84,6 +85,17 @@ def test_review_promote_and_rollback_end_in_the_ledger(copy, expunge):
     (copy / "ledger.jsonl").write_text(changed)
     verified = expunge("ledger", "verify")
     assert verified.status == 2 and "line 1" in verified.err
+
+
+def test_gates_in_a_review_have_the_names_of_their_metrics():
+    shown = in_words("divergence.forget.kl, representation.probe_z")
+    assert shown == "KL from the retrained model on forgotten rows, nats; linear probe on z"
+    assert [in_words(tag) for tag in ("none", "not evaluated", "–")] == ["none", "not evaluated", "–"]
+
+
+def test_preflight_says_what_it_checked(copy, expunge):
+    done = expunge("preflight")
+    assert done.status == 0 and "the ledger's chain of 0 entries is whole" in done.out and "takes runs" in done.out
 
 
 def test_a_higher_level_in_params_refuses_the_promotion(copy, expunge):

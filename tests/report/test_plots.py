@@ -119,6 +119,20 @@ def test_without_a_reference_cost_has_no_plot(run):
     assert charts.relearning(run(seeds=0)[0])
 
 
+def test_a_roc_curve_of_equal_scores_is_that_of_guessing():
+    """It used to run along the floor of the plot, as if the attack found nobody."""
+    truth = np.repeat([1, 0], 50)
+    rates, reached = plots.roc_points(truth, np.zeros(100), 0.01)
+    np.testing.assert_allclose(reached, rates)
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=100) + truth
+    rates, reached = plots.roc_points(truth, score, 0.01)
+    for at in (0.02, 0.2, 0.5):  # Without equal scores it is the share of members above the threshold.
+        threshold = np.sort(score[truth == 0])[::-1][round(50 * at)]
+        (position,) = np.flatnonzero(np.isclose(rates, at))
+        assert reached[position] == (score[truth == 1] > threshold).mean()
+
+
 def test_references_look_the_same_in_every_report():
     a, b = looks(["original", "retrained", "logit-mask", "x"]), looks(["original", "logit-mask", "y", "z", "x"])
     assert all(a[name] == b[name] for name in ("original", "logit-mask"))

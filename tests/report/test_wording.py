@@ -24,6 +24,27 @@ def test_copies_that_stay_behind_are_mentioned(run):
     assert "1,200 of the forgotten rows have a near-duplicate" in report[1]
 
 
+def test_the_control_and_a_class_that_lost_accuracy_stand_beside_the_verdict(run):
+    summary = copy.deepcopy(run()[0])
+    classes, method = list("abcde"), summary["selected"]
+    block, control = summary["methods"][method], summary["references"]["logit_mask"]
+    block["verdict"], control["verdict"] = verdict_with(("outputs",)), verdict_with(())
+    block["per_class"] = {**block["per_class"], "damage": [0.0, 0.17, None, 0.01, 0.0], "worst_class": 1}
+    assert wording.attention(summary, classes) == ["Class b lost 17.0 points of accuracy on retained test rows."]
+    control["verdict"], block["per_class"]["damage"][1] = verdict_with(("outputs",)), 0.019
+    (told,) = wording.attention(summary, classes)
+    assert "control logit-mask" in told and "is shown the same: outputs" in told
+
+
+def test_a_next_step_is_recommended(run):
+    summary = copy.deepcopy(run()[0])
+    assert "expunge promote" in wording.recommendation(summary)
+    summary["selected"] = None
+    assert "Retraining without the rows always answers" in wording.recommendation(summary)
+    summary["references"]["retrained"] = None
+    assert "reference: retrain" in wording.recommendation(summary)
+
+
 def test_a_gate_says_its_outcome_and_what_is_missing():
     assert wording.share_words(gate("x")) == "30% [20%, 40%]"
     assert wording.gate_outcome(gate("x")).startswith("open")

@@ -1,6 +1,7 @@
 """Test the stage `report` on a finished pipeline: reproducible files without row ids."""
 
 import re
+from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ def test_the_report_of_a_finished_run_is_the_same_twice_and_names_no_row(copy):
     page = written[0][0].decode()
     figures = sorted((reports / "figures").glob("*.svg"))
     assert len(figures) == page.count("<svg ")
+    assert f"Made on {datetime.now(UTC):%Y-%m-%d}" in page and "Next." in page
     assert "What changes for whom: the original beside" in page
     assert set(re.findall(r'<img src="([^,]*),', page)) <= {"data:image/png;base64"}
     for figure in figures:  # Each file must be a complete SVG document.

@@ -39,3 +39,5 @@ def test_a_stage_keeps_its_samples_with_its_cost(tmp_path):
         subprocess.run([sys.executable, "-c", code.format(seconds)], cwd=tmp_path, check=True)
         cost = json.loads((tmp_path / "reports/cost/train.json").read_text())
         assert cost["train_s"] == 1.0 and ("usage" in cost) == sampled
+        start, end = cost["span"]
+        assert seconds <= end - start < seconds + 30 and abs(time.time() - end) < 60

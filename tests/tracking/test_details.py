@@ -54,6 +54,16 @@ def test_the_references_have_costs_too(details, finished):
     assert found["retrained"].metrics["cost/speedup_vs_retrain"] == pytest.approx(expected)
 
 
+def test_each_run_has_the_time_of_its_stage(details, finished):
+    _, found = details
+    for name, stage in (("original", "train"), (seed_run(2), "retrain-2"), ("loft", "fit-loft")):
+        cost = json.loads((finished / f"reports/cost/{stage}.json").read_text())
+        start, end = found[name].span
+        assert [start, end] == cost["span"] and end - start >= cost.get("train_s", 0.0)
+    seeds = [found[seed_run(seed)].span for seed in (1, 2, 3)]
+    assert found["retrained"].span == (min(s for s, _ in seeds), max(e for _, e in seeds))
+
+
 def test_without_a_reference_no_details_of_it_are_logged(finished, monkeypatch):
     monkeypatch.chdir(finished)
     summary = json.loads((finished / "reports/summary.json").read_text())

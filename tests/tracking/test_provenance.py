@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from expunge.tracking.provenance import git_state
+from expunge.system.git import git_state
 
 
 def git(*arguments: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import mlflow
@@ -10,8 +11,11 @@ import pytest
 from mlflow.entities import ViewType
 
 from expunge.system.errors import TrackingError
-from expunge.tracking import Detail, LoggedDataset, connect, log_pipeline_run, metrics_of
+from expunge.tracking import Detail, LoggedDataset, claim_tags, connect, log_pipeline_run, metrics_of
+from expunge.tracking.report_link import log_linked_report, run_words
+from expunge.tracking.run_times import end_kept
 from expunge.tracking.runs import TAG_LENGTH, clip
+from expunge.tracking.store import fluent
 from tests.verdicts import REACHED, verdict_with
 
 
@@ -70,7 +74,8 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     assert len(runs) == 6 and {r.info.status for r in runs.values()} == {"FINISHED"}
     parent = runs[ids.parent]
     assert parent.info.run_name == "forget class 5"
-    assert parent.data.params == {"fit.ru-linear.beta_d": "1.0", "split.selector": "classes"}
+    shared = {"claims": "outputs", "kind": "pipeline", "method": "ru-linear"}
+    assert parent.data.params == {**shared, "fit.ru-linear.beta_d": "1.0", "split.selector": "classes"}
     assert parent.data.metrics == {
         **metrics_of(SUMMARY["methods"]["ru-linear"]),
         "request/forget_rows": 60,
@@ -97,12 +102,22 @@ def test_a_parent_and_a_child_for_every_candidate(store):
     loft = runs[ids.children["loft"]]
     assert loft.data.tags["mlflow.parentRunId"] == ids.parent and loft.info.run_name == "loft"
     assert (loft.data.tags["claims"], loft.data.tags["failed_gates"]) == ("none", "kl, accuracy")
-    assert loft.data.params == {"rank": "32"}
+    assert loft.data.params == {"claims": "none", "kind": "method", "method": "loft", "settings.rank": "32"}
+    # MLflow's page for comparing runs opens on the first three parameters by name.
+    assert sorted(loft.data.params)[:3] == sorted(
+        {"claims", "kind", "method"}.intersection(*(r.data.params for r in runs.values()))
+    )
     assert [(m.step, m.value) for m in client.get_metric_history(loft.info.run_id, "fit/loss")] == [(0, 2.0), (10, 1.0)]
     original = runs[ids.children["original"]]
     assert original.data.tags["role"] == "reference"
     relearned = client.get_metric_history(original.info.run_id, "relearn/curve")
     assert [(m.step, m.value) for m in relearned] == [(0, 0.0), (1, 0.5), (2, 0.96)]
+
+
+def test_a_verdict_without_retrained_models_has_no_evaluated_gates():
+    verdict = verdict_with(("exact",))
+    assert claim_tags(verdict)["failed_gates"] == "none"
+    assert claim_tags({**verdict, "references": 0})["failed_gates"] == "not evaluated"
 
 
 def test_each_retrained_seed_has_a_run(store):
@@ -129,6 +144,38 @@ def test_samples_of_the_machine_keep_their_time(store):
     for run in (ids.parent, ids.children["loft"]):
         history = connect().get_metric_history(run, "system/process_memory_megabytes")
         assert [(m.timestamp, m.step, m.value) for m in history] == [(1_000_000, 0, 80.0), (1_000_500, 1, 90.0)]
+
+
+def test_runs_have_the_times_of_their_stages(store):
+    spans = {"original": (1000.0, 1060.5), "loft": (1100.0, 1100.25)}
+    began = time.time()
+    ids = log(per_method={name: Detail(span=span) for name, span in spans.items()})
+    client = connect()
+    for name, (start, end) in spans.items():
+        info = client.get_run(ids.children[name]).info
+        assert (info.start_time, info.end_time) == (1000 * start, 1000 * end), name
+    parent = client.get_run(ids.parent).info
+    assert parent.start_time == 1_000_000 and parent.end_time >= 1000 * began - 1
+    with end_kept(client, ids.children["loft"]), fluent(), mlflow.start_run(run_id=ids.children["loft"]):
+        pass  # as MLflow does when it stores a model with a run
+    info = client.get_run(ids.children["loft"]).info
+    assert (info.status, info.end_time) == ("FINISHED", 1_100_250)
+    # Stages that were not run again do not count for the next run of the pipeline.
+    later = time.time() + 1
+    again = log(per_method={"original": Detail(span=spans["original"]), "loft": Detail(span=(later, later + 1))})
+    assert client.get_run(again.parent).info.start_time == round(1000 * later)
+
+
+def test_the_report_of_a_run_names_this_run(store, tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("<header>\n<!-- run -->\n</header>")
+    ids = log(artifacts=[report])
+    log_linked_report(ids, report)
+    read = mlflow.artifacts.load_text(f"runs:/{ids.parent}/report.html")
+    run = f"experiment {ids.experiment}, run {ids.parent}"
+    assert f"In MLflow: {run}.</p>" in read and "<!-- run -->" in report.read_text()
+    address = f"http://tracking.example:5000/#/experiments/{ids.experiment}/runs/{ids.parent}"
+    assert run_words("http://me:secret@tracking.example:5000/", ids) == f'<a href="{address}">{run}</a>'
 
 
 def test_a_control_that_is_also_a_method_gets_one_run(store):
@@ -190,7 +237,7 @@ def test_more_metrics_and_params_than_one_call_takes_are_all_logged(store):
     params = {f"p{i}": i for i in range(250)}
     ids = log(per_method={"loft": Detail(metrics=many, params=params)})
     run = connect().get_run(ids.children["loft"])
-    assert many.items() <= run.data.metrics.items() and len(run.data.params) == 250
+    assert many.items() <= run.data.metrics.items() and len(run.data.params) == 253
 
 
 def test_a_failure_marks_the_runs_that_were_begun(store, tmp_path):

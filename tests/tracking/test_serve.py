@@ -64,6 +64,14 @@ def test_raw_images_in_probabilities_out(key, served):
         np.testing.assert_allclose(answer["predictions"], s.expected[rows], atol=1e-5)
 
 
+def test_answers_carry_the_names_of_the_classes_on_request(served):
+    url, _, s = served
+    status, answer = ask(url, {"inputs": s.inputs[:2].tolist(), "params": {"names": True}})
+    assert status == 200 and [list(row) for row in answer["predictions"]] == [list(s.classes)] * 2
+    given = [list(row.values()) for row in answer["predictions"]]
+    np.testing.assert_allclose(given, s.expected[:2], atol=1e-5)
+
+
 BAD = {
     "too large": ({"inputs": np.full((1, 12, 10), 256).tolist()}, "out of bounds"),
     "negative": ({"inputs": np.full((1, 12, 10), -1).tolist()}, "out of bounds"),

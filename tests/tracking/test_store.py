@@ -49,6 +49,42 @@ def test_an_experiment_of_dvc_logs_into_the_workspace_that_started_it(tmp_path, 
         assert workspace() == Path() and tracking_uri() == "sqlite:///mlflow.db"
 
 
+def test_a_copied_and_a_renamed_workspace_have_artifacts_of_their_own(new_database, tmp_path, monkeypatch, capsys):
+    """MLflow stores absolute paths, with which a copy wrote into the old folder and a renamed one found nothing."""
+    first, copied, renamed = (tmp_path / name for name in ("first", "copied", "renamed 2"))
+    first.mkdir()
+    (first / "mlflow.db").write_bytes(new_database.read_bytes())
+    (first / "results.md").write_text("# Results\n")
+
+    def at(folder: Path) -> Path:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        return folder
+
+    ids, s = log(artifacts=[at(first) / "results.md"]), submission(tmp_path, "mlp")
+    register_model(s)
+    assert "no longer in" not in capsys.readouterr().err
+    shutil.copytree(first, copied)
+    before = sorted(first.rglob("*"))
+    own = log(artifacts=[at(copied) / "results.md"])
+    assert own.experiment == ids.experiment and sorted(first.rglob("*")) == before
+    assert "no longer in" in capsys.readouterr().err
+    at(tmp_path)
+    shutil.rmtree(first)
+    copied.rename(renamed)
+    at(renamed)
+    client = connect()
+    for run in (ids.parent, own.parent):
+        assert [f.path for f in client.list_artifacts(run)] == ["results.md"]
+        read = mlflow.artifacts.download_artifacts(run_id=run, artifact_path="results.md", tracking_uri=tracking_uri())
+        assert Path(read).read_text() == "# Results\n" and Path(read).is_relative_to(renamed)
+    assert aliased(client, s.name, CHALLENGER).version == "1"
+    assert not register_model(s).new  # The version is loaded back from its new place.
+    capsys.readouterr()
+    connect()
+    assert capsys.readouterr().err == ""
+
+
 def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 
 from expunge.system.installed import LOCK, other_version, read_lock
+from expunge.workspaces.demo import run_demo
 from expunge.workspaces.init.graph import graph
 from expunge.workspaces.init.plan import lock_of
 from expunge.workspaces.workspace import has_source, lay_out
@@ -31,6 +32,20 @@ def test_a_folder_with_another_pipeline_gives_nothing_and_gets_a_demo(tmp_path):
     assert (workspace / "data/dataset/manifest.json").is_file()
     lock = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]["prepare"]["params"][LOCK.as_posix()]
     assert lock["code.data"] == read_lock(workspace).code["data"]
+
+
+def test_the_demo_leaves_the_outputs_of_another_run_alone(tmp_path):
+    """In this repository it replaced the outputs of `make run` with its own."""
+    stage = {"cmd": "mkdir -p reports && echo demo > reports/result.txt", "outs": ["reports/result.txt"]}
+    write(tmp_path, "dvc.yaml", yaml.safe_dump({"stages": {"report": stage}}))
+    write(tmp_path, "params.demo.yaml", DEMO)
+    write(tmp_path, ".dvcignore", "")
+    write(tmp_path, "reports/result.txt", "of another run\n")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    assert has_source(tmp_path)
+    where = run_demo(tmp_path)
+    assert where == tmp_path / ".expunge/demo" and (where / "reports/result.txt").read_text() == "demo\n"
+    assert (tmp_path / "reports/result.txt").read_text() == "of another run\n"
 
 
 def test_a_workspace_gives_its_graph_flows_data_and_weights(tmp_path):

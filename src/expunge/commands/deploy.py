@@ -6,14 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from expunge.system.addresses import hidden, shown
 from expunge.system.errors import ExpungeError
 
 POOL = "expunge"
+SERVER_SECONDS = 20  # a server on a busy machine takes seconds to answer
 # Cold starts on small machines take longer than Prefect's defaults allow for.
 PATIENT = {
     "PREFECT_API_REQUEST_TIMEOUT": "120",
@@ -54,6 +58,7 @@ def deploy(
     _root()
     options = {"--name": name, "--repository": repository, "--remote": remote, "--revision": revision}
     options["--silence"] = None if silence is None else str(silence)
+    ask_server()
     arguments = [part for key, value in options.items() if value is not None for part in (key, value)]
     raise SystemExit(subprocess.call([sys.executable, "-m", "flows.setup", *arguments], env=_environment()))
 
@@ -66,11 +71,32 @@ def worker(
 ) -> None:
     """Start a process worker for the deployments. Its working directory is their workspace. Stop it with Ctrl-C."""
     root = _root()
+    ask_server()
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     command += ["--limit", str(limit), *(["--name", name] if name else [])]
     # A script's shell starts its background jobs with SIGINT ignored, and Prefect stops a worker by sending SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execve(sys.executable, command, {**_environment(), "EXPUNGE_WORKSPACE": str(root)})
+
+
+def ask_server() -> None:
+    """Raise ExpungeError if PREFECT_API_URL names a server that does not answer. Prefect would end in tracebacks."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return  # Prefect's own settings may name a server
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=SERVER_SECONDS):
+            return
+    except urllib.error.HTTPError as e:
+        if e.code in (401, 403):  # the server is up and asks for credentials, which Prefect sends
+            return
+        reason = f"/health answers with status {e.code}"
+    except (OSError, ValueError) as e:
+        reason = str(getattr(e, "reason", e))
+    raise ExpungeError(
+        f"{shown(url)}: no Prefect server answers ({hidden(reason, url)}); start it with `prefect server start`, or "
+        "set PREFECT_API_URL to the one that runs"
+    )
 
 
 def _root() -> Path:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
+from expunge.commands.place import need_workspace
 from expunge.config import load_config
 from expunge.ledger.clock import set_back
 from expunge.ledger.keys import PublicKey
 from expunge.ledger.ledger import Ledger
 from expunge.report.console import console
+from expunge.system.addresses import shown
 from expunge.system.errors import PromotionError
 from expunge.system.paths import LEDGER
 
@@ -54,11 +56,13 @@ def session(model: str | None, ledger: Path) -> ReviewSession:
     """Open the registered model `model`, by default that of the last run, with the ledger of its decisions."""
     from expunge.promotion.session import ReviewSession
 
+    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
     return ReviewSession(model, ledger)
 
 
 def registered_servable(model: str | None, version: str) -> tuple[Servable, str, str]:
     """Load a version, named by number or alias. Returns the servable, its digest and the address of the version."""
+    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
     from expunge.promotion.promoter import find
     from expunge.promotion.session import registered_name
     from expunge.tracking import connect, servable_of
@@ -180,12 +184,17 @@ def export(
 
 
 def preflight() -> None:
-    """Check params, ledger and tracking store before long work starts."""
+    """Check params.yaml, the chain of the ledger and the tracking store. `expunge check` finds more in params.yaml."""
     from expunge.tracking import preflight as reach_the_store
+    from expunge.tracking import tracking_uri
 
     load_config()
-    Ledger(LEDGER).verify()
+    entries = Ledger(LEDGER).verify()
     reach_the_store()
+    typer.echo(
+        f"params.yaml can be read, the ledger's chain of {entries} entries is whole, and {shown(tracking_uri())} takes "
+        "runs. `expunge check` looks for mistakes in params.yaml"
+    )
 
 
 @ledger_app.command("show")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from expunge.commands.place import need_workspace
 from expunge.erasure.states import OPEN, State, urgency
 from expunge.ledger.ledger import Ledger
 from expunge.report.console import console
@@ -255,8 +256,10 @@ def _pipeline(stages: Sequence[str] = (), force: bool = False) -> None:
 
 def open_store() -> Store:
     """Open the store of requests of this workspace."""
+    from expunge.erasure.database import DEFAULT_URL, ENV
     from expunge.erasure.requests import Store
 
+    need_workspace(Path(DEFAULT_URL.removeprefix("sqlite:///")), ENV)
     return Store.open()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from expunge.commands.place import need_workspace
 from expunge.commands.registry import LedgerPath, session
 from expunge.system.paths import LEDGER
 
@@ -36,6 +38,8 @@ def watch(
     """
     from expunge.promotion.alias_watch import settle_all
     from expunge.tracking import connect, models_of_ours
+
+    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
 
     def promoters() -> list[Promoter]:
         """Anew for every look: models are registered meanwhile, and requests change."""

@@ -20,6 +20,7 @@ from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.report.tables import failures
 from expunge.system.files import digest_of, read_json, read_manifest
+from expunge.system.git import git_state
 from expunge.system.paths import DATASET, MODELS, REGISTRATION, REPORTS, SPLIT, SUMMARY, retrained
 from expunge.tracking import (
     CORRECTS,
@@ -33,7 +34,7 @@ from expunge.tracking import (
     run_of_retrained,
 )
 from expunge.tracking.examples import examples_with_answers
-from expunge.tracking.provenance import git_state, lock_digest
+from expunge.tracking.provenance import lock_digest
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from expunge.report.metrics import name_of
 from expunge.report.request_words import corrects, worded
 from expunge.report.tables import STILL_STORED
 from expunge.system.files import MANIFEST, read_json, sha256
+from expunge.system.git import git_state
 from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
     The record holds the procedure, the source revision, the validation, the metrics against the references, the
     claims, and what is not claimed.
     """
-    from expunge.tracking.provenance import git_state, lock_digest  # imports MLflow, which takes seconds
+    from expunge.tracking.provenance import lock_digest  # imports MLflow, which takes seconds
 
     config, summary = load_config(), read_json(SUMMARY)
     block = _block(summary, product)

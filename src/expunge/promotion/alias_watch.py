@@ -1,7 +1,8 @@
 """Check moves of the alias `champion` that were made in MLflow's user interface: record them or undo them.
 
-MLflow's registry cannot reject a move, and it does not record who moved an alias. The user therefore writes the reason
-and a name as tags of the version. Between the move and the next check the version is served unchecked.
+MLflow's registry cannot reject a move. The user therefore writes the reason and a name as tags of the version; if the
+server records the account that moved the alias (docker/who_moved.py), this account is the name. Between the move and
+the next check the version is served unchecked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from expunge.promotion.promoter import Promoter
+from expunge.promotion.promoter import MOVED_BY, Promoter
 from expunge.system.errors import LedgerError
 from expunge.tracking import MlflowClient, Version, description_of, drop_tag, set_tag
 
@@ -46,7 +47,7 @@ def settle_alias(promoter: Promoter) -> Settled | None:
         return _put_back(promoter, None, ["the alias was removed; `expunge rollback` takes a champion away"])
     if failed := promoter.checked(champion):
         return _put_back(promoter, champion, failed)
-    reason, who = reason_of(promoter.client, champion), champion.tags.get(BY, "")
+    reason, who = reason_of(promoter.client, champion), champion.tags.get(MOVED_BY) or champion.tags.get(BY, "")
     entry = promoter.promote(champion, reason, promoter.history().head, {}, who)
     drop_tag(promoter.client, champion, REFUSED)
     words = f"version {champion.version} passes the gates and is the champion, ledger entry {entry.seq}"

@@ -32,6 +32,7 @@ from expunge.tracking import (
 )
 from expunge.tracking.retire import versions_of
 
+MOVED_BY = "moved_by"  # tag of a version: the account that moved the alias, if the server records it (docker/)
 # Tags of a version that its entry records, besides the number.
 RECORDED = ("method", "request", CORRECTS, "claims", "utility", "failed_gates", "content", "servable", "dvc_lock")
 
@@ -148,6 +149,8 @@ class Promoter:
         facts = {"model": self.name, "version": now, "instead_of": history.serving}
         if champion is not None and (request := champion.tags.get("request")):
             facts["request"] = request
+        if champion is not None and (account := champion.tags.get(MOVED_BY)):
+            facts["who"] = account
         facts["reason"] = "the alias was moved by hand"
         [entry] = self.ledger.append_events([(f"{self.name}/{history.last[7:19]}/{now}", BY_HAND, facts)])
         return entry if self.history().by_hand else None

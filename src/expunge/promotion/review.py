@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from expunge.promotion.gates import short
 from expunge.report.comparison import Part, counts
 from expunge.report.comparison_view import ComparedModels, TextTable
+from expunge.report.metrics import name_of
 from expunge.tracking import Version
 
 ORIGINAL = "original"
 LABELS = (("method", "method"), ("shown", "claims"), ("utility", "utility"), ("gates against it", "failed_gates"))
 TAGS = ("method", "claims", "utility", "failed_gates", "request")
+
+
+def in_words(tag: str) -> str:
+    """Return a tag of a version with the paths of metrics, which its list of gates holds, replaced by their names."""
+    return "; ".join(name_of(part) for part in tag.split(", "))
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Review:
     def versions(self) -> TextTable:
         """Return a table of the two versions: method, shown claims, utility, failed gates, request."""
         shown = (self.champion, self.challenger)
-        rows = [(label, *("–" if v is None else v.tags.get(tag, "–") for v in shown)) for label, tag in LABELS]
+        tags = [{} if v is None else v.tags for v in shown]
+        rows = [(label, *(in_words(of.get(tag, "–")) for of in tags)) for label, tag in LABELS]
         rows.append(("request", *("–" if v is None else short(v.tags.get("request", "–")) for v in shown)))
         rows.append(("forgets", *(what or "–" for what in self.forgets)))
         return TextTable(self.challenger.name, ("", *self.headings()), tuple(rows))

@@ -89,12 +89,13 @@ def render(
     drawn: Sequence[Section] | None = None,
     comparison: str = "",
     checks: Sequence[Mapping[str, Any]] = (),
+    made: str = "",
 ) -> str:
     """Return the whole page.
 
     `evidence.logits` have the keys and order of the table's rows. `drawn`: the page's `sections`, if they were drawn
     before. `comparison`: HTML that compares the original with the method of the page. `checks`: the reports of the
-    quality gates (`reports/validation/*.json`).
+    quality gates (`reports/validation/*.json`). `made`: when and from what the page was made, and where its runs are.
     """
     drawn = sections(summary, evidence) if drawn is None else drawn
     name = wording.focus(summary)
@@ -111,6 +112,9 @@ def render(
         says=wording.claim(verdict),
         shown=shown_words(verdict),
         gates_of={method: wording.gate_rows(block["verdict"]) for method, block in summary["methods"].items()},
+        attention=wording.attention(summary, evidence.classes),
+        recommendation=wording.recommendation(summary),
+        made=made,
         not_claimed=wording.not_claimed(summary),
         table=main_table(summary),
         column_help=column_help(summary),

@@ -118,10 +118,7 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
 
     def draw(axes: Any) -> None:
         for name, look in looks(list(e.logits)).items():
-            fpr, tpr, _ = roc_curve(truth, -loss(e.logits[name][rows], e.labels[rows]))
-            grid = np.unique(np.concatenate([np.geomspace(low, 1, 200), fpr[fpr >= low]]))
-            grid = grid[np.linspace(0, len(grid) - 1, min(len(grid), 400)).astype(int)]
-            reached = tpr[np.searchsorted(fpr, grid, side="right") - 1]
+            grid, reached = roc_points(truth, -loss(e.logits[name][rows], e.labels[rows]), low)
             axes.plot(grid, np.maximum(reached, low / 2), color=look.color, ls=look.line, label=name)
         axes.plot([low, 1], [low, 1], color=INK, alpha=0.4, lw=0.8, label="guessing")
         log_scale(axes.xaxis)
@@ -130,6 +127,20 @@ def _roc(e: Evidence, title: str, members: str, others: str) -> Panel:
 
     x, y = "false-positive rate", "true-positive rate"
     return panel(title, draw, x=x, y=y, height=3.3, legend=3)
+
+
+def roc_points(
+    truth: NDArray[np.int64], score: NDArray[Any], low: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return at most 400 false-positive rates from `low` to 1, and the true-positive rate at each.
+
+    Rows of equal score are called in random order, so the curve is a straight line between the rates before and after
+    them: without a difference in score it is that of guessing.
+    """
+    fpr, tpr, _ = roc_curve(truth, score)
+    grid = np.unique(np.concatenate([np.geomspace(low, 1, 200), fpr[fpr >= low]]))
+    grid = grid[np.linspace(0, len(grid) - 1, min(len(grid), 400)).astype(int)]
+    return grid, np.interp(grid, fpr, tpr)
 
 
 def views(e: Evidence) -> list[Panel]:

@@ -45,9 +45,7 @@ def print_result() -> None:
     ):
         if path.exists():
             console.print(f"{what + ':':<14}{path}", highlight=False)
-    console.print(
-        "For runs and models, run `expunge ui`, open http://127.0.0.1:5000 and choose Model training", highlight=False
-    )
+    console.print("For runs and models, run `expunge ui` and open the link that it prints", highlight=False)
 
 
 def tables(lines: Sequence[Sequence[str]], selected: str | None, width: int) -> list[Table]:

@@ -40,6 +40,7 @@ def version_page(summary: Mapping[str, Any], classes: Sequence[str], run: str) -
         f"[Report]({run}/artifacts/report.html) · [all methods of the run]({run}) · "
         f"[model card]({run}/artifacts/model_card.md)",
         f"**What is claimed.** {wording.claim(verdict)}",
+        *(f"**Attention.** {wording.escaped(line)}" for line in wording.attention(summary, classes)),
         "**What is not claimed.**",
         "\n".join(f"- {wording.escaped(line)}" for line in wording.not_claimed(summary)),
         TO_PROMOTE,

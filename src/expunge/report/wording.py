@@ -21,6 +21,7 @@ CLAIMS = {
     EXACT: "By construction, the weights are a function of retained rows, public weights and the seed alone.",
 }
 _PATH = re.compile(r"\(([a-z][\w.]+)\)")
+LOSS_TOLD = 0.02  # a class that lost at least this much accuracy is named beside the verdict
 UTILITY_WORDS = "Accuracy on retained and test rows is at most half a point below that of {}."
 # Metrics of the verdict and of a review, in the order in which they are shown.
 GATES = some(
@@ -96,6 +97,36 @@ def not_claimed(summary: Mapping[str, Any]) -> list[str]:
     ]
     lines += copies_left(summary["request"]) + fitted_once(summary["methods"][focus(summary)])
     return [*lines, *unproven(summary), "Only the attacks listed here were run; a stronger one may find more."]
+
+
+def attention(summary: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Return what stands beside the verdict: whether hiding alone reaches it, and a class that lost accuracy."""
+    name = focus(summary)
+    block, control = summary["methods"][name], summary["references"]["logit_mask"]
+    lines = []
+    if control is not None and control.get("verdict") and name != CONTROL:
+        own, hidden = shown_claims(block["verdict"]), shown_claims(control["verdict"])
+        if own and set(own) <= set(hidden):
+            lines.append(f"The control {CONTROL}, which only hides the class, is shown the same: {', '.join(hidden)}.")
+    worst = lookup(block, "per_class.worst_class")
+    if worst is not None and (lost := block["per_class"]["damage"][worst]) >= LOSS_TOLD:
+        lines.append(f"Class {classes[worst]} lost {100 * lost:.1f} points of accuracy on retained test rows.")
+    return lines
+
+
+def recommendation(summary: Mapping[str, Any]) -> str:
+    """Return what to do next with the outcome of a run."""
+    if summary["selected"] is not None:
+        return (
+            "Review the registered version beside the champion (`expunge review`), and promote it with a reason if its "
+            "claims suffice (`expunge promote`)."
+        )
+    if seed_count(summary) == 0:
+        return "Retrain models to compare with (`reference: retrain` in params.yaml), and run the pipeline again."
+    return (
+        "Read why each method failed below. Retraining without the rows always answers the request; other methods or "
+        "settings may answer it for less."
+    )
 
 
 def metrics_named(reason: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
@@ -30,15 +31,21 @@ class UnlearnedClassifier(PythonModel):  # type: ignore[misc]
     # np.ndarray is the only type hint from which MLflow derives no schema; the signature is given when logging.
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
-    ) -> NDArray[np.float32]:
-        """Return the probabilities `(n, C)`. Raises MlflowException for an input that does not fit the contract."""
+    ) -> NDArray[np.float32] | pd.DataFrame:
+        """Return the probabilities `(n, C)`; with the parameter `names`, a data frame with the classes as columns.
+
+        Raises MlflowException for an input that does not fit the contract.
+        """
         given: Any = model_input
         if self.servable.contract.texts:  # MLflow has no text tensors, so texts come in a data frame
             given = given["text"].to_numpy()
         try:
-            return self.servable.probabilities(given)
+            probabilities = self.servable.probabilities(given)
         except DataError as e:
             raise MlflowException.invalid_parameter_value(str(e)) from None
+        if (params or {}).get("names"):
+            return pd.DataFrame(probabilities, columns=list(self.servable.contract.classes))
+        return probabilities
 
 
 set_model(UnlearnedClassifier())

@@ -42,7 +42,8 @@ def cost_of(name: str, retrain_s: float | None) -> dict[str, Any]:
     With `retrain_s`, also return how many times faster than retraining the fit was.
     """
     cost = {**read_json(COST / f"evaluate-{name}.json"), **read_json(COST / f"fit-{name}.json")}
-    cost.pop("usage", None)  # samples over time, which the summary leaves out
+    for key in ("usage", "span"):  # samples and times, which the summary leaves out
+        cost.pop(key, None)
     if retrain_s is not None:
         cost["retrain_s"] = retrain_s
         cost["speedup_vs_retrain"] = retrain_s / max(cost["fit_s"], 1e-4)

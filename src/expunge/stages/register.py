@@ -24,6 +24,7 @@ from expunge.report.version_page import version_page
 from expunge.stages import run
 from expunge.system.errors import TrackingError
 from expunge.system.files import digest_of, read_json, read_manifest
+from expunge.system.git import git_state
 from expunge.system.paths import (
     DATASET,
     FORGOTTEN,
@@ -54,7 +55,8 @@ from expunge.tracking import (
 )
 from expunge.tracking.details import details_of, shared_stages, usage_of
 from expunge.tracking.examples import examples_with_answers
-from expunge.tracking.provenance import git_state, lock_digest
+from expunge.tracking.provenance import lock_digest
+from expunge.tracking.report_link import log_linked_report
 from expunge.training.original import present
 
 ARTIFACTS = (
@@ -161,7 +163,7 @@ def log_run(
     """Log the run with its references, methods, seeds, reports and samples of the machine."""
     seeds = [] if summary["references"]["retrained"] is None else list(config.retrain.seeds)
     retrained = read_json(METRICS / "references.json")["retrained"]
-    return log_pipeline_run(
+    ids = log_pipeline_run(
         summary,
         experiment=config.register.experiment or f"{config.data.source} {config.model.name}",
         run_name=run_name,
@@ -176,6 +178,8 @@ def log_run(
         usage=usage_of(shared_stages()),
         artifacts=[REPORTS / a for a in ARTIFACTS if (REPORTS / a).exists()],
     )
+    log_linked_report(ids, REPORTS / "report.html")
+    return ids
 
 
 def keep_forgotten(split: Split, dataset: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from expunge.report.tables import candidates
 from expunge.report.wording import focus
 from expunge.stages import run
 from expunge.system.files import read_json, read_manifest, staged_dir, write_manifest, write_text
+from expunge.system.git import git_state
 from expunge.system.paths import (
     DATASET,
     EVALUATION,
@@ -133,6 +135,14 @@ def write_figures(drawn: Sequence[Section], request: dict[str, Any]) -> None:
         write_manifest(staging, "expunge.stages.report")
 
 
+def made() -> str:
+    """Return when and from which commit the report was made, and where its runs are."""
+    git = git_state()
+    changed = ", with changes that are not committed" if git.get("git_dirty") == "true" else ""
+    commit = f" from commit {git['git_commit'][:12]}{changed}" if git else ""
+    return f"Made on {datetime.now(UTC):%Y-%m-%d}{commit}. Its runs are in MLflow (expunge ui)."
+
+
 def main() -> None:
     """Run the stage `report`."""
     config, summary, dataset = load_config(), read_json(SUMMARY), Dataset(DATASET, verify=False)
@@ -149,7 +159,7 @@ def main() -> None:
     drawn = sections(summary, evidence)
     asked = summary["request"]
     checks = [read_json(file) for file in sorted(VALIDATION.glob("*.json"))]
-    page = render(summary, evidence, drawn, beside_the_original(summary, dataset, config), checks)
+    page = render(summary, evidence, drawn, beside_the_original(summary, dataset, config), checks, made())
     write_text(REPORTS / "report.html", worded(page, asked))
     write_figures(drawn, asked)
     write_text(REPORTS / "results.csv", results_csv(summary))

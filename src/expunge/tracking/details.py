@@ -14,6 +14,7 @@ from expunge.system.errors import ManifestError
 from expunge.system.files import read_json
 from expunge.system.monitor import Series
 from expunge.system.paths import COST, ORIGINAL, UNLEARNED
+from expunge.tracking.run_times import Span
 from expunge.tracking.runs import Curve, Detail, seed_run
 
 # Keys of a training history: those that serve as the step of a curve, and those that are not drawn as curves.
@@ -56,7 +57,8 @@ def details_of(summary: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, De
     if len(training) > 1:
         each = [out[seed_run(seed)].metrics for seed in seeds]
         mean = {key: fmean(m[key] for m in each) for key in each[0] if all(key in m for m in each)}
-        out["retrained"] = Detail(mean, tags={"compared_with": "the other seeds"})
+        spans = [span for seed in seeds if (span := out[seed_run(seed)].span) is not None]
+        out["retrained"] = Detail(mean, tags={"compared_with": "the other seeds"}, span=_around(spans))
     return out
 
 
@@ -89,7 +91,8 @@ def shared_stages() -> list[str]:
 def _of_method(name: str, settings: Mapping[str, Any]) -> Detail:
     info: Path = UNLEARNED / name / INFO
     history = read_json(info).get("history", []) if info.is_file() else []
-    return Detail(params=settings, curves=_curves(history), usage=usage_of([f"fit-{name}", f"evaluate-{name}"]))
+    usage = usage_of([f"fit-{name}", f"evaluate-{name}"])
+    return Detail(params=settings, curves=_curves(history), usage=usage, span=_span(_cost(f"fit-{name}")))
 
 
 def _of_training(cost: Mapping[str, Any], retrain_s: float | None, evaluate_s: float) -> Detail:
@@ -98,7 +101,18 @@ def _of_training(cost: Mapping[str, Any], retrain_s: float | None, evaluate_s: f
         metrics["cost/peak_rss_mb"] = peak
     if retrain_s is not None:
         metrics |= {"cost/retrain_s": retrain_s, "cost/speedup_vs_retrain": retrain_s / max(cost["train_s"], 1e-4)}
-    return Detail(metrics, curves=_curves(cost["epochs"]), usage=cost.get("usage", {}))
+    return Detail(metrics, curves=_curves(cost["epochs"]), usage=cost.get("usage", {}), span=_span(cost))
+
+
+def _span(cost: Mapping[str, Any]) -> Span | None:
+    """Return start and end of the stage that wrote `cost`; None if an earlier version wrote it."""
+    span = cost.get("span")
+    return None if span is None else (float(span[0]), float(span[1]))
+
+
+def _around(spans: Sequence[Span]) -> Span | None:
+    """Return the time from the first start to the last end."""
+    return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Curve]:

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import expunge
@@ -28,6 +28,7 @@ from expunge.models.families import package_of
 from expunge.serving.servable import Contract, servable_digest, write_servable
 from expunge.system.errors import TrackingError
 from expunge.system.files import write_json
+from expunge.tracking.run_times import end_kept
 from expunge.tracking.runs import clip, refuse_row_ids
 from expunge.tracking.store import connect, fluent, refusals
 
@@ -235,7 +236,7 @@ def _create(client: MlflowClient, s: Submission) -> Version:
         servable.mkdir()
         card = write_servable(servable, s.model_dir, s.unlearned_dir, contract)
         weights = servable_digest(servable)
-        with mlflow.start_run(run_id=s.run_id):
+        with end_kept(client, s.run_id), mlflow.start_run(run_id=s.run_id):
             logged = mlflow.pyfunc.log_model(
                 name=re.sub(r"[^A-Za-z0-9_-]+", "-", s.method),
                 python_model=str(Path(expunge.__file__).parent / "serving" / "pyfunc.py"),
@@ -279,7 +280,8 @@ def _create(client: MlflowClient, s: Submission) -> Version:
 def _signature(contract: Contract) -> ModelSignature:
     given = ColSpec("string", "text") if contract.texts else TensorSpec(np.dtype("uint8"), (-1, *contract.shape))
     answer = TensorSpec(np.dtype("float32"), (-1, len(contract.classes)))
-    return ModelSignature(Schema([given]), Schema([answer]))
+    names = ParamSpec("names", DataType.boolean, False)  # whether answers carry the names of the classes
+    return ModelSignature(Schema([given]), Schema([answer]), ParamSchema([names]))
 
 
 def _as_sent(inputs: Sequence[str] | NDArray[np.uint8]) -> Any:

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from expunge.evaluation.claims import gates_against, shown_words
 from expunge.system.errors import TrackingError
 from expunge.system.monitor import Series
+from expunge.tracking.run_times import Span, milliseconds, pipeline_start
 from expunge.tracking.store import connect, end_interrupted, experiment_of, refusals
 
 # Limits of MLflow's batch call and of its database columns.
@@ -53,6 +54,7 @@ class Detail:
     `curves`: `(step, value)` pairs of iterative procedures, by metric name.
     `usage`: samples of processor and memory use from `expunge.system.monitor`; MLflow shows them as system metrics.
     `artifacts`: files or directories, logged under their own names.
+    `span`: start and end of its stages; the run gets these times.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class Detail:
     usage: Mapping[str, Series] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Sequence[Path] = ()
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ def log_pipeline_run(
     `seeds`: the block of each retrained model, by seed. If there are several, each gets a child run named
     `seed_run(seed)`, which is also its key in `per_method`.
     `usage`: samples of stages that belong to no single candidate.
-    `tags` are set on every run; `claims`, `utility` and `failed_gates` are added from each verdict. On an error, all
-    runs that were begun are marked FAILED, if the store still answers. Raises TrackingError if the store refuses a
-    call, or for an artifact that holds ids of rows.
+    `tags` are set on every run; `claims`, `utility` and `failed_gates` are added from each verdict. The parameters
+    `claims`, `kind` and `method` are on every run too: MLflow's page for comparing runs opens on the first parameters
+    by name, so the settings of a method are logged as `settings.NAME`. Runs have the times of their stages. On an
+    error, all runs that were begun are marked FAILED, if the store still answers. Raises TrackingError if the store
+    refuses a call, or for an artifact that holds ids of rows.
     """
     per_method = dict(per_method or {})
     methods = summary["methods"]
@@ -140,19 +145,21 @@ def log_pipeline_run(
 
     request, selected = summary["request"], summary.get("selected")
     common = {**tags, "request": request["digest"], "model": summary["model"]["name"], **_source(tags)}
-    begun: list[str] = []
+    begun: dict[str, Span | tuple[float, None] | None] = {}
     client = connect()
     with refusals(f"logging {run_name!r}"):
         experiment_id = experiment_of(client, experiment).experiment_id
         end_interrupted(client, experiment_id, request["digest"])
 
-        def begin(name: str, run_tags: Mapping[str, str]) -> str:
-            run_id: str = client.create_run(experiment_id, tags=dict(run_tags), run_name=name).info.run_id
-            begun.append(run_id)
+        def begin(name: str, run_tags: Mapping[str, str], span: Span | tuple[float, None] | None) -> str:
+            run = client.create_run(experiment_id, milliseconds(span, 0), dict(run_tags), name)
+            run_id: str = run.info.run_id
+            begun[run_id] = span
             return run_id
 
         try:
             chosen = candidates.get(selected, {})
+            first = pipeline_start(client, experiment_id, (detail.span for detail in per_method.values()))
             parent = begin(
                 run_name,
                 {
@@ -162,29 +169,33 @@ def log_pipeline_run(
                     "selected": selected or "none",
                     "mlflow.note.content": clip(description_md, TAG_LENGTH),
                 },
+                (first, None),
             )
             client.log_inputs(parent, datasets=_inputs(dataset, request))
             counts = {f"request/{k}": float(v) for k, v in request.items() if k.endswith("_rows")}
             everything = {**metrics_of(chosen), **counts}
-            _log(client, parent, Detail(everything, params, usage=usage or {}, artifacts=artifacts))
+            shared = _shared_params(chosen, "pipeline", selected or "none")
+            _log(client, parent, Detail(everything, {**shared, **params}, usage=usage or {}, artifacts=artifacts))
             children = {}
-            # MLflow lists the newest run first, so the original is logged last to appear on top.
+            # MLflow lists the newest run first; the original comes last here and leads runs of equal or unknown times.
             for name in reversed(candidates):
                 role = "method" if name in methods else "seed" if name in each else "reference"
                 detail = per_method.get(name, Detail())
                 child_tags = {**common, **_verdict_tags(candidates[name]), "role": role, "method": name, **detail.tags}
-                children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent})
+                children[name] = begin(name, {**child_tags, "mlflow.parentRunId": parent}, detail.span)
                 metrics = {**metrics_of(candidates[name]), **detail.metrics}
                 curves = {**curves_of(candidates[name]), **detail.curves}
-                _log(client, children[name], replace(detail, metrics=metrics, curves=curves))
+                settings = {f"settings.{key}": value for key, value in detail.params.items()}
+                params_of = {**_shared_params(candidates[name], role, name), **settings}
+                _log(client, children[name], replace(detail, metrics=metrics, curves=curves, params=params_of))
         except BaseException:
             # If the server is gone, one attempt takes a minute. What stays RUNNING is ended by the next call.
             with suppress(MlflowException):
                 for run_id in begun:
                     client.set_terminated(run_id, "FAILED")
             raise
-        for run_id in reversed(begun):
-            client.set_terminated(run_id, "FINISHED")
+        for run_id, span in reversed(begun.items()):
+            client.set_terminated(run_id, "FINISHED", milliseconds(span, 1))
         # The client repeats a call whose answer was lost, so that a run may have been created twice.
         end_interrupted(client, experiment_id, request["digest"])
     return RunIds(experiment_id, parent, children)
@@ -258,6 +269,12 @@ def _source(tags: Mapping[str, str]) -> dict[str, str]:
     return {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "LOCAL", **commit}
 
 
+def _shared_params(candidate: Mapping[str, Any], kind: str, method: str) -> dict[str, str]:
+    """Return the parameters that every run has: what was shown of it, what it is, and its method."""
+    verdict = candidate.get("verdict")
+    return {"claims": shown_words(verdict) if verdict else "not judged", "kind": kind, "method": method}
+
+
 def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:
     verdict = candidate.get("verdict")
     if not verdict:
@@ -270,7 +287,7 @@ def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
     return {
         "claims": shown_words(verdict),
         "utility": str(verdict["utility"]),
-        "failed_gates": ", ".join(gates_against(verdict)) or "none",
+        "failed_gates": ", ".join(gates_against(verdict)) or ("none" if verdict["references"] else "not evaluated"),
     }
 
 

@@ -23,7 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from expunge.system.addresses import hidden, shown
 from expunge.system.errors import TrackingError
 from expunge.system.paths import workspace
+from expunge.system.progress import log_message
 from expunge.system.storage import reason
+from expunge.tracking.moved import ARTIFACTS, follow
 
 # It logs the traceback of every error of the database that it raises; `refusals` says it in one line.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -31,7 +33,6 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 SQLITE = "sqlite:///"
 DATABASE = "mlflow.db"
 DEFAULT_URI = SQLITE + DATABASE
-ARTIFACTS = "mlartifacts"
 PREFLIGHT_SECONDS = 5
 MIGRATIONS, COPYING = "alembic_version", "_alembic_tmp_"  # the migrations' own table, prefix of temporary ones
 EXPERIMENT_TAGS = {
@@ -54,12 +55,14 @@ def connect() -> MlflowClient:
     """Return a client of the store in use; a missing database is created.
 
     A SQLite database is created under another name and then renamed, so that a killed process leaves no partial one.
-    Processes that open it at the same time wait for the first one. Raises TrackingError if the store cannot be opened.
+    Processes that open it at the same time wait for the first one. If the workspace was copied or renamed, the database
+    follows its artifacts. Raises TrackingError if the store cannot be opened.
     """
     uri = tracking_uri()
     with refusals("opening the store"), _alone(uri):
         if uri.startswith(SQLITE):
             _make_database(_database(uri))
+            _follow(_database(uri))
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -150,6 +153,15 @@ def _make_database(path: Path) -> None:
     client.search_experiments(max_results=1)
     client._tracking_client.store.engine.dispose()  # close all connections before the rename
     os.replace(new, path)
+
+
+def _follow(path: Path) -> None:
+    try:
+        moved = follow(path)
+    except sqlite3.Error:
+        return  # not a database, or one of an older MLflow; MLflow then raises its own error
+    for address in moved:
+        log_message(f"{path}: artifacts are read and written beside this database now, no longer in {address}")
 
 
 def _unfinished(path: Path) -> bool:

@@ -16,19 +16,17 @@ from expunge.system.errors import ExpungeError
 from expunge.system.paths import RAW
 from expunge.system.progress import log_message
 from expunge.workspaces.template import nearest
-from expunge.workspaces.workspace import has_source, lay_out, params_with, reproduce
+from expunge.workspaces.workspace import lay_out, params_with, reproduce
 
 PARAMS, TEXT_PARAMS, PEOPLE_PARAMS = "params.demo.yaml", "params.text.yaml", "params.people.yaml"
 TRAINED = ("train", "extract", "validate-features", "activations")  # stages that no request repeats
-OUTPUTS = ("data/dataset", "data/split", "data/features", "data/evaluation", "models", "reports")
 
 
 def run_demo(root: Path, keep: bool = False) -> Path:
-    """Run `dvc repro` on params.demo.yaml in `.expunge/demo` and return the folder that holds its outputs.
+    """Run `dvc repro` on params.demo.yaml in `.expunge/demo` and return this folder, which holds its outputs.
 
-    In the repository of this package that folder is `root`, as with `make run`. Elsewhere the outputs stay in
-    `.expunge/demo`, because `models/` may be a folder of the user's. Runs are logged to the MLflow store of `root`.
-    Raises ExpungeError if a stage fails.
+    The outputs of a run in `root` stay as they are. Runs are logged to the MLflow store of `root`. Raises ExpungeError
+    if a stage fails.
     """
     # Images of 8 x 8 gain nothing from a second thread, and are much slower with it if another process computes too.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,13 +75,5 @@ def _fresh(workspace: Path, keep: bool) -> Path:
 
 def _reproduce(root: Path, workspace: Path) -> Path:
     reproduce(root, workspace)
-    if not has_source(root):
-        log_message(f"{workspace.name}: its outputs are in {workspace.relative_to(root)}")
-        return workspace
-    for name in OUTPUTS:
-        shutil.rmtree(root / name, ignore_errors=True)
-        shutil.copytree(workspace / name, root / name)
-    log_message(
-        f"{workspace.name}: outputs copied from {workspace.relative_to(root)}; params.yaml and dvc.lock are unchanged"
-    )
-    return root
+    log_message(f"{workspace.name}: its outputs are in {workspace.relative_to(root)}")
+    return workspace
