@@ -55,15 +55,48 @@ def test_pictures_in_the_readme_exist():
     assert len(pictures) > 3 and all((ROOT / picture).is_file() for picture in pictures)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/requests.md"])
-def test_the_code_of_the_library_runs_as_the_page_shows_it(name):
+def test_the_code_of_the_library_runs_as_the_page_shows_it():
     import torch
 
-    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/requests.md").read_text(), re.M | re.S)
     z, forgotten = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) < 10
     names = {"z": z, "forgotten": forgotten, "z_forget": z[forgotten], "shards": z.split(20), "dim": 4}
     exec(block, names | {"weight": torch.eye(3, 4), "bias": torch.zeros(3)}, found := {})
     assert found["forget"].n == 10 and found["head"].logits(z).shape == (60, 3)
+
+
+def table_of(page: str) -> dict[str, dict[str, str]]:
+    """Return the table of results on a page: for each row its name, and each cell by the heading of its column."""
+    lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
+    start = next(i for i, line in enumerate(lines) if line.startswith("|  | retain |"))
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[start:]]
+    heading, found = cells[0], {}
+    for row in cells[1:]:
+        if len(row) != len(heading) + 1:
+            break
+        found[row[0]] = dict(zip(heading, row[1:], strict=True))
+    return found
+
+
+def test_the_readme_shows_part_of_the_table_of_the_default_run():
+    whole, part = table_of("docs/first-run.md"), table_of("README.md")
+    assert {"original", "retrained", "logit-mask (control)", "loft", "ru-linear", "teacher-map"} <= set(part)
+    for name, cells in part.items():
+        assert cells.items() <= whole[name].items(), name
+
+
+def test_the_page_of_the_default_run_explains_each_column_under_the_name_that_a_run_prints():
+    from expunge.report.tables import COLUMNS
+
+    page = (ROOT / "docs/first-run.md").read_text()
+    explained = re.search(r"^\| column \| what it is \|\n(.*?)\n\n", page, re.M | re.S)[1]
+    named = [name for line in explained.splitlines()[1:] for name in line.split(" | ")[0].strip("| ").split(", ")]
+    assert named == list(table_of("docs/first-run.md")["original"])
+    assert set(named) <= {*(column.heading for column in COLUMNS), "utility", "shown"}
+
+
+def test_the_readme_fits_a_first_visit():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
 
 
 def test_every_picture_is_shown_on_a_page_and_is_small():

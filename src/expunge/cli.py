@@ -86,8 +86,9 @@ def demo(
     """Run the whole pipeline on scikit-learn's digits, in its own workspace `.expunge/demo`."""
     from expunge.workspaces.demo import run_demo
 
-    os.chdir(run_demo(Path.cwd(), keep))
-    print_result()
+    start = Path.cwd()
+    os.chdir(run_demo(start, keep))
+    print_result(start)
 
 
 @app.command()
@@ -97,8 +98,9 @@ def demo_text(
     """Fetch a sentence encoder and run the whole pipeline on 23,703 short texts, in `.expunge/texts`."""
     from expunge.workspaces.demo import run_texts
 
-    os.chdir(run_texts(Path.cwd(), keep))
-    print_result()
+    start = Path.cwd()
+    os.chdir(run_texts(start, keep))
+    print_result(start)
 
 
 @app.command()
@@ -154,11 +156,11 @@ def run_as_group(command: list[str], environment: dict[str, str]) -> int:
             signal.signal(signal.SIGTERM, before)
 
 
-def print_result() -> None:
-    """Print the result table of the run in the current directory."""
+def print_result(reader: Path | None = None) -> None:
+    """Print the result table of the run in the current directory, with paths from the directory `reader`."""
     from expunge.report import terminal
 
-    terminal.print_result()
+    terminal.print_result(reader)
 
 
 for commands in (

@@ -33,6 +33,16 @@ def test_reasons_are_a_table_and_the_result_is_a_sentence(run, tmp_path, monkeyp
     assert "expunge ui" in printed and "make " not in printed
 
 
+def test_paths_of_a_run_in_another_folder_lead_there_from_where_the_reader_stands(run, tmp_path, monkeypatch, capsys):
+    workspace = tmp_path / ".expunge/demo"
+    workspace.mkdir(parents=True)
+    monkeypatch.chdir(workspace)
+    write_json(SUMMARY, run()[0])
+    print_result(tmp_path)
+    (data,) = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("Data:")]
+    assert (tmp_path / data).is_file() and data.startswith(".expunge/demo/")
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_cell_is_cut_in_a_narrow_terminal(run, width, capsys):
     lines = rows(run()[0])

@@ -54,7 +54,7 @@ class LinearHead:
 
     @classmethod
     def load(cls, path: Path | str) -> LinearHead:
-        """Read what `save` wrote. Raises CheckpointError naming the file when it is something else."""
+        """Read what `save` wrote. Raises CheckpointError, which names the file, if it is something else."""
         try:
             tensors = load_file(str(path))
             return cls(tensors["weight"], tensors["bias"])

@@ -277,7 +277,7 @@ class Chain(_Saved):
 
 
 def load_map(directory: Path | str) -> FeatureMap:
-    """Read the map that `save` wrote. Raises CheckpointError naming the directory when it does not hold one."""
+    """Read the map that `save` wrote. Raises CheckpointError, which names the directory, if it holds none."""
     directory = Path(directory)
     try:
         description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))

@@ -172,7 +172,7 @@ class Moments:
 
     @classmethod
     def load(cls, path: Path | str) -> Moments:
-        """Read what `save` wrote. Raises CheckpointError naming the file when it is something else."""
+        """Read what `save` wrote. Raises CheckpointError, which names the file, if it is something else."""
         try:
             tensors = load_file(str(path))
             n, s, big = int(tensors["n"].item()), tensors["s"], tensors["S"]

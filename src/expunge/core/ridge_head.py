@@ -294,7 +294,7 @@ class RidgeHead(Estimator):
 
     @classmethod
     def load(cls, directory: Path | str) -> RidgeHead:
-        """Read what `save` wrote and solve again. Raises CheckpointError naming the directory."""
+        """Read what `save` wrote and solve again. Raises CheckpointError, which names the directory, if it cannot."""
         directory = Path(directory)
         try:
             description = read_json(directory / DESCRIPTION)

@@ -106,7 +106,10 @@ class SoftmaxHead(Estimator):
         return self
 
     def remove(self, z_f: Tensor | np.ndarray, y_f: Tensor | np.ndarray) -> SoftmaxHead:
-        """Remove rows that were added before. Raises DataError and changes nothing where a row was not, naming it."""
+        """Remove rows that were added before.
+
+        If a row was not, this raises DataError, which names the row, and changes nothing.
+        """
         store = self.prepare()._rows()
         z_f, y_f = as_labelled(z_f, y_f, self.weights_.shape[1] - 1, self.num_classes_)
         problem, less = SoftmaxProblem(store.z, store.y, self.ridge), SoftmaxProblem(z_f, y_f, self.ridge)
@@ -178,7 +181,7 @@ class SoftmaxHead(Estimator):
 
     @classmethod
     def load(cls, directory: Path | str) -> SoftmaxHead:
-        """Read what `save` wrote. Raises CheckpointError naming the directory when it is something else."""
+        """Read what `save` wrote. Raises CheckpointError, which names the directory, if it holds something else."""
         directory = Path(directory)
         try:
             description = read_json(directory / DESCRIPTION)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +18,12 @@ TITLE = "Every method beside the original and the retrained model"
 CAPTION = "KL (nats) and agree (share of rows) compare with the retrained model on forgotten rows"
 
 
-def print_result() -> None:
-    """Print the table, the verdict and the places of further results. Raises ManifestError if nothing has run yet."""
+def print_result(reader: Path | None = None) -> None:
+    """Print the table, the verdict and the places of further results of the run in the current directory.
+
+    The places are paths from the directory `reader`, where the person stands who reads them; by default that is the
+    current directory, too. Raises ManifestError if nothing has run yet.
+    """
     if not SUMMARY.is_file():
         raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for an example of a minute")
     summary = read_json(SUMMARY)
@@ -44,7 +50,8 @@ def print_result() -> None:
         ("Registration", REGISTRATION),
     ):
         if path.exists():
-            console.print(f"{what + ':':<14}{path}", highlight=False)
+            shown = os.path.relpath(path, reader) if reader else path
+            console.print(f"{what + ':':<14}{shown}", highlight=False)
     console.print("For runs and models, run `expunge ui` and open the link that it prints", highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""evaluate: every metric of one method, or without a name of the references, beside original and retrained."""
+"""evaluate: compute every metric of one method, or of the references if no method is named, and compare them."""
 
 import argparse
 import time

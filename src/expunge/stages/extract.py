@@ -1,4 +1,4 @@
-"""extract: one forward pass of a model over every row, once."""
+"""extract: run a model over every row, once, and store the features and their moments."""
 
 import argparse
 import os

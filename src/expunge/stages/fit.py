@@ -1,4 +1,4 @@
-"""fit: one method of the table, from Moments and forget rows to a map or a head."""
+"""fit: run one method of the table, which gives a map of features, a head or a network."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""retrain: the same recipe on retained rows only, or on corrected labels; every metric is read beside this model's."""
+"""retrain: train a model as the original, without the forgotten rows or on corrected labels, to compare with."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,10 @@ def main() -> None:
 
 
 def retrain(config: Config, seed: int, out: Path) -> dict[str, Any]:
-    """Write the model `out` and return what it cost. torch is imported here: without references it is unused."""
+    """Write the model `out` and return what it cost.
+
+    torch is imported here, because a run without references does not need it.
+    """
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.features.store import FeatureStore

@@ -1,4 +1,4 @@
-"""validate: Great Expectations on the dataset, the split or the features; a failure stops the pipeline."""
+"""validate: check the dataset, the split or the features with Great Expectations; a failure stops the pipeline."""
 
 import argparse
 from collections.abc import Callable
