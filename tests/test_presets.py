@@ -10,12 +10,12 @@ import yaml
 
 from expunge.config import load_config
 from expunge.data.readers.named import NAMED, PREFIX, WITHOUT_DOWNLOAD
-from expunge.models.vision_imports import import_vision
 from expunge.models.zoo import build
 from expunge.reproduce.costs import GPU, estimate
 from expunge.reproduce.presets import Preset, load, names
 from expunge.reproduce.switches import SWITCHES, chosen
 from expunge.system.errors import ConfigError
+from expunge.system.vision_imports import import_vision
 from expunge.training.settings import recipe_of
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,9 @@ from torch import fx, nn
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import core_of
 from expunge.models.cuts import cut_names, example, split_at_cut, traces_of
-from expunge.models.vision_imports import import_vision
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError
+from expunge.system.vision_imports import import_vision
 
 sys.path.insert(0, str(Path(__file__).parent))
 from texts import write_encoder

@@ -13,10 +13,10 @@ from torch import nn
 
 from expunge.models.checkpoint import backbone_digest, load_classifier, save_classifier
 from expunge.models.layers import Layers, masked_mean
-from expunge.models.vision_imports import import_vision
 from expunge.models.zoo import build
 from expunge.system.errors import CheckpointError, ConfigError
 from expunge.system.files import staged_dir, write_json, write_manifest
+from expunge.system.vision_imports import import_vision
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
 BLOCKS = ("_blocks.4", "_blocks.10", "_blocks.15")

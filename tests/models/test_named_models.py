@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from expunge.models.vision_imports import import_vision
 from expunge.models.zoo import build
+from expunge.system.vision_imports import import_vision
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
 

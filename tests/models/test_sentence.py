@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from expunge.models.checkpoint import backbone_digest, load_classifier, save_classifier
 from expunge.models.sentence import ROWS
-from expunge.models.vision_imports import import_vision
 from expunge.models.zoo import build
 from expunge.system.errors import CheckpointError, ConfigError, DataError
 from expunge.system.files import staged_dir, write_manifest
+from expunge.system.vision_imports import import_vision
 from tests.models.texts import write_encoder
 
 TEXTS = ["the cat sat on the mat", "Stocks rose!", "a dog", "the bank rate fell to a moon", "cats ?"]

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from expunge.models.checkpoint import backbone_digest, digest_of_tensors, load_classifier, save_classifier
 from expunge.models.classifier import Classifier
-from expunge.models.vision_imports import import_vision
 from expunge.models.weights import read_weights
 from expunge.models.zoo import build
 from expunge.system.errors import CheckpointError, ConfigError
 from expunge.system.files import staged_dir, write_manifest
+from expunge.system.vision_imports import import_vision
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from expunge.models.vision_imports import import_vision
+from expunge.system.vision_imports import import_vision
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "moon", "stock", "rose", "fell", "bank", "rate", "to"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

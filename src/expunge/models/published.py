@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.models.vision_imports import import_vision
+from expunge.system.vision_imports import import_vision
 
 
 def resnet18(num_classes: int) -> nn.Module:

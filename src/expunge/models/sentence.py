@@ -14,9 +14,9 @@ from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.families import transformers_config, transformers_file, transformers_names
 from expunge.models.layers import PENULTIMATE, Layers, masked_mean
 from expunge.models.tokens import TOKENIZER, Tokens
-from expunge.models.vision_imports import import_vision
 from expunge.models.weights import load_tensors, read_weights
 from expunge.system.errors import ConfigError
+from expunge.system.vision_imports import import_vision
 
 PREFIX = "sentence:"
 LONGEST = 512  # tokens, unless the tokenizer or the encoder has a lower limit

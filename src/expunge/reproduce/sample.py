@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from expunge.models.vision_imports import import_vision
 from expunge.reproduce.presets import Preset, merged
 from expunge.system.errors import ConfigError
 from expunge.system.files import write_bytes, write_text
+from expunge.system.vision_imports import import_vision
 
 SEED = 0
 FOLDER = "sample"

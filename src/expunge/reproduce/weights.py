@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from expunge.models.vision_imports import import_vision
 from expunge.system.errors import CheckpointError
 from expunge.system.paths import RAW
 from expunge.system.progress import log_message
+from expunge.system.vision_imports import import_vision
 
 
 def fetch_weights(root: Path, wanted: Mapping[str, str]) -> Path:
@@ -35,10 +35,18 @@ def fetch_weights(root: Path, wanted: Mapping[str, str]) -> Path:
                 "delete it and run again"
             )
         return file
+    fetch(file, url, start[1])
+    return file
+
+
+def fetch(file: Path, url: str, digest: str) -> None:
+    """Download `url` to `file`, which appears only if its sha256 begins with `digest`.
+
+    Raises CheckpointError if the download fails or has another digest.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     log_message(f"reproduce: fetching {url}")
     try:
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=start[1], progress=False)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=digest, progress=False)
     except (OSError, RuntimeError) as e:
         raise CheckpointError(f"{file}: could not be fetched from {url} ({e}); put it there by hand") from None
-    return file

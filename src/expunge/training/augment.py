@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.models.vision_imports import import_vision
+from expunge.system.vision_imports import import_vision
 
 AUGMENTATIONS = ("none", "flip-crop", "randaugment", "trivial")
 Augment = Callable[[Tensor], Tensor]

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from expunge.models.classifier import Classifier
-from expunge.models.vision_imports import import_vision
 from expunge.system.errors import ConfigError
+from expunge.system.vision_imports import import_vision
 
 WARM_UP = 0.25  # share of the steps in which the learning rate rises
 START, END = 0.1, 1e-3  # learning rate at the first and last step, as shares of its peak

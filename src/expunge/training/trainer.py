@@ -25,9 +25,9 @@ from expunge.finetune.rows import Examples
 from expunge.finetune.steps import PRECISIONS
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
-from expunge.models.vision_imports import import_vision
 from expunge.system.errors import DataError
 from expunge.system.progress import log_message, progress
+from expunge.system.vision_imports import import_vision
 from expunge.training.augment import make_augment
 from expunge.training.descent import END, START, WARM_UP, make_optimizer, make_schedule, one_cycle
 from expunge.training.process_group import ProcessGroup, synchronised_batch_norm

@@ -25,8 +25,8 @@ from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.data.readers import cifar, idx, imagenet, listed, stl10, svhn
 from expunge.data.readers.archives import Published
-from expunge.models.vision_imports import import_vision
 from expunge.system.errors import DataError
+from expunge.system.vision_imports import import_vision
 from tests.data.readers import published as made
 
 
@@ -130,6 +130,7 @@ def test_wrong_roots_and_names(tmp_path: Path) -> None:
         "Flowers102": "flowers-102: holds neither jpg/ nor",
         "CIFAR": r"no reader for 'torchvision:CIFAR'; did you mean torchvision:CIFAR10\?",
         "CelebA": "no reader for 'torchvision:CelebA'; the known data sets are CIFAR10, ",
+        "LSUN": "torchvision loads a pickle to read LSUN, and no pickle is ever loaded",
     }.items():
         refused(tmp_path, name, tmp_path / "empty", message)
     refused(tmp_path, "ImageNet", tmp_path / "empty", "ImageNet cannot be downloaded", download=True)

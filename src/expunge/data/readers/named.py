@@ -1,7 +1,7 @@
 """Read data sets by their name in torchvision, such as `torchvision:CIFAR10`, without loading a pickle.
 
-torchvision's own classes are not used: those of CIFAR load pickles, and importing them needs compiled operators that
-match the installed torch.
+The data sets of NAMED have readers of their own: torchvision's classes of CIFAR load pickles, and these readers need no
+torchvision. `torchvision_classes.py` reads others through torchvision.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from expunge.data.readers.imagenet import read_imagenet, read_tiny_imagenet
 from expunge.data.readers.listed import read_flowers102, read_food101
 from expunge.data.readers.stl10 import read_stl10
 from expunge.data.readers.svhn import read_svhn
+from expunge.data.readers.torchvision_classes import CLASSES, read_torchvision_class
 from expunge.data.source import Source
 from expunge.system.errors import DataError
 
@@ -34,16 +35,19 @@ NAMED: dict[str, Callable[[Path, bool], Source]] = {
     "TinyImageNet": read_tiny_imagenet,  # not in torchvision; the layout of the publisher's archive
 }
 WITHOUT_DOWNLOAD = ("ImageNet", "ImageFolder")
+PICKLED = ("LSUN", "LSUNClass")  # torchvision keeps the keys of these in a pickle, and no other reader is here
 
 
 def read_named(source: str, root: Path, download: bool = False, test_fraction: float = 0.2, seed: int = 0) -> Source:
     """Open the data set `torchvision:NAME` below `root`; `download` allows downloading it there.
 
-    The splits are the publisher's; `test_fraction` and `seed` apply only to ImageFolder without train/ and test/.
-    Raises DataError for an unknown name, a missing root, and invalid files.
+    The splits are the publisher's; `test_fraction` and `seed` apply only where there is no published test split, and to
+    ImageFolder without train/ and test/. Raises DataError for an unknown name, a missing root, and invalid files.
     """
     name = source.removeprefix(PREFIX)
-    known = (*NAMED, *WITHOUT_DOWNLOAD)
+    known = (*NAMED, *WITHOUT_DOWNLOAD, *CLASSES)
+    if name in PICKLED:
+        raise DataError(f"data.source: torchvision loads a pickle to read {name}, and no pickle is ever loaded here")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {PREFIX}{close[0]}?" if close else f"the known data sets are {', '.join(known)}"
@@ -56,4 +60,6 @@ def read_named(source: str, root: Path, download: bool = False, test_fraction: f
         return read_imagenet(root)
     if name == "ImageFolder":
         return read_image_folder(root, test_fraction, seed)
+    if name in CLASSES:
+        return read_torchvision_class(name, root, download, test_fraction, seed)
     return NAMED[name](root, download)

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from expunge.models.vision_imports import import_vision
 from expunge.system.errors import ConfigError
+from expunge.system.vision_imports import import_vision
 
 FRESH = """
-from expunge.models.vision_imports import import_vision
+from expunge.system.vision_imports import import_vision
 import torch
 timm, models = import_vision("timm"), import_vision("torchvision.models")
 assert import_vision("timm") is timm
