@@ -58,6 +58,16 @@ def test_a_fit_equals_scikit_learn_and_scipy():
     model = LogisticRegression(C=1 / (RIDGE * 300), fit_intercept=False, tol=1e-12, max_iter=10_000).fit(h, y.numpy())
     assert within_bound(head, torch.from_numpy(model.coef_), 1e-5)
     assert within_bound(head, reference(z, y))
+
+
+def test_each_pass_of_a_fit_is_told_with_a_norm_that_falls_to_the_goal():
+    z, y = drawn(300)
+    norms: list[float] = []
+    head = SoftmaxHead(RIDGE, tol=1e-8)
+    head.on_pass = norms.append
+    head.fit(z, y, CLASSES)
+    assert len(norms) == head.products_ and norms[0] > norms[-1] > head.tol >= head.gradient_norm_
+    assert torch.equal(head.weights_, SoftmaxHead(RIDGE, tol=1e-8).fit(z, y, CLASSES).weights_)
     torch.testing.assert_close(head.head_.weight, head.weights_[:, :-1].float())
 
 

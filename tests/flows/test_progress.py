@@ -43,6 +43,13 @@ def test_the_lines_are_those_that_stages_write(monkeypatch):
     entries = [entry_of(line) for line in out.getvalue().splitlines()]
     assert [(e.what, e.share) for e in entries] == [("train", pytest.approx(1.75 / 4)), ("train", 0.5)]
     assert entries[0].line.startswith("train epoch 2/4: 1,500/2,000 images, ")
+    out.truncate(0)
+    advance = written.descent_progress("head", 1e-7)
+    for norm in (1e-1, 1e-4, 1e-8):
+        advance(norm)
+    entries = [entry_of(line.strip("\0")) for line in out.getvalue().splitlines()]
+    assert [(e.what, e.share) for e in entries] == [("head", 0.0), ("head", 0.5), ("head", 1.0)]
+    assert entries[1].line == "head: gradient norm 1.0e-04 after 2 passes; ends at 1.0e-07"
 
 
 @pytest.mark.parametrize(

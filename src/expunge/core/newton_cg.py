@@ -120,6 +120,7 @@ def newton_cg(
     steps: int,
     scale: float | None = None,
     known: Point | None = None,
+    on_pass: Callable[[float], None] | None = None,
 ) -> Solution:
     """Minimise from `start (C, p)` until the Euclidean norm of the gradient is at most `tol`, or after `steps`.
 
@@ -127,7 +128,7 @@ def newton_cg(
     `known` is the point at `start`, if it has been computed. Each linear system is solved to the relative residual
     `min(1/10, sqrt(|g| / scale))`, but no further than `tol` needs (Dembo, Eisenstat, Steihaug 1982; Nocedal and
     Wright, algorithm 7.1). `scale` is the norm of the gradient at weight zero; None takes that at `start`. Steps are
-    halved until the value decreases.
+    halved until the value decreases. `on_pass` is called with the norm of the gradient after each Hessian product.
     """
     w, products, step = start, 0, 0
     point = known or problem.at(w)
@@ -136,9 +137,8 @@ def newton_cg(
     while norm > tol and step < steps:
         apply = precondition(w, point.probabilities)
         forcing = max(min(0.1, math.sqrt(norm / first)), 0.3 * tol / norm)
-        direction, used = conjugate_gradients(
-            problem.hessian(point.probabilities), point.gradient, apply, forcing * norm
-        )
+        product = _watched(problem.hessian(point.probabilities), norm, on_pass)
+        direction, used = conjugate_gradients(product, point.gradient, apply, forcing * norm)
         products += used
         found = _line_search(problem, w, point, direction)
         if found is None:
@@ -147,6 +147,18 @@ def newton_cg(
         norm = float(point.gradient.norm())
         step += 1
     return Solution(w, point, step, products)
+
+
+def _watched(product: Apply, norm: float, on_pass: Callable[[float], None] | None) -> Apply:
+    if on_pass is None:
+        return product
+
+    def watched(x: Tensor) -> Tensor:
+        image = product(x)
+        on_pass(norm)
+        return image
+
+    return watched
 
 
 def _line_search(problem: SoftmaxProblem, w: Tensor, point: Point, direction: Tensor) -> tuple[Tensor, Point] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ class SoftmaxHead(Estimator):
         self.ridge = ridge
         self.tol = tol
         self.steps = steps
+        self.on_pass: Callable[[float], None] | None = None  # called with the gradient's norm after each pass
         self._store: RowStore | None = None
         self._blocks: Tensor | None = None
         self._remembers = False  # whether the preconditioner was computed from rows that have been removed since
@@ -149,7 +151,7 @@ class SoftmaxHead(Estimator):
             cold = not bool(self.weights_.any())
             precondition = _Refreshed(problem) if self._blocks is None else _ClassBlocks(self._blocks, self.ridge)
             scale = None if cold else gradient_at_zero(problem.z, y, self.num_classes_)
-            solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known)
+            solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known, self.on_pass)
             self.weights_, point = solution.w, solution.point
             self.steps_, self.products_ = solution.steps, solution.products
         self.gradient_norm_ = float(point.gradient.norm())

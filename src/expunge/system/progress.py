@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -38,6 +39,25 @@ def progress(what: str, total: int, unit: str, epoch: int = 0, epochs: int = 1) 
     else:
         with _lines(what, words, total, unit, (epoch, epochs)) as advance:
             yield advance
+
+
+def descent_progress(what: str, goal: float) -> Callable[[float], None]:
+    """Return a function that takes the norm of the gradient after each pass over the rows, and logs a line at times.
+
+    `goal`: the norm at which the descent ends. The share of the way is counted on a logarithmic scale.
+    """
+    last, passes, first = time.monotonic(), 0, 0.0
+
+    def advance(norm: float) -> None:
+        nonlocal last, passes, first
+        passes, first = passes + 1, max(first, norm)
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES and first > goal:
+            share = math.log(first / max(norm, goal)) / math.log(first / goal)
+            line = f"{what}: gradient norm {norm:.1e} after {passes:,} passes; ends at {goal:.1e}"
+            _log_progress(what, share, line)
+            last = time.monotonic()
+
+    return advance
 
 
 @contextmanager

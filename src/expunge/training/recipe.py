@@ -34,7 +34,7 @@ from expunge.models.zoo import build
 from expunge.system.errors import ConfigError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.paths import FORGOTTEN, workspace
-from expunge.system.progress import log_message
+from expunge.system.progress import descent_progress, log_message
 from expunge.training.launch import train_with_torchrun
 from expunge.training.process_group import ProcessGroup
 from expunge.training.settings import Recipe, recipe_of
@@ -255,7 +255,11 @@ def make_head(training: str, settings: Mapping[str, Any]) -> RidgeHead | Softmax
     Raises ConfigError for settings that the head does not take.
     """
     try:
-        return RidgeHead(**settings) if training == "ridge" else SoftmaxHead(**settings)
+        if training == "ridge":
+            return RidgeHead(**settings)
+        head = SoftmaxHead(**settings)
+        head.on_pass = descent_progress("head", head.tol)
+        return head
     except (TypeError, ValueError) as e:
         raise ConfigError(f"params.yaml: train.head: {e}") from None
 
