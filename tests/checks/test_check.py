@@ -119,8 +119,8 @@ ROWS = {"selector": "random", "fraction": 0.1}
         ),
         (lambda p: add(p, "fine-tune", {"epochs": 0}), r"fit\.fine-tune: epochs and batch_size must be at least 1"),
         (
-            lambda p: add(p, "salun", {"choose": {"lr": [0.1]}}),
-            r"fit\.salun\.choose: choose is for maps and heads, and salun changes the backbone",
+            lambda p: add(p, "salun", {"choose": {"factor": [0.1, -1.0]}}),
+            r"fit\.salun: factor must not be negative, got -1",
         ),
         (lambda p: add(p, "certified-removal"), r"fit\.certified-removal: .*needs a frozen backbone"),
         (

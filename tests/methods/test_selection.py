@@ -9,7 +9,7 @@ import torch
 from expunge.core import Moments
 from expunge.data.split import Split
 from expunge.methods.fitting import fit
-from expunge.methods.selection import candidates, choose_settings, judge
+from expunge.methods.selection import CandidateScore, best, candidates, choose_settings, judge
 from expunge.system.errors import CollapseError, ConfigError
 
 
@@ -38,7 +38,7 @@ def test_fits_of_the_selection_never_see_validation_rows(fit_inputs):
         seen.append(part)
         return fit("loft", part, {"loft": {"rank": 16}})
 
-    choose_settings("loft", fit_inputs, {"rank": [16]}, fitted)
+    choose_settings("loft", fit_inputs, {"rank": [16]}, fitted, 0.03)
     (part,) = seen
     rows = np.setdiff1d(fit_inputs.retain_rows, fit_inputs.validation_rows)
     z = torch.from_numpy(fit_inputs.store.z(rows))
@@ -83,7 +83,34 @@ def test_requests_for_rows_take_the_first_value_of_each_setting(fit_inputs):
     assert record["taken"] == {"rank": 16} and "names rows" in record["why_first"]
 
 
-def test_methods_that_change_the_backbone_are_not_chosen_this_way(fit_inputs):
-    table = {"fine-tune": {"choose": {"epochs": [1]}}}
-    with pytest.raises(ConfigError, match="maps and heads"):
-        fit("fine-tune", fit_inputs, table)
+def test_settings_of_methods_that_change_the_network_are_chosen_by_its_own_logits(fit_inputs):
+    table = {"ssd": {"choose": {"alpha": [2.0, 20.0, 1e9]}, "max_drop": 1.0}}
+    unlearned = fit("ssd", fit_inputs, table)
+    low, high, none = unlearned.info["chosen"]["candidates"]
+    assert low["retained_lost"] > high["retained_lost"] and "selects no weight" in none["refused"]
+    least = min((low, high), key=lambda c: c["forgotten_left"] + c["retained_lost"])
+    assert unlearned.classifier is not None and unlearned.info["chosen"]["taken"] == least["settings"]
+    held = np.intersect1d(fit_inputs.forget_rows, fit_inputs.validation_rows)
+    part = dataclasses.replace(
+        fit_inputs,
+        retain_rows=np.setdiff1d(fit_inputs.retain_rows, fit_inputs.validation_rows),
+        forget_rows=np.setdiff1d(fit_inputs.forget_rows, held),
+        left_out=fit_inputs.validation_rows,
+    )
+    network = fit("ssd", part, {"ssd": {"alpha": 20.0, "max_drop": 1.0}}).classifier
+    with torch.no_grad():
+        shares = torch.softmax(network(fit_inputs.dataset.inputs(held)).double(), 1)
+    left = shares[np.arange(len(held)), fit_inputs.labels[held]].mean()
+    assert high["forgotten_left"] == pytest.approx(float(left), rel=1e-5)
+
+
+def test_a_candidate_that_the_guard_would_refuse_is_taken_only_if_all_would_be():
+    scores = [CandidateScore({"a": 1}, 0.0, 0.08, 0.1), CandidateScore({"a": 2}, 0.14, 0.01, 0.1)]
+    assert best(scores, "fit.m", 0.03)[0] == {"a": 2}
+    assert best(scores, "fit.m", 0.005)[0] == best(scores, "fit.m", 0.1)[0] == {"a": 1}
+
+
+def test_a_candidate_whose_logits_are_not_finite_is_refused():
+    nan = torch.full((2, 3), float("nan"))
+    judged = judge({}, lambda: (nan, nan), (torch.zeros(2, 3), torch.tensor([1, 1])), torch.tensor([0, 2]))
+    assert judged.refused == "its logits are not finite"

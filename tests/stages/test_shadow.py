@@ -91,11 +91,12 @@ def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
 
     def edit(p):
         p["model"].update(training="head", saw_forget_data=False)
-        p["methods"] = ["logit-mask", "ru-linear", "pour-p", "head-refit", "relearn-stage2"]
+        p["methods"] = ["logit-mask", "ru-linear", "pour-p", "head-refit", "relearn-stage2", "loft"]
+        p["fit"]["loft"] = {"rank": 1, "solver": "exact"}  # one direction ruins the model, so the fit is refused
         p["shadow"].update(heads=32)
 
     change(copy, edit)
-    for name in ("pour-p", "head-refit", "relearn-stage2"):
+    for name in ("pour-p", "head-refit", "relearn-stage2", "loft"):
         run(copy, "fit", name)
     run(copy)
     first, found = (copy / "reports" / "shadow.json").read_bytes(), report(copy)
@@ -111,17 +112,21 @@ def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
     assert found["methods"]["logit-mask"]["ulira"]["auc"] > 0.99
     assert found["methods"].keys() == {"logit-mask", "ru-linear", "pour-p", "head-refit"}
     assert "below the head" in found["not_covered"]["relearn-stage2"]
+    assert found["not_covered"]["loft"] == "its fit was refused in this run"
     run(copy)
     assert (copy / "reports" / "shadow.json").read_bytes() == first
 
 
 def test_whole_networks_go_on_after_a_kill(copy):
     def edit(p):
-        p["methods"] = ["logit-mask", "relearn-stage2"]
+        p["methods"] = ["logit-mask", "relearn-stage2", "loft"]
+        p["fit"]["loft"] = {"rank": 1, "solver": "exact"}  # refused on every network
         p["activations"]["cuts"] = ["stage2"]
         p["shadow"].update(networks=4, epochs=1)
 
     change(copy, edit)
+    for name in ("relearn-stage2", "loft"):
+        run(copy, "fit", name)
     home = copy / "data" / "shadow"
     command = [sys.executable, "-m", "expunge.stages.shadow"]
     with subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
@@ -138,6 +143,7 @@ def test_whole_networks_go_on_after_a_kill(copy):
     found = report(copy)
     assert found["kind"] == "networks" and found["models"]["trained"] == 4
     assert found["methods"].keys() == {"logit-mask", "relearn-stage2"}
+    assert found["not_covered"] == {"loft": "its fit was refused in this run"}
 
     # The attacked margins must be those of the networks on disk.
     forget = Split(copy / "data/split").scored_rows("forget")

@@ -85,24 +85,20 @@ def _settings(where: str, method: str, line: Method, given: Mapping[str, Any]) -
     for key in line.by_teacher:
         if isinstance(own.get(key), Mapping):
             own[key] = 1.0
-    found = []
     variants: list[dict[str, Any]] = [{}]
     if choose := given.get("choose"):
         try:
             variants = candidates(choose, where)
         except ConfigError as e:
             return [Problem.from_error(where, e)]
-        if kind.facts.changes == "weights":
-            says = f"choose is for maps and heads, and {method} changes the backbone"
-            found.append(Problem(f"{where}.choose", says, "remove it"))
     if names := _names(where, method, kind, {**line.filled, **own}, set().union(*variants)):
-        return [*found, *names]
+        return names
     for variant in variants:
         try:
             kind(**{**line.filled, **own, **variant})
         except (TypeError, ValueError) as e:
-            return [*found, Problem(where, str(e), f"see `expunge methods` and the class of {method}")]
-    return found
+            return [Problem(where, str(e), f"see `expunge methods` and the class of {method}")]
+    return []
 
 
 def _names(

@@ -62,7 +62,7 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
         raise ConfigError(
             f"params.yaml: fit.{name}.max_drop is {max_drop!r}; it must be a share of rows between 0 and 1"
         )
-    unlearned = _fit(name, name, request, given)
+    unlearned = _fit(name, name, request, given, max_drop)
     if not method_named(given.get("method", name), name).kind.facts.is_guarded:
         return unlearned
     accuracy = retained_accuracy(request, unlearned)
@@ -70,8 +70,11 @@ def fit(name: str, request: FitInputs, table: Mapping[str, Settings]) -> Unlearn
     return dataclasses.replace(unlearned, info={**unlearned.info, "held_out": accuracy.to_json()})
 
 
-def _fit(name: str, default: str, request: FitInputs, given: Settings) -> UnlearnedModel:
-    """Fit the entry `name` with the settings `given`; if these name no method, it is `default`."""
+def _fit(name: str, default: str, request: FitInputs, given: Settings, max_drop: float) -> UnlearnedModel:
+    """Fit the entry `name` with the settings `given`; if these name no method, it is `default`.
+
+    `max_drop`: the share of retained rows that a choice of settings may lose.
+    """
     settings = dict(given)
     method, after = settings.pop("method", default), settings.pop("after", None)
     choose = settings.pop("choose", None)
@@ -88,7 +91,7 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
         )
 
     def fitted(request: FitInputs, settings: Settings) -> UnlearnedModel:
-        before = None if after is None else _fit(name, after["method"], request, after)
+        before = None if after is None else _fit(name, after["method"], request, after, max_drop)
         unlearned = line.fit(name, request, settings, before)
         if method in METHODS:
             return unlearned
@@ -97,6 +100,8 @@ def _fit(name: str, default: str, request: FitInputs, given: Settings) -> Unlear
 
     if not choose:
         return fitted(request, settings)
-    taken, record = choose_settings(name, request, choose, lambda part, more: fitted(part, {**settings, **more}))
+    taken, record = choose_settings(
+        name, request, choose, lambda part, more: fitted(part, {**settings, **more}), max_drop
+    )
     unlearned = fitted(request, {**settings, **taken})
     return dataclasses.replace(unlearned, info={**unlearned.info, "chosen": record})

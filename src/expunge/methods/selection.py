@@ -5,7 +5,8 @@ to the other rows and judged on the held-out ones by two values that need no ret
 forgotten class, and the accuracy that retained rows lose against the original. Probability is used instead of the
 share of rows still classified as forgotten, because it distinguishes candidates even on a dozen rows. Among candidates
 with the same sum of both, to a thousandth, the one that changes the original's predictions on retained rows least is
-chosen. Held-out rows enter no metric. The method is then fitted to all rows with the chosen settings.
+chosen. A candidate that loses more than the guard allows (`max_drop`) is taken only if all do. Held-out rows enter no
+metric. The method is then fitted to all rows with the chosen settings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
-from expunge.system.errors import CollapseError, ConfigError
+from expunge.methods.utility import logits_of
+from expunge.system.errors import REFUSALS, CollapseError, ConfigError
 
 STEP = 1e-3  # resolution at which sums of shares are compared
 
@@ -67,8 +69,10 @@ def judge(
     before, forgotten_labels = original
     try:
         retain, forget = logits()
-    except CollapseError as e:
+    except REFUSALS as e:
         return CandidateScore(settings, None, None, None, str(e))
+    if not (retain.isfinite().all() and forget.isfinite().all()):
+        return CandidateScore(settings, None, None, None, "its logits are not finite")
     accuracy = (retain.argmax(1) == y).double().mean()
     lost = (before.argmax(1) == y).double().mean() - accuracy
     p, q = (torch.log_softmax(x.double(), 1) for x in (before, retain))
@@ -80,14 +84,15 @@ def judge(
     )
 
 
-def best(judged: Sequence[CandidateScore], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def best(judged: Sequence[CandidateScore], where: str, max_drop: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """The best candidate's settings, and the record for the report.
 
     Raises CollapseError if every candidate was refused.
     """
-    able = [j for j in judged if j.refused is None]
-    if not able:
+    fitted = [j for j in judged if j.refused is None]
+    if not fitted:
         raise CollapseError(f"{where}: every candidate was refused, the first because: {judged[0].refused}")
+    able = [j for j in fitted if j.retained_lost is not None and j.retained_lost <= max_drop] or fitted
     taken = min(able, key=lambda j: j.rank)
     return taken.settings, {"taken": taken.settings, "candidates": [asdict(j) for j in judged]}
 
@@ -97,8 +102,11 @@ def choose_settings(
     request: FitInputs,
     choose: Mapping[str, Any],
     fitted: Callable[[FitInputs, Mapping[str, Any]], UnlearnedModel],
+    max_drop: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The best of the combinations in `choose`, and the scores of all. `fitted(request, settings)` fits one of them.
+
+    `max_drop`: the share of retained rows that the result may lose.
 
     If the request names rows instead of classes, or no row is held out, the first combination is taken and the record
     says why: without retraining there is no target for single rows. Raises ConfigError for an invalid `choose`.
@@ -113,17 +121,11 @@ def choose_settings(
         return listed[0], {"taken": listed[0], "candidates": [], "why_first": "no row is held out (split.validation)"}
     retain_rows, forget_rows = (np.setdiff1d(rows, request.validation_rows) for rows in parts)
     part = replace(request, retain_rows=retain_rows, forget_rows=forget_rows, left_out=request.validation_rows)
-    z_retain, z_forget = (torch.from_numpy(request.store.z(rows)) for rows in (retain, forget))
     y_retain, y_forget = (torch.from_numpy(request.labels[rows]) for rows in (retain, forget))
 
     def logits(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         unlearned = fitted(part, settings)
-        if unlearned.classifier is not None:
-            raise ConfigError(
-                f"params.yaml: {where}.choose is only for maps and heads, but this method changes the backbone; "
-                "remove choose"
-            )
-        return unlearned.logits(z_retain), unlearned.logits(z_forget)
+        return logits_of(unlearned, request, retain), logits_of(unlearned, request, forget)
 
-    original = request.head.logits(z_retain), y_forget
-    return best([judge(c, partial(logits, c), original, y_retain) for c in listed], where)
+    original = request.head.logits(torch.from_numpy(request.store.z(retain))), y_forget
+    return best([judge(c, partial(logits, c), original, y_retain) for c in listed], where, max_drop)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
@@ -57,16 +58,21 @@ def guard_rows(request: FitInputs) -> np.ndarray:
 
 
 @torch.no_grad()
+def logits_of(unlearned: UnlearnedModel, request: FitInputs, rows: np.ndarray) -> Tensor:
+    """Return the logits `(n, C)` of these rows: from stored features, or through the network if it was changed."""
+    if unlearned.classifier is None:
+        return unlearned.logits(torch.from_numpy(request.store.z(rows)))
+    network, parts = unlearned.classifier, np.array_split(rows, math.ceil(len(rows) / BATCH))
+    return torch.cat([network(request.dataset.inputs(part)).cpu() for part in parts])
+
+
+@torch.no_grad()
 def retained_accuracy(request: FitInputs, unlearned: UnlearnedModel) -> RetainedAccuracy:
     """Accuracy of the original and of `unlearned` on the guard's rows."""
     rows = guard_rows(request)
     y, z = torch.from_numpy(request.labels[rows]), torch.from_numpy(request.store.z(rows))
     before = request.head.logits(z).argmax(1) == y
-    if unlearned.classifier is None:
-        after = unlearned.logits(z).argmax(1) == y
-    else:
-        network, parts = unlearned.classifier, np.array_split(rows, math.ceil(len(rows) / BATCH))
-        after = torch.cat([network(request.dataset.inputs(part)).argmax(1).cpu() for part in parts]) == y
+    after = logits_of(unlearned, request, rows).argmax(1) == y
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     # Standard error of the mean of values that are +1 (lost), -1 (gained) or 0.
     n = len(rows)

@@ -36,7 +36,7 @@ from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 from expunge.shadow.heads import FORGET_ROWS, POPULATION_ROWS
-from expunge.system.errors import ManifestError
+from expunge.system.errors import REFUSALS, ManifestError
 from expunge.system.files import digest_of, read_json, read_manifest, staged_dir, write_json, write_manifest
 from expunge.system.progress import log_message
 from expunge.training.cut_check import resolve
@@ -124,6 +124,7 @@ def attack_networks(job: Job, count: int) -> dict[str, Any]:
     def side(members: list[dict[str, np.ndarray]], name: str) -> ShadowMargins:
         return ShadowMargins(*(np.stack([m[f"{name}/{rows}"] for m in members]) for rows in ("forget", "population")))
 
+    fits = {name: sum(f"{name}/forget" in member for member in sides["trained"]) for name in job.config.methods}
     seed, group = job.config.shadow.seed, count // 2
     retrained = side(sides["retrained"], "network")
     return {
@@ -139,9 +140,14 @@ def attack_networks(job: Job, count: int) -> dict[str, Any]:
                 "unlearned_by": "fitted to every network",
                 **against(side(sides["trained"], name), retrained, group, seed),
             }
-            for name in job.config.methods
+            for name, fitted in fits.items()
+            if fitted == count
         },
-        "not_covered": {},
+        "not_covered": {
+            name: f"its fit was refused on {count - fitted} of {count} networks"
+            for name, fitted in fits.items()
+            if fitted < count
+        },
     }
 
 
@@ -181,7 +187,8 @@ def _whole(directory: Path, what: str, keys: dict[str, str]) -> bool:
 def _score(job: Job, directory: Path, side: str, offset: int) -> None:
     """Compute and store the margins of a network and of its unlearned versions.
 
-    `offset` is added to the seed of every fit, so that the variation between fits is included.
+    `offset` is added to the seed of every fit, so that the variation between fits is included. A method whose fit is
+    refused has no margins.
     """
     classifier = load_classifier(directory / "model")
     labels = job.dataset.labels()
@@ -197,7 +204,11 @@ def _score(job: Job, directory: Path, side: str, offset: int) -> None:
         scratch = job.work / directory.name
         request = _request(job, classifier, scratch)
         for name in job.config.methods:
-            unlearned = fit(name, request, seeded(name, job.config.fit, offset))
+            try:
+                unlearned = fit(name, request, seeded(name, job.config.fit, offset))
+            except REFUSALS as e:
+                log_message(f"shadow: {directory.name}: {e}")
+                continue
             log_message(f"shadow: {directory.name}, {name}")
             add(name, lambda rows, u=unlearned: u.logits(_z(u, request.store, job, rows)))  # type: ignore[misc]
         shutil.rmtree(scratch)

@@ -6,7 +6,7 @@ from typing import Any
 from expunge.config import Config, load_config
 from expunge.shadow import plan
 from expunge.stages import run
-from expunge.system.files import write_json
+from expunge.system.files import read_manifest, write_json
 from expunge.system.monitor import write_cost
 from expunge.system.paths import COST, DATASET, FEATURES, ORIGINAL, SHADOW, SHADOW_REPORT, SPLIT, UNLEARNED, WORK
 from expunge.system.progress import log_message
@@ -22,7 +22,8 @@ def of_heads(config: Config) -> dict[str, Any]:
 
     asked = config.shadow
     classes = len(Dataset(DATASET, verify=False).class_names)
-    entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name)) for name in config.methods}
+    fitted = [name for name in config.methods if name not in refused(config)]
+    entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name)) for name in fitted}
     rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
     return attack_heads(rows, entries, asked.heads, classes, asked.epochs, asked.seed)
 
@@ -37,6 +38,11 @@ def of_networks(config: Config) -> dict[str, Any]:
     return attack_networks(job, config.shadow.networks)
 
 
+def refused(config: Config) -> list[str]:
+    """Return the methods of the run whose fit was refused."""
+    return [name for name in config.methods if read_manifest(UNLEARNED / name).get("refused")]
+
+
 def main() -> None:
     """Run the stage `shadow`."""
     config = load_config()
@@ -47,6 +53,9 @@ def main() -> None:
         found = of_heads(config)
     elif decided.kind == "networks":
         found = of_networks(config)
+    for name in refused(config) if found else []:
+        found["methods"].pop(name, None)
+        found["not_covered"][name] = "its fit was refused in this run"
     seconds = time.perf_counter() - start
     if decided.refused_because is not None:
         log_message(f"shadow: refused: {decided.refused_because}")
