@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from expunge.cli import app
-from expunge.system.errors import ConfigError
+from expunge.system.errors import ConfigError, DataError
 from expunge.system.installed import LOCK, Lock, other_version, read_lock
 from expunge.workspaces.init import plan
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, stage
@@ -174,6 +174,16 @@ def test_mistakes_are_reported_before_anything_is_written(repository, arguments,
     with pytest.raises(ConfigError, match=words):
         init(*arguments)
     assert set(everything(repository)) == {"there.txt"}
+
+
+def test_a_file_that_the_pipeline_would_refuse_is_named_before_anything_is_written(repository):
+    images(repository, "bag", "coat")
+    (repository / "images/.hidden").write_bytes(b"")
+    (repository / "images/coat/Thumbs.db").write_bytes(b"x")
+    before = everything(repository)
+    with pytest.raises(DataError, match=r"images/coat/Thumbs\.db: is not an image .*move it out"):
+        init("--data", "images", "--model", "resnet-small", "--classes", "coat")
+    assert everything(repository) == before
 
 
 def test_init_outside_of_git_is_refused(tmp_path, monkeypatch):

@@ -95,7 +95,10 @@ def named_classes(given: Sequence[str], known: Sequence[str]) -> list[int | str]
 
 
 def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
-    """Return the changes of the packed params.yaml that `answers` ask for."""
+    """Return the changes of the packed params.yaml that `answers` ask for.
+
+    Raises ConfigError for an answer that cannot be used, DataError for an image folder that the pipeline would refuse.
+    """
     source, path = source_of(answers.data, answers.source, root)
     changes: dict[str, Any] = {
         "data": {"source": source, "path": path},
@@ -105,6 +108,9 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
         "register": {"name": answers.name},
     }
     if source == "image-folder" and path is not None:
+        from expunge.data.readers.image_folder import read_image_folder  # imports pyarrow
+
+        read_image_folder(root / path)  # lists the files and reads none
         if "classes" in answers.request:
             given = [str(c) for c in answers.request["classes"]]
             changes["split"]["classes"] = named_classes(given, folder_classes(root / path))
