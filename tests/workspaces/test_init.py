@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from expunge.cli import app
@@ -183,6 +184,22 @@ def test_a_file_that_the_pipeline_would_refuse_is_named_before_anything_is_writt
     before = everything(repository)
     with pytest.raises(DataError, match=r"images/coat/Thumbs\.db: is not an image .*move it out"):
         init("--data", "images", "--model", "resnet-small", "--classes", "coat")
+    assert everything(repository) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "words"), [("L", (8, 8), "8 x 8 pixels in grey"), ("RGB", (9, 8), "9 x 8 pix")]
+)
+def test_pictures_of_two_shapes_are_refused_only_where_all_weights_are_trained(repository, mode, size, words):
+    (repository / "images/bag").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(repository / f"images/bag/{i}.png")
+    Image.new(mode, size).save(repository / "images/bag/9.png")
+    before = everything(repository)
+    arguments = ("--data", "images", "--model", "efficientnet-lite0", "--random", "0.3", "--dry-run")
+    with pytest.raises(DataError, match=rf"bag/9\.png: is {words}.*, but .*bag/0\.png is 8 x 8 pixels in colour"):
+        init(*arguments)
+    assert "would write:" in init(*arguments, "--training", "head")
     assert everything(repository) == before
 
 

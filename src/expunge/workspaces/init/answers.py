@@ -9,6 +9,7 @@ from typing import Any
 
 from expunge.data.limits import SUFFIXES
 from expunge.system.errors import ConfigError
+from expunge.workspaces.init.pictures import refuse_unusable
 
 EXAMPLES = {"digits": "params.demo.yaml"}
 KINDS = {".parquet": "parquet", ".npz": "npz", ".csv": "text", ".tsv": "text"}
@@ -108,9 +109,7 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
         "register": {"name": answers.name},
     }
     if source == "image-folder" and path is not None:
-        from expunge.data.readers.image_folder import read_image_folder  # imports pyarrow
-
-        read_image_folder(root / path)  # lists the files and reads none
+        refuse_unusable(root / path, one_shape=answers.training == "full")
         if "classes" in answers.request:
             given = [str(c) for c in answers.request["classes"]]
             changes["split"]["classes"] = named_classes(given, folder_classes(root / path))
