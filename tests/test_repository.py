@@ -99,6 +99,15 @@ def test_the_readme_fits_a_first_visit():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
 
 
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")))
+def test_every_row_of_a_table_belongs_to_a_table(page):
+    """A blank line ends a table; a row after it would be shown as text with vertical bars."""
+    text = re.sub(r"^ *```.*?^ *```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    for block in re.split(r"\n *(?:\n|$)", text):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert not rows or re.fullmatch(r"[|:\- ]+", rows[1] if len(rows) > 1 else ""), f"{page}: {rows[0]}"
+
+
 def test_every_picture_is_shown_on_a_page_and_is_small():
     pages = "".join(p.read_text() for p in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
     for picture in (ROOT / "docs/images").iterdir():

@@ -28,7 +28,7 @@ ROUNDS = 6
 TEMPLATE = "before"
 
 
-def made(server: str, name: str, template: str = "template1") -> str:
+def create_database(server: str, name: str, template: str = "template1") -> str:
     """Create a database on the server and return its URL."""
     engine = create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as c:
@@ -41,7 +41,7 @@ def made(server: str, name: str, template: str = "template1") -> str:
 def before(postgres, tmp_path_factory) -> Path:
     """Return a workspace with two promoted requests, which are in the database TEMPLATE."""
     root = people_workspace.workspace(tmp_path_factory.mktemp("dropped") / "workspace", [5])
-    store = Store.open(made(postgres, TEMPLATE))
+    store = Store.open(create_database(postgres, TEMPLATE))
     promoted(store, root)
     with chdir(root):
         store.publish(Ledger(Path("ledger.jsonl")))
@@ -82,7 +82,7 @@ def drop(url: str) -> None:
 def statements(postgres, before, tmp_path_factory) -> int:
     """Return the number of statements and commits of an undisturbed completion."""
     root = Path(shutil.copytree(before, tmp_path_factory.mktemp("dropped") / "undisturbed"))
-    url = made(postgres, "undisturbed", TEMPLATE)
+    url = create_database(postgres, "undisturbed", TEMPLATE)
     with dropping(url, 0) as seen:
         assert finish(root, url) == "completed"
     check(root, before, url)
@@ -93,7 +93,7 @@ def statements(postgres, before, tmp_path_factory) -> int:
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_connections_dropped_at_any_statement(seed, postgres, before, statements, tmp_path):
     root = Path(shutil.copytree(before, tmp_path / "workspace"))
-    url = made(postgres, f"t{secrets.token_hex(4)}", TEMPLATE)
+    url = create_database(postgres, f"t{secrets.token_hex(4)}", TEMPLATE)
     at = int(np.random.default_rng(seed).integers(1, statements + 1))
     with dropping(url, at):
         try:

@@ -220,7 +220,7 @@ def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
 
 
 @pytest.mark.parametrize("most", [5, pytest.param(25, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(dataset, tmp_path, most):
+def test_an_extraction_that_is_killed_at_random_moments_ends_with_the_same_bytes(dataset, tmp_path, most):
     """Processes are forked from one that has imported everything, so that kills hit the extraction and not imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.features.extraction_worker"])

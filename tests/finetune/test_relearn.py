@@ -57,7 +57,7 @@ def predictions(model: Classifier, rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cut", ["stem", "stage1", "stage2"])
-def test_the_cache_gives_the_originals_logits(original: Classifier, cut: str) -> None:
+def test_stored_activations_give_the_logits_of_the_original(original: Classifier, cut: str) -> None:
     rows = torch.from_numpy(TEST)
     with torch.no_grad():
         expected = original(IMAGES[TEST])
@@ -68,7 +68,9 @@ def test_the_cache_gives_the_originals_logits(original: Classifier, cut: str) ->
     assert (half - expected).abs().max() > 0
 
 
-def test_the_cache_on_disk_is_the_one_in_memory(original: Classifier, activations: np.ndarray, tmp_path: Path) -> None:
+def test_activations_on_disk_equal_those_in_memory(
+    original: Classifier, activations: np.ndarray, tmp_path: Path
+) -> None:
     written = fetch_activations(original, IMAGES, "stage1", tmp_path / "a.npy", batch_size=500)
     assert isinstance(written, np.memmap) and written.dtype == np.float16 and written.shape == (len(IMAGES), 8, 8, 32)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), activations)
@@ -78,7 +80,7 @@ def test_the_cache_on_disk_is_the_one_in_memory(original: Classifier, activation
 
 
 @pytest.mark.parametrize("cut", ["stem", "stage1", "stage2"])
-def test_below_the_cut_nothing_moves_and_above_it_everything_does(original: Classifier, cut: str) -> None:
+def test_all_weights_above_the_cut_change_and_none_below_it(original: Classifier, cut: str) -> None:
     before = {k: v.clone() for k, v in original.state_dict().items()}
     new = Relearn(cut=cut, **QUICK).fit(original, fetch_activations(original, IMAGES, cut), LABELS, RETAINED)
     retained = original.backbone.stages[: original.backbone.stages.index(cut) + 1]
@@ -90,7 +92,7 @@ def test_below_the_cut_nothing_moves_and_above_it_everything_does(original: Clas
 
 
 @pytest.mark.parametrize("targets", ["labels", "original"])
-def test_a_forgotten_class_is_gone_and_the_others_stay(
+def test_a_relearned_model_forgets_the_class_and_keeps_the_others(
     original: Classifier, activations: np.ndarray, targets: str
 ) -> None:
     assert (predictions(original, TRAIN) == LABELS[TRAIN]).mean() > 0.97
@@ -104,7 +106,7 @@ def test_a_forgotten_class_is_gone_and_the_others_stay(
     assert new.history_[-1]["loss"] < 0.5 * new.history_[0]["loss"]
 
 
-def test_forgotten_rows_are_never_looked_at(original: Classifier, activations: np.ndarray) -> None:
+def test_forgotten_rows_do_not_influence_the_result(original: Classifier, activations: np.ndarray) -> None:
     poisoned, labels = activations.copy(), LABELS.copy()
     others = np.setdiff1d(np.arange(len(LABELS)), RETAINED)
     poisoned[others], labels[others] = np.nan, -7
@@ -115,7 +117,9 @@ def test_forgotten_rows_are_never_looked_at(original: Classifier, activations: n
         assert digest(clean.classifier_) == digest(blind.classifier_) == digest(alone.classifier_)
 
 
-def test_the_seed_and_nothing_else_decides(original: Classifier, activations: np.ndarray) -> None:
+def test_the_result_depends_on_the_seed_and_not_on_the_global_generator(
+    original: Classifier, activations: np.ndarray
+) -> None:
     torch.manual_seed(1)
     one = Relearn(seed=4, **QUICK).fit(original, activations, LABELS, RETAINED)
     drawn = torch.rand(3)
@@ -127,11 +131,15 @@ def test_the_seed_and_nothing_else_decides(original: Classifier, activations: np
     assert digest(one.classifier_) != digest(other.classifier_)
 
 
-def test_known_logits_spare_a_pass_and_change_nothing(original: Classifier, activations: np.ndarray) -> None:
+def test_logits_that_are_given_are_used_as_computed_ones_would_be(
+    original: Classifier, activations: np.ndarray
+) -> None:
     logits = logits_above(original, activations, "stage1", torch.from_numpy(RETAINED))
     given = Relearn(**QUICK).fit(original, activations, LABELS, RETAINED, logits=logits)
     computed = Relearn(**QUICK).fit(original, activations, LABELS, RETAINED)
     assert digest(given.classifier_) == digest(computed.classifier_)
+    others = Relearn(**QUICK).fit(original, activations, LABELS, RETAINED, logits=logits.roll(1, dims=1))
+    assert digest(others.classifier_) != digest(given.classifier_)
 
 
 def test_one_step_is_nesterov_sgd_from_the_fresh_start(original: Classifier, activations: np.ndarray) -> None:
@@ -154,7 +162,7 @@ def test_one_step_is_nesterov_sgd_from_the_fresh_start(original: Classifier, act
         torch.testing.assert_close(moved[name], p - lr * (1 + momentum) * gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_beliefs_are_the_softmax_over_the_classes_that_remain() -> None:
+def test_teacher_probabilities_are_the_softmax_over_retained_classes() -> None:
     logits = torch.tensor([[1.0, 9.0, 2.0, 0.5], [0.0, -3.0, 4.0, 8.0]])
     p = teacher_probabilities(logits, torch.tensor([0, 2]))
     e = np.exp(logits.numpy()[:, [0, 2]].astype(np.float64))
@@ -162,7 +170,7 @@ def test_beliefs_are_the_softmax_over_the_classes_that_remain() -> None:
     assert (p[:, [1, 3]] == 0).all()
 
 
-def test_the_rate_rises_and_falls_in_straight_lines() -> None:
+def test_the_learning_rate_rises_and_falls_linearly() -> None:
     rates = [rate(step, 100, 2.0) for step in range(100)]
     np.testing.assert_allclose(rates[:15], 2.0 * np.arange(1, 16) / 15)
     np.testing.assert_allclose(rates[15:], 2.0 * (1 - np.arange(85) / 85))

@@ -52,14 +52,14 @@ def test_the_losses_equal_numpy(digits: Any) -> None:
     assert terms["retain_ce"].item() == pytest.approx(0.3 * nll, rel=1e-4)
 
 
-def test_without_ascent_the_class_stays(digits: Any) -> None:
+def test_scrub_without_its_ascent_does_not_forget_the_class(digits: Any) -> None:
     settings = {"lr": 0.05, "epochs": 4, "retain_share": 1.0, "batch_size": 64}
     fitted = Scrub(max_epochs=0, **settings).fit(digits.model, digits.images, digits.labels, *digits.rows)  # type: ignore[arg-type]
     assert digits.accuracy(fitted.classifier_, digits.forget) > 0.9
     assert all(set(epoch) == {"epoch", "retain_kl", "retain_ce"} for epoch in fitted.history_)
 
 
-def test_neggrad_plus_weighs_two_means(digits: Any) -> None:
+def test_the_loss_of_neggrad_plus_is_the_weighted_difference_of_two_means(digits: Any) -> None:
     method = NegGradPlus(alpha=0.9, cap=None)
     run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
     run.student.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 128))
@@ -74,7 +74,7 @@ def test_neggrad_plus_weighs_two_means(digits: Any) -> None:
     assert terms["forget"].item() == pytest.approx(-0.1 * nll(forget), rel=1e-4)
 
 
-def test_the_cap_of_neggrad_plus_leaves_lost_rows_alone(digits: Any) -> None:
+def test_neggrad_plus_does_not_push_rows_beyond_its_cap(digits: Any) -> None:
     method = NegGradPlus(alpha=0.0)
     run = Run(method, digits.model, digits.images, digits.labels, *digits.rows)
     run.student.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 128))

@@ -98,7 +98,7 @@ def test_preflight_says_what_it_checked(copy, expunge):
     assert done.status == 0 and "the ledger's chain of 0 entries is whole" in done.out and "takes runs" in done.out
 
 
-def test_a_higher_level_in_params_refuses_the_promotion(copy, expunge):
+def test_promotion_is_refused_where_params_ask_for_a_claim_that_was_not_shown(copy, expunge):
     change(copy, lambda p: p["register"].update(promote_level="exact"))
     refused = expunge("promote", "--reason", "try", "--yes")
     assert refused.status == 2 and "asks for 'exact'" in refused.err

@@ -79,7 +79,7 @@ def test_what_cannot_be_scored_is_named_and_nothing_is_left(servable, tmp_path, 
 
 def test_files_that_are_none_are_named(servable, tmp_path):
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="not a whole Parquet file"):
+    with pytest.raises(DataError, match="is not a complete Parquet file"):
         score_parquet(servable, tmp_path / "in.parquet", tmp_path / "out.parquet", "m")
     pq.write_table(pa.table({"picture": [b""]}), tmp_path / "in.parquet")
     with pytest.raises(DataError, match="no column 'image', and the model takes images"):

@@ -309,7 +309,7 @@ def test_rounds_that_ask_for_too_much_are_refused() -> None:
             return np.array(["train"] * 6)
 
     few: object = Few()
-    with pytest.raises(ConfigError, match="round 2: asks for 3 of 3 that are left"):
+    with pytest.raises(ConfigError, match="round 2: asks for 3, but 3 are left and one must stay"):
         requests_of(few, [{"classes": [0]}, {"rows": 3}])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="round 1: this dataset has no subjects"):
         requests_of(few, [{"subjects": 1}])  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ TIMES = (
     "reports/cost/",
     "models/unlearned/loft/",
     "models/unlearned/logit-mask/",
-)  # files that tell seconds, and the digests of these files
+)  # files that contain times, and the digests of these files
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def on_a_full_disk(short: Path, names: list[str], logs: Path) -> None:
         status, said = stage(workspace, name, logs)
         assert status == 0, said
         same(contents(workspace, outputs(workspace, name)), wanted)
-        # The next stages begin with the outputs of the undisturbed run, because some outputs tell seconds.
+        # The next stages begin with the outputs of the undisturbed run, because some outputs contain times.
         for out in outputs(short, name):
             put_back(short / out, workspace / out)
 

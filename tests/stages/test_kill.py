@@ -110,7 +110,7 @@ def run(workspace: Path, environment: dict[str, str]) -> subprocess.CompletedPro
 
 
 def stable(workspace: Path) -> dict[str, Any]:
-    """Return the stages of dvc.lock without the code, the outputs that tell seconds, and what is made of these."""
+    """Return the stages of dvc.lock without the code, the outputs that contain times, and what is made of these."""
     stages = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]
     timed = [o["path"] for name in ("compare", "report", "register") for o in stages[name]["outs"]]
     timed += [o["path"] for name, stage in stages.items() if name.startswith("fit@") for o in stage["outs"]]

@@ -54,7 +54,7 @@ def test_the_original_becomes_the_version_that_serves_with_its_shards(swept):
         assert ours == theirs
 
 
-def test_the_next_request_gives_what_training_on_the_rest_gives(swept):
+def test_the_next_deletion_gives_the_model_that_training_on_the_rest_gives(swept):
     root, training = swept
     with chdir(root):
         if not (root / "data/features/original").is_dir():

@@ -33,7 +33,7 @@ def finished(tmp_path_factory) -> Path:
     return root
 
 
-def test_what_is_called_whole_dvc_reads(finished):
+def test_dvc_can_read_every_beginning_that_counts_as_complete(finished):
     """The file is cut at every byte. Most cuts are not whole, and every cut that is must follow DVC's own schema."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
@@ -45,7 +45,7 @@ def test_what_is_called_whole_dvc_reads(finished):
         COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(content[:n]))
 
 
-def test_it_is_left_alone_while_dvc_writes_it(finished, tmp_path):
+def test_a_lock_file_is_not_set_aside_while_dvc_writes_it(finished, tmp_path):
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\nstages:\n  one:\n    cm")
     with (tmp_path / ".dvc/tmp/lock").open("a") as lock:
@@ -56,7 +56,7 @@ def test_it_is_left_alone_while_dvc_writes_it(finished, tmp_path):
     assert set_aside(tmp_path) is None
 
 
-def test_the_next_run_writes_the_same_lock(finished, capfd):
+def test_the_next_run_restores_the_lock_file_byte_for_byte(finished, capfd):
     lock = finished / "dvc.lock"
     content = lock.read_bytes()
     at = int(np.random.default_rng(0).choice([n for n in range(len(content)) if not whole(content[:n])]))

@@ -82,7 +82,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls() -> None:
     assert one_cycle(0, 1, 0.2) > 0
 
 
-def test_it_learns_digits_and_returns_its_history() -> None:
+def test_the_trainer_learns_digits_and_returns_its_history() -> None:
     images, labels = data(1797)
     model = build("resnet-small", 10, (8, 8, 1), seed=1)
     history = train(model, images[:1000], labels[:1000], **{**RECIPE, "precision": "fp32", "epochs": 5})
@@ -157,14 +157,14 @@ def test_a_damaged_state_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
         (IMAGES, LABELS, {"lr": 1e9}, r"the loss is .*lower train\.lr"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(
+def test_invalid_settings_and_data_are_refused_before_training(
     images: np.ndarray, labels: np.ndarray, changes: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
         train(build("resnet-small", 10, (8, 8, 1)), images, labels, **{**SHORT, **changes})
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_training_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """A training that is killed with SIGKILL up to six times must end like one that is never killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training.training_worker"])  # This imports torch only once.

@@ -10,18 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from expunge.cli import app
-from expunge.system.errors import ConfigError
+from expunge.system.errors import ConfigError, DataError
 from expunge.system.installed import LOCK, Lock, other_version, read_lock
 from expunge.workspaces.init import plan
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, stage
 
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63680000008200817735"
-    "66e30000000049454e44ae426082"
-)
 DIGITS = ("--example", "digits")
 
 
@@ -53,7 +50,7 @@ def images(root: Path, *classes: str) -> None:
     for name in classes:
         (root / "images" / name).mkdir(parents=True)
         for i in range(4):
-            (root / "images" / name / f"{i}.png").write_bytes(PNG)
+            Image.new("L", (1, 1)).save(root / "images" / name / f"{i}.png")
 
 
 def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
@@ -174,6 +171,32 @@ def test_mistakes_are_reported_before_anything_is_written(repository, arguments,
     with pytest.raises(ConfigError, match=words):
         init(*arguments)
     assert set(everything(repository)) == {"there.txt"}
+
+
+def test_a_file_that_the_pipeline_would_refuse_is_named_before_anything_is_written(repository):
+    images(repository, "bag", "coat")
+    (repository / "images/.hidden").write_bytes(b"")
+    (repository / "images/coat/Thumbs.db").write_bytes(b"x")
+    before = everything(repository)
+    with pytest.raises(DataError, match=r"images/coat/Thumbs\.db: is not an image .*move it out"):
+        init("--data", "images", "--model", "resnet-small", "--classes", "coat")
+    assert everything(repository) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "words"), [("L", (8, 8), "8 x 8 pixels in grey"), ("RGB", (9, 8), "9 x 8 pix")]
+)
+def test_pictures_of_two_shapes_are_refused_only_where_all_weights_are_trained(repository, mode, size, words):
+    (repository / "images/bag").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(repository / f"images/bag/{i}.png")
+    Image.new(mode, size).save(repository / "images/bag/9.png")
+    before = everything(repository)
+    arguments = ("--data", "images", "--model", "efficientnet-lite0", "--random", "0.3", "--dry-run")
+    with pytest.raises(DataError, match=rf"bag/9\.png: is {words}.*, but .*bag/0\.png is 8 x 8 pixels in colour"):
+        init(*arguments)
+    assert "would write:" in init(*arguments, "--training", "head")
+    assert everything(repository) == before
 
 
 def test_init_outside_of_git_is_refused(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from expunge.config import read_config
 from expunge.system.errors import ConfigError
@@ -163,7 +164,7 @@ def test_ignore_rules_know_every_output_of_this_repository():
 def folder(root: Path) -> Path:
     for name in ("bag", "Coat", "3"):
         (root / "images" / name).mkdir(parents=True)
-        (root / "images" / name / "1.png").write_bytes(b"")
+        Image.new("RGB", (8, 8)).save(root / "images" / name / "1.png")
     return root
 
 

@@ -16,7 +16,7 @@ def built(config: Config, schema: Schema) -> tuple[Classifier | None, list[Probl
     """Return the classifier for the data, or None if it cannot be built, and the conflicts found."""
     model, found = config.model, []
     if model.training == "full" and schema.mixed:
-        says = "pictures differ in size, and training all weights needs one size"
+        says = "pictures differ in size or in colour, and training all weights needs one size and one kind"
         found.append(Problem("model.training", says, "resize them, or set model.training: head"))
     head = model.head
     for _ in range(2):

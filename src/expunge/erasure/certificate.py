@@ -115,15 +115,16 @@ def verify(path: Path, key: PublicKey) -> dict[str, Any]:
     except OSError as e:
         raise CertificateError(f"{path}: cannot be read ({e.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise CertificateError(f"{path}: not a certificate; ask its issuer for the original") from None
+        raise CertificateError(f"{path}: this is not a certificate; ask its issuer for the original") from None
     if set(document) != {"certificate", "key", "signature"} or not isinstance(body, dict):
-        raise CertificateError(f"{path}: not a certificate; ask its issuer for the original")
+        raise CertificateError(f"{path}: this is not a certificate; ask its issuer for the original")
     if signed_by != key.fingerprint:
         raise CertificateError(
-            f"{path}: signed with the key {signed_by}, not with {key.fingerprint}; ask its issuer for their public key"
+            f"{path}: was signed with the key {signed_by}, not with {key.fingerprint}; "
+            "ask its issuer for their public key"
         )
     if not key.signed(content, str(signature)):
-        raise CertificateError(f"{path}: changed after it was signed; ask its issuer for the original")
+        raise CertificateError(f"{path}: was changed after it was signed; ask its issuer for the original")
     return body
 
 
@@ -137,7 +138,7 @@ def known_entries(directory: Path = CERTIFICATES) -> list[str]:
         try:
             previous = json.loads(file.read_text(encoding="utf-8"))["certificate"]["ledger"]["previous"]
         except (ValueError, KeyError, TypeError, RecursionError, OSError):
-            raise CertificateError(f"{file}: not a certificate; restore it from a backup") from None
+            raise CertificateError(f"{file}: this is not a certificate; restore it from a backup") from None
         found.append(str(previous))
     return found
 

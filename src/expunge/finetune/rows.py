@@ -28,8 +28,8 @@ def examples(classifier: Classifier, dataset: Dataset, rows: NDArray[Any] | None
     images = dataset.images(rows)
     if not isinstance(images, np.ndarray):
         raise DataError(
-            f"{dataset.directory}: images differ in size, but training weights needs one size; resize them, or set "
-            "model.training: head and leave out methods that train weights"
+            f"{dataset.directory}: images differ in size or in colour (some are grey), but training weights needs one "
+            "size and one kind; convert them, or set model.training: head and leave out methods that train weights"
         )
     return images
 

@@ -169,10 +169,13 @@ class Promoter:
         if by_hand and not history.standing:
             return self._move(ROLLBACK, None, champion, reason, history.head, {"by_hand": True}, who)
         if not history.standing:
-            raise PromotionError(f"the ledger knows no promotion of {self.name!r}: nothing to go back to")
+            raise PromotionError(
+                f"the ledger records no promotion of {self.name!r}, so there is no version to go back to"
+            )
         if not by_hand and len(history.standing) < 2:
             raise PromotionError(
-                f"version {history.standing[-1].facts['version']} is the only champion there was: nothing to go back to"
+                f"version {history.standing[-1].facts['version']} is the only champion there was, so there is "
+                "no version to go back to"
             )
         facts = history.standing[-1 if by_hand else -2].facts
         target = version_of(self.client, self.name, facts["version"])

@@ -62,7 +62,7 @@ def _open(source: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(source)
     except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{source}: not a whole Parquet file ({e})") from e
+        raise DataError(f"{source}: is not a complete Parquet file ({e})") from e
 
 
 def _batches(file: pq.ParquetFile, source: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:

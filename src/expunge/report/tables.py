@@ -160,7 +160,7 @@ def headline(summary: Mapping[str, Any]) -> str:
         nothing = "Nothing was shown of any method, so no model is registered."
         return f"{asked} {nothing} {takes(summary)}".rstrip()
     verdict = summary["methods"][selected]["verdict"]
-    return f"{asked} **{selected}**: {verdict_line(verdict)}. {takes(summary)}".rstrip()
+    return f"{asked} The selected method is **{selected}**: {verdict_line(verdict)}. {takes(summary)}".rstrip()
 
 
 def takes(summary: Mapping[str, Any]) -> str:

@@ -25,7 +25,9 @@ def print_result(reader: Path | None = None) -> None:
     current directory, too. Raises ManifestError if nothing has run yet.
     """
     if not SUMMARY.is_file():
-        raise ManifestError(f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for an example of a minute")
+        raise ManifestError(
+            f"{SUMMARY}: no result yet; run `dvc repro`, or `expunge demo` for an example that takes a few minutes"
+        )
     summary = read_json(SUMMARY)
     console = Console()
     if not console.is_terminal:  # rich assumes 80 columns for a pipe and would cut the numbers

@@ -202,5 +202,5 @@ def _subjects(dataset: Dataset, left: np.ndarray, count: int, rng: np.random.Gen
 
 def _at_most(count: int, there: int, number: int) -> int:
     if not 0 < count < there:
-        raise ConfigError(f"round {number}: asks for {count} of {there} that are left")
+        raise ConfigError(f"round {number}: asks for {count}, but {there} are left and one must stay; ask for fewer")
     return count

@@ -23,7 +23,10 @@ def fetch(config: Config, staging: Path) -> dict[str, Any]:
     inputs = dataset.inputs(train)
     mixed = isinstance(inputs, list) and not isinstance(inputs[0], str)
     if mixed and set(config.activations.cuts) != {config.model.cut}:  # only `keep` takes one row at a time
-        raise DataError(f"{DATASET}: images differ in size, but relearning needs one size; set activations.cuts: []")
+        raise DataError(
+            f"{DATASET}: images differ in size or in colour, but relearning needs one size and one kind; "
+            "set activations.cuts: []"
+        )
     cuts = resolve(config, classifier, len(train))
     lower = {}
     for cut in cuts:

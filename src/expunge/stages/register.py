@@ -118,7 +118,7 @@ def main() -> None:
             tags={"dvc_lock": tags["dvc_lock"]},
         )
         why = "Canaries were planted in the training data: this run is an audit." if audit else failures(summary)
-        log_message(f"register: nothing registered. {why}")
+        log_message(f"register: nothing was registered. {why}")
         return
     verdict = summary["methods"][selected]["verdict"]
     tags |= {

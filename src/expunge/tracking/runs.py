@@ -221,7 +221,7 @@ def refuse_row_ids(path: Path) -> None:
     """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     if not files or not path.exists():
-        raise TrackingError(f"{path}: nothing there to log; run the stage that writes it")
+        raise TrackingError(f"{path}: there is nothing to log; run the stage that writes this")
     for file in files:
         if file.suffix == ".parquet" or ROW_IDS & _names_in(file):
             raise TrackingError(

@@ -33,7 +33,7 @@ def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> 
     folders = {"train": "train", test: "test"} if given else {"": ""}
     files: list[tuple[Path, str, str]] = []  # path, class name, split or ""
     for folder, split in folders.items():
-        files += [(f, _class_of(f, root / folder), split) for f in _images(root / folder)]
+        files += [(f, _class_of(f, root / folder), split) for f in image_files(root / folder)]
     if given:
         _refuse_strays(root, folders)
     if not files:
@@ -52,7 +52,7 @@ def read_image_folder(root: Path, test_fraction: float = 0.2, seed: int = 0) -> 
     return Source("image-folder", names, ENCODED, batches())
 
 
-def _images(top: Path) -> list[Path]:
+def image_files(top: Path) -> list[Path]:
     """List the image files below `top`, sorted by path, so that the order does not depend on the file system."""
     found = []
     for file in sorted(top.rglob("*"), key=lambda p: p.relative_to(top).as_posix()):

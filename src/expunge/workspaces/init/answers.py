@@ -9,6 +9,7 @@ from typing import Any
 
 from expunge.data.limits import SUFFIXES
 from expunge.system.errors import ConfigError
+from expunge.workspaces.init.pictures import refuse_unusable
 
 EXAMPLES = {"digits": "params.demo.yaml"}
 KINDS = {".parquet": "parquet", ".npz": "npz", ".csv": "text", ".tsv": "text"}
@@ -95,7 +96,10 @@ def named_classes(given: Sequence[str], known: Sequence[str]) -> list[int | str]
 
 
 def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
-    """Return the changes of the packed params.yaml that `answers` ask for."""
+    """Return the changes of the packed params.yaml that `answers` ask for.
+
+    Raises ConfigError for an answer that cannot be used, DataError for an image folder that the pipeline would refuse.
+    """
     source, path = source_of(answers.data, answers.source, root)
     changes: dict[str, Any] = {
         "data": {"source": source, "path": path},
@@ -105,6 +109,7 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
         "register": {"name": answers.name},
     }
     if source == "image-folder" and path is not None:
+        refuse_unusable(root / path, one_shape=answers.training == "full")
         if "classes" in answers.request:
             given = [str(c) for c in answers.request["classes"]]
             changes["split"]["classes"] = named_classes(given, folder_classes(root / path))
