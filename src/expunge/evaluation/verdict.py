@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from expunge.evaluation.accuracy import PARTS
 from expunge.evaluation.equivalence import Difference
@@ -36,11 +34,3 @@ def gates(margins: Margins) -> list[Gate]:
         Gate("representation.probe_z_prime", margins.probe),
         Gate("representation.probe_z", margins.probe),
     ]
-
-
-def lookup(block: Mapping[str, Any], path: str) -> float | None:
-    """Return the value at a dotted path; None if a key is missing or null."""
-    value: Any = block
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)

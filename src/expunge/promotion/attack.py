@@ -19,9 +19,10 @@ from expunge.config import load_config
 from expunge.evaluation.margins import AUDIT
 from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.suite import evaluate
-from expunge.evaluation.verdict import Gate, gates, lookup
+from expunge.evaluation.verdict import Gate, gates
 from expunge.methods.outputs import outputs_of_classifier, outputs_of_retrained
 from expunge.promotion.session import ReviewSession
+from expunge.report.metrics import lookup
 from expunge.serving.servable import BATCH, Servable
 from expunge.system.errors import PromotionError
 from expunge.tracking import evaluation_of, servable_of

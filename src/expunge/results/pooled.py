@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from expunge.evaluation.criteria import CLAIMS, KEPT, REFUTED, SHOWN
 from expunge.evaluation.divergence import summary as divergence
-from expunge.evaluation.verdict import lookup
+from expunge.report.metrics import lookup
 from expunge.report.summary import CONTROL
 from expunge.system.files import read_json
 from expunge.system.paths import EVALUATION, SUMMARY
@@ -33,7 +33,7 @@ class Pooled:
 
     def values(self, candidate: str, path: str) -> list[float]:
         """The candidate's values at `path`, from every seed that has one."""
-        return [v for block in self.blocks[candidate] if (v := lookup(block, path)) is not None]
+        return [float(v) for block in self.blocks[candidate] if (v := lookup(block, path)) is not None]
 
 
 @dataclass(frozen=True)
