@@ -43,6 +43,8 @@ def test_a_next_step_is_recommended(run):
     assert "Retraining without the rows always answers" in wording.recommendation(summary)
     summary["references"]["retrained"] = None
     assert "reference: retrain" in wording.recommendation(summary)
+    summary["references"]["original"]["canaries"] = {"planted": 20}
+    assert "nothing of it is registered" in wording.recommendation(summary)
 
 
 def test_a_gate_says_its_outcome_and_what_is_missing():

@@ -116,13 +116,15 @@ def attention(summary: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
 
 def recommendation(summary: Mapping[str, Any]) -> str:
     """Return what to do next with the outcome of a run."""
+    if summary["references"]["original"].get("canaries") is not None:
+        return "This run is an audit with planted canaries, and nothing of it is registered."
     if summary["selected"] is not None:
         return (
-            "Review the registered version beside the champion (`expunge review`), and promote it with a reason if its "
-            "claims suffice (`expunge promote`)."
+            "Review the registered version beside the champion (expunge review), and promote it with a reason if its "
+            "claims suffice (expunge promote)."
         )
     if seed_count(summary) == 0:
-        return "Retrain models to compare with (`reference: retrain` in params.yaml), and run the pipeline again."
+        return "Retrain models to compare with (reference: retrain in params.yaml), and run the pipeline again."
     return (
         "Read why each method failed below. Retraining without the rows always answers the request; other methods or "
         "settings may answer it for less."
