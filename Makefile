@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo people test test-slow lint docs bench results comparators verdict-study ui up down clean lock
+.PHONY: help setup run demo people test test-slow lint docs bench results comparators verdict-study ui up down clean lock sbom audit
 
 help: ## This help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,3 +105,10 @@ lock: ## Resolve both lock files anew (needs uv)
 	$(RESOLVE) --all-extras -o requirements-dev.lock $$($(PLATFORM))
 	$(RESOLVE) --extra build --extra models --extra export --extra servers --constraint requirements-dev.lock -o requirements.lock $$($(PLATFORM))
 	rm requirements.full
+
+sbom: $(READY) ## What is installed, as a bill of materials (sbom.cdx.json), and under which licences
+	$(BIN)/python -m expunge.system.bill requirements.lock > sbom.cdx.json
+	$(BIN)/python -m expunge.system.bill requirements.lock --licences
+
+audit: ## Known vulnerabilities of the locked packages (needs uv and the internet)
+	uvx pip-audit --disable-pip --require-hashes --requirement requirements.lock

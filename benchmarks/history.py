@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.system.files import write_text
+from expunge.system.git import git_state
 from expunge.system.processors import cores
-from expunge.tracking.provenance import git_state
 
 HISTORY = Path(__file__).with_name("history.jsonl")
 NOTABLE = 0.1  # a figure that differs by less is noise on a shared machine

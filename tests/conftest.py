@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from expunge.system import limits
 from tests import offline
 from tests.declared import write_package
 from tests.pipeline import ENVIRONMENT, dvc, lay_out, lay_out_short
+from tests.suites import SUITES
 
+TESTS = Path(__file__).parent
+MARKS = {TESTS / file: [name for name in SUITES if file in SUITES[name]] for files in SUITES.values() for file in files}
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # torch reads these variables when it is imported, which nothing above does.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -21,15 +25,24 @@ os.environ["EXPUNGE_WARM"] = "0"  # only the tests of `warm` leave a server behi
 
 @pytest.hookimpl(tryfirst=True)  # It must run before xdist reads the marks.
 def pytest_collection_modifyitems(items):
-    """Run all tests of the finished pipeline on one worker, so that it is made once.
+    """Mark the tests of the suites, and run all tests of the finished pipeline on one worker, so that it is made once.
 
     The other slow tests of a module are kept on one worker too.
     """
     for item in items:
+        for mark in MARKS.get(item.path, ()):
+            item.add_marker(mark)
         if {"finished", "copy", "fit_inputs", "short"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
         elif item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+@pytest.fixture(autouse=True)
+def default_limits():
+    """Put the default limits back into force, because whoever reads a params.yaml puts its limits into force."""
+    yield
+    limits.use(limits.DEFAULTS)
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from tests.suites import SUITES
+
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = TOML["project"]
 
 
 def test_the_citation_is_of_this_version():
@@ -170,3 +173,11 @@ def test_what_the_wheel_packs_is_there_and_is_what_workspaces_get():
     flows = {p.relative_to(ROOT).as_posix() for p in (ROOT / "flows").rglob("*") if "__pycache__" not in p.parts}
     assert written | flows <= packed
     assert {"params.text.yaml", "params.people.yaml", ".dvcignore", "docs/start.md"} <= packed
+
+
+def test_the_files_of_the_suites_exist_and_their_marks_are_declared_and_on_the_page():
+    declared = {mark.partition(":")[0] for mark in TOML["tool"]["pytest"]["ini_options"]["markers"]}
+    page = (ROOT / "docs/reliability.md").read_text()
+    for name, files in SUITES.items():
+        assert name in declared and f"`pytest -m {name}`" in page
+        assert not [file for file in files if not (ROOT / "tests" / file).is_file()]

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from expunge.data.dataset import Dataset
+from expunge.data.prepare import open_source
+from expunge.data.writer import write_dataset
 from expunge.erasure.batches import Step
 from expunge.erasure.lifecycle import Lifecycle
 from expunge.erasure.requests import Store
@@ -180,6 +183,23 @@ def test_a_request_for_test_rows_alone_needs_no_model(root, tmp_path):
     page = (root / "records/certificates" / id_ / "certificate.html").read_text()
     assert "no model had to forget" in page
     assert not list((root / "data/requests").glob("*")) and not store.has_key(id_)
+
+
+def test_rows_that_became_test_rows_after_training_are_not_certified_as_untrained(root, tmp_path):
+    """The data were divided anew since the original was trained: its features say that it read the row."""
+    store = Store.open()
+    taken_in(store, root, tmp_path, ["record-00003", "record-00004"])
+    with np.load(people_workspace.NPZ) as archive:
+        arrays = dict(archive)
+    arrays["split"][3] = "test"
+    np.savez_compressed(people_workspace.NPZ, **arrays)
+    source = open_source("npz", people_workspace.NPZ, 0.2, 0)
+    write_dataset("data/dataset", source, shard_rows=people_workspace.SHARD)
+    runner = life(store, lambda stages=(), force=False: None)
+    with pytest.raises(RequestError, match="1 of the 2 requested rows are test rows now, but the original was trained"):
+        runner.advance(TODAY)
+    assert runner.batches.current().step == Step.prepare and not list(Path("records").glob("certificates/*"))
+    assert Dataset("data/dataset").rows == people_workspace.ROWS
 
 
 def split_only(stages=(), force=False) -> None:

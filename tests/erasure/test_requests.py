@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import select, text
 
 from expunge.erasure import database
-from expunge.erasure.database import EVENTS, KEYS, SUBJECTS, transaction
+from expunge.erasure.database import EVENTS, KEYS, MARKS, SUBJECTS, transaction
 from expunge.erasure.requests import ErasureRequest, Store, new_id
 from expunge.erasure.states import State, due_date, urgency
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
+from tests.erasure.load import calls
 
 RECEIVED = date(2026, 1, 31)
 
@@ -117,6 +118,41 @@ def test_the_same_request_is_not_taken_in_twice(store):
     assert add(store).state == State.received
 
 
+def test_ids_and_subjects_of_the_same_names_are_two_requests(store):
+    """Only the values are equal, and a person may be called like a row."""
+    add(store), add(store, kind="ids"), add(store, ["p1"])
+    assert len(store.all()) == 3
+
+
+def test_the_search_for_the_same_request_does_not_grow_with_the_open_ones(store):
+    """All requests ask for as many subjects, so that none can be told apart by their number."""
+    add(store, ["q0", "q1"]), add(store, ["q2", "q3"])  # the first ones fill caches
+    few = calls(lambda: add(store, ["q4", "q5"]))
+    for i in range(60):
+        add(store, [f"p{i}", f"r{i}"])
+    assert calls(lambda: add(store, ["q6", "q7"])) < 1.2 * few
+    with pytest.raises(RequestError, match="asks for the same"):
+        add(store, ["r59", "p59"])
+
+
+def test_two_operators_at_once_do_not_take_in_the_same_twice(url, at_once):
+    code = """
+store, said = Store.open(sys.argv[1]), []
+for i in range(20):
+    try:
+        store.add(new_id(date.today()), "subjects", [f"p{i}"], received=date.today(), basis="", who="x")
+        said.append(i)
+    except RequestError as e:
+        assert "asks for the same" in str(e) or "a request for the same" in str(e), e
+print(*said)
+"""
+    won = [out.split() for out in at_once(code, url)]
+    assert sorted(map(int, won[0] + won[1])) == list(range(20))
+    store = Store.open(url)
+    assert len(store.all()) == 20
+    store.engine.dispose()
+
+
 def test_a_refusal_is_final_gives_reasons_and_destroys_the_key(store):
     id_ = add(store).id
     with pytest.raises(RequestError, match="needs a reason"):
@@ -143,13 +179,14 @@ def test_a_destroyed_key_is_in_no_file(store):
     with transaction(store.engine) as c:
         key = bytes(c.execute(select(KEYS.c.key)).scalar_one())
         own = c.execute(select(SUBJECTS.c.hmac)).scalar_one().encode()
+        mark = c.execute(select(MARKS.c.mark)).scalar_one().encode()
     if store.engine.dialect.name == "postgresql":
         database.overwrite_deleted(store.engine)  # its checkpoint writes all pages to the files
     before = files_of(store)
-    assert key in before and own in before and b"someone-secret" not in before
+    assert key in before and own in before and mark in before and b"someone-secret" not in before
     store.refuse(id_, "ann", "no")
     after = files_of(store)
-    assert key not in after and own not in after and id_.encode() in after
+    assert key not in after and own not in after and mark not in after and id_.encode() in after
 
 
 def test_a_change_on_an_old_state_is_refused(store):

@@ -15,13 +15,15 @@ import pytest
 
 from expunge.config import load_config
 from expunge.data.dataset import Dataset
-from expunge.data.prepare import open_source
+from expunge.data.prepare import open_source, prepare
 from expunge.data.writer import write_dataset
-from expunge.erasure import soundness
+from expunge.erasure import evidence, soundness
 from expunge.erasure.batches import Batches, Step
+from expunge.erasure.candidate import Candidate
 from expunge.erasure.certificate import verify
 from expunge.erasure.lifecycle import Lifecycle
 from expunge.erasure.requests import Store
+from expunge.erasure.selection import Selection
 from expunge.erasure.states import State
 from expunge.ledger import ledger as ledger_module
 from expunge.ledger.clock import set_back
@@ -164,6 +166,18 @@ def test_a_run_is_judged_only_on_its_own_results(workspace):
     assert runner.advance(TODAY).state == "awaiting approval"
     assert runner.batches.current().facts["rows"].keys() == {"R-20260220-0a1b2c"}
     store.engine.dispose()
+
+
+@pytest.mark.parametrize("method", ["loft", "retrained"])
+def test_near_copies_that_stay_are_named_whichever_model_is_certified(method, workspace):
+    """Rows that nobody requested may be near copies under other ids; a model trained without the rows knows them."""
+    summary = read_json("reports/summary.json")
+    summary["request"] |= {"duplicates_left_in_retain": 2, "near_duplicates": {"left_in_retain": 3}}
+    write_json("reports/summary.json", summary)
+    train = Dataset("data/dataset").splits() == "train"
+    run = evidence.of_run(Candidate("m", "1", method, "outputs"), Selection({}, train, np.zeros(len(train), bool)))
+    told = [line for line in run["claim"]["not_claimed"] if "among the retained rows" in line]
+    assert [line[:1] for line in told] == ["2", "3"] and "a near-duplicate" in told[1]
 
 
 # False records of what models were trained on.
@@ -328,6 +342,22 @@ def test_rows_that_came_back_before_the_signature_are_not_certified(root):
         runner.advance(TODAY)
     assert not list(root.glob("records/certificates/*"))
     store.engine.dispose()
+
+
+def test_erased_rows_that_come_back_under_other_ids_are_found_by_their_content(root):
+    """A source brings a picture of an erased person under an id, a person and a label of nobody."""
+    with np.load(root / people_workspace.NPZ) as archive:
+        arrays = dict(archive)
+    assert finish(root, url_of(root)) == "completed"
+    again = [*range(20), 10 * GONE[0]]
+    arrays = {name: values[again] for name, values in arrays.items()}
+    arrays["ids"][-1], arrays["subjects"][-1], arrays["labels"][-1] = "record-99999", "nobody", 2
+    np.savez_compressed(root / "again.npz", **arrays)
+    assert prepare("npz", root / "data/again", path=root / "again.npz")["rows_train"] == 16
+    assert "record-99999" not in Dataset(root / "data/again").sample_ids()
+    write_dataset(root / "data/old", open_source("npz", root / "again.npz", 0.2, 0), shard_rows=40)  # as on another day
+    with pytest.raises(ExpungeError, match="data/old: contains 1 erased rows again"):
+        Dataset(root / "data/old")
 
 
 # A store and a ledger of different ages, because one was restored from a backup.

@@ -111,3 +111,14 @@ def test_a_flow_that_is_interrupted_takes_its_stage_with_it(workspace):
     for other in started:  # Prefect does not end the server that it started for this run
         with contextlib.suppress(psutil.NoSuchProcess):
             other.kill()
+
+
+def test_of_two_dvc_repro_at_once_one_works_and_the_other_says_so(workspace):
+    (workspace / "hold").touch()
+    first = psutil.Popen([sys.executable, "-m", "dvc", "repro", "fit"], cwd=workspace, env=ENVIRONMENT)
+    wait("the stage", 60, lambda: stage_of(first))
+    said = dvc(workspace, "repro", "fit", ok=False)
+    assert "lock" in said and "Traceback" not in said and not (workspace / "held").exists()
+    (workspace / "hold").unlink()
+    assert first.wait(60) == 0
+    assert "didn't change, skipping" in dvc(workspace, "repro", "fit") and (workspace / "fitted-loft").is_file()

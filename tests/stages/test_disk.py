@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,11 @@ def outputs(workspace: Path, name: str) -> list[str]:
     return [o["path"] for o in entry(workspace, name)["outs"]]
 
 
-def stage(workspace: Path, name: str, logs: Path) -> tuple[int, str]:
-    """Run a stage in a process of its own, which need not import the libraries again; its status and what it said."""
+def stage(workspace: Path, name: str, logs: Path, first: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """Run a stage in a process of its own, which need not import the libraries again; its status and what it said.
+
+    The process calls `first` before the stage begins.
+    """
     module, *arguments = entry(workspace, name)["cmd"].split()[2:]
     main = importlib.import_module(module).main
     child = os.fork()
@@ -126,6 +130,7 @@ def stage(workspace: Path, name: str, logs: Path) -> tuple[int, str]:
         sys.argv = [module, *arguments]
         status = 1
         try:
+            first()
             run(main)
             status = 0
         except SystemExit as e:

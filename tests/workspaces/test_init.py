@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -17,6 +18,7 @@ from expunge.cli import app
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.installed import LOCK, Lock, other_version, read_lock
 from expunge.workspaces.init import plan
+from tests import killing
 from tests.pipeline import ENVIRONMENT, ROOT, dvc, stage
 
 DIGITS = ("--example", "digits")
@@ -42,7 +44,7 @@ def repository(tmp_path, monkeypatch) -> Path:
 
 
 def everything(root: Path) -> dict[str, bytes]:
-    files = (p for p in root.rglob("*") if p.is_file() and ".git" not in p.parts)
+    files = (p for p in root.rglob("*") if p.is_file() and ".git" not in p.parts and ".dvc/tmp" not in p.as_posix())
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
 
 
@@ -132,6 +134,48 @@ def test_an_interrupted_init_can_be_run_again(repository, monkeypatch):
         assert not (repository / LOCK).exists() and (repository / "dvc.yaml").exists()
     init(*DIGITS)
     assert (repository / LOCK).is_file() and (repository / ".gitignore").read_text().count("# expunge\n") == 1
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[dict[str, bytes], int]:
+    """Return the files that an undisturbed `expunge init` writes, and the number of its requests to the file system."""
+    root = tmp_path_factory.mktemp("undisturbed") / "repository"
+    status, requests = init_in_a_child(root, 0)
+    assert status == 0 and requests > 20
+    return everything(root), requests
+
+
+def init_in_a_child(root: Path, until: int) -> tuple[int, int]:
+    """Run `expunge init` in a child process that is killed at its `until`-th request (0: never)."""
+    root.mkdir(exist_ok=True)
+
+    def work() -> None:
+        os.chdir(root)
+        git("init", "--quiet")
+        assert "Next, run" in init(*DIGITS)
+
+    return killing.in_a_child(work, until, lambda _, path: os.path.abspath(path).startswith(str(root)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_init_that_is_killed_at_any_moment_can_be_run_again(seed, undisturbed, tmp_path):
+    wanted, requests = undisturbed
+    root = tmp_path / "repository"
+    status, _ = init_in_a_child(root, int(np.random.default_rng(seed).integers(1, requests + 1)))
+    assert os.WIFSIGNALED(status) and not (root / LOCK).is_file()
+    assert init_in_a_child(root, 0)[0] == 0
+    assert everything(root) == wanted
+
+
+def test_git_takes_no_cache_after_a_killed_dvc_init(repository):
+    """DVC was killed after it had made its folder."""
+    (repository / ".dvc").mkdir()
+    (repository / ".dvc/config").touch()
+    init(*DIGITS)
+    (repository / ".dvc/cache/files/md5").mkdir(parents=True)
+    (repository / ".dvc/cache/files/md5/somebody").write_text("x")
+    git("add", ".")
+    assert ".dvc/config" in git("ls-files") and "cache" not in git("ls-files")
 
 
 def test_an_example_has_the_methods_and_the_name_that_are_given(repository):

@@ -5,6 +5,7 @@ May import system. Start with `sections.py`, which defines the keys; `rules.py` 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from expunge.config.rules import DEFAULT_CUT, NAMED, RENAMED, RENAMED_METHODS, SOURCES, broken_rules, entries
 from expunge.config.sections import Activations, Config, Data, Features, Model, Shadow, Train
+from expunge.system import limits
 from expunge.system.errors import ConfigError
 from expunge.system.safe_yaml import read_mapping
 from expunge.system.validation import explain, holds, without_misspellings
@@ -39,10 +41,14 @@ _ADAPTER = TypeAdapter(Config)
 
 
 def load_config(path: Path | str = PARAMS) -> Config:
-    """Read and check params.yaml. Raises ConfigError, which names the key and, for a misspelling, the closest key."""
+    """Read and check params.yaml, and put its limits into force for this process.
+
+    Raises ConfigError, which names the key and, for a misspelling, the closest key.
+    """
     config, problems = read_config(path)
     if problems or config is None:
         raise ConfigError(f"{path}: {problems[0]}")
+    limits.use(limits.Limits(**asdict(config.limits)))
     return config
 
 

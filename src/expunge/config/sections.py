@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
+from expunge.system.limits import DEFAULTS, PILLOW_PIXELS
+
 # Types of values. They are strict: text is not read as a number, a bool not as an int, a set not as a list. An int is
 # accepted for a float.
 Count = Annotated[int, Strict(), Field(ge=1, le=100_000)]
@@ -185,6 +187,17 @@ class Sweep:
 
 
 @dataclass(frozen=True, config=FORBID)
+class Limits:
+    """How large files from outside may be. Limits change no result, so no stage of dvc.yaml depends on them."""
+
+    pixels: Annotated[int, Strict(), Field(ge=1, le=PILLOW_PIXELS)] = DEFAULTS.pixels
+    characters: Rows = DEFAULTS.characters
+    archive_gib: Count = DEFAULTS.archive_gib
+    list_mib: Count = DEFAULTS.list_mib
+    list_values: Rows = DEFAULTS.list_values
+
+
+@dataclass(frozen=True, config=FORBID)
 class Config:
     """The whole of params.yaml. `fit` maps the name of an entry to its settings."""
 
@@ -203,3 +216,4 @@ class Config:
     shadow: Shadow
     register: Register
     sweep: Sweep
+    limits: Limits = Field(default_factory=Limits)

@@ -13,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expunge.data.dataset import Dataset
-from expunge.data.limits import LIST_BYTES
 from expunge.data.selectors import refuse_listed
 from expunge.system.errors import DataError
+from expunge.system.limits import refuse_large, refuse_many
 
 SELECTOR = "correct"
 COLUMNS = ("sample_id", "label")
@@ -116,11 +116,7 @@ def read_labels(file: Path) -> dict[str, str]:
     if file.suffix.lower() != ".csv":
         raise DataError(f"{file}: expected a .csv; {WAY_OUT}")
     try:
-        if file.stat().st_size > LIST_BYTES:
-            raise DataError(
-                f"{file}: has {file.stat().st_size:,} bytes, but at most {LIST_BYTES:,} are allowed; split the list "
-                "into several requests"
-            )
+        refuse_large(file)
         with open(file, encoding="utf-8-sig", newline="") as f:
             lines = [line for line in csv.reader(f) if any(cell.strip() for cell in line)]
     except FileNotFoundError:
@@ -130,6 +126,7 @@ def read_labels(file: Path) -> dict[str, str]:
     missing = [name for name in COLUMNS if not lines or name not in lines[0]]
     if missing:
         raise DataError(f"{file}: no column {missing[0]!r}; {WAY_OUT}")
+    refuse_many(file, len(lines) - 1)
     if len(lines) == 1:
         raise DataError(f"{file}: lists no row to correct; {WAY_OUT}")
     at, named = (lines[0].index(name) for name in COLUMNS)

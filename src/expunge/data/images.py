@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from expunge.data.limits import PIXELS
 from expunge.system.errors import DataError
+from expunge.system.limits import in_force
 
 # Only formats whose decoders are self-contained: Pillow's EPS plug-in, for example, would start an interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -20,8 +20,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
     Greyscale images keep one channel, all others become RGB. EXIF rotation is applied, transparent images are
     composited over white, and 16-bit greyscale is scaled to 8 bits. Raises DataError for a corrupt file, for pixel
-    modes without a faithful 8-bit form (32-bit integers, floats, CIELAB), for several frames, and for more than PIXELS
-    pixels.
+    modes without a faithful 8-bit form (32-bit integers, floats, CIELAB), for several frames, and for more
+    pixels than `limits.pixels` allows.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as checked:
@@ -36,19 +36,19 @@ def decode(data: bytes, name: str) -> np.ndarray:
             return _pixels(image, name)
     except DataError:
         raise
-    except Image.DecompressionBombError as e:  # Pillow's own limit, if it is lower than PIXELS
+    except Image.DecompressionBombError as e:  # Pillow's own limit, if it is lower
         raise DataError(f"{name}: has too many pixels ({e}); make it smaller, or remove it") from e
     except Exception as e:  # on broken files decoders raise OSError, SyntaxError, ValueError, KeyError and others
         raise DataError(f"{name}: not a readable image ({type(e).__name__}: {e}); replace or remove it") from e
 
 
 def _refuse_large(image: Image.Image, name: str) -> None:
-    """Raise DataError if the header declares more than PIXELS pixels. This is checked before decompression."""
-    width, height = image.size
-    if width * height > PIXELS:
+    """Raise DataError if the header declares too many pixels. This is checked before decompression."""
+    (width, height), most = image.size, in_force().pixels
+    if width * height > most:
         raise DataError(
-            f"{name}: the image declares {width:,} x {height:,} pixels, but at most {PIXELS:,} are allowed in all; "
-            "make it smaller, or remove it"
+            f"{name}: the image declares {width:,} x {height:,} pixels, but at most {most:,} are allowed in all "
+            "(limits.pixels); make it smaller, or remove it"
         )
 
 

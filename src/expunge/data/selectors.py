@@ -16,9 +16,9 @@ from expunge.data.canaries import SELECTOR as CANARY_SELECTOR
 from expunge.data.canaries import canary_rows
 from expunge.data.dataset import Dataset
 from expunge.data.filters import names_individuals, parse_filter
-from expunge.data.limits import LIST_BYTES, LIST_VALUES
 from expunge.data.tombstones import Tombstones
 from expunge.system.errors import DataError
+from expunge.system.limits import refuse_large, refuse_many
 
 SELECTORS = ("classes", "random", "memorised", "canaries", "ids", "subjects", "filter")
 LONGEST = 4096  # characters of an id or a subject; the longest path on Linux, since paths may be ids
@@ -210,17 +210,13 @@ def read_values(file: Path, column: str) -> list[str]:
     """Return the values listed in a .txt (one per line), .csv or .parquet file.
 
     A table must have `column`; a CSV with a single column needs no header. Raises DataError for an unreadable file, no
-    values, more than LIST_BYTES bytes or LIST_VALUES values, a value of more than 4,096 characters, or repeated values.
+    values, more bytes or values than the limits allow, a value of more than 4,096 characters, or repeated values.
     """
     readers = {".txt": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
         raise DataError(f"{file}: unknown file type; use .txt, .csv or .parquet")
     try:
-        if file.stat().st_size > LIST_BYTES:
-            raise DataError(
-                f"{file}: has {file.stat().st_size:,} bytes, but at most {LIST_BYTES:,} are allowed; split the list "
-                "into several requests"
-            )
+        refuse_large(file)
         values = readers[file.suffix.lower()](file, column)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file (split.file in params.yaml)") from None
@@ -228,11 +224,7 @@ def read_values(file: Path, column: str) -> list[str]:
         raise DataError(f"{file}: cannot be read ({e})") from e
     if not values:
         raise DataError(f"{file}: the list is empty; name at least one row or subject to forget")
-    if len(values) > LIST_VALUES:
-        raise DataError(
-            f"{file}: lists {len(values):,} values, but at most {LIST_VALUES:,} are allowed; split the list into "
-            "several requests"
-        )
+    refuse_many(file, len(values))
     if long := next((i for i, value in enumerate(values, 1) if len(value) > LONGEST), None):
         raise DataError(
             f"{file}: value {long} has {len(values[long - 1]):,} characters, but at most {LONGEST:,} are allowed; "
@@ -271,11 +263,7 @@ def _read_parquet(file: Path, column: str) -> list[str]:
     with pq.ParquetFile(file) as table:
         names, rows = table.schema_arrow.names, table.metadata.num_rows
         kind = table.schema_arrow.field(column).type if column in names else None
-    if rows > LIST_VALUES:  # checked before reading, since a small compressed file may hold very many rows
-        raise DataError(
-            f"{file}: lists {rows:,} values, but at most {LIST_VALUES:,} are allowed; split the list into several "
-            "requests"
-        )
+    refuse_many(file, rows)  # checked before reading, since a small compressed file may hold very many rows
     if column not in names:
         raise DataError(f"{file}: no column {column!r}; its columns are {', '.join(names)}")
     if kind is not None and not (pa.types.is_integer(kind) or _is_text(kind)):

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from expunge.data.canaries import CANARIES, Planter
 from expunge.data.corrected import CorrectedLabels
 from expunge.data.images import binary_array, decode
-from expunge.data.limits import TEXT_CHARACTERS
 from expunge.data.schema import (
     CLASSES,
     DIGEST_BYTES,
@@ -37,6 +36,7 @@ from expunge.data.tombstones import Tombstones
 from expunge.system.damage import reading
 from expunge.system.errors import DataError
 from expunge.system.files import staged_dir, write_json, write_manifest
+from expunge.system.limits import in_force
 
 log = logging.getLogger(__name__)
 
@@ -241,16 +241,16 @@ def _table(batch: Batch, source: Source, schema: pa.Schema, shapes: set[tuple[in
 
 
 def _texts(batch: Batch, source: Source) -> dict[str, pa.Array]:
-    digests = []
+    digests, most = [], in_force().characters
     for sample_id, text in zip(batch.sample_ids, batch.content, strict=True):
         if not text.strip():
             raise DataError(
                 f"{source.name}: the text of row {sample_id!r} is blank; write a text, or leave the row out"
             )
-        if len(text) > TEXT_CHARACTERS:
+        if len(text) > most:
             raise DataError(
                 f"{source.name}: the text of row {sample_id!r} has {len(text):,} characters, but at most "
-                f"{TEXT_CHARACTERS:,} are allowed; divide it into several rows, or leave it out"
+                f"{most:,} are allowed (limits.characters); divide it into several rows, or leave it out"
             )
         digests.append(text_digest(text))
     return {"text": pa.array(batch.content, pa.string()), "digest": pa.array(digests, pa.binary(DIGEST_BYTES))}

@@ -8,6 +8,7 @@ appended to the ledger once, afterwards.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    insert,
     make_url,
+    select,
     text,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -78,6 +81,18 @@ SUBJECTS = Table(
     Column("request", String(40), ForeignKey(REQUESTS.c.id), primary_key=True),
     Column("hmac", String(64), primary_key=True),
 )
+MARKS = Table(
+    "erasure_marks",
+    METADATA,
+    Column("request", String(40), ForeignKey(REQUESTS.c.id), primary_key=True),
+    Column("mark", String(64), nullable=False, unique=True),  # equal for requests that ask for the same
+)
+STORE_KEY = Table(
+    "erasure_store_key",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("key", LargeBinary, nullable=False),  # for the marks
+)
 BATCHES = Table(
     "erasure_batches",
     METADATA,
@@ -104,7 +119,8 @@ EVENTS = Table(
     Column("entry", String(80)),  # hash of its ledger entry; null until it is published
     UniqueConstraint("about", "number"),
 )
-PERSONAL = (KEYS, SUBJECTS)
+PERSONAL = (KEYS, SUBJECTS, MARKS)  # rows that are deleted when a request is final
+KEY_BYTES = 32
 
 
 def connect(url: str | None = None) -> Engine:
@@ -158,7 +174,7 @@ def _answering(engine: Engine) -> Iterator[None]:
 
 
 def overwrite_deleted(engine: Engine) -> None:
-    """Remove deleted keys and HMACs from the files of the database.
+    """Remove deleted keys, marks and HMACs from the files of the database.
 
     SQLite overwrites them on deletion (`secure_delete`). PostgreSQL keeps old row versions until VACUUM FULL rewrites
     the table. Its write-ahead log keeps them as long as it is configured to.
@@ -173,11 +189,18 @@ def overwrite_deleted(engine: Engine) -> None:
 
 
 def _create_tables(engine: Engine) -> None:
-    """Create missing tables; try twice, because another process may create them at the same moment."""
+    """Create missing tables and the store's key; try twice, because another process may do so at the same moment."""
     try:
-        METADATA.create_all(engine)
+        _create(engine)
     except SQLAlchemyError:
-        METADATA.create_all(engine)
+        _create(engine)
+
+
+def _create(engine: Engine) -> None:
+    with engine.begin() as c:
+        METADATA.create_all(c)
+        if c.execute(select(STORE_KEY.c.id)).first() is None:
+            c.execute(insert(STORE_KEY).values(id=1, key=secrets.token_bytes(KEY_BYTES)))
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:

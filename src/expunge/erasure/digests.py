@@ -18,11 +18,6 @@ def text_of_values(values: Iterable[str]) -> str:
     return json.dumps(sorted(values), ensure_ascii=False, separators=(",", ":"))
 
 
-def digest_of_text(text: str, key: bytes) -> str:
-    """Return `hmac-sha256:...` of a text under `key`."""
-    return "hmac-sha256:" + hmac_of(text, key)
-
-
 def digest_of_values(values: Iterable[str], key: bytes) -> str:
     """Return `hmac-sha256:...` of ids, subjects or classes, independent of their order."""
-    return digest_of_text(text_of_values(values), key)
+    return "hmac-sha256:" + hmac_of(text_of_values(values), key)

@@ -162,7 +162,10 @@ def _not_claimed(product: Candidate, summary: Mapping[str, Any]) -> list[str]:
         # The sweep's findings in the certificate say where rows are still stored.
         lines = [line for line in wording.not_claimed(summary) if line != STILL_STORED]
     else:
-        lines = ["Only the attacks listed here were run; a stronger one may find more."]
+        lines = [
+            *wording.copies_left(summary["request"]),
+            "Only the attacks listed here were run; a stronger one may find more.",
+        ]
     return [*lines, "Copies outside this installation, and models that others made from its data, are not covered."]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from expunge.config import PARAMS, load_config
 from expunge.data.corrections import COLUMNS as LABEL_COLUMNS
 from expunge.data.corrections import read_labels
 from expunge.data.selectors import read_values
@@ -54,6 +55,8 @@ def take_in(
         raise RequestError(
             "a request needs exactly one of these: a file of ids, of subjects, or of ids and new labels, or classes"
         )
+    if PARAMS.is_file():
+        load_config()  # puts the limits of this workspace into force
     if received > today:
         raise RequestError(f"received {received} is in the future; give the day on which the request came in")
     id_ = new_id(received)

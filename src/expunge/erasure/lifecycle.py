@@ -156,6 +156,7 @@ class Lifecycle:
         selection = self._selection(batch)
         if not (selection.erase & selection.train).any():
             # No model was trained on test rows: if only such rows are requested, no unlearning is needed.
+            soundness.check_untrained(Dataset(DATASET), selection.erase)
             return self.batches.at(batch, Step.collect, {})
         intake.write_values(lists.to_forget(batch), *lists.content(selection, Dataset(DATASET).sample_ids()))
         params = PARAMS.read_text(encoding="utf-8")

@@ -12,14 +12,14 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, delete, insert, select, update
 
 from expunge.erasure import database
-from expunge.erasure.database import EVENTS, KEYS, REQUESTS, SUBJECTS, transaction
-from expunge.erasure.digests import digest_of_text, digest_of_values, hmac_of, text_of_values
-from expunge.erasure.states import MOST_MONTHS, OPEN, State, check_move, due_date
+from expunge.erasure.database import EVENTS, KEY_BYTES, KEYS, PERSONAL, REQUESTS, SUBJECTS, transaction
+from expunge.erasure.digests import digest_of_values, hmac_of
+from expunge.erasure.repeats import keep_mark, mark_of, refuse_repeated
+from expunge.erasure.states import MOST_MONTHS, State, check_move, due_date
 from expunge.ledger.ledger import Ledger
 from expunge.system.errors import RequestError
 
 Kind = Literal["ids", "subjects", "classes", "labels"]
-KEY_BYTES = 32
 EVERY_EVENT = ("about", "who", "reason", "at")  # columns of an event that are facts of its ledger entry
 
 
@@ -102,7 +102,8 @@ class Store:
         wanted = [str(c) for c in classes] if kind == "classes" else values
         key = secrets.token_bytes(KEY_BYTES)
         with transaction(self.engine) as c:
-            _refuse_repeated(c, kind, wanted)
+            mark = mark_of(c, kind, wanted)
+            refuse_repeated(c, mark)
             row = {
                 "id": id_, "kind": kind, "state": State.received, "version": 1, "received": received, "months": 1,
                 "due": due_date(received, 1), "verified": False, "basis": basis, "asked": len(wanted),
@@ -111,6 +112,7 @@ class Store:
             }  # fmt: skip
             c.execute(insert(REQUESTS).values(**row))
             c.execute(insert(KEYS).values(request=id_, key=key))
+            keep_mark(c, id_, mark)
             if kind == "subjects":
                 c.execute(insert(SUBJECTS), [{"request": id_, "hmac": hmac_of(v, key)} for v in values])
             facts = {"digest": row["digest"], "kind": kind, "asked": len(wanted), "received": received.isoformat()}
@@ -296,23 +298,9 @@ def write_event(
 
 
 def destroy_key(c: Connection, id_: str) -> None:
-    """Delete the key and HMACs of a request. Call `database.overwrite_deleted` after the transaction."""
-    c.execute(delete(SUBJECTS).where(SUBJECTS.c.request == id_))
-    c.execute(delete(KEYS).where(KEYS.c.request == id_))
-
-
-def _refuse_repeated(c: Connection, kind: Kind, values: Sequence[str]) -> None:
-    """Raise RequestError if an open request of this kind asks for the same `values`."""
-    # Every request has a key of its own, so one HMAC is computed for each open request that asks for as many values.
-    alike = (REQUESTS.c.state.in_(list(OPEN))) & (REQUESTS.c.kind == kind) & (REQUESTS.c.asked == len(values))
-    columns = (REQUESTS.c.id, REQUESTS.c.received, REQUESTS.c.state, REQUESTS.c.digest, KEYS.c.key)
-    text = text_of_values(values)
-    for other in c.execute(select(*columns).join(KEYS).where(alike).order_by(REQUESTS.c.due, REQUESTS.c.id)):
-        if digest_of_text(text, bytes(other.key)) == other.digest:
-            raise RequestError(
-                f"request {other.id}, received {other.received}, asks for the same and is {other.state}; nothing was "
-                "added"
-            )
+    """Delete the key, mark and HMACs of a request. Call `database.overwrite_deleted` after the transaction."""
+    for table in PERSONAL:
+        c.execute(delete(table).where(table.c.request == id_))
 
 
 def _need(reason: str, message: str) -> None:

@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.data.schema import TRAIN
 from expunge.data.split import Split
 from expunge.erasure.requests import Store
 from expunge.erasure.selection import Rows
+from expunge.features.store import FeatureStore
 from expunge.methods.outputs import check_retrained
 from expunge.models.checkpoint import load_classifier
 from expunge.system.dvc_lock import Difference, differences, stages_of
 from expunge.system.errors import ExpungeError, RequestError
 from expunge.system.files import MANIFEST
-from expunge.system.paths import DATASET, MODELS, ORIGINAL, SPLIT
+from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT
 
 LOCK = Path("dvc.lock")
 RUNS = "python -m expunge.stages."
@@ -82,6 +87,23 @@ def fingerprints(store: Store, dataset: Dataset, rows: Mapping[str, Rows]) -> di
 def changed(judged: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
     """Return the requests whose rows differ from those that were judged; none if nothing was judged."""
     return [] if judged is None else sorted(request for request in now if judged.get(request) != now[request])
+
+
+def check_untrained(dataset: Dataset, rows: NDArray[np.bool_]) -> None:
+    """Check that `rows`, a mask of test rows, were no training rows when the original was trained. Raises RequestError.
+
+    The features were computed after that training and say which rows it read. They lack rows that were erased since.
+    """
+    if not (FEATURES / ORIGINAL / MANIFEST).is_file():
+        return
+    store, ids = FeatureStore(FEATURES / ORIGINAL), dataset.sample_ids()
+    wanted = {ids[i] for i in np.flatnonzero(rows)}
+    trained = wanted & set(store.column("sample_id")[store.column("split") == TRAIN].tolist())
+    if trained:
+        raise RequestError(
+            f"{len(trained)} of the {len(wanted)} requested rows are test rows now, but the original was trained on "
+            "them: the data were divided differently then. Restore the section `data` of params.yaml, and run again"
+        )
 
 
 def contents(ids: list[str]) -> dict[str, str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from expunge.data.limits import NPZ_BYTES
 from expunge.data.readers.labels import index_labels
 from expunge.data.schema import RAW, TEST, TRAIN
 from expunge.data.source import Source, array_batches, split_names, stratified_test_rows
 from expunge.system.errors import DataError
+from expunge.system.limits import in_force
 
 IMAGES, LABELS = ("x", "images"), ("y", "labels")
 KNOWN = (*IMAGES, *LABELS, "x_train", "y_train", "x_test", "y_test", "ids", "subjects", "split", "class_names")
@@ -81,12 +81,12 @@ def _load(file: Path) -> dict[str, np.ndarray]:
 
 
 def _refuse_large(archive: np.lib.npyio.NpzFile, file: Path) -> None:
-    """Raise DataError if the archive declares more than NPZ_BYTES bytes. This is checked before decompression."""
+    """Raise DataError if the archive declares more bytes than allowed. This is checked before decompression."""
     size = sum(entry.file_size for entry in archive.zip.infolist()) if archive.zip is not None else 0
-    if size > NPZ_BYTES:
+    if size > (most := in_force().archive_bytes):
         raise DataError(
-            f"{file}: its arrays have {size:,} bytes, but at most {NPZ_BYTES:,} are held in memory; use data.source: "
-            "image-folder or parquet"
+            f"{file}: its arrays have {size:,} bytes, but at most {most:,} are held in memory (limits.archive_gib); "
+            "use data.source: image-folder or parquet"
         )
 
 

@@ -29,6 +29,7 @@ IGNORED = (
     "/reports/data_docs/",
 )  # fmt: skip
 DVC_IGNORED = ("__pycache__/", ".venv/", ".expunge/", "*.tmp")
+OF_DVC = ("/config.local", "/tmp", "/cache")  # what DVC keeps out of git in its own folder
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Plan:
             below = () if self.root.resolve() == self.top.resolve() else ("--subdir",)
             dvc.run("init", "--quiet", *below, root=self.root)
             dvc.run("config", "core.analytics", "false", root=self.root)
+        if not (self.root / ".dvc/.gitignore").is_file():
+            # A `dvc init` that was killed leaves a folder without it, and git would take the cache in.
+            write_text(self.root / ".dvc/.gitignore", "".join(f"{line}\n" for line in OF_DVC))
         for name, text in self.files.items():
             if not _holds(self.root / name, text):
                 write_text(self.root / name, text)
