@@ -18,8 +18,7 @@ from prefect.states import Completed
 from pydantic import Field, field_validator
 from rich.console import Console
 
-from expunge.promotion.review import in_words
-from expunge.promotion.review_terminal import Review
+from expunge.promotion.review import Review, in_words
 from expunge.promotion.review_terminal import show as print_review
 from expunge.promotion.session import ReviewSession
 from expunge.system.errors import PromotionError
