@@ -39,6 +39,7 @@ def around(where: Path) -> dict[str, str]:
     source = where / "src" if (where / "src").is_dir() else ROOT / "src"
     return {
         **environment,
+        "EXPUNGE_WARM": "0",  # each run has an environment of its own, for which a server would start in vain
         "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)]),
         "PREFECT_HOME": str(where.parent / "prefect"),
         "COLUMNS": "120",
