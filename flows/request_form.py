@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from expunge.system.errors import ConfigError
+from expunge.system.files import write_text
 from expunge.workspaces.init.editing import PARAMS, with_values
 from flows.stages import PreflightError, check
 
@@ -35,10 +36,8 @@ def set_params(root: Path, classes: list[str] | None, methods: list[str] | None,
     file = root / PARAMS
     before = file.read_text(encoding="utf-8")
     try:
-        file.write_text(with_values(before, changes), encoding="utf-8")
+        write_text(file, with_values(before, changes))
         check(root)
-    except ConfigError as e:
+    except (ConfigError, PreflightError) as e:
+        write_text(file, before)
         raise PreflightError(str(e)) from None
-    except PreflightError:
-        file.write_text(before, encoding="utf-8")
-        raise
