@@ -20,6 +20,8 @@ import pytest
 
 from expunge.system import warm
 
+pytestmark = pytest.mark.skipif(not warm.supported(), reason="this system has no pidfd_open")
+
 SERVER = """
 import sys
 from expunge.system import warm_server

@@ -64,10 +64,17 @@ def hand_over(command: Sequence[str]) -> None:
 
 
 def _served(command: Sequence[str]) -> bool:
-    if not hasattr(os, "pidfd_open") or os.environ.get(SWITCH) == "0":
-        return False
     name = command[2].removeprefix(PREFIX) if len(command) > 2 and command[1] == "-m" else ""
-    return name in SERVED
+    return name in SERVED and os.environ.get(SWITCH) != "0" and supported()
+
+
+def supported() -> bool:
+    """Return whether this system lets a server wait for its stages. Some sandboxes and old kernels do not."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def socket_path() -> Path:
