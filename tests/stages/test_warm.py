@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from expunge.system import warm
 from tests.pipeline import ENVIRONMENT, lay_out_short
 from tests.stages.test_kill import run, stable
 from tests.system.test_warm import PLACE, python, ready, until
@@ -40,6 +41,7 @@ OWN = {
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not warm.supported(), reason="this system has no pidfd_open")
 def test_a_pipeline_in_forks_ends_with_the_same_bytes(short, tmp_path, run_dir):
     (tmp_path / "sitecustomize.py").write_text(RECORDER)
     env = {**ENVIRONMENT, "XDG_RUNTIME_DIR": str(run_dir)}
