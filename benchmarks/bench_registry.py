@@ -100,7 +100,7 @@ def measure(home: Path, prepared: dict[str, Any], content: str) -> dict[str, flo
 
     with timed("import"):
         from expunge.promotion.promoter import Promoter
-        from expunge.tracking import Dataset, Submission, connect, log_pipeline_run, preflight, register_model
+        from expunge.tracking import LoggedDataset, Submission, connect, log_pipeline_run, preflight, register_model
     with timed("open the store; at first it makes the tables"):
         preflight()
     with timed("log the runs"):
@@ -111,7 +111,7 @@ def measure(home: Path, prepared: dict[str, Any], content: str) -> dict[str, flo
             description_md="",
             params={},
             tags={},
-            dataset=Dataset("noise", REQUEST, {}),
+            dataset=LoggedDataset("noise", REQUEST, {}),
             artifacts=[home / "summary.json"],
         )
     with timed("register and check"):

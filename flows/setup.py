@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -48,10 +47,6 @@ def main() -> None:
     parser.add_argument("--remote")
     parser.add_argument("--silence", type=float, default=SILENCE.total_seconds())
     given = parser.parse_args()
-    if given.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9-]*", given.name):
-        parser.error(f"--name {given.name!r}: use only lower-case letters, digits and dashes")
-    if given.repository is None and (given.remote is not None or given.name is not None):
-        parser.error("--name and --remote are for a workspace in a clone; give its --repository too")
     if not PREFECT_API_URL.value():
         raise SystemExit(
             "error: there is no Prefect server to deploy to; run `prefect server start`, then "

@@ -75,7 +75,7 @@ def test_a_list_without_labels_leaves_nothing_behind(root, expunge, tmp_path):
 
 
 def test_the_pipeline_is_given_the_labels_of_all_requests(without_reference, tmp_path):
-    change(without_reference, lambda p: (p["split"].update(duplicates="include"), p["shadow"].update(heads=4)))
+    change(without_reference, lambda p: (p["split"].update(duplicates="include"), p["shadow"].update(heads=8)))
     before, store, seen = Path("params.yaml").read_bytes(), Store.open(), {}
     for i, (row, name) in enumerate(OTHERS.items()):
         asked(store, tmp_path / f"{i}.csv", {row: name})

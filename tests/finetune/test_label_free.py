@@ -13,7 +13,7 @@ from torch import nn
 from expunge.finetune.jit import Jit, slope
 from expunge.finetune.loop import Run
 from expunge.finetune.loss_free import LossFreeSsd, output_sensitivity
-from expunge.system.errors import ConfigError
+from expunge.system.errors import NoEffectError
 
 
 def linear(digits: Any) -> Any:
@@ -55,7 +55,7 @@ def test_labels_are_not_looked_at_and_a_class_is_forgotten(digits: Any) -> None:
     assert digits.accuracy(digits.model, digits.forget) > 0.99
     assert digits.accuracy(results[0], digits.forget) < 0.1
     assert digits.accuracy(results[0], others) > 0.95
-    with pytest.raises(ConfigError, match="selects no weight"):
+    with pytest.raises(NoEffectError, match="selects no weight"):
         LossFreeSsd(alpha=1e6).fit(digits.model, digits.images, digits.labels, *digits.rows)
 
 

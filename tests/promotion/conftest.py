@@ -44,7 +44,7 @@ def summary(request: str, method: str, level: str) -> dict:
 def put(home: Path, request: str, kind: str = "affine", level: str = "outputs", name: str = NAME):
     """Log a run and register its version, through the same functions as the register stage."""
     from expunge.system.files import write_json
-    from expunge.tracking import Dataset, Submission, log_pipeline_run, register_model
+    from expunge.tracking import LoggedDataset, Submission, log_pipeline_run, register_model
 
     shape = (12, 10, 3) if kind == "colour" else (12, 10, 1)
     classifier = write_model(home / "models" / kind, shape)
@@ -59,7 +59,7 @@ def put(home: Path, request: str, kind: str = "affine", level: str = "outputs", 
         description_md="",
         params={},
         tags={},
-        dataset=Dataset("pictures", "sha256:dd", {}),
+        dataset=LoggedDataset("pictures", "sha256:dd", {}),
         artifacts=[home / "summary.json"],
     )
     images = pictures(4, shape[: 2 if shape[2] == 1 else 3])

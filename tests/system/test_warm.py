@@ -73,9 +73,9 @@ def ready(place: Path) -> bool:
         connection.settimeout(10)
         try:
             connection.connect(str(place))
-        except OSError:
+            return connection.recv(1) == warm.READY
+        except OSError:  # nobody listens, or the server is still loading
             return False
-        return connection.recv(1) == warm.READY
 
 
 def servers(place: Path) -> list[psutil.Process]:
@@ -92,6 +92,12 @@ def until(what: Callable[[], object], seconds: float = 20) -> None:
     while not what():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def heed_signals() -> None:
+    """Undo what `nohup` and a shell's `&` do to the tests: the process that asks would ignore these signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def alive(pid: int) -> bool:
@@ -115,8 +121,9 @@ def start(tmp_path: Path, run_dir: Path, environment: dict[str, str]) -> Callabl
         command = [sys.executable, str(script), "-m", f"expunge.stages.{name}", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=tmp_path, env={**environment, **more}, text=True, stdin=pipe, stdout=pipe, stderr=pipe
-        )
+            command, cwd=tmp_path, env={**environment, **more}, text=True, stdin=pipe, stdout=pipe, stderr=pipe,
+            preexec_fn=heed_signals,
+        )  # fmt: skip
 
     return made
 

@@ -250,7 +250,7 @@ def test_a_failure_marks_the_runs_that_were_begun(store, tmp_path):
 
 
 def test_missing_artifacts_and_unknown_methods_are_named(store, tmp_path):
-    with pytest.raises(TrackingError, match=r"gone\.md: nothing there"):
+    with pytest.raises(TrackingError, match=r"gone\.md: there is nothing to log"):
         log(artifacts=[tmp_path / "gone.md"])
     with pytest.raises(ValueError, match="salun"):
         log(per_method={"salun": Detail()})

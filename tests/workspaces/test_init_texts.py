@@ -190,10 +190,10 @@ def test_any_answers_make_params_without_conflicts(tmp_path, training, request_,
     if training in ("head", "ridge"):
         assert not config.model.saw_forget_data and "exact" in config.methods
     from expunge.checks.methods import method_problems
-    from expunge.checks.schema import Request, Schema
+    from expunge.checks.schema import RequestSize, Schema
 
     kind = {"classes": "classes", "random": "rows"}.get(request_["selector"])
-    assert method_problems(config, Schema(False, (8, 8, 3), False, 3, 9, 9), Request(kind)) == []
+    assert method_problems(config, Schema(False, (8, 8, 3), False, 3, 9, 9), RequestSize(kind)) == []
 
 
 def test_a_text_encoder_can_be_trained_as_a_whole_from_its_own_weights(tmp_path):
@@ -205,12 +205,12 @@ def test_a_text_encoder_can_be_trained_as_a_whole_from_its_own_weights(tmp_path)
     assert (config.model.training, config.model.weights, config.model.saw_forget_data) == ("full", "public", True)
     assert config.activations.cuts == "auto" and {"relearn", "short-retrain"} <= set(config.methods)
     from expunge.checks.methods import method_problems
-    from expunge.checks.schema import Request, Schema
+    from expunge.checks.schema import RequestSize, Schema
 
     texts = Schema(True, None, False, 3, 9, 9)
-    assert method_problems(config, texts, Request("classes")) == []
+    assert method_problems(config, texts, RequestSize("classes")) == []
     pixels = replace(config, methods=[*config.methods, "jit"], fit={**config.fit, "jit": {}})
-    [problem] = method_problems(pixels, texts, Request("classes"))
+    [problem] = method_problems(pixels, texts, RequestSize("classes"))
     assert "jit changes pixels, and the data are texts" in str(problem)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def deploy(
     _root()
     options = {"--name": name, "--repository": repository, "--remote": remote, "--revision": revision}
     options["--silence"] = None if silence is None else str(silence)
+    _check_names(name, repository, remote)
     ask_server()
     arguments = [part for key, value in options.items() if value is not None for part in (key, value)]
     raise SystemExit(subprocess.call([sys.executable, "-m", "flows.setup", *arguments], env=_environment()))
@@ -77,6 +79,14 @@ def worker(
     # A script's shell starts its background jobs with SIGINT ignored, and Prefect stops a worker by sending SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execve(sys.executable, command, {**_environment(), "EXPUNGE_WORKSPACE": str(root)})
+
+
+def _check_names(name: str | None, repository: str | None, remote: str | None) -> None:
+    """Raise ExpungeError for options that name no deployments of their own."""
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ExpungeError(f"--name {name!r}: use only lower-case letters, digits and dashes")
+    if repository is None and (remote is not None or name is not None):
+        raise ExpungeError("--name and --remote are for a workspace in a clone; give its --repository too")
 
 
 def ask_server() -> None:

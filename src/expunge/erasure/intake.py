@@ -6,6 +6,7 @@ removed, and the MD5 of a short list can be found by guessing. A random salt in 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -23,7 +24,7 @@ from expunge.data.corrections import read_labels
 from expunge.data.selectors import read_values
 from expunge.erasure.requests import ErasureRequest, Kind, Store, new_id
 from expunge.system import dvc
-from expunge.system.errors import DataError, RequestError
+from expunge.system.errors import ConfigError, DataError, RequestError
 from expunge.system.files import write_text
 from expunge.system.paths import REQUESTS
 
@@ -55,8 +56,9 @@ def take_in(
         raise RequestError(
             "a request needs exactly one of these: a file of ids, of subjects, or of ids and new labels, or classes"
         )
-    if PARAMS.is_file():
-        load_config()  # puts the limits of this workspace into force
+    with contextlib.suppress(ConfigError):  # a mistake in params.yaml does not keep a request out
+        if PARAMS.is_file():
+            load_config()  # puts the limits of this workspace into force
     if received > today:
         raise RequestError(f"received {received} is in the future; give the day on which the request came in")
     id_ = new_id(received)
