@@ -199,7 +199,7 @@ def test_rollback_restores_the_champion_before(promoter):
 
 
 def test_rollback_to_a_version_that_had_not_forgotten_is_refused(promoter):
-    with pytest.raises(PromotionError, match="knows no promotion"):
+    with pytest.raises(PromotionError, match="records no promotion"):
         promoter.rollback("why")
     promote(promoter, "1")  # Version 1 forgets A.
     promote(promoter, "3")  # Version 3 forgets B, which contains A and one more row.
