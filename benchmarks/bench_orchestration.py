@@ -48,6 +48,13 @@ def run() -> dict[str, Any]:
     return {"stages": stages, "dvc_repro": bare, "flow": flown, "ratio": wall, "cpu_ratio": cpu, "target": TARGET}
 
 
+def one_thread() -> dict[str, str]:
+    """Return the environment of stages that compute on one thread and log to the workspace's own store."""
+    given = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**given, "PATH": path, "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
+
+
 def fresh(workspace: Path) -> Path:
     lay_out(ROOT, workspace, (ROOT / "params.demo.yaml").read_text(encoding="utf-8"))
     return workspace
@@ -84,16 +91,11 @@ def server(home: Path) -> Iterator[dict[str, str]]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
+        **one_thread(),
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
-        "DVC_NO_ANALYTICS": "1",
     }
-    environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

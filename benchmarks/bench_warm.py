@@ -5,7 +5,6 @@ python -m benchmarks.bench_warm
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_orchestration import ROOT, call
+from benchmarks.bench_orchestration import ROOT, call, one_thread
 from expunge.system.warm import SWITCH
 from expunge.workspaces.workspace import lay_out
 
@@ -27,13 +26,7 @@ REQUESTS = 3  # of each kind; the median counts
 
 def run() -> dict[str, Any]:
     """Return the seconds of requests that follow each other, without and with the warm process, and their ratio."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "DVC_NO_ANALYTICS": "1",
-    }
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    environment = one_thread()
     warm, cold = {n: v for n, v in environment.items() if n != SWITCH}, {**environment, SWITCH: "0"}
     with tempfile.TemporaryDirectory() as tmp:
         workspace = Path(tmp) / "workspace"

@@ -33,7 +33,7 @@ from expunge.commands import (
     variant,
     watch,
 )
-from expunge.commands.place import need_workspace
+from expunge.commands.place import need_runs
 from expunge.stages import guarded
 from expunge.system.addresses import shown
 from expunge.system.errors import TrackingError
@@ -118,7 +118,7 @@ def ui(port: int = 5000) -> None:
                 f"port {port} of this machine cannot be used ({e.strerror}). Probably another server listens there; "
                 f"choose another port, as in `expunge ui --port {port + 1}`"
             ) from None
-    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
+    need_runs()
     preflight()  # creates a missing database behind its lock; MLflow's server would do so while others open it
     page = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     print(f"MLflow UI: {page}  (store: {shown(uri)}; Ctrl-C ends it)", flush=True)

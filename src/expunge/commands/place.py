@@ -8,6 +8,11 @@ from pathlib import Path
 from expunge.system.errors import ExpungeError
 
 
+def need_runs() -> None:
+    """Raise ExpungeError if opening MLflow's store would create it in a folder that is no workspace."""
+    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
+
+
 def need_workspace(store: Path, variable: str) -> None:
     """Raise ExpungeError if opening `store` would create it in a folder that is no workspace.
 

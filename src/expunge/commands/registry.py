@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from expunge.commands.place import need_workspace
+from expunge.commands.place import need_runs
 from expunge.config import load_config
 from expunge.ledger.clock import set_back
 from expunge.ledger.keys import PublicKey
@@ -56,13 +56,13 @@ def session(model: str | None, ledger: Path) -> ReviewSession:
     """Open the registered model `model`, by default that of the last run, with the ledger of its decisions."""
     from expunge.promotion.session import ReviewSession
 
-    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
+    need_runs()
     return ReviewSession(model, ledger)
 
 
 def registered_servable(model: str | None, version: str) -> tuple[Servable, str, str]:
     """Load a version, named by number or alias. Returns the servable, its digest and the address of the version."""
-    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
+    need_runs()
     from expunge.promotion.promoter import find
     from expunge.promotion.session import registered_name
     from expunge.tracking import connect, servable_of

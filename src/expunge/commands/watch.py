@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.commands.place import need_workspace
+from expunge.commands.place import need_runs
 from expunge.commands.registry import LedgerPath, session
 from expunge.system.paths import LEDGER
 
@@ -39,7 +38,7 @@ def watch(
     from expunge.promotion.alias_watch import settle_all
     from expunge.tracking import connect, models_of_ours
 
-    need_workspace(Path("mlflow.db"), "MLFLOW_TRACKING_URI")
+    need_runs()
 
     def promoters() -> list[Promoter]:
         """Anew for every look: models are registered meanwhile, and requests change."""

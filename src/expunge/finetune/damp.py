@@ -124,7 +124,7 @@ class Damp(Estimator):
 def residual_basis(retained: Tensor, forgotten: Tensor) -> tuple[Tensor, float]:
     """Return an orthonormal basis `(k, r)` of the residuals of `forgotten (f, k)`, and their share of its length.
 
-    The residuals are the parts of the rows outside the span of the rows of `kept (c, k)`. The share is in [0, 1].
+    The residuals are the parts of the rows outside the span of the rows of `retained (c, k)`. The share is in [0, 1].
     """
     _, values, vectors = torch.linalg.svd(retained, full_matrices=False)
     span = vectors[values > 1e-10 * values[0]]

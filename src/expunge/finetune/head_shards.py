@@ -83,7 +83,7 @@ class HeadShards:
         removed: tuple[Tensor, Tensor, NDArray[np.int64]],
         left: tuple[Tensor, Tensor, NDArray[np.int64]],
     ) -> tuple[HeadShards, list[int]]:
-        """Remove the rows `gone`; `left` are the remaining rows. Both are `z (n, d)`, `y (n,)` and shards `(n,)`.
+        """Remove the rows `removed`; `left` are the remaining rows. Both are `z (n, d)`, `y (n,)` and shards `(n,)`.
 
         Returns the new heads and the changed shards. Heads of other shards do not change.
         """

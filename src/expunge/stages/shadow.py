@@ -12,8 +12,8 @@ from expunge.system.paths import COST, DATASET, FEATURES, ORIGINAL, SHADOW, SHAD
 from expunge.system.progress import log_message
 
 
-def of_heads(config: Config) -> dict[str, Any]:
-    """Attack with `shadow.heads` heads on stored features, and return the results."""
+def of_heads(config: Config, left_out: list[str]) -> dict[str, Any]:
+    """Attack with `shadow.heads` heads on stored features, and return the results without the methods `left_out`."""
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.features.store import FeatureStore
@@ -22,7 +22,7 @@ def of_heads(config: Config) -> dict[str, Any]:
 
     asked = config.shadow
     classes = len(Dataset(DATASET, verify=False).class_names)
-    fitted = [name for name in config.methods if name not in refused(config)]
+    fitted = [name for name in config.methods if name not in left_out]
     entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name)) for name in fitted}
     rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
     return attack_heads(rows, entries, asked.heads, classes, asked.epochs, asked.seed)
@@ -47,13 +47,14 @@ def main() -> None:
     """Run the stage `shadow`."""
     config = load_config()
     decided = plan(config.model, config.shadow)
+    left_out = refused(config) if decided.kind in ("heads", "networks") else []
     start = time.perf_counter()
     found: dict[str, Any] = {}
     if decided.kind == "heads":
-        found = of_heads(config)
+        found = of_heads(config, left_out)
     elif decided.kind == "networks":
         found = of_networks(config)
-    for name in refused(config) if found else []:
+    for name in left_out:
         found["methods"].pop(name, None)
         found["not_covered"][name] = "its fit was refused in this run"
     seconds = time.perf_counter() - start

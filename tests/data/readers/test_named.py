@@ -21,27 +21,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from expunge.data.dataset import Dataset
-from expunge.data.prepare import prepare
 from expunge.data.readers import cifar, idx, imagenet, listed, stl10, svhn
 from expunge.data.readers.archives import Published
-from expunge.system.errors import DataError
 from expunge.system.vision_imports import import_vision
 from tests.data.readers import published as made
-
-
-def read(tmp_path: Path, name: str, root: Path, **options) -> Dataset:
-    prepare(f"torchvision:{name}", tmp_path / "dataset", root=root, **options)
-    return Dataset(tmp_path / "dataset")
-
-
-def refused(tmp_path: Path, name: str, root: Path, message: str, **options) -> None:
-    """Assert that reading fails with a message of one line and leaves no unfinished files."""
-    with pytest.raises(DataError, match=message) as e:
-        read(tmp_path, name, root, **options)
-    assert "\n" not in str(e.value)
-    assert not (tmp_path / "dataset").exists()
-    assert list(tmp_path.rglob("*.tmp")) == []
+from tests.data.readers.reading import read, refused
 
 
 def packed(folder: Path, out: Path) -> bytes:

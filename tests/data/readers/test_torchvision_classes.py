@@ -9,29 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expunge.data.dataset import Dataset
-from expunge.data.prepare import prepare
 from expunge.data.readers.named import NAMED, WITHOUT_DOWNLOAD
 from expunge.data.readers.torchvision_classes import CLASSES
 from expunge.system.errors import DataError
 from expunge.system.vision_imports import import_vision
 from tests.data.readers.published import encoded, pictures
+from tests.data.readers.reading import read, refused
 from tests.data.readers.test_named import md5, served
 
 if importlib.util.find_spec("torchvision") is None:
     pytest.skip("torchvision is not installed", allow_module_level=True)
-
-
-def read(out: Path, name: str, root: Path, **options) -> Dataset:
-    prepare(f"torchvision:{name}", out / "dataset", root=root, **options)
-    return Dataset(out / "dataset")
-
-
-def refused(out: Path, name: str, root: Path, message: str, **options) -> None:
-    with pytest.raises(DataError, match=message) as e:
-        read(out, name, root, **options)
-    assert "\n" not in str(e.value)
-    assert not (out / "dataset").exists() and not list(out.rglob("*.tmp"))
 
 
 def usps(images: np.ndarray, digits: np.ndarray) -> bytes:
