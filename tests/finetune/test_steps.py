@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.finetune import FOR_SAMPLES, METHODS, FineTune
+from expunge.finetune import METHODS, FineTune
 from expunge.finetune.loop import Phase, Run, Updater
 from expunge.finetune.relearn import FACTORS, Relearn
 from expunge.finetune.steps import UNKNOWN, Factors, Steps
@@ -44,14 +44,14 @@ def test_the_recipe_of_training_above_a_cut_counts_too() -> None:
 
 
 def test_no_method_has_a_rate_of_its_own() -> None:
-    """A default rate would suit a single network only, so the defaults and FOR_SAMPLES are factors of a rate."""
+    """A default rate would suit a single network only, so the defaults and `for_rows` are factors of a rate."""
     updaters = {name: kind for name, kind in METHODS.items() if issubclass(kind, Updater)}
     assert len(updaters) > 15
     for name, kind in updaters.items():
         result = kind()
         assert result.lr is None and result.factor is None and result.optimizer == "auto", name
-        assert result.factors.sgd > 0 and result.factors.adamw > 0
-    assert Relearn().lr is None and not any("lr" in settings for settings in FOR_SAMPLES.values())
+        assert result.factors.sgd > 0 and result.factors.adamw > 0 and "lr" not in kind.for_rows
+    assert Relearn().lr is None
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "lion"}, {"factor": -1.0}, {"lr": -0.1}])

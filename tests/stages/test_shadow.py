@@ -17,11 +17,14 @@ import torch
 from safetensors.numpy import load_file
 
 from expunge.config import Model, Shadow
+from expunge.core import LinearHead, identity
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.ulira import margins
+from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.shadow import plan
+from expunge.shadow.heads import Entry
 from tests.pipeline import ENVIRONMENT, change, stage
 
 
@@ -76,6 +79,17 @@ def test_shadow_models_are_off_by_default(finished):
     summary = json.loads((finished / "reports" / "summary.json").read_text())
     assert summary["shadow"] == {"kind": "off"}
     assert not [name for name, block in summary["methods"].items() if "shadow" in block]
+
+
+def test_any_map_is_put_before_every_head_unless_the_method_changed_the_head_as_well():
+    """This holds for methods of other packages, too."""
+    original = LinearHead(torch.ones(3, 2), torch.zeros(3))
+    moved = LinearHead(torch.ones(3, 2), torch.tensor([0.0, 0.0, -1.0]))
+    table = {"a-map": {"method": "of-another-package"}}
+    kept = Entry.of("a-map", table, UnlearnedModel(identity(2), original), original)
+    changed = Entry.of("a-map", table, UnlearnedModel(identity(2), moved), original)
+    assert kept.why_not is None and kept.unlearned_by == "the map of this run before every head"
+    assert changed.unlearned_by is None and "step on the head" in changed.why_not
 
 
 def test_heads_on_a_backbone_that_saw_the_rows_are_refused_and_the_table_says_so(copy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from expunge.core.facts import Facts
@@ -20,10 +21,13 @@ class Estimator:
     """Base class that follows scikit-learn's conventions.
 
     Arguments of `__init__` are stored under their own names, `fit` returns self, and the names of fitted attributes end
-    in an underscore. Methods also describe themselves in the class attribute `facts`.
+    in an underscore. Methods also describe themselves in the class attribute `facts`. Their attribute `for_rows` holds
+    the settings that replace the defaults in requests for rows of retained classes, where the defaults would cost too
+    much accuracy.
     """
 
     facts: ClassVar[Facts]
+    for_rows: ClassVar[Mapping[str, Any]] = {}
 
     def get_params(self) -> dict[str, Any]:
         """Return the arguments by name; `type(self)(**self.get_params())` is an unfitted copy."""

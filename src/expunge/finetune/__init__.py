@@ -4,9 +4,6 @@ May import core, data, ledger, models and system.
 Start with `loop.py`, the training loop that most of them share, and `retained.py`, the shortest method.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from expunge.core.estimator import Estimator
 from expunge.finetune.bad_teacher import BadTeacher
 from expunge.finetune.blinded import PartiallyBlinded
@@ -66,18 +63,7 @@ METHODS: dict[str, type[Estimator]] = {
     "short-retrain": ShortRetrain,
 }
 
-# The defaults are for whole classes. For rows of retained classes these arguments preserve the accuracy;
-# docs/finetune.md shows how little they forget.
-FOR_SAMPLES: dict[str, Mapping[str, Any]] = {
-    "neggrad-plus": {"cap": 0.5},
-    "random-labels": {"factor": 0.2, "retain_share": 1.0},
-    "salun": {"factor": 0.2, "retain_share": 1.0},
-    "ssd": {"alpha": 6.0},
-    "bad-teacher": {"factor": 0.2, "retain_share": 1.0},
-}
-
 __all__ = [
-    "FOR_SAMPLES",
     "METHODS",
     "BadTeacher",
     "BoundaryExpand",

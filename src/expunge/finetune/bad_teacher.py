@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class BadTeacher(Updater):
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2205.08096"
     )
+    for_rows: ClassVar[Mapping[str, Any]] = {"factor": 0.2, "retain_share": 1.0}
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,7 @@ class LossFreeSsd(Ssd):
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"), ("inputs", "retained rows"), "weights", "closed form", "arXiv 2402.19308"
     )
+    for_rows: ClassVar[Mapping[str, Any]] = {}
     alpha: float = 5.0
 
     def fit(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.nn.functional import cross_entropy
 
@@ -27,6 +28,7 @@ class NegGradPlus(Updater):
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2302.09880"
     )
+    for_rows: ClassVar[Mapping[str, Any]] = {"cap": 0.5}
     alpha: float = 0.98
     cap: float | None = 6.0
     factors: ClassVar[Factors] = Factors(sgd=0.3, adamw=0.125)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ class RandomLabels(Updater):
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"), ("inputs", "retained rows"), "weights", "passes over retained rows", "arXiv 2010.10981"
     )
+    for_rows: ClassVar[Mapping[str, Any]] = {"factor": 0.2, "retain_share": 1.0}
     retain_share: float = 0.3
 
     def phases(self, run: Run) -> list[Phase]:

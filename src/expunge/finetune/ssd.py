@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -51,6 +52,7 @@ class Ssd(Estimator):
     facts: ClassVar[Facts] = Facts(
         ("classes", "rows"), ("inputs", "retained rows"), "weights", "closed form", "arXiv 2308.07707"
     )
+    for_rows: ClassVar[Mapping[str, Any]] = {"alpha": 6.0}
     alpha: float = 20.0
     dampening: float = 1.0
     fisher: Fisher = "batch"

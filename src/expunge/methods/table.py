@@ -42,8 +42,8 @@ from expunge.core import (
 )
 from expunge.core.influence import FirstOrder, SecondOrder
 from expunge.core.tilted import Tilt
-from expunge.finetune import FOR_SAMPLES, OracleMatch, RidgeOracle, Seal
 from expunge.finetune import METHODS as FINETUNE
+from expunge.finetune import OracleMatch, RidgeOracle, Seal
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import Relearn, features_above
 from expunge.methods.certified import remove_certified
@@ -190,9 +190,9 @@ def _teacher_map(name: str, request: FitInputs, settings: Settings, before: Unle
 def _finetune(
     name: str, request: FitInputs, settings: Settings, _: UnlearnedModel | None, method: str
 ) -> UnlearnedModel:
-    if not request.forget_classes:  # requests for rows need gentler defaults; settings in params take precedence
-        settings = {**FOR_SAMPLES.get(method, {}), **settings}
     kind = FINETUNE[method]
+    if not request.forget_classes:  # settings in params take precedence
+        settings = {**kind.for_rows, **settings}
     if "targets" in inspect.signature(kind).parameters:
         settings = taught(name, request, settings)
     fitted = make(name, kind, settings)

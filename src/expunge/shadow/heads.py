@@ -22,12 +22,12 @@ from expunge.system.progress import log_message
 
 FORGET_ROWS, POPULATION_ROWS = 10_000, 2_000
 
-OF_THE_RUN = "the map of this run before every head"
-COVERED = {
+# A map is put before every head as this run fitted it. These methods change the head, so they run for every head.
+THE_MAP = "the map of this run before every head"
+STEPS_ON_THE_HEAD = {
     "logit-mask": "the mask on every head",
     "pour-p": "fitted to every head",
     "head-refit": "heads of their own, trained on halves of the retained rows behind the map of this run",
-    **dict.fromkeys(("loft", "ru-linear", "ru-mlp", "ru-zero-shot", "ru-zero-shot-mlp", "leace", "esc"), OF_THE_RUN),
 }
 NOT_COVERED = "its step on the head is not repeated for every head"
 BELOW_THE_HEAD = "it changes weights below the head, which heads on cached features cannot show"
@@ -35,24 +35,37 @@ BELOW_THE_HEAD = "it changes weights below the head, which heads on cached featu
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of `methods` in params: its method, its settings, and the result that the run fitted."""
+    """An entry of `methods` in params: its method, its settings, and the result that the run fitted.
+
+    `keeps_head`: the result reads its features with the head of the original model.
+    """
 
     method: str
     settings: Mapping[str, Any]
     unlearned: UnlearnedModel
+    keeps_head: bool
 
     @classmethod
-    def of(cls, name: str, table: Mapping[str, Mapping[str, Any]], unlearned: UnlearnedModel) -> Entry:
-        """The entry `name` of `table`, the section `fit` of params."""
+    def of(
+        cls, name: str, table: Mapping[str, Mapping[str, Any]], unlearned: UnlearnedModel, original: LinearHead
+    ) -> Entry:
+        """The entry `name` of `table`, the section `fit` of params; `original` is the head of the original model."""
         settings = {key: value for key, value in table[name].items() if key not in ("method", "after")}
-        return cls(table[name].get("method", name), settings, unlearned)
+        head = unlearned.head
+        keeps_head = torch.equal(head.weight, original.weight) and torch.equal(head.bias, original.bias)
+        return cls(table[name].get("method", name), settings, unlearned, keeps_head)
 
     @property
     def why_not(self) -> str | None:
         """Why shadow heads cannot represent this entry, or None if they can."""
         if self.unlearned.classifier is not None:
             return BELOW_THE_HEAD
-        return None if self.method in COVERED else NOT_COVERED
+        return None if self.unlearned_by else NOT_COVERED
+
+    @property
+    def unlearned_by(self) -> str | None:
+        """What is done to every shadow head, or None if the entry's step on the head cannot be repeated."""
+        return STEPS_ON_THE_HEAD.get(self.method, THE_MAP if self.keeps_head else None)
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ def attack_heads(
 
     def attacked(entry: Entry) -> dict[str, Any]:
         side = _unlearn(entry, before, rows, had, train, seed + 2)
-        return {"unlearned_by": COVERED[entry.method], **against(side, retrained, group, seed)}
+        return {"unlearned_by": entry.unlearned_by, **against(side, retrained, group, seed)}
 
     return {
         "models": {"trained": heads, "retrained": heads, "had_each_row": heads // 2, "per_group": group},
@@ -153,7 +166,7 @@ def _mapped(map_: FeatureMap | None, z: np.ndarray) -> np.ndarray:
 def _unlearn(
     entry: Entry, before: ShadowHeads, rows: Rows, had: np.ndarray, train: _Trainer, seed: int
 ) -> ShadowMargins:
-    """Margins of the heads after unlearning, which is done as `COVERED` describes."""
+    """Margins of the heads after unlearning, which is done as `Entry.unlearned_by` says."""
     map_ = entry.unlearned.map
     match entry.method:
         case "head-refit":

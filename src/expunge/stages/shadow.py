@@ -8,22 +8,37 @@ from expunge.shadow import plan
 from expunge.stages import run
 from expunge.system.files import read_manifest, write_json
 from expunge.system.monitor import write_cost
-from expunge.system.paths import COST, DATASET, FEATURES, ORIGINAL, SHADOW, SHADOW_REPORT, SPLIT, UNLEARNED, WORK
+from expunge.system.paths import (
+    COST,
+    DATASET,
+    FEATURES,
+    MODELS,
+    ORIGINAL,
+    SHADOW,
+    SHADOW_REPORT,
+    SPLIT,
+    UNLEARNED,
+    WORK,
+)
 from expunge.system.progress import log_message
 
 
 def of_heads(config: Config, left_out: list[str]) -> dict[str, Any]:
     """Attack with `shadow.heads` heads on stored features, and return the results without the methods `left_out`."""
+    from expunge.core import LinearHead
     from expunge.data.dataset import Dataset
     from expunge.data.split import Split
     from expunge.features.store import FeatureStore
     from expunge.methods.unlearned import UnlearnedModel
+    from expunge.models.checkpoint import load_classifier
     from expunge.shadow.heads import Entry, Rows, attack_heads
 
     asked = config.shadow
     classes = len(Dataset(DATASET, verify=False).class_names)
     fitted = [name for name in config.methods if name not in left_out]
-    entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name)) for name in fitted}
+    head = load_classifier(MODELS / ORIGINAL).head
+    original = LinearHead(head.weight, head.bias)
+    entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name), original) for name in fitted}
     rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
     return attack_heads(rows, entries, asked.heads, classes, asked.epochs, asked.seed)
 
