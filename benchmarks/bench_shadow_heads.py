@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from expunge.evaluation.shadow_heads import Recipe, ShadowHeads, train_heads, whitening
+from expunge.evaluation.shadow_heads import HeadRecipe, ShadowHeads, train_heads, whitening
 from expunge.evaluation.ulira import klom, rmia, ulira
 
 CLASSES = 10
@@ -29,7 +29,7 @@ def features(rows: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     return ((centres[labels] + rng.normal(size=(rows, dim))) @ mix).astype(np.float32), labels
 
 
-def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, recipe: Recipe) -> ShadowHeads:
+def train_one_by_one(z: np.ndarray, labels: np.ndarray, heads: int, seed: int, recipe: HeadRecipe) -> ShadowHeads:
     """The reference: a loop without autograd over each head's own rows in its own order, gathered once per epoch."""
     generator = torch.Generator().manual_seed(seed)
     member = torch.stack([torch.randperm(len(z), generator=generator) < len(z) // 2 for _ in range(heads)])
@@ -90,7 +90,7 @@ def case(rows: int, dim: int, heads: int, compare: bool) -> dict[str, Any]:
         "klom_halves": distance,
     }
     if compare:
-        loop_s, loop = timed(lambda: train_one_by_one(z, y, heads, 0, Recipe()))
+        loop_s, loop = timed(lambda: train_one_by_one(z, y, heads, 0, HeadRecipe()))
         result |= {
             "loop_s": loop_s,
             "speedup": loop_s / train_s,

@@ -9,7 +9,7 @@ import torch
 from expunge.evaluation.measuring import probe_rows
 from expunge.evaluation.rows import choose_rows
 from expunge.results import verdict_table
-from expunge.results.study_models import Recipe, order_of, start, train
+from expunge.results.study_models import StudyRecipe, order_of, start, train
 from expunge.results.study_page import page, summarise
 from expunge.results.study_trials import (
     NEGATIVE,
@@ -64,7 +64,7 @@ def test_stored_weights_are_judged_the_same_again(home):
 def test_a_model_trained_in_a_batch_equals_one_trained_alone():
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32)), torch.from_numpy(rng.integers(0, 3, 60))
-    recipe = Recipe(hidden=8, steps=20, batch_size=10, lr=1e-2)
+    recipe = StudyRecipe(hidden=8, steps=20, batch_size=10, lr=1e-2)
     orders = torch.from_numpy(np.stack([order_of(np.arange(60), 200, np.random.default_rng(s)) for s in (1, 2, 3)]))
     together = train(start([1, 2, 3], 5, 3, 8), x, y, orders, recipe)
     alone = train(start([2], 5, 3, 8), x, y, orders[1:2], recipe)
@@ -81,7 +81,7 @@ def test_requests_are_drawn_anew_per_trial_and_classes_in_turn():
 def test_trained_weights_are_stored_whole_or_not_at_all(tmp_path):
     file = tmp_path / "weights.safetensors"
     data = load("digits")
-    small = type(data)(data.name, data.x, data.y, data.train, Recipe(4, 1, 8, 1e-3))
+    small = type(data)(data.name, data.x, data.y, data.train, StudyRecipe(4, 1, 8, 1e-3))
     train_trial(small, 0, file)
     assert [f.name for f in tmp_path.iterdir()] == [file.name] and len(load_networks(file)) == 2 + 6 * 4 + 6
 
@@ -124,7 +124,7 @@ def test_the_gradients_are_those_of_autograd(per_model):
     x = torch.from_numpy(rng.normal(size=(60, 5)).astype(np.float32))
     y = torch.from_numpy(rng.integers(0, 3, (2, 60)))
     y = y if per_model else y[0]
-    recipe = Recipe(hidden=8, steps=4, batch_size=20, lr=1e-2)
+    recipe = StudyRecipe(hidden=8, steps=4, batch_size=20, lr=1e-2)
     orders = torch.from_numpy(np.stack([order_of(np.arange(60), 80, np.random.default_rng(s)) for s in (1, 2)]))
     begun = start([1, 2], 5, 3, 8)
     for i in range(2):

@@ -21,7 +21,7 @@ from expunge.cli import app
 from expunge.data.dataset import Dataset
 from expunge.erasure.audit import audit
 from expunge.features.store import FeatureStore, write_shard
-from expunge.finetune.shards import Shard
+from expunge.finetune.shards import TrainingShard
 from expunge.ledger.keys import signing_key
 from expunge.methods.exact_shards import drawn
 from expunge.models.checkpoint import digest_of_tensors, load_classifier, save_classifier
@@ -217,8 +217,8 @@ def test_a_nonce_picks_shards_that_are_made_again(root, monkeypatch):
             found(nonce="00" * 16)
         return
     trained: list[int] = []
-    whole = Shard.trained
-    monkeypatch.setattr(Shard, "trained", lambda self, *a: trained.append(self.number) or whole(self, *a))
+    whole = TrainingShard.trained
+    monkeypatch.setattr(TrainingShard, "trained", lambda self, *a: trained.append(self.number) or whole(self, *a))
     report = found(nonce=nonce_for(2))
     assert report["agrees"] and report["same_bits"] and report["shards_made_again"] == [2] == trained
     assert any("3 of 4 shards, which were not trained again" in line and "75%" in line for line in report["trusted"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from expunge.evaluation.shadow_heads import Recipe, complementary_halves, train_heads
+from expunge.evaluation.shadow_heads import HeadRecipe, complementary_halves, train_heads
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
 from expunge.evaluation.ulira import klom_rows, lira_scores, rmia
 
@@ -101,7 +101,7 @@ def test_heads_learn_from_the_rows_that_they_are_given() -> None:
     y = np.repeat([0, 1, 2], 60)
     z = (np.eye(3)[y] * 4 + rng.normal(size=(180, 3))).astype(np.float32)
     member = np.stack([y != 2, y != 1])
-    recipe = Recipe(epochs=20, batch=30)
+    recipe = HeadRecipe(epochs=20, batch=30)
     found = train_heads(z, y, 2, saw_forget_data=False, seed=0, member=member, recipe=recipe)
     for head, absent in ((0, 2), (1, 1)):
         mine = member[head]

@@ -15,7 +15,7 @@ from expunge.data.dataset import Dataset
 from expunge.data.images import decode
 from expunge.data.prepare import prepare
 from expunge.features.extract import ExtractionSettings, extract
-from expunge.features.plan import Shard
+from expunge.features.plan import FeatureShard
 from expunge.features.reader import Reader
 from expunge.features.store import FeatureStore
 from expunge.models.zoo import build
@@ -84,7 +84,7 @@ def test_pictures_of_every_mode_and_size_pass_through_the_whole_stage(odd, tmp_p
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_keep_the_order(same_size, threads):
     reader = Reader(same_size, None, batch_size=40, threads=threads)
-    shards = [Shard(0, 0, 50), Shard(1, 50, 90)]
+    shards = [FeatureShard(0, 0, 50), FeatureShard(1, 50, 90)]
     batches = list(reader.batches(shards))
     assert [(b.shard.index, b.first, len(b.images)) for b in batches] == [(0, 0, 40), (0, 40, 10), (1, 50, 40)]
     np.testing.assert_array_equal(torch.cat([b.images for b in batches]), same_size.images())
@@ -93,7 +93,7 @@ def test_threads_keep_the_order(same_size, threads):
 
 def test_a_reader_that_is_closed_early_ends_its_threads(same_size):
     before = threading.active_count()
-    batches = Reader(same_size, None, batch_size=10, threads=2).batches([Shard(0, 0, 90)])
+    batches = Reader(same_size, None, batch_size=10, threads=2).batches([FeatureShard(0, 0, 90)])
     next(batches)
     assert threading.active_count() > before
     batches.close()
@@ -145,6 +145,6 @@ def test_texts_and_lists_are_prepared_beside_the_model(odd):
     def count(images):
         return torch.tensor([[image.size] for image in images])
 
-    batches = list(Reader(odd, count, batch_size=40, threads=2).batches([Shard(0, 0, 42)]))
+    batches = list(Reader(odd, count, batch_size=40, threads=2).batches([FeatureShard(0, 0, 42)]))
     assert torch.cat([b.images for b in batches]).flatten().tolist() == [i.size for i in odd.images()]
     assert dataclasses.is_dataclass(batches[0])

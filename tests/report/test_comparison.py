@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from expunge.report.comparison import Part, counts, share
+from expunge.report.comparison import ComparedRows, counts, share
 
 
 def part(labels, before, after):
-    return Part(np.arange(len(labels)), *(np.array(x) for x in (labels, before, after)))
+    return ComparedRows(np.arange(len(labels)), *(np.array(x) for x in (labels, before, after)))
 
 
 def test_changed_lost_and_gained_are_counted():

@@ -15,7 +15,7 @@ from rich.console import Console
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.promotion.review_terminal import as_rich
-from expunge.report.comparison import Part, on_same_rows
+from expunge.report.comparison import ComparedRows, on_same_rows
 from expunge.report.comparison_page import GAINED, LOST, chosen, section, thumbnail
 from expunge.report.comparison_view import ComparedModels, comparison_view
 
@@ -27,7 +27,7 @@ def test_lost_rows_come_first_and_none_takes_all_places():
     before = np.repeat([0, 1, 1, 0], [20, 20, 10, 10])
     # The four groups of rows are lost, gained, wrong in another way, and unchanged.
     after = np.repeat([1, 0, 2, 0], [20, 20, 10, 10])
-    shown = chosen(Part(np.arange(60), labels, before, after))
+    shown = chosen(ComparedRows(np.arange(60), labels, before, after))
     assert shown[:LOST].tolist() == list(range(LOST))
     assert shown[LOST : LOST + GAINED].tolist() == list(range(20, 20 + GAINED))
     assert (shown[LOST + GAINED :] >= 40).all() and (shown < 50).all()
@@ -94,6 +94,6 @@ def test_names_of_classes_are_text(compared):
 
 def test_where_nothing_changed_it_says_so(compared):
     models, dataset = compared
-    same = {part: Part(p.rows, p.labels, p.before, p.before) for part, p in models.parts.items()}
+    same = {part: ComparedRows(p.rows, p.labels, p.before, p.before) for part, p in models.parts.items()}
     html = section(ComparedModels("a", "b", models.blocks, same, {}, HOSTILE), dataset)
     assert "None of" in html and "<img" not in html

@@ -24,7 +24,7 @@ from expunge.evaluation.ulira import margins
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.shadow import plan
-from expunge.shadow.heads import Entry
+from expunge.shadow.heads import FittedEntry
 from tests.pipeline import ENVIRONMENT, change, stage
 
 
@@ -86,8 +86,8 @@ def test_any_map_is_put_before_every_head_unless_the_method_changed_the_head_as_
     original = LinearHead(torch.ones(3, 2), torch.zeros(3))
     moved = LinearHead(torch.ones(3, 2), torch.tensor([0.0, 0.0, -1.0]))
     table = {"a-map": {"method": "of-another-package"}}
-    kept = Entry.of("a-map", table, UnlearnedModel(identity(2), original), original)
-    changed = Entry.of("a-map", table, UnlearnedModel(identity(2), moved), original)
+    kept = FittedEntry.of("a-map", table, UnlearnedModel(identity(2), original), original)
+    changed = FittedEntry.of("a-map", table, UnlearnedModel(identity(2), moved), original)
     assert kept.why_not is None and kept.unlearned_by == "the map of this run before every head"
     assert changed.unlearned_by is None and "step on the head" in changed.why_not
 

@@ -6,7 +6,7 @@ from expunge.checks.problem import Problem
 from expunge.checks.schema import PLACEHOLDER, Schema
 from expunge.config import DEFAULT_CUT, Config, entries
 from expunge.models.classifier import ABOVE, Classifier
-from expunge.models.cut_split import Split
+from expunge.models.cut_split import CutSplit
 from expunge.models.cuts import split_at_cut, traces_of
 from expunge.models.zoo import build
 from expunge.system.errors import ExpungeError
@@ -49,7 +49,7 @@ def _build(config: Config, schema: Schema, head: str | None) -> Classifier:
     )
 
 
-def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, Split], list[Problem]]:
+def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, CutSplit], list[Problem]]:
     """Return the splits of `classifier` at the cuts that params name, by name, and the conflicts found.
 
     There is a conflict for each cut that the classifier lacks. `auto` is left to the train stage, because listing every
@@ -65,7 +65,7 @@ def cut_problems(config: Config, classifier: Classifier) -> tuple[dict[str, Spli
             cut = settings.get("cut", DEFAULT_CUT if method == "relearn" else None)
             if method in ("relearn", "short-retrain") and isinstance(cut, str) and cut != "auto":
                 asked.setdefault(cut, f"{where}.cut")
-    splits: dict[str, Split] = {}
+    splits: dict[str, CutSplit] = {}
     found: list[Problem] = []
     if asked:
         traces = traces_of(classifier)

@@ -18,7 +18,7 @@ from expunge.config import Config, entries
 from expunge.methods.table import METHODS
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.cut_costs import BYTES, TOKENS
-from expunge.models.cut_split import EXAMPLES, Split
+from expunge.models.cut_split import EXAMPLES, CutSplit
 from expunge.models.cuts import example
 from expunge.system.paths import ACTIVATIONS, FEATURES, MODELS
 
@@ -49,7 +49,7 @@ class Needs:
         }
 
 
-def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mapping[str, Split]) -> Needs | None:
+def needs(config: Config, schema: Schema, classifier: Classifier, splits: Mapping[str, CutSplit]) -> Needs | None:
     """Return an estimate of what a whole run needs; None if the number of rows is not known."""
     if not schema.rows:
         return None

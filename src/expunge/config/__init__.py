@@ -48,7 +48,7 @@ def load_config(path: Path | str = PARAMS) -> Config:
     config, problems = read_config(path)
     if problems or config is None:
         raise ConfigError(f"{path}: {problems[0]}")
-    limits.use(limits.Limits(**asdict(config.limits)))
+    limits.use(limits.InputLimits(**asdict(config.limits)))
     return config
 
 

@@ -21,7 +21,7 @@ from expunge.erasure.selection import Rows
 from expunge.features.store import FeatureStore
 from expunge.methods.outputs import check_retrained
 from expunge.models.checkpoint import load_classifier
-from expunge.system.dvc_lock import Difference, differences, stages_of
+from expunge.system.dvc_lock import LockDifference, differences, stages_of
 from expunge.system.errors import ExpungeError, RequestError
 from expunge.system.files import MANIFEST
 from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, SPLIT
@@ -53,7 +53,7 @@ def results() -> None:
         )
 
 
-def found_differences() -> Iterator[Difference]:
+def found_differences() -> Iterator[LockDifference]:
     """Return the differences from dvc.lock for the stages that params.yaml asks for."""
     config = load_config()
     return differences({name: entry for name, entry in stages_of(LOCK, RUNS).items() if _of_params(name, config)})

@@ -21,7 +21,7 @@ TOGETHER = 16  # heads per batched product: their minibatches fit the processor'
 
 
 @dataclass(frozen=True)
-class Recipe:
+class HeadRecipe:
     """Settings of minibatch SGD on whitened features; the learning rate falls linearly to 0.
 
     A head has only half of the rows, so its minibatches hold `batch // 2` rows.
@@ -75,7 +75,7 @@ def train_heads(
     saw_forget_data: bool,
     seed: int,
     classes: int | None = None,
-    recipe: Recipe | None = None,
+    recipe: HeadRecipe | None = None,
     member: NDArray[np.bool_] | None = None,
 ) -> ShadowHeads:
     """Train `heads` softmax heads on features `z (n, d)`.
@@ -91,7 +91,7 @@ def train_heads(
             "heads on these features cannot stand for models without the forgotten rows, because the backbone saw "
             "these rows; train whole networks instead (shadow.networks)"
         )
-    x, recipe = check_features(z), recipe or Recipe()
+    x, recipe = check_features(z), recipe or HeadRecipe()
     y = np.asarray(labels, dtype=np.int64)
     if y.shape != (len(x),) or len(x) < 2 or heads < 2:
         raise ValueError(
@@ -145,7 +145,7 @@ def whitening(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 
 def _descend(
-    x: torch.Tensor, y: torch.Tensor, member: torch.Tensor, classes: int, recipe: Recipe, seed: int
+    x: torch.Tensor, y: torch.Tensor, member: torch.Tensor, classes: int, recipe: HeadRecipe, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Train all heads by SGD and return their weights `(N, d, C)` and biases `(N, C)`.
 
@@ -165,7 +165,7 @@ def _descend_together(
     y: torch.Tensor,
     member: torch.Tensor,
     classes: int,
-    recipe: Recipe,
+    recipe: HeadRecipe,
     orders: list[np.random.Generator],
     fewest: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 
 from expunge.data.dataset import Dataset
 from expunge.features.extract import Engine, Extraction
-from expunge.features.plan import ExtractionSettings, Shard
+from expunge.features.plan import ExtractionSettings, FeatureShard
 from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import ConfigError, DataError, ManifestError
 from expunge.system.malloc import keep_freed
@@ -118,12 +118,12 @@ class _Cluster:
         options = {"num_cpus": 1, "num_gpus": int(gpu), "max_concurrency": IN_FLIGHT, "scheduling_strategy": "SPREAD"}
         self._remote = ray.remote(**options)(Worker)
 
-    def make(self, todo: deque[Shard]) -> None:
+    def make(self, todo: deque[FeatureShard]) -> None:
         workers = self._start(min(self._workers, len(todo)))
         if self._extraction.settings.compile == "auto":
             get(self._ray, workers[0].choose.remote())
         free, lost = workers * IN_FLIGHT, Counter[int]()
-        running: dict[Any, tuple[Any, Shard]] = {}
+        running: dict[Any, tuple[Any, FeatureShard]] = {}
         with self._extraction.progress(todo, f"extract, {len(workers)} Ray workers") as advance:
             while todo or running:
                 while todo and free:
@@ -152,7 +152,7 @@ class _Cluster:
         log_message(f"extract: Ray workers ready, process {', '.join(map(str, pids))}")
         return workers
 
-    def _count_loss(self, lost: Counter[int], shard: Shard) -> None:
+    def _count_loss(self, lost: Counter[int], shard: FeatureShard) -> None:
         lost[shard.index] += 1
         if lost[shard.index] == MOST_LOSSES:
             raise DataError(

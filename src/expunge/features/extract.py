@@ -19,8 +19,8 @@ import torch
 from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED, RAW
 from expunge.features.mapper import Mapper, choose_compiled
-from expunge.features.plan import ExtractionSettings, Plan, Shard
-from expunge.features.reader import Batch, Reader, one_torch_thread
+from expunge.features.plan import ExtractionPlan, ExtractionSettings, FeatureShard
+from expunge.features.reader import FeatureBatch, Reader, one_torch_thread
 from expunge.features.store import Shards
 from expunge.features.writer import CHOICE, ShardWriter, adopt_store, is_whole, publish, shard_path
 from expunge.models.classifier import Classifier
@@ -81,7 +81,7 @@ class Extraction:
         threads: int | None = None,
     ) -> None:
         self.classifier, self.dataset, self.settings = classifier, dataset, settings
-        self.plan = Plan.of(classifier, dataset, settings)
+        self.plan = ExtractionPlan.of(classifier, dataset, settings)
         self.work = self.plan.open(work_root)
         self.writer = ShardWriter(self.plan, self.work, dataset, classifier.head)
         self.reader = Reader(
@@ -90,7 +90,7 @@ class Extraction:
         self.rows_made = 0
         self._mapper: Mapper | None = None
 
-    def missing(self) -> list[Shard]:
+    def missing(self) -> list[FeatureShard]:
         """Return the shards that are missing or damaged. Temporary files of interrupted runs are deleted."""
         for leftover in self.work.glob("*.tmp"):
             leftover.unlink()
@@ -109,7 +109,7 @@ class Extraction:
         with self.progress(todo) as advance:
             self.run(todo, advance)
 
-    def progress(self, shards: Iterable[Shard], what: str = "extract") -> AbstractContextManager[Advance]:
+    def progress(self, shards: Iterable[FeatureShard], what: str = "extract") -> AbstractContextManager[Advance]:
         """Return a progress display over the rows of `shards`, with rows per second and the remaining time."""
         unit = "images" if self.dataset.encoding in (RAW, ENCODED) else "rows"
         return progress(what, sum(s.stop - s.start for s in shards), unit)
@@ -118,7 +118,7 @@ class Extraction:
         """With compile "auto", measure once whether the compiled model is faster; store the choice with the shards."""
         if self.settings.compile != "auto" or (self.work / CHOICE).is_file():
             return
-        first = Shard(0, 0, min(self.settings.batch_size, self.plan.rows))
+        first = FeatureShard(0, 0, min(self.settings.batch_size, self.plan.rows))
         images = next(iter(self.reader.batches([first]))).images
         if images.dtype != torch.int64:  # texts differ in length, and a compiled model has one input shape
             choice = choose_compiled(self.classifier, self.settings, images)
@@ -133,7 +133,7 @@ class Extraction:
             self._mapper = Mapper(self.classifier, self.settings, bool(choice.get("compiled")))
         return self._mapper
 
-    def run(self, shards: Sequence[Shard], advance: Advance) -> None:
+    def run(self, shards: Sequence[FeatureShard], advance: Advance) -> None:
         """Make `shards` in this process. Reading, decoding, computing and writing run concurrently."""
         threads = torch.get_num_threads()
         writing: Future[None] | None = None  # at most one shard waits for the disk, which bounds memory
@@ -148,7 +148,9 @@ class Extraction:
         finally:
             torch.set_num_threads(threads)
 
-    def map(self, shards: Sequence[Shard], advance: Advance) -> Iterator[tuple[Shard, np.ndarray, dict[str, float]]]:
+    def map(
+        self, shards: Sequence[FeatureShard], advance: Advance
+    ) -> Iterator[tuple[FeatureShard, np.ndarray, dict[str, float]]]:
         """Yield `shard, z (rows, d) float32, seconds per step` in order, without a pause between shards."""
         waited: dict[int, float] = defaultdict(float)
         seconds: dict[str, float] = defaultdict(float)
@@ -168,7 +170,7 @@ class Extraction:
                 yield shard, z, {**seconds, "waited_for_data_s": waited.pop(shard.index)}
 
 
-def _timed(batches: Iterator[Batch], waited: dict[int, float]) -> Iterator[Batch]:
+def _timed(batches: Iterator[FeatureBatch], waited: dict[int, float]) -> Iterator[FeatureBatch]:
     """Yield `batches`; add the seconds for which the caller waits for each to `waited`, by shard index."""
     while True:
         tick = time.perf_counter()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from expunge.features.plan import ExtractionSettings
-from expunge.features.reader import Batch
+from expunge.features.reader import FeatureBatch
 from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError
 from expunge.system.progress import log_message
@@ -28,7 +28,7 @@ TRIAL_BATCHES = 20  # timed batches per variant (plain, compiled), after compila
 class Mapped:
     """The features `z (n, d)` of a batch, float32 on the CPU; `forward_s` is the time of the forward pass."""
 
-    batch: Batch
+    batch: FeatureBatch
     z: np.ndarray
     forward_s: float
 
@@ -55,20 +55,20 @@ class Mapper:
             # Preprocessing is not compiled: it creates its constants on the CPU, which CUDA graphs do not support.
             self._compiled = torch.compile(self.classifier.backbone, mode="reduce-overhead", dynamic=False)
 
-    def run(self, batches: Iterator[Batch]) -> Iterator[Mapped]:
+    def run(self, batches: Iterator[FeatureBatch]) -> Iterator[Mapped]:
         """Yield the features of the batches in order. On CUDA, a batch is copied while the previous one is computed."""
         return self._run_cuda(batches) if self.cuda else self._run_cpu(batches)
 
-    def _run_cpu(self, batches: Iterator[Batch]) -> Iterator[Mapped]:
+    def _run_cpu(self, batches: Iterator[FeatureBatch]) -> Iterator[Mapped]:
         for batch in batches:
             tick = time.perf_counter()
             z = self.features(batch.images).numpy()
             yield Mapped(batch, z, time.perf_counter() - tick)
 
-    def _run_cuda(self, batches: Iterator[Batch]) -> Iterator[Mapped]:
+    def _run_cuda(self, batches: Iterator[FeatureBatch]) -> Iterator[Mapped]:
         dim = self.classifier.card.feature_dim
         ring = [torch.empty(self._batch_size, dim, pin_memory=True) for _ in range(RESULTS)]
-        waiting: list[tuple[Batch, Tensor, torch.cuda.Event, torch.cuda.Event]] = []
+        waiting: list[tuple[FeatureBatch, Tensor, torch.cuda.Event, torch.cuda.Event]] = []
         for turn, batch in enumerate(batches):
             started, ended = _event(), _event()
             images = self._to_device(batch.images)
@@ -83,7 +83,7 @@ class Mapper:
         for last in waiting:
             yield self._arrived(*last)
 
-    def _arrived(self, batch: Batch, z: Tensor, started: torch.cuda.Event, ended: torch.cuda.Event) -> Mapped:
+    def _arrived(self, batch: FeatureBatch, z: Tensor, started: torch.cuda.Event, ended: torch.cuda.Event) -> Mapped:
         ended.synchronize()
         return Mapped(batch, z.numpy(), started.elapsed_time(ended) / 1000)
 

@@ -61,7 +61,7 @@ class ExtractionSettings:
 
 
 @dataclass(frozen=True)
-class Shard:
+class FeatureShard:
     """Rows `start` to `stop` (exclusive) of the dataset, in the file `part-{index:05d}.parquet`."""
 
     index: int
@@ -75,7 +75,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """The shards of one model on one dataset. `description` has everything that determines their bytes."""
 
     description: dict[str, Any]
@@ -83,7 +83,7 @@ class Plan:
     settings: ExtractionSettings
 
     @classmethod
-    def of(cls, classifier: Classifier, dataset: Dataset, settings: ExtractionSettings) -> Plan:
+    def of(cls, classifier: Classifier, dataset: Dataset, settings: ExtractionSettings) -> ExtractionPlan:
         """Return the plan for a model and a dataset. Raises ConfigError for an unknown `features.dtype`."""
         description = {
             "format": FORMAT,
@@ -105,10 +105,10 @@ class Plan:
         return digest_of(self.description)
 
     @cached_property
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[FeatureShard]:
         """The shards in the order of the dataset."""
         starts = range(0, self.rows, self.settings.shard_rows)
-        return [Shard(i, a, min(a + self.settings.shard_rows, self.rows)) for i, a in enumerate(starts)]
+        return [FeatureShard(i, a, min(a + self.settings.shard_rows, self.rows)) for i, a in enumerate(starts)]
 
     def open(self, work_root: Path) -> Path:
         """Return the work directory of this plan; create it unless an earlier run with the same plan did."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expunge.data.dataset import Dataset
 from expunge.data.schema import ENCODED
-from expunge.features.plan import Shard
+from expunge.features.plan import FeatureShard
 
 READ_AHEAD = 4  # batches that are decoded while the model computes; bounds memory
 SLICE = 32  # images that one thread decodes at a time
@@ -31,14 +31,14 @@ def one_torch_thread() -> None:
 
 
 @dataclass(frozen=True)
-class Batch:
+class FeatureBatch:
     """Rows of a shard from dataset row `first` on.
 
     `images` is the input of the model: uint8 `(n, h, w, c)`, preprocessed float `(n, channels, height, width)` if
     images differ in size, or token ids `(n, t)` of texts.
     """
 
-    shard: Shard
+    shard: FeatureShard
     first: int
     images: Any
     read_s: float
@@ -59,14 +59,14 @@ class Reader:
         self.dataset, self.preprocess, self.batch_size = dataset, preprocess, batch_size
         self.threads, self.pin = threads, pin
 
-    def batches(self, shards: list[Shard]) -> Iterator[Batch]:
+    def batches(self, shards: list[FeatureShard]) -> Iterator[FeatureBatch]:
         """Yield the batches of the shards, in order. At most READ_AHEAD batches are decoded ahead of the caller."""
         tables = self._tables(shards)
         with (
             ThreadPoolExecutor(1, initializer=one_torch_thread) as reader,
             ThreadPoolExecutor(self.threads, initializer=one_torch_thread) as pool,
         ):
-            queue: deque[Future[Callable[[], Batch] | None]] = deque()
+            queue: deque[Future[Callable[[], FeatureBatch] | None]] = deque()
             try:
                 queue.extend(reader.submit(self._next, tables, pool) for _ in range(READ_AHEAD))
                 while (finish := queue.popleft().result()) is not None:
@@ -76,14 +76,14 @@ class Reader:
                 reader.shutdown(wait=True, cancel_futures=True)
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _tables(self, shards: list[Shard]) -> Iterator[tuple[Shard, int, pa.Table]]:
+    def _tables(self, shards: list[FeatureShard]) -> Iterator[tuple[FeatureShard, int, pa.Table]]:
         for shard in shards:
             for first, table in self.dataset.iter_tables(self.batch_size, shard.start, shard.stop):
                 yield shard, first, table
 
     def _next(
-        self, tables: Iterator[tuple[Shard, int, pa.Table]], pool: ThreadPoolExecutor
-    ) -> Callable[[], Batch] | None:
+        self, tables: Iterator[tuple[FeatureShard, int, pa.Table]], pool: ThreadPoolExecutor
+    ) -> Callable[[], FeatureBatch] | None:
         """Read one batch and start decoding it; the returned function waits for the result. None after the last one."""
         tick = time.perf_counter()
         item = next(tables, None)
@@ -95,7 +95,7 @@ class Reader:
             tick = time.perf_counter()
             images = self._prepared(self.dataset.decode(table))
             decode_s = time.perf_counter() - tick
-            return lambda: Batch(shard, first, images, read_s, decode_s)
+            return lambda: FeatureBatch(shard, first, images, read_s, decode_s)
         shape = self.dataset.image_shape
         out = self._empty((len(table), *shape)) if shape else None
         parts = [
@@ -103,10 +103,10 @@ class Reader:
             for i in range(0, len(table), SLICE)
         ]
 
-        def finish() -> Batch:
+        def finish() -> FeatureBatch:
             found = [part.result() for part in parts]
             images = self._together([x for x, _ in found]) if out is None else out
-            return Batch(shard, first, images, read_s, sum(seconds for _, seconds in found))
+            return FeatureBatch(shard, first, images, read_s, sum(seconds for _, seconds in found))
 
         return finish
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from expunge.core import Moments
 from expunge.data.dataset import Dataset
-from expunge.features.plan import PLAN, Plan, Shard
+from expunge.features.plan import PLAN, ExtractionPlan, FeatureShard
 from expunge.features.store import CLASS_SUMS, MOMENTS, STORAGE_TYPES, Shards, groups, narrow, widen, write_shard
 from expunge.system.errors import DataError
 from expunge.system.files import MANIFEST, read_json, removed_on_error, sha256, staged_dir, write_json, write_manifest
@@ -40,12 +40,12 @@ class ShardWriter:
     The effect of rounding is measured on the logits of `head`.
     """
 
-    def __init__(self, plan: Plan, work: Path, dataset: Dataset, head: nn.Linear) -> None:
+    def __init__(self, plan: ExtractionPlan, work: Path, dataset: Dataset, head: nn.Linear) -> None:
         self.plan, self.work, self.dataset = plan, work, dataset
         self._weight, self._bias = head.weight.detach().cpu(), head.bias.detach().cpu()
         self._device = plan.settings.device
 
-    def write(self, shard: Shard, z: np.ndarray, seconds: Mapping[str, float]) -> None:
+    def write(self, shard: FeatureShard, z: np.ndarray, seconds: Mapping[str, float]) -> None:
         """Write a shard, its Moments and its class sums. The record that marks them as complete is written last.
 
         `z` is float32 `(rows, d)`. Raises DataError if features are not finite (the message names the first row), and
@@ -81,7 +81,7 @@ class ShardWriter:
             },
         )
 
-    def adopt(self, shard: Shard, file: Path, loss: Mapping[str, Any]) -> None:
+    def adopt(self, shard: FeatureShard, file: Path, loss: Mapping[str, Any]) -> None:
         """Reuse an intact shard of a published store: link the file and recompute its sums from the stored features."""
         files = _shard_files(self.work, shard)
         files[0].unlink(missing_ok=True)
@@ -92,7 +92,7 @@ class ShardWriter:
         record = {"rows": shard.stop - shard.start, "files": {p.name: sha256(p) for p in files}, "seconds": {}}
         write_json(_record(self.work, shard), record | ({"loss": dict(loss)} if loss else {}))
 
-    def _rows(self, shard: Shard) -> pa.Table:
+    def _rows(self, shard: FeatureShard) -> pa.Table:
         columns = ["sample_id", "label", "split", *(["subject"] if "subject" in self.dataset.columns else [])]
         return self.dataset.table(columns, shard.start, shard.stop)
 
@@ -109,7 +109,7 @@ class ShardWriter:
         Moments(dim, self._device).update(z).save(files[1])
         save_file({"sums": sums, "counts": torch.bincount(labels, minlength=classes)}, files[2])
 
-    def _loss(self, z: np.ndarray, stored: np.ndarray, shard: Shard) -> dict[str, Any]:
+    def _loss(self, z: np.ndarray, stored: np.ndarray, shard: FeatureShard) -> dict[str, Any]:
         """Return the largest logit difference and the number of changed predictions due to rounding.
 
         Raises DataError if they exceed MAX_LOGIT_DIFFERENCE or MAX_CHANGED.
@@ -134,21 +134,21 @@ class ShardWriter:
         return F.linear(torch.from_numpy(z), self._weight, self._bias)
 
 
-def _shard_files(work: Path, shard: Shard) -> tuple[Path, Path, Path]:
+def _shard_files(work: Path, shard: FeatureShard) -> tuple[Path, Path, Path]:
     stem = work / shard.name
     return stem.with_suffix(".parquet"), stem.with_suffix(".moments"), stem.with_suffix(".classes")
 
 
-def _record(work: Path, shard: Shard) -> Path:
+def _record(work: Path, shard: FeatureShard) -> Path:
     return work / f"{shard.name}.json"
 
 
-def shard_path(work: Path, shard: Shard) -> Path:
+def shard_path(work: Path, shard: FeatureShard) -> Path:
     """Return the path of the shard's Parquet file in the work directory."""
     return _shard_files(work, shard)[0]
 
 
-def is_whole(work: Path, shard: Shard) -> bool:
+def is_whole(work: Path, shard: FeatureShard) -> bool:
     """Whether the shard was completed and its files still have the recorded digests."""
     record = _record(work, shard)
     if not record.is_file():
@@ -177,7 +177,7 @@ def adopt_store(writer: ShardWriter, store: Path) -> None:
             log_message(f"extract: {file} is damaged; it is computed again")
 
 
-def publish(plan: Plan, work: Path, out: Path) -> dict[str, Any]:
+def publish(plan: ExtractionPlan, work: Path, out: Path) -> dict[str, Any]:
     """Merge the sums of the shards in order, write the store `out`, manifest last, and remove the work directory.
 
     Return the manifest with the extra keys `seconds` (per shard) and `choice`. These differ from run to run and are

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.models.classifier import Classifier
-from expunge.models.cut_split import Split
+from expunge.models.cut_split import CutSplit
 from expunge.models.cuts import split_at_cut
 from expunge.models.preprocess import Inputs
 from expunge.system.arrays import new_array
@@ -50,7 +50,7 @@ def fetch_activations(
 
 
 @torch.no_grad()
-def _fetch(split: Split, inputs: Inputs, path: Path | None, dtype: np.dtype[Any], batch_size: int) -> Activations:
+def _fetch(split: CutSplit, inputs: Inputs, path: Path | None, dtype: np.dtype[Any], batch_size: int) -> Activations:
     n, cut, classifier = len(inputs), split.name, split.classifier
     device = classifier.head.weight.device
     longest = max(x.shape[1] for _, x in _batches(classifier, inputs, batch_size)) if split.texts else None
@@ -94,8 +94,8 @@ def _stored(a: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A batch of activations for `Split.above`, fp32, and for texts a mask of the positions inside each text."""
+class CutBatch:
+    """A batch of activations for `CutSplit.above`, fp32, and for texts a mask of the positions inside each text."""
 
     activations: Tensor
     inside: Tensor | None
@@ -107,16 +107,16 @@ def rows_of(activations: Activations, rows: Tensor) -> Tensor:
     return a.permute(0, 3, 1, 2) if a.ndim == 4 else a
 
 
-def batch_of(split: Split, activations: Activations, rows: Tensor) -> Batch:
+def batch_of(split: CutSplit, activations: Activations, rows: Tensor) -> CutBatch:
     """Return the activations of `rows` on the classifier's device; texts are cut to the longest among them."""
     a = rows_of(activations, rows).float().to(split.classifier.head.weight.device)
     if not split.texts:
-        return Batch(a, None)
+        return CutBatch(a, None)
     inside = ~a[..., 0].isnan()
     t = max(int(inside.sum(1).max()), 1)
-    return Batch(a[:, :t].nan_to_num(0.0), inside[:, :t])
+    return CutBatch(a[:, :t].nan_to_num(0.0), inside[:, :t])
 
 
-def features_of(split: Split, batch: Batch) -> Tensor:
+def features_of(split: CutSplit, batch: CutBatch) -> Tensor:
     """Return the features `(n, d)` of a batch of activations."""
     return split.above(batch.activations, batch.inside)

@@ -24,7 +24,7 @@ from expunge.core.facts import Facts
 from expunge.finetune.cut import Activations, batch_of, features_of
 from expunge.finetune.steps import OPTIMIZERS, Factors, Steps
 from expunge.models.classifier import Classifier
-from expunge.models.cut_split import Split, core_of
+from expunge.models.cut_split import CutSplit, core_of
 from expunge.models.cuts import split_at_cut
 from expunge.models.resnet import ResNetSmall
 from expunge.models.tokens import Tokens
@@ -273,7 +273,7 @@ def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto"
     return new
 
 
-def _copy_above(split: Split, other: Classifier) -> None:
+def _copy_above(split: CutSplit, other: Classifier) -> None:
     """Copy parameters and running statistics above the cut from `other`, of the same architecture."""
     own, theirs = split.core.state_dict(), core_of(other)[0].state_dict()
     above = split.lying_above

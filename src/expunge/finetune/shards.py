@@ -39,7 +39,7 @@ from expunge.system.progress import log_message
 State = dict[str, Tensor]
 # A job is a shard with the reused states of its first steps. Its result is the state after every step and the history
 # of the passes made.
-Job = tuple["Shard", list[State]]
+Job = tuple["TrainingShard", list[State]]
 TrainedSteps = tuple[list[State], list[dict[str, float]]]
 Engine = Callable[[Sequence[Job], Activations, NDArray[np.integer]], list[TrainedSteps]]
 STEPS = "steps"  # the folder of the states after all steps but the last
@@ -142,16 +142,16 @@ def train_shards(
 
 def shards_of(
     base: Classifier, recipe: Mapping[str, Any], places: ShardAssignment, rows: NDArray[np.integer]
-) -> list[Shard]:
+) -> list[TrainingShard]:
     """Return the shards of `rows`, above the recipe's cut of the public network `base`, which is in eval mode."""
     traces, found = traces_of(base), []
     for number in range(places.shards):
         steps = [places.up_to(rows, number, step) for step in range(places.slices)]
-        found.append(Shard(base, traces, recipe, number, steps, [places.root(step) for step in steps]))
+        found.append(TrainingShard(base, traces, recipe, number, steps, [places.root(step) for step in steps]))
     return found
 
 
-def counts_of(shards: list[Shard], labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
+def counts_of(shards: list[TrainingShard], labels: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
     """Return the number of rows of each class in each shard, `(S, classes)`."""
     return np.stack([np.bincount(labels[shard.steps[-1]], minlength=classes) for shard in shards])
 
@@ -174,7 +174,7 @@ def _joined(base: Classifier, cut: str, card: Any, ends: list[State], counts: ND
     return joined
 
 
-class Shard:
+class TrainingShard:
     """One shard: `steps`, the rows of each step, and `roots`, their Merkle roots."""
 
     def __init__(

@@ -37,7 +37,7 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Head:
+class SignedHead:
     """A signed statement that entry `seq` with `hash` is the last; `key` is the fingerprint of the signer's key."""
 
     seq: int
@@ -46,7 +46,7 @@ class Head:
     signature: str
 
     @classmethod
-    def of(cls, entry: Link, key: SigningKey) -> Head:
+    def of(cls, entry: Link, key: SigningKey) -> SignedHead:
         """Sign `entry` as the last one."""
         return cls(entry.seq, entry.hash, key.public.fingerprint, key.sign(_content(entry.seq, entry.hash)))
 
@@ -97,7 +97,7 @@ class HeadFiles:
 
     def announce(self, entry: Link, key: SigningKey) -> None:
         """Sign the head of `entry`; called before the entry is written."""
-        text = json.dumps(Head.of(entry, key).__dict__, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(SignedHead.of(entry, key).__dict__, indent=2, sort_keys=True) + "\n"
         write_durable(self.coming, text.encode(), mode=0o666)  # readable by verifiers; the umask applies
 
     def confirm(self) -> None:
@@ -115,11 +115,11 @@ class HeadFiles:
             self.coming.unlink()
 
     @staticmethod
-    def _read(path: Path) -> Head | None:
+    def _read(path: Path) -> SignedHead | None:
         if not path.is_file():
             return None
         try:
-            head = Head(**read_json(path))
+            head = SignedHead(**read_json(path))
             if type(head.seq) is not int or not all(isinstance(v, str) for v in (head.hash, head.key, head.signature)):
                 raise TypeError
             return head

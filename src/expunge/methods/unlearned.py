@@ -18,14 +18,14 @@ SHIPPED_HEAD, HEAD_ON_MAP, INFO = "head.safetensors", "head_on_map.safetensors",
 SEEDS = "seeds"  # directory of the fits with other seeds, each in a subdirectory with its number, from 1
 
 
-class Head(Protocol):
+class DeletableHead(Protocol):
     """A head with the state needed for exact deletion: `core.RidgeHead`, `SoftmaxHead` or `finetune.HeadShards`."""
 
     def save(self, directory: Path) -> None:
         """Write the state into an existing directory."""
 
 
-class Steps(Protocol):
+class ShardSteps(Protocol):
     """The states that training in shards left after each step (`finetune.shards.Trained`)."""
 
     def save_steps(self, directory: Path) -> None:
@@ -40,11 +40,13 @@ class UnlearnedModel:
     head: LinearHead
     info: dict[str, Any] = field(default_factory=dict)
     classifier: Classifier | None = None
-    exact_head: Head | None = None  # saved with its state, so that the next request can start from it
-    steps: Steps | None = None  # saved for the same reason
+    exact_head: DeletableHead | None = None  # saved with its state, so that the next request can start from it
+    steps: ShardSteps | None = None  # saved for the same reason
 
     @classmethod
-    def of_classifier(cls, classifier: Classifier, info: dict[str, Any], steps: Steps | None = None) -> UnlearnedModel:
+    def of_classifier(
+        cls, classifier: Classifier, info: dict[str, Any], steps: ShardSteps | None = None
+    ) -> UnlearnedModel:
         """The result of a method that changed weights below the head; the map is the identity."""
         return cls(
             identity(classifier.card.feature_dim),

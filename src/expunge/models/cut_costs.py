@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from expunge.models.classifier import Classifier
-from expunge.models.cut_split import EXAMPLES, Split
+from expunge.models.cut_split import EXAMPLES, CutSplit
 from expunge.models.cuts import split_at_cut, splits, traces_of
 from expunge.system.errors import ConfigError
 
@@ -75,7 +75,7 @@ def choose_cut(costs: list[CutCost], rows: int, max_gb: float, max_cost: float) 
     )
 
 
-def _cost(split: Split, whole: int) -> CutCost:
+def _cost(split: CutSplit, whole: int) -> CutCost:
     shape = split.shape(TOKENS if split.texts else None)
     parameters = dict(split.core.named_parameters())
     above = sum(parameters[k].numel() for k in split.lying_above.parameters)
@@ -85,7 +85,7 @@ def _cost(split: Split, whole: int) -> CutCost:
 
 
 @torch.no_grad()
-def _flops(split: Split, whole: bool) -> int:
+def _flops(split: CutSplit, whole: bool) -> int:
     x = split.traces.x[: EXAMPLES[0][0]]
     a = split.below(x)
     counter = FlopCounterMode(display=False)

@@ -1,4 +1,7 @@
-"""Run the layers below or above a cut of a backbone. `split_at_cut` in `models/cuts.py` creates and checks a Split."""
+"""Run the layers below or above a cut of a backbone.
+
+`split_at_cut` in `models/cuts.py` creates and checks a CutSplit.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ class StandIn(Replacement):
         return torch.full((), value, dtype=a.dtype, device=self.device).expand(shape)
 
 
-class Source(Replacement):
+class CutSource(Replacement):
     """Replaces the cut module: returns its output structure with `value` in the place of the tensor."""
 
     def __init__(self, replaced: nn.Module, out: Any) -> None:
@@ -97,7 +100,7 @@ class Above:
     parameters: tuple[str, ...]
 
 
-class Split:
+class CutSplit:
     """The backbone of a classifier in eval mode, cut after the module `name`. Created and checked by `split_at_cut`."""
 
     def __init__(self, classifier: Classifier, name: str, traces: Traces) -> None:
@@ -111,7 +114,7 @@ class Split:
         self.kept_below: list[nn.Module] = []
         self._above: dict[str, nn.Module] = {}
         self.cut = traces.first.calls[self.inner][0]
-        self.source = Source(self.core.get_submodule(self.inner), self.cut.out)
+        self.source = CutSource(self.core.get_submodule(self.inner), self.cut.out)
         self.tail = self._clone(self.core, "")
 
     def shape(self, tokens: int | None = None) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from expunge.models.classifier import Classifier
-from expunge.models.cut_split import EXAMPLES, Split, Traces, core_of
+from expunge.models.cut_split import EXAMPLES, CutSplit, Traces, core_of
 from expunge.models.cut_trace import Call, trace
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import ConfigError
@@ -57,7 +57,7 @@ def traces_of(classifier: Classifier) -> Traces:
     return Traces(trace(core, one), trace(core, two), two, z)
 
 
-def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None) -> Split:
+def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None) -> CutSplit:
     """Cut the backbone of `classifier` after the module `name`; the result is checked bit by bit on an example.
 
     Raises ValueError for a classifier in train mode, and ConfigError for an invalid cut, with the nearest valid names.
@@ -66,7 +66,7 @@ def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None
     """
     traces = traces or traces_of(classifier)
     problem = _problem(classifier, name, traces)
-    if isinstance(problem, Split):
+    if isinstance(problem, CutSplit):
         return problem
     raise ConfigError(f"{classifier.card.name}: no cut {name!r}: {problem}; {_nearest(classifier, name, traces)}")
 
@@ -76,20 +76,20 @@ def cut_names(classifier: Classifier) -> tuple[str, ...]:
     return tuple(split.name for split in splits(classifier, traces_of(classifier)))
 
 
-def splits(classifier: Classifier, traces: Traces) -> Iterator[Split]:
+def splits(classifier: Classifier, traces: Traces) -> Iterator[CutSplit]:
     """Yield all valid cuts, the deepest (nearest the input) first."""
     prefix = core_of(classifier)[1]
     for names in traces.first.needed:
         for name in names:
             found = _problem(classifier, name.removeprefix(prefix), traces)
-            if isinstance(found, Split):
+            if isinstance(found, CutSplit):
                 yield found
                 break
             if found == NOTHING_ABOVE:
                 return
 
 
-def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
+def _problem(classifier: Classifier, name: str, traces: Traces) -> CutSplit | str:
     """Return the cut after the module `name`, or the reason why it is invalid."""
     core, prefix = core_of(classifier)
     modules, calls = dict(core.named_modules()), traces.first.calls
@@ -104,7 +104,7 @@ def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
     if not any(inner in names for names in traces.first.needed):
         return "more than one tensor passes from below it to above it"
     try:
-        split = Split(classifier, name, traces)
+        split = CutSplit(classifier, name, traces)
         split.shape()
         return _differs(split) or split
     except (ConfigError, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as e:
@@ -112,7 +112,7 @@ def _problem(classifier: Classifier, name: str, traces: Traces) -> Split | str:
 
 
 @torch.no_grad()
-def _differs(split: Split) -> str | None:
+def _differs(split: CutSplit) -> str | None:
     """Return why `above(below(x))` cannot replace the backbone; None if both agree bit by bit."""
     x, expected = split.traces.x, split.traces.z
     a = split.below(x)
@@ -145,7 +145,7 @@ def _nearest(classifier: Classifier, name: str, traces: Traces) -> str:
     every = len(candidates) <= 2 * NEAREST
     working: set[str] = set()
     for candidate in dict.fromkeys([*similar, *candidates] if every or not similar else similar):
-        if len(working) < NEAREST and isinstance(_problem(classifier, candidate, traces), Split):
+        if len(working) < NEAREST and isinstance(_problem(classifier, candidate, traces), CutSplit):
             working.add(candidate)
     if not working:
         return "run `expunge cuts` to list the cuts" if similar else "this backbone has no usable cut"

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier
-from expunge.models.cut_split import Split
+from expunge.models.cut_split import CutSplit
 from expunge.models.cuts import split_at_cut
 from expunge.models.zoo import public_start
 from expunge.system.files import digest_of
 
 
-def lower_digest(split: Split) -> str:
+def lower_digest(split: CutSplit) -> str:
     """Return `sha256:...` of what determines the activations.
 
     It covers the tensors below the cut, the preprocessing, and the names of the architecture and the cut.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from expunge.models.classifier import Classifier, ModelCard
-from expunge.models.cut_split import Split, Traces, core_of, tensor_of
+from expunge.models.cut_split import CutSplit, Traces, core_of, tensor_of
 from expunge.models.cuts import split_at_cut, traces_of
 from expunge.models.sentence import ByLength
 from expunge.models.tokens import Tokens
@@ -42,8 +42,8 @@ class ShardedCore(nn.Module):
     `base` is the complete public backbone. Its layers up to the cut run once for all shards.
     """
 
-    below: Split
-    above: list[Split]
+    below: CutSplit
+    above: list[CutSplit]
 
     def __init__(self, base: Classifier, cut: str, count: int) -> None:
         super().__init__()
@@ -87,16 +87,16 @@ class ShardedCore(nn.Module):
         return tensor_of(seen[0])
 
 
-def copy_above(base: Classifier, below: Split) -> Classifier:
+def copy_above(base: Classifier, below: CutSplit) -> Classifier:
     """Copy `base`, sharing the parameters up to the cut with it."""
     frozen = {id(p) for m in [*below.stand_ins, below.source] for p in m.replaced.parameters()}
     shared = {i: p for p in below.core.parameters() if (i := id(p)) in frozen}
     return copy.deepcopy(base, shared)  # deepcopy's memo: these objects are not copied
 
 
-def uncut(classifier: Classifier, cut: str, traces: Traces) -> Split:
+def uncut(classifier: Classifier, cut: str, traces: Traces) -> CutSplit:
     """Cut a classifier with the traces of another one of the same architecture, without checking the cut again."""
-    return Split(classifier, cut, traces)
+    return CutSplit(classifier, cut, traces)
 
 
 def sharded(base: Classifier, cut: str, count: int, card: ModelCard) -> Classifier:

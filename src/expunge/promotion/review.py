@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.promotion.gates import short
-from expunge.report.comparison import Part, counts
+from expunge.report.comparison import ComparedRows, counts
 from expunge.report.comparison_view import ComparedModels, TextTable
 from expunge.report.metrics import name_of
 from expunge.tracking import Version
@@ -43,7 +43,7 @@ class Review:
     forgets: tuple[str | None, str | None]
     serves: bool
     evaluations: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None, Mapping[str, Any] | None]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, ComparedRows]
     retrained: Mapping[str, NDArray[np.int64]]
     classes: Sequence[str]
     failed: Sequence[str]

@@ -24,7 +24,7 @@ from expunge.promotion.predictors import original, predictor
 from expunge.promotion.promoter import Promoter
 from expunge.promotion.review import Review
 from expunge.promotion.review_page import page
-from expunge.report.comparison import Part, counts, predictions_of_parts
+from expunge.report.comparison import ComparedRows, counts, predictions_of_parts
 from expunge.report.evidence import read_logits
 from expunge.system.errors import PromotionError
 from expunge.system.files import MANIFEST, read_json, write_text
@@ -89,7 +89,7 @@ class ReviewSession:
         champion = promoter.compared_with(challenger)
         serving, request = promoter.champion(), challenger.tags.get("request")
         rows = self.parts(request)
-        parts: dict[str, Part] = {}
+        parts: dict[str, ComparedRows] = {}
         if rows is not None:
             before = original(MODELS / ORIGINAL) if champion is None else predictor(servable_of(champion)[0])
             dataset = self.dataset
@@ -155,7 +155,7 @@ def registered_name() -> str:
     return name
 
 
-def _retrained(parts: dict[str, Part]) -> dict[str, NDArray[np.int64]]:
+def _retrained(parts: dict[str, ComparedRows]) -> dict[str, NDArray[np.int64]]:
     """Return the first retrained model's predictions for the same rows, from the stored outputs of the evaluation."""
     found = sorted((EVALUATION / "references").glob("retrained-*.parquet"))
     if not found:

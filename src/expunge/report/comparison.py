@@ -33,7 +33,7 @@ class RowsOfParts(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class ComparedRows:
     """Answers of both classifiers on the same rows: `labels (n,)` and predicted classes `before (n,)` and `after (n,)`.
 
     `rows`: positions in the dataset, for callers that show the rows themselves; they are never printed or stored.
@@ -98,12 +98,14 @@ def share(hits: NDArray[np.bool_]) -> Interval:
     return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
 
 
-def predictions_of_parts(before: Predict, after: Predict, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
+def predictions_of_parts(
+    before: Predict, after: Predict, dataset: Dataset, split: RowsOfParts
+) -> dict[str, ComparedRows]:
     """Compute the predictions of both classifiers on the same rows of each part that has rows."""
     return on_same_rows(lambda r: before(dataset.inputs(r)), lambda r: after(dataset.inputs(r)), dataset, split)
 
 
-def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsOfParts) -> dict[str, Part]:
+def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsOfParts) -> dict[str, ComparedRows]:
     """Return the answers of `before` and `after` on the same rows of each part that has rows.
 
     Both are called with ascending dataset positions.
@@ -115,11 +117,11 @@ def on_same_rows(before: Answers, after: Answers, dataset: Dataset, split: RowsO
         if len(rows) > ROWS:
             rows = np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
         if len(rows):
-            out[part] = Part(rows, labels[rows].astype(np.int64), before(rows), after(rows))
+            out[part] = ComparedRows(rows, labels[rows].astype(np.int64), before(rows), after(rows))
     return out
 
 
-def counts(parts: Mapping[str, Part]) -> dict[str, Any]:
+def counts(parts: Mapping[str, ComparedRows]) -> dict[str, Any]:
     """Return what a reviewer was shown as counts, which may be stored."""
     return {
         part: {"of": len(p.labels), "changed": int(p.changed.sum()), "lost": p.lost, "gained": p.gained}

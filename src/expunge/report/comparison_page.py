@@ -16,7 +16,7 @@ from PIL import Image
 
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEST_RETAIN
-from expunge.report.comparison import Part
+from expunge.report.comparison import ComparedRows
 from expunge.report.comparison_view import ComparedModels, comparison_view
 from expunge.report.templates import environment
 
@@ -34,14 +34,14 @@ def section(compared: ComparedModels, dataset: Dataset) -> str:
     return Markup(template.render(view=comparison_view(compared), pictures=pictures))
 
 
-def chosen(p: Part) -> NDArray[np.int64]:
+def chosen(p: ComparedRows) -> NDArray[np.int64]:
     """Return the positions in the part of the changed rows that are shown."""
     was, now = p.before == p.labels, p.after == p.labels
     kinds = ((was & ~now, LOST), (~was & now, GAINED), (p.changed & ~was & ~now, OTHER))
     return np.concatenate([np.flatnonzero(kind)[:most] for kind, most in kinds])
 
 
-def _pictures(compared: ComparedModels, p: Part, dataset: Dataset) -> list[dict[str, str]]:
+def _pictures(compared: ComparedModels, p: ComparedRows, dataset: Dataset) -> list[dict[str, str]]:
     shown = chosen(p)
     if not len(shown):
         return []

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.data.schema import TEST_RETAIN
-from expunge.report.comparison import PARTS, Interval, Part
+from expunge.report.comparison import PARTS, ComparedRows, Interval
 from expunge.report.metrics import lookup
 from expunge.report.wording import GATES
 
@@ -30,7 +30,7 @@ class ComparedModels:
     before: str
     after: str
     blocks: tuple[Block | None, Block | None, Block | None]
-    parts: Mapping[str, Part]
+    parts: Mapping[str, ComparedRows]
     retrained: Answers
     classes: Sequence[str]
     forgets: str | None = None
@@ -96,7 +96,7 @@ def of_whom(compared: ComparedModels, part: str) -> str:
     return PARTS[part] if part == TEST_RETAIN or compared.forgets is None else f"{PARTS[part]}: {compared.forgets}"
 
 
-def _how_many(p: Part) -> str:
+def _how_many(p: ComparedRows) -> str:
     changed = int(p.changed.sum())
     return f"{changed:,} of {len(p.labels):,} changed." if changed else f"None of {len(p.labels):,} changed."
 
@@ -114,7 +114,7 @@ def _share(i: Interval) -> str:
     return "–" if i.value is None else f"{i.value:.1%} [{i.low:.1%}, {i.high:.1%}]"
 
 
-def _accuracy(name: str, p: Part) -> tuple[str, ...]:
+def _accuracy(name: str, p: ComparedRows) -> tuple[str, ...]:
     gap = p.difference()
     difference = "–" if gap is None else f"{gap.value:+.1%} [{gap.low:+.1%}, {gap.high:+.1%}]"
     counts = (int(p.changed.sum()), p.lost, p.gained)
@@ -125,7 +125,7 @@ def _named(compared: ComparedModels, *classes: int) -> tuple[str, ...]:
     return tuple(compared.classes[c] for c in classes)
 
 
-def _answers(compared: ComparedModels, part: str, p: Part) -> TextTable:
+def _answers(compared: ComparedModels, part: str, p: ComparedRows) -> TextTable:
     """Return the predictions of each classifier on the rows of a part as shares.
 
     Classes that no classifier predicts are left out.

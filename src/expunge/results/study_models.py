@@ -17,7 +17,7 @@ Floats32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudyRecipe:
     """Width of the hidden layer and settings of the training, by Adam with a linear decay of the learning rate to 0."""
 
     hidden: int
@@ -72,7 +72,7 @@ def order_of(rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> 
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:length]
 
 
-def train(networks: Networks, x: Tensor, targets: Tensor, orders: Tensor, recipe: Recipe) -> Networks:
+def train(networks: Networks, x: Tensor, targets: Tensor, orders: Tensor, recipe: StudyRecipe) -> Networks:
     """Train all networks.
 
     `x (n, d)`; `targets (M, n)` or `(n,)` int64; `orders (M, steps * batch)`: the rows of each model in order. The loss

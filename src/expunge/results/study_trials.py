@@ -21,7 +21,7 @@ from expunge.evaluation.excess import power_of
 from expunge.evaluation.gates import CMIA, GEOMETRY, RELEARN, ModelRows, aligned, build_gates, model_rows, values_of
 from expunge.evaluation.measuring import area, geometry_rows, probe_rows, relearned
 from expunge.evaluation.rows import Rows, choose_rows
-from expunge.results.study_models import Networks, Recipe, order_of, start, train
+from expunge.results.study_models import Networks, StudyRecipe, order_of, start, train
 
 SIZES = ("1", "5", "20", "100", "600", "class")
 REFERENCES, OTHERS = 3, 1  # retrained models that serve as references, and those that are judged as candidates
@@ -32,14 +32,14 @@ NOISE_STEPS, NOISE_LR = 60, 1e-3
 
 
 @dataclass(frozen=True)
-class Data:
+class StudyData:
     """Rows `x (n, d)` float32 with labels `y (n,)`; the first `train` are training rows, the others test rows."""
 
     name: str
     x: torch.Tensor
     y: NDArray[np.int64]
     train: int
-    recipe: Recipe
+    recipe: StudyRecipe
 
     @property
     def classes(self) -> int:
@@ -47,7 +47,7 @@ class Data:
         return int(self.y.max()) + 1
 
 
-def forgotten(data: Data, size: str, trial: int) -> NDArray[np.int64]:
+def forgotten(data: StudyData, size: str, trial: int) -> NDArray[np.int64]:
     """Training rows of one request: drawn at random, or all of one class, which is `trial` modulo the class count."""
     if size == "class":
         return np.flatnonzero(data.y[: data.train] == trial % data.classes)
@@ -55,7 +55,7 @@ def forgotten(data: Data, size: str, trial: int) -> NDArray[np.int64]:
     return np.sort(rng.choice(data.train, int(size), replace=False))
 
 
-def train_trial(data: Data, trial: int, file: Path, sizes: tuple[str, ...] = SIZES) -> None:
+def train_trial(data: StudyData, trial: int, file: Path, sizes: tuple[str, ...] = SIZES) -> None:
     """Train all networks of one trial and store their weights in `file`.
 
     These are two originals, then four retrained models per size, and then per size the original after label noise.
@@ -83,7 +83,7 @@ def train_trial(data: Data, trial: int, file: Path, sizes: tuple[str, ...] = SIZ
     staging.replace(file)
 
 
-def _label_noise(data: Data, trial: int, original: Networks, sizes: tuple[str, ...]) -> Networks:
+def _label_noise(data: StudyData, trial: int, original: Networks, sizes: tuple[str, ...]) -> Networks:
     """The original fine-tuned per size; half of each batch are forgotten rows with wrong labels, half retained rows."""
     targets, orders = [], []
     half = max(data.recipe.batch_size // 2, 1)
@@ -96,7 +96,7 @@ def _label_noise(data: Data, trial: int, original: Networks, sizes: tuple[str, .
         sides = [order_of(side, NOISE_STEPS * half, rng).reshape(NOISE_STEPS, half) for side in (rows, retained)]
         targets.append(y)
         orders.append(np.concatenate(sides, axis=1).reshape(-1))
-    recipe = Recipe(data.recipe.hidden, NOISE_STEPS, 2 * half, NOISE_LR)
+    recipe = StudyRecipe(data.recipe.hidden, NOISE_STEPS, 2 * half, NOISE_LR)
     begun = Networks([w.repeat(len(sizes), 1, 1) for w in original.weights])
     return train(begun, data.x, torch.from_numpy(np.stack(targets)), torch.from_numpy(np.stack(orders)), recipe)
 
@@ -144,7 +144,7 @@ class Measure:
 
 
 def judge_trial(
-    data: Data,
+    data: StudyData,
     trial: int,
     networks: Networks,
     sizes: tuple[str, ...] = SIZES,
@@ -173,7 +173,7 @@ def judge_trial(
 
 
 def _judge(
-    data: Data,
+    data: StudyData,
     trial: int,
     size: str,
     original: ModelOutputs,
@@ -229,7 +229,7 @@ def _judge(
         }
 
 
-def _plan(data: Data, size: str, trial: int, original: ModelOutputs) -> Rows:
+def _plan(data: StudyData, size: str, trial: int, original: ModelOutputs) -> Rows:
     lost = forgotten(data, size, trial)
     part = np.full(len(data.y), "retain", dtype="<U12")
     part[data.train :] = "test_retain"
@@ -240,7 +240,7 @@ def _plan(data: Data, size: str, trial: int, original: ModelOutputs) -> Rows:
     return choose_rows(data.y, part, original.z, trial)
 
 
-def _leace(data: Data, rows: Rows, original: ModelOutputs, networks: Networks) -> ModelOutputs:
+def _leace(data: StudyData, rows: Rows, original: ModelOutputs, networks: Networks) -> ModelOutputs:
     z = torch.from_numpy(original.z)
     fitted = Leace().fit(Moments.of(z[rows.parts["retain"]]), Moments.of(z[rows.forget]))
     z_prime = fitted.map_(z).float()

@@ -21,9 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from expunge.data.readers.digits import read_digits
 from expunge.data.readers.fashion_mnist import read_fashion_mnist
-from expunge.results.study_models import Recipe
+from expunge.results.study_models import StudyRecipe
 from expunge.results.study_page import page, summarise
-from expunge.results.study_trials import Data, judge_trial, load_networks, train_trial
+from expunge.results.study_trials import StudyData, judge_trial, load_networks, train_trial
 from expunge.system.errors import DataError
 from expunge.system.files import write_json, write_text
 from expunge.system.progress import log_message
@@ -33,12 +33,12 @@ HOME = Path("data/verdict-study")
 PAGE = Path("docs/verdict-study.md")
 FASHION_TRAIN, FASHION_TEST, FASHION_DIM = 15_000, 5_000, 64
 RECIPES = {
-    "digits": Recipe(hidden=64, steps=250, batch_size=128, lr=1e-2),
-    "fashion-mnist": Recipe(hidden=64, steps=700, batch_size=250, lr=1e-2),
+    "digits": StudyRecipe(hidden=64, steps=250, batch_size=128, lr=1e-2),
+    "fashion-mnist": StudyRecipe(hidden=64, steps=700, batch_size=250, lr=1e-2),
 }
 
 
-def load(name: str) -> Data:
+def load(name: str) -> StudyData:
     """Load the rows of one data set.
 
     Of the digits these are the pixels. Of Fashion-MNIST they are 15,000 training and 5,000 test rows in the 64 whitened
@@ -57,7 +57,7 @@ def load(name: str) -> Data:
         chosen = [np.sort(rng.choice(c, n, replace=False)) for c, n in zip(chosen, sizes, strict=True)]
         x = whiten(x, np.setdiff1d(public, chosen[0]), FASHION_DIM)
     order = np.concatenate(chosen)
-    return Data(name, torch.from_numpy(np.ascontiguousarray(x[order])), y[order], len(chosen[0]), RECIPES[name])
+    return StudyData(name, torch.from_numpy(np.ascontiguousarray(x[order])), y[order], len(chosen[0]), RECIPES[name])
 
 
 def whiten(x: NDArray[np.float32], public: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
@@ -67,7 +67,7 @@ def whiten(x: NDArray[np.float32], public: NDArray[np.int64], dim: int) -> NDArr
     return np.asarray((x - centre) @ (vectors[:, -dim:] / np.sqrt(values[-dim:])), dtype=np.float32)
 
 
-def run_trials(data: Data, trials: Iterable[int], home: Path, judge_again: bool = False) -> None:
+def run_trials(data: StudyData, trials: Iterable[int], home: Path, judge_again: bool = False) -> None:
     """Train and judge the missing trials. `judge_again`: judge stored trials again."""
     for trial in trials:
         weights, judged = (home / data.name / f"{kind}-{trial:04d}" for kind in ("weights", "judged"))

@@ -17,7 +17,7 @@ from expunge.evaluation.claims import claims_of, may_serve, shown_claims
 from expunge.evaluation.controls import LOGIT_MASK, LOOKUP_LIST, ORIGINAL
 from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, OUTPUTS, REFUTED, SHOWN
 from expunge.report.summary import exact_of_retrained
-from expunge.results.study_trials import LEACE, RETRAINED, Data, judge_trial, load_networks, train_trial
+from expunge.results.study_trials import LEACE, RETRAINED, StudyData, judge_trial, load_networks, train_trial
 from expunge.results.verdict_study import HOME, RECIPES, load, records
 
 Record = Mapping[str, Any]
@@ -37,14 +37,16 @@ OLD = {
 }
 
 
-def few(data: Data, home: Path, trials: Iterable[int], sizes: tuple[str, ...], references: int) -> Iterator[Record]:
+def few(
+    data: StudyData, home: Path, trials: Iterable[int], sizes: tuple[str, ...], references: int
+) -> Iterator[Record]:
     """Judge stored trials again with only the first `references` of their retrained models."""
     for trial in trials:
         networks = load_networks(home / data.name / f"weights-{trial:04d}.safetensors")
         yield from judge_trial(data, trial, networks, sizes, references=references)
 
 
-def over_a_tenth(data: Data, home: Path, trials: Iterable[int]) -> Iterator[Record]:
+def over_a_tenth(data: StudyData, home: Path, trials: Iterable[int]) -> Iterator[Record]:
     """Judge trials whose requests name a tenth of the training rows; missing networks are trained."""
     sizes = (str(data.train // TENTH),)
     for trial in trials:

@@ -29,7 +29,7 @@ SHARDS = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttackPlan:
     """Which shadow models to train.
 
     `valid_because`: why attacks on models of this `kind` are valid. `refused_because`: why models that params ask for
@@ -46,32 +46,34 @@ class Plan:
         return {key: value for key, value in fields.items() if value is not None}
 
 
-def plan(model: Model, asked: Shadow) -> Plan:
+def plan(model: Model, asked: Shadow) -> AttackPlan:
     """Decide which of the shadow models that params ask for are valid for this model."""
     if not asked.heads and not asked.networks:
-        return Plan("off")
+        return AttackPlan("off")
     if model.training == "above":
-        return Plan("refused", refused_because=ABOVE)
+        return AttackPlan("refused", refused_because=ABOVE)
     if model.shards > 1:
-        return Plan("refused", refused_because=SHARDS)
+        return AttackPlan("refused", refused_because=SHARDS)
     if not model.saw_forget_data:
         if asked.heads:
-            return Plan(
+            return AttackPlan(
                 "heads",
                 "the model's description says that the backbone never saw the forgotten rows, so only heads were "
                 "trained on them",
             )
-        return Plan("refused", refused_because="this run trains no network; train heads instead with shadow.heads")
+        return AttackPlan(
+            "refused", refused_because="this run trains no network; train heads instead with shadow.heads"
+        )
     if asked.networks and model.training == "full":
-        return Plan(
+        return AttackPlan(
             "networks",
             "every network is trained from its start by the recipe of this run",
             SAW * bool(asked.heads) or None,
         )
     if asked.networks:
-        return Plan(
+        return AttackPlan(
             "refused",
             refused_because=f"model.training is {model.training}, so retrained models would share a backbone that "
             "saw the forgotten rows",
         )
-    return Plan("refused", refused_because=SAW)
+    return AttackPlan("refused", refused_because=SAW)

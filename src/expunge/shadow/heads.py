@@ -14,7 +14,7 @@ from expunge.core.logit_mask import mask_classes
 from expunge.data.schema import FORGET, RETAIN, TEST_RETAIN
 from expunge.data.split import Split
 from expunge.evaluation.rows import thinned
-from expunge.evaluation.shadow_heads import Recipe, ShadowHeads, complementary_halves, train_heads
+from expunge.evaluation.shadow_heads import HeadRecipe, ShadowHeads, complementary_halves, train_heads
 from expunge.evaluation.shadow_scores import ShadowMargins, against, floor
 from expunge.features.store import FeatureStore
 from expunge.methods.unlearned import UnlearnedModel
@@ -34,7 +34,7 @@ BELOW_THE_HEAD = "it changes weights below the head, which heads on cached featu
 
 
 @dataclass(frozen=True)
-class Entry:
+class FittedEntry:
     """An entry of `methods` in params: its method, its settings, and the result that the run fitted.
 
     `keeps_head`: the result reads its features with the head of the original model.
@@ -48,7 +48,7 @@ class Entry:
     @classmethod
     def of(
         cls, name: str, table: Mapping[str, Mapping[str, Any]], unlearned: UnlearnedModel, original: LinearHead
-    ) -> Entry:
+    ) -> FittedEntry:
         """The entry `name` of `table`, the section `fit` of params; `original` is the head of the original model."""
         settings = {key: value for key, value in table[name].items() if key not in ("method", "after")}
         head = unlearned.head
@@ -69,7 +69,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ShadowRows:
     """Features and labels of the rows that every head is trained or scored on.
 
     `forget_at`: positions of the scored forgotten rows among those of `train`.
@@ -83,7 +83,7 @@ class Rows:
     whole_classes: list[int]
 
     @classmethod
-    def of(cls, store: FeatureStore, split: Split, seed: int) -> Rows:
+    def of(cls, store: FeatureStore, split: Split, seed: int) -> ShadowRows:
         """Select the rows. The population consists of test rows of retained classes; `seed` thins large sets."""
         labels, rng = store.column("label"), np.random.default_rng(seed)
 
@@ -98,7 +98,7 @@ class Rows:
 
 
 def attack_heads(
-    rows: Rows, entries: Mapping[str, Entry], heads: int, classes: int, epochs: int | None, seed: int
+    rows: ShadowRows, entries: Mapping[str, FittedEntry], heads: int, classes: int, epochs: int | None, seed: int
 ) -> dict[str, Any]:
     """Train shadow heads and attack every entry that changes only the head or adds a map.
 
@@ -106,7 +106,7 @@ def attack_heads(
     unlearned. As many heads learn from halves of the retained rows. For each scored row only the unlearned heads that
     had it count.
     """
-    recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
+    recipe = HeadRecipe() if epochs is None else HeadRecipe(epochs=epochs)
     halves = complementary_halves(len(rows.train[0]), heads, seed)
     log_message(
         f"shadow: training {heads} heads on halves of {len(rows.train[0]):,} rows, and {heads} on halves of the "
@@ -117,7 +117,7 @@ def attack_heads(
     retrained = _side(train(*rows.retain, heads, seed + 1), rows, None)
     had, group = halves[:, rows.forget_at], heads // 2
 
-    def attacked(entry: Entry) -> dict[str, Any]:
+    def attacked(entry: FittedEntry) -> dict[str, Any]:
         side = _unlearn(entry, before, rows, had, train, seed + 2)
         return {"unlearned_by": entry.unlearned_by, **against(side, retrained, group, seed)}
 
@@ -137,7 +137,7 @@ def attack_heads(
 @dataclass(frozen=True)
 class _Trainer:
     classes: int
-    recipe: Recipe
+    recipe: HeadRecipe
 
     def __call__(
         self, z: np.ndarray, labels: np.ndarray, heads: int, seed: int, member: np.ndarray | None = None
@@ -154,7 +154,9 @@ class _Trainer:
         )
 
 
-def _side(heads: ShadowHeads, rows: Rows, map_: FeatureMap | None, had: np.ndarray | None = None) -> ShadowMargins:
+def _side(
+    heads: ShadowHeads, rows: ShadowRows, map_: FeatureMap | None, had: np.ndarray | None = None
+) -> ShadowMargins:
     forget, population = (heads.margins(_mapped(map_, z), labels) for z, labels in (rows.forget, rows.population))
     return ShadowMargins(forget, population, had)
 
@@ -164,9 +166,9 @@ def _mapped(map_: FeatureMap | None, z: np.ndarray) -> np.ndarray:
 
 
 def _unlearn(
-    entry: Entry, before: ShadowHeads, rows: Rows, had: np.ndarray, train: _Trainer, seed: int
+    entry: FittedEntry, before: ShadowHeads, rows: ShadowRows, had: np.ndarray, train: _Trainer, seed: int
 ) -> ShadowMargins:
-    """Margins of the heads after unlearning, which is done as `Entry.unlearned_by` says."""
+    """Margins of the heads after unlearning, which is done as `FittedEntry.unlearned_by` says."""
     map_ = entry.unlearned.map
     match entry.method:
         case "head-refit":

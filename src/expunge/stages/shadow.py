@@ -31,15 +31,17 @@ def of_heads(config: Config, left_out: list[str]) -> dict[str, Any]:
     from expunge.features.store import FeatureStore
     from expunge.methods.unlearned import UnlearnedModel
     from expunge.models.checkpoint import load_classifier
-    from expunge.shadow.heads import Entry, Rows, attack_heads
+    from expunge.shadow.heads import FittedEntry, ShadowRows, attack_heads
 
     asked = config.shadow
     classes = len(Dataset(DATASET, verify=False).class_names)
     fitted = [name for name in config.methods if name not in left_out]
     head = load_classifier(MODELS / ORIGINAL).head
     original = LinearHead(head.weight, head.bias)
-    entries = {name: Entry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name), original) for name in fitted}
-    rows = Rows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
+    entries = {
+        name: FittedEntry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name), original) for name in fitted
+    }
+    rows = ShadowRows.of(FeatureStore(FEATURES / ORIGINAL), Split(SPLIT), asked.seed)
     return attack_heads(rows, entries, asked.heads, classes, asked.epochs, asked.seed)
 
 

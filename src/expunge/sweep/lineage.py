@@ -51,7 +51,7 @@ class Registry:
     name: str
 
 
-class Trained(Protocol):
+class SweepTarget(Protocol):
     """What a sweep removes."""
 
     @property
@@ -176,7 +176,7 @@ def examples(targets: Targets, registry: Registry, apply: bool) -> Iterator[Foun
                     file.unlink()
 
 
-def original(targets: Trained, registry: Registry | None, covered: list[str], policy: str) -> Found | None:
+def original(targets: SweepTarget, registry: Registry | None, covered: list[str], policy: str) -> Found | None:
     """Report that the original was trained on what is swept; None without an original or if no model was.
 
     It is a Residue if the champion can replace it, else NotPurgeable.
@@ -200,7 +200,7 @@ def original(targets: Trained, registry: Registry | None, covered: list[str], po
     return Residue(str(MODELS / ORIGINAL), f"model trained on {targets.taught}")
 
 
-def replace_original(targets: Trained, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
+def replace_original(targets: SweepTarget, registry: Registry | None, covered: list[str], journal: Journal) -> bool:
     """Stage the champion as the original, and return whether features must be extracted again.
 
     They must if the champion's backbone differs from that of the original.

@@ -51,7 +51,7 @@ def finish_interrupted(root: Path, config: Config, apply: bool, report: SweepRep
 
 def carry_out(
     journal: Journal,
-    targets: lineage.Trained,
+    targets: lineage.SweepTarget,
     record: tuple[Path, bytes],
     storage: Storage,
     config: Config,

@@ -19,7 +19,7 @@ IGNORED = ("*.tmp", "__pycache__", ".venv", ".expunge", ".dvc", ".git")  # by .d
 
 
 @dataclass(frozen=True)
-class Difference:
+class LockDifference:
     """The content of `path` is not what `stage` wrote (`wrote`) or read (not `wrote`) according to dvc.lock."""
 
     stage: str
@@ -43,7 +43,7 @@ def md5_of(path: Path, seen: dict[Path, str] | None = None) -> str | None:
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
-def differences(stages: dict[str, Any]) -> Iterator[Difference]:
+def differences(stages: dict[str, Any]) -> Iterator[LockDifference]:
     """Yield the differences between the current directory and the entries `stages` of a dvc.lock.
 
     Outputs come first, then dependencies that are outputs of other stages. Files that no stage wrote belong to the user
@@ -55,13 +55,13 @@ def differences(stages: dict[str, Any]) -> Iterator[Difference]:
     for stage, entry in stages.items():
         for out in entry.get("outs", []):
             if known[out["path"]] != out["md5"]:
-                yield Difference(stage, out["path"], True)
+                yield LockDifference(stage, out["path"], True)
     for stage, entry in stages.items():
         for dep in entry.get("deps", []):
             if _overlaps(dep["path"], outs):
                 known.setdefault(dep["path"], md5_of(Path(dep["path"]), seen))
                 if known[dep["path"]] != dep["md5"]:
-                    yield Difference(stage, dep["path"], False)
+                    yield LockDifference(stage, dep["path"], False)
 
 
 def stages_of(lock: Path, runs: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Limits of what is read from outside, so that a faulty or malicious file cannot exhaust the memory.
+"""InputLimits of what is read from outside, so that a faulty or malicious file cannot exhaust the memory.
 
 `params.yaml` sets them in its section `limits`; `load_config` puts them into force for the process.
 """
@@ -14,7 +14,7 @@ PILLOW_PIXELS = 178_956_970  # above twice its own limit, Pillow refuses an imag
 
 
 @dataclass(frozen=True)
-class Limits:
+class InputLimits:
     """The limits and their defaults."""
 
     pixels: int = 100_000_000  # of one image, as its header declares: 300 MB as RGB
@@ -34,16 +34,16 @@ class Limits:
         return self.list_mib << 20
 
 
-DEFAULTS = Limits()
+DEFAULTS = InputLimits()
 _in_force = DEFAULTS
 
 
-def in_force() -> Limits:
+def in_force() -> InputLimits:
     """Return the limits of this process: the defaults, unless `use` was called."""
     return _in_force
 
 
-def use(limits: Limits) -> None:
+def use(limits: InputLimits) -> None:
     """Put other limits into force for this process."""
     global _in_force
     _in_force = limits

@@ -31,7 +31,7 @@ COLUMN_ROLES = ("image", "text", "label", "subject", "id")
 
 
 @dataclass(frozen=True)
-class Part:
+class HubSplit:
     """The rows of one split of the source; `split` is their split in the dataset (None: to be drawn)."""
 
     name: str
@@ -147,7 +147,7 @@ def _quietly(source: str, call: Any, *args: Any, **options: Any) -> Any:
         raise DataError(f"{source}: {type(cause).__name__}: {line}; check the name, the commit and the files") from e
 
 
-def _parts(splits: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> list[Part]:
+def _parts(splits: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> list[HubSplit]:
     if TRAIN not in splits:
         raise DataError(f"{source}: has no split 'train'; its splits are {', '.join(splits)}")
     test = TEST if TEST in splits else "validation"
@@ -156,8 +156,8 @@ def _parts(splits: Mapping[str, Any], source: str, columns: Mapping[str, str]) -
         if all(v in (None, -1) for v in splits[TEST][label]):
             test = "validation"  # the test split of a competition, whose labels are withheld
     if test not in splits:
-        return [Part(TRAIN, None, splits[TRAIN])]
-    return [Part(TRAIN, TRAIN, splits[TRAIN]), Part(test, TEST, splits[test])]
+        return [HubSplit(TRAIN, None, splits[TRAIN])]
+    return [HubSplit(TRAIN, TRAIN, splits[TRAIN]), HubSplit(test, TEST, splits[test])]
 
 
 def _roles(features: Mapping[str, Any], source: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -197,7 +197,7 @@ def _one(found: Sequence[str], role: str, source: str, features: Mapping[str, An
     return found[0]
 
 
-def _labels(parts: Sequence[Part], source: str, columns: Mapping[str, str]) -> tuple[tuple[str, ...], np.ndarray]:
+def _labels(parts: Sequence[HubSplit], source: str, columns: Mapping[str, str]) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the class names and the int32 labels `(n,)` of all parts. The names of a ClassLabel keep their order."""
     values: list[Any] = []
     names: tuple[str, ...] | None = None

@@ -33,7 +33,7 @@ OF_DVC = ("/config.local", "/tmp", "/cache")  # what DVC keeps out of git in its
 
 
 @dataclass(frozen=True)
-class Plan:
+class InitPlan:
     """`files`: path below `root` -> text of a file that init writes. `appended`: ignore file -> lines that it lacks."""
 
     root: Path
@@ -79,7 +79,7 @@ class Plan:
         self.lock.write(self.root)
 
 
-def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()) -> Plan:
+def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()) -> InitPlan:
     """Return what makes `root` a workspace with this text of params.yaml.
 
     Raises ConfigError outside a git repository.
@@ -88,7 +88,7 @@ def plan(root: Path, params: str, own_input: bool, without: Collection[str] = ()
     files = managed(root, own_input, without)
     files[PARAMS] = params
     notes = {n: text_of(n) for n in NOTES if not (n == NOTES[0] and own_input) and not (root / n).exists()}
-    return Plan(root, top, {**files, **notes}, ignore_rules(root, files[GRAPH]), lock_of(files))
+    return InitPlan(root, top, {**files, **notes}, ignore_rules(root, files[GRAPH]), lock_of(files))
 
 
 def managed(root: Path, own_input: bool, without: Collection[str] = ()) -> dict[str, str]:
