@@ -39,8 +39,10 @@ from expunge.system.addresses import shown
 from expunge.system.errors import TrackingError
 from expunge.system.files import read_json
 from expunge.system.installed import installed_version
-from expunge.system.paths import SUMMARY
+from expunge.system.paths import KEYS, SUMMARY
+from expunge.system.secret_file import secret_of
 
+WEBHOOK_KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -104,7 +106,12 @@ def demo_text(
 
 
 @app.command()
-def ui(port: int = 5000) -> None:
+def ui(
+    port: int = 5000,
+    webhooks: Annotated[
+        bool, typer.Option("--webhooks", help="Let webhooks call this machine, for `expunge watch --listen`.")
+    ] = False,
+) -> None:
     """Start MLflow's UI on 127.0.0.1. The printed link opens its pages for model training: runs and models."""
     from expunge.tracking.store import preflight, tracking_uri
 
@@ -134,7 +141,21 @@ def ui(port: int = 5000) -> None:
         "--port",
         str(port),
     ]
-    raise SystemExit(run_as_group(command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+    environment = {**(webhook_settings() if webhooks else {}), **os.environ}
+    raise SystemExit(run_as_group(command, {**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}))
+
+
+def webhook_settings() -> dict[str, str]:
+    """Return the settings with which MLflow's server may deliver to this machine over HTTP, and with a key that lasts.
+
+    The server encrypts secrets of webhooks. Without a key in its environment, each of its processes makes its own, and
+    none can read the secrets of another.
+    """
+    return {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        WEBHOOK_KEY: secret_of(KEYS / "mlflow-webhooks.key", WEBHOOK_KEY),
+    }
 
 
 def run_as_group(command: list[str], environment: dict[str, str]) -> int:

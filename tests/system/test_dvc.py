@@ -66,3 +66,28 @@ def test_a_commit_without_outputs_starts_no_process(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(subprocess, "Popen", lambda *command, **_: started.append(command))
     dvc.commit([], tmp_path / "is not there")
     assert started == []
+
+
+def test_outputs_that_a_stage_with_a_mistake_loses_come_back_without_a_run(tmp_path):
+    """docs/check.md rests on this. DVC removes the outputs before the stage finds the mistake in params.yaml."""
+    check = "if grep -q typo params.yaml; then exit 2; fi"
+    stage = {
+        "cmd": f"{check}; echo run >> runs; mkdir models; echo 1 > models/file; echo 2 > small; echo 3 > metric.json",
+        "params": ["fit"],
+        "outs": ["models", "small"],
+        "metrics": [{"metric.json": {"cache": False}}],
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fit": stage}}))
+    params = tmp_path / "params.yaml"
+    params.write_text("fit: {ridge: 1}\n")
+    dvc.run("init", "--no-scm", "--quiet", root=tmp_path)
+    dvc.run("repro", root=tmp_path)
+    params.write_text("fit: {typo: 1}\n")
+    with pytest.raises(DataError):
+        dvc.run("repro", root=tmp_path)
+    outputs = {"models/file": "1\n", "small": "2\n", "metric.json": "3\n"}
+    assert not any((tmp_path / name).exists() for name in outputs)
+    params.write_text("fit: {ridge: 1}\n")
+    dvc.run("repro", root=tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in outputs} == outputs
+    assert (tmp_path / "runs").read_text() == "run\n"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from expunge.commands.place import need_runs
 from expunge.commands.registry import LedgerPath, session
+from expunge.system.errors import TrackingError
 from expunge.system.paths import LEDGER
-
-if TYPE_CHECKING:
-    from expunge.promotion.promoter import Promoter
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +29,13 @@ def watch(
     ] = None,
     every: Annotated[float, typer.Option(min=1, help="Seconds between two checks.")] = 15.0,
     once: Annotated[bool, typer.Option("--once", help="Check once and exit.")] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="ADDRESS:PORT on loopback for a webhook of the server, so that a move is checked at once."),
+    ] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="Where the server reaches --listen, if a proxy is between them.")
+    ] = None,
     ledger: LedgerPath = LEDGER,
 ) -> None:
     """Apply the gates to what people do in the MLflow UI: an alias `champion` set there is recorded, or taken back.
@@ -35,18 +45,49 @@ def watch(
     champion on record, and the version's tag `not_promoted` says why. Copies made with the button "Promote model" are
     checked under their new name.
     """
+    if listen is None and webhook_url is not None:
+        raise TrackingError("--webhook-url: give --listen too, the address to which the proxy passes deliveries")
+    if once and listen is not None:
+        raise TrackingError("--listen: a single check waits for no deliveries; leave out --once or --listen")
+    need_runs()
+
+    def check() -> None:
+        for name, words in _settled(model, ledger):
+            typer.echo(f"{name}: {words}")
+
+    if once:
+        check()
+    else:
+        _watch(check, every, listen, webhook_url)
+
+
+def _settled(model: list[str] | None, ledger: Path) -> Iterator[tuple[str, str]]:
+    """Settle the aliases of all models. Promoters are made anew: models are registered meanwhile, requests change."""
     from expunge.promotion.alias_watch import settle_all
     from expunge.tracking import connect, models_of_ours
 
-    need_runs()
+    names = model or models_of_ours(connect())
+    for settled in settle_all([session(name, ledger).promoter for name in names]):
+        yield settled.model, settled.words
 
-    def promoters() -> list[Promoter]:
-        """Anew for every look: models are registered meanwhile, and requests change."""
-        return [session(name, ledger).promoter for name in model or models_of_ours(connect())]
 
-    while True:
-        for settled in settle_all(promoters()):
-            typer.echo(f"{settled.model}: {settled.words}")
-        if once:
-            return
-        time.sleep(every)
+def _watch(check: Callable[[], None], every: float, listen: str | None, url: str | None) -> None:
+    """Check again and again. A server that does not answer is asked again at the next check, not given up."""
+    from expunge.promotion.waking import waker
+
+    signal.signal(signal.SIGTERM, _exit)  # so that the webhook is removed from the server
+    with ExitStack() as stack:
+        pause: Callable[[], object] = partial(time.sleep, every)
+        if listen is not None:
+            pause = stack.enter_context(waker(listen, url, every, typer.echo)).pause
+        check()  # after the webhook is registered, so that no move falls between the two
+        while True:
+            pause()
+            try:
+                check()
+            except TrackingError as e:
+                typer.echo(f"not checked, will be tried again: {e}")
+
+
+def _exit(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
