@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from expunge.system import dvc
+from expunge.system.parent import ending_with_me
 from expunge.system.preflight import passed
 from expunge.system.progress import FORMAT_VARIABLE
 from flows.progress import Progress, entry_of
@@ -113,10 +114,11 @@ def _first(*arguments: str, workspace: Path) -> None:
 def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str], subprocess.Popen[str]]]:
     """Start a process and yield its lines, of stdout and stderr together, and the process.
 
-    If the body raises, for example because the flow is cancelled, the process and its descendants are terminated.
+    If the body raises, for example because the flow is cancelled, the process and its descendants are terminated. The
+    process ends, too, if that of the flow is killed.
     """
     process = subprocess.Popen(
-        command,
+        ending_with_me(command),
         cwd=workspace,
         env=environment(workspace),
         text=True,

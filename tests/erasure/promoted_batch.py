@@ -17,6 +17,7 @@ from expunge.erasure.selection import select
 from expunge.erasure.states import State
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Ledger
+from expunge.report.tables import takes
 from expunge.system.paths import FORGOTTEN
 from tests.sweep import people_workspace
 
@@ -35,13 +36,14 @@ RUN = {
     "batch_request": "sha256:ba7c4",
     "forgotten": {"train": 24, "left": 168},
     "validation": {"dataset": True, "features": True, "split": True},
-    "metrics": [{**METRIC, "share": "10% [-5%, 20%]", "outcome": "passed"}],
+    "metrics": [{**METRIC, "share": "10% [-5%, 20%]", "margin": "inside", "outcome": "passed"}],
     "claim": {
         "shown": "outputs",
         "utility": "kept",
         "claims": {"outputs": "shown", "features": "cannot tell", "backbone": "refuted", "exact": "cannot tell"},
         "says": "As a <retrained> one.",
         "reference": "1 retrained",
+        "caution": takes({"references": {"retrained": {"seeds": 1}}}).strip(),
         "not_claimed": ["backbone: refuted."],
     },
 }

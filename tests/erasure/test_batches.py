@@ -7,15 +7,16 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from sqlalchemy import update
 
+from expunge.erasure import leases
 from expunge.erasure.batches import Batches, Step
 from expunge.erasure.database import BATCHES, transaction
 from expunge.erasure.requests import Store, new_id
-from expunge.erasure.states import State
+from expunge.erasure.states import State, due_date
 from expunge.system.errors import RequestError
 from tests.erasure.promoted_batch import finish, promoted
 from tests.sweep import people_workspace
@@ -63,12 +64,15 @@ def test_a_run_corrects_labels_or_erases_rows_and_the_most_urgent_request_decide
 
 
 def test_nothing_is_started_before_something_is_due(store):
+    today = datetime.now(UTC).date()
     batches = Batches(store, "nightly")
-    assert batches.claim(TODAY) is None
-    verified(store, "p1")  # due on 20 March, in 18 days
-    assert batches.claim(TODAY, within=17) is None and batches.current() is None
-    verified(store, "p2", received=TODAY)
-    assert len(batches.requests(batches.claim(TODAY, within=18))) == 2  # the batch also takes the one that is not due
+    assert batches.claim(today) is None
+    received = today - timedelta(days=10)
+    verified(store, "p1", received=received)
+    left = (due_date(received, 1) - today).days
+    assert batches.claim(today, within=left - 1) is None and batches.current() is None
+    verified(store, "p2", received=today)
+    assert len(batches.requests(batches.claim(today, within=left))) == 2  # the batch also takes the one that is not due
 
 
 def test_a_living_owner_keeps_its_batch(store):
@@ -84,7 +88,8 @@ def test_a_living_owner_keeps_its_batch(store):
     assert Batches(store, "ben").claim(TODAY).id == batch.id  # the owner is dead, so nobody waits for its lease
 
 
-def test_another_machine_is_waited_for(store):
+def test_another_machine_is_waited_for(store, monkeypatch):
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 0.05)
     verified(store, "p1")
     batch = Batches(store, "nightly").claim(TODAY)
     owned_by(store, "elsewhere:1:1")
@@ -107,9 +112,7 @@ def test_a_process_that_lost_the_batch_writes_nothing(store):
 
 
 def test_the_lease_is_renewed_while_work_goes_on(store, monkeypatch):
-    from expunge.erasure import batches as module
-
-    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
     verified(store, "p1")
     batches = Batches(store, "nightly")
     batch = batches.claim(TODAY)

@@ -61,7 +61,7 @@ def test_a_certificate_has_every_required_part(done, certificate):
     assert u["procedure"]["versions"]["torch"] == "2.13.0" and u["source"]["dvc_lock"] == "sha256:10c"
     assert u["metrics"][0] == {
         "metric": "accuracy on forgotten rows", "claim": "outputs", "value": 0.91, "original": 1.0, "retrained": 0.9,
-        "share": "10% [-5%, 20%]", "outcome": "passed",
+        "share": "10% [-5%, 20%]", "margin": "inside", "outcome": "passed",
     }  # fmt: skip
     assert u["claim"]["shown"] == "outputs" and u["claim"]["not_claimed"] and u["validation"]["split"] is True
     assert u["approval"] == {"by": "cem", "because": "as good as retrained"}
@@ -167,6 +167,23 @@ def test_the_page_shows_the_certificate(done):
     ):  # fmt: skip
         assert sentence in shown, sentence
     assert "<script" not in shown and "http" not in shown.replace("https://www.w3.org", "")
+
+
+def test_the_page_marks_measures_outside_their_margins(done, certificate):
+    document = json.loads(certificate.read_text())
+    inside, *_ = metrics = document["certificate"]["unlearning"]["metrics"]
+    assert '<tr class="bad">' not in page(document)
+    metrics.append({**inside, "metric": "KL", "share": "40% [31%, 55%]", "margin": "outside", "outcome": "refuted"})
+    marked = [line for line in page(document).splitlines() if line.startswith('<tr class="bad">')]
+    assert len(marked) == 1 and "KL" in marked[0] and "<td>outside</td><td>refuted</td>" in marked[0]
+
+
+def test_the_page_says_that_few_models_were_retrained(done, certificate):
+    document = json.loads(certificate.read_text())
+    said = "With 1 retrained model, no erasure claim except `exact` can be shown"
+    assert said in page(document) and "features: cannot tell; outputs: shown;" in page(document)
+    document["certificate"]["unlearning"]["claim"]["caution"] = None
+    assert said not in page(document) and "indicative" not in page(document)
 
 
 def test_the_page_says_what_an_audit_recomputes(done, certificate):

@@ -148,6 +148,13 @@ def test_a_manifest_with_a_wrong_number_of_rows_is_refused(directory):
         FeatureStore(directory)
 
 
+@pytest.mark.parametrize("dim", [True, 0, 1.0, "4", None])
+def test_a_manifest_with_a_dimension_that_is_no_count_is_refused(directory, dim):
+    write_json(directory / "manifest.json", read_manifest(directory) | {"dim": dim})
+    with pytest.raises(ManifestError, match="is not a feature store"):
+        FeatureStore(directory)
+
+
 def test_a_store_may_point_to_another(directory, z, tmp_path):
     with staged_dir(tmp_path / "retrained" / "1") as staging:
         write_manifest(staging, "test", same_as="../../store")

@@ -54,7 +54,9 @@ def test_a_gate_says_its_outcome_and_what_is_missing():
     assert wording.gate_outcome(gate("x", refuted=True)) == "refuted"
     weak = gate("x", power=False, share=None, reason="too few", rows_needed=1200)
     assert wording.gate_outcome(weak) == "cannot tell: too few; about 1,200 such rows are needed"
-    assert wording.share_words(weak) == "–"
+    assert wording.share_words(weak) == wording.margin_words(weak) == "–"
+    shares = {0.25: "inside", 0.26: "outside", -0.25: "inside", -0.26: "outside"}
+    assert {share: wording.margin_words({"share": share}) for share in shares} == shares
 
 
 def test_the_number_of_rows_that_a_verdict_needs_is_stated():

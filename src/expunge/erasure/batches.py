@@ -1,35 +1,31 @@
 """Batches: the requests that one run carries out together, and the step it has reached. At most one batch is open.
 
 The process that works on a batch holds a lease, which it renews for as long as it lives. When the process dies, another
-one takes the batch over: immediately on the same machine, after the lease has expired on another. Each update compares
-the version of the batch (optimistic locking), so a process that has lost the batch cannot write to it.
+one takes the batch over: immediately on the same machine, after the lease has expired on another (`leases`). Each
+update compares the version of the batch (optimistic locking), so a process that has lost the batch cannot write to it.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from expunge.erasure import database
-from expunge.erasure.database import BATCHES, REQUESTS, transaction
+from expunge.erasure import database, leases
+from expunge.erasure.database import BATCHES, EVENTS, REQUESTS, transaction
+from expunge.erasure.leases import Standing
 from expunge.erasure.requests import ErasureRequest, Store, destroy_key, move, write_event
 from expunge.erasure.states import FINAL, WAITING, State
 from expunge.system.errors import RequestError
-
-LEASE_SECONDS = 600.0  # without renewal, a process on another host may take over after this time
-BEAT_SECONDS = 60.0  # between renewals
 
 
 class Step(StrEnum):
@@ -68,17 +64,12 @@ class Batch:
         return cls(**{**{f.name: row[f.name] for f in fields(cls)}, "step": Step(row["step"])})
 
 
-def owner_name() -> str:
-    """Return `HOST:PID:RANDOM`, which names this process so that others on its host can check whether it is alive."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
 class Batches:
     """The batches of a request store, as one process sees them."""
 
-    def __init__(self, store: Store, who: str) -> None:
-        self.store, self.who = store, who
-        self.owner = owner_name()
+    def __init__(self, store: Store, who: str, log: Callable[[str], None] = lambda _: None) -> None:
+        self.store, self.who, self.log = store, who, log
+        self.owner = leases.owner_name()
 
     def current(self) -> Batch | None:
         """Return the open batch, or None."""
@@ -100,21 +91,39 @@ class Batches:
 
         Requests that correct labels and those that erase rows are not carried out together.
 
-        `within`: open one only if a waiting request is due within so many days. Raises RequestError if another live
-        process holds the batch, or opened one at the same moment.
+        `within`: open one only if a waiting request is due within so many days. Where only time can tell whether the
+        process that holds the batch lives, this waits for WATCH_SECONDS. Raises RequestError if another live process
+        holds the batch, or opened one at the same moment.
         """
         try:
-            with transaction(self.store.engine) as c:
-                found = _current(c)
-                if found is None:
-                    return self._open(c, today, within)
-                if found.owner and found.owner != self.owner and found.until > time.time() and not _dead(found.owner):
-                    host = found.owner.partition(":")[0]
-                    raise RequestError(f"run {found.id} is being carried out on {host}, step {found.step}; wait for it")
-                values = {"owner": self.owner, "until": time.time() + LEASE_SECONDS, "version": found.version + 1}
-                return self._set(c, found, **values)
+            taken = self._claim(today, within)
+            if isinstance(taken, Batch) and taken.owner != self.owner:
+                self.log(f"{taken.id}: looking whether {_host(taken)} still works on it")
+                time.sleep(leases.WATCH_SECONDS)
+                taken = self._claim(today, within, taken)
+            return taken
         except IntegrityError:
             raise RequestError("somebody else started a run at the same moment, so none was started here") from None
+
+    def _claim(self, today: date, within: int | None, watched: Batch | None = None) -> Batch | None:
+        """Claim as `claim` does. If the lease is doubtful, return the batch as it is, with its present owner.
+
+        `watched`: the batch as it was WATCH_SECONDS ago, when its lease was doubtful.
+        """
+        with transaction(self.store.engine) as c:
+            found = _current(c)
+            if found is None:
+                return self._open(c, today, within)
+            standing = leases.standing(found.owner, found.until, self.owner)
+            if standing == Standing.doubtful and watched is None:
+                return found
+            renewed = watched is not None and (found.owner, found.until) != (watched.owner, watched.until)
+            if standing == Standing.held or (standing == Standing.doubtful and renewed):
+                raise RequestError(
+                    f"run {found.id} is being carried out on {_host(found)}, step {found.step}; wait for it"
+                )
+            values = {"owner": self.owner, "until": leases.expiry(), "version": found.version + 1}
+            return self._set(c, found, **values)
 
     def at(
         self,
@@ -158,11 +167,10 @@ class Batches:
         done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(BEAT_SECONDS):
+            while not done.wait(leases.BEAT_SECONDS):
                 # The lease lasts ten beats, so it survives a short outage of the database.
                 with suppress(RequestError), transaction(self.store.engine) as c:
-                    until = time.time() + LEASE_SECONDS
-                    c.execute(update(BATCHES).where(BATCHES.c.owner == self.owner).values(until=until))
+                    c.execute(update(BATCHES).where(BATCHES.c.owner == self.owner).values(until=leases.expiry()))
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -176,13 +184,15 @@ class Batches:
         waiting = self.store.listed(c, REQUESTS.c.state.in_(list(WAITING)) & REQUESTS.c.verified)
         # One run either forgets rows or corrects labels. The most urgent request decides, the others wait.
         waiting = [r for r in waiting if (r.kind == "labels") == (waiting[0].kind == "labels")]
-        if within is not None and not any(r.due <= today + timedelta(days=within) for r in waiting):
+        # A clock that is behind must not hide that a request is due, so a day that an event has seen has come.
+        latest = max(today, _latest_day(c) or today)
+        if within is not None and not any(r.due <= latest + timedelta(days=within) for r in waiting):
             waiting = []
         if not waiting:
             return None
         id_ = f"B-{today:%Y%m%d}-{secrets.token_hex(3)}"
         values = {"id": id_, "open": True, "step": Step.prepare, "version": 1, "owner": self.owner, "facts": {}}
-        c.execute(insert(BATCHES).values(**values, until=time.time() + LEASE_SECONDS))
+        c.execute(insert(BATCHES).values(**values, until=leases.expiry()))
         for request in waiting:
             if request.state != State.scheduled:
                 request = move(c, request, State.scheduled, "scheduling", self.who, "", {"batch": id_})
@@ -217,20 +227,11 @@ def _mine(batch: Batch) -> Any:
     return (BATCHES.c.id == batch.id) & (BATCHES.c.version == batch.version)
 
 
-def _dead(owner: str) -> bool:
-    """Return whether the process is known to have ended, which can only be known on its own host.
+def _latest_day(c: Connection) -> date | None:
+    """Return the latest day on which an event was recorded, None without events."""
+    at = c.execute(select(func.max(EVENTS.c.at))).scalar()
+    return None if at is None else date.fromisoformat(at[:10])
 
-    Called for other owners only: if the PID is our own, it was reused and its earlier process has ended.
-    """
-    host, pid, _ = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
-    if int(pid) == os.getpid():
-        return True
-    try:
-        os.kill(int(pid), 0)  # signal 0 only checks whether the process exists
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+
+def _host(batch: Batch) -> str:
+    return str(batch.owner).partition(":")[0]

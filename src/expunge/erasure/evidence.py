@@ -18,7 +18,7 @@ from expunge.report import wording
 from expunge.report.evidence import read_columns, read_logits
 from expunge.report.metrics import name_of
 from expunge.report.request_words import corrects, worded
-from expunge.report.tables import STILL_STORED
+from expunge.report.tables import STILL_STORED, takes
 from expunge.system.files import MANIFEST, read_json, sha256
 from expunge.system.git import git_state
 from expunge.system.paths import DATASET, EVALUATION, FEATURES, MODELS, ORIGINAL, SPLIT, SUMMARY, UNLEARNED, VALIDATION
@@ -65,6 +65,7 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
                 "original": None if gate["excess"] is None else gate["target"] + gate["excess"],
                 "retrained": gate["target"],
                 "share": wording.share_words(gate),
+                "margin": wording.margin_words(gate),
                 "outcome": wording.gate_outcome(gate),
             }
             for gate in block["verdict"]["gates"]
@@ -75,6 +76,7 @@ def of_run(product: Candidate, selection: Selection) -> dict[str, Any]:
             "claims": block["verdict"]["claims"],
             "says": worded(_says(summary, block), summary["request"]),
             "reference": f"{wording.seed_count(summary)} retrained",
+            "caution": worded(takes(summary).strip(), summary["request"]) or None,
             "not_claimed": [worded(line, summary["request"]) for line in _not_claimed(product, summary)],
         },
         "exact": exact(product),

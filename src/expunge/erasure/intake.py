@@ -60,7 +60,10 @@ def take_in(
         if PARAMS.is_file():
             load_config()  # puts the limits of this workspace into force
     if received > today:
-        raise RequestError(f"received {received} is in the future; give the day on which the request came in")
+        raise RequestError(
+            f"received {received} is in the future, since this machine's clock says {today}; give the day on which the "
+            "request came in, or correct the clock"
+        )
     id_ = new_id(received)
     if classes:
         return store.add(id_, "classes", [], classes=classes, received=received, basis=basis, who=who, most=most)

@@ -80,7 +80,7 @@ class Lifecycle:
     ) -> None:
         self.store, self.ledger, self.who = store, ledger, who
         self.pipeline, self.log = pipeline, log
-        self.batches = Batches(store, who)
+        self.batches = Batches(store, who, log)
         self.steps: dict[Step, Callable[[Batch], Batch]] = {
             Step.prepare: self._prepare,
             Step.run: self._run,

@@ -241,7 +241,8 @@ class FeatureStore(Shards):
         if "same_as" in self.manifest:
             self.directory = self.directory / self.manifest["same_as"]
             self.manifest = read_manifest(self.directory, verify=verify)
-        if not isinstance(self.manifest.get("dim"), int) or self.manifest["dim"] < 1:
+        dim = self.manifest.get("dim")
+        if type(dim) is not int or dim < 1:  # JSON's `true` would be an int for isinstance
             raise ManifestError(
                 f"{self.directory}: is not a feature store (its producer is {self.manifest.get('producer')!r})"
             )

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.evaluation.claims import shown_claims
-from expunge.evaluation.criteria import BACKBONE, CANNOT_TELL, EXACT, FEATURES, OUTPUTS, REFUTED, SHOWN
+from expunge.evaluation.criteria import (
+    BACKBONE,
+    CANNOT_TELL,
+    EXACT,
+    FEATURES,
+    LEFT,
+    OUTPUTS,
+    OVERSHOT,
+    REFUTED,
+    SHOWN,
+)
 from expunge.evaluation.gates import MAX_STAGES, stage_path
 from expunge.report.metrics import lookup, name_of, some
 from expunge.report.request_words import corrects
@@ -197,6 +207,16 @@ def gate_outcome(gate: Mapping[str, Any]) -> str:
     needed = gate["rows_needed"]
     more = f"; about {needed:,} such rows are needed" if needed else ""
     return f"{CANNOT_TELL}: {gate['reason']}{more}"
+
+
+def margin_words(gate: Mapping[str, Any]) -> str:
+    """Return whether the share of the excess that is left lies "inside" or "outside" its margin; "–" without a share.
+
+    The share itself counts here. The outcome of the gate depends on its whole interval.
+    """
+    if gate["share"] is None:
+        return "–"
+    return "inside" if -OVERSHOT <= gate["share"] <= LEFT else "outside"
 
 
 def rows_it_takes(verdict: Mapping[str, Any]) -> str:

@@ -8,12 +8,16 @@ Start with `fit.py`.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from expunge.system import warm
+from expunge.system import parent, warm
 
+# A stage that is run by hand may outlive its shell.
+if "DVC_STAGE" in os.environ:
+    parent.end_with_parent()
 # `python -m expunge.stages.NAME` imports this package first. A stage that is handed over needs no import below.
 warm.hand_over(sys.orig_argv)
 

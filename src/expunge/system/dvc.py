@@ -11,6 +11,7 @@ from pathlib import Path
 
 from expunge.system.cut_off import set_aside
 from expunge.system.errors import DataError, ExpungeError
+from expunge.system.parent import ending_with_me
 
 
 def command(*arguments: str) -> list[str]:
@@ -60,7 +61,9 @@ def set_aside_cut_off(root: Path = Path()) -> None:
 def reproduce(*arguments: str, root: Path = Path(), **variables: str) -> bool:
     """Run `dvc repro` in `root`, pass its output on, and return whether it succeeded.
 
-    It runs with the environment `variables`. A dvc.lock that a killed process left cut off is set aside first.
+    It runs with the environment `variables`, and ends with this process. A dvc.lock that a killed process left cut off
+    is set aside first.
     """
     set_aside_cut_off(root)
-    return subprocess.call(command("repro", *arguments), cwd=root, env=environment(**variables)) == 0
+    started = ending_with_me(command("repro", *arguments))
+    return subprocess.call(started, cwd=root, env=environment(**variables)) == 0
