@@ -18,9 +18,11 @@ import pytest
 from mlflow import MlflowClient
 
 from expunge.cli import webhook_settings
+from expunge.commands.watch import watch
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.promotion.deliveries import Listener
 from expunge.promotion.waking import SECRET, Waker
+from expunge.system.errors import TrackingError
 from expunge.tracking import CHAMPION
 from tests.promotion.conftest import NAME, REQUESTS, ROWS
 from tests.servers import end, free_port, tracking_server
@@ -107,6 +109,21 @@ def test_a_watcher_that_is_not_reached_polls_and_outlives_its_server(place, monk
         assert "version 1 passes the gates" in answered(process, MlflowClient(uri), "1")[1]
         server.close()
         assert "not checked, will be tried again" in process.stdout.readline() and process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"webhook_url": "https://example.org/"}, "--webhook-url: give --listen too"),
+        ({"listen": "127.0.0.1:0", "once": True}, "a single check waits for no deliveries"),
+        ({"listen": "0.0.0.0:8600"}, "only on a loopback address"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(place, options, words):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrackingError, match=words):
+        watch(**options)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_database_sends_no_webhooks(place, monkeypatch):

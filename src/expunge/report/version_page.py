@@ -18,9 +18,9 @@ from expunge.report.tables import COLUMNS, candidates, markdown_table
 SHOWN = (*COLUMNS[:-1], *some("representation.probe_z"), COLUMNS[-1])
 TO_PROMOTE = (
     "**To promote it**, add the tags `reason` and `by` (your name) below, then set the alias `champion` with the "
-    "pencil beside *Aliases*. Where `expunge watch` runs, it records a version that passes the gates, and takes the "
-    "alias from one that does not; the tag `not_promoted` then says why. Elsewhere use `expunge promote`. `champion` "
-    "is the version that is served, `challenger` the one that was registered last."
+    "pencil or *Add* beside *Aliases*. Where `expunge watch` runs, it records a version that passes the gates, and "
+    "takes the alias from one that does not; the tag `not_promoted` then says why. Elsewhere use `expunge promote`. "
+    "`champion` is the version that is served, `challenger` the one that was registered last."
 )
 
 
