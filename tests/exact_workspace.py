@@ -88,22 +88,27 @@ def inputs(gone: np.ndarray) -> FitInputs:
     )
 
 
-def delete(training: str) -> None:
-    """Train, delete twenty rows, register the result and sign its certificate. The rows stay in the dataset."""
-    from expunge.tracking import Submission, connect, register_model
-    from expunge.tracking.store import experiment_of
-
+def train(training: str) -> Dataset:
+    """Make the dataset, the original, its features and its activations, and return the dataset."""
     prepare("digits", Path("data/dataset"), path=None, test_fraction=0.2, seed=0, raw_dir=Path("data/raw"))
     dataset = Dataset("data/dataset")
     network = build("resnet-small", 10, dataset.image_shape, seed=3)
     save_file({k: v.clone() for k, v in network.state_dict().items()}, "public.safetensors")
     params(training)
-    train = training_rows()
-    make_classifier(load_config(), dataset, train, 1, Path("models/original"), Path(".expunge"))
+    make_classifier(load_config(), dataset, training_rows(), 1, Path("models/original"), Path(".expunge"))
     write_features()
     if training in ("above", "shards"):
         activations.main()
-    removed = train[5:600:30]
+    return dataset
+
+
+def delete(training: str) -> None:
+    """Train, delete twenty rows, register the result and sign its certificate. The rows stay in the dataset."""
+    from expunge.tracking import Submission, connect, register_model
+    from expunge.tracking.store import experiment_of
+
+    dataset = train(training)
+    removed = training_rows()[5:600:30]
     unlearned = fit("exact", inputs(removed), {"exact": {}})
     with staged_dir(Path("models/unlearned/exact")) as staging:
         unlearned.save(staging)

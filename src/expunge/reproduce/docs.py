@@ -18,7 +18,7 @@ from expunge.reproduce.costs import RATES
 from expunge.reproduce.listing import listed
 from expunge.reproduce.presets import load, names
 from expunge.reproduce.rounds import BEFORE
-from expunge.reproduce.rounds_page import draw_rounds
+from expunge.reproduce.rounds_page import draw_rounds, exact_claims
 from expunge.reproduce.run import HOME
 from expunge.system.errors import ExpungeError
 from expunge.system.files import read_json, write_bytes, write_text
@@ -59,8 +59,9 @@ def in_order(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rounds_part(name: str, found: Mapping[str, Any]) -> str:
-    """The table of successive requests, and its plot, which lies in docs/images."""
-    return f"{rounds_table(found)}\n\n![Accuracy over rounds, {name}](images/{picture(name)})"
+    """The table of successive requests, what exact deletion did, and the plot, which lies in docs/images."""
+    plot = f"![Accuracy over rounds, {name}](images/{picture(name)})"
+    return "\n\n".join(part for part in (rounds_table(found), exact_claims(found), plot) if part)
 
 
 def picture(name: str) -> str:
@@ -71,7 +72,8 @@ def picture(name: str) -> str:
 def rounds_table(found: Mapping[str, Any]) -> str:
     """Accuracies in percent after the first, the middle and the last round, and on earlier requests after the last.
 
-    The time is that of the fastest round, which other work on the machine delays least.
+    The time is that of the fastest round, which other work on the machine delays least: processor seconds, or those of
+    the clock for results of earlier versions.
     """
     count = len(found["requests"])
     shown = sorted({1, (count + 1) // 2, count})
@@ -81,14 +83,16 @@ def rounds_table(found: Mapping[str, Any]) -> str:
         head.append(f"{'highest' if kind == 'classes' else 'mean'} of the {SUMMED[kind]}, round {count}")
         if kind != "classes":
             head.append(f"loss AUC of the {SUMMED[kind]}, round {count}")
+    timed = [e for entries in found["methods"].values() for e in entries if "refused" not in e]
+    key = "processor_s" if all("processor_s" in e for e in timed) else "fit_s"
     body = []
     for name, entries in found["methods"].items():
         cells = [_percent(entries[n - 1], "test") for n in shown]
         cells += [_percent(entries[n - 1], "retain") for n in (shown[0], count)]
         for kind in kinds:
             cells += _of_requests(found["requests"], entries[-1], kind)
-        body.append([name, *cells, _seconds(name, entries)])
-    return markdown_table([*head, "s, fastest round"], body)
+        body.append([name, *cells, _seconds(name, entries, key)])
+    return markdown_table([*head, "s, fastest round" if key == "fit_s" else "processor s, fastest round"], body)
 
 
 def _percent(entry: Mapping[str, Any], key: str) -> str:
@@ -108,8 +112,8 @@ def _of_requests(requests: Entries, entry: Mapping[str, Any], kind: str) -> list
     return [f"{np.mean(accuracies):.1f}", f"{min(aucs):.2f} to {max(aucs):.2f}" if aucs else "–"]
 
 
-def _seconds(name: str, entries: Entries) -> str:
-    known = [entry["fit_s"] for entry in entries if "refused" not in entry]
+def _seconds(name: str, entries: Entries, key: str) -> str:
+    known = [entry[key] for entry in entries if "refused" not in entry]
     return "" if name == BEFORE or not known else f"{min(known):.2g}"
 
 

@@ -1,7 +1,8 @@
 """Successive requests: after each round every earlier request is tested again.
 
-Each round fits every method from the original to all requests so far. Moments of forgotten rows add up, and no method
-is applied to the result of another. The results of a round are stored, so that an interrupted run can continue.
+Each round fits every method to all requests so far, from the original. Moments of forgotten rows add up, and no method
+is applied to the result of another. Only `exact` in shards above a cut continues from its own last product, which gives
+the same bits (see `continued.py`). The results of a round are stored, so that an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from expunge.evaluation.membership import loss_auc
 from expunge.methods.fitting import fit, warm_up
 from expunge.methods.inputs import FitInputs
 from expunge.methods.unlearned import UnlearnedModel
+from expunge.reproduce.continued import LastProduct, continues
 from expunge.system.errors import REFUSALS, ConfigError
 from expunge.system.files import digest_of, read_json, read_manifest, write_json
 from expunge.system.paths import DATASET, MODELS, ORIGINAL, WORK
 from expunge.system.progress import log_message
 
 HOME = WORK / "rounds"
+PRODUCTS = HOME / "products"
 BEFORE = "original"
 RETAINED = 10_000
 KINDS = {"classes", "rows", "subjects", "seed"}
@@ -85,8 +88,9 @@ def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str,
     """Run all rounds in the current workspace, which must have its model and features.
 
     Returns {"requests", "methods"}; "methods" maps each name to one entry per round. An entry holds the retained and
-    test accuracy, the seconds to fit, and the accuracy and loss AUC of every request so far, or the reason of a
-    refusal.
+    test accuracy, the seconds to fit by the clock and of the processor, and the accuracy and loss AUC of every request
+    so far, or the reason of a refusal. That of an exact deletion also holds "exact": whether the claim holds, the
+    procedure, and the number of shards that were changed (None without shards).
     """
     dataset = Dataset(DATASET, verify=False)
     requests = requests_of(dataset, rounds)
@@ -96,18 +100,21 @@ def run_rounds(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str,
         last: Round | None = None
         for name in found:
             settings = config.fit.get(name)
-            key = digest_of(
-                {"model": model, "settings": settings, "rows": [r.rows.tolist() for r in requests[:number]]}
-            )
+            before, key = (_key(model, settings, requests[:count]) for count in (number - 1, number))
             file = HOME / f"{number}-{name}.json"
             if not file.is_file() or (entry := read_json(file))["key"] != key:
                 last = last or Round.of(config, dataset, requests[:number])
-                entry = {"key": key, **last.tested(name)}
+                entry = {"key": key, **last.tested(name, LastProduct(PRODUCTS / name, before, key))}
                 write_json(file, entry)
                 log_message(f"round {number} of {len(requests)}: {name}, {entry.get('fit_s', 0):.1f} s")
             found[name].append({k: v for k, v in entry.items() if k != "key"})
     described = [{"name": r.name, "kind": r.kind, "rows": len(r.rows)} for r in requests]
     return {"requests": described, "methods": found}
+
+
+def _key(model: str, settings: Mapping[str, Any] | None, requests: Sequence[DrawnRequest]) -> str:
+    """Return a digest of all on which the result of an entry depends after these requests."""
+    return digest_of({"model": model, "settings": settings, "rows": [r.rows.tolist() for r in requests]})
 
 
 @dataclass(frozen=True)
@@ -141,17 +148,25 @@ class Round:
             np.flatnonzero((dataset.splits() == TEST) & ~np.isin(labels, classes)),
         )
 
-    def tested(self, name: str) -> dict[str, Any]:
-        """Fit the entry `name` and evaluate it; {"refused": reason} if the fit is refused."""
+    def tested(self, name: str, product: LastProduct) -> dict[str, Any]:
+        """Fit the entry `name` and evaluate it; {"refused": reason} if the fit is refused.
+
+        An entry that continues starts from `product` and replaces it.
+        """
         if name == BEFORE:
-            return self._numbers(self.inputs.head.logits(torch.from_numpy(self.inputs.store.z())).numpy(), 0.0)
-        warm_up(name, self.config.fit, self.inputs.classifier.card.training)
+            return self._numbers(self.inputs.head.logits(torch.from_numpy(self.inputs.store.z())).numpy(), (0.0, 0.0))
+        goes_on = continues(self.inputs, name, self.config.fit)
+        inputs = product.start(self.inputs) if goes_on else self.inputs
+        warm_up(name, self.config.fit, inputs.classifier.card.training)
         try:
-            start = time.perf_counter()
-            unlearned = fit(name, self.inputs, self.config.fit)
+            start = time.perf_counter(), time.process_time()
+            unlearned = fit(name, inputs, self.config.fit)
+            seconds = time.perf_counter() - start[0], time.process_time() - start[1]
         except REFUSALS as e:
             return {"refused": str(e)}
-        return self._numbers(self._logits(unlearned), time.perf_counter() - start)
+        if goes_on:
+            product.keep(unlearned)
+        return self._numbers(self._logits(unlearned), seconds) | _claim(unlearned.info)
 
     def _logits(self, unlearned: UnlearnedModel) -> np.ndarray:
         """Logits `(n, C)` of all rows, or with another backbone than the original's of the evaluated rows, else NaN."""
@@ -175,7 +190,7 @@ class Round:
             return rows
         return np.sort(np.random.default_rng(0).choice(rows, RETAINED, replace=False))
 
-    def _numbers(self, logits: np.ndarray, seconds: float) -> dict[str, Any]:
+    def _numbers(self, logits: np.ndarray, seconds: tuple[float, float]) -> dict[str, Any]:
         labels = self.inputs.labels
         right = logits.argmax(1) == labels
 
@@ -186,9 +201,19 @@ class Round:
         return {
             "retain": float(right[self._retained()].mean()),
             "test": float(right[self.test].mean()),
-            "fit_s": round(seconds, 3),
+            "fit_s": round(seconds[0], 3),
+            "processor_s": round(seconds[1], 3),
             "requests": [{"accuracy": float(right[r.rows].mean()), "auc": auc(r)} for r in self.requests],
         }
+
+
+def _claim(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an entry holds of an exact deletion, nothing for other methods."""
+    if "exact" not in info:
+        return {}
+    claim = info["exact"]
+    changed = len(claim["again"]) if "again" in claim else None
+    return {"exact": {"holds": claim["holds"], "procedure": claim["procedure"], "changed": changed}}
 
 
 def _subjects(dataset: Dataset, left: np.ndarray, count: int, rng: np.random.Generator, number: int) -> np.ndarray:

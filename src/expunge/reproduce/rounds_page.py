@@ -21,9 +21,10 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
     warning = f"\n\n**{WHOLE}**" if sample else ""
     asked = "\n".join(f"- {r['name']}, {r['rows']:,} training rows" for r in found["requests"])
     how = (
-        "In each round, every method answers all requests so far, starting again from the original. After each round "
-        "all earlier requests are measured again. Retained accuracy is that of at most 10,000 rows, drawn once per "
-        "round."
+        "In each round, every method answers all requests so far, starting again from the original. Only exact "
+        "deletion from shards above a cut goes on from its own last result, which gives the same bits. After each "
+        "round all earlier requests are measured again. Retained accuracy is that of at most 10,000 rows, drawn once "
+        "per round."
     )
     parts = [
         f"# {preset.title}\n\nPreset `{preset.name}`.{warning}",
@@ -39,9 +40,25 @@ def page_of_rounds(preset: Preset, found: Mapping[str, Any], picture: str, sampl
         "A value of 0.5 says nothing about membership. A lower one is over-forgetting, which is a trace as well.\n\n"
         f"{_by_request(found, 'auc')}",
         f"## Seconds to fit, by round\n\n{_by_round(found, 'fit_s', '{:.2f}')}",
+        f"## Exact deletion\n\n{claims}" if (claims := exact_claims(found)) else "",
         differences(preset),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def exact_claims(found: Mapping[str, Any]) -> str:
+    """Return for every exact method in how many rounds its claim holds, and what it changed; "" without one."""
+    lines = []
+    for name, entries in found["methods"].items():
+        claims = [entry["exact"] for entry in entries if "exact" in entry]
+        if not claims:
+            continue
+        line = f"`{name}`: the claim holds after {sum(c['holds'] for c in claims)} of {len(entries)} rounds. "
+        line += f"In its last round it did this: {claims[-1]['procedure']}."
+        if claims[-1]["changed"] is not None:
+            line += f" Shards changed, by round: {', '.join(str(c['changed']) for c in claims)}."
+        lines.append(line)
+    return "\n\n".join(lines)
 
 
 def draw_rounds(found: Mapping[str, Any]) -> bytes:
