@@ -20,10 +20,10 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from expunge.commands.request import parse_classes
+from expunge.erasure import ended as ended_requests
 from expunge.erasure import intake
 from expunge.erasure.notify import message
 from expunge.erasure.requests import Store
-from expunge.erasure.states import FINAL as ends
 from expunge.erasure.states import OPEN, urgency
 from expunge.ledger.ledger import Ledger
 from expunge.promotion.attachment import attach
@@ -82,7 +82,7 @@ def erasure(
             take_in(store, ids_file, subject_file, classes, basis, received, today, more_than_half)
             store.publish(ledger)
         overview(store, today)
-        known = finals(store)
+        ended_requests.watch(store)
         life = Lifecycle(store, ledger, who="erasure deployment", pipeline=stages, log=print)
         outcome = life.advance(today, within)
         if outcome.state == "awaiting approval":
@@ -96,7 +96,7 @@ def erasure(
                 return Completed(name="Rejected", message=f"{outcome.batch}: {answer.reason}")
             life.approve(answer.approver, answer.reason)
             outcome = life.advance(today)
-        tell(store, known)
+        tell(store)
         overview(store, today)
     return ended(outcome)
 
@@ -178,29 +178,28 @@ def ask(root: Path, outcome: Outcome, hours: float) -> Decision | None:
         return None
 
 
-def finals(store: Store) -> set[str]:
-    """Return the ids of the requests that are in a final state."""
-    return {r.id for r in store.all(ends)}
+def tell(store: Store) -> None:
+    """Emit an event for every request that became final, and publish its certificate as an artifact.
 
-
-def tell(store: Store, before: set[str]) -> None:
-    """Emit an event for every request that became final in this run, and publish its certificate as an artifact."""
-    for id_ in sorted(finals(store) - before):
-        request = store.get(id_)
+    Those that an earlier run finished before it was killed are told, too, so an event may come twice.
+    """
+    final = ended_requests.ended(store)
+    for request in final:
         emit_event(
             f"{FINAL}.{request.state}",
-            resource={"prefect.resource.id": f"expunge.request.{id_}", "prefect.resource.name": id_},
+            resource={"prefect.resource.id": f"expunge.request.{request.id}", "prefect.resource.name": request.id},
             payload=message(request),
         )
         if request.state == "completed":
             create_markdown_artifact(
                 key="erasure-certificate",
-                markdown=f"Certificate on the worker: `{(CERTIFICATES / id_).resolve()}`",
-                description=f"Request {id_} is completed",
+                markdown=f"Certificate on the worker: `{(CERTIFICATES / request.id).resolve()}`",
+                description=f"Request {request.id} is completed",
             )
-    for id_ in sorted(finals(store) - before):  # last, so that events are emitted even if the registry fails
-        if store.get(id_).state == "completed":
-            attach(CERTIFICATES / id_)
+    for request in final:  # last, so that events are emitted even if the registry fails
+        if request.state == "completed":
+            attach(CERTIFICATES / request.id)
+    ended_requests.settle()
 
 
 def ended(outcome: Outcome) -> State[object]:

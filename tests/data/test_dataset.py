@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -158,3 +160,17 @@ def test_another_kind_of_directory_is_refused(tmp_path: Path) -> None:
         write_manifest(tmp, "train")
     with pytest.raises(ManifestError, match="not a dataset"):
         Dataset(tmp_path / "m")
+
+
+def test_a_shard_whose_columns_are_of_other_types_is_refused(tmp_path: Path) -> None:
+    dataset = written(tmp_path / "dataset", RAW, (5, 4, 3))
+    pq.write_table(pa.table({"label": [0.5] * 4}), tmp_path / "dataset/part-00001.parquet")
+    with pytest.raises(ManifestError, match="dataset: damaged, or not what it should be"):
+        dataset.table(["label"])
+
+
+def test_a_shard_with_fewer_rows_than_its_footer_said_is_refused(tmp_path: Path) -> None:
+    dataset, shard = written(tmp_path / "dataset", RAW, (5, 4, 3)), tmp_path / "dataset/part-00001.parquet"
+    pq.write_table(pq.read_table(shard).slice(0, 3), shard)
+    with pytest.raises(ManifestError, match=r"part-00001\.parquet, row group 0: .* 3 rows instead of 4"):
+        dataset.inputs()

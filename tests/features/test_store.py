@@ -155,6 +155,13 @@ def test_a_manifest_with_a_dimension_that_is_no_count_is_refused(directory, dim)
         FeatureStore(directory)
 
 
+def test_a_shard_whose_columns_are_of_other_types_is_refused(directory):
+    store, shard = FeatureStore(directory), directory / "part-00001.parquet"
+    pq.write_table(pa.table({"label": pa.array([1.5, 2.5])}), shard)
+    with pytest.raises(ManifestError, match="store: damaged, or not what it should be"):
+        store.column("label")
+
+
 def test_a_store_may_point_to_another(directory, z, tmp_path):
     with staged_dir(tmp_path / "retrained" / "1") as staging:
         write_manifest(staging, "test", same_as="../../store")

@@ -42,3 +42,14 @@ def test_a_stage_keeps_its_samples_with_its_cost(tmp_path):
         start, end = cost["span"]
         # Both ends are rounded to a tenth of a second.
         assert seconds - 0.11 <= end - start < seconds + 30 and abs(time.time() - end) < 60
+
+
+def test_a_clock_that_jumps_changes_no_length_of_a_stage(tmp_path):
+    code = (
+        "import time; from expunge.system import monitor\n"
+        "monitor.start(); now = time.time; time.time = lambda: now() - 86_400\n"
+        "monitor.write_cost('train', {})"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    start, end = json.loads((tmp_path / "reports/cost/train.json").read_text())["span"]
+    assert 0 <= end - start < 60

@@ -177,13 +177,17 @@ def run(
 
     It can be interrupted at any time. Call it again to continue where it stopped.
     """
-    outcome = lifecycle(_who(by)).advance(_today(), within)
-    report(outcome)
-    if outcome.state == "completed":
+    from expunge.erasure import ended
+
+    life = lifecycle(_who(by))
+    ended.watch(life.store)
+    report(life.advance(_today(), within))
+    if done := [r for r in ended.ended(life.store) if r.state == "completed"]:
         from expunge.promotion.attachment import attach
 
-        for id_ in outcome.requests:
-            attach(CERTIFICATES / id_)
+        for request in done:
+            attach(CERTIFICATES / request.id)
+    ended.settle()
 
 
 @request_app.command()

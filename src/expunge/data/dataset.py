@@ -99,7 +99,8 @@ class Dataset:
     @cached_property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        return list(pq.read_schema(self._shards[0]).names)
+        with reading(self._shards[0], AGAIN):
+            return list(pq.read_schema(self._shards[0]).names)
 
     def table(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> pa.Table:
         """Read the named columns of the rows `start` to `stop` (exclusive) into memory; all rows by default.
@@ -119,7 +120,7 @@ class Dataset:
             tables.append(table.slice(max(0, start - mine[0].first)))
         if not tables:
             return pa.table({name: [] for name in columns})
-        return pa.concat_tables(tables).slice(0, stop - start)
+        return self._joined(tables).slice(0, stop - start)
 
     def labels(self) -> np.ndarray:
         """The labels of all rows, int32 `(rows,)`."""
@@ -179,7 +180,7 @@ class Dataset:
         for group in self._groups_between(start, stop):
             lo, hi = max(start, group.first), min(stop, group.first + group.rows)
             pending.append(self._read_content(group).slice(lo - group.first, hi - lo))
-            table = pa.concat_tables(pending)
+            table = self._joined(pending)
             while len(table) >= rows_per_batch:
                 yield row, table.slice(0, rows_per_batch)
                 table = table.slice(rows_per_batch)
@@ -255,7 +256,14 @@ class Dataset:
             with pq.ParquetFile(group.shard, memory_map=True) as file:
                 table = file.read_row_group(group.index, columns=columns)
             table.validate(full=True)  # offsets of a damaged page may point past its end
+            if len(table) != group.rows:
+                raise ValueError(f"{len(table)} rows instead of {group.rows}")
             return table
+
+    def _joined(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """Concatenate tables of several shards, whose columns differ if one is damaged."""
+        with reading(self.directory, AGAIN):
+            return pa.concat_tables(tables)
 
     def decode(self, table: pa.Table) -> Inputs:
         """Decode the images or texts of a table from `iter_tables`, or of a slice of it. The method is thread-safe."""

@@ -223,7 +223,8 @@ class Shards:
             with reading(path, AGAIN):
                 tables.append(pq.ParquetFile(path).read([name]))
                 tables[-1].validate(full=True)
-        return np.array(pa.concat_tables(tables)[name].to_numpy())  # a copy: Arrow's memory is read-only
+        with reading(self.paths[0].parent, AGAIN):  # the columns of a damaged shard differ from those of the others
+            return np.array(pa.concat_tables(tables)[name].to_numpy())  # a copy: Arrow's memory is read-only
 
 
 class FeatureStore(Shards):

@@ -122,23 +122,24 @@ def peak_rss_mb() -> float:
 
 
 _running: ResourceMonitor | None = None
-_began: float | None = None
+_began: tuple[float, float] | None = None  # by the wall clock, and by the one that never jumps
 
 
 def start() -> None:
     """Start sampling this process; further calls do nothing."""
     global _running, _began
-    _began = _began or time.time()
+    _began = _began or (time.time(), time.monotonic())
     _running = _running or ResourceMonitor().start()
 
 
 def write_cost(name: str, cost: Mapping[str, Any]) -> None:
     """Write `reports/cost/NAME.json`: the stage's own measurements, its peak memory, its time and the samples, if any.
 
-    `span` is its start and end in seconds since 1970. The file is an output, so a run whose stages come from the cache
-    has it too.
+    `span` is its start and end in seconds since 1970; a clock that jumps meanwhile does not change its length. The file
+    is an output, so a run whose stages come from the cache has it too.
     """
     usage = _running.series() if _running else {}
-    span = [round(at, 2) for at in (_began or time.time(), time.time())]
+    began, steady = _began or (time.time(), time.monotonic())
+    span = [round(at, 2) for at in (began, began + time.monotonic() - steady)]
     more = {"peak_rss_mb": round(peak_rss_mb(), 1), "span": span, **({"usage": usage} if usage else {})}
     write_json(COST / f"{name}.json", {**cost, **more})
