@@ -81,7 +81,7 @@ def test_a_move_is_answered_at_once_with_a_webhook_and_at_the_next_look_without(
         assert "version 1 is the champion again" in refused
         assert webhook.url.startswith("http://127.0.0.1:") and KEY.encode() not in (place / "mlflow.db").read_bytes()
         with watching(uri, "--every", "8") as process:
-            time.sleep(10)  # it has started and looked once
+            answered(process, client, "5")  # this includes the start of the process
             by_clock, refused = answered(process, client, "5")
         assert "version 1 is the champion again" in refused
     record_property("seconds", {"webhook": [by_webhook, again], "polling every 8 s": by_clock})

@@ -87,7 +87,7 @@ class Waker:
 
 
 def _hint(why: str) -> str:
-    if "Webhook URL" in why or "public IP" in why:
+    if "webhook url" in why.lower() or "public IP" in why:  # MLflow's words for HTTP and for a loopback address
         return " `expunge ui --webhooks` allows it; docs/review.md has the settings of other servers"
     if "PERMISSION_DENIED" in why or "403" in why:
         return " Only administrators of the server may register webhooks."
