@@ -29,6 +29,7 @@ OPTION_OF = {
     ("docs/deployment.md", "--no-services"): "prefect server start --no-services",
     ("docs/docker.md", "--allowed-hosts"): "mlflow server --allowed-hosts localhost",
     ("docs/docker.md", "--profile gpu"): "docker compose -f docker/compose.yaml --profile gpu up",
+    ("docs/review.md", "--every 8"): "expunge watch --every 8",
     ("docs/review.md", "--listen"): "expunge watch --listen 127.0.0.1:8600",
     ("docs/review.md", "--webhook-url"): "expunge watch --listen 127.0.0.1:8600 --webhook-url https://example.org/",
     ("docs/reliability.md", "-m slow"): "pytest -m slow tests/test_secrets.py",
