@@ -27,6 +27,7 @@ from expunge.system.errors import DataError
 from expunge.system.files import read_manifest
 from expunge.tracking import model_name
 from tests.sweep import people_workspace
+from tests.system.test_storage import left_behind
 
 ERASED = [2, 3, 17]  # The rows of these people are in two of the six shards.
 
@@ -69,6 +70,23 @@ def test_a_dry_run_finds_everything_and_changes_nothing(root):
         "data/requests": 3,
     }
     assert not report.purged
+
+
+def test_what_a_killed_stage_left_half_written_goes_too(root):
+    """DVC may restore the outputs of such a stage from its cache, so that no run of the stage removes the rest."""
+    features = root / "data/features"
+    shutil.copytree(features / "original", features / ".original.tmp")
+    (features / ".original.tmp/manifest.json").rename(features / ".original.tmp/.manifest.json.tmp")
+    (root / "reports").mkdir(exist_ok=True)
+    (root / "reports/.results.md.tmp").write_text("")
+    found = {entry.where: entry for entry in erase(root, apply=False).found}
+    assert found["data/features/.original.tmp"].count > 3 and found["reports/.results.md.tmp"].count == 1
+    assert "data/features/.original.tmp/.manifest.json.tmp" not in found
+    report = erase(root)
+    assert report.clean and {"data/features/.original.tmp", "reports/.results.md.tmp"} <= {
+        r.where for r in report.purged
+    }
+    assert not left_behind(root) and (features / "original/manifest.json").is_file()
 
 
 def test_erased_rows_leave_every_store_and_the_others_keep_content_and_order(root, before):

@@ -22,6 +22,7 @@ from pathlib import Path
 from expunge.config import Config, load_config
 from expunge.data.tombstones import ROWS, home
 from expunge.sweep import inputs, lineage, outputs, texts
+from expunge.sweep.half_written import half_written
 from expunge.sweep.journal import Journal
 from expunge.sweep.report import NotPurgeable, Residue, ResidueKind, SweepReport
 from expunge.sweep.steps import alone, carry_out, finish_interrupted, look_again, put
@@ -82,6 +83,7 @@ def _found(targets: Targets, journal: Journal | None, config: Config) -> Iterato
     yield from inputs.source(targets, journal, config.data)
     yield from inputs.requests(targets, journal)
     yield from inputs.work(targets, journal)
+    yield from half_written(targets, journal)
 
 
 def _changes(targets: Targets, config: Config) -> bool:

@@ -13,6 +13,7 @@ from expunge.config import Config, load_config
 from expunge.data.corrected import LABELS
 from expunge.data.tombstones import home
 from expunge.sweep import label_inputs, label_outputs, lineage
+from expunge.sweep.half_written import half_written
 from expunge.sweep.inputs import Found
 from expunge.sweep.journal import Journal
 from expunge.sweep.label_targets import LabelTargets
@@ -58,6 +59,7 @@ def _found(targets: LabelTargets, journal: Journal | None, config: Config) -> It
         yield from sweeper(targets, journal)
     yield from label_inputs.source(targets, journal, config.data)
     yield from label_inputs.work(targets, journal)
+    yield from half_written(targets, journal)
 
 
 def _of_models(
