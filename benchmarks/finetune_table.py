@@ -23,7 +23,7 @@ from expunge.data.split import Split
 from expunge.evaluation.measuring import Outputs, measure
 from expunge.evaluation.membership import auc
 from expunge.evaluation.rows import Rows, choose_rows
-from expunge.finetune import FOR_SAMPLES, METHODS, Seal
+from expunge.finetune import METHODS, Seal
 from expunge.models.checkpoint import load_classifier
 from expunge.models.classifier import Classifier
 
@@ -109,7 +109,7 @@ def main(wanted: list[str]) -> None:
         bench.line("logit mask", Outputs(logits, bench.before.z))
     for name, method in METHODS.items():
         if not wanted or name in wanted:
-            settings = {} if bench.whole_classes else dict(FOR_SAMPLES.get(name, {}))
+            settings = {} if bench.whole_classes else dict(method.for_rows)
             if name != "ssd":
                 settings["precision"] = "bf16"
             model, seconds = bench.fit(method(**settings))

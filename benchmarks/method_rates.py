@@ -21,7 +21,7 @@ import torch
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
-from expunge.finetune import FOR_SAMPLES, METHODS
+from expunge.finetune import METHODS
 from expunge.finetune.cut import fetch_activations
 from expunge.finetune.loop import Updater
 from expunge.finetune.relearn import FACTORS, Relearn
@@ -87,7 +87,7 @@ class Study:
     def fit(self, method: str, kind: str, forget: np.ndarray, scale: float) -> tuple[Classifier, float]:
         """The unlearned network and the rate of its first step."""
         retain = np.setdiff1d(self.rows, forget)
-        settings: dict[str, Any] = dict(FOR_SAMPLES.get(method, {})) if kind == "rows" else {}
+        settings: dict[str, Any] = dict(METHODS[method].for_rows) if kind == "rows" and method in METHODS else {}
         if method == "relearn":
             cut = cut_of(self.config.model.name)
             path = self.root / "activations.npy"
