@@ -30,7 +30,7 @@ def test_heads_learn_as_well_as_scikit_learn_on_their_own_half(digits: tuple[np.
     from sklearn.linear_model import LogisticRegression
 
     z, y = digits
-    found = train(digits, recipe=ens.Recipe(epochs=20, batch=64))
+    found = train(digits, recipe=ens.HeadRecipe(epochs=20, batch=64))
     assert (found.member.sum(axis=1) == len(z) // 2).all()
     for head in range(3):
         mine, other = found.member[head], ~found.member[head]
@@ -42,7 +42,7 @@ def test_heads_learn_as_well_as_scikit_learn_on_their_own_half(digits: tuple[np.
 def test_training_at_once_equals_training_one_after_another(digits: tuple[np.ndarray, np.ndarray]) -> None:
     """The reference trains each head alone, on its rows in its own order."""
     z, y = digits
-    recipe = ens.Recipe(epochs=2, batch=100)
+    recipe = ens.HeadRecipe(epochs=2, batch=100)
     found = train(digits, heads=ens.TOGETHER + 2, recipe=recipe)
     centre, unmix = ens.whitening(z)
     x, t = torch.from_numpy((z - centre) @ unmix), torch.from_numpy(y)
@@ -106,7 +106,7 @@ def test_same_seed_same_bytes_and_another_seed_other_halves(digits: tuple[np.nda
 def test_ulira_finds_rows_with_random_labels_that_a_head_had_to_memorise() -> None:
     rng = np.random.default_rng(0)
     z, y = rng.normal(size=(300, 60)).astype(np.float32), rng.integers(0, 2, 300)
-    found = ens.train_heads(z, y, 64, saw_forget_data=False, seed=0, recipe=ens.Recipe(epochs=30, batch=50))
+    found = ens.train_heads(z, y, 64, saw_forget_data=False, seed=0, recipe=ens.HeadRecipe(epochs=30, batch=50))
     result = ulira(found.margins(z, y), found.member)
     assert result["auc"] > 0.65  # type: ignore[operator]
     fresh = rng.normal(size=(300, 60)).astype(np.float32)

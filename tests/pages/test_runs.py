@@ -47,6 +47,7 @@ NOT_RUN = {
     ("docs/first-run.md", "make run"): "ten minutes; the test of the README below has the same stages on digits",
     ("docs/people.md", "make people"): "fetches 136 MB; tests/commands/test_people.py runs it on a sample",
     ("docs/requests.md", "# the papers'"): "minutes each; the test below checks their settings",
+    ("docs/review.md", "expunge ui --webhooks"): "two terminals; tests/promotion/test_waking.py has server and watcher",
     ("docs/start.md", "git clone"): "fetches packages; tests/workspaces/test_start_doc.py installs the wheel",
     ("docs/start.md", "cd expunge && git pull"): "needs a newer version; tests/workspaces/test_init.py upgrades",
     ("docs/text.md", "expunge demo-text"): "fetches 87 MB; tests/workspaces/test_text_demo.py runs it on a sample",

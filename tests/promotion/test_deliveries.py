@@ -55,23 +55,23 @@ def test_a_signed_delivery_ends_the_pause_and_several_count_as_one(listener):
 
 
 @pytest.mark.parametrize(
-    "headers",
+    "headers",  # functions, so that a delivery is signed when the test runs, and is refused for nothing but its fault
     [
-        {},
-        {**signed(), SIGNATURE: ""},
-        {**signed(), SIGNATURE: "v1,AAAA"},
-        {**signed(), DELIVERY_ID: "d-2"},
-        {**signed(), TIMESTAMP: "1"},
-        {**signed(), TIMESTAMP: "now"},
-        {**signed(), DELIVERY_ID: "d 1"},
-        signed(secret="another secret"),
-        signed(body=b"{}"),
-        signed(now=time.time() - 900),
-        signed(now=time.time() + 900),
+        lambda: {},
+        lambda: {**signed(), SIGNATURE: ""},
+        lambda: {**signed(), SIGNATURE: "v1,AAAA"},
+        lambda: {**signed(), DELIVERY_ID: "d-2"},
+        lambda: {**signed(), TIMESTAMP: "1"},
+        lambda: {**signed(), TIMESTAMP: "now"},
+        lambda: {**signed(), DELIVERY_ID: "d 1"},
+        lambda: signed(secret="another secret"),
+        lambda: signed(body=b"{}"),
+        lambda: signed(now=time.time() - 900),
+        lambda: signed(now=time.time() + 900),
     ],
 )
 def test_unsigned_changed_and_old_deliveries_are_refused(listener, headers):
-    assert post(listener, headers) == 403
+    assert post(listener, headers()) == 403
     assert listener.count == 0 and not listener.wait(0)
 
 
