@@ -288,6 +288,7 @@ def command(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run(run, cwd=directory, env=environment, text=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_command_and_prepare_refuse_with_status_2(tmp_path):
     params = {**DEMO, "methods": [*DEMO["methods"], "magic"], "fit": {**DEMO["fit"], "magic": {"method": "lofd"}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

@@ -48,6 +48,7 @@ def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_user_interface_makes_a_missing_database_before_its_server_starts(tmp_path):
     """MLflow's server creates the tables one by one, and an `expunge watch` started meanwhile must not interfere.
 
@@ -81,6 +82,7 @@ def test_the_server_of_the_user_interface_ends_with_the_command(tmp_path):
         assert psutil.wait_procs(children, 60)[1] == []
 
 
+@pytest.mark.slow
 def test_no_store_is_made_in_a_folder_that_is_no_workspace(expunge, tmp_path):
     """The user interface and the list of requests used to make a database in any folder."""
     for arguments in (["ui"], ["request", "list"], ["watch", "--once"], ["predict", "in.parquet", "out.parquet"]):

@@ -104,6 +104,7 @@ def test_the_same_pixels_in_another_shape_are_no_duplicate(tmp_path: Path) -> No
     assert manifest["image_shape"] is None
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "GROUP_ROWS", 4)
     alive: list[weakref.ref] = []

@@ -41,6 +41,7 @@ def test_every_stage_runs_after_the_stages_it_depends_on(workspace):
         assert names.index(before) < names.index(after)
 
 
+@pytest.mark.slow
 def test_the_flow_writes_the_lock_that_dvc_repro_wrote(workspace):
     """DVC's run cache gives the same measured times. Only the first stages are really run again."""
     from flows.unlearn import unlearn
@@ -61,6 +62,7 @@ def test_a_run_without_anything_stale_does_nothing(workspace):
     assert set(unlearn(str(workspace), stages=["prepare", "train", "compare"]).values()) == {"up to date"}
 
 
+@pytest.mark.slow
 def test_a_failed_stage_fails_the_flow_with_its_error_line(workspace):
     from flows.unlearn import StageFailedError, unlearn
 
@@ -87,6 +89,7 @@ def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
     assert (workspace / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.slow
 def test_classes_and_methods_of_the_form_are_written_to_params(workspace):
     from prefect.utilities.callables import parameter_schema
 

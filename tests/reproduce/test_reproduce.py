@@ -166,6 +166,7 @@ def test_the_toy_has_its_page_and_picture(root: Path) -> None:
     assert (page.parent / "gaussians.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> None:
     """Retained and forgotten rows are those of all requests so far, and a repeated run keeps finished rounds."""
     name = "continual-fashion-mnist"

@@ -59,6 +59,7 @@ def test_a_second_run_does_nothing_and_says_so(copy):
     assert "up to date" in log
 
 
+@pytest.mark.slow
 def test_another_class_trains_and_extracts_nothing_of_the_original(copy):
     change(copy, lambda p: p["split"].update(classes=[3]))
     log = dvc(copy, "repro", "compare")
@@ -68,6 +69,7 @@ def test_another_class_trains_and_extracts_nothing_of_the_original(copy):
     assert json.loads((copy / "data" / "split" / "request.json").read_text())["classes"] == [3]
 
 
+@pytest.mark.slow
 def test_without_a_reference_nothing_is_shown_but_what_is_exact(copy):
     change(copy, lambda p: p.update(reference="skip"))
     dvc(copy, "repro")
@@ -129,6 +131,7 @@ def test_every_row_is_accounted_for(finished):
         assert set(table["part"].to_pylist()) == PARTS | {"validation"}
 
 
+@pytest.mark.slow
 def test_an_entry_that_is_fitted_with_several_seeds(copy):
     """The first fit is the product, and each gate has the spread over the fits."""
     entry = {"method": "ru-mlp", "hidden": [16], "steps": 20, "max_distortion": None, "max_drop": 1.0, "fit_seeds": 3}

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from tests.pipeline import stage
@@ -12,6 +13,7 @@ from tests.pipeline import stage
 FILES = ("report.html", "results.csv", "model_card.md")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_finished_run_is_the_same_twice_and_names_no_row(copy):
     reports = copy / "reports"
     for name in FILES:

@@ -100,6 +100,7 @@ def test_heads_on_a_backbone_that_saw_the_rows_are_refused_and_the_table_says_so
     assert "Refused: heads on its features cannot stand for models" in (copy / "reports" / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
     """If params.yaml says that the backbone never saw the rows, methods that change only head or map are attacked."""
 
@@ -131,6 +132,7 @@ def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
     assert (copy / "reports" / "shadow.json").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_whole_networks_go_on_after_a_kill(copy):
     def edit(p):
         p["methods"] = ["logit-mask", "relearn-stage2", "loft"]

@@ -164,6 +164,7 @@ def test_invalid_settings_and_data_are_refused_before_training(
         train(build("resnet-small", 10, (8, 8, 1)), images, labels, **{**SHORT, **changes})
 
 
+@pytest.mark.slow
 def test_training_that_is_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """A training that is killed with SIGKILL up to six times must end like one that is never killed."""
     context = multiprocessing.get_context("forkserver")
