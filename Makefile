@@ -59,7 +59,7 @@ people: $(READY) ## Three people deleted exactly, one after the other, each from
 test: $(DEV) ## The tests, under 10 minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
-test-slow: $(DEV) ## The slow tests: servers, killed runs, real texts; about 15 minutes
+test-slow: $(DEV) ## The slow tests: servers, killed runs, real texts; about an hour on 2 cores
 	pytest -n 2 --dist loadgroup -vv -m slow
 
 lint: $(DEV) ## ruff, mypy and codespell
