@@ -162,6 +162,17 @@ def test_a_shard_whose_columns_are_of_other_types_is_refused(directory):
         store.column("label")
 
 
+def test_a_footer_that_puts_z_where_no_shard_has_it_is_refused(tmp_path, z, monkeypatch):
+    monkeypatch.setattr(parquet, "ALIGNED", 1)
+    found = []
+    for rows in range(20, 24):  # z begins at another byte in each
+        try:
+            write_shard(tmp_path / "shard", columns(rows), z[:rows])
+        except ManifestError as e:
+            found.append(str(e))
+    assert found and all("shard: its footer puts z at byte" in said for said in found)
+
+
 def test_a_store_may_point_to_another(directory, z, tmp_path):
     with staged_dir(tmp_path / "retrained" / "1") as staging:
         write_manifest(staging, "test", same_as="../../store")

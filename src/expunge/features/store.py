@@ -113,12 +113,14 @@ def groups(path: Path, dim: int, dtype: str = "fp32") -> list[list[int]]:
     """Read `[first byte of z, rows]` of each row group from the footer of a shard. Raises ManifestError if damaged."""
     with reading(path, AGAIN):
         meta = pq.read_metadata(path)
-    found = []
-    for number in range(meta.num_row_groups):
-        rows = meta.row_group(number).num_rows
-        chunk = meta.row_group(number).column(meta.num_columns - 1)
-        end = chunk.data_page_offset + chunk.total_compressed_size
-        found.append([end - rows * dim * np.dtype(STORAGE_TYPES[dtype].stored).itemsize, rows])
+    number, found = np.dtype(STORAGE_TYPES[dtype].stored).itemsize, []
+    for i in range(meta.num_row_groups):
+        rows = meta.row_group(i).num_rows
+        chunk = meta.row_group(i).column(meta.num_columns - 1)
+        first = chunk.data_page_offset + chunk.total_compressed_size - rows * dim * number
+        if rows and (first < 0 or first % number):
+            raise ManifestError(f"{path}: its footer puts z at byte {first}, where no shard has it; {AGAIN}")
+        found.append([first, rows])
     return found
 
 
