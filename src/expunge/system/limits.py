@@ -1,4 +1,4 @@
-"""InputLimits of what is read from outside, so that a faulty or malicious file cannot exhaust the memory.
+"""Limits of what is read from outside, so that a faulty or malicious file cannot exhaust the memory.
 
 `params.yaml` sets them in its section `limits`; `load_config` puts them into force for the process.
 """
