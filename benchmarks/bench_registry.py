@@ -65,7 +65,7 @@ def run() -> dict[str, Any]:
 def prepare(home: Path) -> dict[str, Any]:
     """A classifier as the fit stage leaves it, and what the evaluation saw of it."""
     classifier = build("resnet-small", len(CLASSES), (28, 28, 1), seed=1).eval()
-    head = LinearHead(classifier.head.weight, classifier.head.bias)
+    head = LinearHead.of(classifier.head)
     with staged_dir(home / "model") as staging:
         save_classifier(staging, classifier)
         write_manifest(staging, "benchmark")

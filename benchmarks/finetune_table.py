@@ -89,7 +89,7 @@ class Bench:
                     self.original.features(self.images[part]) for part in np.array_split(rows, len(rows) // 500 + 1)
                 ]
             z[name] = Moments.of(torch.cat(parts))
-        head = LinearHead(self.original.head.weight, self.original.head.bias)
+        head = LinearHead.of(self.original.head)
         return {
             "ru-linear": RepresentationLinear(beta=1.0).fit(z["retain"], z["forget"], head=head).map_,
             f"pour-p shift {SHIFT:g}": PourP(shift=SHIFT).fit(head, self.whole_classes).map_,

@@ -60,7 +60,7 @@ class Bench:
 
 def outputs(root: Path, name: str) -> tuple[LinearHead, Outputs]:
     layer = load_classifier(root / "models" / name).head
-    head, z = LinearHead(layer.weight, layer.bias), FeatureStore(root / "data/features" / name).z()
+    head, z = LinearHead.of(layer), FeatureStore(root / "data/features" / name).z()
     return head, Outputs(head.logits(torch.from_numpy(z)).numpy(), z)
 
 

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
 from expunge.report.tables import headline, markdown, rows
-from expunge.system.addresses import shown
+from expunge.system.addresses import is_http, shown
 from expunge.system.files import read_json
 from expunge.system.paths import DATA_DOCS, REGISTRATION, REPORTS, SUMMARY
 from expunge.workspaces.clones import push
@@ -93,7 +93,7 @@ def mlflow_links(root: Path, run_id: str | None = None) -> list[tuple[str, str]]
     """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     base = os.environ.get("EXPUNGE_MLFLOW_URL") or tracking
-    if not tracking.startswith(("http://", "https://")):
+    if not is_http(tracking):
         return [("MLflow", "`make ui` on the worker, then *Model training*")]
     from expunge.tracking import connect, find_version
 

@@ -12,6 +12,33 @@ from sqlalchemy import Engine, event
 # These events are requests to the file system. A process may die between any two of them.
 ASKED = frozenset({"open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"})
 
+# The beginning of a `sitecustomize`, which Python imports at its start. `kill_at(event, words, whom)` kills the process
+# `whom()` when this one asks for the `event`-th time (0: never) to write below its working folder, and notes `words`.
+KILL_AT = (
+    f"""
+import os, signal, sys
+HOME, ROOT, seen, ASKED = os.environ["KILLER"], os.getcwd(), 0, {sorted(ASKED)}
+"""
+    + """
+def writes(name, arguments):
+    if not os.path.abspath(os.fsdecode(arguments[0])).startswith(ROOT):
+        return False
+    return name != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
+
+def kill_at(event, words, whom):
+    def count(name, arguments):
+        global seen
+        if name in ASKED and isinstance(arguments[0], (str, bytes)) and writes(name, arguments):
+            seen += 1
+            if seen == event:
+                with open(HOME + "/killed", "a") as killed:
+                    killed.write(f"{words} {name} {arguments[0]}\\n")
+                os.kill(whom(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+"""
+)
+
 
 def in_a_child(
     work: Callable[[], object], until: int, asked: Callable[[str, str], bool], counts: Callable[[], bool] = lambda: True

@@ -60,7 +60,7 @@ def mlp(dim: int) -> MlpMap:
 
 def write_unlearned(directory: Path, classifier: Classifier, map_: FeatureMap) -> None:
     """Write the result of a method as the fit stage does: an affine map is folded into the head."""
-    head = LinearHead(classifier.head.weight, classifier.head.bias)
+    head = LinearHead.of(classifier.head)
     with staged_dir(directory) as tmp:
         (map_.fold_into(head) if isinstance(map_, AffineMap) else head).save(tmp / "head.safetensors")
         map_.save(tmp)

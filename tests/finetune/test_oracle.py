@@ -134,7 +134,7 @@ def test_the_student_comes_near_a_retrained_network_and_a_group_of_one_is_the_di
 
 def test_a_head_oracle_gives_the_refitted_head_s_logits_and_masked_classes_the_least(digits: Any) -> None:
     z, labels = digits.z(digits.model, digits.retain), torch.from_numpy(digits.labels[digits.retain])
-    head = HeadRefit(l2=1e-3).fit(LinearHead(digits.model.head.weight, digits.model.head.bias), z, labels).head_
+    head = HeadRefit(l2=1e-3).fit(LinearHead.of(digits.model.head), z, labels).head_
     oracle = HeadOracle(head)
     run = Run(OracleMatch(oracle=oracle), digits.model, digits.images, digits.labels, *digits.rows)
     oracle.prepare(run)

@@ -33,6 +33,7 @@ from expunge.system.cut_off import set_aside
 from expunge.system.paths import CERTIFICATES
 from tests.erasure.promoted_batch import TODAY
 from tests.flows.service import Service, add_flows, wait
+from tests.killing import KILL_AT
 from tests.pipeline import change, dvc
 from tests.stages.test_kill import stable
 from tests.sweep import people_workspace
@@ -41,38 +42,28 @@ from tests.system.test_storage import left_behind
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
 KILLS = int(os.environ.get("EXPUNGE_FLOW_KILLS", "4"))
 SEED = int(os.environ.get("EXPUNGE_KILL_SEED", "0"))
-# Python imports a module of this name at its start. TO_KILL is WHO:EVENT, and `flow` has the number of the process.
-KILLER = """
-import atexit, os, signal, sys
+# TO_KILL is WHO:EVENT, and the file `flow` has the number of the process.
+KILLER = (
+    KILL_AT
+    + """
+import atexit
 WHO, EVENT = os.environ["TO_KILL"].split(":")  # EVENT 0: never
-HOME, ROOT, seen = os.environ["KILLER"], os.getcwd(), 0
-ASKED = ("open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
-def writes(name, arguments):
-    if not os.path.abspath(os.fsdecode(arguments[0])).startswith(ROOT):
-        return False
-    return name != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
-
-def count(name, arguments):
-    global seen
-    if name in ASKED and isinstance(arguments[0], (str, bytes)) and writes(name, arguments):
-        seen += 1
-        if seen == int(EVENT):
-            with open(HOME + "/killed", "a") as killed:
-                killed.write(f"{WHO} {EVENT} {name} {arguments[0]}\\n")
-            with open(HOME + "/flow") as flow:
-                os.kill(int(flow.read()), signal.SIGKILL)
+def flow():
+    with open(HOME + "/flow") as flow:
+        return int(flow.read())
 
 ARGUMENTS = " ".join(sys.orig_argv[1:])
 if ARGUMENTS.startswith("-m flows."):
-    with open(HOME + "/flow", "w") as flow:
-        flow.write(str(os.getpid()))
+    with open(HOME + "/flow", "w") as running:
+        running.write(str(os.getpid()))
     if WHO == "flow":
-        sys.addaudithook(count)
+        kill_at(int(EVENT), f"{WHO} {EVENT}", flow)
         atexit.register(lambda: open(HOME + "/events", "w").write(str(seen)))
 elif WHO != "flow" and ARGUMENTS.startswith({"dvc": "-m dvc repro", "stage": "-m expunge.stages."}[WHO]):
-    sys.addaudithook(count)
+    kill_at(int(EVENT), f"{WHO} {EVENT}", flow)
 """
+)
 
 
 @pytest.mark.timeout(KILLS * 240 + 3600)

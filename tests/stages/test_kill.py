@@ -19,38 +19,28 @@ import yaml
 
 from expunge.system.cut_off import set_aside
 from expunge.system.dvc_lock import differences, stages_of
+from tests.killing import KILL_AT
 from tests.pipeline import ENVIRONMENT, lay_out_short
 
 KILLS = int(os.environ.get("EXPUNGE_KILLS", "3"))
-# Python imports a module of this name at its start. TO_KILL is WHO:PROCESS:EVENT:HOW.
-KILLER = """
-import os, signal, sys
+# TO_KILL is WHO:PROCESS:EVENT:HOW.
+KILLER = (
+    KILL_AT
+    + """
 WHO, PROCESS, EVENT, HOW = os.environ["TO_KILL"].split(":")
-HOME, ROOT, seen = os.environ["KILLER"], os.getcwd(), 0
-ASKED = ("open", "os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
-def writes(name, arguments):
-    if name not in ASKED or not os.path.abspath(os.fsdecode(arguments[0])).startswith(ROOT):
-        return False
-    return name != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
-
-def count(name, arguments):
-    global seen
-    if name in ASKED and isinstance(arguments[0], (str, bytes)) and writes(name, arguments):
-        seen += 1
-        if seen == int(EVENT):
-            with open(HOME + "/killed", "a") as killed:
-                killed.write(f"{sys.orig_argv[1:]} {EVENT} {HOW} {name} {arguments[0]}\\n")
-            os.kill(0 if HOW == "all" else os.getpid(), signal.SIGKILL)
+def arm():
+    kill_at(int(EVENT), f"{sys.orig_argv[1:]} {EVENT} {HOW}", lambda: 0 if HOW == "all" else os.getpid())
 
 if sys.orig_argv[1:3] == ["-m", "dvc"] and WHO == "dvc":
-    sys.addaudithook(count)
+    arm()
 elif len(sys.orig_argv) > 2 and sys.orig_argv[2].startswith("expunge.stages.") and WHO == "stage":
     with open(HOME + "/started", "a") as started:
         started.write("x")
     if os.path.getsize(HOME + "/started") == int(PROCESS):
-        sys.addaudithook(count)
+        arm()
 """
+)
 
 
 @pytest.mark.slow

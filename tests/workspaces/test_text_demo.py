@@ -139,7 +139,7 @@ def test_a_whole_encoder_is_trained_by_the_recipe_and_saved(home):
 def servable(home) -> Servable:
     classifier = load_classifier(home / "model")
     with staged_dir(home / "unlearned") as d:
-        LinearHead(classifier.head.weight, classifier.head.bias).save(d / "head.safetensors")
+        LinearHead.of(classifier.head).save(d / "head.safetensors")
         identity(classifier.card.feature_dim).save(d)
         write_manifest(d, "test")
     dataset = Dataset(home / "dataset")

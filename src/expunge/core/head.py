@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.system.errors import CheckpointError
 
@@ -28,6 +28,11 @@ class LinearHead:
             )
         object.__setattr__(self, "weight", self.weight.detach().to(torch.float32).contiguous())
         object.__setattr__(self, "bias", self.bias.detach().to(torch.float32).contiguous())
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> LinearHead:
+        """Return the weights of a network's last layer as a head."""
+        return cls(layer.weight, layer.bias)
 
     @property
     def num_classes(self) -> int:

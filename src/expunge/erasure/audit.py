@@ -72,7 +72,7 @@ def audit(
         found = _above(inputs, claim, encode, chosen)
         features = None
     else:
-        shipped = LinearHead(servable.classifier.head.weight, servable.classifier.head.bias)
+        shipped = LinearHead.of(servable.classifier.head)
         found = (recompute_heads if "heads" in claim else recompute)(inputs, shipped, claim)
         features = _features(inputs) if encode else None
     same_data = manifests()[DATASET.as_posix()] == body["manifests"]["after"][DATASET.as_posix()]

@@ -16,7 +16,7 @@ from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from expunge.erasure.requests import ErasureRequest
-from expunge.system.addresses import hidden
+from expunge.system.addresses import hidden, is_http
 
 ENV = "EXPUNGE_WEBHOOK_URL"
 SECONDS = 5.0  # timeout of one attempt
@@ -33,7 +33,7 @@ def send(request: ErasureRequest, log: Callable[[str], None]) -> bool:
     url = os.environ.get(ENV)
     if not url:
         return True
-    if not url.startswith(("http://", "https://")):
+    if not is_http(url):
         log(f"{ENV}: nobody was notified of {request.id}, because the address must begin with http:// or https://")
         return False
     body, why = json.dumps(message(request)).encode(), ""

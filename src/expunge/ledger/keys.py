@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from expunge.system.errors import KeyFileError
-from expunge.system.files import create_durable
+from expunge.system.files import create_durable, others_can_read
 from expunge.system.paths import KEYS
 
 ENV = "EXPUNGE_SIGNING_KEY"
@@ -105,7 +105,7 @@ def signing_key(home: Path | str = ".") -> SigningKey:
             )
             raise KeyFileError(f"{ENV}: {named}; unset it to have a key generated in {KEYS}")
         _make(path)
-    if path.stat().st_mode & 0o077:
+    if others_can_read(path):
         raise KeyFileError(f"{path}: others can read this private key; run `chmod 600 {path}`, or make a new one")
     return _parse(path.read_bytes(), str(path))
 

@@ -76,7 +76,7 @@ class FitInputs:
     @cached_property
     def head(self) -> LinearHead:
         """The original's head."""
-        return LinearHead(self.classifier.head.weight, self.classifier.head.bias)
+        return LinearHead.of(self.classifier.head)
 
     @property
     def corrects(self) -> bool:

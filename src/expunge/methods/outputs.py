@@ -25,7 +25,7 @@ def outputs_of_classifier(name: str) -> Outputs:
     """Outputs of the trained classifier `name`, from its stored features."""
     head = load_classifier(MODELS / name).head
     z = FeatureStore(FEATURES / name).z()
-    return Outputs(LinearHead(head.weight, head.bias).logits(torch.from_numpy(z)).numpy(), z)
+    return Outputs(LinearHead.of(head).logits(torch.from_numpy(z)).numpy(), z)
 
 
 def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:

@@ -50,7 +50,7 @@ class UnlearnedModel:
         """The result of a method that changed weights below the head; the map is the identity."""
         return cls(
             identity(classifier.card.feature_dim),
-            LinearHead(classifier.head.weight, classifier.head.bias),
+            LinearHead.of(classifier.head),
             info,
             classifier,
             steps=steps,

@@ -48,10 +48,10 @@ def augmented_retained(workspace: Path, config: Config) -> dict[str, float]:
         changed = augment(torch.from_numpy(images))
     original = load_classifier(workspace / MODELS / ORIGINAL)
     z = _features(original, changed)
-    found = {ORIGINAL: _right(LinearHead(original.head.weight, original.head.bias).logits(z), labels)}
+    found = {ORIGINAL: _right(LinearHead.of(original.head).logits(z), labels)}
     for seed in config.retrain.seeds if config.reference == "retrain" else ():
         model = load_classifier(workspace / MODELS / retrained(seed))
-        logits = LinearHead(model.head.weight, model.head.bias).logits(_features(model, changed))
+        logits = LinearHead.of(model.head).logits(_features(model, changed))
         found[f"retrained-{seed}"] = _right(logits, labels)
     for method, unlearned in _methods(workspace, config):
         own = z if unlearned.classifier is None else _features(unlearned.classifier, changed)

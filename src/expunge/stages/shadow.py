@@ -36,8 +36,7 @@ def of_heads(config: Config, left_out: list[str]) -> dict[str, Any]:
     asked = config.shadow
     classes = len(Dataset(DATASET, verify=False).class_names)
     fitted = [name for name in config.methods if name not in left_out]
-    head = load_classifier(MODELS / ORIGINAL).head
-    original = LinearHead(head.weight, head.bias)
+    original = LinearHead.of(load_classifier(MODELS / ORIGINAL).head)
     entries = {
         name: FittedEntry.of(name, config.fit, UnlearnedModel.load(UNLEARNED / name), original) for name in fitted
     }

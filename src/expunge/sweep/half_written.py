@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from expunge.sweep.journal import Journal
 from expunge.sweep.lineage import SweepTarget
 from expunge.sweep.report import Residue
+from expunge.system.files import REPLACED, UNFINISHED
 
 TOPS = ("data", "models", "reports")
-ENDINGS = (".tmp", ".old")  # of the names in expunge.system.files
 
 
 def half_written(targets: SweepTarget, journal: Journal | None) -> Iterator[Residue]:
@@ -22,7 +22,7 @@ def half_written(targets: SweepTarget, journal: Journal | None) -> Iterator[Resi
         for place in sorted((targets.root / top).rglob(".*")):
             name = place.relative_to(targets.root)
             inside = any(part.startswith(".") for part in name.parts[:-1])
-            if place.name.endswith(ENDINGS) and not inside:
+            if place.name.endswith((UNFINISHED, REPLACED)) and not inside:
                 files = sum(p.is_file() for p in place.rglob("*")) if place.is_dir() else 1
                 yield Residue(str(name), "files of a stage that was killed", files)
                 if journal is not None:

@@ -215,7 +215,7 @@ def replace_original(targets: SweepTarget, registry: Registry | None, covered: l
     if classifier.card.above and "shards" in classifier.card.above:
         _keep_steps(targets.root / UNLEARNED, classifier.card, place)
     else:
-        _keep_head(targets.root / UNLEARNED, LinearHead(classifier.head.weight, classifier.head.bias), place)
+        _keep_head(targets.root / UNLEARNED, LinearHead.of(classifier.head), place)
     fields = {k: v for k, v in old.items() if k not in ("schema", "producer", "files", "backbone_digest")}
     write_manifest(place, "expunge.sweep", **{**fields, "backbone_digest": description["backbone_digest"]})
     return bool(description["backbone_digest"] != old.get("backbone_digest"))

@@ -1,9 +1,14 @@
-"""Addresses of servers in a form that may be shown: without user, password, query and fragment."""
+"""Addresses of servers: whether one is a server's, and a form that may be shown, without user, password and query."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import unquote
+
+
+def is_http(address: str) -> bool:
+    """Return whether `address` is one of a server, and not of a database or folder."""
+    return address.startswith(("http://", "https://"))
 
 
 def shown(address: str) -> str:

@@ -22,6 +22,8 @@ from expunge.system.storage import writing
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
+# A file or directory NAME is written as .NAME.tmp, and a directory that it replaces is .NAME.old until it is removed.
+UNFINISHED, REPLACED = ".tmp", ".old"
 
 
 def sha256(path: Path | str) -> str:
@@ -41,7 +43,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{path.name}.tmp")
+        tmp = path.with_name(f".{path.name}{UNFINISHED}")
         with removed_on_error(tmp):
             tmp.write_bytes(content)
             os.replace(tmp, path)
@@ -52,7 +54,7 @@ def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
 
     Only its owner may read it unless `mode` says otherwise.
     """
-    tmp = path.with_name(f".{path.name}.tmp")
+    tmp = path.with_name(f".{path.name}{UNFINISHED}")
     # A killed process may have left a temporary file. Its content may have to go, and it would make O_EXCL fail.
     tmp.unlink(missing_ok=True)
     _durable(tmp, content, mode)
@@ -65,7 +67,7 @@ def create_durable(path: Path, content: bytes) -> bool:
 
     Returns False, with nothing changed, if the file exists.
     """
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     _durable(own, content, 0o600)
     try:
         os.link(own, path)
@@ -96,6 +98,11 @@ def removed_on_error(path: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         raise
+
+
+def others_can_read(path: Path) -> bool:
+    """Return whether users other than the owner may read or write a file."""
+    return bool(path.stat().st_mode & 0o077)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -144,7 +151,7 @@ def write_texts(directory: Path | str, texts: Mapping[str, str]) -> None:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    tmp = path.with_name(f".{path.name}.tmp")
+    tmp = path.with_name(f".{path.name}{UNFINISHED}")
     shutil.rmtree(tmp, ignore_errors=True)
     try:
         with writing(path):
@@ -159,7 +166,7 @@ def _staged(path: Path) -> Iterator[Path]:
 def replace_dir(new: Path, path: Path) -> None:
     """Move the complete directory `new` to `path` and remove the directory that was there."""
     if path.exists():
-        old = path.with_name(f".{path.name}.old")
+        old = path.with_name(f".{path.name}{REPLACED}")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(path, old)
         os.replace(new, path)

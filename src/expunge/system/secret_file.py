@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 
 from expunge.system.errors import KeyFileError
-from expunge.system.files import create_durable
+from expunge.system.files import create_durable, others_can_read
 
 BYTES = 32
 SECRET = re.compile(r"[!-~]{24,256}")  # printable ASCII without spaces, of the strength that Standard Webhooks asks for
@@ -25,7 +25,7 @@ def secret_of(path: Path, variable: str) -> str:
         return _checked(given, f"{variable} in the environment")
     if not path.is_file():
         create_durable(path, base64.urlsafe_b64encode(secrets.token_bytes(BYTES)) + b"\n")
-    if path.stat().st_mode & 0o077:
+    if others_can_read(path):
         raise KeyFileError(f"{path}: others can read this secret; remove the file, and a new secret is made")
     return _checked(path.read_text("utf-8", errors="replace").strip(), str(path))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markupsafe import escape
 
-from expunge.system.addresses import shown
+from expunge.system.addresses import is_http, shown
 from expunge.tracking.runs import RunIds
 from expunge.tracking.store import connect, refusals, tracking_uri
 
@@ -24,7 +24,7 @@ def log_linked_report(ids: RunIds, report: Path) -> None:
 def run_words(uri: str, ids: RunIds) -> str:
     """Return where the run is, as HTML: a link if the store at `uri` is a server."""
     words = f"experiment {ids.experiment}, run {ids.parent}"
-    if not uri.startswith(("http://", "https://")):
+    if not is_http(uri):
         return words
     address = f"{shown(uri).rstrip('/')}/#/experiments/{ids.experiment}/runs/{ids.parent}"
     return f'<a href="{escape(address)}">{words}</a>'

@@ -16,6 +16,7 @@ import click
 from mlflow import MlflowClient
 from mlflow.entities.logged_model import LoggedModel
 
+from expunge.system.addresses import is_http
 from expunge.system.errors import TrackingError
 from expunge.tracking.registry import Version
 from expunge.tracking.store import fluent, refusals, tracking_uri
@@ -81,7 +82,7 @@ def collect_garbage() -> bool:
     Returns False for a server, where only its administrator can run it. Raises TrackingError if it fails.
     """
     uri = tracking_uri()
-    if uri.startswith(("http://", "https://")):
+    if is_http(uri):
         return False
     from mlflow.cli import cli  # run in this process, because a new one would import MLflow again
 

@@ -20,7 +20,7 @@ from mlflow.store.db.base_sql_model import Base
 from mlflow.store.tracking.dbmodels.initial_models import Base as First
 from sqlalchemy.exc import SQLAlchemyError
 
-from expunge.system.addresses import hidden, shown
+from expunge.system.addresses import hidden, is_http, shown
 from expunge.system.errors import TrackingError
 from expunge.system.paths import workspace
 from expunge.system.progress import log_message
@@ -74,7 +74,7 @@ def preflight() -> None:
     A server must answer within 5 seconds; MLflow's own client would retry for minutes.
     """
     uri = tracking_uri()
-    if uri.startswith(("http://", "https://")):
+    if is_http(uri):
         _ask_server(uri)
     else:
         connect()

@@ -11,6 +11,7 @@ import hashlib
 from mlflow import MlflowClient
 from mlflow.entities.webhook import Webhook, WebhookStatus
 
+from expunge.system.addresses import is_http
 from expunge.system.errors import TrackingError
 from expunge.tracking.store import refusals, tracking_uri
 
@@ -25,7 +26,7 @@ def register_webhook(client: MlflowClient, url: str, secret: str) -> str:
 
     Raises TrackingError if the store is a database, or if the server has no webhooks or refuses this one.
     """
-    if not tracking_uri().startswith(("http://", "https://")):
+    if not is_http(tracking_uri()):
         raise TrackingError("a database sends no webhooks; set MLFLOW_TRACKING_URI to the server that people use")
     with refusals("registering a webhook"):
         known = _at(client, url)
