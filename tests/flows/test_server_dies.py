@@ -1,9 +1,14 @@
-"""Test a flow whose Prefect server dies in the middle: one line says so, and the next run continues."""
+"""Tests of flows whose Prefect server dies in the middle.
+
+A flow that a person started says so in one line, and the next run continues. A run that a worker started waits for the
+server and goes on by itself.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,6 +16,7 @@ from tests.flows.service import Service, lay_out_tiny, wait, with_dvc
 from tests.flows.test_retries import stage_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
+AWAY = 20  # seconds
 
 
 def test_the_server_dies_while_a_stage_runs(tmp_path):
@@ -40,5 +46,28 @@ def test_the_server_dies_while_a_stage_runs(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         for name in ("begun", "held", "fitted-loft", "fitted-ru-linear"):
             assert (workspace / name).is_file()
+    finally:
+        service.end()
+
+
+def test_a_run_of_a_worker_waits_for_a_server_that_died_and_came_back(tmp_path):
+    service = Service(tmp_path / "home")
+    workspace = with_dvc(lay_out_tiny(tmp_path / "workspace"))
+    try:
+        service.deploy(workspace)
+        worker = service.worker(workspace)
+        (workspace / "hold").touch()
+        run = service.request("unlearn/pipeline")
+        wait(f"the stage\n{service.logs()}", 240, lambda: stage_of(worker))
+        service.kill(service.server)
+        (workspace / "hold").unlink()
+        time.sleep(AWAY)
+        assert (workspace / "held").is_file()  # The stage went on without the server.
+
+        service.serve()
+        done = service.until(run, "Completed", seconds=300)
+        assert service.tasks(done.id) == dict.fromkeys(["begin", "long", "fit@loft", "fit@ru-linear"], "Completed")
+        assert worker.is_running()
+        service.until(service.request("nightly/nightly"), "Up to date", seconds=300)
     finally:
         service.end()
