@@ -56,11 +56,12 @@ demo: $(READY) ## The same pipeline on scikit-learn's digits, about a minute
 people: $(READY) ## Three people deleted exactly, one after the other, each from request to certificate
 	expunge demo-people
 
-test: $(DEV) ## The tests, under 10 minutes on 2 cores
+test: $(DEV) ## The fast tests, ten minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
+SLOW ?= slow
 test-slow: $(DEV) ## The slow tests: servers, killed runs, real texts; about an hour on 2 cores
-	pytest -n 2 --dist loadgroup -vv -m slow
+	pytest -n 2 --dist loadgroup -vv -m '$(SLOW)'
 
 lint: $(DEV) ## ruff, mypy and codespell
 	ruff check .

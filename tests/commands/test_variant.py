@@ -49,6 +49,7 @@ LITE0 = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_other_layers_of_another_backbone_go_all_the_way_beside_the_first_run(copy: Path) -> None:
     before = {p: p.read_bytes() for d in ("data", "models", "reports") for p in (copy / d).rglob("*") if p.is_file()}

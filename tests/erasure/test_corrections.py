@@ -66,6 +66,7 @@ def trained_anew(root: Path) -> dict:
     return weights
 
 
+@pytest.mark.long
 def test_labels_are_corrected_for_good_and_the_next_requests_start_from_them(tmp_path):
     root, wrong = workspace(tmp_path / "workspace")
     first, second, others = wrong[:FIRST], wrong[FIRST:35], ["visit-00001", "visit-00002", *wrong[35:]]

@@ -50,6 +50,7 @@ def labels(workspace: Path) -> np.ndarray:
     return np.concatenate([pq.read_table(part, columns=["label"])["label"].to_numpy() for part in parts])
 
 
+@pytest.mark.long
 def test_a_class_and_then_single_rows_with_nightly_runs_between(tmp_path):
     workspace = lay_out(tmp_path / "workspace")
     change(workspace, lambda params: params.update(methods=["logit-mask", "teacher-map"]))

@@ -66,6 +66,7 @@ elif WHO != "flow" and ARGUMENTS.startswith({"dvc": "-m dvc repro", "stage": "-m
 )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(KILLS * 240 + 3600)
 def test_a_flow_is_killed_at_drawn_moments(short, tmp_path):
     home = tmp_path / "home"
@@ -140,6 +141,7 @@ def measured(workspace: Path) -> Any:
     return without_costs(json.loads((workspace / "reports/summary.json").read_text()))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(KILLS * 240 + 1800)
 def test_the_flow_of_requests_is_killed_at_drawn_moments(tmp_path):
     """A request for test rows needs no model, so the flow goes from the verified request to its certificate."""

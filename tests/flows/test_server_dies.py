@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("service")]
 AWAY = 20  # seconds
 
 
+@pytest.mark.long
 def test_the_server_dies_while_a_stage_runs(tmp_path):
     service = Service(tmp_path / "home")
     workspace = with_dvc(lay_out_tiny(tmp_path / "workspace"))
@@ -50,6 +51,7 @@ def test_the_server_dies_while_a_stage_runs(tmp_path):
         service.end()
 
 
+@pytest.mark.long
 def test_a_run_of_a_worker_waits_for_a_server_that_died_and_came_back(tmp_path):
     service = Service(tmp_path / "home")
     workspace = with_dvc(lay_out_tiny(tmp_path / "workspace"))

@@ -44,6 +44,7 @@ TRAINED = ("train", "retrain")
 TIMED = (*TIMES, "reports/cost", "reports/figures", "reports/report.html", "reports/model_card.md", "reports/results")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_two_threads_give_what_one_gives(short, tmp_path):

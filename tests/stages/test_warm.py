@@ -40,6 +40,7 @@ OWN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not warm.supported(), reason="this system has no pidfd_open")
 def test_a_pipeline_in_forks_ends_with_the_same_bytes(short, tmp_path, run_dir):

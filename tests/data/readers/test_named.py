@@ -158,17 +158,29 @@ def test_archives_are_checked_unpacked_and_fetched(tmp_path: Path, monkeypatch: 
         assert list((tmp_path / "fresh").iterdir()) == []
 
 
-def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "why"),
+    [
+        ("../escaped", tarfile.REGTYPE, "escaped leads outside"),
+        ("{tmp_path}/escaped", tarfile.REGTYPE, "escaped leads outside"),
+        ("stl10_binary/link", tarfile.SYMTYPE, "link is neither a file nor a directory"),
+        ("stl10_binary/link", tarfile.LNKTYPE, "link is neither a file nor a directory"),
+    ],
+)
+def test_an_archive_that_reaches_outside_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: bytes, why: str
+) -> None:
     root = tmp_path / "root"
     root.mkdir()
     with tarfile.open(root / "stl10_binary.tar.gz", "w:gz") as tar:
-        info = tarfile.TarInfo("../escaped")
-        info.size = 4
+        info = tarfile.TarInfo(name.format(tmp_path=tmp_path))
+        info.type, info.linkname = kind, "../../escaped"
+        info.size = 4 if kind == tarfile.REGTYPE else 0
         tar.addfile(info, io.BytesIO(b"evil"))
     found = md5((root / "stl10_binary.tar.gz").read_bytes())
     monkeypatch.setattr(stl10, "ARCHIVE", replace(stl10.ARCHIVE, md5=found))
-    refused(tmp_path, "STL10", root, "cannot be unpacked")
-    assert not (tmp_path / "escaped").exists()
+    refused(tmp_path, "STL10", root, f"cannot be unpacked .*{why}")
+    assert not (tmp_path / "escaped").exists() and [f.name for f in root.iterdir()] == ["stl10_binary.tar.gz"]
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
