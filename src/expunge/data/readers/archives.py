@@ -104,21 +104,27 @@ def _extract(archive: Path, out: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(out)  # drops leading slashes and `..` from names
         return
-    # `extractall` refuses what leads outside by a filter only, which Python has since 3.11.4.
     with tarfile.open(archive) as tar:
-        for member in tar:
-            path = out / member.name
-            if not path.resolve().is_relative_to(out.resolve()):
-                raise tarfile.TarError(f"{member.name} leads outside of it")
-            if member.isdir():
-                path.mkdir(parents=True, exist_ok=True)
-                continue
-            content = tar.extractfile(member) if member.isfile() else None
-            if content is None:
-                raise tarfile.TarError(f"{member.name} is neither a file nor a directory")
+        _extract_tar(tar, out.resolve())
+
+
+def _extract_tar(tar: tarfile.TarFile, out: Path) -> None:
+    """Write files and directories below `out`; raise TarError for links and for names that lead outside.
+
+    `extractall` has a filter for this only since Python 3.11.4.
+    """
+    for member in tar:
+        path = out / member.name
+        if not path.resolve().is_relative_to(out):
+            raise tarfile.TarError(f"{member.name} leads outside of it")
+        if member.isdir():
+            path.mkdir(parents=True, exist_ok=True)
+        elif member.isfile() and (content := tar.extractfile(member)):
             path.parent.mkdir(parents=True, exist_ok=True)
             with content, open(path, "xb") as file:
                 shutil.copyfileobj(content, file, PIECE)
+        else:
+            raise tarfile.TarError(f"{member.name} is neither a file nor a directory")
 
 
 @contextmanager
