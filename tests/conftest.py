@@ -11,7 +11,7 @@ import pytest
 from expunge.system import limits
 from tests import offline
 from tests.declared import write_package
-from tests.pipeline import ENVIRONMENT, dvc, lay_out, lay_out_short
+from tests.pipeline import ENVIRONMENT, dvc, lay_out, lay_out_short, warm_stages
 from tests.suites import SUITES
 
 TESTS = Path(__file__).parent
@@ -27,14 +27,14 @@ os.environ["EXPUNGE_WARM"] = "0"  # only the tests of `warm` leave a server behi
 def pytest_collection_modifyitems(items):
     """Mark the tests of the suites, and run all tests of the finished pipeline on one worker, so that it is made once.
 
-    The other slow tests of a module are kept on one worker too.
+    The other tests of a module run on one worker too, for the sake of what they share.
     """
     for item in items:
         for mark in MARKS.get(item.path, ()):
             item.add_marker(mark)
         if {"finished", "copy", "fit_inputs", "short"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("pipeline"))
-        elif item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
+        elif not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
@@ -76,7 +76,8 @@ def declare(tmp_path, monkeypatch):
 def finished(tmp_path_factory) -> Path:
     """Return a workspace in which `dvc repro` ran all stages. Tests may only read it."""
     workspace = lay_out(tmp_path_factory.mktemp("finished") / "workspace")
-    (workspace / "log.txt").write_text(dvc(workspace, "repro"))
+    with warm_stages() as env:
+        (workspace / "log.txt").write_text(dvc(workspace, "repro", env=env))
     return workspace
 
 

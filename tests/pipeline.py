@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -62,11 +65,22 @@ def change(workspace: Path, edit: Callable[[dict], object]) -> None:
     (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def dvc(workspace: Path, *arguments: str, ok: bool = True) -> str:
+def dvc(workspace: Path, *arguments: str, ok: bool = True, env: Mapping[str, str] = ENVIRONMENT) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
-    result = subprocess.run(command, cwd=workspace, env=ENVIRONMENT, text=True, capture_output=True)
+    result = subprocess.run(command, cwd=workspace, env=env, text=True, capture_output=True)
     assert not ok or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
+
+
+@contextmanager
+def warm_stages() -> Iterator[dict[str, str]]:
+    """Yield an environment in which stages fork from one process, as outside of tests. The process ends afterwards."""
+    with tempfile.TemporaryDirectory(prefix="warm", dir="/tmp") as folder:
+        yield {**ENVIRONMENT, "EXPUNGE_WARM": "1", "XDG_RUNTIME_DIR": folder}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if any(folder in argument for argument in process.cmdline()):
+                    process.kill()
 
 
 def stage(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

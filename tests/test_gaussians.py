@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from expunge.reproduce.gaussians import CLASSES, draw, make_features, run_toy
 
 
+@pytest.mark.slow
 def test_networks_forget_one_gaussian_and_keep_five() -> None:
     head, labels, panels = run_toy(seed=0)
     before, linear, standard, zero_shot = panels

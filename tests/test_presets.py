@@ -132,6 +132,7 @@ def test_presets_ask_for_the_published_classes_and_rows() -> None:
     assert [len(r["classes"]) for r in load(ROOT, "loft-tiny-imagenet-continual").rounds] == [2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_swin_keeps_public_weights_and_its_recipe_is_the_papers(tmp_path: Path) -> None:
     """The model has 64 pixels, 200 classes and 768 features.
 

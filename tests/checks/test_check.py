@@ -303,6 +303,7 @@ def test_the_command_and_prepare_refuse_with_status_2(tmp_path):
     assert stage.returncode == 2 and "error: fit.magic: unknown method 'lofd'; did you mean loft" in stage.stderr
 
 
+@pytest.mark.slow
 def test_prepare_does_not_check_again_what_passed(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(DEMO))
     monkeypatch.chdir(tmp_path)

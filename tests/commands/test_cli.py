@@ -38,6 +38,7 @@ def test_version_help_and_completion_are_printed(expunge):
     assert "--install-completion" in expunge("-h").stdout
 
 
+@pytest.mark.slow
 def test_the_user_interface_on_a_busy_port_is_an_error(expunge, tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

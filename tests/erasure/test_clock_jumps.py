@@ -24,6 +24,7 @@ from expunge.erasure.states import State
 from expunge.system.errors import RequestError
 
 DAY, YEAR = 86_400.0, 365 * 86_400.0
+JUMPS = [-YEAR, DAY, *(pytest.param(jump, marks=pytest.mark.slow) for jump in (-DAY, YEAR))]
 TODAY = date(2026, 3, 2)
 # A process that opens a batch and renews its lease until it gets a line.
 OWNER = """
@@ -76,8 +77,8 @@ def working(url: str, host: str) -> Iterator[subprocess.Popen[str]]:
             owner.kill()
 
 
-@pytest.mark.parametrize("host", ["", "elsewhere-"])
-@pytest.mark.parametrize("seconds", [-YEAR, -DAY, DAY, YEAR])
+@pytest.mark.parametrize("host", ["", pytest.param("elsewhere-", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", JUMPS)
 def test_a_living_owner_keeps_its_batch_whatever_the_clock_says(url, jump, host, seconds):
     store = Store.open(url)
     verified(store, "p1", TODAY)
@@ -88,7 +89,7 @@ def test_a_living_owner_keeps_its_batch_whatever_the_clock_says(url, jump, host,
     store.engine.dispose()
 
 
-@pytest.mark.parametrize("seconds", [-YEAR, -DAY, DAY, YEAR])
+@pytest.mark.parametrize("seconds", JUMPS)
 def test_a_dead_owner_of_another_machine_keeps_nobody_out(store, jump, seconds):
     """A clock that was set back once kept everybody out until it had caught up."""
     verified(store, "p1", TODAY)

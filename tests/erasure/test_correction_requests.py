@@ -74,6 +74,7 @@ def test_a_list_without_labels_leaves_nothing_behind(root, expunge, tmp_path):
     assert refused.status == 2 and "no column 'label'" in refused.err and not list((root / "data/requests").glob("R-*"))
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_given_the_labels_of_all_requests(without_reference, tmp_path):
     change(without_reference, lambda p: (p["split"].update(duplicates="include"), p["shadow"].update(heads=8)))
     before, store, seen = Path("params.yaml").read_bytes(), Store.open(), {}
@@ -96,6 +97,7 @@ def test_the_pipeline_is_given_the_labels_of_all_requests(without_reference, tmp
     assert split.corrections.new.tolist() == [2, 1] and split.corrections.rows.tolist() == [1, 3]
 
 
+@pytest.mark.slow
 def test_a_run_that_taught_other_labels_starts_over(without_reference, tmp_path):
     store = Store.open()
     asked(store, tmp_path / "a.csv", OTHERS)

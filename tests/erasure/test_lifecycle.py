@@ -34,6 +34,7 @@ def bytes_below(root: Path) -> bytes:
     return b"".join(p.name.encode() + p.read_bytes() for p in found if ".dvc/cache" not in p.as_posix())
 
 
+@pytest.mark.slow
 def test_a_request_goes_from_intake_to_refusal_on_the_command_line(root, expunge, tmp_path):
     source = tmp_path / "mine.txt"
     source.write_text(people_workspace.person(3) + "\n")
@@ -101,6 +102,7 @@ def test_a_bad_list_stops_no_other_request(root, expunge, tmp_path):
     assert len(findings) == 1 and "field larger than field limit" in findings[0] and "R-2026" not in findings[0]
 
 
+@pytest.mark.slow
 def test_a_request_is_met_already_where_all_of_its_rows_were_erased(root, expunge, tmp_path):
     """A class or a list of ids is refused if an earlier request erased all of its rows.
 
@@ -215,6 +217,7 @@ def split_only(stages=(), force=False) -> None:
     Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
 
 
+@pytest.mark.slow
 def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_reference, tmp_path):
     store = Store.open()
     id_ = taken_in(store, without_reference, tmp_path, ["record-00001", "record-00004"])
@@ -304,6 +307,7 @@ def awaiting(store: Store, root: Path, tmp_path: Path):
     return id_, runner
 
 
+@pytest.mark.slow
 def test_a_rejected_run_leaves_its_requests_due(root, tmp_path):
     store = Store.open()
     params = Path("params.yaml").read_bytes()

@@ -41,6 +41,7 @@ def test_the_rows_asked_for_are_those_that_params_select(root):
     np.testing.assert_array_equal(rows_asked(Path("params.yaml").read_text(), dataset), train)
 
 
+@pytest.mark.slow
 def test_a_split_that_still_holds_leaves_nothing_to_run(root):
     """The batch was split by a list of ids, and the restored params.yaml selects the same rows by their class."""
     change(root, lambda p: p["split"].update(selector="classes", classes=[2]))

@@ -80,6 +80,7 @@ def test_a_further_retrained_model_is_not_refuted(world: World) -> None:
     assert failed(result) == set() and result["utility"] == "kept" and result["control"] is None
 
 
+@pytest.mark.slow
 def test_the_chance_of_the_fit_widens_the_intervals(world: World) -> None:
     without = np.where(np.arange(CLASSES) == GONE, -12.0, 0.0)
     fresh = world.model(9, without)
@@ -125,6 +126,7 @@ def test_flattened_outputs_on_forgotten_inputs_fail_as_over_forgetting(world: Wo
     assert result["claims"]["outputs"] != "shown"
 
 
+@pytest.mark.slow
 def test_shuffled_features_do_not_pass_where_they_lie(world: World) -> None:
     good = world.retrained[0]
     silent = np.random.default_rng(0).permutation(good.z)
@@ -132,6 +134,7 @@ def test_shuffled_features_do_not_pass_where_they_lie(world: World) -> None:
     assert world.judge(Outputs(good.logits, silent, good.z))["claims"]["backbone"] != "shown"
 
 
+@pytest.mark.slow
 def test_shuffling_the_rows_changes_nothing(world: World) -> None:
     order = np.random.default_rng(1).permutation(ROWS)
 
@@ -266,6 +269,7 @@ def test_seventy_thousand_rows_take_less_than_thirty_seconds() -> None:
     assert time.process_time() - start < 30.0
 
 
+@pytest.mark.slow
 def test_probes_at_every_stage_are_gates_of_the_backbone_and_let_it_be_shown(world: World) -> None:
     """The probe of the added stage is right on all rows of the original and on few rows of retrained models."""
     rng = np.random.default_rng(1)
@@ -291,6 +295,7 @@ def test_probes_at_every_stage_are_gates_of_the_backbone_and_let_it_be_shown(wor
     assert without["claims"]["backbone"] != "shown"
 
 
+@pytest.mark.slow
 def test_alignment_refutes_the_original_and_shows_nothing(world: World) -> None:
     gates = {g["path"]: g for g in world.judge(world.original)["gates"]}
     for path in ("representation.alignment_z", "representation.alignment_z_prime"):
@@ -302,6 +307,7 @@ def test_alignment_refutes_the_original_and_shows_nothing(world: World) -> None:
     assert "membership.cmia" not in {g["path"] for g in rows.judge(rows.original)["gates"]}
 
 
+@pytest.mark.slow
 def test_features_that_did_not_move_are_measured_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that replaces only the head leaves z unchanged.
 

@@ -108,6 +108,7 @@ def test_a_damaged_shard_of_a_store_alone_is_repaired(local, tmp_path, capsys):
     assert inodes == {name: (store / name).stat().st_ino for name in inodes}
 
 
+@pytest.mark.slow
 def test_torchrun_makes_the_same_bytes(local, tmp_path):
     workspace = lay_out(tmp_path)
     port = str(free_port())

@@ -219,7 +219,8 @@ def test_memory_is_flat_as_rows_grow_tenfold(tmp_path):
     assert peaks[1] < peaks[0] + 12, f"{peaks[0]:.0f} MB, then {peaks[1]:.0f} MB"
 
 
-@pytest.mark.parametrize("most", [5, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [5, 25])
 def test_an_extraction_that_is_killed_at_random_moments_ends_with_the_same_bytes(dataset, tmp_path, most):
     """Processes are forked from one that has imported everything, so that kills hit the extraction and not imports."""
     context = multiprocessing.get_context("forkserver")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from expunge.data.dataset import Dataset
@@ -43,6 +44,7 @@ def texts(directory: Path, gone: set[int]) -> Dataset:
     return Dataset(directory / "dataset")
 
 
+@pytest.mark.slow
 def test_texts_are_trained_above_a_layer_bit_for_bit(tmp_path: Path) -> None:
     encoder = write_encoder(tmp_path / "encoder")
     model = build(f"sentence:{encoder}", 2, None, training="above", saw_forget_data=False, public=True)

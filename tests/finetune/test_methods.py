@@ -60,6 +60,7 @@ LOOSE: dict[str, tuple[float, float]] = {
 }
 # ReGUn is for single rows only, and test_regun.py tests it.
 FOR_CLASSES = sorted(set(METHODS) - {"regun"})
+LONGEST = {"partially-blinded", "residual-alignment", "trew", "unsir"}
 
 
 def settled(name: str, **changes: Any) -> Any:
@@ -72,7 +73,9 @@ def digest(model: Classifier) -> str:
     return digest_of_tensors(model.state_dict())
 
 
-@pytest.mark.parametrize("name", FOR_CLASSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGEST)) for name in FOR_CLASSES]
+)
 def test_each_method_forgets_and_retains_and_repeats_itself(name: str, digits: Any) -> None:
     model = digits.fresh()
     before, mode = digest(model), [m.training for m in model.modules()]

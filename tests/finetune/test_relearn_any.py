@@ -27,6 +27,7 @@ IMAGES = (RNG.integers(0, 90, (24, 64, 64, 3)) + 80 * LABELS[:, None, None, None
 TEXTS = ["the cat sat on the mat", "stock rose", "the bank rate fell to the moon !"] * 8
 
 
+@pytest.mark.slow
 def test_relearning_starts_from_the_public_weights_and_learns() -> None:
     model = build("efficientnet-lite0", 3, (64, 64, 3), public=True)
     assert model.card.weights is not None and model.card.weights["source"] == "efficientnet-lite0"

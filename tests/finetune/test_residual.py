@@ -97,6 +97,7 @@ def test_targets_are_the_nearest_retained_mean_or_that_of_unseen_rows(digits: An
         feature_targets(Run(*arguments))
 
 
+@pytest.mark.slow
 def test_a_class_goes_to_its_neighbour_and_the_others_stay(digits: Any) -> None:
     others = digits.test[digits.labels[digits.test] != 5]
     method = ResidualAlignment(weight=0.5, lr=0.3, epochs=10, batch_size=64, rank=8)

@@ -37,6 +37,7 @@ def probe(digits: Any, z_of: Any) -> float:
     return float(knn_rows(z_of(train).numpy(), positive, z_of(test).numpy(), truth).mean())
 
 
+@pytest.mark.slow
 def test_the_sealed_backbone_behaves_like_the_map(digits: Any, collapsing_map: AffineMap) -> None:
     model, before = digits.fresh(), digest_of_tensors(digits.model.state_dict())
     fits = [

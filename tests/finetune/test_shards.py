@@ -155,6 +155,7 @@ def test_what_a_request_can_empty(digits: Digits, what: str) -> None:
     assert what != "a class" or not (answers == 2).any()
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 3), st.integers(1, 2),

@@ -33,6 +33,7 @@ def test_the_loss_is_kl_to_the_tilted_target_and_ce_on_retained_rows(digits: Any
     assert terms["retain"].item() >= 0
 
 
+@pytest.mark.slow
 def test_the_class_goes_where_the_tilt_says(digits: Any) -> None:
     others = digits.test[digits.labels[digits.test] != 5]
     seen = digits.test[digits.labels[digits.test] == 5]

@@ -101,6 +101,7 @@ def test_it_impairs_and_then_repairs(digits: Any) -> None:
     assert ["noise" in epoch for epoch in result.history_] == [True, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_repair_brings_back_what_impairing_costs_and_not_the_class(digits: Any) -> None:
     others = digits.test[digits.labels[digits.test] != 5]
     settings: dict[str, Any] = {"lr": 0.02, "batch_size": 64, "retain_share": 1.0}

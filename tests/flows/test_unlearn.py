@@ -78,6 +78,7 @@ def test_a_failed_stage_fails_the_flow_with_its_error_line(workspace):
     assert unlearn(str(workspace), stages=["split"])["split"] in ("done", "up to date")
 
 
+@pytest.mark.slow
 def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
     from flows.unlearn import PreflightError, unlearn
 
@@ -113,6 +114,7 @@ def test_classes_and_methods_of_the_form_are_written_to_params(workspace):
     assert len(written.splitlines()) == len(own.splitlines())
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_is_away_is_found_before_the_work_starts(workspace, monkeypatch):
     from flows.unlearn import PreflightError, unlearn
 
@@ -134,6 +136,7 @@ def test_the_result_is_an_artifact(workspace):
     assert "| original |" in found[-1].data
 
 
+@pytest.mark.slow
 def test_the_flow_runs_as_a_module(tmp_path):
     root = Path(__file__).parents[2]
     help_text = subprocess.run(

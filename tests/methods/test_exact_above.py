@@ -198,6 +198,7 @@ def test_no_picture_is_read_and_no_lower_layer_runs(place: Place) -> None:
     assert set(ran) <= {2, 3}  # two batches of noise with which the cut is found
 
 
+@pytest.mark.slow
 def test_the_record_names_its_inputs_and_an_audit_recomputes_it(place: Place, tmp_path: Path) -> None:
     inputs = place.inputs(place.rows("few"))
     with staged_dir(tmp_path / "product") as staging:

@@ -93,6 +93,7 @@ def test_a_network_above_a_cut_is_that_of_training_on_the_corrected_labels(place
     assert exact_above.recompute(inputs, unlearned.classifier, exact)["agrees"]
 
 
+@pytest.mark.slow
 def test_of_shards_those_with_corrected_rows_are_trained_again(tmp_path: Path) -> None:
     place = Sharded(tmp_path, count=300)
     rows = np.flatnonzero(place.dataset.splits() == "train")[[7]]

@@ -23,6 +23,7 @@ def test_the_seed_of_the_entry_and_of_what_it_starts_from_is_raised():
     assert "seed" not in TABLE["map"]["after"], "the table was changed"
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_fit_and_the_same_the_same(fit_inputs):
     def weights(offset: int) -> torch.Tensor:
         return fit("mlp", fit_inputs, seeded("mlp", TABLE, offset)).map(fit_inputs.z_forget[:20])

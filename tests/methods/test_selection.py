@@ -83,6 +83,7 @@ def test_requests_for_rows_take_the_first_value_of_each_setting(fit_inputs):
     assert record["taken"] == {"rank": 16} and "names rows" in record["why_first"]
 
 
+@pytest.mark.slow
 def test_settings_of_methods_that_change_the_network_are_chosen_by_its_own_logits(fit_inputs):
     table = {"ssd": {"choose": {"alpha": [2.0, 20.0, 1e9]}, "max_drop": 1.0}}
     unlearned = fit("ssd", fit_inputs, table)

@@ -39,7 +39,13 @@ def test_the_control_and_deletion_from_a_deletable_model_are_not_guarded():
     assert [name for name, method in METHODS.items() if method.kind.facts.is_control] == ["logit-mask"]
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"certified-removal", "exact", "regun"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in TRAINED - {"fine-tune"} or name == "ru-zero-shot-mlp"))
+        for name in sorted(set(METHODS) - {"certified-removal", "exact", "regun"})
+    ],
+)
 def test_every_method_fits_and_survives_a_round_trip(name, fit_inputs, tmp_path):
     before = {k: v.clone() for k, v in fit_inputs.classifier.state_dict().items()}
     # One pass may cost accuracy, which is not tested here.

@@ -30,12 +30,20 @@ VISION = [
     ("resnet-small", 16, "stage1", "stage2.norm1"),
     ("efficientnet-lite0", 64, "_blocks.4", "_blocks.2._expand_conv"),
     ("timm:resnet18", 32, "layer3", "layer3.1.conv1"),
-    ("timm:resnet50", 32, "layer3.2", "layer3.2.conv2"),
+    pytest.param("timm:resnet50", 32, "layer3.2", "layer3.2.conv2", marks=pytest.mark.slow),
     ("timm:convnext_atto", 32, "stages.2.blocks.1", "stages.2.blocks.1.mlp.fc1"),
     ("timm:vit_tiny_patch16_224", 32, "blocks.7", "blocks.7.attn"),
-    ("timm:swin_tiny_patch4_window7_224", 64, "layers.2.blocks.3", "layers.2.blocks.3.norm1"),
+    pytest.param(
+        "timm:swin_tiny_patch4_window7_224", 64, "layers.2.blocks.3", "layers.2.blocks.3.norm1", marks=pytest.mark.slow
+    ),
     ("torchvision:resnet18", 32, "layer3.0", "layer3.0.bn1"),
-    ("torchvision:vit_b_16", 32, "encoder.layers.encoder_layer_9", "encoder.layers.encoder_layer_9.ln_1"),
+    pytest.param(
+        "torchvision:vit_b_16",
+        32,
+        "encoder.layers.encoder_layer_9",
+        "encoder.layers.encoder_layer_9.ln_1",
+        marks=pytest.mark.slow,
+    ),
     ("torchvision:mobilenet_v3_small", 32, "features.6", "features.5.block.1"),
     ("cut_models:branching", 16, "first", "left"),
 ]
@@ -177,6 +185,7 @@ def test_a_traced_graph_agrees_where_there_is_one() -> None:
         assert torch.equal(seen[at.name], split.below(x)) and torch.equal(split.above(seen[at.name]), z)
 
 
+@pytest.mark.slow
 def test_names_are_listed_in_order_and_only_those_that_work() -> None:
     model = vision("timm:resnet18", 32)
     assert cut_names(model) == (

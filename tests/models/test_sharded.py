@@ -95,6 +95,7 @@ def test_texts_of_different_lengths_get_the_mean_of_networks_alone(tmp_path: Pat
     assert torch.equal(load_classifier(tmp_path)(texts), classifier(texts))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_sharded_model_is_saved_copied_and_exported(tmp_path: Path) -> None:
     _, classifier, images = pictures()

@@ -114,6 +114,7 @@ def test_export_writes_a_version_and_a_missing_champion_or_registration_is_named
     assert "nothing was registered here" in expunge("review").err
 
 
+@pytest.mark.slow
 def test_a_version_is_reviewed_and_promoted_when_the_workspace_works_on_another_request(copy, expunge):
     """Version 1 forgot class 5. data/split is written for class 3 first, and removed later."""
     from expunge.stages import split

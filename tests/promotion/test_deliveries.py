@@ -98,6 +98,7 @@ def test_a_large_body_is_not_read_and_one_without_length_is_refused(listener):
     assert post(listener, signed(body=b"x" * deliveries.MOST_BYTES), b"x" * deliveries.MOST_BYTES) == 204
 
 
+@pytest.mark.slow
 def test_silent_connections_keep_no_delivery_out_for_long(listener, monkeypatch):
     monkeypatch.setattr(deliveries._Handler, "timeout", 0.5)
     host, port = listener.url.split("/")[2].split(":")

@@ -20,6 +20,7 @@ def split(card: str) -> tuple[dict, str]:
     return yaml.safe_load(front), body
 
 
+@pytest.mark.slow
 def test_the_model_index_holds_the_numbers_of_the_summary(run):
     summary, _ = run()
     front, _ = split(model_card(summary, DATA, HOSTILE))

@@ -124,6 +124,7 @@ def test_verdict_comes_first_then_the_table_then_plots(run, html):
     assert "With 1 retrained model, no erasure claim except `exact` can be shown; at least 3" in html
 
 
+@pytest.mark.slow
 def test_gates_say_what_share_is_left(run):
     summary, evidence = run(seeds=3)
     gate = next(g for g in summary["methods"]["keep"]["verdict"]["gates"] if g["path"] == "accuracy.forget")
@@ -170,6 +171,7 @@ def test_refused_attacks_and_refused_methods_are_listed(run, undrawn):
     assert "ru-mlp was refused: it would collapse &lt;i&gt;" in page
 
 
+@pytest.mark.slow
 def test_a_random_request_names_no_class_as_forgotten(run):
     summary, evidence = run(whole=False)
     page = render(summary, evidence)

@@ -160,6 +160,7 @@ def test_a_preset_runs_whole(name: str, root: Path, real_pictures: dict[str, int
     assert {switches[f"`{s}`"][1] for s in SWITCHES} == ({"on"} if on else {"off"})
 
 
+@pytest.mark.slow
 def test_the_toy_has_its_page_and_picture(root: Path) -> None:
     page = reproduce_preset(root, "ru-gaussians", Wanted())
     assert float(rows(page.read_text(), "## Ours")["standard"][2].rstrip("%")) < 5

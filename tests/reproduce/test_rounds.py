@@ -31,7 +31,8 @@ WHAT = {
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind == "above")) for kind in WHAT]
+    scope="module",
+    params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("above", "shards"))) for kind in WHAT],
 )
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     """Run all rounds in a workspace of digits, and yield the kind of training and the results, in its directory."""

@@ -17,7 +17,14 @@ from expunge.system.errors import CheckpointError, ExpungeError
 from tests.served_models import CLASSES, affine, evaluated, mlp, pictures, write_model, write_unlearned
 
 
-@pytest.fixture(scope="module", params=["affine", "mlp", "colour, any size"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("affine", marks=pytest.mark.slow),
+        pytest.param("mlp", marks=pytest.mark.slow),
+        "colour, any size",
+    ],
+)
 def case(request, tmp_path_factory):
     home = tmp_path_factory.mktemp("export")
     shape = (12, 10, 3) if "colour" in request.param else (12, 10, 1)

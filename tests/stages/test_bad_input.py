@@ -103,6 +103,7 @@ def test_features_that_are_not_finite_are_refused(copy):
     refused(copy, "extract", "original", says=["not finite", "sample_id"])
 
 
+@pytest.mark.slow
 def test_a_truncated_shard_of_features_is_named(copy):
     shard = copy / "data" / "features" / "original" / "part-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
@@ -110,6 +111,7 @@ def test_a_truncated_shard_of_features_is_named(copy):
     refused(copy, "fit", "loft", says=["part-00000.parquet"])
 
 
+@pytest.mark.slow
 def test_a_file_that_disagrees_with_its_manifest_is_named(copy):
     path = copy / "data" / "dataset" / "manifest.json"
     manifest = read_json(path)
@@ -119,6 +121,7 @@ def test_a_file_that_disagrees_with_its_manifest_is_named(copy):
     refused(copy, "validate", "dataset", says=[name])
 
 
+@pytest.mark.slow
 def test_features_of_another_dataset_do_not_pass_the_gate(copy):
     directory = copy / "data" / "dataset"
     shard = next(directory.glob("part-*.parquet"))
@@ -138,6 +141,7 @@ def no_reference(workspace, checkpoint):
     change(workspace, lambda p: p.update(reference="skip"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(copy, tmp_path):
     torch.save(torch.nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
     no_reference(copy, tmp_path / "other.pt")
@@ -157,6 +161,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_refused_and_not_executed(copy, tmp
     assert not (copy / "exploded").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_method_and_an_unknown_setting_are_refused(copy):
     change(copy, lambda p: (p["methods"].append("magic"), p["fit"].update(magic={})))
     refused(copy, "fit", "magic", says=["unknown method 'magic'", "loft"])
@@ -164,11 +169,13 @@ def test_an_unknown_method_and_an_unknown_setting_are_refused(copy):
     refused(copy, "fit", "loft", says=["fit.loft", "rang"])
 
 
+@pytest.mark.slow
 def test_an_unreachable_tracking_server_is_named(copy, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     refused(copy, "register", says=["127.0.0.1:9"])
 
 
+@pytest.mark.slow
 def test_a_method_that_needs_more_rows_is_refused_and_the_run_goes_on(copy, some_ids):
     """LOFT needs a covariance, which one row does not have. Other methods may still handle the request."""
     (copy / "data" / "requests" / "ids.txt").write_text(some_ids[0])

@@ -93,6 +93,7 @@ def test_the_registered_version_answers_as_evaluated(finished, summary):
     assert float(version.tags["parity"]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_metrics_and_plots_are_shown(copy):
     table = dvc(copy, "metrics", "show")
     names = ["logit-mask", "loft", "original", "relearn", "retrained", "ru-linear", "teacher-map"]

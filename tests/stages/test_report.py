@@ -38,6 +38,7 @@ def test_the_report_of_a_finished_run_is_the_same_twice_and_names_no_row(copy):
     assert yaml.safe_load((reports / "model_card.md").read_text().split("---\n")[1])["pipeline_tag"]
 
 
+@pytest.mark.slow
 def test_a_missing_evaluation_is_named(copy):
     (copy / "data" / "evaluation" / "loft" / "loft.parquet").unlink()
     result = stage(copy, "report")

@@ -27,7 +27,7 @@ from tests.sweep import people_workspace
 HEADS = {"ridge": RidgeHead, "head": SoftmaxHead}
 
 
-@pytest.fixture(scope="module", params=["ridge", "head"])
+@pytest.fixture(scope="module", params=["ridge", pytest.param("head", marks=pytest.mark.slow)])
 def swept(request, tmp_path_factory):
     """Yield a workspace in which twenty rows were deleted from the model and then erased by a sweep.
 

@@ -22,6 +22,7 @@ from tests.sweep import people_workspace
 
 ERASED = [2, 3, 17]
 ROUNDS = 36
+OFTEN = 8  # of these belong to the fast tests
 
 
 def erase(root):
@@ -64,7 +65,7 @@ def readable(root) -> bool:
     return True
 
 
-@pytest.mark.parametrize("seed", range(ROUNDS))
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= OFTEN)) for n in range(ROUNDS)])
 def test_a_sweep_that_is_killed_at_any_moment_is_completed_by_the_next(before, after, tmp_path, seed):
     wanted, events = after
     root = people_workspace.copy(before, tmp_path / "workspace")

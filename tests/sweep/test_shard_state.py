@@ -23,6 +23,8 @@ from expunge.tracking import CHAMPION, connect, move_alias
 from expunge.training.recipe import make_classifier
 from tests.exact_workspace import NAME, delete, inputs, training_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["shards", "ridge-sharded"])
 def swept(request, tmp_path_factory):

@@ -68,6 +68,7 @@ def test_a_commit_without_outputs_starts_no_process(tmp_path: Path, monkeypatch:
     assert started == []
 
 
+@pytest.mark.slow
 def test_outputs_that_a_stage_with_a_mistake_loses_come_back_without_a_run(tmp_path):
     """docs/check.md rests on this. DVC removes the outputs before the stage finds the mistake in params.yaml."""
     check = "if grep -q typo params.yaml; then exit 2; fi"

@@ -20,6 +20,7 @@ import torchvision.transforms.v2
 """
 
 
+@pytest.mark.slow
 def test_timm_and_torchvision_import_in_a_fresh_process_beside_this_torch() -> None:
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -178,6 +178,7 @@ def small(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_it_loads_where_neither_expunge_nor_the_users_architecture_is_installed(store, tmp_path, monkeypatch):
     import expunge
 

@@ -20,6 +20,8 @@ from tests.served_models import pictures
 from tests.servers import end, free_port, wait_for
 from tests.tracking.test_registry import submission
 
+pytestmark = pytest.mark.slow
+
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 

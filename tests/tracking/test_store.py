@@ -85,6 +85,7 @@ def test_a_copied_and_a_renamed_workspace_have_artifacts_of_their_own(new_databa
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_same_calls_work_through_a_real_server(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
@@ -161,7 +162,7 @@ def opens_and_is_killed(database: Path, until: int) -> int:
     return in_a_child(connect, until, lambda name, path: False)[1]
 
 
-@pytest.mark.parametrize("until", [40, 300, 1500])
+@pytest.mark.parametrize("until", [40, *(pytest.param(n, marks=pytest.mark.slow) for n in (300, 1500))])
 def test_a_store_whose_creation_was_killed_is_created_again(until, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     opens_and_is_killed(tmp_path / "mlflow.db", until)
@@ -170,6 +171,7 @@ def test_a_store_whose_creation_was_killed_is_created_again(until, tmp_path, mon
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 
+@pytest.mark.slow
 def test_a_half_migrated_store_of_an_earlier_version_is_created_again(tmp_path, monkeypatch):
     """Earlier versions let MLflow create the tables in place.
 

@@ -64,6 +64,7 @@ def repository(published, tmp_path):
     return bare, remote
 
 
+@pytest.mark.slow
 def test_a_clone_gets_code_and_data_and_gives_back_a_lock(repository, tmp_path):
     bare, remote = repository
     clone = Path(refresh(str(bare), str(tmp_path / "clones" / "one"))["directory"])
@@ -176,6 +177,7 @@ def test_a_remote_may_be_given_by_address_where_the_repository_names_none(reposi
     assert push(clone, BRANCH)
 
 
+@pytest.mark.slow
 def test_missing_repositories_branches_locks_and_remotes_are_named(repository, tmp_path):
     bare, _ = repository
     with pytest.raises(CloneError, match="no branch, tag or commit 'nowhere'"):

@@ -55,6 +55,7 @@ def images(root: Path, *classes: str) -> None:
             Image.new("L", (1, 1)).save(root / "images" / name / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
     (repository / ".gitignore").write_text("*.bak")
     assert "Next, run `expunge check`" in init(*DIGITS)
@@ -77,6 +78,7 @@ def test_an_example_is_a_workspace_that_dvc_and_check_understand(repository):
         init(*DIGITS)
 
 
+@pytest.mark.slow
 def test_images_come_under_dvc_and_out_of_git(repository):
     images(repository, "bag", "Coat")
     (repository / "w.safetensors").write_bytes(b"weights")
@@ -157,7 +159,7 @@ def init_in_a_child(root: Path, until: int) -> tuple[int, int]:
     return killing.in_a_child(work, until, lambda _, path: os.path.abspath(path).startswith(str(root)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_an_init_that_is_killed_at_any_moment_can_be_run_again(seed, undisturbed, tmp_path):
     wanted, requests = undisturbed
     root = tmp_path / "repository"
@@ -256,6 +258,7 @@ def test_init_outside_of_git_is_refused(tmp_path, monkeypatch):
         init(*DIGITS)
 
 
+@pytest.mark.slow
 def test_rows_by_id_are_given_to_dvc(repository):
     (repository / "data/requests").mkdir(parents=True)
     (repository / "data/requests/asked.txt").write_text("digits-7\n")
@@ -267,6 +270,7 @@ def test_rows_by_id_are_given_to_dvc(repository):
     assert "nothing to upgrade" in init("--upgrade")
 
 
+@pytest.mark.slow
 def test_init_asks_at_a_terminal(repository):
     images(repository, "bag", "coat")
     leader, follower = pty.openpty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from expunge.system.installed import LOCK, other_version, read_lock
@@ -19,6 +20,7 @@ def write(root, name: str, text: str) -> None:
     (root / name).write_text(text)
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_pipeline_gives_nothing_and_gets_a_demo(tmp_path):
     for name in ("dvc.yaml", ".dvcignore", "flows/mine.py", "data/source/private.csv", "data/requests/names.txt"):
         write(tmp_path, name, "stages: {}\n")

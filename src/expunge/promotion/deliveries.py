@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -86,7 +87,8 @@ class Listener:
         self._server.listener = self
         host, port = self._server.server_address[:2]
         self.url = f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="deliveries", daemon=True)
+        serve = partial(self._server.serve_forever, poll_interval=0.05)  # It also is how long the end may take.
+        self._thread = threading.Thread(target=serve, name="deliveries", daemon=True)
 
     def __enter__(self) -> Listener:
         self._thread.start()
