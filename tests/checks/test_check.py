@@ -344,3 +344,17 @@ def test_corrections_are_checked_on_the_dataset_and_need_methods_that_learn_new_
     assert "loft is for whole classes, and this request names corrected labels" in found and "relearn" in found
     (found,) = lines(checked(tmp_path, asks(own, ["relearn"]), digits))
     assert "so there is nothing to correct" in found
+
+
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    found = lines(checked(tmp_path, lambda p: p["train"].update(compile=True)))
+    assert found == [
+        f"train.compile: the compiler {tmp_path / 'g++'} cannot be found; install g++ and python3-dev, or set "
+        "train.compile: false"
+    ]
+    assert lines(checked(tmp_path, lambda p: p["train"].update(compile=True, engine="torchrun"))) == [
+        "train.compile: is for training in one process; set train.engine: local"
+    ]
+    monkeypatch.setenv("CXX", sys.executable)
+    assert not lines(checked(tmp_path, lambda p: p["train"].update(compile=True)))

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.training.augment import make_augment
 from expunge.training.descent import END, START, make_optimizer, make_schedule
+from expunge.training.process_group import ProcessGroup
 from expunge.training.recipe import held_out, recipe_above, recorded
 from expunge.training.settings import DEFAULTS, recipe_of
 from expunge.training.state import STATE
@@ -168,6 +170,33 @@ def test_accumulated_batches_are_the_whole_batch_where_nothing_depends_on_a_batc
     assert [h["accuracy"] for h in parts[1]] == [h["accuracy"] for h in whole[1]]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_as_the_plain_one_and_resumes_with_the_same_bytes(tmp_path: Path) -> None:
+    def trained(**more: Any) -> tuple[Classifier, list[dict[str, float]]]:
+        torch.compiler.reset()
+        classifier = model()
+        return classifier, train(classifier, IMAGES, LABELS, **{**SHORT, "precision": "fp32"}, **more)
+
+    plain, history = trained()
+    compiled, other = trained(compile=True)
+    assert [h["loss"] for h in other] == pytest.approx([h["loss"] for h in history], rel=1e-3)
+    assert not torch.equal(compiled.head.weight, plain.head.weight), "nothing was compiled"
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+    class Ends(ProcessGroup):
+        def total(self, value: torch.Tensor) -> torch.Tensor:
+            passes.append(value)
+            if len(passes) == 2:
+                raise KeyboardInterrupt
+            return value
+
+    passes: list[torch.Tensor] = []
+    with pytest.raises(KeyboardInterrupt):
+        trained(compile=True, resume_dir=tmp_path, group=Ends())
+    assert digest(trained(compile=True, resume_dir=tmp_path)[0]) == digest(compiled)
+
+
 def test_frozen_norms_keep_their_statistics() -> None:
     for frozen in (False, True):
         classifier = model()
@@ -297,7 +326,14 @@ def test_training_above_a_cut_takes_the_optimizer_and_refuses_the_rest() -> None
     fine, small = arguments(), arguments(recipe="small")
     assert (fine["optimizer"], fine["lr"], fine["weight_decay"]) == ("adamw", 1e-3, 0.05)
     assert (small["optimizer"], small["lr"], small["momentum"]) == ("sgd", 0.2, 0.9)
-    for changes in ({"ema": 0.9}, {"augment": "trivial"}, {"patience": 2}, {"schedule": "cosine"}, {"accumulate": 2}):
+    for changes in (
+        {"ema": 0.9},
+        {"augment": "trivial"},
+        {"patience": 2},
+        {"schedule": "cosine"},
+        {"accumulate": 2},
+        {"compile": True},
+    ):
         with pytest.raises(
             ConfigError, match=rf"train\.{next(iter(changes))}: cannot be used with model\.training: above"
         ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,23 @@ def resource_problems(need: Needs) -> list[Problem]:
         says = f"the {need.stage} stage needs about {need.memory / 1e9:.1f} GB, but there are only {there / 1e9:.1f} GB"
         found.append(Problem("memory", says, "use a smaller train.batch_size or model.image_size, or a larger machine"))
     return found
+
+
+def compiler_problems(config: Config) -> list[Problem]:
+    """Return a problem if `train.compile` is set and the training cannot be compiled, or not on this machine."""
+    if not config.train.compile or config.model.training != "full":
+        return []
+    if config.train.engine == "torchrun":
+        return [Problem("train.compile", "is for training in one process", "set train.engine: local")]
+    if torch.cuda.is_available():
+        return []
+    lacks = [] if shutil.which(compiler := os.environ.get("CXX", "g++")) else [f"the compiler {compiler}"]
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        lacks.append("Python's header files")
+    if not lacks:
+        return []
+    way_out = "install g++ and python3-dev, or set train.compile: false"
+    return [Problem("train.compile", f"{' and '.join(lacks)} cannot be found", way_out)]
 
 
 def memory() -> float:

@@ -82,6 +82,7 @@ class Train:
     frozen_norm: Bool | None
     augment: Literal["none", "flip-crop", "randaugment", "trivial"] | None
     accumulate: Count
+    compile: Bool
     patience: Count | None
     holdout: Half
     engine: Literal["local", "torchrun"]

@@ -46,7 +46,7 @@ HOLDOUT_SEED = 20
 # value that turns it off.
 NOT_ABOVE: dict[str, Any] = {
     "schedule": None, "warmup": None, "layer_decay": 1, "label_smoothing": 0, "ema": 0, "frozen_norm": False,
-    "augment": "none", "accumulate": 1, "patience": None,
+    "augment": "none", "accumulate": 1, "compile": False, "patience": None,
 }  # fmt: skip
 
 

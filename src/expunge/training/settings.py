@@ -58,6 +58,7 @@ class Recipe:
     frozen_norm: bool
     augment: str
     accumulate: int
+    compile: bool
     patience: int | None
     holdout: float
 
@@ -87,6 +88,7 @@ def recipe_of(given: Train, classifier: Classifier) -> Recipe:
         batch_size=given.batch_size,
         precision=precision,
         accumulate=given.accumulate,
+        compile=given.compile,
         patience=given.patience,
         holdout=given.holdout if given.patience is not None else 0.0,
         **chosen,

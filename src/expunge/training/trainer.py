@@ -9,7 +9,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def train(
     frozen_norm: bool = False,
     augment: str = "none",
     accumulate: int = 1,
+    compile: bool = False,
     patience: int | None = None,
     holdout: NDArray[np.bool_] | None = None,
     resume_dir: Path | None = None,
@@ -72,7 +73,8 @@ def train(
     `make_augment`. `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 if the device has instructions for
     it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
     batch norm keeps its initial statistics. `accumulate`: each batch is computed in this many parts. The gradient is
-    that of the whole batch, except that batch norm uses the statistics of the parts. `patience`: stop after this many
+    that of the whole batch, except that batch norm uses the statistics of the parts. `compile`: forward and backward
+    passes run through `torch.compile`, whose results differ by rounding. `patience`: stop after this many
     epochs without a smaller loss on the rows `holdout (n,)`, and restore the best weights; these rows are not trained
     on. `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0
     writes the state.
@@ -105,7 +107,7 @@ def train(
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
         "precision": precision, "seed": seed, "optimizer": optimizer, "schedule": schedule, "warmup": warmup,
         "layer_decay": layer_decay, "label_smoothing": label_smoothing, "ema": ema, "frozen_norm": frozen_norm,
-        "augment": augment, "accumulate": accumulate, "patience": patience,
+        "augment": augment, "accumulate": accumulate, "compile": compile, "patience": patience,
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
     watched = None if patience is None else holdout
@@ -177,7 +179,8 @@ class _Run:
         if a["ema"] > 0:
             self.ema = import_vision("timm.utils").ModelEmaV3(classifier, decay=a["ema"], use_warmup=True)
         self.group = group
-        self.network = group.shared(self.classifier)
+        network = group.shared(self.classifier)
+        self.network: Callable[..., Tensor] = torch.compile(network) if a["compile"] else network
         self.best = copy.deepcopy(classifier.state_dict()) if holdout is not None else {}
 
     def tensors(self) -> dict[str, Tensor]:
