@@ -66,6 +66,7 @@ def test_a_command_needs_no_connection(command, status, said, tmp_path):
     assert (tmp_path / "record/connections").read_text() == ""
 
 
+@pytest.mark.slow
 def test_the_tools_report_no_usage_by_default(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", TOOLS], env=offline.environment(ENVIRONMENT, tmp_path), text=True, capture_output=True

@@ -48,6 +48,7 @@ def test_no_control_is_passed_and_the_retrained_model_is_not_refuted(home):
     assert "| lookup list | 0 / 0 |" in text and "| `accuracy.forget` |" in text
 
 
+@pytest.mark.slow
 def test_a_finished_trial_is_not_run_again(home):
     files = {f: f.stat().st_mtime_ns for f in (home / "digits").iterdir()}
     run_trials(load("digits"), [0], home)

@@ -68,6 +68,7 @@ def test_the_user_interface_makes_a_missing_database_before_its_server_starts(tm
             process.terminate()
 
 
+@pytest.mark.slow
 def test_the_server_of_the_user_interface_ends_with_the_command(tmp_path):
     """MLflow's server consists of several processes, which used to go on after SIGTERM."""
     inner = "import time; print(1, flush=True); time.sleep(600)"

@@ -72,6 +72,7 @@ def test_noise_is_a_ridge_on_the_weight() -> None:
     assert ru.objective_ == pytest.approx(value.item(), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_adam_converges_to_the_exact_map_from_above() -> None:
     z_r, z_f = data()
     exact = fit(z_r, z_f, beta=0.5)

@@ -30,12 +30,10 @@ from expunge.system.errors import CertificateError, ConfigError, ManifestError, 
 from expunge.system.files import read_json, sha256, staged_dir, write_json, write_manifest
 from tests.exact_workspace import CERTIFICATE, certify, delete, write_features
 
-SLOW = ["head", "above", "shards"]
+SLOW = ["head", "above", "shards", "ridge-sharded"]
 
 
-@pytest.fixture(
-    scope="module", params=["ridge", "ridge-sharded", *(pytest.param(mode, marks=pytest.mark.slow) for mode in SLOW)]
-)
+@pytest.fixture(scope="module", params=["ridge", *(pytest.param(mode, marks=pytest.mark.slow) for mode in SLOW)])
 def deleted_from(request, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp(f"audited-{request.param}")
     with pytest.MonkeyPatch.context() as patch, chdir(root):

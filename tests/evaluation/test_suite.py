@@ -100,7 +100,7 @@ def test_the_chance_of_the_fit_widens_the_intervals(world: World) -> None:
     assert not spread[path]["power"]  # These values depend mostly on chance in the fit.
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("count", [2, *(pytest.param(few, marks=pytest.mark.slow) for few in (0, 1))])
 def test_with_too_few_retrained_models_no_claim_can_be_told(world: World, count: int) -> None:
     for candidate in (world.original, world.retrained[0]):
         result = world.judge(candidate, count)
@@ -119,6 +119,7 @@ def test_hiding_the_class_is_recognised_as_a_control_and_shows_nothing(world: Wo
     assert result["control"] == "logit mask" and "shown" not in result["claims"].values()
 
 
+@pytest.mark.slow
 def test_flattened_outputs_on_forgotten_inputs_fail_as_over_forgetting(world: World) -> None:
     good = world.retrained[0]
     logits = np.where((world.labels == GONE)[:, None], 0.01 * good.logits, good.logits)
@@ -153,11 +154,13 @@ def test_shuffling_the_rows_changes_nothing(world: World) -> None:
     assert got == expected
 
 
+@pytest.mark.slow
 def test_the_block_is_json_without_nan_and_deterministic(world: World) -> None:
     a, b = (json.dumps(world.evaluate(world.original, world.retrained[:1]), allow_nan=False) for _ in range(2))
     assert a == b
 
 
+@pytest.mark.slow
 def test_relearning_is_instant_for_the_original_and_not_for_the_mask(world: World) -> None:
     masked = world.original.logits.copy()
     masked[:, GONE] = -np.inf
@@ -182,6 +185,7 @@ def test_relearning_and_class_geometry_are_gates_with_the_values_that_the_block_
     assert "relearn.area" in paths and "membership.class_geometry" not in paths
 
 
+@pytest.mark.slow
 def test_a_control_learns_again_from_its_own_answers(world: World) -> None:
     """The mask relearns from its own masked logits, although its features are the original's.
 

@@ -91,6 +91,7 @@ def test_all_weights_above_the_cut_change_and_none_below_it(original: Classifier
     assert not new.classifier_.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["labels", "original"])
 def test_a_relearned_model_forgets_the_class_and_keeps_the_others(
     original: Classifier, activations: np.ndarray, targets: str

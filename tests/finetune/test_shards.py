@@ -124,7 +124,14 @@ def test_shards_that_hold_none_of_the_rows_are_not_trained(digits: Digits, monke
     assert trained == [int((placed.shard == 2).sum()) - 2]
 
 
-@pytest.mark.parametrize("what", ["a class of a shard", "a class", "a shard", "a slice", "nearly a shard", "everybody"])
+@pytest.mark.parametrize(
+    "what",
+    ["a class", "a shard"]
+    + [
+        pytest.param(w, marks=pytest.mark.slow)
+        for w in ("a class of a shard", "a slice", "nearly a shard", "everybody")
+    ],
+)
 def test_what_a_request_can_empty(digits: Digits, what: str) -> None:
     placed = digits.places(3, 2)
     in_shard, labels = placed.shard == 1, digits.labels

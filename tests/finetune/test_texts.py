@@ -149,6 +149,7 @@ def test_a_resumed_training_on_texts_ends_with_the_same_bytes(texts: Texts, tmp_
     assert digest_of_tensors(two.state_dict()) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {*PIXELS, "regun"}))
 def test_methods_change_a_text_encoder_and_repeat_themselves(name: str, texts: Texts) -> None:
     before = digest_of_tensors(texts.model.state_dict())

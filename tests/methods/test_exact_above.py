@@ -148,7 +148,7 @@ def shown_exact(place: Place, which: str) -> Classifier:
     return again
 
 
-@pytest.mark.parametrize("which", ["few", "class"])
+@pytest.mark.parametrize("which", ["class", pytest.param("few", marks=pytest.mark.slow)])
 def test_the_product_is_the_network_of_training_without_the_rows(place: Place, which: str) -> None:
     """The reference is the recipe on another dataset with its own activations. Weights and description are equal."""
     again = shown_exact(place, which)

@@ -81,6 +81,7 @@ def with_labels(place: Place, labels: np.ndarray, name: str) -> Dataset:
     return Dataset(out)
 
 
+@pytest.mark.slow
 def test_a_network_above_a_cut_is_that_of_training_on_the_corrected_labels(place: Place) -> None:
     rows = place.rows("few")
     inputs = corrected(place.inputs(rows), rows)

@@ -288,6 +288,7 @@ def test_init_asks_at_a_terminal(repository):
     assert params["model"]["image_size"] == 32
 
 
+@pytest.mark.slow
 def test_the_workflow_follows_the_schema_of_github(repository):
     init(*DIGITS)
     checker = Path(sys.executable).parent / "check-jsonschema"

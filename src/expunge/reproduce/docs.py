@@ -114,7 +114,9 @@ def _of_requests(requests: Entries, entry: Mapping[str, Any], kind: str) -> list
 
 def _seconds(name: str, entries: Entries, key: str) -> str:
     known = [entry[key] for entry in entries if "refused" not in entry]
-    return "" if name == BEFORE or not known else f"{min(known):.2g}"
+    if name == BEFORE or not known:
+        return ""
+    return f"{min(known):.0f}" if min(known) >= 10 else f"{min(known):.2g}"
 
 
 def main() -> None:
