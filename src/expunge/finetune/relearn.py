@@ -27,6 +27,7 @@ from expunge.models.classifier import Classifier
 from expunge.models.cut_split import CutSplit, core_of
 from expunge.models.cuts import split_at_cut
 from expunge.models.resnet import ResNetSmall
+from expunge.models.sharded import uncut
 from expunge.models.tokens import Tokens
 from expunge.models.zoo import public_start, rebuild
 from expunge.system.errors import CollapseError, ConfigError, DataError
@@ -136,20 +137,20 @@ class Relearn(Estimator):
                 f"labels must be in 0..{classifier.card.num_classes - 1}, the classes of the model, got "
                 f"{y.min()}..{y.max()}"
             )
-        split_at_cut(classifier, self.cut)  # raises for an unknown cut or a classifier in train mode
+        traces = split_at_cut(classifier, self.cut).traces  # raises for an unknown cut or a classifier in train mode
         target = y
         if self.targets == "original":
             if logits is None:
                 logits = logits_above(classifier, activations, self.cut, chosen)
             target = teacher_probabilities(logits, y)
         self.classifier_ = begin or fresh_above(classifier, self.cut, self.seed, self.start)
-        self.history_ = self._learn(self.classifier_, activations, chosen, y, target)
+        self.history_ = self._learn(uncut(self.classifier_, self.cut, traces), activations, chosen, y, target)
         return self
 
     def _learn(
-        self, classifier: Classifier, activations: Activations, rows: Tensor, y: Tensor, target: Tensor
+        self, split: CutSplit, activations: Activations, rows: Tensor, y: Tensor, target: Tensor
     ) -> list[dict[str, float]]:
-        split = split_at_cut(classifier, self.cut)
+        classifier = split.classifier
         own = dict(split.core.named_parameters())
         parameters = [own[k] for k in split.lying_above.parameters] + list(classifier.head.parameters())
         # Weight decay on norms and biases only lowers the accuracy of so short a training.

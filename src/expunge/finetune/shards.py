@@ -136,7 +136,8 @@ def train_shards(
         parts.append(shard.records(states))
         ends.append(states[-1])
         trained.states |= {(number, step): state for step, state in enumerate(states[:-1])}
-    trained.classifier_ = _joined(base, recipe["cut"], card_of(classifier, recipe, places, parts), ends, counts)
+    card = card_of(classifier, recipe, places, parts)
+    trained.classifier_ = _joined(base, recipe["cut"], card, ends, counts, shards[0].traces)
     return trained
 
 
@@ -164,8 +165,10 @@ def card_of(classifier: Classifier, recipe: Mapping[str, Any], places: ShardAssi
     return replace(classifier.card, above={"recipe": dict(recipe), "lower_digest": lower, "shards": shards})
 
 
-def _joined(base: Classifier, cut: str, card: Any, ends: list[State], counts: NDArray[np.int64]) -> Classifier:
-    joined = sharded(base, cut, len(ends), card)
+def _joined(
+    base: Classifier, cut: str, card: Any, ends: list[State], counts: NDArray[np.int64], traces: Traces
+) -> Classifier:
+    joined = sharded(base, cut, len(ends), card, traces)
     core = core_with_shards(joined)
     assert core is not None
     for upper, state in zip(core.uppers, ends, strict=True):

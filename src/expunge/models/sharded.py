@@ -45,9 +45,9 @@ class ShardedCore(nn.Module):
     below: CutSplit
     above: list[CutSplit]
 
-    def __init__(self, base: Classifier, cut: str, count: int) -> None:
+    def __init__(self, base: Classifier, cut: str, count: int, traces: Traces | None = None) -> None:
         super().__init__()
-        traces = traces_of(base)
+        traces = traces or traces_of(base)
         below = split_at_cut(base, cut, traces)
         above = [uncut(copy_above(base, below), cut, traces) for _ in range(count)]
         self.base = below.core
@@ -99,14 +99,15 @@ def uncut(classifier: Classifier, cut: str, traces: Traces) -> CutSplit:
     return CutSplit(classifier, cut, traces)
 
 
-def sharded(base: Classifier, cut: str, count: int, card: ModelCard) -> Classifier:
+def sharded(base: Classifier, cut: str, count: int, card: ModelCard, traces: Traces | None = None) -> Classifier:
     """Return a classifier in eval mode with `count` shards above the module `cut`, all with the weights of `base`.
 
     `card` is the description of the whole; its `feature_dim` becomes `count` times the number of classes. All shards
-    have the same weight in the head (see `average`). Raises ConfigError for an invalid cut.
+    have the same weight in the head (see `average`). `traces` are those of `base`, or None to make them. Raises
+    ConfigError for an invalid cut.
     """
     classes = card.num_classes
-    core = ShardedCore(base, cut, count)
+    core = ShardedCore(base, cut, count, traces)
     backbone = ByLength(core) if isinstance(base.preprocess, Tokens) else core
     head = nn.Linear(count * classes, classes)
     classifier = Classifier(backbone, head, base.preprocess, replace(card, feature_dim=count * classes)).eval()
