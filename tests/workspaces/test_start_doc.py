@@ -100,6 +100,7 @@ def pictures(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
     where = run("python -c 'import expunge; print(expunge.__file__)'", tmp_path, environment)
     assert "installed" in where and str(ROOT) not in where
