@@ -76,11 +76,22 @@ def dvc(workspace: Path, *arguments: str, ok: bool = True, env: Mapping[str, str
 def warm_stages() -> Iterator[dict[str, str]]:
     """Yield an environment in which stages fork from one process, as outside of tests. The process ends afterwards."""
     with tempfile.TemporaryDirectory(prefix="warm", dir="/tmp") as folder:
-        yield {**ENVIRONMENT, "EXPUNGE_WARM": "1", "XDG_RUNTIME_DIR": folder}
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if any(folder in argument for argument in process.cmdline()):
+        try:
+            yield {**ENVIRONMENT, "EXPUNGE_WARM": "1", "XDG_RUNTIME_DIR": folder}
+        finally:
+            for process in warm_servers(Path(folder)):
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
+
+
+def warm_servers(place: Path) -> list[psutil.Process]:
+    """Return the processes that fork stages and whose socket is `place` or lies below it."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(Path(argument).is_relative_to(place) for argument in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def stage(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

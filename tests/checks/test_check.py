@@ -346,15 +346,17 @@ def test_corrections_are_checked_on_the_dataset_and_need_methods_that_learn_new_
     assert "so there is nothing to correct" in found
 
 
-def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
+def test_compiling_needs_a_compiler_and_header_files(tmp_path, monkeypatch):
+    def found(**more: object) -> list[str]:
+        return lines(checked(tmp_path, lambda p: p["train"].update(compile=True, **more)))
+
+    monkeypatch.setattr(resources.sysconfig, "get_path", lambda _name: str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "g++"))
-    found = lines(checked(tmp_path, lambda p: p["train"].update(compile=True)))
-    assert found == [
-        f"train.compile: the compiler {tmp_path / 'g++'} cannot be found; install g++ and python3-dev, or set "
-        "train.compile: false"
-    ]
-    assert lines(checked(tmp_path, lambda p: p["train"].update(compile=True, engine="torchrun"))) == [
-        "train.compile: is for training in one process; set train.engine: local"
-    ]
+    way_out = "; install g++ and python3-dev, or set train.compile: false"
+    compiler = f"train.compile: the compiler {tmp_path / 'g++'}"
+    assert found() == [f"{compiler} and Python's header files cannot be found{way_out}"]
+    (tmp_path / "Python.h").touch()
+    assert found() == [f"{compiler} cannot be found{way_out}"]
     monkeypatch.setenv("CXX", sys.executable)
-    assert not lines(checked(tmp_path, lambda p: p["train"].update(compile=True)))
+    assert not found()
+    assert found(engine="torchrun") == ["train.compile: is for training in one process; set train.engine: local"]

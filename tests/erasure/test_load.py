@@ -59,9 +59,8 @@ def in_a_child(root: Path, done: int, waiting: int) -> dict[str, float]:
     return json.loads(content)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_step_makes_quadratically_many_calls(whole, tmp_path):
     """The fast part ends before the sweep and the certificates."""
     costs(tmp_path / "warm", 4, 1, calls, whole)  # imports and caches

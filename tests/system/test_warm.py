@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from expunge.system import warm
+from tests.pipeline import warm_servers
 
 pytestmark = pytest.mark.skipif(not warm.supported(), reason="this system has no pidfd_open")
 
@@ -76,15 +77,6 @@ def ready(place: Path) -> bool:
             return connection.recv(1) == warm.READY
         except OSError:  # nobody listens, or the server is still loading
             return False
-
-
-def servers(place: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if str(place) in process.cmdline():
-                found.append(process)
-    return found
 
 
 def until(what: Callable[[], object], seconds: float = 20) -> None:
@@ -224,7 +216,7 @@ def test_without_a_server_a_stage_runs_itself_and_starts_one(start, run_dir, env
     assert start("print('there')").communicate(timeout=30)[0] == "ran here\n"
     place = Path(python(PLACE, cwd=run_dir, env=environment)[0])
     until(place.exists)
-    found = servers(place)
+    found = warm_servers(place)
     assert [process.cmdline()[1:3] for process in found] == [["-m", "expunge.system.warm_server"]]
     assert start("print('there')").communicate(timeout=30)[0] in ("ran here\n", "there\n")
     found[0].kill()
@@ -236,8 +228,8 @@ def test_a_dead_server_is_replaced(server, start, run_dir, environment):
     place = Path(python(PLACE, cwd=run_dir, env=environment)[0])
     assert place.exists() and not ready(place)
     assert start("print('there')").communicate(timeout=30)[0] == "ran here\n"
-    until(lambda: servers(place))
-    for process in servers(place):
+    until(lambda: warm_servers(place))
+    for process in warm_servers(place):
         process.kill()
 
 

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from expunge.checks.resources import missing_for_compiling
 from expunge.config import Train, load_config
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
@@ -171,12 +171,12 @@ def test_accumulated_batches_are_the_whole_batch_where_nothing_depends_on_a_batc
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(bool(missing_for_compiling()), reason="torch.compile needs a C++ compiler and header files")
 def test_a_compiled_network_trains_as_the_plain_one_and_resumes_with_the_same_bytes(tmp_path: Path) -> None:
     def trained(**more: Any) -> tuple[Classifier, list[dict[str, float]]]:
         torch.compiler.reset()
         classifier = model()
-        return classifier, train(classifier, IMAGES, LABELS, **{**SHORT, "precision": "fp32"}, **more)
+        return classifier, train(classifier, IMAGES, LABELS, **SHORT, **more)
 
     plain, history = trained()
     compiled, other = trained(compile=True)

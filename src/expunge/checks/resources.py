@@ -99,20 +99,20 @@ def resource_problems(need: Needs) -> list[Problem]:
 
 
 def compiler_problems(config: Config) -> list[Problem]:
-    """Return a problem if `train.compile` is set and the training cannot be compiled, or not on this machine."""
-    if not config.train.compile or config.model.training != "full":
-        return []
-    if config.train.engine == "torchrun":
-        return [Problem("train.compile", "is for training in one process", "set train.engine: local")]
-    if torch.cuda.is_available():
-        return []
-    lacks = [] if shutil.which(compiler := os.environ.get("CXX", "g++")) else [f"the compiler {compiler}"]
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        lacks.append("Python's header files")
-    if not lacks:
+    """Return a problem if `train.compile` is set and this machine lacks what compiling the training needs."""
+    lacks = missing_for_compiling()
+    if not config.train.compile or config.model.training != "full" or torch.cuda.is_available() or not lacks:
         return []
     way_out = "install g++ and python3-dev, or set train.compile: false"
     return [Problem("train.compile", f"{' and '.join(lacks)} cannot be found", way_out)]
+
+
+def missing_for_compiling() -> list[str]:
+    """Return what `torch.compile` needs on a processor and does not find here."""
+    lacks = [] if shutil.which(compiler := os.environ.get("CXX", "g++")) else [f"the compiler {compiler}"]
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        lacks.append("Python's header files")
+    return lacks
 
 
 def memory() -> float:

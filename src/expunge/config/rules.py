@@ -174,6 +174,11 @@ def _recipe(config: Config) -> list[Rule]:
             "must be local unless model.training is full",
         ),
         (
+            not config.train.compile or config.train.engine == "local",
+            "train.compile",
+            "is for training in one process; set train.engine: local",
+        ),
+        (
             config.model.training in ("head", "ridge") or not config.train.head,
             "train.head",
             "is used only with model.training: head or ridge; set it to {}",

@@ -25,9 +25,8 @@ from expunge.finetune.cut import Activations, batch_of, features_of
 from expunge.finetune.steps import OPTIMIZERS, Factors, Steps
 from expunge.models.classifier import Classifier
 from expunge.models.cut_split import CutSplit, core_of
-from expunge.models.cuts import split_at_cut
+from expunge.models.cuts import split_at_cut, uncut
 from expunge.models.resnet import ResNetSmall
-from expunge.models.sharded import uncut
 from expunge.models.tokens import Tokens
 from expunge.models.zoo import public_start, rebuild
 from expunge.system.errors import CollapseError, ConfigError, DataError

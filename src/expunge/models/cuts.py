@@ -71,6 +71,11 @@ def split_at_cut(classifier: Classifier, name: str, traces: Traces | None = None
     raise ConfigError(f"{classifier.card.name}: no cut {name!r}: {problem}; {_nearest(classifier, name, traces)}")
 
 
+def uncut(classifier: Classifier, cut: str, traces: Traces) -> CutSplit:
+    """Cut a classifier with the traces of another one of the same architecture, without checking the cut again."""
+    return CutSplit(classifier, cut, traces)
+
+
 def cut_names(classifier: Classifier) -> tuple[str, ...]:
     """Return the names of all valid cuts of `classifier`, one per tensor, the deepest (nearest the input) first."""
     return tuple(split.name for split in splits(classifier, traces_of(classifier)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.cut_split import CutSplit, Traces, core_of, tensor_of
-from expunge.models.cuts import split_at_cut, traces_of
+from expunge.models.cuts import split_at_cut, traces_of, uncut
 from expunge.models.sentence import ByLength
 from expunge.models.tokens import Tokens
 
@@ -92,11 +92,6 @@ def copy_above(base: Classifier, below: CutSplit) -> Classifier:
     frozen = {id(p) for m in [*below.stand_ins, below.source] for p in m.replaced.parameters()}
     shared = {i: p for p in below.core.parameters() if (i := id(p)) in frozen}
     return copy.deepcopy(base, shared)  # deepcopy's memo: these objects are not copied
-
-
-def uncut(classifier: Classifier, cut: str, traces: Traces) -> CutSplit:
-    """Cut a classifier with the traces of another one of the same architecture, without checking the cut again."""
-    return CutSplit(classifier, cut, traces)
 
 
 def sharded(base: Classifier, cut: str, count: int, card: ModelCard, traces: Traces | None = None) -> Classifier:
