@@ -1,50 +1,56 @@
-"""Each stage of dvc.yaml depends on the code that its module imports, and on nothing else of src/."""
+"""Each stage of dvc.yaml depends on the code that its module imports, and on no other code."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.imports import PACKAGE, closure, covers, imported, unit
+from expunge.stages import code
+from expunge.system import imports, installed
+from expunge.system.imports import PACKAGE, closure, imported
+from expunge.system.installed import CODE_STAGE, stage_digests, stages
+from expunge.system.paths import CODE
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
-def problems(root: Path, module: str, deps: list[Path]) -> list[str]:
-    """Return which files of the closure of `module` are missing in `deps` (below `root`), and which are superfluous.
-
-    Packages count as a whole. In the package of the stage itself files count one by one, because stages do not depend
-    on each other's modules. The `__init__` of expunge is left out, because another test asserts that it imports
-    nothing.
-    """
-    files = closure(root, module) - {root / PACKAGE / "__init__.py"}
-    own = unit(root, root.joinpath(*module.split(".")))
-    wanted = {path if own in path.parents else unit(root, path) for path in files}
-    missing = [f"missing: {w.relative_to(root)}" for w in sorted(wanted) if not any(covers(d, w) for d in deps)]
-    return missing + [
-        f"superfluous: {dep.relative_to(root)}"
-        for dep in sorted(deps)
-        if dep in (root, root / PACKAGE) or not any(covers(dep, path) for path in files)
-    ]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_code_that_it_imports(stage):
+@pytest.mark.parametrize("stage", [name for name in STAGES if name != CODE_STAGE])
+def test_a_stage_depends_on_the_digest_of_its_own_code(stage):
     spec = STAGES[stage]
-    found = re.search(r"python -m (expunge[\w.]*)", spec["cmd"])
-    assert found, f"{stage}: the command {spec['cmd']!r} runs no module of {PACKAGE}"
-    names = [dep if isinstance(dep, str) else next(iter(dep)) for dep in spec["deps"]]
-    deps = [ROOT / name for name in names if Path(name).parts[0] == "src"]
-    assert not (absent := [str(dep.relative_to(ROOT)) for dep in deps if not dep.exists()]), (
-        f"{stage}: no such {absent}"
-    )
-    found_problems = problems(SRC, found[1], deps)
-    assert not found_problems, f"dvc.yaml, stage {stage} ({found[1]}): " + "; ".join(found_problems)
+    found = re.match(r"python -m expunge\.stages\.(\w+)", spec["cmd"])
+    assert found, f"{stage}: the command {spec['cmd']!r} runs no stage of {PACKAGE}"
+    named = [param[str(CODE)] for param in spec["params"] if isinstance(param, dict)]
+    assert named == [[found[1]]] and found[1] in stages()
+    assert not [dep for dep in spec["deps"] if str(dep).startswith("src")]
+
+
+def test_one_stage_depends_on_the_whole_source_and_writes_the_digests():
+    spec = STAGES[CODE_STAGE]
+    assert next(iter(STAGES)) == CODE_STAGE and spec["cmd"] == "python -m expunge.stages.code"
+    assert spec["deps"] == ["src/expunge"] and spec["outs"] == [str(CODE)]
+
+
+def test_the_stage_writes_a_digest_for_each_other_stage(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code.main()
+    written = json.loads(CODE.read_text())
+    assert set(written) == {path.stem for path in (SRC / PACKAGE / "stages").glob("[!_]*.py")} - {CODE_STAGE}
+    assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in written.values())
+    assert written == stage_digests()
+    code.main()
+    assert json.loads(CODE.read_text()) == written
+
+
+def test_fit_imports_the_methods_and_not_the_report():
+    parts = stages()["fit"]
+    assert {"config", "methods", "finetune", "system", "stages.__init__", "stages.fit"} <= set(parts)
+    assert not {"report", "tracking", "stages.report", "__init__"} & set(parts)
 
 
 def test_the_package_itself_imports_nothing():
@@ -73,33 +79,51 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def small_package(tree, monkeypatch):
+    monkeypatch.setattr(installed, "PACKAGE", tree / PACKAGE)
+    imports.imported.cache_clear()
+    imports.statements.cache_clear()
+    return tree / PACKAGE
+
+
 def test_the_closure_follows_functions_and_relative_imports(tree):
     found = {str(p.relative_to(tree / PACKAGE)) for p in closure(tree, "expunge.stages.fit")}
     everything = {str(p.relative_to(tree / PACKAGE)) for p in tree.rglob("*.py")}
     assert found == everything - {"unused.py"}
 
 
-GOOD = ("stages/fit.py", "stages/common.py", "stages/__init__.py", "a", "b", "top.py")
+def test_an_import_of_what_does_not_exist_is_named(tree):
+    (tree / PACKAGE / "top.py").write_text("import expunge.gone")
+    with pytest.raises(ValueError, match=r"imports expunge\.gone, which does not exist"):
+        closure(tree, "expunge.top")
+
+
+def test_packages_count_whole_and_stages_one_by_one(small_package):
+    assert stages() == {
+        "common": ["stages.__init__", "stages.common"],
+        "fit": ["a", "b", "stages.__init__", "stages.common", "stages.fit", "top"],
+    }
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("file", "stale"),
     [
-        (lambda d: d, []),
-        (lambda d: d - {"b"}, ["missing: expunge/b"]),
-        (lambda d: d - {"a"} | {"a/deep"}, ["missing: expunge/a"]),
-        (lambda d: d - {"stages/common.py"}, ["missing: expunge/stages/common.py"]),
-        (lambda d: d - {"stages/fit.py", "stages/common.py", "stages/__init__.py"} | {"stages"}, []),
-        (lambda d: d | {"unused.py"}, ["superfluous: expunge/unused.py"]),
-        (lambda d: set(), [f"missing: expunge/{name}" for name in sorted(GOOD)]),
+        ("b/__init__.py", {"fit"}),
+        ("top.py", {"fit"}),
+        ("a/deep/three.py", {"fit"}),
+        ("a/text.html", {"fit"}),  # what a package contains belongs to it
+        ("stages/common.py", {"common", "fit"}),
+        ("stages/__init__.py", {"common", "fit"}),
+        ("unused.py", set()),
     ],
 )
-def test_what_is_missing_and_superfluous_is_named(tree, change, expected):
-    assert problems(tree, "expunge.stages.fit", [tree / PACKAGE / name for name in change(set(GOOD))]) == expected
-
-
-def test_the_whole_source_is_no_dependency(tree):
-    assert problems(tree, "expunge.stages.fit", [tree / PACKAGE]) == ["superfluous: expunge"]
+def test_a_change_gives_other_digests_to_the_stages_that_import_it(small_package, file, stale):
+    before = stage_digests()
+    with (small_package / file).open("a") as f:
+        f.write("# changed\n")
+    after = stage_digests()
+    assert {stage for stage in before if before[stage] != after[stage]} == stale
 
 
 @pytest.mark.parametrize(
@@ -110,5 +134,5 @@ def test_shadow_networks_are_stale_when_code_that_made_them_changes(module, name
     """Shadow networks are not outputs of DVC stages of their own, so they carry a digest of the code instead."""
     from expunge.shadow import networks
 
-    needed = {unit(SRC, path).name for path in closure(SRC, module)} - {"__init__.py"}
+    needed = {path.relative_to(SRC / PACKAGE).parts[0] for path in closure(SRC, module)} - {"__init__.py"}
     assert set(getattr(networks, named)) == needed

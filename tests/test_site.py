@@ -87,7 +87,7 @@ def test_the_drawing_of_stages_has_every_stage_and_an_arrow_to_each_but_the_firs
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     graph = drawings().stage_graph(stages)
     assert set(graph) == set(stages)
-    assert [name for name in graph if not graph.in_degree(name)] == ["prepare"]
+    assert [name for name in graph if not graph.in_degree(name)] == ["code"]
     assert {("train", "extract"), ("fit", "evaluate"), ("compare", "report")} <= set(graph.edges)
     assert ("prepare", "train") not in graph.edges  # The path through validate-dataset implies this edge.
 

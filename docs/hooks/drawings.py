@@ -53,6 +53,11 @@ def outputs(stage: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(without_items(o if isinstance(o, str) else next(iter(o))) for o in listed))
 
 
+def inputs(stage: dict[str, Any]) -> list[str]:
+    """Every file and folder that a stage reads, without params.yaml."""
+    return [*stage["deps"], *(file for param in stage.get("params", []) if isinstance(param, dict) for file in param)]
+
+
 def first_output(stage: dict[str, Any]) -> str:
     """The first path that a stage writes, with the item of a matrix in capitals."""
     first = stage["outs"][0]
@@ -66,7 +71,7 @@ def stage_graph(stages: dict[str, Any]) -> nx.DiGraph:
     graph.add_nodes_from(stages)
     for reader, stage in stages.items():
         for writer, other in stages.items():
-            for read in map(without_items, stage["deps"]):
+            for read in map(without_items, inputs(stage)):
                 for written in outputs(other) if writer != reader else []:
                     if f"{read}/".startswith(f"{written}/") or f"{written}/".startswith(f"{read}/"):
                         graph.add_edge(writer, reader)

@@ -15,11 +15,12 @@ from PIL import Image
 
 from expunge.config import read_config
 from expunge.system.errors import ConfigError
-from expunge.system.installed import LOCK, Lock, code_digest, read_lock
+from expunge.system.installed import LOCK, code_digest, read_lock, stages
 from expunge.workspaces.init import answers as asked
 from expunge.workspaces.init.answers import Answers, changes_of, named_classes, source_of
 from expunge.workspaces.init.editing import blocks_of, mapping_of, with_missing, with_values
-from expunge.workspaces.init.graph import graph, outputs, unit_of, units
+from expunge.workspaces.init.graph import graph, outputs, stages_of
+from expunge.workspaces.init.plan import lock_of
 from tests.pipeline import ROOT
 
 PARAMS = (ROOT / "params.yaml").read_text()
@@ -87,38 +88,31 @@ def test_an_own_params_file_keeps_values_comments_and_entries():
         with_missing(PARAMS.replace("retrain:\n  seeds: [1, 2, 3]", "retrain: {other: 1}\n#"), PARAMS)
 
 
-def test_every_stage_depends_on_the_installed_code_that_it_depended_on_as_files():
+def test_the_graph_depends_on_the_lock_in_place_of_the_source():
     for own_input in (False, True):
         text = graph(own_input)
         ours, theirs = yaml.safe_load(text)["stages"], yaml.safe_load(GRAPH)["stages"]
-        assert list(ours) == list(theirs)
-        for name, stage in theirs.items():
-            code = [dep for dep in stage["deps"] if dep.startswith("src/")]
-            *params, last = ours[name].pop("params")
-            assert last == {LOCK.as_posix(): [f"code.{unit_of(dep)}" for dep in code]} and code, name
-            assert params == stage.pop("params", []), name
-            wanted = [dep for dep in stage.pop("deps") if dep not in code]
-            if own_input and name == "prepare":
-                wanted = ["${data.path}"]
-            assert ours[name].pop("deps") == wanted, name
-            assert ours[name] == stage, name
+        theirs["code"]["deps"] = [LOCK.as_posix()]
+        if own_input:
+            theirs["prepare"]["deps"] = ["${data.path}"]
+        assert ours == theirs and list(ours) == list(theirs)
         assert "src/" not in text
 
 
-def test_the_lock_holds_what_stages_name(tmp_path):
-    result = Lock("1", {unit: code_digest(unit) for unit in units(GRAPH)}, {"dvc.yaml": "x"})
+def test_the_lock_holds_the_code_of_every_stage(tmp_path):
+    result = lock_of({"dvc.yaml": "x"})
     result.write(tmp_path)
-    assert read_lock(tmp_path) == result and None not in result.code.values()
-    tree = yaml.safe_load((tmp_path / LOCK).read_text())
-    for stage in yaml.safe_load(graph(False))["stages"].values():
-        for name in stage["params"][-1][LOCK.as_posix()]:
-            at = tree
-            for key in name.split("."):
-                at = at[key]
-            assert len(at) == 32
+    assert read_lock(tmp_path) == result
+    for stage, parts in stages().items():
+        assert all(result.code[part] == code_digest(part) for part in parts) and f"stages.{stage}" in parts
     (tmp_path / LOCK).write_text("version: 1\n")
     with pytest.raises(ConfigError, match="git checkout"):
         read_lock(tmp_path)
+
+
+def test_a_change_of_code_is_one_of_the_stages_that_import_it():
+    assert stages_of(["report"]) == ["compare", "report", "register"]
+    assert stages_of(["stages.fit"]) == ["fit"] and stages_of(["commands"]) == []
 
 
 def test_a_digest_follows_the_code(tmp_path, monkeypatch):

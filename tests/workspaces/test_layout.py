@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from expunge.system.installed import LOCK, other_version, read_lock
+from expunge.system.installed import LOCK, other_version, read_lock, stage_digests
 from expunge.workspaces.demo import run_demo
 from expunge.workspaces.init.graph import graph
 from expunge.workspaces.init.plan import lock_of
@@ -32,8 +32,9 @@ def test_a_folder_with_another_pipeline_gives_nothing_and_gets_a_demo(tmp_path):
     assert not [p for p in (workspace / "data").rglob("*") if p.is_file()]
     dvc(workspace, "repro", "prepare")
     assert (workspace / "data/dataset/manifest.json").is_file()
-    lock = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]["prepare"]["params"][LOCK.as_posix()]
-    assert lock["code.data"] == read_lock(workspace).code["data"]
+    stages = yaml.safe_load((workspace / "dvc.lock").read_text())["stages"]
+    assert [dep["path"] for dep in stages["code"]["deps"]] == [LOCK.as_posix()]
+    assert stages["prepare"]["params"]["reports/code.json"] == {"prepare": stage_digests()["prepare"]}
 
 
 def test_the_demo_leaves_the_outputs_of_another_run_alone(tmp_path):

@@ -114,8 +114,9 @@ def test_from_a_wheel_to_a_registered_version(environment, tmp_path):
 
     # dvc.lock holds the dependencies of the stages, and no data are added to git.
     stages = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]
-    lock = yaml.safe_load((tmp_path / "expunge.lock").read_text())
-    assert stages["prepare"]["params"]["expunge.lock"]["code.data"] == lock["code"]["data"]
+    digests = json.loads((tmp_path / "reports/code.json").read_text())
+    assert [dep["path"] for dep in stages["code"]["deps"]] == ["expunge.lock"]
+    assert stages["prepare"]["params"]["reports/code.json"] == {"prepare": digests["prepare"]}
     run("git add .", tmp_path, environment)
     names = run("git ls-files", tmp_path, environment).split()
     assert "dvc.lock" in names and not [n for n in names if n.startswith(("images/", "models/", "mlflow"))]

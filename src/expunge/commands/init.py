@@ -260,7 +260,7 @@ def _upgrade(take: list[str], keep: list[str], yes: bool, dry_run: bool) -> None
         if not typer.confirm("Write these changes?"):
             raise ConfigError("nothing was written")
     new.write()
-    typer.echo("Written. `expunge check` checks params.yaml, and `dvc status` lists the stages that will run again.")
+    typer.echo("Written. `expunge check` checks params.yaml, and `dvc repro` runs these stages again.")
 
 
 def _words(text: Word) -> list[str]:

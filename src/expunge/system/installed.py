@@ -1,7 +1,7 @@
-"""Digests of the installed package's code, on which stages depend in a workspace without `src/`.
+"""Digests of this package's code, on which stages depend.
 
-`expunge init` writes them into `expunge.lock` and `expunge init --upgrade` updates them. For each stage, dvc.yaml names
-the entries that the stage imports, so a new version makes only those stages stale that its changes reach.
+In a workspace without `src/`, `expunge init` writes them into `expunge.lock` and `expunge init --upgrade` updates them.
+The stage `code` writes one digest for each stage, so a change makes only those stages stale that import changed code.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import yaml
 import expunge
 from expunge.system.errors import ConfigError
 from expunge.system.files import write_text
+from expunge.system.imports import closure
 from expunge.system.safe_yaml import read_mapping
 
 LOCK = Path("expunge.lock")
+CODE_STAGE = "code"  # the stage that writes the digests for the other stages
 PACKAGE = Path(__file__).parents[1]
 HEADER = (
     "# Written by `expunge init` and updated by `expunge init --upgrade`; do not edit it. `code`: digests of the\n"
-    "# installed package's code; each stage in dvc.yaml names its own. `files`: digests of the files as written here.\n"
+    "# installed package's code. `files`: digests of the files as written here.\n"
 )
 SKIPPED = ("__pycache__", ".pyc", ".tmp")
 
@@ -40,15 +42,9 @@ class Lock:
     files: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
-        """Return the text of `expunge.lock`. Module names are nested, because DVC reads a dot as a level."""
-        code: dict[str, Any] = {}
-        for unit, digest in sorted(self.code.items()):
-            *packages, last = unit.split(".")
-            at = code
-            for package in packages:
-                at = at.setdefault(package, {})
-            at[last] = digest
-        content = {"version": self.version, "code": code, "files": dict(sorted(self.files.items()))}
+        """Return the text of `expunge.lock`."""
+        code, files = dict(sorted(self.code.items())), dict(sorted(self.files.items()))
+        content = {"version": self.version, "code": code, "files": files}
         return HEADER + yaml.safe_dump(content, sort_keys=False, width=200)
 
     def write(self, root: Path) -> None:
@@ -81,6 +77,35 @@ def code_digest(unit: str) -> str | None:
     return digest.hexdigest()[:32]
 
 
+def stages() -> dict[str, list[str]]:
+    """Return for each module of `expunge.stages`, such as "fit", the code that it imports, as `code_digest` names it.
+
+    Packages count as a whole. Of `expunge.stages` only the module itself counts, because stages do not import each
+    other.
+    """
+    names = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py"))
+    return {name: _units(name) for name in names if name not in ("__init__", CODE_STAGE)}
+
+
+def _units(stage: str) -> list[str]:
+    found = set()
+    for file in closure(PACKAGE.parent, f"expunge.stages.{stage}"):
+        first, *rest = file.relative_to(PACKAGE).with_suffix("").parts
+        found.add(".".join([first, *rest]) if first == "stages" else first)
+    return sorted(found - {"__init__"})
+
+
+def stage_digests() -> dict[str, str]:
+    """Return for each module of `expunge.stages` the digest of the code that it imports: 32 hex digits."""
+    digests: dict[str, str | None] = {}
+    found = {}
+    for stage, units in stages().items():
+        digests |= {unit: code_digest(unit) for unit in units if unit not in digests}
+        lines = "".join(f"{unit} {digests[unit]}\n" for unit in units)
+        found[stage] = hashlib.sha256(lines.encode()).hexdigest()[:32]
+    return found
+
+
 def read_lock(root: Path = Path()) -> Lock | None:
     """Return the lock of the workspace `root`; None if there is none, because its stages depend on `src/`.
 
@@ -92,14 +117,11 @@ def read_lock(root: Path = Path()) -> Lock | None:
     code, files = raw.get("code"), raw.get("files")
     if not isinstance(code, dict) or not isinstance(files, dict) or not isinstance(raw.get("version"), str):
         raise ConfigError(f"{root / LOCK}: not as `expunge init` writes it; restore it with `git checkout {LOCK}`")
-    return Lock(raw["version"], _flat(code, ""), {str(k): str(v) for k, v in files.items()})
+    return Lock(raw["version"], _texts(code), _texts(files))
 
 
-def _flat(tree: dict[Any, Any], prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return found
+def _texts(entries: dict[Any, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in entries.items()}
 
 
 def changed_code(lock: Lock) -> list[str]:

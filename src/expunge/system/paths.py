@@ -15,6 +15,7 @@ RETRAINED = "retrained"  # a folder with one model per seed
 REFERENCES = "references"  # the evaluation of original and retrained models
 UNLEARNED = MODELS / "unlearned"
 REPORTS = Path("reports")
+CODE = REPORTS / "code.json"
 VALIDATION = REPORTS / "validation"
 COST = REPORTS / "cost"
 SHADOW = Path("data/shadow")

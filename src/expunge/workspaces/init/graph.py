@@ -1,77 +1,48 @@
-"""dvc.yaml of a workspace without `src/`: stages depend on entries of `expunge.lock` instead of files of code."""
+"""dvc.yaml of a workspace without `src/`: the stage `code` depends on `expunge.lock` instead of files of code."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import yaml
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from expunge.system import installed
 from expunge.system.installed import LOCK
 from expunge.workspaces.template import text_of
 
-CODE = "src/expunge/"
+SOURCE = "src/expunge"
 INPUTS, INPUT = "data/source", "${data.path}"
-
-
-def unit_of(dep: str) -> str:
-    """Return the name of a dependency in `expunge.lock`: "stages.fit" for "src/expunge/stages/fit.py"."""
-    return dep.removeprefix(CODE).removesuffix(".py").replace("/", ".")
-
-
-def units(text: str) -> list[str]:
-    """Return the modules and packages that any stage of the dvc.yaml `text` depends on, sorted."""
-    stages = yaml.safe_load(text)["stages"].values()
-    deps = {str(dep) for stage in stages for dep in stage["deps"] if str(dep).startswith(CODE)}
-    return sorted(unit_of(dep) for dep in deps)
+RUNS = re.compile(r"python -m expunge\.stages\.(\w+)")
 
 
 def stages_of(changed: Iterable[str]) -> list[str]:
-    """Return the stages of this version's dvc.yaml that depend on one of these modules or packages."""
-    stages, parts = yaml.safe_load(text_of("dvc.yaml"))["stages"], set(changed)
-    return [
-        name
-        for name, stage in stages.items()
-        if parts & {unit_of(str(dep)) for dep in stage["deps"] if str(dep).startswith(CODE)}
-    ]
+    """Return the stages of this version's dvc.yaml that import one of these modules or packages."""
+    code, parts = installed.stages(), set(changed)
+    found = []
+    for name, stage in yaml.safe_load(text_of("dvc.yaml"))["stages"].items():
+        module = RUNS.match(stage["cmd"])
+        if module and parts.intersection(code.get(module[1], ())):
+            found.append(name)
+    return found
 
 
 def graph(own_input: bool) -> str:
-    """Return this version's dvc.yaml for a workspace. `own_input`: `prepare` depends on the path in `data.path`."""
-    editor = YAML()
-    editor.width = 4096
-    editor.indent(mapping=2, sequence=4, offset=2)
-    tree = editor.load(text_of("dvc.yaml"))
-    for stage in tree["stages"].values():
-        _on_the_lock(stage)
-    out = io.StringIO()
-    editor.dump(tree, out)
-    return with_input(out.getvalue(), own_input)
+    """Return this version's dvc.yaml for a workspace. `own_input`: `prepare` depends on the path in `data.path`.
+
+    Its stage `code` depends on `expunge.lock`, because the workspace has no `src/`.
+    """
+    return with_input(_replaced(text_of("dvc.yaml"), SOURCE, LOCK.as_posix()), own_input)
 
 
 def with_input(text: str, own_input: bool) -> str:
     """Return dvc.yaml with `prepare` depending on the path in params.yaml (`own_input`) or on the folder of inputs."""
-    old, new = (INPUTS, INPUT) if own_input else (INPUT, INPUTS)
+    return _replaced(text, INPUTS, INPUT) if own_input else _replaced(text, INPUT, INPUTS)
+
+
+def _replaced(text: str, old: str, new: str) -> str:
     return re.sub(rf"^( +- ){re.escape(old)}$", lambda found: found[1] + new, text, flags=re.MULTILINE)
-
-
-def _on_the_lock(stage: CommentedMap) -> None:
-    deps = stage["deps"]
-    code = [str(dep) for dep in deps if str(dep).startswith(CODE)]
-    for place in reversed([i for i, dep in enumerate(deps) if str(dep) in code]):
-        del deps[place]
-    names = CommentedSeq(f"code.{unit_of(dep)}" for dep in code)
-    names.fa.set_flow_style()
-    entry = CommentedMap({LOCK.as_posix(): names})
-    params = CommentedSeq([*stage.get("params", []), entry])
-    if "params" in stage:
-        stage["params"] = params
-    else:
-        stage.insert(list(stage).index("deps") + 1, "params", params)
 
 
 def outputs(text: str, sections: Iterable[str] = ("outs", "metrics", "plots")) -> list[tuple[str, bool]]:
