@@ -65,7 +65,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif fate == BUSY:
             self._answer(503, {"Content-Type": "application/json"}, b'{"error_code": "TEMPORARILY_UNAVAILABLE"}')
         else:
-            there = http.client.HTTPConnection(asked.target.hostname, asked.target.port, timeout=60)
+            there = http.client.HTTPConnection(asked.target.hostname, asked.target.port, timeout=300)
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
             there.request(self.command, self.path, body, headers)
             answer = there.getresponse()

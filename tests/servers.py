@@ -24,7 +24,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -50,7 +50,7 @@ def tracking_server(
             command, cwd=home, env={**os.environ, **(environment or {}), **own}, stdout=out, stderr=out
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=180)
+        wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=300)
         yield f"http://127.0.0.1:{port}"
     finally:
         end(process)

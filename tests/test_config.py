@@ -278,7 +278,7 @@ def test_hostile_yaml_is_refused(tmp_path, text, said):
     began = time.process_time()
     with pytest.raises(ConfigError, match=said) as caught:
         load_config(tmp_path / "params.yaml")
-    assert len(str(caught.value).splitlines()) == 1 and time.process_time() - began < 5
+    assert len(str(caught.value).splitlines()) == 1 and time.process_time() - began < 20
 
 
 def test_what_is_no_text_is_refused(tmp_path):

@@ -113,6 +113,7 @@ def test_a_run_records_the_package_and_shows_the_metric_beside_the_references(wo
     assert logged["original"] == pytest.approx(values["original"]) and logged["nearest-mean"] is not None
 
 
+@pytest.mark.long
 def test_after_an_upgrade_the_check_says_which_stage_to_make_again_and_the_line_works(workspace, site, tmp_path):
     """This test must run last, because it changes the workspace."""
     newer = tmp_path / "site"

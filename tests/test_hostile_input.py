@@ -43,7 +43,7 @@ from tests.sweep import people_workspace
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # Pillow warns of bad tags.
 EXAMPLES = int(os.environ.get("EXPUNGE_FUZZ_EXAMPLES", "25"))
-SECONDS = 5.0
+SECONDS = 20.0
 FUZZ = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example],

@@ -80,8 +80,8 @@ def test_the_server_of_the_user_interface_ends_with_the_command(tmp_path):
         assert process.stdout is not None and process.stdout.readline() == b"1\n"
         children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM and len(children) == 2
-        assert psutil.wait_procs(children, 60)[1] == []
+        assert process.wait(300) == 128 + signal.SIGTERM and len(children) == 2
+        assert psutil.wait_procs(children, 300)[1] == []
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ class Service:
     def command(self) -> list[str]:
         return [self.translated(word) for word in [*self.image.entrypoint, *self.spec["command"]]]
 
-    def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command in the service, through its entrypoint, as `docker compose run` does."""
         return subprocess.run(
             self.confined(*self.image.entrypoint, *command),
@@ -180,7 +180,7 @@ class Service:
     def healthy(self) -> bool:
         """Run the service's own health check once and return whether it passed."""
         test = [self.translated(word, own=self.outer) for word in self.spec["healthcheck"]["test"][1:]]
-        return subprocess.run(test, env=self.environment(), capture_output=True, timeout=30).returncode == 0
+        return subprocess.run(test, env=self.environment(), capture_output=True, timeout=180).returncode == 0
 
     def ready(self) -> bool:
         """Return whether the services that depend on this one may start.
@@ -278,7 +278,7 @@ class Stack:
             assert time.monotonic() < end, "\n".join(f"{s.name} is not up:\n{s.words()}" for s in missing if s.process)
             time.sleep(0.5)
 
-    def until(self, done: Any, seconds: float = 60) -> Any:
+    def until(self, done: Any, seconds: float = 300) -> Any:
         """Call `done` until its result is true, and return that result. Fail after `seconds`."""
         end = time.monotonic() + seconds
         while not (answer := done()):

@@ -25,6 +25,7 @@ from tests.docker.composed import CONFINED, ROOT, Stack, binaries
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.xdist_group("docker"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 on the loopback interface"),
 ]
@@ -190,7 +191,7 @@ def test_prefect_asks_for_a_password_and_shows_its_pages(stack):
 def prefect(stack: Stack, method: str, path: str, body: Any = None) -> Any:
     user, password = stack.secret("prefect_auth").split(":")
     url = f"http://{stack['prefect'].outer}:4200/api{path}"
-    answer = httpx.request(method, url, json=body, auth=(user, password), timeout=30)
+    answer = httpx.request(method, url, json=body, auth=(user, password), timeout=180)
     assert answer.is_success, answer.text
     return answer.json() if answer.content else None
 

@@ -55,6 +55,7 @@ def as_account(monkeypatch, name: str, password: str = PASSWORD) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_account_that_moved_the_alias_is_on_the_version_and_cannot_be_forged(server, monkeypatch):
     from mlflow.server.auth.client import AuthServiceClient

@@ -95,7 +95,7 @@ def at_once() -> Callable[..., list[str]]:
         for p in started:
             p.stdin.write("go\n")
             p.stdin.flush()
-        out = [p.communicate(timeout=120)[0] for p in started]
+        out = [p.communicate(timeout=300)[0] for p in started]
         assert [p.returncode for p in started] == [0] * processes
         return out
 

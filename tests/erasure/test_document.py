@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from tests.pipeline import ENVIRONMENT, ROOT, lay_out
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_life_of_a_request_as_documented(tmp_path):
     workspace = lay_out(tmp_path / "workspace")

@@ -30,7 +30,7 @@ def prefect():
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 
@@ -55,6 +55,7 @@ def parameters_seen() -> str:
         return str([run.parameters for run in client.read_flow_runs()])
 
 
+@pytest.mark.long
 def test_a_path_is_taken_in_and_what_is_verified_is_carried_out(tmp_path, monkeypatch):
     """The request is for test rows only, so no model is needed. The pipeline is two stages that change nothing."""
     from flows.erasure import erasure

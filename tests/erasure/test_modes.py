@@ -49,7 +49,7 @@ MODES = {
     "shards": ({**ABOVE, "shards": 3}, {}),
     "slices": ({**ABOVE, "shards": 2, "slices": 2}, {}),
 }
-OFTEN = ("ridge", "above", "shards")  # the others differ from one of these by one step that has tests of its own
+OFTEN = ("ridge", "shards")  # the others differ from one of these by one step that has tests of its own
 
 
 def arrays() -> dict[str, np.ndarray]:

@@ -60,12 +60,12 @@ def test_probe_needs_both_sides_and_finite_features() -> None:
 
 
 @pytest.mark.slow
-def test_probe_on_ten_thousand_rows_takes_under_two_seconds() -> None:
+def test_probe_on_ten_thousand_rows_takes_seconds() -> None:
     rng = np.random.default_rng(3)
     train, test = two_clouds(rng, 10_000, 128, 1.0), two_clouds(rng, 2000, 128, 1.0)
     start = time.process_time()
     probe_accuracy(*train, *test)
-    assert time.process_time() - start < 2.0
+    assert time.process_time() - start < 15  # one or two on an idle machine
 
 
 @pytest.mark.parametrize("k", [1, 11])

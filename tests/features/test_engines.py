@@ -159,7 +159,7 @@ def kill_a_worker(process: subprocess.Popen, workspace: Path) -> tuple[list[int]
         if not killed and (ready := re.search(r"Ray workers ready, process (\d+), (\d+)", line)):
             killed.append(int(ready[2]))
             threading.Thread(target=kill_after_the_first_shard, args=(workspace, killed[0]), daemon=True).start()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert process.returncode == 0, "".join(lines)[-3000:]
     return killed, "".join(lines)
 

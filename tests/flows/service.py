@@ -156,7 +156,7 @@ class Service:
         with self.client() as client:
             return client.read_flow_run(run_id)
 
-    def until(self, run_id: Any, *names: str, seconds: float = 120) -> Any:
+    def until(self, run_id: Any, *names: str, seconds: float = 600) -> Any:
         """Wait until the state of the run has one of these names. Any other final state fails with its reason."""
 
         def ask() -> Any:

@@ -59,6 +59,7 @@ def resume(service, run_id, **answer):
         return client._client.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer}).json()
 
 
+@pytest.mark.long
 def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace):
     registered = service.until(service.request("unlearn/pipeline", stages=["register"], force=True), "Completed")
     artifacts = service.artifacts(registered.id)
@@ -108,6 +109,7 @@ def test_a_person_promotes_and_is_not_asked_again(service, workspace):
     assert (workspace / "ledger.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace):
     run = service.until(service.request("audit/audit", seeds=2, first_seed=5), "Completed", seconds=180)
     rows = json.loads(service.artifacts(run.id)["audit-table"].data)
@@ -125,6 +127,7 @@ def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace)
     assert "Worse than its report" in service.artifacts(worse.id)["audit-result"].data
 
 
+@pytest.mark.long
 def test_the_command_audit_finds_the_same(service, workspace):
     done = subprocess.run(
         [sys.executable, "-m", "expunge.cli", "attack", "--seeds", "1"],

@@ -29,6 +29,7 @@ def commands() -> str:
     return script
 
 
+@pytest.mark.long
 def test_from_an_empty_machine_to_a_scheduled_run_that_registered_a_model(tmp_path):
     port = str(free_port())
     script = "set -euo pipefail\n" + commands().replace("4200", port)

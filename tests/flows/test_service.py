@@ -102,6 +102,7 @@ def test_the_form_describes_every_parameter(service, workspace):
                 assert "type" in parameter or "anyOf" in parameter, f"{name}: {key}"
 
 
+@pytest.mark.long
 @on("sqlite")
 def test_two_runs_at_once_run_one_after_the_other(service, workspace):
     """They belong to different deployments, but these share one workspace."""
@@ -117,6 +118,7 @@ def test_two_runs_at_once_run_one_after_the_other(service, workspace):
     assert service.tasks(first) == {"long": "Completed"}
 
 
+@pytest.mark.long
 @on("postgresql")
 def test_a_killed_worker_is_replaced_and_the_next_run_completes_the_work(service, workspace):
     service.deploy(workspace, "--silence", SILENCE)

@@ -17,7 +17,7 @@ def prefect():
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=300):
         yield
 
 
@@ -90,6 +90,7 @@ def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
     assert (workspace / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_classes_and_methods_of_the_form_are_written_to_params(workspace):
     from prefect.utilities.callables import parameter_schema
@@ -136,6 +137,7 @@ def test_the_result_is_an_artifact(workspace):
     assert "| original |" in found[-1].data
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_flow_runs_as_a_module(tmp_path):
     root = Path(__file__).parents[2]

@@ -19,6 +19,7 @@ def service(tmp_path_factory):
     made.end()
 
 
+@pytest.mark.long
 def test_runs_work_in_clones_and_push_what_they_made(service, tmp_path):
     bare, remote = publish_repository(tmp_path)
     operations = lay_out_tiny(tmp_path / "operations")  # the worker starts here, but no pipeline runs here

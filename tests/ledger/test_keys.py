@@ -74,4 +74,4 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != ENV}
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
-    assert len({p.communicate(timeout=60)[0] for p in started}) == 1
+    assert len({p.communicate(timeout=300)[0] for p in started}) == 1

@@ -220,7 +220,7 @@ def test_processes_append_one_after_another(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "ledger.jsonl")]
     started = [subprocess.Popen(command) for _ in range(3)]
-    assert [p.wait(60) for p in started] == [0, 0, 0]
+    assert [p.wait(300) for p in started] == [0, 0, 0]
     assert Ledger(tmp_path / "ledger.jsonl").verify() == 75
 
 

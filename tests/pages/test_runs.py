@@ -143,6 +143,7 @@ def test_the_check_and_the_cuts_of_a_finished_run(repository, tmp_path):
     assert "relearn" in run(said_in("docs/comparators.md", "expunge methods"), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_runs_and_experiments_with_dvc(repository, tmp_path):
     shown = run(typed("docs/dvc.md", "dvc metrics show"), repository)
@@ -187,6 +188,7 @@ def promoted(finished, tmp_path_factory) -> Path:
     return home
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_promoted_version_is_served_scored_exported_and_watched(promoted):
     version = promoted / "version"

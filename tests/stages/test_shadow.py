@@ -132,6 +132,7 @@ def test_shadow_heads_attack_methods_that_change_only_head_or_map(copy):
     assert (copy / "reports" / "shadow.json").read_bytes() == first
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_whole_networks_go_on_after_a_kill(copy):
     def edit(p):

@@ -25,6 +25,7 @@ np.save(sys.argv[3], mlflow.pyfunc.load_model(sys.argv[1]).predict(np.load(sys.a
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_version_answers_as_evaluated_in_an_environment_of_its_requirements(finished, tmp_path, monkeypatch):
     from expunge.data.dataset import Dataset

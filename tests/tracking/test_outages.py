@@ -65,6 +65,7 @@ def versions(name: str) -> list[str]:
     return [v.version for v in found]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_busy_server_that_loses_answers(proxy, work):
     """About every fifth request fails.
@@ -95,7 +96,7 @@ def test_a_server_that_dies_in_the_middle(first, last, proxy, work, monkeypatch)
     began = time.monotonic()
     with pytest.raises(TrackingError, match="logging" if last == 20 else "registering") as e:
         call()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert proxy.url in str(e.value) and "\n" not in str(e.value)
     proxy.back()
     before = statuses(name)

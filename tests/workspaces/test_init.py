@@ -280,7 +280,7 @@ def test_init_asks_at_a_terminal(repository):
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
     os.write(leader, b"images\n\nbag, coat\n32\n")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert [output.count(word) for word in ("Data:", "Model (", "Training", "Classes to", "Side of")] == [1, 0, 1, 1, 1]
     params = yaml.safe_load((repository / "params.yaml").read_text())

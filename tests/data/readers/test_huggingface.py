@@ -240,7 +240,7 @@ def test_a_pinned_commit_of_the_hub_is_read_and_a_missing_one_refused(tmp_path: 
                 env=env,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
             )
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
