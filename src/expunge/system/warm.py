@@ -1,6 +1,6 @@
 """Run a stage in a process forked from one that has imported the heavy libraries already.
 
-A request runs about a dozen short stages, and each would import torch, scikit-learn, MLflow or Great Expectations anew,
+A run has one or two dozen short stages, and each would import torch, scikit-learn, MLflow or Great Expectations anew,
 which takes longer than its work. The first of them starts a server (`warm_server`) in the background, which imports the
 libraries of all stages and then forks for each later stage. The stage has the terminal, folder and environment of the
 process that asks, ends with it, and the process that asks exits as the stage did. The server ends after a minute
@@ -26,8 +26,6 @@ from pathlib import Path
 
 SWITCH = "EXPUNGE_WARM"
 PREFIX = "expunge.stages."
-# The stages that a request runs. Those that run once for each model import what they need.
-SERVED = {"validate", "split", "retrain", "fit", "evaluate", "shadow", "compare", "report", "register"}
 READY = b"R"
 PATIENCE = 0.3  # seconds that a stage waits for a server that is still importing
 LONGEST = 100  # bytes of a socket's path; the system allows 107
@@ -41,8 +39,8 @@ OWN_PREFIXES = ("DVC_", "EXPUNGE_", "PREFECT__")
 def hand_over(command: Sequence[str]) -> None:
     """Run the stage of `command` in a fork of the server, and exit as it does.
 
-    `command`: `sys.orig_argv`. Returns if the command is not exactly `python -m expunge.stages.NAME ...` of a stage
-    in SERVED, or if no server is ready. In the latter case a server is started for the stages that follow.
+    `command`: `sys.orig_argv`. Returns if the command is not exactly `python -m expunge.stages.NAME ...`, or if no
+    server is ready. In the latter case a server is started for the stages that follow.
     """
     if not _served(command):
         return
@@ -64,8 +62,8 @@ def hand_over(command: Sequence[str]) -> None:
 
 
 def _served(command: Sequence[str]) -> bool:
-    name = command[2].removeprefix(PREFIX) if len(command) > 2 and command[1] == "-m" else ""
-    return name in SERVED and os.environ.get(SWITCH) != "0" and supported()
+    stage = len(command) > 2 and command[1] == "-m" and command[2].startswith(PREFIX)
+    return stage and os.environ.get(SWITCH) != "0" and supported()
 
 
 def supported() -> bool:

@@ -27,14 +27,16 @@ from expunge.system.quiet import keep_quiet
 from expunge.system.warm import PATIENCE, READY
 
 IDLE = 60.0  # seconds without work after which the server ends
-# What the stages of a request import. None of these may leave a thread running, see `alone`.
+# What the stages import. None of these may leave a thread running, see `alone`.
 LIBRARIES = (
     "pydantic",
     "pyarrow.dataset",
     "pyarrow.parquet",
     "torch",
+    "torch._dynamo",  # any optimizer imports it with its first step
     "sklearn.base",
     "sklearn.decomposition",
+    "sklearn.manifold",
     "scipy.stats",
     "safetensors.torch",
     "great_expectations",
