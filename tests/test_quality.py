@@ -113,6 +113,7 @@ def test_a_good_split_passes(tmp_path: Path, dataset: Dataset) -> None:
     assert observed == {"forget": 15, "retain": 30}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -205,6 +206,7 @@ def test_dead_features_are_stopped(tmp_path: Path, dataset: Dataset) -> None:
     assert "n_zero: column values to be between (30 rows do not)" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -35,6 +35,7 @@ def asked(store: Store, place: Path, labels: dict[str, str]) -> str:
     return store.verify(request.id, "ben", "", {}).id
 
 
+@pytest.mark.slow
 def test_a_correction_is_taken_in_and_verified_on_the_command_line(root, expunge, tmp_path):
     source = listed(tmp_path / "mine.csv", OTHERS)
     assert "exactly one of these" in expunge("request", "add", "--correct", str(source), "--classes", "2").err

@@ -232,6 +232,7 @@ def test_a_request_that_no_method_can_honour_is_refused_with_reasons(without_ref
     assert Dataset("data/dataset").rows == people_workspace.ROWS
 
 
+@pytest.mark.slow
 def test_the_pipeline_is_given_exactly_the_training_rows(without_reference, tmp_path):
     from expunge.config import load_config
     from expunge.erasure.intake import values_of

@@ -200,6 +200,7 @@ def test_a_change_on_an_old_state_is_refused(store):
     assert store.get(old.id).state == State.verified and len(store.events(old.id)) == 2
 
 
+@pytest.mark.slow
 def test_changes_of_two_operators_at_once_are_all_kept(url, at_once):
     """Each process adds ten requests, and the first one creates the tables."""
     code = """

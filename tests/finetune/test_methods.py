@@ -192,6 +192,7 @@ def test_impossible_arguments_are_refused(method: Any, wrong: dict[str, Any]) ->
         method(**wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOR_CLASSES)
 def test_a_network_without_batch_norm_works(name: str, digits: Any) -> None:
     flat = digits.fresh()

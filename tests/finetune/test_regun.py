@@ -100,6 +100,7 @@ def test_per_class_targets_are_means_and_the_loss_has_its_floor_at_the_target(di
     assert abs(phase.loss(rows.retain[:10], rows.forget[:10])["forget"].item()) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["quantile", "per-class"])
 def test_forgotten_rows_come_to_look_like_rows_never_seen(digits: Any, rows: Rows, target: str) -> None:
     """The mean loss of forgotten rows rises from far below to near that of judged rows. Retained rows stay correct."""

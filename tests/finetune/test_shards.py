@@ -95,6 +95,7 @@ def same(one: Trained, two: Trained) -> bool:
     return steps and all(torch.equal(a[k], b[k]) for k in a) and one.classifier_.card == two.classifier_.card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 3])
 def test_a_dataset_that_never_had_the_rows_gives_the_same(digits: Digits, slices: int) -> None:
     """The other dataset has its own ids, labels and activations, and places its rows with the same key."""

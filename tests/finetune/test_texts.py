@@ -91,6 +91,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Texts:
     return Texts(tmp_path_factory.mktemp("texts"))
 
 
+@pytest.mark.slow
 def test_token_ids_give_the_outputs_of_the_texts(texts: Texts) -> None:
     written = texts.dataset.inputs()
     assert texts.ids.dtype == np.int32 and texts.ids.shape[0] == texts.dataset.rows

@@ -10,6 +10,8 @@ import pytest
 
 from tests.pipeline import ENVIRONMENT, change, dvc
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def prefect():
@@ -41,7 +43,6 @@ def test_every_stage_runs_after_the_stages_it_depends_on(workspace):
         assert names.index(before) < names.index(after)
 
 
-@pytest.mark.slow
 def test_the_flow_writes_the_lock_that_dvc_repro_wrote(workspace):
     """DVC's run cache gives the same measured times. Only the first stages are really run again."""
     from flows.unlearn import unlearn
@@ -62,7 +63,6 @@ def test_a_run_without_anything_stale_does_nothing(workspace):
     assert set(unlearn(str(workspace), stages=["prepare", "train", "compare"]).values()) == {"up to date"}
 
 
-@pytest.mark.slow
 def test_a_failed_stage_fails_the_flow_with_its_error_line(workspace):
     from flows.unlearn import StageFailedError, unlearn
 
@@ -78,7 +78,6 @@ def test_a_failed_stage_fails_the_flow_with_its_error_line(workspace):
     assert unlearn(str(workspace), stages=["split"])["split"] in ("done", "up to date")
 
 
-@pytest.mark.slow
 def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
     from flows.unlearn import PreflightError, unlearn
 
@@ -91,7 +90,6 @@ def test_params_that_cannot_be_are_found_before_a_stage_runs(workspace):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_classes_and_methods_of_the_form_are_written_to_params(workspace):
     from prefect.utilities.callables import parameter_schema
 
@@ -115,7 +113,6 @@ def test_classes_and_methods_of_the_form_are_written_to_params(workspace):
     assert len(written.splitlines()) == len(own.splitlines())
 
 
-@pytest.mark.slow
 def test_a_tracking_server_that_is_away_is_found_before_the_work_starts(workspace, monkeypatch):
     from flows.unlearn import PreflightError, unlearn
 
@@ -138,7 +135,6 @@ def test_the_result_is_an_artifact(workspace):
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_the_flow_runs_as_a_module(tmp_path):
     root = Path(__file__).parents[2]
     help_text = subprocess.run(

@@ -97,6 +97,7 @@ def test_the_seed_decides_the_start_and_leaves_the_global_generator_alone() -> N
     assert torch.equal(torch.rand(2), expected)
 
 
+@pytest.mark.slow
 def test_a_transformers_directory_brings_weights_preprocessing_and_the_same_logits(
     vit_dir: Path, tmp_path: Path
 ) -> None:

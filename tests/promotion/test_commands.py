@@ -105,6 +105,7 @@ def test_promotion_is_refused_where_params_ask_for_a_claim_that_was_not_shown(co
     assert not (copy / "ledger.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_export_writes_a_version_and_a_missing_champion_or_registration_is_named(copy, expunge, tmp_path):
     no_champion = expunge("export", str(tmp_path / "m.pt2"))
     assert no_champion.status == 2 and "has no champion" in no_champion.err

@@ -85,6 +85,7 @@ def test_a_version_whose_run_is_gone_is_refused(promoter):
         promote(promoter, "1")
 
 
+@pytest.mark.slow
 def test_other_classes_or_shapes_are_refused(promoter, tmp_path):
     promote(promoter, "1")
     other = put(tmp_path, "A", "colour")

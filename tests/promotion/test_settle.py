@@ -28,6 +28,7 @@ def promotions(promoter) -> list[str]:
     return [e.facts["version"] for e in promoter.ledger.entries() if e.kind == PROMOTION]
 
 
+@pytest.mark.slow
 def test_nothing_is_settled_that_was_not_promoted(promoter):
     assert promoter.settle(promoter.version("1"), SEEN) is None
     promoter.promote(promoter.version("1"), "by a person", promoter.history().head, {})

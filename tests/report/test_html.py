@@ -48,6 +48,7 @@ def svgs(html: str) -> list[str]:
     return re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(run, html):
     assert render(*copy.deepcopy(run(seeds=1))) == html
 

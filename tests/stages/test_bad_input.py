@@ -44,6 +44,7 @@ def test_a_request_that_forgets_no_training_row_is_refused(copy):
     refused(copy, "split", says=["forgets no training row"])
 
 
+@pytest.mark.slow
 def test_a_request_that_forgets_every_training_row_is_refused(copy):
     split_with(copy, classes=list(range(10)))
     refused(copy, "split", says=["every training row"])
@@ -89,6 +90,7 @@ def test_negative_labels_are_refused(copy):
     refused(copy, "prepare", says=["x.npz", "label"])
 
 
+@pytest.mark.slow
 def test_features_that_are_not_finite_are_refused(copy):
     from expunge.models.checkpoint import load_classifier, save_classifier
     from expunge.system.files import staged_dir, write_manifest

@@ -115,6 +115,7 @@ def test_corrected_rows_can_be_erased_afterwards(root):
     assert np.array_equal(Dataset(root / "data/dataset").labels(), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_a_sweep_that_is_killed_at_any_moment_is_completed_by_the_next(before, tmp_path, seed):
     def run(until: int, name: str):

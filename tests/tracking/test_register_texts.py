@@ -20,6 +20,7 @@ from tests.served_models import CLASSES, affine, evaluated, write_unlearned
 TEXTS = ["the cat sat", "stock rose to the moon!", "a dog on a mat", "bank rate fell ?"]
 
 
+@pytest.mark.slow
 def test_the_version_answers_raw_texts(store, tmp_path):
     encoder = write_encoder(tmp_path / "bert")
     classifier = build(f"sentence:{encoder}", len(CLASSES), None, training="head", saw_forget_data=False)

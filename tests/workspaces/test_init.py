@@ -97,6 +97,7 @@ def test_images_come_under_dvc_and_out_of_git(repository):
     assert "prepare" in dvc(repository, "status")
 
 
+@pytest.mark.slow
 def test_all_conflicts_are_reported_together_and_nothing_is_written(repository):
     for name in ("dvc.yaml", "flows/__init__.py", "models/original/weights.bin", "reports/results.md"):
         (repository / name).parent.mkdir(parents=True, exist_ok=True)
@@ -301,6 +302,7 @@ def test_the_workflow_follows_the_schema_of_github(repository):
     assert text.count(f"torch=={pinned.split('==')[1].split(chr(34))[0]} ") == 2
 
 
+@pytest.mark.slow
 def test_another_build_is_refused_by_stages_and_explained_by_check(repository):
     init(*DIGITS)
     assert other_version() is None
@@ -365,6 +367,7 @@ def test_an_upgrade_shows_the_difference_and_keeps_values(newer):
     assert "nothing to upgrade" in init("--upgrade")
 
 
+@pytest.mark.slow
 def test_a_file_that_both_sides_changed_is_left_to_its_owner(newer):
     for name in ("flows/nightly.py", "dvc.yaml"):
         (newer / name).write_text((newer / name).read_text() + "# mine\n")

@@ -225,6 +225,7 @@ except DataError as e:
 """
 
 
+@pytest.mark.slow
 def test_a_pinned_commit_of_the_hub_is_read_and_a_missing_one_refused(tmp_path: Path) -> None:
     """A new process is needed, because the library reads the Hub's address from the environment on import."""
     files = {
