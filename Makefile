@@ -56,7 +56,7 @@ demo: $(READY) ## The same pipeline on scikit-learn's digits, about a minute
 people: $(READY) ## Three people deleted exactly, one after the other, each from request to certificate
 	expunge demo-people
 
-test: $(DEV) ## The fast tests, five to seven minutes on 2 cores
+test: $(DEV) ## The fast tests, four to five minutes on 2 cores
 	pytest -n 2 --dist loadgroup -m 'not slow'
 
 SLOW ?= slow
