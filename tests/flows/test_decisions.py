@@ -1,6 +1,6 @@
 """Tests of the way from a verdict to a champion and its audit.
 
-They run on a real Prefect server with a real worker, in a workspace whose pipeline is finished.
+They run on a real Prefect server with a real worker, in a workspace whose pipeline is finished, and each goes on from the one before.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def resume(service, run_id, **answer):
         return client._client.post(f"/flow_runs/{run_id}/resume", json={"run_input": answer}).json()
 
 
-@pytest.mark.long
 def test_a_verdict_asks_a_person_whose_refusal_needs_a_reason(service, workspace):
     registered = service.until(service.request("unlearn/pipeline", stages=["register"], force=True), "Completed")
     artifacts = service.artifacts(registered.id)
