@@ -108,7 +108,6 @@ def test_a_person_promotes_and_is_not_asked_again(service, workspace):
     assert (workspace / "ledger.jsonl").read_bytes() == before
 
 
-@pytest.mark.long
 def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace):
     run = service.until(service.request("audit/audit", seeds=2, first_seed=5), "Completed", seconds=180)
     rows = json.loads(service.artifacts(run.id)["audit-table"].data)
@@ -126,7 +125,6 @@ def test_the_audit_finds_what_serves_no_worse_and_then_worse(service, workspace)
     assert "Worse than its report" in service.artifacts(worse.id)["audit-result"].data
 
 
-@pytest.mark.long
 def test_the_command_audit_finds_the_same(service, workspace):
     done = subprocess.run(
         [sys.executable, "-m", "expunge.cli", "attack", "--seeds", "1"],
