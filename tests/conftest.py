@@ -45,6 +45,14 @@ def default_limits():
     limits.use(limits.DEFAULTS)
 
 
+@pytest.fixture(autouse=True)
+def own_path():
+    """Undo what MLflow does when it loads a model: its code comes first on the path, and new processes inherit that."""
+    before = sys.path.copy()
+    yield
+    sys.path[:] = before
+
+
 @pytest.fixture
 def declare(tmp_path, monkeypatch):
     """Return a function that installs packages `plugin_0`, `plugin_1`, ..., each with one entry point.

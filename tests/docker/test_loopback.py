@@ -25,6 +25,7 @@ from tests.docker.composed import CONFINED, ROOT, Stack, binaries
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.xdist_group("docker"),
     pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 on the loopback interface"),
 ]

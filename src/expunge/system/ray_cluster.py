@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,13 +36,13 @@ def cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None
     """Connect to the cluster at `address`; without one, start a cluster on this machine.
 
     A cluster that is started here has at least `workers` processors. Raises ConfigError if nothing answers at
-    `address`.
+    `address`, or if what answers cannot be joined.
     """
     if address is None:
         _start_here(ray, max(cores(), workers or 1))
     else:
         check_address(address)
-        ray.init(address=address, logging_level=logging.WARNING)
+        _join(ray, address)
     try:
         yield
     finally:
@@ -70,6 +71,27 @@ def check_address(address: str) -> None:
     except (OSError, ValueError) as e:
         raise ConfigError(
             f"extract.address: no Ray cluster answers at {address!r} ({e}); give host:port as `ray start` prints it"
+        ) from None
+
+
+def _join(ray: Any, address: str) -> None:
+    """Join the cluster at `address`; one that has just started may refuse the first attempt.
+
+    Raises ConfigError with what Ray says.
+    """
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+        return
+    except ConnectionError:
+        ray.shutdown()
+    time.sleep(1)
+    try:
+        ray.init(address=address, logging_level=logging.WARNING)
+    except ConnectionError as e:
+        ray.shutdown()
+        raise ConfigError(
+            f"extract.address: the Ray cluster at {address!r} cannot be joined ({str(e).splitlines()[0]}); check that "
+            "its version of Ray is this machine's"
         ) from None
 
 
