@@ -1,7 +1,7 @@
 """Tests of the way from a verdict to a champion and its audit.
 
-They run on a real Prefect server with a real worker, in a workspace whose pipeline is finished. Each goes on from the one
-before.
+They run on a real Prefect server with a real worker, in a workspace whose pipeline is finished. Each goes on from
+the one before.
 """
 
 from __future__ import annotations
