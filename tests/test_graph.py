@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from expunge.config import load_config
 from expunge.stages import code
 from expunge.system import imports, installed
 from expunge.system.imports import PACKAGE, closure, imported
@@ -127,12 +129,29 @@ def test_a_change_gives_other_digests_to_the_stages_that_import_it(small_package
 
 
 @pytest.mark.parametrize(
-    ("module", "named"),
-    [("expunge.training.recipe", "TRAINING_CODE"), ("expunge.shadow.networks", "FITTING_CODE")],
+    ("part", "stale"),
+    [
+        ("training", {"model", "margins"}),
+        ("finetune", {"model", "margins"}),
+        ("methods", {"margins"}),
+        ("evaluation", {"margins"}),
+        ("shadow", {"margins"}),
+        ("report", set()),
+        ("tracking", set()),
+    ],
 )
-def test_shadow_networks_are_stale_when_code_that_made_them_changes(module, named):
+def test_shadow_networks_are_stale_when_code_that_made_them_changes(part, stale, monkeypatch):
     """Shadow networks are not outputs of DVC stages of their own, so they carry a digest of the code instead."""
-    from expunge.shadow import networks
+    from expunge.shadow.networks import Job
 
-    needed = {path.relative_to(SRC / PACKAGE).parts[0] for path in closure(SRC, module)} - {"__init__.py"}
-    assert set(getattr(networks, named)) == needed
+    data, rows = SimpleNamespace(digest="d"), SimpleNamespace(request={"digest": "s"})
+    job = Job(load_config(ROOT / "params.demo.yaml"), data, rows, None, None, ROOT, ROOT)
+
+    def keys() -> dict[str, str]:
+        return {"model": job.model_key("trained", 1), "margins": job.margins_key("trained", 1)}
+
+    before, digest_of_part = keys(), installed.code_digest
+    assert keys() == before
+    monkeypatch.setattr(installed, "code_digest", lambda unit: "other" if unit == part else digest_of_part(unit))
+    after = keys()
+    assert {name for name in before if before[name] != after[name]} == stale

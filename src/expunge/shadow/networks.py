@@ -8,7 +8,6 @@ that asks for more models, therefore computes only what is missing.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from expunge.models.classifier import Classifier
 from expunge.shadow.heads import FORGET_ROWS, POPULATION_ROWS
 from expunge.system.errors import REFUSALS, ManifestError
 from expunge.system.files import digest_of, read_json, read_manifest, staged_dir, write_json, write_manifest
+from expunge.system.installed import module_digest
 from expunge.system.progress import log_message
 from expunge.training.cut_check import resolve
 from expunge.training.recipe import make_classifier
@@ -45,14 +45,6 @@ from expunge.training.recipe import make_classifier
 PRODUCER = "expunge.shadow.networks"
 MARGINS, KEY = "margins.safetensors", "key.json"
 RETRAINED_SEEDS = 100_000  # offset of the retrained models' seeds, so that they differ from those of trained ones
-# Packages whose sources determine a result; tests/test_graph.py compares them with what this module imports.
-TRAINING_CODE = ("config", "core", "data", "features", "finetune", "ledger", "models", "system", "training")
-FITTING_CODE = (
-    *TRAINING_CODE,
-    "evaluation",
-    "methods",
-    "shadow",
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Job:
         """Digest of everything that determines the weights of a network."""
         rows = self.split.request["digest"] if side == "retrained" else "all"
         settings = dataclasses.asdict(self.config.model), dataclasses.asdict(self.config.train)
-        return digest_of([side, seed, rows, self.dataset.digest, settings, code_digest(TRAINING_CODE)])
+        return digest_of([side, seed, rows, self.dataset.digest, settings, module_digest("expunge.training.recipe")])
 
     def margins_key(self, side: str, seed: int) -> str:
         """Digest of everything that determines the margins of a network.
@@ -95,19 +87,7 @@ class Job:
         fits = (self.config.methods, self.config.fit) if side == "trained" else ()
         parts = [self.model_key(side, seed), self.split.request["digest"], self.config.shadow.seed, fits]
         features = dataclasses.asdict(self.config.features), dataclasses.asdict(self.config.activations)
-        return digest_of([*parts, features, code_digest(FITTING_CODE)])
-
-
-def code_digest(names: tuple[str, ...]) -> str:
-    """Digest of the sources of packages and modules `names`; changed code invalidates results, as in dvc.yaml."""
-    root = Path(__file__).parents[1]
-    files = [
-        f for name in names for f in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))
-    ]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+        return digest_of([*parts, features, module_digest(__name__)])
 
 
 def attack_networks(job: Job, count: int) -> dict[str, Any]:

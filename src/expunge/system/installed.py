@@ -7,6 +7,7 @@ The stage `code` writes one digest for each stage, so a change makes only those 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -77,33 +78,46 @@ def code_digest(unit: str) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def stages() -> dict[str, list[str]]:
-    """Return for each module of `expunge.stages`, such as "fit", the code that it imports, as `code_digest` names it.
+def parts(module: str) -> list[str]:
+    """Return the code that a module imports, such as "expunge.stages.fit", as `code_digest` names it.
 
     Packages count as a whole. Of `expunge.stages` only the module itself counts, because stages do not import each
     other.
     """
-    names = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py"))
-    return {name: _units(name) for name in names if name not in ("__init__", CODE_STAGE)}
-
-
-def _units(stage: str) -> list[str]:
     found = set()
-    for file in closure(PACKAGE.parent, f"expunge.stages.{stage}"):
+    for file in closure(PACKAGE.parent, module):
         first, *rest = file.relative_to(PACKAGE).with_suffix("").parts
         found.add(".".join([first, *rest]) if first == "stages" else first)
     return sorted(found - {"__init__"})
 
 
+def module_digest(module: str) -> str:
+    """Return one digest of the code that a module imports: 32 hex digits."""
+    return _joined({part: code_digest(part) for part in parts(module)})
+
+
+def stages() -> dict[str, list[str]]:
+    """Return for each module of `expunge.stages`, such as "fit", the code that it imports, as `parts` does."""
+    names = sorted(path.stem for path in (PACKAGE / "stages").glob("*.py"))
+    return {name: parts(f"expunge.stages.{name}") for name in names if name not in ("__init__", CODE_STAGE)}
+
+
+def code_digests(needed: Mapping[str, list[str]]) -> dict[str, str]:
+    """Return the digests of all code in the lists of `needed`, by the name that `code_digest` has for it."""
+    found = {part for listed in needed.values() for part in listed}
+    return {part: code_digest(part) or "" for part in sorted(found)}
+
+
 def stage_digests() -> dict[str, str]:
-    """Return for each module of `expunge.stages` the digest of the code that it imports: 32 hex digits."""
-    digests: dict[str, str | None] = {}
-    found = {}
-    for stage, units in stages().items():
-        digests |= {unit: code_digest(unit) for unit in units if unit not in digests}
-        lines = "".join(f"{unit} {digests[unit]}\n" for unit in units)
-        found[stage] = hashlib.sha256(lines.encode()).hexdigest()[:32]
-    return found
+    """Return for each module of `expunge.stages` what `module_digest` returns. Shared code is read once."""
+    needed = stages()
+    code = code_digests(needed)
+    return {stage: _joined({part: code[part] for part in listed}) for stage, listed in needed.items()}
+
+
+def _joined(digests: Mapping[str, str | None]) -> str:
+    lines = "".join(f"{part} {digest}\n" for part, digest in digests.items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:32]
 
 
 def read_lock(root: Path = Path()) -> Lock | None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from expunge.system import installed
-from expunge.system.installed import LOCK
+from expunge.system.installed import LOCK, stages
 from expunge.workspaces.template import text_of
 
 SOURCE = "src/expunge"
@@ -19,7 +18,7 @@ RUNS = re.compile(r"python -m expunge\.stages\.(\w+)")
 
 def stages_of(changed: Iterable[str]) -> list[str]:
     """Return the stages of this version's dvc.yaml that import one of these modules or packages."""
-    code, parts = installed.stages(), set(changed)
+    code, parts = stages(), set(changed)
     found = []
     for name, stage in yaml.safe_load(text_of("dvc.yaml"))["stages"].items():
         module = RUNS.match(stage["cmd"])

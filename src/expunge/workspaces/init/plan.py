@@ -13,7 +13,7 @@ from pathlib import Path
 from expunge.system import dvc
 from expunge.system.errors import ConfigError
 from expunge.system.files import write_text
-from expunge.system.installed import Lock, code_digest, installed_version, stages
+from expunge.system.installed import Lock, code_digests, installed_version, stages
 from expunge.workspaces.init.graph import graph, outputs
 from expunge.workspaces.template import files_below, text_of
 
@@ -134,8 +134,8 @@ def ignore_rules(root: Path, graph_text: str) -> dict[str, list[str]]:
 
 def lock_of(files: dict[str, str]) -> Lock:
     """Return the lock of a workspace that holds `files` of the installed version."""
-    code = {unit: code_digest(unit) or "" for units in stages().values() for unit in units}
-    return Lock(installed_version(), code, {name: digest(text) for name, text in files.items() if name != PARAMS})
+    written = {name: digest(text) for name, text in files.items() if name != PARAMS}
+    return Lock(installed_version(), code_digests(stages()), written)
 
 
 def digest(text: str) -> str:
