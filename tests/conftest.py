@@ -45,12 +45,16 @@ def default_limits():
     limits.use(limits.DEFAULTS)
 
 
-@pytest.fixture(autouse=True)
-def own_path():
-    """Undo what MLflow does when it loads a model: its code comes first on the path, and new processes inherit that."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Put back the path after each test, also what fixtures of a module changed.
+
+    MLflow puts the code of a model that it loads first on the path, and new processes inherit the path.
+    """
     before = sys.path.copy()
-    yield
+    result = yield
     sys.path[:] = before
+    return result
 
 
 @pytest.fixture

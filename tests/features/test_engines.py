@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -174,21 +175,32 @@ def test_ray_makes_the_same_bytes_although_a_worker_is_killed(slower, tmp_path):
     assert contents(workspace) == contents(slower)
 
 
+NODES = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+print("address", cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
+
+
 @pytest.mark.slow
 def test_ray_joins_a_running_cluster(local, tmp_path):
-    """The cluster has two nodes on loopback in place of two machines."""
+    """The cluster has two nodes on loopback in place of two machines, and lets in who has its token."""
     pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=1)
-        workspace = lay_out(tmp_path, engine="ray", address=cluster.address)
-        out = finish(start(workspace, STAGE))
-        assert "2 Ray workers: 1,797 images" in out
-        assert contents(workspace) == contents(local)
-    finally:
-        cluster.shutdown()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", NODES], env={**ENVIRONMENT, **token}, **pipes) as nodes:
+        address = next(line.split()[1] for line in nodes.stdout if line.startswith("address "))
+        workspace = lay_out(tmp_path, engine="ray", address=address)
+        refused = start(workspace, STAGE, RAY_AUTH_MODE="disabled").communicate(timeout=300)[0]
+        out = finish(start(workspace, STAGE, **token))
+        nodes.communicate("\n", timeout=300)
+    assert "2 Ray workers: 1,797 images" in out
+    assert contents(workspace) == contents(local)
+    assert f"error: extract.address: the Ray cluster at '{address}' cannot be joined" in refused
+    assert "give this machine the same file and set RAY_AUTH_MODE=token" in refused
 
 
 def test_an_address_without_a_ray_cluster_is_refused():

@@ -211,9 +211,12 @@ def test_a_row_is_seen_as_often_with_slices_as_without(digits: Digits) -> None:
 
 
 @pytest.mark.slow
-def test_ray_tasks_give_the_same_bytes(digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ray_tasks_give_the_same_bytes(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cluster has two processes on this machine. A request starts tasks only for the shards that it touches."""
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # Ray would require a token here, and from all later tests
     from expunge.finetune.ray_shards import on_ray
 
     placed, engine = digits.places(4, 2), on_ray(None, 2)

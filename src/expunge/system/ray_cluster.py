@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -75,23 +74,15 @@ def check_address(address: str) -> None:
 
 
 def _join(ray: Any, address: str) -> None:
-    """Join the cluster at `address`; one that has just started may refuse the first attempt.
-
-    Raises ConfigError with what Ray says.
-    """
-    try:
-        ray.init(address=address, logging_level=logging.WARNING)
-        return
-    except ConnectionError:
-        ray.shutdown()
-    time.sleep(1)
+    """Join the cluster at `address`. Raises ConfigError with what Ray says; Ray tries for half a minute."""
     try:
         ray.init(address=address, logging_level=logging.WARNING)
     except ConnectionError as e:
         ray.shutdown()
         raise ConfigError(
             f"extract.address: the Ray cluster at {address!r} cannot be joined ({str(e).splitlines()[0]}); check that "
-            "its version of Ray is this machine's"
+            "its version of Ray is this machine's. `ray start` asks for a token where ~/.ray/auth_token exists: then "
+            "give this machine the same file and set RAY_AUTH_MODE=token"
         ) from None
 
 
