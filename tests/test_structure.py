@@ -18,7 +18,7 @@ OWNERS = {
     "mlflow": ("tracking", "serving/pyfunc.py"),
     "great_expectations": ("quality.py",),
     "prefect": (),
-    "dvc": ("system/dvc_commit.py",),
+    "dvc": ("system/dvc_command.py", "system/dvc_commit.py"),
 }
 
 

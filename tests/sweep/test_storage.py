@@ -162,6 +162,19 @@ def test_a_stage_that_was_stale_stays_stale_and_keeps_nothing_alive(root):
     )
 
 
+def test_a_stage_that_is_gone_from_the_pipeline_keeps_nothing_alive(root):
+    """Its lock entry stays when its method is taken out of params.yaml, and DVC would refuse to commit it."""
+    plan = yaml.safe_load((root / "dvc.yaml").read_text())
+    del plan["stages"]["evaluate"]
+    (root / "dvc.yaml").write_text(yaml.safe_dump(plan))
+    old = hashes_of(root, "evaluate")["data/evaluation/loft"]
+    assert old in objects(root / ".dvc/cache")
+    assert erase(root).clean
+    assert json.loads(dvc(root, "status", "--json")) == {}
+    assert old not in objects(root / ".dvc/cache")
+    assert "evaluate" not in yaml.safe_load((root / "dvc.lock").read_text())["stages"]
+
+
 def test_a_sweep_that_crashed_after_its_swaps_is_completed(root, monkeypatch):
     """The sweep crashes when the data are new and dvc.lock is half written. The next sweep completes both."""
 

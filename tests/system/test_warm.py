@@ -168,7 +168,10 @@ def test_a_signal_that_ends_a_process_ends_its_stage(number, server, start, tmp_
     assert process.wait(180) == -number
     stage, child = map(int, (tmp_path / "running").read_text().split())
     assert not alive(stage)
-    os.kill(child, signal.SIGKILL)  # as without a server: who ends a process does not end its children
+    if number == signal.SIGINT:  # as at a terminal, it reaches all
+        until(lambda: not alive(child))
+    else:  # as without a server: who ends a process does not end its children
+        os.kill(child, signal.SIGKILL)
     process.communicate()
 
 
@@ -211,6 +214,40 @@ def test_any_stage_is_handed_over_unless_it_is_switched_off(server, start, envir
     assert start("print('there')", **{warm.SWITCH: "0"}).communicate(timeout=180)[0] == "ran here\n"
 
 
+STAGE_OF_DVC = """
+stages:
+  one:
+    cmd: grep PPid /proc/$PPID/status > parent; echo $$ > part; mv part running; exec sleep 60
+"""
+
+
+def dvc_command(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "expunge.system.dvc_command", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, preexec_fn=heed_signals, **pipes)
+
+
+def test_a_command_of_dvc_is_handed_over_and_an_interrupt_reaches_its_stage(server, environment, tmp_path):
+    quiet = {**environment, "DVC_NO_ANALYTICS": "1"}
+    started = dvc_command("init", "--no-scm", "--quiet", cwd=tmp_path, env=quiet)
+    assert started.communicate(timeout=180)[0] == "" and started.returncode == 0
+    (tmp_path / "dvc.yaml").write_text(STAGE_OF_DVC)
+    process = dvc_command("repro", cwd=tmp_path, env=quiet)
+    until((tmp_path / "running").exists)
+    assert (tmp_path / "parent").read_text() == f"PPid:\t{server.pid}\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode not in (0, None) and "failed to reproduce 'one'" in out
+    assert not alive(int((tmp_path / "running").read_text()))
+
+
+def test_a_command_of_dvc_runs_itself_without_a_server_and_starts_none(run_dir, environment, tmp_path):
+    process = dvc_command("root", cwd=tmp_path, env=environment)
+    assert "not inside of a DVC repository" in process.communicate(timeout=180)[0] and process.returncode != 0
+    place = Path(python(PLACE, cwd=run_dir, env=environment)[0])
+    assert not place.exists() and not place.with_suffix(".lock").exists()
+
+
 def test_without_a_server_a_stage_runs_itself_and_starts_one(start, run_dir, environment):
     """The server loads the real libraries here. Its lock exists as soon as it has begun."""
     assert start("print('there')").communicate(timeout=180)[0] == "ran here\n"
@@ -244,7 +281,13 @@ def test_a_server_ends_when_idle_and_a_second_one_at_once(server, run_dir, envir
 
 @pytest.mark.parametrize(
     ("change", "same"),
-    [({"DVC_STAGE": "fit"}, True), ({"EXPUNGE_X": "1"}, True), ({"OMP_NUM_THREADS": "7"}, False), ({"X": "1"}, False)],
+    [
+        ({"DVC_STAGE": "fit"}, True),
+        ({"EXPUNGE_X": "1"}, True),
+        ({"KMP_INIT_AT_FORK": "FALSE"}, True),
+        ({"OMP_NUM_THREADS": "7"}, False),
+        ({"X": "1"}, False),
+    ],
 )
 def test_processes_share_a_server_only_if_a_fork_would_be_like_them(change, same, run_dir, environment):
     places = [python(PLACE, cwd=run_dir, env=env) for env in (environment, {**environment, **change})]

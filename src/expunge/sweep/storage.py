@@ -78,9 +78,13 @@ class Storage:
         return next((p for p in places if p.is_dir()), places[0])
 
     def fresh(self) -> list[str]:
-        """Return the stages and `.dvc` files that are up to date."""
+        """Return the stages and `.dvc` files that are up to date.
+
+        dvc.lock also keeps stages that are gone, for example of a method that was taken out of params.yaml.
+        """
         stale = json.loads(self.run("status", "--json"))
-        return [name for name in [*self.locked(), *self._tracked()] if name not in stale]
+        there = self.run("stage", "list", "--name-only").split()
+        return [name for name in [*(n for n in self.locked() if n in there), *self._tracked()] if name not in stale]
 
     def locked(self) -> dict[str, Any]:
         """Return the stages of dvc.lock."""

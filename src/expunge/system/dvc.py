@@ -16,7 +16,7 @@ from expunge.system.parent import ending_with_me
 
 def command(*arguments: str) -> list[str]:
     """Return the command line of `dvc ARGUMENTS` for this interpreter."""
-    return [sys.executable, "-m", "dvc", *arguments]
+    return [sys.executable, "-m", "expunge.system.dvc_command", *arguments]
 
 
 def environment(**more: str) -> dict[str, str]:

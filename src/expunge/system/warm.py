@@ -24,14 +24,22 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from expunge.system.quiet import QUIET
+
 SWITCH = "EXPUNGE_WARM"
 PREFIX = "expunge.stages."
+DVC = ("expunge.system.dvc_command", "expunge.system.dvc_commit")  # they use a server, but do not start one
 READY = b"R"
 PATIENCE = 0.3  # seconds that a stage waits for a server that is still importing
 LONGEST = 100  # bytes of a socket's path; the system allows 107
 
-# These differ between the stages of one run, and no library reads them while it is imported.
+# These differ between the commands of one run, and no library reads them while it is imported.
 OWN = {"PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES"}
+# MLflow reads these when it is used. A command that has imported expunge.tracking has some of them from there.
+OWN |= {"MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"}
+OWN |= {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"}
+# A command that has imported scikit-learn and MLflow has these from them, as the server has.
+OWN |= {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "_MLFLOW_TELEMETRY_SESSION_ID", *QUIET}
 RIGHTS = ("Cap", "NoNewPrivs", "Seccomp")
 OWN_PREFIXES = ("DVC_", "EXPUNGE_", "PREFECT__")
 
@@ -39,8 +47,8 @@ OWN_PREFIXES = ("DVC_", "EXPUNGE_", "PREFECT__")
 def hand_over(command: Sequence[str]) -> None:
     """Run the stage of `command` in a fork of the server, and exit as it does.
 
-    `command`: `sys.orig_argv`. Returns if the command is not exactly `python -m expunge.stages.NAME ...`, or if no
-    server is ready. In the latter case a server is started for the stages that follow.
+    `command`: `sys.orig_argv`. Returns if the command is not exactly `python -m expunge.stages.NAME ...` or one of DVC,
+    or if no server is ready. In the latter case a stage starts a server for the stages that follow.
     """
     if not _served(command):
         return
@@ -53,7 +61,8 @@ def hand_over(command: Sequence[str]) -> None:
         try:
             connection.connect(os.fspath(place))
         except OSError:  # nobody listens there
-            start_server(place)
+            if command[2] not in DVC:
+                start_server(place)
             return
         with contextlib.suppress(OSError):
             if connection.recv(1) == READY:
@@ -62,8 +71,8 @@ def hand_over(command: Sequence[str]) -> None:
 
 
 def _served(command: Sequence[str]) -> bool:
-    stage = len(command) > 2 and command[1] == "-m" and command[2].startswith(PREFIX)
-    return stage and os.environ.get(SWITCH) != "0" and supported()
+    known = len(command) > 2 and command[1] == "-m" and (command[2].startswith(PREFIX) or command[2] in DVC)
+    return known and os.environ.get(SWITCH) != "0" and supported()
 
 
 def supported() -> bool:
@@ -147,11 +156,14 @@ def run_there(connection: socket.socket, module: str, arguments: Sequence[str]) 
 
 @contextlib.contextmanager
 def _forwarded(pid: int) -> Iterator[None]:
-    """Forward signals that ask this process to end to the stage, and wait for it."""
+    """Forward signals that ask this process to end to the stage, and wait for it.
+
+    A terminal interrupts whole groups of processes, and DVC leaves an interrupt to the stage that it waits for.
+    """
 
     def forward(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            (os.killpg if number == signal.SIGINT else os.kill)(pid, number)
 
     asked = (n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN)
     before = {number: signal.signal(number, forward) for number in asked}

@@ -27,8 +27,27 @@ from expunge.system.quiet import keep_quiet
 from expunge.system.warm import PATIENCE, READY
 
 IDLE = 60.0  # seconds without work after which the server ends
-# What the stages import. None of these may leave a thread running, see `alone`.
+# What the stages and DVC import. None of these may leave a thread running, see `alone`.
 LIBRARIES = (
+    "dvc.cachemgr",
+    "dvc.cli.parser",
+    "dvc.data_cloud",
+    "dvc.lock",
+    "dvc.repo.artifacts",
+    "dvc.repo.datasets",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.metrics",
+    "dvc.repo.open_repo",
+    "dvc.repo.params",
+    "dvc.repo.plots",
+    "dvc.repo.stage",
+    "dvc.rwlock",
+    "dvc.updater",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile.db.local",
+    "networkx",
+    "scmrepo.git.backend.dulwich",
     "pydantic",
     "pyarrow.dataset",
     "pyarrow.parquet",
@@ -42,6 +61,7 @@ LIBRARIES = (
     "great_expectations",
     "matplotlib.figure",
     "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
 )
 
 
@@ -192,6 +212,9 @@ def load() -> None:
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        # With the first model that it logs, MLflow reads the files of all installed packages, and keeps what it found.
+        importlib.import_module("mlflow.utils.requirements_utils").warn_dependency_requirement_mismatches(["mlflow"])
     gc.collect()
     gc.freeze()  # a fork shares the objects as long as the collector does not touch them
 

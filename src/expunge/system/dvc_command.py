@@ -1,0 +1,16 @@
+"""python -m expunge.system.dvc_command ARGUMENTS: `dvc ARGUMENTS`, in a fork of the warm process if there is one.
+
+DVC's command line imports for 0.4 s, and a request starts it a dozen times, a flow once for each stage. `warm` says how
+a command is handed over. Unlike a stage, it starts no server: most single commands are not followed by others.
+"""
+
+import sys
+
+from expunge.system import warm
+
+warm.hand_over(sys.orig_argv)
+
+from dvc.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
