@@ -27,6 +27,7 @@ from flows.progress import Progress, entry_of
 
 # Failures that may be temporary: another process in the workspace, a source to be fetched, a tracking server.
 BUSY = "is busy"
+CODE = "code"  # the stage whose digests of code the others depend on
 REGISTER = "register"
 OUTSIDE = ("prepare", REGISTER)
 OUTSIDE_TRIES, BUSY_TRIES = 3, 6

@@ -23,7 +23,7 @@ from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
 from flows.request_form import Classes, Methods, set_params
-from flows.stages import REGISTER, PreflightError, StageFailedError, check, preflight, run_stage, stage_names
+from flows.stages import CODE, REGISTER, PreflightError, StageFailedError, check, preflight, run_stage, stage_names
 
 __all__ = ["PreflightError", "StageFailedError", "bring_up_to_date", "run_stage", "stage_names", "unlearn"]
 
@@ -45,7 +45,8 @@ def unlearn(
 
     Args:
         workspace: Folder with dvc.yaml and params.yaml; "." is the deployment's own.
-        stages: Stages to run, in this order, as `dvc stage list` names them; all of dvc.yaml if left out.
+        stages: Stages to run, in this order, as `dvc stage list` names them; all of dvc.yaml if left out. The stage
+            `code` runs before them, because it tells which of them have new code.
         force: Run the stages even if nothing changed since their last run.
         push: In a clone, push data to its DVC remote, and dvc.lock, metrics and plots to a branch named like this run.
         classes: Names or numbers of classes to forget, written to params.yaml; its own request if left out.
@@ -63,7 +64,8 @@ def bring_up_to_date(
     It must be called inside a flow run.
     """
     check(root)
-    names = stages or stage_names(root)
+    every = stage_names(root)
+    names = [*([CODE] if CODE in every and CODE not in stages else []), *stages] if stages else every
     if REGISTER in names:
         preflight(root)
     outcome = {name: run_stage(name, str(root), force) for name in names}
@@ -77,7 +79,7 @@ def main() -> None:
     """Run the command line `python -m flows.unlearn`."""
     parser = argparse.ArgumentParser(description="Run the pipeline as a Prefect flow, one task per DVC stage.")
     parser.add_argument("--workspace", default=".", help="folder with dvc.yaml and params.yaml")
-    parser.add_argument("--stages", nargs="+", help="run only these stages, in this order; by default all")
+    parser.add_argument("--stages", nargs="+", help="run only `code` and these stages, in this order; by default all")
     parser.add_argument("--force", action="store_true", help="run stages even if nothing changed")
     arguments = parser.parse_args()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
