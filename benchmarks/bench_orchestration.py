@@ -23,7 +23,7 @@ from rich.table import Table
 from expunge.workspaces.workspace import lay_out
 
 ROOT = Path(__file__).parents[1]
-TARGET = 1.25
+TARGET = 1.1
 
 
 def run() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,8 @@ TAIL = 40
 HINTS = re.compile(
     r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
 )
+# How DVC begins a stage, or says why it could not.
+STAGE_LINE = re.compile(r"(?:Running stage|Stage|ERROR: failed to reproduce) '(?P<name>[^']+)'")
 UP_TO_DATE, DONE = "up to date", "done"
 
 
@@ -92,16 +95,16 @@ def stale_stages(workspace: Path) -> list[str]:
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
 
-def check(workspace: Path) -> None:
-    """Raise PreflightError with every conflict of params.yaml, before DVC removes an output."""
+def check(workspace: Path, registers: bool = False) -> None:
+    """Raise PreflightError with every conflict of params.yaml, before DVC removes an output.
+
+    With `registers` it is raised, too, if the last stage could not log and register the result. Both are asked at once.
+    """
     dvc.set_aside_cut_off(workspace)
-    if not passed(workspace):
-        _first("check", "--quiet", workspace=workspace)
-
-
-def preflight(workspace: Path) -> None:
-    """Raise PreflightError if the last stage could not log and register the result, before the long stages run."""
-    _first("preflight", workspace=workspace)
+    asked = [*([] if passed(workspace) else [("check", "--quiet")]), *([("preflight",)] if registers else [])]
+    with ThreadPoolExecutor() as pool:
+        for answer in [pool.submit(_first, *a, workspace=workspace) for a in asked]:
+            answer.result()
 
 
 def _first(*arguments: str, workspace: Path) -> None:
@@ -111,14 +114,9 @@ def _first(*arguments: str, workspace: Path) -> None:
         raise PreflightError(str(e).split("\n", 1)[1] or str(e)) from None
 
 
-@contextlib.contextmanager
-def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str], subprocess.Popen[str]]]:
-    """Start a process and yield its lines, of stdout and stderr together, and the process.
-
-    If the body raises, for example because the flow is cancelled, the process and its descendants are terminated. The
-    process ends, too, if that of the flow is killed.
-    """
-    process = subprocess.Popen(
+def started(command: list[str], workspace: Path) -> subprocess.Popen[str]:
+    """Start a process that ends, too, if that of the flow is killed; stdout and stderr come together."""
+    return subprocess.Popen(
         ending_with_me(command),
         cwd=workspace,
         env=environment(workspace),
@@ -127,28 +125,84 @@ def lines_of(command: list[str], workspace: Path) -> Iterator[tuple[Iterator[str
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield the lines that a process prints, without DVC's hints."""
     assert process.stdout is not None
-    try:
-        yield (line.rstrip() for line in process.stdout if line.strip() and not HINTS.match(line)), process
-        process.wait()
-    except BaseException:
+    yield from (line.rstrip() for line in process.stdout if line.strip() and not HINTS.match(line))
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Terminate a process and its descendants unless it has ended, for example because the flow is cancelled."""
+    if process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
                 child.terminate()
         process.terminate()
         process.wait()
-        raise
-    finally:
-        process.stdout.close()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
-def stream(command: list[str], workspace: Path, what: str) -> list[str]:
-    """Run a command and write every line to the log of the task as it arrives. Returns the last TAIL lines.
+class Repro:
+    """`dvc repro` of several stages in one process, whose output is read stage by stage.
 
-    Raises StageFailedError if it exits with a status other than 0.
+    A process for each stage would read dvc.lock as many times, which takes DVC half a second. A stage that failed may
+    be tried again: then another process goes on from it. Leave the context to end a process that still runs.
+    """
+
+    def __init__(self, stages: list[str], workspace: Path, force: bool) -> None:
+        self._stages, self._workspace, self._force = stages, workspace, force
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: Iterator[str] = iter(())
+        self._next: re.Match[str] | None = None  # the line with which the next stage began
+
+    def __enter__(self) -> Repro:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            end(self._process)
+
+    def lines(self, stage: str) -> Iterator[str]:
+        """Yield the lines of `stage`; the stages before it must have been read.
+
+        Raises StageFailedError at their end if DVC has failed.
+        """
+        process = self._running(stage)
+        if self._next is not None:
+            if self._next["name"] != stage:  # DVC skips a frozen stage without such a line
+                return
+            yield self._next.string
+            self._next = None
+        for line in self._lines:
+            if (begun := STAGE_LINE.match(line)) and begun["name"] in self._stages and begun["name"] != stage:
+                self._next = begun
+                return
+            yield line
+        if process.wait() != 0:
+            raise StageFailedError(f"stage {stage} exited with status {process.returncode}")
+
+    def _running(self, stage: str) -> subprocess.Popen[str]:
+        """Return the process that comes to `stage` next; start one if there is none."""
+        if self._next is None or self._process is None:
+            if self._process is not None:
+                end(self._process)
+            force = ["--force"] if self._force else []
+            left = self._stages[self._stages.index(stage) :]
+            self._process = started(dvc.command("repro", "--single-item", *force, *left), self._workspace)
+            self._lines = lines_of(self._process)
+        return self._process
+
+
+def follow(lines: Iterator[str], what: str) -> list[str]:
+    """Write every line to the log of the task as it arrives. Returns the last TAIL lines.
+
+    A StageFailedError of `lines` is raised again with these.
     """
     logger, tail, progress = get_run_logger(), deque[str](maxlen=TAIL), Progress(what)
-    with lines_of(command, workspace) as (lines, process):
+    try:
         for line in lines:
             entry = entry_of(line)
             words = entry.line if entry else line
@@ -156,10 +210,25 @@ def stream(command: list[str], workspace: Path, what: str) -> list[str]:
             tail.append(words)
             if entry:
                 progress.see(entry)
-    if process.returncode != 0:
-        raise StageFailedError(f"{what} exited with status {process.returncode}:\n" + "\n".join(tail))
+    except StageFailedError as e:
+        raise StageFailedError(f"{e}:\n" + "\n".join(tail)) from None
     progress.end()
     return list(tail)
+
+
+def stream(command: list[str], workspace: Path, what: str) -> list[str]:
+    """Run a command and log its lines as `follow` does. Raises StageFailedError if its exit status is not 0."""
+    process = started(command, workspace)
+
+    def lines() -> Iterator[str]:
+        yield from lines_of(process)
+        if process.wait() != 0:
+            raise StageFailedError(f"{what} exited with status {process.returncode}")
+
+    try:
+        return follow(lines(), what)
+    finally:
+        end(process)
 
 
 def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
@@ -179,11 +248,7 @@ def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obje
     retry_condition_fn=may_pass_by_itself,
     task_run_name="{stage}",
 )
-def run_stage(stage: str, workspace: str, force: bool = False) -> str:
-    """Run one stage with `dvc repro --single-item` and stream its output into the log.
-
-    Returns "done" or "up to date".
-    """
-    command = dvc.command("repro", "--single-item", *(["--force"] if force else []), stage)
-    tail = stream(command, Path(workspace), f"stage {stage}")
+def run_stage(stage: str, repro: Repro) -> str:
+    """Follow one stage of `repro` and stream its output into the log. Returns "done" or "up to date"."""
+    tail = follow(repro.lines(stage), f"stage {stage}")
     return UP_TO_DATE if any("didn't change, skipping" in line for line in tail) else DONE

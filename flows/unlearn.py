@@ -23,7 +23,7 @@ from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
 from flows.request_form import Classes, Methods, set_params
-from flows.stages import CODE, REGISTER, PreflightError, StageFailedError, check, preflight, run_stage, stage_names
+from flows.stages import CODE, REGISTER, PreflightError, Repro, StageFailedError, check, run_stage, stage_names
 
 __all__ = ["PreflightError", "StageFailedError", "bring_up_to_date", "run_stage", "stage_names", "unlearn"]
 
@@ -63,12 +63,11 @@ def bring_up_to_date(
 
     It must be called inside a flow run.
     """
-    check(root)
+    check(root, registers=not stages or REGISTER in stages)
     every = stage_names(root)
     names = [*([CODE] if CODE in every and CODE not in stages else []), *stages] if stages else every
-    if REGISTER in names:
-        preflight(root)
-    outcome = {name: run_stage(name, str(root), force) for name in names}
+    with Repro(names, root, force) as repro:
+        outcome = {name: run_stage(name, repro) for name in names}
     publish(root, outcome)
     if push and unpushed(root):
         push_run(str(root))

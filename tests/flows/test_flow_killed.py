@@ -60,7 +60,9 @@ if ARGUMENTS.startswith("-m flows."):
     if WHO == "flow":
         kill_at(int(EVENT), f"{WHO} {EVENT}", flow)
         atexit.register(lambda: open(HOME + "/events", "w").write(str(seen)))
-elif WHO != "flow" and ARGUMENTS.startswith({"dvc": "-m dvc repro", "stage": "-m expunge.stages."}[WHO]):
+elif WHO == "dvc" and ARGUMENTS.startswith("-m expunge.system.dvc_command repro"):
+    kill_at(int(EVENT), f"{WHO} {EVENT}", flow)
+elif WHO == "stage" and ARGUMENTS.startswith("-m expunge.stages."):
     kill_at(int(EVENT), f"{WHO} {EVENT}", flow)
 """
 )

@@ -1,7 +1,7 @@
 """python -m expunge.system.dvc_command ARGUMENTS: `dvc ARGUMENTS`, in a fork of the warm process if there is one.
 
-DVC's command line imports for 0.4 s, and a request starts it a dozen times, a flow once for each stage. `warm` says how
-a command is handed over. Unlike a stage, it starts no server: most single commands are not followed by others.
+DVC's command line imports for 0.4 s, and a request starts it a dozen times. `warm` says how a command is handed over.
+Unlike a stage, it starts no server: most single commands are not followed by others.
 """
 
 import sys
