@@ -128,9 +128,14 @@ def started(command: list[str], workspace: Path) -> subprocess.Popen[str]:
 
 
 def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Yield the lines that a process prints, without DVC's hints."""
+    """Yield the lines that a process prints, without DVC's hints.
+
+    Raises StageFailedError at their end if the exit status is not 0.
+    """
     assert process.stdout is not None
     yield from (line.rstrip() for line in process.stdout if line.strip() and not HINTS.match(line))
+    if process.wait() != 0:
+        raise StageFailedError(f"exited with status {process.returncode}")
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -162,16 +167,13 @@ class Repro:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            end(self._process)
+        self._end()
 
     def lines(self, stage: str) -> Iterator[str]:
-        """Yield the lines of `stage`; the stages before it must have been read.
-
-        Raises StageFailedError at their end if DVC has failed.
-        """
-        process = self._running(stage)
-        if self._next is not None:
+        """Yield the lines of `stage`, as `lines_of` does; the stages before it must have been read."""
+        if self._next is None:
+            self._start(stage)
+        else:
             if self._next["name"] != stage:  # DVC skips a frozen stage without such a line
                 return
             yield self._next.string
@@ -181,25 +183,24 @@ class Repro:
                 self._next = begun
                 return
             yield line
-        if process.wait() != 0:
-            raise StageFailedError(f"stage {stage} exited with status {process.returncode}")
 
-    def _running(self, stage: str) -> subprocess.Popen[str]:
-        """Return the process that comes to `stage` next; start one if there is none."""
-        if self._next is None or self._process is None:
-            if self._process is not None:
-                end(self._process)
-            force = ["--force"] if self._force else []
-            left = self._stages[self._stages.index(stage) :]
-            self._process = started(dvc.command("repro", "--single-item", *force, *left), self._workspace)
-            self._lines = lines_of(self._process)
-        return self._process
+    def _start(self, stage: str) -> None:
+        """Start a process for `stage` and those after it, in place of one that came to its end before."""
+        self._end()
+        force = ["--force"] if self._force else []
+        left = self._stages[self._stages.index(stage) :]
+        self._process = started(dvc.command("repro", "--single-item", *force, *left), self._workspace)
+        self._lines = lines_of(self._process)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            end(self._process)
 
 
 def follow(lines: Iterator[str], what: str) -> list[str]:
     """Write every line to the log of the task as it arrives. Returns the last TAIL lines.
 
-    A StageFailedError of `lines` is raised again with these.
+    A StageFailedError of `lines` is raised again with `what` and these lines.
     """
     logger, tail, progress = get_run_logger(), deque[str](maxlen=TAIL), Progress(what)
     try:
@@ -211,7 +212,7 @@ def follow(lines: Iterator[str], what: str) -> list[str]:
             if entry:
                 progress.see(entry)
     except StageFailedError as e:
-        raise StageFailedError(f"{e}:\n" + "\n".join(tail)) from None
+        raise StageFailedError(f"{what} {e}:\n" + "\n".join(tail)) from None
     progress.end()
     return list(tail)
 
@@ -219,14 +220,8 @@ def follow(lines: Iterator[str], what: str) -> list[str]:
 def stream(command: list[str], workspace: Path, what: str) -> list[str]:
     """Run a command and log its lines as `follow` does. Raises StageFailedError if its exit status is not 0."""
     process = started(command, workspace)
-
-    def lines() -> Iterator[str]:
-        yield from lines_of(process)
-        if process.wait() != 0:
-            raise StageFailedError(f"{what} exited with status {process.returncode}")
-
     try:
-        return follow(lines(), what)
+        return follow(lines_of(process), what)
     finally:
         end(process)
 

@@ -83,8 +83,9 @@ class Storage:
         dvc.lock also keeps stages that are gone, for example of a method that was taken out of params.yaml.
         """
         stale = json.loads(self.run("status", "--json"))
-        there = self.run("stage", "list", "--name-only").split()
-        return [name for name in [*(n for n in self.locked() if n in there), *self._tracked()] if name not in stale]
+        there = set(self.run("stage", "list", "--name-only").split())
+        stages = [name for name in self.locked() if name in there]
+        return [name for name in [*stages, *self._tracked()] if name not in stale]
 
     def locked(self) -> dict[str, Any]:
         """Return the stages of dvc.lock."""
