@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from expunge.core import SoftmaxHead
+from expunge.core import SoftmaxHead, preconditioners
 from expunge.core.newton_cg import SoftmaxProblem
 from expunge.system.errors import CheckpointError, DataError
 
@@ -133,6 +133,48 @@ def test_a_warm_start_takes_fewer_products_and_float32_reaches_the_tolerance():
     assert head.converged_ and 0 < head.products_ < cold
     fresh = SoftmaxHead(1e-4, tol=1e-8).fit(z[40:], y[40:], CLASSES)
     assert float((head.weights_ - fresh.weights_).norm()) <= head.bound_ + fresh.bound_
+
+
+def test_the_factor_of_the_whole_hessian_is_that_of_autograd():
+    z, y = drawn(50)
+    problem = SoftmaxProblem(z, y, RIDGE)
+    w = torch.randn(CLASSES, DIM + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    h = torch.cat([z, z.new_ones(50, 1)], dim=1)
+
+    def value(flat: torch.Tensor) -> torch.Tensor:
+        weights = flat.view_as(w)
+        return torch.nn.functional.cross_entropy(h @ weights.T, y) + RIDGE / 2 * flat.square().sum()
+
+    expected = torch.autograd.functional.hessian(value, w.flatten())
+    factor = preconditioners.hessian_block(problem, problem.at(w).probabilities)
+    torch.testing.assert_close(factor[0].T @ factor[0], expected)
+    r = torch.randn(w.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    solved = preconditioners.Blocks(factor, RIDGE)(w, w)(r)
+    torch.testing.assert_close(solved.flatten(), torch.linalg.solve(expected, r.flatten()))
+
+
+def test_the_factor_of_the_whole_hessian_takes_the_fewest_products(tmp_path):
+    z, y = drawn(4000)
+    heads = {}
+    for factor in ("classes", "hessian"):
+        head = SoftmaxHead(1e-3, tol=1e-9, factor=factor).fit(z, y, CLASSES).prepare()
+        head.save(tmp_path)
+        heads[factor] = head.remove(z[:40], y[:40])
+        again = SoftmaxHead.load(tmp_path).refit(z[40:], y[40:])
+        assert again.products_ == head.products_ and again.converged_
+        assert float((again.weights_ - head.weights_).norm()) <= again.bound_ + head.bound_
+    classes, hessian = heads["classes"], heads["hessian"]
+    assert 0 < 2 * hessian.products_ < classes.products_
+    assert float((hessian.weights_ - classes.weights_).norm()) <= hessian.bound_ + classes.bound_
+
+
+def test_a_factor_that_is_too_large_or_unknown_is_refused(monkeypatch):
+    z, y = drawn(20)
+    with pytest.raises(ValueError, match="factor must be classes or hessian, got 'full'"):
+        SoftmaxHead(factor="full")
+    monkeypatch.setattr(preconditioners, "HESSIAN_NUMBERS", 28**2 - 1)
+    with pytest.raises(ValueError, match="of 28 weights takes 0 GiB; use factor: classes"):
+        SoftmaxHead(factor="hessian").fit(z, y, CLASSES).prepare()
 
 
 def test_rows_that_were_never_added_are_refused_with_nothing_changed():

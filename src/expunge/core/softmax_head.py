@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,16 +18,14 @@ from expunge.core.class_sums import as_labelled
 from expunge.core.estimator import Estimator
 from expunge.core.head import LinearHead
 from expunge.core.logit_mask import MASKED_BIAS
-from expunge.core.newton_cg import Apply, Point, SoftmaxProblem, newton_cg
+from expunge.core.newton_cg import Point, SoftmaxProblem, newton_cg
+from expunge.core.preconditioners import Blocks, Refreshed, class_blocks, hessian_block
 from expunge.core.row_store import RowStore
 from expunge.system.errors import CheckpointError, DataError
 from expunge.system.files import read_json, write_json
 
 TENSORS, DESCRIPTION = "softmax_head.safetensors", "softmax_head.json"
 SCHEMA = 1
-# The preconditioner need not be exact. It is computed from about max(SAMPLE_ROWS, SAMPLE_TIMES * d) rows.
-SAMPLE_ROWS, SAMPLE_TIMES = 8192, 8
-FLOOR = 0.01  # the least weight of a row in the preconditioner, as a share of the mean curvature
 
 
 class SoftmaxHead(Estimator):
@@ -35,12 +34,14 @@ class SoftmaxHead(Estimator):
     The objective is strongly convex, so the optimum W* is unique and does not depend on the start, and
     `|W - W*| <= |gradient| / ridge` in Frobenius norms. This is `bound_`, for the float64 `weights_`. `head_` holds the
     weights rounded to float32, with bias -1e4 for classes without a row. `remove` and `add` start from the present
-    weights, use one preconditioner per class, a factor of `1/n sum p_c (1 - p_c) h h^T + ridge I` that is computed once
-    (see `prepare`), and stop at the same `tol`.
+    weights, use a preconditioner that is computed once (see `prepare`), and stop at the same `tol`.
 
     ridge   on the mean of the loss: scikit-learn's LogisticRegression with C = 1 / (ridge n) and the bias as a feature
     tol     on the Euclidean norm of the gradient
     steps   the maximal number of Newton steps; `converged_` is False where they did not suffice
+    factor  what `prepare` factors. "classes": the diagonal block `1/n sum p_c (1 - p_c) h h^T + ridge I` of each class,
+            from a sample of rows. "hessian": the whole Hessian from all rows, `(C p)^2` float32 numbers at a cost of
+            `O(n C^2 p^2)`; a change then takes a few passes over the rows
 
     The head stores a copy of the rows, because the next optimum needs them. `save` does not write them; after `load`,
     call `refit` with the remaining rows. The preconditioner contains second moments of rows. Once rows have been
@@ -58,12 +59,21 @@ class SoftmaxHead(Estimator):
     counts_: Tensor
     num_classes_: int
 
-    def __init__(self, ridge: float = 1e-4, tol: float = 1e-7, steps: int = 100) -> None:
+    def __init__(
+        self,
+        ridge: float = 1e-4,
+        tol: float = 1e-7,
+        steps: int = 100,
+        factor: Literal["classes", "hessian"] = "classes",
+    ) -> None:
         if not (math.isfinite(ridge) and ridge > 0 and tol > 0 and steps > 0):
             raise ValueError(f"ridge, tol and steps must be positive, got {ridge}, {tol}, {steps}")
+        if factor not in ("classes", "hessian"):
+            raise ValueError(f"factor must be classes or hessian, got {factor!r}")
         self.ridge = ridge
         self.tol = tol
         self.steps = steps
+        self.factor = factor
         self.on_pass: Callable[[float], None] | None = None  # called with the gradient's norm after each pass
         self._store: RowStore | None = None
         self._blocks: Tensor | None = None
@@ -135,10 +145,14 @@ class SoftmaxHead(Estimator):
         return self
 
     def prepare(self) -> SoftmaxHead:
-        """Compute the preconditioner for later changes at the present optimum; otherwise the first change does so."""
+        """Compute the preconditioner for later changes at the present optimum; otherwise the first change does so.
+
+        Raises ValueError where the factor of the whole Hessian would be too large.
+        """
         store = self._rows()
         if self._blocks is None and len(store.y):
-            self._blocks = class_blocks(SoftmaxProblem(store.z, store.y, self.ridge), store.shares)
+            factor = class_blocks if self.factor == "classes" else hessian_block
+            self._blocks = factor(SoftmaxProblem(store.z, store.y, self.ridge), store.shares)
         return self
 
     @torch.no_grad()
@@ -149,7 +163,7 @@ class SoftmaxHead(Estimator):
             self.weights_, point = zero, problem.at(zero)
         else:
             cold = not bool(self.weights_.any())
-            precondition = _Refreshed(problem) if self._blocks is None else _ClassBlocks(self._blocks, self.ridge)
+            precondition = Refreshed(problem) if self._blocks is None else Blocks(self._blocks, self.ridge)
             scale = None if cold else gradient_at_zero(problem.z, y, self.num_classes_)
             solution = newton_cg(problem, self.weights_, precondition, self.tol, self.steps, scale, known, self.on_pass)
             self.weights_, point = solution.w, solution.point
@@ -195,8 +209,9 @@ class SoftmaxHead(Estimator):
             head.steps_, head.products_ = int(solved["steps"]), int(solved["products"])
             head.weights_, head.counts_, head._blocks = w, tensors["counts"], tensors.get("blocks")
             c, p = w.shape
-            blocks = (c, p, p) if head._blocks is None else tuple(head._blocks.shape)
-            if w.dtype != torch.float64 or head.counts_.shape != (c,) or blocks != (c, p, p):
+            expected = (c, p, p) if head.factor == "classes" else (1, c * p, c * p)
+            blocks = expected if head._blocks is None else tuple(head._blocks.shape)
+            if w.dtype != torch.float64 or head.counts_.shape != (c,) or blocks != expected:
                 raise ValueError("its tensors do not have the shapes of a softmax head")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(
@@ -213,86 +228,3 @@ def gradient_at_zero(z: Tensor, y: Tensor, num_classes: int) -> float:
     counts = torch.bincount(y, minlength=num_classes).double()
     both = torch.cat([sums, counts[:, None]], dim=1)
     return float((both - both.mean(dim=0)).norm()) / len(y)
-
-
-def _sample(problem: SoftmaxProblem, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `h` and the probabilities of evenly spaced rows, in the dtype of the products."""
-    n, d = problem.z.shape
-    every = max(1, n // max(SAMPLE_ROWS, SAMPLE_TIMES * d))
-    z = problem.z[::every].to(problem.dtype)
-    return torch.cat([z, z.new_ones(len(z), 1)], dim=1), probabilities[::every].to(z)
-
-
-def _factor(h: Tensor, weight: Tensor, ridge: float) -> Tensor:
-    """Return the upper Cholesky factor of `1/n sum weight_i h_i h_i^T + ridge I`, in the dtype of `h`."""
-    weight = weight + FLOOR * weight.mean()
-    matrix = ((h.T * weight) @ h).double() / len(h)
-    # The products may be float32, so the diagonal is raised by their rounding error as well.
-    matrix.diagonal().add_(ridge + 1e-7 * float(matrix.diagonal().max()))
-    upper: Tensor = torch.linalg.cholesky(matrix, upper=True)
-    return upper.to(h.dtype)
-
-
-def class_blocks(problem: SoftmaxProblem, probabilities: Tensor) -> Tensor:
-    """Return a factor per class, `(C, p, p)`, of the diagonal blocks of the Hessian, from a sample of rows."""
-    h, p = _sample(problem, probabilities)
-    return torch.stack([_factor(h, q * (1 - q), problem.ridge) for q in p.T])
-
-
-class _ClassBlocks:
-    """The preconditioner of one factor for each class, used at every step.
-
-    A shift common to all classes does not change the softmax, so along it the Hessian is exactly `ridge I`, far below
-    the blocks. The blocks are applied to the rest, `P B^-1 P` with P the removal of the mean over classes.
-    """
-
-    def __init__(self, blocks: Tensor, ridge: float) -> None:
-        self.blocks, self.ridge = blocks, ridge
-
-    def __call__(self, w: Tensor, probabilities: Tensor) -> Apply:
-        upper, lower = self.blocks, self.blocks.mT
-
-        def apply(r: Tensor) -> Tensor:
-            common = r.mean(dim=0)
-            half = torch.linalg.solve_triangular(lower, (r - common).to(upper.dtype)[:, :, None], upper=False)
-            solved: Tensor = torch.linalg.solve_triangular(upper, half, upper=True)[:, :, 0].double()
-            return solved - solved.mean(dim=0) + common / self.ridge
-
-        return apply
-
-
-class _Refreshed:
-    """Preconditioners that are computed again while the probabilities still change.
-
-    At the steps SHARED it is one factor for all classes. At weight zero this is the scaled factor of the ridge head,
-    and exactly the inverse Hessian for gradients that sum to zero over classes. From the first of the steps BLOCKS on
-    it is a factor for each class, because the curvatures of the classes differ more and more. If these factors would
-    have more than BLOCK_NUMBERS numbers, the shared factor stays.
-    """
-
-    SHARED, BLOCKS = (0, 1, 2, 4, 8, 16), (3, 6, 10, 15)
-    BLOCK_NUMBERS = 2**28
-
-    def __init__(self, problem: SoftmaxProblem) -> None:
-        self.problem, self.step = problem, -1
-        self.apply: Apply = torch.clone
-
-    def __call__(self, w: Tensor, probabilities: Tensor) -> Apply:
-        self.step += 1
-        by_class = self.step >= self.BLOCKS[0] and w.numel() * w.shape[1] <= self.BLOCK_NUMBERS
-        if by_class and self.step in self.BLOCKS:
-            self.apply = _ClassBlocks(class_blocks(self.problem, probabilities), self.problem.ridge)(w, probabilities)
-        elif not by_class and self.step in self.SHARED:
-            self.apply = self._shared(probabilities)
-        return self.apply
-
-    def _shared(self, probabilities: Tensor) -> Apply:
-        h, p = _sample(self.problem, probabilities)
-        upper = _factor(h, (p * (1 - p)).mean(dim=1), self.problem.ridge)
-
-        def apply(r: Tensor) -> Tensor:
-            half = torch.linalg.solve_triangular(upper.T, r.T.to(upper.dtype), upper=False)
-            solved: Tensor = torch.linalg.solve_triangular(upper, half, upper=True).T
-            return solved.double()
-
-        return apply
