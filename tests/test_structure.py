@@ -18,7 +18,7 @@ OWNERS = {
     "mlflow": ("tracking", "serving/pyfunc.py"),
     "great_expectations": ("quality.py",),
     "prefect": (),
-    "dvc": ("system/dvc_command.py", "system/dvc_commit.py"),
+    "dvc": tuple(f"system/dvc_{name}.py" for name in ("command", "commit", "query")),
 }
 
 

@@ -183,7 +183,6 @@ class Lifecycle:
         soundness.results()
         chosen = candidate.choose()
         if isinstance(chosen, candidate.Refusal):
-            self._clean_up(batch)
             self._remove_lists(batch)
             return self.batches.at(batch, Step.closed, {}, State.refused, "refusal", chosen.reason)
         soundness.models()
@@ -224,7 +223,6 @@ class Lifecycle:
             wanted = {"rows": rows, "people": selection.people, "labels": selection.labels, "met": met}
             write_durable(lists.to_erase(batch), json.dumps(wanted).encode())
         self._remove_lists(batch)
-        self._clean_up(batch)
         if lists.wanted(batch)["met"]:
             standing.keep_split()
         # The dry run is recorded before anything is erased: the rerun of a sweep killed at its end would find nothing.
@@ -274,16 +272,17 @@ class Lifecycle:
     def _selection(self, batch: Batch) -> Selection:
         return select(self.store, self.batches.requests(batch), Dataset(DATASET), ForgottenRows(FORGOTTEN))
 
-    def _clean_up(self, batch: Batch) -> None:
-        """Remove the list given to the pipeline, and restore params.yaml unless somebody else changed it meanwhile."""
+    def _clean_up(self, batch: Batch, *others: Path) -> None:
+        """Remove the list given to the pipeline and `others`; restore params.yaml unless somebody else changed it."""
         before, correct = batch.facts.get("params"), self.batches.requests(batch)[0].kind == "labels"
         ours = None if before is None else with_split(before, lists.to_forget(batch), correct)
         if before is not None and PARAMS.read_text(encoding="utf-8") == ours:
             write_text(PARAMS, before)
-        intake.remove(lists.to_forget(batch))
+        intake.remove(lists.to_forget(batch), *others)
 
     def _remove_lists(self, batch: Batch) -> None:
-        intake.remove(*(Path(r.file) for r in self.batches.requests(batch) if r.file))
+        """Clean up, and remove the lists of the requests as well."""
+        self._clean_up(batch, *(Path(r.file) for r in self.batches.requests(batch) if r.file))
 
     def _claimed(self, reason: str, steps: Sequence[Step]) -> Batch:
         """Claim the open batch at one of `steps`. Raises RequestError if there is none, or if `reason` is empty."""

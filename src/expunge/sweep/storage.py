@@ -51,23 +51,18 @@ class Storage:
         return dvc.run(*arguments, root=self.root)
 
     @cached_property
-    def _config(self) -> dict[str, str]:
-        return dict(line.partition("=")[::2] for line in self.run("config", "--list").splitlines())
+    def _places(self) -> dict[str, Any]:
+        return dvc.query("places", self.root)
 
-    @cached_property
+    @property
     def cache(self) -> Path:
         """The folder of DVC's cache."""
-        return self._place(self._config.get("cache.dir", "cache"))
+        return Path(self._places["cache"])
 
     @cached_property
     def remotes(self) -> dict[str, Path | None]:
         """Remotes by name: the directory, or None if it is not on this file system."""
-        addresses = {
-            key.removeprefix("remote.").removesuffix(".url"): value
-            for key, value in self._config.items()
-            if key.startswith("remote.") and key.endswith(".url")
-        }
-        return {name: None if "://" in url else self._place(url) for name, url in addresses.items()}
+        return {name: None if "://" in url else self._place(url) for name, url in self._places["remotes"].items()}
 
     def _place(self, address: str) -> Path:
         """Return the path to which an address refers.
@@ -82,10 +77,9 @@ class Storage:
 
         dvc.lock also keeps stages that are gone, for example of a method that was taken out of params.yaml.
         """
-        stale = json.loads(self.run("status", "--json"))
-        there = set(self.run("stage", "list", "--name-only").split())
-        stages = [name for name in self.locked() if name in there]
-        return [name for name in [*stages, *self._tracked()] if name not in stale]
+        state = dvc.query("state", self.root)
+        stages = [name for name in self.locked() if name in state["stages"]]
+        return [name for name in [*stages, *self._tracked()] if name not in state["stale"]]
 
     def locked(self) -> dict[str, Any]:
         """Return the stages of dvc.lock."""
@@ -234,10 +228,7 @@ class Storage:
 
     def _forget_paths(self) -> None:
         """Remove DVC's index outside the workspace, which names every file DVC has seen. DVC rebuilds it on demand."""
-        for line in self.run("doctor").splitlines():
-            key, _, value = line.partition(": ")
-            if key.strip() == "Repo.site_cache_dir" and Path(value.strip()).is_dir():
-                shutil.rmtree(value.strip(), ignore_errors=True)
+        shutil.rmtree(self._places["index"], ignore_errors=True)
 
 
 def objects(store: Path) -> set[str]:

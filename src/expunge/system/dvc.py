@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Any, Literal
 
 from expunge.system.cut_off import set_aside
 from expunge.system.errors import DataError, ExpungeError
@@ -32,6 +34,15 @@ def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataEr
     """Run a DVC command in `root` and return its standard output. Raises `error` with DVC's last lines if it fails."""
     what = " ".join(takewhile(lambda a: not a.startswith("-"), arguments[:2]))
     return _output_of(what, command(*arguments), root, error)
+
+
+def query(
+    what: Literal["state", "places"], root: Path = Path(), error: type[ExpungeError] = DataError
+) -> dict[str, Any]:
+    """Return what `dvc_query` says about `root`. Raises `error` if DVC fails."""
+    answer = _output_of(what, [sys.executable, "-m", "expunge.system.dvc_query", what], root, error)
+    found: dict[str, Any] = json.loads(answer)
+    return found
 
 
 def commit(names: Sequence[str], root: Path = Path()) -> None:

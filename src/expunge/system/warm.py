@@ -28,7 +28,8 @@ from expunge.system.quiet import QUIET
 
 SWITCH = "EXPUNGE_WARM"
 PREFIX = "expunge.stages."
-DVC = ("expunge.system.dvc_command", "expunge.system.dvc_commit")  # they use a server, but do not start one
+# They use a server, but do not start one.
+DVC = tuple(f"expunge.system.dvc_{name}" for name in ("command", "commit", "query"))
 READY = b"R"
 PATIENCE = 0.3  # seconds that a stage waits for a server that is still importing
 LONGEST = 100  # bytes of a socket's path; the system allows 107
