@@ -13,6 +13,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 from prefect.tasks import exponential_backoff
 
+from expunge.evaluation.claims import claim_tags
 from expunge.report.tables import headline, markdown, rows
 from expunge.system.addresses import is_http, shown
 from expunge.system.files import read_json
@@ -47,8 +48,6 @@ def publish(root: Path, outcome: dict[str, str]) -> None:
 
 def tell_verdict(root: Path, summary: dict[str, Any]) -> None:
     """Emit `expunge.verdict` about the registered model. It contains only claims, numbers, digests and names."""
-    from expunge.tracking import claim_tags
-
     receipt = read_json(root / REGISTRATION) if (root / REGISTRATION).is_file() else {}
     selected = summary["selected"]
     verdict: dict[str, Any] = summary["methods"][selected]["verdict"] if selected else {}

@@ -33,6 +33,7 @@ REGISTER = "register"
 OUTSIDE = ("prepare", REGISTER)
 OUTSIDE_TRIES, BUSY_TRIES = 3, 6
 TAIL = 40
+PIPELINE = "dvc.yaml"
 # DVC's hints for people at a terminal, which are left out of the log.
 HINTS = re.compile(
     r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
@@ -95,6 +96,11 @@ def stale_stages(workspace: Path) -> list[str]:
     return [name for name in json.loads(ask(dvc.command("status", "--json"), workspace)) if not name.endswith(".dvc")]
 
 
+def get_ready(workspace: Path) -> None:
+    """Start the process from which stages fork, so that it imports their libraries while the checks still run."""
+    ask([sys.executable, "-m", "expunge.system.warm"], workspace)
+
+
 def check(workspace: Path, registers: bool = False) -> None:
     """Raise PreflightError with every conflict of params.yaml, before DVC removes an output.
 
@@ -155,10 +161,12 @@ class Repro:
 
     A process for each stage would read dvc.lock as many times, which takes DVC half a second. A stage that failed may
     be tried again: then another process goes on from it. Leave the context to end a process that still runs.
+
+    `stages`: names of `dvc stage list`, in the order to run; with `every`, these are all of them in its order.
     """
 
-    def __init__(self, stages: list[str], workspace: Path, force: bool) -> None:
-        self._stages, self._workspace, self._force = stages, workspace, force
+    def __init__(self, stages: list[str], workspace: Path, force: bool, every: bool = False) -> None:
+        self._stages, self._workspace, self._force, self._every = stages, workspace, force, every
         self._process: subprocess.Popen[str] | None = None
         self._lines: Iterator[str] = iter(())
         self._next: re.Match[str] | None = None  # the line with which the next stage began
@@ -189,6 +197,8 @@ class Repro:
         self._end()
         force = ["--force"] if self._force else []
         left = self._stages[self._stages.index(stage) :]
+        if self._every and left == self._stages:
+            left = [PIPELINE]  # all its stages in this order; DVC would read the file again for every name
         self._process = started(dvc.command("repro", "--single-item", *force, *left), self._workspace)
         self._lines = lines_of(self._process)
 

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +19,23 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
+from expunge.system import dvc
 from expunge.system.addresses import hidden, shown
 from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
 from flows.request_form import Classes, Methods, set_params
-from flows.stages import CODE, REGISTER, PreflightError, Repro, StageFailedError, check, run_stage, stage_names
+from flows.stages import (
+    CODE,
+    REGISTER,
+    PreflightError,
+    Repro,
+    StageFailedError,
+    check,
+    get_ready,
+    run_stage,
+    stage_names,
+)
 
 __all__ = ["PreflightError", "StageFailedError", "bring_up_to_date", "run_stage", "stage_names", "unlearn"]
 
@@ -63,10 +75,14 @@ def bring_up_to_date(
 
     It must be called inside a flow run.
     """
-    check(root, registers=not stages or REGISTER in stages)
-    every = stage_names(root)
+    dvc.set_aside_cut_off(root)
+    with ThreadPoolExecutor() as pool:
+        warming, listed = pool.submit(get_ready, root), pool.submit(stage_names, root)
+        check(root, registers=not stages or REGISTER in stages)
+        every = listed.result()
+        warming.result()
     names = [*([CODE] if CODE in every and CODE not in stages else []), *stages] if stages else every
-    with Repro(names, root, force) as repro:
+    with Repro(names, root, force, every=not stages) as repro:
         outcome = {name: run_stage(name, repro) for name in names}
     publish(root, outcome)
     if push and unpushed(root):

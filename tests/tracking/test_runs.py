@@ -10,8 +10,9 @@ import mlflow
 import pytest
 from mlflow.entities import ViewType
 
+from expunge.evaluation.claims import claim_tags
 from expunge.system.errors import TrackingError
-from expunge.tracking import Detail, LoggedDataset, claim_tags, connect, log_pipeline_run, metrics_of
+from expunge.tracking import Detail, LoggedDataset, connect, log_pipeline_run, metrics_of
 from expunge.tracking.report_link import log_linked_report, run_words
 from expunge.tracking.run_times import end_kept
 from expunge.tracking.runs import TAG_LENGTH, clip

@@ -15,7 +15,7 @@ from typing import Any
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split, described
-from expunge.evaluation.claims import may_serve, shown_claims, shown_words, useful
+from expunge.evaluation.claims import claim_tags, may_serve, shown_claims, shown_words, useful
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.report.tables import failures
@@ -27,7 +27,6 @@ from expunge.tracking import (
     FORGETS,
     RETRAINED,
     Submission,
-    claim_tags,
     connect,
     find_version,
     register_model,

@@ -257,3 +257,12 @@ def useful(shown: Sequence[str], utility: str) -> bool:
 def gates_against(verdict: Mapping[str, Any]) -> list[str]:
     """Paths of the gates that prevent a claim: those that refute it, and those with power that were not passed."""
     return [g["path"] for g in verdict["gates"] if g["refuted"] or (g["power"] and g["passed"] is False)]
+
+
+def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """Return a verdict as tags: the shown `claims`, the `utility`, and the `failed_gates` that prevent a claim."""
+    return {
+        "claims": shown_words(verdict),
+        "utility": str(verdict["utility"]),
+        "failed_gates": ", ".join(gates_against(verdict)) or ("none" if verdict["references"] else "not evaluated"),
+    }

@@ -13,7 +13,7 @@ from expunge.data.canaries import CANARIES
 from expunge.data.dataset import Dataset
 from expunge.data.schema import FORGET
 from expunge.data.split import Split, described
-from expunge.evaluation.claims import shown_words
+from expunge.evaluation.claims import claim_tags, shown_words
 from expunge.ledger.forgotten import ForgottenRows, label_pairs
 from expunge.ledger.ledger import Ledger
 from expunge.methods.unlearned import INFO
@@ -46,7 +46,6 @@ from expunge.tracking import (
     LoggedDataset,
     RunIds,
     Submission,
-    claim_tags,
     log_pipeline_run,
     model_name,
     preflight,

@@ -54,21 +54,35 @@ def hand_over(command: Sequence[str]) -> None:
     if not _served(command):
         return
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(PATIENCE)
-        try:
-            place = socket_path()
-        except OSError:
-            return
-        try:
-            connection.connect(os.fspath(place))
-        except OSError:  # nobody listens there
-            if command[2] not in DVC:
-                start_server(place)
+        if not _connected(connection, starts=command[2] not in DVC):
             return
         with contextlib.suppress(OSError):
             if connection.recv(1) == READY:
                 connection.settimeout(None)
                 run_there(connection, command[2], command[3:])
+
+
+def get_ready() -> None:
+    """Start a server if none listens, so that it can import while the caller still checks something else."""
+    if os.environ.get(SWITCH) != "0" and supported():
+        with socket.socket(socket.AF_UNIX) as connection:
+            _connected(connection, starts=True)
+
+
+def _connected(connection: socket.socket, starts: bool) -> bool:
+    """Connect to the server and return whether one listens; if none does and `starts`, start one."""
+    connection.settimeout(PATIENCE)
+    try:
+        place = socket_path()
+    except OSError:
+        return False
+    try:
+        connection.connect(os.fspath(place))
+    except OSError:  # nobody listens there
+        if starts:
+            start_server(place)
+        return False
+    return True
 
 
 def _served(command: Sequence[str]) -> bool:
@@ -188,3 +202,7 @@ def _umask() -> int:
     now = os.umask(0o077)
     os.umask(now)
     return now
+
+
+if __name__ == "__main__":
+    get_ready()

@@ -30,7 +30,7 @@ from expunge.tracking.registry import (
     version_of,
     write_receipt,
 )
-from expunge.tracking.runs import Detail, LoggedDataset, RunIds, claim_tags, log_pipeline_run, metrics_of
+from expunge.tracking.runs import Detail, LoggedDataset, RunIds, log_pipeline_run, metrics_of
 from expunge.tracking.store import connect, preflight, tracking_uri
 from expunge.tracking.versions import (
     CORRECTS,
@@ -64,7 +64,6 @@ __all__ = [
     "Submission",
     "Version",
     "aliased",
-    "claim_tags",
     "connect",
     "description_of",
     "drop_alias",

@@ -18,7 +18,7 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from expunge.evaluation.claims import gates_against, shown_words
+from expunge.evaluation.claims import claim_tags, shown_words
 from expunge.system.errors import TrackingError
 from expunge.system.monitor import Series
 from expunge.tracking.run_times import Span, milliseconds, pipeline_start
@@ -280,15 +280,6 @@ def _verdict_tags(candidate: Mapping[str, Any]) -> dict[str, str]:
     if not verdict:
         return {}
     return claim_tags(verdict)
-
-
-def claim_tags(verdict: Mapping[str, Any]) -> dict[str, str]:
-    """Return a verdict as tags: the shown `claims`, the `utility`, and the `failed_gates` that prevent a claim."""
-    return {
-        "claims": shown_words(verdict),
-        "utility": str(verdict["utility"]),
-        "failed_gates": ", ".join(gates_against(verdict)) or ("none" if verdict["references"] else "not evaluated"),
-    }
 
 
 def _inputs(dataset: LoggedDataset, request: Mapping[str, Any]) -> list[DatasetInput]:
