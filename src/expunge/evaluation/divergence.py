@@ -21,21 +21,27 @@ def check_logits(logits: NDArray[Any]) -> Floats:
 
     Raises ValueError for another shape, for NaN or +inf, and for a row that is -inf throughout.
     """
+    return _checked(logits)[0]
+
+
+def _checked(logits: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return `check_logits(logits)` and the largest logit of each row, `(n, 1)`."""
     x = np.asarray(logits, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] < 1:
         raise ValueError(f"logits must be (rows, classes), got shape {x.shape}")
-    bad = np.isnan(x).any(axis=1) | (x.max(axis=1) == np.inf) | (x.max(axis=1) == -np.inf)
+    top = x.max(axis=1, keepdims=True)  # NaN where the row has one
+    bad = ~np.isfinite(top[:, 0])
     if bad.any():
         raise ValueError(
             f"logits of row {int(np.argmax(bad))} ({int(bad.sum())} rows in all) are NaN, +inf or all -inf"
         )
-    return x
+    return x, top
 
 
 def log_softmax(logits: NDArray[Any]) -> Floats:
     """Log-probabilities `(n, C)` in nats, floored at LOG_FLOOR. Range [LOG_FLOOR, 0]."""
-    x = check_logits(logits)
-    x = x - x.max(axis=1, keepdims=True)
+    x, top = _checked(logits)
+    x = x - top
     return np.asarray(np.maximum(x - np.log(np.exp(x).sum(axis=1, keepdims=True)), LOG_FLOOR))
 
 

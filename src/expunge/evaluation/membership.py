@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expunge.evaluation.divergence import Floats, log_softmax
+from expunge.evaluation.threads import beside
 
 SVC_FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "prob")
 
@@ -163,16 +164,16 @@ def mia_svc(
     for (logits, labels), size in ((retain, n), (test, n), (forget, min(len(forget[1]), rows))):
         index = np.sort(rng.choice(len(labels), size, replace=False))
         picked.append((np.asarray(logits)[index], np.asarray(labels)[index]))
-    shares: dict[str, float | None] = {}
-    for name in SVC_FEATURES:
+
+    def share(name: str) -> float:
         a, b, f = (svc_feature(name, logits, labels) for logits, labels in picked)
         x = np.concatenate([a, b])
         if np.ptp(x, axis=0).max() == 0.0:
-            shares[name] = 0.5
-            continue
+            return 0.5
         model = SVC(C=3, kernel="rbf", gamma="auto").fit(x, np.repeat([1, 0], n))
-        shares[name] = float(np.mean(model.predict(f) == 1))
-    return shares
+        return float(np.mean(model.predict(f) == 1))
+
+    return dict(zip(SVC_FEATURES, beside(share, SVC_FEATURES), strict=True))
 
 
 def rmia_scores(
@@ -202,8 +203,10 @@ def rmia_scores(
         np.mean(population_references, axis=0, dtype=np.float64), tiny
     )
     other = np.sort(other * gamma)
-    left, right = np.searchsorted(other, ratio, side="left"), np.searchsorted(other, ratio, side="right")
-    return np.asarray((left + right) / (2.0 * len(other)))
+    order = np.argsort(ratio)  # a search in order is several times as fast
+    ranked, share = ratio[order], np.empty(len(ratio))
+    share[order] = np.searchsorted(other, ranked, side="left") + np.searchsorted(other, ranked, side="right")
+    return share / (2.0 * len(other))
 
 
 def class_geometry_rows(

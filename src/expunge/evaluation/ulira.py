@@ -9,6 +9,7 @@ models.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from expunge.evaluation.divergence import Floats, check_logits
 from expunge.evaluation.membership import rmia_scores, sorted_auc, sorted_tpr
+from expunge.evaluation.threads import beside
 
 MARGIN_LIMIT = 100.0
 FPRS = {"tpr_at_fpr_1pct": 0.01, "tpr_at_fpr_01pct": 0.001}
@@ -75,12 +77,74 @@ def lira_scores(scores: NDArray[Any], member: NDArray[Any]) -> NDArray[np.float3
     return ratio
 
 
-def _attack(scores: NDArray[Any], member: NDArray[np.bool_]) -> dict[str, float | None]:
-    inside, outside = scores[member], scores[~member]
-    # Sort only once, because there may be tens of millions of scores.
-    inside, outside = np.sort(inside[~np.isnan(inside)]), np.sort(outside[~np.isnan(outside)])
-    result = {"auc": sorted_auc(inside, outside)}
-    return result | {name: sorted_tpr(inside, outside, fpr) for name, fpr in FPRS.items()}
+@dataclass(frozen=True)
+class _Sides:
+    """Scores that are not NaN, in ascending order: `own` of models that had the row, `others` of those that had not.
+
+    `own_by` and `others_by`: the models that made them.
+    """
+
+    own: NDArray[Any]
+    own_by: NDArray[np.intp]
+    others: NDArray[Any]
+    others_by: NDArray[np.intp]
+
+    @staticmethod
+    def of(scores: NDArray[Any], member: NDArray[np.bool_], models: NDArray[np.intp] | None) -> _Sides:
+        """Sort scores `(m, n)` once: there may be tens of millions of them. Other arguments as in `tpr_interval`."""
+        made_by = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape) if models is None else models
+        known = ~np.isnan(scores)
+
+        def ranked(side: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.intp]]:
+            values = scores[side]
+            order = np.argsort(values)
+            return values[order], made_by[side][order]
+
+        own, others = beside(ranked, (member & known, ~member & known))
+        return _Sides(*own, *others)
+
+    def interval(self, fpr: float, draws: int = 200, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
+        """Return what `tpr_interval` does."""
+        if not len(self.own) or not len(self.others):
+            return None, None
+        count = 1 + int(max(self.own_by.max(), self.others_by.max()))
+        n_own, n_others = np.bincount(self.own_by, minlength=count), np.bincount(self.others_by, minlength=count)
+        groups = [g for g in (np.flatnonzero((n_own > 0) & (n_others == 0)), np.flatnonzero(n_others)) if len(g)]
+        rng = np.random.default_rng(seed)
+        found = []
+        for _ in range(draws):
+            weight = np.zeros(count, dtype=np.int64)
+            for group in groups:
+                weight[group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)))
+            at = self._first_above(weight, int(np.floor(fpr * int(weight @ n_others) + 1e-9)))
+            if at is None or not weight @ n_own:
+                continue  # the models drawn have no score on one side
+            above = np.searchsorted(self.own, self.others[at], side="right")
+            caught = np.bincount(self.own_by[above:], minlength=count)
+            found.append(float(weight @ caught / (weight @ n_own)))
+        low, high = np.percentile(found, [2.5, 97.5])
+        return float(low), float(high)
+
+    def _first_above(self, weight: NDArray[np.int64], allowed: int) -> int | None:
+        """Position in `others` of the largest score with which the weights, from the top on, exceed `allowed`.
+
+        `weight`: of each model. None if all of them do not exceed it. Only the top is looked at, as far as needed,
+        because `allowed` is a small share of the scores.
+        """
+        n, part = len(self.others), 2 * allowed + 2
+        while True:
+            above = np.cumsum(weight[self.others_by[::-1][:part]]) > allowed
+            if above[-1]:
+                return n - 1 - int(np.argmax(above))
+            if part >= n:
+                return None
+            part *= 2
+
+
+def _attack(own: NDArray[Any], others: NDArray[Any]) -> dict[str, float | None]:
+    """Return AUC and TPRs of the attack that calls large scores members; both sides in ascending order."""
+    rates = {name: sorted_tpr(own, others, fpr) for name, fpr in FPRS.items()}
+    return {"auc": sorted_auc(own, others), **rates}
 
 
 def ulira(
@@ -93,9 +157,9 @@ def ulira(
     `tpr_interval`, to which `models` is passed.
     """
     s, m = _check(scores, member)
-    ratio = lira_scores(s, m)
-    low, high = tpr_interval(ratio, m, FPRS["tpr_at_fpr_01pct"], models)
-    return _attack(ratio, m) | {"tpr_at_fpr_01pct_low": low, "tpr_at_fpr_01pct_high": high}
+    sides = _Sides.of(lira_scores(s, m), m, models)
+    low, high = sides.interval(FPRS["tpr_at_fpr_01pct"])
+    return _attack(sides.own, sides.others) | {"tpr_at_fpr_01pct_low": low, "tpr_at_fpr_01pct_high": high}
 
 
 def tpr_interval(
@@ -114,30 +178,7 @@ def tpr_interval(
     lacks a side. (None, None) where a side has no score. With few models the interval is too narrow, as that of every
     bootstrap over few units.
     """
-    made_by = np.broadcast_to(np.arange(len(scores))[:, None], scores.shape) if models is None else models
-    known = ~np.isnan(scores)
-    inside, outside = member & known, ~member & known
-    if not inside.any() or not outside.any():
-        return None, None
-    count = int(made_by.max()) + 1
-    own, own_by = scores[inside], made_by[inside]
-    order = np.argsort(scores[outside], kind="stable")[::-1]
-    others, others_by = scores[outside][order], made_by[outside][order]
-    n_own, n_others = np.bincount(own_by, minlength=count), np.bincount(others_by, minlength=count)
-    groups = [g for g in (np.flatnonzero((n_own > 0) & (n_others == 0)), np.flatnonzero(n_others)) if len(g)]
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(draws):
-        weight = np.zeros(count, dtype=np.int64)
-        for group in groups:
-            weight[group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)))
-        above = np.cumsum(weight[others_by]) > np.floor(fpr * int(weight @ n_others) + 1e-9)
-        if not above.any() or not weight @ n_own:
-            continue  # the models drawn have no score on one side
-        caught = np.bincount(own_by[own > others[np.argmax(above)]], minlength=count)
-        found.append(float(weight @ caught / (weight @ n_own)))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return _Sides.of(scores, member, models).interval(fpr, draws, seed)
 
 
 def rmia(
@@ -158,13 +199,14 @@ def rmia(
         raise ValueError("RMIA needs a target and at least one reference model")
     q = np.asarray(population)
     sums = p.sum(axis=0, dtype=np.float64), q.sum(axis=0, dtype=np.float64)
-    scores = np.empty(p.shape, dtype=np.float32)
-    for i in range(len(p)):
+
+    def score(i: int) -> NDArray[Any]:
         others = [((total - x[i]) / (len(p) - 1))[None] for total, x in zip(sums, (p, q), strict=True)]
-        scores[i] = rmia_scores(p[i], others[0], q[i], others[1], gamma)
-    if scored is not None:
-        scores[~np.asarray(scored, dtype=bool)] = np.nan
-    return _attack(scores, m)
+        return rmia_scores(p[i], others[0], q[i], others[1], gamma).astype(np.float32)
+
+    scores: NDArray[Any] = np.stack(beside(score, range(len(p))))
+    known = ~np.isnan(scores) if scored is None else np.asarray(scored, dtype=bool) & ~np.isnan(scores)
+    return _attack(*beside(np.sort, (scores[m & known], scores[~m & known])))
 
 
 def klom_rows(unlearned: NDArray[Any], retrained: NDArray[Any], bins: int = 20) -> Floats:
