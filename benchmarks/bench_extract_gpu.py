@@ -29,7 +29,7 @@ from expunge.features.extract import Extraction, ExtractionSettings
 from expunge.features.mapper import Mapper
 from expunge.features.writer import publish
 from expunge.models.zoo import build
-from expunge.system.ray_cluster import cores
+from expunge.system.processors import cores
 
 MODELS = ("timm:resnet50", "timm:vit_base_patch16_224")
 SIDE, BATCH, ROWS, JPEGS = 224, 256, 16_384, 16_384
@@ -112,7 +112,7 @@ def gflop(classifier: Any) -> float:
     """Of one forward pass of one picture; a multiplication and an addition are two."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         classifier.features(pictures(1))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def _wait(settings: ExtractionSettings) -> None:

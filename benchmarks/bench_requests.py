@@ -23,6 +23,7 @@ from expunge.core import Loft, Moments, RepresentationLinear
 from expunge.features.store import MOMENTS, FeatureStore, groups, write_shard
 from expunge.models.zoo import build
 from expunge.system.files import staged_dir, write_manifest
+from expunge.training.settings import recipe_of
 from expunge.training.trainer import train
 
 DIM, FORGOTTEN, SHARD_ROWS = 128, 1000, 262_144  # shards of 134 MB
@@ -115,12 +116,7 @@ def retraining_case(stored: tuple[FeatureStore, np.ndarray]) -> dict[str, Any]:
         classifier,
         images,
         rng.integers(0, 10, TRAINED_ROWS).astype(np.int32),
-        epochs=1,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        precision=settings.precision,
+        **{**recipe_of(settings, classifier).arguments(), "epochs": 1},
         seed=0,
     )
     epoch_s = time.perf_counter() - start

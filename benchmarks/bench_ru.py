@@ -86,7 +86,7 @@ def step_case(z_r: torch.Tensor, z_f: torch.Tensor, hidden: int) -> dict[str, An
     for name, loss in (("mean_s", ours), ("pairwise_s", pairwise)):
         net = Network(dim, (hidden,), "published", torch.Generator().manual_seed(0), z_r.device)
         steps = 20 if name == "mean_s" or dim < 500 else 3
-        net.descend(lambda loss=loss, net=net: loss(net), 2, 1e-3)
+        net.descend(lambda: loss(net), 2, 1e-3)  # noqa: B023
         seconds[name] = median_seconds(lambda: net.descend(lambda: loss(net), steps, 1e-3), 3) / steps  # noqa: B023
     return {"dim": dim, "hidden": hidden, **seconds, "ratio": seconds["mean_s"] / seconds["pairwise_s"]}
 

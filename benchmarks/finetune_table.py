@@ -21,7 +21,7 @@ from expunge.core import FeatureMap, LinearHead, Moments, PourP, RepresentationL
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.measuring import Outputs, measure
-from expunge.evaluation.membership import auc
+from expunge.evaluation.membership import loss_auc
 from expunge.evaluation.rows import Rows, choose_rows
 from expunge.finetune import METHODS, Seal
 from expunge.models.checkpoint import load_classifier
@@ -54,11 +54,14 @@ class Bench:
         rows, measured = self.rows, measure(out, self.rows)
         references = list(self.references.values()) if references is None else references
         far = distances(out, references, rows.forget)
-        forget_loss, unseen_loss = measured.losses
+
+        def scored(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.asarray(out.logits)[index], rows.labels[index]
+
         values = {part: measured.value(f"accuracy.{part}") for part in COLUMNS[:4]} | {
             "kl": far.get("kl"),
             "agreement": far.get("agreement"),
-            "loss_auc": auc(-forget_loss, -unseen_loss),
+            "loss_auc": loss_auc(*scored(rows.forget), *scored(rows.unseen)),
             "mia": measured.value("membership.mia_lr_member"),
             "probe": measured.value("representation.probe_z_prime"),
             "seconds": seconds,

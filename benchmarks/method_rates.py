@@ -97,7 +97,8 @@ class Study:
             where = np.searchsorted(self.rows, retain)
             fitted.fit(self.original, np.load(path, mmap_mode="r"), self.labels[self.rows], where)
             return fitted.classifier_, Steps.of(self.original.card, FACTORS, None, fitted.factor, "auto").lr
-        made: Any = METHODS[method](batch_size=32, **settings)
+        kind_of: Any = METHODS[method]
+        made = kind_of(batch_size=32, **settings)
         steps = Steps.of(self.original.card, made.factors, made.lr, made.factor, made.optimizer)
         made.lr = steps.lr * scale
         made.fit(self.original, self.images, self.labels, retain, forget)

@@ -21,7 +21,7 @@ from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.suite import evaluate
 from expunge.features.store import MOMENTS, FeatureStore
 from expunge.models.checkpoint import load_classifier
-from expunge.report.tables import lookup
+from expunge.report.metrics import lookup
 
 RANKS = (2, 4, 9, 16, 32, 64, 100)
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
