@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.core import LinearHead, identity
+from expunge.evaluation.criteria import CANNOT_TELL, CLAIMS, KEPT, OUTPUTS, SHOWN
 from expunge.ledger.forgotten import ForgottenRows
 from expunge.ledger.ledger import Ledger
 from expunge.models.checkpoint import save_classifier
@@ -77,7 +78,8 @@ def prepare(home: Path) -> dict[str, Any]:
     with torch.inference_mode():
         expected = torch.softmax(classifier(images).double(), 1).numpy()
     block = {f"group-{g}": {f"metric-{m}": 0.5 for m in range(12)} for g in range(6)}
-    verdict = {"level": "a", "failed_gates": []}
+    claims = {**dict.fromkeys(CLAIMS, CANNOT_TELL), OUTPUTS: SHOWN}
+    verdict = {"claims": claims, "utility": KEPT, "gates": [], "references": 1}
     summary = {
         "request": {"selector": "classes", "digest": REQUEST, "forget_rows": 6000},
         "model": {"name": "resnet-small"},
@@ -126,13 +128,13 @@ def measure(home: Path, prepared: dict[str, Any], content: str) -> dict[str, flo
                 classes=CLASSES,
                 inputs=prepared["images"],
                 expected=prepared["expected"],
-                tags={"claim_level": "a", "failed_gates": "none", "request": REQUEST},
+                tags={"claims": OUTPUTS, "utility": KEPT, "failed_gates": "none", "request": REQUEST},
                 description_md="",
             )
         )
     with timed("promote"):
         promoter = Promoter(
-            connect(), "benchmark", Ledger(home / "ledger.jsonl"), ForgottenRows(home, REQUEST, ["1"]), "a"
+            connect(), "benchmark", Ledger(home / "ledger.jsonl"), ForgottenRows(home, REQUEST, ["1"]), OUTPUTS
         )
         promoter.promote(promoter.version(version.version), "measured", promoter.history().head, {})
     return seconds
