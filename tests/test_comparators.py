@@ -11,9 +11,17 @@ from typer.testing import CliRunner
 from expunge.cli import app
 from expunge.config import load_config
 from expunge.methods.table import METHODS
-from expunge.results.comparators import experiments, methods_for, methods_run
+from expunge.results.comparators import (
+    PAGE,
+    experiments,
+    methods_for,
+    methods_run,
+    record,
+    recorded,
+    write_comparators,
+)
 from expunge.results.comparators_page import BEGIN, END, claims, measured_sections, refusals, section, with_measured
-from expunge.results.pooled import Pooled, judge, pool
+from expunge.results.pooled import Pooled, judge, pool, pool_summaries
 from expunge.results.variants import HOME, Variant
 from expunge.system.errors import ConfigError, ExpungeError
 from expunge.system.files import write_json
@@ -122,3 +130,24 @@ def test_runs_of_which_one_refused_a_method_are_pooled_all_the_same(pooled, tmp_
         "original": 2, "retrained": 2, "logit-mask": 2, "delete": 2, "shaky": 1,
     }  # fmt: skip
     assert judge(found, "shaky").runs == 1 and judge(found, "delete").runs == 2
+
+
+def test_a_page_from_kept_runs_is_that_from_whole_summaries(pooled, tmp_path):
+    """Each seed may be run on another machine: its workspace can go once it is kept."""
+    variant = Variant("comparators-class", "class: made up", (1, 2))
+    summaries = {}
+    for seed, summary in zip(pooled.seeds, pooled.summaries, strict=True):
+        references = {"original": block(9, 0), "retrained": block(0.3, 0)}
+        summaries[seed] = {**summary, "model": {}, "references": references, "shadow": {"kind": "off"}}
+        workspace = variant.workspace(tmp_path, seed)
+        write_json(workspace / "reports/summary.json", summaries[seed])
+        record(tmp_path, Variant(variant.name, variant.title, (seed,)))
+        (workspace / "reports/summary.json").unlink()
+    kept = recorded(tmp_path, variant)
+    assert list(kept) == [1, 2] and "gates" not in json.dumps(kept) and "shadow" not in kept[1]
+    (tmp_path / PAGE).parent.mkdir()
+    (tmp_path / PAGE).write_text(f"# Title\n\n{BEGIN}\n\n{END}\n")
+    write_comparators(tmp_path, [variant])
+    assert section(variant, pool_summaries(summaries)) in (tmp_path / PAGE).read_text()
+    with pytest.raises(ExpungeError, match="no finished experiment"):
+        write_comparators(tmp_path / "elsewhere", [variant])

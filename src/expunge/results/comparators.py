@@ -2,14 +2,17 @@
 
 Two requests, three training seeds each, and each method that answers the request with the settings that params.yaml has
 for it. Every run is a workspace below `.expunge/results`, whose finished stages DVC knows: a command that was ended
-goes on where it was, and of methods that were added later only those run.
+goes on where it was, and of methods that were added later only those run. What the page needs of a finished run is kept
+in `benchmarks/comparators`, in git, so that seeds can be run one at a time and on several machines.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,14 +20,18 @@ from expunge.config import PARAMS
 from expunge.methods.table import METHODS
 from expunge.report.summary import CONTROL
 from expunge.results.comparators_page import measured_sections, section, with_measured
-from expunge.results.pooled import pool
+from expunge.results.pooled import pool_summaries
 from expunge.results.variants import HOME, Variant, finished, run_variants
 from expunge.stages import run
 from expunge.system.errors import ConfigError, ExpungeError
-from expunge.system.files import write_text
+from expunge.system.files import read_json, write_json, write_text
+from expunge.system.paths import SUMMARY
 from expunge.system.progress import log_message
 
-PAGE = Path("docs/comparators.md")
+PAGE, RECORDS = Path("docs/comparators.md"), Path("benchmarks/comparators")
+# What is kept of the block of a model: measurements, how its settings were chosen, and the outcome of its verdict.
+MEASURED = ("accuracy", "cost", "divergence", "membership", "representation", "settings")
+OUTCOME = ("claims", "utility", "control")
 SEEDS = (1, 2, 3)
 UNSEEN = 0.1
 
@@ -83,13 +90,42 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
     )
 
 
+def record(root: Path, variant: Variant) -> None:
+    """Keep what the page needs of the finished runs of an experiment."""
+    for seed, workspace in finished(root, variant).items():
+        write_json(_record(root, variant, seed), kept_of(read_json(workspace / SUMMARY)))
+
+
+def recorded(root: Path, variant: Variant) -> dict[int, dict[str, Any]]:
+    """Return the runs of an experiment that were kept, by training seed."""
+    places = {seed: _record(root, variant, seed) for seed in variant.seeds}
+    return {seed: read_json(place) for seed, place in places.items() if place.is_file()}
+
+
+def kept_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a summary from which the page is written."""
+
+    def block(whole: Mapping[str, Any]) -> dict[str, Any]:
+        part = {key: whole[key] for key in MEASURED if key in whole}
+        if "verdict" in whole:
+            part["verdict"] = {key: whole["verdict"][key] for key in OUTCOME}
+        return part
+
+    kept = {key: summary[key] for key in ("model", "request", "refused")}
+    return kept | {key: {name: block(b) for name, b in summary[key].items()} for key in ("references", "methods")}
+
+
+def _record(root: Path, variant: Variant, seed: int) -> Path:
+    return root / RECORDS / f"{variant.name.removeprefix('comparators-')}-{seed}.json"
+
+
 def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
     """Write the finished experiments into the page, which keeps its sections of those that did not run here.
 
     Raises ExpungeError if none is finished.
     """
     variants = tuple(variants)
-    found = {v.title: section(v, pool(workspaces)) for v in variants if (workspaces := finished(root, v))}
+    found = {v.title: section(v, pool_summaries(runs)) for v in variants if (runs := recorded(root, v))}
     if not found:
         raise ExpungeError(f"{root / HOME}: no finished experiment; run python -m expunge.results.comparators")
     text = (root / PAGE).read_text(encoding="utf-8")
@@ -105,17 +141,18 @@ def main() -> None:
         "only", nargs="*", metavar="METHOD", help="run only these methods and the control; by default all"
     )
     parser.add_argument("--request", choices=("class", "rows"), help="run only this request")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, help="run only these training seeds")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the page from what is finished")
     arguments = parser.parse_args()
     root = Path.cwd()
     variants = experiments(root, arguments.only)
     if arguments.request:
         variants = tuple(v for v in variants if v.name.endswith(arguments.request))
-    if not arguments.collect:
-        for variant in variants:  # write the page after each request, so that an interruption keeps what is finished
-            run_variants(root, [variant])
-            write_comparators(root, experiments(root))
-    else:
+    runs = [replace(variant, seeds=(seed,)) for variant in variants for seed in arguments.seeds or variant.seeds]
+    for run_of in runs:  # write the page after each run, so that an interruption keeps what is finished
+        if not arguments.collect:
+            run_variants(root, [run_of])
+        record(root, run_of)
         write_comparators(root, experiments(root))
 
 

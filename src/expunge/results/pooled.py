@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,25 @@ def pool(workspaces: Mapping[int, Path]) -> Pooled:
 
     With several seeds, the divergences of the retrained models are replaced by those between seeds, the noise floor.
     """
-    summaries = [read_json(path / SUMMARY) for path in workspaces.values()]
-    retrained = [summary["references"]["retrained"] for summary in summaries]
+    pooled = pool_summaries({seed: read_json(path / SUMMARY) for seed, path in workspaces.items()})
     if len(workspaces) > 1:
-        retrained = _with_floor(retrained, [_forgotten_logits(path) for path in workspaces.values()])
+        logits = [_forgotten_logits(path) for path in workspaces.values()]
+        pooled = replace(pooled, blocks={**pooled.blocks, "retrained": _with_floor(pooled.blocks["retrained"], logits)})
+    return pooled
+
+
+def pool_summaries(found: Mapping[int, Mapping[str, Any]]) -> Pooled:
+    """Pool the summaries of runs, by training seed.
+
+    The divergences of the retrained models stay those between the models of one run.
+    """
+    summaries = list(found.values())
+    retrained = [summary["references"]["retrained"] for summary in summaries]
     blocks = {"original": [s["references"]["original"] for s in summaries], "retrained": retrained}
     # A method may be refused in one seed and not in another.
     names = dict.fromkeys([CONTROL, *(name for summary in summaries for name in summary["methods"])])
     blocks |= {name: [s["methods"][name] for s in summaries if name in s["methods"]] for name in names}
-    return Pooled(tuple(workspaces), tuple(summaries), blocks)
+    return Pooled(tuple(found), tuple(summaries), blocks)
 
 
 def judge(pooled: Pooled, name: str) -> PooledVerdict:
