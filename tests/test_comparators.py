@@ -138,9 +138,17 @@ def test_a_page_from_kept_runs_is_that_from_whole_summaries(pooled, tmp_path):
     summaries = {}
     for seed, summary in zip(pooled.seeds, pooled.summaries, strict=True):
         references = {"original": block(9, 0), "retrained": block(0.3, 0)}
+        for reference in references.values():
+            del reference["cost"]
         summaries[seed] = {**summary, "model": {}, "references": references, "shadow": {"kind": "off"}}
         workspace = variant.workspace(tmp_path, seed)
         write_json(workspace / "reports/summary.json", summaries[seed])
+        # Every stage held half of a processor, so its processor seconds are half of its seconds.
+        usage = {"cpu_percent_of_one_core": {"time": [1.0, 4.0], "value": [20.0, 60.0]}}
+        for name, made in summary["methods"].items():
+            fit_s = 2 * made["cost"]["fit_s"]
+            write_json(workspace / f"reports/cost/fit-{name}.json", {"fit_s": fit_s, "span": [0, 4], "usage": usage})
+        write_json(workspace / "reports/cost/retrain-1.json", {"train_s": 40.0, "span": [0, 4], "usage": usage})
         record(tmp_path, Variant(variant.name, variant.title, (seed,)))
         (workspace / "reports/summary.json").unlink()
     kept = recorded(tmp_path, variant)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from expunge.config import PARAMS
@@ -25,12 +26,13 @@ from expunge.results.variants import HOME, Variant, finished, run_variants
 from expunge.stages import run
 from expunge.system.errors import ConfigError, ExpungeError
 from expunge.system.files import read_json, write_json, write_text
-from expunge.system.paths import SUMMARY
+from expunge.system.paths import COST, SUMMARY
 from expunge.system.progress import log_message
 
 PAGE, RECORDS = Path("docs/comparators.md"), Path("benchmarks/comparators")
-# What is kept of the block of a model: measurements, how its settings were chosen, and the outcome of its verdict.
-MEASURED = ("accuracy", "cost", "divergence", "membership", "representation", "settings")
+# What is kept of the block of a model: measurements, how its settings were chosen, and the outcome of its verdict. Its
+# cost is kept in processor seconds.
+MEASURED = ("accuracy", "divergence", "membership", "representation", "settings")
 OUTCOME = ("claims", "utility", "control")
 SEEDS = (1, 2, 3)
 UNSEEN = 0.1
@@ -93,7 +95,26 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
 def record(root: Path, variant: Variant) -> None:
     """Keep what the page needs of the finished runs of an experiment."""
     for seed, workspace in finished(root, variant).items():
-        write_json(_record(root, variant, seed), kept_of(read_json(workspace / SUMMARY)))
+        summary = read_json(workspace / SUMMARY)
+        retrains = [read_json(file) for file in sorted((workspace / COST).glob("retrain-*.json"))]
+        retrain_s = float(np.mean([cost["train_s"] * busy(cost) for cost in retrains]))
+        kept = kept_of(summary)
+        for name, block in kept["methods"].items():
+            cost = read_json(workspace / COST / f"fit-{name}.json")
+            block["cost"] = {"fit_s": round(cost["fit_s"] * busy(cost), 4), "retrain_s": round(retrain_s, 2)}
+        write_json(_record(root, variant, seed), kept)
+
+
+def busy(cost: Mapping[str, Any]) -> float:
+    """Return the processor seconds that a stage used per second of its time, from its file in `reports/cost`.
+
+    1.0 for a stage too short to be sampled. Seconds times this do not depend on what else the machine computed.
+    """
+    samples, (start, end) = cost.get("usage", {}).get("cpu_percent_of_one_core"), cost["span"]
+    if not samples:
+        return 1.0
+    times = np.diff([start, *samples["time"]])
+    return float(times @ np.asarray(samples["value"]) / 100 / (end - start))
 
 
 def recorded(root: Path, variant: Variant) -> dict[int, dict[str, Any]]:

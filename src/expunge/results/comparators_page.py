@@ -50,7 +50,7 @@ def section(variant: Variant, pooled: Pooled) -> str:
 
 
 def cost_share(pooled: Pooled, name: str) -> str:
-    """Mean fit time as a percentage of the mean retraining time; a dash if either is missing."""
+    """Mean processor time of the fit as a percentage of that of retraining; a dash if either is missing."""
     fit, retrain = pooled.values(name, FIT), pooled.values(name, RETRAIN)
     return f"{np.mean(fit) / np.mean(retrain):.1%}" if fit and retrain else "–"
 
