@@ -319,3 +319,17 @@ for name in warm_server.LIBRARIES:
 assert warm_server.alone(), threading.enumerate()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_server_is_started_in_advance_once_and_not_where_it_is_turned_off(run_dir, environment):
+    """A flow does this while it still checks params."""
+    place = Path(python(PLACE, cwd=run_dir, env=environment)[0])
+    command = [sys.executable, "-m", "expunge.system.warm"]
+    subprocess.run(command, cwd=run_dir, env={**environment, warm.SWITCH: "0"}, check=True)
+    assert not place.exists() and not place.with_suffix(".lock").exists()
+    subprocess.run(command, cwd=run_dir, env=environment, check=True)
+    until(lambda: ready(place))
+    found = warm_servers(place)
+    subprocess.run(command, cwd=run_dir, env=environment, check=True)
+    assert [process.pid for process in warm_servers(place)] == [process.pid for process in found] and len(found) == 1
+    found[0].kill()

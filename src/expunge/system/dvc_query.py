@@ -15,21 +15,34 @@ from expunge.system import warm
 
 warm.hand_over(sys.orig_argv)
 
+from dvc.exceptions import DvcException  # noqa: E402
 from dvc.repo import Repo, lock_repo  # noqa: E402
+from dvc.stage import PipelineStage  # noqa: E402
 
 
 def state(repo: Repo) -> dict[str, Any]:
     """Return the stages and which of them are out of date."""
     with lock_repo(repo):
-        return {"stale": repo.status(), "stages": [stage.addressing for stage in repo.index.stages]}
+        return {
+            "stale": repo.status(),
+            "stages": [stage.addressing for stage in repo.index.stages if isinstance(stage, PipelineStage)],
+        }
 
 
 def places(repo: Repo) -> dict[str, Any]:
     """Return where DVC stores what belongs to the workspace."""
     remotes = {name: remote["url"] for name, remote in repo.config["remote"].items()}
-    return {"cache": repo.cache.local.path, "remotes": remotes, "index": repo.site_cache_dir}
+    return {"cache": repo.cache.local_cache_dir, "remotes": remotes, "index": repo.site_cache_dir}
+
+
+def main() -> None:
+    """Print the answer, or exit with DVC's words."""
+    try:
+        with Repo() as opened:
+            print(json.dumps({"state": state, "places": places}[sys.argv[1]](opened)))
+    except DvcException as e:
+        raise SystemExit(f"error: {e}") from None
 
 
 if __name__ == "__main__":
-    with Repo() as opened:
-        print(json.dumps({"state": state, "places": places}[sys.argv[1]](opened)))
+    main()
