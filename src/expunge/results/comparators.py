@@ -170,9 +170,13 @@ def main() -> None:
     if arguments.request:
         variants = tuple(v for v in variants if v.name.endswith(arguments.request))
     runs = [replace(variant, seeds=(seed,)) for variant in variants for seed in arguments.seeds or variant.seeds]
+    if arguments.collect:
+        for run_of in runs:
+            record(root, run_of)
+        write_comparators(root, experiments(root))
+        return
     for run_of in runs:  # write the page after each run, so that an interruption keeps what is finished
-        if not arguments.collect:
-            run_variants(root, [run_of])
+        run_variants(root, [run_of])
         record(root, run_of)
         write_comparators(root, experiments(root))
 
