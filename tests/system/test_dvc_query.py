@@ -42,10 +42,12 @@ def test_the_places_are_those_of_the_configuration(workspace, tmp_path_factory):
     assert dvc.query("places", workspace)["cache"] == str(workspace / ".dvc/cache")
     dvc.run("cache", "dir", "elsewhere", root=workspace)
     dvc.run("remote", "add", "near", str(remote), root=workspace)
+    dvc.run("remote", "add", "beside", "../kept", root=workspace)
     dvc.run("remote", "add", "far", "s3://bucket/below", root=workspace)
     found = dvc.query("places", workspace)
     assert found["cache"] == str(workspace / "elsewhere")
-    assert found["remotes"] == {"near": str(remote), "far": "s3://bucket/below"}
+    beside = str(workspace.parent / "kept")
+    assert found["remotes"] == {"near": str(remote), "beside": beside, "far": "s3://bucket/below"}
     doctor = dvc.run("doctor", root=workspace).splitlines()
     assert f"Repo.site_cache_dir: {found['index']}" in [line.strip() for line in doctor]
 

@@ -112,7 +112,7 @@ def write_values(file: Path, kind: Kind, values: Sequence[str]) -> None:
 def remove(*files: Path) -> None:
     """Remove lists, their `.dvc` files and their copies in DVC's cache; missing files are ignored."""
     tracked = [t for file in files if (t := file.with_name(file.name + ".dvc")).is_file()]
-    cache = Path(dvc.query("places", Path(), RequestError)["cache"]) / "files" / "md5" if tracked else Path()
+    cache = Path(dvc.query("places", error=RequestError)["cache"]) / "files" / "md5" if tracked else Path()
     for one in tracked:
         md5 = yaml.safe_load(one.read_text(encoding="utf-8"))["outs"][0]["md5"]
         (cache / md5[:2] / md5[2:]).unlink(missing_ok=True)

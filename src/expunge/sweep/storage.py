@@ -62,15 +62,7 @@ class Storage:
     @cached_property
     def remotes(self) -> dict[str, Path | None]:
         """Remotes by name: the directory, or None if it is not on this file system."""
-        return {name: None if "://" in url else self._place(url) for name, url in self._places["remotes"].items()}
-
-    def _place(self, address: str) -> Path:
-        """Return the path to which an address refers.
-
-        A relative address refers to the directory of DVC's config file, unless DVC has already resolved it.
-        """
-        places = [self.root / ".dvc" / address, self.root / address]
-        return next((p for p in places if p.is_dir()), places[0])
+        return {name: None if "://" in url else Path(url) for name, url in self._places["remotes"].items()}
 
     def fresh(self) -> list[str]:
         """Return the stages and `.dvc` files that are up to date.
