@@ -29,9 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.core_features import features
+from benchmarks.page import DOCS, rows_of_table, write_section
 from expunge.core import FeatureMap, Leace, Loft, Moments, RepresentationLinear, RidgeHead
+from expunge.evaluation.rows import measured_rows
+from expunge.evaluation.suite import evaluate
 from expunge.features.store import Shards, write_shard
-from expunge.system.files import write_text
+from expunge.methods.outputs import StoredOutputs
+from expunge.stages.evaluate import write_logits
 
 SHARD = 65_536
 CASES: dict[str, list[dict[str, int]]] = {
@@ -39,9 +43,7 @@ CASES: dict[str, list[dict[str, int]]] = {
     "dimension": [{"rows": 20_000, "dim": dim, "classes": 10} for dim in (128, 512, 1024, 2048, 4096)],
     "classes": [{"rows": 60_000, "dim": 1280, "classes": classes} for classes in (10, 100, 1000)],
 }
-COSTS = ("write", "moments", "loft", "ru-linear", "leace", "map", "ridge")
-DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- scale:begin -->", "<!-- scale:end -->"
+COSTS = ("write", "moments", "loft", "ru-linear", "leace", "map", "ridge", "evaluate")
 
 
 class PeakMemory:
@@ -80,6 +82,7 @@ def measure(rows: int, dim: int, classes: int) -> dict[str, float]:
         timed("leace", lambda: Leace().fit(retain, forget))
         timed("map", lambda: applied(store, loft))
         timed("ridge", lambda: RidgeHead(ridge=1.0).fit(z, labels, classes))
+        timed("evaluate", lambda: evaluated(store, z, labels, loft, Path(tmp)))
     return found | {"peak_mib": memory.peak / 2**20}
 
 
@@ -121,10 +124,31 @@ def run(cases: dict[str, list[dict[str, int]]] | None = None) -> dict[str, Any]:
         results[axis] = [size | in_own_process(size) for size in sizes]
         table = Table("rows", "d", "classes", *COSTS, "peak MiB", title=f"Processor seconds, by {axis}")
         for r in results[axis]:
-            sizes_of = (f"{r['rows']:,}", str(r["dim"]), str(r["classes"]))
-            table.add_row(*sizes_of, *(f"{r[cost]:.3g}" for cost in COSTS), f"{r['peak_mib']:,.0f}")
+            table.add_row(*cells(r))
         Console().print(table)
     return results
+
+
+def evaluated(store: Shards, z: torch.Tensor, labels: torch.Tensor, map_: FeatureMap, directory: Path) -> None:
+    """Evaluate a map as the stage does: metrics of the drawn rows, and the logits of every row into a Parquet file."""
+    few, classes = slice(20_000), int(labels.max()) + 1
+    y, keep = store.column("label"), labels[few] > 0
+    original, retrained = RidgeHead(ridge=1.0), RidgeHead(ridge=1.0)
+    original.fit(z[few], labels[few], classes)
+    retrained.fit(z[few][keep], labels[few][keep], classes)
+    part = np.where(np.arange(len(y)) % 7 < 6, np.where(y == 0, "forget", "retain"), "")
+    part = np.where(part == "", np.where(y == 0, "test_forget", "test_retain"), part)
+    rows = np.flatnonzero(measured_rows(part, np.ones(len(y), bool), 0))
+    heads = [StoredOutputs(store, head.head_.logits) for head in (original, retrained)]
+    mapped = StoredOutputs(store, lambda x: original.head_.logits(map_(x)), map_)
+    before, reference = (head.at(rows) for head in heads)
+    evaluate(mapped.at(rows), before, [reference], y[rows], part[rows])
+    write_logits(directory / "logits.parquet", mapped.parts(), {"part": part, "label": y})
+
+
+def cells(r: dict[str, float]) -> list[str]:
+    costs = [f"{r[cost]:.3g}" for cost in COSTS]
+    return [f"{r['rows']:,}", f"{r['dim']:.0f}", f"{r['classes']:.0f}", *costs, f"{r['peak_mib']:,.0f}"]
 
 
 def in_own_process(size: dict[str, int]) -> dict[str, float]:
@@ -135,18 +159,12 @@ def in_own_process(size: dict[str, int]) -> dict[str, float]:
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Write the tables between the marks of docs/scale.md, and its figure."""
-    page = DOCS / "scale.md"
-    head, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    lines = [BEGIN, ""]
+    """Write the tables and the figure of docs/scale.md."""
+    head, lines = ["rows", "d", "classes", *COSTS, "peak memory, MiB"], []
     for axis in CASES:
-        lines += [f"By {axis}:", "", "| rows | d | classes | " + " | ".join(COSTS) + " | peak memory, MiB |"]
-        lines.append("|" + "---|" * (len(COSTS) + 4))
-        for r in results[axis]:
-            costs = " | ".join(f"{r[cost]:.3g}" for cost in COSTS)
-            lines.append(f"| {r['rows']:,} | {r['dim']} | {r['classes']} | {costs} | {r['peak_mib']:,.0f} |")
-        lines.append("")
-    write_text(page, head + "\n".join(lines) + END + rest.split(END)[1])
+        rows = [cells(r) for r in results[axis]]
+        lines += [f"By {axis}:", "", *rows_of_table(head, rows), ""]
+    write_section(DOCS / "scale.md", "scale", lines[:-1])
     plot(results, DOCS / "images" / "scale.png")
 
 

@@ -51,7 +51,9 @@ def calls(work: Callable[[], object]) -> int:
 
 def completed(root: Path, store: Store, number: int) -> None:
     """Write `number` completed requests with their events, and the signed ledger with an entry for every event."""
-    rows, events, lines, last = [], [], [], None
+    rows: list[dict[str, object]] = []
+    events: list[dict[str, object]] = []
+    lines, last = list[str](), None
     for i in range(number):
         id_ = f"R-20260105-{i:06x}"
         rows.append(
@@ -73,6 +75,7 @@ def completed(root: Path, store: Store, number: int) -> None:
     ledger = root / "ledger.jsonl"
     ledger.write_text("".join(lines))
     head = HeadFiles(ledger)
+    assert last is not None
     head.announce(last, signing_key(root))
     head.confirm()
 

@@ -88,7 +88,7 @@ def promoted(
     return batch, requests
 
 
-def no_pipeline(stages=(), force=False) -> None:
+def no_pipeline(stages: object = (), force: bool = False) -> None:
     raise AssertionError("nothing is to be computed any more")
 
 

@@ -27,6 +27,11 @@ class CanaryRows:
     others: NDArray[Any]
     other_labels: NDArray[Any]
 
+    @property
+    def rows(self) -> NDArray[Any]:
+        """Every row that is named here `(N + M,)`."""
+        return np.concatenate([self.planted, self.others])
+
     def among(self, scored: NDArray[Any]) -> CanaryRows:
         """The canaries on rows of the mask `scored (n,)`, with rows renumbered as positions among these."""
         position, a, b = np.cumsum(scored) - 1, scored[self.planted], scored[self.others]

@@ -17,11 +17,29 @@ from expunge.evaluation.exposure import CanaryRows
 Index = NDArray[np.int64]
 Sides = tuple[Index, Index] | None
 PROBE_TRAIN, PROBE_TEST = 4000, 1000  # rows on each side of a probe
+MOST_ROWS = 100_000  # of one part that are measured; a share of these has a standard error of at most 0.16 points
 
 
 def thinned(rows: Index, size: int, rng: np.random.Generator) -> Index:
     """At most `size` of `rows`, drawn without replacement and in their order."""
     return rows if len(rows) <= size else rows[np.sort(rng.choice(len(rows), size, replace=False))]
+
+
+def measured_rows(
+    part: NDArray[Any], among: NDArray[np.bool_], seed: int, always: NDArray[Any] | None = None, most: int = MOST_ROWS
+) -> NDArray[np.bool_]:
+    """Return the mask `(n,)` of the rows that are measured: at most `most` of each part, drawn from the mask `among`.
+
+    The memory of an evaluation therefore does not grow with the dataset. `part (n,)`: the part of every row. `always`:
+    positions of rows in `among` that are measured beyond `most`, such as canaries.
+    """
+    rng = np.random.default_rng([seed, 15])
+    found = np.zeros(len(part), bool)
+    for name in np.unique(part[among]):
+        found[thinned(np.flatnonzero(among & (part == name)), most, rng)] = True
+    if always is not None:
+        found[always[among[always]]] = True
+    return found
 
 
 @dataclass(frozen=True)

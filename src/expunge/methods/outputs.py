@@ -1,57 +1,84 @@
-"""Logits and features of every row, for the original, the retrained models and the result of a method."""
+"""Logits and features of rows, for the original, the retrained models and the result of a method.
+
+Features stay on disk. Outputs of chosen rows are read into memory for the metrics; the logits of every row are computed
+part by part, as they are written.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from expunge.config import Config
-from expunge.core import LinearHead
+from expunge.core import FeatureMap, LinearHead
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
 from expunge.evaluation.measuring import Outputs
 from expunge.features.extract import ExtractionSettings, extract_shards
-from expunge.features.store import FeatureStore
+from expunge.features.store import FeatureStore, Shards
 from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.models.trained_on import RECORD, refuse_other_rows
 from expunge.system.files import read_manifest
-from expunge.system.paths import DATASET, FEATURES, MODELS, UNLEARNED, WORK, retrained
+from expunge.system.paths import DATASET, FEATURES, MODELS, ORIGINAL, UNLEARNED, WORK, retrained
 
 
-def outputs_of_classifier(name: str) -> Outputs:
-    """Outputs of the trained classifier `name`, from its stored features."""
-    head = load_classifier(MODELS / name).head
-    z = FeatureStore(FEATURES / name).z()
-    return Outputs(LinearHead.of(head).logits(torch.from_numpy(z)).numpy(), z)
+@dataclass(frozen=True)
+class StoredOutputs:
+    """A model by its features on disk; `logits` and `map_` take features `(k, d)`. `map_` is None without a map."""
+
+    features: Shards
+    logits: Callable[[Tensor], Tensor]
+    map_: FeatureMap | None = None
+
+    def at(self, rows: np.ndarray | None = None) -> Outputs:
+        """Outputs of the dataset positions `rows (k,)`, in that order; None: of all rows."""
+        z = torch.from_numpy(self.features.z(rows))
+        z_prime = None if self.map_ is None else self.map_(z).float().numpy()
+        return Outputs(self.logits(z).numpy(), z.numpy(), z_prime)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield the logits `(k, C)` of all rows in dataset order, a part at a time."""
+        for _, z in self.features.iter_z():
+            yield self.logits(torch.from_numpy(z.copy())).numpy()  # a copy, because the mapped file is read-only
 
 
-def outputs_of_method(name: str, original: Outputs, config: Config) -> Outputs:
-    """Outputs of the unlearned model `name`: its map and shipped head on the original's features.
+def stored_classifier(name: str) -> StoredOutputs:
+    """The trained classifier `name`."""
+    return StoredOutputs(FeatureStore(FEATURES / name), LinearHead.of(load_classifier(MODELS / name).head).logits)
 
-    If the model has a backbone of its own, features are extracted with that.
+
+@contextmanager
+def stored_method(name: str, config: Config) -> Iterator[StoredOutputs]:
+    """The unlearned model `name`: its map and shipped head on the original's features.
+
+    If the model has a backbone of its own, features are extracted with that, and removed at the end of the context.
     """
     unlearned = UnlearnedModel.load(UNLEARNED / name)
-    z = torch.from_numpy(original.z)
-    if unlearned.classifier is not None:
-        settings = ExtractionSettings.of(config.features)
-        work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
-        z = torch.from_numpy(shards.z())
-        shutil.rmtree(work)
-    return Outputs(unlearned.logits(z).numpy(), z.numpy(), unlearned.map(z).float().numpy())
+    if unlearned.classifier is None:
+        yield StoredOutputs(FeatureStore(FEATURES / ORIGINAL), unlearned.logits, unlearned.map)
+        return
+    settings = ExtractionSettings.of(config.features)
+    work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
+    yield StoredOutputs(shards, unlearned.logits, unlearned.map)
+    shutil.rmtree(work)
 
 
-def outputs_of_retrained(config: Config, split: Split) -> list[Outputs]:
-    """Outputs of the retrained models, one per seed of `retrain.seeds`; none if `reference` is skip.
+def stored_retrained(config: Config, split: Split) -> list[StoredOutputs]:
+    """The retrained models, one per seed of `retrain.seeds`; none if `reference` is skip.
 
     Raises CheckpointError for a model whose record says that it was trained on other rows than `split` retains.
     """
     if config.reference == "skip":
         return []
     check_retrained(split, config.retrain.seeds)
-    return [outputs_of_classifier(retrained(seed)) for seed in config.retrain.seeds]
+    return [stored_classifier(retrained(seed)) for seed in config.retrain.seeds]
 
 
 def check_retrained(split: Split, seeds: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from expunge.evaluation.margins import AUDIT
 from expunge.evaluation.measuring import Outputs
 from expunge.evaluation.suite import evaluate
 from expunge.evaluation.verdict import Gate, gates
-from expunge.methods.outputs import outputs_of_classifier, outputs_of_retrained
+from expunge.methods.outputs import stored_classifier, stored_retrained
 from expunge.promotion.session import ReviewSession
 from expunge.report.metrics import lookup
 from expunge.serving.servable import BATCH, Servable
@@ -83,12 +83,13 @@ def attack_champion(workspace: ReviewSession, seeds: Sequence[int]) -> dict[str,
             "does not hold its rows; bring that folder from where it was registered or promoted"
         )
     servable = servable_of(champion)[0]
-    labels, original = workspace.dataset.labels(), outputs_of_classifier("original")
+    labels, original = workspace.dataset.labels(), stored_classifier("original").at()
     candidate = outputs(servable, workspace)
-    references = outputs_of_retrained(config, workspace.split) if same and workspace.split is not None else []
+    references = stored_retrained(config, workspace.split) if same and workspace.split is not None else []
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        blocks = [evaluate(candidate, original, references, labels, parts, seed) for seed in seeds]
+        retrained = [r.at() for r in references]
+        blocks = [evaluate(candidate, original, retrained, labels, parts, seed) for seed in seeds]
     compared, left_out = compare(report.own, report.retrained, blocks, gates(AUDIT), servable.map_ is None)
     return {
         "schema": SCHEMA,

@@ -30,6 +30,7 @@ def build_summary(
     whether the retrained models' backbones never saw the forgotten rows. `shadow` is the result of the shadow stage:
     numbers of a method go into its block, the rest under "shadow" of the summary. "metrics" of the summary describes
     metrics of other packages, whose values are below "plugins" of every block; both are absent if there are none.
+    "drawn" of the summary says of which parts only some rows were measured.
     """
     many = dict(shadow or {"kind": "off"})
     attacked, floors = many.pop("methods", {}), many.pop("references", {})
@@ -72,6 +73,7 @@ def build_summary(
         },
         "methods": methods,
         "selected": select(methods),
+        **({"drawn": drawn} if (drawn := dict(references.get("drawn", {}))) else {}),
     }
 
 

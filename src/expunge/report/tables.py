@@ -40,6 +40,14 @@ CANARIES = some(
     "canaries.p_overshot",
 )
 STILL_STORED = "The rows are still in the dataset, the feature store and their caches until they are deleted there."
+# The parts of which not all rows may have been measured.
+DRAWN = {
+    "forget": "forgotten rows",
+    "retain": "retained training rows",
+    "test_forget": "test rows of forgotten classes",
+    "test_retain": "retained test rows",
+    "unseen": "rows that no model is trained on",
+}
 
 
 def candidates(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -208,6 +216,9 @@ def unproven(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["references"]["retrained"] is None:
         lines.append("Nothing was retrained, so nothing here is compared with a model that never saw the rows.")
+    if drawn := summary.get("drawn"):
+        parts = ", ".join(f"{some:,} of {every:,} {DRAWN[name]}" for name, (some, every) in drawn.items())
+        lines.append(f"Not every row was measured. Drawn at random were {parts}.")
     return [*lines, STILL_STORED]
 
 

@@ -2,8 +2,11 @@
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,13 @@ from expunge.data.split import Split
 from expunge.evaluation.criteria import MIN_REFERENCES
 from expunge.evaluation.exposure import CanaryRows
 from expunge.evaluation.measuring import Outputs
-from expunge.evaluation.rows import Rows, choose_rows
+from expunge.evaluation.rows import Rows, choose_rows, measured_rows
 from expunge.evaluation.suite import NO_RELEARNING, controls_of, evaluate
 from expunge.features.store import FeatureStore
 from expunge.methods.depth import cached_probes, stage_names, stage_probes
 from expunge.methods.installed_metrics import BLOCK, described, forgotten_values, load_metrics
 from expunge.methods.measured import measure_references
-from expunge.methods.outputs import outputs_of_classifier, outputs_of_method, outputs_of_retrained
+from expunge.methods.outputs import StoredOutputs, stored_classifier, stored_method, stored_retrained
 from expunge.methods.unlearned import INFO, SEEDS, UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.stages import run
@@ -69,46 +72,34 @@ def fits_of(name: str) -> list[str]:
     return [name, *(f"{name}/{SEEDS}/{number}" for number in sorted(int(place.name) for place in others))]
 
 
-def rows_of(outputs: Outputs, mask: np.ndarray) -> Outputs:
-    """Return the outputs of the rows in `mask`; the other rows were used to choose settings."""
-    z_prime = None if outputs.z_prime is None else outputs.z_prime[mask]
-    return Outputs(outputs.logits[mask], outputs.z[mask], z_prime, outputs.stages)
+def stored_references(config: Config, split: Split) -> dict[str, StoredOutputs]:
+    """Return the original and the retrained models by their folders below MODELS, the original first."""
+    folders = [retrained(seed) for seed in config.retrain.seeds]
+    return {ORIGINAL: stored_classifier(ORIGINAL), **dict(zip(folders, stored_retrained(config, split), strict=False))}
 
 
 def with_stages(
-    models: dict[str, Outputs],
-    original: Outputs,
-    references: list[Outputs],
-    rows: Rows,
-    at: np.ndarray,
-    config: Config,
-) -> tuple[dict[str, Outputs], Outputs, list[Outputs]]:
+    outputs: Mapping[str, Outputs], references: Collection[str], rows: Rows, at: np.ndarray
+) -> dict[str, Outputs]:
     """Return the same outputs with probes inside the backbones, if there are at least MIN_REFERENCES retrained models.
 
-    The probes of the original and the retrained models are cached below WORK for the next method. `at` maps the planned
-    `rows` to rows of the dataset.
+    The names `references`, the original first, are folders below MODELS, and the others below UNLEARNED. The probes of
+    `references` are cached below WORK for the next method. `at` maps the planned `rows` to rows of the dataset.
     """
-    if len(references) < MIN_REFERENCES:
-        return models, original, references
+    if len(references) - 1 < MIN_REFERENCES:
+        return dict(outputs)
     dataset, names = Dataset(DATASET, verify=False), stage_names(load_classifier(MODELS / ORIGINAL))
-
-    def of(name: str) -> Mapping[str, np.ndarray]:
-        digest = read_manifest(MODELS / name)["files"]["model.safetensors"]["sha256"]
-        return cached_probes(WORK / "stages", digest, load_classifier(MODELS / name), names, dataset, rows, at)
-
-    first = replace(original, stages=of(ORIGINAL))
-    known = [replace(r, stages=of(retrained(s))) for r, s in zip(references, config.retrain.seeds, strict=True)]
-    found = {}
-    for name, model in models.items():
-        if model is original:
-            found[name] = first
-        elif (number := next((i for i, r in enumerate(references) if r is model), None)) is not None:
-            found[name] = known[number]
+    found: dict[str, Outputs] = {}
+    for name, model in outputs.items():
+        if name in references:
+            digest = read_manifest(MODELS / name)["files"]["model.safetensors"]["sha256"]
+            classifier = load_classifier(MODELS / name)
+            stages = cached_probes(WORK / "stages", digest, classifier, names, dataset, rows, at)
         else:
             own = UnlearnedModel.load(UNLEARNED / name).classifier
-            stages = first.stages if own is None else stage_probes(own, names, dataset, rows, at)
-            found[name] = replace(model, stages=stages)
-    return found, first, known
+            stages = found[ORIGINAL].stages if own is None else stage_probes(own, names, dataset, rows, at)
+        found[name] = replace(model, stages=stages)
+    return found
 
 
 def write_refusal(name: str, reason: str) -> None:
@@ -119,21 +110,36 @@ def write_refusal(name: str, reason: str) -> None:
     write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
 
 
-def write_rows(name: str, models: dict[str, Outputs], split: Split, labels: np.ndarray, ids: np.ndarray) -> None:
+def drawn_of(parts: np.ndarray, measured: np.ndarray) -> dict[str, list[int]]:
+    """Return [rows that were measured, all rows] of every part of which only some were drawn."""
+    every, some = Counter(parts.tolist()), Counter(measured.tolist())
+    return {name: [some[name], count] for name, count in sorted(every.items()) if some[name] < count}
+
+
+def write_rows(
+    name: str, models: Mapping[str, StoredOutputs], split: Split, labels: np.ndarray, ids: np.ndarray
+) -> None:
     """Write `data/evaluation/NAME`: one Parquet file per model, with one row for every row of the dataset."""
+    files = {f"{model.replace('/', '-')}.parquet": stored for model, stored in models.items()}
+    parts = np.where(split.validation_mask, VALIDATION, split.parts)
     with staged_dir(EVALUATION / name) as staging:
-        for model, outputs in models.items():
-            logits = pa.FixedSizeListArray.from_arrays(
-                pa.array(outputs.logits.astype(np.float32).reshape(-1)), outputs.logits.shape[1]
-            )
-            columns = {
-                "sample_id": ids,
-                "part": np.where(split.validation_mask, VALIDATION, split.parts),
-                "label": labels,
-                "logits": logits,
-            }
-            pq.write_table(pa.table(columns), staging / f"{model}.parquet", compression="zstd")
-        write_manifest(staging, "expunge.stages.evaluate", rows={f"{model}.parquet": len(labels) for model in models})
+        for file, stored in files.items():
+            write_logits(staging / file, stored.parts(), {"sample_id": ids, "part": parts, "label": labels})
+        write_manifest(staging, "expunge.stages.evaluate", rows=dict.fromkeys(files, len(labels)))
+
+
+def write_logits(path: Path, parts: Iterator[np.ndarray], columns: Mapping[str, np.ndarray]) -> None:
+    """Write the logits of `parts`, each `(k, C)`, one after the other, beside `columns`, each `(n,)`."""
+    writer, start = None, 0
+    for logits in parts:
+        values = pa.array(logits.astype(np.float32).reshape(-1))
+        rows = {name: column[start : start + len(logits)] for name, column in columns.items()}
+        table = pa.table({**rows, "logits": pa.FixedSizeListArray.from_arrays(values, logits.shape[1])})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+        start += len(logits)
+    if writer is not None:
+        writer.close()
 
 
 def main() -> None:
@@ -147,46 +153,47 @@ def main() -> None:
     config = load_config()
     metrics = load_metrics(config.evaluate.metrics)
     split, store = Split(SPLIT), FeatureStore(FEATURES / ORIGINAL)
-    labels = split.labels(store.column("label"))  # corrected rows have their new labels
-    original, references = outputs_of_classifier(ORIGINAL), outputs_of_retrained(config, split)
-    models = {n: outputs_of_method(n, original, config) for n in fits_of(name)} or {ORIGINAL: original}
-    if name == REFERENCES:
-        models |= {f"retrained-{s}": r for s, r in zip(config.retrain.seeds, references, strict=False)}
-    scored = ~split.validation_mask
-    planted = canary_rows(DATASET, store.column("sample_id").tolist())
-    canaries = None if planted is None else CanaryRows(*planted).among(scored)
+    ids, labels = store.column("sample_id"), split.labels(store.column("label"))  # corrected rows have new labels
+    planted = canary_rows(DATASET, ids.tolist())
+    canaries = None if planted is None else CanaryRows(*planted)
+    seed, scored = config.evaluate.seed, ~split.validation_mask
+    measured = measured_rows(split.parts, scored, seed, None if canaries is None else canaries.rows)
+    at = np.flatnonzero(measured)
+    references = stored_references(config, split)
+    with ExitStack() as stack:
+        fits = {folder: stack.enter_context(stored_method(folder, config)) for folder in fits_of(name)}
+        outputs = {model: stored.at(at) for model, stored in {**references, **fits}.items()}
+        write_rows(name, {name: fits[name]} if fits else references, split, labels, ids)
     start = time.perf_counter()
-    y, part = labels[scored], split.parts[scored]
-    rows = choose_rows(y, part, original.z[scored], config.evaluate.seed, canaries)
-    models, original, references = with_stages(models, original, references, rows, np.flatnonzero(scored), config)
+    y, part = labels[at], split.parts[at]
+    canaries = None if canaries is None else canaries.among(measured)
+    rows = choose_rows(y, part, outputs[ORIGINAL].z, seed, canaries)
+    outputs = with_stages(outputs, references, rows, at)
+    original, *known = (outputs[model] for model in references)
+    candidates = [outputs[model] for model in ([name] if fits else references)]
+    others = [outputs[model] for model in fits if model != name]  # the same method, fitted with other seeds
     # One thread: the arrays are small, and the thread pools of torch, BLAS and scikit-learn slow each other down.
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        of = {id(model): rows_of(model, scored) for model in (original, *references, *models.values())}
-        first, known = of[id(original)], [of[id(r)] for r in references]
-        candidates = [of[id(model)] for model in models.values()]
-        fits: list[Outputs] = []  # fits of the method with other seeds
-        if name != REFERENCES:
-            candidates, fits = candidates[:1], candidates[1:]
-        measuring = measure_references(rows, [first, *known], WORK / "measured")
-        plan = (y, part, rows.seed, JUDGED_HALF, canaries)
+        measuring = measure_references(rows, [original, *known], WORK / "measured")
+        plan = (y, part, seed, JUDGED_HALF, canaries)
         blocks = [
-            evaluate(model, first, [r for r in known if r is not model], *plan, fits, measuring) for model in candidates
+            evaluate(model, original, [r for r in known if r is not model], *plan, others, measuring)
+            for model in candidates
         ]
         if metrics:
             for block, model in zip(blocks, candidates, strict=True):
                 block[BLOCK] = forgotten_values(metrics, model, y, part)
         if split.corrections is not None:  # relearning the corrected rows is what was asked for
             blocks = [{**block, "relearn": NO_RELEARNING} for block in blocks]
-        controls = controls_of(first, known, *plan, measuring) if name == REFERENCES and known else {}
+        controls = controls_of(original, known, *plan, measuring) if not fits and known else {}
     seconds = time.perf_counter() - start
-    if name == REFERENCES:
-        written = {"original": blocks[0], "retrained": blocks[1:], "controls": controls, "metrics": described(metrics)}
+    if fits:
+        found = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
     else:
-        written = {**blocks[0], "settings": settings_of(name), "exact": read_json(UNLEARNED / name / INFO).get("exact")}
-        models = {name: models[name]}
-    write_rows(name, models, split, labels, store.column("sample_id"))
-    write_json(METRICS / f"{name}.json", written)
+        found = {"original": blocks[0], "retrained": blocks[1:], "controls": controls, "metrics": described(metrics)}
+        found |= {"drawn": drawn_of(split.parts[scored], part)}
+    write_json(METRICS / f"{name}.json", found)
     write_cost(f"evaluate-{name}", {"evaluate_s": round(seconds, 3)})
     log_message(f"evaluate {name}: {seconds:.1f} s")
 

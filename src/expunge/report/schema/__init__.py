@@ -43,6 +43,9 @@ class Summary(Part):
     selected: str | None
     """The method that is registered; null where none may serve."""
     metrics: dict[str, PackageMetric] = Field({}, description="Metrics of other packages; absent where there are none.")
+    drawn: dict[str, tuple[int, int]] = Field(
+        {}, description="Of parts of which not all rows were measured: how many were drawn, and how many there are."
+    )
     refused: dict[str, str]
     """Methods that made no model, each with the reason."""
 
