@@ -36,6 +36,7 @@ MEASURED = ("accuracy", "divergence", "membership", "representation", "settings"
 OUTCOME = ("claims", "utility", "control")
 SEEDS = (1, 2, 3)
 UNSEEN = 0.1
+PRETRAINED_CLASS, CUT = "Flags", "_blocks.10"  # a class of emoji, and a cut with about half of the network above it
 
 
 def methods_for(root: Path, kind: str, only: Sequence[str] = ()) -> list[str]:
@@ -87,6 +88,25 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
             {
                 "methods": methods("comparators-rows", "rows"),
                 "split": {"selector": "random", "fraction": 0.1, "unseen": UNSEEN},
+            },
+        ),
+        Variant(
+            "comparators-pretrained",
+            f"pretrained: emoji, EfficientNet-Lite0 of ImageNet, fine-tuned, forget class {PRETRAINED_CLASS}",
+            (1,),
+            {
+                "methods": methods("comparators-pretrained", "classes"),
+                "data": {"source": "emoji"},
+                "model": {"name": "efficientnet-lite0", "weights": "public"},
+                "train": {"recipe": "finetune", "epochs": 3, "batch_size": 64},
+                "split": {"classes": [PRETRAINED_CLASS]},
+                "activations": {"cuts": [CUT]},
+                "fit": {
+                    "relearn": {"cut": CUT},
+                    "short-retrain": {"cut": CUT},
+                    "oracle-match": {"after": {"cut": CUT}},
+                    "teacher-map": {"after": {"cut": CUT}},
+                },
             },
         ),
     )
@@ -161,7 +181,7 @@ def main() -> None:
     parser.add_argument(
         "only", nargs="*", metavar="METHOD", help="run only these methods and the control; by default all"
     )
-    parser.add_argument("--request", choices=("class", "rows"), help="run only this request")
+    parser.add_argument("--request", choices=("class", "rows", "pretrained"), help="run only this request")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, help="run only these training seeds")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the page from what is finished")
     arguments = parser.parse_args()

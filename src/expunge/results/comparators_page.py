@@ -56,12 +56,15 @@ def cost_share(pooled: Pooled, name: str) -> str:
 
 
 def refusals(pooled: Pooled) -> list[str]:
-    """A sentence per refused method: in how many seeds it was refused, and the first reason, which names the method."""
+    """A sentence per refused method: in how many seeds it was refused, and the first reason."""
     reasons: dict[str, list[str]] = {}
     for summary in pooled.summaries:
         for name, reason in summary.get("refused", {}).items():
             reasons.setdefault(name, []).append(reason)
-    return [f"Refused in {len(r)} of {len(pooled.seeds)} seeds: {r[0]}" for r in reasons.values()]
+    of = len(pooled.seeds)
+    return [
+        f"Refused in {len(r)} of {of} seeds: {name}: {r[0].removeprefix(f'{name}: ')}" for name, r in reasons.items()
+    ]
 
 
 def with_measured(text: str, sections: Sequence[str]) -> str:

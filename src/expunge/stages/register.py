@@ -19,7 +19,7 @@ from expunge.ledger.ledger import Ledger
 from expunge.methods.unlearned import INFO
 from expunge.models.checkpoint import DESCRIPTION
 from expunge.report.request_words import corrects, worded
-from expunge.report.tables import failures, headline, markdown
+from expunge.report.tables import headline, markdown
 from expunge.report.version_page import version_page
 from expunge.stages import run
 from expunge.system.errors import TrackingError
@@ -116,8 +116,10 @@ def main() -> None:
             method=None,
             tags={"dvc_lock": tags["dvc_lock"]},
         )
-        why = "Canaries were planted in the training data: this run is an audit." if audit else failures(summary)
-        log_message(f"register: nothing was registered. {why}")
+        why = "no method qualified; reports/results.md says why for each"
+        if audit:
+            why = "canaries were planted in the training data, so this run is an audit"
+        log_message(f"register: nothing was registered: {why}")
         return
     verdict = summary["methods"][selected]["verdict"]
     tags |= {
