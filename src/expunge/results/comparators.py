@@ -1,9 +1,10 @@
 """python -m expunge.results.comparators: run every method beside each other, and write them into docs/comparators.md.
 
-Two requests, three training seeds each, and each method that answers the request with the settings that params.yaml has
-for it. Every run is a workspace below `.expunge/results`, whose finished stages DVC knows: a command that was ended
-goes on where it was, and of methods that were added later only those run. What the page needs of a finished run is kept
-in `benchmarks/comparators`, in git, so that seeds can be run one at a time and on several machines.
+Two requests on the small ResNet over three training seeds, and one on a pretrained network over one, each with every
+method that answers it and the settings that params.yaml has for it. Every run is a workspace below `.expunge/results`,
+whose finished stages DVC knows: a command that was ended goes on where it was, and of methods that were added later
+only those run. What the page needs of a finished run is kept in `benchmarks/comparators`, in git, so that seeds can be
+run one at a time and on several machines.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
                 "split": {"classes": [PRETRAINED_CLASS]},
                 "activations": {"cuts": [CUT]},
                 "fit": {
-                    "relearn": {"cut": CUT},
-                    "short-retrain": {"cut": CUT},
+                    "relearn": {"cut": CUT, "epochs": 3.0, "batch_size": 64},  # the passes and batches of the recipe
+                    "short-retrain": {"cut": CUT, "epochs": 3.0, "batch_size": 64},
                     "oracle-match": {"after": {"cut": CUT}},
                     "teacher-map": {"after": {"cut": CUT}},
                 },
