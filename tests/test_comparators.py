@@ -30,9 +30,11 @@ from tests.verdicts import verdict_with
 
 
 def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipeline_takes(tmp_path):
-    by_class, by_rows, pretrained = experiments(ROOT)
+    by_class, by_rows, pretrained, texts = experiments(ROOT)
     path = tmp_path / "params.yaml"
-    for variant, kind in ((by_class, "classes"), (by_rows, "rows"), (pretrained, "classes")):
+    kinds = {"comparators-rows": "rows"}
+    for variant in (by_class, by_rows, pretrained, texts):
+        kind = kinds.get(variant.name, "classes")
         path.write_text(variant.params_text(ROOT, 2))
         config = load_config(path)
         assert config.methods[0] == "logit-mask" and config.train.seed == 2
@@ -40,6 +42,7 @@ def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipelin
     assert {"trew", "muda", "damp", "natmu", "short-retrain"} <= set(by_class.changes["methods"])
     assert "regun" in by_rows.changes["methods"] and by_rows.changes["split"]["unseen"] == 0.1
     assert not {"muda", "delete"} & set(by_rows.changes["methods"])
+    assert "residual-alignment" in texts.changes["methods"]
     assert pretrained.changes["methods"] == by_class.changes["methods"]
     # Each method that params name runs in one of them, except those that need another way of training.
     named = {name for name in METHODS if name in yaml.safe_load((ROOT / "params.yaml").read_text())["fit"]}

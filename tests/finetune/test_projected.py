@@ -11,27 +11,11 @@ import torch
 from torch import nn
 
 from expunge.finetune.loop import Run
-from expunge.finetune.projected import ProjectedGradient, input_moments, outside, patches, projected
+from expunge.finetune.projected import ProjectedGradient, input_moments, outside, projected
 
 
 def few(digits: Any, n: int = 12) -> np.ndarray:
     return np.random.default_rng(0).permutation(digits.retain)[:n]
-
-
-def test_patches_are_what_an_output_reads() -> None:
-    """Weight times patch is the layer's output, whatever stride, padding, dilation, groups and shape of the window."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 4, 9, 8, generator=generator).double()
-    for conv in (
-        nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
-        nn.Conv2d(4, 6, (2, 3), dilation=2, groups=2, bias=False),
-        nn.Conv2d(4, 4, 3, padding="same", groups=4, bias=False, padding_mode="reflect"),
-    ):
-        conv = conv.double()
-        h = patches(conv, x)
-        w = conv.weight.reshape(conv.groups, -1, h.shape[-1])
-        out = torch.einsum("gok,pgk->pgo", w, h).reshape(3, -1, conv.out_channels).transpose(1, 2)
-        torch.testing.assert_close(out, conv(x).flatten(2))
 
 
 def test_the_complement_is_a_projection_of_the_stated_energy() -> None:

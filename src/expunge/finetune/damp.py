@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
+from expunge.finetune.layer_inputs import LayerInputs
 from expunge.finetune.loop import RELABEL
-from expunge.finetune.projected import patches
 from expunge.finetune.rows import Examples, Index, checked
 from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError
@@ -99,25 +99,16 @@ class Damp(Estimator):
     def _sums(self, model: Classifier, inputs: Examples, rows: Index) -> dict[str, Tensor]:
         means: dict[str, Tensor] = {}
 
-        def gather(name: str, module: nn.Module) -> Any:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                # A text encoder takes the rows of a batch in several groups.
-                part = patches(module, inputs[0].double()).mean((0, 1)) * (len(inputs[0]) / len(rows))
+        def see(name: str, h: Tensor, count: int) -> None:
+            if h.shape[1] == 1:  # one group
+                part = h.mean((0, 1)) * (
+                    count / len(rows)
+                )  # a text encoder takes the rows of a batch in several groups
                 means[name] = means[name] + part if name in means else part
 
-            return module.register_forward_pre_hook(hook)
-
-        for part in np.array_split(rows, -(-len(rows) // self.batch_size)):
-            hooks = [
-                gather(f"{name}.weight", m)
-                for name, m in model.named_modules()
-                if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)
-            ]
-            try:
+        with LayerInputs(model, see):
+            for part in np.array_split(rows, -(-len(rows) // self.batch_size)):
                 model(inputs[part])
-            finally:
-                for hook in hooks:
-                    hook.remove()
         return means
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.core.facts import Facts
+from expunge.finetune.layer_inputs import LayerInputs
 from expunge.finetune.loop import RELABEL, Index, Phase, Run, Terms, Updater, single
 from expunge.finetune.steps import Factors
 from expunge.finetune.unseen import stop_at_unseen
@@ -96,43 +97,19 @@ class ProjectedGradient(Updater):
 
 @torch.no_grad()
 def input_moments(run: Run, rows: Index) -> dict[str, Tensor]:
-    """Return the sum of h h' over the inputs of each convolution and linear layer, by the name of its weight.
+    """Return the sum of h h' over the inputs h of each convolution and linear layer, by the name of its weight.
 
-    The sums are `(groups, k, k)` float64, of the original on `rows`. k is the number of inputs of one output: those of
-    a linear layer, or the patch of a convolution.
+    The sums are `(groups, k, k)` float64, of the original on `rows`, see LayerInputs.
     """
     total: dict[str, Tensor] = {}
 
-    def gather(name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            h = patches(module, inputs[0].detach().double())
-            total[name] = total.get(name, 0.0) + torch.einsum("ngi,ngj->gij", h, h)
+    def see(name: str, h: Tensor, count: int) -> None:
+        total[name] = total.get(name, 0.0) + torch.einsum("ngi,ngj->gij", h, h)
 
-        return module.register_forward_pre_hook(hook)
-
-    hooks = [
-        gather(f"{name}.weight", module)
-        for name, module in run.original.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    try:
+    with LayerInputs(run.original, see):
         for part in run.split(rows):
             run.original(run.inputs[part])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return total
-
-
-def patches(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the inputs of a layer's outputs, `(positions, groups, k)`."""
-    if isinstance(module, nn.Linear):
-        return x.reshape(-1, 1, x.shape[-1])
-    assert isinstance(module, nn.Conv2d)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode)
-    columns = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)  # (n, channels * window, positions)
-    return columns.transpose(1, 2).reshape(-1, module.groups, columns.shape[1] // module.groups)
 
 
 def outside(moment: Tensor, energy: float) -> Tensor:
