@@ -144,7 +144,8 @@ def prototype_samples(
     old, new = np.unique(yr), np.unique(yf)
     if not len(new) or not len(yt):
         return None
-    base = [check_features(zr)[yr == c].mean(axis=0, dtype=np.float64) for c in old]
+    zr = check_features(zr)
+    base = [zr[yr == c].mean(axis=0, dtype=np.float64) for c in old]
     rows = [rng.permuted(np.tile(np.flatnonzero(yf == c), (draws, 1)), axis=1) for c in new]
     for size in sizes:
         if min(r.shape[1] for r in rows) < size:
