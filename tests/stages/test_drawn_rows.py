@@ -8,6 +8,7 @@ import pytest
 from expunge.evaluation.rows import measured_rows
 from expunge.methods.outputs import stored_classifier, stored_method
 from expunge.report.evidence import read_logits
+from expunge.report.schema import Summary
 from expunge.report.tables import unproven
 from expunge.stages import compare, evaluate
 from expunge.system.files import read_json
@@ -38,10 +39,12 @@ def test_drawn_rows_give_the_same_answer_and_are_named(workspace, monkeypatch):
     assert all(abs(before[part] - now[part]) < 0.1 for part in before)
     assert abs(whole["loft"]["divergence"]["forget"]["js"] - found["loft"]["divergence"]["forget"]["js"]) < 0.1
     drawn = found["references"]["drawn"]
-    assert drawn["retain"][0] == MOST < drawn["retain"][1] and "test_forget" not in drawn
+    assert drawn["retain"]["measured"] == MOST < drawn["retain"]["rows"] and "test_forget" not in drawn
     call(compare.main, monkeypatch)
-    said = " ".join(unproven(read_json(workspace / "reports/summary.json")))
-    assert f"{MOST} of {drawn['retain'][1]:,} retained training rows" in said
+    summary = read_json(workspace / "reports/summary.json")
+    Summary.model_validate(summary)
+    said = " ".join(unproven(summary))
+    assert f"{MOST} of {drawn['retain']['rows']:,} retained training rows" in said
 
 
 def test_logits_are_written_of_every_row_also_of_those_not_drawn(workspace, monkeypatch):

@@ -217,7 +217,7 @@ def unproven(summary: Mapping[str, Any]) -> list[str]:
     if summary["references"]["retrained"] is None:
         lines.append("Nothing was retrained, so nothing here is compared with a model that never saw the rows.")
     if drawn := summary.get("drawn"):
-        parts = ", ".join(f"{some:,} of {every:,} {DRAWN[name]}" for name, (some, every) in drawn.items())
+        parts = ", ".join(f"{n['measured']:,} of {n['rows']:,} {DRAWN[name]}" for name, n in drawn.items())
         lines.append(f"Not every row was measured. Drawn at random were {parts}.")
     return [*lines, STILL_STORED]
 

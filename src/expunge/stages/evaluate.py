@@ -110,10 +110,10 @@ def write_refusal(name: str, reason: str) -> None:
     write_cost(f"evaluate-{name}", {"evaluate_s": 0.0})
 
 
-def drawn_of(parts: np.ndarray, measured: np.ndarray) -> dict[str, list[int]]:
-    """Return [rows that were measured, all rows] of every part of which only some were drawn."""
+def drawn_of(parts: np.ndarray, measured: np.ndarray) -> dict[str, dict[str, int]]:
+    """Return of every part of which only some rows were drawn how many these are, and how many rows it has."""
     every, some = Counter(parts.tolist()), Counter(measured.tolist())
-    return {name: [some[name], count] for name, count in sorted(every.items()) if some[name] < count}
+    return {name: {"measured": some[name], "rows": n} for name, n in sorted(every.items()) if some[name] < n}
 
 
 def write_rows(

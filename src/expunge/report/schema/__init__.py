@@ -30,6 +30,15 @@ class PackageMetric(Part):
     """The package and its version."""
 
 
+class Drawn(Part):
+    """A part of the rows of which some were drawn and measured."""
+
+    measured: int
+    """How many were measured."""
+    rows: int
+    """How many rows the part has."""
+
+
 class Summary(Part):
     """The result of a run. Accuracies and rates are fractions, divergences nats, times seconds."""
 
@@ -43,9 +52,7 @@ class Summary(Part):
     selected: str | None
     """The method that is registered; null where none may serve."""
     metrics: dict[str, PackageMetric] = Field({}, description="Metrics of other packages; absent where there are none.")
-    drawn: dict[str, tuple[int, int]] = Field(
-        {}, description="Of parts of which not all rows were measured: how many were drawn, and how many there are."
-    )
+    drawn: dict[str, Drawn] = Field({}, description="Parts of which not all rows were measured; absent without any.")
     refused: dict[str, str]
     """Methods that made no model, each with the reason."""
 
