@@ -27,8 +27,11 @@ def plot(sizes: Sequence[Mapping[str, float]], size: str, seconds: Mapping[str, 
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    at = [found[size] for found in sizes]
     for label, key in seconds.items():
-        axes.loglog([found[size] for found in sizes], [found[key] for found in sizes], "o-", label=label)
+        axes.loglog(at, [found[key] for found in sizes], "o-", label=label)
+    axes.set_xticks(at, [f"{x:,}" for x in at])
+    axes.minorticks_off()
     axes.set_xlabel(size)
     axes.set_ylabel("seconds")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
