@@ -22,7 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.page import DOCS, plot, rows_of_table, write_section
+from benchmarks.page import DOCS, plot, write_section
+from expunge.report.tables import markdown_table
 from tests.erasure import load
 
 COMPLETED = (1, 10, 100, 1000)
@@ -78,8 +79,8 @@ def cells(found: dict[str, float]) -> list[str]:
 
 def write_page(sizes: Sequence[dict[str, float]]) -> None:
     """Write the table and the figure of docs/scale.md."""
-    table = rows_of_table(["completed before", *SECONDS], [cells(found) for found in sizes])
-    write_section(DOCS / "scale.md", "ledger", table)
+    table = markdown_table(["completed before", *SECONDS], [cells(found) for found in sizes])
+    write_section(DOCS / "scale.md", "ledger", [table])
     plot(sizes, "completed", SECONDS, DOCS / "images" / "ledger.png")
 
 

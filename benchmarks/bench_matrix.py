@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bench_orchestration import ROOT, call, dvc_repro, one_thread, timed
-from benchmarks.page import DOCS, plot, rows_of_table, write_section
+from benchmarks.page import DOCS, plot, write_section
+from expunge.report.tables import markdown_table
 from expunge.workspaces.workspace import lay_out
 
 METHODS = (1, 10, 41, 100, 200)  # 41 of them make a hundred stages
@@ -93,7 +94,7 @@ def run(sizes: Sequence[int] = METHODS[:2]) -> dict[str, Any]:
 def write_page(sizes: Sequence[dict[str, float]]) -> None:
     """Write the table and the figure of docs/scale.md."""
     head = ["methods", "stages", "lines of dvc.lock", *SECONDS]
-    write_section(DOCS / "scale.md", "matrix", rows_of_table(head, [cells(found) for found in sizes]))
+    write_section(DOCS / "scale.md", "matrix", [markdown_table(head, [cells(found) for found in sizes])])
     plot(sizes, "stages", SECONDS, DOCS / "images" / "matrix.png")
 
 

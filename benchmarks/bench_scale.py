@@ -29,12 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.core_features import features
-from benchmarks.page import DOCS, rows_of_table, write_section
+from benchmarks.page import DOCS, write_section
 from expunge.core import FeatureMap, Leace, Loft, Moments, RepresentationLinear, RidgeHead
 from expunge.evaluation.rows import measured_rows
 from expunge.evaluation.suite import evaluate
 from expunge.features.store import Shards, write_shard
 from expunge.methods.outputs import StoredOutputs
+from expunge.report.tables import markdown_table
 from expunge.stages.evaluate import write_logits
 
 SHARD = 65_536
@@ -163,7 +164,7 @@ def write_page(results: dict[str, Any]) -> None:
     head, lines = ["rows", "d", "classes", *COSTS, "peak memory, MiB"], []
     for axis in CASES:
         rows = [cells(r) for r in results[axis]]
-        lines += [f"By {axis}:", "", *rows_of_table(head, rows), ""]
+        lines += [f"By {axis}:", "", markdown_table(head, rows), ""]
     write_section(DOCS / "scale.md", "scale", lines[:-1])
     plot(results, DOCS / "images" / "scale.png")
 

@@ -17,11 +17,6 @@ def write_section(page: Path, name: str, lines: Sequence[str]) -> None:
     write_text(page, head + "\n".join([begin, "", *lines, ""]) + end + rest.split(end)[1])
 
 
-def rows_of_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
 def plot(sizes: Sequence[Mapping[str, float]], size: str, seconds: Mapping[str, str], path: Path) -> None:
     """Draw seconds against `size`, both logarithmic. `seconds`: the key in `sizes` of each line, by its label."""
     import matplotlib.pyplot as plt
