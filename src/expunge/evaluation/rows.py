@@ -30,8 +30,8 @@ def measured_rows(
 ) -> NDArray[np.bool_]:
     """Return the mask `(n,)` of the rows that are measured: at most `most` of each part, drawn from the mask `among`.
 
-    The features and logits in memory therefore do not grow with the dataset. `part (n,)`: the part of every row. `always`:
-    positions of rows in `among` that are measured beyond `most`, such as canaries.
+    The features and logits in memory therefore do not grow with the dataset. `part (n,)`: the part of every row.
+    `always`: positions of rows in `among` that are measured beyond `most`, such as canaries.
     """
     rng = np.random.default_rng([seed, 15])
     found = np.zeros(len(part), bool)
