@@ -346,6 +346,23 @@ def test_corrections_are_checked_on_the_dataset_and_need_methods_that_learn_new_
     assert "so there is nothing to correct" in found
 
 
+@pytest.mark.parametrize("section", ["extract", "train"])
+def test_ray_must_be_installed_and_its_cluster_answer(tmp_path, monkeypatch, section):
+    def found(address: str | None) -> list[str]:
+        def change(params: dict) -> None:
+            params[section]["engine"] = "ray"
+            params["extract"]["address"] = address
+
+        return lines(checked(tmp_path, change))
+
+    assert not found(None)
+    (refused,) = found("127.0.0.1:1")
+    assert refused.startswith("extract.address: no Ray cluster answers at '127.0.0.1:1'")
+    monkeypatch.setattr(resources.importlib.util, "find_spec", lambda _name: None)
+    way_out = "run pip install 'expunge[ray]'"
+    assert found(None) == [f"{section}.engine: is ray, but Ray is not installed; {way_out}"]
+
+
 def test_compiling_needs_a_compiler_and_header_files(tmp_path, monkeypatch):
     def found(**more: object) -> list[str]:
         return lines(checked(tmp_path, lambda p: p["train"].update(compile=True, **more)))

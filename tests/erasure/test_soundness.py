@@ -33,7 +33,7 @@ from expunge.methods.outputs import check_retrained
 from expunge.models.checkpoint import load_classifier
 from expunge.system.errors import CheckpointError, ExpungeError, LedgerError, RequestError
 from expunge.system.files import read_json, write_json, write_manifest
-from expunge.training.recipe import build_classifier
+from expunge.training.full import build_classifier
 from tests.erasure.promoted_batch import GONE, TODAY, finish, life, promoted, request_for
 from tests.pipeline import change, dvc
 from tests.sweep import people_workspace

@@ -24,8 +24,9 @@ from expunge.models.zoo import build
 from expunge.system.errors import ConfigError, DataError
 from expunge.training.augment import make_augment
 from expunge.training.descent import END, START, make_optimizer, make_schedule
+from expunge.training.full import held_out
 from expunge.training.process_group import ProcessGroup
-from expunge.training.recipe import held_out, recipe_above, recorded
+from expunge.training.recipe import recipe_above, recorded
 from expunge.training.settings import DEFAULTS, recipe_of
 from expunge.training.state import STATE
 from expunge.training.trainer import train

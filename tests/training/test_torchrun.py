@@ -25,9 +25,10 @@ from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_json
-from expunge.training.launch import RESULT, train_with_torchrun
+from expunge.training.full import build_classifier, fit_all
+from expunge.training.job import RESULT
+from expunge.training.launch import train_in_processes
 from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
-from expunge.training.recipe import build_classifier, fit_all
 from expunge.training.state import STATE
 from tests.pipeline import ENVIRONMENT, ROOT
 
@@ -35,10 +36,10 @@ ROWS, BATCH = 400, 45  # A batch is cut into slices of 23 and 22 rows, and the l
 SECONDS = 240  # A test that takes longer is taken to hang.
 
 
-def config(**train: Any) -> Config:
+def config(engine: str = "torchrun", **train: Any) -> Config:
     given = load_config(ROOT / "params.demo.yaml")
-    settings = {"epochs": 3, "batch_size": BATCH, "lr": 0.05, "precision": "fp32", **train}
-    return dataclasses.replace(given, train=dataclasses.replace(given.train, **settings, engine="torchrun", workers=2))
+    settings = {"epochs": 3, "batch_size": BATCH, "lr": 0.05, "precision": "fp32", "workers": 2, **train}
+    return dataclasses.replace(given, train=dataclasses.replace(given.train, **settings, engine=engine))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, digits: Datase
         chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, frozen_norm=True))
     one, curve = alone(chosen, digits, tmp_path)
     two = build_classifier(chosen, digits, 1)
-    shared = train_with_torchrun(chosen, two, digits, np.arange(ROWS), 1, tmp_path / "shared")
+    shared = train_in_processes(chosen, two, digits, np.arange(ROWS), 1, tmp_path / "shared")
     for key in ("loss", *(["held_loss"] if "patience" in changes else [])):
         assert [h[key] for h in shared] == pytest.approx([h[key] for h in curve], abs=1e-3), key
     # Momentum and batch norm amplify rounding errors, so single weights differ more than the answers of the networks.
@@ -149,7 +150,7 @@ def test_an_error_of_training_is_printed_once(
     began = time.perf_counter()
     chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, lr=1000.0, momentum=0.99, epochs=4))
     with pytest.raises(DataError, match=r"the loss is .*; lower train\.lr"):
-        train_with_torchrun(chosen, classifier, digits, np.arange(ROWS), 1, tmp_path)
+        train_in_processes(chosen, classifier, digits, np.arange(ROWS), 1, tmp_path)
     assert time.perf_counter() - began < SECONDS
 
 
@@ -214,5 +215,5 @@ def test_a_result_of_an_earlier_run_is_not_taken_for_this_one(
     (tmp_path / RESULT).write_text('{"refused": null, "history": []}')
     monkeypatch.setattr(launch.subprocess, "run", lambda *_a, **_k: subprocess.CompletedProcess([], 9))
     with pytest.raises(ExpungeError, match=r"torchrun failed after 3 restarts with exit status 9"):
-        train_with_torchrun(config(), build_classifier(config(), digits, 1), digits, np.arange(ROWS), 1, tmp_path)
+        train_in_processes(config(), build_classifier(config(), digits, 1), digits, np.arange(ROWS), 1, tmp_path)
     assert read_json(tmp_path / "job.json")["seed"] == 1

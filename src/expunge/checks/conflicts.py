@@ -8,7 +8,7 @@ from expunge.checks.methods import method_problems, refusals
 from expunge.checks.model import built, cut_problems
 from expunge.checks.plugins import outdated
 from expunge.checks.problem import Report
-from expunge.checks.resources import compiler_problems, needs, resource_problems
+from expunge.checks.resources import cluster_problems, compiler_problems, needs, resource_problems
 from expunge.checks.schema import Schema, request_of
 from expunge.checks.times import last_times
 from expunge.config import Config
@@ -27,7 +27,7 @@ def add_conflicts(report: Report, config: Config, dataset: Path) -> None:
     reported = {p.where for p in report.problems}
     report.problems += [p for p in method_problems(config, schema, request) if p.where not in reported]
     report.notes += refusals(config) + outdated(config)
-    report.problems += compiler_problems(config)
+    report.problems += compiler_problems(config) + cluster_problems(config)
     classifier, found = built(config, schema)
     report.problems += found
     if classifier is not None:

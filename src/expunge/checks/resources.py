@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -22,7 +23,9 @@ from expunge.models.classifier import ABOVE, FROZEN, Classifier
 from expunge.models.cut_costs import BYTES, TOKENS
 from expunge.models.cut_split import EXAMPLES, CutSplit
 from expunge.models.cuts import example
+from expunge.system.errors import ConfigError
 from expunge.system.paths import ACTIVATIONS, FEATURES, MODELS
+from expunge.system.ray_cluster import check_address
 
 FLOAT = 4  # bytes
 PROCESS = 600e6  # bytes that a stage uses for Python, torch and pyarrow, measured
@@ -113,6 +116,22 @@ def missing_for_compiling() -> list[str]:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         lacks.append("Python's header files")
     return lacks
+
+
+def cluster_problems(config: Config) -> list[Problem]:
+    """Return a problem where an engine is Ray and Ray is not installed, or nothing answers at the cluster's address."""
+    asking = [key for key in ("extract", "train") if getattr(config, key).engine == "ray"]
+    if asking and importlib.util.find_spec("ray") is None:
+        return [
+            Problem(f"{key}.engine", "is ray, but Ray is not installed", "run pip install 'expunge[ray]'")
+            for key in asking
+        ]
+    if asking and config.extract.address is not None:
+        try:
+            check_address(config.extract.address, seconds=2.0)
+        except ConfigError as e:
+            return [Problem.from_error("extract.address", e)]
+    return []
 
 
 def memory() -> float:

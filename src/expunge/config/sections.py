@@ -85,7 +85,7 @@ class Train:
     compile: Bool
     patience: Count | None
     holdout: Half
-    engine: Literal["local", "torchrun"]
+    engine: Literal["local", "torchrun", "ray"]
     workers: Count | None
     precision: Literal["auto", "fp32", "bf16"]
     seed: Seed

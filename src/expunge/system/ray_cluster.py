@@ -20,28 +20,32 @@ from expunge.system.progress import log_message
 STARTS = 3
 
 
-def ray_module() -> Any:
-    """Import Ray, without its usage statistics, and return it. Raises ConfigError if Ray is not installed."""
+def ray_module(key: str = "extract.engine") -> Any:
+    """Import Ray, without its usage statistics, and return it.
+
+    Raises ConfigError if Ray is not installed; `key` is the setting of params.yaml that asks for it.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ModuleNotFoundError:
-        raise ConfigError("extract.engine is ray, but Ray is not installed; run pip install 'expunge[ray]'") from None
+        raise ConfigError(f"{key} is ray, but Ray is not installed; run pip install 'expunge[ray]'") from None
     return ray
 
 
 @contextmanager
-def cluster(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
+def cluster(ray: Any, address: str | None, workers: int | None, worker_logs: bool = True) -> Iterator[None]:
     """Connect to the cluster at `address`; without one, start a cluster on this machine.
 
-    A cluster that is started here has at least `workers` processors. Raises ConfigError if nothing answers at
+    A cluster that is started here has at least `workers` processors. `worker_logs`: whether this process prints what
+    workers print. Raises ConfigError if nothing answers at
     `address`, or if what answers cannot be joined.
     """
     if address is None:
-        _start_here(ray, max(cores(), workers or 1))
+        _start_here(ray, max(cores(), workers or 1), worker_logs)
     else:
         check_address(address)
-        _join(ray, address)
+        _join(ray, address, worker_logs)
     try:
         yield
     finally:
@@ -58,14 +62,14 @@ def get(ray: Any, reference: Any) -> Any:
         raise
 
 
-def check_address(address: str) -> None:
-    """Raise ConfigError if nothing accepts a connection at `address`, host:port, within 10 seconds.
+def check_address(address: str, seconds: float = 10.0) -> None:
+    """Raise ConfigError if nothing accepts a connection at `address`, host:port, within `seconds`.
 
     Ray itself would retry for minutes.
     """
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=10):
+        with socket.create_connection((host, int(port)), timeout=seconds):
             pass
     except (OSError, ValueError) as e:
         raise ConfigError(
@@ -73,10 +77,10 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def _join(ray: Any, address: str) -> None:
+def _join(ray: Any, address: str, worker_logs: bool) -> None:
     """Join the cluster at `address`. Raises ConfigError with what Ray says; Ray tries for half a minute."""
     try:
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=worker_logs)
     except ConnectionError as e:
         ray.shutdown()
         raise ConfigError(
@@ -86,7 +90,7 @@ def _join(ray: Any, address: str) -> None:
         ) from None
 
 
-def _start_here(ray: Any, cpus: int) -> None:
+def _start_here(ray: Any, cpus: int, worker_logs: bool) -> None:
     """Start a cluster on this machine, in at most STARTS attempts.
 
     Ray gives its own processes 30 seconds, which is too short on a busy machine.
@@ -94,7 +98,13 @@ def _start_here(ray: Any, cpus: int) -> None:
     for attempt in range(STARTS):
         try:
             # "local" starts a new cluster instead of joining that of another run on this machine.
-            ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(
+                "local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=worker_logs,
+            )
             return
         except Exception as e:  # Ray raises no more specific class
             ray.shutdown()

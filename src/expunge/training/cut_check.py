@@ -10,7 +10,7 @@ from expunge.models.cuts import split_at_cut
 from expunge.system.errors import ConfigError
 from expunge.system.paths import DATASET
 from expunge.system.progress import log_message
-from expunge.training.recipe import build_classifier
+from expunge.training.full import build_classifier
 
 
 def classifier_of_params(config: Config) -> Classifier:

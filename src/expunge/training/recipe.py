@@ -16,7 +16,6 @@ import torch
 from expunge.config import Config
 from expunge.core import RidgeHead, SoftmaxHead
 from expunge.data.dataset import Dataset
-from expunge.data.schema import TEXT
 from expunge.data.split import digest_of_rows
 from expunge.features.extract import ExtractionSettings, extract_shards
 from expunge.features.store import FeatureStore, Shards
@@ -24,24 +23,21 @@ from expunge.finetune.above import activations_alone, train_above, train_rows
 from expunge.finetune.head_shards import HeadShards
 from expunge.finetune.ray_shards import on_ray
 from expunge.finetune.relearn import Relearn
-from expunge.finetune.rows import examples
 from expunge.finetune.shard_assignment import assign_shards
 from expunge.finetune.shards import Trained, train_shards
 from expunge.models.checkpoint import save_classifier
 from expunge.models.classifier import ABOVE, FROZEN, Classifier
-from expunge.models.trained_on import record, refuse_seen
-from expunge.models.zoo import build
+from expunge.models.trained_on import record
 from expunge.system.errors import ConfigError
 from expunge.system.files import digest_of, staged_dir, write_manifest
 from expunge.system.paths import FORGOTTEN, workspace
 from expunge.system.progress import descent_progress, log_message
-from expunge.training.launch import train_with_torchrun
-from expunge.training.process_group import ProcessGroup
+from expunge.training.full import build_classifier, fit_all
+from expunge.training.launch import train_in_processes
 from expunge.training.settings import Recipe, recipe_of
-from expunge.training.trainer import computes_bf16, train
+from expunge.training.trainer import computes_bf16
 
 PRODUCER = "expunge.training.recipe"
-HOLDOUT_SEED = 20
 # Settings that training above a cut does not have, since it has one schedule and its inputs are activations: key -> the
 # value that turns it off.
 NOT_ABOVE: dict[str, Any] = {
@@ -96,85 +92,14 @@ def make_classifier(
     return cost
 
 
-def build_classifier(config: Config, dataset: Dataset, seed: int) -> Classifier:
-    """Return the model that params name, for the images and classes of `dataset`, before training."""
-    model = config.model
-    if model.checkpoint is not None and not model.saw_forget_data:
-        refuse_seen(Path(model.checkpoint), dataset.digest)
-    return build(
-        model.name,
-        len(dataset.class_names),
-        example_shape(dataset),
-        training=model.training,
-        saw_forget_data=model.saw_forget_data,
-        image_size=model.image_size,
-        checkpoint=model.checkpoint,
-        head=model.head,
-        layers=config.features.modules,
-        seed=seed,
-        public=model.weights == "public",
-        random_features=model.random_features,
-    )
-
-
-def example_shape(dataset: Dataset) -> tuple[int, int, int] | None:
-    """Return the height, width and channels that a backbone is built for; None for texts.
-
-    They are those of the dataset or, if its images differ in size, of its first image.
-    """
-    if dataset.encoding == TEXT:
-        return None
-    if dataset.image_shape is not None:
-        return dataset.image_shape
-    height, width, channels = dataset.images(np.array([0]))[0].shape
-    return height, width, channels
-
-
 def _train_all(
     config: Config, classifier: Classifier, dataset: Dataset, rows: np.ndarray, seed: int, resume: Path
 ) -> dict[str, Any]:
-    if config.train.engine == "torchrun":
-        history = train_with_torchrun(config, classifier, dataset, rows, seed, resume)
-    else:
-        history = fit_all(config, classifier, dataset, rows, seed, resume)
+    alone = config.train.engine == "local"
+    history = (fit_all if alone else train_in_processes)(config, classifier, dataset, rows, seed, resume)
     classifier.card = replace(classifier.card, recipe=recorded(recipe_of(config.train, classifier), history))
     log_message(f"train: {len(history)} epochs on {len(rows):,} rows, training accuracy {history[-1]['accuracy']:.4f}")
     return {"train_s": round(sum(epoch["seconds"] for epoch in history), 3), "epochs": history}
-
-
-def fit_all(
-    config: Config,
-    classifier: Classifier,
-    dataset: Dataset,
-    rows: np.ndarray,
-    seed: int,
-    resume: Path,
-    group: ProcessGroup | None = None,
-) -> list[dict[str, float]]:
-    """Train all weights of `classifier` in place, in this process, by the recipe of params; see `trainer.train`."""
-    inputs = examples(classifier, dataset, rows)
-    recipe = recipe_of(config.train, classifier)
-    if dataset.encoding == TEXT and recipe.augment != "none":
-        raise ConfigError(f"params.yaml: train.augment: {recipe.augment} is for images; set it to none for texts")
-    return train(
-        classifier,
-        inputs,
-        dataset.labels()[rows],
-        **recipe.arguments(),
-        seed=seed,
-        holdout=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
-        resume_dir=resume,
-        group=group,
-    )
-
-
-def held_out(rows: int, share: float) -> np.ndarray:
-    """Return a mask, bool `(rows,)`, of the rows that early stopping watches and that no model is trained on.
-
-    It is the same for the original, every retrained model and every seed.
-    """
-    drawn: np.ndarray = np.random.default_rng(HOLDOUT_SEED).random(rows) < share
-    return drawn
 
 
 def recorded(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
