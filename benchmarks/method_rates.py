@@ -20,6 +20,7 @@ import torch
 
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
+from expunge.data.example_texts import ENCODER, fetch_example_texts
 from expunge.data.prepare import prepare
 from expunge.finetune import METHODS
 from expunge.finetune.cut import fetch_activations
@@ -31,13 +32,14 @@ from expunge.models.classifier import Classifier
 from expunge.system.errors import CollapseError, DataError
 from expunge.training.recipe import make_classifier
 
+TEXTS = Path("data/source/texts")
 SCALES = (0.25, 1.0, 4.0)
 HELD = 0.2
 # Name -> model, public weights, passes, batch size, classes at most, rows at most: cut so that one core does it.
 STUDIES: dict[str, tuple[str, bool, int, int, int, int]] = {
     "digits": ("resnet-small", False, 6, 64, 10, 1200),
     "emoji": ("efficientnet-lite0", True, 4, 32, 6, 500),
-    "fortunes": ("sentence:data/source/texts/minilm", True, 3, 32, 6, 600),
+    "fortunes": (f"sentence:{TEXTS / ENCODER}", True, 3, 32, 6, 600),
 }
 NEEDS_MORE = ("regun", "ssd", "loss-free-ssd", "damp", "one-step")  # unseen rows, or no descent
 
@@ -48,6 +50,8 @@ class Study:
     def __init__(self, name: str, root: Path) -> None:
         model, public, epochs, batch, classes, most = STUDIES[name]
         given = load_config(Path(__file__).parents[1] / "params.demo.yaml")
+        if name == "fortunes" and not (TEXTS / ENCODER).is_dir():
+            fetch_example_texts(TEXTS, Path("data/raw/texts"))
         prepare(name, root / "dataset", raw_dir=Path("data/raw"))
         self.dataset = Dataset(root / "dataset")
         labels = self.dataset.labels().astype(np.int64)
@@ -77,6 +81,14 @@ class Study:
         parts = [rows[i : i + 200] for i in range(0, len(rows), 200)]
         right = [network(self.dataset.inputs(p)).argmax(1).cpu().numpy() == self.labels[p] for p in parts]
         return float(np.concatenate(right).mean())
+
+    def measured(self, network: Classifier, kind: str, forget: np.ndarray) -> tuple[float, float]:
+        """Return `kept` and `gone` of a network, as shares."""
+        classes = self.labels[forget][:1] if kind == "class" else np.empty(0, np.int64)
+        asked = np.isin(self.labels[self.held], classes)
+        kept = self.accuracy(network, self.held[~asked])
+        gone = self.accuracy(network, self.held[asked]) if kind == "class" else self.accuracy(network, forget) - kept
+        return kept, gone
 
     def requests(self) -> dict[str, np.ndarray]:
         """A class, and a random tenth."""
@@ -129,18 +141,14 @@ def main() -> None:
 
 
 def line(study: Study, method: str, kind: str, forget: np.ndarray, scale: float) -> str:
-    classes = study.labels[forget][:1] if kind == "class" else np.empty(0, np.int64)
-    stay = study.held[~np.isin(study.labels[study.held], classes)]
-    gone = study.held[np.isin(study.labels[study.held], classes)]
-    before, began = study.accuracy(study.original, stay), time.perf_counter()
+    before, began = study.measured(study.original, kind, forget)[0], time.perf_counter()
     try:
         network, rate = study.fit(method, kind, forget, scale)
     except CollapseError as e:
         return f"| {method} | {kind} | x {scale:g} | {100 * before:.1f} | refused: {str(e)[:60]} | | |"
     except DataError:
         return f"| {method} | {kind} | not for this request | | | | |"
-    seconds, kept = time.perf_counter() - began, study.accuracy(network, stay)
-    left = study.accuracy(network, gone) if kind == "class" else study.accuracy(network, forget) - kept
+    seconds, (kept, left) = time.perf_counter() - began, study.measured(network, kind, forget)
     cells = f"{100 * before:.1f} | {100 * kept:.1f} | {100 * left:.1f} | {seconds:.0f}"
     return f"| {method} | {kind} | {rate:.2g} (x {scale:g}) | {cells} |"
 

@@ -39,7 +39,9 @@ def test_another_kind_of_optimizer_than_the_recipes_has_the_reference_rate() -> 
 
 
 def test_the_recipe_of_training_above_a_cut_counts_too() -> None:
-    above = dataclasses.replace(CARD, above={"recipe": {"optimizer": "adamw", "lr": 1e-3}})
+    above = dataclasses.replace(
+        CARD, above={"recipe": {"optimizer": "adamw", "lr": 1e-3, "epochs": 1.0, "batch_size": 64}}
+    )
     assert Steps.of(above, FACTORS, None, None, "auto") == Steps(1e-3, "adamw")
 
 

@@ -77,7 +77,8 @@ def test_a_method_matches_the_oracle_that_its_entry_names(fit_inputs):
     table = {"oracle": {"method": "oracle-match", "after": {"method": "ru-linear", "beta": 1.0}}}
     with pytest.raises(ConfigError, match="maps the features"):
         fit("oracle", fit_inputs, table)
-    table["oracle"] = {"method": "oracle-match", "epochs": 1, "after": {"method": "relearn", "cut": "stage2"}}
+    teacher = {"method": "relearn", "cut": "stage2", "epochs": 2.0, "batch_size": 128}
+    table["oracle"] = {"method": "oracle-match", "epochs": 1, "after": teacher}
     assert fit("oracle", fit_inputs, table).classifier is not None
     table["oracle"] = {"method": "oracle-match", "epochs": 1, "after": {"method": "head-refit"}}
     assert fit("oracle", fit_inputs, table).classifier is not None

@@ -140,6 +140,7 @@ class Run:
         unseen_rows: NDArray[Any] | None = None,
     ) -> None:
         self.options = options
+        self.batch_size = options.batch_size
         self.steps = Steps.of(classifier.card, options.factors, options.lr, options.factor, options.optimizer)
         self.frozen_norm = frozen_norms(classifier.card, options.frozen_norm)
         self.bf16 = uses_bf16(classifier.card, options.precision)
@@ -158,7 +159,7 @@ class Run:
 
     def split(self, rows: Index) -> list[Index]:
         """Split into batches of at most `batch_size` and similar size, since batch norm needs more than one row."""
-        return np.array_split(rows, max(1, math.ceil(len(rows) / self.options.batch_size)))
+        return np.array_split(rows, max(1, math.ceil(len(rows) / self.batch_size)))
 
     def retained(self, epoch: int) -> list[Index]:
         """Return batches of the retained rows that the epoch uses, shuffled."""

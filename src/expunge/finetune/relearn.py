@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
+from expunge.finetune.budget import batch_size_of, passes_over
 from expunge.finetune.cut import Activations, batch_of, features_of
 from expunge.finetune.steps import OPTIMIZERS, Factors, Steps
 from expunge.models.classifier import Classifier
@@ -36,6 +37,7 @@ TARGETS = ("labels", "original")
 STARTS = ("auto", "public", "fresh")
 BATCH_OF_INFERENCE = 1000
 FACTORS = Factors(sgd=2.0, adamw=2.0)
+ROUNDING = 1e-6  # of a number of steps that was divided by the steps of a pass and is multiplied by them again
 WARM_UP = 0.15  # share of the steps over which the learning rate rises
 
 
@@ -44,7 +46,9 @@ class Relearn(Estimator):
 
     `cut`: the last module that is kept, by its name in the backbone. A deeper cut (nearer the input) costs more and
     keeps less information about forgotten rows.
-    `epochs`: passes over the retained rows; may be a fraction.
+    `epochs`: passes over the retained rows; may be a fraction. None takes the share `budget` of the passes that
+    `finetune/budget.py` derives from the model's own recipe.
+    `batch_size`: None takes the recipe's, at most 128.
     `targets`: "labels" trains on the labels alone, so that forgotten rows influence the layers above the cut only
     through the layers below. "original" trains on the original's probabilities for the retained rows, renormalised
     over the classes with retained rows. It gives the better classifier in the same time, but the original saw the
@@ -72,8 +76,8 @@ class Relearn(Estimator):
     def __init__(
         self,
         cut: str = "stage1",
-        epochs: float = 2.0,
-        batch_size: int = 128,
+        epochs: float | None = None,
+        batch_size: int | None = None,
         lr: float | None = None,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -83,6 +87,7 @@ class Relearn(Estimator):
         optimizer: str = "auto",
         start: str = "auto",
         factor: float | None = None,
+        budget: float = 1.0,
     ) -> None:
         if targets not in TARGETS:
             raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}")
@@ -92,8 +97,10 @@ class Relearn(Estimator):
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
         if start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
-        if epochs <= 0 or batch_size < 2:
+        if (epochs is not None and epochs <= 0) or (batch_size is not None and batch_size < 2):
             raise ValueError(f"epochs must be above 0 and batch_size at least 2, got {epochs} and {batch_size}")
+        if budget <= 0 or (epochs is not None and budget != 1.0):
+            raise ValueError(f"budget must be above 0, and is used only without epochs, got {budget} and {epochs}")
         self.cut = cut
         self.epochs = epochs
         self.batch_size = batch_size
@@ -106,6 +113,7 @@ class Relearn(Estimator):
         self.optimizer = optimizer
         self.start = start
         self.factor = factor
+        self.budget = budget
 
     def fit(
         self,
@@ -164,9 +172,10 @@ class Relearn(Estimator):
             optimizer = torch.optim.AdamW(groups, lr=lr)
         else:
             optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-        size = min(self.batch_size, len(rows))
+        size = min(self.batch_size or batch_size_of(classifier.card), len(rows))
         per_pass = len(rows) // size  # the incomplete batch is dropped, because batch norm needs equal batches
-        steps = max(1, math.floor(self.epochs * per_pass))
+        passes = self.epochs or self.budget * passes_over(classifier.card, len(rows), size)
+        steps = max(1, math.floor(passes * per_pass + ROUNDING))
         device = classifier.head.weight.device
         generator = torch.Generator().manual_seed(self.seed)
         history: list[dict[str, float]] = []

@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 
 from expunge.core.facts import Facts
+from expunge.finetune.budget import LARGEST_BATCH, batch_size_of, passes_over
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.finetune.relearn import TARGETS, teacher_probabilities
-from expunge.finetune.steps import Factors
+from expunge.finetune.steps import Factors, recorded
 from expunge.models.classifier import Classifier
 from expunge.models.cut_costs import share_above
 from expunge.models.resnet import ResNetSmall
@@ -25,7 +26,7 @@ from expunge.system.errors import CollapseError
 class ShortRetrain(Updater):
     """Train a network with initial weights on retained rows for a given number of passes; forgotten rows are not used.
 
-    epochs    passes over the retained rows; may be a fraction
+    epochs    passes over the retained rows; may be a fraction. None takes those of `relearn`, see `finetune/budget.py`
     cut       None: passes of the whole network. With a module's name, `epochs` counts passes above that cut, as
               `relearn` makes them, and the whole network gets the number of passes that needs as many multiplications
               and additions [derived: epochs times the share of a forward pass that is above the cut; the backward pass
@@ -35,8 +36,8 @@ class ShortRetrain(Updater):
               trace of forgotten rows, so this is a measured baseline and not exact. "labels": the labels alone
 
     Layers start from public weights where these are recorded, else from a draw with `seed`; the head is always drawn.
-    The cost of the original's outputs is not counted, because other methods have stored features. Other arguments as in
-    Updater. Also fitted: `passes_`, the number of passes over the whole network.
+    `batch_size` None takes the recipe's. The cost of the original's outputs is not counted, because other methods have
+    stored features. Other arguments as in Updater. Also fitted: `passes_`, the number of passes over the whole network.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -46,23 +47,26 @@ class ShortRetrain(Updater):
         "passes over retained rows",
         "retraining, cut short; equal cost: derived",
     )
-    epochs: float = 1.5  # type: ignore[assignment]
+    epochs: float | None = None  # type: ignore[assignment]
     cut: str | None = None
     targets: str = "original"
     factors: ClassVar[Factors] = Factors(sgd=2, adamw=2.0)
-    batch_size: int = 128
+    batch_size: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
             raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {self.targets!r}")
-        if self.epochs <= 0 or self.batch_size < 2:
+        if (self.epochs is not None and self.epochs <= 0) or (self.batch_size is not None and self.batch_size < 2):
             raise ValueError(
                 f"epochs must be above 0 and batch_size at least 2, got {self.epochs} and {self.batch_size}"
             )
         self._check_descent()
 
     def _descend(self, run: Run) -> list[dict[str, float]]:
-        self.passes_ = self.epochs * (1.0 if self.cut is None else share_above(run.original, self.cut))
+        card = run.original.card
+        run.batch_size = self.batch_size or int(recorded(card).get("batch_size", LARGEST_BATCH))
+        epochs = self.epochs or passes_over(card, len(run.retain), batch_size_of(card))
+        self.passes_ = epochs * (1.0 if self.cut is None else share_above(run.original, self.cut))
         student = anew(run.original, self.seed).requires_grad_(True)
         if not isinstance(student.preprocess, Tokens):
             student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -43,7 +43,7 @@ class Steps:
         `factor` None takes the one of `factors`. `optimizer` "auto" is SGD where the recipe's is of that kind or
         unknown, else AdamW.
         """
-        recipe = _recorded(card)
+        recipe = recorded(card)
         trained_by = str(recipe.get("optimizer", "sgd"))
         own = "sgd" if trained_by in ("sgd", "nesterov", "momentum", "sgdp", "sgdw") else "adamw"
         chosen = own if optimizer == "auto" else optimizer
@@ -61,18 +61,20 @@ class Steps:
         return torch.optim.SGD(parameters, lr=self.lr, momentum=momentum, nesterov=momentum > 0)
 
 
-def _recorded(card: ModelCard) -> Mapping[str, Any]:
-    """Return the recorded optimizer and mean rate, of all weights or of those above a cut; empty if not recorded.
+ADAMW = 5e-4  # as UNKNOWN, for AdamW: the mean rate of warm-up and cosine with the peak 0.001
 
-    The schedule of training above a cut rises and falls linearly, so its mean rate is half its peak.
+
+def recorded(card: ModelCard) -> Mapping[str, Any]:
+    """Return the recipe that trained all weights or those above a cut; empty if it is not recorded.
+
+    It has `optimizer`, `mean_lr`, `passes` and `batch_size`, among others. The schedule of training above a cut rises
+    and falls linearly, so its mean rate is half its peak.
     """
     if card.recipe is None and card.above is not None:
         above = card.above["recipe"]
-        return {"optimizer": above.get("optimizer", "sgd"), "mean_lr": above["lr"] / 2}
+        own = {"optimizer": above.get("optimizer", "sgd"), "mean_lr": above["lr"] / 2}
+        return own | {"passes": above["epochs"], "batch_size": above["batch_size"]}
     return card.recipe or {}
-
-
-ADAMW = 5e-4  # as UNKNOWN, for AdamW: the mean rate of warm-up and cosine with the peak 0.001
 
 
 def frozen_norms(card: ModelCard, asked: bool) -> bool:

@@ -127,8 +127,8 @@ def fine_tuned(model: str, cut: str) -> dict[str, Any]:
         "train": {"recipe": "finetune", "epochs": 3, "batch_size": 64},
         "activations": {"cuts": [cut]},
         "fit": {
-            "relearn": {"cut": cut, "epochs": 3.0, "batch_size": 64},  # the passes and batches of the recipe
-            "short-retrain": {"cut": cut, "epochs": 3.0, "batch_size": 64},
+            "relearn": {"cut": cut},
+            "short-retrain": {"cut": cut},
             "oracle-match": {"after": {"cut": cut}},
             "teacher-map": {"after": {"cut": cut}},
         },
