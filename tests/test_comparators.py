@@ -30,11 +30,11 @@ from tests.verdicts import verdict_with
 
 
 def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipeline_takes(tmp_path):
-    by_class, by_rows, pretrained, texts = experiments(ROOT)
+    variants = experiments(ROOT)
+    by_class, by_rows, pretrained, tenth, people, texts = variants
     path = tmp_path / "params.yaml"
-    kinds = {"comparators-rows": "rows"}
-    for variant in (by_class, by_rows, pretrained, texts):
-        kind = kinds.get(variant.name, "classes")
+    for variant in variants:
+        kind = "rows" if variant in (by_rows, tenth, people) else "classes"
         path.write_text(variant.params_text(ROOT, 2))
         config = load_config(path)
         assert config.methods[0] == "logit-mask" and config.train.seed == 2
@@ -44,6 +44,7 @@ def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipelin
     assert not {"muda", "delete"} & set(by_rows.changes["methods"])
     assert "residual-alignment" in texts.changes["methods"]
     assert pretrained.changes["methods"] == by_class.changes["methods"]
+    assert tenth.changes["methods"] == people.changes["methods"] == by_rows.changes["methods"]
     # Each method that params name runs in one of them, except those that need another way of training.
     named = {name for name in METHODS if name in yaml.safe_load((ROOT / "params.yaml").read_text())["fit"]}
     run = {name for v in (by_class, by_rows) for name in v.changes["methods"]}

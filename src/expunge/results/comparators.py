@@ -1,10 +1,10 @@
 """python -m expunge.results.comparators: run every method beside each other, and write them into docs/comparators.md.
 
-Two requests on the small ResNet over three training seeds, and one on a pretrained network over one, each with every
-method that answers it and the settings that params.yaml has for it. Every run is a workspace below `.expunge/results`,
-whose finished stages DVC knows: a command that was ended goes on where it was, and of methods that were added later
-only those run. What the page needs of a finished run is kept in `benchmarks/comparators`, in git, so that seeds can be
-run one at a time and on several machines.
+Two requests on the small ResNet over three training seeds, and three on a pretrained network over one, each with every
+method that answers it and the settings that params.yaml has for it; one on texts with the methods that came nearest.
+Every run is a workspace below `.expunge/results`, whose finished stages DVC knows: a command that was ended goes on
+where it was, and of methods that were added later only those run. What the page needs of a finished run is kept in
+`benchmarks/comparators`, in git, so that seeds can be run one at a time and on several machines.
 """
 
 from __future__ import annotations
@@ -37,9 +37,20 @@ PAGE, RECORDS = Path("docs/comparators.md"), Path("benchmarks/comparators")
 MEASURED = ("accuracy", "divergence", "membership", "representation", "settings")
 OUTCOME = ("claims", "utility", "control")
 SEEDS = (1, 2, 3)
+PREFIX = "comparators-"  # of the names of the experiments
 UNSEEN = 0.1
 PRETRAINED_CLASS, TEXTS_CLASS = "Flags", "songs-poems"
 ENCODER_FOLDER = HOME / "texts"
+# Characters of emoji that stand for people: 25 of the 1,831, drawn once. All pictures of a character are rows of one
+# person in that dataset.
+PEOPLE_FILE = HOME / "people.csv"
+PEOPLE = (
+    "a", "anguished", "bagel", "black_right_pointing_triangle_with_double_vertical_bar", "cricket", "ferry",
+    "fishing_pole_and_fish", "flag-co", "flag-th", "information_source", "japanese_castle",
+    "leftwards_arrow_with_hook", "love_hotel", "man_with_gua_pi_mao", "monkey_face", "monorail", "musical_score",
+    "ok_woman", "playground_slide", "shaking_face", "shower", "snowman_without_snow", "train",
+    "vertical_traffic_light", "woman-cartwheeling",
+)  # fmt: skip
 # Those that were nearest to retrained models elsewhere, and the one that was published for transformers.
 FOR_TEXTS = ("head-refit", "teacher-map", "relearn", "short-retrain", "fine-tune", "neggrad-plus", "residual-alignment")
 
@@ -95,16 +106,33 @@ def experiments(root: Path, only: Sequence[str] = ()) -> tuple[Variant, ...]:
                 "split": {"selector": "random", "fraction": 0.1, "unseen": UNSEEN},
             },
         ),
-        Variant(
-            "comparators-pretrained",
-            f"pretrained: emoji, EfficientNet-Lite0 of ImageNet, fine-tuned, forget class {PRETRAINED_CLASS}",
-            (1,),
-            {
-                **fine_tuned("efficientnet-lite0", "_blocks.10"),
-                "methods": methods("comparators-pretrained", "classes"),
-                "data": {"source": "emoji"},
-                "split": {"classes": [PRETRAINED_CLASS]},
-            },
+        *(
+            Variant(
+                f"comparators-{name}",
+                f"{name}: emoji, EfficientNet-Lite0 of ImageNet, fine-tuned, forget {what}",
+                (1,),
+                {
+                    **fine_tuned("efficientnet-lite0", "_blocks.10"),
+                    "methods": methods(f"comparators-{name}", kind),
+                    "data": {"source": "emoji"},
+                    "split": split,
+                },
+            )
+            for name, what, kind, split in (
+                ("pretrained", f"class {PRETRAINED_CLASS}", "classes", {"classes": [PRETRAINED_CLASS]}),
+                (
+                    "pretrained-rows",
+                    "a random 10 % of the training rows",
+                    "rows",
+                    {"selector": "random", "fraction": 0.1, "unseen": UNSEEN},
+                ),
+                (
+                    "pretrained-people",
+                    f"{len(PEOPLE)} people",
+                    "rows",
+                    {"selector": "subjects", "file": str((root / PEOPLE_FILE).resolve()), "unseen": UNSEEN},
+                ),
+            )
         ),
         Variant(
             "comparators-texts",
@@ -180,7 +208,7 @@ def kept_of(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(root: Path, variant: Variant, seed: int) -> Path:
-    return root / RECORDS / f"{variant.name.removeprefix('comparators-')}-{seed}.json"
+    return root / RECORDS / f"{variant.name.removeprefix(PREFIX)}-{seed}.json"
 
 
 def write_comparators(root: Path, variants: Iterable[Variant]) -> None:
@@ -204,14 +232,15 @@ def main() -> None:
     parser.add_argument(
         "only", nargs="*", metavar="METHOD", help="run only these methods and the control; by default all"
     )
-    parser.add_argument("--request", choices=("class", "rows", "pretrained", "texts"), help="run only this request")
+    requests = [v.name.removeprefix(PREFIX) for v in experiments(Path.cwd())]
+    parser.add_argument("--request", choices=requests, help="run only this request")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, help="run only these training seeds")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the page from what is finished")
     arguments = parser.parse_args()
     root = Path.cwd()
     variants = experiments(root, arguments.only)
     if arguments.request:
-        variants = tuple(v for v in variants if v.name.endswith(arguments.request))
+        variants = tuple(v for v in variants if v.name == PREFIX + arguments.request)
     runs = [replace(variant, seeds=(seed,)) for variant in variants for seed in arguments.seeds or variant.seeds]
     if arguments.collect:
         for run_of in runs:
@@ -220,6 +249,8 @@ def main() -> None:
         return
     if any(v.name == "comparators-texts" for v in variants) and not (root / ENCODER_FOLDER / ENCODER).exists():
         fetch_example_texts(root / ENCODER_FOLDER, root / RAW / "texts")
+    if any(v.changes["split"].get("file") for v in variants if "split" in v.changes):
+        write_text(root / PEOPLE_FILE, "subject\n" + "\n".join(PEOPLE) + "\n")
     for run_of in runs:  # write the page after each run, so that an interruption keeps what is finished
         run_variants(root, [run_of])
         record(root, run_of)
