@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +37,7 @@ def repro(
     from expunge.workspaces.side_by_side import Here, reproduce, threads_for
 
     root = Path.cwd()
+    signal.signal(signal.SIGTERM, _end)
     if address is not None and engine != "ray":
         raise ConfigError("--address names a Ray cluster, but --engine is local; add --engine ray")
     if engine == "local":
@@ -43,6 +45,11 @@ def repro(
     else:
         _on_ray(root, stages or [], jobs, address)
     typer.echo("everything is up to date" if not stages else f"up to date: {', '.join(stages)}")
+
+
+def _end(number: int, _: object) -> None:
+    """Leave as after Ctrl-C, so that the stages that run are ended too."""
+    raise SystemExit(128 + number)
 
 
 def _on_ray(root: Path, stages: list[str], jobs: int, address: str | None) -> None:
