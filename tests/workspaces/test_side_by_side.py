@@ -20,7 +20,7 @@ import zc.lockfile
 from expunge.system import dvc
 from expunge.system.errors import ConfigError, DataError, ExpungeError
 from expunge.workspaces.side_by_side import Here, reproduce, threads_for
-from tests.pipeline import ENVIRONMENT, ROOT, change, lay_out, lay_out_short
+from tests.pipeline import ENVIRONMENT, ROOT, lay_out, lay_out_short
 from tests.stages.test_kill import stable
 
 # `many` meet: each of them waits for the other, so they end only if both run at once.
@@ -195,25 +195,18 @@ def test_the_pipeline_ends_with_the_same_bytes(finished, tmp_path):
 def test_tasks_of_ray_end_with_the_same_bytes_although_a_worker_is_killed(short, tmp_path):
     pytest.importorskip("ray")
     place = lay_out_short(tmp_path / "workspace")
-    change(place, lambda params: params["features"].update(device="cpu"))
-    killed, lines = [], []
-    with subprocess.Popen(
-        command("--engine", "ray"),
-        cwd=place,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as run:
+    worker, killed, lines = 0, 0, []
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command("--engine", "ray"), cwd=place, env=ENVIRONMENT, **pipes) as run:
         for line in run.stdout:
             lines.append(line)
-            if not killed and (found := re.match(r"retrain@1: runs on .*, process (\d+)$", line)):
-                killed.append(int(found[1]))
-            if killed and line.startswith("retrain@1: > python"):
-                os.kill(killed[0], signal.SIGKILL)
-                killed.append(0)
+            if found := re.match(r"retrain@1: runs on .*, process (\d+)$", line):
+                worker = int(found[1])
+            if not killed and line.startswith("retrain@1: > python"):
+                killed = worker
+                os.kill(killed, signal.SIGKILL)
     assert run.returncode == 0, "".join(lines)[-3000:]
-    assert "retrain@1: its worker was lost" in "".join(lines)
+    assert killed and "retrain@1: its worker was lost" in "".join(lines)
     mine, theirs = stable(place), stable(short)
     assert {n: s["outs"] for n, s in mine.items()} == {n: s["outs"] for n, s in theirs.items()}
     assert json.loads(dvc.run("status", "--json", root=place)) == {}
