@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -21,8 +19,8 @@ from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from expunge.system import dvc
-from expunge.system.parent import ending_with_me
 from expunge.system.preflight import passed
+from expunge.system.processes import end, started
 from expunge.system.progress import FORMAT_VARIABLE
 from flows.progress import Progress, entry_of
 
@@ -34,10 +32,6 @@ OUTSIDE = ("prepare", REGISTER)
 OUTSIDE_TRIES, BUSY_TRIES = 3, 6
 TAIL = 40
 PIPELINE = "dvc.yaml"
-# DVC's hints for people at a terminal, which are left out of the log.
-HINTS = re.compile(
-    r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
-)
 # How DVC begins a stage, or says why it could not.
 STAGE_LINE = re.compile(r"(?:Running stage|Stage|ERROR: failed to reproduce) '(?P<name>[^']+)'")
 UP_TO_DATE, DONE = "up to date", "done"
@@ -120,40 +114,15 @@ def _first(*arguments: str, workspace: Path) -> None:
         raise PreflightError(str(e).split("\n", 1)[1] or str(e)) from None
 
 
-def started(command: list[str], workspace: Path) -> subprocess.Popen[str]:
-    """Start a process that ends, too, if that of the flow is killed; stdout and stderr come together."""
-    return subprocess.Popen(
-        ending_with_me(command),
-        cwd=workspace,
-        env=environment(workspace),
-        text=True,
-        errors="replace",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
 def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
     """Yield the lines that a process prints, without DVC's hints.
 
     Raises StageFailedError at their end if the exit status is not 0.
     """
     assert process.stdout is not None
-    yield from (line.rstrip() for line in process.stdout if line.strip() and not HINTS.match(line))
+    yield from (line.rstrip() for line in process.stdout if line.strip() and not dvc.HINTS.match(line))
     if process.wait() != 0:
         raise StageFailedError(f"exited with status {process.returncode}")
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Terminate a process and its descendants unless it has ended, for example because the flow is cancelled."""
-    if process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
-                child.terminate()
-        process.terminate()
-        process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
 
 
 class Repro:
@@ -199,7 +168,9 @@ class Repro:
         left = self._stages[self._stages.index(stage) :]
         if self._every and left == self._stages:
             left = [PIPELINE]  # all its stages in this order; DVC would read the file again for every name
-        self._process = started(dvc.command("repro", "--single-item", *force, *left), self._workspace)
+        self._process = started(
+            dvc.command("repro", "--single-item", *force, *left), self._workspace, environment(self._workspace)
+        )
         self._lines = lines_of(self._process)
 
     def _end(self) -> None:
@@ -229,7 +200,7 @@ def follow(lines: Iterator[str], what: str) -> list[str]:
 
 def stream(command: list[str], workspace: Path, what: str) -> list[str]:
     """Run a command and log its lines as `follow` does. Raises StageFailedError if its exit status is not 0."""
-    process = started(command, workspace)
+    process = started(command, workspace, environment(workspace))
     try:
         return follow(lines_of(process), what)
     finally:

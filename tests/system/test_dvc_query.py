@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ def test_the_state_is_that_of_status_and_of_the_list_of_stages(workspace):
     assert found["stale"] == json.loads(dvc.run("status", "--json", root=workspace))
     assert {"one", "many@2", "given.txt.dvc"} <= set(found["stale"]) and "many@1" not in found["stale"]
     assert found["stages"] == dvc.run("stage", "list", "--name-only", root=workspace).split()
+
+
+def test_the_plan_is_what_dvc_repro_looks_at_in_its_order(workspace):
+    everything = {"given.txt.dvc": [], "one": ["given.txt.dvc"], "many@1": ["one"], "many@2": ["one"]}
+    plan = dvc.query("plan", workspace)
+    assert plan == {"needs": everything, "stale": []}
+    looked = re.findall(r"^(?:Stage )?'(.+)' didn't change", dvc.run("repro", root=workspace), re.M)
+    assert list(plan["needs"]) == looked
+    (workspace / "many-2").unlink()
+    (workspace / "one").unlink()
+    found = dvc.query("plan", workspace, targets=["many@1"])
+    assert found == {
+        "needs": {n: everything[n] for n in ("given.txt.dvc", "one", "many@1")},
+        "stale": ["one", "many@1"],
+    }
+    assert set(dvc.query("plan", workspace, targets=["many"])["needs"]) == set(everything)
+    with pytest.raises(DataError, match=r"dvc plan failed: .*nothing"):
+        dvc.query("plan", workspace, targets=["nothing"])
 
 
 def test_the_places_are_those_of_the_configuration(workspace, tmp_path_factory):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from expunge.data.dataset import Dataset
@@ -22,7 +22,7 @@ from expunge.models.cut_split import core_of
 from expunge.models.cuts import example, traces_of
 from expunge.models.layers import PENULTIMATE, Layers
 from expunge.system.errors import ConfigError
-from expunge.system.files import digest_of
+from expunge.system.files import digest_of, write_shared
 
 TRAIN, TEST = 1500, 750  # rows on each side that a probe learns from and is scored on; this limits the forward passes
 BATCH = 256
@@ -119,11 +119,7 @@ def cached_probes(
         return load_file(path)
     found = stage_probes(classifier, names, dataset, rows, at)
     if found:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Rename only a complete file, so that an interrupted run leaves no damaged one.
-        own = path.with_suffix(".tmp")
-        save_file(found, own)
-        own.replace(path)
+        write_shared(path, save(found))  # evaluations of several methods may run side by side
     return found
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from expunge import evaluation
 from expunge.evaluation.measuring import Measured, Measuring, Outputs
 from expunge.evaluation.rows import Rows
-from expunge.system.files import write_bytes
+from expunge.system.files import write_shared
 
 
 def measure_references(rows: Rows, references: Iterable[Outputs], directory: Path) -> Measuring:
@@ -43,7 +43,7 @@ def _write(path: Path, measured: Measured) -> None:
     groups = {"rows": measured.rows, "knn": measured.knn, "relearned": {"": measured.relearned}}
     values = {f"{group}/{name}": v for group, found in groups.items() for name, v in found.items()}
     arrays = {name: np.ascontiguousarray(v) for name, v in values.items() if v is not None}
-    write_bytes(path, save(arrays, metadata={"names": json.dumps(list(values))}))
+    write_shared(path, save(arrays, metadata={"names": json.dumps(list(values))}))
 
 
 def _read(path: Path) -> Measured:

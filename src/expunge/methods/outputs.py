@@ -65,7 +65,9 @@ def stored_method(name: str, config: Config) -> Iterator[StoredOutputs]:
         yield StoredOutputs(FeatureStore(FEATURES / ORIGINAL), unlearned.logits, unlearned.map)
         return
     settings = ExtractionSettings.of(config.features)
-    work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), WORK / "features", settings)
+    # A folder of its own: another method that is measured beside it may have come to the same weights.
+    own = WORK / "features" / name
+    work, shards = extract_shards(unlearned.classifier, Dataset(DATASET, verify=False), own, settings)
     yield StoredOutputs(shards, unlearned.logits, unlearned.map)
     shutil.rmtree(work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,11 @@ from typing import Any, Literal
 from expunge.system.cut_off import set_aside
 from expunge.system.errors import DataError, ExpungeError
 from expunge.system.parent import ending_with_me
+
+# DVC's hints for people who ran it themselves.
+HINTS = re.compile(
+    r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
+)
 
 
 def command(*arguments: str) -> list[str]:
@@ -37,10 +43,13 @@ def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataEr
 
 
 def query(
-    what: Literal["state", "places"], root: Path = Path(), error: type[ExpungeError] = DataError
+    what: Literal["state", "places", "plan"],
+    root: Path = Path(),
+    error: type[ExpungeError] = DataError,
+    targets: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what `dvc_query` says about `root`. Raises `error` if DVC fails."""
-    answer = _output_of(what, [sys.executable, "-m", "expunge.system.dvc_query", what], root, error)
+    """Return what `dvc_query` says about `root`. Raises `error` if DVC fails. Only `plan` takes targets."""
+    answer = _output_of(what, [sys.executable, "-m", "expunge.system.dvc_query", what, *targets], root, error)
     found: dict[str, Any] = json.loads(answer)
     return found
 

@@ -49,6 +49,15 @@ def write_bytes(path: Path | str, content: bytes) -> None:
             os.replace(tmp, path)
 
 
+def write_shared(path: Path, content: bytes) -> None:
+    """Write a file as `write_bytes` does, if several processes may write the same content at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    with writing(path), removed_on_error(own):
+        own.write_bytes(content)
+        os.replace(own, path)
+
+
 def write_durable(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Write a file as `write_bytes` does, and return only when it is on the disk.
 

@@ -20,32 +20,34 @@ from expunge.system.progress import log_message
 STARTS = 3
 
 
-def ray_module(key: str = "extract.engine") -> Any:
+def ray_module(asked: str = "extract.engine is ray") -> Any:
     """Import Ray, without its usage statistics, and return it.
 
-    Raises ConfigError if Ray is not installed; `key` is the setting of params.yaml that asks for it.
+    `asked`: what asks for Ray, for the ConfigError that is raised if Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ModuleNotFoundError:
-        raise ConfigError(f"{key} is ray, but Ray is not installed; run pip install 'expunge[ray]'") from None
+        raise ConfigError(f"{asked}, but Ray is not installed; run pip install 'expunge[ray]'") from None
     return ray
 
 
 @contextmanager
-def cluster(ray: Any, address: str | None, workers: int | None, worker_logs: bool = True) -> Iterator[None]:
+def cluster(
+    ray: Any, address: str | None, workers: int | None, key: str = "extract.address", worker_logs: bool = True
+) -> Iterator[None]:
     """Connect to the cluster at `address`; without one, start a cluster on this machine.
 
     A cluster that is started here has at least `workers` processors. `worker_logs`: whether this process prints what
-    workers print. Raises ConfigError if nothing answers at
-    `address`, or if what answers cannot be joined.
+    workers print. Raises ConfigError if nothing answers at `address`, or if what answers cannot be joined; the message
+    begins with `key`, which gave the address.
     """
     if address is None:
         _start_here(ray, max(cores(), workers or 1), worker_logs)
     else:
-        check_address(address)
-        _join(ray, address, worker_logs)
+        check_address(address, key)
+        _join(ray, address, key, worker_logs)
     try:
         yield
     finally:
@@ -62,7 +64,7 @@ def get(ray: Any, reference: Any) -> Any:
         raise
 
 
-def check_address(address: str, seconds: float = 10.0) -> None:
+def check_address(address: str, key: str = "extract.address", seconds: float = 10.0) -> None:
     """Raise ConfigError if nothing accepts a connection at `address`, host:port, within `seconds`.
 
     Ray itself would retry for minutes.
@@ -73,18 +75,18 @@ def check_address(address: str, seconds: float = 10.0) -> None:
             pass
     except (OSError, ValueError) as e:
         raise ConfigError(
-            f"extract.address: no Ray cluster answers at {address!r} ({e}); give host:port as `ray start` prints it"
+            f"{key}: no Ray cluster answers at {address!r} ({e}); give host:port as `ray start` prints it"
         ) from None
 
 
-def _join(ray: Any, address: str, worker_logs: bool) -> None:
+def _join(ray: Any, address: str, key: str, worker_logs: bool) -> None:
     """Join the cluster at `address`. Raises ConfigError with what Ray says; Ray tries for half a minute."""
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=worker_logs)
     except ConnectionError as e:
         ray.shutdown()
         raise ConfigError(
-            f"extract.address: the Ray cluster at {address!r} cannot be joined ({str(e).splitlines()[0]}); check that "
+            f"{key}: the Ray cluster at {address!r} cannot be joined ({str(e).splitlines()[0]}); check that "
             "its version of Ray is this machine's. `ray start` asks for a token where ~/.ray/auth_token exists: then "
             "give this machine the same file and set RAY_AUTH_MODE=token"
         ) from None

@@ -35,7 +35,7 @@ def run_on_ray(work: Path, address: str | None, workers: int | None) -> None:
     has none. Raises ConfigError if Ray is not installed or the cluster has too few processors or GPUs, and ExpungeError
     if processes keep dying.
     """
-    ray = ray_module("train.engine")
+    ray = ray_module("train.engine is ray")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # Ray Train would print every line a second time
     with cluster(ray, address, workers, worker_logs=False):
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
