@@ -62,6 +62,7 @@ def test_both_files_have_the_same_keys():
         (lambda p: p["data"].update(source="mnist"), r"data\.source is 'mnist'; it must be one of fashion-mnist"),
         (lambda p: p["train"].update(epochs="six"), r"train\.epochs is 'six'; it must be int$"),
         (lambda p: p["train"].update(epochs=True), r"train\.epochs is True"),
+        (lambda p: p["train"].update(augment_workers=2), r"train\.augment_workers is used only with train\.augment"),
         (lambda p: p["train"].update(epochs=0), r"train\.epochs is 0; it must be at least 1"),
         (lambda p: p["model"].update(image_size="big"), r"model\.image_size is 'big'; it must be int \| null"),
         (lambda p: p["split"].update(classes=5), r"split\.classes is 5; it must be list"),

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
+from expunge.models.checkpoint import digest_of_tensors
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_json
 from expunge.training.full import build_classifier, fit_all
@@ -137,6 +138,17 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, digits: Datase
         same = one(images).argmax(1) == two(images).argmax(1)
     assert same.double().mean() > 0.99
     assert not two.training
+
+
+@pytest.mark.slow
+def test_workers_that_augment_do_not_change_what_two_processes_train(tmp_path: Path, digits: Dataset) -> None:
+    weights = []
+    for workers in (0, 1):
+        chosen = config(epochs=1, augment="randaugment", augment_workers=workers)
+        classifier = build_classifier(chosen, digits, 1)
+        train_in_processes(chosen, classifier, digits, np.arange(ROWS), 1, tmp_path / str(workers))
+        weights.append(digest_of_tensors(classifier.state_dict()))
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow

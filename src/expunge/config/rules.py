@@ -179,6 +179,11 @@ def _recipe(config: Config) -> list[Rule]:
             "is for training in one process; set train.engine: local",
         ),
         (
+            config.train.augment_workers == 0 or config.train.augment not in (None, "none"),
+            "train.augment_workers",
+            "is used only with train.augment: flip-crop, randaugment or trivial; set it to 0",
+        ),
+        (
             config.model.training in ("head", "ridge") or not config.train.head,
             "train.head",
             "is used only with model.training: head or ridge; set it to {}",

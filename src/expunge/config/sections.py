@@ -14,6 +14,7 @@ from expunge.system.limits import DEFAULTS, PILLOW_PIXELS
 Count = Annotated[int, Strict(), Field(ge=1, le=100_000)]
 Rows = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
 BatchSize = Annotated[int, Strict(), Field(ge=1, le=2**20)]
+Processes = Annotated[int, Strict(), Field(ge=0, le=64)]
 Models = Annotated[int, Strict(), Field(ge=0, le=100_000)]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1)]
 Index = Annotated[int, Strict()]
@@ -90,6 +91,7 @@ class Train:
     precision: Literal["auto", "fp32", "bf16"]
     seed: Seed
     head: dict[Text, Any]  # arguments of RidgeHead or SoftmaxHead
+    augment_workers: Processes = 0
 
 
 @dataclass(frozen=True, config=FORBID)

@@ -74,6 +74,7 @@ def fit_all(
         inputs,
         dataset.labels()[rows],
         **recipe.arguments(),
+        augment_workers=config.train.augment_workers,
         seed=seed,
         holdout=held_out(dataset.rows, recipe.holdout)[rows] if recipe.patience is not None else None,
         resume_dir=resume,

@@ -5,13 +5,16 @@ With it, a killed and resumed run gives the same bytes as one that was not kille
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -76,6 +79,14 @@ class TrainState:
             log_message(f"train: {self.path} is damaged ({e}); training starts from the beginning")
             return None
         return state
+
+
+def digest_of_data(inputs: NDArray[Any], labels: NDArray[Any]) -> str:
+    """Return the SHA-256 of two arrays with their shape and dtypes, which a state is for."""
+    h = hashlib.sha256(f"{inputs.shape} {inputs.dtype} {labels.dtype}".encode())
+    h.update(np.ascontiguousarray(inputs).data)
+    h.update(np.ascontiguousarray(labels).data)
+    return h.hexdigest()
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

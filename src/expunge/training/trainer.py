@@ -6,10 +6,9 @@ A head alone is not trained here: on a frozen backbone, its optimum is computed 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,13 @@ from expunge.models.classifier import Classifier
 from expunge.system.errors import DataError
 from expunge.system.progress import log_message, progress
 from expunge.system.vision_imports import import_vision
-from expunge.training.augment import make_augment
+from expunge.training.batches import Batches
 from expunge.training.descent import END, START, WARM_UP, make_optimizer, make_schedule, one_cycle
 from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
-from expunge.training.state import STATE, TrainState
+from expunge.training.state import STATE, TrainState, digest_of_data
 
 __all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
-RANK_SEEDS = 7919  # between the seeds of processes, so that they draw different dropout and augmentation
+RANK_SEEDS = 7919  # between the seeds of processes, so that they draw different dropout
 ROWS = 500  # batch size for held-out rows
 
 
@@ -58,6 +57,7 @@ def train(
     ema: float = 0.0,
     frozen_norm: bool = False,
     augment: str = "none",
+    augment_workers: int = 0,
     accumulate: int = 1,
     compile: bool = False,
     patience: int | None = None,
@@ -70,14 +70,14 @@ def train(
     `inputs` are uint8 images (n, h, w) or (n, h, w, c), or int32 token ids (n, t) of texts, negative after their end.
 
     `optimizer`, `layer_decay`: see `make_optimizer`; `schedule`, `warmup`: see `make_schedule`; `augment`: see
-    `make_augment`. `precision`: "fp32", "bf16" (autocast), or "auto", which is bf16 if the device has instructions for
-    it. `ema`: decay of timm's `ModelEmaV3` with its warm-up, whose weights are the result; 0 is off. `frozen_norm`:
-    batch norm keeps its initial statistics. `accumulate`: each batch is computed in this many parts. The gradient is
-    that of the whole batch, except that batch norm uses the statistics of the parts. `compile`: forward and backward
-    passes run through `torch.compile`, whose results differ by rounding. `patience`: stop after this many
-    epochs without a smaller loss on the rows `holdout (n,)`, and restore the best weights; these rows are not trained
-    on. `group`: this process's place among processes that train together, each with a slice of every batch. Rank 0
-    writes the state.
+    `make_augment`; `augment_workers`: see `Batches`, they do not change the weights. `precision`: "fp32", "bf16"
+    (autocast), or "auto", which is bf16 if the device has instructions for it. `ema`: decay of timm's `ModelEmaV3` with
+    its warm-up, whose weights are the result; 0 is off. `frozen_norm`: batch norm keeps its initial statistics.
+    `accumulate`: each batch is computed in this many parts. The gradient is that of the whole batch, except that batch
+    norm uses the statistics of the parts. `compile`: forward and backward passes run through `torch.compile`, whose
+    results differ by rounding. `patience`: stop after this many epochs without a smaller loss on the rows `holdout
+    (n,)`, and restore the best weights; these rows are not trained on. `group`: this process's place among processes
+    that train together, each with a slice of every batch. Rank 0 writes the state.
 
     The weights depend only on the arguments, the data, the kind of processor and the number of threads. With
     `resume_dir`, the state after each epoch is kept there in one file, which is replaced atomically. A killed run
@@ -111,8 +111,9 @@ def train(
     }  # fmt: skip
     start = digest_of_tensors(classifier.state_dict())
     watched = None if patience is None else holdout
-    run = _Run(classifier, inputs, labels, arguments, watched, group or ProcessGroup())
-    data = _digest(inputs, labels) + ("" if holdout is None else _digest(holdout.view(np.uint8), labels))
+    run = _Run(classifier, inputs, labels, arguments, watched, group or ProcessGroup(), augment_workers)
+    data = digest_of_data(inputs, labels)
+    data += "" if holdout is None else digest_of_data(holdout.view(np.uint8), labels)
     state = TrainState(resume_dir, {**arguments, "data": data, "start": start})
 
     def keep(bf16: bool, history: list[dict[str, float]]) -> None:
@@ -128,7 +129,7 @@ def train(
         bf16, history = checkpoint["bf16"], checkpoint["history"]
         if history:  # without any, another process of this run wrote the first state a moment ago
             log_message(f"train: resuming after epoch {len(history)} of {epochs}")
-    with synchronised_batch_norm(classifier, run.group):
+    with synchronised_batch_norm(classifier, run.group), run.given:
         for epoch in range(len(history), epochs):
             if patience is not None and _tired(history, patience):
                 log_message(
@@ -160,6 +161,7 @@ class _Run:
         a: Mapping[str, Any],
         holdout: NDArray[np.bool_] | None,
         group: ProcessGroup,
+        augment_workers: int,
     ) -> None:
         self.classifier = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = classifier.head.weight.device
@@ -173,7 +175,7 @@ class _Run:
         rates = a["lr"], a["momentum"], a["weight_decay"], a["layer_decay"]
         self.optimizer = make_optimizer(classifier, a["optimizer"], *rates)
         self.set_rate = make_schedule(self.optimizer, a["schedule"], a["epochs"] * self.batches, a["lr"], a["warmup"])
-        self.augment = None if a["augment"] == "none" else make_augment(a["augment"], *inputs.shape[1:3])
+        self.given = Batches(self.inputs, a["augment"], augment_workers, a["seed"], group.rank, group.world_size)
         self.norms = [m for m in classifier.modules() if isinstance(m, _BatchNorm)] if a["frozen_norm"] else []
         self.ema: Any = None
         if a["ema"] > 0:
@@ -213,14 +215,16 @@ class _Run:
         correct = torch.zeros((), dtype=torch.int64)
         rates = []
         began = time.perf_counter()
-        # Dropout and augmentation draw from the global generator. It is seeded for every epoch and restored afterwards.
+        batches = torch.split(order, self.a["batch_size"])
+        given = self.given.epoch(epoch, [self.group.own(part) for rows in batches for part in self.parts(rows)])
+        # Dropout draws from the global generator. It is seeded for every epoch and restored afterwards.
         with torch.random.fork_rng(), progress("train", len(order), "rows", epoch, self.a["epochs"]) as advance:
             torch.manual_seed(self.a["seed"] * 1_000_003 + epoch + RANK_SEEDS * self.group.rank)
-            for i, rows in enumerate(torch.split(order, self.a["batch_size"])):
+            for i, rows in enumerate(batches):
                 step = epoch * self.batches + i
                 self.set_rate(step)
                 rates.append(max(group["lr"] for group in self.optimizer.param_groups))
-                loss, hits = self.step(rows, step, bf16)
+                loss, hits = self.step(rows, given, step, bf16)
                 loss_sum += loss.cpu().double() * len(rows)
                 correct += hits.cpu()
                 advance(len(rows))
@@ -238,15 +242,19 @@ class _Run:
             "seconds": seconds, "images_per_s": len(order) / seconds, "bf16": int(bf16),
         }  # fmt: skip
 
-    def step(self, rows: Tensor, step: int, bf16: bool) -> tuple[Tensor, Tensor]:
-        """Update the weights once on the batch `rows`.
+    def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts in which the batch `rows` is computed."""
+        return torch.tensor_split(rows, min(self.a["accumulate"], len(rows)))
+
+    def step(self, rows: Tensor, given: Iterator[Tensor], step: int, bf16: bool) -> tuple[Tensor, Tensor]:
+        """Update the weights once on the batch `rows`; `given` yields the inputs of its parts.
 
         Returns its mean loss and its number of correct predictions, both before the update.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total, hits = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
-        for part in torch.tensor_split(rows, min(self.a["accumulate"], len(rows))):
-            loss, right = self.loss(self.group.own(part), len(part), bf16)
+        for part in self.parts(rows):
+            loss, right = self.loss(next(given), self.group.own(part), len(part), bf16)
             if len(part) < len(rows):
                 loss = loss * (len(part) / len(rows))
             # Gradients are averaged over processes, but each process has only its share of the sum: undo the division.
@@ -257,11 +265,9 @@ class _Run:
             self.ema.update(self.classifier, step + 1)
         return total, hits
 
-    def loss(self, rows: Tensor, of: int, bf16: bool) -> tuple[Tensor, Tensor]:
+    def loss(self, inputs: Tensor, rows: Tensor, of: int, bf16: bool) -> tuple[Tensor, Tensor]:
         """Return what `rows` add to the mean loss over `of` rows, and their number of correct predictions."""
-        labels, inputs = self.labels[rows].to(self.device), self.inputs[rows]
-        if self.augment is not None:
-            inputs = self.augment(inputs)
+        labels = self.labels[rows].to(self.device)
         with self.autocast(bf16):
             logits = self.network(inputs.to(self.device))
         smoothing = self.a["label_smoothing"]
@@ -306,10 +312,3 @@ def computes_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
-def _digest(inputs: Examples, labels: NDArray[np.int32]) -> str:
-    h = hashlib.sha256(f"{inputs.shape} {inputs.dtype} {labels.dtype}".encode())
-    h.update(np.ascontiguousarray(inputs).data)
-    h.update(np.ascontiguousarray(labels).data)
-    return h.hexdigest()
