@@ -8,7 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from expunge.config import load_config
 from expunge.system.errors import ConfigError
+from expunge.system.ray_cluster import cluster, ray_module
+from expunge.workspaces.side_by_side import Here, reproduce, threads_for
+from expunge.workspaces.stages_on_ray import OnRay
 
 
 def register(app: typer.Typer) -> None:
@@ -34,8 +38,6 @@ def repro(
     that is not set, the cores are divided by --jobs. If a stage fails, those that run come to their end, and no
     others start.
     """
-    from expunge.workspaces.side_by_side import Here, reproduce, threads_for
-
     root = Path.cwd()
     signal.signal(signal.SIGTERM, _end)
     if address is not None and engine != "ray":
@@ -53,11 +55,6 @@ def _end(number: int, _: object) -> None:
 
 
 def _on_ray(root: Path, stages: list[str], jobs: int, address: str | None) -> None:
-    from expunge.config import load_config
-    from expunge.system.ray_cluster import cluster, ray_module
-    from expunge.workspaces.side_by_side import reproduce
-    from expunge.workspaces.stages_on_ray import OnRay
-
     config = load_config()
     if config.extract.engine == "ray":
         raise ConfigError(
