@@ -14,7 +14,7 @@ from rich.table import Table
 
 from expunge.commands.request import lifecycle, open_store
 from expunge.ledger.ledger import Ledger
-from expunge.system.console import console
+from expunge.report.console import console
 from expunge.system.errors import RequestError
 from expunge.system.files import read_json
 from expunge.system.paths import CERTIFICATES, DATASET, LEDGER, SUMMARY

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from expunge.report.console import console
 from expunge.system import plugins as installed
-from expunge.system.console import console
 from expunge.system.errors import ConfigError
 
 OURS = "not used: Expunge itself has one of this name"

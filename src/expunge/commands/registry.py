@@ -17,8 +17,8 @@ from expunge.config import load_config
 from expunge.ledger.clock import set_back
 from expunge.ledger.keys import PublicKey
 from expunge.ledger.ledger import Ledger
+from expunge.report.console import console
 from expunge.system.addresses import shown
-from expunge.system.console import console
 from expunge.system.errors import PromotionError
 from expunge.system.paths import LEDGER
 

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from expunge.report.console import console
 from expunge.reproduce.costs import RATES
 from expunge.reproduce.listing import listed
 from expunge.reproduce.switches import chosen
-from expunge.system.console import console
 from expunge.system.errors import ConfigError
 
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from expunge.commands.place import need_workspace
 from expunge.erasure.states import OPEN, State, urgency
 from expunge.ledger.ledger import Ledger
+from expunge.report.console import console
 from expunge.system import dvc
-from expunge.system.console import console
 from expunge.system.errors import RequestError
 from expunge.system.paths import CERTIFICATES, DATASET, LEDGER
 

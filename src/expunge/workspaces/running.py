@@ -8,16 +8,15 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-from expunge.system.console import console
 
 
 class Display:
     """Shows how many of `total` stages are done, and which run."""
 
     def __init__(self, total: int) -> None:
-        out = console()
+        out = Console(highlight=False, markup=False)  # a line may have brackets and numbers of its own
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[of]}"), TimeElapsedColumn())
         self._progress = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
         self._total, self._done = total, 0
