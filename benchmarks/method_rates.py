@@ -39,6 +39,7 @@ HELD = 0.2
 STUDIES: dict[str, tuple[str, bool, int, int, int, int]] = {
     "digits": ("resnet-small", False, 6, 64, 10, 1200),
     "emoji": ("efficientnet-lite0", True, 4, 32, 6, 500),
+    "emoji-all": ("efficientnet-lite0", True, 3, 64, 9, 3500),
     "fortunes": (f"sentence:{TEXTS / ENCODER}", True, 3, 32, 6, 600),
 }
 NEEDS_MORE = ("regun", "ssd", "loss-free-ssd", "damp", "one-step")  # unseen rows, or no descent
@@ -52,7 +53,7 @@ class Study:
         given = load_config(Path(__file__).parents[1] / "params.demo.yaml")
         if name == "fortunes" and not (TEXTS / ENCODER).is_dir():
             fetch_example_texts(TEXTS, Path("data/raw/texts"))
-        prepare(name, root / "dataset", raw_dir=Path("data/raw"))
+        prepare(name.partition("-")[0], root / "dataset", raw_dir=Path("data/raw"))
         self.dataset = Dataset(root / "dataset")
         labels = self.dataset.labels().astype(np.int64)
         train = np.flatnonzero((self.dataset.splits() == "train") & (labels < classes))
