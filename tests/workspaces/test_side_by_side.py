@@ -53,6 +53,11 @@ def locked(place: Path) -> dict:
     return yaml.safe_load((place / "dvc.lock").read_text())
 
 
+def written(place: Path) -> dict:
+    """Return the digests of what stages wrote, without what holds times, as folders of fits do."""
+    return {name: stage["outs"] for name, stage in stable(place).items()}
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "expunge.cli", "repro", *arguments]
 
@@ -187,7 +192,7 @@ def test_the_pipeline_ends_with_the_same_bytes(finished, tmp_path):
     place = lay_out(tmp_path / "workspace")
     out = expunge_repro(place, "--jobs", "2")
     assert "everything is up to date" in out
-    assert stable(place) == stable(finished)
+    assert written(place) == written(finished)
     assert json.loads(dvc.run("status", "--json", root=place)) == {}
 
 
@@ -207,6 +212,5 @@ def test_tasks_of_ray_end_with_the_same_bytes_although_a_worker_is_killed(short,
                 os.kill(killed, signal.SIGKILL)
     assert run.returncode == 0, "".join(lines)[-3000:]
     assert killed and "retrain@1: its worker was lost" in "".join(lines)
-    mine, theirs = stable(place), stable(short)
-    assert {n: s["outs"] for n, s in mine.items()} == {n: s["outs"] for n, s in theirs.items()}
+    assert written(place) == written(short)
     assert json.loads(dvc.run("status", "--json", root=place)) == {}
