@@ -13,6 +13,8 @@ from expunge.config import load_config
 from expunge.methods.table import METHODS
 from expunge.results.comparators import (
     PAGE,
+    PREFIX,
+    REQUESTS,
     experiments,
     methods_for,
     methods_run,
@@ -32,6 +34,7 @@ from tests.verdicts import verdict_with
 def test_each_request_has_the_methods_that_answer_it_and_params_that_the_pipeline_takes(tmp_path):
     variants = experiments(ROOT)
     by_class, by_rows, pretrained, tenth, people, texts = variants
+    assert tuple(v.name.removeprefix(PREFIX) for v in variants) == REQUESTS
     path = tmp_path / "params.yaml"
     for variant in variants:
         kind = "rows" if variant in (by_rows, tenth, people) else "classes"

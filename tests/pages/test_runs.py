@@ -42,6 +42,8 @@ NOT_RUN = {
     ("docs/deployment.md", "expunge deploy --name"): "example addresses; tests/flows/test_workspaces.py has real ones",
     ("docs/docker.md", "make up"): "needs Docker; tests/docker runs the services without containers",
     ("docs/docker.md", "# once, in the repository"): "needs Docker; tests/docker/test_loopback.py does it without",
+    ("docs/dvc.md", "expunge repro --jobs 2"): "a pipeline; tests/workspaces/test_side_by_side.py runs one",
+    ("docs/dvc.md", "expunge repro --jobs 8"): "a cluster; tests/workspaces/test_side_by_side.py starts one",
     ("docs/extraction.md", "expunge variant"): "another network; the test below checks its settings",
     ("docs/extraction.md", "torchrun"): "eight processes are too many here; tests/features/test_engines.py starts two",
     ("docs/first-run.md", "make run"): "ten minutes; the test of the README below has the same stages on digits",

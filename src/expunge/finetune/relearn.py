@@ -47,7 +47,7 @@ class Relearn(Estimator):
     `cut`: the last module that is kept, by its name in the backbone. A deeper cut (nearer the input) costs more and
     keeps less information about forgotten rows.
     `epochs`: passes over the retained rows; may be a fraction. None takes the share `budget` of the passes that
-    `finetune/budget.py` derives from the model's own recipe.
+    `finetune/budget.py` derives from the model's own recipe; only then is `budget` used.
     `batch_size`: None takes the recipe's, at most 128.
     `targets`: "labels" trains on the labels alone, so that forgotten rows influence the layers above the cut only
     through the layers below. "original" trains on the original's probabilities for the retained rows, renormalised
@@ -99,8 +99,8 @@ class Relearn(Estimator):
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
         if (epochs is not None and epochs <= 0) or (batch_size is not None and batch_size < 2):
             raise ValueError(f"epochs must be above 0 and batch_size at least 2, got {epochs} and {batch_size}")
-        if budget <= 0 or (epochs is not None and budget != 1.0):
-            raise ValueError(f"budget must be above 0, and is used only without epochs, got {budget} and {epochs}")
+        if budget <= 0:
+            raise ValueError(f"budget must be above 0, got {budget}")
         self.cut = cut
         self.epochs = epochs
         self.batch_size = batch_size

@@ -16,6 +16,7 @@ AUGMENT_S = 1.5e-4  # seconds per image and pass, on the processor
 ABOVE = 0.5  # share of a model's operations above the cuts that presets use
 HEAD_PASSES = 1450  # passes over the features that a softmax head makes from nothing (docs/exact.md)
 AGAIN = 0.1  # share of them for a request, from the present optimum; a guess
+RELEARN_STEPS, RELEARN_BATCH = 400, 128  # where `epochs` is null, as in finetune/budget.py
 BASE_GB = 1.5  # memory of the loaded libraries
 
 
@@ -86,7 +87,8 @@ def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
     for name in params["methods"]:
         settings = params["fit"][name] or {}
         if settings.get("method", name) in ("relearn", "short-retrain"):
-            fitting += again * model.macs * ABOVE * BACKWARD * float(settings.get("epochs", 2)) * data.train
+            passes_above = float(settings.get("epochs") or _passes_above(params["train"], data.train))
+            fitting += again * model.macs * ABOVE * BACKWARD * passes_above * data.train
             evaluating += again * model.macs * everything
     fitting += _exactly(params, data, model, again)
     overhead: float = (PER_ROUND_S if rounds else PER_ENTRY_S) * len(params["methods"]) * again
@@ -102,6 +104,12 @@ def estimate(params: Mapping[str, Any], runs: int, rounds: int = 0) -> Cost:
     disk = 2 * data.raw_gb + pixels + trained * (features + weights) + activations
     logits = everything * 4 * len(params["methods"]) * again * 200 / 1e9
     return Cost(hours, disk + logits, BASE_GB + pixels + 4 * features + 3 * weights)
+
+
+def _passes_above(train: Mapping[str, Any], rows: int) -> float:
+    """Return the passes that relearning takes from the recipe."""
+    batch = min(RELEARN_BATCH, int(train["batch_size"]))
+    return min(max(1.0, RELEARN_STEPS / (rows // batch)), float(train["epochs"]))
 
 
 def _exactly(params: Mapping[str, Any], data: DataSize, model: ModelSize, requests: int) -> float:

@@ -38,6 +38,7 @@ MEASURED = ("accuracy", "divergence", "membership", "representation", "settings"
 OUTCOME = ("claims", "utility", "control")
 SEEDS = (1, 2, 3)
 PREFIX = "comparators-"  # of the names of the experiments
+REQUESTS = ("class", "rows", "pretrained", "pretrained-rows", "pretrained-people", "texts")
 UNSEEN = 0.1
 PRETRAINED_CLASS, TEXTS_CLASS = "Flags", "songs-poems"
 ENCODER_FOLDER = HOME / "texts"
@@ -232,8 +233,7 @@ def main() -> None:
     parser.add_argument(
         "only", nargs="*", metavar="METHOD", help="run only these methods and the control; by default all"
     )
-    requests = [v.name.removeprefix(PREFIX) for v in experiments(Path.cwd())]
-    parser.add_argument("--request", choices=requests, help="run only this request")
+    parser.add_argument("--request", choices=REQUESTS, help="run only this request")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, help="run only these training seeds")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the page from what is finished")
     arguments = parser.parse_args()

@@ -114,7 +114,7 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
             given = [str(c) for c in answers.request["classes"]]
             changes["split"]["classes"] = named_classes(given, folder_classes(root / path))
         if answers.training == "full" and _pictures(root / path) < FEW:
-            changes = merged(changes, _small_batches(changes["methods"]))
+            changes = merged(changes, {"train": {"batch_size": SMALL_BATCH}})
     if answers.request["selector"] != "classes":
         changes["split"]["classes"] = []
     return merged(changes, answers.changes)
@@ -122,12 +122,6 @@ def changes_of(answers: Answers, root: Path) -> dict[str, Any]:
 
 def _pictures(path: Path) -> int:
     return sum(p.suffix.lower() in SUFFIXES for p in path.rglob("*"))
-
-
-def _small_batches(methods: Sequence[str]) -> dict[str, Any]:
-    fit: dict[str, Any] = {"short-retrain": {"batch_size": SMALL_BATCH}}
-    fit["teacher-map"] = {"after": {"batch_size": SMALL_BATCH}}
-    return {"train": {"batch_size": SMALL_BATCH}, "fit": {k: v for k, v in fit.items() if k in methods}}
 
 
 def _model(answers: Answers) -> dict[str, Any]:
@@ -172,7 +166,7 @@ def _methods(answers: Answers) -> dict[str, Any]:
             # the run.
             changes["fit"] = {
                 "relearn": {"cut": "auto"},
-                "teacher-map": {"after": {"method": "relearn", "cut": "auto", "epochs": 0.2, "batch_size": 128}},
+                "teacher-map": {"after": {"method": "relearn", "cut": "auto"}},
                 "short-retrain": {"cut": None, "epochs": 1.0},
             }
     if answers.training == "above":
