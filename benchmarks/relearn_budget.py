@@ -38,16 +38,16 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         for kind, forget in study.requests().items():
             retain = np.setdiff1d(study.rows, forget)
+            where = np.searchsorted(study.rows, retain)
+            before, _ = study.measured(study.original, kind, forget)
             for epochs, batch in budgets:
                 method = Relearn(cut=cut, epochs=epochs, batch_size=batch, precision="fp32")
                 began = time.perf_counter()
-                where = np.searchsorted(study.rows, retain)
                 method.fit(study.original, activations, study.labels[study.rows], where)
                 seconds = time.perf_counter() - began
                 size = min(batch, len(retain))
                 steps = max(1, int(epochs * (len(retain) // size)))
                 kept, left = study.measured(method.classifier_, kind, forget)
-                before, _ = study.measured(study.original, kind, forget)
                 cells = f"{steps} | {100 * before:.1f} | {100 * kept:.1f} | {100 * left:.1f} | {seconds:.0f}"
                 print(f"| {kind} | {epochs:g} | {batch} | {cells} |", flush=True)
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -22,10 +19,9 @@ from expunge.system.files import read_json
 from expunge.training.full import build_classifier
 from expunge.training.job import RESULT, TRAINED
 from expunge.training.launch import train_in_processes
-from expunge.training.state import STATE
 from tests.features.test_engines import NODES
 from tests.pipeline import ENVIRONMENT, ROOT
-from tests.training.test_torchrun import ROWS, SECONDS, alone, config, digits, passes
+from tests.training.test_torchrun import ROWS, SECONDS, alone, config, digits, kill_one_in_the_middle
 
 __all__ = ["digits"]
 pytestmark = pytest.mark.slow
@@ -110,33 +106,4 @@ make_classifier(config("ray", epochs=6), Dataset(sys.argv[1]), np.arange(ROWS), 
 
 
 def test_a_killed_worker_is_replaced_and_training_goes_on_from_the_last_pass(tmp_path: Path, digits: Dataset) -> None:
-    def start(folder: Path) -> subprocess.Popen[str]:
-        folder.mkdir()
-        return subprocess.Popen(
-            [sys.executable, "-c", CODE, str(digits.directory)],
-            cwd=folder,
-            env={**ENVIRONMENT, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    killed = start(tmp_path / "killed")
-    deadline, worker = time.monotonic() + SECONDS, None
-    while worker is None and time.monotonic() < deadline and killed.poll() is None:
-        states = list((tmp_path / "killed" / "work").rglob(STATE))
-        if states and passes(states[0]) >= 2:
-            tree = psutil.Process(killed.pid).children(recursive=True)
-            workers = [p for p in tree if p.name().startswith("ray::RayTrainWo")]
-            if workers:
-                worker = workers[-1]
-                worker.send_signal(signal.SIGKILL)
-        time.sleep(0.02)
-    output, _ = killed.communicate(timeout=SECONDS)
-    assert worker is not None and killed.returncode == 0, output[-2000:]
-    assert "resuming after epoch" in output
-    unhurt = start(tmp_path / "unhurt")
-    output, _ = unhurt.communicate(timeout=SECONDS)
-    assert unhurt.returncode == 0 and "resuming" not in output
-    one, two = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("killed", "unhurt"))
-    assert one == two
+    kill_one_in_the_middle(tmp_path, digits, CODE, lambda process: process.name().startswith("ray::RayTrainWo"))

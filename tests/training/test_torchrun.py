@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,18 @@ make_classifier(chosen, Dataset(sys.argv[1]), np.arange(ROWS), 1, Path("model"),
 """
 
 
-@pytest.mark.slow
-def test_a_killed_process_is_replaced_and_goes_on_from_the_last_pass(tmp_path: Path, digits: Dataset) -> None:
+def kill_one_in_the_middle(
+    tmp_path: Path, digits: Dataset, code: str, is_worker: Callable[[psutil.Process], bool]
+) -> None:
+    """Run `code`, which trains six passes in two processes, with the last worker killed after two, and undisturbed.
+
+    Both runs must end with the same bytes.
+    """
+
     def start(folder: Path) -> subprocess.Popen[str]:
         folder.mkdir()
         return subprocess.Popen(
-            [sys.executable, "-c", CODE, str(digits.directory)],
+            [sys.executable, "-c", code, str(digits.directory)],
             cwd=folder,
             env={**ENVIRONMENT, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
             text=True,
@@ -193,10 +200,9 @@ def test_a_killed_process_is_replaced_and_goes_on_from_the_last_pass(tmp_path: P
     while worker is None and time.monotonic() < deadline and killed.poll() is None:
         states = list((tmp_path / "killed" / "work").rglob(STATE))
         if states and passes(states[0]) >= 2:
-            tree = psutil.Process(killed.pid).children(recursive=True)
-            workers = [p for p in tree if "expunge.training.worker" in p.cmdline() and p.environ().get("RANK") == "1"]
+            workers = [p for p in psutil.Process(killed.pid).children(recursive=True) if is_worker(p)]
             if workers:
-                worker = workers[0]
+                worker = workers[-1]
                 worker.send_signal(signal.SIGKILL)
         time.sleep(0.02)
     output, _ = killed.communicate(timeout=SECONDS)
@@ -207,6 +213,14 @@ def test_a_killed_process_is_replaced_and_goes_on_from_the_last_pass(tmp_path: P
     assert unhurt.returncode == 0 and "resuming" not in output
     one, two = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("killed", "unhurt"))
     assert one == two
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_replaced_and_goes_on_from_the_last_pass(tmp_path: Path, digits: Dataset) -> None:
+    def is_worker(process: psutil.Process) -> bool:
+        return "expunge.training.worker" in process.cmdline() and process.environ().get("RANK") == "1"
+
+    kill_one_in_the_middle(tmp_path, digits, CODE, is_worker)
 
 
 def passes(state: Path) -> int:
