@@ -119,8 +119,7 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
 
     Raises StageFailedError at their end if the exit status is not 0.
     """
-    assert process.stdout is not None
-    yield from (line.rstrip() for line in process.stdout if line.strip() and not dvc.HINTS.match(line))
+    yield from dvc.lines_of(process)
     if process.wait() != 0:
         raise StageFailedError(f"exited with status {process.returncode}")
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,12 @@ from expunge.system.parent import ending_with_me
 HINTS = re.compile(
     r"To track the changes with git|\s*git add |To enable auto staging|\s*dvc config core|Use `dvc push`"
 )
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield the lines that a process of DVC prints, without blank ones and DVC's hints."""
+    assert process.stdout is not None
+    yield from (line.rstrip() for line in process.stdout if line.strip() and not HINTS.match(line))
 
 
 def command(*arguments: str) -> list[str]:

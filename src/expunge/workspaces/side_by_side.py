@@ -58,8 +58,7 @@ class Here:
             try:
                 if self._stopped:
                     terminate(process)
-                assert process.stdout is not None
-                yield from (line.rstrip() for line in process.stdout if line.strip() and not dvc.HINTS.match(line))
+                yield from dvc.lines_of(process)
                 status = process.wait()
             finally:
                 self._running.discard(process)
