@@ -146,11 +146,15 @@ def test_if_a_stage_fails_the_others_end_and_are_kept(tmp_path, capfd):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the stages of a killed run go on")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stages_end_with_the_run(tmp_path, number):
-    """The signal reaches one process only; at a terminal Ctrl-C reaches all of them."""
+    """The signal reaches one process only; at a terminal Ctrl-C reaches all of them.
+
+    Without SHELL, as under cron, DVC would use /bin/sh, which on Debian starts a stage as a child of its own.
+    """
     (tmp_path / "long.py").write_text("import expunge.stages, sys, time; open(sys.argv[1], 'w'); time.sleep(600)")
     pipeline = 'stages: {long: {matrix: {n: [1, 2]}, cmd: "python long.py ${item.n}", outs: ["out-${item.n}"]}}'
     place = workspace(tmp_path, pipeline)
-    run = subprocess.Popen(command(), cwd=place, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = {name: value for name, value in ENVIRONMENT.items() if name != "SHELL"}
+    run = subprocess.Popen(command(), cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not all((place / name).exists() for name in "12"):
         assert run.poll() is None
         time.sleep(0.2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,10 +37,14 @@ def command(*arguments: str) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """Return the environment variables for DVC, extended by `more`.
 
-    This interpreter's folder is first on PATH, because dvc.yaml says `python`. Usage statistics are off.
+    This interpreter's folder is first on PATH, because dvc.yaml says `python`. Usage statistics are off. The shell is
+    bash where there is one: bash becomes the command that it is given, so that the stage is DVC's own child and ends
+    with it (`parent`). Some others, such as dash, stay in between and would keep the stage alive.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0", **more}
+    shell = shutil.which("bash") or os.environ.get("SHELL", "/bin/sh")
+    given = {"PATH": path, "SHELL": shell, "DVC_NO_ANALYTICS": "1", "GIT_TERMINAL_PROMPT": "0"}
+    return {**os.environ, **given, **more}
 
 
 def run(*arguments: str, root: Path = Path(), error: type[ExpungeError] = DataError) -> str:
