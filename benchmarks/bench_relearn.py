@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from benchmarks.core_features import median_seconds
 from expunge.finetune.cut import batch_of, features_of, fetch_activations
-from expunge.finetune.relearn import Relearn, fresh_above
+from expunge.finetune.initial_weights import fresh_above
+from expunge.finetune.relearn import Relearn
 from expunge.models.cuts import split_at_cut, uncut
 from expunge.models.zoo import build
 

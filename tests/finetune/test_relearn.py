@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from expunge.finetune.cut import fetch_activations, rows_of
-from expunge.finetune.relearn import Relearn, fresh_above, logits_above, rate, teacher_probabilities
+from expunge.finetune.initial_weights import fresh_above
+from expunge.finetune.relearn import Relearn, logits_above, rate, teacher_probabilities
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.cuts import cut_names

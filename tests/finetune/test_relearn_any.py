@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from expunge.finetune.cut import fetch_activations
-from expunge.finetune.relearn import Relearn, fresh_above, logits_above
+from expunge.finetune.initial_weights import fresh_above
+from expunge.finetune.relearn import Relearn, logits_above
 from expunge.models.cuts import split_at_cut
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from expunge.finetune import ShortRetrain
+from expunge.finetune.initial_weights import anew
 from expunge.finetune.loop import Run
-from expunge.finetune.short_retrain import anew
 from expunge.models.cut_costs import cut_costs, share_above
 from expunge.system.errors import ConfigError
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.finetune.process_group import ProcessGroup
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
 from expunge.system.errors import ExpungeError
 from expunge.training.batches import Batches
-from expunge.training.process_group import ProcessGroup
 from expunge.training.trainer import train
 from tests.training.training_worker import RECIPE, data
 

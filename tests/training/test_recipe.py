@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from expunge.checks.resources import missing_for_compiling
 from expunge.config import Train, load_config
+from expunge.finetune.process_group import ProcessGroup
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.models.classifier import Classifier, ModelCard
 from expunge.models.preprocess import Preprocess
@@ -25,7 +26,6 @@ from expunge.system.errors import ConfigError, DataError
 from expunge.training.augment import make_augment
 from expunge.training.descent import END, START, make_optimizer, make_schedule
 from expunge.training.full import held_out
-from expunge.training.process_group import ProcessGroup
 from expunge.training.recipe import recipe_above, recorded
 from expunge.training.settings import DEFAULTS, recipe_of
 from expunge.training.state import STATE

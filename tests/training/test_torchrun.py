@@ -24,13 +24,13 @@ from torch.nn import functional as F
 from expunge.config import Config, load_config
 from expunge.data.dataset import Dataset
 from expunge.data.prepare import prepare
+from expunge.finetune.process_group import ProcessGroup, synchronised_batch_norm
 from expunge.models.checkpoint import digest_of_tensors
 from expunge.system.errors import ConfigError, DataError
 from expunge.system.files import read_json
 from expunge.training.full import build_classifier, fit_all
 from expunge.training.job import RESULT
 from expunge.training.launch import train_in_processes
-from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
 from expunge.training.state import STATE
 from tests.pipeline import ENVIRONMENT, ROOT
 
@@ -123,13 +123,17 @@ def test_torchrun_is_for_all_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"patience": 5, "accumulate": 2, "optimizer": "adamw", "lr": 1e-3}])
-def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path, digits: Dataset, changes: dict[str, Any]) -> None:
+def test_two_processes_have_the_loss_curve_of_one(
+    tmp_path: Path, digits: Dataset, changes: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     chosen = config(**changes)
     if "accumulate" in changes:  # Batch norm is then of the parts of a batch; frozen statistics are the same in both.
         chosen = dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, frozen_norm=True))
     one, curve = alone(chosen, digits, tmp_path)
     two = build_classifier(chosen, digits, 1)
+    capfd.readouterr()
     shared = train_in_processes(chosen, two, digits, np.arange(ROWS), 1, tmp_path / "shared")
+    assert capfd.readouterr().err.count("train epoch 1/3: loss") == 1
     for key in ("loss", *(["held_loss"] if "patience" in changes else [])):
         assert [h[key] for h in shared] == pytest.approx([h[key] for h in curve], abs=1e-3), key
     # Momentum and batch norm amplify rounding errors, so single weights differ more than the answers of the networks.

@@ -93,6 +93,12 @@ def _stored(a: Tensor) -> Tensor:
     return (a.permute(0, 2, 3, 1) if a.ndim == 4 else a).contiguous()
 
 
+def path_of(activations: Activations) -> Path | None:
+    """Return the absolute path of the `.npy` file behind a memory map, None for activations in memory."""
+    file = activations.filename if isinstance(activations, np.memmap) else None
+    return Path(file).resolve() if file is not None and Path(file).suffix == ".npy" else None
+
+
 @dataclass(frozen=True)
 class CutBatch:
     """A batch of activations for `CutSplit.above`, fp32, and for texts a mask of the positions inside each text."""

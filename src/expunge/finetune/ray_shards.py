@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from expunge.finetune.cut import Activations
+from expunge.finetune.cut import Activations, path_of
 from expunge.finetune.shards import Engine, Job, TrainedSteps
 from expunge.system.errors import ConfigError
 from expunge.system.progress import log_message
@@ -41,7 +41,7 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
         with cluster(ray, address, workers):
             task, limit = _task(ray, jobs[stale[0]][0].base, workers)
             log_message(f"{len(stale)} shards to train, at most {min(limit, len(stale))} Ray tasks at a time")
-            given = ray.put(_named(activations)), ray.put(np.asarray(labels)), torch.get_num_threads()
+            given = ray.put(path_of(activations) or activations), ray.put(np.asarray(labels)), torch.get_num_threads()
             running: dict[Any, int] = {}
             while stale or running:
                 while stale and len(running) < limit:
@@ -71,9 +71,3 @@ def _task(ray: Any, base: torch.nn.Module, workers: int | None) -> tuple[Any, in
             "extract.workers"
         )
     return ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(train), workers or most
-
-
-def _named(activations: Activations) -> Path | Activations:
-    """Return the path of the `.npy` file behind a memory map, else the activations themselves."""
-    file = activations.filename if isinstance(activations, np.memmap) else None
-    return Path(file).resolve() if file is not None and Path(file).suffix == ".npy" else activations

@@ -7,9 +7,9 @@ layers. The soft targets of `targets="original"` are ours, see `Relearn`. docs/r
 
 from __future__ import annotations
 
-import copy
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
@@ -23,16 +23,19 @@ from expunge.core.estimator import Estimator
 from expunge.core.facts import Facts
 from expunge.finetune.budget import batch_size_of, passes_over
 from expunge.finetune.cut import Activations, batch_of, features_of
+from expunge.finetune.initial_weights import fresh_above
+from expunge.finetune.process_group import RANK_SEEDS, ProcessGroup, synchronised_batch_norm
 from expunge.finetune.steps import OPTIMIZERS, Factors, Steps
 from expunge.models.classifier import Classifier
-from expunge.models.cut_split import CutSplit, core_of
+from expunge.models.cut_split import CutSplit
 from expunge.models.cuts import split_at_cut, uncut
-from expunge.models.resnet import ResNetSmall
-from expunge.models.tokens import Tokens
-from expunge.models.zoo import public_start, rebuild
-from expunge.system.errors import CollapseError, ConfigError, DataError
+from expunge.system.errors import CollapseError, DataError
 from expunge.system.progress import progress
 
+# Fits a `Relearn` to a classifier, activations, labels, rows and logits, as `Relearn.fit` does.
+Relearning = Callable[
+    ["Relearn", Classifier, Activations, NDArray[np.integer], NDArray[np.integer] | None, Tensor | None], "Relearn"
+]
 TARGETS = ("labels", "original")
 STARTS = ("auto", "public", "fresh")
 BATCH_OF_INFERENCE = 1000
@@ -62,7 +65,7 @@ class Relearn(Estimator):
 
     Fitted: `classifier_`, in eval mode, whose tensors below the cut equal the original's bit for bit, and `history_`,
     with the pass, loss, accuracy (on the training batches) and seconds of each pass.
-    The weights depend only on arguments, data, kind of processor and number of threads.
+    The weights depend only on arguments, data, kind of processor, and number of threads and processes.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -123,12 +126,14 @@ class Relearn(Estimator):
         rows: NDArray[np.integer] | None = None,
         logits: Tensor | None = None,
         begin: Classifier | None = None,
+        group: ProcessGroup | None = None,
     ) -> Relearn:
         """Retrain above the cut of `classifier`, which must be in eval mode and is not changed.
 
         `activations` (n, h, w, c), or (n, t, c) for tokens, and `labels` (n,) are used at `rows` (None: all), which
         must be the retained rows. `logits` are the original's `(len(rows), k)` where they are known, for example from
         stored features; they are used only for targets="original", and computed from the activations if omitted.
+        `group` is this process's place among processes that relearn together, each with a slice of every batch.
         Raises ConfigError for an unknown cut, DataError for unusable rows or labels, CollapseError for a loss that
         diverges.
         """
@@ -151,11 +156,17 @@ class Relearn(Estimator):
                 logits = logits_above(classifier, activations, self.cut, chosen)
             target = teacher_probabilities(logits, y)
         self.classifier_ = begin or fresh_above(classifier, self.cut, self.seed, self.start)
-        self.history_ = self._learn(uncut(self.classifier_, self.cut, traces), activations, chosen, y, target)
+        self.history_ = self._learn(uncut(self.classifier_, self.cut, traces), activations, chosen, y, target, group)
         return self
 
     def _learn(
-        self, split: CutSplit, activations: Activations, rows: Tensor, y: Tensor, target: Tensor
+        self,
+        split: CutSplit,
+        activations: Activations,
+        rows: Tensor,
+        y: Tensor,
+        target: Tensor,
+        group: ProcessGroup | None,
     ) -> list[dict[str, float]]:
         classifier = split.classifier
         own = dict(split.core.named_parameters())
@@ -176,31 +187,45 @@ class Relearn(Estimator):
         per_pass = len(rows) // size  # the incomplete batch is dropped, because batch norm needs equal batches
         passes = self.epochs or self.budget * passes_over(classifier.card, len(rows), size)
         steps = max(1, math.floor(passes * per_pass + ROUNDING))
-        device = classifier.head.weight.device
+        group = group or ProcessGroup()
+        if size < group.world_size:
+            raise DataError(f"relearn: batches of {size} rows cannot be shared by {group.world_size} processes")
         generator = torch.Generator().manual_seed(self.seed)
         history: list[dict[str, float]] = []
         split.train_above()
+
+        def step(batch: Tensor) -> tuple[float, int]:
+            own = group.own(batch)
+            given = batch_of(split, activations, rows[own])
+            with self._autocast(classifier.head.weight.device):
+                logits = classifier.head(features_of(split, given))
+            loss = F.cross_entropy(logits.float(), target[own].to(logits.device)) * (len(own) / size)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            group.sum_gradients(parameters)
+            optimizer.step()
+            return loss.item(), int((logits.detach().argmax(1).cpu() == y[own]).sum())
+
         # Dropout and similar layers draw from the global generator, so its state is restored afterwards.
-        with torch.random.fork_rng(), progress(f"relearn above {self.cut}", steps * size, "rows") as advance:
-            torch.manual_seed(self.seed)
+        with (
+            torch.random.fork_rng(),
+            synchronised_batch_norm(classifier, group),
+            progress(f"relearn above {self.cut}", steps * size, "rows") as advance,
+        ):
+            torch.manual_seed(self.seed + RANK_SEEDS * group.rank)
             for first in range(0, steps, per_pass):
                 began, loss_sum, hits = time.perf_counter(), 0.0, 0
                 batches = torch.split(torch.randperm(len(rows), generator=generator), size)[
                     : min(per_pass, steps - first)
                 ]
                 for i, batch in enumerate(batches):
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate(first + i, steps, lr)
-                    given = batch_of(split, activations, rows[batch])
-                    with self._autocast(device):
-                        logits = classifier.head(features_of(split, given))
-                    loss = F.cross_entropy(logits.float(), target[batch].to(device))
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    loss_sum += loss.item()
-                    hits += int((logits.detach().argmax(1).cpu() == y[batch]).sum())
+                    for of in optimizer.param_groups:
+                        of["lr"] = rate(first + i, steps, lr)
+                    loss, right = step(batch)
+                    loss_sum, hits = loss_sum + loss, hits + right
                     advance(size)
+                sums = torch.tensor([loss_sum, hits], dtype=torch.float64, device=classifier.head.weight.device)
+                loss_sum, right_sum = group.total(sums).tolist()
                 if not math.isfinite(loss_sum):
                     raise CollapseError(
                         f"relearn: the loss is not finite in pass {len(history) + 1}; lower lr (now {lr:g})"
@@ -209,7 +234,7 @@ class Relearn(Estimator):
                     {
                         "pass": len(history) + 1,
                         "loss": loss_sum / len(batches),
-                        "accuracy": hits / (len(batches) * size),
+                        "accuracy": right_sum / (len(batches) * size),
                         "seconds": time.perf_counter() - began,
                     }
                 )
@@ -248,44 +273,3 @@ def features_above(classifier: Classifier, activations: Activations, cut: str, r
         features_of(split, batch_of(split, activations, part)).cpu() for part in torch.split(rows, BATCH_OF_INFERENCE)
     ]
     return torch.cat(parts)
-
-
-def fresh_above(classifier: Classifier, cut: str, seed: int, start: str = "auto") -> Classifier:
-    """Return a copy of `classifier` in which the layers above `cut` have initial weights and the others are unchanged.
-
-    `start`: "public" takes the public weights that the description records, "fresh" draws weights from `seed` with the
-    initialisation of the model's own package, and "auto" is "public" where weights are recorded, else "fresh". The head
-    is always drawn. Raises ConfigError for "public" where no weights are recorded, CheckpointError where the available
-    ones differ from those recorded.
-    """
-    new = copy.deepcopy(classifier)
-    if not isinstance(classifier.preprocess, Tokens):
-        new.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    split = split_at_cut(new, cut)
-    if start == "public" and not classifier.card.weights:
-        raise ConfigError(
-            f"{classifier.card.name}: its description records no public weights; set model.weights: public and train "
-            "again"
-        )
-    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator; its state is restored
-        torch.manual_seed(seed)
-        if start != "fresh" and classifier.card.weights:
-            _copy_above(split, public_start(classifier.card, classifier.preprocess))
-            new.head.reset_parameters()
-        elif isinstance(classifier.backbone, ResNetSmall):  # all its weights are drawn by reset_parameters
-            for module in [m for above in [*split.lying_above.modules.values(), new.head] for m in above.modules()]:
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
-        else:
-            _copy_above(split, rebuild(classifier.card, classifier.preprocess))
-            new.head.reset_parameters()
-    return new
-
-
-def _copy_above(split: CutSplit, other: Classifier) -> None:
-    """Copy parameters and running statistics above the cut from `other`, of the same architecture."""
-    own, theirs = split.core.state_dict(), core_of(other)[0].state_dict()
-    above = split.lying_above
-    for name, tensor in own.items():
-        if name in above.parameters or name.startswith(tuple(f"{path}." for path in above.modules)):
-            tensor.copy_(theirs[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,15 +10,12 @@ import torch
 
 from expunge.core.facts import Facts
 from expunge.finetune.budget import LARGEST_BATCH, batch_size_of, passes_over
+from expunge.finetune.initial_weights import anew
 from expunge.finetune.loop import Index, Phase, Run, Terms, Updater, kl, single
 from expunge.finetune.relearn import TARGETS, teacher_probabilities
 from expunge.finetune.steps import Factors, recorded
-from expunge.models.classifier import Classifier
 from expunge.models.cut_costs import share_above
-from expunge.models.resnet import ResNetSmall
 from expunge.models.tokens import Tokens
-from expunge.models.zoo import public_start, rebuild
-from expunge.system.errors import CollapseError
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -90,27 +86,3 @@ class ShortRetrain(Updater):
             share = min(1.0, self.passes_ - epoch)
             phases.append(Phase(epoch, "retained", single(batches[: max(1, round(share * len(batches)))]), loss))
         return phases
-
-
-def anew(classifier: Classifier, seed: int) -> Classifier:
-    """Return the same architecture with initial weights that do not depend on those of `classifier`.
-
-    They are public weights where the description records some, else drawn from `seed` with the initialisation of the
-    model's package. The head is always drawn. Raises CheckpointError where the public weights differ from the recorded
-    ones, CollapseError where weights are not finite.
-    """
-    with torch.random.fork_rng(), torch.no_grad():  # layers draw from the global generator; its state is restored
-        torch.manual_seed(seed)
-        if classifier.card.weights:
-            new = public_start(classifier.card, classifier.preprocess)
-        elif isinstance(classifier.backbone, ResNetSmall | torch.nn.Sequential):  # reset_parameters sets all weights
-            new = copy.deepcopy(classifier)
-            for module in new.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
-        else:
-            new = rebuild(classifier.card, classifier.preprocess)
-        new.head.reset_parameters()
-    if not all(bool(torch.isfinite(t).all()) for t in new.state_dict().values()):
-        raise CollapseError("short-retrain: the fresh weights are not finite")
-    return new.to(classifier.head.weight.device)

@@ -17,6 +17,7 @@ from expunge.data.schema import FORGET, TRAIN, UNSEEN
 from expunge.data.split import Split
 from expunge.data.unseen import usable
 from expunge.features.store import CLASS_SUMS, MOMENTS, FeatureStore
+from expunge.finetune.relearn import Relearning
 from expunge.finetune.rows import Examples, examples
 from expunge.finetune.shards import Engine
 from expunge.models.checkpoint import load_classifier
@@ -48,9 +49,10 @@ class FitInputs:
     forgotten_dir: Path | None = None  # directory with the key of the row digests
     new_labels: np.ndarray | None = None  # int32 by dataset row, if the request corrects labels
     engine: Engine | None = None  # runs the training of shards; None: in this process, one after the other
+    relearning: Relearning | None = None  # relearns above a cut; None: in this process
 
     @classmethod
-    def of_split(cls, split: Split, engine: Engine | None = None) -> FitInputs:
+    def of_split(cls, split: Split, engine: Engine | None = None, relearning: Relearning | None = None) -> FitInputs:
         """The request of `split` with the original model of the workspace in the current directory."""
         dataset, new = Dataset(DATASET, verify=False), None
         if split.corrections is not None:
@@ -71,6 +73,7 @@ class FitInputs:
             forgotten_dir=workspace() / FORGOTTEN,
             new_labels=new,
             engine=engine,
+            relearning=relearning,
         )
 
     @cached_property

@@ -157,7 +157,8 @@ def _relearn(name: str, request: FitInputs, settings: Settings, _: UnlearnedMode
     method = make(name, Relearn, {**settings, "cut": request.cut(settings.get("cut", DEFAULT_CUT))})
     labels, rows = request.labels[request.train_rows], request.among_train(request.retain_rows)
     logits = request.head.logits(request.z_retain)
-    fitted = method.fit(request.classifier, request.activations(method.cut), labels, rows, logits)
+    relearn = request.relearning or Relearn.fit
+    fitted = relearn(method, request.classifier, request.activations(method.cut), labels, rows, logits)
     info = {"kept_up_to": method.cut, "targets": method.targets, "history": fitted.history_}
     return UnlearnedModel.of_classifier(fitted.classifier_, info)
 

@@ -9,12 +9,12 @@ import numpy as np
 from expunge.config import Config
 from expunge.data.dataset import Dataset
 from expunge.data.schema import TEXT
+from expunge.finetune.process_group import ProcessGroup
 from expunge.finetune.rows import examples
 from expunge.models.classifier import Classifier
 from expunge.models.trained_on import refuse_seen
 from expunge.models.zoo import build
 from expunge.system.errors import ConfigError
-from expunge.training.process_group import ProcessGroup
 from expunge.training.settings import recipe_of
 from expunge.training.trainer import train
 

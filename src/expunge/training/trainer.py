@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from expunge.finetune.process_group import RANK_SEEDS, ProcessGroup, synchronised_batch_norm
 from expunge.finetune.rows import Examples
 from expunge.finetune.steps import PRECISIONS
 from expunge.models.checkpoint import digest_of_tensors
@@ -29,11 +30,9 @@ from expunge.system.progress import log_message, progress
 from expunge.system.vision_imports import import_vision
 from expunge.training.batches import Batches
 from expunge.training.descent import END, START, WARM_UP, make_optimizer, make_schedule, one_cycle
-from expunge.training.process_group import ProcessGroup, synchronised_batch_norm
 from expunge.training.state import STATE, TrainState, digest_of_data
 
 __all__ = ["END", "START", "STATE", "computes_bf16", "one_cycle", "train"]
-RANK_SEEDS = 7919  # between the seeds of processes, so that they draw different dropout
 ROWS = 500  # batch size for held-out rows
 
 

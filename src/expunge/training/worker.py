@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stderr
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def main(work: Path) -> None:
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
-    run_job(work)
+    # All processes would show the same progress. A traceback is printed after the redirection, so it is seen.
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere if distributed.get_rank() else sys.stderr):
+        run_job(work)
     distributed.destroy_process_group()
 
 

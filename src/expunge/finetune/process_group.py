@@ -1,13 +1,14 @@
 """Training shared by several processes: which rows each of them computes, and batch norm over all of them.
 
 Every process holds the whole network and the order of all rows, and computes a slice of each global batch. torch's
-DistributedDataParallel averages the gradients, so they are those of the whole batch. Batch norm would see only a slice,
-and torch's SyncBatchNorm has no CPU kernel. So batch statistics and their gradients are summed over processes here.
+DistributedDataParallel averages the gradients, so they are those of the whole batch. It wraps a whole network; where
+only layers above a cut run, `sum_gradients` adds the gradients. Batch norm would see only a slice, and torch's
+SyncBatchNorm has no CPU kernel. So batch statistics and their gradients are summed over processes here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+
+RANK_SEEDS = 7919  # between the seeds of processes, so that they draw different dropout
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class ProcessGroup:
         if self.world_size > 1:
             distributed.all_reduce(value)
         return value
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients of `parameters` by their sums over all processes; those without one are left out."""
+        if self.world_size > 1:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            total = self.total(torch.cat([g.flatten() for g in gradients]))
+            for gradient, part in zip(gradients, torch.split(total, [g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def decided(self, value: Tensor) -> Tensor:
         """Return rank 0's value, so that rounding cannot make two processes decide differently."""
