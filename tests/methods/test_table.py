@@ -1,5 +1,6 @@
 """Tests of the table of methods: every entry can be fitted and saved, and gives the same logits after loading."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -59,6 +60,20 @@ def test_every_method_fits_and_survives_a_round_trip(name, fit_inputs, tmp_path)
     z = fit_inputs.z_forget[:50]
     torch.testing.assert_close(again.logits(z), unlearned.logits(z), rtol=0, atol=0)
     assert (again.classifier is not None) == (name in TRAINED)
+
+
+def test_a_cut_that_is_auto_is_the_only_one_with_activations(fit_inputs, tmp_path):
+    (tmp_path / "stage2.npy").symlink_to(fit_inputs.activations_dir.resolve() / "stage2.npy")
+    write_manifest(tmp_path, "test")
+    one = dataclasses.replace(fit_inputs, activations_dir=tmp_path)
+    for name in ("relearn", "short-retrain"):
+        named, found = (
+            fit(name, one, {name: {"epochs": 0.3, "max_drop": 1.0, "cut": cut}}) for cut in ("stage2", "auto")
+        )
+        z = fit_inputs.z_forget[:50]
+        assert torch.equal(named.logits(z), found.logits(z))
+    with pytest.raises(ConfigError, match=r"cut: auto needs exactly one cut in activations\.cuts, but there are \d"):
+        fit("short-retrain", fit_inputs, {"short-retrain": {"cut": "auto"}})
 
 
 def test_a_method_for_rows_refuses_a_class(fit_inputs):

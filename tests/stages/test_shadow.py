@@ -6,6 +6,7 @@ further after a kill.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from expunge.config import Model, Shadow
+from expunge.config import Model, Shadow, load_config
 from expunge.core import LinearHead, identity
 from expunge.data.dataset import Dataset
 from expunge.data.split import Split
@@ -25,6 +26,7 @@ from expunge.methods.unlearned import UnlearnedModel
 from expunge.models.checkpoint import load_classifier
 from expunge.shadow import plan
 from expunge.shadow.heads import FittedEntry
+from expunge.shadow.networks import Job, make_member
 from tests.pipeline import ENVIRONMENT, change, stage
 
 
@@ -178,3 +180,35 @@ def test_whole_networks_go_on_after_a_kill(copy):
     before, log = (copy / "reports" / "shadow.json").read_bytes(), run(copy)
     assert "retrained-3/margins" in log and "train epoch" not in log
     assert (copy / "reports" / "shadow.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_networks_that_a_cluster_makes_have_the_bytes_of_one_process(copy, monkeypatch, capsys):
+    from expunge.shadow.on_ray import make_on_ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # Ray would require a token here, and from all later tests
+
+    def edit(p):
+        p["methods"] = ["logit-mask", "relearn-stage2"]
+        p["activations"]["cuts"] = ["stage2"]
+        p["extract"].update(engine="ray", workers=2)
+        p["shadow"].update(networks=4, epochs=1)
+
+    change(copy, edit)
+    monkeypatch.chdir(copy)
+    job = Job.of_workspace(load_config())
+    assert len(job.missing(4)) == 8
+    make_on_ray(job, 1)
+    assert "shadow: 2 networks, at most 2 Ray tasks at a time" in capsys.readouterr().err
+    assert job.missing(1) == [] and len(job.missing(4)) == 6
+    home = copy / "data/shadow"
+    written = {f.relative_to(home): f.read_bytes() for f in home.rglob("*.safetensors")}
+    shutil.rmtree(home)
+    alone = [make_member(job, side, 0) for side in ("trained", "retrained")]
+    assert set(alone[0]) > {"network/forget", "relearn-stage2/forget"} and set(alone[1]) == {
+        "network/forget", "network/population",
+    }  # fmt: skip
+    assert len(written) == 4
+    assert written == {f.relative_to(home): f.read_bytes() for f in home.rglob("*.safetensors")}
+    (home / "trained-0/margins/margins.safetensors").write_bytes(b"damaged")
+    assert job.missing(1) == [("trained", 0)]

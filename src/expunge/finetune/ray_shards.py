@@ -7,10 +7,8 @@ copied once.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +16,8 @@ from numpy.typing import NDArray
 
 from expunge.finetune.cut import Activations, path_of
 from expunge.finetune.shards import Engine, Job, TrainedSteps
-from expunge.system.errors import ConfigError
 from expunge.system.progress import log_message
-from expunge.system.ray_cluster import cluster, get, ray_module
+from expunge.system.ray_cluster import cluster, one_each, ray_module, run_tasks
 
 
 def on_ray(address: str | None, workers: int | None) -> Engine:
@@ -35,20 +32,17 @@ def on_ray(address: str | None, workers: int | None) -> Engine:
 
     def engine(jobs: Sequence[Job], activations: Activations, labels: NDArray[np.integer]) -> list[TrainedSteps]:
         results: list[TrainedSteps] = [(taken, []) for _, taken in jobs]
-        stale = deque(number for number, (shard, taken) in enumerate(jobs) if len(taken) < len(shard.steps))
+        stale = [number for number, (shard, taken) in enumerate(jobs) if len(taken) < len(shard.steps)]
         if not stale:
             return results
         with cluster(ray, address, workers):
-            task, limit = _task(ray, jobs[stale[0]][0].base, workers)
+            gpu = next(jobs[stale[0]][0].base.parameters()).is_cuda
+            task, limit = one_each(ray, train, workers, gpu)
             log_message(f"{len(stale)} shards to train, at most {min(limit, len(stale))} Ray tasks at a time")
             given = ray.put(path_of(activations) or activations), ray.put(np.asarray(labels)), torch.get_num_threads()
-            running: dict[Any, int] = {}
-            while stale or running:
-                while stale and len(running) < limit:
-                    number = stale.popleft()
-                    running[task.remote(jobs[number], *given)] = number
-                for done in ray.wait(list(running))[0]:
-                    results[running.pop(done)] = get(ray, done)
+            trained = run_tasks(ray, task, [(jobs[number], *given) for number in stale], limit)
+        for number, steps in zip(stale, trained, strict=True):
+            results[number] = steps
         return results
 
     return engine
@@ -59,15 +53,3 @@ def train(job: Job, named: Path | Activations, labels: NDArray[np.integer], thre
     torch.set_num_threads(threads)
     shard, taken = job
     return shard.trained(np.load(named, mmap_mode="r") if isinstance(named, Path) else named, labels, taken)
-
-
-def _task(ray: Any, base: torch.nn.Module, workers: int | None) -> tuple[Any, int]:
-    """Return the remote function, and the number of tasks that run at a time."""
-    kind = "GPU" if next(base.parameters()).is_cuda else "CPU"
-    most = int(ray.cluster_resources().get(kind, 0))
-    if not 0 < (workers or most) <= most:
-        raise ConfigError(
-            f"extract.workers: {workers or 1} workers need as many {kind}s, but the cluster has {most}; lower "
-            "extract.workers"
-        )
-    return ray.remote(num_cpus=1, num_gpus=int(kind == "GPU"))(train), workers or most

@@ -196,6 +196,8 @@ def _finetune(
         settings = {**kind.for_rows, **settings}
     if "targets" in inspect.signature(kind).parameters:
         settings = taught(name, request, settings)
+    if settings.get("cut") is not None:  # short-retrain takes the budget of relearning above it
+        settings = {**settings, "cut": request.cut(settings["cut"])}
     fitted = make(name, kind, settings)
     rows: tuple[np.ndarray | None, ...] = (request.retain_rows, None if request.corrects else request.forget_rows)
     if isinstance(fitted, Updater):

@@ -38,12 +38,15 @@ from expunge.shadow.heads import FORGET_ROWS, POPULATION_ROWS
 from expunge.system.errors import REFUSALS, ManifestError
 from expunge.system.files import digest_of, read_json, read_manifest, staged_dir, write_json, write_manifest
 from expunge.system.installed import module_digest
+from expunge.system.paths import DATASET, SHADOW, SPLIT, WORK
 from expunge.system.progress import log_message
 from expunge.training.cut_check import resolve
 from expunge.training.recipe import make_classifier
 
 PRODUCER = "expunge.shadow.networks"
 MARGINS, KEY = "margins.safetensors", "key.json"
+Member = tuple[str, int]  # the side of a network and its number
+SIDES = ("trained", "retrained")
 RETRAINED_SEEDS = 100_000  # offset of the retrained models' seeds, so that they differ from those of trained ones
 
 
@@ -58,6 +61,11 @@ class Job:
     population: np.ndarray
     out: Path
     work: Path
+
+    @classmethod
+    def of_workspace(cls, config: Config) -> Job:
+        """Return the job of the run in the current directory."""
+        return cls.of(config, Dataset(DATASET, verify=False), Split(SPLIT), SHADOW, WORK)
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset, split: Split, out: Path, work: Path) -> Job:
@@ -89,17 +97,27 @@ class Job:
         features = dataclasses.asdict(self.config.features), dataclasses.asdict(self.config.activations)
         return digest_of([*parts, features, module_digest(__name__)])
 
+    def keys(self, side: str, index: int) -> tuple[int, dict[str, str]]:
+        """Return the seed of a network, and the keys of its parts."""
+        seed = self.config.shadow.seed + index + (RETRAINED_SEEDS if side == "retrained" else 0)
+        return seed, {"model": self.model_key(side, seed), "margins": self.margins_key(side, seed)}
+
+    def missing(self, count: int) -> list[Member]:
+        """Return the networks, of `count` a side, of which a part is missing or belongs to another run."""
+        members = [(side, index) for side in SIDES for index in range(count)]
+        return [(s, i) for s, i in members if not _whole(self.out / f"{s}-{i}", "margins", self.keys(s, i)[1])]
+
 
 def attack_networks(job: Job, count: int) -> dict[str, Any]:
     """Train the missing networks, fit every method to every trained network, and run the attacks.
 
     Directories of networks beyond `count` are deleted.
     """
-    names = {side: [f"{side}-{i}" for i in range(count)] for side in ("trained", "retrained")}
+    names = {side: [f"{side}-{i}" for i in range(count)] for side in SIDES}
     for old in job.out.glob("*rained-*"):
         if old.name not in [*names["trained"], *names["retrained"]]:
             shutil.rmtree(old)
-    sides = {side: [_member(job, side, i) for i in range(count)] for side in names}
+    sides = {side: [make_member(job, side, i) for i in range(count)] for side in names}
 
     def side(members: list[dict[str, np.ndarray]], name: str) -> ShadowMargins:
         return ShadowMargins(*(np.stack([m[f"{name}/{rows}"] for m in members]) for rows in ("forget", "population")))
@@ -131,14 +149,13 @@ def attack_networks(job: Job, count: int) -> dict[str, Any]:
     }
 
 
-def _member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
+def make_member(job: Job, side: str, index: int) -> dict[str, np.ndarray]:
     """Margins of one network and of its unlearned versions: `NAME/forget (n,)` and `NAME/population (k,)`.
 
     NAME is `network` or that of a method. Stored weights and margins with the right key are reused.
     """
-    seed = job.config.shadow.seed + index + (RETRAINED_SEEDS if side == "retrained" else 0)
+    seed, keys = job.keys(side, index)
     directory = job.out / f"{side}-{index}"
-    keys = {"model": job.model_key(side, seed), "margins": job.margins_key(side, seed)}
     if not _whole(directory, "margins", keys):
         if not _whole(directory, "model", keys):
             rows = job.split.rows(RETAIN)

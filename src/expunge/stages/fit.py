@@ -17,6 +17,7 @@ from expunge.system.files import staged_dir, write_manifest
 from expunge.system.monitor import write_cost
 from expunge.system.paths import SPLIT, UNLEARNED, WORK
 from expunge.system.progress import log_message
+from expunge.training.launch import relearning_of
 
 
 def main() -> None:
@@ -27,11 +28,7 @@ def main() -> None:
     config = load_config()
     table, clustered = config.fit, config.extract
     engine = on_ray(clustered.address, clustered.workers) if clustered.engine == "ray" else None
-    relearning = None
-    if config.train.engine != "local":  # what starts processes is imported only where they are wanted
-        from expunge.training.launch import relearning_of
-
-        relearning = relearning_of(config, WORK / f"relearn-{name}")
+    relearning = None if config.train.engine == "local" else relearning_of(config, WORK / f"relearn-{name}")
     request = FitInputs.of_split(Split(SPLIT), engine, relearning)
     warm_up(name, table, request.classifier.card.training)
     refused, seconds = None, 0.0

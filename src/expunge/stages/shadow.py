@@ -18,7 +18,6 @@ from expunge.system.paths import (
     SHADOW_REPORT,
     SPLIT,
     UNLEARNED,
-    WORK,
 )
 from expunge.system.progress import log_message
 
@@ -46,11 +45,12 @@ def of_heads(config: Config, left_out: list[str]) -> dict[str, Any]:
 
 def of_networks(config: Config) -> dict[str, Any]:
     """Attack with `shadow.networks` whole networks, and return the results."""
-    from expunge.data.dataset import Dataset
-    from expunge.data.split import Split
     from expunge.shadow.networks import Job, attack_networks
+    from expunge.shadow.on_ray import make_on_ray
 
-    job = Job.of(config, Dataset(DATASET), Split(SPLIT), SHADOW, WORK)
+    job = Job.of_workspace(config)
+    if config.extract.engine == "ray" and config.train.engine != "ray":  # else Ray shares each single training
+        make_on_ray(job, config.shadow.networks)
     return attack_networks(job, config.shadow.networks)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +65,21 @@ def get(ray: Any, reference: Any) -> Any:
         raise
 
 
+def one_each(ray: Any, function: Any, workers: int | None, gpu: bool) -> tuple[Any, int]:
+    """Return `function` as a remote function with a GPU or processor of its own, and how many may run at a time.
+
+    Without `workers` there are as many as the cluster has of them. Raises ConfigError if it has too few.
+    """
+    kind = "GPU" if gpu else "CPU"
+    most = int(ray.cluster_resources().get(kind, 0))
+    if not 0 < (workers or most) <= most:
+        raise ConfigError(
+            f"extract.workers: {workers or 1} workers need as many {kind}s, but the cluster has {most}; lower "
+            "extract.workers"
+        )
+    return ray.remote(num_cpus=1, num_gpus=int(gpu))(function), workers or most
+
+
 def check_address(address: str, key: str = "extract.address", seconds: float = 10.0) -> None:
     """Raise ConfigError if nothing accepts a connection at `address`, host:port, within `seconds`.
 
@@ -113,3 +129,19 @@ def _start_here(ray: Any, cpus: int, worker_logs: bool) -> None:
             if "timed out" not in str(e) or attempt == STARTS - 1:
                 raise
             log_message("Ray took too long to start; trying once more")
+
+
+def run_tasks(ray: Any, task: Any, jobs: Sequence[Sequence[Any]], limit: int) -> list[Any]:
+    """Run the remote function `task` with the arguments of each of `jobs`, at most `limit` at a time.
+
+    Returns their results in the order of `jobs`. An ExpungeError is raised as a worker raised it.
+    """
+    waiting, running = deque(range(len(jobs))), dict[Any, int]()
+    results: list[Any] = [None] * len(jobs)
+    while waiting or running:
+        while waiting and len(running) < limit:
+            number = waiting.popleft()
+            running[task.remote(*jobs[number])] = number
+        for done in ray.wait(list(running))[0]:
+            results[running.pop(done)] = get(ray, done)
+    return results
