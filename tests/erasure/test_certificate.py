@@ -180,7 +180,7 @@ def test_the_page_marks_measures_outside_their_margins(done, certificate):
 
 def test_the_page_says_that_few_models_were_retrained(done, certificate):
     document = json.loads(certificate.read_text())
-    said = "With 1 retrained model, no erasure claim except `exact` can be shown"
+    said = "With 1 retrained model, no erasure claim except exact can be shown"
     assert said in page(document) and "features: cannot tell; outputs: shown;" in page(document)
     document["certificate"]["unlearning"]["claim"]["caution"] = None
     assert said not in page(document) and "indicative" not in page(document)

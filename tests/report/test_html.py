@@ -122,7 +122,7 @@ def test_verdict_comes_first_then_the_table_then_plots(run, html):
     wanted = (f"loft: utility {verdict['utility']}; shown: outputs.", "What is not claimed", "<table", "<svg")
     places = [html.index(t) for t in wanted]
     assert places == sorted(places)
-    assert "With 1 retrained model, no erasure claim except `exact` can be shown; at least 3" in html
+    assert "With 1 retrained model, no erasure claim except exact can be shown; at least 3" in html
 
 
 @pytest.mark.slow

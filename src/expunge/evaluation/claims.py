@@ -115,7 +115,8 @@ def claims_of(
     for claim in STATISTICAL:
         if references < MIN_REFERENCES:
             claims[claim] = CANNOT_TELL
-            why[claim] = f"{references} retrained models, {MIN_REFERENCES} are needed (retrain.seeds)"
+            there_are = f"{references} retrained model{'s' * (references != 1)}"
+            why[claim] = f"{there_are}, but {MIN_REFERENCES} are needed (retrain.seeds)"
             continue
         if not clean_references:
             claims[claim] = CANNOT_TELL
@@ -143,7 +144,7 @@ def claims_of(
 def exact_claim(exact: Mapping[str, Any] | None) -> tuple[str, str]:
     """Outcome and reason of the claim `exact`, from the candidate's record; it needs no statistics or references."""
     if exact is None or exact.get("holds") is None:
-        reason = str((exact or {}).get("why") or "not claimed: the weights were made from the original's")
+        reason = str((exact or {}).get("why") or "the weights were made from the original's")
         return CANNOT_TELL, reason
     if exact["holds"] is True:
         return SHOWN, str(exact.get("why") or "by construction")

@@ -127,7 +127,7 @@ def power_of(gate: GateRows) -> Power:
     excess_rows = gate.original - gate.retrained.mean(axis=0)
     excess = float(excess_rows.mean())
     if not gate.usable:
-        lacks = f"{gate.references} retrained models and {gate.rows} rows"
+        lacks = f"{gate.references} retrained model{'s' * (gate.references != 1)} and {gate.rows} rows"
         return Power(excess, None, False, False, None, f"{lacks}: {MIN_REFERENCES} and {MIN_ROWS} are needed")
     spread, _ = model_spread(gate)
     half = half_width(gate, excess_rows, ALPHA)

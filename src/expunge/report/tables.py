@@ -178,7 +178,7 @@ def takes(summary: Mapping[str, Any]) -> str:
         return ""
     few = f"With {count} retrained model{'s' * (count != 1)}," if count else "Since nothing was retrained,"
     return (
-        f"{few} no erasure claim except `exact` can be shown; at least {MIN_REFERENCES} retrained models are needed "
+        f"{few} no erasure claim except exact can be shown; at least {MIN_REFERENCES} retrained models are needed "
         "(reference: retrain, retrain.seeds). "
     )
 
