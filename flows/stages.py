@@ -48,19 +48,17 @@ class PreflightError(RuntimeError):
 def environment(workspace: Path) -> dict[str, str]:
     """Return the environment variables for DVC and the stages.
 
-    dvc.yaml says `python`, so this interpreter's folder is first on PATH, and `src` of the workspace on PYTHONPATH.
-    EXPUNGE_FLOW_RUN tells the stage that logs the run which flow run it belongs to.
+    `src` of the workspace is first on PYTHONPATH. EXPUNGE_FLOW_RUN tells the stage that logs the run which flow run it
+    belongs to.
     """
     own = [str(workspace / "src")] if (workspace / "src" / "expunge").is_dir() else []
-    return {
-        **os.environ,
+    more = {
         **({"EXPUNGE_FLOW_RUN": str(flow_run.id)} if flow_run.id else {}),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join([*own, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "DVC_NO_ANALYTICS": "1",
         "PYTHONUNBUFFERED": "1",
         FORMAT_VARIABLE: "json",
     }
+    return dvc.environment(**more)
 
 
 def expunge(*arguments: str) -> list[str]:
