@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -122,6 +123,14 @@ def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
         raise StageFailedError(f"exited with status {process.returncode}")
 
 
+class Engine(Protocol):
+    """What runs the stages of a flow."""
+
+    def lines(self, stage: str) -> Iterator[str]:
+        """Yield what a stage prints. Raises StageFailedError at its end if it failed."""
+        ...
+
+
 class Repro:
     """`dvc repro` of several stages in one process, whose output is read stage by stage.
 
@@ -221,7 +230,7 @@ def may_pass_by_itself(_task: Task[..., object], run: TaskRun, state: State[obje
     retry_condition_fn=may_pass_by_itself,
     task_run_name="{stage}",
 )
-def run_stage(stage: str, repro: Repro) -> str:
+def run_stage(stage: str, repro: Engine) -> str:
     """Follow one stage of `repro` and stream its output into the log. Returns "done" or "up to date"."""
     tail = follow(repro.lines(stage), f"stage {stage}")
     return UP_TO_DATE if any("didn't change, skipping" in line for line in tail) else DONE

@@ -25,6 +25,7 @@ from expunge.workspaces.clones import unpushed
 from flows.naming import about_request
 from flows.publish import publish, push_run
 from flows.request_form import Classes, Methods, set_params
+from flows.side_by_side import run_side_by_side
 from flows.stages import (
     CODE,
     REGISTER,
@@ -39,6 +40,7 @@ from flows.stages import (
 
 __all__ = ["PreflightError", "StageFailedError", "bring_up_to_date", "run_stage", "stage_names", "unlearn"]
 
+Jobs = Annotated[int, Field(ge=1)]
 Stages = Annotated[list[str] | None, Field(examples=[["fit@loft", "evaluate@loft", "compare"]])]
 
 
@@ -50,6 +52,7 @@ def unlearn(
     push: bool = False,
     classes: Classes = None,
     methods: Methods = None,
+    jobs: Jobs = 1,
 ) -> dict[str, str]:
     """Run the pipeline on the request in params.yaml, register the selected classifier and publish the result table.
 
@@ -63,13 +66,14 @@ def unlearn(
         push: In a clone, push data to its DVC remote, and dvc.lock, metrics and plots to a branch named like this run.
         classes: Names or numbers of classes to forget, written to params.yaml; its own request if left out.
         methods: Entries of `fit` to run, written to params.yaml; its own if left out.
+        jobs: How many stages may run at a time. The cores are divided by it unless OMP_NUM_THREADS is set.
     """
     set_params(Path(workspace).resolve(), classes, methods, push)
-    return bring_up_to_date(Path(workspace).resolve(), stages, force, push)
+    return bring_up_to_date(Path(workspace).resolve(), stages, force, push, jobs)
 
 
 def bring_up_to_date(
-    root: Path, stages: list[str] | None = None, force: bool = False, push: bool = False
+    root: Path, stages: list[str] | None = None, force: bool = False, push: bool = False, jobs: int = 1
 ) -> dict[str, str]:
     """Run one task per stage, then publish artifacts and the event. Returns what each stage did, by name.
 
@@ -82,8 +86,11 @@ def bring_up_to_date(
         every = listed.result()
         warming.result()
     names = [*([CODE] if CODE in every and CODE not in stages else []), *stages] if stages else every
-    with Repro(names, root, force, every=not stages) as repro:
-        outcome = {name: run_stage(name, repro) for name in names}
+    if jobs > 1:
+        outcome = run_side_by_side(names, root, jobs, force)
+    else:
+        with Repro(names, root, force, every=not stages) as repro:
+            outcome = {name: run_stage(name, repro) for name in names}
     publish(root, outcome)
     if push and unpushed(root):
         push_run(str(root))
@@ -96,11 +103,12 @@ def main() -> None:
     parser.add_argument("--workspace", default=".", help="folder with dvc.yaml and params.yaml")
     parser.add_argument("--stages", nargs="+", help="run only `code` and these stages, in this order; by default all")
     parser.add_argument("--force", action="store_true", help="run stages even if nothing changed")
+    parser.add_argument("--jobs", type=int, default=1, help="how many stages may run at a time; by default one")
     arguments = parser.parse_args()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
     try:
-        unlearn(arguments.workspace, arguments.stages, arguments.force)
+        unlearn(arguments.workspace, arguments.stages, arguments.force, jobs=arguments.jobs)
     except TransportError as e:
         address = PREFECT_API_URL.value() or "the temporary server"
         print(

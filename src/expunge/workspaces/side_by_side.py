@@ -42,17 +42,23 @@ class Engine(Protocol):
 
 
 class Here:
-    """Runs stages as processes of this machine, with `threads` threads each and `variables` in their environment."""
+    """Runs stages as processes of this machine, with `threads` threads each and `variables` in their environment.
 
-    def __init__(self, root: Path, threads: int, variables: Mapping[str, str] | None = None) -> None:
+    `force`: run them even if nothing changed.
+    """
+
+    def __init__(
+        self, root: Path, threads: int, variables: Mapping[str, str] | None = None, force: bool = False
+    ) -> None:
         self.threads, self._root, self._running = threads, root, set[subprocess.Popen[str]]()
+        self._options = ["--single-item", *["--force"] * force]
         self._environment = dvc.environment(**{**(variables or {}), THREADS: str(threads), "PYTHONUNBUFFERED": "1"})
         self._stopped = False
 
     def lines(self, stage: str) -> Iterator[str]:
         """Run `dvc repro` of a stage, and yield what it prints without DVC's hints."""
         # Without --wait-for-lock, DVC drops the result of a stage if others hold the lock for 3 seconds as it ends.
-        command = dvc.command("--wait-for-lock", "repro", "--single-item", stage)
+        command = dvc.command("--wait-for-lock", "repro", *self._options, stage)
         with started(command, self._root, self._environment) as process:
             self._running.add(process)
             try:
