@@ -32,6 +32,7 @@ from expunge.training.job import JOB, LABELS, LOGITS, MODEL, RESTARTS, RESULT, R
 from expunge.training.on_ray import run_on_ray
 
 PRODUCER = "expunge.training.launch"
+ACTIVATIONS = "activations.npy"  # of activations that are not in a file yet
 
 
 def train_in_processes(
@@ -53,7 +54,7 @@ def train_in_processes(
 def relearning_of(config: Config, work: Path) -> Relearning:
     """Return a function that fits a `Relearn` as `Relearn.fit` does, with the processes of `train.engine`.
 
-    The processes share files in `work`, which is deleted at the end. When a process dies, all of them start anew, at
+    The processes share files in `work`, which is deleted after success. When a process dies, all of them start anew, at
     most RESTARTS times. The function raises what `Relearn.fit` raises, ConfigError where the engine cannot run, and
     ExpungeError if processes keep dying.
     """
@@ -66,20 +67,22 @@ def relearning_of(config: Config, work: Path) -> Relearning:
         rows: NDArray[np.integer] | None = None,
         logits: Tensor | None = None,
     ) -> Relearn:
-        shutil.rmtree(work, ignore_errors=True)
-        with staged_dir(work / MODEL) as staging:
-            save_classifier(staging, classifier)
-            write_manifest(staging, PRODUCER)
+        named = path_of(activations) or (work / ACTIVATIONS).resolve()
+        job = {"relearn": relearn.get_params(), "activations": str(named), "has_logits": logits is not None}
         arrays = {LABELS: np.asarray(labels), ROWS: np.arange(len(labels)) if rows is None else np.asarray(rows)}
         if logits is not None:
             arrays[LOGITS] = logits.cpu().numpy()
-        named = path_of(activations)
-        if named is None:
-            arrays["activations.npy"], named = activations, (work / "activations.npy").resolve()
-        job = {"relearn": relearn.get_params(), "activations": str(named), "has_logits": logits is not None}
-        relearn.history_ = _run(config, work, job, arrays)
-        relearn.classifier_ = copy.deepcopy(classifier)
-        relearn.classifier_.load_state_dict(load_file(work / TRAINED))
+        if path_of(activations) is None:
+            arrays[ACTIVATIONS] = activations
+        try:
+            with staged_dir(work / MODEL) as staging:
+                save_classifier(staging, classifier)
+                write_manifest(staging, PRODUCER)
+            relearn.history_ = _run(config, work, job, arrays)
+            relearn.classifier_ = copy.deepcopy(classifier)
+            relearn.classifier_.load_state_dict(load_file(work / TRAINED))
+        finally:  # the model knows the forgotten rows; after an error, the log of the processes is kept
+            shutil.rmtree(work / MODEL, ignore_errors=True)
         shutil.rmtree(work)
         return relearn
 
