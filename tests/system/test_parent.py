@@ -62,6 +62,20 @@ def test_a_stage_that_dvc_started_ends_with_dvc():
     assert ends(killed(STAGE, "stage", DVC_STAGE="fit@loft"))
 
 
+def test_a_stage_whose_dvc_was_killed_before_it_began_does_not_run():
+    ended = subprocess.Popen(["true"])  # a zombie until somebody waits for it
+    while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    variables = os.environ | {"DVC_STAGE": "fit@loft", parent.DVC_PROCESS: str(ended.pid)}
+    code = "import expunge.stages; print('runs')"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == ""
+        ended.wait()
+    variables[parent.DVC_PROCESS] = str(os.getpid())
+    assert subprocess.run([sys.executable, "-c", code], env=variables).returncode == 0
+
+
 def test_a_stage_that_was_started_by_hand_goes_on():
     child = killed(STAGE, "stage")
     assert not ends(child, 1)

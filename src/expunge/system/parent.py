@@ -16,15 +16,27 @@ import sys
 from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+DVC_PROCESS = "EXPUNGE_DVC_PROCESS"  # the variable that tells a stage which process runs DVC
 
 
 def end_with_parent() -> None:
     """Have the system send SIGTERM to this process when its parent ends; elsewhere than on Linux do nothing.
 
-    The parent is the thread that started this process, which has to wait for it.
+    The parent is the thread that started this process, which has to wait for it. Exits if DVC was killed already.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if (process := os.environ.get(DVC_PROCESS)) and _has_ended(process):
+            raise SystemExit(1)
+
+
+def _has_ended(process: str) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"  # it has ended, but nobody has waited for it
 
 
 def ending_with_me(command: Sequence[str]) -> list[str]:
