@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from expunge.system.errors import ConfigError
 from expunge.system.ray_cluster import get
 from expunge.workspaces.side_by_side import THREADS, Here, StageFailedError, threads_given
 
+BUSY = "is busy"  # in DVC's words about a file that another process uses
+MOST_WAITS, SECONDS_OF_WAIT = 6, 5
 MOST_LOSSES = 3  # the run fails when as many workers were lost with the same stage
 SENT = ("DVC_", "EXPUNGE_", "MLFLOW_TRACKING_URI")  # variables of this process that stages on other machines get
 
@@ -40,17 +43,29 @@ class OnRay:
 
     def lines(self, stage: str) -> Iterator[str]:
         """Run a stage as a task, anew if its worker is lost, and yield what it prints."""
-        for losses in range(1, MOST_LOSSES + 1):
-            task = self._remote.remote(self._root, self.threads, self._variables, stage)
+        losses, waits = 0, 0
+        while losses < MOST_LOSSES:
+            task, is_busy = self._remote.remote(self._root, self.threads, self._variables, stage), False
             self._running.add(task)
             try:
-                yield from (get(self._ray, line) for line in task)
+                for reference in task:
+                    line = get(self._ray, reference)
+                    is_busy = is_busy or BUSY in line
+                    yield line
                 return
+            except StageFailedError:
+                # DVC counts the process of a lost worker until the system has removed it, which may take seconds.
+                if not (losses and is_busy and waits < MOST_WAITS) or self._stopped:
+                    raise
+                waits += 1
+                yield f"waits {SECONDS_OF_WAIT} s for the processes of the lost worker"
+                time.sleep(SECONDS_OF_WAIT)
             except self._ray.exceptions.RayTaskError:
                 raise  # a bug
             except self._ray.exceptions.RayError as e:
                 if self._stopped:
                     raise StageFailedError(f"{stage} was ended") from None
+                losses += 1
                 yield f"its worker was lost ({type(e).__name__}), {losses} of at most {MOST_LOSSES} times"
                 dvc.set_aside_cut_off(self._root)
             finally:
